@@ -1,0 +1,150 @@
+//! What the hub and the feeds' drivers ask of whatever holds the data: an etcd cluster, another relay, the embedded store.
+//!
+//! Not here: retries and state; one call is one attempt. Implemented by `source::etcd` and `store`; called by the feed driver,
+//! by the filling of gaps behind the history, and by readers that need the current revision.
+//! Always holds: a message carries whole revisions in rising order; `Progress` says that every event up to its revision was
+//! delivered on this stream before it.
+
+use std::{fmt, time::Instant};
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::types::{EventFields, Header, KeyRange, KeyValueFields, Revision};
+
+/// An etcd v3 key space with history, as far as the hub needs it.
+#[async_trait]
+pub trait Upstream: fmt::Debug + Send + Sync + 'static {
+    /// Reads up to `limit` key-values of `range` in key order, at `revision` or, where `None`, at the current one.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Compacted`] where `revision` is gone; the others as the transport fails.
+    async fn page(&self, range: &KeyRange, revision: Option<Revision>, limit: usize) -> Result<Page, UpstreamError>;
+
+    /// Opens a watch on a stream of its own and waits until it is registered.
+    ///
+    /// # Errors
+    /// As the transport fails. A `start_revision` that is compacted shows as [`WatchMessage::Compacted`] on the stream.
+    async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError>;
+
+    /// Asks for the current revision, agreed by the cluster (linearizable), and whether `oldest` is still readable.
+    ///
+    /// # Errors
+    /// As the transport fails, or where no leader answers in time.
+    async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError>;
+}
+
+/// One page of a range.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Who answered, and the store revision of the answer (not of the page).
+    pub header: Header,
+    /// In key order.
+    pub kvs: Vec<KeyValueFields>,
+    /// Whether the range has more keys after these.
+    pub more: bool,
+}
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct WatchRequest {
+    /// The keys.
+    pub range: KeyRange,
+    /// The first revision wanted.
+    pub start_revision: Revision,
+    /// Whether each event brings what it replaced. Feeds never ask for it; filling a gap for a subscriber may.
+    pub prev_kv: bool,
+}
+
+/// A watch that is open.
+#[async_trait]
+pub trait UpstreamWatch: Send {
+    /// The next message. Cancel safe.
+    ///
+    /// # Errors
+    /// When the stream ends, for whatever reason; it is of no use afterwards.
+    async fn next(&mut self) -> Result<WatchMessage, UpstreamError>;
+
+    /// Asks for a [`WatchMessage::Progress`] now. It may never come: etcd is silent while the watch is behind.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    async fn request_progress(&mut self) -> Result<(), UpstreamError>;
+
+    /// Whether progress on this stream can be believed. etcd before 3.4.31 and 3.5.13 can report progress ahead of events
+    /// (etcd issue 15220).
+    fn trusts_progress(&self) -> bool;
+
+    /// The header of the `created` answer: who serves this watch, and its store revision at registration.
+    fn created(&self) -> Header;
+}
+
+/// A message on an upstream watch.
+#[derive(Clone, Debug)]
+pub enum WatchMessage {
+    /// Whole revisions with events, rising.
+    Events {
+        /// The header of the response; its revision is the store's, not that of the events.
+        header: Header,
+        /// The revisions.
+        revisions: Vec<Changes>,
+    },
+    /// Every event up to the header's revision has been delivered.
+    Progress(Header),
+    /// The wanted revision is gone; `compact_revision` is the oldest that is left. The stream gives nothing more.
+    Compacted {
+        /// The oldest revision that is left.
+        compact_revision: Revision,
+    },
+    /// Upstream ended the watch, with its reason. The stream gives nothing more.
+    Canceled {
+        /// In upstream's words.
+        reason: String,
+    },
+}
+
+/// The changes of one whole revision.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// The revision.
+    pub revision: Revision,
+    /// In etcd's order.
+    pub events: Vec<EventFields>,
+    /// What each event replaced, where [`WatchRequest::prev_kv`] asked for it; as long as `events`, or empty.
+    pub prev: Vec<Option<KeyValueFields>>,
+    /// When the relay received it.
+    pub received: Instant,
+}
+
+/// The answer to [`Upstream::confirm`].
+#[derive(Clone, Copy, Debug)]
+pub struct Confirmed {
+    /// Who answered, and the current revision.
+    pub header: Header,
+    /// Whether the `oldest` revision that was asked about is compacted.
+    pub compacted: bool,
+}
+
+/// Why upstream did not answer.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// No connection, a broken one, or an answer that says to come again.
+    #[error("etcd is unavailable: {0}")]
+    Unavailable(String),
+    /// The member has no leader.
+    #[error("etcdserver: no leader")]
+    NoLeader,
+    /// The revision is gone.
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    Compacted,
+    /// The relay's own identity may not read this range, or is not known.
+    #[error("etcd denies the relay access: {0}")]
+    Denied(String),
+    /// Upstream broke the protocol; says how.
+    #[error("etcd sent what its protocol does not allow: {0}")]
+    Protocol(String),
+    /// No answer in time.
+    #[error("etcd did not answer within {0:?}")]
+    Timeout(std::time::Duration),
+}

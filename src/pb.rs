@@ -1,0 +1,1 @@
+//! Generated code of etcd's protocol (`proto/`). Lints are relaxed here and nowhere else.

@@ -1,0 +1,16 @@
+//! The field's vocabulary as types: revisions, key ranges, key-values, events, whole revisions ([`Entry`]) and headers.
+//!
+//! Not here: anything that waits, locks or talks. Every layer uses these types; they use no other layer.
+//! Always holds: bytes that go to subscribers are encoded once, here, and shared from then on.
+
+mod entry;
+mod header;
+mod key_range;
+mod key_value;
+mod revision;
+
+pub use entry::{Entry, Event, EventFields, EventKind};
+pub use header::{Header, UpstreamHeader};
+pub use key_range::{EmptyRange, KeyRange, RangeEnd};
+pub use key_value::{KeyValue, KeyValueFields};
+pub use revision::Revision;
