@@ -4,4 +4,5 @@
 
 pub mod hub;
 pub mod pb;
+pub mod telemetry;
 pub mod types;
