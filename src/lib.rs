@@ -4,5 +4,6 @@
 
 pub mod hub;
 pub mod pb;
+pub mod source;
 pub mod telemetry;
 pub mod types;

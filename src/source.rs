@@ -1,0 +1,14 @@
+//! Where feeds get their data from: an etcd cluster, or another relay, which speaks the same API.
+//!
+//! Not here: the embedded store, see `store`; what is done with the data, see `hub`.
+
+mod driver;
+
+mod endpoint;
+mod etcd;
+
+pub use self::{
+    driver::{Driver, DriverConfig},
+    endpoint::{Endpoint, EndpointError},
+    etcd::{EtcdConfig, EtcdUpstream, Identity},
+};
