@@ -4,4 +4,5 @@
 
 pub mod hub;
 pub mod pb;
+pub mod store;
 pub mod types;
