@@ -1,9 +1,16 @@
-//! Where data comes from: an etcd cluster, reached over the network.
+//! Where feeds get their data from: an etcd cluster, or another relay, which speaks the same API.
 //!
-//! Not here: what is done with the data (`hub`) and who asks for it (`front`, which never sees this module).
+//! Not here: the embedded store, see `store`; what is done with the data, see `hub`; who asks for it (`front`, which never
+//! sees this module).
 
+mod driver;
 mod endpoint;
+mod etcd;
 pub mod forward;
 pub mod probe;
 
-pub use endpoint::{Endpoint, EndpointError};
+pub use self::{
+    driver::{Driver, DriverConfig},
+    endpoint::{Endpoint, EndpointError},
+    etcd::{EtcdConfig, EtcdUpstream, Identity},
+};
