@@ -16,11 +16,11 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Config, Credentials, Etcd, Feeds, OnDemand, Upstream, Watches};
+pub use self::config::{Config, Embedded, Etcd, Feeds, OnDemand, Upstream, Watches};
 use crate::{
     front::{
         Inspect,
-        grpc::{self, GrpcPort, NoLocal},
+        grpc::{self, GrpcPort, GrpcService, NoLocal},
         http::{
             admin::{Admin, HttpPort},
             member,
@@ -29,6 +29,7 @@ use crate::{
     },
     shutdown::{Drained, Phases, Shutdown},
     source::{forward::Forward, probe::Probe},
+    store::{self, Store, demo::SeedError},
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::MemberVersion,
 };
@@ -37,12 +38,21 @@ use crate::{
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
+    data: Data,
+    reflection: GrpcService,
     metrics: Metrics,
     started: Instant,
     connections: Arc<Connections>,
     grpc: Bound,
     http: Option<Bound>,
     metrics_only: Option<Bound>,
+}
+
+/// Where the data is, ready to be asked.
+#[derive(Debug)]
+enum Data {
+    Etcd(Etcd),
+    Store { store: Store, changes_every: Option<Duration> },
 }
 
 /// Why a relay cannot start.
@@ -52,6 +62,12 @@ pub enum BuildError {
     /// A port cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The example data does not fit.
+    #[error("cannot fill the embedded store: {0}")]
+    Seed(#[from] SeedError),
+    /// The protocol's descriptors are unusable: a fault of the build.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
 }
 
 impl Relay {
@@ -69,7 +85,14 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
-        Ok(Self { config, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
+        let data = match &config.upstream {
+            Upstream::Etcd(etcd) => Data::Etcd(etcd.clone()),
+            Upstream::Embedded(embedded) => {
+                Data::Store { store: embedded_store(*embedded)?, changes_every: embedded.changes_every }
+            }
+        };
+        let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
+        Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }
 
     /// Where the gRPC port listens.
@@ -86,16 +109,16 @@ impl Relay {
 
     /// Serves until `shutdown`, then ends within the drain time.
     pub async fn run(self, shutdown: Shutdown) -> Drained {
-        let Self { config, metrics, started, connections, grpc, http, metrics_only } = self;
+        let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let Upstream::Etcd(etcd) = &config.upstream;
-        let forward = Forward::new(&etcd.forward(), phases.streams.clone());
-        let probe = Probe::new(etcd.endpoints.clone(), etcd.connect_timeout + etcd.request_timeout, ready.clone());
-        let process: Arc<dyn Inspect> =
-            Arc::new(Process { ready: ready.clone(), version: probe.version(), metrics: metrics.clone() });
+        let Answers { forward, version } = match data {
+            Data::Etcd(etcd) => over_etcd(etcd, &phases, &ready),
+            Data::Store { store, changes_every } => over_store(store, changes_every, &phases),
+        };
+        let process: Arc<dyn Inspect> = Arc::new(Process { ready: ready.clone(), version, metrics: metrics.clone() });
 
         // Seam: what answers Watch and Range from memory takes the place of `NoLocal`; feeds take `phases.upstream`.
         let local = NoLocal;
@@ -103,7 +126,7 @@ impl Relay {
         let (health, keep_health) = grpc::health(ready.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
-        let port = GrpcPort { local, forward: forward.boxed(), health, reflection: None, member: member.clone() };
+        let port = GrpcPort { local, forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started };
@@ -115,7 +138,6 @@ impl Relay {
         phases.spawn_upkeep(keep_health);
         phases.spawn_upkeep(keep_ready_metric(ready.clone()));
         phases.spawn_upkeep(metrics.upkeep());
-        phases.spawn_upkeep(probe.run());
 
         shutdown.begun().await;
         let _stopping = ready.hold("stopping");
@@ -123,6 +145,43 @@ impl Relay {
         tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
         drained
     }
+}
+
+fn embedded_store(embedded: Embedded) -> Result<Store, SeedError> {
+    let store = Store::new(store::Config::default());
+    if embedded.seeded {
+        let keys = store::demo::seed(&store)?;
+        tracing::info!(keys, "Filled the embedded store with example data");
+    }
+    Ok(store)
+}
+
+/// What upstream answers of itself.
+struct Answers {
+    /// All calls that the relay does not answer.
+    forward: GrpcService,
+    version: watch::Receiver<Option<Arc<MemberVersion>>>,
+}
+
+fn over_etcd(etcd: Etcd, phases: &Phases, ready: &ReadyBoard) -> Answers {
+    let forward = Forward::new(&etcd.forward(), phases.streams.clone());
+    let probe = Probe::new(etcd.endpoints, etcd.connect_timeout + etcd.request_timeout, ready.clone());
+    let version = probe.version();
+    phases.spawn_upkeep(probe.run());
+    Answers { forward: forward.boxed(), version }
+}
+
+fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Answers {
+    phases.spawn_upkeep(store.clone().expire_leases(phases.upstream.clone()));
+    if let Some(interval) = changes_every {
+        let config = store::demo::Config { interval };
+        phases.spawn_upkeep(store::demo::keep_changing(store.clone(), config, phases.upstream.clone()));
+    }
+    let version = MemberVersion {
+        etcdserver: store::ETCD_API_VERSION.to_owned(),
+        etcdcluster: store::ETCD_API_VERSION.to_owned(),
+    };
+    Answers { forward: store.forward_service(), version: watch::Sender::new(Some(Arc::new(version))).subscribe() }
 }
 
 /// What the ports tell about this process.
