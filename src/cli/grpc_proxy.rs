@@ -139,7 +139,7 @@ impl Given {
                 drain_time: DRAIN_TIME,
             },
             logging: logging::Config {
-                filter: if debug { "debug".to_owned() } else { logging::Config::default().filter },
+                filter: if debug { "info,etcd_relay=debug".to_owned() } else { logging::Config::default().filter },
                 ..logging::Config::default()
             },
             warnings: self.warnings,

@@ -135,3 +135,6 @@ impl Bound {
         self.config.port
     }
 }
+
+#[cfg(test)]
+mod tests;

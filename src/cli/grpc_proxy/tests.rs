@@ -89,7 +89,7 @@ fn flags_are_written_as_go_takes_them() {
     assert_eq!(grpc(&["--grpc-keepalive-interval=0s"]).keepalive, None);
     let interval = grpc(&["--grpc-keepalive-interval", "1h30m"]).keepalive.expect("pings").interval;
     assert_eq!(interval, Duration::from_secs(5400));
-    assert_eq!(proxy(&["--debug"]).logging.filter, "debug");
+    assert_eq!(proxy(&["--debug"]).logging.filter, "info,etcd_relay=debug");
     assert_eq!(proxy(&["--debug=true", "--debug=false"]).logging.filter, "info");
     let Upstream::Etcd(etcd) = proxy(&["--endpoints=a:1,http://b:2", "--endpoints", "c"]).config.upstream else {
         panic!("no etcd")
