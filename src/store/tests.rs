@@ -109,6 +109,18 @@ async fn a_watch_from_a_compacted_revision_is_told_the_oldest_that_is_left() {
 }
 
 #[tokio::test]
+async fn of_a_key_changed_twice_in_the_compact_revision_the_last_change_stays() {
+    let store = Store::default();
+    let delete_all = DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), ..DeleteRangeRequest::default() };
+    let ops = [Request::RequestPut(put_request("a", "1")), Request::RequestDeleteRange(delete_all)];
+    let success = ops.map(|request| RequestOp { request: Some(request) }).into();
+    store.txn(&TxnRequest { success, ..TxnRequest::default() }).expect("a transaction");
+    assert_eq!(events_now(&mut watch_all(&store, 2).await), ["2 Put a", "2 Delete a"]);
+    compact(&store, 2);
+    assert_eq!(events_now(&mut watch_all(&store, 2).await), ["2 Delete a"]);
+}
+
+#[tokio::test]
 async fn progress_comes_after_the_events_and_not_before_a_future_start() {
     let store = Store::default();
     let mut watch = watch_all(&store, 0).await;

@@ -39,7 +39,8 @@ pub fn op(rng: &mut StdRng, current: i64) -> Op {
             let keeps = rng.random();
             Op::Txn(txn(rng, current, Place { depth: 0, keeps }))
         }
-        90..92 => Op::Compact(CompactionRequest { revision: rng.random_range(-2..=current + 1), physical: false }),
+        // Physical: else etcd shows what it compacted for a while longer.
+        90..92 => Op::Compact(CompactionRequest { revision: rng.random_range(-2..=current + 1), physical: true }),
         92..95 => Op::Grant(LeaseGrantRequest { id: rng.random_range(LEASES), ttl: lease_ttl(rng) }),
         95..97 => Op::Revoke(LeaseRevokeRequest { id: rng.random_range(LEASES) }),
         _ => Op::TimeToLive(LeaseTimeToLiveRequest { id: rng.random_range(LEASES), keys: rng.random() }),
