@@ -117,6 +117,18 @@ labels! {
         Metrics = "metrics",
     }
 }
+
+impl Port {
+    /// What is spoken on it, for the log.
+    #[must_use]
+    pub const fn protocol(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http | Self::Metrics => "http",
+        }
+    }
+}
+
 labels! {
     /// Why a connection was closed unserved.
     Turned as "reason" {
