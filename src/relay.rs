@@ -4,6 +4,8 @@
 //! Always holds: all ports are bound, and their addresses known, before anything is served.
 
 mod config;
+mod core;
+mod upstream;
 
 use std::{
     net::SocketAddr,
@@ -12,24 +14,25 @@ use std::{
 };
 
 use metrics::gauge;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::config::{Config, Embedded, Etcd, Feeds, OnDemand, Upstream, Watches};
+use self::upstream::Data;
 use crate::{
     front::{
         Inspect,
-        grpc::{self, GrpcPort, GrpcService, NoLocal},
+        grpc::{self, GrpcPort, GrpcService, Streams},
         http::{
             admin::{Admin, HttpPort},
             member,
         },
         listen::{BindError, Bound, ConnectionId, Connections, Stop},
     },
+    hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
-    source::{forward::Forward, probe::Probe},
-    store::{self, Store, demo::SeedError},
+    store::demo::SeedError,
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::MemberVersion,
 };
@@ -46,13 +49,6 @@ pub struct Relay {
     grpc: Bound,
     http: Option<Bound>,
     metrics_only: Option<Bound>,
-}
-
-/// Where the data is, ready to be asked.
-#[derive(Debug)]
-enum Data {
-    Etcd(Etcd),
-    Store { store: Store, changes_every: Option<Duration> },
 }
 
 /// Why a relay cannot start.
@@ -85,12 +81,7 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
-        let data = match &config.upstream {
-            Upstream::Etcd(etcd) => Data::Etcd(etcd.clone()),
-            Upstream::Embedded(embedded) => {
-                Data::Store { store: embedded_store(*embedded)?, changes_every: embedded.changes_every }
-            }
-        };
+        let data = Data::new(&config.upstream)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }
@@ -114,19 +105,20 @@ impl Relay {
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let Answers { forward, version } = match data {
-            Data::Etcd(etcd) => over_etcd(etcd, &phases, &ready),
-            Data::Store { store, changes_every } => over_store(store, changes_every, &phases),
-        };
-        let process: Arc<dyn Inspect> = Arc::new(Process { ready: ready.clone(), version, metrics: metrics.clone() });
-
-        // Seam: what answers Watch and Range from memory takes the place of `NoLocal`; feeds take `phases.upstream`.
-        let local = NoLocal;
+        let upstream::Running { upstream, forward, version, patience } = data.run(&phases, &ready);
+        let core = core::wire(&config, upstream, patience, forward.clone(), &phases, &ready);
+        let process: Arc<dyn Inspect> = Arc::new(Process {
+            ready: ready.clone(),
+            version,
+            hub: core.hub,
+            streams: core.streams,
+            metrics: metrics.clone(),
+        });
 
         let (health, keep_health) = grpc::health(ready.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
-        let port = GrpcPort { local, forward, health, reflection, member: member.clone() };
+        let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started };
@@ -147,47 +139,12 @@ impl Relay {
     }
 }
 
-fn embedded_store(embedded: Embedded) -> Result<Store, SeedError> {
-    let store = Store::new(store::Config::default());
-    if embedded.seeded {
-        let keys = store::demo::seed(&store)?;
-        tracing::info!(keys, "Filled the embedded store with example data");
-    }
-    Ok(store)
-}
-
-/// What upstream answers of itself.
-struct Answers {
-    /// All calls that the relay does not answer.
-    forward: GrpcService,
-    version: watch::Receiver<Option<Arc<MemberVersion>>>,
-}
-
-fn over_etcd(etcd: Etcd, phases: &Phases, ready: &ReadyBoard) -> Answers {
-    let forward = Forward::new(&etcd.forward(), phases.streams.clone());
-    let probe = Probe::new(etcd.endpoints, etcd.connect_timeout + etcd.request_timeout, ready.clone());
-    let version = probe.version();
-    phases.spawn_upkeep(probe.run());
-    Answers { forward: forward.boxed(), version }
-}
-
-fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Answers {
-    phases.spawn_upkeep(store.clone().expire_leases(phases.upstream.clone()));
-    if let Some(interval) = changes_every {
-        let config = store::demo::Config { interval };
-        phases.spawn_upkeep(store::demo::keep_changing(store.clone(), config, phases.upstream.clone()));
-    }
-    let version = MemberVersion {
-        etcdserver: store::ETCD_API_VERSION.to_owned(),
-        etcdcluster: store::ETCD_API_VERSION.to_owned(),
-    };
-    Answers { forward: store.forward_service(), version: watch::Sender::new(Some(Arc::new(version))).subscribe() }
-}
-
 /// What the ports tell about this process.
 struct Process {
     ready: ReadyBoard,
     version: watch::Receiver<Option<Arc<MemberVersion>>>,
+    hub: Arc<Hub>,
+    streams: Streams,
     metrics: Metrics,
 }
 
@@ -200,16 +157,17 @@ impl Inspect for Process {
         self.version.borrow().clone()
     }
 
-    // Seam: feeds and watches are described here.
     fn state(&self) -> Map<String, Value> {
-        Map::new()
+        let feeds: Vec<Value> = self.hub.feeds().iter().map(|feed| json!(feed.stats())).collect();
+        Map::from_iter([("feeds".to_owned(), feeds.into())])
     }
 
-    fn connection(&self, _: ConnectionId) -> Map<String, Value> {
-        Map::new()
+    fn connection(&self, id: ConnectionId) -> Map<String, Value> {
+        self.streams.describe(id)
     }
 
     fn metrics(&self) -> String {
+        self.hub.refresh_metrics();
         self.metrics.render()
     }
 }

@@ -1,6 +1,6 @@
-//! Where feeds get their data from: an etcd cluster, or another relay, which speaks the same API.
+//! Where data comes from: an etcd cluster, or another relay, which speaks the same API.
 //!
-//! Not here: the embedded store, see `store`; what is done with the data, see `hub`; who asks for it (`front`, which never
+//! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
 //! sees this module).
 
 mod driver;

@@ -22,9 +22,14 @@ pub async fn malformed_requests_are_refused_in_the_same_words(target: &Target) {
     kv.put(format!("{ns}a"), "1").await;
     let future = kv.revision().await + 1_000_000;
     for serializable in [false, true] {
-        let valid = RangeRequest { key: kv::bytes(&ns), range_end: kv::prefix_end(&ns), serializable, ..Default::default() };
+        let valid =
+            RangeRequest { key: kv::bytes(&ns), range_end: kv::prefix_end(&ns), serializable, ..Default::default() };
         for (request, code, words) in [
-            (RangeRequest { key: "".into(), ..valid.clone() }, Code::InvalidArgument, "etcdserver: key is not provided"),
+            (
+                RangeRequest { key: "".into(), ..valid.clone() },
+                Code::InvalidArgument,
+                "etcdserver: key is not provided",
+            ),
             (
                 RangeRequest { revision: future, ..valid.clone() },
                 Code::OutOfRange,
@@ -83,7 +88,8 @@ pub async fn a_read_of_the_past_shows_the_past(target: &Target) {
     let deleted = kv.delete(&key).await;
     for serializable in [false, true] {
         for (round, revision) in written.iter().enumerate() {
-            let request = RangeRequest { key: kv::bytes(&key), revision: *revision, serializable, ..Default::default() };
+            let request =
+                RangeRequest { key: kv::bytes(&key), revision: *revision, serializable, ..Default::default() };
             let response = kv.range(request).await;
             assert_eq!(response.kvs[0].value, format!("{round}"));
             assert!(response.header.expect("a header").revision >= deleted, "the header has the current revision");
@@ -113,7 +119,8 @@ pub async fn answers_as_etcd_does(target: &Target) {
     let mut random = StdRng::seed_from_u64(seed ^ 1);
     for number in 0..REQUESTS {
         let request = random_request(&mut random, last);
-        let expected = masked(reference.raw.clone().range(request.clone()).await.map(tonic::Response::into_inner), own.is_some());
+        let expected =
+            masked(reference.raw.clone().range(request.clone()).await.map(tonic::Response::into_inner), own.is_some());
         let told = masked(kv.raw.clone().range(request.clone()).await.map(tonic::Response::into_inner), own.is_some());
         assert_eq!(told, expected, "request {number} of seed {seed}: {request:?}");
     }
@@ -133,7 +140,9 @@ async fn populate(kv: &Kv, random: &mut StdRng) {
         let key = random_key(random);
         match random.random_range(0..10) {
             0 => drop(kv.delete(&key).await),
-            1 => drop(kv.txn(vec![op_put(&key, format!("txn {round}")), op_put("extra", "x"), op_delete("other")]).await),
+            1 => {
+                drop(kv.txn(vec![op_put(&key, format!("txn {round}")), op_put("extra", "x"), op_delete("other")]).await)
+            }
             _ => drop(kv.put(&key, vec![b'v'; random.random_range(0..9)]).await),
         }
     }
@@ -181,7 +190,10 @@ fn random_request(random: &mut StdRng, last: i64) -> RangeRequest {
 }
 
 /// The answer as bytes, without what may differ; readable where it does.
-fn masked(answer: Result<RangeResponse, Status>, other_cluster: bool) -> Result<(Vec<u8>, RangeResponse), (Code, String)> {
+fn masked(
+    answer: Result<RangeResponse, Status>,
+    other_cluster: bool,
+) -> Result<(Vec<u8>, RangeResponse), (Code, String)> {
     let mut response = answer.map_err(|status| (status.code(), status.message().to_owned()))?;
     let header = response.header.as_mut().expect("a header");
     header.member_id = 0;
