@@ -59,10 +59,10 @@ pub enum BuildError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The example data does not fit.
-    #[error("cannot fill the embedded store: {0}")]
+    #[error("cannot fill the embedded store")]
     Seed(#[from] SeedError),
     /// The protocol's descriptors are unusable: a fault of the build.
-    #[error("cannot serve reflection: {0}")]
+    #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
