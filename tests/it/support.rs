@@ -1,0 +1,19 @@
+//! What the tests are made of: real servers as child processes, clients that show the wire, and the judge of what they saw.
+//!
+//! Not here: any expectation about the relay; those are in the test files.
+
+pub mod client;
+pub mod etcd;
+mod eventually;
+pub mod gate;
+pub mod http;
+pub mod kv;
+mod ports;
+mod process;
+pub mod relay;
+pub mod replay;
+pub mod target;
+pub mod validate;
+
+pub use eventually::{eventually, eventually_within, patience, quiet_time, seconds_from_env};
+pub use ports::free_port;

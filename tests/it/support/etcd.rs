@@ -1,0 +1,307 @@
+//! [`Etcd`]: a real etcd, of one member or three, on loopback, with its data in a temporary folder.
+//!
+//! Not here: what is asked of it; see `kv` and `client`. The binary is the one that `ETCD` names, else `etcd` on `PATH`.
+//! Always holds: a member keeps its ports and data over kill and restart; everything ends and is removed with the value.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use etcd_relay::pb::etcdserverpb::{MoveLeaderRequest, StatusRequest, maintenance_client::MaintenanceClient};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::{eventually, free_port, http, kv, process::Process};
+
+/// Attempts to start where another process took a port between the choice and the bind.
+const START_ATTEMPTS: usize = 5;
+
+/// A running etcd.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    flags: Vec<String>,
+    cluster_token: String,
+    root: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    client_port: u16,
+    peer_port: u16,
+    process: Option<Process>,
+}
+
+impl Etcd {
+    /// One member, with its default flags.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// One member, with these flags besides.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        Self::new(1, flags, None).await
+    }
+
+    /// Three members.
+    pub async fn cluster_of_three() -> Self {
+        Self::new(3, &[], None).await
+    }
+
+    /// One member of a new cluster with the data of a snapshot that [`Self::save_snapshot`] wrote: what an operator's restore
+    /// from backup gives, with another cluster id.
+    pub async fn restored_from(snapshot: &Path) -> Self {
+        Self::new(1, &[], Some(snapshot)).await
+    }
+
+    async fn new(size: usize, flags: &[&str], snapshot: Option<&Path>) -> Self {
+        for attempt in 1.. {
+            let root = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
+            let members = (0..size)
+                .map(|index| Member {
+                    name: format!("m{index}"),
+                    client_port: free_port(),
+                    peer_port: free_port(),
+                    process: None,
+                })
+                .collect();
+            let cluster_token = root.path().file_name().expect("a folder has a name").to_string_lossy().into_owned();
+            let flags = flags.iter().map(ToString::to_string).collect();
+            let mut etcd = Self { members, flags, cluster_token, root };
+            if let Some(snapshot) = snapshot {
+                etcd.restore(snapshot);
+            }
+            for index in 0..size {
+                etcd.spawn(index);
+            }
+            if etcd.wait_ready().await {
+                return etcd;
+            }
+            assert!(attempt < START_ATTEMPTS, "etcd did not start; log:\n{}", etcd.log());
+        }
+        unreachable!("the loop ends by return or panic")
+    }
+
+    /// The URL of the first member.
+    pub fn endpoint(&self) -> String {
+        self.member_endpoint(0)
+    }
+
+    /// The URL of one member.
+    pub fn member_endpoint(&self, index: usize) -> String {
+        format!("http://127.0.0.1:{}", self.members[index].client_port)
+    }
+
+    /// The URLs of all members.
+    pub fn endpoints(&self) -> Vec<String> {
+        (0..self.members.len()).map(|index| self.member_endpoint(index)).collect()
+    }
+
+    /// `host:port` of the first member.
+    pub fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.members[0].client_port)
+    }
+
+    /// `kill -9` of every member.
+    pub fn kill(&mut self) {
+        for member in &mut self.members {
+            if let Some(mut process) = member.process.take() {
+                process.kill();
+            }
+        }
+    }
+
+    /// Starts every member that was killed, on its data and ports, and waits until they serve.
+    pub async fn restart(&mut self) {
+        for index in 0..self.members.len() {
+            if self.members[index].process.is_none() {
+                self.spawn(index);
+            }
+        }
+        assert!(self.wait_ready().await, "etcd did not start again; log:\n{}", self.log());
+    }
+
+    /// SIGSTOP of every member: connections stay open, nobody answers.
+    pub fn pause(&mut self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT of every member.
+    pub fn resume(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// The member that leads.
+    pub async fn leader(&self) -> usize {
+        eventually("the cluster has a leader", async || {
+            for index in 0..self.members.len() {
+                let channel = kv::channel(&self.member_endpoint(index)).await;
+                let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.ok()?.into_inner();
+                if status.leader != 0 && status.leader == status.header?.member_id {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// Hands the lead to another member, and waits until it leads.
+    pub async fn move_leader(&self, to: usize) {
+        let from = self.leader().await;
+        assert_ne!(from, to, "a leader cannot be moved to itself");
+        let target = MaintenanceClient::new(kv::channel(&self.member_endpoint(to)).await);
+        let target_id = target.clone().status(StatusRequest {}).await.expect("status").into_inner();
+        let target_id = target_id.header.expect("a header").member_id;
+        MaintenanceClient::new(kv::channel(&self.member_endpoint(from)).await)
+            .move_leader(MoveLeaderRequest { target_id })
+            .await
+            .expect("move leader");
+        eventually("the other member leads", async || (self.leader().await == to).then_some(())).await;
+    }
+
+    /// A metric of the first member, summed over its series.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = http::get(&self.addr(), "/metrics").await.expect("etcd answers /metrics").body;
+        http::metric(&text, name).unwrap_or_else(|| panic!("etcd has no metric {name}"))
+    }
+
+    /// The watches that etcd holds at the first member.
+    pub async fn watchers(&self) -> u64 {
+        count(self.metric("etcd_debugging_mvcc_watcher_total").await)
+    }
+
+    /// The watches at the first member that are behind.
+    pub async fn slow_watchers(&self) -> u64 {
+        count(self.metric("etcd_debugging_mvcc_slow_watcher_total").await)
+    }
+
+    /// Writes a snapshot of the first member, for [`Self::restored_from`]. The file goes with this value.
+    pub fn save_snapshot(&self) -> PathBuf {
+        let path = self.root.path().join("snapshot.db");
+        run(Command::new(etcdctl())
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoint(), "snapshot", "save"])
+            .arg(&path));
+        path
+    }
+
+    /// What all members printed.
+    pub fn log(&self) -> String {
+        self.members.iter().filter_map(|member| member.process.as_ref()).map(Process::log).collect()
+    }
+
+    /// Prints the end of the log of each member.
+    pub fn print_log(&self) {
+        self.members.iter().filter_map(|member| member.process.as_ref()).for_each(Process::print_log);
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        for process in self.members.iter_mut().filter_map(|member| member.process.as_mut()) {
+            process.signal(signal);
+        }
+    }
+
+    fn restore(&self, snapshot: &Path) {
+        let member = &self.members[0];
+        run(Command::new(tool("ETCDUTL", "etcdutl"))
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .arg("--data-dir")
+            .arg(self.data_dir(member))
+            .args(["--name", &member.name, "--initial-cluster-token", &self.cluster_token])
+            .args(["--initial-advertise-peer-urls", &peer_url(member)])
+            .args(["--initial-cluster", &self.initial_cluster()]));
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let member = &self.members[index];
+        let client_url = self.member_endpoint(index);
+        let data_dir = self.data_dir(member).display().to_string();
+        let mut command = vec![tool("ETCD", "etcd").display().to_string()];
+        for (flag, value) in [
+            ("--name", member.name.as_str()),
+            ("--data-dir", &data_dir),
+            ("--listen-client-urls", &client_url),
+            ("--advertise-client-urls", &client_url),
+            ("--listen-peer-urls", &peer_url(member)),
+            ("--initial-advertise-peer-urls", &peer_url(member)),
+            ("--initial-cluster", &self.initial_cluster()),
+            ("--initial-cluster-token", &self.cluster_token),
+            ("--log-level", "warn"),
+            // The page cache survives the death of a process, and these tests do not pull the plug.
+            ("--unsafe-no-fsync", "true"),
+        ] {
+            command.push(format!("{flag}={value}"));
+        }
+        command.extend(self.flags.iter().cloned());
+        let log = self.root.path().join(format!("{}.log", member.name));
+        let process = Process::spawn(&format!("etcd {}", member.name), &command, &[], &log);
+        self.members[index].process = Some(process);
+    }
+
+    /// Whether every member serves; false where one has ended instead.
+    async fn wait_ready(&mut self) -> bool {
+        let members = &mut self.members;
+        eventually("etcd is healthy", async || {
+            for member in members.iter_mut() {
+                if !member.process.as_mut().is_some_and(Process::is_running) {
+                    return Some(false);
+                }
+                let answer = http::get(&format!("127.0.0.1:{}", member.client_port), "/health").await.ok()?;
+                if !answer.body.contains(r#""health":"true""#) {
+                    return None;
+                }
+            }
+            Some(true)
+        })
+        .await
+    }
+
+    fn data_dir(&self, member: &Member) -> PathBuf {
+        self.root.path().join(&member.name)
+    }
+
+    fn initial_cluster(&self) -> String {
+        let members: Vec<_> =
+            self.members.iter().map(|member| format!("{}={}", member.name, peer_url(member))).collect();
+        members.join(",")
+    }
+}
+
+/// Real `etcdctl`: what `ETCDCTL` names, else the one beside `ETCD`, else the one on `PATH`.
+pub fn etcdctl() -> PathBuf {
+    tool("ETCDCTL", "etcdctl")
+}
+
+/// The program that the variable names, else `name` beside the one that `ETCD` names, else `name` on `PATH`.
+fn tool(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return PathBuf::from(path);
+    }
+    if let Some(beside) = std::env::var_os("ETCD").map(|etcd| PathBuf::from(etcd).with_file_name(name))
+        && beside.is_file()
+    {
+        return beside;
+    }
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("no {name}: run `make test`, which brings etcd, or let {variable} name the program"))
+}
+
+fn peer_url(member: &Member) -> String {
+    format!("http://127.0.0.1:{}", member.peer_port)
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count in a Prometheus text")]
+fn count(value: f64) -> u64 {
+    value.max(0.0) as u64
+}

@@ -1,0 +1,153 @@
+//! [`Gate`]: a TCP forwarder between two servers that a test can shut, hold and point elsewhere.
+//!
+//! Not here: delays and damaged bytes. Always holds: its own address never changes, so that what is behind it can be killed,
+//! restarted or replaced while the client knows one endpoint.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// What the gate does with connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Forwards.
+    Open,
+    /// Accepts connections and keeps those that are there, but no byte passes.
+    Held,
+    /// Ends those that are there, and every new one at once.
+    Shut,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    mode: Mode,
+    target: String,
+    /// Rises when every connection that is there has to end.
+    generation: u64,
+}
+
+/// A running gate.
+#[derive(Debug)]
+pub struct Gate {
+    addr: SocketAddr,
+    state: Arc<watch::Sender<State>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Gate {
+    /// An open gate before `endpoint` (a URL).
+    pub async fn before(endpoint: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a gate");
+        let addr = listener.local_addr().expect("a bound address");
+        let state = State { mode: Mode::Open, target: host_port(endpoint), generation: 0 };
+        let state = Arc::new(watch::Sender::new(state));
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&state)));
+        Self { addr, state, accepting }
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Lets everything pass.
+    pub fn open(&self) {
+        self.state.send_modify(|state| state.mode = Mode::Open);
+    }
+
+    /// Lets nothing pass, and says so to nobody: a cable that was pulled.
+    pub fn hold(&self) {
+        self.state.send_modify(|state| state.mode = Mode::Held);
+    }
+
+    /// Ends all connections, and each new one at once: a server that is away.
+    pub fn shut(&self) {
+        self.state.send_modify(|state| {
+            state.mode = Mode::Shut;
+            state.generation += 1;
+        });
+    }
+
+    /// Ends all connections that are there; new ones pass.
+    pub fn cut(&self) {
+        self.state.send_modify(|state| state.generation += 1);
+    }
+
+    /// Leads new connections to another endpoint.
+    pub fn point_at(&self, endpoint: &str) {
+        self.state.send_modify(|state| state.target = host_port(endpoint));
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.shut();
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<watch::Sender<State>>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let state = state.subscribe();
+        if state.borrow().mode != Mode::Shut {
+            tokio::spawn(forward(stream, state));
+        }
+    }
+}
+
+/// Carries one connection both ways until either end closes it or the gate does.
+async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
+    let generation = state.borrow().generation;
+    let (mut ended, (upward, downward)) = (state.clone(), (state.clone(), state.clone()));
+    let carried = async {
+        pass_point(&mut state).await?;
+        let target = state.borrow().target.clone();
+        let server = TcpStream::connect(target).await.ok()?;
+        let _not_needed = (client.set_nodelay(true), server.set_nodelay(true));
+        let (mut client_read, mut client_write) = client.into_split();
+        let (mut server_read, mut server_write) = server.into_split();
+        tokio::join!(
+            copy(&mut client_read, &mut server_write, upward),
+            copy(&mut server_read, &mut client_write, downward),
+        );
+        Some(())
+    };
+    tokio::select! {
+        _ = carried => {}
+        _ = ended.wait_for(|state| state.generation != generation) => {}
+    }
+}
+
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    mut state: watch::Receiver<State>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        if pass_point(&mut state).await.is_none() || to.write_all(&buffer[..read]).await.is_err() {
+            break;
+        }
+    }
+    // The other side may have gone first; then there is nobody to tell.
+    let _told = to.shutdown().await;
+}
+
+/// Waits while the gate is held.
+async fn pass_point(state: &mut watch::Receiver<State>) -> Option<()> {
+    state.wait_for(|state| state.mode != Mode::Held).await.ok().map(|_| ())
+}
+
+fn host_port(endpoint: &str) -> String {
+    endpoint.trim_start_matches("http://").to_owned()
+}

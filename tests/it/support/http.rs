@@ -1,0 +1,75 @@
+//! A GET in HTTP/1.0 and the reading of Prometheus text: enough to ask servers under test for their health and metrics.
+//!
+//! Not here: anything a browser needs. HTTP/1.0, because a server may then not answer in chunks.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// A server that is asked for its state answers within this time or counts as away.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The header lines as sent, in lower case.
+    pub head: String,
+    /// The body.
+    pub body: String,
+}
+
+/// Asks `addr` (`host:port`) for `path`.
+pub async fn get(addr: &str, path: &str) -> io::Result<Answer> {
+    timeout(DEADLINE, exchange(addr, path))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer to GET {addr}{path}"))))
+}
+
+/// The sum of all series of a metric, or `None` where there is no such metric.
+pub fn metric(text: &str, name: &str) -> Option<f64> {
+    series(text, name).map(|(_, value)| value).reduce(|sum, value| sum + value)
+}
+
+/// The series of a metric: its labels as written (`a="b",…`, empty where there are none) and its value.
+pub fn series<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
+    text.lines().filter_map(move |line| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.rsplit_once("} ")?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        Some((labels, value.trim().parse().ok()?))
+    })
+}
+
+async fn exchange(addr: &str, path: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n").as_bytes()).await?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP answer: {text:?}"));
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(malformed)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
+    Ok(Answer { status, head: head.to_lowercase(), body: body.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_read_with_and_without_labels() {
+        let text = "# HELP a_total x\n# TYPE a_total counter\na_total{k=\"v w\"} 2\na_total{k=\"u\"} 3.5\na_total_more 9\nplain 1e3\n";
+        assert_eq!(metric(text, "a_total"), Some(5.5));
+        assert_eq!(metric(text, "plain"), Some(1_000.0));
+        assert_eq!(metric(text, "absent"), None);
+        assert_eq!(series(text, "a_total").next(), Some(("k=\"v w\"", 2.0)));
+    }
+}

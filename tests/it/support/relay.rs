@@ -1,0 +1,227 @@
+//! [`Relay`]: the program under test, started as an operator starts it.
+//!
+//! Not here: what is asked of it. Addresses are `127.0.0.1:0`; the real ones are read from its log (`Listening`). Always holds:
+//! it ends with the value, and its log is printed when the test that owns it panics.
+
+use std::{path::PathBuf, time::Duration};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{eventually, http, process::Process};
+
+/// How a relay is started.
+#[derive(Clone, Debug)]
+pub struct RelayCommand {
+    args: Vec<String>,
+    wait_ready: bool,
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    process: Process,
+    grpc_addr: String,
+    http_addr: Option<String>,
+    _folder: TempDir,
+}
+
+impl RelayCommand {
+    /// `serve`, in front of these endpoints.
+    pub fn serve(endpoints: &[String]) -> Self {
+        Self::new(&["serve", "--etcd", &endpoints.join(",")]).listen()
+    }
+
+    /// `demo`: the embedded store, empty and without changes of its own.
+    pub fn demo() -> Self {
+        Self::new(&["demo", "--seed", "none", "--changes", "none"]).listen()
+    }
+
+    /// `grpc-proxy start`, with etcd's own flags.
+    pub fn grpc_proxy(endpoints: &[String]) -> Self {
+        Self::new(&["grpc-proxy", "start", "--endpoints", &endpoints.join(","), "--listen-addr", "127.0.0.1:0"])
+    }
+
+    /// A feed that is always on.
+    pub fn prefix(self, prefix: &str) -> Self {
+        self.arg(&format!("--prefix={prefix}"))
+    }
+
+    /// One argument more.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Does not wait for `/ready` = 200.
+    pub fn unready(mut self) -> Self {
+        self.wait_ready = false;
+        self
+    }
+
+    /// Starts it, waits until it listens and, unless told otherwise, until it is ready.
+    pub async fn start(self) -> Relay {
+        let folder = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
+        let mut command = vec![env!("CARGO_BIN_EXE_etcd-relay").to_owned()];
+        command.extend(self.args);
+        let env = [("RUST_BACKTRACE".to_owned(), "1".to_owned())];
+        let mut process = Process::spawn("etcd-relay", &command, &env, &folder.path().join("relay.log"));
+        let grpc_addr = listening(&mut process, "grpc").await;
+        // With `grpc-proxy start` the one address serves both.
+        let http_addr = if command[1] == "grpc-proxy" { None } else { Some(listening(&mut process, "http").await) };
+        let relay = Relay { process, grpc_addr, http_addr, _folder: folder };
+        if self.wait_ready && relay.http_addr.is_some() {
+            relay.ready().await;
+        }
+        relay
+    }
+
+    fn new(args: &[&str]) -> Self {
+        let args = args.iter().map(ToString::to_string).collect();
+        Self { args, wait_ready: true }.arg("--log-format=json")
+    }
+
+    fn listen(self) -> Self {
+        self.arg("--listen-grpc=127.0.0.1:0").arg("--listen-http=127.0.0.1:0")
+    }
+}
+
+impl Relay {
+    /// `serve` in front of one endpoint, with the whole key space as its only feed.
+    pub async fn over(endpoint: &str) -> Self {
+        RelayCommand::serve(&[endpoint.to_owned()]).prefix("").start().await
+    }
+
+    /// The URL for etcd clients.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.grpc_addr)
+    }
+
+    /// `host:port` for etcd clients.
+    pub fn grpc_addr(&self) -> &str {
+        &self.grpc_addr
+    }
+
+    /// `host:port` of metrics and state.
+    pub fn http_addr(&self) -> &str {
+        self.http_addr.as_deref().unwrap_or(&self.grpc_addr)
+    }
+
+    /// The id of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Waits until `/ready` answers 200.
+    pub async fn ready(&self) {
+        eventually("the relay is ready", async || (self.ready_status().await == Some(200)).then_some(())).await;
+    }
+
+    /// What `/ready` answers.
+    pub async fn ready_status(&self) -> Option<u16> {
+        http::get(self.http_addr(), "/ready").await.ok().map(|answer| answer.status)
+    }
+
+    /// The sum of all series of a metric; 0 where it has none yet.
+    pub async fn metric(&self, name: &str) -> f64 {
+        http::metric(&self.metrics().await, name).unwrap_or(0.0)
+    }
+
+    /// The whole text of `/metrics`.
+    pub async fn metrics(&self) -> String {
+        http::get(self.http_addr(), "/metrics").await.expect("the relay answers /metrics").body
+    }
+
+    /// `/debug/state`.
+    pub async fn state(&self) -> Value {
+        let body = http::get(self.http_addr(), "/debug/state").await.expect("the relay answers /debug/state").body;
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("/debug/state is not JSON: {error}\n{body}"))
+    }
+
+    /// Memory in use, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = self.proc_file("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS in /proc");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number");
+        kib * 1024
+    }
+
+    /// CPU time used so far, of user and system together, in the kernel's usual hundredths of a second.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = self.proc_file("stat");
+        // The name, in parentheses, may itself have spaces; utime and stime are fields 14 and 15, counted from the pid.
+        let (_, rest) = stat.rsplit_once(") ").expect("a name in /proc/…/stat");
+        let ticks: u64 = rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end; 128 + n where a signal ended it.
+    pub async fn exit_code(&mut self, deadline: Duration) -> i32 {
+        self.process.exit_code(deadline).await
+    }
+
+    /// Everything it logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Prints the end of the log.
+    pub fn print_log(&self) {
+        self.process.print_log();
+    }
+
+    /// Fails if it logged a warning or an error that has none of these texts in it, or panicked.
+    pub fn assert_log_has_only(&self, expected: &[&str]) {
+        let unexpected: Vec<_> = self
+            .log()
+            .lines()
+            .filter(|line| {
+                let level =
+                    serde_json::from_str::<Value>(line).ok().and_then(|line| Some(line["level"].as_str()?.to_owned()));
+                match level.as_deref() {
+                    Some("WARN" | "ERROR") => !expected.iter().any(|text| line.contains(text)),
+                    Some(_) => false,
+                    None => line.contains("panicked"),
+                }
+            })
+            .map(ToOwned::to_owned)
+            .collect();
+        assert!(unexpected.is_empty(), "unexpected in the relay's log:\n{}", unexpected.join("\n"));
+    }
+
+    /// Fails if any thread of it panicked.
+    pub fn assert_no_panic(&self) {
+        let log = self.log();
+        assert!(!log.contains("panicked"), "the relay panicked:\n{log}");
+    }
+
+    fn proc_file(&self, name: &str) -> String {
+        let path = PathBuf::from(format!("/proc/{}/{name}", self.pid()));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+/// The address in the log line `Listening` of this protocol.
+async fn listening(process: &mut Process, protocol: &str) -> String {
+    eventually(&format!("the relay listens for {protocol}"), async || {
+        assert!(process.is_running(), "the relay ended at its start; log:\n{}", process.log());
+        process.log().lines().find_map(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let fields = line.get("fields").unwrap_or(&line);
+            let wanted = fields["message"] == "Listening" && fields["protocol"] == protocol;
+            wanted.then(|| fields["addr"].as_str().expect("an address").to_owned())
+        })
+    })
+    .await
+}

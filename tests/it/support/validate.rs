@@ -1,0 +1,366 @@
+//! The judge of a watch: etcd's documented guarantees, one rule each, over everything that one watch was told.
+//!
+//! The rules are those of etcd's robustness tests by name (Filter, Bookmarkable, Ordered, Unique, Atomic, Reliable, Resumable,
+//! IsCreate, PrevKV), written anew, and three that are added: Live (a feed that dies silently satisfies all the others), Header
+//! and Canceled (what is said beside the events must be true as well). Not here: where the truth comes from; see `replay`.
+//! Always holds: an empty list of violations means that each rule was applied, not that it had something to look at; callers
+//! that expect events say up to which revision.
+
+use std::{collections::HashSet, fmt};
+
+use etcd_relay::pb::{
+    etcdserverpb::{WatchCreateRequest, WatchResponse, watch_create_request::FilterType},
+    mvccpb::{Event, event::EventType},
+};
+
+use super::{
+    client::{Recorded, event_revision, header_revision, is_progress},
+    replay::Replay,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// One watch: what was asked and everything that was answered, fragments joined.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// The request.
+    pub request: WatchCreateRequest,
+    /// The answers, first the `created` one.
+    pub responses: Vec<WatchResponse>,
+}
+
+/// What the test knows beyond the replay.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expected {
+    /// Every event up to this revision must have come; the end of the test, as a rule.
+    pub complete_to: Option<i64>,
+    /// Nothing was compacted, so a previous value that exists is always known.
+    pub prev_kv_known: bool,
+}
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The rule.
+    pub rule: Rule,
+    /// How.
+    pub detail: String,
+}
+
+/// What a watch promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// Only events that were asked for.
+    Filter,
+    /// Progress covers everything before it and nothing after it.
+    Bookmarkable,
+    /// Revisions never fall.
+    Ordered,
+    /// No event twice.
+    Unique,
+    /// A revision is not split over responses.
+    Atomic,
+    /// No event left out between the first and the last.
+    Reliable,
+    /// The first event is the first one at or after the revision asked for.
+    Resumable,
+    /// A put is told as a creation exactly where the key was absent.
+    IsCreate,
+    /// The previous value is the true one.
+    PrevKv,
+    /// The watch got as far as the test went.
+    Live,
+    /// Headers name one cluster, and are never behind the events under them.
+    Header,
+    /// A watch is canceled for compaction only where what it needed is gone.
+    Canceled,
+}
+
+impl Operation {
+    /// Sorts what a stream received by the watches that were created on it, in their order.
+    ///
+    /// Refused creates give an operation with that one answer. Stream-wide progress counts for each watch that is there.
+    pub fn of_stream(creates: &[WatchCreateRequest], record: &[Recorded]) -> Vec<Self> {
+        let mut operations: Vec<(i64, Self)> = Vec::new();
+        for recorded in record {
+            let response = &recorded.response;
+            if response.created {
+                let request = creates.get(operations.len()).expect("no more created answers than creates").clone();
+                // A later watch may take over the id of one that was canceled; see the reverse search below.
+                operations.push((response.watch_id, Self { request, responses: vec![response.clone()] }));
+            } else if response.watch_id == -1 {
+                operations.iter_mut().for_each(|(_, operation)| operation.responses.push(response.clone()));
+            } else {
+                let operation = operations.iter_mut().rev().find(|(id, _)| *id == response.watch_id);
+                let (_, operation) = operation.unwrap_or_else(|| panic!("a response for no watch: {response:?}"));
+                operation.receive(response);
+            }
+        }
+        operations.into_iter().map(|(_, operation)| operation).collect()
+    }
+
+    fn receive(&mut self, response: &WatchResponse) {
+        match self.responses.last_mut() {
+            Some(last) if last.fragment => {
+                last.events.extend(response.events.iter().cloned());
+                last.fragment = response.fragment;
+            }
+            _ => self.responses.push(response.clone()),
+        }
+    }
+
+    fn events(&self) -> impl Iterator<Item = &Event> {
+        self.responses.iter().flat_map(|response| &response.events)
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        let (WatchCreateRequest { key, range_end, .. }, kv) = (&self.request, event.kv.as_ref().expect("a key"));
+        let within = match &range_end[..] {
+            [] if key.is_empty() => kv.key[..] == *b"\0",
+            [] => kv.key == key,
+            [0] => kv.key >= key,
+            end => kv.key >= key && &kv.key[..] < end,
+        };
+        let unwanted = match event.r#type() {
+            EventType::Put => FilterType::Noput,
+            EventType::Delete => FilterType::Nodelete,
+        };
+        within && !self.request.filters().any(|filter| filter == unwanted)
+    }
+
+    /// The first revision that the watch owes; `None` where it was never created.
+    fn first_owed(&self) -> Option<i64> {
+        let created = self.responses.first().filter(|response| response.created && !response.canceled)?;
+        if self.request.start_revision != 0 {
+            return Some(self.request.start_revision);
+        }
+        // The header of `created` may be ahead of the registration, never behind it.
+        let after_created = header_revision(created) + 1;
+        Some(self.events().next().map_or(after_created, |event| event_revision(event).min(after_created)))
+    }
+
+    /// The last revision up to which the watch says that it has told everything.
+    fn last_told(&self) -> i64 {
+        self.responses
+            .iter()
+            .map(|response| if is_progress(response) { header_revision(response) } else { last_revision(response) })
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Applies every rule.
+pub fn validate(operation: &Operation, replay: &Replay, expected: Expected) -> Vec<Violation> {
+    let checks: [(Rule, Result<(), String>); 12] = [
+        (Rule::Filter, filter(operation)),
+        (Rule::Bookmarkable, bookmarkable(operation)),
+        (Rule::Ordered, ordered(operation)),
+        (Rule::Unique, unique(operation)),
+        (Rule::Atomic, atomic(operation)),
+        (Rule::Reliable, reliable(operation, replay)),
+        (Rule::Resumable, resumable(operation, replay)),
+        (Rule::IsCreate, is_create(operation, replay)),
+        (Rule::PrevKv, prev_kv(operation, replay, expected.prev_kv_known)),
+        (Rule::Live, live(operation, replay, expected.complete_to)),
+        (Rule::Header, header(operation)),
+        (Rule::Canceled, canceled(operation)),
+    ];
+    checks.into_iter().filter_map(|(rule, result)| Some(Violation { rule, detail: result.err()? })).collect()
+}
+
+/// Applies every rule to every watch of a stream, and fails the test with all that was broken.
+pub fn assert_valid(creates: &[WatchCreateRequest], record: &[Recorded], replay: &Replay, expected: Expected) {
+    let operations = Operation::of_stream(creates, record);
+    assert_eq!(operations.len(), creates.len(), "each create is answered");
+    let broken: Vec<_> = operations
+        .iter()
+        .flat_map(|operation| {
+            validate(operation, replay, expected).into_iter().map(move |violation| (violation, &operation.request))
+        })
+        .map(|(violation, request)| format!("{violation} (watch {request:?})"))
+        .collect();
+    assert!(broken.is_empty(), "{} violations:\n{}", broken.len(), broken.join("\n"));
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}: {}", self.rule, self.detail)
+    }
+}
+
+fn filter(operation: &Operation) -> Result<(), String> {
+    match operation.events().find(|event| !operation.wants(event)) {
+        Some(event) => Err(format!("not asked for: {event:?}")),
+        None => Ok(()),
+    }
+}
+
+fn bookmarkable(operation: &Operation) -> Result<(), String> {
+    let (mut last_progress, mut last_event) = (0, 0);
+    for response in &operation.responses {
+        for revision in response.events.iter().map(event_revision) {
+            if revision <= last_progress {
+                return Err(format!("event of revision {revision} after progress {last_progress}"));
+            }
+            last_event = last_event.max(revision);
+        }
+        if is_progress(response) {
+            let progress = header_revision(response);
+            if progress < last_progress {
+                return Err(format!("progress {progress} after progress {last_progress}"));
+            }
+            if progress < last_event {
+                return Err(format!("progress {progress} after event of revision {last_event}"));
+            }
+            if progress < operation.request.start_revision {
+                return Err(format!("progress {progress} before the start {}", operation.request.start_revision));
+            }
+            last_progress = progress;
+        }
+    }
+    Ok(())
+}
+
+fn ordered(operation: &Operation) -> Result<(), String> {
+    let mut last = 1;
+    for revision in operation.events().map(event_revision) {
+        if revision < last {
+            return Err(format!("revision {revision} after {last}"));
+        }
+        last = revision;
+    }
+    Ok(())
+}
+
+fn unique(operation: &Operation) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    match operation.events().find(|event| !seen.insert((event_revision(event), key_of(event)))) {
+        Some(event) => Err(format!("twice: revision {} of {:?}", event_revision(event), key_of(event))),
+        None => Ok(()),
+    }
+}
+
+fn atomic(operation: &Operation) -> Result<(), String> {
+    let mut last = 0;
+    for response in operation.responses.iter().filter(|response| !response.events.is_empty()) {
+        if response.events.first().map(event_revision) == Some(last) {
+            return Err(format!("revision {last} split over responses"));
+        }
+        last = last_revision(response);
+    }
+    Ok(())
+}
+
+fn reliable(operation: &Operation, replay: &Replay) -> Result<(), String> {
+    let Some(first) = operation.first_owed() else { return Ok(()) };
+    same_events(operation, replay, first, operation.last_told())
+}
+
+fn live(operation: &Operation, replay: &Replay, complete_to: Option<i64>) -> Result<(), String> {
+    let (Some(first), Some(last)) = (operation.first_owed(), complete_to) else { return Ok(()) };
+    if operation.responses.iter().any(|response| response.canceled) {
+        return Ok(());
+    }
+    same_events(operation, replay, first, last)
+}
+
+fn resumable(operation: &Operation, replay: &Replay) -> Result<(), String> {
+    let start = operation.request.start_revision;
+    let (true, Some(first)) = (start != 0, operation.events().next()) else { return Ok(()) };
+    let owed = replay.events().iter().find(|event| event_revision(event) >= start && operation.wants(event));
+    match owed {
+        Some(owed) if place(owed) == place(first) => Ok(()),
+        owed => Err(format!("from {start} the first event is {:?}, not {:?}", owed.map(place), place(first))),
+    }
+}
+
+fn is_create(operation: &Operation, replay: &Replay) -> Result<(), String> {
+    for event in operation.events().filter(|event| event.r#type() == EventType::Put) {
+        let kv = event.kv.as_ref().expect("a key");
+        if !replay.knows_before(&kv.key, kv.mod_revision) && kv.create_revision != kv.mod_revision {
+            // The key was there before the replay begins.
+            continue;
+        }
+        let (told, existed) =
+            (kv.create_revision == kv.mod_revision, replay.before(&kv.key, kv.mod_revision).is_some());
+        if told == existed {
+            return Err(format!("told as {}: {:?}", if told { "creation" } else { "change" }, place(event)));
+        }
+    }
+    Ok(())
+}
+
+fn prev_kv(operation: &Operation, replay: &Replay, known: bool) -> Result<(), String> {
+    for event in operation.events() {
+        let before = replay.before(key_of(event), event_revision(event));
+        match (&event.prev_kv, before) {
+            (Some(_), _) if !operation.request.prev_kv => return Err(format!("not asked for: {:?}", place(event))),
+            (Some(told), Some(before)) if told != before => return Err(format!("{told:?} instead of {before:?}")),
+            (Some(told), None) if replay.knows_before(key_of(event), event_revision(event)) => {
+                return Err(format!("{told:?} where there was nothing"));
+            }
+            (None, Some(_)) if operation.request.prev_kv && known => {
+                return Err(format!("missing: {:?}", place(event)));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn header(operation: &Operation) -> Result<(), String> {
+    let mut cluster = None;
+    for response in &operation.responses {
+        let Some(header) = &response.header else { return Err(format!("none: {response:?}")) };
+        if *cluster.get_or_insert(header.cluster_id) != header.cluster_id || header.cluster_id == 0 {
+            return Err(format!("cluster {} after {cluster:?}", header.cluster_id));
+        }
+        if header.revision < last_revision(response) {
+            return Err(format!("revision {} over an event of {}", header.revision, last_revision(response)));
+        }
+    }
+    Ok(())
+}
+
+fn canceled(operation: &Operation) -> Result<(), String> {
+    let Some(response) = operation.responses.iter().find(|response| response.compact_revision != 0) else {
+        return Ok(());
+    };
+    let told = operation.last_told();
+    let needs = if told == 0 { operation.first_owed().unwrap_or(0) } else { told + 1 };
+    if !response.canceled || needs >= response.compact_revision {
+        return Err(format!("compacted at {} while it needed {needs} on", response.compact_revision));
+    }
+    Ok(())
+}
+
+/// Compares what came with what the replay has from `first` to `last`.
+fn same_events(operation: &Operation, replay: &Replay, first: i64, last: i64) -> Result<(), String> {
+    let within = |event: &&Event| (first..=last).contains(&event_revision(event));
+    let mut owed = replay.events().iter().filter(within).filter(|event| operation.wants(event));
+    let mut told = operation.events().filter(within);
+    let mut same = 0;
+    loop {
+        match (owed.next(), told.next()) {
+            (None, None) => return Ok(()),
+            (Some(owed), Some(told)) if owed.r#type == told.r#type && owed.kv == told.kv => same += 1,
+            (owed, told) => {
+                let (owed, told) = (owed.map(place), told.map(place));
+                return Err(format!("of {first}..={last}, after {same} right events, {told:?} instead of {owed:?}"));
+            }
+        }
+    }
+}
+
+fn place(event: &Event) -> (i64, &[u8]) {
+    (event_revision(event), key_of(event))
+}
+
+fn key_of(event: &Event) -> &[u8] {
+    event.kv.as_ref().map_or(&[], |kv| &kv.key)
+}
+
+fn last_revision(response: &WatchResponse) -> i64 {
+    response.events.last().map_or(0, event_revision)
+}
