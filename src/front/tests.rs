@@ -185,7 +185,9 @@ async fn the_grpc_port_answers_plain_http_as_a_member_does() {
     *ports.told.version.lock() = Some(Arc::new(version));
     let (status, text) = get(ports.grpc, "/version").await;
     assert_eq!((status, text.as_str()), (StatusCode::OK, r#"{"etcdserver":"3.5.16","etcdcluster":"3.5.0"}"#));
-    assert_eq!(get(ports.grpc, "/metrics").await.1, "etcd_relay_up 1\n");
+    for path in ["/metrics", "/proxy/metrics"] {
+        assert_eq!(get(ports.grpc, path).await.1, "etcd_relay_up 1\n");
+    }
     let (status, text) = get(ports.grpc, "/v2/keys").await;
     assert!(status == StatusCode::NOT_FOUND && text.contains("/v2/keys") && text.contains("gRPC"), "{text}");
 }
