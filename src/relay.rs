@@ -28,7 +28,7 @@ use crate::{
             admin::{Admin, HttpPort},
             member,
         },
-        listen::{BindError, Bound, ConnectionId, Connections, Stop, raise_file_limit},
+        listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
     },
     hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
@@ -71,8 +71,9 @@ impl Relay {
     ///
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
-    pub fn build(config: Config, metrics: Metrics) -> Result<Self, BuildError> {
-        raise_file_limit(config.grpc.max_connections.get());
+    pub fn build(mut config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+        let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics);
+        fit_connections(ports);
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::Config| {
             let bound = Bound::bind(port.clone(), connections.clone())?;
