@@ -118,6 +118,8 @@ impl Relay {
         });
 
         let (health, keep_health) = grpc::health(ready.clone());
+        let health = grpc::ending(health, phases.streams.clone());
+        let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
         let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
