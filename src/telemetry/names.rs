@@ -350,7 +350,6 @@ pub fn describe() {
             counter!(FORWARDED, Service::LABEL => service.as_str(), Outcome::LABEL => outcome.as_str()).absolute(0);
         }
     }
-    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// Every gauge with its meaning.
