@@ -28,7 +28,7 @@ use crate::{
             admin::{Admin, HttpPort},
             member,
         },
-        listen::{BindError, Bound, ConnectionId, Connections, Stop},
+        listen::{BindError, Bound, ConnectionId, Connections, Stop, raise_file_limit},
     },
     hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
@@ -72,6 +72,7 @@ impl Relay {
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
     pub fn build(config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+        raise_file_limit(config.grpc.max_connections.get());
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::Config| {
             let bound = Bound::bind(port.clone(), connections.clone())?;

@@ -9,6 +9,7 @@
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
 mod connections;
+mod files;
 mod preface;
 mod serve;
 
@@ -25,6 +26,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use self::{
     connections::{ConnectionId, Connections},
+    files::raise_file_limit,
     serve::Stop,
 };
 use crate::telemetry::names;

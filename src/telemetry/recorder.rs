@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use metrics::gauge;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use thiserror::Error;
@@ -44,7 +45,7 @@ impl Metrics {
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;
         names::describe();
-        metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let process = Collector::default();
         process.describe();
         Ok(Self { handle, process })
