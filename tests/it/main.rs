@@ -5,4 +5,5 @@
 //! way; `etcdctl` runs the real command. Not here: tests of single modules, which stand beside the code.
 
 mod conformance;
+mod conversation;
 mod support;
