@@ -1,5 +1,198 @@
 //! The hub: one log per watched range, many positions in it.
 //!
-//! Not here: networks, protocols' requests, etcd's client. A source writes into feeds, fronts and views read from them.
+//! Not here: networks, requests of a protocol, etcd's client. A source writes into feeds; fronts and views read from them.
+//! [`Hub`] is the registry: it finds the feed that covers a range, and opens one on demand where that is allowed.
+//! Always holds: a range is served by a configured feed if one covers it; a feed on demand that has ended is not handed out.
 
+mod catch_up;
+mod confirm;
+mod feed;
+mod fill;
+mod history;
+mod index;
+mod interval;
+mod outbox;
+mod payload;
+mod read;
+mod snapshot;
+mod stats;
 pub mod upstream;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use thiserror::Error;
+use tokio::sync::{Semaphore, watch};
+
+use self::upstream::Upstream;
+pub use self::{
+    confirm::Confirmer,
+    feed::{Feed, FeedKind, FeedState, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
+    history::HistoryLimits,
+    index::WatchOptions,
+    outbox::{Cancellation, Delivery, Drained, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, StreamEnd},
+    payload::Payload,
+    read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
+    snapshot::{KeyMap, Snapshot},
+};
+use crate::types::{KeyRange, UpstreamHeader};
+
+/// Bounds of the hub and of what it serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// History of each feed.
+    pub history: HistoryLimits,
+    /// Queue of each stream.
+    pub outbox: OutboxLimits,
+    /// Whether feeds are opened on demand, and how many there may be at once.
+    pub on_demand: Option<usize>,
+    /// After how long without use a feed on demand ends.
+    pub on_demand_idle: Duration,
+    /// Most fills at work at once; more wait. Each is a watch on etcd.
+    pub fills: usize,
+    /// How long one ask for the current revision may take.
+    pub confirm_patience: Duration,
+}
+
+/// What all feeds share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) upstream: Arc<dyn Upstream>,
+    pub(crate) fills: Semaphore,
+}
+
+/// Starts the driver of a new feed. Implemented by `source::driver`.
+pub trait FeedRunner: Send + Sync + 'static {
+    /// Runs `feed` in a task of its own until it is closed or the relay stops.
+    fn run(&self, feed: Arc<Feed>);
+}
+
+/// See the module.
+pub struct Hub {
+    shared: Arc<Shared>,
+    runner: Box<dyn FeedRunner>,
+    feeds: RwLock<Vec<Arc<Feed>>>,
+    header: Arc<UpstreamHeader>,
+    confirmer: Arc<Confirmer>,
+    leaderless: Arc<watch::Sender<bool>>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("feeds", &self.feeds.read().len()).finish_non_exhaustive()
+    }
+}
+
+/// Why no feed serves a range.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NoFeed {
+    /// Feeds on demand are off.
+    #[error("etcd-relay: the range is outside every --prefix, and --on-demand is deny")]
+    Denied,
+    /// There are as many feeds on demand as there may be.
+    #[error("etcd-relay: --on-demand-max feeds are open; configure a --prefix that covers the range, or raise it")]
+    Limit,
+}
+
+impl Hub {
+    /// A hub without feeds over `upstream`.
+    #[must_use]
+    pub fn new(
+        limits: Limits,
+        upstream: Arc<dyn Upstream>,
+        header: Arc<UpstreamHeader>,
+        leaderless: Arc<watch::Sender<bool>>,
+        runner: Box<dyn FeedRunner>,
+    ) -> Arc<Self> {
+        let confirmer = Confirmer::new(upstream.clone(), header.clone(), limits.confirm_patience);
+        let shared = Arc::new(Shared { limits, upstream, fills: Semaphore::new(limits.fills) });
+        Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
+    }
+
+    /// Opens the feed of a configured range.
+    pub fn open(&self, range: KeyRange) -> Arc<Feed> {
+        self.start(&mut self.feeds.write(), range, FeedKind::Prefix)
+    }
+
+    /// The running feed that covers `range`, if there is one.
+    #[must_use]
+    pub fn running(&self, range: &KeyRange) -> Option<Arc<Feed>> {
+        covering(&self.feeds.read(), range)
+    }
+
+    /// The feed that covers `range`, opened where none runs and on-demand feeds are allowed.
+    ///
+    /// # Errors
+    /// [`NoFeed`], with the reason.
+    pub fn feed(&self, range: &KeyRange) -> Result<Arc<Feed>, NoFeed> {
+        if let Some(feed) = self.running(range) {
+            return Ok(feed);
+        }
+        let most = self.shared.limits.on_demand.ok_or(NoFeed::Denied)?;
+        let mut feeds = self.feeds.write();
+        if let Some(feed) = covering(&feeds, range) {
+            return Ok(feed);
+        }
+        if feeds.iter().filter(|feed| feed.kind() == FeedKind::OnDemand).count() >= most {
+            return Err(NoFeed::Limit);
+        }
+        // A copy: the range must not hold on to the request that it came in.
+        Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand))
+    }
+
+    /// All feeds, configured ones first in their order.
+    #[must_use]
+    pub fn feeds(&self) -> Vec<Arc<Feed>> {
+        self.feeds.read().clone()
+    }
+
+    /// Whether every configured feed serves.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.feeds.read().iter().all(|feed| feed.kind() == FeedKind::OnDemand || feed.is_serving())
+    }
+
+    /// The newest identity that upstream gave.
+    #[must_use]
+    pub fn header(&self) -> &Arc<UpstreamHeader> {
+        &self.header
+    }
+
+    /// Asks upstream for the current revision.
+    #[must_use]
+    pub fn confirmer(&self) -> &Arc<Confirmer> {
+        &self.confirmer
+    }
+
+    /// Whether upstream says that it has no leader; changes are told.
+    #[must_use]
+    pub fn leaderless(&self) -> watch::Receiver<bool> {
+        self.leaderless.subscribe()
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// Sets the gauges of what all feeds hold. Called before a scrape.
+    pub fn refresh_metrics(&self) {
+        let feeds: Vec<FeedStats> = self.feeds().iter().map(|feed| feed.stats()).collect();
+        stats::totals(&feeds);
+    }
+
+    fn start(&self, feeds: &mut Vec<Arc<Feed>>, range: KeyRange, kind: FeedKind) -> Arc<Feed> {
+        feeds.retain(|feed| feed.state() != FeedState::Closed);
+        let feed = Feed::new(range, kind, self.shared.clone());
+        feeds.push(feed.clone());
+        self.runner.run(feed.clone());
+        feed
+    }
+}
+
+fn covering(feeds: &[Arc<Feed>], range: &KeyRange) -> Option<Arc<Feed>> {
+    // Configured feeds stand first, so they win over those on demand.
+    feeds.iter().find(|feed| feed.range().covers(range) && feed.state() != FeedState::Closed).cloned()
+}

@@ -1,1 +1,40 @@
-fn main() {}
+//! The program: reads flags, starts logging and metrics, binds, runs, ends. No logic.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use etcd_relay::{
+    cli::{self, Start},
+    relay::Relay,
+    shutdown::Shutdown,
+    telemetry::{logging, recorder::Metrics},
+};
+
+fn main() -> ExitCode {
+    let start = match cli::parse(std::env::args_os()) {
+        Ok(start) => start,
+        Err(exit) => return exit.report(),
+    };
+    match run(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "Cannot go on");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(start: Start) -> anyhow::Result<()> {
+    logging::install(&start.logging)?;
+    let metrics = Metrics::install()?;
+    start.warn();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        tokio::spawn(shutdown.on_signals().context("cannot handle signals")?);
+        let relay = Relay::build(start.config.clone(), metrics)?;
+        start.announce(&relay);
+        relay.run(shutdown).await;
+        Ok(())
+    })
+}

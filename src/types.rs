@@ -8,9 +8,11 @@ mod header;
 mod key_range;
 mod key_value;
 mod revision;
+mod version;
 
 pub use entry::{Entry, Event, EventFields, EventKind};
 pub use header::{Header, UpstreamHeader};
 pub use key_range::{EmptyRange, KeyRange, RangeEnd};
 pub use key_value::{KeyValue, KeyValueFields};
 pub use revision::Revision;
+pub use version::MemberVersion;

@@ -68,6 +68,17 @@ impl KeyRange {
         Self { start: prefix, end }
     }
 
+    /// The same range in allocations of its own.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let copy = Bytes::copy_from_slice;
+        let end = match &self.end {
+            RangeEnd::Before(end) => RangeEnd::Before(copy(end)),
+            end => end.clone(),
+        };
+        Self { start: copy(&self.start), end }
+    }
+
     /// The first key of the range.
     #[must_use]
     pub fn start(&self) -> &Bytes {

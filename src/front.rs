@@ -1,0 +1,11 @@
+//! What clients see: ports, etcd's v3 API over gRPC, and plain HTTP.
+//!
+//! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
+
+pub mod body;
+pub mod grpc;
+pub mod http;
+pub mod inspect;
+pub mod listen;
+
+pub use inspect::Inspect;

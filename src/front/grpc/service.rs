@@ -1,0 +1,131 @@
+//! [`GrpcPort`]: finds who answers a request on the gRPC port.
+
+use std::{convert::Infallible, future::Future, pin::Pin};
+
+use axum::Router;
+use http::{HeaderMap, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tower::{ServiceExt as _, util::BoxCloneSyncService};
+
+use crate::front::body::{BoxError, PortBody};
+
+/// A gRPC service of which only the paths are known.
+pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Calls that the relay answers itself, from memory.
+pub trait Local: Clone + Send + Sync + 'static {
+    /// What it answers with; its buffers go to the connection as they are.
+    type Body: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static;
+
+    /// Whether it answers calls to this path, such as `/etcdserverpb.Watch/Watch`.
+    fn answers(&self, path: &str) -> bool;
+
+    /// Answers a call. Its errors are gRPC statuses in the response.
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+/// Answers nothing: all calls are forwarded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoLocal;
+
+impl Local for NoLocal {
+    type Body = Body;
+
+    fn answers(&self, _: &str) -> bool {
+        false
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        tonic::Status::unimplemented(format!("etcd-relay does not answer {}", request.uri().path())).into_http()
+    }
+}
+
+/// All that the gRPC port answers with.
+#[derive(Clone, Debug)]
+pub struct GrpcPort<L> {
+    /// Calls answered from memory.
+    pub local: L,
+    /// Calls answered by upstream.
+    pub forward: GrpcService,
+    /// `grpc.health.v1`.
+    pub health: GrpcService,
+    /// `grpc.reflection`; where there is none, such calls are forwarded.
+    pub reflection: Option<GrpcService>,
+    /// Requests that are not gRPC.
+    pub member: Router,
+}
+
+impl<L: Local> GrpcPort<L> {
+    async fn answer(self, request: Request<Incoming>) -> Response<PortBody<L::Body>> {
+        if !is_grpc(request.headers()) {
+            let Ok(response) = self.member.oneshot(request).await;
+            return response.map(|body| PortBody::Plain(Body::new(body)));
+        }
+        if request.version() != Version::HTTP_2 {
+            return needs_http2();
+        }
+        let path = request.uri().path();
+        if self.local.answers(path) {
+            return self.local.call(request).await.map(PortBody::Local);
+        }
+        let service = if path.starts_with("/grpc.health.v1.Health/") {
+            self.health
+        } else if path.starts_with("/grpc.reflection.") {
+            self.reflection.unwrap_or(self.forward)
+        } else {
+            self.forward
+        };
+        let Ok(response) = service.oneshot(request.map(Body::new)).await;
+        response.map(PortBody::Plain)
+    }
+}
+
+impl<L: Local> hyper::service::Service<Request<Incoming>> for GrpcPort<L> {
+    type Response = Response<PortBody<L::Body>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let port = self.clone();
+        Box::pin(async move { Ok(port.answer(request).await) })
+    }
+}
+
+/// Whether a request is a gRPC call: content type `application/grpc`, alone or with a message format or parameters behind it.
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+fn needs_http2<B>() -> Response<PortBody<B>> {
+    let text =
+        "gRPC needs HTTP/2; this request came over HTTP/1.1. Is a proxy in between that does not pass HTTP/2 on?\n";
+    let mut response = Response::new(PortBody::Plain(Body::new(http_body_util::Full::from(text))));
+    *response.status_mut() = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, want) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, value.parse().expect("a header value"));
+            assert_eq!(is_grpc(&headers), want, "{value}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+}

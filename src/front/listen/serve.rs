@@ -1,0 +1,243 @@
+//! The accept loop and the life of one connection.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::{Service, service_fn},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use metrics::counter;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Bound, ClientAddr, Config,
+    connections::Listed,
+    preface::{self, Protocol},
+};
+use crate::{
+    front::body::BoxError,
+    telemetry::names::{self, Port, Turned},
+};
+
+/// Pause after the system refused a connection, such as for too many open files: others must close first.
+const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
+/// Between two log lines about the same trouble.
+const LOG_PAUSE: Duration = Duration::from_secs(5);
+/// How long an HTTP/1.1 client may take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest size of a request's headers: etcd's tokens have some KiB.
+const MAX_HEADERS: u32 = 64 << 10;
+/// Windows for requests. A client's largest request is some MiB; many small ones share a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// When a port stops.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// No new connections; open ones are asked to finish.
+    pub accept: CancellationToken,
+    /// Open connections are cut off.
+    pub abort: CancellationToken,
+}
+
+impl Bound {
+    /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. `service` is cloned for each
+    /// connection; its requests carry [`ClientAddr`] and [`super::ConnectionId`] as extensions.
+    pub async fn serve<S, B>(self, service: S, stop: Stop)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let Self { listener, config, permits, connections, .. } = self;
+        let config = Arc::new(config);
+        let tasks = TaskTracker::new();
+        let mut troubles = Quiet::default();
+        loop {
+            // Both arms are cancel safe.
+            let accepted = tokio::select! {
+                biased;
+                () = stop.accept.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_the_peers(&error) => continue,
+                Err(error) => {
+                    counter!(names::ACCEPT_ERRORS, Port::LABEL => config.port.as_str()).increment(1);
+                    if troubles.may_log() {
+                        tracing::error!(port = config.port.as_str(), %error, "Cannot accept connections; raise the limit of open files or lower --max-connections");
+                    }
+                    tokio::select! {
+                        () = stop.accept.cancelled() => break,
+                        () = tokio::time::sleep(SYSTEM_PAUSE) => continue,
+                    }
+                }
+            };
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
+                turned_away(config.port, Turned::Limit);
+                if troubles.may_log() {
+                    tracing::warn!(
+                        port = config.port.as_str(),
+                        limit = config.max_connections,
+                        "Closing new connections: their largest number is reached (--max-connections)"
+                    );
+                }
+                continue;
+            };
+            let listed = connections.open(config.port, peer);
+            let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
+            tasks.spawn(async move {
+                let abort = stop.abort.clone();
+                // Dropping a connection in the middle cuts it off, which is what abort is for.
+                tokio::select! {
+                    biased;
+                    () = abort.cancelled() => {}
+                    () = connection(stream, peer, listed, service, &config, &stop.accept) => {}
+                }
+                drop(permit);
+            });
+        }
+        drop(listener);
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+async fn connection<S, B>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    listed: Listed,
+    service: S,
+    config: &Config,
+    stop: &CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
+    }
+    let opened = tokio::select! {
+        opened = timeout(Config::FIRST_BYTES, preface::open(stream)) => opened,
+        () = stop.cancelled() => return,
+    };
+    let (protocol, opened) = match opened {
+        Ok(Ok(Some(opened))) => opened,
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "Connection broke before it said anything");
+            return;
+        }
+        Err(_) => {
+            turned_away(config.port, Turned::Silent);
+            tracing::debug!(%peer, "Closed a connection that said nothing");
+            return;
+        }
+    };
+    let id = listed.id;
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ClientAddr(peer));
+        request.extensions_mut().insert(id);
+        service.call(request)
+    });
+    let io = TokioIo::new(opened);
+    let result = match protocol {
+        Protocol::Http1 => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(MAX_HEADERS as usize)
+                .serve_connection(io, service);
+            finish(connection, stop, http1::Connection::graceful_shutdown).await
+        }
+        Protocol::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_concurrent_streams(config.max_streams.get())
+                .max_header_list_size(MAX_HEADERS)
+                .max_send_buf_size(config.stream_buffer.get().min(u32::MAX as usize))
+                // etcd sends none, and clients show it as metadata.
+                .auto_date_header(false);
+            if let Some(keepalive) = config.keepalive {
+                builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
+            }
+            finish(builder.serve_connection(io, service), stop, http2::Connection::graceful_shutdown).await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, error = %error, "Connection ended with an error");
+    }
+    drop(listed);
+}
+
+/// Drives a connection to its end; after `stop`, to the end of what it has begun.
+async fn finish<C>(connection: C, stop: &CancellationToken, ask: impl FnOnce(Pin<&mut C>)) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        result = connection.as_mut() => return result,
+        () = stop.cancelled() => ask(connection.as_mut()),
+    }
+    connection.await
+}
+
+fn turned_away(port: Port, reason: Turned) {
+    counter!(
+        names::CONNECTIONS_TURNED_AWAY,
+        Port::LABEL => port.as_str(),
+        Turned::LABEL => reason.as_str()
+    )
+    .increment(1);
+}
+
+/// Whether an error of `accept` concerns only the connection that was about to be accepted.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Lets a log line through now and then.
+#[derive(Debug, Default)]
+struct Quiet {
+    last: Option<Instant>,
+}
+
+impl Quiet {
+    fn may_log(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.last.is_none_or(|last| now.duration_since(last) >= LOG_PAUSE);
+        if may {
+            self.last = Some(now);
+        }
+        may
+    }
+}

@@ -1,0 +1,133 @@
+//! [`Index`]: finds the subscriptions that an event concerns.
+//!
+//! Not here: a subscription's position or queue, see `outbox`. Used by `feed` under its lock.
+//! Subscriptions of one range and one set of options form a group, so that a payload is made once for all of them.
+//! Always holds: a lookup costs one hash for exact keys and O(log n + matches) for ranges, whatever the number of others;
+//! a subscription costs eight bytes here, its key is kept once for all that share it.
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::interval::IntervalTree;
+use crate::types::{EventKind, KeyRange};
+
+/// Which events of its range a subscription wants, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct WatchOptions {
+    /// Filter NOPUT: leave puts out.
+    pub no_put: bool,
+    /// Filter NODELETE: leave deletes out.
+    pub no_delete: bool,
+    /// Events bring what they replaced.
+    pub prev_kv: bool,
+}
+
+impl WatchOptions {
+    /// Whether an event of this kind is wanted.
+    #[must_use]
+    pub fn wants(&self, kind: EventKind) -> bool {
+        match kind {
+            EventKind::Put => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+        }
+    }
+}
+
+/// A group's place in the index.
+pub(super) type GroupId = u32;
+
+/// One subscription in a group: the outbox's slot in the feed and the watch's slot in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) outbox: u32,
+    pub(super) watch: u32,
+}
+
+/// Subscriptions that get the same bytes.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) range: KeyRange,
+    pub(super) options: WatchOptions,
+    pub(super) members: Vec<Member>,
+}
+
+type GroupIds = SmallVec<[GroupId; 2]>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    groups: Slab<Group>,
+    exact: HashMap<Bytes, GroupIds>,
+    ranges: IntervalTree<GroupIds>,
+}
+
+impl Index {
+    /// Adds a subscription. Gives back its group and its position in there, which [`Index::remove`] wants back.
+    pub(super) fn insert(&mut self, range: &KeyRange, options: WatchOptions, member: Member) -> (GroupId, u32) {
+        let ids = if range.is_single() {
+            if !self.exact.contains_key(range.start()) {
+                // A copy: the key must not hold on to the request that it came in.
+                self.exact.insert(Bytes::copy_from_slice(range.start()), GroupIds::new());
+            }
+            self.exact.entry(range.start().clone()).or_default()
+        } else {
+            self.ranges.entry(range)
+        };
+        let found = ids.iter().copied().find(|id| self.groups[*id as usize].options == options);
+        let id = found.unwrap_or_else(|| {
+            let id = self.groups.insert(Group { range: range.clone(), options, members: Vec::new() }) as GroupId;
+            ids.push(id);
+            id
+        });
+        let members = &mut self.groups[id as usize].members;
+        members.push(member);
+        (id, members.len() as u32 - 1)
+    }
+
+    /// Removes a subscription. Gives back the one that took its position, if any: its owner must learn of it.
+    pub(super) fn remove(&mut self, id: GroupId, position: u32) -> Option<Member> {
+        let group = &mut self.groups[id as usize];
+        group.members.swap_remove(position as usize);
+        let moved = group.members.get(position as usize).copied();
+        if group.members.is_empty() {
+            let group = self.groups.remove(id as usize);
+            if group.range.is_single() {
+                if let Some(ids) = self.exact.get_mut(group.range.start()) {
+                    ids.retain(|other| *other != id);
+                    if ids.is_empty() {
+                        self.exact.remove(group.range.start());
+                    }
+                }
+            } else {
+                let ids = self.ranges.entry(&group.range);
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.ranges.remove(&group.range);
+                }
+            }
+        } else if group.members.capacity() > 64 && group.members.len() < group.members.capacity() / 4 {
+            group.members.shrink_to(group.members.len() * 2);
+        }
+        moved
+    }
+
+    /// Calls `found` with each group whose range has `key`.
+    pub(super) fn matches(&self, key: &[u8], mut found: impl FnMut(GroupId)) {
+        if let Some(ids) = self.exact.get(key) {
+            ids.iter().copied().for_each(&mut found);
+        }
+        self.ranges.stab(key, &mut |ids| ids.iter().copied().for_each(&mut found));
+    }
+
+    /// A group by its id.
+    pub(super) fn group(&self, id: GroupId) -> &Group {
+        &self.groups[id as usize]
+    }
+
+    /// Whether there is no subscription.
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+}

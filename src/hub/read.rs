@@ -1,0 +1,202 @@
+//! [`RangeQuery`]: etcd's `Range` over a snapshot, option by option as etcd answers it.
+//!
+//! Not here: the wire form and the wait for a revision, see `front`. A read at a past revision undoes, in the range alone,
+//! what the history says happened since. Always holds: a reply is of one revision. Source of the semantics: etcd's
+//! server/etcdserver/txn/range.go and contract section 2.5.
+
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+
+use thiserror::Error;
+
+use super::{Feed, Snapshot};
+use crate::types::{KeyRange, KeyValue, Revision};
+
+/// What to sort by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the field's names say it")]
+pub enum SortTarget {
+    Key,
+    Version,
+    Create,
+    Mod,
+    Value,
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "etcd's names")]
+pub enum SortOrder {
+    None,
+    Ascend,
+    Descend,
+}
+
+/// A `Range` request, parsed.
+#[derive(Clone, Debug)]
+pub struct RangeQuery {
+    /// The keys.
+    pub range: KeyRange,
+    /// Most key-values to give; zero for all.
+    pub limit: usize,
+    /// The revision to read at; zero for the current one.
+    pub revision: Revision,
+    /// Which way to sort.
+    pub sort_order: SortOrder,
+    /// What to sort by.
+    pub sort_target: SortTarget,
+    /// Leave values out.
+    pub keys_only: bool,
+    /// Only count.
+    pub count_only: bool,
+    /// Lowest mod revision to give; zero for any.
+    pub min_mod_revision: Revision,
+    /// Highest mod revision to give; zero for any.
+    pub max_mod_revision: Revision,
+    /// Lowest create revision to give; zero for any.
+    pub min_create_revision: Revision,
+    /// Highest create revision to give; zero for any.
+    pub max_create_revision: Revision,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeReply {
+    /// The feed's revision: for the header, also of a read at a past revision.
+    pub revision: Revision,
+    /// The key-values, sorted and limited. Values are there even for `keys_only`.
+    pub kvs: Vec<Arc<KeyValue>>,
+    /// Whether the limit left some out.
+    pub more: bool,
+    /// Keys in the range, whatever limit and filters say.
+    pub count: usize,
+}
+
+/// Why the feed cannot answer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ReadError {
+    /// The revision is after the feed's.
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    Future,
+    /// The history does not reach back that far; upstream's may.
+    #[error("the history does not reach back to the revision")]
+    BeforeHistory,
+}
+
+impl RangeQuery {
+    /// Answers from what `feed` has now.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read(&self, feed: &Feed) -> Result<RangeReply, ReadError> {
+        if self.revision <= Revision::ZERO {
+            return Ok(self.answer(&feed.snapshot(), Source::Current));
+        }
+        let (snapshot, entries) = feed.since(self.revision);
+        match self.revision.cmp(&snapshot.revision) {
+            Ordering::Greater => Err(ReadError::Future),
+            Ordering::Equal => Ok(self.answer(&snapshot, Source::Current)),
+            Ordering::Less => {
+                let entries = entries.ok_or(ReadError::BeforeHistory)?;
+                let mut before: BTreeMap<&[u8], Option<&Arc<KeyValue>>> = BTreeMap::new();
+                for event in entries.iter().flat_map(|entry| entry.events()) {
+                    if self.range.contains(event.kv.key()) {
+                        // The first change since then tells what the key was then.
+                        before.entry(event.kv.key()).or_insert(event.prev.as_ref());
+                    }
+                }
+                Ok(self.answer(&snapshot, Source::Past(before)))
+            }
+        }
+    }
+
+    fn answer(&self, snapshot: &Snapshot, source: Source<'_>) -> RangeReply {
+        let revision = snapshot.revision;
+        let past;
+        let current = match source {
+            Source::Current => None,
+            Source::Past(before) => {
+                past = undo(snapshot, &self.range, before);
+                Some(&past)
+            }
+        };
+        let count = current.map_or_else(|| snapshot.map.count(&self.range), Vec::len);
+        if self.count_only {
+            return RangeReply { revision, kvs: Vec::new(), more: false, count };
+        }
+        let filtered =
+            [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision]
+                .iter()
+                .any(|bound| *bound != Revision::ZERO);
+        // One more than the limit tells whether there is more. Where all must be seen first, the limit comes last.
+        let fetch = match self.limit {
+            0 => usize::MAX,
+            _ if self.sort_order != SortOrder::None || filtered => usize::MAX,
+            limit => limit.saturating_add(1),
+        };
+        let mut kvs: Vec<Arc<KeyValue>> = match current {
+            Some(past) => past.iter().take(fetch).cloned().collect(),
+            None => snapshot.map.range(&self.range).take(fetch).cloned().collect(),
+        };
+        if filtered {
+            kvs.retain(|kv| self.keeps(kv));
+        }
+        self.sort(&mut kvs);
+        let more = self.limit > 0 && kvs.len() > self.limit;
+        if more {
+            kvs.truncate(self.limit);
+        }
+        RangeReply { revision, kvs, more, count }
+    }
+
+    fn keeps(&self, kv: &KeyValue) -> bool {
+        let above = |bound: Revision, value: Revision| bound == Revision::ZERO || value >= bound;
+        let below = |bound: Revision, value: Revision| bound == Revision::ZERO || value <= bound;
+        above(self.min_mod_revision, kv.mod_revision)
+            && below(self.max_mod_revision, kv.mod_revision)
+            && above(self.min_create_revision, kv.create_revision)
+            && below(self.max_create_revision, kv.create_revision)
+    }
+
+    /// etcd sorts ascending where a target other than the key is given without an order.
+    fn sort(&self, kvs: &mut [Arc<KeyValue>]) {
+        let order = match (self.sort_target, self.sort_order) {
+            (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => return,
+            (_, SortOrder::None) => SortOrder::Ascend,
+            (_, order) => order,
+        };
+        let compare = |a: &Arc<KeyValue>, b: &Arc<KeyValue>| match self.sort_target {
+            SortTarget::Key => a.key().cmp(b.key()),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value().cmp(b.value()),
+        };
+        match order {
+            SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
+            SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
+        }
+    }
+}
+
+enum Source<'a> {
+    Current,
+    /// What each key that changed since was before; `None` where it did not exist.
+    Past(BTreeMap<&'a [u8], Option<&'a Arc<KeyValue>>>),
+}
+
+/// The range as it was before the changes.
+fn undo(snapshot: &Snapshot, range: &KeyRange, before: BTreeMap<&[u8], Option<&Arc<KeyValue>>>) -> Vec<Arc<KeyValue>> {
+    let mut past = Vec::new();
+    let mut changed = before.into_iter().peekable();
+    for kv in snapshot.map.range(range) {
+        while let Some((_, was)) = changed.next_if(|(key, _)| *key < kv.key()) {
+            past.extend(was.cloned());
+        }
+        match changed.next_if(|(key, _)| *key == kv.key()) {
+            Some((_, was)) => past.extend(was.cloned()),
+            None => past.push(kv.clone()),
+        }
+    }
+    changed.for_each(|(_, was)| past.extend(was.cloned()));
+    past
+}

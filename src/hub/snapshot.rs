@@ -1,0 +1,402 @@
+//! [`Snapshot`]: the current state of a feed, an immutable ordered map at a revision.
+//!
+//! Not here: past states, see `history`. Written by `feed`, read by whoever holds it. A version shares all that did not
+//! change with the one before it: a persistent B+ tree, whose inner nodes count their keys so that a count costs no walk.
+//! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
+
+/// Most entries of a node: small enough that copying a path stays near a microsecond, large enough for a flat tree.
+const NODE_MAX: usize = 32;
+/// A node below this joins a neighbour where both fit into one.
+const NODE_MIN: usize = NODE_MAX / 4;
+
+/// The state of a key range at a revision.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Every change in the range up to this revision is in the map, and none after it.
+    pub revision: Revision,
+    /// The key-values.
+    pub map: KeyMap,
+}
+
+/// A persistent ordered map from keys to key-values. Cloning costs a pointer.
+#[derive(Clone, Debug, Default)]
+pub struct KeyMap {
+    root: Arc<Node>,
+    bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Node {
+    Leaf(Vec<Arc<KeyValue>>),
+    Inner(Vec<Child>),
+}
+
+#[derive(Clone, Debug)]
+struct Child {
+    /// No key of this child is below it; of the first child it says nothing.
+    lower: Bytes,
+    count: usize,
+    node: Arc<Node>,
+}
+
+impl KeyMap {
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.root.count()
+    }
+
+    /// Whether there is no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Encoded bytes of all key-values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The key-value of `key`.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
+        let mut node = &*self.root;
+        loop {
+            match node {
+                Node::Leaf(entries) => return position(entries, key).ok().map(|index| &entries[index]),
+                Node::Inner(children) => node = &children[route(children, key)].node,
+            }
+        }
+    }
+
+    /// Puts a key-value in, and gives back the one it replaces.
+    pub fn insert(&mut self, kv: Arc<KeyValue>) -> Option<Arc<KeyValue>> {
+        self.bytes += kv.encoded().len();
+        let (replaced, split) = Arc::make_mut(&mut self.root).insert(kv);
+        if let Some((lower, right)) = split {
+            let left = std::mem::take(&mut self.root);
+            let children = vec![
+                Child { lower: Bytes::new(), count: left.count(), node: left },
+                Child { lower, count: right.count(), node: Arc::new(right) },
+            ];
+            self.root = Arc::new(Node::Inner(children));
+        }
+        self.bytes -= replaced.as_ref().map_or(0, |old| old.encoded().len());
+        replaced
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
+        // Look first: a path is not copied for a key that is not there.
+        self.get(key)?;
+        let root = Arc::make_mut(&mut self.root);
+        let removed = root.remove(key);
+        if let Node::Inner(children) = root
+            && children.len() == 1
+        {
+            self.root = children.remove(0).node;
+        }
+        self.bytes -= removed.as_ref().map_or(0, |old| old.encoded().len());
+        removed
+    }
+
+    /// The key-values of `range` in key order.
+    #[must_use]
+    pub fn range<'a>(&'a self, range: &KeyRange) -> Range<'a> {
+        let mut iter =
+            Range { path: Vec::new(), leaf: [].iter(), end: range.end().clone(), start: range.start().clone() };
+        let mut node = &*self.root;
+        loop {
+            match node {
+                Node::Leaf(entries) => {
+                    let from = entries.partition_point(|kv| kv.key() < &range.start()[..]);
+                    iter.leaf = entries[from..].iter();
+                    return iter;
+                }
+                Node::Inner(children) => {
+                    let index = route(children, range.start());
+                    iter.path.push(children[index + 1..].iter());
+                    node = &children[index].node;
+                }
+            }
+        }
+    }
+
+    /// How many keys lie in `range`, without walking them.
+    #[must_use]
+    pub fn count(&self, range: &KeyRange) -> usize {
+        match range.end() {
+            RangeEnd::Single => usize::from(self.get(range.start()).is_some()),
+            RangeEnd::Before(end) => self.rank(end) - self.rank(range.start()),
+            RangeEnd::Unbounded => self.len() - self.rank(range.start()),
+        }
+    }
+
+    /// How many keys are below `key`.
+    fn rank(&self, key: &[u8]) -> usize {
+        let mut below = 0;
+        let mut node = &*self.root;
+        loop {
+            match node {
+                Node::Leaf(entries) => return below + entries.partition_point(|kv| kv.key() < key),
+                Node::Inner(children) => {
+                    let index = route(children, key);
+                    below += children[..index].iter().map(|child| child.count).sum::<usize>();
+                    node = &children[index].node;
+                }
+            }
+        }
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::Leaf(Vec::new())
+    }
+}
+
+impl Node {
+    fn count(&self) -> usize {
+        match self {
+            Self::Leaf(entries) => entries.len(),
+            Self::Inner(children) => children.iter().map(|child| child.count).sum(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Self::Leaf(entries) => entries.len(),
+            Self::Inner(children) => children.len(),
+        }
+    }
+
+    /// Inserts below this node; gives back what was replaced, and the right part where the node had to split.
+    fn insert(&mut self, kv: Arc<KeyValue>) -> (Option<Arc<KeyValue>>, Option<(Bytes, Self)>) {
+        match self {
+            Self::Leaf(entries) => match position(entries, kv.key()) {
+                Ok(index) => (Some(std::mem::replace(&mut entries[index], kv)), None),
+                Err(index) => {
+                    entries.insert(index, kv);
+                    (None, split(entries, index).map(|right| (lower_of(&right[0]), Self::Leaf(right))))
+                }
+            },
+            Self::Inner(children) => {
+                let index = route(children, kv.key());
+                let child = &mut children[index];
+                let (replaced, right) = Arc::make_mut(&mut child.node).insert(kv);
+                if let Some((lower, right)) = right {
+                    child.count = child.node.count();
+                    children.insert(index + 1, Child { lower, count: right.count(), node: Arc::new(right) });
+                    let right = split(children, index + 1);
+                    return (replaced, right.map(|right| (right[0].lower.clone(), Self::Inner(right))));
+                }
+                if replaced.is_none() {
+                    child.count += 1;
+                }
+                (replaced, None)
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
+        match self {
+            Self::Leaf(entries) => position(entries, key).ok().map(|index| entries.remove(index)),
+            Self::Inner(children) => {
+                let index = route(children, key);
+                let child = &mut children[index];
+                let removed = Arc::make_mut(&mut child.node).remove(key)?;
+                child.count -= 1;
+                let width = child.node.width();
+                if width == 0 {
+                    children.remove(index);
+                } else if width < NODE_MIN {
+                    join(children, index);
+                }
+                Some(removed)
+            }
+        }
+    }
+}
+
+/// Joins child `index` with a neighbour where both fit into one node.
+fn join(children: &mut Vec<Child>, index: usize) {
+    let fits = |left: usize| {
+        left + 1 < children.len() && children[left].node.width() + children[left + 1].node.width() <= NODE_MAX
+    };
+    let left = match index.checked_sub(1) {
+        Some(left) if fits(left) => left,
+        _ if fits(index) => index,
+        _ => return,
+    };
+    let right = children.remove(left + 1);
+    let target = &mut children[left];
+    target.count += right.count;
+    match (Arc::make_mut(&mut target.node), &*right.node) {
+        (Node::Leaf(entries), Node::Leaf(more)) => entries.extend_from_slice(more),
+        (Node::Inner(entries), Node::Inner(more)) => {
+            entries.extend_from_slice(more);
+        }
+        // All leaves are at one depth, so neighbours are of one kind.
+        _ => unreachable!("neighbours in a B+ tree are of one kind"),
+    }
+}
+
+/// Splits a node that is too wide. `inserted` is where the last entry went: a run of rising keys leaves full nodes behind.
+fn split<T>(entries: &mut Vec<T>, inserted: usize) -> Option<Vec<T>> {
+    (entries.len() > NODE_MAX).then(|| {
+        let at = if inserted + 1 == entries.len() { entries.len() - 1 } else { entries.len() / 2 };
+        entries.split_off(at)
+    })
+}
+
+/// A copy of the key, so that a separator does not hold on to a value that is long gone.
+fn lower_of(kv: &KeyValue) -> Bytes {
+    Bytes::copy_from_slice(kv.key())
+}
+
+fn position(entries: &[Arc<KeyValue>], key: &[u8]) -> Result<usize, usize> {
+    entries.binary_search_by(|kv| kv.key().cmp(key))
+}
+
+fn route(children: &[Child], key: &[u8]) -> usize {
+    children[1..].partition_point(|child| &child.lower[..] <= key)
+}
+
+/// Key-values of a range in key order.
+#[derive(Debug)]
+pub struct Range<'a> {
+    /// Per inner node on the path: the children not visited yet.
+    path: Vec<std::slice::Iter<'a, Child>>,
+    leaf: std::slice::Iter<'a, Arc<KeyValue>>,
+    start: Bytes,
+    end: RangeEnd,
+}
+
+impl<'a> Iterator for Range<'a> {
+    type Item = &'a Arc<KeyValue>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(kv) = self.leaf.next() {
+                let inside = match &self.end {
+                    RangeEnd::Single => kv.key() == &self.start[..],
+                    RangeEnd::Before(end) => kv.key() < &end[..],
+                    RangeEnd::Unbounded => true,
+                };
+                return inside.then_some(kv);
+            }
+            let mut node = loop {
+                match self.path.last_mut()?.next() {
+                    Some(child) => break &*child.node,
+                    None => self.path.pop(),
+                };
+            };
+            while let Node::Inner(children) = node {
+                self.path.push(children[1..].iter());
+                node = &children[0].node;
+            }
+            if let Node::Leaf(entries) = node {
+                self.leaf = entries.iter();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::KeyValueFields;
+
+    fn kv(key: &[u8], revision: i64) -> Arc<KeyValue> {
+        Arc::new(KeyValue::new(&KeyValueFields {
+            key: Bytes::copy_from_slice(key),
+            value: revision.to_string().into(),
+            mod_revision: Revision::new(revision),
+            ..KeyValueFields::default()
+        }))
+    }
+
+    fn keys(map: &KeyMap, range: &KeyRange) -> Vec<Vec<u8>> {
+        map.range(range).map(|kv| kv.key().to_vec()).collect()
+    }
+
+    fn everything() -> KeyRange {
+        KeyRange::prefix(Bytes::new())
+    }
+
+    #[test]
+    fn a_held_version_does_not_change_when_the_map_does() {
+        let mut map = KeyMap::default();
+        for i in 0..1000u32 {
+            map.insert(kv(&i.to_be_bytes(), 1));
+        }
+        let held = map.clone();
+        for i in 0..1000u32 {
+            if i % 2 == 0 {
+                map.remove(&i.to_be_bytes());
+            } else {
+                map.insert(kv(&i.to_be_bytes(), 2));
+            }
+        }
+        assert_eq!(held.len(), 1000);
+        assert!(held.range(&everything()).all(|kv| kv.mod_revision.get() == 1));
+        assert_eq!(map.len(), 500);
+        assert!(map.range(&everything()).all(|kv| kv.mod_revision.get() == 2));
+    }
+
+    #[test]
+    fn rising_keys_leave_full_nodes() {
+        let mut map = KeyMap::default();
+        for i in 0..10_000u32 {
+            map.insert(kv(&i.to_be_bytes(), 1));
+        }
+        fn leaves(node: &Node) -> usize {
+            match node {
+                Node::Leaf(_) => 1,
+                Node::Inner(children) => children.iter().map(|child| leaves(&child.node)).sum(),
+            }
+        }
+        assert!(leaves(&map.root) <= 10_000 / NODE_MAX + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_an_ordered_map(
+            ops in prop::collection::vec((any::<bool>(), prop::collection::vec(0u8..8, 0..4)), 0..2000),
+            bounds in prop::collection::vec((prop::collection::vec(0u8..8, 0..4), prop::collection::vec(0u8..8, 0..4)), 8),
+        ) {
+            let mut map = KeyMap::default();
+            let mut model = BTreeMap::new();
+            for (step, (put, key)) in ops.into_iter().enumerate() {
+                if put {
+                    let new = kv(&key, step as i64);
+                    prop_assert_eq!(map.insert(new.clone()), model.insert(key, new));
+                } else {
+                    prop_assert_eq!(map.remove(&key), model.remove(&key));
+                }
+            }
+            prop_assert_eq!(map.len(), model.len());
+            prop_assert_eq!(map.bytes(), model.values().map(|kv| kv.encoded().len()).sum::<usize>());
+            for (key, value) in &model {
+                prop_assert_eq!(map.get(key), Some(value));
+            }
+            for (from, to) in bounds {
+                let Ok(range) = KeyRange::from_wire(from.into(), to.into()) else { continue };
+                let expected: Vec<_> = model.keys().filter(|key| range.contains(key)).cloned().collect();
+                prop_assert_eq!(map.count(&range), expected.len());
+                prop_assert_eq!(keys(&map, &range), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The hub's metrics, behind functions named after what happened. Handles are looked up once.
+//!
+//! Not here: names and label values, see `telemetry::names`.
+
+use std::sync::LazyLock;
+
+use metrics::{Counter, Gauge, counter, gauge};
+
+use super::{FeedState, outbox::Cancellation, upstream::Changes};
+use crate::{
+    telemetry::names::{self, CancelReason},
+    types::Revision,
+};
+
+static WATCHES: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES));
+static CREATED: LazyLock<Counter> = LazyLock::new(|| counter!(names::WATCHES_CREATED));
+static PARKED: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_PARKED));
+static CATCHING_UP: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_CATCHING_UP));
+static GAP_FILLS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::GAP_FILLS));
+static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
+static REVISIONS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_REVISIONS));
+
+pub(super) fn subscribed() {
+    CREATED.increment(1);
+    WATCHES.increment(1.0);
+}
+
+/// Watches ended by their client.
+pub(super) fn unsubscribed(count: usize) {
+    WATCHES.decrement(count as f64);
+    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => CancelReason::Client.as_str()).increment(count as u64);
+}
+
+/// A watch ended by upstream or the relay. After a compaction it still counts as a watch, until its client cancels it.
+pub(super) fn canceled(cancellation: &Cancellation) {
+    let reason = if cancellation.compact_revision == Revision::ZERO {
+        WATCHES.decrement(1.0);
+        CancelReason::Upstream
+    } else if cancellation.reason.is_empty() {
+        CancelReason::Compacted
+    } else {
+        CancelReason::Replaced
+    };
+    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(1);
+}
+
+pub(super) fn parked(up: bool) {
+    if up { PARKED.increment(1.0) } else { PARKED.decrement(1.0) }
+}
+
+pub(super) fn filling(up: bool) {
+    if up { CATCHING_UP.increment(1.0) } else { CATCHING_UP.decrement(1.0) }
+}
+
+pub(super) fn published(batch: &[Changes]) {
+    REVISIONS.increment(batch.len() as u64);
+    EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());
+}
+
+/// A feed changed its state; `None` stands for "does not exist".
+pub(super) fn feed_state(old: Option<FeedState>, new: Option<FeedState>) {
+    if let Some(old) = old.and_then(label) {
+        gauge!(names::FEEDS, names::FeedState::LABEL => old.as_str()).decrement(1.0);
+    }
+    if let Some(new) = new.and_then(label) {
+        gauge!(names::FEEDS, names::FeedState::LABEL => new.as_str()).increment(1.0);
+    }
+}
+
+/// A closed feed is gone, so it has no label.
+fn label(state: FeedState) -> Option<names::FeedState> {
+    match state {
+        FeedState::Starting => Some(names::FeedState::Starting),
+        FeedState::Live => Some(names::FeedState::Live),
+        FeedState::Resuming => Some(names::FeedState::Resuming),
+        FeedState::Resyncing => Some(names::FeedState::Resyncing),
+        FeedState::Closed => None,
+    }
+}
+
+/// Counts a fill at work, whatever ends it.
+pub(super) struct Filling;
+
+impl Filling {
+    pub(super) fn start() -> Self {
+        GAP_FILLS.increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        GAP_FILLS.decrement(1.0);
+    }
+}
+
+/// What all feeds hold together, for the gauges that are set when metrics are scraped.
+pub(super) fn totals(feeds: &[super::FeedStats]) {
+    let sum = |of: fn(&super::FeedStats) -> usize| feeds.iter().map(of).sum::<usize>() as f64;
+    let max = |of: fn(&super::FeedStats) -> Revision| feeds.iter().map(of).max().map_or(0.0, |max| max.get() as f64);
+    gauge!(names::HISTORY_ENTRIES).set(sum(|feed| feed.history_entries));
+    gauge!(names::HISTORY_BYTES).set(sum(|feed| feed.history_bytes));
+    gauge!(names::HISTORY_OLDEST_REVISION).set(max(|feed| feed.history_start));
+    gauge!(names::HISTORY_NEWEST_REVISION).set(max(|feed| feed.revision));
+    gauge!(names::SNAPSHOT_KEYS).set(sum(|feed| feed.keys));
+}

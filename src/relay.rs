@@ -1,0 +1,167 @@
+//! The composition root: binds the ports, wires the parts, runs them, ends them in order.
+//!
+//! Not here: flags (`cli` makes a [`Config`]) and logic. Called by `main` and by tests that want a whole relay.
+//! Always holds: all ports are bound, and their addresses known, before anything is served.
+
+mod config;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use metrics::gauge;
+use serde_json::{Map, Value};
+use thiserror::Error;
+use tokio::sync::watch;
+
+pub use self::config::{Config, Credentials, Etcd, Feeds, OnDemand, Upstream, Watches};
+use crate::{
+    front::{
+        Inspect,
+        grpc::{self, GrpcPort, NoLocal},
+        http::{
+            admin::{Admin, HttpPort},
+            member,
+        },
+        listen::{BindError, Bound, ConnectionId, Connections, Stop},
+    },
+    shutdown::{Drained, Phases, Shutdown},
+    source::{forward::Forward, probe::Probe},
+    telemetry::{ReadyBoard, names, recorder::Metrics},
+    types::MemberVersion,
+};
+
+/// A relay whose ports are bound, and that serves nothing yet.
+#[derive(Debug)]
+pub struct Relay {
+    config: Config,
+    metrics: Metrics,
+    started: Instant,
+    connections: Arc<Connections>,
+    grpc: Bound,
+    http: Option<Bound>,
+    metrics_only: Option<Bound>,
+}
+
+/// Why a relay cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A port cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+}
+
+impl Relay {
+    /// Binds the ports.
+    ///
+    /// # Errors
+    /// Where one cannot be bound; none stays bound then.
+    pub fn build(config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+        let connections = Arc::new(Connections::default());
+        let bind = |port: &crate::front::listen::Config| {
+            let bound = Bound::bind(port.clone(), connections.clone())?;
+            tracing::info!(protocol = bound.port().protocol(), addr = %bound.addr(), "Listening");
+            Ok::<_, BindError>(bound)
+        };
+        let grpc = bind(&config.grpc)?;
+        let http = config.http.as_ref().map(bind).transpose()?;
+        let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
+        Ok(Self { config, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
+    }
+
+    /// Where the gRPC port listens.
+    #[must_use]
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc.addr()
+    }
+
+    /// Where the HTTP port listens, if there is one.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Bound::addr)
+    }
+
+    /// Serves until `shutdown`, then ends within the drain time.
+    pub async fn run(self, shutdown: Shutdown) -> Drained {
+        let Self { config, metrics, started, connections, grpc, http, metrics_only } = self;
+        let phases = Phases::new();
+        let ready = ReadyBoard::new();
+        let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
+
+        let Upstream::Etcd(etcd) = &config.upstream;
+        let forward = Forward::new(&etcd.forward(), phases.streams.clone());
+        let probe = Probe::new(etcd.endpoints.clone(), etcd.connect_timeout + etcd.request_timeout, ready.clone());
+        let process: Arc<dyn Inspect> =
+            Arc::new(Process { ready: ready.clone(), version: probe.version(), metrics: metrics.clone() });
+
+        // Seam: what answers Watch and Range from memory takes the place of `NoLocal`; feeds take `phases.upstream`.
+        let local = NoLocal;
+
+        let (health, keep_health) = grpc::health(ready.clone());
+        let grpc_addr = grpc.addr();
+        let member = member::router(process.clone());
+        let port = GrpcPort { local, forward: forward.boxed(), health, reflection: None, member: member.clone() };
+        phases.clients.spawn(grpc.serve(port, stop.clone()));
+        if let Some(http) = http {
+            let admin = Admin { inspect: process, connections, grpc_addr, started };
+            phases.clients.spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop.clone()));
+        }
+        if let Some(metrics_only) = metrics_only {
+            phases.clients.spawn(metrics_only.serve(HttpPort::new(member, grpc_addr), stop));
+        }
+        phases.spawn_upkeep(keep_health);
+        phases.spawn_upkeep(keep_ready_metric(ready.clone()));
+        phases.spawn_upkeep(metrics.upkeep());
+        phases.spawn_upkeep(probe.run());
+
+        shutdown.begun().await;
+        let _stopping = ready.hold("stopping");
+        let drained = phases.end(config.drain_time, &shutdown).await;
+        tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
+        drained
+    }
+}
+
+/// What the ports tell about this process.
+struct Process {
+    ready: ReadyBoard,
+    version: watch::Receiver<Option<Arc<MemberVersion>>>,
+    metrics: Metrics,
+}
+
+impl Inspect for Process {
+    fn not_ready(&self) -> Vec<String> {
+        self.ready.reasons()
+    }
+
+    fn version(&self) -> Option<Arc<MemberVersion>> {
+        self.version.borrow().clone()
+    }
+
+    // Seam: feeds and watches are described here.
+    fn state(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    fn connection(&self, _: ConnectionId) -> Map<String, Value> {
+        Map::new()
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+}
+
+async fn keep_ready_metric(ready: ReadyBoard) {
+    loop {
+        let is_ready = ready.is_ready();
+        gauge!(names::READY).set(if is_ready { 1.0 } else { 0.0 });
+        ready.wait_for(!is_ready).await;
+    }
+}
+
+/// Longest wait for clients at the end: a call takes milliseconds, a client that is told to go goes at once.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);

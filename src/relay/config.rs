@@ -1,0 +1,162 @@
+//! [`Config`]: all that a relay is told, parsed. Made by `cli` or by a test; the defaults are constants here or at the part
+//! that they belong to.
+
+use std::{fmt, num::NonZeroUsize, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    front::listen,
+    source::{Endpoint, forward},
+};
+
+/// A relay.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the data is.
+    pub upstream: Upstream,
+    /// What is kept in memory.
+    pub feeds: Feeds,
+    /// What a client's watches may do.
+    pub watches: Watches,
+    /// The port for etcd's API.
+    pub grpc: listen::Config,
+    /// The operator's port.
+    pub http: Option<listen::Config>,
+    /// A further port for metrics and health alone.
+    pub metrics: Option<listen::Config>,
+    /// Longest wait for clients at the end.
+    pub drain_time: Duration,
+}
+
+/// Where the data is.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// In an etcd cluster, or in another relay.
+    Etcd(Etcd),
+}
+
+/// An etcd cluster.
+#[derive(Clone, Debug)]
+pub struct Etcd {
+    /// The members; not empty.
+    pub endpoints: Vec<Endpoint>,
+    /// The relay's own identity, for feeds. Forwarded calls carry the client's.
+    pub credentials: Option<Credentials>,
+    /// Longest wait for a connection to one member.
+    pub connect_timeout: Duration,
+    /// Longest wait for one answer to the relay's own requests.
+    pub request_timeout: Duration,
+    /// Pings on connections upstream.
+    pub keepalive: Option<forward::Keepalive>,
+}
+
+/// A user of etcd.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The name.
+    pub user: String,
+    /// The password; never shown.
+    pub password: String,
+}
+
+/// What is kept in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feeds {
+    /// Prefixes with a feed that is always on; none covers another.
+    pub prefixes: Vec<Bytes>,
+    /// What happens to watches outside all prefixes.
+    pub on_demand: OnDemand,
+    /// Bound of one feed's history, in bytes.
+    pub history_bytes: NonZeroUsize,
+    /// Bound of one feed's history, in revisions.
+    pub history_entries: NonZeroUsize,
+}
+
+/// Feeds outside all prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDemand {
+    /// A watch opens one, which ends `idle` after its last watch; `max` at a time.
+    Allow {
+        /// How long a feed without watches stays.
+        idle: Duration,
+        /// Largest number.
+        max: NonZeroUsize,
+    },
+    /// There are none: such a watch is refused.
+    Deny,
+}
+
+/// What a client's watches may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watches {
+    /// Largest number on one stream.
+    pub max_per_stream: NonZeroUsize,
+    /// Time between progress notifications to watches that asked for them.
+    pub progress_notify_interval: Duration,
+}
+
+impl Etcd {
+    /// etcd's own clients' default is 5 s for a request; a cluster that elects a leader takes one or two.
+    pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// What the forwarder takes of it.
+    pub(super) fn forward(&self) -> forward::Config {
+        forward::Config {
+            endpoints: self.endpoints.clone(),
+            connect_timeout: self.connect_timeout,
+            keepalive: self.keepalive,
+            stream_window: forward::Config::STREAM_WINDOW,
+        }
+    }
+}
+
+impl Default for Feeds {
+    fn default() -> Self {
+        Self {
+            prefixes: Vec::new(),
+            on_demand: OnDemand::default(),
+            history_bytes: Self::HISTORY_BYTES,
+            history_entries: Self::HISTORY_ENTRIES,
+        }
+    }
+}
+
+impl Feeds {
+    /// 64 MiB.
+    pub const HISTORY_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).expect("not zero");
+    /// At 100 changes a second, 100 seconds: longer than a client takes to come back.
+    pub const HISTORY_ENTRIES: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+}
+
+impl OnDemand {
+    /// Longer than a client that restarts is away.
+    pub const IDLE: Duration = Duration::from_secs(300);
+    /// Each costs etcd one watch and the relay a copy of the range.
+    pub const MAX: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+}
+
+impl Default for OnDemand {
+    fn default() -> Self {
+        Self::Allow { idle: Self::IDLE, max: Self::MAX }
+    }
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self { max_per_stream: Self::MAX_PER_STREAM, progress_notify_interval: Self::PROGRESS_NOTIFY_INTERVAL }
+    }
+}
+
+impl Watches {
+    /// A watch costs the relay some hundred bytes; a client that has more of them on one stream is out of hand.
+    pub const MAX_PER_STREAM: NonZeroUsize = NonZeroUsize::new(1_000_000).expect("not zero");
+    /// etcd's own.
+    pub const PROGRESS_NOTIFY_INTERVAL: Duration = Duration::from_secs(600);
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}

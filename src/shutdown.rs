@@ -1,0 +1,215 @@
+//! The order in which the process ends, and what starts it.
+//!
+//! Not here: what each part does when its token is cancelled. Driven by `relay`; started by a signal or a test.
+//! Always holds: phases only go forward, and the last is reached within the drain time, or at once when asked twice.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Serving.
+    Running,
+    /// Not ready any more, no new connections; streams are told to end and calls to finish.
+    Draining,
+    /// All connections have ended, or were cut off at the end of the drain time.
+    Drained,
+    /// Upstream is closed; nothing runs any more.
+    Closed,
+}
+
+/// Asks the process to end. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    begin: CancellationToken,
+    at_once: CancellationToken,
+}
+
+impl Shutdown {
+    /// Nothing asked yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks for an orderly end.
+    pub fn begin(&self) {
+        self.begin.cancel();
+    }
+
+    /// Asks for the end without waiting for anyone.
+    pub fn at_once(&self) {
+        self.begin.cancel();
+        self.at_once.cancel();
+    }
+
+    /// Waits until the end was asked for. Cancel safe.
+    pub async fn begun(&self) {
+        self.begin.cancelled().await;
+    }
+
+    /// Turns SIGTERM and SIGINT into an orderly end, and the second of them into one at once. Handles are in place when this
+    /// returns; the future waits for signals for ever.
+    ///
+    /// # Errors
+    /// Where the system does not let the process handle signals.
+    pub fn on_signals(&self) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = self.clone();
+        Ok(async move {
+            loop {
+                // Cancel safe, both.
+                let name = tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                };
+                if shutdown.begin.is_cancelled() {
+                    tracing::warn!(signal = name, "Ending at once");
+                    shutdown.at_once();
+                } else {
+                    tracing::info!(signal = name, "Ending; a second signal ends at once");
+                    shutdown.begin();
+                }
+            }
+        })
+    }
+}
+
+/// The tokens of one running relay: what each part waits for.
+#[derive(Debug)]
+pub struct Phases {
+    phase: watch::Sender<Phase>,
+    /// Cancelled first: ports accept no more and ask their connections to finish.
+    pub accept: CancellationToken,
+    /// Cancelled with it: streams that never end by themselves say their last and end.
+    pub streams: CancellationToken,
+    /// Cancelled when the drain time is over: connections are cut off.
+    pub abort: CancellationToken,
+    /// Cancelled last: feeds, probes and connections upstream end.
+    pub upstream: CancellationToken,
+    /// Everything that serves clients.
+    pub clients: TaskTracker,
+    /// Everything that serves the process: feeds, probes, upkeep.
+    pub upkeep: TaskTracker,
+}
+
+/// How an end went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// All clients had ended.
+    Completely,
+    /// Some were cut off.
+    CutOff,
+}
+
+impl Phases {
+    /// How long the parts of the process may take to end once told so; they have nothing to wait for.
+    const UPKEEP_END: Duration = Duration::from_secs(1);
+
+    /// All running.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+            accept: CancellationToken::new(),
+            streams: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            upstream: CancellationToken::new(),
+            clients: TaskTracker::new(),
+            upkeep: TaskTracker::new(),
+        }
+    }
+
+    /// Tells how far the end has come.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Spawns a task of the process, which is dropped when upstream closes.
+    pub fn spawn_upkeep(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let upstream = self.upstream.clone();
+        self.upkeep.spawn(async move { upstream.run_until_cancelled(task).await });
+    }
+
+    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short.
+    pub async fn end(&self, drain_time: Duration, shutdown: &Shutdown) -> Drained {
+        self.enter(Phase::Draining);
+        self.accept.cancel();
+        self.streams.cancel();
+        self.clients.close();
+        // All arms are cancel safe; what is left is ended by `abort`.
+        let drained = tokio::select! {
+            biased;
+            () = self.clients.wait() => Drained::Completely,
+            () = shutdown.at_once.cancelled() => Drained::CutOff,
+            () = tokio::time::sleep(drain_time) => Drained::CutOff,
+        };
+        self.abort.cancel();
+        self.clients.wait().await;
+        self.enter(Phase::Drained);
+        self.upstream.cancel();
+        self.upkeep.close();
+        if tokio::time::timeout(Self::UPKEEP_END, self.upkeep.wait()).await.is_err() {
+            tracing::warn!(tasks = self.upkeep.len(), "Tasks did not end when told to; leaving them");
+        }
+        self.enter(Phase::Closed);
+        drained
+    }
+
+    fn enter(&self, phase: Phase) {
+        tracing::debug!(?phase, "Ending");
+        self.phase.send_replace(phase);
+    }
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_end_when_told_are_not_cut_off() {
+        let phases = Phases::new();
+        let streams = phases.streams.clone();
+        phases.clients.spawn(async move { streams.cancelled().await });
+        let begun = tokio::time::Instant::now();
+        assert_eq!(phases.end(Duration::from_secs(10), &Shutdown::new()).await, Drained::Completely);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(*phases.phase().borrow(), Phase::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_stay_are_cut_off_when_the_drain_time_is_over() {
+        let phases = Phases::new();
+        let abort = phases.abort.clone();
+        phases.clients.spawn(async move { abort.cancelled().await });
+        let begun = tokio::time::Instant::now();
+        assert_eq!(phases.end(Duration::from_secs(10), &Shutdown::new()).await, Drained::CutOff);
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asked_twice_nobody_is_waited_for() {
+        let phases = Phases::new();
+        let abort = phases.abort.clone();
+        phases.clients.spawn(async move { abort.cancelled().await });
+        let shutdown = Shutdown::new();
+        shutdown.at_once();
+        let begun = tokio::time::Instant::now();
+        assert_eq!(phases.end(Duration::from_secs(10), &shutdown).await, Drained::CutOff);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}

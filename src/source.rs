@@ -1,0 +1,16 @@
+//! Where data comes from: an etcd cluster, or another relay, which speaks the same API.
+//!
+//! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
+//! sees this module).
+
+mod driver;
+mod endpoint;
+mod etcd;
+pub mod forward;
+pub mod probe;
+
+pub use self::{
+    driver::{Driver, DriverConfig},
+    endpoint::{Endpoint, EndpointError},
+    etcd::{EtcdConfig, EtcdUpstream, Identity},
+};

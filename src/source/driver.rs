@@ -1,0 +1,339 @@
+//! [`Driver`]: keeps each feed in step with its upstream, whatever happens to that.
+//!
+//! One task a feed, the only writer of it. States: `starting` (snapshot in pages pinned at one revision), `live` (watch from
+//! the next one), `resuming` (the watch broke: again from the feed's revision + 1, after a jittered delay that grows up to a
+//! cap and starts afresh once upstream said something), `resyncing` (what comes next is gone: a new snapshot).
+//! Always holds: the feed's revision follows event revisions and believed progress only, never a header; it goes back only
+//! with a reset that every subscriber is told of, when the cluster is another one or was restored.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use metrics::counter;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    hub::{
+        Feed, FeedRunner, FeedState, KeyMap, Reset,
+        upstream::{Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    },
+    telemetry::names::{self, ReconnectReason, ResyncReason},
+    types::{Header, KeyValue, UpstreamHeader},
+};
+
+/// Bytes that a page of a snapshot should have: large enough to be cheap, small enough to be bounded.
+const PAGE_BYTES: usize = 4 << 20;
+/// Keys of the first page, before the size of values is known, and most keys of any.
+const PAGE_KEYS: (usize, usize) = (64, 10_000);
+/// How long to wait for asked progress before asking again; etcd is silent while a watch is behind.
+const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
+/// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
+const PROGRESS_IDLE: Duration = Duration::from_secs(30);
+
+/// How feeds are driven.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverConfig {
+    /// First delay after a failure.
+    pub min_delay: Duration,
+    /// Longest delay after failures in a row.
+    pub max_delay: Duration,
+    /// After how long without use a feed on demand ends.
+    pub idle: Duration,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self { min_delay: Duration::from_millis(50), max_delay: Duration::from_secs(2), idle: Duration::from_secs(300) }
+    }
+}
+
+/// See the module. Cloned into each feed's task.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    config: DriverConfig,
+    upstream: Arc<dyn Upstream>,
+    header: Arc<UpstreamHeader>,
+    leaderless: Arc<watch::Sender<bool>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Driver {
+    /// A driver of feeds of `upstream` that ends with `stop`. It writes the newest identity into `header` and whether the
+    /// cluster has a leader into `leaderless`.
+    #[must_use]
+    pub fn new(
+        config: DriverConfig,
+        upstream: Arc<dyn Upstream>,
+        header: Arc<UpstreamHeader>,
+        leaderless: Arc<watch::Sender<bool>>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { config, upstream, header, leaderless, tasks, stop }
+    }
+}
+
+impl FeedRunner for Driver {
+    fn run(&self, feed: Arc<Feed>) {
+        let stop = self.stop.clone();
+        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, cluster_id: 0 };
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(driver.run()).await;
+        });
+    }
+}
+
+/// One feed's driver at work.
+struct Driving {
+    driver: Driver,
+    feed: Arc<Feed>,
+    delays: ExponentialBackoff,
+    /// The cluster that the feed's revisions are of; zero before the first snapshot.
+    cluster_id: u64,
+}
+
+/// Why a watch ended.
+enum Ended {
+    Failed(UpstreamError),
+    Canceled(String),
+    Gone(Reset),
+    Idle,
+}
+
+impl Driving {
+    async fn run(mut self) {
+        let mut reset = None;
+        loop {
+            if !self.load(reset.take()).await {
+                return;
+            }
+            // Until the history is gone upstream.
+            let gone = loop {
+                match self.follow().await {
+                    Ended::Idle => {
+                        tracing::info!(range = %self.feed.range(), "Feed on demand ended after its idle time");
+                        return;
+                    }
+                    Ended::Gone(gone) => break gone,
+                    Ended::Failed(error) => self.pause(FeedState::Resuming, &error).await,
+                    Ended::Canceled(reason) => {
+                        self.pause(FeedState::Resuming, &UpstreamError::Protocol(format!("watch canceled: {reason}")))
+                            .await;
+                    }
+                }
+                if self.feed.close_if_idle(self.driver.config.idle) {
+                    return;
+                }
+            };
+            let reason = match &gone {
+                Reset::Compacted { .. } => ResyncReason::Compacted,
+                Reset::Replaced => ResyncReason::ClusterReplaced,
+            };
+            counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
+            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), cause = ?gone,
+                "Feed needs a new snapshot; subscribers that miss revisions are told");
+            self.feed.set_state(FeedState::Resyncing, None);
+            reset = Some(gone);
+        }
+    }
+
+    /// Reads a snapshot, however often it takes. False where the feed ended for want of use meanwhile.
+    async fn load(&mut self, reset: Option<Reset>) -> bool {
+        let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
+        let (map, header) = loop {
+            match self.read_snapshot().await {
+                Ok(loaded) => break loaded,
+                // The pages' revision was compacted while they were read.
+                Err(UpstreamError::Compacted) => {}
+                Err(error) => self.pause(state, &error).await,
+            }
+            if self.feed.close_if_idle(self.driver.config.idle) {
+                return false;
+            }
+        };
+        tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
+        let replaced =
+            self.cluster_id != 0 && (header.cluster_id != self.cluster_id || header.revision < self.feed.revision());
+        self.cluster_id = header.cluster_id;
+        match reset {
+            None => self.feed.install(map, header.revision),
+            Some(reset) => {
+                let reset = if replaced { Reset::Replaced } else { reset };
+                self.feed.reset(map, header.revision, &reset);
+            }
+        }
+        self.feed.set_state(FeedState::Resuming, None);
+        true
+    }
+
+    /// All pages of the range, at one revision.
+    async fn read_snapshot(&self) -> Result<(KeyMap, Header), UpstreamError> {
+        let mut map = KeyMap::default();
+        let mut first: Option<Header> = None;
+        let mut rest = Some(self.feed.range().clone());
+        let mut limit = PAGE_KEYS.0;
+        while let Some(range) = rest.take() {
+            let page = self.driver.upstream.page(&range, first.map(|first| first.revision), limit).await?;
+            let header = *first.get_or_insert(page.header);
+            if page.header.cluster_id != header.cluster_id {
+                return Err(UpstreamError::Protocol("the pages of a snapshot came from two clusters".into()));
+            }
+            let before = map.bytes();
+            let last = page.kvs.last().map(|last| last.key.clone());
+            page.kvs.iter().for_each(|fields| drop(map.insert(Arc::new(KeyValue::new(fields)))));
+            if page.more {
+                let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
+                rest = range.after(&key);
+                let bytes = (map.bytes() - before).max(1);
+                limit = (limit.saturating_mul(PAGE_BYTES) / bytes).clamp(1, (limit * 8).min(PAGE_KEYS.1));
+            }
+        }
+        let header = first.ok_or_else(|| UpstreamError::Protocol("a range without a page".into()))?;
+        self.driver.header.observe(&header);
+        Ok((map, header))
+    }
+
+    /// Watches from the feed's next revision until that ends.
+    async fn follow(&mut self) -> Ended {
+        let request = WatchRequest {
+            range: self.feed.range().clone(),
+            start_revision: self.feed.revision().next(),
+            prev_kv: false,
+        };
+        let mut upstream = match self.driver.upstream.watch(request).await {
+            Ok(upstream) => upstream,
+            Err(error) => return Ended::Failed(error),
+        };
+        let created = upstream.created();
+        if created.cluster_id != self.cluster_id {
+            return Ended::Gone(Reset::Replaced);
+        }
+        if created.revision < self.feed.revision() {
+            // This member is behind, and will give what is to come when it gets there; or the cluster itself went back.
+            match self.driver.upstream.confirm(None).await {
+                Ok(confirmed) if confirmed.header.revision < self.feed.revision() => {
+                    return Ended::Gone(Reset::Replaced);
+                }
+                Ok(_) => {
+                    tracing::info!(range = %self.feed.range(), member = %created.revision, feed = %self.feed.revision(),
+                        "The member is behind the feed; waiting for it to catch up");
+                }
+                Err(error) => return Ended::Failed(error),
+            }
+        } else {
+            self.driver.header.observe(&created);
+        }
+        self.driver.leaderless.send_if_modified(|leaderless| std::mem::take(leaderless));
+        self.feed.set_trusts_progress(upstream.trusts_progress());
+        self.feed.set_state(FeedState::Live, None);
+        tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), "Feed is live");
+        let ended = self.read(&mut *upstream).await;
+        self.feed.set_trusts_progress(false);
+        ended
+    }
+
+    async fn read(&mut self, upstream: &mut dyn UpstreamWatch) -> Ended {
+        let trusts_progress = upstream.trusts_progress();
+        // When progress was last asked for without an answer yet.
+        let mut asked: Option<Instant> = None;
+        let mut idle =
+            tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
+        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        loop {
+            let ask_again = asked.map(|at| at + PROGRESS_PATIENCE);
+            // Cancel safe: every arm says so.
+            let ask = tokio::select! {
+                message = upstream.next() => {
+                    heard = Instant::now();
+                    match message {
+                        Ok(message) => match self.take(message, trusts_progress) {
+                            Ok(answered) => {
+                                if answered {
+                                    asked = None;
+                                }
+                                // Whoever came after the ask needs another one.
+                                answered && self.feed.is_awaited()
+                            }
+                            Err(ended) => return ended,
+                        },
+                        Err(error) => return Ended::Failed(error),
+                    }
+                }
+                () = self.feed.nudged() => asked.is_none(),
+                () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
+                    if ask_again.is_some() && self.feed.is_awaited() => true,
+                _ = idle.tick() => {
+                    if self.feed.close_if_idle(self.driver.config.idle) {
+                        return Ended::Idle;
+                    }
+                    heard.elapsed() >= PROGRESS_IDLE
+                }
+            };
+            if ask && trusts_progress {
+                if let Err(error) = upstream.request_progress().await {
+                    return Ended::Failed(error);
+                }
+                asked = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Writes a message into the feed. True where it was progress.
+    fn take(&mut self, message: WatchMessage, trusts_progress: bool) -> Result<bool, Ended> {
+        // Upstream works: the next failure is the first.
+        self.delays = delays(&self.driver.config);
+        match message {
+            WatchMessage::Events { header, revisions } => {
+                self.driver.header.observe(&header);
+                self.feed
+                    .publish(&revisions)
+                    .map_err(|error| Ended::Failed(UpstreamError::Protocol(error.to_string())))?;
+                Ok(false)
+            }
+            WatchMessage::Progress(header) => {
+                if trusts_progress {
+                    self.driver.header.observe(&header);
+                    self.feed.advance(header.revision);
+                }
+                Ok(true)
+            }
+            WatchMessage::Compacted { compact_revision } => Err(Ended::Gone(Reset::Compacted { compact_revision })),
+            WatchMessage::Canceled { reason } => Err(Ended::Canceled(reason)),
+        }
+    }
+
+    /// Waits before the next attempt.
+    async fn pause(&mut self, state: FeedState, error: &UpstreamError) {
+        let reason = match error {
+            UpstreamError::NoLeader => ReconnectReason::NoLeader,
+            UpstreamError::Denied(_) => ReconnectReason::Denied,
+            UpstreamError::Protocol(_) => ReconnectReason::Protocol,
+            UpstreamError::Timeout(_) => ReconnectReason::Timeout,
+            _ => ReconnectReason::Unavailable,
+        };
+        counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);
+        if matches!(error, UpstreamError::NoLeader) {
+            self.driver.leaderless.send_replace(true);
+        }
+        let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
+        tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
+            "Feed has no upstream");
+        self.feed.set_state(state, Some(error.to_string()));
+        tokio::time::sleep(delay).await;
+    }
+}
+
+fn delays(config: &DriverConfig) -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(config.min_delay)
+        .with_max_delay(config.max_delay)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

@@ -1,0 +1,415 @@
+//! [`EtcdUpstream`]: an etcd v3 cluster as the hub's upstream, through etcd-client.
+//!
+//! Not here: when to try again and from where, see `driver`; calls that are passed through, see `forward`.
+//! Always holds: a call goes to one member, the preferred one; where that one fails, the next call goes to another.
+//! Watches and bulk reads have connections of their own, so that a large snapshot does not hold up events.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use etcd_client::{
+    Channel, Client, ConnectOptions, Error, GetOptions, WatchOptions, WatchRequestSender, WatchResponseStream,
+    proto::{PbEvent, PbKeyValue, PbResponseHeader},
+};
+use parking_lot::Mutex;
+
+use super::Endpoint;
+use crate::{
+    hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
+};
+
+/// Bytes that may be under way to the relay on one connection: enough for a burst of large values.
+const WINDOW: u32 = 8 << 20;
+
+/// How to reach the cluster.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// Client URLs of its members, tried in order.
+    pub endpoints: Vec<Endpoint>,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long an answer may take.
+    pub request_timeout: Duration,
+    /// Ping interval on idle and busy connections. etcd closes connections that ping more often than every 5 s.
+    pub keepalive_interval: Duration,
+    /// How long a ping may go unanswered.
+    pub keepalive_timeout: Duration,
+    /// Who the relay is, where etcd asks.
+    pub identity: Option<Identity>,
+    /// A key that the relay may read, for asking the current revision.
+    pub probe_key: Bytes,
+}
+
+/// A user of etcd.
+#[derive(Clone)]
+pub struct Identity {
+    /// Name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct EtcdUpstream {
+    config: EtcdConfig,
+    members: Vec<MemberLink>,
+    preferred: AtomicUsize,
+}
+
+/// The connections to one member.
+#[derive(Default)]
+struct MemberLink {
+    watch: Mutex<Option<Client>>,
+    bulk: Mutex<Option<Client>>,
+}
+
+impl std::fmt::Debug for MemberLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemberLink").finish_non_exhaustive()
+    }
+}
+
+/// Which connection a call takes.
+#[derive(Clone, Copy)]
+enum Lane {
+    Watch,
+    Bulk,
+}
+
+impl EtcdUpstream {
+    /// An upstream that connects when it is first asked.
+    #[must_use]
+    pub fn new(config: EtcdConfig) -> Arc<Self> {
+        let members = config.endpoints.iter().map(|_| MemberLink::default()).collect();
+        Arc::new(Self { config, members, preferred: AtomicUsize::new(0) })
+    }
+
+    /// Runs `call` against the preferred member. Where it fails in a way that another member may not, that one is preferred
+    /// from then on.
+    async fn call<T, F>(&self, lane: Lane, call: impl FnOnce(Client) -> F) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>>,
+    {
+        let member = self.preferred.load(Ordering::Relaxed) % self.members.len();
+        let attempt = async {
+            let client = self.client(member, lane).await?;
+            call(client).await
+        };
+        let patience = self.config.request_timeout;
+        let result = tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience)));
+        result.map_err(|error| self.failed(member, error))
+    }
+
+    /// Prefers another member than the one that failed, and names the one that failed.
+    fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
+        if matches!(error, UpstreamError::Compacted) {
+            return error;
+        }
+        let next = (member + 1) % self.members.len();
+        let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        match error {
+            UpstreamError::Unavailable(text) => {
+                UpstreamError::Unavailable(format!("{}: {text}", self.config.endpoints[member]))
+            }
+            error => error,
+        }
+    }
+
+    async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
+        let slot = match lane {
+            Lane::Watch => &self.members[member].watch,
+            Lane::Bulk => &self.members[member].bulk,
+        };
+        if let Some(client) = &*slot.lock() {
+            return Ok(client.clone());
+        }
+        let channel = tonic::transport::Endpoint::from_shared(self.config.endpoints[member].url())
+            .map_err(|error| UpstreamError::Unavailable(error.to_string()))?
+            .connect_timeout(self.config.connect_timeout)
+            .http2_keep_alive_interval(self.config.keepalive_interval)
+            .keep_alive_timeout(self.config.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .tcp_nodelay(true)
+            .connect_lazy();
+        let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        if let Some(identity) = &self.config.identity {
+            options = options.with_user(&identity.user, &identity.password);
+        }
+        let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|e| refused(&e))?;
+        *slot.lock() = Some(client.clone());
+        Ok(client)
+    }
+}
+
+#[async_trait]
+impl Upstream for EtcdUpstream {
+    async fn page(&self, range: &KeyRange, revision: Option<Revision>, limit: usize) -> Result<Page, UpstreamError> {
+        let (key, end) = range.to_wire();
+        let options =
+            GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(revision.map_or(0, Revision::get));
+        self.call(Lane::Bulk, async |client| {
+            let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
+            let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
+            let header = header(reply.header.as_ref())?;
+            Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more })
+        })
+        .await
+    }
+
+    async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        let (key, end) = request.range.to_wire();
+        let mut options = WatchOptions::new()
+            .with_range(end)
+            .with_start_revision(request.start_revision.get())
+            .with_progress_notify()
+            .with_fragment();
+        if request.prev_kv {
+            options = options.with_prev_key();
+        }
+        self.call(Lane::Watch, async |client| {
+            let status = client.maintenance_client().status().await.map_err(|error| refused(&error))?;
+            let trusts_progress = trusts_progress(status.version());
+            let mut watch = client.watch_client().max_decoding_message_size(usize::MAX);
+            let (sender, mut stream) = watch.watch(key, Some(options)).await.map_err(|error| refused(&error))?.split();
+            let created = stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
+            if !created.created {
+                return Err(UpstreamError::Protocol("the first response of a watch is not `created`".into()));
+            }
+            if created.canceled {
+                return Err(canceled(created.cancel_reason));
+            }
+            let created = header(created.header.as_ref())?;
+            Ok(Box::new(EtcdWatch { sender, stream, fragments: Vec::new(), trusts_progress, created }) as Box<_>)
+        })
+        .await
+    }
+
+    async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        let ask = async |revision: Option<Revision>| {
+            let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
+            self.call(Lane::Watch, async |client| {
+                let mut kv = client.kv_client();
+                let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
+                header(reply.header.as_ref())
+            })
+            .await
+        };
+        // Another member may answer where the preferred one does not.
+        let mut last = None;
+        for _ in 0..self.members.len() {
+            match ask(oldest).await {
+                Ok(header) => return Ok(Confirmed { header, compacted: false }),
+                Err(UpstreamError::Compacted) => {
+                    return ask(None).await.map(|header| Confirmed { header, compacted: true });
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| UpstreamError::Unavailable("no endpoint is configured".into())))
+    }
+}
+
+/// An open watch on an etcd member.
+struct EtcdWatch {
+    sender: WatchRequestSender,
+    stream: WatchResponseStream,
+    /// Events of a response that has not come to its end.
+    fragments: Vec<PbEvent>,
+    trusts_progress: bool,
+    created: Header,
+}
+
+#[async_trait]
+impl UpstreamWatch for EtcdWatch {
+    async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
+        loop {
+            let response = self.stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
+            if response.canceled {
+                return match response.compact_revision {
+                    0 => match canceled(response.cancel_reason) {
+                        UpstreamError::Protocol(reason) => Ok(WatchMessage::Canceled { reason }),
+                        error => Err(error),
+                    },
+                    revision => Ok(WatchMessage::Compacted { compact_revision: Revision::new(revision) }),
+                };
+            }
+            self.fragments.extend(response.events);
+            if response.fragment {
+                continue;
+            }
+            let header = header(response.header.as_ref())?;
+            let events = std::mem::take(&mut self.fragments);
+            if events.is_empty() {
+                return Ok(WatchMessage::Progress(header));
+            }
+            return Ok(WatchMessage::Events { header, revisions: revisions(events)? });
+        }
+    }
+
+    async fn request_progress(&mut self) -> Result<(), UpstreamError> {
+        self.sender.request_progress().await.map_err(|error| refused(&error))
+    }
+
+    fn trusts_progress(&self) -> bool {
+        self.trusts_progress
+    }
+
+    fn created(&self) -> Header {
+        self.created
+    }
+}
+
+/// Cuts a response into its revisions.
+fn revisions(events: Vec<PbEvent>) -> Result<Vec<Changes>, UpstreamError> {
+    let received = Instant::now();
+    let mut revisions: Vec<Changes> = Vec::new();
+    for event in events {
+        let kv = event.kv.map(fields).ok_or_else(|| UpstreamError::Protocol("an event without a key".into()))?;
+        let kind = match event.r#type {
+            0 => EventKind::Put,
+            1 => EventKind::Delete,
+            other => return Err(UpstreamError::Protocol(format!("an event of the unknown type {other}"))),
+        };
+        let revision = kv.mod_revision;
+        if revisions.last().is_none_or(|last| last.revision != revision) {
+            if let Some(last) = revisions.last().filter(|last| last.revision > revision) {
+                let text = format!("revision {revision} after revision {}", last.revision);
+                return Err(UpstreamError::Protocol(text));
+            }
+            revisions.push(Changes { revision, events: Vec::new(), prev: Vec::new(), received });
+        }
+        if let Some(changes) = revisions.last_mut() {
+            changes.events.push(EventFields { kind, kv });
+            changes.prev.push(event.prev_kv.map(fields));
+        }
+    }
+    Ok(revisions)
+}
+
+fn fields(kv: PbKeyValue) -> KeyValueFields {
+    KeyValueFields {
+        key: kv.key.into(),
+        value: kv.value.into(),
+        create_revision: Revision::new(kv.create_revision),
+        mod_revision: Revision::new(kv.mod_revision),
+        version: kv.version,
+        lease: kv.lease,
+    }
+}
+
+fn header(header: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
+    let header = header.ok_or_else(|| UpstreamError::Protocol("a response without a header".into()))?;
+    Ok(Header {
+        cluster_id: header.cluster_id,
+        member_id: header.member_id,
+        revision: Revision::new(header.revision),
+        raft_term: header.raft_term,
+    })
+}
+
+fn ended() -> UpstreamError {
+    UpstreamError::Unavailable("the watch stream ended".into())
+}
+
+/// A watch that the server ended. Reasons are etcd's texts.
+fn canceled(reason: String) -> UpstreamError {
+    if reason.contains("permission denied") || reason.contains("auth") || reason.contains("user name is empty") {
+        UpstreamError::Denied(reason)
+    } else if reason.contains("no leader") {
+        UpstreamError::NoLeader
+    } else {
+        UpstreamError::Protocol(reason)
+    }
+}
+
+/// Sorts etcd's errors by what can be done about them.
+fn refused(error: &Error) -> UpstreamError {
+    let Error::GRpcStatus(status) = error else { return UpstreamError::Unavailable(chain(error)) };
+    match status.code() {
+        tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
+        tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
+        tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
+        tonic::Code::InvalidArgument if status.message().contains("user name is empty") => {
+            UpstreamError::Denied(status.message().into())
+        }
+        _ => UpstreamError::Unavailable(chain(status)),
+    }
+}
+
+/// An error with its causes, without repeating one that says the same.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// etcd 3.4.31 and 3.5.13 mended progress that overtook events (issue 15220).
+fn trusts_progress(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut number = || numbers.next().unwrap_or(0);
+    match (number(), number(), number()) {
+        (3, 4, patch) => patch >= 31,
+        (3, 5, patch) => patch >= 13,
+        (major, minor, _) => (major, minor) > (3, 5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_believed_from_the_versions_that_mended_it() {
+        for version in ["3.4.31", "3.5.13", "3.5.16", "3.6.0-rc.1", "3.8.0-alpha.0", "4.0.0"] {
+            assert!(trusts_progress(version), "{version}");
+        }
+        for version in ["", "nonsense", "2.3.8", "3.3.27", "3.4.30", "3.5.0", "3.5.12"] {
+            assert!(!trusts_progress(version), "{version}");
+        }
+    }
+
+    fn event(key: &str, revision: i64) -> PbEvent {
+        let kv = PbKeyValue { key: key.into(), mod_revision: revision, ..PbKeyValue::default() };
+        PbEvent { kv: Some(kv), ..PbEvent::default() }
+    }
+
+    #[test]
+    fn a_response_is_cut_into_whole_revisions() {
+        let cut = revisions(vec![event("a", 5), event("b", 5), event("a", 7)]).expect("in order");
+        let shape: Vec<_> = cut.iter().map(|changes| (changes.revision.get(), changes.events.len())).collect();
+        assert_eq!(shape, [(5, 2), (7, 1)]);
+    }
+
+    #[test]
+    fn what_the_protocol_does_not_allow_is_refused() {
+        let falling = revisions(vec![event("a", 5), event("b", 4)]);
+        assert!(matches!(falling, Err(UpstreamError::Protocol(_))));
+        let unknown = revisions(vec![PbEvent { r#type: 7, ..event("a", 5) }]);
+        assert!(matches!(unknown, Err(UpstreamError::Protocol(_))));
+        assert!(matches!(revisions(vec![PbEvent::default()]), Err(UpstreamError::Protocol(_))));
+    }
+}

@@ -1,0 +1,43 @@
+//! Between the wire's messages and the crate's types.
+//!
+//! Not here: checks and meaning. Used by the other files of `store`.
+
+use bytes::Bytes;
+
+use crate::{
+    pb::{etcdserverpb::ResponseHeader, mvccpb},
+    types::{Header, KeyRange, KeyValueFields, Revision},
+};
+
+/// The keys that a request means; `None` where its range is empty, which for a read or a delete is no error.
+pub(super) fn range(key: &Bytes, range_end: &Bytes) -> Option<KeyRange> {
+    KeyRange::from_wire(key.clone(), range_end.clone()).ok()
+}
+
+/// A key-value, with or without its value.
+pub(super) fn key_value(kv: &KeyValueFields, with_value: bool) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key.clone(),
+        create_revision: kv.create_revision.get(),
+        mod_revision: kv.mod_revision.get(),
+        version: kv.version,
+        value: if with_value { kv.value.clone() } else { Bytes::new() },
+        lease: kv.lease,
+    }
+}
+
+/// The header of an answer within a transaction's, which has nothing but the revision.
+#[expect(clippy::unnecessary_wraps, reason = "a message field of a response is an Option")]
+pub(super) fn revision_header(revision: Revision) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision: revision.get(), ..ResponseHeader::default() })
+}
+
+/// A whole header.
+pub(super) fn header(header: Header) -> ResponseHeader {
+    ResponseHeader {
+        cluster_id: header.cluster_id,
+        member_id: header.member_id,
+        revision: header.revision.get(),
+        raft_term: header.raft_term,
+    }
+}

@@ -1,0 +1,10 @@
+//! What an operator sees: log lines, metrics, readiness.
+//!
+//! A leaf: any layer may use it, it uses none. Metrics are named in [`names`] and nowhere else.
+
+pub mod logging;
+pub mod names;
+mod ready;
+pub mod recorder;
+
+pub use ready::{Hold, ReadyBoard};

@@ -1,0 +1,411 @@
+//! All metrics of the relay: names, meaning, label values.
+//!
+//! Not here: the recorder. Everyone who counts uses these constants with the macros of `metrics`.
+//! Always holds: label values come from closed enums, never from keys, clients or addresses; [`describe`] starts every
+//! counter and gauge series at zero, so that a rate over it is right from the first scrape.
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+
+/// Watches that exist now, on all streams.
+pub const WATCHES: &str = "etcd_relay_watches";
+/// Watches that wait at their position until their connection drains.
+pub const WATCHES_PARKED: &str = "etcd_relay_watches_parked";
+/// Watches that read history or a gap fill to reach the live feed.
+pub const WATCHES_CATCHING_UP: &str = "etcd_relay_watches_catching_up";
+/// Watches created since the start.
+pub const WATCHES_CREATED: &str = "etcd_relay_watches_created_total";
+/// Watches that ended, by [`CancelReason`].
+pub const WATCHES_CANCELED: &str = "etcd_relay_watches_canceled_total";
+/// Creates that were answered with a refusal, by [`Refusal`].
+pub const WATCHES_REFUSED: &str = "etcd_relay_watches_refused_total";
+/// Watch streams that are open now.
+pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
+/// Connections that are open now, by [`Port`].
+pub const CONNECTIONS: &str = "etcd_relay_connections";
+/// Connections accepted since the start, by [`Port`].
+pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
+/// Connections that were closed unserved, by [`Port`] and [`Turned`].
+pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
+/// Failures of `accept` that are not the peer's, by [`Port`].
+pub const ACCEPT_ERRORS: &str = "etcd_relay_accept_errors_total";
+/// Feeds, by [`FeedState`].
+pub const FEEDS: &str = "etcd_relay_feeds";
+/// Events received from upstream on feeds.
+pub const UPSTREAM_EVENTS: &str = "etcd_relay_upstream_events_total";
+/// Revisions received from upstream on feeds.
+pub const UPSTREAM_REVISIONS: &str = "etcd_relay_upstream_revisions_total";
+/// Broken upstream watches of feeds, by [`ReconnectReason`].
+pub const UPSTREAM_RECONNECTS: &str = "etcd_relay_upstream_reconnects_total";
+/// New snapshots of running feeds, by [`ResyncReason`].
+pub const UPSTREAM_RESYNCS: &str = "etcd_relay_upstream_resyncs_total";
+/// Attempts to connect upstream for forwarded calls, by [`Connect`].
+pub const UPSTREAM_CONNECTS: &str = "etcd_relay_upstream_connects_total";
+/// Events written to subscribers.
+pub const EVENTS_DELIVERED: &str = "etcd_relay_events_delivered_total";
+/// Watch responses written to subscribers.
+pub const RESPONSES_DELIVERED: &str = "etcd_relay_responses_delivered_total";
+/// Bytes of watch responses written to subscribers.
+pub const BYTES_DELIVERED: &str = "etcd_relay_bytes_delivered_total";
+/// From the receipt of a revision to its hand-over to a subscriber's connection.
+pub const DELIVERY_LAG_SECONDS: &str = "etcd_relay_delivery_lag_seconds";
+/// Revisions in the histories of all feeds.
+pub const HISTORY_ENTRIES: &str = "etcd_relay_history_entries";
+/// Bytes that the histories of all feeds keep.
+pub const HISTORY_BYTES: &str = "etcd_relay_history_bytes";
+/// The highest of the feeds' oldest revisions: from here on, every feed answers from memory.
+pub const HISTORY_OLDEST_REVISION: &str = "etcd_relay_history_oldest_revision";
+/// The highest revision that any feed has.
+pub const HISTORY_NEWEST_REVISION: &str = "etcd_relay_history_newest_revision";
+/// Keys in the snapshots of all feeds.
+pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
+/// Temporary upstream watches that fill a gap behind the history, running now.
+pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
+/// `Range` calls, by [`Read`].
+pub const READS: &str = "etcd_relay_reads_total";
+/// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
+pub const FORWARDED: &str = "etcd_relay_forwarded_total";
+/// Forwarded calls that are running now.
+pub const FORWARDS: &str = "etcd_relay_forwards";
+/// 1 while `/ready` says so.
+pub const READY: &str = "etcd_relay_ready";
+/// Always 1; the label `version` is the relay's.
+pub const BUILD_INFO: &str = "etcd_relay_build_info";
+
+/// Buckets of [`DELIVERY_LAG_SECONDS`]: 50 µs (a push on an idle machine) to 30 s (a client that is as good as gone).
+pub const LAG_BUCKETS: [f64; 15] = [
+    0.000_05, // 50 µs
+    0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
+    0.002_5, 0.005, 0.01, // 10 ms: etcd's documentation speaks of this delay
+    0.025, 0.05, 0.1, // 100 ms
+    0.5, 1.0, 5.0, 30.0, // 30 s
+];
+
+/// A closed set of label values.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident as $label:literal { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// The label's name.
+            pub const LABEL: &'static str = $label;
+            /// All values.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The label's value.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value,)+
+                }
+            }
+        }
+    };
+}
+
+labels! {
+    /// Which of the relay's ports.
+    Port as "port" {
+        /// etcd's v3 API, as on a member's client port.
+        Grpc = "grpc",
+        /// Metrics, health, views.
+        Http = "http",
+        /// The additional port for metrics alone.
+        Metrics = "metrics",
+    }
+}
+
+impl Port {
+    /// What is spoken on it, for the log.
+    #[must_use]
+    pub const fn protocol(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http | Self::Metrics => "http",
+        }
+    }
+}
+
+labels! {
+    /// Why a connection was closed unserved.
+    Turned as "reason" {
+        /// The port has its largest number of connections.
+        Limit = "limit",
+        /// It sent nothing in time.
+        Silent = "silent",
+    }
+}
+labels! {
+    /// What a feed does.
+    FeedState as "state" {
+        /// It reads its first snapshot.
+        Starting = "starting",
+        /// It follows upstream.
+        Live = "live",
+        /// It lost upstream and goes on from the next revision.
+        Resuming = "resuming",
+        /// It reads a new snapshot, since the next revision is gone upstream.
+        Resyncing = "resyncing",
+    }
+}
+labels! {
+    /// Why a feed's upstream watch broke.
+    ReconnectReason as "reason" {
+        /// The connection failed or none could be made.
+        Unavailable = "unavailable",
+        /// The member has no leader.
+        NoLeader = "no_leader",
+        /// The member is behind what the feed has seen.
+        Behind = "behind",
+        /// The server canceled the watch.
+        Canceled = "canceled",
+        /// The server broke the protocol.
+        Protocol = "protocol",
+        /// The server stopped answering.
+        Timeout = "timeout",
+        /// The relay's own identity was refused.
+        Denied = "denied",
+    }
+}
+labels! {
+    /// Why a feed read a new snapshot.
+    ResyncReason as "reason" {
+        /// The next revision was compacted while the feed was away.
+        Compacted = "compacted",
+        /// The cluster has another id.
+        ClusterReplaced = "cluster_replaced",
+        /// The cluster's revision fell: restored from a backup.
+        RevisionFell = "revision_fell",
+    }
+}
+labels! {
+    /// Why a watch ended.
+    CancelReason as "reason" {
+        /// The client canceled it or its stream ended.
+        Client = "client",
+        /// Its next revision is gone.
+        Compacted = "compacted",
+        /// The cluster was replaced or restored.
+        Replaced = "replaced",
+        /// The client may no longer read the range.
+        Denied = "denied",
+        /// Upstream canceled what it needs.
+        Upstream = "upstream",
+        /// The relay stops.
+        Shutdown = "shutdown",
+    }
+}
+labels! {
+    /// Why a create was refused.
+    Refusal as "reason" {
+        /// The watch id is in use on the stream.
+        DuplicateId = "duplicate_id",
+        /// The range is empty.
+        EmptyRange = "empty_range",
+        /// The start revision is negative.
+        NegativeStart = "negative_start",
+        /// The client may not read the range, or is not known.
+        Denied = "denied",
+        /// The stream or the relay has its largest number.
+        Limit = "limit",
+        /// The range is outside every feed and on-demand feeds are off.
+        OutsideFeeds = "outside_feeds",
+    }
+}
+labels! {
+    /// How a `Range` was answered.
+    Read as "outcome" {
+        /// From the snapshot, as the client asked for no more.
+        Snapshot = "snapshot",
+        /// From the snapshot, after upstream confirmed its revision.
+        Confirmed = "confirmed",
+        /// From the window of past revisions.
+        History = "history",
+        /// With an error that the relay knew without asking.
+        Refused = "refused",
+        /// By upstream: outside every feed.
+        ForwardedOutside = "forwarded_outside",
+        /// By upstream: the feed was not ready or not up to date in time.
+        ForwardedLate = "forwarded_late",
+        /// By upstream: its progress cannot be trusted.
+        ForwardedUntrusted = "forwarded_untrusted",
+        /// By upstream: the relay does not answer this form from memory.
+        ForwardedOther = "forwarded_other",
+    }
+}
+labels! {
+    /// Whether a connection was made.
+    Connect as "outcome" {
+        /// Yes.
+        Ok = "ok",
+        /// No.
+        Error = "error",
+    }
+}
+labels! {
+    /// Which of etcd's services a call is for.
+    Service as "service" {
+        /// `etcdserverpb.KV`
+        Kv = "kv",
+        /// `etcdserverpb.Watch`
+        Watch = "watch",
+        /// `etcdserverpb.Lease`
+        Lease = "lease",
+        /// `etcdserverpb.Cluster`
+        Cluster = "cluster",
+        /// `etcdserverpb.Maintenance`
+        Maintenance = "maintenance",
+        /// `etcdserverpb.Auth`
+        Auth = "auth",
+        /// `v3lockpb.Lock`
+        Lock = "lock",
+        /// `v3electionpb.Election`
+        Election = "election",
+        /// Any other.
+        Other = "other",
+    }
+}
+labels! {
+    /// How a forwarded call ended.
+    Outcome as "outcome" {
+        /// Upstream answered with success.
+        Ok = "ok",
+        /// Upstream answered with an error.
+        Error = "error",
+        /// Upstream could not be reached, or the connection broke.
+        Unavailable = "unavailable",
+        /// The client went away.
+        Canceled = "canceled",
+        /// The relay ended it because it stops.
+        Shutdown = "shutdown",
+    }
+}
+
+/// Describes all metrics and starts their series at zero. Called once, when the recorder is installed.
+pub fn describe() {
+    for (name, meaning) in GAUGES {
+        describe_gauge!(*name, *meaning);
+    }
+    for (name, meaning) in COUNTERS {
+        describe_counter!(*name, *meaning);
+    }
+    describe_histogram!(
+        DELIVERY_LAG_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds from the receipt of a revision to its hand-over to a subscriber's connection"
+    );
+    for name in [
+        WATCHES,
+        WATCHES_PARKED,
+        WATCHES_CATCHING_UP,
+        WATCH_STREAMS,
+        HISTORY_ENTRIES,
+        HISTORY_BYTES,
+        HISTORY_OLDEST_REVISION,
+        HISTORY_NEWEST_REVISION,
+        SNAPSHOT_KEYS,
+        GAP_FILLS,
+        FORWARDS,
+        READY,
+    ] {
+        gauge!(name).set(0.0);
+    }
+    for name in
+        [WATCHES_CREATED, UPSTREAM_EVENTS, UPSTREAM_REVISIONS, EVENTS_DELIVERED, RESPONSES_DELIVERED, BYTES_DELIVERED]
+    {
+        counter!(name).absolute(0);
+    }
+    macro_rules! zero {
+        ($($name:ident by $label:ident),+ $(,)?) => {
+            $(for value in $label::ALL {
+                counter!($name, $label::LABEL => value.as_str()).absolute(0);
+            })+
+        };
+    }
+    zero!(
+        WATCHES_CANCELED by CancelReason,
+        WATCHES_REFUSED by Refusal,
+        CONNECTIONS_ACCEPTED by Port,
+        ACCEPT_ERRORS by Port,
+        UPSTREAM_RECONNECTS by ReconnectReason,
+        UPSTREAM_RESYNCS by ResyncReason,
+        UPSTREAM_CONNECTS by Connect,
+        READS by Read,
+    );
+    for port in Port::ALL {
+        gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
+        for reason in Turned::ALL {
+            counter!(CONNECTIONS_TURNED_AWAY, Port::LABEL => port.as_str(), Turned::LABEL => reason.as_str())
+                .absolute(0);
+        }
+    }
+    for state in FeedState::ALL {
+        gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
+    }
+    for service in Service::ALL {
+        for outcome in Outcome::ALL {
+            counter!(FORWARDED, Service::LABEL => service.as_str(), Outcome::LABEL => outcome.as_str()).absolute(0);
+        }
+    }
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Every gauge with its meaning.
+pub const GAUGES: &[(&str, &str)] = &[
+    (WATCHES, "Watches that exist now"),
+    (WATCHES_PARKED, "Watches that wait until their connection drains"),
+    (WATCHES_CATCHING_UP, "Watches that read history or a gap fill to reach the live feed"),
+    (WATCH_STREAMS, "Watch streams that are open now"),
+    (CONNECTIONS, "Connections that are open now"),
+    (FEEDS, "Feeds by state"),
+    (HISTORY_ENTRIES, "Revisions in the histories of all feeds"),
+    (HISTORY_BYTES, "Bytes that the histories of all feeds keep"),
+    (HISTORY_OLDEST_REVISION, "Highest of the feeds' oldest revisions in memory"),
+    (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
+    (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
+    (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
+    (FORWARDS, "Forwarded calls that are running now"),
+    (READY, "1 while the relay is ready"),
+    (BUILD_INFO, "Always 1; the label is the relay's version"),
+];
+
+/// Every counter with its meaning.
+pub const COUNTERS: &[(&str, &str)] = &[
+    (WATCHES_CREATED, "Watches created"),
+    (WATCHES_CANCELED, "Watches that ended, by reason"),
+    (WATCHES_REFUSED, "Watch creates that were refused, by reason"),
+    (CONNECTIONS_ACCEPTED, "Connections accepted"),
+    (CONNECTIONS_TURNED_AWAY, "Connections that were closed unserved, by reason"),
+    (ACCEPT_ERRORS, "Failures of accept that are not the peer's, such as too many open files"),
+    (UPSTREAM_EVENTS, "Events received from upstream on feeds"),
+    (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),
+    (UPSTREAM_RECONNECTS, "Broken upstream watches of feeds, by reason"),
+    (UPSTREAM_RESYNCS, "New snapshots of running feeds, by reason"),
+    (UPSTREAM_CONNECTS, "Attempts to connect upstream for forwarded calls"),
+    (EVENTS_DELIVERED, "Events written to subscribers"),
+    (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
+    (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
+    (READS, "Range calls by how they were answered"),
+    (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_at_zero_with_a_help_text() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, describe);
+        let text = handle.render();
+        for (name, meaning) in GAUGES.iter().chain(COUNTERS) {
+            assert!(text.contains(&format!("# HELP {name} {meaning}")), "{name} has no help text");
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name} has no series");
+        }
+        assert!(text.contains(r#"etcd_relay_forwarded_total{service="lease",outcome="canceled"} 0"#), "{text}");
+    }
+}
