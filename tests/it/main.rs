@@ -6,4 +6,6 @@
 
 mod conformance;
 mod conversation;
+mod etcdctl;
+mod faults;
 mod support;
