@@ -46,8 +46,6 @@ pub struct Limits {
     pub outbox: OutboxLimits,
     /// Whether feeds are opened on demand, and how many there may be at once.
     pub on_demand: Option<usize>,
-    /// After how long without use a feed on demand ends.
-    pub on_demand_idle: Duration,
     /// Most fills at work at once; more wait. Each is a watch on etcd.
     pub fills: usize,
     /// How long one ask for the current revision may take.

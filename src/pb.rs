@@ -9,6 +9,7 @@
     rustdoc::all,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
 

@@ -4,6 +4,7 @@
 //! Always holds: all ports are bound, and their addresses known, before anything is served.
 
 mod config;
+mod core;
 
 use std::{
     net::SocketAddr,
@@ -20,7 +21,7 @@ pub use self::config::{Config, Credentials, Etcd, Feeds, OnDemand, Upstream, Wat
 use crate::{
     front::{
         Inspect,
-        grpc::{self, GrpcPort, NoLocal},
+        grpc::{self, GrpcPort},
         http::{
             admin::{Admin, HttpPort},
             member,
@@ -28,7 +29,7 @@ use crate::{
         listen::{BindError, Bound, ConnectionId, Connections, Stop},
     },
     shutdown::{Drained, Phases, Shutdown},
-    source::{forward::Forward, probe::Probe},
+    source::{EtcdConfig, EtcdUpstream, forward::Forward, probe::Probe},
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::MemberVersion,
 };
@@ -97,8 +98,17 @@ impl Relay {
         let process: Arc<dyn Inspect> =
             Arc::new(Process { ready: ready.clone(), version: probe.version(), metrics: metrics.clone() });
 
-        // Seam: what answers Watch and Range from memory takes the place of `NoLocal`; feeds take `phases.upstream`.
-        let local = NoLocal;
+        let upstream = EtcdUpstream::new(EtcdConfig {
+            endpoints: etcd.endpoints.clone(),
+            connect_timeout: etcd.connect_timeout,
+            request_timeout: etcd.request_timeout,
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(5),
+            identity: None,
+            probe_key: bytes::Bytes::from_static(&[0]),
+        });
+        let core = core::wire(&config, upstream, etcd.request_timeout, forward.clone().boxed(), &phases, &ready);
+        let local = core.api;
 
         let (health, keep_health) = grpc::health(ready.clone());
         let grpc_addr = grpc.addr();

@@ -31,11 +31,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::state::State;
 pub use self::{
     error::StoreError,
     service::{ETCD_API_VERSION, ForwardService},
 };
-use self::state::State;
 use crate::{
     pb::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
@@ -243,7 +243,11 @@ impl Store {
             // Between the two locks the lease may have been revoked or, its id chosen by a client, granted anew.
             let now = Instant::now();
             let ended = self.change(|state| {
-                if state.leases.get(id).is_some_and(|lease| lease.is_over(now)) { state.revoke(id).map(|_| ()) } else { Ok(()) }
+                if state.leases.get(id).is_some_and(|lease| lease.is_over(now)) {
+                    state.revoke(id).map(|_| ())
+                } else {
+                    Ok(())
+                }
             });
             match ended {
                 Ok(()) => tracing::debug!(lease.id = id, "Lease ended"),
@@ -273,12 +277,7 @@ impl Store {
     }
 
     fn header_at(&self, revision: Revision) -> Header {
-        Header {
-            cluster_id: self.shared.cluster_id,
-            member_id: self.shared.member_id,
-            revision,
-            raft_term: RAFT_TERM,
-        }
+        Header { cluster_id: self.shared.cluster_id, member_id: self.shared.member_id, revision, raft_term: RAFT_TERM }
     }
 }
 

@@ -7,10 +7,19 @@
 //! | any other with content type `application/grpc…` | forwarded to etcd |
 //! | all else | `front::http::member` |
 
+mod etcd;
+mod pieces;
+mod range;
+mod responses;
 mod service;
 mod services;
+mod watch;
+mod watch_body;
 
 pub use self::{
+    etcd::{EtcdApi, EtcdBody, Streams},
+    pieces::Pieces,
     service::{GrpcPort, GrpcService, Local, NoLocal, is_grpc},
     services::{health, reflection},
+    watch_body::WatchBody,
 };

@@ -114,7 +114,7 @@ pub struct Subscribe {
 /// Why a subscription was not made.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SubscribeError {
-    /// The feed ended, or is not ready: look for one again.
+    /// The feed ended, or has no snapshot: look for one again.
     #[error("the feed is not serving")]
     NotServing,
     /// The stream has a watch with this id.
@@ -236,6 +236,18 @@ impl Feed {
         matches!(self.state(), FeedState::Live | FeedState::Resuming)
     }
 
+    /// The state, and its changes to come.
+    #[must_use]
+    pub fn watch_state(&self) -> watch::Receiver<FeedState> {
+        self.state.subscribe()
+    }
+
+    /// What upstream's last error was, if there ever was one.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
     /// Waits until the feed serves. Cancel safe.
     ///
     /// # Errors
@@ -253,14 +265,16 @@ impl Feed {
     /// Waits until every event up to `revision` has been published, asking upstream for progress. Cancel safe.
     ///
     /// # Errors
-    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] at once where the feed is not live or upstream's
-    /// progress cannot be believed, since then the wait might never end.
+    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] at once where the feed has ended or upstream's progress
+    /// cannot be believed, since then the wait might never end.
     pub async fn wait_for(&self, revision: Revision, patience: Duration) -> Result<(), WaitError> {
         if self.revision() >= revision {
             return Ok(());
         }
-        if self.state() != FeedState::Live || !self.trusts_progress.load(Ordering::Relaxed) {
-            return Err(WaitError::Unknown);
+        match self.state() {
+            FeedState::Closed => return Err(WaitError::Unknown),
+            FeedState::Live if !self.trusts_progress.load(Ordering::Relaxed) => return Err(WaitError::Unknown),
+            _ => {}
         }
         let mut reached = self.revision.subscribe();
         self.waiting.fetch_add(1, Ordering::Relaxed);

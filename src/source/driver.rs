@@ -239,8 +239,11 @@ impl Driving {
 
     async fn read(&mut self, upstream: &mut dyn UpstreamWatch) -> Ended {
         let trusts_progress = upstream.trusts_progress();
-        // When progress was last asked for without an answer yet.
-        let mut asked: Option<Instant> = None;
+        if trusts_progress && let Err(error) = upstream.request_progress().await {
+            return Ended::Failed(error);
+        }
+        // When progress was last asked for without an answer yet: at the start, since a feed may stand far behind others.
+        let mut asked = trusts_progress.then(Instant::now);
         let mut idle =
             tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
         idle.set_missed_tick_behavior(MissedTickBehavior::Delay);

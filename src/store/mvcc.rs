@@ -127,9 +127,7 @@ impl Mvcc {
 
     /// The keys of a range as they were at a revision that is still kept, in key order.
     pub(super) fn scan(&self, range: &KeyRange, revision: Revision) -> impl Iterator<Item = &KeyValueFields> {
-        self.keys
-            .range::<[u8], _>(bounds(range))
-            .filter_map(move |(_, versions)| version_at(versions, revision))
+        self.keys.range::<[u8], _>(bounds(range)).filter_map(move |(_, versions)| version_at(versions, revision))
     }
 
     /// Creates or changes a key.

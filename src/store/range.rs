@@ -61,12 +61,8 @@ fn sorting(request: &RangeRequest) -> Result<(SortOrder, SortTarget), StoreError
 }
 
 fn has_filters(request: &RangeRequest) -> bool {
-    [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ] != [0; 4]
+    [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision]
+        != [0; 4]
 }
 
 fn passes(request: &RangeRequest, kv: &KeyValueFields) -> bool {

@@ -78,7 +78,11 @@ impl State {
         Ok(CompactionResponse { header: convert::revision_header(self.mvcc.current()) })
     }
 
-    pub(super) fn grant(&mut self, request: &LeaseGrantRequest, now: Instant) -> Result<LeaseGrantResponse, StoreError> {
+    pub(super) fn grant(
+        &mut self,
+        request: &LeaseGrantRequest,
+        now: Instant,
+    ) -> Result<LeaseGrantResponse, StoreError> {
         let (id, ttl) = self.leases.grant(request.id, request.ttl, now)?;
         let header = convert::revision_header(self.mvcc.current());
         Ok(LeaseGrantResponse { header, id, ttl, error: String::new() })

@@ -11,9 +11,7 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError, mvcc::Mvcc};
 use crate::{
-    hub::upstream::{
-        Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
-    },
+    hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
 

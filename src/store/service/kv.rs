@@ -20,7 +20,10 @@ impl Kv for Store {
         Ok(Response::new(self.put(request.get_ref())?))
     }
 
-    async fn delete_range(&self, request: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
         Ok(Response::new(self.delete_range(request.get_ref())?))
     }
 

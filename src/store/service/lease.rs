@@ -18,7 +18,10 @@ impl Lease for Store {
         Ok(Response::new(self.lease_grant(request.get_ref())?))
     }
 
-    async fn lease_revoke(&self, request: Request<LeaseRevokeRequest>) -> Result<Response<LeaseRevokeResponse>, Status> {
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
         Ok(Response::new(self.lease_revoke(request.get_ref())?))
     }
 

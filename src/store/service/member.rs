@@ -41,7 +41,9 @@ impl Maintenance for Store {
 
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         if request.get_ref().action == AlarmAction::Activate as i32 {
-            return Err(Status::unimplemented("etcd-relay: the embedded store does not serve Maintenance.Alarm to raise an alarm"));
+            return Err(Status::unimplemented(
+                "etcd-relay: the embedded store does not serve Maintenance.Alarm to raise an alarm",
+            ));
         }
         Ok(Response::new(AlarmResponse { header: Some(convert::header(self.header())), alarms: Vec::new() }))
     }

@@ -1,0 +1,32 @@
+# The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build tools
+
+# What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
+ARGS ?=
+
+help: ## List these commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-6s %s\n' "$$name" "$$what"; done
+
+demo: tools ## Run the relay on a small store of its own, with things to try (ARGS=… goes to etcd-relay demo)
+	@command -v etcdctl >/dev/null \
+		|| { etcd=$$(scripts/etcd) && echo "For an etcdctl to try it with: export PATH=$$etcd:\$$PATH"; } \
+		|| echo "There is no etcdctl to try it with; curl will do."
+	cargo run --locked --release -- demo $(ARGS)
+
+test: tools ## Run all tests, against a real etcd too (ARGS=… goes to cargo test)
+	@etcd=$$(scripts/etcd) && \
+		echo "etcd of the tests: $$etcd" && \
+		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
+		cargo test --locked --no-fail-fast $(ARGS)
+
+check: ## All that CI does: formatting, lints, documentation, licences, tests
+	.ci/run
+
+build: tools ## Build the program: target/release/etcd-relay
+	cargo build --locked --release
+
+tools:
+	@scripts/rust
+	@scripts/protoc --bring

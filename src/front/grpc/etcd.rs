@@ -1,0 +1,230 @@
+//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory, `Watch.Watch` and `KV.Range`.
+//!
+//! Not here: how; see `watch`, `watch_body` and `range`. All other calls are forwarded by the port.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use metrics::counter;
+use serde_json::{Map, Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, Streaming, body::Body, codec::Codec as _};
+use tonic_prost::ProstCodec;
+use tower::ServiceExt as _;
+
+use super::{
+    GrpcService, Local,
+    pieces::Pieces,
+    range::{self, Answer},
+    watch::Requests,
+    watch_body::{WatchBody, trailers},
+};
+use crate::{
+    front::{body::BoxError, listen::ConnectionId},
+    hub::{Hub, Outbox, OutboxStats},
+    pb::etcdserverpb::WatchRequest,
+    telemetry::names::{self, Read},
+};
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const RANGE: &str = "/etcdserverpb.KV/Range";
+/// etcd's own limit on requests: its --max-request-bytes and 512 KiB more.
+const MAX_REQUEST: usize = (1536 << 10) + (512 << 10);
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// See the module. Cloned for each request.
+#[derive(Clone, Debug)]
+pub struct EtcdApi {
+    hub: Arc<Hub>,
+    forward: GrpcService,
+    streams: Streams,
+    progress_interval: Duration,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl EtcdApi {
+    /// Answers from `hub`; what it cannot answer goes to `forward`. Watches that ask for it are told their progress every
+    /// `progress_interval`. Streams end when `stop` is done; `tasks` are then done soon.
+    #[must_use]
+    pub fn new(
+        hub: Arc<Hub>,
+        forward: GrpcService,
+        streams: Streams,
+        progress_interval: Duration,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { hub, forward, streams, progress_interval, tasks, stop }
+    }
+
+    fn watch(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+        if let Some(encoding) = request.headers().get("grpc-encoding").filter(|encoding| *encoding != "identity") {
+            let text =
+                format!("etcd-relay: watch requests compressed with {encoding:?} are not supported; send them plain");
+            return refuse(&Status::unimplemented(text));
+        }
+        let outbox = Outbox::new(self.hub.limits().outbox);
+        let listed =
+            request.extensions().get::<ConnectionId>().map(|connection| self.streams.list(*connection, &outbox));
+        let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
+        let decoder = ProstCodec::<WatchRequest, WatchRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
+        let body = WatchBody::new(outbox.clone(), self.hub.header().clone(), listed);
+        let requests = Requests {
+            hub: self.hub.clone(),
+            outbox,
+            requests,
+            requires_leader,
+            progress_interval: self.progress_interval,
+            stop: self.stop.clone(),
+        };
+        self.tasks.spawn(requests.run());
+        grpc_response(EtcdBody::Watch(body))
+    }
+
+    async fn range(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+        let (parts, body) = request.into_parts();
+        let body = match Limited::new(body, MAX_REQUEST).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return refuse(&unreadable(&*error)),
+        };
+        let (message, how) = match range::answer(&self.hub, &body).await {
+            Answer::Local(message, how) => (Some(message), how),
+            Answer::Forward(how) => (None, how),
+        };
+        counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
+        match message {
+            Some(message) => grpc_response(EtcdBody::Reply(Some(message), Some(trailers(&Status::ok(""))))),
+            None => {
+                let request = Request::from_parts(parts, Body::new(Full::new(body)));
+                let Ok(response) = self.forward.clone().oneshot(request).await;
+                response.map(EtcdBody::Forwarded)
+            }
+        }
+    }
+}
+
+impl Local for EtcdApi {
+    type Body = EtcdBody;
+
+    fn answers(&self, path: &str) -> bool {
+        path == WATCH || path == RANGE
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+        if request.uri().path() == WATCH { self.watch(request) } else { self.range(request).await }
+    }
+}
+
+/// What the relay's own calls answer with.
+#[derive(Debug)]
+pub enum EtcdBody {
+    /// A watch stream.
+    Watch(WatchBody),
+    /// One message, then the trailers.
+    Reply(Option<Pieces>, Option<HeaderMap>),
+    /// Upstream's answer.
+    Forwarded(Body),
+}
+
+impl http_body::Body for EtcdBody {
+    type Data = Pieces;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, BoxError>>> {
+        match self.get_mut() {
+            Self::Watch(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Reply(message, trailers) => {
+                let data = message.take().map(Frame::data);
+                Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
+            }
+            Self::Forwarded(body) => {
+                Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Pieces::from)).map_err(Into::into)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Watch(body) => body.is_end_stream(),
+            Self::Reply(message, trailers) => message.is_none() && trailers.is_none(),
+            Self::Forwarded(body) => body.is_end_stream(),
+        }
+    }
+}
+
+/// The open watch streams of each connection.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    open: Arc<DashMap<ConnectionId, Vec<Arc<Outbox>>>>,
+}
+
+/// A stream is listed exactly while this lives.
+#[derive(Debug)]
+pub(super) struct Listed {
+    streams: Streams,
+    connection: ConnectionId,
+    outbox: Arc<Outbox>,
+}
+
+impl Streams {
+    fn list(&self, connection: ConnectionId, outbox: &Arc<Outbox>) -> Listed {
+        self.open.entry(connection).or_default().push(outbox.clone());
+        Listed { streams: self.clone(), connection, outbox: outbox.clone() }
+    }
+
+    /// For `/debug/state`: each watch stream of a connection, with its watches and how far they are behind.
+    #[must_use]
+    pub fn describe(&self, connection: ConnectionId) -> Map<String, Value> {
+        let streams: Vec<OutboxStats> = match self.open.get(&connection) {
+            Some(outboxes) => outboxes.iter().map(|outbox| outbox.stats()).collect(),
+            None => Vec::new(),
+        };
+        let mut map = Map::new();
+        map.insert("watches".into(), json!(streams.iter().map(|stream| stream.watches).sum::<usize>()));
+        map.insert("watch_streams".into(), json!(streams));
+        map
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let Some(mut outboxes) = self.streams.open.get_mut(&self.connection) else { return };
+        outboxes.retain(|outbox| !Arc::ptr_eq(outbox, &self.outbox));
+        let empty = outboxes.is_empty();
+        drop(outboxes);
+        if empty {
+            self.streams.open.remove_if(&self.connection, |_, outboxes| outboxes.is_empty());
+        }
+    }
+}
+
+fn grpc_response(body: EtcdBody) -> Response<EtcdBody> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    response
+}
+
+/// An error as a response without a message.
+fn refuse(status: &Status) -> Response<EtcdBody> {
+    let mut response = grpc_response(EtcdBody::Reply(None, None));
+    response.headers_mut().extend(trailers(status));
+    response
+}
+
+fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Status {
+    if error.is::<http_body_util::LengthLimitError>() {
+        return Status::resource_exhausted(format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes"));
+    }
+    Status::unavailable(format!("etcd-relay: the request broke off: {error}"))
+}

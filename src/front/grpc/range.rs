@@ -1,0 +1,144 @@
+//! etcd's `KV.Range`, answered from a feed's snapshot and history where they cover it, and forwarded where not.
+//!
+//! A linearizable read asks etcd for its current revision, once for all readers that wait, and waits until the feed has it.
+//! Whatever the relay cannot answer exactly as etcd would, errors included, is forwarded as it came, so that etcd answers.
+//! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{BufMut as _, Bytes};
+use prost::Message as _;
+
+use super::pieces::{Pieces, Writer, put_header, put_int};
+use crate::{
+    hub::{Feed, Hub, RangeQuery, RangeReply, SortOrder, SortTarget},
+    pb::etcdserverpb::{RangeRequest, range_request},
+    telemetry::names::Read,
+    types::{KeyRange, KeyValue, Revision},
+};
+
+/// How long a linearizable read waits for its feed before it is forwarded.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A gRPC message begins with a flag and its length.
+const PREFIX: usize = 5;
+
+/// How a read was decided.
+pub(super) enum Answer {
+    /// From memory: the gRPC message to send.
+    Local(Pieces, Read),
+    /// By upstream, for this reason.
+    Forward(Read),
+}
+
+/// Answers the one message of `body`, if the relay can.
+pub(super) async fn answer(hub: &Arc<Hub>, body: &Bytes) -> Answer {
+    // What cannot be parsed is for etcd to refuse, in its own words.
+    let Some(request) = parse(body) else { return Answer::Forward(Read::ForwardedOther) };
+    let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
+    let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
+    feed.touch();
+    let mut how = Read::Snapshot;
+    if !request.serializable {
+        match reach_current(hub, &feed, query.revision).await {
+            Ok(()) => how = Read::Confirmed,
+            Err(why) => return Answer::Forward(why),
+        }
+    }
+    // Checked last: a feed that starts again has nothing to answer with.
+    if !feed.is_serving() {
+        return Answer::Forward(Read::ForwardedLate);
+    }
+    match query.read(&feed) {
+        Ok(reply) => {
+            if query.revision > Revision::ZERO && query.revision < reply.revision {
+                how = Read::History;
+            }
+            Answer::Local(message(hub, &query, &reply), how)
+        }
+        Err(_) => Answer::Forward(Read::ForwardedOther),
+    }
+}
+
+/// Waits until the feed has the revision that is current now. A past revision must not be compacted at etcd.
+async fn reach_current(hub: &Hub, feed: &Feed, past: Revision) -> Result<(), Read> {
+    let past = (past > Revision::ZERO).then_some(past);
+    let confirmed = hub.confirmer().confirm(past).await.map_err(|_| Read::ForwardedLate)?;
+    if confirmed.compacted {
+        return Err(Read::ForwardedOther);
+    }
+    feed.wait_for(confirmed.header.revision, PATIENCE).await.map_err(|error| match error {
+        crate::hub::WaitError::Timeout => Read::ForwardedLate,
+        crate::hub::WaitError::Unknown => Read::ForwardedUntrusted,
+    })
+}
+
+/// The request, where the body is one uncompressed gRPC message.
+fn parse(body: &Bytes) -> Option<RangeRequest> {
+    let (prefix, message) = body.split_at_checked(PREFIX)?;
+    let len = u32::from_be_bytes(prefix[1..].try_into().ok()?) as usize;
+    if prefix[0] != 0 || len != message.len() {
+        return None;
+    }
+    RangeRequest::decode(body.slice(PREFIX..)).ok()
+}
+
+/// The query, where etcd would not refuse the request.
+fn query(request: &RangeRequest) -> Option<RangeQuery> {
+    if request.key.is_empty() {
+        return None;
+    }
+    let sort_order = match range_request::SortOrder::try_from(request.sort_order).ok()? {
+        range_request::SortOrder::None => SortOrder::None,
+        range_request::SortOrder::Ascend => SortOrder::Ascend,
+        range_request::SortOrder::Descend => SortOrder::Descend,
+    };
+    let sort_target = match range_request::SortTarget::try_from(request.sort_target).ok()? {
+        range_request::SortTarget::Key => SortTarget::Key,
+        range_request::SortTarget::Version => SortTarget::Version,
+        range_request::SortTarget::Create => SortTarget::Create,
+        range_request::SortTarget::Mod => SortTarget::Mod,
+        range_request::SortTarget::Value => SortTarget::Value,
+    };
+    Some(RangeQuery {
+        range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()).ok()?,
+        // etcd takes a negative limit for none.
+        limit: usize::try_from(request.limit).unwrap_or(0),
+        revision: Revision::new(request.revision),
+        sort_order,
+        sort_target,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+        min_mod_revision: Revision::new(request.min_mod_revision),
+        max_mod_revision: Revision::new(request.max_mod_revision),
+        min_create_revision: Revision::new(request.min_create_revision),
+        max_create_revision: Revision::new(request.max_create_revision),
+    })
+}
+
+/// The `RangeResponse`, made of the encoded key-values that the snapshot holds.
+fn message(hub: &Hub, query: &RangeQuery, reply: &RangeReply) -> Pieces {
+    let bare: Vec<KeyValue>;
+    let encoded: Vec<&Bytes> = if query.keys_only {
+        bare = reply.kvs.iter().map(|kv| without_value(kv)).collect();
+        bare.iter().map(KeyValue::encoded).collect()
+    } else {
+        reply.kvs.iter().map(|kv| kv.encoded()).collect()
+    };
+    let shared: usize = encoded.iter().map(|kv| kv.len()).sum();
+    let mut end = bytes::BytesMut::new();
+    put_int(&mut end, 3, u64::from(reply.more));
+    put_int(&mut end, 4, reply.count as u64);
+    let small: usize = encoded.iter().map(|kv| kv.len().min(1024)).sum();
+    let mut writer = Writer::with_capacity(small + 128);
+    let header = hub.header().at(reply.revision);
+    writer.message(shared + end.len(), |own| put_header(own, &header));
+    encoded.into_iter().for_each(|kv| writer.shared(kv));
+    writer.tail(|own| own.put_slice(&end));
+    writer.finish()
+}
+
+fn without_value(kv: &KeyValue) -> KeyValue {
+    let mut fields = kv.fields();
+    fields.value = Bytes::new();
+    KeyValue::new(&fields)
+}

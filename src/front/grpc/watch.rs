@@ -1,0 +1,277 @@
+//! etcd's `Watch` service, the request side: reads creates, cancels and progress requests and acts on them in the hub.
+//!
+//! The response side is `watch_body`. One task a stream. Before requests are acted on, the relay asks for the cluster's
+//! current revision, once for all requests that came together (and for all streams that ask at the time), and waits until the
+//! feed has it: so that answers name the revision that etcd would name, and a watch "from now" shows no write made before.
+//! Where upstream does not answer, requests are served from what the feed has, as by an etcd member without a leader.
+//! Always holds: answers come in the order of the requests; a client that does not read is not read from.
+//! Source of the semantics: contract section 2.2, etcd's v3rpc/watch.go.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, future::join_all};
+use metrics::counter;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::{
+    hub::{Feed, Hub, NoFeed, Outbox, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions},
+    pb::etcdserverpb::{
+        WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion,
+    },
+    telemetry::names::{self, Refusal},
+    types::{KeyRange, Revision},
+};
+
+/// Most requests that are acted on together.
+const BATCH: usize = 1024;
+/// How long a feed may take to reach the current revision before requests are served from what it has.
+const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a create waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
+const SERVING_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a progress request on several feeds is tried while one is ahead of another.
+const PROGRESS_TRIES: usize = 10;
+
+/// etcd's texts for creates that it refuses.
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+const NEGATIVE_START: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// One stream's requests.
+pub(super) struct Requests {
+    pub(super) hub: Arc<Hub>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) requests: Streaming<WatchRequest>,
+    /// The client sent `hasleader`: it wants the stream to end where there is no leader.
+    pub(super) requires_leader: bool,
+    pub(super) progress_interval: Duration,
+    /// The relay stops.
+    pub(super) stop: CancellationToken,
+}
+
+/// One request, parsed.
+enum Step {
+    Create(Subscribe),
+    Refuse(String, Refusal),
+    Cancel(i64),
+    Progress,
+}
+
+impl Requests {
+    /// Serves the stream until it is gone.
+    pub(super) async fn run(mut self) {
+        let gone = self.outbox.gone().clone();
+        gone.run_until_cancelled(self.serve()).await;
+    }
+
+    async fn serve(&mut self) {
+        let mut leaderless = self.hub.leaderless();
+        let mut tick = tokio::time::interval_at(Instant::now() + self.progress_interval, self.progress_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut half_closed = false;
+        let stop = self.stop.clone();
+        loop {
+            if !half_closed {
+                self.outbox.wait_room().await;
+            }
+            // Cancel safe: each arm says so.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.outbox.end(StreamEnd::Stopping, true),
+                () = lost_leader(&mut leaderless), if self.requires_leader => {
+                    return self.outbox.end(StreamEnd::NoLeader, false);
+                }
+                request = self.requests.message(), if !half_closed => match request {
+                    Ok(Some(first)) => {
+                        let batch = self.more(first);
+                        self.act(batch).await;
+                    }
+                    // The client says no more, and wants to hear all the same.
+                    Ok(None) => half_closed = true,
+                    Err(status) => return self.outbox.end(ended_by(&status), false),
+                },
+                _ = tick.tick() => {
+                    if self.outbox.wants_progress() {
+                        self.reach_current(&self.outbox.feeds(), None).await;
+                        self.outbox.notify_progress(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The requests that have arrived already, beginning with `first`.
+    fn more(&mut self, first: WatchRequest) -> Vec<WatchRequest> {
+        let mut batch = vec![first];
+        while batch.len() < BATCH {
+            // An error or the end shows again at the next read.
+            match self.requests.message().now_or_never() {
+                Some(Ok(Some(request))) => batch.push(request),
+                _ => break,
+            }
+        }
+        batch
+    }
+
+    async fn act(&mut self, batch: Vec<WatchRequest>) {
+        // Requests of no known kind are ignored, as etcd ignores them.
+        let steps: Vec<Step> = batch.into_iter().filter_map(|request| request.request_union).map(step).collect();
+        if steps.is_empty() {
+            return;
+        }
+        let starts = steps.iter().filter_map(|step| match step {
+            Step::Create(subscribe) => Some(subscribe.start_revision),
+            _ => None,
+        });
+        let oldest = starts.filter(|start| *start > Revision::ZERO).min();
+        let mut feeds = self.outbox.feeds();
+        for step in &steps {
+            if let Step::Create(subscribe) = step
+                && let Ok(feed) = self.hub.feed(&subscribe.range)
+                && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
+            {
+                feeds.push(feed);
+            }
+        }
+        let compacted = self.reach_current(&feeds, oldest).await;
+        for step in steps {
+            match step {
+                Step::Create(subscribe) => {
+                    if !self.create(subscribe, compacted).await {
+                        return;
+                    }
+                }
+                Step::Refuse(text, why) => self.refuse(text, why),
+                Step::Cancel(watch_id) => self.outbox.cancel(watch_id),
+                Step::Progress => self.progress().await,
+            }
+        }
+    }
+
+    /// Asks for the current revision and waits until the feeds have it, within bounds. Whether `oldest` is compacted.
+    async fn reach_current(&self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
+        // A snapshot read before the ask would be older than it.
+        join_all(feeds.iter().map(|feed| feed.wait_serving(SERVING_PATIENCE))).await;
+        let confirmed = match self.hub.confirmer().confirm(oldest).await {
+            Ok(confirmed) => confirmed,
+            Err(error) => {
+                tracing::debug!(%error, "Watch requests are served without the current revision");
+                return false;
+            }
+        };
+        let waits = feeds.iter().map(|feed| feed.wait_for(confirmed.header.revision, CURRENT_PATIENCE));
+        for waited in join_all(waits).await {
+            if let Err(error) = waited {
+                tracing::debug!(%error, "Watch requests are served from an older revision than the current one");
+            }
+        }
+        confirmed.compacted
+    }
+
+    /// False where the stream has ended.
+    async fn create(&self, mut subscribe: Subscribe, some_compacted: bool) -> bool {
+        let start = subscribe.start_revision;
+        if some_compacted && start > Revision::ZERO {
+            let confirmed = self.hub.confirmer().confirm(Some(start)).await;
+            subscribe.compacted = confirmed.is_ok_and(|confirmed| confirmed.compacted);
+        }
+        let patience = Instant::now() + SERVING_PATIENCE;
+        loop {
+            let feed = match self.hub.feed(&subscribe.range) {
+                Ok(feed) => feed,
+                Err(error) => {
+                    let why = match error {
+                        NoFeed::Denied => Refusal::OutsideFeeds,
+                        NoFeed::Limit => Refusal::Limit,
+                    };
+                    self.refuse(error.to_string(), why);
+                    return true;
+                }
+            };
+            match feed.subscribe(&self.outbox, &subscribe) {
+                Ok(()) => return true,
+                Err(error @ SubscribeError::DuplicateId) => {
+                    self.refuse(error.to_string(), Refusal::DuplicateId);
+                    return true;
+                }
+                Err(error @ SubscribeError::TooMany) => {
+                    self.refuse(error.to_string(), Refusal::Limit);
+                    return true;
+                }
+                Err(SubscribeError::Gone) => return false,
+                Err(SubscribeError::NotServing) => {
+                    let left = patience.saturating_duration_since(Instant::now());
+                    if left.is_zero() || feed.wait_serving(left).await == Err(WaitError::Timeout) {
+                        let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again", subscribe.range);
+                        self.outbox.end(StreamEnd::Unavailable(text), false);
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn progress(&self) {
+        for _ in 0..PROGRESS_TRIES {
+            if self.outbox.answer_progress() {
+                return;
+            }
+            self.reach_current(&self.outbox.feeds(), None).await;
+        }
+    }
+
+    fn refuse(&self, text: String, why: Refusal) {
+        counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
+        let revision = self.hub.feeds().iter().map(|feed| feed.revision()).max().unwrap_or_default();
+        self.outbox.refuse(revision, text);
+    }
+}
+
+/// Waits until the cluster has no leader. Cancel safe.
+async fn lost_leader(leaderless: &mut watch::Receiver<bool>) {
+    if leaderless.wait_for(|leaderless| *leaderless).await.is_err() {
+        // The hub is gone, and with it all who could tell.
+        std::future::pending().await
+    }
+}
+
+fn step(request: RequestUnion) -> Step {
+    match request {
+        RequestUnion::CreateRequest(create) => parse(create),
+        RequestUnion::CancelRequest(cancel) => Step::Cancel(cancel.watch_id),
+        RequestUnion::ProgressRequest(_) => Step::Progress,
+    }
+}
+
+fn parse(create: WatchCreateRequest) -> Step {
+    // An empty key stands for the first key there is.
+    let key = if create.key.is_empty() { bytes::Bytes::from_static(&[0]) } else { create.key };
+    let Ok(range) = KeyRange::from_wire(key, create.range_end) else {
+        return Step::Refuse(EMPTY_RANGE.into(), Refusal::EmptyRange);
+    };
+    if create.start_revision < 0 {
+        return Step::Refuse(NEGATIVE_START.into(), Refusal::NegativeStart);
+    }
+    let filtered = |filter: FilterType| create.filters.contains(&(filter as i32));
+    Step::Create(Subscribe {
+        watch_id: create.watch_id,
+        range,
+        options: WatchOptions {
+            no_put: filtered(FilterType::Noput),
+            no_delete: filtered(FilterType::Nodelete),
+            prev_kv: create.prev_kv,
+        },
+        start_revision: Revision::new(create.start_revision),
+        progress_notify: create.progress_notify,
+        fragment: create.fragment,
+        compacted: false,
+    })
+}
+
+/// The client's side broke off. A malformed request is its fault and is said; anything else nobody is there to hear.
+fn ended_by(status: &Status) -> StreamEnd {
+    StreamEnd::Invalid(format!("etcd-relay: the watch request cannot be read: {}", status.message()))
+}

@@ -1,0 +1,100 @@
+//! Wires the hub between its upstream and the calls that it answers.
+//!
+//! Not here: ports and what is forwarded, see `relay`. Always holds: the process is not ready while a configured feed does not
+//! serve.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use super::{Config, OnDemand};
+use crate::{
+    front::grpc::{EtcdApi, GrpcService, Streams},
+    hub::{Feed, FeedState, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
+    shutdown::Phases,
+    source::{Driver, DriverConfig},
+    telemetry::ReadyBoard,
+    types::{KeyRange, UpstreamHeader},
+};
+
+/// Most deliveries that wait on one stream: beyond it, what is missed is read from history.
+const OUTBOX_DELIVERIES: usize = 4096;
+/// Most fills at work at once. Each is a watch on etcd, which replays from disk for it.
+const FILLS: usize = 16;
+
+/// The heart of a relay.
+pub(super) struct Core {
+    pub(super) hub: Arc<Hub>,
+    pub(super) api: EtcdApi,
+    pub(super) streams: Streams,
+}
+
+/// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from it.
+pub(super) fn wire(
+    config: &Config,
+    upstream: Arc<dyn Upstream>,
+    confirm_patience: Duration,
+    forward: GrpcService,
+    phases: &Phases,
+    ready: &ReadyBoard,
+) -> Core {
+    let header = Arc::new(UpstreamHeader::default());
+    let leaderless = Arc::new(watch::Sender::new(false));
+    let (on_demand, idle) = match config.feeds.on_demand {
+        OnDemand::Allow { idle, max } => (Some(max.get()), idle),
+        OnDemand::Deny => (None, OnDemand::IDLE),
+    };
+    let limits = Limits {
+        history: HistoryLimits { bytes: config.feeds.history_bytes.get(), entries: config.feeds.history_entries.get() },
+        outbox: OutboxLimits {
+            bytes: config.grpc.stream_buffer.get(),
+            deliveries: OUTBOX_DELIVERIES,
+            watches: config.watches.max_per_stream.get(),
+        },
+        on_demand,
+        fills: FILLS,
+        confirm_patience,
+    };
+    let driver = Driver::new(
+        DriverConfig { idle, ..DriverConfig::default() },
+        upstream.clone(),
+        header.clone(),
+        leaderless.clone(),
+        phases.upkeep.clone(),
+        phases.upstream.clone(),
+    );
+    let hub = Hub::new(limits, upstream, header, leaderless, Box::new(driver));
+    for prefix in &config.feeds.prefixes {
+        let feed = hub.open(KeyRange::prefix(prefix.clone()));
+        phases.spawn_upkeep(hold_ready(feed, ready.clone()));
+    }
+    let streams = Streams::default();
+    let api = EtcdApi::new(
+        hub.clone(),
+        forward,
+        streams.clone(),
+        config.watches.progress_notify_interval,
+        phases.clients.clone(),
+        phases.streams.clone(),
+    );
+    Core { hub, api, streams }
+}
+
+/// Holds readiness back while `feed` does not serve.
+async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
+    let mut states = feed.watch_state();
+    loop {
+        let state = *states.borrow_and_update();
+        let hold = match state {
+            FeedState::Live | FeedState::Resuming => None,
+            FeedState::Starting | FeedState::Resyncing | FeedState::Closed => {
+                let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
+                Some(ready.hold(format!("feed {} has no snapshot{why}", feed.range())))
+            }
+        };
+        if states.changed().await.is_err() {
+            return;
+        }
+        drop(hold);
+    }
+}

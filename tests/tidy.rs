@@ -1,0 +1,453 @@
+//! What the compiler does not check: layer edges, file headers, leftovers, file sizes, and that README names every flag
+//! and every metric.
+//!
+//! Not here: what the program does, see `tests/it`. Reads the sources as text, and asks the built program for its flags.
+//! Each test collects all findings before it fails, so that one run shows all there is to mend.
+
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What each layer may use. A module that is not here is an error: add it, with the fewest edges that do.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("telemetry", &[]),
+    ("pb", &[]),
+    ("shutdown", &["telemetry"]),
+    ("hub", &["types", "telemetry"]),
+    ("source", &["types", "hub", "telemetry", "pb"]),
+    ("store", &["types", "hub", "telemetry", "pb"]),
+    ("view", &["types", "hub", "telemetry"]),
+    ("front", &["types", "hub", "view", "telemetry", "pb", "shutdown"]),
+    ("relay", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
+    ("cli", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown", "relay"]),
+    ("main", &["cli", "relay", "telemetry", "shutdown"]),
+    ("lib", &[]),
+];
+
+/// Names that must not appear in a layer, with the reason.
+const BARRED: &[(&str, &[&str], &str)] = &[
+    ("types", &["tonic", "hyper", "axum", "tokio", "etcd_client"], "types do nothing but hold values"),
+    ("hub", &["tonic", "hyper", "axum", "etcd_client"], "the hub knows no transport"),
+    ("view", &["tonic", "hyper", "axum", "etcd_client"], "a view knows no transport"),
+    ("store", &["etcd_client"], "the embedded store has no upstream"),
+    ("front", &["etcd_client"], "a front never sees a source"),
+];
+
+/// Lines of a source file without its tests: beyond the first it should be split, beyond the second it must be.
+const LONG: usize = 600;
+const TOO_LONG: usize = 800;
+
+#[test]
+fn layers_use_only_what_is_below_them() {
+    let allowed: BTreeMap<_, _> = LAYERS.iter().copied().collect();
+    let mut findings = Vec::new();
+    for file in shipped_files() {
+        let layer = layer_of(&file.path);
+        let Some(may_use) = allowed.get(layer.as_str()) else {
+            findings.push(format!("{}: {layer} is no known layer; add it to LAYERS", file.path.display()));
+            continue;
+        };
+        let code = code_of(&file.text);
+        for used in used_layers(&code, &file.path) {
+            if used != layer && allowed.contains_key(used.as_str()) && !may_use.contains(&used.as_str()) {
+                findings.push(format!("{}: {layer} uses {used}, and may use {may_use:?} only", file.path.display()));
+            }
+        }
+        for (_, names, reason) in BARRED.iter().filter(|(barred_in, ..)| *barred_in == layer) {
+            for name in names.iter().filter(|name| words(&code).any(|word| word == **name)) {
+                findings.push(format!("{}: names {name}, but {reason}", file.path.display()));
+            }
+        }
+        if !["cli", "main"].contains(&layer.as_str()) && code.contains("env::var") {
+            findings.push(format!("{}: reads the environment, which is for cli to do", file.path.display()));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+#[test]
+fn every_file_begins_by_saying_what_it_is() {
+    let files = ["src", "tests", "benches"].into_iter().flat_map(source_files);
+    let findings: Vec<_> = files
+        .filter(|file| file.text.lines().next().and_then(|line| line.strip_prefix("//! ")).is_none_or(str::is_empty))
+        .map(|file| format!("{}: the first line is not `//! …`", file.path.display()))
+        .collect();
+    assert_tidy(&findings);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    let leftovers = ["todo!(", "unimplemented!(", "dbg!(", "TODO", "FIXME", "XXX"];
+    // The one place that speaks to the terminal says so to clippy.
+    let prints = ["println!(", "print!("];
+    let mut findings = Vec::new();
+    for file in source_files("src") {
+        let code = uncommented(&file.text);
+        for leftover in leftovers {
+            // The words are meant for comments, the macros for code.
+            let text = if leftover.ends_with('(') { &code } else { &file.text };
+            if text.contains(leftover) {
+                findings.push(format!("{}: has {leftover}", file.path.display()));
+            }
+        }
+        if prints.iter().any(|print| code.contains(print)) && !code.contains("clippy::print_std") {
+            findings.push(format!("{}: prints, without a reason given to clippy", file.path.display()));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let mut findings = Vec::new();
+    for file in shipped_files() {
+        let lines = without_tests(&file.text).lines().count();
+        if lines > TOO_LONG {
+            findings.push(format!("{}: {lines} lines before its tests; split it", file.path.display()));
+        } else if lines > LONG {
+            eprintln!("{}: {lines} lines before its tests, and {TOO_LONG} is the end", file.path.display());
+        }
+    }
+    assert_tidy(&findings);
+}
+
+#[test]
+fn readme_tells_every_flag_of_serve_and_no_other() {
+    let help = help_of(&["serve"]);
+    let flags = flags_in(&help);
+    assert!(flags.contains("--etcd"), "`serve --help` does not show the flags: {help}");
+    let section = section(&read("README.md"), "Flags");
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).collect();
+
+    let mut findings = Vec::new();
+    for flag in &flags {
+        match rows.iter().find(|row| code_spans(row).any(|span| first_word(span) == flag)) {
+            None => findings.push(format!("README.md: the table under Flags has no row for `{flag}`")),
+            Some(row) => {
+                let variable = format!("ETCD_RELAY_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
+                if !help.contains(&variable) {
+                    findings.push(format!("serve --help: `{flag}` cannot be set by {variable}"));
+                } else if !row.contains(&variable) && !section.contains("ETCD_RELAY_…") {
+                    findings.push(format!("README.md: neither the row of `{flag}` names {variable}, nor does the text of Flags say how flags and `ETCD_RELAY_…` go together"));
+                }
+            }
+        }
+    }
+    for row in rows {
+        let Some(flag) = code_spans(row).next().map(first_word) else { continue };
+        if flag.starts_with("--") && !flags.contains(flag) {
+            findings.push(format!("README.md: the table under Flags tells of `{flag}`, which serve does not have"));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+#[test]
+fn deploy_sets_only_what_serve_reads() {
+    let help = help_of(&["serve"]);
+    let known: BTreeSet<&str> = words(&help).filter(|word| word.starts_with("ETCD_RELAY_")).collect();
+    let mut findings = Vec::new();
+    for file in ["deploy/Dockerfile", "deploy/etcd-relay.service", "deploy/etcd-relay.env"] {
+        let text = read(file);
+        for variable in words(&text).filter(|word| word.starts_with("ETCD_RELAY_") && !known.contains(word)) {
+            findings.push(format!("{file}: sets {variable}, which serve does not read"));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+#[test]
+fn readme_tells_every_metric_and_somebody_moves_it() {
+    let names = Path::new("src/telemetry/names.rs");
+    let metrics = metrics_in(&read(names));
+    assert!(!metrics.is_empty(), "no metric found in {}", names.display());
+    let readme = read("README.md");
+    let elsewhere: Vec<_> = shipped_files().filter(|file| file.path != names).collect();
+
+    let mut findings = Vec::new();
+    for (constant, metric) in &metrics {
+        if !words(&readme).any(|word| word == metric) {
+            findings.push(format!("README.md: says nothing of `{metric}`"));
+        }
+        let moved = elsewhere.iter().any(|file| words(&code_of(&file.text)).any(|word| word == constant));
+        if !moved {
+            findings.push(format!("{}: nobody uses {constant}", names.display()));
+        }
+    }
+    let known: BTreeSet<&String> = metrics.values().collect();
+    for word in words(&readme).filter(|word| word.starts_with("etcd_relay_")) {
+        // A histogram's series have endings of their own.
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+        if ![word, base].into_iter().any(|name| known.contains(&name.to_owned())) {
+            findings.push(format!("README.md: tells of `{word}`, which is no metric"));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+struct SourceFile {
+    /// From the root of the repository.
+    path: PathBuf,
+    text: String,
+}
+
+impl SourceFile {
+    /// A test module that has outgrown the file it tests: `foo/tests.rs`, or below `foo/tests/`.
+    fn is_tests(&self) -> bool {
+        self.path.components().any(|part| ["tests", "tests.rs"].iter().any(|name| part.as_os_str() == *name))
+    }
+}
+
+/// The files that ship.
+fn shipped_files() -> impl Iterator<Item = SourceFile> {
+    source_files("src").into_iter().filter(|file| !file.is_tests())
+}
+
+/// All `.rs` files below a folder, in order. An absent folder has none.
+fn source_files(folder: &str) -> Vec<SourceFile> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry.expect("a folder of the repository can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let path = path.strip_prefix(root()).expect("it is below the root").to_path_buf();
+                files.push(SourceFile { text: read(&path), path });
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `src/hub.rs` and `src/hub/feed.rs` are of the layer `hub`.
+fn layer_of(path: &Path) -> String {
+    let below = path.components().nth(1).expect("a source file is below src");
+    Path::new(below.as_os_str()).file_stem().expect("it has a name").to_string_lossy().into_owned()
+}
+
+/// The code that ships: without tests, which may reach over the layers, and without comments, which may speak of all.
+fn code_of(text: &str) -> String {
+    uncommented(without_tests(text))
+}
+
+/// The text up to its inline test module, which is the last thing in a file.
+fn without_tests(text: &str) -> &str {
+    const MARK: &str = "\n#[cfg(test)]\n";
+    let is_inline_module = |at: &usize| {
+        let item = text[at + MARK.len()..].lines().find(|line| !line.starts_with("#[")).unwrap_or("");
+        item.starts_with("mod ") && item.ends_with('{')
+    };
+    let end = text.match_indices(MARK).map(|(at, _)| at).find(is_inline_module);
+    &text[..end.unwrap_or(text.len())]
+}
+
+fn uncommented(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    for line in text.lines() {
+        // A `//` inside a string is most often a URL's.
+        let end = line.match_indices("//").map(|(at, _)| at).find(|at| !line[..*at].ends_with(':'));
+        code.push_str(&line[..end.unwrap_or(line.len())]);
+        code.push('\n');
+    }
+    code
+}
+
+/// The first segments of all paths from the crate's root: `crate::hub::…`, `crate::{hub, types::…}`, `etcd_relay::…` in
+/// main, and `super::…` where that is the root.
+fn used_layers(code: &str, path: &Path) -> BTreeSet<String> {
+    // `hub.rs` is one level below the root, `hub/feed.rs` two.
+    let depth = path.components().count() - 1;
+    // Elsewhere the library's own name stands in log filters, not in paths.
+    let from_outside = if layer_of(path) == "main" { "etcd_relay::" } else { "crate::" };
+    let roots = ["crate::".to_owned(), from_outside.to_owned(), "super::".repeat(depth)];
+    let mut used = BTreeSet::new();
+    for root in &roots {
+        for (at, _) in code.match_indices(root.as_str()) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|before| is_word(before) || before == ':') {
+                continue;
+            }
+            let rest = &code[at + root.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => used.extend(group_heads(group)),
+                None => used.extend(words(rest).next().map(str::to_owned)),
+            }
+        }
+    }
+    used
+}
+
+/// The first word of each member of a `{…}` whose opening brace is gone.
+fn group_heads(group: &str) -> Vec<String> {
+    let mut heads = Vec::new();
+    let mut depth = 0;
+    let mut head = String::new();
+    let mut in_head = true;
+    for char in group.chars() {
+        match char {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                heads.push(std::mem::take(&mut head));
+                in_head = true;
+            }
+            _ if in_head && is_word(char) => head.push(char),
+            _ if char.is_whitespace() && head.is_empty() => {}
+            _ => in_head = false,
+        }
+    }
+    heads.push(head);
+    heads.retain(|head| !head.is_empty());
+    heads
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|char| !is_word(char)).filter(|word| !word.is_empty())
+}
+
+fn is_word(char: char) -> bool {
+    char.is_ascii_alphanumeric() || char == '_'
+}
+
+fn first_word(text: &str) -> &str {
+    text.split_whitespace().next().unwrap_or("")
+}
+
+/// The texts between backquotes.
+fn code_spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// What stands under a heading of this name, up to the next heading that is no deeper.
+fn section(markdown: &str, title: &str) -> String {
+    let level_of = |line: &str| line.chars().take_while(|char| *char == '#').count();
+    let mut lines = markdown.lines().skip_while(|line| level_of(line) == 0 || line.trim_matches(['#', ' ']) != title);
+    let Some(heading) = lines.next() else { panic!("README.md has no heading `{title}`") };
+    let body: Vec<&str> = lines.take_while(|line| !(1..=level_of(heading)).contains(&level_of(line))).collect();
+    body.join("\n")
+}
+
+/// The long flags of a clap help text, but for help and version, which every command has.
+fn flags_in(help: &str) -> BTreeSet<String> {
+    let mut flags = BTreeSet::new();
+    for line in help.lines().map(str::trim_start) {
+        let line = match line.as_bytes() {
+            [b'-', short, b',', b' ', ..] if short.is_ascii_alphanumeric() => &line[4..],
+            _ => line,
+        };
+        if line.starts_with("--") {
+            let end = line.find(|char| !is_word(char) && char != '-').unwrap_or(line.len());
+            flags.insert(line[..end].to_owned());
+        }
+    }
+    flags.remove("--help");
+    flags.remove("--version");
+    flags
+}
+
+fn help_of(command: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_etcd-relay"))
+        .args(command)
+        .arg("--help")
+        // No line is broken in the middle of a name.
+        .env("COLUMNS", "1000")
+        .output()
+        .expect("the program was built");
+    assert!(output.status.success(), "{command:?} --help: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("help is text")
+}
+
+/// Constant → name, of each `const X: &str = "etcd_relay_…";`.
+fn metrics_in(names: &str) -> BTreeMap<String, String> {
+    let mut metrics = BTreeMap::new();
+    for line in uncommented(names).lines() {
+        if let Some((declared, value)) = line.split_once(": &str = \"etcd_relay_")
+            && let Some(constant) = words(declared).last()
+            && let Some((rest, _)) = value.split_once('"')
+        {
+            metrics.insert(constant.to_owned(), format!("etcd_relay_{rest}"));
+        }
+    }
+    metrics
+}
+
+#[track_caller]
+fn assert_tidy(findings: &[String]) {
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+}
+
+/// The checks above pass when they find nothing, so that they can find something is a test of its own.
+mod the_checks_find {
+    use super::*;
+
+    #[test]
+    fn every_form_of_an_edge() {
+        let cases: &[(&str, &str, &[&str])] = &[
+            ("src/hub/feed.rs", "use crate::source::Etcd;", &["source"]),
+            ("src/hub/feed.rs", "pub(crate) fn f(x: &crate::front::X) {}", &["front"]),
+            (
+                "src/hub/feed.rs",
+                "use crate::{\n    front::{a, source},\n    types::{b, c},\n    pb,\n};",
+                &["front", "pb", "types"],
+            ),
+            ("src/hub/feed.rs", "use super::super::store;", &["store"]),
+            ("src/hub/feed.rs", "use super::history;", &[]),
+            ("src/hub.rs", "use super::store::Store;", &["store"]),
+            ("src/main.rs", "use etcd_relay::{cli, relay::Relay};", &["cli", "relay"]),
+            ("src/hub.rs", "use other_crate::source;", &[]),
+            ("src/hub.rs", "\"info,etcd_relay::front=debug\"", &[]),
+            ("src/hub.rs", "// use crate::source;\n", &[]),
+            ("src/hub.rs", "\n#[cfg(test)]\n#[expect(x)]\nmod tests {\n    use crate::store;\n}", &[]),
+            ("src/hub.rs", "\n#[cfg(test)]\nmod tests;\nuse crate::store;\n", &["store"]),
+        ];
+        for (path, text, expected) in cases {
+            let used = used_layers(&code_of(text), Path::new(path));
+            assert_eq!(used.iter().map(String::as_str).collect::<Vec<_>>(), *expected, "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_layer_by_its_file() {
+        for (path, layer) in [("src/hub.rs", "hub"), ("src/hub/feed.rs", "hub"), ("src/main.rs", "main")] {
+            assert_eq!(layer_of(Path::new(path)), layer);
+        }
+    }
+
+    #[test]
+    fn flags_in_help_and_their_rows() {
+        let help = "Options:\n      --listen-grpc <ADDR>\n          Where. See --not-a-row [env: X=]\n  -p, --prefix <P>\n  -h, --help\n";
+        assert_eq!(flags_in(help).into_iter().collect::<Vec<_>>(), ["--listen-grpc", "--prefix"]);
+        let readme = "# R\n## Flags\n| `--prefix P` | x |\n### Deeper\n| `--b` |\n## Next\n| `--c` |\n";
+        let section = section(readme, "Flags");
+        let rows: Vec<_> = section.lines().filter_map(|row| code_spans(row).next()).map(first_word).collect();
+        assert_eq!(rows, ["--prefix", "--b"]);
+    }
+
+    #[test]
+    fn metrics_by_their_constants() {
+        let names =
+            "/// Reads.\npub const READS: &str = \"etcd_relay_reads_total\";\npub const LABEL: &str = \"port\";\n";
+        let found: Vec<_> = metrics_in(names).into_iter().collect();
+        assert_eq!(found, [("READS".to_owned(), "etcd_relay_reads_total".to_owned())]);
+    }
+}
