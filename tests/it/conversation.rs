@@ -9,7 +9,8 @@ mod script;
 use std::time::{Duration, Instant};
 
 use etcd_relay::pb::etcdserverpb::{
-    CompactionRequest, ResponseHeader, WatchRequest, WatchResponse, lease_client::LeaseClient, watch_request::RequestUnion,
+    CompactionRequest, ResponseHeader, WatchRequest, WatchResponse, lease_client::LeaseClient,
+    watch_request::RequestUnion,
 };
 use script::{Say, script};
 use tonic::Code;
@@ -63,7 +64,10 @@ async fn converse(kind: Kind) {
         );
     }
     let spoken: usize = one.compared.iter().sum();
-    assert!(spoken >= LEAST_RESPONSES, "etcd gave {spoken} responses only: the conversation is not what it was meant to be");
+    assert!(
+        spoken >= LEAST_RESPONSES,
+        "etcd gave {spoken} responses only: the conversation is not what it was meant to be"
+    );
 }
 
 /// One party that is talked to.
@@ -96,7 +100,8 @@ impl Side {
             Say::Nothing(stream) => self.streams[stream].send(WatchRequest { request_union: None }),
             Say::Batch(stream, requests) => {
                 for request in requests {
-                    self.streams[stream].send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) });
+                    self.streams[stream]
+                        .send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) });
                 }
             }
             Say::HalfClose(stream) => self.streams[stream].half_close(),

@@ -189,7 +189,13 @@ pub async fn a_transaction_arrives_whole_and_in_order(target: &Target) {
     let response = stream.next().await;
     assert_eq!(revisions(&response), [revision; 5], "one response has the whole revision");
     let told: Vec<_> = response.events.iter().map(|event| (event.r#type(), short_key(event, &ns))).collect();
-    let expected = [("z", EventType::Put), ("m", EventType::Put), ("gone", EventType::Delete), ("a", EventType::Put), ("q", EventType::Put)];
+    let expected = [
+        ("z", EventType::Put),
+        ("m", EventType::Put),
+        ("gone", EventType::Delete),
+        ("a", EventType::Put),
+        ("q", EventType::Put),
+    ];
     assert_eq!(told, expected.map(|(key, kind)| (kind, key.to_owned())));
     stream.expect_silence().await;
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use etcd_relay::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest,
-    TxnRequest, WatchCreateRequest,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
+    PutRequest, TxnRequest, WatchCreateRequest,
     compare::{CompareResult, CompareTarget, TargetUnion},
     lease_client::LeaseClient,
     response_op::Response,
@@ -95,7 +95,10 @@ pub async fn refused_writes_use_the_same_words(target: &Target) {
     }
     let twice = TxnRequest { success: vec![op_put(&key, "1"), op_put(&key, "2")], ..Default::default() };
     let status = kv.raw.clone().txn(twice).await.expect_err("a key twice");
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
+    );
     let status = kv.raw.clone().delete_range(DeleteRangeRequest::default()).await.expect_err("no key");
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "etcdserver: key is not provided"));
     assert!(kv.get(&key).await.is_none(), "nothing was written");
@@ -130,7 +133,8 @@ pub async fn a_lease_that_is_kept_alive_lives(target: &Target) {
         beats.send(LeaseKeepAliveRequest { id: lease }).await.expect("the stream is open");
     }
     assert!(kv.get(format!("{ns}a")).await.is_some());
-    let left = leases.lease_time_to_live(LeaseTimeToLiveRequest { id: lease, keys: true }).await.expect("ttl").into_inner();
+    let left =
+        leases.lease_time_to_live(LeaseTimeToLiveRequest { id: lease, keys: true }).await.expect("ttl").into_inner();
     assert_eq!((left.granted_ttl, left.keys), (2, vec![kv::bytes(format!("{ns}a"))]));
 }
 
@@ -146,7 +150,8 @@ pub async fn a_revoked_lease_deletes_its_keys_as_one_revision(target: &Target) {
     assert_eq!(revisions(&stream.next().await), [revision; 3]);
     let status = leases.lease_revoke(LeaseRevokeRequest { id: lease }).await.expect_err("gone");
     assert_eq!((status.code(), status.message()), (Code::NotFound, "etcdserver: requested lease not found"));
-    let gone = leases.lease_time_to_live(LeaseTimeToLiveRequest { id: lease, keys: false }).await.expect("ttl").into_inner();
+    let gone =
+        leases.lease_time_to_live(LeaseTimeToLiveRequest { id: lease, keys: false }).await.expect("ttl").into_inner();
     assert_eq!(gone.ttl, -1);
 }
 

@@ -1,8 +1,8 @@
 //! What is said in the conversation.
 
 use etcd_relay::pb::etcdserverpb::{
-    DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, TxnRequest, WatchCreateRequest,
-    watch_create_request::FilterType,
+    DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, TxnRequest,
+    WatchCreateRequest, watch_create_request::FilterType,
 };
 
 use crate::support::{
@@ -34,7 +34,8 @@ pub fn script() -> Vec<Say> {
     let watch = |id, create: WatchCreateRequest| WatchCreateRequest { watch_id: id, ..create };
     let from = |start_revision, create: WatchCreateRequest| WatchCreateRequest { start_revision, ..create };
     let prev = |create: WatchCreateRequest| WatchCreateRequest { prev_kv: true, ..create };
-    let filter = |filter: FilterType, create: WatchCreateRequest| WatchCreateRequest { filters: vec![filter.into()], ..create };
+    let filter =
+        |filter: FilterType, create: WatchCreateRequest| WatchCreateRequest { filters: vec![filter.into()], ..create };
     let refused = WatchCreateRequest { range_end: "a".into(), ..key("b") };
     let txn = |success| Say::Txn(TxnRequest { success, ..Default::default() });
     let delete = |key: &str| Say::Delete(DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() });
@@ -42,7 +43,8 @@ pub fn script() -> Vec<Say> {
         let range = prefix(start);
         Say::Delete(DeleteRangeRequest { key: range.key, range_end: range.range_end, prev_kv: true })
     };
-    let read = |revision| Say::Range(RangeRequest { key: "a".into(), range_end: "z".into(), revision, ..Default::default() });
+    let read =
+        |revision| Say::Range(RangeRequest { key: "a".into(), range_end: "z".into(), revision, ..Default::default() });
     vec![
         // An empty store.
         Say::Open,

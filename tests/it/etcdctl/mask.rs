@@ -3,8 +3,17 @@
 /// Runs of hexadecimal digits at least as long are ids.
 const ID_LENGTH: usize = 12;
 /// Fields of `-w=json` and `-w=fields` whose numbers are each cluster's own.
-const OWN_NUMBERS: [&str; 9] =
-    ["ClusterID", "MemberID", "cluster_id", "member_id", "DBSize", "DBSizeInUse", "RaftIndex", "RaftAppliedIndex", "Leader"];
+const OWN_NUMBERS: [&str; 9] = [
+    "ClusterID",
+    "MemberID",
+    "cluster_id",
+    "member_id",
+    "DBSize",
+    "DBSizeInUse",
+    "RaftIndex",
+    "RaftAppliedIndex",
+    "Leader",
+];
 
 /// The line with all of that replaced.
 pub fn masked(line: &str) -> String {
@@ -71,9 +80,18 @@ mod tests {
     #[test]
     fn only_what_is_each_clusters_own_is_masked() {
         for (line, expected) in [
-            ("8e9e05c52164694d, started, m0, http://127.0.0.1:2380, http://127.0.0.1:2379, false", "<id>, started, m0, <address>, <address>, false"),
-            ("127.0.0.1:2379 is healthy: successfully committed proposal: took = 1.2345ms", "<address> is healthy: successfully committed proposal: took = <measured>"),
-            ("{\"header\":{\"cluster_id\":123,\"member_id\":45,\"revision\":6,\"raft_term\":2}}", "{\"header\":{\"cluster_id\":<own>,\"member_id\":<own>,\"revision\":6,\"raft_term\":2}}"),
+            (
+                "8e9e05c52164694d, started, m0, http://127.0.0.1:2380, http://127.0.0.1:2379, false",
+                "<id>, started, m0, <address>, <address>, false",
+            ),
+            (
+                "127.0.0.1:2379 is healthy: successfully committed proposal: took = 1.2345ms",
+                "<address> is healthy: successfully committed proposal: took = <measured>",
+            ),
+            (
+                "{\"header\":{\"cluster_id\":123,\"member_id\":45,\"revision\":6,\"raft_term\":2}}",
+                "{\"header\":{\"cluster_id\":<own>,\"member_id\":<own>,\"revision\":6,\"raft_term\":2}}",
+            ),
             ("\"ClusterID\" : 14841639068965178418", "\"ClusterID\" : <own>"),
             ("x, 3.5.16, 20 kB, true", "x, 3.5.16, <measured>, true"),
             ("a/2 deux 17", "a/2 deux 17"),

@@ -90,10 +90,12 @@ impl Side {
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint, "--command-timeout=20s"]);
         command.args(step.args.iter().map(own));
         let outcome = timeout(patience() * 2, execute(command, step)).await;
-        let (stdout, stderr, code) = outcome.unwrap_or_else(|_| panic!("etcdctl {:?} at {} hangs", step.args, self.endpoint));
+        let (stdout, stderr, code) =
+            outcome.unwrap_or_else(|_| panic!("etcdctl {:?} at {} hangs", step.args, self.endpoint));
         self.remember_lease(&stdout);
         let folder = self.folder.path().display().to_string();
-        let masked_lines = |lines: Vec<String>| lines.iter().map(|line| masked(&line.replace(&folder, "<dir>"))).collect();
+        let masked_lines =
+            |lines: Vec<String>| lines.iter().map(|line| masked(&line.replace(&folder, "<dir>"))).collect();
         // The client logs its retries; the error itself is a line of its own.
         let stderr = stderr.into_iter().filter(|line| !line.starts_with("{\"level\"")).collect();
         Outcome { stdout: masked_lines(stdout), stderr: masked_lines(stderr), code }

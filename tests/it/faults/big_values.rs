@@ -39,7 +39,8 @@ async fn large_transactions_pass() {
         let expected = Expected { complete_to: Some(last), prev_kv_known: true };
         assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
     }
-    let request = RangeRequest { key: bytes(PREFIX), range_end: prefix_end(PREFIX), serializable: true, ..Default::default() };
+    let request =
+        RangeRequest { key: bytes(PREFIX), range_end: prefix_end(PREFIX), serializable: true, ..Default::default() };
     assert_eq!(kv.range(request).await.kvs.len(), 4, "a read of 12 MiB");
     relay.assert_log_has_only(&[]);
 }
@@ -89,7 +90,8 @@ async fn a_large_prefix_is_loaded_at_the_start() {
     }
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
     let cached = Kv::connect(&relay.endpoint()).await;
-    let request = RangeRequest { key: bytes(PREFIX), range_end: prefix_end(PREFIX), serializable: true, ..Default::default() };
+    let request =
+        RangeRequest { key: bytes(PREFIX), range_end: prefix_end(PREFIX), serializable: true, ..Default::default() };
     let (told, mut expected) = (cached.range(request.clone()).await, kv.range(request).await);
     expected.header.as_mut().expect("a header").member_id = told.header.as_ref().expect("a header").member_id;
     assert_eq!(told.count, 3_060);

@@ -28,7 +28,10 @@ async fn late_watch_behind_the_window_gets_all_5000() {
     let command = RelayCommand::serve(&[etcd.endpoint()]).prefix("").arg("--history-entries=100");
     let relay = command.start().await;
     late_watch(&etcd, &relay).await;
-    assert!(relay.metric("etcd_relay_history_oldest_revision").await > 4_800.0, "the window has the last entries alone");
+    assert!(
+        relay.metric("etcd_relay_history_oldest_revision").await > 4_800.0,
+        "the window has the last entries alone"
+    );
 }
 
 async fn late_watch(etcd: &Etcd, relay: &Relay) {
@@ -64,7 +67,9 @@ async fn compaction_while_away_is_told() {
     let key = format!("{PREFIX}a");
     let seen = kv.put(&key, "seen").await;
     let mut streams = Vec::new();
-    for request in [client::prefix(PREFIX), client::key(&key), WatchCreateRequest { start_revision: seen, ..client::key(&key) }] {
+    for request in
+        [client::prefix(PREFIX), client::key(&key), WatchCreateRequest { start_revision: seen, ..client::key(&key) }]
+    {
         let mut stream = WatchStream::open(&relay.endpoint()).await;
         stream.created(request.clone()).await;
         streams.push((request, stream));
@@ -88,7 +93,12 @@ async fn compaction_while_away_is_told() {
     for (request, stream) in &mut streams {
         let canceled: WatchResponse = stream.until(|response| response.canceled).await;
         assert_eq!(canceled.compact_revision, compacted, "the true compact revision: {request:?}");
-        assert!(stream.record().iter().all(|recorded| revisions(&recorded.response).iter().all(|revision| *revision <= told)));
+        assert!(
+            stream
+                .record()
+                .iter()
+                .all(|recorded| revisions(&recorded.response).iter().all(|revision| *revision <= told))
+        );
         // The stream lives; whoever was told can start again where history begins.
         stream.create(WatchCreateRequest { start_revision: compacted, watch_id: 100, ..request.clone() });
     }

@@ -121,7 +121,8 @@ async fn readiness_follows_etcd() {
     let mut etcd = Etcd::start().await;
     let relay = relay(&etcd.endpoints()).await;
     etcd.kill();
-    eventually("the relay says that it is not ready", async || (relay.ready_status().await == Some(503)).then_some(())).await;
+    eventually("the relay says that it is not ready", async || (relay.ready_status().await == Some(503)).then_some(()))
+        .await;
     etcd.restart().await;
     relay.ready().await;
 }

@@ -117,7 +117,8 @@ async fn ranges_outside_share_a_feed_each_that_ends_when_idle() {
     }
     drop(streams);
     let deadline = patience() + IDLE;
-    eventually_within(deadline, "feeds without watchers end", async || (etcd.watchers().await == 0).then_some(())).await;
+    eventually_within(deadline, "feeds without watchers end", async || (etcd.watchers().await == 0).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +149,8 @@ async fn clients_that_go_leave_nothing_behind() {
         assert!(relay.metric("etcd_relay_watches").await >= 20.0);
         streams.iter().take(10).for_each(|stream| stream.cancel(0));
         drop(streams);
-        eventually("no subscriber is left", async || (relay.metric("etcd_relay_watches").await == 0.0).then_some(())).await;
+        eventually("no subscriber is left", async || (relay.metric("etcd_relay_watches").await == 0.0).then_some(()))
+            .await;
     }
     assert_eq!(etcd.watchers().await, 1);
 }

@@ -36,7 +36,14 @@ async fn slow_readers_hurt_nobody_and_get_everything() {
     let before = relay.resident_bytes();
     let with = load(&etcd, &relay, healthy_count()).await;
     let growth = relay.resident_bytes().saturating_sub(before);
-    println!("median {:?} → {:?}, worst {:?} → {:?}, growth {} KiB", without.median, with.median, without.worst, with.worst, growth >> 10);
+    println!(
+        "median {:?} → {:?}, worst {:?} → {:?}, growth {} KiB",
+        without.median,
+        with.median,
+        without.worst,
+        with.worst,
+        growth >> 10
+    );
     assert!(growth < GROWTH, "grew by {growth} bytes");
     // A stall of the healthy by the slow shows as seconds; the noise of a busy machine as milliseconds.
     assert!(with.median < without.median * 3 + Duration::from_millis(100), "{:?} → {:?}", without.median, with.median);
@@ -145,8 +152,13 @@ async fn load(etcd: &Etcd, relay: &Relay, count: usize) -> Healthy {
             recorded.response.events.into_iter().map(move |event| (event_revision(&event), at))
         });
         let came: Vec<_> = came.collect();
-        assert!(came.iter().map(|(revision, _)| revision).eq(written.iter().map(|(revision, _)| revision)), "each gets all");
-        delays.extend(came.iter().zip(&written).map(|((_, came), (_, written))| came.saturating_duration_since(*written)));
+        assert!(
+            came.iter().map(|(revision, _)| revision).eq(written.iter().map(|(revision, _)| revision)),
+            "each gets all"
+        );
+        delays.extend(
+            came.iter().zip(&written).map(|((_, came), (_, written))| came.saturating_duration_since(*written)),
+        );
     }
     delays.sort_unstable();
     Healthy { median: delays[delays.len() / 2], worst: delays[delays.len() - 1] }

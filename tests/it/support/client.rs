@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::pb::etcdserverpb::{
-    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse, watch_client::WatchClient,
-    watch_request::RequestUnion,
+    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    watch_client::WatchClient, watch_request::RequestUnion,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -132,7 +132,9 @@ impl WatchStream {
     pub async fn next_recorded(&mut self) -> Recorded {
         match self.take_within(patience()).await {
             Some(recorded) => recorded,
-            None if self.has_ended() => panic!("the stream ended: {:?}; before that: {}", self.ended().await, self.shape()),
+            None if self.has_ended() => {
+                panic!("the stream ended: {:?}; before that: {}", self.ended().await, self.shape())
+            }
             None => panic!("no response within {:?}; before that: {}", patience(), self.shape()),
         }
     }
@@ -250,7 +252,8 @@ pub fn revisions(response: &WatchResponse) -> Vec<i64> {
 fn reaches(response: &WatchResponse, revision: i64) -> bool {
     let last = response.events.last().map(event_revision);
     let complete = !response.fragment;
-    last.is_some_and(|last| complete && last >= revision) || (is_progress(response) && header_revision(response) >= revision)
+    last.is_some_and(|last| complete && last >= revision)
+        || (is_progress(response) && header_revision(response) >= revision)
 }
 
 fn shorten(response: &WatchResponse) -> String {

@@ -272,7 +272,8 @@ impl Etcd {
     }
 
     fn initial_cluster(&self) -> String {
-        let members: Vec<_> = self.members.iter().map(|member| format!("{}={}", member.name, peer_url(member))).collect();
+        let members: Vec<_> =
+            self.members.iter().map(|member| format!("{}={}", member.name, peer_url(member))).collect();
         members.join(",")
     }
 }

@@ -124,7 +124,11 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     }
 }
 
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), mut state: watch::Receiver<State>) {
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    mut state: watch::Receiver<State>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = match from.read(&mut buffer).await {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use etcd_relay::pb::{
     etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-        RequestOp, TxnRequest, TxnResponse, kv_client::KvClient, request_op,
+        CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
+        RangeResponse, RequestOp, TxnRequest, TxnResponse, kv_client::KvClient, request_op,
     },
     mvccpb::KeyValue,
 };
@@ -56,7 +56,11 @@ impl Kv {
 
     /// Deletes a key; the store's revision after.
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> i64 {
-        self.delete_request(DeleteRangeRequest { key: bytes(key), ..Default::default() }).await.header.expect("a header").revision
+        self.delete_request(DeleteRangeRequest { key: bytes(key), ..Default::default() })
+            .await
+            .header
+            .expect("a header")
+            .revision
     }
 
     /// Deletes with every option.

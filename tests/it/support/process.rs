@@ -64,7 +64,8 @@ impl Process {
         let mut line = String::new();
         let stdout = supervisor.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).unwrap_or_else(|error| panic!("start {name}: {error}"));
-        let pid = line.trim().parse().unwrap_or_else(|_| panic!("start {name}: the shell gave no process id: {line:?}"));
+        let pid =
+            line.trim().parse().unwrap_or_else(|_| panic!("start {name}: the shell gave no process id: {line:?}"));
         Self { name: name.to_owned(), supervisor, pid, log: log.to_owned() }
     }
 

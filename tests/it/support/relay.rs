@@ -187,7 +187,8 @@ impl Relay {
             .log()
             .lines()
             .filter(|line| {
-                let level = serde_json::from_str::<Value>(line).ok().and_then(|line| Some(line["level"].as_str()?.to_owned()));
+                let level =
+                    serde_json::from_str::<Value>(line).ok().and_then(|line| Some(line["level"].as_str()?.to_owned()));
                 match level.as_deref() {
                     Some("WARN" | "ERROR") => !expected.iter().any(|text| line.contains(text)),
                     Some(_) => false,

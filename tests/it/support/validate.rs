@@ -175,7 +175,9 @@ pub fn assert_valid(creates: &[WatchCreateRequest], record: &[Recorded], replay:
     assert_eq!(operations.len(), creates.len(), "each create is answered");
     let broken: Vec<_> = operations
         .iter()
-        .flat_map(|operation| validate(operation, replay, expected).into_iter().map(move |violation| (violation, &operation.request)))
+        .flat_map(|operation| {
+            validate(operation, replay, expected).into_iter().map(move |violation| (violation, &operation.request))
+        })
         .map(|(violation, request)| format!("{violation} (watch {request:?})"))
         .collect();
     assert!(broken.is_empty(), "{} violations:\n{}", broken.len(), broken.join("\n"));
@@ -280,7 +282,8 @@ fn is_create(operation: &Operation, replay: &Replay) -> Result<(), String> {
             // The key was there before the replay begins.
             continue;
         }
-        let (told, existed) = (kv.create_revision == kv.mod_revision, replay.before(&kv.key, kv.mod_revision).is_some());
+        let (told, existed) =
+            (kv.create_revision == kv.mod_revision, replay.before(&kv.key, kv.mod_revision).is_some());
         if told == existed {
             return Err(format!("told as {}: {:?}", if told { "creation" } else { "change" }, place(event)));
         }
@@ -297,7 +300,9 @@ fn prev_kv(operation: &Operation, replay: &Replay, known: bool) -> Result<(), St
             (Some(told), None) if replay.knows_before(key_of(event), event_revision(event)) => {
                 return Err(format!("{told:?} where there was nothing"));
             }
-            (None, Some(_)) if operation.request.prev_kv && known => return Err(format!("missing: {:?}", place(event))),
+            (None, Some(_)) if operation.request.prev_kv && known => {
+                return Err(format!("missing: {:?}", place(event)));
+            }
             _ => {}
         }
     }
@@ -319,7 +324,9 @@ fn header(operation: &Operation) -> Result<(), String> {
 }
 
 fn canceled(operation: &Operation) -> Result<(), String> {
-    let Some(response) = operation.responses.iter().find(|response| response.compact_revision != 0) else { return Ok(()) };
+    let Some(response) = operation.responses.iter().find(|response| response.compact_revision != 0) else {
+        return Ok(());
+    };
     let told = operation.last_told();
     let needs = if told == 0 { operation.first_owed().unwrap_or(0) } else { told + 1 };
     if !response.canceled || needs >= response.compact_revision {

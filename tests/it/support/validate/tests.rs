@@ -35,7 +35,10 @@ fn broken(change: impl FnOnce(&mut Operation)) -> Vec<Rule> {
     let mut operation = truth();
     change(&mut operation);
     let expected = Expected { complete_to: Some(6), prev_kv_known: true };
-    validate(&operation, &Replay::from_events(history()), expected).into_iter().map(|violation| violation.rule).collect()
+    validate(&operation, &Replay::from_events(history()), expected)
+        .into_iter()
+        .map(|violation| violation.rule)
+        .collect()
 }
 
 #[test]
