@@ -1,14 +1,21 @@
 //! The command line: flags and environment variables become a [`relay::Config`].
 //!
-//! Not here: anything that runs. Always holds: a value that makes no sense ends the start with exit code 64 and a text that
-//! names the flag, before a port is bound.
+//! Not here: anything that runs. Called by `main` alone.
+//! Always holds: a value that makes no sense ends the start with exit code 64 and a text that names the flag, before a port is
+//! bound.
 
+mod announce;
+mod demo;
+mod groups;
+mod grpc_proxy;
 mod serve;
+mod values;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use self::announce::Announce;
 use crate::{
     relay::{self, Relay},
     telemetry::logging,
@@ -26,6 +33,7 @@ pub struct Start {
     pub logging: logging::Config,
     /// To be logged once, at the start.
     warnings: Vec<String>,
+    announce: Announce,
 }
 
 /// What to say before ending, and with which code.
@@ -33,12 +41,15 @@ pub struct Start {
 pub enum Exit {
     /// Help or version was asked for, or clap found the flags wrong.
     Clap(clap::Error),
+    /// Help of a command that clap does not know.
+    Help(String),
     /// A value makes no sense.
     Usage(String),
 }
 
+/// One upstream etcd watch per key prefix, fanned out to thousands of subscribers over etcd's own v3 API.
 #[derive(Debug, Parser)]
-#[command(name = "etcd-relay", version, about, max_term_width = 120)]
+#[command(name = "etcd-relay", version, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,11 +57,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Relay an etcd cluster
+    /// Relay an etcd cluster, or another relay
     Serve(Box<serve::Serve>),
+    /// Try it out: relay a store in memory with example data that keeps changing
+    Demo(Box<demo::Demo>),
+    /// Take the place of `etcd grpc-proxy start`: the same command and flags
+    #[command(disable_help_flag = true)]
+    GrpcProxy {
+        /// `start`, and the flags of `etcd grpc-proxy start`; see `grpc-proxy start --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
-/// Reads a command line.
+/// Reads a command line, the program's name first.
 ///
 /// # Errors
 /// Where there is nothing to run.
@@ -60,6 +80,8 @@ where
 {
     match Cli::try_parse_from(arguments).map_err(Exit::Clap)?.command {
         Command::Serve(serve) => serve.start(),
+        Command::Demo(demo) => demo.start(),
+        Command::GrpcProxy { arguments } => grpc_proxy::start(&arguments),
     }
 }
 
@@ -72,23 +94,75 @@ impl Start {
     }
 
     /// Tells that the ports are bound, in the words that each command's users wait for.
-    pub fn announce(&self, _relay: &Relay) {}
+    pub fn announce(&self, relay: &Relay) {
+        self.announce.say(relay);
+    }
 }
 
 impl Exit {
     /// Says it, and gives the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {
+        // Where not even this can be written, nothing is left to do but to end.
         match self {
             Self::Clap(error) => {
-                // Nothing is left to do where even this cannot be written.
                 let _ = error.print();
                 if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
             }
+            Self::Help(text) => {
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                ExitCode::SUCCESS
+            }
             Self::Usage(text) => {
-                let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("error: {text}\n").as_bytes());
+                let _ = writeln!(std::io::stderr(), "error: {text}\n\nFor more information, try '--help'.");
                 ExitCode::from(USAGE)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments<'a>(line: &'a [&'a str]) -> impl Iterator<Item = OsString> + 'a {
+        std::iter::once("etcd-relay").chain(line.iter().copied()).map(OsString::from)
+    }
+
+    /// The text of a refusal.
+    pub(super) fn refused(line: &[&str]) -> String {
+        match parse(arguments(line)).expect_err("refused") {
+            Exit::Clap(error) => {
+                assert!(error.use_stderr(), "{line:?} is refused");
+                error.to_string()
+            }
+            Exit::Usage(text) => text,
+            Exit::Help(text) => panic!("{line:?} shows help: {text}"),
+        }
+    }
+
+    pub(super) fn started(line: &[&str]) -> Start {
+        match parse(arguments(line)) {
+            Ok(start) => start,
+            Err(Exit::Clap(error)) => panic!("{line:?}: {error}"),
+            Err(exit) => panic!("{line:?}: {exit:?}"),
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors_and_all_else_is() {
+        for line in [&["--help"][..], &["--version"], &["serve", "--help"], &["demo", "--help"]] {
+            let Err(Exit::Clap(error)) = parse(arguments(line)) else { panic!("{line:?} runs") };
+            assert!(!error.use_stderr(), "{line:?}");
+        }
+        for line in [&[][..], &["fly"], &["serve", "--fly"], &["grpc-proxy"], &["grpc-proxy", "stop"]] {
+            assert!(!refused(line).is_empty(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_flags_are_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
     }
 }

@@ -5,6 +5,7 @@
 
 mod config;
 mod core;
+mod upstream;
 
 use std::{
     net::SocketAddr,
@@ -13,23 +14,25 @@ use std::{
 };
 
 use metrics::gauge;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Config, Credentials, Etcd, Feeds, OnDemand, Upstream, Watches};
+pub use self::config::{Config, Embedded, Etcd, Feeds, OnDemand, Upstream, Watches};
+use self::upstream::Data;
 use crate::{
     front::{
         Inspect,
-        grpc::{self, GrpcPort},
+        grpc::{self, GrpcPort, GrpcService, Streams},
         http::{
             admin::{Admin, HttpPort},
             member,
         },
         listen::{BindError, Bound, ConnectionId, Connections, Stop},
     },
+    hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
-    source::{EtcdConfig, EtcdUpstream, forward::Forward, probe::Probe},
+    store::demo::SeedError,
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::MemberVersion,
 };
@@ -38,6 +41,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
+    data: Data,
+    reflection: GrpcService,
     metrics: Metrics,
     started: Instant,
     connections: Arc<Connections>,
@@ -53,6 +58,12 @@ pub enum BuildError {
     /// A port cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The example data does not fit.
+    #[error("cannot fill the embedded store")]
+    Seed(#[from] SeedError),
+    /// The protocol's descriptors are unusable: a fault of the build.
+    #[error("cannot serve reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
 }
 
 impl Relay {
@@ -70,7 +81,9 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
-        Ok(Self { config, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
+        let data = Data::new(&config.upstream)?;
+        let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
+        Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }
 
     /// Where the gRPC port listens.
@@ -87,33 +100,25 @@ impl Relay {
 
     /// Serves until `shutdown`, then ends within the drain time.
     pub async fn run(self, shutdown: Shutdown) -> Drained {
-        let Self { config, metrics, started, connections, grpc, http, metrics_only } = self;
+        let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let Upstream::Etcd(etcd) = &config.upstream;
-        let forward = Forward::new(&etcd.forward(), phases.streams.clone());
-        let probe = Probe::new(etcd.endpoints.clone(), etcd.connect_timeout + etcd.request_timeout, ready.clone());
-        let process: Arc<dyn Inspect> =
-            Arc::new(Process { ready: ready.clone(), version: probe.version(), metrics: metrics.clone() });
-
-        let upstream = EtcdUpstream::new(EtcdConfig {
-            endpoints: etcd.endpoints.clone(),
-            connect_timeout: etcd.connect_timeout,
-            request_timeout: etcd.request_timeout,
-            keepalive_interval: Duration::from_secs(10),
-            keepalive_timeout: Duration::from_secs(5),
-            identity: None,
-            probe_key: bytes::Bytes::from_static(&[0]),
+        let upstream::Running { upstream, forward, version, patience } = data.run(&phases, &ready);
+        let core = core::wire(&config, upstream, patience, forward.clone(), &phases, &ready);
+        let process: Arc<dyn Inspect> = Arc::new(Process {
+            ready: ready.clone(),
+            version,
+            hub: core.hub,
+            streams: core.streams,
+            metrics: metrics.clone(),
         });
-        let core = core::wire(&config, upstream, etcd.request_timeout, forward.clone().boxed(), &phases, &ready);
-        let local = core.api;
 
         let (health, keep_health) = grpc::health(ready.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
-        let port = GrpcPort { local, forward: forward.boxed(), health, reflection: None, member: member.clone() };
+        let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started };
@@ -125,7 +130,6 @@ impl Relay {
         phases.spawn_upkeep(keep_health);
         phases.spawn_upkeep(keep_ready_metric(ready.clone()));
         phases.spawn_upkeep(metrics.upkeep());
-        phases.spawn_upkeep(probe.run());
 
         shutdown.begun().await;
         let _stopping = ready.hold("stopping");
@@ -139,6 +143,8 @@ impl Relay {
 struct Process {
     ready: ReadyBoard,
     version: watch::Receiver<Option<Arc<MemberVersion>>>,
+    hub: Arc<Hub>,
+    streams: Streams,
     metrics: Metrics,
 }
 
@@ -151,16 +157,17 @@ impl Inspect for Process {
         self.version.borrow().clone()
     }
 
-    // Seam: feeds and watches are described here.
     fn state(&self) -> Map<String, Value> {
-        Map::new()
+        let feeds: Vec<Value> = self.hub.feeds().iter().map(|feed| json!(feed.stats())).collect();
+        Map::from_iter([("feeds".to_owned(), feeds.into())])
     }
 
-    fn connection(&self, _: ConnectionId) -> Map<String, Value> {
-        Map::new()
+    fn connection(&self, id: ConnectionId) -> Map<String, Value> {
+        self.streams.describe(id)
     }
 
     fn metrics(&self) -> String {
+        self.hub.refresh_metrics();
         self.metrics.render()
     }
 }

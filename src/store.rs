@@ -14,11 +14,11 @@ pub mod demo;
 mod error;
 mod lease;
 mod mvcc;
-#[cfg(test)]
-mod oracle;
 mod range;
 mod service;
 mod state;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod upstream;
 

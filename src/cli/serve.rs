@@ -1,47 +1,286 @@
-//! `etcd-relay serve`.
+//! `etcd-relay serve`: a relay over an etcd cluster.
 
-use std::net::SocketAddr;
+use std::{fs, num::NonZeroUsize, path::PathBuf};
 
-use clap::Args;
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
 
-use super::{Exit, Start};
+use super::{
+    Exit, Start,
+    announce::Announce,
+    groups::{Log, Memory, Ports},
+    values::{PositiveTime, Time},
+};
 use crate::{
-    front::listen,
-    relay::{Config, DRAIN_TIME, Etcd, Feeds, Upstream, Watches},
-    source::{Endpoint, forward},
-    telemetry::{logging, names::Port},
+    relay::{Config, Etcd, Feeds, OnDemand, Upstream},
+    source::{Endpoint, Identity, forward},
 };
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    #[arg(long, env = "ETCD_RELAY_ETCD", value_delimiter = ',', required = true)]
+    #[command(flatten)]
+    upstream: UpstreamFlags,
+    #[command(flatten)]
+    feeds: FeedFlags,
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    ports: Ports,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Upstream")]
+struct UpstreamFlags {
+    /// Client URLs of the etcd cluster's members, or of another relay; repeated or separated by commas. The first that
+    /// answers is used until it does not
+    #[arg(long, env = "ETCD_RELAY_ETCD", value_name = "URL", value_delimiter = ',', required = true)]
     etcd: Vec<Endpoint>,
-    #[arg(long, env = "ETCD_RELAY_LISTEN_GRPC", default_value = "127.0.0.1:23790")]
-    listen_grpc: SocketAddr,
-    #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", default_value = "127.0.0.1:9001")]
-    listen_http: SocketAddr,
+
+    /// User of etcd as which the relay reads what it keeps in memory, where etcd has authentication on. Forwarded calls
+    /// carry their client's own identity
+    #[arg(long, env = "ETCD_RELAY_UPSTREAM_USER", value_name = "NAME", requires = "upstream_password_file")]
+    upstream_user: Option<String>,
+
+    /// File with that user's password on its first line
+    #[arg(long, env = "ETCD_RELAY_UPSTREAM_PASSWORD_FILE", value_name = "FILE", requires = "upstream_user")]
+    upstream_password_file: Option<PathBuf>,
+
+    /// Longest wait for a connection to one member; then the next is tried. Less moves on sooner, but gives up on members
+    /// that are far away or busy
+    #[arg(
+        long,
+        env = "ETCD_RELAY_CONNECT_TIMEOUT",
+        value_name = "TIME",
+        default_value_t = PositiveTime(forward::Config::CONNECT_TIMEOUT)
+    )]
+    connect_timeout: PositiveTime,
+
+    /// Longest wait for one answer to the relay's own requests; then another member is asked. Forwarded calls have their
+    /// client's deadline alone
+    #[arg(
+        long,
+        env = "ETCD_RELAY_REQUEST_TIMEOUT",
+        value_name = "TIME",
+        default_value_t = PositiveTime(Etcd::REQUEST_TIMEOUT)
+    )]
+    request_timeout: PositiveTime,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Feeds")]
+struct FeedFlags {
+    /// Key prefix to keep in memory and follow from the start; repeatable, in the environment one a line. "" is the whole key
+    /// space. Each costs etcd one watch, and the relay a copy of its keys. Default: none
+    #[arg(long, env = "ETCD_RELAY_PREFIX", value_name = "PREFIX", value_delimiter = '\n')]
+    prefix: Vec<String>,
+
+    /// What becomes of a watch outside all prefixes: it opens a feed for its range, or it is refused
+    #[arg(long, env = "ETCD_RELAY_ON_DEMAND", value_name = "WHAT", value_enum, default_value_t)]
+    on_demand: OnDemandFlag,
+
+    /// How long a feed on demand stays after its last watch. More saves etcd a snapshot when watches come back, and keeps
+    /// its keys in memory as much longer. Default: 5m
+    #[arg(long, env = "ETCD_RELAY_ON_DEMAND_IDLE", value_name = "TIME")]
+    on_demand_idle: Option<Time>,
+
+    /// Largest number of feeds on demand; a watch that would open one more is refused. Default: 1024
+    #[arg(long, env = "ETCD_RELAY_ON_DEMAND_MAX", value_name = "NUMBER")]
+    on_demand_max: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum OnDemandFlag {
+    /// It opens a feed
+    #[default]
+    Allow,
+    /// It is refused
+    Deny,
 }
 
 impl Serve {
     pub(super) fn start(self) -> Result<Start, Exit> {
+        let mut warnings = Vec::new();
+        let (prefixes, on_demand) = self.feeds.parse(&mut warnings)?;
         Ok(Start {
             config: Config {
-                upstream: Upstream::Etcd(Etcd {
-                    endpoints: self.etcd,
-                    credentials: None,
-                    connect_timeout: forward::Config::CONNECT_TIMEOUT,
-                    request_timeout: Etcd::REQUEST_TIMEOUT,
-                    keepalive: Some(forward::Config::KEEPALIVE),
-                }),
-                feeds: Feeds::default(),
-                watches: Watches::default(),
-                grpc: listen::Config::new(Port::Grpc, self.listen_grpc),
-                http: Some(listen::Config::new(Port::Http, self.listen_http)),
+                upstream: Upstream::Etcd(self.upstream.parse()?),
+                feeds: Feeds {
+                    prefixes,
+                    on_demand,
+                    history_bytes: self.memory.history_bytes.0,
+                    history_entries: self.memory.history_entries,
+                },
+                watches: self.memory.watches(),
+                grpc: self.ports.grpc(),
+                http: Some(self.ports.http()),
                 metrics: None,
-                drain_time: DRAIN_TIME,
+                drain_time: self.ports.drain_time.0,
             },
-            logging: logging::Config::default(),
-            warnings: Vec::new(),
+            logging: self.log.config()?,
+            warnings,
+            announce: Announce::Nothing,
         })
+    }
+}
+
+impl UpstreamFlags {
+    fn parse(self) -> Result<Etcd, Exit> {
+        let identity = match (self.upstream_user, self.upstream_password_file) {
+            (Some(user), Some(file)) => {
+                let text = fs::read_to_string(&file).map_err(|error| {
+                    Exit::Usage(format!("--upstream-password-file: cannot read {}: {error}", file.display()))
+                })?;
+                let password = text.lines().next().unwrap_or_default().to_owned();
+                if user.is_empty() || password.is_empty() {
+                    return Err(Exit::Usage(
+                        "--upstream-user and the first line of --upstream-password-file must not be empty".to_owned(),
+                    ));
+                }
+                Some(Identity { user, password })
+            }
+            // clap requires both or none.
+            _ => None,
+        };
+        let mut endpoints = self.etcd;
+        let mut seen = std::collections::HashSet::new();
+        endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
+        Ok(Etcd {
+            endpoints,
+            identity,
+            connect_timeout: self.connect_timeout.0,
+            request_timeout: self.request_timeout.0,
+            keepalive: Some(forward::Config::KEEPALIVE),
+        })
+    }
+}
+
+impl FeedFlags {
+    fn parse(self, warnings: &mut Vec<String>) -> Result<(Vec<Bytes>, OnDemand), Exit> {
+        let prefixes = without_covered(self.prefix, warnings);
+        let on_demand = match self.on_demand {
+            OnDemandFlag::Allow => OnDemand::Allow {
+                idle: self.on_demand_idle.map_or(OnDemand::IDLE, |Time(idle)| idle),
+                max: self.on_demand_max.unwrap_or(OnDemand::MAX),
+            },
+            OnDemandFlag::Deny if self.on_demand_idle.is_some() || self.on_demand_max.is_some() => {
+                return Err(Exit::Usage(
+                    "--on-demand deny leaves nothing for --on-demand-idle and --on-demand-max to say; drop them, or \
+                     say --on-demand allow"
+                        .to_owned(),
+                ));
+            }
+            OnDemandFlag::Deny if prefixes.is_empty() => {
+                return Err(Exit::Usage(
+                    "--on-demand deny without any --prefix would refuse every watch; give a --prefix".to_owned(),
+                ));
+            }
+            OnDemandFlag::Deny => OnDemand::Deny,
+        };
+        Ok((prefixes, on_demand))
+    }
+}
+
+/// Drops prefixes that begin with another: the other's feed has their keys already.
+fn without_covered(mut prefixes: Vec<String>, warnings: &mut Vec<String>) -> Vec<Bytes> {
+    prefixes.sort_unstable();
+    let mut kept: Vec<String> = Vec::new();
+    for prefix in prefixes {
+        // Sorted, a prefix comes right before what it covers, or before others that it covers too.
+        match kept.last() {
+            Some(larger) if prefix.starts_with(larger.as_str()) => warnings.push(format!(
+                "--prefix {prefix:?} is within --prefix {larger:?}, whose feed serves both; it is left out"
+            )),
+            _ => kept.push(prefix),
+        }
+    }
+    kept.into_iter().map(Bytes::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{refused, started};
+    use super::*;
+
+    const ETCD: &str = "http://127.0.0.1:2379";
+
+    #[test]
+    fn bad_values_are_refused_by_the_name_of_their_flag() {
+        for (flags, named) in [
+            (&[][..], "--etcd"),
+            (&["--etcd", "https://etcd:2379"], "TLS upstream isn't supported yet"),
+            (&["--etcd", "ftp://etcd"], "the scheme `ftp` isn't supported"),
+            (&["--etcd", ""], "--etcd"),
+            (&["--etcd", ETCD, "--history-bytes", "0"], "--history-bytes"),
+            (&["--etcd", ETCD, "--history-entries", "0"], "--history-entries"),
+            (&["--etcd", ETCD, "--max-connections", "0"], "--max-connections"),
+            (&["--etcd", ETCD, "--listen-grpc", "nowhere"], "--listen-grpc"),
+            (&["--etcd", ETCD, "--connect-timeout", "0s"], "--connect-timeout"),
+            (&["--etcd", ETCD, "--drain-time", "ten"], "--drain-time"),
+            (&["--etcd", ETCD, "--log-level", "=loud"], "--log-level"),
+            (&["--etcd", ETCD, "--upstream-user", "root"], "--upstream-password-file"),
+            (&["--etcd", ETCD, "--on-demand", "deny"], "--prefix"),
+            (&["--etcd", ETCD, "--on-demand", "deny", "--prefix", "/", "--on-demand-max", "3"], "--on-demand-max"),
+        ] {
+            let line: Vec<&str> = std::iter::once("serve").chain(flags.iter().copied()).collect();
+            let text = refused(&line);
+            assert!(text.contains(named), "{line:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_password_file_that_cannot_be_read_or_is_empty_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a path").to_owned();
+        let line = ["serve", "--etcd", ETCD, "--upstream-user", "root", "--upstream-password-file", &path];
+        assert!(refused(&line).contains("must not be empty"));
+        fs::write(&path, "secret\n").expect("written");
+        let Upstream::Etcd(etcd) = started(&line).config.upstream else { panic!("no etcd") };
+        assert_eq!(etcd.identity.expect("an identity").password, "secret");
+        file.close().expect("removed");
+        assert!(refused(&line).contains("cannot read"));
+    }
+
+    #[test]
+    fn a_prefix_within_another_is_left_out_with_a_warning() {
+        let start = started(&[
+            "serve", "--etcd", ETCD, "--prefix", "/b", "--prefix", "/a/b", "--prefix", "/a", "--prefix", "/b",
+        ]);
+        assert_eq!(start.config.feeds.prefixes, ["/a", "/b"]);
+        assert_eq!(start.warnings.len(), 2, "{:?}", start.warnings);
+        let whole = started(&["serve", "--etcd", ETCD, "--prefix", "", "--prefix", "/a"]);
+        assert_eq!(whole.config.feeds.prefixes, [""]);
+    }
+
+    #[test]
+    fn every_flag_changes_the_configuration() {
+        let plain = format!("{:?}", started(&["serve", "--etcd", ETCD]));
+        for flags in [
+            &["--etcd", "http://other:2379"][..],
+            &["--connect-timeout", "9s"],
+            &["--request-timeout", "9s"],
+            &["--prefix", "/x"],
+            &["--on-demand", "deny", "--prefix", "/"],
+            &["--on-demand-idle", "9s"],
+            &["--on-demand-max", "9"],
+            &["--history-bytes", "9MiB"],
+            &["--history-entries", "9"],
+            &["--max-watches-per-stream", "9"],
+            &["--progress-notify-interval", "9s"],
+            &["--listen-grpc", "127.0.0.1:9"],
+            &["--listen-http", "127.0.0.1:9"],
+            &["--max-connections", "9"],
+            &["--max-streams-per-connection", "9"],
+            &["--stream-buffer-bytes", "9KiB"],
+            &["--keepalive-interval", "9s"],
+            &["--keepalive-timeout", "9s"],
+            &["--drain-time", "9s"],
+            &["--log-format", "json"],
+            &["--log-level", "debug"],
+        ] {
+            let line: Vec<&str> = ["serve", "--etcd", ETCD].iter().chain(flags).copied().collect();
+            assert_ne!(format!("{:?}", started(&line)), plain, "{flags:?}");
+        }
     }
 }

@@ -83,7 +83,7 @@ impl Config {
 
 /// Why a port cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {addr} for {}: {cause}; is another process there?", .port.as_str())]
+#[error("cannot listen on {addr} for {}; is another process there, and is the address this machine's?", .port.as_str())]
 pub struct BindError {
     addr: SocketAddr,
     port: names::Port,
@@ -135,3 +135,6 @@ impl Bound {
         self.config.port
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,13 @@
 //! [`Config`]: all that a relay is told, parsed. Made by `cli` or by a test; the defaults are constants here or at the part
 //! that they belong to.
 
-use std::{fmt, num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, time::Duration};
 
 use bytes::Bytes;
 
 use crate::{
     front::listen,
-    source::{Endpoint, forward},
+    source::{Endpoint, Identity, forward},
 };
 
 /// A relay.
@@ -34,6 +34,17 @@ pub struct Config {
 pub enum Upstream {
     /// In an etcd cluster, or in another relay.
     Etcd(Etcd),
+    /// In the embedded store.
+    Embedded(Embedded),
+}
+
+/// The embedded store, as `demo` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedded {
+    /// Whether it begins with the example data of a LAIN cluster, or empty.
+    pub seeded: bool,
+    /// Mean time between small changes; none without.
+    pub changes_every: Option<Duration>,
 }
 
 /// An etcd cluster.
@@ -42,22 +53,13 @@ pub struct Etcd {
     /// The members; not empty.
     pub endpoints: Vec<Endpoint>,
     /// The relay's own identity, for feeds. Forwarded calls carry the client's.
-    pub credentials: Option<Credentials>,
+    pub identity: Option<Identity>,
     /// Longest wait for a connection to one member.
     pub connect_timeout: Duration,
     /// Longest wait for one answer to the relay's own requests.
     pub request_timeout: Duration,
     /// Pings on connections upstream.
     pub keepalive: Option<forward::Keepalive>,
-}
-
-/// A user of etcd.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The name.
-    pub user: String,
-    /// The password; never shown.
-    pub password: String,
 }
 
 /// What is kept in memory.
@@ -153,10 +155,4 @@ impl Watches {
     pub const MAX_PER_STREAM: NonZeroUsize = NonZeroUsize::new(1_000_000).expect("not zero");
     /// etcd's own.
     pub const PROGRESS_NOTIFY_INTERVAL: Duration = Duration::from_secs(600);
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
 }

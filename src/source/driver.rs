@@ -228,7 +228,7 @@ impl Driving {
         } else {
             self.driver.header.observe(&created);
         }
-        self.driver.leaderless.send_if_modified(|leaderless| std::mem::take(leaderless));
+        self.driver.leaderless.send_if_modified(std::mem::take);
         self.feed.set_trusts_progress(upstream.trusts_progress());
         self.feed.set_state(FeedState::Live, None);
         tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), "Feed is live");

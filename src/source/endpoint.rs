@@ -82,7 +82,8 @@ impl FromStr for Endpoint {
         let authority = match authority.port() {
             Some(port) if port.as_u16() == 0 => return Err(malformed()),
             Some(_) => authority.clone(),
-            // `host:` parses, but has no port.
+            // `host:` and `host:99999` parse, but have no port.
+            None if authority.as_str().len() > authority.host().len() => return Err(malformed()),
             None => format!("{}:{DEFAULT_PORT}", authority.host()).parse().map_err(|_| malformed())?,
         };
         Ok(Self { authority })
@@ -134,6 +135,7 @@ mod tests {
             ("", EndpointError::Malformed("".into())),
             ("http://:2379", EndpointError::Malformed("http://:2379".into())),
             ("http://etcd:0", EndpointError::Malformed("http://etcd:0".into())),
+            ("http://etcd:", EndpointError::Malformed("http://etcd:".into())),
             ("http://etcd:99999", EndpointError::Malformed("http://etcd:99999".into())),
         ] {
             assert_eq!(parse(text), Err(want), "{text}");

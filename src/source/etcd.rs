@@ -20,7 +20,7 @@ use etcd_client::{
 };
 use parking_lot::Mutex;
 
-use super::Endpoint;
+use super::{Endpoint, forward::Keepalive};
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
@@ -38,10 +38,8 @@ pub struct EtcdConfig {
     pub connect_timeout: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
-    /// Ping interval on idle and busy connections. etcd closes connections that ping more often than every 5 s.
-    pub keepalive_interval: Duration,
-    /// How long a ping may go unanswered.
-    pub keepalive_timeout: Duration,
+    /// Pings on its connections. etcd closes connections that ping more often than every 5 s.
+    pub keepalive: Option<Keepalive>,
     /// Who the relay is, where etcd asks.
     pub identity: Option<Identity>,
     /// A key that the relay may read, for asking the current revision.
@@ -138,16 +136,19 @@ impl EtcdUpstream {
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }
-        let channel = tonic::transport::Endpoint::from_shared(self.config.endpoints[member].url())
+        let mut endpoint = tonic::transport::Endpoint::from_shared(self.config.endpoints[member].url())
             .map_err(|error| UpstreamError::Unavailable(error.to_string()))?
             .connect_timeout(self.config.connect_timeout)
-            .http2_keep_alive_interval(self.config.keepalive_interval)
-            .keep_alive_timeout(self.config.keepalive_timeout)
-            .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .tcp_nodelay(true);
+        if let Some(keepalive) = self.config.keepalive {
+            endpoint = endpoint
+                .http2_keep_alive_interval(keepalive.interval)
+                .keep_alive_timeout(keepalive.timeout)
+                .keep_alive_while_idle(keepalive.while_idle);
+        }
+        let channel = endpoint.connect_lazy();
         let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         if let Some(identity) = &self.config.identity {
             options = options.with_user(&identity.user, &identity.password);

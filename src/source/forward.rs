@@ -300,40 +300,4 @@ fn count(service: names::Service, outcome: names::Outcome) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_path_decides_connection_and_end() {
-        let of = |path| {
-            let Method { service, long, endless } = Method::of(path);
-            (service.as_str(), long, endless)
-        };
-        assert_eq!(of("/etcdserverpb.KV/Put"), ("kv", false, false));
-        assert_eq!(of("/etcdserverpb.Watch/Watch"), ("watch", true, true));
-        assert_eq!(of("/etcdserverpb.Maintenance/Snapshot"), ("maintenance", true, false));
-        assert_eq!(of("/v3electionpb.Election/Observe"), ("election", true, true));
-        assert_eq!(of("/later.Service/New"), ("other", true, false));
-        assert_eq!(of("*"), ("other", true, false));
-    }
-
-    #[test]
-    fn connection_headers_stay_behind_and_metadata_goes_on() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "x-mine, keep-alive"),
-            ("x-mine", "1"),
-            ("keep-alive", "5"),
-            ("host", "relay"),
-            ("te", "trailers"),
-            ("token", "abc"),
-            ("grpc-timeout", "5S"),
-        ] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        strip_hop_by_hop(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["grpc-timeout", "token"]);
-    }
-}
+mod tests;

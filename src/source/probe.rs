@@ -20,6 +20,8 @@ use crate::{telemetry::ReadyBoard, types::MemberVersion};
 const STEADY: Duration = Duration::from_secs(15);
 /// Between failures, doubled up to the second; each is jittered by half.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// What a member calls its cluster's version until the members have agreed, some seconds after their first start.
+const UNSETTLED: &str = "not_decided";
 /// `/version` answers with less than 100 bytes.
 const MAX_ANSWER: usize = 4096;
 
@@ -78,6 +80,7 @@ impl Probe {
                 }
             }
             let wait = if let Some(version) = answer {
+                let settled = version.etcdcluster != UNSETTLED;
                 if hold.take().is_some() {
                     tracing::info!(etcdserver = version.etcdserver, etcdcluster = version.etcdcluster, "Reached etcd");
                 }
@@ -87,7 +90,7 @@ impl Probe {
                     changed
                 });
                 pause = RETRY.0;
-                STEADY
+                if settled { STEADY } else { RETRY.0 }
             } else {
                 let reason = format!("etcd cannot be reached: {}", failures.join("; "));
                 match &hold {

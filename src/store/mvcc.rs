@@ -6,7 +6,7 @@
 //! on see what was there; a revision before it is refused.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
 };
 
@@ -168,9 +168,9 @@ impl Mvcc {
         }
         self.current = self.current.next();
         let events = std::mem::take(&mut self.open);
-        let bytes = events.iter().map(|event| cost(&event.kv)).sum();
-        self.log_bytes += bytes;
-        self.log.push_back(Record { revision: self.current, events, bytes });
+        let record = Record::new(self.current, events);
+        self.log_bytes += record.bytes;
+        self.log.push_back(record);
         self.enforce_limits();
     }
 
@@ -214,9 +214,32 @@ impl Mvcc {
             self.log_bytes -= record.bytes;
             record.events.iter().for_each(|event| trim(&mut self.keys, &event.kv.key, revision));
         }
-        // The events of `revision` stay for whoever watches from it, but what they replaced goes.
-        if let Some(record) = self.log.front().filter(|record| record.revision == revision) {
+        // The events of `revision` stay for whoever watches from it, but what they replaced goes: in it, too, where a transaction
+        // changed a key twice.
+        if let Some(record) = self.log.front_mut().filter(|record| record.revision == revision) {
             record.events.iter().for_each(|event| trim(&mut self.keys, &event.kv.key, revision));
+            self.log_bytes -= record.bytes;
+            record.keep_last_of_each_key();
+            self.log_bytes += record.bytes;
+        }
+    }
+}
+
+impl Record {
+    fn new(revision: Revision, events: Vec<EventFields>) -> Self {
+        let bytes = events.iter().map(|event| cost(&event.kv)).sum();
+        Self { revision, events, bytes }
+    }
+
+    fn keep_last_of_each_key(&mut self) {
+        let mut last = HashMap::with_capacity(self.events.len());
+        for (index, event) in self.events.iter().enumerate() {
+            last.insert(event.kv.key.clone(), index);
+        }
+        if last.len() < self.events.len() {
+            let events = std::mem::take(&mut self.events).into_iter().enumerate();
+            let kept = events.filter(|(index, event)| last.get(&event.kv.key) == Some(index));
+            *self = Self::new(self.revision, kept.map(|(_, event)| event).collect());
         }
     }
 }

@@ -31,7 +31,7 @@ pub const ETCD_API_VERSION: &str = "3.5.16";
 pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The methods that are served.
-const SERVED: [&str; 15] = [
+pub(super) const SERVED: [&str; 15] = [
     "/etcdserverpb.KV/Range",
     "/etcdserverpb.KV/Put",
     "/etcdserverpb.KV/DeleteRange",

@@ -48,7 +48,9 @@ impl State {
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, StoreError> {
         txn::check_put(request)?;
         self.check_room(request)?;
-        txn::check_put_against(&self.mvcc, &self.leases, request)?;
+        // In a transaction, etcd looks at these in the other order.
+        txn::check_lease(&self.leases, request)?;
+        txn::check_kept(&self.mvcc, request)?;
         let response = self.apply_put(request);
         self.mvcc.commit();
         Ok(response)
@@ -99,13 +101,12 @@ impl State {
     }
 
     pub(super) fn time_to_live(&self, request: &LeaseTimeToLiveRequest, now: Instant) -> LeaseTimeToLiveResponse {
+        let header = convert::revision_header(self.mvcc.current());
         let Some(lease) = self.leases.get(request.id) else {
-            // etcd leaves even the revision out of this header.
-            let header = Some(ResponseHeader::default());
             return LeaseTimeToLiveResponse { header, id: request.id, ttl: -1, granted_ttl: 0, keys: Vec::new() };
         };
         LeaseTimeToLiveResponse {
-            header: convert::revision_header(self.mvcc.current()),
+            header,
             id: request.id,
             ttl: lease.remaining(now),
             granted_ttl: lease.ttl,

@@ -55,15 +55,15 @@ pub(super) fn choose<'a>(mvcc: &Mvcc, leases: &Leases, request: &'a TxnRequest) 
     Ok(chosen)
 }
 
-/// What a put needs of the data: its lease, and the key where it keeps its value or lease.
-pub(super) fn check_put_against(mvcc: &Mvcc, leases: &Leases, put: &PutRequest) -> Result<(), StoreError> {
-    if (put.ignore_value || put.ignore_lease) && mvcc.get(&put.key).is_none() {
-        return Err(StoreError::KeyNotFound);
-    }
-    if put.lease != 0 && !leases.exists(put.lease) {
-        return Err(StoreError::LeaseNotFound);
-    }
-    Ok(())
+/// Whether the key exists of which a put keeps the value or the lease.
+pub(super) fn check_kept(mvcc: &Mvcc, put: &PutRequest) -> Result<(), StoreError> {
+    let keeps = put.ignore_value || put.ignore_lease;
+    if keeps && mvcc.get(&put.key).is_none() { Err(StoreError::KeyNotFound) } else { Ok(()) }
+}
+
+/// Whether the lease of a put exists.
+pub(super) fn check_lease(leases: &Leases, put: &PutRequest) -> Result<(), StoreError> {
+    if put.lease != 0 && !leases.exists(put.lease) { Err(StoreError::LeaseNotFound) } else { Ok(()) }
 }
 
 /// Refuses a put that contradicts itself.
@@ -151,12 +151,14 @@ struct Intervals(BTreeMap<Bytes, Bytes>);
 
 impl Intervals {
     /// Takes `range_end` for a key even where it is `"\0"`, as etcd does here: a put beside a delete of "all keys from this one
-    /// on" is no duplicate unless it is of the first.
+    /// on" is no duplicate to it.
     fn insert(&mut self, key: &Bytes, range_end: &Bytes) {
-        let mut end = Vec::with_capacity(key.len() + 1);
-        end.extend_from_slice(key);
-        end.push(0);
-        self.merge(key.clone(), range_end.clone().max(end.into()));
+        if range_end.is_empty() {
+            let after = [&key[..], &[0]].concat();
+            self.merge(key.clone(), after.into());
+        } else if key < range_end {
+            self.merge(key.clone(), range_end.clone());
+        }
     }
 
     fn merge(&mut self, mut start: Bytes, mut end: Bytes) {
@@ -248,7 +250,7 @@ fn holds_for(compare: &Compare, kv: &KeyValueFields) -> bool {
 
 fn check_puts(mvcc: &Mvcc, leases: &Leases, chosen: &Chosen<'_>) -> Result<(), StoreError> {
     chosen.steps.iter().try_for_each(|step| match step {
-        Step::Put(put) => check_put_against(mvcc, leases, put),
+        Step::Put(put) => check_kept(mvcc, put).and_then(|()| check_lease(leases, put)),
         Step::Txn(nested) => check_puts(mvcc, leases, nested),
         Step::Range(_) | Step::Delete(_) => Ok(()),
     })

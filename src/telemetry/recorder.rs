@@ -25,7 +25,7 @@ pub struct Metrics {
 #[non_exhaustive]
 pub enum RecorderError {
     /// The buckets are unusable: a fault in [`names`].
-    #[error("cannot set up the metrics: {0}")]
+    #[error("cannot set up the metrics")]
     Build(#[from] BuildError),
     /// The process has a recorder already; a process has one [`Metrics`], to be cloned.
     #[error("this process records metrics already; use the recorder that was installed first")]

@@ -119,7 +119,7 @@ macro_rules! targets {
 /// Progress is told every 100 ms instead of 10 min.
 const FAST_PROGRESS: Settings = Settings {
     etcd: &["--experimental-watch-progress-notify-interval=100ms"],
-    relay: &["--watch-progress-notify-interval=100ms"],
+    relay: &["--progress-notify-interval=100ms"],
 };
 
 targets! {

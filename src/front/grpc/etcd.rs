@@ -33,6 +33,7 @@ use crate::{
     hub::{Hub, Outbox, OutboxStats},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
+    types::Revision,
 };
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
@@ -87,6 +88,7 @@ impl EtcdApi {
             requires_leader,
             progress_interval: self.progress_interval,
             stop: self.stop.clone(),
+            current: Revision::ZERO,
         };
         self.tasks.spawn(requests.run());
         grpc_response(EtcdBody::Watch(body))

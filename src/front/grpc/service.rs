@@ -50,8 +50,8 @@ pub struct GrpcPort<L> {
     pub forward: GrpcService,
     /// `grpc.health.v1`.
     pub health: GrpcService,
-    /// `grpc.reflection`; where there is none, such calls are forwarded.
-    pub reflection: Option<GrpcService>,
+    /// `grpc.reflection`.
+    pub reflection: GrpcService,
     /// Requests that are not gRPC.
     pub member: Router,
 }
@@ -72,7 +72,7 @@ impl<L: Local> GrpcPort<L> {
         let service = if path.starts_with("/grpc.health.v1.Health/") {
             self.health
         } else if path.starts_with("/grpc.reflection.") {
-            self.reflection.unwrap_or(self.forward)
+            self.reflection
         } else {
             self.forward
         };

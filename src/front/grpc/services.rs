@@ -8,7 +8,6 @@ use super::GrpcService;
 use crate::telemetry::ReadyBoard;
 
 /// `grpc.health.v1.Health` for the whole server (service name `""`, as etcd has it), and the task that keeps it true.
-#[must_use]
 pub fn health(ready: ReadyBoard) -> (GrpcService, impl Future<Output = ()> + Send) {
     let (reporter, service) = tonic_health::server::health_reporter();
     let keep = async move {

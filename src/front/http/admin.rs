@@ -9,7 +9,7 @@
 //!
 //! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, which is merged into this router.
 
-use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{convert::Infallible, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
@@ -41,6 +41,12 @@ pub struct Admin {
     pub grpc_addr: SocketAddr,
     /// When the process began.
     pub started: Instant,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("grpc_addr", &self.grpc_addr).finish_non_exhaustive()
+    }
 }
 
 impl Admin {

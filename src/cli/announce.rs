@@ -1,0 +1,39 @@
+//! What is said once the ports are bound: the words that each command's users, and the tools around them, wait for.
+
+use std::{io::Write as _, net::SocketAddr};
+
+use crate::relay::Relay;
+
+/// Who waits for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Announce {
+    /// The lines `Listening`, which the relay logs itself, are enough.
+    Nothing,
+    /// The line of `etcd grpc-proxy start`.
+    GrpcProxy,
+    /// What to try.
+    Demo,
+}
+
+impl Announce {
+    pub(super) fn say(self, relay: &Relay) {
+        match self {
+            Self::Nothing => {}
+            Self::GrpcProxy => tracing::info!(address = %relay.grpc_addr(), "started gRPC proxy"),
+            Self::Demo => {
+                let text = to_try(relay.grpc_addr(), relay.http_addr());
+                // A closed standard output is no reason not to serve.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+            }
+        }
+    }
+}
+
+fn to_try(grpc: SocketAddr, http: Option<SocketAddr>) -> String {
+    let mut text = format!("\nTry:\n  etcdctl --endpoints {grpc} watch --prefix /lain/\n");
+    if let Some(http) = http {
+        text.push_str(&format!("  curl -N http://{http}/debug/state\n  curl http://{http}/metrics\n"));
+    }
+    text.push('\n');
+    text
+}

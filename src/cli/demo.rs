@@ -1,0 +1,96 @@
+//! `etcd-relay demo`: a relay over the embedded store.
+
+use clap::{Args, ValueEnum};
+
+use super::{
+    Exit, Start,
+    announce::Announce,
+    groups::{Log, Memory, Ports},
+    values::TimeOrNone,
+};
+use crate::{
+    relay::{Config, Embedded, Feeds, OnDemand, Upstream},
+    store,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// What the store begins with
+    #[arg(long, env = "ETCD_RELAY_SEED", value_name = "DATA", value_enum, default_value_t)]
+    seed: Seed,
+
+    /// Mean time between small changes to the example data, such as 1s; none leaves it as it is
+    #[arg(
+        long,
+        env = "ETCD_RELAY_CHANGES_EVERY",
+        value_name = "TIME",
+        default_value_t = TimeOrNone(Some(store::demo::Config::default().interval))
+    )]
+    changes_every: TimeOrNone,
+
+    #[command(flatten)]
+    ports: Ports,
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Seed {
+    /// The configuration and pods of a small LAIN cluster
+    #[default]
+    Lain,
+    /// Nothing
+    None,
+}
+
+impl Demo {
+    pub(super) fn start(self) -> Result<Start, Exit> {
+        Ok(Start {
+            config: Config {
+                upstream: Upstream::Embedded(Embedded {
+                    seeded: self.seed == Seed::Lain,
+                    changes_every: self.changes_every.0,
+                }),
+                feeds: Feeds {
+                    // The whole key space: the store is small.
+                    prefixes: vec![bytes::Bytes::new()],
+                    on_demand: OnDemand::Deny,
+                    history_bytes: self.memory.history_bytes.0,
+                    history_entries: self.memory.history_entries,
+                },
+                watches: self.memory.watches(),
+                grpc: self.ports.grpc(),
+                http: Some(self.ports.http()),
+                metrics: None,
+                drain_time: self.ports.drain_time.0,
+            },
+            logging: self.log.config()?,
+            warnings: Vec::new(),
+            announce: Announce::Demo,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::{refused, started};
+    use super::*;
+
+    #[test]
+    fn the_store_is_as_asked() {
+        let store = |line: &[&str]| match started(line).config.upstream {
+            Upstream::Embedded(embedded) => embedded,
+            Upstream::Etcd(etcd) => panic!("{line:?} has {etcd:?}"),
+        };
+        assert_eq!(store(&["demo"]), Embedded { seeded: true, changes_every: Some(Duration::from_secs(1)) });
+        assert_eq!(
+            store(&["demo", "--seed", "none", "--changes-every", "none"]),
+            Embedded { seeded: false, changes_every: None }
+        );
+        assert!(refused(&["demo", "--changes-every", "0s"]).contains("--changes-every"));
+    }
+}

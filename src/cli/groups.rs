@@ -1,0 +1,172 @@
+//! Flags that several commands share, a group for each part of the relay.
+
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+};
+
+use clap::Args;
+
+use super::{
+    Exit,
+    values::{ByteCount, PositiveTime, Time},
+};
+use crate::{
+    front::listen::{self, Keepalive},
+    relay::{self, Feeds, Watches},
+    telemetry::{
+        logging::{self, Format},
+        names::Port,
+    },
+};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Ports")]
+pub(super) struct Ports {
+    /// Where to serve etcd's v3 API. Port 0 takes a free one, which the log names
+    #[arg(long, env = "ETCD_RELAY_LISTEN_GRPC", value_name = "ADDR", default_value = "127.0.0.1:23790")]
+    listen_grpc: SocketAddr,
+
+    /// Where to serve /metrics, /live, /ready and /debug/state over HTTP. Port 0 takes a free one
+    #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    listen_http: SocketAddr,
+
+    /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
+    /// costs a file and some KiB
+    #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::Config::MAX_CONNECTIONS)]
+    max_connections: NonZeroUsize,
+
+    /// Largest number of calls and watch streams that one connection may have open; its client waits before it opens more
+    #[arg(
+        long,
+        env = "ETCD_RELAY_MAX_STREAMS_PER_CONNECTION",
+        value_name = "NUMBER",
+        default_value_t = listen::Config::MAX_STREAMS
+    )]
+    max_streams_per_connection: NonZeroU32,
+
+    /// Bytes of one stream that may wait in memory for a slow client; what is more waits as a position in the history.
+    /// More takes bursts with fewer wake-ups, and costs as much for each slow stream
+    #[arg(
+        long,
+        env = "ETCD_RELAY_STREAM_BUFFER_BYTES",
+        value_name = "BYTES",
+        default_value_t = ByteCount(listen::Config::STREAM_BUFFER)
+    )]
+    stream_buffer_bytes: ByteCount,
+
+    /// Time between pings to clients; 0s sends none, and a client that vanished then stays until TCP notices. Less notices
+    /// it sooner, and costs a ping for each connection
+    #[arg(
+        long,
+        env = "ETCD_RELAY_KEEPALIVE_INTERVAL",
+        value_name = "TIME",
+        default_value_t = Time(listen::Config::KEEPALIVE.interval)
+    )]
+    keepalive_interval: Time,
+
+    /// How long a client may take to answer a ping before its connection is closed
+    #[arg(
+        long,
+        env = "ETCD_RELAY_KEEPALIVE_TIMEOUT",
+        value_name = "TIME",
+        default_value_t = PositiveTime(listen::Config::KEEPALIVE.timeout)
+    )]
+    keepalive_timeout: PositiveTime,
+
+    /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. More lets
+    /// longer calls finish, and a restart takes as much longer
+    #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
+    pub(super) drain_time: Time,
+}
+
+impl Ports {
+    pub(super) fn grpc(&self) -> listen::Config {
+        self.port(Port::Grpc, self.listen_grpc)
+    }
+
+    pub(super) fn http(&self) -> listen::Config {
+        self.port(Port::Http, self.listen_http)
+    }
+
+    fn port(&self, port: Port, addr: SocketAddr) -> listen::Config {
+        listen::Config {
+            addr,
+            port,
+            max_connections: self.max_connections,
+            max_streams: self.max_streams_per_connection,
+            stream_buffer: self.stream_buffer_bytes.0,
+            keepalive: (!self.keepalive_interval.0.is_zero())
+                .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub(super) struct Memory {
+    /// Bound of each feed's history. A watch that starts within it, or falls behind within it, costs etcd nothing
+    #[arg(
+        long,
+        env = "ETCD_RELAY_HISTORY_BYTES",
+        value_name = "BYTES",
+        default_value_t = ByteCount(Feeds::HISTORY_BYTES)
+    )]
+    pub(super) history_bytes: ByteCount,
+
+    /// Bound of each feed's history, in revisions; the first of the two bounds that is met counts
+    #[arg(
+        long,
+        env = "ETCD_RELAY_HISTORY_ENTRIES",
+        value_name = "NUMBER",
+        default_value_t = Feeds::HISTORY_ENTRIES
+    )]
+    pub(super) history_entries: NonZeroUsize,
+
+    /// Largest number of watches on one stream; a create beyond it is refused. Each costs some hundred bytes
+    #[arg(
+        long,
+        env = "ETCD_RELAY_MAX_WATCHES_PER_STREAM",
+        value_name = "NUMBER",
+        default_value_t = Watches::MAX_PER_STREAM
+    )]
+    max_watches_per_stream: NonZeroUsize,
+
+    /// Time between progress notifications to watches that asked for them. Less lets clients resume from nearer, and costs
+    /// a message for each such watch
+    #[arg(
+        long,
+        env = "ETCD_RELAY_PROGRESS_NOTIFY_INTERVAL",
+        value_name = "TIME",
+        default_value_t = PositiveTime(Watches::PROGRESS_NOTIFY_INTERVAL)
+    )]
+    progress_notify_interval: PositiveTime,
+}
+
+impl Memory {
+    pub(super) fn watches(&self) -> Watches {
+        Watches {
+            max_per_stream: self.max_watches_per_stream,
+            progress_notify_interval: self.progress_notify_interval.0,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub(super) struct Log {
+    /// How log lines look, on standard error
+    #[arg(long, env = "ETCD_RELAY_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: Format,
+
+    /// What is logged: error, warn, info, debug or trace, or by module, such as info,etcd_relay::hub=debug
+    #[arg(long, env = "ETCD_RELAY_LOG_LEVEL", value_name = "LEVEL", default_value_t = logging::Config::default().filter)]
+    log_level: String,
+}
+
+impl Log {
+    pub(super) fn config(self) -> Result<logging::Config, Exit> {
+        logging::parse_filter(&self.log_level).map_err(|error| Exit::Usage(format!("--log-level: {error}")))?;
+        Ok(logging::Config { format: self.log_format, filter: self.log_level })
+    }
+}

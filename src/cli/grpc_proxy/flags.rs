@@ -1,0 +1,175 @@
+//! What becomes of each flag of `etcd grpc-proxy start`, a row each.
+
+use std::time::Duration;
+
+use super::go_duration;
+
+/// Defaults of etcd's that are not the relay's own.
+pub(super) const LISTEN_ADDR: &str = "127.0.0.1:23790";
+pub(super) const ENDPOINTS: &str = "127.0.0.1:2379";
+pub(super) const GRPC_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+pub(super) const GRPC_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A flag of etcd's.
+#[derive(Debug)]
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) means: Means,
+    /// For the help, where it works.
+    about: &'static str,
+}
+
+/// What a flag's value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Bool,
+    String,
+    Strings,
+    Duration,
+    Int,
+    Uint32,
+}
+
+/// What the relay does about a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// As etcd's proxy.
+    Works,
+    /// Something else, said in a warning.
+    Accepted(&'static str),
+    /// Nothing: it does not start.
+    Refused(&'static str),
+}
+
+impl Flag {
+    /// For the help.
+    pub(super) fn meaning(&self) -> &'static str {
+        match self.means {
+            Means::Works => self.about,
+            Means::Accepted(text) | Means::Refused(text) => text,
+        }
+    }
+}
+
+impl Kind {
+    /// Whether a value is of this kind.
+    pub(super) fn check(self, value: &str) -> Result<(), String> {
+        match self {
+            Self::Bool if !is_true(value) && !is_false(value) => Err(format!("`{value}` is neither true nor false")),
+            Self::Duration => go_duration(value).map(|_| ()),
+            Self::Int => value.parse::<i64>().map(|_| ()).map_err(|_| format!("`{value}` is no number")),
+            Self::Uint32 => {
+                value.parse::<u32>().map(|_| ()).map_err(|_| format!("`{value}` is no number up to 4294967295"))
+            }
+            Self::Bool | Self::String | Self::Strings => Ok(()),
+        }
+    }
+
+    /// Whether a value asks for nothing: empty, zero, false.
+    pub(super) fn is_nothing(self, value: &str) -> bool {
+        match self {
+            Self::Bool => is_false(value),
+            Self::String | Self::Strings => value.is_empty(),
+            Self::Duration => go_duration(value) == Ok(Duration::ZERO),
+            Self::Int | Self::Uint32 => value.parse() == Ok(0_i64),
+        }
+    }
+}
+
+/// As Go's `strconv.ParseBool`.
+pub(super) fn is_true(value: &str) -> bool {
+    matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True")
+}
+
+fn is_false(value: &str) -> bool {
+    matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False")
+}
+
+const fn works(name: &'static str, kind: Kind, about: &'static str) -> Flag {
+    Flag { name, kind, means: Means::Works, about }
+}
+
+const fn accepted(name: &'static str, kind: Kind, instead: &'static str) -> Flag {
+    Flag { name, kind, means: Means::Accepted(instead), about: "" }
+}
+
+const fn refused(name: &'static str, kind: Kind, reason: &'static str) -> Flag {
+    Flag { name, kind, means: Means::Refused(reason), about: "" }
+}
+
+const UPSTREAM_TLS: &str = "TLS upstream isn't supported yet; use http:// endpoints on a network you trust";
+const CLIENT_TLS: &str = "TLS for clients isn't supported yet; put the relay on a network you trust";
+const DISCOVERY: &str = "the relay does not look up DNS SRV records; name the members with --endpoints";
+
+/// All flags of `etcd grpc-proxy start`, in the order of its help; `--help` is no row.
+pub(super) const FLAGS: &[Flag] = &[
+    accepted(
+        "advertise-client-url",
+        Kind::String,
+        "the relay does not name itself to clients: member lists are the cluster's own",
+    ),
+    refused("auto-tls", Kind::Bool, CLIENT_TLS),
+    refused("cacert", Kind::String, UPSTREAM_TLS),
+    refused("cert", Kind::String, UPSTREAM_TLS),
+    refused("cert-file", Kind::String, CLIENT_TLS),
+    refused("client-crl-file", Kind::String, CLIENT_TLS),
+    accepted("data-dir", Kind::String, "the relay keeps nothing on disk; the directory is not used"),
+    works("debug", Kind::Bool, "log at level debug"),
+    works("dial-keepalive-time", Kind::Duration, "time between pings to etcd; 0 sends none (default 10s)"),
+    works("dial-keepalive-timeout", Kind::Duration, "how long etcd may take to answer a ping (default 5s)"),
+    refused("discovery-srv", Kind::String, DISCOVERY),
+    refused("discovery-srv-name", Kind::String, DISCOVERY),
+    refused("enable-pprof", Kind::Bool, "the relay has no Go profiles; use perf, and /metrics"),
+    works("endpoints", Kind::Strings, "client URLs of etcd's members, separated by commas (default 127.0.0.1:2379)"),
+    accepted(
+        "endpoints-auto-sync-interval",
+        Kind::Duration,
+        "the relay uses the endpoints it is given and does not ask the cluster for others",
+    ),
+    refused("experimental-leasing-prefix", Kind::String, "the relay keeps no leasing metadata in etcd"),
+    accepted(
+        "experimental-serializable-ordering",
+        Kind::Bool,
+        "the relay answers in order in any case: what it has read of a key space never goes back",
+    ),
+    works("grpc-keepalive-interval", Kind::Duration, "time between pings to clients; 0 sends none (default 2h0m0s)"),
+    accepted(
+        "grpc-keepalive-min-time",
+        Kind::Duration,
+        "the relay answers pings however often a client sends them and closes no connection for it",
+    ),
+    works(
+        "grpc-keepalive-timeout",
+        Kind::Duration,
+        "how long a client may take to answer a ping; 0 sends none (default 20s)",
+    ),
+    refused("insecure-discovery", Kind::Bool, DISCOVERY),
+    refused("insecure-skip-tls-verify", Kind::Bool, UPSTREAM_TLS),
+    refused("key", Kind::String, UPSTREAM_TLS),
+    refused("key-file", Kind::String, CLIENT_TLS),
+    works("listen-addr", Kind::String, "where to listen (default 127.0.0.1:23790)"),
+    refused("listen-cipher-suites", Kind::Strings, CLIENT_TLS),
+    works(
+        "max-concurrent-streams",
+        Kind::Uint32,
+        "largest number of streams a client may have open at a time (default 100000; 0 is 4294967295)",
+    ),
+    accepted(
+        "max-recv-bytes",
+        Kind::Int,
+        "answers pass through the relay in pieces, whatever their size; the client's own limit counts",
+    ),
+    accepted(
+        "max-send-bytes",
+        Kind::Int,
+        "requests pass through the relay in pieces, whatever their size; etcd's --max-request-bytes counts",
+    ),
+    works("metrics-addr", Kind::String, "a further address for /metrics and /health, such as http://127.0.0.1:4001"),
+    refused("namespace", Kind::String, "the relay serves keys under their own names; give clients the prefix"),
+    works("permit-without-stream", Kind::Bool, "ping etcd also while no call is running (default true)"),
+    refused("resolver-prefix", Kind::String, "the relay does not register itself in etcd; give clients its address"),
+    accepted("resolver-ttl", Kind::Int, "the relay does not register itself in etcd, so there is nothing to expire"),
+    refused("self-signed-cert-validity", Kind::Int, CLIENT_TLS),
+    refused("trusted-ca-file", Kind::String, CLIENT_TLS),
+];

@@ -1,0 +1,99 @@
+//! Where a relay's data is: what the hub asks, what calls are forwarded to, and which version clients are told.
+//!
+//! Not here: what is kept in memory, see `core`.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    Upstream as Where,
+    config::{Embedded, Etcd},
+};
+use crate::{
+    front::grpc::GrpcService,
+    hub::upstream::Upstream,
+    shutdown::Phases,
+    source::{EtcdConfig, EtcdUpstream, forward::Forward, probe::Probe},
+    store::{self, Store, demo::SeedError},
+    telemetry::ReadyBoard,
+    types::MemberVersion,
+};
+
+/// What a relay over etcd asks a confirmation of the current revision with: a key that is in no use.
+const PROBE_KEY: Bytes = Bytes::from_static(&[0]);
+
+/// Where the data is, made before anything runs.
+#[derive(Debug)]
+pub(super) enum Data {
+    Etcd(Etcd),
+    Store { store: Store, changes_every: Option<Duration> },
+}
+
+/// What the rest of the relay takes of it.
+pub(super) struct Running {
+    /// What the hub asks.
+    pub(super) upstream: Arc<dyn Upstream>,
+    /// All calls that the relay does not answer.
+    pub(super) forward: GrpcService,
+    /// What clients choose features by.
+    pub(super) version: watch::Receiver<Option<Arc<MemberVersion>>>,
+    /// How long one question may take.
+    pub(super) patience: Duration,
+}
+
+impl Data {
+    pub(super) fn new(upstream: &Where) -> Result<Self, SeedError> {
+        match upstream {
+            Where::Etcd(etcd) => Ok(Self::Etcd(etcd.clone())),
+            Where::Embedded(Embedded { seeded, changes_every }) => {
+                let store = Store::new(store::Config::default());
+                if *seeded {
+                    let keys = store::demo::seed(&store)?;
+                    tracing::info!(keys, "Filled the embedded store with example data");
+                }
+                Ok(Self::Store { store, changes_every: *changes_every })
+            }
+        }
+    }
+
+    /// Starts what has to run for it.
+    pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
+        match self {
+            Self::Etcd(etcd) => over_etcd(etcd, phases, ready),
+            Self::Store { store, changes_every } => over_store(store, changes_every, phases),
+        }
+    }
+}
+
+fn over_etcd(etcd: Etcd, phases: &Phases, ready: &ReadyBoard) -> Running {
+    let forward = Forward::new(&etcd.forward(), phases.streams.clone());
+    let probe = Probe::new(etcd.endpoints.clone(), etcd.connect_timeout + etcd.request_timeout, ready.clone());
+    let version = probe.version();
+    phases.spawn_upkeep(probe.run());
+    let patience = etcd.request_timeout;
+    let upstream = EtcdUpstream::new(EtcdConfig {
+        endpoints: etcd.endpoints,
+        connect_timeout: etcd.connect_timeout,
+        request_timeout: etcd.request_timeout,
+        keepalive: etcd.keepalive,
+        identity: etcd.identity,
+        probe_key: PROBE_KEY,
+    });
+    Running { upstream, forward: forward.boxed(), version, patience }
+}
+
+fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
+    phases.spawn_upkeep(store.clone().expire_leases(phases.upstream.clone()));
+    if let Some(interval) = changes_every {
+        let config = store::demo::Config { interval };
+        phases.spawn_upkeep(store::demo::keep_changing(store.clone(), config, phases.upstream.clone()));
+    }
+    let version = MemberVersion {
+        etcdserver: store::ETCD_API_VERSION.to_owned(),
+        etcdcluster: store::ETCD_API_VERSION.to_owned(),
+    };
+    let version = watch::Sender::new(Some(Arc::new(version))).subscribe();
+    Running { forward: store.forward_service(), upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
+}

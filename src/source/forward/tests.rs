@@ -1,0 +1,348 @@
+//! A call on its way, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
+
+use std::{future::pending, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::*;
+
+type UpstreamBody = BoxBody<Bytes, h2::Error>;
+
+/// An upstream, and the task that serves it.
+struct Server {
+    endpoint: Endpoint,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn new<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<UpstreamBody>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = endpoint(listener.local_addr().expect("an address"));
+        let task = tokio::spawn(async move {
+            // Connections end with this task, so that aborting it is the death of the server.
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                let answer = answer.clone();
+                connections.spawn(async move {
+                    let service = service_fn(move |request| {
+                        let answer = answer(request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    });
+                    let _ =
+                        http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { endpoint, task }
+    }
+}
+
+fn endpoint(addr: SocketAddr) -> Endpoint {
+    format!("http://{addr}").parse().expect("an endpoint")
+}
+
+/// Where nobody listens.
+async fn nowhere() -> Endpoint {
+    endpoint(TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address"))
+}
+
+fn forward(endpoints: &[&Endpoint], drain: &CancellationToken) -> Forward {
+    let config = Config {
+        endpoints: endpoints.iter().map(|endpoint| (*endpoint).clone()).collect(),
+        connect_timeout: Duration::from_secs(5),
+        keepalive: None,
+        stream_window: Config::STREAM_WINDOW,
+    };
+    Forward::new(&config, drain.clone())
+}
+
+fn request(path: &str, body: Body) -> Request<Body> {
+    Request::post(format!("http://relay{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "grpc-go/1.70.0")
+        .header("grpc-timeout", "5S")
+        .header("token", "secret")
+        .header("key-bin", "AAEC")
+        .header("key-bin", "AwQF")
+        .body(body)
+        .expect("a request")
+}
+
+fn full(bytes: &'static [u8]) -> UpstreamBody {
+    Full::new(Bytes::from_static(bytes)).map_err(|never| match never {}).boxed()
+}
+
+/// A body that gives what is sent to it.
+fn fed() -> (mpsc::Sender<Result<Frame<Bytes>, h2::Error>>, UpstreamBody) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, BoxBody::new(StreamBody::new(ReceiverStream::new(receiver))))
+}
+
+fn trailers(status: &'static str) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(status));
+    trailers.insert("detail-bin", HeaderValue::from_static("AAEC"));
+    trailers
+}
+
+fn status_of(headers: &HeaderMap) -> tonic::Status {
+    tonic::Status::from_header_map(headers).expect("a gRPC status")
+}
+
+#[test]
+fn the_path_decides_connection_and_end() {
+    let of = |path| {
+        let Method { service, long, endless } = Method::of(path);
+        (service.as_str(), long, endless)
+    };
+    assert_eq!(of("/etcdserverpb.KV/Put"), ("kv", false, false));
+    assert_eq!(of("/etcdserverpb.Watch/Watch"), ("watch", true, true));
+    assert_eq!(of("/etcdserverpb.Maintenance/Snapshot"), ("maintenance", true, false));
+    assert_eq!(of("/v3electionpb.Election/Observe"), ("election", true, true));
+    assert_eq!(of("/later.Service/New"), ("other", true, false));
+    assert_eq!(of("*"), ("other", true, false));
+}
+
+#[test]
+fn connection_headers_stay_behind_and_metadata_goes_on() {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("connection", "x-mine, keep-alive"),
+        ("x-mine", "1"),
+        ("keep-alive", "5"),
+        ("host", "relay"),
+        ("te", "trailers"),
+        ("token", "abc"),
+        ("grpc-timeout", "5S"),
+    ] {
+        headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    strip_hop_by_hop(&mut headers);
+    let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["grpc-timeout", "token"]);
+}
+
+#[tokio::test]
+async fn bytes_metadata_and_trailers_pass_as_they_are() {
+    let (seen, mut requests) = mpsc::channel(1);
+    let server = Server::new(move |request: Request<Incoming>| {
+        let seen = seen.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.expect("the request").to_bytes();
+            seen.send((head, body)).await.expect("the test waits");
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                for frame in [Frame::data(Bytes::from_static(b"answer")), Frame::trailers(trailers("5"))] {
+                    sender.send(Ok(frame)).await.expect("the relay reads");
+                }
+            });
+            Response::builder().header("content-type", "application/grpc").header("m-bin", "AA").body(body).expect("ok")
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let body = Body::new(Full::new(Bytes::from_static(b"\0\0\0\0\x02\xff\xfe")));
+    let response = forward.call(request("/later.Service/New", body)).await;
+
+    let (head, body) = requests.recv().await.expect("a request");
+    assert_eq!(&body[..], b"\0\0\0\0\x02\xff\xfe");
+    assert_eq!(head.uri.path(), "/later.Service/New");
+    assert_eq!(head.uri.authority(), Some(server.endpoint.authority()));
+    assert_eq!(head.headers["user-agent"], "grpc-go/1.70.0");
+    assert_eq!(head.headers["te"], "trailers");
+    assert_eq!(head.headers["token"], "secret");
+    assert_eq!(head.headers["grpc-timeout"], "5S");
+    assert_eq!(head.headers.get_all("key-bin").iter().collect::<Vec<_>>(), ["AAEC", "AwQF"]);
+
+    assert_eq!(response.headers()["m-bin"], "AA");
+    let answer = response.into_body().collect().await.expect("an answer");
+    let got = answer.trailers().expect("trailers").clone();
+    assert_eq!(got, trailers("5"));
+    assert_eq!(&answer.to_bytes()[..], b"answer");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_resets_the_call_upstream() {
+    let (ended, mut ends) = mpsc::channel(1);
+    let server = Server::new(move |request: Request<Incoming>| {
+        let ended = ended.clone();
+        async move {
+            let (_sender, body) = fed();
+            let mut from_client = request.into_body();
+            tokio::spawn(async move {
+                // Keeps the answer open for ever; only the request's end is of interest.
+                let _sender = _sender;
+                let end = from_client.frame().await;
+                ended.send(end.map(|frame| frame.map(|_| ()).map_err(|error| error.to_string()))).await.expect("waits");
+                pending::<()>().await;
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    // The request never ends by itself, as a watch's.
+    let open = || Body::new(StreamBody::new(tokio_stream::pending::<Result<Frame<Bytes>, tonic::Status>>()));
+    let response = forward.call(request("/etcdserverpb.Watch/Watch", open())).await;
+    drop(response);
+    assert!(matches!(ends.recv().await, Some(Some(Err(_)))), "the server saw a reset");
+}
+
+#[tokio::test]
+async fn where_nobody_answers_the_client_is_told_who_was_asked() {
+    let (one, two) = (nowhere().await, nowhere().await);
+    let forward = forward(&[&one, &two], &CancellationToken::new());
+    let response = forward.call(request("/etcdserverpb.KV/Range", Body::empty())).await;
+    assert_eq!(response.status(), http::StatusCode::OK);
+    let status = status_of(response.headers());
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    for named in [&one.to_string(), &two.to_string(), "refused", "Check that etcd runs"] {
+        assert!(status.message().contains(named), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn calls_go_to_the_member_that_can_be_reached_and_stay_there() {
+    let gone = nowhere().await;
+    let server = Server::new(|request: Request<Incoming>| async move {
+        let body = request.into_body().collect().await.expect("the request").to_bytes();
+        Response::new(Full::new(body).map_err(|never| match never {}).boxed())
+    })
+    .await;
+    let forward = forward(&[&gone, &server.endpoint], &CancellationToken::new());
+    for _ in 0..2 {
+        let body = Body::new(Full::new(Bytes::from_static(b"whole")));
+        let response = forward.call(request("/etcdserverpb.KV/Put", body)).await;
+        let answer = response.into_body().collect().await.expect("an answer").to_bytes();
+        assert_eq!(&answer[..], b"whole", "the request came whole to the second member");
+        assert_eq!(forward.shared.current.load(Ordering::Relaxed), 1);
+    }
+    server.task.abort();
+}
+
+#[tokio::test]
+async fn a_member_that_dies_in_the_middle_is_unavailable_and_comes_back_on_its_own() {
+    let (started, mut starts) = mpsc::channel(1);
+    let server = Server::new(move |_| {
+        let started = started.clone();
+        async move {
+            let (sender, body) = fed();
+            sender.send(Ok(Frame::data(Bytes::from_static(b"first")))).await.expect("room");
+            started.send(sender).await.expect("the test waits");
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let mut answer = forward.call(request("/etcdserverpb.Maintenance/Snapshot", Body::empty())).await.into_body();
+    let _open = starts.recv().await.expect("a call");
+    assert_eq!(
+        answer.frame().await.expect("a frame").expect("data").into_data().ok(),
+        Some(Bytes::from_static(b"first"))
+    );
+    server.task.abort();
+    let last = answer.frame().await.expect("a frame").expect("no reset").into_trailers().expect("trailers");
+    assert_eq!(status_of(&last).code(), tonic::Code::Unavailable);
+    assert!(answer.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn a_reset_by_upstream_reaches_the_client_as_a_reset() {
+    let (started, mut starts) = mpsc::channel(1);
+    let server = Server::new(move |_| {
+        let started = started.clone();
+        async move {
+            let (sender, body) = fed();
+            started.send(sender).await.expect("the test waits");
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let mut answer = forward.call(request("/etcdserverpb.Maintenance/Snapshot", Body::empty())).await.into_body();
+    let sender = starts.recv().await.expect("a call");
+    sender.send(Err(h2::Reason::ENHANCE_YOUR_CALM.into())).await.expect("the relay reads");
+    let error = answer.frame().await.expect("a frame").expect_err("a reset");
+    assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+}
+
+#[tokio::test]
+async fn a_reset_before_the_answer_is_a_status() {
+    let server = Server::new(|_| async move {
+        let (sender, body) = fed();
+        sender.send(Err(h2::Reason::ENHANCE_YOUR_CALM.into())).await.expect("room");
+        Response::new(body)
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let response = forward.call(request("/etcdserverpb.KV/Put", Body::empty())).await;
+    let status = status_of(response.headers());
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains(&server.endpoint.to_string()), "{status}");
+}
+
+#[tokio::test]
+async fn when_the_relay_stops_endless_calls_end_in_etcds_words_and_others_finish() {
+    let (started, mut starts) = mpsc::channel(2);
+    let server = Server::new(move |_| {
+        let started = started.clone();
+        async move {
+            let (sender, body) = fed();
+            started.send(sender).await.expect("the test waits");
+            Response::new(body)
+        }
+    })
+    .await;
+    let drain = CancellationToken::new();
+    let forward = forward(&[&server.endpoint], &drain);
+    let mut watch = forward.call(request("/etcdserverpb.Watch/Watch", Body::empty())).await.into_body();
+    let _watch_sender = starts.recv().await.expect("a watch");
+    let mut put = forward.call(request("/etcdserverpb.KV/Put", Body::empty())).await.into_body();
+    let put_sender = starts.recv().await.expect("a put");
+    drain.cancel();
+    let last = watch.frame().await.expect("a frame").expect("no reset").into_trailers().expect("trailers");
+    assert_eq!(status_of(&last).message(), "etcdserver: server stopped");
+    put_sender.send(Ok(Frame::trailers(trailers("0")))).await.expect("the relay reads");
+    let last = put.frame().await.expect("a frame").expect("no reset").into_trailers().expect("trailers");
+    assert_eq!(status_of(&last).code(), tonic::Code::Ok);
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_do_not_hold_up_calls_or_other_streams() {
+    const PIECE: &[u8] = &[7; 64 << 10];
+    let server = Server::new(|request: Request<Incoming>| async move {
+        if request.uri().path().ends_with("/Put") {
+            return Response::new(full(b"done"));
+        }
+        let (sender, body) = fed();
+        tokio::spawn(async move { while sender.send(Ok(Frame::data(Bytes::from_static(PIECE)))).await.is_ok() {} });
+        Response::new(body)
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(forward.call(request("/etcdserverpb.Maintenance/Snapshot", Body::empty())).await);
+    }
+    let done = forward.call(request("/etcdserverpb.KV/Put", Body::empty())).await;
+    assert_eq!(&done.into_body().collect().await.expect("an answer").to_bytes()[..], b"done");
+    let mut read = forward.call(request("/etcdserverpb.Maintenance/Snapshot", Body::empty())).await.into_body();
+    let mut got = 0;
+    while got < 4 << 20 {
+        got += read.frame().await.expect("a frame").expect("data").into_data().expect("data").len();
+    }
+}
