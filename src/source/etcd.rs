@@ -342,7 +342,9 @@ fn canceled(reason: String) -> UpstreamError {
 
 /// Sorts etcd's errors by what can be done about them.
 fn refused(error: &Error) -> UpstreamError {
-    let Error::GRpcStatus(status) = error else { return UpstreamError::Unavailable(chain(error)) };
+    let Error::GRpcStatus(status) = error else {
+        return UpstreamError::Unavailable(with_causes(error.to_string(), error));
+    };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
@@ -350,13 +352,12 @@ fn refused(error: &Error) -> UpstreamError {
         tonic::Code::InvalidArgument if status.message().contains("user name is empty") => {
             UpstreamError::Denied(status.message().into())
         }
-        _ => UpstreamError::Unavailable(chain(status)),
+        _ => UpstreamError::Unavailable(with_causes(status.message().to_owned(), status)),
     }
 }
 
-/// An error with its causes, without repeating one that says the same.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// A text with the causes of its error, without repeating one that says the same.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();

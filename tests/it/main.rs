@@ -6,5 +6,8 @@
 //! single modules, which stand beside the code.
 
 mod conformance;
+mod conversation;
+mod etcdctl;
+mod faults;
 mod store;
 mod support;

@@ -103,6 +103,10 @@ impl EtcdApi {
         let (message, how) = match range::answer(&self.hub, &body).await {
             Answer::Local(message, how) => (Some(message), how),
             Answer::Forward(how) => (None, how),
+            Answer::Refuse(status) => {
+                counter!(names::READS, Read::LABEL => Read::Refused.as_str()).increment(1);
+                return refuse(&status);
+            }
         };
         counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
         match message {

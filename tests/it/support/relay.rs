@@ -35,7 +35,7 @@ impl RelayCommand {
 
     /// `demo`: the embedded store, empty and without changes of its own.
     pub fn demo() -> Self {
-        Self::new(&["demo", "--seed", "none", "--changes", "none"]).listen()
+        Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()
     }
 
     /// `grpc-proxy start`, with etcd's own flags.
