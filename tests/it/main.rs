@@ -2,9 +2,10 @@
 //!
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
-//! way; `etcdctl` runs the real command; `store` compares the embedded store with etcd, request by request. Not here: tests of
+//! way; `commands` looks at the program from outside; `etcdctl` runs the real command; `store` compares the embedded store with etcd, request by request. Not here: tests of
 //! single modules, which stand beside the code.
 
+mod commands;
 mod conformance;
 mod conversation;
 mod etcdctl;

@@ -79,11 +79,11 @@ impl RelayCommand {
 
     fn new(args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self { args, wait_ready: true }.arg("--log-format=json")
+        Self { args, wait_ready: true }
     }
 
     fn listen(self) -> Self {
-        self.arg("--listen-grpc=127.0.0.1:0").arg("--listen-http=127.0.0.1:0")
+        self.arg("--listen-grpc=127.0.0.1:0").arg("--listen-http=127.0.0.1:0").arg("--log-format=json")
     }
 }
 
