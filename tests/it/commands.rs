@@ -5,7 +5,7 @@
 use std::{process::Output, time::Duration};
 
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::{io::AsyncBufReadExt as _, net::TcpListener};
 
 use crate::support::{http, relay::RelayCommand};
 
@@ -96,4 +96,28 @@ async fn without_etcd_it_listens_is_not_ready_and_ends_when_told() {
     assert_eq!(http::get(relay.http_addr(), "/live").await.expect("an answer").status, 200);
     relay.terminate();
     assert_eq!(relay.exit_code(SOON).await, 0);
+}
+
+#[tokio::test]
+async fn it_serves_and_ends_when_nobody_reads_its_log_any_more() {
+    let mut relay = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay"))
+        .args(["demo", "--listen-grpc", "127.0.0.1:0", "--listen-http", "127.0.0.1:0", "--log-level", "debug"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut log = tokio::io::BufReader::new(relay.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("Feed has its snapshot") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).await.expect("a line"), 0, "the log ended");
+    }
+    drop(log);
+    let pid = relay.id().expect("running").to_string();
+    let killed = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+    assert!(killed.success());
+    let ended =
+        tokio::time::timeout(SOON, relay.wait()).await.expect("it ends although it cannot log").expect("a status");
+    assert_eq!(ended.code(), Some(0));
 }
