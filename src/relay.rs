@@ -125,7 +125,7 @@ impl Relay {
         let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
-            let admin = Admin { inspect: process, connections, grpc_addr, started };
+            let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
             phases.clients.spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop.clone()));
         }
         if let Some(metrics_only) = metrics_only {
