@@ -27,7 +27,8 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Shared, fill,
+    Shared,
+    fill::{self, Filled},
     history::History,
     index::{Group, Index, Member, WatchOptions},
     outbox::{Cancellation, Delivery, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
@@ -312,6 +313,7 @@ impl Feed {
         let from_now = start == Revision::ZERO;
         let slot = state.add(Watch {
             id,
+            serial: 0,
             next: if from_now { now.next() } else { start },
             attachment,
             group,
@@ -329,11 +331,13 @@ impl Feed {
         } else if past && inner.history.since(start).next().is_some() {
             state.set_phase(slot, Phase::Parked);
         }
+        let serial = state.watches[slot].serial;
         drop(state);
         drop(inner);
         stats::subscribed();
         if fill {
-            fill::spawn(self.clone(), outbox.clone(), id, subscribe.range.clone(), subscribe.options);
+            let filled = Filled { watch_id: id, serial, range: subscribe.range.clone(), options: subscribe.options };
+            fill::spawn(self.clone(), outbox.clone(), filled);
         }
         wake(waker);
         Ok(())
@@ -358,14 +362,11 @@ impl Feed {
         wake(waker);
     }
 
-    /// Ends a watch for a reason of the relay's or upstream's. After a compaction the id stays taken, as in etcd.
-    pub(super) fn cancel_for(&self, outbox: &Outbox, cancellation: Cancellation) {
+    /// Ends a watch that was being filled, for a reason of upstream's. After a compaction the id stays taken, as in etcd.
+    pub(super) fn cancel_filled(&self, outbox: &Outbox, serial: u64, cancellation: Cancellation) {
         let mut inner = self.lock();
         let mut state = outbox.lock();
-        let Some(slot) = state.slot_of(cancellation.watch_id) else { return };
-        if state.watches[slot].phase != Phase::Filling {
-            return;
-        }
+        let Some(slot) = state.filling(cancellation.watch_id, serial) else { return };
         stats::canceled(&cancellation);
         let ((watch, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
@@ -501,8 +502,10 @@ impl Feed {
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
                         watch.next = needs;
-                        let (id, group) = (watch.id, inner.index.group(watch.group));
-                        fills.push((outbox.clone(), id, group.range.clone(), group.options));
+                        let group = inner.index.group(watch.group);
+                        let (range, options) = (group.range.clone(), group.options);
+                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
+                        fills.push((outbox.clone(), filled));
                         state.set_phase(slot, Phase::Filling);
                         continue;
                     }
@@ -523,8 +526,8 @@ impl Feed {
         inner.revision = revision;
         self.show(&inner);
         drop(inner);
-        for (outbox, id, range, options) in fills {
-            fill::spawn(self.clone(), outbox, id, range, options);
+        for (outbox, filled) in fills {
+            fill::spawn(self.clone(), outbox, filled);
         }
         wakers.into_iter().for_each(Waker::wake);
     }

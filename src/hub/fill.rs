@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::{
     Feed,
     index::WatchOptions,
-    outbox::{Cancellation, Outbox, Phase, wake},
+    outbox::{Cancellation, Outbox, Phase, State, wake},
     payload::Payload,
     stats,
     upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},
@@ -23,8 +23,8 @@ use crate::types::{Entry, KeyRange, KeyValue, Revision};
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Starts the fill of a watch that has just been put into phase `Filling`.
-pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, watch_id: i64, range: KeyRange, options: WatchOptions) {
-    let fill = Fill { feed, outbox, watch_id, range, options };
+pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, filled: Filled) {
+    let fill = Fill { feed, outbox, filled };
     tokio::spawn(async move {
         let gone = fill.outbox.gone.clone();
         // Dropping the fill drops its upstream watch.
@@ -32,12 +32,18 @@ pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, watch_id: i64, range: 
     });
 }
 
+/// The watch to be filled. The client may cancel it and create another one with its id, which is not to be filled from here.
+pub(super) struct Filled {
+    pub(super) watch_id: i64,
+    pub(super) serial: u64,
+    pub(super) range: KeyRange,
+    pub(super) options: WatchOptions,
+}
+
 struct Fill {
     feed: Arc<Feed>,
     outbox: Arc<Outbox>,
-    watch_id: i64,
-    range: KeyRange,
-    options: WatchOptions,
+    filled: Filled,
 }
 
 /// Why one upstream watch of a fill ended.
@@ -67,7 +73,7 @@ impl Fill {
             match self.attempt().await {
                 Outcome::Done => return,
                 Outcome::Again(error) => {
-                    tracing::debug!(%error, range = %self.range, watch_id = self.watch_id, "Upstream watch of a fill ended");
+                    tracing::debug!(%error, range = %self.filled.range, watch_id = self.filled.watch_id, "Upstream watch of a fill ended");
                     if self.next() > before {
                         delays = backoff();
                     }
@@ -80,7 +86,8 @@ impl Fill {
     /// One upstream watch, from where the subscription stands.
     async fn attempt(&self) -> Outcome {
         let Some(start_revision) = self.next() else { return Outcome::Done };
-        let request = WatchRequest { range: self.range.clone(), start_revision, prev_kv: self.options.prev_kv };
+        let Filled { range, options, .. } = &self.filled;
+        let request = WatchRequest { range: range.clone(), start_revision, prev_kv: options.prev_kv };
         let mut upstream = match self.feed.shared.upstream.watch(request).await {
             Ok(upstream) => upstream,
             Err(error) => return Outcome::Again(error),
@@ -131,13 +138,10 @@ impl Fill {
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
-        let payload = Payload::matching(&entry, &self.range, self.options);
+        let payload = Payload::matching(&entry, &self.filled.range, self.filled.options);
         self.outbox.wait_room().await;
         let mut state = self.outbox.lock();
-        let Some(slot) = state.slot_of(self.watch_id).filter(|slot| state.watches[*slot].phase == Phase::Filling)
-        else {
-            return false;
-        };
+        let Some(slot) = self.slot(&state) else { return false };
         let watch = &mut state.watches[slot];
         if changes.revision < watch.next {
             return true;
@@ -152,11 +156,9 @@ impl Fill {
     /// Upstream has nothing more up to `revision`.
     fn passed(&self, revision: Revision) {
         let mut state = self.outbox.lock();
-        if let Some(slot) = state.slot_of(self.watch_id) {
+        if let Some(slot) = self.slot(&state) {
             let watch = &mut state.watches[slot];
-            if watch.phase == Phase::Filling {
-                watch.next = watch.next.max(revision.next());
-            }
+            watch.next = watch.next.max(revision.next());
         }
     }
 
@@ -164,10 +166,7 @@ impl Fill {
     fn splice(&self) -> bool {
         let inner = self.feed.lock();
         let mut state = self.outbox.lock();
-        let Some(slot) = state.slot_of(self.watch_id).filter(|slot| state.watches[*slot].phase == Phase::Filling)
-        else {
-            return true;
-        };
+        let Some(slot) = self.slot(&state) else { return true };
         if !self.feed.is_serving() || state.watches[slot].next < inner.history.start() {
             return false;
         }
@@ -180,13 +179,17 @@ impl Fill {
     }
 
     fn end(&self, cancellation: Cancellation) {
-        self.feed.cancel_for(&self.outbox, Cancellation { watch_id: self.watch_id, ..cancellation });
+        let Filled { watch_id, serial, .. } = self.filled;
+        self.feed.cancel_filled(&self.outbox, serial, Cancellation { watch_id, ..cancellation });
     }
 
     /// The revision that the watch needs next; `None` where it is not to be filled any more.
     fn next(&self) -> Option<Revision> {
         let state = self.outbox.lock();
-        let watch = &state.watches[state.slot_of(self.watch_id)?];
-        (watch.phase == Phase::Filling).then_some(watch.next)
+        self.slot(&state).map(|slot| state.watches[slot].next)
+    }
+
+    fn slot(&self, state: &State) -> Option<usize> {
+        state.filling(self.filled.watch_id, self.filled.serial)
     }
 }
