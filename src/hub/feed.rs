@@ -379,16 +379,23 @@ impl Feed {
     pub(super) fn forget(&self, outbox: &Outbox) {
         let mut inner = self.lock();
         let slots = outbox.lock().slots_in(self);
-        for (done, slot) in slots.iter().enumerate() {
-            let (watch, last) = outbox.lock().remove(*slot);
-            inner.unlink(&watch, last);
+        let mut forgotten = 0;
+        for (done, slot) in slots.into_iter().enumerate() {
+            let mut state = outbox.lock();
+            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
+            if state.watches.contains(slot) {
+                let (watch, last) = state.remove(slot);
+                drop(state);
+                inner.unlink(&watch, last);
+                forgotten += 1;
+            }
             if done % 64 == 63 {
                 // The end of a stream with a million watches must not hold up the feed.
                 MutexGuard::bump(&mut inner);
             }
         }
         drop(inner);
-        stats::unsubscribed(slots.len());
+        stats::unsubscribed(forgotten);
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
@@ -719,3 +726,6 @@ pub struct FeedStats {
     /// Upstream's last error, if there ever was one.
     pub last_error: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;
