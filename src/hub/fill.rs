@@ -2,7 +2,8 @@
 //!
 //! Started by `feed` and `catch_up`; one task a watch, at most `Limits::fills` at work. Always holds: a filling watch is
 //! written to by its fill alone; the splice to history happens under the feed's lock, at a revision that history still has;
-//! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back.
+//! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back; and where
+//! others wait for their turn, one that cannot go on makes way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,9 @@ use crate::types::{Entry, KeyRange, KeyValue, Revision};
 
 /// How often a fill that is not through asks upstream where it stands; etcd is silent while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a fill may keep its turn from others without bringing anything: its client does not read, or its keys are quiet and
+/// progress cannot be believed. Long beside the time that etcd takes to begin.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Starts the fill of a watch that has just been put into phase `Filling`.
 pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, filled: Filled) {
@@ -50,6 +54,8 @@ struct Fill {
 enum Outcome {
     /// The watch reads on from history, or is gone.
     Done,
+    /// Others wait, and this fill cannot go on; again when it is its turn.
+    MakeWay,
     /// Upstream broke off; try again from where the watch stands.
     Again(UpstreamError),
 }
@@ -57,8 +63,6 @@ enum Outcome {
 impl Fill {
     async fn run(&self) {
         let _running = stats::Filling::start();
-        // The semaphore is never closed.
-        let Ok(_permit) = self.feed.shared.fills.acquire().await else { return };
         let backoff = || {
             ExponentialBuilder::default()
                 .with_min_delay(Duration::from_millis(50))
@@ -69,9 +73,15 @@ impl Fill {
         };
         let mut delays = backoff();
         loop {
+            self.outbox.wait_room().await;
+            // The semaphore is never closed, and gives turns in the order in which they were asked for.
+            let Ok(permit) = self.feed.shared.fills.acquire().await else { return };
             let before = self.next();
-            match self.attempt().await {
+            let outcome = self.attempt().await;
+            drop(permit);
+            match outcome {
                 Outcome::Done => return,
+                Outcome::MakeWay => {}
                 Outcome::Again(error) => {
                     tracing::debug!(%error, range = %self.filled.range, watch_id = self.filled.watch_id, "Upstream watch of a fill ended");
                     if self.next() > before {
@@ -95,10 +105,18 @@ impl Fill {
         let trusts_progress = upstream.trusts_progress();
         let mut ask = tokio::time::interval_at(Instant::now(), PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
         loop {
             let message = tokio::select! {
-                // Cancel safe: both arms say so.
+                // Cancel safe: each arm says so.
                 message = upstream.next() => message,
+                () = tokio::time::sleep_until(heard + TURN) => {
+                    if self.others_wait() {
+                        return Outcome::MakeWay;
+                    }
+                    heard = Instant::now();
+                    continue;
+                }
                 _ = ask.tick(), if trusts_progress => {
                     if let Err(error) = upstream.request_progress().await {
                         return Outcome::Again(error);
@@ -109,10 +127,16 @@ impl Fill {
             match message {
                 Ok(WatchMessage::Events { revisions, .. }) => {
                     for changes in &revisions {
-                        if !self.give(changes).await {
+                        while tokio::time::timeout(TURN, self.outbox.wait_room()).await.is_err() {
+                            if self.others_wait() {
+                                return Outcome::MakeWay;
+                            }
+                        }
+                        if !self.give(changes) {
                             return Outcome::Done;
                         }
                     }
+                    heard = Instant::now();
                 }
                 Ok(WatchMessage::Progress(header)) if trusts_progress => self.passed(header.revision),
                 Ok(WatchMessage::Progress(_)) => {}
@@ -132,14 +156,18 @@ impl Fill {
         }
     }
 
-    /// Queues one revision once there is room. False where the watch is gone.
-    async fn give(&self, changes: &Changes) -> bool {
+    /// Whether all turns are taken, so that others may be waiting.
+    fn others_wait(&self) -> bool {
+        self.feed.shared.fills.available_permits() == 0
+    }
+
+    /// Queues one revision. False where the watch is gone.
+    fn give(&self, changes: &Changes) -> bool {
         let mut prev = changes.prev.iter();
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
         let payload = Payload::matching(&entry, &self.filled.range, self.filled.options);
-        self.outbox.wait_room().await;
         let mut state = self.outbox.lock();
         let Some(slot) = self.slot(&state) else { return false };
         let watch = &mut state.watches[slot];
