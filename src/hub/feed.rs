@@ -27,7 +27,8 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Shared, fill,
+    Shared,
+    fill::{self, Filled},
     history::History,
     index::{Group, Index, Member, WatchOptions},
     outbox::{Cancellation, Delivery, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
@@ -312,6 +313,7 @@ impl Feed {
         let from_now = start == Revision::ZERO;
         let slot = state.add(Watch {
             id,
+            serial: 0,
             next: if from_now { now.next() } else { start },
             attachment,
             group,
@@ -329,11 +331,13 @@ impl Feed {
         } else if past && inner.history.since(start).next().is_some() {
             state.set_phase(slot, Phase::Parked);
         }
+        let serial = state.watches[slot].serial;
         drop(state);
         drop(inner);
         stats::subscribed();
         if fill {
-            fill::spawn(self.clone(), outbox.clone(), id, subscribe.range.clone(), subscribe.options);
+            let filled = Filled { watch_id: id, serial, range: subscribe.range.clone(), options: subscribe.options };
+            fill::spawn(self.clone(), outbox.clone(), filled);
         }
         wake(waker);
         Ok(())
@@ -358,14 +362,11 @@ impl Feed {
         wake(waker);
     }
 
-    /// Ends a watch for a reason of the relay's or upstream's. After a compaction the id stays taken, as in etcd.
-    pub(super) fn cancel_for(&self, outbox: &Outbox, cancellation: Cancellation) {
+    /// Ends a watch that was being filled, for a reason of upstream's. After a compaction the id stays taken, as in etcd.
+    pub(super) fn cancel_filled(&self, outbox: &Outbox, serial: u64, cancellation: Cancellation) {
         let mut inner = self.lock();
         let mut state = outbox.lock();
-        let Some(slot) = state.slot_of(cancellation.watch_id) else { return };
-        if state.watches[slot].phase != Phase::Filling {
-            return;
-        }
+        let Some(slot) = state.filling(cancellation.watch_id, serial) else { return };
         stats::canceled(&cancellation);
         let ((watch, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
@@ -378,16 +379,23 @@ impl Feed {
     pub(super) fn forget(&self, outbox: &Outbox) {
         let mut inner = self.lock();
         let slots = outbox.lock().slots_in(self);
-        for (done, slot) in slots.iter().enumerate() {
-            let (watch, last) = outbox.lock().remove(*slot);
-            inner.unlink(&watch, last);
+        let mut forgotten = 0;
+        for (done, slot) in slots.into_iter().enumerate() {
+            let mut state = outbox.lock();
+            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
+            if state.watches.contains(slot) {
+                let (watch, last) = state.remove(slot);
+                drop(state);
+                inner.unlink(&watch, last);
+                forgotten += 1;
+            }
             if done % 64 == 63 {
                 // The end of a stream with a million watches must not hold up the feed.
                 MutexGuard::bump(&mut inner);
             }
         }
         drop(inner);
-        stats::unsubscribed(slots.len());
+        stats::unsubscribed(forgotten);
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
@@ -502,8 +510,10 @@ impl Feed {
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
                         watch.next = needs;
-                        let (id, group) = (watch.id, inner.index.group(watch.group));
-                        fills.push((outbox.clone(), id, group.range.clone(), group.options));
+                        let group = inner.index.group(watch.group);
+                        let (range, options) = (group.range.clone(), group.options);
+                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
+                        fills.push((outbox.clone(), filled));
                         state.set_phase(slot, Phase::Filling);
                         continue;
                     }
@@ -524,8 +534,8 @@ impl Feed {
         inner.revision = revision;
         self.show(&inner);
         drop(inner);
-        for (outbox, id, range, options) in fills {
-            fill::spawn(self.clone(), outbox, id, range, options);
+        for (outbox, filled) in fills {
+            fill::spawn(self.clone(), outbox, filled);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -719,3 +729,6 @@ pub struct FeedStats {
     /// Upstream's last error, if there ever was one.
     pub last_error: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

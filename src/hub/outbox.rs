@@ -136,6 +136,7 @@ pub(super) struct State {
     pub(super) watches: Slab<Watch>,
     ids: HashMap<i64, u32>,
     next_id: i64,
+    next_serial: u64,
     pub(super) feeds: Slab<Attachment>,
     /// Slots of parked watches, and of some that are not parked any more: finding the parked ones must not cost a walk over
     /// all watches.
@@ -165,6 +166,8 @@ pub(super) struct Attachment {
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) id: i64,
+    /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
+    pub(super) serial: u64,
     /// The first revision that it still needs; of a live watch, the first one it may be given.
     pub(super) next: Revision,
     /// Index into [`State::feeds`].
@@ -511,8 +514,10 @@ impl State {
     }
 
     /// Adds a watch in phase live; the caller may change the phase.
-    pub(super) fn add(&mut self, watch: Watch) -> usize {
+    pub(super) fn add(&mut self, mut watch: Watch) -> usize {
         self.feeds[watch.attachment as usize].watches += 1;
+        watch.serial = self.next_serial;
+        self.next_serial += 1;
         let id = watch.id;
         let slot = self.watches.insert(watch);
         self.ids.insert(id, slot as u32);
@@ -534,6 +539,13 @@ impl State {
     /// The slot of a watch.
     pub(super) fn slot_of(&self, watch_id: i64) -> Option<usize> {
         self.ids.get(&watch_id).map(|slot| *slot as usize)
+    }
+
+    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
+    pub(super) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
+        let slot = self.slot_of(watch_id)?;
+        let watch = &self.watches[slot];
+        (watch.serial == serial && watch.phase == Phase::Filling).then_some(slot)
     }
 
     /// Moves a watch to a phase and keeps the counts.

@@ -253,8 +253,11 @@ impl Driving {
         if trusts_progress && let Err(error) = upstream.request_progress().await {
             return Ended::Failed(error);
         }
-        // When progress was last asked for without an answer yet: at the start, since a feed may stand far behind others.
+        // When progress was last asked for: at the start, since a feed may stand far behind others.
         let mut asked = trusts_progress.then(Instant::now);
+        let mut unanswered = trusts_progress;
+        // Someone came after the ask, whom its answer does not serve.
+        let mut newcomers = false;
         let mut idle =
             tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
         idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -268,18 +271,19 @@ impl Driving {
                     match message {
                         Ok(message) => match self.take(message, trusts_progress) {
                             Ok(answered) => {
-                                if answered {
-                                    asked = None;
-                                }
-                                // Whoever came after the ask needs another one.
-                                answered && self.feed.is_awaited()
+                                unanswered &= !answered;
+                                // Others wait for a member that is behind: asking it without a pause brings it no nearer.
+                                answered && std::mem::take(&mut newcomers) && self.feed.is_awaited()
                             }
                             Err(ended) => return ended,
                         },
                         Err(error) => return Ended::Failed(error),
                     }
                 }
-                () = self.feed.nudged() => asked.is_none(),
+                () = self.feed.nudged() => {
+                    newcomers = unanswered;
+                    !unanswered
+                }
                 () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
                     if ask_again.is_some() && self.feed.is_awaited() => true,
                 _ = idle.tick() => {
@@ -294,6 +298,7 @@ impl Driving {
                     return Ended::Failed(error);
                 }
                 asked = Some(Instant::now());
+                unanswered = true;
             }
         }
     }
