@@ -167,6 +167,7 @@ impl Driving {
                 self.feed.reset(map, header.revision, &reset);
             }
         }
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Resuming, None);
         true
     }
@@ -230,6 +231,7 @@ impl Driving {
         }
         self.driver.leaderless.send_if_modified(|leaderless| std::mem::take(leaderless));
         self.feed.set_trusts_progress(upstream.trusts_progress());
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Live, None);
         tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), "Feed is live");
         let ended = self.read(&mut *upstream).await;
@@ -327,6 +329,7 @@ impl Driving {
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
         tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
             "Feed has no upstream");
+        self.feed.set_denied(matches!(error, UpstreamError::Denied(_)));
         self.feed.set_state(state, Some(error.to_string()));
         tokio::time::sleep(delay).await;
     }
