@@ -10,3 +10,6 @@ pub mod inspect;
 pub mod listen;
 
 pub use inspect::Inspect;
+
+#[cfg(test)]
+mod tests;

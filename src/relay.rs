@@ -29,7 +29,7 @@ use crate::{
             admin::{Admin, HttpPort},
             member,
         },
-        listen::{BindError, Bound, ConnectionId, Connections, Stop},
+        listen::{BindError, Bound, ConnectionId, Connections, Stop, raise_file_limit},
     },
     hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
@@ -60,10 +60,10 @@ pub enum BuildError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The example data does not fit.
-    #[error("cannot fill the embedded store: {0}")]
+    #[error("cannot fill the embedded store")]
     Seed(#[from] SeedError),
     /// The protocol's descriptors are unusable: a fault of the build.
-    #[error("cannot serve reflection: {0}")]
+    #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
@@ -73,6 +73,7 @@ impl Relay {
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
     pub fn build(config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+        raise_file_limit(config.grpc.max_connections.get());
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::Config| {
             let bound = Bound::bind(port.clone(), connections.clone())?;

@@ -110,8 +110,8 @@ pub enum Drained {
 }
 
 impl Phases {
-    /// How long the parts of the process may take to end once told so; they have nothing to wait for.
-    const UPKEEP_END: Duration = Duration::from_secs(1);
+    /// How long tasks may take once they are cut off; they have nothing left to wait for.
+    const LAST_STEPS: Duration = Duration::from_secs(1);
 
     /// All running.
     #[must_use]
@@ -153,15 +153,19 @@ impl Phases {
             () = tokio::time::sleep(drain_time) => Drained::CutOff,
         };
         self.abort.cancel();
-        self.clients.wait().await;
+        Self::ended(&self.clients).await;
         self.enter(Phase::Drained);
         self.upstream.cancel();
         self.upkeep.close();
-        if tokio::time::timeout(Self::UPKEEP_END, self.upkeep.wait()).await.is_err() {
-            tracing::warn!(tasks = self.upkeep.len(), "Tasks did not end when told to; leaving them");
-        }
+        Self::ended(&self.upkeep).await;
         self.enter(Phase::Closed);
         drained
+    }
+
+    async fn ended(tasks: &TaskTracker) {
+        if tokio::time::timeout(Self::LAST_STEPS, tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = tasks.len(), "Tasks did not end when told to; leaving them");
+        }
     }
 
     fn enter(&self, phase: Phase) {

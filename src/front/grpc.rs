@@ -20,7 +20,7 @@ mod watch_body;
 pub use self::{
     etcd::{EtcdApi, EtcdBody, Streams},
     pieces::Pieces,
-    service::{GrpcPort, GrpcService, Local, NoLocal, is_grpc},
+    service::{GrpcPort, GrpcService, Local, is_grpc},
     services::{health, reflection},
     watch_body::WatchBody,
 };

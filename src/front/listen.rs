@@ -9,6 +9,7 @@
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
 mod connections;
+mod files;
 mod preface;
 mod serve;
 
@@ -25,6 +26,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use self::{
     connections::{ConnectionId, Connections},
+    files::raise_file_limit,
     serve::Stop,
 };
 use crate::telemetry::names;
@@ -83,7 +85,7 @@ impl Config {
 
 /// Why a port cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {addr} for {}: {cause}; is another process there?", .port.as_str())]
+#[error("cannot listen on {addr} for {}; is another process there, and is the address this machine's?", .port.as_str())]
 pub struct BindError {
     addr: SocketAddr,
     port: names::Port,

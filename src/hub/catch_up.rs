@@ -33,48 +33,57 @@ struct Parked {
 
 /// One step for one feed: parked watches come closer to live, or are handed to a fill.
 pub(super) fn step(outbox: &Arc<Outbox>) {
-    let feed = outbox.lock().feeds.iter().find(|(_, attachment)| attachment.parked > 0).map(|(_, a)| a.feed.clone());
-    let Some(feed) = feed else { return };
-    let Some((watches, entries)) = begin(&feed, outbox) else { return };
+    let (feed, slots) = {
+        let mut state = outbox.lock();
+        let slots = state.take_parked(STEP_WATCHES);
+        let Some(last) = slots.last() else { return };
+        let attachment = state.watches[*last as usize].attachment;
+        (state.feeds[attachment as usize].feed.clone(), slots)
+    };
+    let (watches, entries) = begin(&feed, outbox, &slots);
     let mut payloads = Vec::new();
     let through = read(&watches, &entries, outbox.limits.bytes, &mut payloads);
     finish(&feed, outbox, &watches, through, payloads);
 }
 
-/// Picks the watches and takes the entries that they need. Watches behind the history are handed to fills.
-fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>) -> Option<(Vec<Parked>, Vec<Arc<Entry>>)> {
+/// Takes the entries that the watches need. Watches behind the history are handed to fills, those of other feeds are put back.
+fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: &[u32]) -> (Vec<Parked>, Vec<Arc<Entry>>) {
     let inner = feed.lock();
     let mut state = outbox.lock();
     let mut watches = Vec::new();
     let mut behind = Vec::new();
-    for (slot, watch) in &state.watches {
-        let mine = Arc::ptr_eq(&state.feeds[watch.attachment as usize].feed, feed);
-        if !mine || watch.phase != Phase::Parked {
+    let mut others = Vec::new();
+    for slot in slots {
+        // Cancelled meanwhile, perhaps.
+        let Some(watch) = state.watches.get(*slot as usize).filter(|watch| watch.phase == Phase::Parked) else {
+            continue;
+        };
+        if !Arc::ptr_eq(&state.feeds[watch.attachment as usize].feed, feed) {
+            others.push(*slot);
             continue;
         }
         let group = inner.index.group(watch.group);
-        let parked =
-            Parked { slot, id: watch.id, next: watch.next, range: group.range.clone(), options: group.options };
-        if watch.next < inner.history.start() {
-            behind.push(parked)
-        } else {
-            watches.push(parked)
-        }
-        if watches.len() + behind.len() == STEP_WATCHES {
-            break;
-        }
+        let parked = Parked {
+            slot: *slot as usize,
+            id: watch.id,
+            next: watch.next,
+            range: group.range.clone(),
+            options: group.options,
+        };
+        if watch.next < inner.history.start() { behind.push(parked) } else { watches.push(parked) }
     }
+    state.put_parked(others);
     for watch in &behind {
         state.set_phase(watch.slot, Phase::Filling);
     }
     let from = watches.iter().map(|watch| watch.next).min();
-    let entries = from.and_then(|from| inner.history.read(from, STEP_ENTRIES));
+    let entries = from.and_then(|from| inner.history.read(from, STEP_ENTRIES)).unwrap_or_default();
     drop(state);
     drop(inner);
     for watch in behind {
         fill::spawn(feed.clone(), outbox.clone(), watch.id, watch.range, watch.options);
     }
-    Some((watches, entries?))
+    (watches, entries)
 }
 
 /// Matches entries with watches until about `most_bytes` are found, whole revisions only. Gives back the last revision done.
@@ -155,6 +164,8 @@ fn finish(
         let next = watch.next;
         if inner.history.since(next).next().is_none() {
             state.set_phase(parked.slot, Phase::Live);
+        } else {
+            state.put_parked([parked.slot as u32]);
         }
     }
     drop(state);

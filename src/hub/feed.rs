@@ -469,6 +469,7 @@ impl Feed {
             history_entries: inner.history.len(),
             history_bytes: inner.history.bytes(),
             streams: inner.outboxes.len(),
+            watches: inner.index.len(),
             trusts_progress: self.trusts_progress.load(Ordering::Relaxed),
             last_error: self.last_error.lock().clone(),
         }
@@ -770,6 +771,8 @@ pub struct FeedStats {
     pub history_bytes: usize,
     /// Streams with a watch here.
     pub streams: usize,
+    /// Watches here.
+    pub watches: usize,
     /// Whether upstream's progress is believed.
     pub trusts_progress: bool,
     /// Upstream's last error, if there ever was one.

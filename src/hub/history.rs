@@ -19,7 +19,7 @@ pub struct HistoryLimits {
 
 /// See the module.
 #[derive(Debug)]
-pub struct History {
+pub(super) struct History {
     entries: VecDeque<(Arc<Entry>, usize)>,
     start: Revision,
     bytes: usize,
@@ -29,36 +29,30 @@ pub struct History {
 impl History {
     /// An empty window that begins at `start`.
     #[must_use]
-    pub fn new(start: Revision, limits: HistoryLimits) -> Self {
+    pub(super) fn new(start: Revision, limits: HistoryLimits) -> Self {
         Self { entries: VecDeque::new(), start, bytes: 0, limits }
     }
 
     /// The first revision from which on nothing is missing.
     #[must_use]
-    pub fn start(&self) -> Revision {
+    pub(super) fn start(&self) -> Revision {
         self.start
     }
 
     /// Revisions in the window.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether the window has no revision.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// Bytes in the window, by [`Entry::cost`] at the time of the push.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Adds the next revision and lets go of the oldest ones that no longer fit.
-    pub fn push(&mut self, entry: Arc<Entry>) {
+    pub(super) fn push(&mut self, entry: Arc<Entry>) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| last.revision < entry.revision));
         let cost = entry.cost();
         self.bytes += cost;
@@ -73,12 +67,12 @@ impl History {
 
     /// Up to `most` entries from revision `from` on, oldest first; `None` where the window no longer reaches back that far.
     #[must_use]
-    pub fn read(&self, from: Revision, most: usize) -> Option<Vec<Arc<Entry>>> {
+    pub(super) fn read(&self, from: Revision, most: usize) -> Option<Vec<Arc<Entry>>> {
         (from >= self.start).then(|| self.since(from).take(most).cloned().collect())
     }
 
     /// All entries from revision `from` on that the window has, oldest first.
-    pub fn since(&self, from: Revision) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
+    pub(super) fn since(&self, from: Revision) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
         let first = self.entries.partition_point(|(entry, _)| entry.revision < from);
         self.entries.range(first..).map(|(entry, _)| entry)
     }

@@ -61,6 +61,7 @@ pub(super) struct Index {
     groups: Slab<Group>,
     exact: HashMap<Bytes, GroupIds>,
     ranges: IntervalTree<GroupIds>,
+    subscriptions: usize,
 }
 
 impl Index {
@@ -83,6 +84,7 @@ impl Index {
         });
         let members = &mut self.groups[id as usize].members;
         members.push(member);
+        self.subscriptions += 1;
         (id, members.len() as u32 - 1)
     }
 
@@ -90,6 +92,7 @@ impl Index {
     pub(super) fn remove(&mut self, id: GroupId, position: u32) -> Option<Member> {
         let group = &mut self.groups[id as usize];
         group.members.swap_remove(position as usize);
+        self.subscriptions -= 1;
         let moved = group.members.get(position as usize).copied();
         if group.members.is_empty() {
             let group = self.groups.remove(id as usize);
@@ -126,8 +129,13 @@ impl Index {
         &self.groups[id as usize]
     }
 
+    /// Number of subscriptions.
+    pub(super) fn len(&self) -> usize {
+        self.subscriptions
+    }
+
     /// Whether there is no subscription.
     pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.subscriptions == 0
     }
 }

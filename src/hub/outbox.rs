@@ -135,6 +135,9 @@ pub(super) struct State {
     ids: HashMap<i64, u32>,
     next_id: i64,
     pub(super) feeds: Slab<Attachment>,
+    /// Slots of parked watches, and of some that are not parked any more: finding the parked ones must not cost a walk over
+    /// all watches.
+    parked_slots: Vec<u32>,
     /// Watches per phase other than live.
     parked: usize,
     filling: usize,
@@ -153,7 +156,6 @@ pub(super) struct Attachment {
     pub(super) feed: Arc<Feed>,
     /// The outbox's place in the feed.
     pub(super) slot: u32,
-    pub(super) parked: usize,
     pub(super) watches: usize,
 }
 
@@ -566,14 +568,15 @@ impl State {
     pub(super) fn set_phase(&mut self, slot: usize, phase: Phase) {
         let watch = &mut self.watches[slot];
         let old = std::mem::replace(&mut watch.phase, phase);
-        let attachment = &mut self.feeds[watch.attachment as usize];
         for (phase, up) in [(old, false), (phase, true)] {
             let step = |count: &mut usize| *count = if up { *count + 1 } else { *count - 1 };
             match phase {
                 Phase::Live => {}
                 Phase::Parked => {
                     step(&mut self.parked);
-                    step(&mut attachment.parked);
+                    if up {
+                        self.parked_slots.push(slot as u32);
+                    }
                     super::stats::parked(up);
                 }
                 Phase::Filling => {
@@ -600,7 +603,21 @@ impl State {
         if let Some((index, _)) = self.feeds.iter().find(|(_, attachment)| Arc::ptr_eq(&attachment.feed, feed)) {
             return index as u32;
         }
-        self.feeds.insert(Attachment { feed: feed.clone(), slot: slot(), parked: 0, watches: 0 }) as u32
+        self.feeds.insert(Attachment { feed: feed.clone(), slot: slot(), watches: 0 }) as u32
+    }
+
+    /// Takes up to `most` slots of parked watches, in no order. Those that stay parked must be given back.
+    pub(super) fn take_parked(&mut self, most: usize) -> Vec<u32> {
+        let Self { parked_slots, watches, .. } = self;
+        parked_slots.retain(|slot| watches.get(*slot as usize).is_some_and(|watch| watch.phase == Phase::Parked));
+        parked_slots.sort_unstable();
+        parked_slots.dedup();
+        parked_slots.split_off(parked_slots.len().saturating_sub(most))
+    }
+
+    /// Gives back slots of watches that stay parked.
+    pub(super) fn put_parked(&mut self, slots: impl IntoIterator<Item = u32>) {
+        self.parked_slots.extend(slots);
     }
 
     /// Whether no more should be queued.

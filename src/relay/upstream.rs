@@ -72,7 +72,7 @@ impl Data {
 
 fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
     let forward = Forward::new(&etcd.forward(), phases.streams.clone());
-    let probe = Probe::new(etcd.endpoints.clone(), etcd.connect_timeout + etcd.request_timeout, ready.clone());
+    let probe = Probe::new(etcd.endpoints.clone(), etcd.request_timeout, ready.clone());
     let version = probe.version();
     phases.spawn_upkeep(probe.run());
     let patience = etcd.request_timeout;

@@ -34,6 +34,9 @@ const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
 /// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
 const PROGRESS_IDLE: Duration = Duration::from_secs(30);
 
+/// How many failures in a row make one line in the log.
+const WARN_EVERY: u32 = 30;
+
 /// How feeds are driven.
 #[derive(Clone, Copy, Debug)]
 pub struct DriverConfig {
@@ -81,7 +84,7 @@ impl Driver {
 impl FeedRunner for Driver {
     fn run(&self, feed: Arc<Feed>) {
         let stop = self.stop.clone();
-        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, cluster_id: 0 };
+        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, cluster_id: 0, failures: 0 };
         self.tasks.spawn(async move {
             stop.run_until_cancelled(driver.run()).await;
         });
@@ -95,6 +98,8 @@ struct Driving {
     delays: ExponentialBackoff,
     /// The cluster that the feed's revisions are of; zero before the first snapshot.
     cluster_id: u64,
+    /// Failures in a row.
+    failures: u32,
 }
 
 /// Why a watch ended.
@@ -229,11 +234,15 @@ impl Driving {
         } else {
             self.driver.header.observe(&created);
         }
-        self.driver.leaderless.send_if_modified(|leaderless| std::mem::take(leaderless));
+        self.driver.leaderless.send_if_modified(std::mem::take);
         self.feed.set_trusts_progress(upstream.trusts_progress());
         self.feed.set_denied(false);
         self.feed.set_state(FeedState::Live, None);
-        tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), "Feed is live");
+        if self.failures > 0 {
+            tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures = self.failures,
+                "Feed follows etcd again");
+            self.failures = 0;
+        }
         let ended = self.read(&mut *upstream).await;
         self.feed.set_trusts_progress(false);
         ended
@@ -327,8 +336,15 @@ impl Driving {
             self.driver.leaderless.send_replace(true);
         }
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
-        tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
-            "Feed has no upstream");
+        // Said at once, then now and then: an outage of an hour must not drown the log.
+        if self.failures.is_multiple_of(WARN_EVERY) {
+            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, failures = self.failures,
+                "Feed has no upstream; trying on");
+        } else {
+            tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
+                "Feed has no upstream");
+        }
+        self.failures = self.failures.saturating_add(1);
         self.feed.set_denied(matches!(error, UpstreamError::Denied(_)));
         self.feed.set_state(state, Some(error.to_string()));
         tokio::time::sleep(delay).await;

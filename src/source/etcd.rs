@@ -361,7 +361,9 @@ fn canceled(reason: String) -> UpstreamError {
 
 /// Sorts etcd's errors by what can be done about them.
 fn refused(error: &Error) -> UpstreamError {
-    let Error::GRpcStatus(status) = error else { return UpstreamError::Unavailable(chain(error)) };
+    let Error::GRpcStatus(status) = error else {
+        return UpstreamError::Unavailable(with_causes(error.to_string(), error));
+    };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
@@ -369,7 +371,7 @@ fn refused(error: &Error) -> UpstreamError {
         tonic::Code::InvalidArgument if DENIALS.iter().any(|text| status.message().contains(text)) => {
             UpstreamError::Denied(status.message().into())
         }
-        _ => UpstreamError::Unavailable(chain(status)),
+        _ => UpstreamError::Unavailable(with_causes(status.message().to_owned(), status)),
     }
 }
 
@@ -381,9 +383,8 @@ fn is_auth_off(error: &Error) -> bool {
         && status.message().contains("authentication is not enabled"))
 }
 
-/// An error with its causes, without repeating one that says the same.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// A text with the causes of its error, without repeating one that says the same.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();

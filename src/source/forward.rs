@@ -160,13 +160,20 @@ impl Forward {
         let first = self.shared.current.load(Ordering::Relaxed);
         let asked = Instant::now();
         let mut failures = Vec::new();
-        for index in (0..members.len()).map(|step| (first + step) % members.len()) {
+        // Each member twice: a connection that turns out to be closed says nothing about the member.
+        let attempts = (0..members.len()).flat_map(|step| [(first + step) % members.len(); 2]);
+        let mut unreachable = None;
+        for index in attempts {
+            if unreachable == Some(index) {
+                continue;
+            }
             let member = &members[index];
             let link = if method.long { &member.streams } else { &member.calls };
             let mut sender = match link.sender(asked).await {
                 Ok(sender) => sender,
                 Err(error) => {
                     failures.push(error);
+                    unreachable = Some(index);
                     continue;
                 }
             };
@@ -187,6 +194,7 @@ impl Forward {
                     Some(unsent) => {
                         request = unsent;
                         failures.push(link.broken(error.error()));
+                        link.forget();
                     }
                     None => {
                         let status = status::broken(&member.endpoint, error.error());

@@ -16,8 +16,8 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 use super::Endpoint;
 use crate::{telemetry::ReadyBoard, types::MemberVersion};
 
-/// Between answers: a cluster's version changes by upgrades.
-const STEADY: Duration = Duration::from_secs(15);
+/// Between answers: how long a member that vanished goes unnoticed, with the patience for one answer.
+const STEADY: Duration = Duration::from_secs(5);
 /// Between failures, doubled up to the second; each is jittered by half.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// What a member calls its cluster's version until the members have agreed, some seconds after their first start.

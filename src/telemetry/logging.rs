@@ -48,7 +48,7 @@ pub enum LoggingError {
         cause: ParseError,
     },
     /// The process logs already.
-    #[error("cannot set up logging: {0}")]
+    #[error("cannot set up logging")]
     Install(#[from] TryInitError),
 }
 

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use metrics::gauge;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use thiserror::Error;
@@ -25,7 +26,7 @@ pub struct Metrics {
 #[non_exhaustive]
 pub enum RecorderError {
     /// The buckets are unusable: a fault in [`names`].
-    #[error("cannot set up the metrics: {0}")]
+    #[error("cannot set up the metrics")]
     Build(#[from] BuildError),
     /// The process has a recorder already; a process has one [`Metrics`], to be cloned.
     #[error("this process records metrics already; use the recorder that was installed first")]
@@ -44,6 +45,7 @@ impl Metrics {
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;
         names::describe();
+        gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let process = Collector::default();
         process.describe();
         Ok(Self { handle, process })

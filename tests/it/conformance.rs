@@ -82,6 +82,7 @@ macro_rules! targets {
                 options::prev_kv_of_changes_and_deletes,
                 options::prev_kv_only_for_who_asked,
                 options::prev_kv_within_a_replay,
+                options::large_transactions_are_fragmented_for_who_asked,
                 progress::a_request_is_answered_for_the_whole_stream,
                 progress::a_request_without_watches_is_not_answered,
                 progress::a_future_watch_silences_progress,
@@ -109,20 +110,16 @@ macro_rules! targets {
                 compaction::a_read_of_the_compacted_past_is_refused,
                 compaction::compaction_is_refused_in_the_same_words,
                 create::negative_start_revision_is_refused,
-                options::large_transactions_are_fragmented_for_who_asked with BIG_REQUESTS,
                 progress::progress_is_told_to_who_asked with FAST_PROGRESS,
                 range::answers_as_etcd_does
         } )*
     };
 }
 
-/// Requests of 8 MiB pass; both sides fragment what is larger.
-const BIG_REQUESTS: Settings = Settings { etcd: &["--max-request-bytes=8388608"], relay: &[] };
-
 /// Progress is told every 100 ms instead of 10 min.
 const FAST_PROGRESS: Settings = Settings {
     etcd: &["--experimental-watch-progress-notify-interval=100ms"],
-    relay: &["--watch-progress-notify-interval=100ms"],
+    relay: &["--progress-notify-interval=100ms"],
 };
 
 targets! {

@@ -14,6 +14,7 @@ pub mod relay;
 pub mod replay;
 pub mod target;
 pub mod validate;
+pub mod writer;
 
 pub use eventually::{eventually, eventually_within, patience, quiet_time, seconds_from_env};
 pub use ports::free_port;

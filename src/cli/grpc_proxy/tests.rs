@@ -55,6 +55,7 @@ fn each_flag_does_what_its_row_says() {
 }
 
 #[test]
+#[expect(clippy::print_stderr, reason = "who runs the tests should know which were skipped")]
 fn the_table_has_each_flag_of_etcds_help() {
     let etcd = env::var_os("ETCD").unwrap_or_else(|| "etcd".into());
     let output = match Command::new(&etcd).args(["grpc-proxy", "start", "--help"]).output() {

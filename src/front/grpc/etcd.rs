@@ -38,6 +38,7 @@ use crate::{
     hub::{Hub, Outbox, OutboxStats},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
+    types::Revision,
 };
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
@@ -96,6 +97,7 @@ impl EtcdApi {
             requires_leader,
             progress_interval: self.progress_interval,
             stop: self.stop.clone(),
+            current: Revision::ZERO,
         };
         self.tasks.spawn(requests.run());
         grpc_response(EtcdBody::Watch(body))
@@ -110,6 +112,10 @@ impl EtcdApi {
         let (message, how) = match range::answer(&self.hub, &self.access, &parts.headers, &body).await {
             Answer::Local(message, how) => (Some(message), how),
             Answer::Forward(how) => (None, how),
+            Answer::Refuse(status) => {
+                counter!(names::READS, Read::LABEL => Read::Refused.as_str()).increment(1);
+                return refuse(&status);
+            }
         };
         counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
         match message {

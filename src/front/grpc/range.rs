@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{BufMut as _, Bytes};
 use http::HeaderMap;
 use prost::Message as _;
+use tonic::Status;
 
 use super::pieces::{Pieces, Writer, put_header, put_int};
 use crate::{
@@ -30,12 +31,21 @@ pub(super) enum Answer {
     Local(Pieces, Read),
     /// By upstream, for this reason.
     Forward(Read),
+    /// By the relay, with an error: what etcd must not see.
+    Refuse(Status),
 }
+
+/// etcd's text for it, from the releases on that check it.
+const BAD_SORT_TARGET: &str = "etcdserver: invalid sort option";
 
 /// Answers the one message of `body`, if the relay can and the client that sent `headers` may read it.
 pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap, body: &Bytes) -> Answer {
     // What cannot be parsed is for etcd to refuse, in its own words.
     let Some(request) = parse(body) else { return Answer::Forward(Read::ForwardedOther) };
+    if range_request::SortTarget::try_from(request.sort_target).is_err() {
+        // etcd 3.5 does not check it, and the member that gets it panics.
+        return Answer::Refuse(Status::invalid_argument(BAD_SORT_TARGET));
+    }
     let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
     if !feed.is_serving() {

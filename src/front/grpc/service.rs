@@ -25,22 +25,6 @@ pub trait Local: Clone + Send + Sync + 'static {
     fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// Answers nothing: all calls are forwarded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoLocal;
-
-impl Local for NoLocal {
-    type Body = Body;
-
-    fn answers(&self, _: &str) -> bool {
-        false
-    }
-
-    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
-        tonic::Status::unimplemented(format!("etcd-relay does not answer {}", request.uri().path())).into_http()
-    }
-}
-
 /// All that the gRPC port answers with.
 #[derive(Clone, Debug)]
 pub struct GrpcPort<L> {

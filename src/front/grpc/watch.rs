@@ -34,7 +34,8 @@ use crate::{
 
 /// Most requests that are acted on together.
 const BATCH: usize = 1024;
-/// How long a feed may take to reach the current revision before requests are served from what it has.
+/// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
+/// feed has.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a create waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
@@ -56,6 +57,8 @@ pub(super) struct Requests {
     pub(super) progress_interval: Duration,
     /// The relay stops.
     pub(super) stop: CancellationToken,
+    /// What the cluster's revision was when last asked.
+    pub(super) current: Revision,
 }
 
 /// One request, parsed.
@@ -195,19 +198,25 @@ impl Requests {
     }
 
     /// Asks for the current revision and waits until the feeds have it, within bounds. Whether `oldest` is compacted.
-    async fn reach_current(&self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
+    async fn reach_current(&mut self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
         // A snapshot read before the ask would be older than it.
         join_all(feeds.iter().map(|feed| feed.wait_serving(SERVING_PATIENCE))).await;
-        let confirmed = match self.hub.confirmer().confirm(oldest).await {
-            Ok(confirmed) => confirmed,
-            Err(error) => {
+        let confirm = self.hub.confirmer().confirm(oldest);
+        let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
+            Ok(Ok(confirmed)) => confirmed,
+            Ok(Err(error)) => {
                 tracing::debug!(%error, "Watch requests are served without the current revision");
                 if matches!(error, UpstreamError::Denied(_)) && self.access.access.is_off() {
                     self.access.access.doubt();
                 }
                 return false;
             }
+            Err(_) => {
+                tracing::debug!("Watch requests are served without the current revision: no answer in time");
+                return false;
+            }
         };
+        self.current = confirmed.header.revision;
         let waits = feeds.iter().map(|feed| feed.wait_for(confirmed.header.revision, CURRENT_PATIENCE));
         for waited in join_all(waits).await {
             if let Err(error) = waited {
@@ -262,7 +271,7 @@ impl Requests {
         }
     }
 
-    async fn progress(&self) {
+    async fn progress(&mut self) {
         for _ in 0..PROGRESS_TRIES {
             if self.outbox.answer_progress() {
                 return;
@@ -273,8 +282,7 @@ impl Requests {
 
     fn refuse(&self, text: String, why: Refusal) {
         counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
-        let revision = self.hub.feeds().iter().map(|feed| feed.revision()).max().unwrap_or_default();
-        self.outbox.refuse(revision, text);
+        self.outbox.refuse(self.current, text);
     }
 }
 

@@ -5,6 +5,7 @@
 //! | GET /health | `{"health":"true","reason":""}`, or status 503 with `"false"` and the reason |
 //! | GET /version | the upstream's versions, so that clients choose features by them; 503 while unknown |
 //! | GET /metrics | Prometheus text |
+//! | GET /proxy/health, /proxy/metrics | the same, where etcd's grpc-proxy has its own |
 
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/health", get(health))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
+        .route("/proxy/health", get(health))
+        .route("/proxy/metrics", get(metrics))
         .fallback(other)
         .with_state(inspect)
 }

@@ -33,8 +33,8 @@ use crate::{
 const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
 /// Between two log lines about the same trouble.
 const LOG_PAUSE: Duration = Duration::from_secs(5);
-/// How long an HTTP/1.1 client may take for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an HTTP/1.1 connection may be without a whole head of a request: longer than most pauses between two scrapes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Largest size of a request's headers: etcd's tokens have some KiB.
 const MAX_HEADERS: u32 = 64 << 10;
 /// Windows for requests. A client's largest request is some MiB; many small ones share a connection.

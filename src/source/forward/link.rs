@@ -110,7 +110,12 @@ impl Link {
         LinkError::Http2 { endpoint: self.endpoint.clone(), cause: chain(error) }
     }
 
-    fn open(&self) -> Option<SendRequest<RequestBody>> {
+    /// Gives up the connection, if there is one; the next call makes another. Calls that run on it go on.
+    pub(super) fn forget(&self) {
+        *self.live.lock() = None;
+    }
+
+    pub(super) fn open(&self) -> Option<SendRequest<RequestBody>> {
         self.live.lock().as_ref().filter(|sender| !sender.is_closed()).cloned()
     }
 

@@ -235,6 +235,36 @@ async fn calls_go_to_the_member_that_can_be_reached_and_stay_there() {
 }
 
 #[tokio::test]
+async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = endpoint(listener.local_addr().expect("an address"));
+    let forward = forward(&[&endpoint], &CancellationToken::new());
+    for round in 0..5 {
+        let serve = async {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(full(b"done"))) });
+            let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+            let _ = connection.await;
+        };
+        let call = async {
+            let response = forward.call(request("/etcdserverpb.KV/Put", Body::empty())).await;
+            let answer = response.into_body().collect().await.expect("an answer").to_bytes();
+            assert_eq!(&answer[..], b"done", "round {round}");
+        };
+        // The end of the call drops the connection on the server's side.
+        tokio::select! {
+            biased;
+            () = serve => panic!("round {round}: the connection ended first"),
+            () = call => {}
+        }
+        // A call that is sent before the end is noticed may have been seen, and is not sent again.
+        while forward.shared.members[0].calls.open().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_member_that_dies_in_the_middle_is_unavailable_and_comes_back_on_its_own() {
     let (started, mut starts) = mpsc::channel(1);
     let server = Server::new(move |_| {

@@ -45,6 +45,7 @@ pub struct WatchStream {
     record: Arc<Mutex<Vec<Recorded>>>,
     length: watch::Receiver<usize>,
     read: usize,
+    paused: watch::Sender<bool>,
     reader: Option<JoinHandle<Ended>>,
 }
 
@@ -64,6 +65,7 @@ impl WatchStream {
         // Tests are the only writers, so their own length bounds the queue.
         let (requests, queue) = mpsc::unbounded_channel();
         let (length_sender, length) = watch::channel(0);
+        let (paused, pause) = watch::channel(false);
         let record = Arc::new(Mutex::new(Vec::new()));
         let mut request = Request::new(UnboundedReceiverStream::new(queue));
         for (name, value) in metadata {
@@ -71,8 +73,8 @@ impl WatchStream {
             let value: MetadataValue<Ascii> = value.parse().expect("a metadata value");
             request.metadata_mut().append(name, value);
         }
-        let reader = tokio::spawn(read(channel, request, Arc::clone(&record), length_sender));
-        Self { requests: Some(requests), record, length, read: 0, reader: Some(reader) }
+        let reader = tokio::spawn(read(channel, request, Arc::clone(&record), length_sender, pause));
+        Self { requests: Some(requests), record, length, read: 0, paused, reader: Some(reader) }
     }
 
     /// Sends a create.
@@ -104,6 +106,16 @@ impl WatchStream {
     pub fn send(&self, request: WatchRequest) {
         // Where the stream has ended, what the test expects next shows it.
         let _delivered = self.requests.as_ref().expect("the sending side is open").send(request);
+    }
+
+    /// Reads no more, so that the connection's window fills and the server cannot write.
+    pub fn pause(&self) {
+        self.paused.send_replace(true);
+    }
+
+    /// Reads on.
+    pub fn resume(&self) {
+        self.paused.send_replace(false);
     }
 
     /// Ends the sending side; the server may go on.
@@ -264,10 +276,16 @@ async fn read(
     request: Request<UnboundedReceiverStream<WatchRequest>>,
     record: Arc<Mutex<Vec<Recorded>>>,
     length: watch::Sender<usize>,
+    mut paused: watch::Receiver<bool>,
 ) -> Ended {
     let mut client = WatchClient::new(channel).max_decoding_message_size(kv::MAX_MESSAGE);
     let mut responses = client.watch(request).await?.into_inner();
-    while let Some(response) = responses.message().await? {
+    loop {
+        if paused.wait_for(|paused| !*paused).await.is_err() {
+            // The stream was dropped.
+            return Ok(());
+        }
+        let Some(response) = responses.message().await? else { break };
         record.lock().expect("no panic while held").push(Recorded { at: Instant::now(), response });
         length.send_modify(|length| *length += 1);
     }

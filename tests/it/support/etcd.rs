@@ -113,6 +113,13 @@ impl Etcd {
         }
     }
 
+    /// `kill -9` of one member.
+    pub fn kill_member(&mut self, index: usize) {
+        if let Some(mut process) = self.members[index].process.take() {
+            process.kill();
+        }
+    }
+
     /// Starts every member that was killed, on its data and ports, and waits until they serve.
     pub async fn restart(&mut self) {
         for index in 0..self.members.len() {
@@ -206,7 +213,7 @@ impl Etcd {
 
     fn restore(&self, snapshot: &Path) {
         let member = &self.members[0];
-        run(Command::new(tool("ETCDUTL", "etcdutl"))
+        run(Command::new(etcdutl())
             .args(["snapshot", "restore"])
             .arg(snapshot)
             .arg("--data-dir")
@@ -274,6 +281,11 @@ impl Etcd {
 /// Real `etcdctl`: what `ETCDCTL` names, else the one beside `ETCD`, else the one on `PATH`.
 pub fn etcdctl() -> PathBuf {
     tool("ETCDCTL", "etcdctl")
+}
+
+/// Real `etcdutl`, found in the same way.
+pub fn etcdutl() -> PathBuf {
+    tool("ETCDUTL", "etcdutl")
 }
 
 /// The program that the variable names, else `name` beside the one that `ETCD` names, else `name` on `PATH`.

@@ -35,7 +35,7 @@ impl RelayCommand {
 
     /// `demo`: the embedded store, empty and without changes of its own.
     pub fn demo() -> Self {
-        Self::new(&["demo", "--seed", "none", "--changes", "none"]).listen()
+        Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()
     }
 
     /// `grpc-proxy start`, with etcd's own flags.
@@ -131,6 +131,12 @@ impl Relay {
     /// The sum of all series of a metric; 0 where it has none yet.
     pub async fn metric(&self, name: &str) -> f64 {
         http::metric(&self.metrics().await, name).unwrap_or(0.0)
+    }
+
+    /// One series of a metric; 0 where it has none yet.
+    pub async fn metric_of(&self, name: &str, labels: &str) -> f64 {
+        let text = self.metrics().await;
+        http::series(&text, name).find(|(found, _)| *found == labels).map_or(0.0, |(_, value)| value)
     }
 
     /// The whole text of `/metrics`.

@@ -1,0 +1,234 @@
+//! Both ports as clients see them: who answers what, and what those are told who came to the wrong place.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, client::conn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, body::Body};
+use tower::{service_fn, util::BoxCloneSyncService};
+
+use super::{
+    Inspect,
+    grpc::{self, GrpcPort, GrpcService, Local},
+    http::{
+        admin::{Admin, HttpPort},
+        member,
+    },
+    listen::{self, Bound, ConnectionId, Connections, Stop},
+};
+use crate::{
+    telemetry::{ReadyBoard, names::Port},
+    types::MemberVersion,
+};
+
+/// A process that says what a test sets.
+#[derive(Default)]
+struct Told {
+    ready: ReadyBoard,
+    version: Mutex<Option<Arc<MemberVersion>>>,
+}
+
+impl Inspect for Told {
+    fn not_ready(&self) -> Vec<String> {
+        self.ready.reasons()
+    }
+
+    fn version(&self) -> Option<Arc<MemberVersion>> {
+        self.version.lock().clone()
+    }
+
+    fn state(&self) -> Map<String, Value> {
+        Map::from_iter([("feeds".to_owned(), json!(["a feed"]))])
+    }
+
+    fn connection(&self, id: ConnectionId) -> Map<String, Value> {
+        Map::from_iter([("watches_of".to_owned(), id.0.into())])
+    }
+
+    fn metrics(&self) -> String {
+        "etcd_relay_up 1\n".to_owned()
+    }
+}
+
+/// Answers one path, by its name.
+#[derive(Clone)]
+struct OnlyWatch;
+
+impl Local for OnlyWatch {
+    type Body = Full<Bytes>;
+
+    fn answers(&self, path: &str) -> bool {
+        path == "/etcdserverpb.Watch/Watch"
+    }
+
+    async fn call(&self, _: Request<Incoming>) -> Response<Self::Body> {
+        Response::new(Full::from("local"))
+    }
+}
+
+struct Ports {
+    told: Arc<Told>,
+    grpc: SocketAddr,
+    http: SocketAddr,
+}
+
+fn named(name: &'static str) -> GrpcService {
+    BoxCloneSyncService::new(service_fn(move |_: Request<Body>| async move {
+        Ok::<_, Infallible>(Response::new(Body::new(Full::<Bytes>::from(name))))
+    }))
+}
+
+fn serve() -> Ports {
+    let told = Arc::new(Told::default());
+    let connections = Arc::new(Connections::default());
+    let bind = |port| {
+        let config = listen::Config::new(port, SocketAddr::from(([127, 0, 0, 1], 0)));
+        Bound::bind(config, connections.clone()).expect("bound")
+    };
+    let (grpc, http) = (bind(Port::Grpc), bind(Port::Http));
+    let (grpc_addr, http_addr) = (grpc.addr(), http.addr());
+    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let (health, keep) = grpc::health(told.ready.clone());
+    tokio::spawn(keep);
+    let port = GrpcPort {
+        local: OnlyWatch,
+        forward: named("forwarded"),
+        health,
+        reflection: grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
+        member: member::router(told.clone()),
+    };
+    tokio::spawn(grpc.serve(port, stop.clone()));
+    let admin = Admin { inspect: told.clone(), connections: connections.clone(), grpc_addr, started: Instant::now() };
+    tokio::spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop));
+    Ports { told, grpc: grpc_addr, http: http_addr }
+}
+
+async fn get(addr: SocketAddr, path: &str) -> (StatusCode, String) {
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    let request = Request::get(path).header(header::HOST, "x").body(Full::<Bytes>::default()).expect("a request");
+    read(sender.send_request(request).await.expect("an answer")).await
+}
+
+async fn call(addr: SocketAddr, path: &str, message: &'static [u8]) -> Response<Incoming> {
+    let stream = TcpStream::connect(addr).await.expect("connected");
+    let (mut sender, connection) =
+        conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{addr}{path}"))
+        .header(header::CONTENT_TYPE, "application/grpc+proto")
+        .header(header::TE, "trailers")
+        .body(Full::new(Bytes::from_static(message)))
+        .expect("a request");
+    sender.send_request(request).await.expect("an answer")
+}
+
+async fn read(response: Response<Incoming>) -> (StatusCode, String) {
+    let status = response.status();
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn calls_are_answered_by_path() {
+    let ports = serve();
+    let answer = async |path| read(call(ports.grpc, path, b"").await).await.1;
+    assert_eq!(answer("/etcdserverpb.Watch/Watch").await, "local");
+    assert_eq!(answer("/etcdserverpb.Watch/Watch2").await, "forwarded");
+    assert_eq!(answer("/etcdserverpb.KV/Put").await, "forwarded");
+    assert_eq!(answer("/later.Service/New").await, "forwarded");
+    assert_eq!(answer("/grpc.health.v1.HealthX/Check").await, "forwarded");
+}
+
+#[tokio::test]
+async fn grpc_health_follows_readiness() {
+    let ports = serve();
+    // HealthCheckResponse { status: SERVING } and { status: NOT_SERVING }.
+    let serving = "\0\0\0\0\u{2}\u{8}\u{1}";
+    let not_serving = "\0\0\0\0\u{2}\u{8}\u{2}";
+    let check = async || read(call(ports.grpc, "/grpc.health.v1.Health/Check", b"\0\0\0\0\0").await).await.1;
+    let hold = ports.told.ready.hold("a feed");
+    while check().await != not_serving {}
+    drop(hold);
+    while check().await != serving {}
+}
+
+#[tokio::test]
+async fn reflection_lists_etcds_services() {
+    let ports = serve();
+    // ServerReflectionRequest { list_services: "*" }.
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let (_, text) = read(call(ports.grpc, path, b"\0\0\0\0\x03\x3a\x01*").await).await;
+    for service in ["etcdserverpb.KV", "etcdserverpb.Watch", "etcdserverpb.Lease", "grpc.health.v1.Health"] {
+        assert!(text.contains(service), "{service} is not in {text:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_grpc_port_answers_plain_http_as_a_member_does() {
+    let ports = serve();
+    assert_eq!(get(ports.grpc, "/health").await, (StatusCode::OK, r#"{"health":"true","reason":""}"#.to_owned()));
+    let hold = ports.told.ready.hold("no leader");
+    let unhealthy = (StatusCode::SERVICE_UNAVAILABLE, r#"{"health":"false","reason":"no leader"}"#.to_owned());
+    assert_eq!(get(ports.grpc, "/health").await, unhealthy);
+    drop(hold);
+    assert_eq!(get(ports.grpc, "/version").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let version = MemberVersion { etcdserver: "3.5.16".to_owned(), etcdcluster: "3.5.0".to_owned() };
+    *ports.told.version.lock() = Some(Arc::new(version));
+    let (status, text) = get(ports.grpc, "/version").await;
+    assert_eq!((status, text.as_str()), (StatusCode::OK, r#"{"etcdserver":"3.5.16","etcdcluster":"3.5.0"}"#));
+    for path in ["/metrics", "/proxy/metrics"] {
+        assert_eq!(get(ports.grpc, path).await.1, "etcd_relay_up 1\n");
+    }
+    let (status, text) = get(ports.grpc, "/v2/keys").await;
+    assert!(status == StatusCode::NOT_FOUND && text.contains("/v2/keys") && text.contains("gRPC"), "{text}");
+}
+
+#[tokio::test]
+async fn the_operators_port_tells_how_it_is() {
+    let ports = serve();
+    assert_eq!(get(ports.http, "/live").await.0, StatusCode::OK);
+    assert_eq!(get(ports.http, "/ready").await.0, StatusCode::OK);
+    let _hold = ports.told.ready.hold("feed /a: no leader");
+    let (status, text) = get(ports.http, "/ready").await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("feed /a: no leader"), "{text}");
+    assert_eq!(get(ports.http, "/live").await.0, StatusCode::OK, "what waits is alive");
+    assert_eq!(get(ports.http, "/metrics").await.1, "etcd_relay_up 1\n");
+
+    let (_, text) = get(ports.http, "/debug/state").await;
+    let state: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(state["feeds"], json!(["a feed"]));
+    assert_eq!(state["relay"]["not_ready"], json!(["feed /a: no leader"]));
+    let connection = &state["connections"][0];
+    assert_eq!(connection["watches_of"], connection["id"], "{state}");
+}
+
+#[tokio::test]
+async fn who_comes_to_the_wrong_port_is_told_the_right_one() {
+    let ports = serve();
+    let (status, text) = get(ports.http, "/v3/kv/range").await;
+    assert!(status == StatusCode::NOT_FOUND && text.contains(&ports.grpc.to_string()), "{text}");
+    let response = call(ports.http, "/etcdserverpb.KV/Range", b"").await;
+    let status = Status::from_header_map(response.headers()).expect("a gRPC status");
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().contains(&ports.grpc.to_string()), "{status}");
+
+    let stream = TcpStream::connect(ports.grpc).await.expect("connected");
+    let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    let request = Request::post("/etcdserverpb.KV/Range")
+        .header(header::HOST, "x")
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .body(Full::<Bytes>::default())
+        .expect("a request");
+    let (status, text) = read(sender.send_request(request).await.expect("an answer")).await;
+    assert!(status == StatusCode::HTTP_VERSION_NOT_SUPPORTED && text.contains("HTTP/2"), "{text}");
+}

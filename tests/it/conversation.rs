@@ -1,0 +1,210 @@
+//! One conversation held with etcd and, word for word, with each other target; every answer must be the same.
+//!
+//! Both sides are fresh, so revisions agree; only who answers is masked (cluster id, member id, term). Not here: topics on which
+//! etcd's own releases disagree (negative start revisions, progress beside a future watch): `conformance` has those. Always
+//! holds: a step is compared before the next is taken, so a late or surplus answer shows at its step or the one after.
+
+mod script;
+
+use std::time::{Duration, Instant};
+
+use etcd_relay::pb::etcdserverpb::{
+    CompactionRequest, ResponseHeader, WatchRequest, WatchResponse, lease_client::LeaseClient,
+    watch_request::RequestUnion,
+};
+use script::{Say, script};
+use tonic::Code;
+
+use crate::support::{
+    client::WatchStream,
+    kv::{Kv, channel},
+    quiet_time,
+    target::{Kind, Settings, Target},
+};
+
+/// How long the sides may differ after a step; etcd itself tells of compactions and replays every 100 ms.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// What etcd gives on the streams in the whole conversation, or a little less; a guard against comparing silence with silence.
+const LEAST_RESPONSES: usize = 100;
+
+macro_rules! conversations {
+    ($($name:ident = $kind:expr),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                converse($kind).await;
+            }
+        )*
+    };
+}
+
+conversations! {
+    with_another_etcd = Kind::Etcd,
+    with_the_store = Kind::Store,
+    with_relay_over_etcd = Kind::RelayOverEtcd,
+    with_relay_on_demand = Kind::RelayOnDemand,
+    with_relay_over_store = Kind::RelayOverStore,
+    with_relay_over_relay = Kind::RelayOverRelay,
+}
+
+async fn converse(kind: Kind) {
+    let reference = Target::start(Kind::Etcd, Settings::default()).await;
+    let target = Target::start(kind, Settings::default()).await;
+    let (mut one, mut other) = (Side::new(&reference).await, Side::new(&target).await);
+    for (number, say) in script().into_iter().enumerate() {
+        one.say(&say).await;
+        other.say(&say).await;
+        let (expected, told) = heard(&mut one, &mut other).await;
+        assert!(
+            expected == told,
+            "step {number}, {say:?}\n--- etcd answered:\n{}\n--- {kind:?} answered:\n{}",
+            expected.join("\n"),
+            told.join("\n")
+        );
+    }
+    let spoken: usize = one.compared.iter().sum();
+    assert!(
+        spoken >= LEAST_RESPONSES,
+        "etcd gave {spoken} responses only: the conversation is not what it was meant to be"
+    );
+}
+
+/// One party that is talked to.
+struct Side {
+    endpoint: String,
+    kv: Kv,
+    streams: Vec<WatchStream>,
+    /// What unary calls answered since the last comparison.
+    answers: Vec<String>,
+    /// How many responses of each stream were compared.
+    compared: Vec<usize>,
+}
+
+impl Side {
+    async fn new(target: &Target) -> Self {
+        let endpoint = target.endpoint();
+        let kv = target.kv().await;
+        Self { endpoint, kv, streams: Vec::new(), answers: Vec::new(), compared: Vec::new() }
+    }
+
+    async fn say(&mut self, say: &Say) {
+        match say.clone() {
+            Say::Open => {
+                self.streams.push(WatchStream::open(&self.endpoint).await);
+                self.compared.push(0);
+            }
+            Say::Create(stream, request) => self.streams[stream].create(request),
+            Say::Cancel(stream, id) => self.streams[stream].cancel(id),
+            Say::Progress(stream) => self.streams[stream].progress(),
+            Say::Nothing(stream) => self.streams[stream].send(WatchRequest { request_union: None }),
+            Say::Batch(stream, requests) => {
+                for request in requests {
+                    self.streams[stream]
+                        .send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) });
+                }
+            }
+            Say::HalfClose(stream) => self.streams[stream].half_close(),
+            Say::Put(request) => {
+                let answer = self.kv.raw.clone().put(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Delete(request) => {
+                let answer = self.kv.raw.clone().delete_range(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Txn(request) => {
+                let answer = self.kv.raw.clone().txn(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Range(request) => {
+                let answer = self.kv.raw.clone().range(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Compact(revision) => {
+                let answer = self.kv.raw.clone().compact(CompactionRequest { revision, physical: true }).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Grant(request) => {
+                let answer = LeaseClient::new(channel(&self.endpoint).await).lease_grant(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+            Say::Revoke(request) => {
+                let answer = LeaseClient::new(channel(&self.endpoint).await).lease_revoke(request).await;
+                self.answer(answer, |response| &mut response.header);
+            }
+        }
+    }
+
+    fn answer<T: std::fmt::Debug>(
+        &mut self,
+        answer: Result<tonic::Response<T>, tonic::Status>,
+        header: impl Fn(&mut T) -> &mut Option<ResponseHeader>,
+    ) {
+        let text = match answer {
+            Ok(response) => {
+                let mut response = response.into_inner();
+                mask(header(&mut response));
+                format!("{response:?}")
+            }
+            Err(status) => format!("{}: {}", name(status.code()), status.message()),
+        };
+        self.answers.push(text);
+    }
+
+    /// What came since the last comparison. The order between watches of a stream is etcd's choice, so it is not compared.
+    fn news(&self) -> Vec<String> {
+        let mut news = self.answers.clone();
+        for (index, stream) in self.streams.iter().enumerate() {
+            let mut responses: Vec<_> =
+                stream.record().into_iter().skip(self.compared[index]).map(|recorded| recorded.response).collect();
+            responses.sort_by_key(|response| response.watch_id);
+            news.extend(responses.into_iter().map(|response| format!("stream {index}: {:?}", masked(response))));
+            if stream.has_ended() {
+                news.push(format!("stream {index} has ended"));
+            }
+        }
+        news
+    }
+
+    /// Takes the news as compared.
+    fn settle(&mut self) {
+        self.answers.clear();
+        for (compared, stream) in self.compared.iter_mut().zip(&self.streams) {
+            *compared = stream.record().len();
+        }
+    }
+}
+
+/// What both sides say once neither has said anything new for a moment, or once they still differ after [`SETTLE`].
+async fn heard(one: &mut Side, other: &mut Side) -> (Vec<String>, Vec<String>) {
+    let start = Instant::now();
+    loop {
+        let before = (one.news(), other.news());
+        tokio::time::sleep(quiet_time() / 4).await;
+        let after = (one.news(), other.news());
+        if after == before && (after.0 == after.1 || start.elapsed() > SETTLE) {
+            one.settle();
+            other.settle();
+            return after;
+        }
+    }
+}
+
+fn masked(mut response: WatchResponse) -> WatchResponse {
+    mask(&mut response.header);
+    response
+}
+
+/// Keeps whether each field was filled.
+fn mask(header: &mut Option<ResponseHeader>) {
+    if let Some(header) = header {
+        header.cluster_id = header.cluster_id.min(1);
+        header.member_id = header.member_id.min(1);
+        header.raft_term = header.raft_term.min(1);
+    }
+}
+
+fn name(code: Code) -> String {
+    format!("{code:?}")
+}

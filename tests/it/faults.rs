@@ -1,0 +1,71 @@
+//! What must hold when something goes wrong: etcd away, history gone, readers that do not read, input that makes no sense.
+//!
+//! Not here: the same with a simulated network and clock, which stands beside the code. Each test fails when the feature that it
+//! names is taken out. Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` makes them those that the README tells of.
+
+mod bad_input;
+mod big_values;
+mod history;
+mod outage;
+mod replaced;
+mod scale;
+mod shutdown;
+mod slow_readers;
+
+use crate::support::{
+    client::{self, WatchStream},
+    kv::Kv,
+    replay::Replay,
+    validate::{Expected, assert_valid},
+};
+use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+
+/// Whether the sizes are those of the README.
+fn full_scale() -> bool {
+    std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full")
+}
+
+/// The keys of these tests, which are a feed of the relay; [`OUTSIDE`] opens one on demand.
+const PREFIX: &str = "/inside/";
+const OUTSIDE: &str = "/outside/";
+
+/// Watches of each kind, each on a connection of its own, and what they asked for.
+struct Audience {
+    members: Vec<(WatchCreateRequest, WatchStream)>,
+}
+
+impl Audience {
+    /// At the relay: the prefix from now on, from the past, with previous values, one key, a part of the prefix.
+    async fn gather(endpoint: &str, first_revision: i64) -> Self {
+        let requests = [
+            client::prefix(PREFIX),
+            WatchCreateRequest { start_revision: first_revision, ..client::prefix(PREFIX) },
+            WatchCreateRequest { prev_kv: true, ..client::prefix(PREFIX) },
+            client::key(format!("{PREFIX}07")),
+            WatchCreateRequest { progress_notify: true, ..client::prefix(format!("{PREFIX}1")) },
+            client::prefix(OUTSIDE),
+        ];
+        let mut members = Vec::new();
+        for request in requests {
+            let mut stream = WatchStream::open(endpoint).await;
+            stream.created(request.clone()).await;
+            members.push((request, stream));
+        }
+        Self { members }
+    }
+
+    /// Writes a last revision that each of them sees, waits for it, and judges everything that they were told.
+    async fn judge(&mut self, origin: &str) {
+        let kv = Kv::connect(origin).await;
+        // One transaction with a key for each watch, so that one revision ends them all.
+        let keys = [format!("{PREFIX}07"), format!("{PREFIX}1"), format!("{OUTSIDE}z")];
+        let last = kv.txn(keys.iter().map(|key| crate::support::kv::op_put(key, "last")).collect()).await;
+        let replay = Replay::read(origin, last).await;
+        for (request, stream) in &mut self.members {
+            stream.until_revision(last).await;
+            assert!(!stream.has_ended(), "a watch that could go on was ended: {request:?}");
+            let expected = Expected { complete_to: Some(last), prev_kv_known: true };
+            assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Input that makes no sense, on every port: an error for who sent it, nothing for the others, no panic.
+//!
+//! Each test keeps a healthy watcher beside, which must get its events as if nothing had happened.
+
+mod raw;
+
+use std::time::Duration;
+
+use etcd_relay::pb::etcdserverpb::RangeRequest;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tonic::Code;
+
+use super::{PREFIX, full_scale};
+use crate::support::{
+    client::{self, WatchStream, revisions},
+    etcd::Etcd,
+    http,
+    kv::{self, Kv, MAX_MESSAGE},
+    patience,
+    relay::{Relay, RelayCommand},
+};
+
+/// HTTP/2's opening and an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// How long a connection that sent nonsense may stay open before the test calls it forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(20);
+
+/// A relay, and a watcher that must not notice anything.
+struct Scene {
+    etcd: Etcd,
+    relay: Relay,
+    kv: Kv,
+    healthy: WatchStream,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let etcd = Etcd::start().await;
+        let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+        let mut healthy = WatchStream::open(&relay.endpoint()).await;
+        healthy.created(client::prefix(PREFIX)).await;
+        let kv = Kv::connect(&etcd.endpoint()).await;
+        Self { etcd, relay, kv, healthy }
+    }
+
+    /// The watcher gets an event, the ports answer, nothing panicked.
+    async fn unharmed(&mut self) {
+        let revision = self.kv.put(format!("{PREFIX}healthy"), "x").await;
+        assert_eq!(revisions(&self.healthy.next().await), [revision]);
+        assert_eq!(self.relay.ready_status().await, Some(200));
+        let read = Kv::connect(&self.relay.endpoint()).await.get(format!("{PREFIX}healthy")).await;
+        assert_eq!(read.expect("just put").mod_revision, revision);
+        assert!(self.relay.is_running());
+        self.relay.assert_no_panic();
+    }
+
+    fn ports(&self) -> [String; 2] {
+        [self.relay.grpc_addr().to_owned(), self.relay.http_addr().to_owned()]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_protocol_end_their_connection_alone() {
+    let mut scene = Scene::new().await;
+    let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_vec();
+    // With the flag 4, which on HEADERS means that they end here.
+    let frame = |length: [u8; 3], kind: u8, stream: u8, payload: &[u8]| {
+        [PREFACE, &length, &[kind, 4, 0, 0, 0, stream], payload].concat()
+    };
+    for addr in scene.ports() {
+        for bytes in [
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(),
+            b"\xff\xfe\xfd\xfc\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n".to_vec(),
+            b"NONSENSE / HTTP/7.3\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n".to_vec(),
+            tls.clone(),
+            // DATA on a stream that was never opened; an unknown frame of 16 MiB; a HEADERS frame that is no HPACK; a SETTINGS
+            // frame of a length that is no multiple of 6; WINDOW_UPDATE by 0; PUSH_PROMISE from a client.
+            frame([0, 0, 1], 0, 5, b"x"),
+            frame([0xff, 0xff, 0xff], 0x77, 1, &[0; 64]),
+            frame([0, 0, 4], 1, 1, b"\xff\xff\xff\xff"),
+            frame([0, 0, 5], 4, 0, b"\0\0\0\0\0"),
+            frame([0, 0, 4], 8, 0, b"\0\0\0\0"),
+            frame([0, 0, 4], 5, 1, b"\0\0\0\x02"),
+        ] {
+            raw::closes(&addr, &bytes, FORGOTTEN).await;
+            scene.unharmed().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_on_the_grpc_port_and_the_reverse_are_answered() {
+    let mut scene = Scene::new().await;
+    let [grpc, http] = scene.ports();
+    let unknown = http::get(&grpc, "/no/such/path").await.expect("HTTP/1 is answered on the gRPC port");
+    assert_eq!(unknown.status, 404, "{}", unknown.body);
+    // As on a member's client port.
+    assert!(http::get(&grpc, "/health").await.expect("health").body.contains("\"health\":\"true\""));
+    assert_eq!(http::get(&http, "/no/such/path").await.expect("an answer").status, 404);
+    // gRPC on the HTTP port: an error that clients understand, soon.
+    let status = tokio::time::timeout(patience(), async {
+        let channel = kv::channel(&format!("http://{http}")).await;
+        Kv::over(channel)
+            .raw
+            .range(RangeRequest { key: "a".into(), ..Default::default() })
+            .await
+            .expect_err("no etcd here")
+    });
+    let status = status.await.expect("an answer");
+    assert!(
+        matches!(status.code(), Code::Unimplemented | Code::Unknown | Code::Internal | Code::NotFound),
+        "{status:?}"
+    );
+    scene.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_messages_are_refused() {
+    let mut scene = Scene::new().await;
+    let mut different = Vec::new();
+    let malformed: [&[u8]; 4] =
+        [b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0a\xff\xff\xff\x0f", b"\x0a\x05abc", b"\x07"];
+    for path in [
+        "/etcdserverpb.Watch/Watch",
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.KV/Put",
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+    ] {
+        for bytes in malformed {
+            let status = raw::call(&scene.relay.endpoint(), path, bytes.to_vec()).await.expect_err("malformed");
+            let direct = raw::call(&scene.etcd.endpoint(), path, bytes.to_vec()).await.expect_err("malformed");
+            if status.code() != direct.code() {
+                different.push(format!("{path} {bytes:?}: {status:?} where etcd says {direct:?}"));
+            }
+        }
+        scene.unharmed().await;
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+    let status = raw::call(&scene.relay.endpoint(), "/no.such.Service/Method", vec![]).await.expect_err("unknown");
+    assert_eq!(status.code(), Code::Unimplemented);
+    scene.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_100_mib_is_refused_without_memory_for_it() {
+    let mut scene = Scene::new().await;
+    let before = scene.relay.resident_bytes();
+    let big = vec![0x0a; 100 << 20];
+    for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Put"] {
+        let status = raw::call(&scene.relay.endpoint(), path, big.clone()).await.expect_err("far too large");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{path}: {status:?}");
+        scene.unharmed().await;
+    }
+    let growth = scene.relay.resident_bytes().saturating_sub(before);
+    assert!(growth < 64 << 20, "grew by {growth} bytes");
+}
+
+/// The length says 4 GiB; nothing may be set aside for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_claims_4_gib_is_refused() {
+    let mut scene = Scene::new().await;
+    let before = scene.relay.resident_bytes();
+    for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.KV/Range"] {
+        let status =
+            raw::call_framed(&scene.relay.endpoint(), path, b"\0\xff\xff\xff\xffabc").await.expect_err("too large");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{path}: {status:?}");
+        // A compressed message, where no compression was agreed.
+        let status =
+            raw::call_framed(&scene.relay.endpoint(), path, b"\x01\0\0\0\x03abc").await.expect_err("compressed");
+        assert!(matches!(status.code(), Code::Unimplemented | Code::Internal), "{path}: {status:?}");
+        // A flag that does not exist.
+        let status =
+            raw::call_framed(&scene.relay.endpoint(), path, b"\x07\0\0\0\x03abc").await.expect_err("unknown flag");
+        assert_ne!(status.code(), Code::Ok, "{path}");
+    }
+    let growth = scene.relay.resident_bytes().saturating_sub(before);
+    assert!(growth < 64 << 20, "grew by {growth} bytes");
+    scene.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_1_mib_are_refused() {
+    let mut scene = Scene::new().await;
+    let long = "x".repeat(1 << 20);
+    for addr in scene.ports() {
+        let request = format!("GET /health HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\n\r\n");
+        raw::closes(&addr, request.as_bytes(), FORGOTTEN).await;
+        let request = format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n");
+        raw::closes(&addr, request.as_bytes(), FORGOTTEN).await;
+        scene.unharmed().await;
+    }
+    let mut stream = WatchStream::open_with(&scene.relay.endpoint(), &[("long", &long)]).await;
+    stream.create(client::prefix(PREFIX));
+    let status = stream.ended().await.expect_err("headers too long");
+    assert_ne!(status.code(), Code::Ok);
+    scene.unharmed().await;
+}
+
+/// A client that creates without end and never reads an answer: its own stream stops, nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_without_end_stop_their_own_stream_alone() {
+    let mut scene = Scene::new().await;
+    let before = scene.relay.resident_bytes();
+    let creates = if full_scale() { 1_000_000 } else { 50_000 };
+    let mut greedy = WatchStream::open(&scene.relay.endpoint()).await;
+    greedy.created(client::key(format!("{PREFIX}0"))).await;
+    greedy.pause();
+    for number in 0..creates {
+        greedy.create(client::key(format!("{PREFIX}{number}")));
+        if number % 10_000 == 0 {
+            scene.unharmed().await;
+        }
+    }
+    scene.unharmed().await;
+    greedy.resume();
+    // It is served once it reads, up to the limit for one stream, and told where that is passed.
+    let mut refused = 0;
+    for _ in 0..creates.min(20_000) {
+        match greedy.take_within(patience()).await {
+            Some(recorded) => refused += u32::from(recorded.response.canceled),
+            None => break,
+        }
+    }
+    scene.unharmed().await;
+    drop(greedy);
+    let growth = scene.relay.resident_bytes().saturating_sub(before);
+    println!("{creates} creates, {refused} refused, growth {} KiB", growth >> 10);
+    assert!(growth < 512 << 20, "grew by {growth} bytes");
+}
+
+/// Connections that send nothing, or half of an opening, or a request without an end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_open_connections_hold_nobody_up() {
+    let mut scene = Scene::new().await;
+    let mut held = Vec::new();
+    for addr in scene.ports() {
+        for index in 0..150_usize {
+            let mut stream = TcpStream::connect(&addr).await.expect("accepted");
+            let opening: &[u8] = match index % 4 {
+                0 => b"",
+                1 => &PREFACE[..10],
+                2 => PREFACE,
+                _ => b"GET /health HTTP/1.1\r\nHost: a\r\n",
+            };
+            stream.write_all(opening).await.expect("written");
+            held.push(stream);
+        }
+    }
+    scene.unharmed().await;
+    drop(held.drain(..100));
+    scene.unharmed().await;
+}
+
+/// Many connections that come and go at once, with and without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_off_leave_nothing_behind() {
+    let mut scene = Scene::new().await;
+    for round in 0..200_usize {
+        for addr in scene.ports() {
+            let mut stream = TcpStream::connect(&addr).await.expect("accepted");
+            if round % 2 == 0 {
+                stream.write_all(PREFACE).await.expect("written");
+                let mut answer = [0; 9];
+                stream.read_exact(&mut answer).await.expect("HTTP/2 settings");
+            }
+            // Ends by a reset instead of an orderly close.
+            stream.set_zero_linger().expect("linger");
+        }
+    }
+    scene.unharmed().await;
+    let connections = async || (scene.relay.metric("etcd_relay_connections").await <= 3.0).then_some(());
+    crate::support::eventually("the connections are forgotten", connections).await;
+    assert!(MAX_MESSAGE > 100 << 20, "the client's own limit is not what is tested");
+}

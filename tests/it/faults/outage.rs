@@ -1,0 +1,156 @@
+//! etcd goes and comes back. Nothing was lost upstream, so no watch may break, lose an event or fall silent.
+
+use std::time::Duration;
+
+use super::{Audience, OUTSIDE, PREFIX};
+use crate::support::{
+    etcd::Etcd,
+    eventually,
+    gate::Gate,
+    kv::Kv,
+    relay::{Relay, RelayCommand},
+    seconds_from_env,
+    writer::Writer,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_outlive_a_killed_etcd() {
+    let mut etcd = Etcd::start().await;
+    let relay = relay(&etcd.endpoints()).await;
+    let mut audience = audience(&etcd, &relay).await;
+    for _ in 0..2 {
+        let writer = load(&etcd).await;
+        etcd.kill();
+        etcd.restart().await;
+        more(&writer).await;
+        writer.stop().await;
+    }
+    audience.judge(&etcd.endpoint()).await;
+    relay.ready().await;
+    relay.assert_no_panic();
+    assert!(relay.metric("etcd_relay_upstream_reconnects_total").await >= 2.0);
+}
+
+/// A member that is stopped keeps its connections open and says nothing. `ETCD_RELAY_TEST_PAUSE` tells for how many seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_outlive_a_paused_etcd() {
+    let mut etcd = Etcd::start().await;
+    let relay = relay(&etcd.endpoints()).await;
+    let mut audience = audience(&etcd, &relay).await;
+    let writer = load(&etcd).await;
+    etcd.pause();
+    tokio::time::sleep(seconds_from_env("ETCD_RELAY_TEST_PAUSE", 6)).await;
+    etcd.resume();
+    more(&writer).await;
+    writer.stop().await;
+    audience.judge(&etcd.endpoint()).await;
+    relay.ready().await;
+    relay.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_outlive_a_change_of_leader_and_the_loss_of_a_member() {
+    let mut etcd = Etcd::cluster_of_three().await;
+    let relay = relay(&etcd.endpoints()).await;
+    let mut audience = audience(&etcd, &relay).await;
+    let writer = load(&etcd).await;
+    let leader = etcd.leader().await;
+    etcd.move_leader((leader + 1) % 3).await;
+    more(&writer).await;
+    // The first endpoint is the one that a client takes first.
+    etcd.kill_member(0);
+    more(&writer).await;
+    etcd.restart().await;
+    more(&writer).await;
+    writer.stop().await;
+    audience.judge(&etcd.endpoint()).await;
+    relay.ready().await;
+    relay.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_outlive_connections_that_are_cut() {
+    let etcd = Etcd::start().await;
+    let gate = Gate::before(&etcd.endpoint()).await;
+    let relay = relay(&[gate.endpoint()]).await;
+    let mut audience = audience(&etcd, &relay).await;
+    let writer = load(&etcd).await;
+    for _ in 0..5 {
+        gate.cut();
+        more(&writer).await;
+    }
+    writer.stop().await;
+    audience.judge(&etcd.endpoint()).await;
+    relay.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_outlive_a_network_that_says_nothing() {
+    let etcd = Etcd::start().await;
+    let gate = Gate::before(&etcd.endpoint()).await;
+    let relay = relay(&[gate.endpoint()]).await;
+    let mut audience = audience(&etcd, &relay).await;
+    let writer = load(&etcd).await;
+    gate.hold();
+    more(&writer).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gate.open();
+    more(&writer).await;
+    writer.stop().await;
+    audience.judge(&etcd.endpoint()).await;
+    relay.assert_no_panic();
+}
+
+/// The relay listens, is not ready, and takes up its work when etcd comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_away_at_the_start_is_waited_for() {
+    let etcd = Etcd::start().await;
+    let gate = Gate::before(&etcd.endpoint()).await;
+    gate.shut();
+    let relay = RelayCommand::serve(&[gate.endpoint()]).prefix(PREFIX).unready().start().await;
+    assert_eq!(relay.ready_status().await, Some(503));
+    gate.open();
+    relay.ready().await;
+    let mut audience = audience(&etcd, &relay).await;
+    audience.judge(&etcd.endpoint()).await;
+}
+
+/// With etcd gone for good the relay says that it is not ready, and is again when etcd is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_follows_etcd() {
+    let mut etcd = Etcd::start().await;
+    let relay = relay(&etcd.endpoints()).await;
+    etcd.kill();
+    eventually("the relay says that it is not ready", async || (relay.ready_status().await == Some(503)).then_some(()))
+        .await;
+    etcd.restart().await;
+    relay.ready().await;
+}
+
+async fn relay(endpoints: &[String]) -> Relay {
+    RelayCommand::serve(endpoints).prefix(PREFIX).arg("--on-demand=allow").start().await
+}
+
+/// Watches of each kind, after some history.
+async fn audience(etcd: &Etcd, relay: &Relay) -> Audience {
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let first = kv.put(format!("{PREFIX}00"), "first").await;
+    for index in 0..50 {
+        kv.put(format!("{PREFIX}{:02}", index % 20), "before").await;
+        kv.put(format!("{OUTSIDE}{:02}", index % 20), "before").await;
+    }
+    Audience::gather(&relay.endpoint(), first).await
+}
+
+/// Load that has begun.
+async fn load(etcd: &Etcd) -> Writer {
+    let writer = Writer::start(&etcd.endpoints(), PREFIX);
+    more(&writer).await;
+    writer
+}
+
+/// Waits until the load has made a hundred writes more.
+async fn more(writer: &Writer) {
+    let before = writer.written();
+    eventually("writes go on", async || (writer.written() >= before + 100).then_some(())).await;
+}

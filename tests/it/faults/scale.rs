@@ -1,0 +1,156 @@
+//! Many watchers: etcd holds one watch for a feed, and each event comes once to each that asked.
+
+use std::time::{Duration, Instant};
+
+use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+
+use super::{OUTSIDE, PREFIX, full_scale};
+use crate::support::{
+    client::{self, WatchStream, revisions},
+    etcd::Etcd,
+    eventually, eventually_within,
+    kv::{self, Kv, op_put},
+    patience,
+    relay::RelayCommand,
+    replay::Replay,
+    validate::{Expected, assert_valid},
+};
+
+/// Sleeping for the feeds on demand to end, with a margin.
+const IDLE: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_connections_is_one_watch_at_etcd() {
+    let etcd = Etcd::start().await;
+    assert_eq!(etcd.watchers().await, 0);
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let connections = if full_scale() { 1_000 } else { 200 };
+    let mut streams = Vec::new();
+    for index in 0..connections {
+        let request = WatchCreateRequest { prev_kv: index % 3 == 0, ..client::prefix(PREFIX) };
+        let mut stream = WatchStream::open(&relay.endpoint()).await;
+        stream.created(request.clone()).await;
+        streams.push((request, stream));
+    }
+    assert_eq!(etcd.watchers().await, 1, "one watch for the feed, whatever the number of connections");
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let mut last = 0;
+    for round in 0..20 {
+        last = kv.put(format!("{PREFIX}{}", round % 3), format!("{round}")).await;
+    }
+    let replay = Replay::read(&etcd.endpoint(), last).await;
+    for (request, stream) in &mut streams {
+        stream.until_revision(last).await;
+        let expected = Expected { complete_to: Some(last), prev_kv_known: true };
+        assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
+    }
+    assert_eq!(etcd.watchers().await, 1);
+    relay.assert_log_has_only(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_on_distinct_keys_share_one_watch_at_etcd() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let (connections, keys) = if full_scale() { (100, 3_000) } else { (20, 500) };
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        streams.push(WatchStream::open(&relay.endpoint()).await);
+    }
+    let key = |number: usize| format!("{PREFIX}{number:05}");
+    let start = Instant::now();
+    for stream in &streams {
+        for number in 0..keys {
+            stream.create(client::key(key(number)));
+        }
+    }
+    for stream in &mut streams {
+        for number in 0..keys {
+            let created = stream.next().await;
+            assert!(created.created && !created.canceled);
+            assert_eq!(created.watch_id, i64::try_from(number).expect("small"));
+        }
+    }
+    println!("{connections} × {keys} watches created in {:?}", start.elapsed());
+    assert_eq!(etcd.watchers().await, 1);
+    // Each key changes once, many in one revision; 128 operations are etcd's limit for a transaction.
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let numbers: Vec<usize> = (0..keys).collect();
+    let mut revision_of = vec![0; keys];
+    for chunk in numbers.chunks(100) {
+        let revision = kv.txn(chunk.iter().map(|number| op_put(key(*number), "1")).collect()).await;
+        chunk.iter().for_each(|number| revision_of[*number] = revision);
+    }
+    for stream in &mut streams {
+        let mut told = vec![0; keys];
+        for _ in 0..keys {
+            let response = stream.next().await;
+            let [event] = &response.events[..] else { panic!("one event for one key: {response:?}") };
+            let number = usize::try_from(response.watch_id).expect("an id that was given");
+            assert_eq!(event.kv.as_ref().expect("a key").key, key(number));
+            told[number] = revisions(&response)[0];
+        }
+        assert_eq!(told, revision_of);
+    }
+    relay.assert_log_has_only(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_outside_share_a_feed_each_that_ends_when_idle() {
+    let etcd = Etcd::start().await;
+    let command = RelayCommand::serve(&[etcd.endpoint()]).arg("--on-demand=allow").arg("--on-demand-idle=1s");
+    let relay = command.start().await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let mut streams = Vec::new();
+    for index in 0..50 {
+        let prefix = format!("{OUTSIDE}{}/", index % 5);
+        let mut stream = WatchStream::open(&relay.endpoint()).await;
+        stream.created(client::prefix(&prefix)).await;
+        streams.push((prefix, stream));
+    }
+    assert_eq!(etcd.watchers().await, 5, "one watch for each range");
+    let revision = kv.txn((0..5).map(|index| op_put(format!("{OUTSIDE}{index}/key"), "1")).collect()).await;
+    for (prefix, stream) in &mut streams {
+        let response = stream.next().await;
+        assert_eq!(revisions(&response), [revision]);
+        assert!(response.events[0].kv.as_ref().expect("a key").key.starts_with(&kv::bytes(prefix)));
+    }
+    drop(streams);
+    let deadline = patience() + IDLE;
+    eventually_within(deadline, "feeds without watchers end", async || (etcd.watchers().await == 0).then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_outside_are_refused_where_the_operator_says_so() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).arg("--on-demand=deny").start().await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.create(client::prefix(OUTSIDE));
+    let refused = stream.next().await;
+    assert!(refused.created && refused.canceled && refused.watch_id == -1);
+    assert!(refused.cancel_reason.contains("on-demand"), "the reason names the flag: {:?}", refused.cancel_reason);
+    stream.created(client::prefix(PREFIX)).await;
+    assert_eq!(etcd.watchers().await, 1);
+}
+
+/// Clients that go, in whichever way, leave nothing behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_go_leave_nothing_behind() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    for _ in 0..3 {
+        let mut streams = Vec::new();
+        for _ in 0..20 {
+            let mut stream = WatchStream::open(&relay.endpoint()).await;
+            stream.created(client::prefix(PREFIX)).await;
+            streams.push(stream);
+        }
+        assert!(relay.metric("etcd_relay_watches").await >= 20.0);
+        streams.iter().take(10).for_each(|stream| stream.cancel(0));
+        drop(streams);
+        eventually("no subscriber is left", async || (relay.metric("etcd_relay_watches").await == 0.0).then_some(()))
+            .await;
+    }
+    assert_eq!(etcd.watchers().await, 1);
+}
