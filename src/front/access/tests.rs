@@ -17,10 +17,13 @@ use crate::pb::etcdserverpb::RangeRequest;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Tokens, and what each may read.
+type Users = HashMap<&'static str, Vec<KeyRange>>;
+
 /// Knows tokens and what each may read; `None` while authentication is off.
 #[derive(Clone, Default)]
 struct FakeEtcd {
-    users: Arc<Mutex<Option<HashMap<&'static str, Vec<KeyRange>>>>>,
+    users: Arc<Mutex<Option<Users>>>,
     away: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
 }
