@@ -130,6 +130,7 @@ impl Access {
     pub async fn run(self, ready: ReadyBoard) {
         let mut hold = Some(ready.hold("it is not known yet whether etcd's authentication is on"));
         let mut pause = RETRY;
+        let mut said = Auth::Unknown;
         loop {
             let asked = Instant::now();
             let wait = match self.put(&Caller::nobody(), &WireRange::probe()).await {
@@ -142,6 +143,10 @@ impl Access {
                 Ok(true) => {
                     pause = RETRY;
                     hold = None;
+                    let auth = self.known().auth;
+                    if std::mem::replace(&mut said, auth) != auth {
+                        tracing::info!(?auth, "Learned whether etcd's authentication is on");
+                    }
                     INTERVAL
                 }
                 // Something changed while etcd was asked.
@@ -293,9 +298,6 @@ impl Access {
                 return false;
             }
             let changed = known.auth != auth;
-            if changed {
-                tracing::info!(auth = ?auth, "Learned whether etcd's authentication is on");
-            }
             *known = Known { auth, since: asked.max(known.since) };
             self.shared.off.store(auth == Auth::Off, Ordering::Release);
             // Live watches are looked at again each time that names are asked for.

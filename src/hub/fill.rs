@@ -62,11 +62,18 @@ impl Fill {
                 .build()
         };
         let mut delays = backoff();
+        let mut denied = false;
         loop {
             let before = self.next();
             match self.attempt().await {
                 Outcome::Done => return,
+                // Once may be a token that is too old; the next attempt brings a new one.
+                Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
+                    let (revision, reason) = (self.feed.revision(), format!("etcd-relay: {error}"));
+                    return self.end(Cancellation { revision, reason, ..Cancellation::default() });
+                }
                 Outcome::Again(error) => {
+                    denied = matches!(error, UpstreamError::Denied(_));
                     tracing::debug!(%error, range = %self.range, watch_id = self.watch_id, "Upstream watch of a fill ended");
                     if self.next() > before {
                         delays = backoff();

@@ -149,23 +149,24 @@ async fn a_token_that_etcd_no_longer_accepts_ends_its_stream_so_that_the_client_
 }
 
 #[tokio::test]
-async fn an_etcd_that_forgot_all_tokens_is_read_on_with_a_new_one() {
+async fn a_relay_whose_own_token_is_void_logs_in_again_and_goes_on() {
     let mut etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
     let users = Users::on(&etcd).await;
     let relay = users.relay(&etcd).await;
-    let alice = users.token("alice").await;
-    let mut old = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
-    old.created(prefix("/a/")).await;
-    etcd.kill();
-    etcd.restart().await;
-    // The relay's own feed comes back; a client with an old token is told to come again, one with a new one is served.
-    assert_eq!(old.ended().await.expect_err("an error").code(), Code::Unavailable);
-    let users = Users::at(&etcd.endpoint()).await;
     let (root, alice) = (users.token("root").await, users.token("alice").await);
-    relay.ready().await;
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
     stream.created(prefix("/a/")).await;
-    let last = users.put("/a/two", &root).await;
+    users.change_password("relay", &root).await;
+    // The feed's watch would live on: etcd checks when one begins.
+    etcd.kill();
+    etcd.restart().await;
+    let users = Users::at(&etcd.endpoint()).await;
+    let last = users.put("/a/two", &users.token("root").await).await;
+    stream.until_revision(last).await;
+    let alice = users.token("alice").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    // Older than the feed's history: a fill from etcd, with the relay's new token.
+    stream.created(WatchCreateRequest { start_revision: 1, ..prefix("/a/") }).await;
     stream.until_revision(last).await;
 }
 
@@ -240,4 +241,18 @@ async fn a_relay_without_a_user_says_what_it_lacks_and_forwards() {
     let status = stream.ended().await.expect_err("an error");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("user name is empty"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
+    // The feed's watch began before and lives on; what is older than its history is for etcd to give.
+    users.enable().await;
+    let root = users.token("root").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
+    stream.create(WatchCreateRequest { start_revision: 1, ..prefix("/a/") });
+    let ended = stream.until(|response| response.canceled).await;
+    assert!(ended.cancel_reason.contains("--upstream-user"), "{ended:?}");
 }
