@@ -80,6 +80,8 @@ pub struct Feed {
     waiting: AtomicUsize,
     nudge: Notify,
     trusts_progress: AtomicBool,
+    /// Upstream refuses the relay's own identity.
+    denied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -163,6 +165,9 @@ pub enum WaitError {
     /// This upstream's progress reports cannot be believed, or the feed has no watch now.
     #[error("the feed cannot tell whether it is up to date")]
     Unknown,
+    /// Upstream refuses the relay's own identity.
+    #[error("etcd denies the relay access")]
+    Denied,
 }
 
 impl Feed {
@@ -189,6 +194,7 @@ impl Feed {
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
             trusts_progress: AtomicBool::new(false),
+            denied: AtomicBool::new(false),
         })
     }
 
@@ -231,10 +237,17 @@ impl Feed {
         (self.snapshot.load_full(), entries)
     }
 
-    /// Whether it can serve: it has a snapshot that upstream has not left behind.
+    /// Whether it can serve: it has a snapshot that upstream has not left behind, and the relay may read what comes next.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        matches!(self.state(), FeedState::Live | FeedState::Resuming)
+        matches!(self.state(), FeedState::Live | FeedState::Resuming) && !self.is_denied()
+    }
+
+    /// Whether upstream refuses the relay's own identity. The feed does not serve then: what it has may be out of date for
+    /// ever. [`Feed::last_error`] has upstream's words.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.denied.load(Ordering::Acquire)
     }
 
     /// The state, and its changes to come.
@@ -252,11 +265,14 @@ impl Feed {
     /// Waits until the feed serves. Cancel safe.
     ///
     /// # Errors
-    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] where the feed has ended.
+    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once where upstream refuses the relay;
+    /// [`WaitError::Unknown`] where the feed has ended.
     pub async fn wait_serving(&self, patience: Duration) -> Result<(), WaitError> {
         let mut state = self.state.subscribe();
-        let serving = state.wait_for(|state| !matches!(state, FeedState::Starting | FeedState::Resyncing));
+        let serving =
+            state.wait_for(|state| self.is_denied() || !matches!(state, FeedState::Starting | FeedState::Resyncing));
         match tokio::time::timeout(patience, serving).await {
+            Ok(Ok(_)) if self.is_denied() => Err(WaitError::Denied),
             Ok(Ok(state)) if *state != FeedState::Closed => Ok(()),
             Ok(_) => Err(WaitError::Unknown),
             Err(_) => Err(WaitError::Timeout),
@@ -299,7 +315,7 @@ impl Feed {
         }
         let now = inner.revision;
         let mut state = outbox.lock();
-        if state.is_gone() {
+        if state.is_over() {
             return Err(SubscribeError::Gone);
         }
         if state.watches.len() >= outbox.limits.watches {
@@ -375,6 +391,44 @@ impl Feed {
         wake(waker);
     }
 
+    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone.
+    pub(super) fn revoke(&self, outbox: &Outbox, watch_id: i64, reason: String) {
+        let mut inner = self.lock();
+        let revision = inner.revision;
+        let mut state = outbox.lock();
+        let Some(slot) = state.slot_of(watch_id) else { return };
+        let watch = &state.watches[slot];
+        let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
+        if !mine || watch.phase == Phase::Compacted {
+            return;
+        }
+        let cancellation = Cancellation { watch_id, revision, reason, ..Cancellation::default() };
+        let ((watch, last), waker) = state.end_watch(slot, cancellation);
+        drop(state);
+        inner.unlink(&watch, last);
+        drop(inner);
+        stats::revoked();
+        wake(waker);
+    }
+
+    /// The watches of a stream here that can still be given events, each with its range. Takes the lock for some at a time.
+    pub(super) fn ranges_of(&self, outbox: &Outbox) -> Vec<(i64, KeyRange)> {
+        let slots = outbox.lock().slots_in(self);
+        let mut ranges = Vec::with_capacity(slots.len());
+        for slots in slots.chunks(1024) {
+            let inner = self.lock();
+            let state = outbox.lock();
+            ranges.extend(slots.iter().filter_map(|slot| {
+                // Between two locks it may have become another watch, of another feed.
+                let watch = state.watches.get(*slot)?;
+                let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
+                let alive = mine && watch.group != UNLINKED;
+                alive.then(|| (watch.id, inner.index.group(watch.group).range.clone()))
+            }));
+        }
+        ranges
+    }
+
     /// Takes all of a stream's watches out. Called when the stream is gone.
     pub(super) fn forget(&self, outbox: &Outbox) {
         let mut inner = self.lock();
@@ -439,6 +493,11 @@ impl Feed {
         }
         let old = self.state.send_replace(state);
         stats::feed_state(Some(old), Some(state));
+    }
+
+    /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
+    pub fn set_denied(&self, denied: bool) {
+        self.denied.store(denied, Ordering::Release);
     }
 
     /// Says whether [`Feed::advance`] will be called with progress that can be believed.

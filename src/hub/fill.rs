@@ -72,6 +72,7 @@ impl Fill {
                 .build()
         };
         let mut delays = backoff();
+        let mut denied = false;
         loop {
             self.outbox.wait_room().await;
             // The semaphore is never closed, and gives turns in the order in which they were asked for.
@@ -82,8 +83,15 @@ impl Fill {
             match outcome {
                 Outcome::Done => return,
                 Outcome::MakeWay => {}
+                // Once may be a token that is too old; the next attempt brings a new one.
+                Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
+                    let (revision, reason) = (self.feed.revision(), format!("etcd-relay: {error}"));
+                    return self.end(Cancellation { revision, reason, ..Cancellation::default() });
+                }
                 Outcome::Again(error) => {
-                    tracing::debug!(%error, range = %self.filled.range, watch_id = self.filled.watch_id, "Upstream watch of a fill ended");
+                    denied = matches!(error, UpstreamError::Denied(_));
+                    let (range, watch_id) = (&self.filled.range, self.filled.watch_id);
+                    tracing::debug!(%error, %range, watch_id, "Upstream watch of a fill ended");
                     if self.next() > before {
                         delays = backoff();
                     }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Feed, catch_up, index::GroupId, payload::Payload};
-use crate::types::Revision;
+use crate::types::{KeyRange, Revision};
 
 /// The watch id of responses that are about no watch, or about all of a stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -276,6 +276,35 @@ impl Outbox {
         let waker = state.waker.take();
         drop(state);
         wake(waker);
+    }
+
+    /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may not have it.
+    pub fn cut(&self, why: StreamEnd) {
+        // First of all, so that no watch is added behind our back.
+        self.lock().end = Some(why);
+        for feed in self.feeds() {
+            feed.forget(self);
+        }
+        let mut state = self.lock();
+        state.queue.clear();
+        state.queued_bytes = 0;
+        let waker = state.waker.take();
+        drop(state);
+        self.room.notify_waiters();
+        wake(waker);
+    }
+
+    /// The watches that can still be given events, each with its range, in no order.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<(i64, KeyRange)> {
+        self.feeds().iter().flat_map(|feed| feed.ranges_of(self)).collect()
+    }
+
+    /// Ends a watch whose client may not read its range any more, with etcd's reason.
+    pub fn revoke(&self, watch_id: i64, reason: &str) {
+        if let Some(feed) = self.feed_of(watch_id) {
+            feed.revoke(self, watch_id, reason.to_owned());
+        }
     }
 
     /// Waits until the queue has room, or the stream is gone: whoever writes at the client's wish must not outrun its reading.
@@ -577,9 +606,9 @@ impl State {
         self.waker.take()
     }
 
-    /// Whether the stream is gone.
-    pub(super) fn is_gone(&self) -> bool {
-        self.gone
+    /// Whether the stream has ended or is gone: nothing new may begin on it.
+    pub(super) fn is_over(&self) -> bool {
+        self.gone || self.end.is_some()
     }
 
     /// The place of a feed in [`State::feeds`], made where it is new: `slot` gives the outbox's place in the feed.

@@ -139,7 +139,10 @@ pub enum UpstreamError {
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
     /// The relay's own identity may not read this range, or is not known.
-    #[error("etcd denies the relay access: {0}")]
+    #[error(
+        "etcd denies the relay access: {0}. Name an etcd user that may read every --prefix with --upstream-user and \
+         --upstream-password-file"
+    )]
     Denied(String),
     /// Upstream broke the protocol; says how.
     #[error("etcd sent what its protocol does not allow: {0}")]

@@ -84,7 +84,14 @@ impl Driver {
 impl FeedRunner for Driver {
     fn run(&self, feed: Arc<Feed>) {
         let stop = self.stop.clone();
-        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, cluster_id: 0, failures: 0 };
+        let driver = Driving {
+            driver: self.clone(),
+            delays: delays(&self.config),
+            feed,
+            cluster_id: 0,
+            failures: 0,
+            denied: false,
+        };
         self.tasks.spawn(async move {
             stop.run_until_cancelled(driver.run()).await;
         });
@@ -100,6 +107,8 @@ struct Driving {
     cluster_id: u64,
     /// Failures in a row.
     failures: u32,
+    /// The last failure was a denial.
+    denied: bool,
 }
 
 /// Why a watch ended.
@@ -174,6 +183,7 @@ impl Driving {
                 self.feed.reset(map, header.revision, &reset);
             }
         }
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Resuming, None);
         true
     }
@@ -237,6 +247,8 @@ impl Driving {
         }
         self.driver.leaderless.send_if_modified(std::mem::take);
         self.feed.set_trusts_progress(upstream.trusts_progress());
+        self.denied = false;
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Live, None);
         if self.failures > 0 {
             tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures = self.failures,
@@ -350,6 +362,10 @@ impl Driving {
                 "Feed has no upstream");
         }
         self.failures = self.failures.saturating_add(1);
+        // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.
+        let denied = matches!(error, UpstreamError::Denied(_));
+        self.feed.set_denied(denied && self.denied);
+        self.denied = denied;
         self.feed.set_state(state, Some(error.to_string()));
         tokio::time::sleep(delay).await;
     }

@@ -236,7 +236,11 @@ async fn move_leader() {
 /// Users, roles, and what they may do, with authentication on. The relay has an identity of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_roles_and_auth() {
-    let pair = Pair::new(&["--prefix="]).await;
+    // The relay has a name before there is any user of it: it needs one as soon as authentication is on.
+    let password = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(password.path(), "secret\n").expect("write");
+    let password_flag = format!("--upstream-password-file={}", password.path().display());
+    let pair = Pair::new(&["--prefix=", "--upstream-user=root", &password_flag]).await;
     pair.compare(vec![
         ok("put mine/a 1"),
         ok("put theirs/a 1"),
