@@ -128,7 +128,7 @@ impl EtcdUpstream {
 
     /// Prefers another member than the one that failed, and names the one that failed.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        if matches!(error, UpstreamError::Compacted) {
+        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) {
             return error;
         }
         let next = (member + 1) % self.members.len();
@@ -236,8 +236,9 @@ impl Upstream for EtcdUpstream {
         for _ in 0..self.members.len() {
             match ask(oldest).await {
                 Ok(header) => return Ok(Confirmed { header, compacted: false }),
-                Err(UpstreamError::Compacted) => {
-                    return ask(None).await.map(|header| Confirmed { header, compacted: true });
+                Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
+                    let compacted = matches!(error, UpstreamError::Compacted);
+                    return ask(None).await.map(|header| Confirmed { header, compacted });
                 }
                 Err(error) => last = Some(error),
             }
@@ -366,6 +367,7 @@ fn refused(error: &Error) -> UpstreamError {
     };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
+        tonic::Code::OutOfRange if status.message().contains("future") => UpstreamError::Future,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
         tonic::Code::InvalidArgument if DENIALS.iter().any(|text| status.message().contains(text)) => {

@@ -20,6 +20,8 @@ use crate::{
     types::{KeyRange, KeyValue, Revision},
 };
 
+/// How long a serializable read of the past waits to hear that the past is compacted.
+const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A gRPC message begins with a flag and its length.
@@ -35,16 +37,17 @@ pub(super) enum Answer {
     Refuse(Status),
 }
 
-/// etcd's text for it, from the releases on that check it.
-const BAD_SORT_TARGET: &str = "etcdserver: invalid sort option";
+/// etcd's text for unknown sort options, from the releases on that check them.
+const BAD_SORT: &str = "etcdserver: invalid sort option";
 
 /// Answers the one message of `body`, if the relay can and the client that sent `headers` may read it.
 pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap, body: &Bytes) -> Answer {
     // What cannot be parsed is for etcd to refuse, in its own words.
     let Some(request) = parse(body) else { return Answer::Forward(Read::ForwardedOther) };
-    if range_request::SortTarget::try_from(request.sort_target).is_err() {
-        // etcd 3.5 does not check it, and the member that gets it panics.
-        return Answer::Refuse(Status::invalid_argument(BAD_SORT_TARGET));
+    let known_target = range_request::SortTarget::try_from(request.sort_target).is_ok();
+    if !known_target || range_request::SortOrder::try_from(request.sort_order).is_err() {
+        // etcd 3.5 does not check them, and the member that gets an unknown target panics.
+        return Answer::Refuse(Status::invalid_argument(BAD_SORT));
     }
     let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
@@ -64,6 +67,12 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         match reach_current(hub, access, &feed, query.revision).await {
             Ok(()) => how = Read::Confirmed,
             Err(why) => return Answer::Forward(why),
+        }
+    } else if query.revision > Revision::ZERO {
+        // Where etcd cannot say whether the past is compacted, what is known of it does for a serializable read.
+        let confirm = hub.confirmer().confirm(Some(query.revision));
+        if matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted) {
+            return Answer::Forward(Read::ForwardedOther);
         }
     }
     // Checked again: a feed that starts again has nothing to answer with.
