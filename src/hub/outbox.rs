@@ -103,6 +103,17 @@ pub enum Drained {
     End(StreamEnd),
 }
 
+/// What [`Outbox::answer_progress`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressAnswer {
+    /// It queued the answer.
+    Sent,
+    /// etcd would not answer now.
+    Silence,
+    /// One feed is behind another: ask again when it has caught up.
+    Later,
+}
+
 /// Why a stream ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
@@ -112,8 +123,10 @@ pub enum StreamEnd {
     NoLeader,
     /// The feed that a create needs was not there in time.
     Unavailable(String),
-    /// The client broke the protocol; says how.
-    Invalid(String),
+    /// A request cannot be decoded; says why.
+    Malformed(String),
+    /// A request is too large; says how large.
+    TooLarge(String),
 }
 
 /// See the module.
@@ -265,10 +278,10 @@ impl Outbox {
         wake(waker);
     }
 
-    /// Ends the stream once all that is queued is sent. With `progress`, a last progress goes to each watch that asked for
-    /// notifications, so that a client that resumes elsewhere starts where it stopped.
+    /// Ends the stream once all that is queued is sent. With `progress`, it is told its last progress where etcd would tell it,
+    /// else each live watch that asked for notifications is: a client that resumes elsewhere starts where it stopped.
     pub fn end(&self, why: StreamEnd, progress: bool) {
-        if progress {
+        if progress && self.answer_progress() != ProgressAnswer::Sent {
             self.notify_progress(true);
         }
         let mut state = self.lock();
@@ -370,28 +383,35 @@ impl Outbox {
     }
 
     /// Answers a progress request on the whole stream, if etcd would: every watch is live and none waits for a revision to
-    /// come. Gives back false where the answer has to wait for a feed that is behind another one.
-    pub fn answer_progress(&self) -> bool {
+    /// come.
+    pub fn answer_progress(&self) -> ProgressAnswer {
         let feeds = self.feeds();
         if let [feed] = &feeds[..] {
-            feed.with_revision(|revision| self.push_progress(revision));
-            return true;
+            let mut answer = ProgressAnswer::Silence;
+            feed.with_revision(|revision| answer = self.push_progress(revision));
+            return answer;
         }
         // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was given more already.
-        let Some(revision) = feeds.iter().map(|feed| feed.revision()).min() else { return true };
-        let mut state = self.lock();
-        if state.last_event > revision {
-            return false;
+        match feeds.iter().map(|feed| feed.revision()).min() {
+            None => ProgressAnswer::Silence,
+            Some(revision) if self.lock().last_event > revision => ProgressAnswer::Later,
+            Some(revision) => self.push_progress(revision),
         }
-        let waker = state.progress(revision);
-        drop(state);
-        wake(waker);
-        true
     }
 
-    fn push_progress(&self, revision: Revision) {
-        let waker = self.lock().progress(revision);
+    fn push_progress(&self, revision: Revision) -> ProgressAnswer {
+        let mut state = self.lock();
+        if !state.is_synced(revision) {
+            return ProgressAnswer::Silence;
+        }
+        // A feed may have published between the look at its revision and here.
+        if state.last_event > revision {
+            return ProgressAnswer::Later;
+        }
+        let waker = state.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
+        drop(state);
         wake(waker);
+        ProgressAnswer::Sent
     }
 
     /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
@@ -638,14 +658,11 @@ impl State {
         self.queued_bytes >= limits.bytes || self.queue.len() >= limits.deliveries
     }
 
-    /// Queues the stream's progress where etcd would send it.
-    fn progress(&mut self, revision: Revision) -> Option<Waker> {
+    /// Whether etcd would tell the stream's progress: it has watches, all are live, and none waits for a revision to come.
+    fn is_synced(&self, revision: Revision) -> bool {
         let behind = self.parked + self.filling + self.compacted > 0;
         let future = self.watches.iter().any(|(_, watch)| watch.next > revision.next());
-        if behind || future || self.watches.is_empty() {
-            return None;
-        }
-        self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision })
+        !behind && !future && !self.watches.is_empty()
     }
 }
 
