@@ -31,7 +31,8 @@ pub use self::{
     history::HistoryLimits,
     index::WatchOptions,
     outbox::{
-        Cancellation, Delivery, Drained, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, ProgressAnswer, StreamEnd,
+        Cancellation, Delivery, Drained, LiveWatch, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, ProgressAnswer,
+        StreamEnd,
     },
     payload::Payload,
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},

@@ -309,14 +309,14 @@ impl Outbox {
 
     /// The watches that can still be given events, each with its range, in no order.
     #[must_use]
-    pub fn ranges(&self) -> Vec<(i64, KeyRange)> {
+    pub fn live_watches(&self) -> Vec<LiveWatch> {
         self.feeds().iter().flat_map(|feed| feed.ranges_of(self)).collect()
     }
 
     /// Ends a watch whose client may not read its range any more, with etcd's reason.
-    pub fn revoke(&self, watch_id: i64, reason: &str) {
-        if let Some(feed) = self.feed_of(watch_id) {
-            feed.revoke(self, watch_id, reason.to_owned());
+    pub fn revoke(&self, watch: &LiveWatch, reason: &str) {
+        if let Some(feed) = self.feed_of(watch.watch_id) {
+            feed.revoke(self, watch, reason.to_owned());
         }
     }
 
@@ -510,6 +510,17 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.lock().waiting -= 1;
     }
+}
+
+/// A watch as [`Outbox::live_watches`] saw it.
+#[derive(Clone, Debug)]
+pub struct LiveWatch {
+    /// Its id.
+    pub watch_id: i64,
+    /// Tells it from another watch that has its id later.
+    pub(super) serial: u64,
+    /// Its keys.
+    pub range: KeyRange,
 }
 
 /// What [`Outbox::stats`] counts.
