@@ -138,6 +138,9 @@ pub enum UpstreamError {
     /// The revision is gone.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
+    /// The revision is still to come.
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    Future,
     /// The relay's own identity may not read this range, or is not known.
     #[error("etcd denies the relay access: {0}")]
     Denied(String),

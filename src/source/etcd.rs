@@ -115,7 +115,7 @@ impl EtcdUpstream {
 
     /// Prefers another member than the one that failed, and names the one that failed.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        if matches!(error, UpstreamError::Compacted) {
+        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) {
             return error;
         }
         let next = (member + 1) % self.members.len();
@@ -219,6 +219,10 @@ impl Upstream for EtcdUpstream {
                 Ok(header) => return Ok(Confirmed { header, compacted: false }),
                 Err(UpstreamError::Compacted) => {
                     return ask(None).await.map(|header| Confirmed { header, compacted: true });
+                }
+                // What is still to come is not compacted.
+                Err(UpstreamError::Future) => {
+                    return ask(None).await.map(|header| Confirmed { header, compacted: false });
                 }
                 Err(error) => last = Some(error),
             }
@@ -345,6 +349,7 @@ fn refused(error: &Error) -> UpstreamError {
     let Error::GRpcStatus(status) = error else { return UpstreamError::Unavailable(chain(error)) };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
+        tonic::Code::OutOfRange if status.message().contains("future revision") => UpstreamError::Future,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
         tonic::Code::InvalidArgument if status.message().contains("user name is empty") => {
@@ -412,5 +417,28 @@ mod tests {
         let unknown = revisions(vec![PbEvent { r#type: 7, ..event("a", 5) }]);
         assert!(matches!(unknown, Err(UpstreamError::Protocol(_))));
         assert!(matches!(revisions(vec![PbEvent::default()]), Err(UpstreamError::Protocol(_))));
+    }
+
+    #[test]
+    fn a_revision_to_come_is_no_failure_of_the_member() {
+        let error = |text: &str| refused(&Error::GRpcStatus(tonic::Status::out_of_range(text)));
+        let future = error("etcdserver: mvcc: required revision is a future revision");
+        let compacted = error("etcdserver: mvcc: required revision has been compacted");
+        assert!(matches!(future, UpstreamError::Future), "{future:?}");
+        assert!(matches!(compacted, UpstreamError::Compacted), "{compacted:?}");
+        let endpoints =
+            ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().expect("an endpoint")).to_vec();
+        let upstream = EtcdUpstream::new(EtcdConfig {
+            endpoints,
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(1),
+            keepalive: None,
+            identity: None,
+            probe_key: Bytes::from_static(b"k"),
+        });
+        for error in [future, compacted] {
+            let _ = upstream.failed(0, error);
+            assert_eq!(upstream.preferred.load(Ordering::Relaxed), 0);
+        }
     }
 }
