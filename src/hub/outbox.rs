@@ -145,8 +145,8 @@ pub(super) struct State {
     compacted: usize,
     /// Tasks that wait for room in the queue.
     waiting: usize,
-    /// The newest revision that any watch was given events of.
-    last_event: Revision,
+    /// The newest revision that any watch was given events of, or told as its progress.
+    pub(super) told: Revision,
     end: Option<StreamEnd>,
     gone: bool,
 }
@@ -343,13 +343,23 @@ impl Outbox {
     pub fn answer_progress(&self) -> bool {
         let feeds = self.feeds();
         if let [feed] = &feeds[..] {
-            feed.with_revision(|revision| self.push_progress(revision));
-            return true;
+            let answered = feed.with_revision(|revision| {
+                let mut state = self.lock();
+                (state.told <= revision).then(|| state.progress(revision))
+            });
+            let told = answered.is_some();
+            wake(answered.flatten());
+            return told;
         }
-        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was given more already.
+        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was told of more already, or
+        // began after it in a feed that is ahead.
         let Some(revision) = feeds.iter().map(|feed| feed.revision()).min() else { return true };
         let mut state = self.lock();
-        if state.last_event > revision {
+        let ahead = |watch: &Watch| {
+            let of_feed = state.feeds[watch.attachment as usize].feed.revision();
+            watch.next > revision.next() && watch.next <= of_feed.next()
+        };
+        if state.told > revision || state.watches.iter().any(|(_, watch)| ahead(watch)) {
             return false;
         }
         let waker = state.progress(revision);
@@ -358,17 +368,16 @@ impl Outbox {
         true
     }
 
-    fn push_progress(&self, revision: Revision) {
-        let waker = self.lock().progress(revision);
-        wake(waker);
-    }
-
     /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
     /// told where it stands. With `all`, also those that got something.
     pub fn notify_progress(&self, all: bool) {
         for feed in self.feeds() {
-            feed.with_revision(|revision| {
+            let waker = feed.with_revision(|revision| {
                 let mut state = self.lock();
+                if state.is_full(&self.limits) && !all {
+                    // The client does not read. One that has closed its side is not held back by its requests either.
+                    return None;
+                }
                 let mut due: SmallVec<[i64; 8]> = SmallVec::new();
                 let State { watches, feeds, .. } = &mut *state;
                 for (_, watch) in watches.iter_mut() {
@@ -380,13 +389,16 @@ impl Outbox {
                         watch.quiet = true;
                     }
                 }
+                if !due.is_empty() {
+                    state.told = state.told.max(revision);
+                }
                 let mut waker = None;
                 for watch_id in due {
                     waker = state.enqueue(Delivery::Progress { watch_id, revision }).or(waker);
                 }
-                drop(state);
-                wake(waker);
+                waker
             });
+            wake(waker);
         }
     }
 
@@ -442,7 +454,7 @@ impl Outbox {
         }
         watch.quiet = false;
         let delivery = Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment };
-        state.last_event = state.last_event.max(payload.revision());
+        state.told = state.told.max(payload.revision());
         state.enqueue(delivery)
     }
 
@@ -495,7 +507,7 @@ impl State {
         watch.next = payload.revision().next();
         let delivery = Delivery::Events { watch_id: watch.id, fragment: watch.fragment, payload };
         if let Delivery::Events { payload, .. } = &delivery {
-            self.last_event = self.last_event.max(payload.revision());
+            self.told = self.told.max(payload.revision());
         }
         self.enqueue(delivery)
     }
@@ -559,6 +571,8 @@ impl State {
                     step(&mut self.parked);
                     if up {
                         self.parked_slots.push(slot as u32);
+                    } else if self.parked == 0 {
+                        self.parked_slots.clear();
                     }
                     super::stats::parked(up);
                 }
@@ -598,6 +612,11 @@ impl State {
         parked_slots.split_off(parked_slots.len().saturating_sub(most))
     }
 
+    #[cfg(test)]
+    pub(super) fn parked_slots(&self) -> usize {
+        self.parked_slots.len()
+    }
+
     /// Gives back slots of watches that stay parked.
     pub(super) fn put_parked(&mut self, slots: impl IntoIterator<Item = u32>) {
         self.parked_slots.extend(slots);
@@ -615,6 +634,7 @@ impl State {
         if behind || future || self.watches.is_empty() {
             return None;
         }
+        self.told = self.told.max(revision);
         self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision })
     }
 }
