@@ -455,9 +455,9 @@ impl Feed {
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
-    pub(super) fn with_revision(&self, with: impl FnOnce(Revision)) {
+    pub(super) fn with_revision<T>(&self, with: impl FnOnce(Revision) -> T) -> T {
         let inner = self.lock();
-        with(inner.revision);
+        with(inner.revision)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -551,7 +551,14 @@ impl Feed {
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
-            let slots = outbox.lock().slots_in(self);
+            let slots = {
+                let mut state = outbox.lock();
+                if *reset == Reset::Replaced {
+                    // Revisions begin again, and so does what may be told.
+                    state.told = Revision::ZERO;
+                }
+                state.slots_in(self)
+            };
             for slot in slots {
                 let mut state = outbox.lock();
                 let watch = &mut state.watches[slot];

@@ -160,8 +160,8 @@ pub(super) struct State {
     compacted: usize,
     /// Tasks that wait for room in the queue.
     waiting: usize,
-    /// The newest revision that any watch was given events of.
-    last_event: Revision,
+    /// The newest revision that any watch was given events of, or told as its progress.
+    pub(super) told: Revision,
     end: Option<StreamEnd>,
     gone: bool,
 }
@@ -386,40 +386,29 @@ impl Outbox {
     /// come.
     pub fn answer_progress(&self) -> ProgressAnswer {
         let feeds = self.feeds();
-        if let [feed] = &feeds[..] {
-            let mut answer = ProgressAnswer::Silence;
-            feed.with_revision(|revision| answer = self.push_progress(revision));
-            return answer;
-        }
-        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was given more already.
-        match feeds.iter().map(|feed| feed.revision()).min() {
-            None => ProgressAnswer::Silence,
-            Some(revision) if self.lock().last_event > revision => ProgressAnswer::Later,
-            Some(revision) => self.push_progress(revision),
-        }
-    }
-
-    fn push_progress(&self, revision: Revision) -> ProgressAnswer {
-        let mut state = self.lock();
-        if !state.is_synced(revision) {
-            return ProgressAnswer::Silence;
-        }
-        // A feed may have published between the look at its revision and here.
-        if state.last_event > revision {
-            return ProgressAnswer::Later;
-        }
-        let waker = state.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
-        drop(state);
+        let (answer, waker) = match &feeds[..] {
+            [] => return ProgressAnswer::Silence,
+            [feed] => feed.with_revision(|revision| self.lock().progress(revision)),
+            // Several feeds stand at several revisions. The lowest one holds for all.
+            feeds => {
+                let revision = feeds.iter().map(|feed| feed.revision()).min().unwrap_or_default();
+                self.lock().progress(revision)
+            }
+        };
         wake(waker);
-        ProgressAnswer::Sent
+        answer
     }
 
     /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
     /// told where it stands. With `all`, also those that got something.
     pub fn notify_progress(&self, all: bool) {
         for feed in self.feeds() {
-            feed.with_revision(|revision| {
+            let waker = feed.with_revision(|revision| {
                 let mut state = self.lock();
+                if state.is_full(&self.limits) && !all {
+                    // The client does not read. One that has closed its side is not held back by its requests either.
+                    return None;
+                }
                 let mut due: SmallVec<[i64; 8]> = SmallVec::new();
                 let State { watches, feeds, .. } = &mut *state;
                 for (_, watch) in watches.iter_mut() {
@@ -431,13 +420,16 @@ impl Outbox {
                         watch.quiet = true;
                     }
                 }
+                if !due.is_empty() {
+                    state.told = state.told.max(revision);
+                }
                 let mut waker = None;
                 for watch_id in due {
                     waker = state.enqueue(Delivery::Progress { watch_id, revision }).or(waker);
                 }
-                drop(state);
-                wake(waker);
+                waker
             });
+            wake(waker);
         }
     }
 
@@ -494,7 +486,7 @@ impl Outbox {
         watch.quiet = false;
         let delivery =
             Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment, as_of: None };
-        state.last_event = state.last_event.max(payload.revision());
+        state.told = state.told.max(payload.revision());
         state.enqueue(delivery)
     }
 
@@ -557,7 +549,7 @@ impl State {
         watch.quiet = false;
         watch.next = payload.revision().next();
         let (watch_id, fragment) = (watch.id, watch.fragment);
-        self.last_event = self.last_event.max(payload.revision());
+        self.told = self.told.max(payload.revision());
         self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
     }
 
@@ -620,6 +612,8 @@ impl State {
                     step(&mut self.parked);
                     if up {
                         self.parked_slots.push(slot as u32);
+                    } else if self.parked == 0 {
+                        self.parked_slots.clear();
                     }
                     super::stats::parked(up);
                 }
@@ -659,6 +653,11 @@ impl State {
         parked_slots.split_off(parked_slots.len().saturating_sub(most))
     }
 
+    #[cfg(test)]
+    pub(super) fn parked_slots(&self) -> usize {
+        self.parked_slots.len()
+    }
+
     /// Gives back slots of watches that stay parked.
     pub(super) fn put_parked(&mut self, slots: impl IntoIterator<Item = u32>) {
         self.parked_slots.extend(slots);
@@ -669,11 +668,25 @@ impl State {
         self.queued_bytes >= limits.bytes || self.queue.len() >= limits.deliveries
     }
 
-    /// Whether etcd would tell the stream's progress: it has watches, all are live, and none waits for a revision to come.
-    fn is_synced(&self, revision: Revision) -> bool {
+    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
+    /// come.
+    fn progress(&mut self, revision: Revision) -> (ProgressAnswer, Option<Waker>) {
+        let ahead = |watch: &Watch| {
+            let of_feed = self.feeds[watch.attachment as usize].feed.revision();
+            watch.next > revision.next() && watch.next <= of_feed.next()
+        };
+        if self.told > revision || self.watches.iter().any(|(_, watch)| ahead(watch)) {
+            // A watch was told of more already, or began after it in a feed that is ahead.
+            return (ProgressAnswer::Later, None);
+        }
         let behind = self.parked + self.filling + self.compacted > 0;
         let future = self.watches.iter().any(|(_, watch)| watch.next > revision.next());
-        !behind && !future && !self.watches.is_empty()
+        if behind || future || self.watches.is_empty() {
+            return (ProgressAnswer::Silence, None);
+        }
+        self.told = self.told.max(revision);
+        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
+        (ProgressAnswer::Sent, waker)
     }
 }
 
