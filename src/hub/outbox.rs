@@ -145,8 +145,6 @@ pub(super) struct State {
     compacted: usize,
     /// Tasks that wait for room in the queue.
     waiting: usize,
-    /// The newest revision that any watch was given events of, or told as its progress.
-    pub(super) told: Revision,
     end: Option<StreamEnd>,
     gone: bool,
 }
@@ -166,7 +164,7 @@ pub(super) struct Watch {
     pub(super) id: i64,
     /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
     pub(super) serial: u64,
-    /// The first revision that it still needs; of a live watch, the first one it may be given.
+    /// The first revision that it may still be given: after its start, all that it got, and what it was told as progress.
     pub(super) next: Revision,
     /// Index into [`State::feeds`].
     pub(super) attachment: u32,
@@ -343,23 +341,19 @@ impl Outbox {
     pub fn answer_progress(&self) -> bool {
         let feeds = self.feeds();
         if let [feed] = &feeds[..] {
-            let answered = feed.with_revision(|revision| {
-                let mut state = self.lock();
-                (state.told <= revision).then(|| state.progress(revision))
-            });
-            let told = answered.is_some();
-            wake(answered.flatten());
-            return told;
+            let waker = feed.with_revision(|revision| self.lock().progress(revision));
+            wake(waker);
+            return true;
         }
-        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was told of more already, or
-        // began after it in a feed that is ahead.
+        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch in a feed that is ahead was
+        // told of more already, or began after it.
         let Some(revision) = feeds.iter().map(|feed| feed.revision()).min() else { return true };
         let mut state = self.lock();
         let ahead = |watch: &Watch| {
             let of_feed = state.feeds[watch.attachment as usize].feed.revision();
             watch.next > revision.next() && watch.next <= of_feed.next()
         };
-        if state.told > revision || state.watches.iter().any(|(_, watch)| ahead(watch)) {
+        if state.watches.iter().any(|(_, watch)| ahead(watch)) {
             return false;
         }
         let waker = state.progress(revision);
@@ -385,12 +379,10 @@ impl Outbox {
                         let synced = watch.phase == Phase::Live && watch.next <= revision.next();
                         if synced && (watch.quiet || all) {
                             due.push(watch.id);
+                            watch.next = revision.next();
                         }
                         watch.quiet = true;
                     }
-                }
-                if !due.is_empty() {
-                    state.told = state.told.max(revision);
                 }
                 let mut waker = None;
                 for watch_id in due {
@@ -454,7 +446,7 @@ impl Outbox {
         }
         watch.quiet = false;
         let delivery = Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment };
-        state.told = state.told.max(payload.revision());
+        watch.next = payload.revision().next();
         state.enqueue(delivery)
     }
 
@@ -506,9 +498,6 @@ impl State {
         watch.quiet = false;
         watch.next = payload.revision().next();
         let delivery = Delivery::Events { watch_id: watch.id, fragment: watch.fragment, payload };
-        if let Delivery::Events { payload, .. } = &delivery {
-            self.told = self.told.max(payload.revision());
-        }
         self.enqueue(delivery)
     }
 
@@ -634,7 +623,9 @@ impl State {
         if behind || future || self.watches.is_empty() {
             return None;
         }
-        self.told = self.told.max(revision);
+        for (_, watch) in &mut self.watches {
+            watch.next = watch.next.max(revision.next());
+        }
         self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision })
     }
 }
