@@ -437,11 +437,12 @@ impl Feed {
         let slots = outbox.lock().slots_in(self);
         let mut forgotten = 0;
         for (done, slot) in slots.into_iter().enumerate() {
-            let mut state = outbox.lock();
             // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
-            if state.watches.contains(slot) {
-                let (watch, last) = state.remove(slot);
-                drop(state);
+            let removed = {
+                let mut state = outbox.lock();
+                state.watches.contains(slot).then(|| state.remove(slot))
+            };
+            if let Some((watch, last)) = removed {
                 inner.unlink(&watch, last);
                 forgotten += 1;
             }
@@ -551,14 +552,7 @@ impl Feed {
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
-            let slots = {
-                let mut state = outbox.lock();
-                if *reset == Reset::Replaced {
-                    // Revisions begin again, and so does what may be told.
-                    state.told = Revision::ZERO;
-                }
-                state.slots_in(self)
-            };
+            let slots = outbox.lock().slots_in(self);
             for slot in slots {
                 let mut state = outbox.lock();
                 let watch = &mut state.watches[slot];

@@ -160,8 +160,6 @@ pub(super) struct State {
     compacted: usize,
     /// Tasks that wait for room in the queue.
     waiting: usize,
-    /// The newest revision that any watch was given events of, or told as its progress.
-    pub(super) told: Revision,
     end: Option<StreamEnd>,
     gone: bool,
 }
@@ -181,7 +179,7 @@ pub(super) struct Watch {
     pub(super) id: i64,
     /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
     pub(super) serial: u64,
-    /// The first revision that it still needs; of a live watch, the first one it may be given.
+    /// The first revision that it may still be given: after its start, all that it got, and what it was told as progress.
     pub(super) next: Revision,
     /// Index into [`State::feeds`].
     pub(super) attachment: u32,
@@ -416,12 +414,10 @@ impl Outbox {
                         let synced = watch.phase == Phase::Live && watch.next <= revision.next();
                         if synced && (watch.quiet || all) {
                             due.push(watch.id);
+                            watch.next = revision.next();
                         }
                         watch.quiet = true;
                     }
-                }
-                if !due.is_empty() {
-                    state.told = state.told.max(revision);
                 }
                 let mut waker = None;
                 for watch_id in due {
@@ -486,7 +482,7 @@ impl Outbox {
         watch.quiet = false;
         let delivery =
             Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment, as_of: None };
-        state.told = state.told.max(payload.revision());
+        watch.next = payload.revision().next();
         state.enqueue(delivery)
     }
 
@@ -549,7 +545,6 @@ impl State {
         watch.quiet = false;
         watch.next = payload.revision().next();
         let (watch_id, fragment) = (watch.id, watch.fragment);
-        self.told = self.told.max(payload.revision());
         self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
     }
 
@@ -675,8 +670,8 @@ impl State {
             let of_feed = self.feeds[watch.attachment as usize].feed.revision();
             watch.next > revision.next() && watch.next <= of_feed.next()
         };
-        if self.told > revision || self.watches.iter().any(|(_, watch)| ahead(watch)) {
-            // A watch was told of more already, or began after it in a feed that is ahead.
+        if self.watches.iter().any(|(_, watch)| ahead(watch)) {
+            // A watch in a feed that is ahead was told of more already, or began after it.
             return (ProgressAnswer::Later, None);
         }
         let behind = self.parked + self.filling + self.compacted > 0;
@@ -684,7 +679,9 @@ impl State {
         if behind || future || self.watches.is_empty() {
             return (ProgressAnswer::Silence, None);
         }
-        self.told = self.told.max(revision);
+        for (_, watch) in &mut self.watches {
+            watch.next = watch.next.max(revision.next());
+        }
         let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
         (ProgressAnswer::Sent, waker)
     }
