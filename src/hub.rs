@@ -6,6 +6,7 @@
 
 mod catch_up;
 mod confirm;
+mod delivery;
 mod feed;
 mod fill;
 mod history;
@@ -27,13 +28,11 @@ use tokio::sync::{Semaphore, watch};
 use self::upstream::Upstream;
 pub use self::{
     confirm::Confirmer,
+    delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
     feed::{Feed, FeedKind, FeedState, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
-    outbox::{
-        Cancellation, Delivery, Drained, LiveWatch, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, ProgressAnswer,
-        StreamEnd,
-    },
+    outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
     payload::Payload,
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},

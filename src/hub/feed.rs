@@ -9,33 +9,33 @@
 //! - subscribing and publishing exclude each other, so a watch created at a revision gets each event after it;
 //! - under the feed's lock nothing waits and nobody is woken.
 
+mod driven;
+mod inner;
+
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::Waker,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
-use smallvec::SmallVec;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
+use self::inner::{Inner, UNLINKED};
 use super::{
     Shared,
+    delivery::{Cancellation, Delivery},
     fill::{self, Filled},
     history::History,
-    index::{Group, Index, Member, WatchOptions},
-    outbox::{Cancellation, Delivery, LiveWatch, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
-    payload::Payload,
+    index::{Index, Member, WatchOptions},
+    outbox::{LiveWatch, Outbox, Phase, Watch, wake},
     snapshot::{KeyMap, Snapshot},
     stats,
-    upstream::Changes,
 };
 use crate::types::{Entry, KeyRange, Revision};
 
@@ -82,17 +82,6 @@ pub struct Feed {
     trusts_progress: AtomicBool,
     /// Upstream refuses the relay's own identity.
     denied: AtomicBool,
-}
-
-#[derive(Debug)]
-pub(super) struct Inner {
-    map: KeyMap,
-    pub(super) history: History,
-    pub(super) index: Index,
-    outboxes: Slab<Arc<Outbox>>,
-    pub(super) revision: Revision,
-    closed: bool,
-    idle_since: Instant,
 }
 
 /// What a watch asks for.
@@ -484,271 +473,6 @@ impl Feed {
             trusts_progress: self.trusts_progress.load(Ordering::Relaxed),
             last_error: self.last_error.lock().clone(),
         }
-    }
-}
-
-/// What the driver does. One driver a feed; see `source::driver`.
-impl Feed {
-    /// Sets the state, for readers, metrics and `/debug/state`.
-    pub fn set_state(&self, state: FeedState, error: Option<String>) {
-        if error.is_some() {
-            *self.last_error.lock() = error;
-        }
-        let old = self.state.send_replace(state);
-        stats::feed_state(Some(old), Some(state));
-    }
-
-    /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
-    pub fn set_denied(&self, denied: bool) {
-        self.denied.store(denied, Ordering::Release);
-    }
-
-    /// Says whether [`Feed::advance`] will be called with progress that can be believed.
-    pub fn set_trusts_progress(&self, trusts: bool) {
-        self.trusts_progress.store(trusts, Ordering::Relaxed);
-    }
-
-    /// The first snapshot, at `revision`. Nobody has subscribed before.
-    pub fn install(&self, map: KeyMap, revision: Revision) {
-        let mut inner = self.lock();
-        inner.history = History::new(revision.next(), self.shared.limits.history);
-        inner.map = map;
-        inner.revision = revision;
-        self.show(&inner);
-    }
-
-    /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
-    ///
-    /// # Errors
-    /// [`PublishError::Stale`] at the first revision that is not after the feed's; the ones before it are published.
-    pub fn publish(&self, batch: &[Changes]) -> Result<(), PublishError> {
-        let mut wakers = Vec::new();
-        let result = {
-            let mut inner = self.lock();
-            let result = batch.iter().try_for_each(|changes| inner.publish(changes, &mut wakers));
-            self.show(&inner);
-            result
-        };
-        stats::published(batch);
-        wakers.into_iter().for_each(Waker::wake);
-        result
-    }
-
-    /// Upstream says that every event up to `revision` has been delivered. Older news are ignored.
-    pub fn advance(&self, revision: Revision) {
-        let mut inner = self.lock();
-        if revision > inner.revision {
-            inner.revision = revision;
-            self.show(&inner);
-        }
-    }
-
-    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is filled from upstream if
-    /// that still has it; and is ended otherwise.
-    pub fn reset(self: &Arc<Self>, map: KeyMap, revision: Revision, reset: &Reset) {
-        let mut wakers = Vec::new();
-        let mut fills = Vec::new();
-        let mut inner = self.lock();
-        let was = inner.revision;
-        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
-        for outbox in outboxes {
-            let slots = outbox.lock().slots_in(self);
-            for slot in slots {
-                let mut state = outbox.lock();
-                let watch = &mut state.watches[slot];
-                let needs = match watch.phase {
-                    Phase::Live => watch.next.max(was.next()),
-                    Phase::Parked => watch.next,
-                    // Upstream itself will tell its fill, unless the cluster is another one.
-                    Phase::Filling if *reset != Reset::Replaced => continue,
-                    Phase::Filling => watch.next,
-                    Phase::Compacted => continue,
-                };
-                let (compact_revision, reason) = match reset {
-                    Reset::Compacted { .. } if needs > revision => {
-                        watch.next = needs;
-                        state.set_phase(slot, Phase::Live);
-                        continue;
-                    }
-                    Reset::Compacted { compact_revision } if needs >= *compact_revision => {
-                        watch.next = needs;
-                        let group = inner.index.group(watch.group);
-                        let (range, options) = (group.range.clone(), group.options);
-                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
-                        fills.push((outbox.clone(), filled));
-                        state.set_phase(slot, Phase::Filling);
-                        continue;
-                    }
-                    Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
-                    Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
-                };
-                let watch_id = watch.id;
-                let cancellation = Cancellation { watch_id, compact_revision, reason, ..Cancellation::default() };
-                stats::canceled(&cancellation);
-                let ((watch, last), waker) = state.end_watch(slot, cancellation);
-                drop(state);
-                inner.unlink(&watch, last);
-                wakers.extend(waker);
-            }
-        }
-        inner.history = History::new(revision.next(), self.shared.limits.history);
-        inner.map = map;
-        inner.revision = revision;
-        self.show(&inner);
-        drop(inner);
-        for (outbox, filled) in fills {
-            fill::spawn(self.clone(), outbox, filled);
-        }
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    /// Ends the feed if nobody has used it for `idle`. After it nobody can subscribe.
-    #[must_use]
-    pub fn close_if_idle(&self, idle: Duration) -> bool {
-        let mut inner = self.lock();
-        let in_use = !inner.index.is_empty() || !inner.outboxes.is_empty() || self.waiting.load(Ordering::Relaxed) > 0;
-        if in_use {
-            inner.idle_since = Instant::now();
-            return false;
-        }
-        let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
-        if close {
-            inner.closed = true;
-            drop(inner);
-            self.set_state(FeedState::Closed, None);
-            stats::feed_state(Some(FeedState::Closed), None);
-        }
-        close
-    }
-
-    /// Somebody read from the feed: it is not idle.
-    pub fn touch(&self) {
-        if self.kind == FeedKind::OnDemand {
-            self.lock().idle_since = Instant::now();
-        }
-    }
-
-    /// Waits until someone waits for a revision. Cancel safe.
-    pub async fn nudged(&self) {
-        self.nudge.notified().await;
-    }
-
-    /// Whether someone waits for a revision.
-    #[must_use]
-    pub fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-    }
-
-    /// Makes the state under the lock visible to those who read without it.
-    fn show(&self, inner: &Inner) {
-        self.snapshot.store(Arc::new(Snapshot { revision: inner.revision, map: inner.map.clone() }));
-        self.revision.send_replace(inner.revision);
-    }
-}
-
-/// Told to every watch when the cluster behind the relay is another one.
-const REPLACED: &str =
-    "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";
-
-impl Inner {
-    fn publish(&mut self, changes: &Changes, wakers: &mut Vec<Waker>) -> Result<(), PublishError> {
-        if changes.revision <= self.revision {
-            return Err(PublishError::Stale { got: changes.revision, at: self.revision });
-        }
-        let prev = |change: &crate::types::EventFields| self.map.get(&change.kv.key).cloned();
-        let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, prev));
-        for event in entry.events() {
-            match event.kind {
-                crate::types::EventKind::Put => drop(self.map.insert(event.kv.clone())),
-                crate::types::EventKind::Delete => drop(self.map.remove(event.kv.key())),
-            }
-        }
-        self.dispatch(&entry, wakers);
-        // After the dispatch, so that the cost counts the second encoding where it was asked for.
-        self.history.push(entry);
-        self.revision = changes.revision;
-        Ok(())
-    }
-
-    /// Pushes a revision to every live watch that it concerns: work for those that match, none for the others.
-    fn dispatch(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
-        if let [event] = entry.events() {
-            // Nearly every revision has one event: both its forms are made at most once for all groups.
-            let mut made: [Option<Arc<Payload>>; 2] = [None, None];
-            self.index.matches(event.kv.key(), |id| {
-                let group = self.index.group(id);
-                if group.options.wants(event.kind) {
-                    let prev_kv = group.options.prev_kv;
-                    let payload = made[usize::from(prev_kv)].get_or_insert_with(|| Payload::whole(entry, prev_kv));
-                    self.push(group, payload, wakers);
-                }
-            });
-            return;
-        }
-        let mut concerned: HashMap<u32, SmallVec<[u32; 4]>> = HashMap::new();
-        for (index, event) in entry.events().iter().enumerate() {
-            self.index.matches(event.kv.key(), |id| {
-                if self.index.group(id).options.wants(event.kind) {
-                    concerned.entry(id).or_default().push(index as u32);
-                }
-            });
-        }
-        for (id, picks) in concerned {
-            let group = self.index.group(id);
-            self.push(group, &Payload::some(entry, group.options.prev_kv, picks), wakers);
-        }
-    }
-
-    fn push(&self, group: &Group, payload: &Arc<Payload>, wakers: &mut Vec<Waker>) {
-        for member in &group.members {
-            wakers.extend(self.outboxes[member.outbox as usize].push(member.watch, payload));
-        }
-    }
-
-    /// Takes a watch that left its outbox out of the index, and its outbox out of the feed where `last` gives its place.
-    /// No outbox is locked by the caller.
-    fn unlink(&mut self, watch: &Watch, last: Option<u32>) {
-        if watch.group != UNLINKED
-            && let Some(moved) = self.index.remove(watch.group, watch.position)
-        {
-            let mut state = self.outboxes[moved.outbox as usize].lock();
-            if let Some(moved) = state.watches.get_mut(moved.watch as usize) {
-                moved.position = watch.position;
-            }
-        }
-        if let Some(slot) = last {
-            self.outboxes.remove(slot as usize);
-        }
-        if self.index.is_empty() {
-            self.idle_since = Instant::now();
-        }
-    }
-}
-
-/// The group of a watch that is in no index any more.
-const UNLINKED: u32 = u32::MAX;
-
-impl State {
-    /// The slots of the watches that this stream has in `feed`.
-    fn slots_in(&self, feed: &Feed) -> Vec<usize> {
-        let mine = |watch: &Watch| std::ptr::eq(Arc::as_ptr(&self.feeds[watch.attachment as usize].feed), feed);
-        self.watches.iter().filter(|(_, watch)| mine(watch)).map(|(slot, _)| slot).collect()
-    }
-
-    /// Ends a watch with `cancellation`. Gives back the watch for [`Inner::unlink`] and the task to wake.
-    fn end_watch(&mut self, slot: usize, cancellation: Cancellation) -> ((Watch, Option<u32>), Option<Waker>) {
-        let compacted = cancellation.compact_revision != Revision::ZERO;
-        let unlinked = if compacted {
-            // The id stays taken until the client cancels it.
-            let watch = &mut self.watches[slot];
-            let (group, position) = (std::mem::replace(&mut watch.group, UNLINKED), watch.position);
-            let gone = Watch { id: NO_WATCH_ID, group, position, ..*watch };
-            self.set_phase(slot, Phase::Compacted);
-            (gone, None)
-        } else {
-            self.remove(slot)
-        };
-        (unlinked, self.enqueue(Delivery::Canceled(Box::new(cancellation))))
     }
 }
 

@@ -12,8 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
     Feed,
+    delivery::Cancellation,
     index::WatchOptions,
-    outbox::{Cancellation, Outbox, Phase, State, wake},
+    outbox::{Outbox, Phase, State, wake},
     payload::Payload,
     stats,
     upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},

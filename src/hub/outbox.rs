@@ -9,6 +9,8 @@
 //! `OutboxLimits` plus one delivery a push; no lock is held while anything waits. Lock order: feed, then outbox; never two
 //! outboxes at once.
 
+mod state;
+
 use std::{
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -21,11 +23,13 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Feed, catch_up, index::GroupId, payload::Payload};
+pub(super) use self::state::{Phase, State, Watch};
+use super::{
+    Feed, catch_up,
+    delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
+    payload::Payload,
+};
 use crate::types::{KeyRange, Revision};
-
-/// The watch id of responses that are about no watch, or about all of a stream.
-pub const NO_WATCH_ID: i64 = -1;
 
 /// How much a stream may have waiting.
 #[derive(Clone, Copy, Debug)]
@@ -38,97 +42,6 @@ pub struct OutboxLimits {
     pub watches: usize,
 }
 
-/// One response to be sent.
-#[derive(Debug)]
-pub enum Delivery {
-    /// A watch was created.
-    Created {
-        /// Its id.
-        watch_id: i64,
-        /// The revision at registration: events after it follow (or from the start revision, where one was given).
-        revision: Revision,
-    },
-    /// Events of one revision.
-    Events {
-        /// The watch.
-        watch_id: i64,
-        /// The events.
-        payload: Arc<Payload>,
-        /// Whether the client allows the response to be cut between events.
-        fragment: bool,
-        /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
-        as_of: Option<Revision>,
-    },
-    /// Every event up to `revision` was sent before this.
-    Progress {
-        /// The watch, or [`NO_WATCH_ID`] for all of the stream.
-        watch_id: i64,
-        /// The revision.
-        revision: Revision,
-    },
-    /// A watch ended, or was refused.
-    Canceled(Box<Cancellation>),
-}
-
-/// The end of a watch, in etcd's words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cancellation {
-    /// The watch; [`NO_WATCH_ID`] for one that was refused.
-    pub watch_id: i64,
-    /// Whether this answers a create that was refused.
-    pub refused: bool,
-    /// For the header; zero after a compaction, as etcd does it.
-    pub revision: Revision,
-    /// The oldest revision that can be watched; zero where compaction is not the reason.
-    pub compact_revision: Revision,
-    /// etcd's text, or the relay's own where etcd has none.
-    pub reason: String,
-}
-
-impl Delivery {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Events { payload, .. } => payload.bytes().len(),
-            _ => 0,
-        }
-    }
-}
-
-/// What a front gets from [`Outbox::poll_drain`].
-#[derive(Debug, PartialEq, Eq)]
-pub enum Drained {
-    /// Deliveries were added to the batch.
-    Some,
-    /// The stream has ended and all it had to say is said.
-    End(StreamEnd),
-}
-
-/// What [`Outbox::answer_progress`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProgressAnswer {
-    /// It queued the answer.
-    Sent,
-    /// etcd would not answer now.
-    Silence,
-    /// One feed is behind another: ask again when it has caught up.
-    Later,
-}
-
-/// Why a stream ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamEnd {
-    /// The relay stops; the client resumes elsewhere.
-    Stopping,
-    /// The client asked to be told when the cluster has no leader.
-    NoLeader,
-    /// The feed that a create needs was not there in time.
-    Unavailable(String),
-    /// A request cannot be decoded; says why.
-    Malformed(String),
-    /// A request is too large; says how large.
-    TooLarge(String),
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
@@ -138,71 +51,6 @@ pub struct Outbox {
     pub(super) room: Notify,
     /// Done when the stream is gone.
     pub(super) gone: CancellationToken,
-}
-
-/// Guarded by the outbox's lock.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    queue: std::collections::VecDeque<Delivery>,
-    queued_bytes: usize,
-    waker: Option<Waker>,
-    pub(super) watches: Slab<Watch>,
-    ids: HashMap<i64, u32>,
-    next_id: i64,
-    next_serial: u64,
-    pub(super) feeds: Slab<Attachment>,
-    /// Slots of parked watches, and of some that are not parked any more: finding the parked ones must not cost a walk over
-    /// all watches.
-    parked_slots: Vec<u32>,
-    /// Watches per phase other than live.
-    parked: usize,
-    filling: usize,
-    compacted: usize,
-    /// Tasks that wait for room in the queue.
-    waiting: usize,
-    end: Option<StreamEnd>,
-    gone: bool,
-}
-
-/// A feed in which the stream has watches.
-#[derive(Debug)]
-pub(super) struct Attachment {
-    pub(super) feed: Arc<Feed>,
-    /// The outbox's place in the feed.
-    pub(super) slot: u32,
-    pub(super) watches: usize,
-}
-
-/// One watch of the stream.
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) id: i64,
-    /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
-    pub(super) serial: u64,
-    /// The first revision that it may still be given: after its start, all that it got, and what it was told as progress.
-    pub(super) next: Revision,
-    /// Index into [`State::feeds`].
-    pub(super) attachment: u32,
-    pub(super) group: GroupId,
-    pub(super) position: u32,
-    pub(super) phase: Phase,
-    pub(super) fragment: bool,
-    pub(super) progress_notify: bool,
-    /// Nothing was delivered since the last tick of the progress timer.
-    pub(super) quiet: bool,
-}
-
-/// How a watch gets its events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Pushed by the feed.
-    Live,
-    /// Read from history as the queue drains.
-    Parked,
-    /// From a temporary upstream watch.
-    Filling,
-    /// Ended by compaction. The id stays taken and blocks progress until the client cancels it, as in etcd.
-    Compacted,
 }
 
 impl Outbox {
@@ -526,165 +374,6 @@ pub struct OutboxStats {
     pub queued_bytes: usize,
     /// The lowest revision that a watch behind its feed still needs.
     pub behind_from: Option<Revision>,
-}
-
-impl State {
-    /// Adds a delivery and gives back the task to wake.
-    pub(super) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
-        if self.gone {
-            return None;
-        }
-        self.queued_bytes += delivery.bytes();
-        self.queue.push_back(delivery);
-        self.waker.take()
-    }
-
-    /// Adds the events of a watch that is not live and gives back the task to wake.
-    pub(super) fn enqueue_events(&mut self, slot: usize, payload: Arc<Payload>, as_of: Revision) -> Option<Waker> {
-        let watch = self.watches.get_mut(slot)?;
-        watch.quiet = false;
-        watch.next = payload.revision().next();
-        let (watch_id, fragment) = (watch.id, watch.fragment);
-        self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
-    }
-
-    /// Takes the wish for an id, or gives one as etcd does: the next of a counter that skips those in use.
-    pub(super) fn assign_id(&mut self, wish: i64) -> Option<i64> {
-        if wish != 0 {
-            return (!self.ids.contains_key(&wish)).then_some(wish);
-        }
-        while self.ids.contains_key(&self.next_id) {
-            self.next_id += 1;
-        }
-        self.next_id += 1;
-        Some(self.next_id - 1)
-    }
-
-    /// Adds a watch in phase live; the caller may change the phase.
-    pub(super) fn add(&mut self, mut watch: Watch) -> usize {
-        self.feeds[watch.attachment as usize].watches += 1;
-        watch.serial = self.next_serial;
-        self.next_serial += 1;
-        let id = watch.id;
-        let slot = self.watches.insert(watch);
-        self.ids.insert(id, slot as u32);
-        slot
-    }
-
-    /// Takes a watch out. Gives it back with the outbox's place in the feed, where that was the last watch there. Both the
-    /// feed's index and its outboxes are the caller's matter.
-    pub(super) fn remove(&mut self, slot: usize) -> (Watch, Option<u32>) {
-        self.set_phase(slot, Phase::Live);
-        let watch = self.watches.remove(slot);
-        self.ids.remove(&watch.id);
-        let attachment = &mut self.feeds[watch.attachment as usize];
-        attachment.watches -= 1;
-        let last = (attachment.watches == 0).then(|| self.feeds.remove(watch.attachment as usize).slot);
-        (watch, last)
-    }
-
-    /// The slot of a watch.
-    pub(super) fn slot_of(&self, watch_id: i64) -> Option<usize> {
-        self.ids.get(&watch_id).map(|slot| *slot as usize)
-    }
-
-    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
-    pub(super) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
-        let slot = self.slot_of(watch_id)?;
-        let watch = &self.watches[slot];
-        (watch.serial == serial && watch.phase == Phase::Filling).then_some(slot)
-    }
-
-    /// Moves a watch to a phase and keeps the counts.
-    pub(super) fn set_phase(&mut self, slot: usize, phase: Phase) {
-        let watch = &mut self.watches[slot];
-        let old = std::mem::replace(&mut watch.phase, phase);
-        for (phase, up) in [(old, false), (phase, true)] {
-            let step = |count: &mut usize| *count = if up { *count + 1 } else { *count - 1 };
-            match phase {
-                Phase::Live => {}
-                Phase::Parked => {
-                    step(&mut self.parked);
-                    if up {
-                        self.parked_slots.push(slot as u32);
-                    } else if self.parked == 0 {
-                        self.parked_slots.clear();
-                    }
-                    super::stats::parked(up);
-                }
-                Phase::Filling => {
-                    step(&mut self.filling);
-                    super::stats::filling(up);
-                }
-                Phase::Compacted => step(&mut self.compacted),
-            }
-        }
-    }
-
-    /// Gives the stream's task to wake, where nothing was queued but there is something to do.
-    pub(super) fn wake(&mut self) -> Option<Waker> {
-        self.waker.take()
-    }
-
-    /// Whether the stream has ended or is gone: nothing new may begin on it.
-    pub(super) fn is_over(&self) -> bool {
-        self.gone || self.end.is_some()
-    }
-
-    /// The place of a feed in [`State::feeds`], made where it is new: `slot` gives the outbox's place in the feed.
-    pub(super) fn attach(&mut self, feed: &Arc<Feed>, slot: impl FnOnce() -> u32) -> u32 {
-        if let Some((index, _)) = self.feeds.iter().find(|(_, attachment)| Arc::ptr_eq(&attachment.feed, feed)) {
-            return index as u32;
-        }
-        self.feeds.insert(Attachment { feed: feed.clone(), slot: slot(), watches: 0 }) as u32
-    }
-
-    /// Takes up to `most` slots of parked watches, in no order. Those that stay parked must be given back.
-    pub(super) fn take_parked(&mut self, most: usize) -> Vec<u32> {
-        let Self { parked_slots, watches, .. } = self;
-        parked_slots.retain(|slot| watches.get(*slot as usize).is_some_and(|watch| watch.phase == Phase::Parked));
-        parked_slots.sort_unstable();
-        parked_slots.dedup();
-        parked_slots.split_off(parked_slots.len().saturating_sub(most))
-    }
-
-    #[cfg(test)]
-    pub(super) fn parked_slots(&self) -> usize {
-        self.parked_slots.len()
-    }
-
-    /// Gives back slots of watches that stay parked.
-    pub(super) fn put_parked(&mut self, slots: impl IntoIterator<Item = u32>) {
-        self.parked_slots.extend(slots);
-    }
-
-    /// Whether no more should be queued.
-    pub(super) fn is_full(&self, limits: &OutboxLimits) -> bool {
-        self.queued_bytes >= limits.bytes || self.queue.len() >= limits.deliveries
-    }
-
-    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
-    /// come.
-    fn progress(&mut self, revision: Revision) -> (ProgressAnswer, Option<Waker>) {
-        let ahead = |watch: &Watch| {
-            let of_feed = self.feeds[watch.attachment as usize].feed.revision();
-            watch.next > revision.next() && watch.next <= of_feed.next()
-        };
-        if self.watches.iter().any(|(_, watch)| ahead(watch)) {
-            // A watch in a feed that is ahead was told of more already, or began after it.
-            return (ProgressAnswer::Later, None);
-        }
-        let behind = self.parked + self.filling + self.compacted > 0;
-        let future = self.watches.iter().any(|(_, watch)| watch.next > revision.next());
-        if behind || future || self.watches.is_empty() {
-            return (ProgressAnswer::Silence, None);
-        }
-        for (_, watch) in &mut self.watches {
-            watch.next = watch.next.max(revision.next());
-        }
-        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
-        (ProgressAnswer::Sent, waker)
-    }
 }
 
 pub(super) fn wake(waker: Option<Waker>) {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use metrics::{Counter, Gauge, counter, gauge};
 
-use super::{FeedState, outbox::Cancellation, upstream::Changes};
+use super::{FeedState, delivery::Cancellation, upstream::Changes};
 use crate::{
     telemetry::names::{self, CancelReason},
     types::Revision,

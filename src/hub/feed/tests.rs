@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     hub::{
         FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits, ProgressAnswer,
-        upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::UpstreamHeader,
 };
@@ -89,7 +89,7 @@ fn cancels_may_race_with_the_end_of_their_stream() {
 fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
     let mut batch = Vec::new();
     let mut all = Vec::new();
-    let mut cx = std::task::Context::from_waker(Waker::noop());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
         all.extend(batch.drain(..).map(|delivery| match delivery {
             Delivery::Progress { watch_id, revision } => format!("{watch_id}: progress {revision}"),

@@ -1,0 +1,102 @@
+//! [`Delivery`]: what an outbox gives to be sent, in the words of etcd's watch protocol but not in its wire form.
+//!
+//! Made by `feed`, `catch_up` and `fill`; written by a front.
+
+use std::sync::Arc;
+
+use super::payload::Payload;
+use crate::types::Revision;
+
+/// The watch id of responses that are about no watch, or about all of a stream.
+pub const NO_WATCH_ID: i64 = -1;
+
+/// One response to be sent.
+#[derive(Debug)]
+pub enum Delivery {
+    /// A watch was created.
+    Created {
+        /// Its id.
+        watch_id: i64,
+        /// The revision at registration: events after it follow (or from the start revision, where one was given).
+        revision: Revision,
+    },
+    /// Events of one revision.
+    Events {
+        /// The watch.
+        watch_id: i64,
+        /// The events.
+        payload: Arc<Payload>,
+        /// Whether the client allows the response to be cut between events.
+        fragment: bool,
+        /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
+        as_of: Option<Revision>,
+    },
+    /// Every event up to `revision` was sent before this.
+    Progress {
+        /// The watch, or [`NO_WATCH_ID`] for all of the stream.
+        watch_id: i64,
+        /// The revision.
+        revision: Revision,
+    },
+    /// A watch ended, or was refused.
+    Canceled(Box<Cancellation>),
+}
+
+/// The end of a watch, in etcd's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cancellation {
+    /// The watch; [`NO_WATCH_ID`] for one that was refused.
+    pub watch_id: i64,
+    /// Whether this answers a create that was refused.
+    pub refused: bool,
+    /// For the header; zero after a compaction, as etcd does it.
+    pub revision: Revision,
+    /// The oldest revision that can be watched; zero where compaction is not the reason.
+    pub compact_revision: Revision,
+    /// etcd's text, or the relay's own where etcd has none.
+    pub reason: String,
+}
+
+impl Delivery {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Events { payload, .. } => payload.bytes().len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What a front gets from [`Outbox::poll_drain`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Deliveries were added to the batch.
+    Some,
+    /// The stream has ended and all it had to say is said.
+    End(StreamEnd),
+}
+
+/// What [`Outbox::answer_progress`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressAnswer {
+    /// It queued the answer.
+    Sent,
+    /// etcd would not answer now.
+    Silence,
+    /// One feed is behind another: ask again when it has caught up.
+    Later,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The relay stops; the client resumes elsewhere.
+    Stopping,
+    /// The client asked to be told when the cluster has no leader.
+    NoLeader,
+    /// The feed that a create needs was not there in time.
+    Unavailable(String),
+    /// A request cannot be decoded; says why.
+    Malformed(String),
+    /// A request is too large; says how large.
+    TooLarge(String),
+}

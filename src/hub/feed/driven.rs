@@ -1,0 +1,185 @@
+//! The driver's side of a feed: what it writes, and what it is told about who waits.
+//!
+//! Called by `source::driver` alone, one driver a feed. Always holds: see `feed`.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use super::{Feed, FeedKind, FeedState, PublishError, Reset, inner::Inner};
+use crate::{
+    hub::{
+        delivery::Cancellation,
+        fill::{self, Filled},
+        history::History,
+        outbox::Phase,
+        snapshot::{KeyMap, Snapshot},
+        stats,
+        upstream::Changes,
+    },
+    types::Revision,
+};
+
+impl Feed {
+    /// Sets the state, for readers, metrics and `/debug/state`.
+    pub fn set_state(&self, state: FeedState, error: Option<String>) {
+        if error.is_some() {
+            *self.last_error.lock() = error;
+        }
+        let old = self.state.send_replace(state);
+        stats::feed_state(Some(old), Some(state));
+    }
+
+    /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
+    pub fn set_denied(&self, denied: bool) {
+        self.denied.store(denied, Ordering::Release);
+    }
+
+    /// Says whether [`Feed::advance`] will be called with progress that can be believed.
+    pub fn set_trusts_progress(&self, trusts: bool) {
+        self.trusts_progress.store(trusts, Ordering::Relaxed);
+    }
+
+    /// The first snapshot, at `revision`. Nobody has subscribed before.
+    pub fn install(&self, map: KeyMap, revision: Revision) {
+        let mut inner = self.lock();
+        inner.history = History::new(revision.next(), self.shared.limits.history);
+        inner.map = map;
+        inner.revision = revision;
+        self.show(&inner);
+    }
+
+    /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
+    ///
+    /// # Errors
+    /// [`PublishError::Stale`] at the first revision that is not after the feed's; the ones before it are published.
+    pub fn publish(&self, batch: &[Changes]) -> Result<(), PublishError> {
+        let mut wakers = Vec::new();
+        let result = {
+            let mut inner = self.lock();
+            let result = batch.iter().try_for_each(|changes| inner.publish(changes, &mut wakers));
+            self.show(&inner);
+            result
+        };
+        stats::published(batch);
+        wakers.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    /// Upstream says that every event up to `revision` has been delivered. Older news are ignored.
+    pub fn advance(&self, revision: Revision) {
+        let mut inner = self.lock();
+        if revision > inner.revision {
+            inner.revision = revision;
+            self.show(&inner);
+        }
+    }
+
+    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is filled from upstream if
+    /// that still has it; and is ended otherwise.
+    pub fn reset(self: &Arc<Self>, map: KeyMap, revision: Revision, reset: &Reset) {
+        let mut wakers = Vec::new();
+        let mut fills = Vec::new();
+        let mut inner = self.lock();
+        let was = inner.revision;
+        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
+        for outbox in outboxes {
+            let slots = outbox.lock().slots_in(self);
+            for slot in slots {
+                let mut state = outbox.lock();
+                let watch = &mut state.watches[slot];
+                let needs = match watch.phase {
+                    Phase::Live => watch.next.max(was.next()),
+                    Phase::Parked => watch.next,
+                    // Upstream itself will tell its fill, unless the cluster is another one.
+                    Phase::Filling if *reset != Reset::Replaced => continue,
+                    Phase::Filling => watch.next,
+                    Phase::Compacted => continue,
+                };
+                let (compact_revision, reason) = match reset {
+                    Reset::Compacted { .. } if needs > revision => {
+                        watch.next = needs;
+                        state.set_phase(slot, Phase::Live);
+                        continue;
+                    }
+                    Reset::Compacted { compact_revision } if needs >= *compact_revision => {
+                        watch.next = needs;
+                        let group = inner.index.group(watch.group);
+                        let (range, options) = (group.range.clone(), group.options);
+                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
+                        fills.push((outbox.clone(), filled));
+                        state.set_phase(slot, Phase::Filling);
+                        continue;
+                    }
+                    Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
+                    Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
+                };
+                let watch_id = watch.id;
+                let cancellation = Cancellation { watch_id, compact_revision, reason, ..Cancellation::default() };
+                stats::canceled(&cancellation);
+                let ((watch, last), waker) = state.end_watch(slot, cancellation);
+                drop(state);
+                inner.unlink(&watch, last);
+                wakers.extend(waker);
+            }
+        }
+        inner.history = History::new(revision.next(), self.shared.limits.history);
+        inner.map = map;
+        inner.revision = revision;
+        self.show(&inner);
+        drop(inner);
+        for (outbox, filled) in fills {
+            fill::spawn(self.clone(), outbox, filled);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Ends the feed if nobody has used it for `idle`. After it nobody can subscribe.
+    #[must_use]
+    pub fn close_if_idle(&self, idle: Duration) -> bool {
+        let mut inner = self.lock();
+        let in_use = !inner.index.is_empty() || !inner.outboxes.is_empty() || self.waiting.load(Ordering::Relaxed) > 0;
+        if in_use {
+            inner.idle_since = Instant::now();
+            return false;
+        }
+        let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
+        if close {
+            inner.closed = true;
+            drop(inner);
+            self.set_state(FeedState::Closed, None);
+            stats::feed_state(Some(FeedState::Closed), None);
+        }
+        close
+    }
+
+    /// Somebody read from the feed: it is not idle.
+    pub fn touch(&self) {
+        if self.kind == FeedKind::OnDemand {
+            self.lock().idle_since = Instant::now();
+        }
+    }
+
+    /// Waits until someone waits for a revision. Cancel safe.
+    pub async fn nudged(&self) {
+        self.nudge.notified().await;
+    }
+
+    /// Whether someone waits for a revision.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Makes the state under the lock visible to those who read without it.
+    fn show(&self, inner: &Inner) {
+        self.snapshot.store(Arc::new(Snapshot { revision: inner.revision, map: inner.map.clone() }));
+        self.revision.send_replace(inner.revision);
+    }
+}
+
+/// Told to every watch when the cluster behind the relay is another one.
+const REPLACED: &str =
+    "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";

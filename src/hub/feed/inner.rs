@@ -1,0 +1,141 @@
+//! What a feed keeps under its lock, and what is done there: publishing a revision, and taking watches out.
+//!
+//! Not here: who calls and when, see `feed` and `driven`. Always holds: nothing here waits or wakes; one outbox is locked at a
+//! time.
+
+use std::{sync::Arc, task::Waker, time::Instant};
+
+use hashbrown::HashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::{Feed, PublishError};
+use crate::{
+    hub::{
+        delivery::{Cancellation, Delivery, NO_WATCH_ID},
+        history::History,
+        index::{Group, Index},
+        outbox::{Outbox, Phase, State, Watch},
+        payload::Payload,
+        snapshot::KeyMap,
+        upstream::Changes,
+    },
+    types::{Entry, EventFields, EventKind, Revision},
+};
+
+#[derive(Debug)]
+pub(in crate::hub) struct Inner {
+    pub(in crate::hub) map: KeyMap,
+    pub(in crate::hub) history: History,
+    pub(in crate::hub) index: Index,
+    pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
+    pub(in crate::hub) revision: Revision,
+    pub(in crate::hub) closed: bool,
+    pub(in crate::hub) idle_since: Instant,
+}
+
+impl Inner {
+    pub(in crate::hub) fn publish(&mut self, changes: &Changes, wakers: &mut Vec<Waker>) -> Result<(), PublishError> {
+        if changes.revision <= self.revision {
+            return Err(PublishError::Stale { got: changes.revision, at: self.revision });
+        }
+        let prev = |change: &EventFields| self.map.get(&change.kv.key).cloned();
+        let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, prev));
+        for event in entry.events() {
+            match event.kind {
+                EventKind::Put => drop(self.map.insert(event.kv.clone())),
+                EventKind::Delete => drop(self.map.remove(event.kv.key())),
+            }
+        }
+        self.dispatch(&entry, wakers);
+        // After the dispatch, so that the cost counts the second encoding where it was asked for.
+        self.history.push(entry);
+        self.revision = changes.revision;
+        Ok(())
+    }
+
+    /// Pushes a revision to every live watch that it concerns: work for those that match, none for the others.
+    pub(in crate::hub) fn dispatch(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
+        if let [event] = entry.events() {
+            // Nearly every revision has one event: both its forms are made at most once for all groups.
+            let mut made: [Option<Arc<Payload>>; 2] = [None, None];
+            self.index.matches(event.kv.key(), |id| {
+                let group = self.index.group(id);
+                if group.options.wants(event.kind) {
+                    let prev_kv = group.options.prev_kv;
+                    let payload = made[usize::from(prev_kv)].get_or_insert_with(|| Payload::whole(entry, prev_kv));
+                    self.push(group, payload, wakers);
+                }
+            });
+            return;
+        }
+        let mut concerned: HashMap<u32, SmallVec<[u32; 4]>> = HashMap::new();
+        for (index, event) in entry.events().iter().enumerate() {
+            self.index.matches(event.kv.key(), |id| {
+                if self.index.group(id).options.wants(event.kind) {
+                    concerned.entry(id).or_default().push(index as u32);
+                }
+            });
+        }
+        for (id, picks) in concerned {
+            let group = self.index.group(id);
+            self.push(group, &Payload::some(entry, group.options.prev_kv, picks), wakers);
+        }
+    }
+
+    pub(in crate::hub) fn push(&self, group: &Group, payload: &Arc<Payload>, wakers: &mut Vec<Waker>) {
+        for member in &group.members {
+            wakers.extend(self.outboxes[member.outbox as usize].push(member.watch, payload));
+        }
+    }
+
+    /// Takes a watch that left its outbox out of the index, and its outbox out of the feed where `last` gives its place.
+    /// No outbox is locked by the caller.
+    pub(in crate::hub) fn unlink(&mut self, watch: &Watch, last: Option<u32>) {
+        if watch.group != UNLINKED
+            && let Some(moved) = self.index.remove(watch.group, watch.position)
+        {
+            let mut state = self.outboxes[moved.outbox as usize].lock();
+            if let Some(moved) = state.watches.get_mut(moved.watch as usize) {
+                moved.position = watch.position;
+            }
+        }
+        if let Some(slot) = last {
+            self.outboxes.remove(slot as usize);
+        }
+        if self.index.is_empty() {
+            self.idle_since = Instant::now();
+        }
+    }
+}
+
+/// The group of a watch that is in no index any more.
+pub(in crate::hub) const UNLINKED: u32 = u32::MAX;
+
+impl State {
+    /// The slots of the watches that this stream has in `feed`.
+    pub(in crate::hub) fn slots_in(&self, feed: &Feed) -> Vec<usize> {
+        let mine = |watch: &Watch| std::ptr::eq(Arc::as_ptr(&self.feeds[watch.attachment as usize].feed), feed);
+        self.watches.iter().filter(|(_, watch)| mine(watch)).map(|(slot, _)| slot).collect()
+    }
+
+    /// Ends a watch with `cancellation`. Gives back the watch for [`Inner::unlink`] and the task to wake.
+    pub(in crate::hub) fn end_watch(
+        &mut self,
+        slot: usize,
+        cancellation: Cancellation,
+    ) -> ((Watch, Option<u32>), Option<Waker>) {
+        let compacted = cancellation.compact_revision != Revision::ZERO;
+        let unlinked = if compacted {
+            // The id stays taken until the client cancels it.
+            let watch = &mut self.watches[slot];
+            let (group, position) = (std::mem::replace(&mut watch.group, UNLINKED), watch.position);
+            let gone = Watch { id: NO_WATCH_ID, group, position, ..*watch };
+            self.set_phase(slot, Phase::Compacted);
+            (gone, None)
+        } else {
+            self.remove(slot)
+        };
+        (unlinked, self.enqueue(Delivery::Canceled(Box::new(cancellation))))
+    }
+}
