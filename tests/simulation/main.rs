@@ -46,7 +46,7 @@ const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", 
 
 #[test]
 fn every_schedule_keeps_etcds_promises() {
-    for seed in seeds(150) {
+    for seed in seeds(300) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
         runtime.block_on(run(seed, false));
