@@ -145,7 +145,7 @@ impl Hub {
     /// All feeds, configured ones first in their order.
     #[must_use]
     pub fn feeds(&self) -> Vec<Arc<Feed>> {
-        self.feeds.read().clone()
+        self.feeds.read().iter().filter(|feed| feed.state() != FeedState::Closed).cloned().collect()
     }
 
     /// Whether every configured feed serves.

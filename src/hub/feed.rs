@@ -15,7 +15,7 @@ mod inner;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -80,6 +80,8 @@ pub struct Feed {
     waiting: AtomicUsize,
     nudge: Notify,
     trusts_progress: AtomicBool,
+    /// The cluster that the feed's revisions are of; zero before the first snapshot.
+    cluster_id: AtomicU64,
     /// Upstream refuses the relay's own identity.
     denied: AtomicBool,
 }
@@ -183,6 +185,7 @@ impl Feed {
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
             trusts_progress: AtomicBool::new(false),
+            cluster_id: AtomicU64::new(0),
             denied: AtomicBool::new(false),
         })
     }
@@ -224,6 +227,12 @@ impl Feed {
         let inner = self.lock();
         let entries = inner.history.read(revision.next(), usize::MAX);
         (self.snapshot.load_full(), entries)
+    }
+
+    /// The cluster that its revisions are of; zero before the first snapshot.
+    #[must_use]
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id.load(Ordering::Relaxed)
     }
 
     /// Whether it can serve: it has a snapshot that upstream has not left behind, and the relay may read what comes next.

@@ -5,10 +5,13 @@
 //! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back; and where
 //! others wait for their turn, one that cannot go on makes way.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, MissedTickBehavior},
+};
 
 use super::{
     Feed,
@@ -76,8 +79,7 @@ impl Fill {
         let mut denied = false;
         loop {
             self.outbox.wait_room().await;
-            // The semaphore is never closed, and gives turns in the order in which they were asked for.
-            let Ok(permit) = self.feed.shared.fills.acquire().await else { return };
+            let Some(permit) = self.turn().await else { return };
             let before = self.next();
             let outcome = self.attempt().await;
             drop(permit);
@@ -102,6 +104,19 @@ impl Fill {
         }
     }
 
+    /// Waits for a turn; `None` where the watch is gone before it comes. Turns are given in the order in which they were asked for.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let mut acquire = pin!(self.feed.shared.fills.acquire());
+        loop {
+            // The semaphore is never closed.
+            match tokio::time::timeout(TURN, &mut acquire).await {
+                Ok(permit) => return permit.ok(),
+                // A client that creates and cancels must not fill the queue with watches that are gone.
+                Err(_) => self.next().map(drop)?,
+            }
+        }
+    }
+
     /// One upstream watch, from where the subscription stands.
     async fn attempt(&self) -> Outcome {
         let Some(start_revision) = self.next() else { return Outcome::Done };
@@ -111,6 +126,10 @@ impl Fill {
             Ok(upstream) => upstream,
             Err(error) => return Outcome::Again(error),
         };
+        if upstream.created().cluster_id != self.feed.cluster_id() {
+            // The feed's driver will find out too, and end the watch or keep it.
+            return Outcome::Again(UpstreamError::Unavailable("another cluster answers".into()));
+        }
         let trusts_progress = upstream.trusts_progress();
         let mut ask = tokio::time::interval_at(Instant::now(), PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -78,7 +78,8 @@ impl Index {
         };
         let found = ids.iter().copied().find(|id| self.groups[*id as usize].options == options);
         let id = found.unwrap_or_else(|| {
-            let id = self.groups.insert(Group { range: range.clone(), options, members: Vec::new() }) as GroupId;
+            // A copy, as above.
+            let id = self.groups.insert(Group { range: range.detached(), options, members: Vec::new() }) as GroupId;
             ids.push(id);
             id
         });

@@ -104,7 +104,7 @@ fn insert<V: Default>(slot: &mut Option<Box<Node<V>>>, range: &KeyRange, priorit
     let Some(node) = slot else {
         let reach = exclusive_end(range);
         *slot = Some(Box::new(Node {
-            range: range.clone(),
+            range: range.detached(),
             value: V::default(),
             reach,
             priority,

@@ -84,14 +84,7 @@ impl Driver {
 impl FeedRunner for Driver {
     fn run(&self, feed: Arc<Feed>) {
         let stop = self.stop.clone();
-        let driver = Driving {
-            driver: self.clone(),
-            delays: delays(&self.config),
-            feed,
-            cluster_id: 0,
-            failures: 0,
-            denied: false,
-        };
+        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, failures: 0, denied: false };
         self.tasks.spawn(async move {
             stop.run_until_cancelled(driver.run()).await;
         });
@@ -103,8 +96,6 @@ struct Driving {
     driver: Driver,
     feed: Arc<Feed>,
     delays: ExponentialBackoff,
-    /// The cluster that the feed's revisions are of; zero before the first snapshot.
-    cluster_id: u64,
     /// Failures in a row.
     failures: u32,
     /// The last failure was a denial.
@@ -158,7 +149,9 @@ impl Driving {
             match self.read_snapshot().await {
                 Ok(loaded) => break loaded,
                 // The pages' revision was compacted while they were read.
-                Err(UpstreamError::Compacted) => {}
+                Err(UpstreamError::Compacted) => {
+                    tokio::time::sleep(self.delays.next().unwrap_or(self.driver.config.max_delay)).await;
+                }
                 Err(error) => self.pause(state, &error).await,
             }
             if self.feed.close_if_idle(self.driver.config.idle) {
@@ -166,9 +159,9 @@ impl Driving {
             }
         };
         tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
-        let another = self.cluster_id != header.cluster_id;
+        let another = self.feed.cluster_id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
-        self.cluster_id = header.cluster_id;
+        self.feed.set_cluster_id(header.cluster_id);
         match reset {
             None => self.feed.install(map, header.revision),
             Some(reset) => {
@@ -206,7 +199,8 @@ impl Driving {
             if page.more {
                 let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
                 rest = range.after(&key);
-                let bytes = (map.bytes() - before).max(1);
+                // A page that repeats keys may add nothing.
+                let bytes = map.bytes().saturating_sub(before).max(1);
                 limit = (limit.saturating_mul(PAGE_BYTES) / bytes).clamp(1, (limit * 8).min(PAGE_KEYS.1));
             }
         }
@@ -227,7 +221,7 @@ impl Driving {
             Err(error) => return Ended::Failed(error),
         };
         let created = upstream.created();
-        if created.cluster_id != self.cluster_id {
+        if created.cluster_id != self.feed.cluster_id() {
             return Ended::Gone(Reset::Replaced);
         }
         if created.revision < self.feed.revision() {

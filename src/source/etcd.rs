@@ -263,6 +263,9 @@ impl UpstreamWatch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
         loop {
             let response = self.stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
+            if response.created {
+                return Err(UpstreamError::Protocol("a watch was created twice".into()));
+            }
             if response.canceled {
                 return match response.compact_revision {
                     0 => match canceled(response.cancel_reason) {

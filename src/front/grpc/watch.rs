@@ -7,7 +7,7 @@
 //! Always holds: answers come in the order of the requests; a client that does not read is not read from.
 //! Source of the semantics: contract section 2.2, etcd's v3rpc/watch.go.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::join_all};
 use metrics::counter;
@@ -101,7 +101,10 @@ impl Requests {
                 request = self.requests.message(), if !half_closed => match request {
                     Ok(Some(first)) => {
                         let batch = self.more(first);
-                        self.act(batch).await;
+                        // What is not acted on when the relay stops, the client asks elsewhere.
+                        if stop.run_until_cancelled(self.act(batch)).await.is_none() {
+                            return self.outbox.end(StreamEnd::Stopping, true);
+                        }
                     }
                     // The client says no more, and wants to hear all the same.
                     Ok(None) => half_closed = true,
@@ -137,11 +140,14 @@ impl Requests {
             return;
         }
         let Some(steps) = self.authorized(steps).await else { return };
-        let starts = steps.iter().filter_map(|step| match step {
-            Step::Create(_, subscribe) => Some(subscribe.start_revision),
-            _ => None,
-        });
-        let oldest = starts.filter(|start| *start > Revision::ZERO).min();
+        let starts: BTreeSet<Revision> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Create(_, subscribe) => Some(subscribe.start_revision),
+                _ => None,
+            })
+            .filter(|start| *start > Revision::ZERO)
+            .collect();
         let mut feeds = self.outbox.feeds();
         for step in &steps {
             if let Step::Create(_, subscribe) = step
@@ -152,7 +158,7 @@ impl Requests {
             }
         }
         let off = self.access.access.is_off();
-        let compacted = self.reach_current(&feeds, oldest).await;
+        let some_compacted = self.reach_current(&feeds, starts.first().copied()).await;
         let steps = if off && !self.access.access.is_off() {
             // Authentication was enabled meanwhile.
             let Some(steps) = self.authorized(steps).await else { return };
@@ -160,10 +166,12 @@ impl Requests {
         } else {
             steps
         };
+        let compacted = if some_compacted { self.compacted(starts).await } else { BTreeSet::new() };
         for step in steps {
             match step {
-                Step::Create(_, subscribe) => {
-                    if !self.create(subscribe, compacted).await {
+                Step::Create(_, mut subscribe) => {
+                    subscribe.compacted = compacted.contains(&subscribe.start_revision);
+                    if !self.create(subscribe).await {
                         return;
                     }
                 }
@@ -226,13 +234,17 @@ impl Requests {
         confirmed.compacted
     }
 
-    /// False where the stream has ended.
-    async fn create(&self, mut subscribe: Subscribe, some_compacted: bool) -> bool {
-        let start = subscribe.start_revision;
-        if some_compacted && start > Revision::ZERO {
+    /// Which of `starts` are compacted at etcd. Asked together, they cost few questions.
+    async fn compacted(&self, starts: BTreeSet<Revision>) -> BTreeSet<Revision> {
+        let ask = async |start: Revision| {
             let confirmed = self.hub.confirmer().confirm(Some(start)).await;
-            subscribe.compacted = confirmed.is_ok_and(|confirmed| confirmed.compacted);
-        }
+            confirmed.is_ok_and(|confirmed| confirmed.compacted).then_some(start)
+        };
+        join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()
+    }
+
+    /// False where the stream has ended.
+    async fn create(&self, subscribe: Subscribe) -> bool {
         let patience = Instant::now() + SERVING_PATIENCE;
         loop {
             let feed = match self.hub.feed(&subscribe.range) {

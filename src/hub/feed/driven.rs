@@ -37,6 +37,11 @@ impl Feed {
         self.denied.store(denied, Ordering::Release);
     }
 
+    /// Says of which cluster the feed's revisions are from now on.
+    pub fn set_cluster_id(&self, cluster_id: u64) {
+        self.cluster_id.store(cluster_id, Ordering::Relaxed);
+    }
+
     /// Says whether [`Feed::advance`] will be called with progress that can be believed.
     pub fn set_trusts_progress(&self, trusts: bool) {
         self.trusts_progress.store(trusts, Ordering::Relaxed);
@@ -148,6 +153,10 @@ impl Feed {
         let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
         if close {
             inner.closed = true;
+            // Readers that have found the feed before may still hold it; its data go now.
+            inner.map = KeyMap::default();
+            inner.history = History::new(inner.revision.next(), self.shared.limits.history);
+            self.show(&inner);
             drop(inner);
             self.set_state(FeedState::Closed, None);
             stats::feed_state(Some(FeedState::Closed), None);
