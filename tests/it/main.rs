@@ -5,9 +5,18 @@
 //! way; `etcdctl` runs the real command; `store` compares the embedded store with etcd, request by request. Not here: tests of
 //! single modules, which stand beside the code.
 
+#![expect(
+    unreachable_pub,
+    reason = "in a test binary `pub` says what other files use; nothing is reachable from outside"
+)]
+#![expect(clippy::panic, reason = "a test that cannot go on says why")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
+
 mod conformance;
 mod conversation;
 mod etcdctl;
 mod faults;
+mod grpc_proxy;
+mod state;
 mod store;
 mod support;
