@@ -236,7 +236,11 @@ async fn move_leader() {
 /// Users, roles, and what they may do, with authentication on. The relay has an identity of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_roles_and_auth() {
-    let pair = Pair::new(&["--prefix="]).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("password");
+    std::fs::write(&file, "secret\n").expect("a password file");
+    let file = format!("--upstream-password-file={}", file.display());
+    let pair = Pair::new(&["--prefix=", "--upstream-user=root", &file]).await;
     pair.compare(vec![
         ok("put mine/a 1"),
         ok("put theirs/a 1"),

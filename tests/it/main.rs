@@ -12,6 +12,7 @@
 #![expect(clippy::panic, reason = "a test that cannot go on says why")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
+mod auth;
 mod conformance;
 mod conversation;
 mod etcdctl;

@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
 use serde_json::Value;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 use crate::support::{
     client::{self, WatchStream},
     etcd::Etcd,
     eventually, http,
-    kv::Kv,
+    kv::{Kv, channel},
     relay::{Relay, RelayCommand},
 };
 
@@ -96,6 +101,29 @@ async fn member_paths_answer_as_etcds() {
     }
     assert_eq!(http::get(relay.http_addr(), "/live").await.expect("an answer").status, 200);
     assert_eq!(http::get(relay.http_addr(), "/ready").await.expect("an answer").status, 200);
+}
+
+/// gRPC health and reflection, as tools ask for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_health_and_reflection_are_answered() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::over(&etcd.endpoint()).await;
+    let mut health = HealthClient::new(channel(&relay.endpoint()).await);
+    let status = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
+    assert_eq!(status.status(), ServingStatus::Serving);
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel(&relay.endpoint()).await);
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::iter([ask])).await.expect("reflection").into_inner();
+    let answer = answers.message().await.expect("reflection").expect("an answer").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("not a list: {answer:?}") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for name in ["etcdserverpb.Watch", "etcdserverpb.KV", "etcdserverpb.Lease"] {
+        assert!(names.iter().any(|listed| listed == name), "{name} is not in {names:?}");
+    }
 }
 
 /// An idle relay with an idle feed costs next to nothing.
