@@ -28,7 +28,7 @@ use crate::{
             admin::{Admin, HttpPort},
             member,
         },
-        listen::{BindError, Bound, ConnectionId, Connections, Stop, raise_file_limit},
+        listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
     },
     hub::Hub,
     shutdown::{Drained, Phases, Shutdown},
@@ -71,8 +71,9 @@ impl Relay {
     ///
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
-    pub fn build(config: Config, metrics: Metrics) -> Result<Self, BuildError> {
-        raise_file_limit(config.grpc.max_connections.get());
+    pub fn build(mut config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+        let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics);
+        fit_connections(ports);
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::Config| {
             let bound = Bound::bind(port.clone(), connections.clone())?;
@@ -117,12 +118,14 @@ impl Relay {
         });
 
         let (health, keep_health) = grpc::health(ready.clone());
+        let health = grpc::ending(health, phases.streams.clone());
+        let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
         let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
-            let admin = Admin { inspect: process, connections, grpc_addr, started };
+            let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
             phases.clients.spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop.clone()));
         }
         if let Some(metrics_only) = metrics_only {

@@ -30,14 +30,9 @@ impl Announce {
 }
 
 fn to_try(grpc: SocketAddr, http: Option<SocketAddr>) -> String {
-    // The same watch as gRPC on the wire: a frame with `WatchRequest { create_request: { key, range_end } }`.
-    let mut text = format!(
-        "\nTry:\n\n  etcdctl --endpoints {grpc} watch --prefix /lain/\n\n  \
-         printf '\\0\\0\\0\\0\\022\\n\\020\\n\\006/lain/\\022\\006/lain0' | curl -sN --http2-prior-knowledge \
-         -H content-type:application/grpc --data-binary @- http://{grpc}/etcdserverpb.Watch/Watch | strings\n"
-    );
+    let mut text = format!("\nTry:\n\n  etcdctl --endpoints {grpc} watch --prefix /lain/\n");
     if let Some(http) = http {
-        text.push_str(&format!("\n  curl http://{http}/metrics\n"));
+        text.push_str(&format!("\n  curl -N 'http://{http}/debug/state?watch=1s'\n\n  curl http://{http}/metrics\n"));
     }
     text.push('\n');
     text

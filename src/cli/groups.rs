@@ -32,7 +32,7 @@ pub(super) struct Ports {
     listen_http: SocketAddr,
 
     /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
-    /// costs a file and some KiB
+    /// costs a file and some KiB; what does not fit the limit of open files is left out
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::Config::MAX_CONNECTIONS)]
     max_connections: NonZeroUsize,
 

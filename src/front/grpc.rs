@@ -7,6 +7,7 @@
 //! | any other with content type `application/grpc…` | forwarded to etcd |
 //! | all else | `front::http::member` |
 
+mod ending;
 mod etcd;
 mod pieces;
 mod range;
@@ -17,6 +18,7 @@ mod watch;
 mod watch_body;
 
 pub use self::{
+    ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},
     pieces::Pieces,
     service::{GrpcPort, GrpcService, Local, is_grpc},

@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use self::{
     connections::{ConnectionId, Connections},
-    files::raise_file_limit,
+    files::fit_connections,
     serve::Stop,
 };
 use crate::telemetry::names;

@@ -77,6 +77,8 @@ struct Ports {
     told: Arc<Told>,
     grpc: SocketAddr,
     http: SocketAddr,
+    /// Ends what never ends by itself.
+    streams: CancellationToken,
 }
 
 fn named(name: &'static str) -> GrpcService {
@@ -105,9 +107,16 @@ fn serve() -> Ports {
         member: member::router(told.clone()),
     };
     tokio::spawn(grpc.serve(port, stop.clone()));
-    let admin = Admin { inspect: told.clone(), connections: connections.clone(), grpc_addr, started: Instant::now() };
+    let streams = CancellationToken::new();
+    let admin = Admin {
+        inspect: told.clone(),
+        connections: connections.clone(),
+        grpc_addr,
+        started: Instant::now(),
+        stop: streams.clone(),
+    };
     tokio::spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop));
-    Ports { told, grpc: grpc_addr, http: http_addr }
+    Ports { told, grpc: grpc_addr, http: http_addr, streams }
 }
 
 async fn get(addr: SocketAddr, path: &str) -> (StatusCode, String) {
@@ -231,4 +240,25 @@ async fn who_comes_to_the_wrong_port_is_told_the_right_one() {
         .expect("a request");
     let (status, text) = read(sender.send_request(request).await.expect("an answer")).await;
     assert!(status == StatusCode::HTTP_VERSION_NOT_SUPPORTED && text.contains("HTTP/2"), "{text}");
+}
+
+#[tokio::test]
+async fn the_state_can_be_watched_until_the_relay_stops() {
+    let ports = serve();
+    assert_eq!(get(ports.http, "/debug/state?watch=often").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(get(ports.http, "/debug/state?watch=1ms").await.0, StatusCode::BAD_REQUEST);
+    let stream = TcpStream::connect(ports.http).await.expect("connected");
+    let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    let request = Request::get("/debug/state?watch=100ms").header(header::HOST, "x").body(Full::<Bytes>::default());
+    let response = sender.send_request(request.expect("a request")).await.expect("an answer");
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let mut body = response.into_body();
+    let mut text = String::new();
+    while text.matches("event: state\ndata: {").count() < 3 {
+        let frame = body.frame().await.expect("it goes on").expect("a frame");
+        text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
+    }
+    ports.streams.cancel();
+    body.collect().await.expect("it ends in order");
 }

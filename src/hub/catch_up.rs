@@ -155,7 +155,7 @@ fn finish(
     let mut waker = None;
     for (index, payload) in payloads {
         if ours[index] {
-            waker = state.enqueue_events(watches[index].slot, payload).or(waker);
+            waker = state.enqueue_events(watches[index].slot, payload, inner.revision).or(waker);
         }
     }
     for parked in watches.iter().zip(&ours).filter(|(_, ours)| **ours).map(|(parked, _)| parked) {

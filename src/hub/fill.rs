@@ -100,9 +100,9 @@ impl Fill {
                 }
             };
             match message {
-                Ok(WatchMessage::Events { revisions, .. }) => {
+                Ok(WatchMessage::Events { header, revisions }) => {
                     for changes in &revisions {
-                        if !self.give(changes).await {
+                        if !self.give(changes, header.revision).await {
                             return Outcome::Done;
                         }
                     }
@@ -126,7 +126,7 @@ impl Fill {
     }
 
     /// Queues one revision once there is room. False where the watch is gone.
-    async fn give(&self, changes: &Changes) -> bool {
+    async fn give(&self, changes: &Changes, as_of: Revision) -> bool {
         let mut prev = changes.prev.iter();
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
@@ -143,7 +143,7 @@ impl Fill {
             return true;
         }
         watch.next = changes.revision.next();
-        let waker = payload.and_then(|payload| state.enqueue_events(slot, payload));
+        let waker = payload.and_then(|payload| state.enqueue_events(slot, payload, as_of));
         drop(state);
         wake(waker);
         true

@@ -56,6 +56,8 @@ pub enum Delivery {
         payload: Arc<Payload>,
         /// Whether the client allows the response to be cut between events.
         fragment: bool,
+        /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
+        as_of: Option<Revision>,
     },
     /// Every event up to `revision` was sent before this.
     Progress {
@@ -438,7 +440,8 @@ impl Outbox {
             return None;
         }
         watch.quiet = false;
-        let delivery = Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment };
+        let delivery =
+            Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment, as_of: None };
         state.last_event = state.last_event.max(payload.revision());
         state.enqueue(delivery)
     }
@@ -486,15 +489,13 @@ impl State {
     }
 
     /// Adds the events of a watch that is not live and gives back the task to wake.
-    pub(super) fn enqueue_events(&mut self, slot: usize, payload: Arc<Payload>) -> Option<Waker> {
+    pub(super) fn enqueue_events(&mut self, slot: usize, payload: Arc<Payload>, as_of: Revision) -> Option<Waker> {
         let watch = self.watches.get_mut(slot)?;
         watch.quiet = false;
         watch.next = payload.revision().next();
-        let delivery = Delivery::Events { watch_id: watch.id, fragment: watch.fragment, payload };
-        if let Delivery::Events { payload, .. } = &delivery {
-            self.last_event = self.last_event.max(payload.revision());
-        }
-        self.enqueue(delivery)
+        let (watch_id, fragment) = (watch.id, watch.fragment);
+        self.last_event = self.last_event.max(payload.revision());
+        self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
     }
 
     /// Takes the wish for an id, or gives one as etcd does: the next of a counter that skips those in use.

@@ -12,7 +12,7 @@ use super::{
     config::{Embedded, Etcd},
 };
 use crate::{
-    front::grpc::GrpcService,
+    front::grpc::{self, GrpcService},
     hub::upstream::Upstream,
     shutdown::Phases,
     source::{EtcdConfig, EtcdUpstream, forward::Forward, probe::Probe},
@@ -95,5 +95,6 @@ fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) ->
         etcdcluster: store::ETCD_API_VERSION.to_owned(),
     };
     let version = watch::Sender::new(Some(Arc::new(version))).subscribe();
-    Running { forward: store.forward_service(), upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
+    let forward = grpc::ending(store.forward_service(), phases.streams.clone());
+    Running { forward, upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
 }

@@ -135,11 +135,6 @@ impl Driving {
                     return;
                 }
             };
-            let reason = match &gone {
-                Reset::Compacted { .. } => ResyncReason::Compacted,
-                Reset::Replaced => ResyncReason::ClusterReplaced,
-            };
-            counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
             tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), cause = ?gone,
                 "Feed needs a new snapshot; subscribers that miss revisions are told");
             self.feed.set_state(FeedState::Resyncing, None);
@@ -162,13 +157,20 @@ impl Driving {
             }
         };
         tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
-        let replaced =
-            self.cluster_id != 0 && (header.cluster_id != self.cluster_id || header.revision < self.feed.revision());
+        let another = self.cluster_id != header.cluster_id;
+        let fell = header.revision < self.feed.revision();
         self.cluster_id = header.cluster_id;
         match reset {
             None => self.feed.install(map, header.revision),
             Some(reset) => {
-                let reset = if replaced { Reset::Replaced } else { reset };
+                let (reset, reason) = match reset {
+                    _ if another => (Reset::Replaced, ResyncReason::ClusterReplaced),
+                    _ if fell => (Reset::Replaced, ResyncReason::RevisionFell),
+                    // It looked like another cluster, and went on meanwhile: what was delivered may not be its past.
+                    Reset::Replaced => (Reset::Replaced, ResyncReason::RevisionFell),
+                    reset => (reset, ResyncReason::Compacted),
+                };
+                counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
                 self.feed.reset(map, header.revision, &reset);
             }
         }

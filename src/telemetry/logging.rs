@@ -69,7 +69,8 @@ pub fn install(config: &Config) -> Result<(), LoggingError> {
 
     let filter = parse_filter(&config.filter)?;
     let terminal = io::stderr().is_terminal();
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Whoever read standard error may be gone. The library would say so on standard error, and panic in the task that logs.
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match (config.format, terminal) {
         (Format::Text, _) | (Format::Auto, true) => base.with_ansi(terminal).finish().try_init()?,
         (Format::Json, _) | (Format::Auto, false) => base.json().flatten_event(true).finish().try_init()?,

@@ -158,8 +158,6 @@ labels! {
         Unavailable = "unavailable",
         /// The member has no leader.
         NoLeader = "no_leader",
-        /// The member is behind what the feed has seen.
-        Behind = "behind",
         /// The server canceled the watch.
         Canceled = "canceled",
         /// The server broke the protocol.

@@ -2,8 +2,9 @@
 //!
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
-//! way; `etcdctl` runs the real command; `store` compares the embedded store with etcd, request by request. Not here: tests of
-//! single modules, which stand beside the code.
+//! way; `auth` asks as different users; `commands`, `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the
+//! real command; `store` compares the embedded store with etcd, request by request. Not here: tests of single modules, which
+//! stand beside the code.
 
 #![expect(
     unreachable_pub,
@@ -13,6 +14,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
 mod auth;
+mod commands;
 mod conformance;
 mod conversation;
 mod etcdctl;

@@ -1,7 +1,9 @@
 //! Puts `WatchResponse`s together from what an outbox gives: a small head for each, and the hub's shared bytes.
 //!
-//! Always holds: a response has whole revisions; the header's revision of a response with events is that of its last event,
-//! so a client that resumes from it misses nothing (contract section 2.3).
+//! Always holds: a response has whole revisions; the header's revision of live events is that of the last of them; of events
+//! from the past it is the newest when they were read, as etcd does it (contract section 2.3).
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
@@ -13,7 +15,8 @@ use crate::{
 
 /// etcd cuts responses from this size on, where the client allows it: its --max-request-bytes and 512 KiB more.
 const FRAGMENT_BYTES: usize = (1536 << 10) + (512 << 10);
-/// From this many waiting deliveries on, those of one watch are joined into one response. Fewer go out as etcd sends them.
+/// From this many waiting deliveries on, live events of one watch are joined into one response, as those from the past always
+/// are. Fewer go out as etcd sends them, one response a revision.
 const BURST: usize = 16;
 /// Most event bytes and revisions of a joined response. etcd gives at most 1000 revisions in one.
 const JOINED: (usize, usize) = (1 << 20, 1000);
@@ -47,24 +50,27 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
             Delivery::Created { watch_id, revision } => response.plain(watch_id, revision, |own| put_int(own, 3, 1)),
             Delivery::Progress { watch_id, revision } => response.plain(watch_id, revision, |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
-            Delivery::Events { watch_id, payload, fragment } => {
+            Delivery::Events { watch_id, payload, fragment, mut as_of } => {
                 if fragment && payload.bytes().len() + HEAD_BYTES >= FRAGMENT_BYTES && payload.len() > 1 {
                     response.fragments(watch_id, &payload);
                     continue;
                 }
                 let mut bytes = payload.bytes().len();
                 joined.push(payload);
-                while burst && bytes < JOINED.0 && joined.len() < JOINED.1 {
-                    let Some(Delivery::Events { payload, .. }) = deliveries.next_if(|next| {
-                        matches!(next, Delivery::Events { watch_id: id, payload, .. }
-                            if *id == watch_id && payload.bytes().len() + bytes <= JOINED.0)
+                while bytes < JOINED.0 && joined.len() < JOINED.1 {
+                    let Some(Delivery::Events { payload, as_of: later, .. }) = deliveries.next_if(|next| {
+                        matches!(next, Delivery::Events { watch_id: id, payload, as_of: later, .. }
+                            if *id == watch_id
+                                && (burst || as_of.is_some() && later.is_some())
+                                && payload.bytes().len() + bytes <= JOINED.0)
                     }) else {
                         break;
                     };
+                    as_of = later;
                     bytes += payload.bytes().len();
                     joined.push(payload);
                 }
-                response.events(watch_id, &joined, bytes);
+                response.events(watch_id, &joined, bytes, as_of);
                 joined.clear();
             }
         }
@@ -99,9 +105,9 @@ impl Response<'_> {
         });
     }
 
-    fn events(&mut self, watch_id: i64, payloads: &[std::sync::Arc<Payload>], bytes: usize) {
+    fn events(&mut self, watch_id: i64, payloads: &[Arc<Payload>], bytes: usize, as_of: Option<Revision>) {
         let Some(last) = payloads.last() else { return };
-        let header = self.header.at(last.revision());
+        let header = self.header.at(last.revision().max(as_of.unwrap_or_default()));
         self.writer.message(bytes, |own| {
             put_header(own, &header);
             put_int(own, 2, watch_id as u64);

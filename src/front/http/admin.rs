@@ -6,21 +6,36 @@
 //! | GET /live | 200 as long as the process answers |
 //! | GET /ready | 200, or 503 with a line for each thing that is not ready |
 //! | GET /debug/state | feeds, watches and connections as JSON |
+//! | GET /debug/state?watch=1s | the same every second, as server-sent events |
 //!
 //! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, which is merged into this router.
 
-use std::{convert::Infallible, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    convert::Infallible,
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::State,
-    response::{IntoResponse, Response},
+    extract::{Query, State},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, Sse},
+    },
     routing::get,
 };
+use futures_util::StreamExt as _;
 use http::{Request, StatusCode, Uri};
 use hyper::body::Incoming;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio_stream::wrappers::IntervalStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::ServiceExt as _;
 
@@ -29,6 +44,8 @@ use crate::front::{Inspect, grpc::is_grpc, listen::Connections};
 
 /// Connections that `/debug/state` lists; an answer of some hundred KiB.
 const LISTED_CONNECTIONS: usize = 1_000;
+/// Shortest time between states: each walks over all feeds and the listed connections.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the operator's port needs to know.
 #[derive(Clone)]
@@ -41,6 +58,8 @@ pub struct Admin {
     pub grpc_addr: SocketAddr,
     /// When the process began.
     pub started: Instant,
+    /// Ends what never ends by itself.
+    pub stop: CancellationToken,
 }
 
 impl fmt::Debug for Admin {
@@ -107,7 +126,30 @@ async fn ready(State(admin): State<Admin>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready:\n{}\n", reasons.join("\n"))).into_response()
 }
 
-async fn state(State(admin): State<Admin>) -> Json<Map<String, Value>> {
+/// What of the state is asked for.
+#[derive(Debug, Deserialize)]
+struct StateQuery {
+    /// Time between answers; one answer without it.
+    watch: Option<String>,
+}
+
+async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> Response {
+    let Some(every) = query.watch else { return Json(describe(&admin)).into_response() };
+    let every = match humantime::parse_duration(&every) {
+        Ok(every) if every >= LEAST_INTERVAL => every,
+        _ => {
+            let text = format!("watch={every} is no time from {LEAST_INTERVAL:?} on, such as 1s\n");
+            return (StatusCode::BAD_REQUEST, text).into_response();
+        }
+    };
+    let stop = admin.stop.clone().cancelled_owned();
+    let states = IntervalStream::new(tokio::time::interval(every))
+        .map(move |_| Event::default().event("state").json_data(describe(&admin)))
+        .take_until(stop);
+    Sse::new(states).into_response()
+}
+
+fn describe(admin: &Admin) -> Map<String, Value> {
     let mut state = Map::new();
     state.insert(
         "relay".to_owned(),
@@ -122,7 +164,7 @@ async fn state(State(admin): State<Admin>) -> Json<Map<String, Value>> {
     state.insert("connections_open".to_owned(), admin.connections.len().into());
     let connections = admin.connections.describe(LISTED_CONNECTIONS, |id| admin.inspect.connection(id));
     state.insert("connections".to_owned(), connections.into());
-    Json(state)
+    state
 }
 
 fn other(uri: &Uri, grpc_addr: SocketAddr) -> Response {

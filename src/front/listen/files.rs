@@ -1,43 +1,72 @@
-//! The limit of open files, which is what a relay with many clients meets first.
+//! The limit of open files, which is what a relay with many clients meets first: raised as far as may be, and shared out, so that
+//! clients cannot take the files that the relay needs for etcd and for its operator.
 //!
 //! Always holds: the limit is never lowered, and never above what the system's administrator allows.
 
+use std::num::NonZeroUsize;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that a relay opens beside its clients' connections: upstream, ports, timers. Some dozens, with room.
-const OWN_FILES: u64 = 256;
+use super::Config;
+use crate::telemetry::names::Port;
 
-/// Raises this process's limit of open files as far as it may, and tells where that is not enough for `connections`.
-pub fn raise_file_limit(connections: usize) {
+/// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: three
+/// quarters of the files to the gRPC port, a sixteenth to each other.
+pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut Config>) {
+    // No limit at all is enough.
+    let Some(files) = raise() else { return };
+    for port in ports {
+        let share = match port.port {
+            Port::Grpc => files / 4 * 3,
+            Port::Http | Port::Metrics => files / 16,
+        };
+        let share = NonZeroUsize::new(usize::try_from(share).unwrap_or(usize::MAX)).unwrap_or(NonZeroUsize::MIN);
+        if port.max_connections > share {
+            tracing::info!(
+                port = port.port.as_str(),
+                files,
+                wanted = port.max_connections,
+                max_connections = share,
+                "Fewer connections than asked for fit the limit of open files; raise it for more (ulimit -n, LimitNOFILE=)"
+            );
+            port.max_connections = share;
+        }
+    }
+}
+
+/// The limit, as high as may be.
+fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
             tracing::debug!(%error, ?current, ?maximum, "Cannot raise the limit of open files");
             current
         }
-    };
-    // No limit at all is enough.
-    let Some(files) = raised else { return };
-    let wanted = OWN_FILES.saturating_add(connections as u64);
-    if files < wanted {
-        tracing::warn!(
-            files,
-            connections,
-            "The limit of open files is below the largest number of connections; raise it (ulimit -n, LimitNOFILE=) or \
-             lower --max-connections"
-        );
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
-    fn the_limit_is_raised_to_what_is_allowed() {
-        let allowed = getrlimit(Resource::Nofile).maximum;
-        raise_file_limit(1);
-        assert_eq!(getrlimit(Resource::Nofile), Rlimit { current: allowed, maximum: allowed });
+    fn the_limit_is_raised_and_shared_out() {
+        let port = |port, max_connections| Config {
+            max_connections: NonZeroUsize::new(max_connections).expect("not zero"),
+            ..Config::new(port, SocketAddr::from(([127, 0, 0, 1], 0)))
+        };
+        let mut few = [port(Port::Grpc, 1), port(Port::Http, 1)];
+        let mut many = [port(Port::Grpc, usize::MAX), port(Port::Http, usize::MAX)];
+        fit_connections(few.iter_mut().chain(&mut many));
+        assert_eq!(few.map(|port| port.max_connections.get()), [1, 1]);
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        assert_eq!(current, maximum);
+        if let Some(files) = maximum {
+            let [grpc, http] = many.map(|port| port.max_connections.get() as u64);
+            assert!(grpc + http < files && http > 0, "{grpc} + {http} of {files}");
+        }
     }
 }

@@ -1,0 +1,123 @@
+//! The commands as an operator and a service manager see them: exit codes, lines that are waited for, the end.
+//!
+//! Not here: what each flag does, which stands beside `cli`. No etcd is needed: upstream is the embedded store, or nobody.
+
+use std::{process::Output, time::Duration};
+
+use serde_json::Value;
+use tokio::{io::AsyncBufReadExt as _, net::TcpListener};
+
+use crate::support::{http, relay::RelayCommand};
+
+/// An end without clients takes milliseconds; the rest is for busy machines.
+const SOON: Duration = Duration::from_secs(10);
+
+async fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay")).args(args).kill_on_drop(true).output();
+    let Output { status, stdout, stderr } =
+        tokio::time::timeout(SOON, command).await.expect("it ends at once").expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[tokio::test]
+async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    // Were a port bound first, the error would be about this one.
+    let listen = taken.local_addr().expect("an address").to_string();
+    for (args, named) in [
+        (&["serve", "--listen-grpc", &listen][..], "--etcd"),
+        (&["serve", "--listen-grpc", &listen, "--etcd", "https://etcd:2379"], "TLS upstream isn't supported yet"),
+        (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--history-bytes", "0"], "--history-bytes"),
+        (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--on-demand", "deny"], "--prefix"),
+        (&["demo", "--listen-grpc", &listen, "--log-level", "=x"], "--log-level"),
+        (&["grpc-proxy", "start", "--listen-addr", &listen, "--namespace", "/x"], "--namespace"),
+        (&["grpc-proxy", "start", "--listen-addr", &listen, "--cert-file", "x"], "--cert-file"),
+    ] {
+        let (code, stdout, stderr) = run(args).await;
+        assert_eq!(code, Some(64), "{args:?}: {stderr}");
+        assert!(stdout.is_empty() && stderr.contains(named), "{args:?}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn help_and_version_end_with_0() {
+    for (args, shown) in [
+        (&["--version"][..], env!("CARGO_PKG_VERSION")),
+        (&["--help"], "grpc-proxy"),
+        (&["serve", "--help"], "ETCD_RELAY_HISTORY_BYTES"),
+        (&["grpc-proxy", "start", "--help"], "--listen-addr"),
+    ] {
+        let (code, stdout, stderr) = run(args).await;
+        assert_eq!(code, Some(0), "{args:?}: {stderr}");
+        assert!(stdout.contains(shown), "{args:?}: {stdout}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_ends_the_start_with_its_name() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listen = taken.local_addr().expect("an address").to_string();
+    let (code, _, stderr) = run(&["demo", "--listen-grpc", &listen, "--listen-http", "127.0.0.1:0"]).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(&listen) && stderr.contains("is another process there"), "{stderr}");
+}
+
+#[tokio::test]
+async fn grpc_proxy_start_says_that_it_started_warns_once_a_flag_and_stops() {
+    let store = RelayCommand::demo().start().await;
+    let mut proxy = RelayCommand::grpc_proxy(&[store.grpc_addr().to_owned()])
+        .arg("--advertise-client-url")
+        .arg("")
+        .arg("--data-dir=/nowhere")
+        .start()
+        .await;
+    let lines = |log: &str, matches: &dyn Fn(&Value) -> bool| {
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(matches).count()
+    };
+    let addr = proxy.grpc_addr().to_owned();
+    // etcd's proxy has its own metrics there.
+    assert_eq!(http::get(&addr, "/proxy/metrics").await.expect("an answer").status, 200);
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(SOON).await, 0);
+    assert_eq!(lines(&proxy.log(), &|line| line["message"] == "started gRPC proxy" && line["address"] == addr), 1);
+    let warnings = &|line: &Value| line["level"] == "WARN" && line["message"].to_string().contains("--data-dir");
+    assert_eq!(lines(&proxy.log(), warnings), 1);
+    assert_eq!(lines(&proxy.log(), &|line| line["message"].to_string().contains("advertise")), 0);
+}
+
+#[tokio::test]
+async fn without_etcd_it_listens_is_not_ready_and_ends_when_told() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let mut relay = RelayCommand::serve(&[format!("http://{gone}")]).prefix("/a").unready().start().await;
+    assert_eq!(relay.ready_status().await, Some(503));
+    let health = http::get(relay.grpc_addr(), "/health").await.expect("an answer");
+    assert!(health.status == 503 && health.body.contains(r#""health":"false""#), "{}", health.body);
+    assert_eq!(http::get(relay.http_addr(), "/live").await.expect("an answer").status, 200);
+    relay.terminate();
+    assert_eq!(relay.exit_code(SOON).await, 0);
+}
+
+#[tokio::test]
+async fn it_serves_and_ends_when_nobody_reads_its_log_any_more() {
+    let mut relay = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay"))
+        .args(["demo", "--listen-grpc", "127.0.0.1:0", "--listen-http", "127.0.0.1:0", "--log-level", "debug"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut log = tokio::io::BufReader::new(relay.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("Feed has its snapshot") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).await.expect("a line"), 0, "the log ended");
+    }
+    drop(log);
+    let pid = relay.id().expect("running").to_string();
+    let killed = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+    assert!(killed.success());
+    let ended =
+        tokio::time::timeout(SOON, relay.wait()).await.expect("it ends although it cannot log").expect("a status");
+    assert_eq!(ended.code(), Some(0));
+}
