@@ -170,9 +170,13 @@ impl WatchStream {
         }
     }
 
-    /// Takes responses until the watch has an event of this revision or a later one, or a later progress.
+    /// Takes responses until the stream has had an event of this revision or a later one, or such a progress; none where it has
+    /// had it already.
     pub async fn until_revision(&mut self, revision: i64) {
-        self.until(|response| reaches(response, revision)).await;
+        let had = self.record.lock()[..self.read].iter().any(|recorded| reaches(&recorded.response, revision));
+        if !had {
+            self.until(|response| reaches(response, revision)).await;
+        }
     }
 
     /// Every response so far, taken or not.
