@@ -2,6 +2,7 @@
 //!
 //! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
 
+pub mod access;
 pub mod body;
 pub mod grpc;
 pub mod http;

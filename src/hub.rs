@@ -132,6 +132,7 @@ impl Hub {
         if let Some(feed) = covering(&feeds, range) {
             return Ok(feed);
         }
+        feeds.retain(|feed| feed.state() != FeedState::Closed);
         if feeds.iter().filter(|feed| feed.kind() == FeedKind::OnDemand).count() >= most {
             return Err(NoFeed::Limit);
         }
@@ -182,7 +183,6 @@ impl Hub {
     }
 
     fn start(&self, feeds: &mut Vec<Arc<Feed>>, range: KeyRange, kind: FeedKind) -> Arc<Feed> {
-        feeds.retain(|feed| feed.state() != FeedState::Closed);
         let feed = Feed::new(range, kind, self.shared.clone());
         feeds.push(feed.clone());
         self.runner.run(feed.clone());

@@ -23,6 +23,7 @@ use self::upstream::Data;
 use crate::{
     front::{
         Inspect,
+        access::Access,
         grpc::{self, GrpcPort, GrpcService, Streams},
         http::{
             admin::{Admin, HttpPort},
@@ -83,7 +84,7 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
-        let data = Data::new(&config.upstream)?;
+        let data = Data::new(&config.upstream, &config.feeds.prefixes)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }
@@ -108,11 +109,12 @@ impl Relay {
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
         let upstream::Running { upstream, forward, version, patience } = data.run(&phases, &ready);
-        let core = core::wire(&config, upstream, patience, forward.clone(), &phases, &ready);
+        let core = core::wire(&config, upstream, patience, forward, &phases, &ready);
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,
             hub: core.hub,
+            access: core.access,
             streams: core.streams,
             metrics: metrics.clone(),
         });
@@ -122,7 +124,7 @@ impl Relay {
         let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
-        let port = GrpcPort { local: core.api, forward, health, reflection, member: member.clone() };
+        let port = GrpcPort { local: core.api, forward: core.forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
@@ -148,6 +150,7 @@ struct Process {
     ready: ReadyBoard,
     version: watch::Receiver<Option<Arc<MemberVersion>>>,
     hub: Arc<Hub>,
+    access: Access,
     streams: Streams,
     metrics: Metrics,
 }
@@ -163,7 +166,7 @@ impl Inspect for Process {
 
     fn state(&self) -> Map<String, Value> {
         let feeds: Vec<Value> = self.hub.feeds().iter().map(|feed| json!(feed.stats())).collect();
-        Map::from_iter([("feeds".to_owned(), feeds.into())])
+        Map::from_iter([("auth".to_owned(), json!(self.access.known().auth)), ("feeds".to_owned(), feeds.into())])
     }
 
     fn connection(&self, id: ConnectionId) -> Map<String, Value> {

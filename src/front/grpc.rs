@@ -15,6 +15,7 @@ mod responses;
 mod service;
 mod services;
 mod watch;
+mod watch_access;
 mod watch_body;
 
 pub use self::{

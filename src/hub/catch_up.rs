@@ -10,7 +10,8 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::{
-    Feed, fill,
+    Feed,
+    fill::{self, Filled},
     index::WatchOptions,
     outbox::{Outbox, Phase, wake},
     payload::Payload,
@@ -26,6 +27,7 @@ const STEP_WATCHES: usize = 4096;
 struct Parked {
     slot: usize,
     id: i64,
+    serial: u64,
     next: Revision,
     range: KeyRange,
     options: WatchOptions,
@@ -66,6 +68,7 @@ fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: &[u32]) -> (Vec<Parked>,
         let parked = Parked {
             slot: *slot as usize,
             id: watch.id,
+            serial: watch.serial,
             next: watch.next,
             range: group.range.clone(),
             options: group.options,
@@ -81,7 +84,8 @@ fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: &[u32]) -> (Vec<Parked>,
     drop(state);
     drop(inner);
     for watch in behind {
-        fill::spawn(feed.clone(), outbox.clone(), watch.id, watch.range, watch.options);
+        let Parked { id: watch_id, serial, range, options, .. } = watch;
+        fill::spawn(feed.clone(), outbox.clone(), Filled { watch_id, serial, range, options });
     }
     (watches, entries)
 }
@@ -146,10 +150,9 @@ fn finish(
     let ours: Vec<bool> = watches
         .iter()
         .map(|parked| {
-            state
-                .watches
-                .get(parked.slot)
-                .is_some_and(|watch| watch.id == parked.id && watch.phase == Phase::Parked && watch.next == parked.next)
+            state.watches.get(parked.slot).is_some_and(|watch| {
+                watch.serial == parked.serial && watch.phase == Phase::Parked && watch.next == parked.next
+            })
         })
         .collect();
     let mut waker = None;

@@ -27,7 +27,8 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Shared, fill,
+    Shared,
+    fill::{self, Filled},
     history::History,
     index::{Group, Index, Member, WatchOptions},
     outbox::{Cancellation, Delivery, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
@@ -79,6 +80,8 @@ pub struct Feed {
     waiting: AtomicUsize,
     nudge: Notify,
     trusts_progress: AtomicBool,
+    /// Upstream refuses the relay's own identity.
+    denied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -162,6 +165,9 @@ pub enum WaitError {
     /// This upstream's progress reports cannot be believed, or the feed has no watch now.
     #[error("the feed cannot tell whether it is up to date")]
     Unknown,
+    /// Upstream refuses the relay's own identity.
+    #[error("etcd denies the relay access")]
+    Denied,
 }
 
 impl Feed {
@@ -188,6 +194,7 @@ impl Feed {
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
             trusts_progress: AtomicBool::new(false),
+            denied: AtomicBool::new(false),
         })
     }
 
@@ -230,10 +237,17 @@ impl Feed {
         (self.snapshot.load_full(), entries)
     }
 
-    /// Whether it can serve: it has a snapshot that upstream has not left behind.
+    /// Whether it can serve: it has a snapshot that upstream has not left behind, and the relay may read what comes next.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        matches!(self.state(), FeedState::Live | FeedState::Resuming)
+        matches!(self.state(), FeedState::Live | FeedState::Resuming) && !self.is_denied()
+    }
+
+    /// Whether upstream refuses the relay's own identity. The feed does not serve then: what it has may be out of date for
+    /// ever. [`Feed::last_error`] has upstream's words.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.denied.load(Ordering::Acquire)
     }
 
     /// The state, and its changes to come.
@@ -251,11 +265,14 @@ impl Feed {
     /// Waits until the feed serves. Cancel safe.
     ///
     /// # Errors
-    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] where the feed has ended.
+    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once where upstream refuses the relay;
+    /// [`WaitError::Unknown`] where the feed has ended.
     pub async fn wait_serving(&self, patience: Duration) -> Result<(), WaitError> {
         let mut state = self.state.subscribe();
-        let serving = state.wait_for(|state| !matches!(state, FeedState::Starting | FeedState::Resyncing));
+        let serving =
+            state.wait_for(|state| self.is_denied() || !matches!(state, FeedState::Starting | FeedState::Resyncing));
         match tokio::time::timeout(patience, serving).await {
+            Ok(Ok(_)) if self.is_denied() => Err(WaitError::Denied),
             Ok(Ok(state)) if *state != FeedState::Closed => Ok(()),
             Ok(_) => Err(WaitError::Unknown),
             Err(_) => Err(WaitError::Timeout),
@@ -298,7 +315,7 @@ impl Feed {
         }
         let now = inner.revision;
         let mut state = outbox.lock();
-        if state.is_gone() {
+        if state.is_over() {
             return Err(SubscribeError::Gone);
         }
         if state.watches.len() >= outbox.limits.watches {
@@ -312,6 +329,7 @@ impl Feed {
         let from_now = start == Revision::ZERO;
         let slot = state.add(Watch {
             id,
+            serial: 0,
             next: if from_now { now.next() } else { start },
             attachment,
             group,
@@ -329,11 +347,13 @@ impl Feed {
         } else if past && inner.history.since(start).next().is_some() {
             state.set_phase(slot, Phase::Parked);
         }
+        let serial = state.watches[slot].serial;
         drop(state);
         drop(inner);
         stats::subscribed();
         if fill {
-            fill::spawn(self.clone(), outbox.clone(), id, subscribe.range.clone(), subscribe.options);
+            let filled = Filled { watch_id: id, serial, range: subscribe.range.clone(), options: subscribe.options };
+            fill::spawn(self.clone(), outbox.clone(), filled);
         }
         wake(waker);
         Ok(())
@@ -358,14 +378,11 @@ impl Feed {
         wake(waker);
     }
 
-    /// Ends a watch for a reason of the relay's or upstream's. After a compaction the id stays taken, as in etcd.
-    pub(super) fn cancel_for(&self, outbox: &Outbox, cancellation: Cancellation) {
+    /// Ends a watch that was being filled, for a reason of upstream's. After a compaction the id stays taken, as in etcd.
+    pub(super) fn cancel_filled(&self, outbox: &Outbox, serial: u64, cancellation: Cancellation) {
         let mut inner = self.lock();
         let mut state = outbox.lock();
-        let Some(slot) = state.slot_of(cancellation.watch_id) else { return };
-        if state.watches[slot].phase != Phase::Filling {
-            return;
-        }
+        let Some(slot) = state.filling(cancellation.watch_id, serial) else { return };
         stats::canceled(&cancellation);
         let ((watch, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
@@ -374,20 +391,65 @@ impl Feed {
         wake(waker);
     }
 
+    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone.
+    pub(super) fn revoke(&self, outbox: &Outbox, watch_id: i64, reason: String) {
+        let mut inner = self.lock();
+        let revision = inner.revision;
+        let mut state = outbox.lock();
+        let Some(slot) = state.slot_of(watch_id) else { return };
+        let watch = &state.watches[slot];
+        let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
+        if !mine || watch.phase == Phase::Compacted {
+            return;
+        }
+        let cancellation = Cancellation { watch_id, revision, reason, ..Cancellation::default() };
+        let ((watch, last), waker) = state.end_watch(slot, cancellation);
+        drop(state);
+        inner.unlink(&watch, last);
+        drop(inner);
+        stats::revoked();
+        wake(waker);
+    }
+
+    /// The watches of a stream here that can still be given events, each with its range. Takes the lock for some at a time.
+    pub(super) fn ranges_of(&self, outbox: &Outbox) -> Vec<(i64, KeyRange)> {
+        let slots = outbox.lock().slots_in(self);
+        let mut ranges = Vec::with_capacity(slots.len());
+        for slots in slots.chunks(1024) {
+            let inner = self.lock();
+            let state = outbox.lock();
+            ranges.extend(slots.iter().filter_map(|slot| {
+                // Between two locks it may have become another watch, of another feed.
+                let watch = state.watches.get(*slot)?;
+                let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
+                let alive = mine && watch.group != UNLINKED;
+                alive.then(|| (watch.id, inner.index.group(watch.group).range.clone()))
+            }));
+        }
+        ranges
+    }
+
     /// Takes all of a stream's watches out. Called when the stream is gone.
     pub(super) fn forget(&self, outbox: &Outbox) {
         let mut inner = self.lock();
         let slots = outbox.lock().slots_in(self);
-        for (done, slot) in slots.iter().enumerate() {
-            let (watch, last) = outbox.lock().remove(*slot);
-            inner.unlink(&watch, last);
+        let mut forgotten = 0;
+        for (done, slot) in slots.into_iter().enumerate() {
+            let mut state = outbox.lock();
+            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
+            if state.watches.contains(slot) {
+                let (watch, last) = state.remove(slot);
+                drop(state);
+                inner.unlink(&watch, last);
+                forgotten += 1;
+            }
             if done % 64 == 63 {
                 // The end of a stream with a million watches must not hold up the feed.
                 MutexGuard::bump(&mut inner);
             }
         }
         drop(inner);
-        stats::unsubscribed(slots.len());
+        stats::unsubscribed(forgotten);
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
@@ -431,6 +493,11 @@ impl Feed {
         }
         let old = self.state.send_replace(state);
         stats::feed_state(Some(old), Some(state));
+    }
+
+    /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
+    pub fn set_denied(&self, denied: bool) {
+        self.denied.store(denied, Ordering::Release);
     }
 
     /// Says whether [`Feed::advance`] will be called with progress that can be believed.
@@ -502,8 +569,10 @@ impl Feed {
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
                         watch.next = needs;
-                        let (id, group) = (watch.id, inner.index.group(watch.group));
-                        fills.push((outbox.clone(), id, group.range.clone(), group.options));
+                        let group = inner.index.group(watch.group);
+                        let (range, options) = (group.range.clone(), group.options);
+                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
+                        fills.push((outbox.clone(), filled));
                         state.set_phase(slot, Phase::Filling);
                         continue;
                     }
@@ -524,8 +593,8 @@ impl Feed {
         inner.revision = revision;
         self.show(&inner);
         drop(inner);
-        for (outbox, id, range, options) in fills {
-            fill::spawn(self.clone(), outbox, id, range, options);
+        for (outbox, filled) in fills {
+            fill::spawn(self.clone(), outbox, filled);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -719,3 +788,6 @@ pub struct FeedStats {
     /// Upstream's last error, if there ever was one.
     pub last_error: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Started by `feed` and `catch_up`; one task a watch, at most `Limits::fills` at work. Always holds: a filling watch is
 //! written to by its fill alone; the splice to history happens under the feed's lock, at a revision that history still has;
-//! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back.
+//! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back; and where
+//! others wait for their turn, one that cannot go on makes way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::{
     Feed,
     index::WatchOptions,
-    outbox::{Cancellation, Outbox, Phase, wake},
+    outbox::{Cancellation, Outbox, Phase, State, wake},
     payload::Payload,
     stats,
     upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},
@@ -21,10 +22,13 @@ use crate::types::{Entry, KeyRange, KeyValue, Revision};
 
 /// How often a fill that is not through asks upstream where it stands; etcd is silent while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a fill may keep its turn from others without bringing anything: its client does not read, or its keys are quiet and
+/// progress cannot be believed. Long beside the time that etcd takes to begin.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Starts the fill of a watch that has just been put into phase `Filling`.
-pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, watch_id: i64, range: KeyRange, options: WatchOptions) {
-    let fill = Fill { feed, outbox, watch_id, range, options };
+pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, filled: Filled) {
+    let fill = Fill { feed, outbox, filled };
     tokio::spawn(async move {
         let gone = fill.outbox.gone.clone();
         // Dropping the fill drops its upstream watch.
@@ -32,18 +36,26 @@ pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, watch_id: i64, range: 
     });
 }
 
+/// The watch to be filled. The client may cancel it and create another one with its id, which is not to be filled from here.
+pub(super) struct Filled {
+    pub(super) watch_id: i64,
+    pub(super) serial: u64,
+    pub(super) range: KeyRange,
+    pub(super) options: WatchOptions,
+}
+
 struct Fill {
     feed: Arc<Feed>,
     outbox: Arc<Outbox>,
-    watch_id: i64,
-    range: KeyRange,
-    options: WatchOptions,
+    filled: Filled,
 }
 
 /// Why one upstream watch of a fill ended.
 enum Outcome {
     /// The watch reads on from history, or is gone.
     Done,
+    /// Others wait, and this fill cannot go on; again when it is its turn.
+    MakeWay,
     /// Upstream broke off; try again from where the watch stands.
     Again(UpstreamError),
 }
@@ -51,8 +63,6 @@ enum Outcome {
 impl Fill {
     async fn run(&self) {
         let _running = stats::Filling::start();
-        // The semaphore is never closed.
-        let Ok(_permit) = self.feed.shared.fills.acquire().await else { return };
         let backoff = || {
             ExponentialBuilder::default()
                 .with_min_delay(Duration::from_millis(50))
@@ -62,12 +72,26 @@ impl Fill {
                 .build()
         };
         let mut delays = backoff();
+        let mut denied = false;
         loop {
+            self.outbox.wait_room().await;
+            // The semaphore is never closed, and gives turns in the order in which they were asked for.
+            let Ok(permit) = self.feed.shared.fills.acquire().await else { return };
             let before = self.next();
-            match self.attempt().await {
+            let outcome = self.attempt().await;
+            drop(permit);
+            match outcome {
                 Outcome::Done => return,
+                Outcome::MakeWay => {}
+                // Once may be a token that is too old; the next attempt brings a new one.
+                Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
+                    let (revision, reason) = (self.feed.revision(), format!("etcd-relay: {error}"));
+                    return self.end(Cancellation { revision, reason, ..Cancellation::default() });
+                }
                 Outcome::Again(error) => {
-                    tracing::debug!(%error, range = %self.range, watch_id = self.watch_id, "Upstream watch of a fill ended");
+                    denied = matches!(error, UpstreamError::Denied(_));
+                    let (range, watch_id) = (&self.filled.range, self.filled.watch_id);
+                    tracing::debug!(%error, %range, watch_id, "Upstream watch of a fill ended");
                     if self.next() > before {
                         delays = backoff();
                     }
@@ -80,7 +104,8 @@ impl Fill {
     /// One upstream watch, from where the subscription stands.
     async fn attempt(&self) -> Outcome {
         let Some(start_revision) = self.next() else { return Outcome::Done };
-        let request = WatchRequest { range: self.range.clone(), start_revision, prev_kv: self.options.prev_kv };
+        let Filled { range, options, .. } = &self.filled;
+        let request = WatchRequest { range: range.clone(), start_revision, prev_kv: options.prev_kv };
         let mut upstream = match self.feed.shared.upstream.watch(request).await {
             Ok(upstream) => upstream,
             Err(error) => return Outcome::Again(error),
@@ -88,10 +113,18 @@ impl Fill {
         let trusts_progress = upstream.trusts_progress();
         let mut ask = tokio::time::interval_at(Instant::now(), PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
         loop {
             let message = tokio::select! {
-                // Cancel safe: both arms say so.
+                // Cancel safe: each arm says so.
                 message = upstream.next() => message,
+                () = tokio::time::sleep_until(heard + TURN) => {
+                    if self.others_wait() {
+                        return Outcome::MakeWay;
+                    }
+                    heard = Instant::now();
+                    continue;
+                }
                 _ = ask.tick(), if trusts_progress => {
                     if let Err(error) = upstream.request_progress().await {
                         return Outcome::Again(error);
@@ -102,10 +135,16 @@ impl Fill {
             match message {
                 Ok(WatchMessage::Events { header, revisions }) => {
                     for changes in &revisions {
-                        if !self.give(changes, header.revision).await {
+                        while tokio::time::timeout(TURN, self.outbox.wait_room()).await.is_err() {
+                            if self.others_wait() {
+                                return Outcome::MakeWay;
+                            }
+                        }
+                        if !self.give(changes, header.revision) {
                             return Outcome::Done;
                         }
                     }
+                    heard = Instant::now();
                 }
                 Ok(WatchMessage::Progress(header)) if trusts_progress => self.passed(header.revision),
                 Ok(WatchMessage::Progress(_)) => {}
@@ -125,19 +164,20 @@ impl Fill {
         }
     }
 
-    /// Queues one revision once there is room. False where the watch is gone.
-    async fn give(&self, changes: &Changes, as_of: Revision) -> bool {
+    /// Whether all turns are taken, so that others may be waiting.
+    fn others_wait(&self) -> bool {
+        self.feed.shared.fills.available_permits() == 0
+    }
+
+    /// Queues one revision. False where the watch is gone.
+    fn give(&self, changes: &Changes, as_of: Revision) -> bool {
         let mut prev = changes.prev.iter();
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
-        let payload = Payload::matching(&entry, &self.range, self.options);
-        self.outbox.wait_room().await;
+        let payload = Payload::matching(&entry, &self.filled.range, self.filled.options);
         let mut state = self.outbox.lock();
-        let Some(slot) = state.slot_of(self.watch_id).filter(|slot| state.watches[*slot].phase == Phase::Filling)
-        else {
-            return false;
-        };
+        let Some(slot) = self.slot(&state) else { return false };
         let watch = &mut state.watches[slot];
         if changes.revision < watch.next {
             return true;
@@ -152,11 +192,9 @@ impl Fill {
     /// Upstream has nothing more up to `revision`.
     fn passed(&self, revision: Revision) {
         let mut state = self.outbox.lock();
-        if let Some(slot) = state.slot_of(self.watch_id) {
+        if let Some(slot) = self.slot(&state) {
             let watch = &mut state.watches[slot];
-            if watch.phase == Phase::Filling {
-                watch.next = watch.next.max(revision.next());
-            }
+            watch.next = watch.next.max(revision.next());
         }
     }
 
@@ -164,10 +202,7 @@ impl Fill {
     fn splice(&self) -> bool {
         let inner = self.feed.lock();
         let mut state = self.outbox.lock();
-        let Some(slot) = state.slot_of(self.watch_id).filter(|slot| state.watches[*slot].phase == Phase::Filling)
-        else {
-            return true;
-        };
+        let Some(slot) = self.slot(&state) else { return true };
         if !self.feed.is_serving() || state.watches[slot].next < inner.history.start() {
             return false;
         }
@@ -180,13 +215,17 @@ impl Fill {
     }
 
     fn end(&self, cancellation: Cancellation) {
-        self.feed.cancel_for(&self.outbox, Cancellation { watch_id: self.watch_id, ..cancellation });
+        let Filled { watch_id, serial, .. } = self.filled;
+        self.feed.cancel_filled(&self.outbox, serial, Cancellation { watch_id, ..cancellation });
     }
 
     /// The revision that the watch needs next; `None` where it is not to be filled any more.
     fn next(&self) -> Option<Revision> {
         let state = self.outbox.lock();
-        let watch = &state.watches[state.slot_of(self.watch_id)?];
-        (watch.phase == Phase::Filling).then_some(watch.next)
+        self.slot(&state).map(|slot| state.watches[slot].next)
+    }
+
+    fn slot(&self, state: &State) -> Option<usize> {
+        state.filling(self.filled.watch_id, self.filled.serial)
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Feed, catch_up, index::GroupId, payload::Payload};
-use crate::types::Revision;
+use crate::types::{KeyRange, Revision};
 
 /// The watch id of responses that are about no watch, or about all of a stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -136,6 +136,7 @@ pub(super) struct State {
     pub(super) watches: Slab<Watch>,
     ids: HashMap<i64, u32>,
     next_id: i64,
+    next_serial: u64,
     pub(super) feeds: Slab<Attachment>,
     /// Slots of parked watches, and of some that are not parked any more: finding the parked ones must not cost a walk over
     /// all watches.
@@ -165,6 +166,8 @@ pub(super) struct Attachment {
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) id: i64,
+    /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
+    pub(super) serial: u64,
     /// The first revision that it still needs; of a live watch, the first one it may be given.
     pub(super) next: Revision,
     /// Index into [`State::feeds`].
@@ -273,6 +276,35 @@ impl Outbox {
         let waker = state.waker.take();
         drop(state);
         wake(waker);
+    }
+
+    /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may not have it.
+    pub fn cut(&self, why: StreamEnd) {
+        // First of all, so that no watch is added behind our back.
+        self.lock().end = Some(why);
+        for feed in self.feeds() {
+            feed.forget(self);
+        }
+        let mut state = self.lock();
+        state.queue.clear();
+        state.queued_bytes = 0;
+        let waker = state.waker.take();
+        drop(state);
+        self.room.notify_waiters();
+        wake(waker);
+    }
+
+    /// The watches that can still be given events, each with its range, in no order.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<(i64, KeyRange)> {
+        self.feeds().iter().flat_map(|feed| feed.ranges_of(self)).collect()
+    }
+
+    /// Ends a watch whose client may not read its range any more, with etcd's reason.
+    pub fn revoke(&self, watch_id: i64, reason: &str) {
+        if let Some(feed) = self.feed_of(watch_id) {
+            feed.revoke(self, watch_id, reason.to_owned());
+        }
     }
 
     /// Waits until the queue has room, or the stream is gone: whoever writes at the client's wish must not outrun its reading.
@@ -511,8 +543,10 @@ impl State {
     }
 
     /// Adds a watch in phase live; the caller may change the phase.
-    pub(super) fn add(&mut self, watch: Watch) -> usize {
+    pub(super) fn add(&mut self, mut watch: Watch) -> usize {
         self.feeds[watch.attachment as usize].watches += 1;
+        watch.serial = self.next_serial;
+        self.next_serial += 1;
         let id = watch.id;
         let slot = self.watches.insert(watch);
         self.ids.insert(id, slot as u32);
@@ -534,6 +568,13 @@ impl State {
     /// The slot of a watch.
     pub(super) fn slot_of(&self, watch_id: i64) -> Option<usize> {
         self.ids.get(&watch_id).map(|slot| *slot as usize)
+    }
+
+    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
+    pub(super) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
+        let slot = self.slot_of(watch_id)?;
+        let watch = &self.watches[slot];
+        (watch.serial == serial && watch.phase == Phase::Filling).then_some(slot)
     }
 
     /// Moves a watch to a phase and keeps the counts.
@@ -565,9 +606,9 @@ impl State {
         self.waker.take()
     }
 
-    /// Whether the stream is gone.
-    pub(super) fn is_gone(&self) -> bool {
-        self.gone
+    /// Whether the stream has ended or is gone: nothing new may begin on it.
+    pub(super) fn is_over(&self) -> bool {
+        self.gone || self.end.is_some()
     }
 
     /// The place of a feed in [`State::feeds`], made where it is new: `slot` gives the outbox's place in the feed.

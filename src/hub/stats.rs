@@ -31,6 +31,12 @@ pub(super) fn unsubscribed(count: usize) {
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => CancelReason::Client.as_str()).increment(count as u64);
 }
 
+/// A watch ended because its client may not read its range any more.
+pub(super) fn revoked() {
+    WATCHES.decrement(1.0);
+    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => CancelReason::Denied.as_str()).increment(1);
+}
+
 /// A watch ended by upstream or the relay. After a compaction it still counts as a watch, until its client cancels it.
 pub(super) fn canceled(cancellation: &Cancellation) {
     let reason = if cancellation.compact_revision == Revision::ZERO {

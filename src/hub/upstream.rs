@@ -138,8 +138,14 @@ pub enum UpstreamError {
     /// The revision is gone.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
+    /// The revision is still to come.
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    Future,
     /// The relay's own identity may not read this range, or is not known.
-    #[error("etcd denies the relay access: {0}")]
+    #[error(
+        "etcd denies the relay access: {0}. Name an etcd user that may read every --prefix with --upstream-user and \
+         --upstream-password-file"
+    )]
     Denied(String),
     /// Upstream broke the protocol; says how.
     #[error("etcd sent what its protocol does not allow: {0}")]

@@ -9,7 +9,10 @@ use tokio::sync::watch;
 
 use super::{Config, OnDemand};
 use crate::{
-    front::grpc::{EtcdApi, GrpcService, Streams},
+    front::{
+        access::Access,
+        grpc::{EtcdApi, GrpcService, Streams},
+    },
     hub::{Feed, FeedState, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
@@ -25,7 +28,10 @@ const FILLS: usize = 16;
 /// The heart of a relay.
 pub(super) struct Core {
     pub(super) hub: Arc<Hub>,
+    pub(super) access: Access,
     pub(super) api: EtcdApi,
+    /// All calls that `api` does not answer.
+    pub(super) forward: GrpcService,
     pub(super) streams: Streams,
 }
 
@@ -68,16 +74,21 @@ pub(super) fn wire(
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
         phases.spawn_upkeep(hold_ready(feed, ready.clone()));
     }
+    let access = Access::new(forward.clone(), confirm_patience);
+    phases.spawn_upkeep(access.clone().run(ready.clone()));
+    // What passes through may change who may do what.
+    let forward = access.noticing(forward);
     let streams = Streams::default();
     let api = EtcdApi::new(
         hub.clone(),
-        forward,
+        access.clone(),
+        forward.clone(),
         streams.clone(),
         config.watches.progress_notify_interval,
         phases.clients.clone(),
         phases.streams.clone(),
     );
-    Core { hub, api, streams }
+    Core { hub, access, api, forward, streams }
 }
 
 /// Holds readiness back while `feed` does not serve.
@@ -86,7 +97,11 @@ async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
     loop {
         let state = *states.borrow_and_update();
         let hold = match state {
-            FeedState::Live | FeedState::Resuming => None,
+            FeedState::Live | FeedState::Resuming if !feed.is_denied() => None,
+            FeedState::Live | FeedState::Resuming => {
+                let why = feed.last_error().unwrap_or_default();
+                Some(ready.hold(format!("feed {}: {why}", feed.range())))
+            }
             FeedState::Starting | FeedState::Resyncing | FeedState::Closed => {
                 let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
                 Some(ready.hold(format!("feed {} has no snapshot{why}", feed.range())))

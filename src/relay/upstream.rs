@@ -21,13 +21,13 @@ use crate::{
     types::MemberVersion,
 };
 
-/// What a relay over etcd asks a confirmation of the current revision with: a key that is in no use.
-const PROBE_KEY: Bytes = Bytes::from_static(&[0]);
+/// What the current revision is asked with where no prefix names a key that the relay may read.
+const FIRST_KEY: Bytes = Bytes::from_static(&[0]);
 
 /// Where the data is, made before anything runs.
 #[derive(Debug)]
 pub(super) enum Data {
-    Etcd(Etcd),
+    Etcd { etcd: Etcd, probe_key: Bytes },
     Store { store: Store, changes_every: Option<Duration> },
 }
 
@@ -44,9 +44,12 @@ pub(super) struct Running {
 }
 
 impl Data {
-    pub(super) fn new(upstream: &Where) -> Result<Self, SeedError> {
+    pub(super) fn new(upstream: &Where, prefixes: &[Bytes]) -> Result<Self, SeedError> {
         match upstream {
-            Where::Etcd(etcd) => Ok(Self::Etcd(etcd.clone())),
+            Where::Etcd(etcd) => {
+                let probe_key = prefixes.first().filter(|prefix| !prefix.is_empty()).cloned().unwrap_or(FIRST_KEY);
+                Ok(Self::Etcd { etcd: etcd.clone(), probe_key })
+            }
             Where::Embedded(Embedded { seeded, changes_every }) => {
                 let store = Store::new(store::Config::default());
                 if *seeded {
@@ -61,13 +64,13 @@ impl Data {
     /// Starts what has to run for it.
     pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
         match self {
-            Self::Etcd(etcd) => over_etcd(etcd, phases, ready),
+            Self::Etcd { etcd, probe_key } => over_etcd(etcd, probe_key, phases, ready),
             Self::Store { store, changes_every } => over_store(store, changes_every, phases),
         }
     }
 }
 
-fn over_etcd(etcd: Etcd, phases: &Phases, ready: &ReadyBoard) -> Running {
+fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
     let forward = Forward::new(&etcd.forward(), phases.streams.clone());
     let probe = Probe::new(etcd.endpoints.clone(), etcd.request_timeout, ready.clone());
     let version = probe.version();
@@ -79,7 +82,7 @@ fn over_etcd(etcd: Etcd, phases: &Phases, ready: &ReadyBoard) -> Running {
         request_timeout: etcd.request_timeout,
         keepalive: etcd.keepalive,
         identity: etcd.identity,
-        probe_key: PROBE_KEY,
+        probe_key,
     });
     Running { upstream, forward: forward.boxed(), version, patience }
 }

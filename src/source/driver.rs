@@ -84,7 +84,14 @@ impl Driver {
 impl FeedRunner for Driver {
     fn run(&self, feed: Arc<Feed>) {
         let stop = self.stop.clone();
-        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, cluster_id: 0, failures: 0 };
+        let driver = Driving {
+            driver: self.clone(),
+            delays: delays(&self.config),
+            feed,
+            cluster_id: 0,
+            failures: 0,
+            denied: false,
+        };
         self.tasks.spawn(async move {
             stop.run_until_cancelled(driver.run()).await;
         });
@@ -100,6 +107,8 @@ struct Driving {
     cluster_id: u64,
     /// Failures in a row.
     failures: u32,
+    /// The last failure was a denial.
+    denied: bool,
 }
 
 /// Why a watch ended.
@@ -174,6 +183,7 @@ impl Driving {
                 self.feed.reset(map, header.revision, &reset);
             }
         }
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Resuming, None);
         true
     }
@@ -237,6 +247,8 @@ impl Driving {
         }
         self.driver.leaderless.send_if_modified(std::mem::take);
         self.feed.set_trusts_progress(upstream.trusts_progress());
+        self.denied = false;
+        self.feed.set_denied(false);
         self.feed.set_state(FeedState::Live, None);
         if self.failures > 0 {
             tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures = self.failures,
@@ -253,8 +265,11 @@ impl Driving {
         if trusts_progress && let Err(error) = upstream.request_progress().await {
             return Ended::Failed(error);
         }
-        // When progress was last asked for without an answer yet: at the start, since a feed may stand far behind others.
+        // When progress was last asked for: at the start, since a feed may stand far behind others.
         let mut asked = trusts_progress.then(Instant::now);
+        let mut unanswered = trusts_progress;
+        // Someone came after the ask, whom its answer does not serve.
+        let mut newcomers = false;
         let mut idle =
             tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
         idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -268,18 +283,19 @@ impl Driving {
                     match message {
                         Ok(message) => match self.take(message, trusts_progress) {
                             Ok(answered) => {
-                                if answered {
-                                    asked = None;
-                                }
-                                // Whoever came after the ask needs another one.
-                                answered && self.feed.is_awaited()
+                                unanswered &= !answered;
+                                // Others wait for a member that is behind: asking it without a pause brings it no nearer.
+                                answered && std::mem::take(&mut newcomers) && self.feed.is_awaited()
                             }
                             Err(ended) => return ended,
                         },
                         Err(error) => return Ended::Failed(error),
                     }
                 }
-                () = self.feed.nudged() => asked.is_none(),
+                () = self.feed.nudged() => {
+                    newcomers = unanswered;
+                    !unanswered
+                }
                 () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
                     if ask_again.is_some() && self.feed.is_awaited() => true,
                 _ = idle.tick() => {
@@ -294,6 +310,7 @@ impl Driving {
                     return Ended::Failed(error);
                 }
                 asked = Some(Instant::now());
+                unanswered = true;
             }
         }
     }
@@ -345,6 +362,10 @@ impl Driving {
                 "Feed has no upstream");
         }
         self.failures = self.failures.saturating_add(1);
+        // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.
+        let denied = matches!(error, UpstreamError::Denied(_));
+        self.feed.set_denied(denied && self.denied);
+        self.denied = denied;
         self.feed.set_state(state, Some(error.to_string()));
         tokio::time::sleep(delay).await;
     }

@@ -46,7 +46,7 @@ pub struct EtcdConfig {
     pub probe_key: Bytes,
 }
 
-/// A user of etcd.
+/// A user of etcd. Of no effect while etcd's authentication is off.
 #[derive(Clone)]
 pub struct Identity {
     /// Name.
@@ -82,6 +82,15 @@ impl std::fmt::Debug for MemberLink {
     }
 }
 
+impl MemberLink {
+    fn slot(&self, lane: Lane) -> &Mutex<Option<Client>> {
+        match lane {
+            Lane::Watch => &self.watch,
+            Lane::Bulk => &self.bulk,
+        }
+    }
+}
+
 /// Which connection a call takes.
 #[derive(Clone, Copy)]
 enum Lane {
@@ -110,12 +119,16 @@ impl EtcdUpstream {
         };
         let patience = self.config.request_timeout;
         let result = tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience)));
+        if self.config.identity.is_some() && matches!(result, Err(UpstreamError::Denied(_))) {
+            // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
+            *self.members[member].slot(lane).lock() = None;
+        }
         result.map_err(|error| self.failed(member, error))
     }
 
     /// Prefers another member than the one that failed, and names the one that failed.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        if matches!(error, UpstreamError::Compacted) {
+        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) {
             return error;
         }
         let next = (member + 1) % self.members.len();
@@ -129,10 +142,7 @@ impl EtcdUpstream {
     }
 
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
-        let slot = match lane {
-            Lane::Watch => &self.members[member].watch,
-            Lane::Bulk => &self.members[member].bulk,
-        };
+        let slot = self.members[member].slot(lane);
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }
@@ -149,11 +159,20 @@ impl EtcdUpstream {
                 .keep_alive_while_idle(keepalive.while_idle);
         }
         let channel = endpoint.connect_lazy();
-        let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
-        if let Some(identity) = &self.config.identity {
-            options = options.with_user(&identity.user, &identity.password);
-        }
-        let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|e| refused(&e))?;
+        let channel = Channel::Tonic(channel);
+        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        let client = match &self.config.identity {
+            Some(Identity { user, password }) => {
+                let named = options.clone().with_user(user, password);
+                match Client::from_channel(channel.clone(), Some(named)).await {
+                    // Nobody has a name while authentication is off. Once it is on, calls are denied, and we come here again.
+                    Err(error) if is_auth_off(&error) => Client::from_channel(channel, Some(options)).await,
+                    result => result,
+                }
+            }
+            None => Client::from_channel(channel, Some(options)).await,
+        };
+        let client = client.map_err(|error| refused(&error))?;
         *slot.lock() = Some(client.clone());
         Ok(client)
     }
@@ -217,8 +236,9 @@ impl Upstream for EtcdUpstream {
         for _ in 0..self.members.len() {
             match ask(oldest).await {
                 Ok(header) => return Ok(Confirmed { header, compacted: false }),
-                Err(UpstreamError::Compacted) => {
-                    return ask(None).await.map(|header| Confirmed { header, compacted: true });
+                Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
+                    let compacted = matches!(error, UpstreamError::Compacted);
+                    return ask(None).await.map(|header| Confirmed { header, compacted });
                 }
                 Err(error) => last = Some(error),
             }
@@ -347,13 +367,22 @@ fn refused(error: &Error) -> UpstreamError {
     };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
+        tonic::Code::OutOfRange if status.message().contains("future") => UpstreamError::Future,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
-        tonic::Code::InvalidArgument if status.message().contains("user name is empty") => {
+        tonic::Code::InvalidArgument if DENIALS.iter().any(|text| status.message().contains(text)) => {
             UpstreamError::Denied(status.message().into())
         }
         _ => UpstreamError::Unavailable(with_causes(status.message().to_owned(), status)),
     }
+}
+
+/// etcd's denials that come with a code of several meanings.
+const DENIALS: [&str; 3] = ["user name is empty", "revision of auth store is old", "authentication failed"];
+
+fn is_auth_off(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.code() == tonic::Code::FailedPrecondition
+        && status.message().contains("authentication is not enabled"))
 }
 
 /// A text with the causes of its error, without repeating one that says the same.

@@ -62,6 +62,8 @@ pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
 pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
+/// Questions to etcd whether a client may read a range, by [`Check`].
+pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
 /// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
@@ -230,8 +232,21 @@ labels! {
         ForwardedLate = "forwarded_late",
         /// By upstream: its progress cannot be trusted.
         ForwardedUntrusted = "forwarded_untrusted",
+        /// By upstream: the client may not read the range, or it is not known whether it may.
+        ForwardedAccess = "forwarded_access",
         /// By upstream: the relay does not answer this form from memory.
         ForwardedOther = "forwarded_other",
+    }
+}
+labels! {
+    /// What etcd said about a client and a range.
+    Check as "outcome" {
+        /// The client may read it.
+        Granted = "granted",
+        /// It may not, or is not known.
+        Denied = "denied",
+        /// Nothing: it could not be asked.
+        Unknown = "unknown",
     }
 }
 labels! {
@@ -332,6 +347,7 @@ pub fn describe() {
         UPSTREAM_RESYNCS by ResyncReason,
         UPSTREAM_CONNECTS by Connect,
         READS by Read,
+        ACCESS_CHECKS by Check,
     );
     for port in Port::ALL {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
@@ -386,6 +402,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
+    (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 

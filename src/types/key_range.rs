@@ -137,6 +137,31 @@ impl KeyRange {
         }
     }
 
+    /// The smallest range that has both, and every key between them.
+    #[must_use]
+    pub fn span(&self, other: &Self) -> Self {
+        if self.covers(other) {
+            return self.clone();
+        }
+        if other.covers(self) {
+            return other.clone();
+        }
+        let end = match (self.before(), other.before()) {
+            (Some(one), Some(another)) => RangeEnd::Before(one.max(another)),
+            _ => RangeEnd::Unbounded,
+        };
+        Self { start: self.start.clone().min(other.start.clone()), end }
+    }
+
+    /// The first key after the range; `None` where it has no end.
+    fn before(&self) -> Option<Bytes> {
+        match &self.end {
+            RangeEnd::Single => Some([&self.start[..], &[0]].concat().into()),
+            RangeEnd::Before(end) => Some(end.clone()),
+            RangeEnd::Unbounded => None,
+        }
+    }
+
     /// The range without the keys up to and including `key`; `None` where nothing is left. Used to page through a range.
     #[must_use]
     pub fn after(&self, key: &[u8]) -> Option<Self> {
@@ -214,6 +239,15 @@ mod tests {
         assert!(!a.covers(&wire("/a0", "")) && !a.covers(&wire("/a/", "\0")) && !a.covers(&wire("/a", "")));
         assert!(wire("", "\0").covers(&a) && wire("", "\0").covers(&wire("x", "\0")));
         assert!(wire("k", "").covers(&wire("k", "k\0")) && !wire("k", "").covers(&wire("k", "l")));
+    }
+
+    #[test]
+    fn a_span_has_both_and_no_more_than_lies_between() {
+        assert_eq!(wire("a", "").span(&wire("c", "")), wire("a", "c\0"));
+        assert_eq!(wire("c", "d").span(&wire("a", "b")), wire("a", "d"));
+        assert_eq!(wire("a", "d").span(&wire("b", "")), wire("a", "d"));
+        assert_eq!(wire("a", "").span(&wire("a", "")), wire("a", ""));
+        assert_eq!(wire("b", "\0").span(&wire("a", "")), wire("a", "\0"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
-//! way; `auth` asks as different users; `commands`, `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the
+//! way; `access` asks as different users, with etcd's authentication on; `commands`, `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the
 //! real command; `store` compares the embedded store with etcd, request by request. Not here: tests of single modules, which
 //! stand beside the code.
 
@@ -13,7 +13,7 @@
 #![expect(clippy::panic, reason = "a test that cannot go on says why")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
-mod auth;
+mod access;
 mod commands;
 mod conformance;
 mod conversation;

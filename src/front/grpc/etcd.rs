@@ -26,10 +26,15 @@ use super::{
     pieces::Pieces,
     range::{self, Answer},
     watch::Requests,
+    watch_access::StreamAccess,
     watch_body::{WatchBody, trailers},
 };
 use crate::{
-    front::{body::BoxError, listen::ConnectionId},
+    front::{
+        access::{Access, Caller},
+        body::BoxError,
+        listen::ConnectionId,
+    },
     hub::{Hub, Outbox, OutboxStats},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
@@ -46,6 +51,7 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 #[derive(Clone, Debug)]
 pub struct EtcdApi {
     hub: Arc<Hub>,
+    access: Access,
     forward: GrpcService,
     streams: Streams,
     progress_interval: Duration,
@@ -54,18 +60,19 @@ pub struct EtcdApi {
 }
 
 impl EtcdApi {
-    /// Answers from `hub`; what it cannot answer goes to `forward`. Watches that ask for it are told their progress every
+    /// Answers from `hub` what `access` grants to the client; what it cannot answer goes to `forward`. Watches that ask for it are told their progress every
     /// `progress_interval`. Streams end when `stop` is done; `tasks` are then done soon.
     #[must_use]
     pub fn new(
         hub: Arc<Hub>,
+        access: Access,
         forward: GrpcService,
         streams: Streams,
         progress_interval: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { hub, forward, streams, progress_interval, tasks, stop }
+        Self { hub, access, forward, streams, progress_interval, tasks, stop }
     }
 
     fn watch(&self, request: Request<Incoming>) -> Response<EtcdBody> {
@@ -78,11 +85,13 @@ impl EtcdApi {
         let listed =
             request.extensions().get::<ConnectionId>().map(|connection| self.streams.list(*connection, &outbox));
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
+        let caller = Caller::of(request.headers());
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::default().decoder();
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
         let body = WatchBody::new(outbox.clone(), self.hub.header().clone(), listed);
         let requests = Requests {
             hub: self.hub.clone(),
+            access: StreamAccess { access: self.access.clone(), caller, outbox: outbox.clone() },
             outbox,
             requests,
             requires_leader,
@@ -100,7 +109,7 @@ impl EtcdApi {
             Ok(body) => body.to_bytes(),
             Err(error) => return refuse(&unreadable(&*error)),
         };
-        let (message, how) = match range::answer(&self.hub, &body).await {
+        let (message, how) = match range::answer(&self.hub, &self.access, &parts.headers, &body).await {
             Answer::Local(message, how) => (Some(message), how),
             Answer::Forward(how) => (None, how),
             Answer::Refuse(status) => {

@@ -7,17 +7,21 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes};
+use http::HeaderMap;
 use prost::Message as _;
 use tonic::Status;
 
 use super::pieces::{Pieces, Writer, put_header, put_int};
 use crate::{
-    hub::{Feed, Hub, RangeQuery, RangeReply, SortOrder, SortTarget},
+    front::access::{Access, Auth, Caller, WireRange},
+    hub::{Feed, Hub, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
     pb::etcdserverpb::{RangeRequest, range_request},
     telemetry::names::Read,
     types::{KeyRange, KeyValue, Revision},
 };
 
+/// How long a serializable read of the past waits to hear that the past is compacted.
+const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A gRPC message begins with a flag and its length.
@@ -33,28 +37,45 @@ pub(super) enum Answer {
     Refuse(Status),
 }
 
-/// etcd's text for it, from the releases on that check it.
-const BAD_SORT_TARGET: &str = "etcdserver: invalid sort option";
+/// etcd's text for unknown sort options, from the releases on that check them.
+const BAD_SORT: &str = "etcdserver: invalid sort option";
 
-/// Answers the one message of `body`, if the relay can.
-pub(super) async fn answer(hub: &Arc<Hub>, body: &Bytes) -> Answer {
+/// Answers the one message of `body`, if the relay can and the client that sent `headers` may read it.
+pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap, body: &Bytes) -> Answer {
     // What cannot be parsed is for etcd to refuse, in its own words.
     let Some(request) = parse(body) else { return Answer::Forward(Read::ForwardedOther) };
-    if range_request::SortTarget::try_from(request.sort_target).is_err() {
-        // etcd 3.5 does not check it, and the member that gets it panics.
-        return Answer::Refuse(Status::invalid_argument(BAD_SORT_TARGET));
+    let known_target = range_request::SortTarget::try_from(request.sort_target).is_ok();
+    if !known_target || range_request::SortOrder::try_from(request.sort_order).is_err() {
+        // etcd 3.5 does not check them, and the member that gets an unknown target panics.
+        return Answer::Refuse(Status::invalid_argument(BAD_SORT));
     }
     let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
+    if !feed.is_serving() {
+        return Answer::Forward(Read::ForwardedLate);
+    }
+    if !access.is_off() {
+        let range = WireRange { key: request.key.clone(), range_end: request.range_end.clone() };
+        // Unknown is no time to wait here: etcd can answer.
+        if access.known().auth != Auth::On || !access.permits(&Caller::of(headers), &range).await {
+            return Answer::Forward(Read::ForwardedAccess);
+        }
+    }
     feed.touch();
     let mut how = Read::Snapshot;
     if !request.serializable {
-        match reach_current(hub, &feed, query.revision).await {
+        match reach_current(hub, access, &feed, query.revision).await {
             Ok(()) => how = Read::Confirmed,
             Err(why) => return Answer::Forward(why),
         }
+    } else if query.revision > Revision::ZERO {
+        // Where etcd cannot say whether the past is compacted, what is known of it does for a serializable read.
+        let confirm = hub.confirmer().confirm(Some(query.revision));
+        if matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted) {
+            return Answer::Forward(Read::ForwardedOther);
+        }
     }
-    // Checked last: a feed that starts again has nothing to answer with.
+    // Checked again: a feed that starts again has nothing to answer with.
     if !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
     }
@@ -70,15 +91,20 @@ pub(super) async fn answer(hub: &Arc<Hub>, body: &Bytes) -> Answer {
 }
 
 /// Waits until the feed has the revision that is current now. A past revision must not be compacted at etcd.
-async fn reach_current(hub: &Hub, feed: &Feed, past: Revision) -> Result<(), Read> {
+async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<(), Read> {
     let past = (past > Revision::ZERO).then_some(past);
-    let confirmed = hub.confirmer().confirm(past).await.map_err(|_| Read::ForwardedLate)?;
+    let confirmed = hub.confirmer().confirm(past).await.map_err(|error| {
+        if matches!(error, UpstreamError::Denied(_)) && access.is_off() {
+            access.doubt();
+        }
+        Read::ForwardedLate
+    })?;
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
     feed.wait_for(confirmed.header.revision, PATIENCE).await.map_err(|error| match error {
-        crate::hub::WaitError::Timeout => Read::ForwardedLate,
-        crate::hub::WaitError::Unknown => Read::ForwardedUntrusted,
+        WaitError::Timeout | WaitError::Denied => Read::ForwardedLate,
+        WaitError::Unknown => Read::ForwardedUntrusted,
     })
 }
 

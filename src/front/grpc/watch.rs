@@ -18,8 +18,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::watch_access::StreamAccess;
 use crate::{
-    hub::{Feed, Hub, NoFeed, Outbox, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions},
+    front::access::WireRange,
+    hub::{
+        Feed, Hub, NoFeed, Outbox, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions,
+        upstream::UpstreamError,
+    },
     pb::etcdserverpb::{
         WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion,
     },
@@ -46,6 +51,7 @@ pub(super) struct Requests {
     pub(super) hub: Arc<Hub>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) requests: Streaming<WatchRequest>,
+    pub(super) access: StreamAccess,
     /// The client sent `hasleader`: it wants the stream to end where there is no leader.
     pub(super) requires_leader: bool,
     pub(super) progress_interval: Duration,
@@ -57,7 +63,10 @@ pub(super) struct Requests {
 
 /// One request, parsed.
 enum Step {
-    Create(Subscribe),
+    /// With the range as the client gave it, which is what permission is checked for.
+    Create(WireRange, Subscribe),
+    /// A create with an empty range: refused, but only to a client that may read it.
+    Empty(WireRange),
     Refuse(String, Refusal),
     Cancel(i64),
     Progress,
@@ -67,7 +76,9 @@ impl Requests {
     /// Serves the stream until it is gone.
     pub(super) async fn run(mut self) {
         let gone = self.outbox.gone().clone();
-        gone.run_until_cancelled(self.serve()).await;
+        let access = self.access.clone();
+        // Side by side: a client that holds up its requests does not hold up the check of its watches.
+        gone.run_until_cancelled(async { tokio::join!(self.serve(), access.keep()) }).await;
     }
 
     async fn serve(&mut self) {
@@ -125,31 +136,63 @@ impl Requests {
         if steps.is_empty() {
             return;
         }
+        let Some(steps) = self.authorized(steps).await else { return };
         let starts = steps.iter().filter_map(|step| match step {
-            Step::Create(subscribe) => Some(subscribe.start_revision),
+            Step::Create(_, subscribe) => Some(subscribe.start_revision),
             _ => None,
         });
         let oldest = starts.filter(|start| *start > Revision::ZERO).min();
         let mut feeds = self.outbox.feeds();
         for step in &steps {
-            if let Step::Create(subscribe) = step
+            if let Step::Create(_, subscribe) = step
                 && let Ok(feed) = self.hub.feed(&subscribe.range)
                 && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
             {
                 feeds.push(feed);
             }
         }
+        let off = self.access.access.is_off();
         let compacted = self.reach_current(&feeds, oldest).await;
+        let steps = if off && !self.access.access.is_off() {
+            // Authentication was enabled meanwhile.
+            let Some(steps) = self.authorized(steps).await else { return };
+            steps
+        } else {
+            steps
+        };
         for step in steps {
             match step {
-                Step::Create(subscribe) => {
+                Step::Create(_, subscribe) => {
                     if !self.create(subscribe, compacted).await {
                         return;
                     }
                 }
+                Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
                 Step::Refuse(text, why) => self.refuse(text, why),
                 Step::Cancel(watch_id) => self.outbox.cancel(watch_id),
                 Step::Progress => self.progress().await,
+            }
+        }
+    }
+
+    /// The steps with refusals in place of creates that the client may not do. `None` where the stream has ended.
+    async fn authorized(&self, steps: Vec<Step>) -> Option<Vec<Step>> {
+        if self.access.access.is_off() {
+            return Some(steps);
+        }
+        let ranges: Vec<WireRange> = steps.iter().filter_map(Step::range).cloned().collect();
+        match self.access.check(&ranges).await {
+            Ok(results) => {
+                let mut results = results.into_iter();
+                let decided = steps.into_iter().map(|step| match step.range().and_then(|_| results.next()) {
+                    Some(Err(reason)) => Step::Refuse(reason, Refusal::Denied),
+                    _ => step,
+                });
+                Some(decided.collect())
+            }
+            Err(end) => {
+                self.outbox.end(end, false);
+                None
             }
         }
     }
@@ -163,6 +206,9 @@ impl Requests {
             Ok(Ok(confirmed)) => confirmed,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Watch requests are served without the current revision");
+                if matches!(error, UpstreamError::Denied(_)) && self.access.access.is_off() {
+                    self.access.access.doubt();
+                }
                 return false;
             }
             Err(_) => {
@@ -213,8 +259,10 @@ impl Requests {
                 Err(SubscribeError::Gone) => return false,
                 Err(SubscribeError::NotServing) => {
                     let left = patience.saturating_duration_since(Instant::now());
-                    if left.is_zero() || feed.wait_serving(left).await == Err(WaitError::Timeout) {
-                        let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again", subscribe.range);
+                    let waited = feed.wait_serving(left).await;
+                    if left.is_zero() || matches!(waited, Err(WaitError::Timeout | WaitError::Denied)) {
+                        let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
+                        let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
                         self.outbox.end(StreamEnd::Unavailable(text), false);
                         return false;
                     }
@@ -246,6 +294,16 @@ async fn lost_leader(leaderless: &mut watch::Receiver<bool>) {
     }
 }
 
+impl Step {
+    /// What the client asks to read.
+    fn range(&self) -> Option<&WireRange> {
+        match self {
+            Self::Create(range, _) | Self::Empty(range) => Some(range),
+            Self::Refuse(..) | Self::Cancel(_) | Self::Progress => None,
+        }
+    }
+}
+
 fn step(request: RequestUnion) -> Step {
     match request {
         RequestUnion::CreateRequest(create) => parse(create),
@@ -257,14 +315,13 @@ fn step(request: RequestUnion) -> Step {
 fn parse(create: WatchCreateRequest) -> Step {
     // An empty key stands for the first key there is.
     let key = if create.key.is_empty() { bytes::Bytes::from_static(&[0]) } else { create.key };
-    let Ok(range) = KeyRange::from_wire(key, create.range_end) else {
-        return Step::Refuse(EMPTY_RANGE.into(), Refusal::EmptyRange);
-    };
     if create.start_revision < 0 {
         return Step::Refuse(NEGATIVE_START.into(), Refusal::NegativeStart);
     }
+    let wire = WireRange { key: key.clone(), range_end: create.range_end.clone() };
+    let Ok(range) = KeyRange::from_wire(key, create.range_end) else { return Step::Empty(wire) };
     let filtered = |filter: FilterType| create.filters.contains(&(filter as i32));
-    Step::Create(Subscribe {
+    let subscribe = Subscribe {
         watch_id: create.watch_id,
         range,
         options: WatchOptions {
@@ -276,7 +333,8 @@ fn parse(create: WatchCreateRequest) -> Step {
         progress_notify: create.progress_notify,
         fragment: create.fragment,
         compacted: false,
-    })
+    };
+    Step::Create(wire, subscribe)
 }
 
 /// The client's side broke off. A malformed request is its fault and is said; anything else nobody is there to hear.

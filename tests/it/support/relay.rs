@@ -137,6 +137,12 @@ impl Relay {
         http::metric(&self.metrics().await, name).unwrap_or(0.0)
     }
 
+    /// One series of a metric; 0 where it has none yet.
+    pub async fn metric_of(&self, name: &str, labels: &str) -> f64 {
+        let text = self.metrics().await;
+        http::series(&text, name).find(|(found, _)| *found == labels).map_or(0.0, |(_, value)| value)
+    }
+
     /// The whole text of `/metrics`.
     pub async fn metrics(&self) -> String {
         http::get(self.http_addr(), "/metrics").await.expect("the relay answers /metrics").body

@@ -1,0 +1,54 @@
+//! Notices changes of users, roles and authentication that pass through this relay.
+//!
+//! Not here: changes made elsewhere, which the next look finds. Always holds: before the client hears that its change was made,
+//! nothing that was learned before it counts any more.
+
+use http::Request;
+use tonic::body::Body;
+use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
+
+use super::Access;
+use crate::front::grpc::GrpcService;
+
+/// Calls of etcd's `Auth` service that change nothing; any other may.
+const READS: [&str; 6] = ["Authenticate", "AuthStatus", "UserGet", "UserList", "RoleGet", "RoleList"];
+
+impl Access {
+    /// Passes calls on to `forward`, and doubts what is known when one has changed who may do what.
+    #[must_use]
+    pub fn noticing(&self, forward: GrpcService) -> GrpcService {
+        let access = self.clone();
+        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
+            let changes = changes(request.uri().path());
+            let (access, forward) = (access.clone(), forward.clone());
+            async move {
+                let response = forward.oneshot(request).await;
+                // A failed call changes nothing, and says so in its headers. Whoever may not change anything cannot make us ask.
+                let failed = |status: &http::HeaderValue| status.as_bytes() != b"0";
+                if changes && !response.as_ref().is_ok_and(|ok| ok.headers().get("grpc-status").is_some_and(failed)) {
+                    access.doubt();
+                }
+                response
+            }
+        }))
+    }
+}
+
+fn changes(path: &str) -> bool {
+    path.strip_prefix("/etcdserverpb.Auth/").is_some_and(|method| !READS.contains(&method))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_read_is_taken_for_a_change() {
+        for path in ["AuthEnable", "AuthDisable", "UserRevokeRole", "RoleRevokePermission", "UserDelete", "Later"] {
+            assert!(changes(&format!("/etcdserverpb.Auth/{path}")), "{path}");
+        }
+        for path in ["/etcdserverpb.Auth/Authenticate", "/etcdserverpb.Auth/UserGet", "/etcdserverpb.KV/Put", ""] {
+            assert!(!changes(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Tests of `Access` over a small stand-in for etcd's permission check.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use prost::Message as _;
+use tonic::{Status, body::Body};
+use tower::{service_fn, util::BoxCloneSyncService};
+
+use super::*;
+use crate::pb::etcdserverpb::RangeRequest;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tokens, and what each may read.
+type Users = HashMap<&'static str, Vec<KeyRange>>;
+
+/// Knows tokens and what each may read; `None` while authentication is off.
+#[derive(Clone, Default)]
+struct FakeEtcd {
+    users: Arc<Mutex<Option<Users>>>,
+    away: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl FakeEtcd {
+    fn with(users: &[(&'static str, &[KeyRange])]) -> Self {
+        let etcd = Self::default();
+        etcd.set(users);
+        etcd
+    }
+
+    fn set(&self, users: &[(&'static str, &[KeyRange])]) {
+        *self.users.lock() = Some(users.iter().map(|(token, ranges)| (*token, ranges.to_vec())).collect());
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn service(&self) -> GrpcService {
+        let etcd = self.clone();
+        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
+            let etcd = etcd.clone();
+            async move { Ok::<_, std::convert::Infallible>(etcd.answer(request).await) }
+        }))
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        if request.uri().path() != "/etcdserverpb.KV/Range" {
+            return Status::ok("").into_http::<Body>();
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.away.load(Ordering::Relaxed) {
+            return Status::unavailable("away").into_http();
+        }
+        let token = request.headers().get("token").map(|token| token.to_str().expect("a token").to_owned());
+        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        let range = RangeRequest::decode(&body[5..]).expect("a request");
+        assert!(range.serializable && range.count_only && range.revision == i64::MAX);
+        let range = KeyRange::from_wire(range.key, range.range_end).expect("a range with keys");
+        let users = self.users.lock();
+        let status = match (&*users, token) {
+            (None, _) => Status::out_of_range("future"),
+            (Some(_), None) => Status::invalid_argument("etcdserver: user name is empty"),
+            (Some(users), Some(token)) => match users.get(&token[..]) {
+                None => Status::unauthenticated("etcdserver: invalid auth token"),
+                Some(granted) if granted.iter().any(|granted| granted.covers(&range)) => Status::out_of_range("future"),
+                Some(_) => Status::permission_denied("etcdserver: permission denied"),
+            },
+        };
+        status.into_http()
+    }
+}
+
+fn caller(token: &str) -> Caller {
+    Caller::of(&HeaderMap::from_iter([(HeaderName::from_static("token"), token.parse().expect("a value"))]))
+}
+
+fn keys(keys: &[&str]) -> Vec<WireRange> {
+    keys.iter().map(|key| WireRange { key: Bytes::copy_from_slice(key.as_bytes()), range_end: Bytes::new() }).collect()
+}
+
+fn prefix(prefix: &'static str) -> KeyRange {
+    KeyRange::prefix(prefix.into())
+}
+
+async fn known(etcd: &FakeEtcd, auth: Auth) -> (Access, tokio::task::JoinHandle<()>) {
+    let access = Access::new(etcd.service(), PATIENCE);
+    let task = tokio::spawn(access.clone().run(ReadyBoard::new()));
+    assert_eq!(access.wait_known(PATIENCE).await, auth);
+    (access, task)
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_etcd_answers_nothing_is_permitted_and_readiness_is_held_back() {
+    let etcd = FakeEtcd::default();
+    etcd.away.store(true, Ordering::Relaxed);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let ready = ReadyBoard::new();
+    let task = tokio::spawn(access.clone().run(ready.clone()));
+    assert_eq!(access.wait_known(PATIENCE).await, Auth::Unknown);
+    assert!(!access.is_off() && !ready.is_ready());
+    assert!(!access.permits(&Caller::nobody(), &keys(&["a"])[0]).await);
+    etcd.away.store(false, Ordering::Relaxed);
+    assert_eq!(access.wait_known(PATIENCE * 2).await, Auth::Off);
+    ready.wait_for(true).await;
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_known_stays_while_etcd_is_away_and_a_doubt_ends_it() {
+    let etcd = FakeEtcd::default();
+    let (access, task) = known(&etcd, Auth::Off).await;
+    etcd.away.store(true, Ordering::Relaxed);
+    let before = etcd.asked();
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(etcd.asked() > before && access.is_off());
+    access.doubt();
+    assert!(!access.is_off());
+    assert_eq!(access.known().auth, Auth::Unknown);
+    etcd.away.store(false, Ordering::Relaxed);
+    assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn authentication_enabled_elsewhere_is_found_within_the_interval() {
+    let etcd = FakeEtcd::default();
+    let (access, task) = known(&etcd, Auth::Off).await;
+    etcd.set(&[]);
+    let mut changes = access.watch();
+    tokio::time::timeout(INTERVAL + Duration::from_millis(1), changes.wait_for(|known| known.auth == Auth::On))
+        .await
+        .expect("in time")
+        .expect("alive");
+    assert!(!access.is_off());
+    task.abort();
+}
+
+#[tokio::test]
+async fn many_ranges_take_few_questions_and_each_gets_its_own_answer() {
+    let etcd = FakeEtcd::with(&[("alice", &[prefix("/a/"), prefix("/c/")])]);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let names: Vec<String> = (0..1000).map(|number| format!("/a/{number}")).collect();
+    let inside: Vec<&str> = names.iter().map(String::as_str).collect();
+    let results = access.check(&caller("alice"), &keys(&inside), Instant::now()).await;
+    assert!(results.iter().all(Result::is_ok));
+    assert_eq!(etcd.asked(), 1);
+
+    let results = access.check(&caller("alice"), &keys(&["/c/1", "/b/1", "/a/1", "/b/2"]), Instant::now()).await;
+    let denied: Vec<bool> = results.iter().map(Result::is_err).collect();
+    assert_eq!(denied, [false, true, false, true]);
+
+    let before = etcd.asked();
+    let results = access.check(&caller("mallory"), &keys(&inside), Instant::now()).await;
+    assert!(results.iter().all(|result| matches!(result, Err(Refused::Denied(denial)) if denial.is_of_caller())));
+    assert_eq!(etcd.asked(), before + 1, "whom etcd does not know it denies every range");
+}
+
+#[tokio::test]
+async fn a_grant_is_remembered_for_its_caller_alone_and_not_past_a_change() {
+    let etcd = FakeEtcd::with(&[("alice", &[prefix("/a/")]), ("bob", &[])]);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let range = &keys(&["/a/1"])[0];
+    assert!(access.permits(&caller("alice"), range).await && access.permits(&caller("alice"), range).await);
+    assert_eq!(etcd.asked(), 1);
+    assert!(!access.permits(&caller("bob"), range).await && !access.permits(&Caller::nobody(), range).await);
+    etcd.set(&[("alice", &[])]);
+    let forward = access.noticing(etcd.service());
+    let revoke = Request::post("/etcdserverpb.Auth/RoleRevokePermission").body(Body::empty()).expect("a request");
+    let Ok(_) = tower::ServiceExt::oneshot(forward, revoke).await;
+    assert!(!access.permits(&caller("alice"), range).await);
+}
+
+#[tokio::test]
+async fn where_etcd_does_not_answer_nothing_is_permitted() {
+    let etcd = FakeEtcd::with(&[("alice", &[prefix("/a/")])]);
+    let access = Access::new(etcd.service(), PATIENCE);
+    etcd.away.store(true, Ordering::Relaxed);
+    let results = access.check(&caller("alice"), &keys(&["/a/1", "/a/2"]), Instant::now()).await;
+    assert!(results.iter().all(|result| matches!(result, Err(Refused::Unknown(_)))));
+}

@@ -1,0 +1,258 @@
+//! Who may see what through the relay, with etcd's authentication on.
+//!
+//! Not here: how the relay asks, see `front::access`. One feed covers all keys, so that whatever a client may not see is in the
+//! relay's memory. Always holds: what etcd itself answers to the same client is asked and compared, never assumed.
+
+mod users;
+
+use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
+use tonic::Code;
+
+use self::users::{Users, range};
+use crate::support::{
+    client::{WatchStream, is_progress, key, prefix},
+    etcd::Etcd,
+    eventually,
+    kv::{bytes, prefix_end},
+    relay::RelayCommand,
+};
+
+/// All that a stream answers to a conversation of creates, each answered before the next.
+async fn answers(endpoint: &str, token: Option<&str>, creates: &[WatchCreateRequest]) -> Vec<WatchResponse> {
+    let metadata: Vec<(&str, &str)> = token.iter().map(|token| ("token", *token)).collect();
+    let mut stream = WatchStream::open_with(endpoint, &metadata).await;
+    let mut answers = Vec::new();
+    for create in creates {
+        stream.create(create.clone());
+        answers.push(stream.next().await);
+    }
+    answers
+}
+
+fn create(key: &str, range_end: &[u8]) -> WatchCreateRequest {
+    WatchCreateRequest { key: bytes(key), range_end: bytes(range_end), ..Default::default() }
+}
+
+#[tokio::test]
+async fn creates_are_answered_as_etcd_answers_that_client() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let alice = users.token("alice").await;
+    let creates = [
+        prefix("/a/"),
+        key("/a/one"),
+        create("/a/b", b"/a/c"),
+        prefix("/b/"),
+        key("/b/one"),
+        create("/a/", b"/b"),
+        create("", b""),
+        create("", b"\0"),
+        // Empty ranges: refused for want of permission first.
+        create("/b/2", b"/b/1"),
+        create("/a/2", b"/a/1"),
+        // The stream goes on.
+        prefix("/a/"),
+        // All keys from one that it may read on. etcd releases before 3.7.1 take that for the one key when they check
+        // permission (GHSA-xg4h-6gfc-h4m8); the relay follows those that do not.
+        create("/a/one", b"\0"),
+    ];
+    for (who, token) in
+        [("alice", Some(&alice[..])), ("nobody", None), ("a stranger", Some("no.1")), ("an empty token", Some(""))]
+    {
+        let want = answers(&etcd.endpoint(), token, &creates).await;
+        let got = answers(&relay.endpoint(), token, &creates).await;
+        for (create, (got, want)) in creates.iter().zip(got.into_iter().zip(want)) {
+            if create.range_end == bytes("\0") && !create.key.is_empty() {
+                assert!(got.created && got.canceled && got.watch_id == -1, "{who}: {create:?}: {got:?}");
+            } else {
+                assert_eq!(got, want, "{who}: {create:?}");
+            }
+        }
+    }
+    let refused = relay.metric_of("etcd_relay_watches_refused_total", r#"reason="denied""#).await;
+    assert!(refused >= 7.0, "{refused} creates were refused");
+}
+
+#[tokio::test]
+async fn nobody_reads_from_memory_what_etcd_would_not_give_them() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let (root, alice, bob) = (users.token("root").await, users.token("alice").await, users.token("bob").await);
+    // Whoever may read comes first, so that answers are there to be taken.
+    for token in [Some(&root[..]), Some(&bob), Some(&alice), None, Some("no.1"), Some(&bob)] {
+        for serializable in [false, true] {
+            for (key, range_end) in [("/b/one", bytes("")), ("/b/", prefix_end("/b/")), ("/b/one", bytes("\0"))] {
+                let request = RangeRequest { key: bytes(key), range_end, serializable, ..Default::default() };
+                let want = range(&etcd.endpoint(), token, request.clone()).await;
+                let got = range(&relay.endpoint(), token, request.clone()).await;
+                match (got, want) {
+                    (Ok(got), Ok(want)) => assert_eq!(got.kvs, want.kvs),
+                    (Err(got), Err(want)) => {
+                        assert_eq!((got.code(), got.message()), (want.code(), want.message()), "{request:?}");
+                    }
+                    (got, want) => panic!("{request:?}: the relay says {got:?}, etcd {want:?}"),
+                }
+            }
+        }
+    }
+    let local = relay.metric_of("etcd_relay_reads_total", r#"outcome="snapshot""#).await;
+    assert!(local >= 5.0, "those who may read are answered from memory, not {local} times");
+    let granted = relay.metric_of("etcd_relay_access_checks_total", r#"outcome="granted""#).await;
+    assert!(granted < local, "grants are remembered: {granted} questions for {local} reads");
+}
+
+#[tokio::test]
+async fn a_revoked_role_ends_its_watches_and_no_others() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let (root, alice, bob) = (users.token("root").await, users.token("alice").await, users.token("bob").await);
+    let mut alices = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    let mut bobs = WatchStream::open_with(&relay.endpoint(), &[("token", &bob)]).await;
+    alices.created(prefix("/a/")).await;
+    alices.created(prefix("/shared/")).await;
+    bobs.created(prefix("/shared/")).await;
+    // Not through the relay: it has to find out.
+    users.revoke("alice", "shared", &root).await;
+    let ended = alices.until(|response| response.canceled).await;
+    assert_eq!((ended.watch_id, ended.created, ended.compact_revision), (1, false, 0));
+    assert_eq!(ended.cancel_reason, "rpc error: code = PermissionDenied desc = etcdserver: permission denied");
+    users.put("/shared/two", &root).await;
+    let last = users.put("/a/two", &root).await;
+    let events = bobs.until(|response| !response.events.is_empty()).await;
+    assert_eq!(events.events[0].kv.as_ref().expect("a key").key, bytes("/shared/two"));
+    alices.until_revision(last).await;
+    let seen: Vec<_> = alices.record().into_iter().flat_map(|recorded| recorded.response.events).collect();
+    assert_eq!(seen.len(), 1, "the other watch of the stream goes on, and it alone: {seen:?}");
+    assert_eq!(relay.metric_of("etcd_relay_watches_canceled_total", r#"reason="denied""#).await, 1.0);
+    let again = answers(&relay.endpoint(), Some(&alice), &[prefix("/shared/")]).await;
+    assert!(again[0].created && again[0].canceled);
+}
+
+#[tokio::test]
+async fn a_token_that_etcd_no_longer_accepts_ends_its_stream_so_that_the_client_comes_again() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let (root, alice) = (users.token("root").await, users.token("alice").await);
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    stream.created(prefix("/a/")).await;
+    // etcd forgets the tokens of a user whose password changes.
+    users.change_password("alice", &root).await;
+    let status = stream.ended().await.expect_err("an error");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("etcdserver: invalid auth token"), "{status:?}");
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &users.token("alice").await)]).await;
+    stream.created(prefix("/a/")).await;
+}
+
+#[tokio::test]
+async fn a_relay_whose_own_token_is_void_logs_in_again_and_goes_on() {
+    let mut etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let (root, alice) = (users.token("root").await, users.token("alice").await);
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    stream.created(prefix("/a/")).await;
+    users.change_password("relay", &root).await;
+    // The feed's watch would live on: etcd checks when one begins.
+    etcd.kill();
+    etcd.restart().await;
+    let users = Users::at(&etcd.endpoint()).await;
+    let last = users.put("/a/two", &users.token("root").await).await;
+    stream.until_revision(last).await;
+    let alice = users.token("alice").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    // Older than the feed's history: a fill from etcd, with the relay's new token.
+    stream.created(WatchCreateRequest { start_revision: 1, ..prefix("/a/") }).await;
+    stream.until_revision(last).await;
+}
+
+#[tokio::test]
+async fn enabling_authentication_through_the_relay_shuts_out_the_nameless_at_once() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.created(prefix("/a/")).await;
+    let read = |serializable| RangeRequest { key: bytes("/a/one"), serializable, ..Default::default() };
+    for serializable in [false, true] {
+        range(&relay.endpoint(), None, read(serializable)).await.expect("everyone may read");
+    }
+    Users::at(&relay.endpoint()).await.enable().await;
+    for serializable in [true, false] {
+        let refused = range(&relay.endpoint(), None, read(serializable)).await.expect_err("a name is asked for");
+        assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "etcdserver: user name is empty"));
+    }
+    let created = answers(&relay.endpoint(), None, &[prefix("/a/")]).await;
+    assert_eq!(created[0].cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
+    let ended = stream.until(|response| response.canceled).await;
+    assert_eq!(ended.cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
+    // Those with a name are served from the same feed, which the relay keeps with its own.
+    let alice = users.token("alice").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    stream.created(prefix("/a/")).await;
+    let last = users.put("/a/two", &users.token("root").await).await;
+    stream.until_revision(last).await;
+}
+
+#[tokio::test]
+async fn enabling_authentication_elsewhere_ends_nameless_watches_and_disabling_it_lets_them_in_again() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.created(prefix("/a/")).await;
+    users.enable().await;
+    let ended = stream.until(|response| response.canceled).await;
+    assert_eq!(ended.cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
+    let serializable = RangeRequest { key: bytes("/a/one"), serializable: true, ..Default::default() };
+    let refused = range(&relay.endpoint(), None, serializable).await.expect_err("a name is asked for");
+    assert_eq!(refused.message(), "etcdserver: user name is empty");
+    users.disable(&users.token("root").await).await;
+    eventually("the relay learns that authentication is off", async || {
+        (relay.state().await["auth"] == "off").then_some(())
+    })
+    .await;
+    stream.create(prefix("/a/"));
+    let created = stream.until(|response| !is_progress(response)).await;
+    assert!(created.created && !created.canceled, "{created:?}");
+}
+
+#[tokio::test]
+async fn a_relay_without_a_user_says_what_it_lacks_and_forwards() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").unready().start().await;
+    let why = eventually("/ready names the reason", async || {
+        let answer = crate::support::http::get(relay.http_addr(), "/ready").await.ok()?;
+        answer.body.contains("user name is empty").then_some(answer)
+    })
+    .await;
+    assert_eq!(why.status, 503);
+    assert!(why.body.contains("--upstream-user"), "{}", why.body);
+    let root = users.token("root").await;
+    let request = RangeRequest { key: bytes("/a/one"), ..Default::default() };
+    assert_eq!(range(&relay.endpoint(), Some(&root), request).await.expect("forwarded").count, 1);
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
+    stream.create(prefix("/a/"));
+    let status = stream.ended().await.expect_err("an error");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("user name is empty"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
+    // The feed's watch began before and lives on; what is older than its history is for etcd to give.
+    users.enable().await;
+    let root = users.token("root").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
+    stream.create(WatchCreateRequest { start_revision: 1, ..prefix("/a/") });
+    let ended = stream.until(|response| response.canceled).await;
+    assert!(ended.cancel_reason.contains("--upstream-user"), "{ended:?}");
+}

@@ -1,0 +1,134 @@
+//! [`Users`]: an etcd with users, each of which may do something else.
+//!
+//! `root` may do everything; `alice` reads `/a/` and `/shared/`, `bob` `/b/` and `/shared/`, the relay's own user all that
+//! begins with a slash. Each has its name for a password.
+
+use std::io::Write as _;
+
+use etcd_relay::pb::{
+    authpb::{Permission, permission},
+    etcdserverpb::{
+        AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
+        AuthUserChangePasswordRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthenticateRequest,
+        RangeRequest, RangeResponse, auth_client::AuthClient,
+    },
+};
+use tempfile::NamedTempFile;
+use tonic::{Request, Status, transport::Channel};
+
+use crate::support::{
+    etcd::Etcd,
+    kv::{self, Kv, bytes, prefix_end},
+    relay::{Relay, RelayCommand},
+};
+
+/// The users of one etcd, spoken to at some endpoint.
+pub(super) struct Users {
+    auth: AuthClient<Channel>,
+    kv: Kv,
+    password: NamedTempFile,
+}
+
+impl Users {
+    /// Speaks to an etcd that has them.
+    pub(super) async fn at(endpoint: &str) -> Self {
+        let channel = kv::channel(endpoint).await;
+        let mut password = NamedTempFile::new().expect("a temporary file");
+        password.write_all(b"relay\n").expect("write");
+        Self { auth: AuthClient::new(channel.clone()), kv: Kv::over(channel), password }
+    }
+
+    /// Makes them, and a key for each. Authentication is still off.
+    pub(super) async fn ready(etcd: &Etcd) -> Self {
+        let users = Self::at(&etcd.endpoint()).await;
+        let mut auth = users.auth.clone();
+        for (role, prefix) in [("a", "/a/"), ("b", "/b/"), ("shared", "/shared/"), ("relay", "/")] {
+            auth.role_add(AuthRoleAddRequest { name: role.into() }).await.expect("role add");
+            let perm = Permission {
+                perm_type: permission::Type::Read.into(),
+                key: bytes(prefix),
+                range_end: prefix_end(prefix),
+            };
+            auth.role_grant_permission(AuthRoleGrantPermissionRequest { name: role.into(), perm: Some(perm) })
+                .await
+                .expect("grant permission");
+        }
+        auth.role_add(AuthRoleAddRequest { name: "root".into() }).await.expect("role add");
+        let granted: [(&str, &[&str]); 4] =
+            [("root", &["root"]), ("alice", &["a", "shared"]), ("bob", &["b", "shared"]), ("relay", &["relay"])];
+        for (user, roles) in granted {
+            let add = AuthUserAddRequest { name: user.into(), password: user.into(), ..Default::default() };
+            auth.user_add(add).await.expect("user add");
+            for role in roles {
+                let grant = AuthUserGrantRoleRequest { user: user.into(), role: (*role).into() };
+                auth.user_grant_role(grant).await.expect("grant role");
+            }
+        }
+        for key in ["/a/one", "/b/one", "/shared/one"] {
+            users.kv.put(key, "1").await;
+        }
+        users
+    }
+
+    /// Makes them, and turns authentication on.
+    pub(super) async fn on(etcd: &Etcd) -> Self {
+        let users = Self::ready(etcd).await;
+        users.enable().await;
+        users
+    }
+
+    /// A relay with a user of its own and a feed over all their keys.
+    pub(super) async fn relay(&self, etcd: &Etcd) -> Relay {
+        RelayCommand::serve(&[etcd.endpoint()])
+            .prefix("/")
+            .arg("--upstream-user=relay")
+            .arg(&format!("--upstream-password-file={}", self.password.path().display()))
+            .start()
+            .await
+    }
+
+    pub(super) async fn enable(&self) {
+        self.auth.clone().auth_enable(AuthEnableRequest {}).await.expect("enable");
+    }
+
+    pub(super) async fn disable(&self, root: &str) {
+        self.auth.clone().auth_disable(with_token(Some(root), AuthDisableRequest {})).await.expect("disable");
+    }
+
+    /// A new token.
+    pub(super) async fn token(&self, user: &str) -> String {
+        let request = AuthenticateRequest { name: user.into(), password: user.into() };
+        self.auth.clone().authenticate(request).await.expect("authenticate").into_inner().token
+    }
+
+    pub(super) async fn revoke(&self, user: &str, role: &str, root: &str) {
+        let request = AuthUserRevokeRoleRequest { name: user.into(), role: role.into() };
+        self.auth.clone().user_revoke_role(with_token(Some(root), request)).await.expect("revoke role");
+    }
+
+    /// Changes a password to what it was.
+    pub(super) async fn change_password(&self, user: &str, root: &str) {
+        let request = AuthUserChangePasswordRequest { name: user.into(), password: user.into(), ..Default::default() };
+        self.auth.clone().user_change_password(with_token(Some(root), request)).await.expect("change password");
+    }
+
+    /// Writes, as root; the revision.
+    pub(super) async fn put(&self, key: &str, root: &str) -> i64 {
+        let reply = self.kv.raw.clone().put(with_token(Some(root), kv::put(key, "2"))).await.expect("put").into_inner();
+        reply.header.expect("a header").revision
+    }
+}
+
+/// Reads as whoever has the token.
+pub(super) async fn range(endpoint: &str, token: Option<&str>, request: RangeRequest) -> Result<RangeResponse, Status> {
+    let mut kv = Kv::connect(endpoint).await.raw;
+    kv.range(with_token(token, request)).await.map(tonic::Response::into_inner)
+}
+
+fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(token) = token {
+        request.metadata_mut().insert("token", token.parse().expect("a token is ASCII"));
+    }
+    request
+}

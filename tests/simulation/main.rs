@@ -1,0 +1,580 @@
+//! Random schedules against the hub: a made-up upstream (`world`), streams that read by fits and starts, and for each delivery
+//! the question whether etcd's promises allow it (`check`).
+//!
+//! Not here: networks and the wire form, see `tests/it`. `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how
+//! many are run. The first test is single-threaded on paused time, so a seed nearly always gives the same schedule again; the
+//! second looks for races.
+//! Always holds: limits are tiny, so that watches are parked, filled and spliced all the time.
+
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+
+mod check;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    future::poll_fn,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use etcd_relay::{
+    hub::{
+        Delivery, Drained, Feed, FeedKind, FeedState, HistoryLimits, Hub, Limits, NoFeed, Outbox, OutboxLimits,
+        RangeQuery, ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions,
+    },
+    source::{Driver, DriverConfig},
+    types::{KeyRange, Revision, UpstreamHeader},
+};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    check::{Spec, StreamCheck, ensure},
+    world::{Harm, World, WorldUpstream},
+};
+
+const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
+
+#[test]
+fn every_schedule_keeps_etcds_promises() {
+    for seed in seeds(150) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
+        runtime.block_on(run(seed, false));
+    }
+}
+
+#[test]
+fn threads_that_race_keep_etcds_promises() {
+    for seed in seeds(12) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("runtime");
+        runtime.block_on(async { tokio::spawn(run(seed, true)).await.expect("the schedule") });
+    }
+}
+
+fn seeds(rounds: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    match number("ETCD_RELAY_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("ETCD_RELAY_SIM_ROUNDS").unwrap_or(rounds),
+    }
+}
+
+async fn run(seed: u64, threads: bool) {
+    let mut sim = Sim::new(seed, threads);
+    let result = async {
+        for _ in 0..sim.rng.random_range(100..400) {
+            sim.step().await?;
+            sim.failure()?;
+        }
+        sim.settle().await?;
+        sim.leave().await
+    };
+    if let Err(error) = result.await {
+        sim.trace.iter().rev().take(40).rev().for_each(|line| eprintln!("{line}"));
+        panic!("{error}\nrun again with ETCD_RELAY_SIM_SEED={seed}");
+    }
+}
+
+struct Sim {
+    rng: StdRng,
+    world: Arc<World>,
+    hub: Arc<Hub>,
+    streams: Vec<Stream>,
+    /// Streams that have left; nobody may hold on to them.
+    left: Vec<Weak<Outbox>>,
+    stop: CancellationToken,
+    threads: bool,
+    trace: Vec<String>,
+}
+
+/// A client's watch stream.
+struct Stream {
+    outbox: Arc<Outbox>,
+    check: Arc<Mutex<StreamCheck>>,
+    /// Polled only when woken, so that a wake-up that is missing shows.
+    woken: Arc<Woken>,
+    /// Where threads race, who reads.
+    reader: Option<JoinHandle<()>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+#[derive(Debug)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Sim {
+    fn new(seed: u64, threads: bool) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let world = World::new(seed);
+        let limits = Limits {
+            history: HistoryLimits { bytes: rng.random_range(300..6000), entries: rng.random_range(1..12) },
+            outbox: OutboxLimits {
+                bytes: rng.random_range(20..600),
+                deliveries: rng.random_range(1..8),
+                watches: rng.random_range(4..24),
+            },
+            on_demand: Some(rng.random_range(1..4)),
+            fills: rng.random_range(1..4),
+            confirm_patience: Duration::from_secs(1),
+        };
+        let config = DriverConfig {
+            min_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(20),
+            idle: Duration::ZERO,
+        };
+        let header = Arc::new(UpstreamHeader::default());
+        let leaderless = Arc::new(watch::Sender::new(false));
+        let stop = CancellationToken::new();
+        let upstream = Arc::new(WorldUpstream(world.clone()));
+        let tasks = TaskTracker::new();
+        let driver = Driver::new(config, upstream.clone(), header.clone(), leaderless.clone(), tasks, stop.clone());
+        let hub = Hub::new(limits, upstream, header, leaderless, Box::new(driver));
+        let prefixes: &[&'static str] = [&["a/"][..], &["a/", "b/"], &[""]][rng.random_range(0..3)];
+        for prefix in prefixes {
+            hub.open(KeyRange::prefix(Bytes::from_static(prefix.as_bytes())));
+        }
+        let mut sim = Self { rng, world, hub, streams: Vec::new(), left: Vec::new(), stop, threads, trace: Vec::new() };
+        sim.note(format!("seed {seed}: {limits:?}, prefixes {prefixes:?}, trusted {}", sim.world.trusted()));
+        for _ in 0..sim.rng.random_range(1..5) {
+            sim.open();
+        }
+        sim
+    }
+
+    fn note(&mut self, line: String) {
+        self.trace.push(format!("@{} {line}", self.world.revision()));
+    }
+
+    fn failure(&self) -> Result<(), String> {
+        self.streams.iter().find_map(|stream| stream.failure.lock().clone()).map_or(Ok(()), Err)
+    }
+
+    async fn step(&mut self) -> Result<(), String> {
+        match self.rng.random_range(0..100) {
+            0..26 => self.write(),
+            26..44 => self.drain()?,
+            44..58 => self.create().await?,
+            58..64 => self.cancel(),
+            64..76 => {
+                for _ in 0..self.rng.random_range(0..12) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            76..82 => tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..60))).await,
+            82..84 => {
+                if let Some(stream) = self.streams.choose(&mut self.rng) {
+                    stream.outbox.answer_progress();
+                }
+            }
+            84..86 => {
+                let all = self.rng.random_bool(0.3);
+                if let Some(stream) = self.streams.choose(&mut self.rng) {
+                    stream.outbox.notify_progress(all);
+                }
+            }
+            86..90 => {
+                let how = *[Harm::Break, Harm::Break, Harm::Break, Harm::Stall, Harm::Cancel]
+                    .choose(&mut self.rng)
+                    .expect("some");
+                self.note(format!("{how:?}"));
+                self.world.harm(how);
+            }
+            90..92 => self.world.unstall(),
+            92..94 => self.compact(),
+            94..95 => self.outage().await,
+            95..96 => {
+                let down = !self.world.is_down();
+                self.note(format!("down {down}"));
+                self.world.set_down(down);
+            }
+            96..97 => self.exchange().await,
+            97..98 if self.rng.random_bool(0.2) => {
+                self.note("replace".into());
+                self.world.replace();
+                self.write();
+            }
+            _ => self.read()?,
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) {
+        for _ in 0..self.rng.random_range(1..4) {
+            let keys = self.rng.random_range(1..4);
+            let changes: BTreeMap<Bytes, bool> = KEYS
+                .choose_multiple(&mut self.rng, keys)
+                .map(|key| (Bytes::from_static(key.as_bytes()), false))
+                .collect::<BTreeMap<_, _>>()
+                .into_keys()
+                .map(|key| (key, self.rng.random_bool(0.3)))
+                .collect();
+            self.world.write(&changes);
+        }
+    }
+
+    fn compact(&mut self) {
+        let share = self.rng.random_range(0.0..=1.0);
+        self.world.compact(share);
+        self.note(format!("compact to {}", self.world.compact_revision()));
+    }
+
+    /// Away, with revisions that are compacted when it comes back.
+    async fn outage(&mut self) {
+        self.note("outage".into());
+        self.world.set_down(true);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.write();
+        self.write();
+        self.compact();
+        self.write();
+        self.world.set_down(false);
+    }
+
+    fn open(&mut self) {
+        let outbox = Outbox::new(self.hub.limits().outbox);
+        let check = Arc::new(Mutex::new(StreamCheck::default()));
+        let failure = Arc::new(Mutex::new(None));
+        let woken = Arc::new(Woken(AtomicBool::new(true)));
+        let reader = self.threads.then(|| {
+            tokio::spawn(read_all(
+                outbox.clone(),
+                check.clone(),
+                self.world.clone(),
+                failure.clone(),
+                self.rng.random(),
+            ))
+        });
+        self.streams.push(Stream { outbox, check, woken, reader, failure });
+    }
+
+    /// A stream leaves, in the middle of whatever it was at, and another comes.
+    async fn exchange(&mut self) {
+        let index = self.rng.random_range(0..self.streams.len());
+        let stream = self.streams.swap_remove(index);
+        self.note("a stream leaves".into());
+        self.left.push(Arc::downgrade(&stream.outbox));
+        if self.threads {
+            // Its requests may be acted on while it goes.
+            let outbox = stream.outbox.clone();
+            let ids = stream.check.lock().cancelable();
+            let canceling = tokio::task::spawn_blocking(move || ids.into_iter().for_each(|id| outbox.cancel(id)));
+            stream.outbox.leave();
+            if let Err(error) = canceling.await {
+                *stream.failure.lock() = Some(format!("a cancel failed: {error}"));
+            }
+        } else {
+            stream.outbox.leave();
+        }
+        if let Some(reader) = stream.reader {
+            reader.abort();
+            let _ = reader.await;
+        }
+        self.open();
+    }
+
+    /// One stream reads a little, if it was woken.
+    fn drain(&mut self) -> Result<(), String> {
+        let polls = self.rng.random_range(1..6);
+        let most_bytes = self.rng.random_range(1..400);
+        let index = self.rng.random_range(0..self.streams.len());
+        let stream = &self.streams[index];
+        for _ in 0..polls {
+            if stream.reader.is_some() || !stream.poll(&self.world, most_bytes)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn create(&mut self) -> Result<(), String> {
+        let range = self.range();
+        let Some(feed) = self.feed(&range).await? else { return Ok(()) };
+        let stream = &self.streams[self.rng.random_range(0..self.streams.len())];
+        let revision = self.world.revision();
+        let start = match self.rng.random_range(0..10) {
+            0..3 => 0,
+            3..8 => (revision - self.rng.random_range(0..30)).max(1),
+            8 => revision + 1,
+            _ => revision + self.rng.random_range(1..6),
+        };
+        let epoch = self.world.epoch();
+        let start = if start == 0 || self.world.epoch_of(start) == Some(epoch) { start } else { revision };
+        let id = if self.rng.random_bool(0.4) { self.rng.random_range(70..74) } else { 0 };
+        let options = WatchOptions {
+            no_put: self.rng.random_bool(0.1),
+            no_delete: self.rng.random_bool(0.1),
+            prev_kv: self.rng.random_bool(0.4),
+        };
+        let spec = Spec { id, range: range.clone(), options, start, progress_notify: self.rng.random_bool(0.5), epoch };
+        let subscribe = Subscribe {
+            watch_id: id,
+            range,
+            options,
+            start_revision: Revision::new(start),
+            progress_notify: spec.progress_notify,
+            fragment: false,
+            // As a front does it that asked upstream; sometimes upstream does not answer.
+            compacted: start != 0 && start < self.world.compact_revision() && self.rng.random_bool(0.8),
+        };
+        let taken = {
+            let mut check = stream.check.lock();
+            let taken = id != 0 && check.is_taken(id);
+            check.expect(spec.clone());
+            taken
+        };
+        let result = feed.subscribe(&stream.outbox, &subscribe);
+        if result.is_err() {
+            stream.check.lock().refused();
+        }
+        let full = stream.outbox.watches() >= self.hub.limits().outbox.watches;
+        self.note(format!("{spec:?}: {result:?}"));
+        match result {
+            // Whether it was free shows in the order of the answers: upstream may have ended the one that had it.
+            Ok(()) => Ok(()),
+            Err(SubscribeError::DuplicateId) => ensure(taken, || format!("refused although the id is free: {spec:?}")),
+            Err(SubscribeError::TooMany) => ensure(full, || format!("refused although there is room: {spec:?}")),
+            Err(error) => ensure(self.threads, || format!("{error} for {spec:?}")),
+        }
+    }
+
+    /// The feed of a range, once it serves the cluster that stands now; `None` where that is not soon.
+    async fn feed(&mut self, range: &KeyRange) -> Result<Option<Arc<Feed>>, String> {
+        for _ in 0..20 {
+            match self.hub.feed(range) {
+                Ok(feed) => {
+                    let current = self.world.epoch_of(feed.revision().get()) == Some(self.world.epoch());
+                    if current && feed.is_serving() {
+                        return Ok(Some(feed));
+                    }
+                    let _ = feed.wait_serving(Duration::from_millis(20)).await;
+                }
+                Err(NoFeed::Limit) => {
+                    let open = self
+                        .hub
+                        .feeds()
+                        .iter()
+                        .filter(|f| f.kind() == FeedKind::OnDemand && f.state() != FeedState::Closed)
+                        .count();
+                    let most = self.hub.limits().on_demand.unwrap_or_default();
+                    ensure(self.threads || open >= most, || format!("{open} of {most} feeds on demand, and no more"))?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn range(&mut self) -> KeyRange {
+        let key = |rng: &mut StdRng| Bytes::from_static(KEYS.choose(rng).expect("some").as_bytes());
+        match self.rng.random_range(0..10) {
+            0..4 => KeyRange::single(key(&mut self.rng)),
+            4..6 => KeyRange::prefix(Bytes::from_static(b"a/")),
+            6 => {
+                KeyRange::prefix(Bytes::from_static(["a/1", "b/", ""].choose(&mut self.rng).expect("some").as_bytes()))
+            }
+            7 => KeyRange::from_wire(key(&mut self.rng), Bytes::from_static(b"\0")).expect("not empty"),
+            _ => {
+                let (one, other) = (key(&mut self.rng), key(&mut self.rng));
+                let (from, to) = if one < other { (one, other) } else { (other, one) };
+                KeyRange::from_wire(from.clone(), to).unwrap_or_else(|_| KeyRange::single(from))
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        let stream = &self.streams[self.rng.random_range(0..self.streams.len())];
+        let mut check = stream.check.lock();
+        let Some(id) = check.cancelable().choose(&mut self.rng).copied() else { return };
+        check.cancel(id);
+        drop(check);
+        stream.outbox.cancel(id);
+        stream.outbox.cancel(4711);
+        self.note(format!("cancel {id}"));
+    }
+
+    /// What the feeds hold is what was.
+    fn read(&mut self) -> Result<(), String> {
+        for feed in self.hub.feeds().into_iter().filter(|feed| feed.is_serving()) {
+            let (snapshot, _) = feed.since(feed.revision());
+            let held: Vec<_> = snapshot.map.range(feed.range()).map(|kv| kv.fields()).collect();
+            let was = self.world.state(snapshot.revision.get(), feed.range());
+            ensure(Some(&held) == was.as_ref(), || format!("snapshot {snapshot:?}, not {was:?}"))?;
+            let revision = Revision::new((snapshot.revision.get() - self.rng.random_range(0..12)).max(1));
+            let query = RangeQuery {
+                range: feed.range().clone(),
+                limit: 0,
+                revision,
+                sort_order: SortOrder::None,
+                sort_target: SortTarget::Key,
+                keys_only: false,
+                count_only: false,
+                min_mod_revision: Revision::ZERO,
+                max_mod_revision: Revision::ZERO,
+                min_create_revision: Revision::ZERO,
+                max_create_revision: Revision::ZERO,
+            };
+            match query.read(&feed) {
+                Ok(reply) => {
+                    let held: Vec<_> = reply.kvs.iter().map(|kv| kv.fields()).collect();
+                    let was = self.world.state(revision.get(), feed.range());
+                    ensure(Some(&held) == was.as_ref(), || format!("at {revision} {held:?}, not {was:?}"))?;
+                }
+                Err(ReadError::BeforeHistory) => {}
+                Err(error) => return Err(format!("{error}: {revision}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing goes wrong any more: everything that is owed must come.
+    async fn settle(&mut self) -> Result<(), String> {
+        self.note("settle".into());
+        self.world.settle();
+        let mut overdue = None;
+        for _ in 0..600 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            overdue = None;
+            for stream in &self.streams {
+                while stream.reader.is_none() && stream.poll(&self.world, 4096)? {}
+                overdue = overdue.or(stream.check.lock().overdue(&self.world));
+            }
+            self.failure()?;
+            if overdue.is_none() && self.hub.is_ready() {
+                break;
+            }
+        }
+        if let Some(overdue) = overdue {
+            return Err(format!("overdue: {overdue}; {}", self.describe()));
+        }
+        self.read()?;
+        if self.world.trusted() { self.progress().await } else { Ok(()) }
+    }
+
+    /// A progress request is answered where etcd would answer it.
+    async fn progress(&mut self) -> Result<(), String> {
+        let revision = self.world.revision();
+        for stream in &self.streams {
+            if !stream.check.lock().answers_progress(revision) {
+                continue;
+            }
+            let before = stream.check.lock().progress;
+            let mut answered = false;
+            for _ in 0..600 {
+                for feed in stream.outbox.feeds() {
+                    let _ = feed.wait_for(Revision::new(revision), Duration::from_secs(5)).await;
+                }
+                stream.outbox.answer_progress();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                while stream.reader.is_none() && stream.poll(&self.world, 4096)? {}
+                answered = stream.check.lock().progress > before;
+                if answered {
+                    break;
+                }
+            }
+            ensure(answered, || format!("no progress on {:?}; {}", stream.outbox.stats(), self.describe()))?;
+        }
+        self.failure()
+    }
+
+    /// All streams go; nothing of them may stay.
+    async fn leave(&mut self) -> Result<(), String> {
+        let events: usize = self.streams.iter().map(|stream| stream.check.lock().events).sum();
+        for stream in self.streams.drain(..) {
+            stream.outbox.leave();
+            if let Some(reader) = stream.reader {
+                reader.abort();
+                let _ = reader.await;
+            }
+            self.left.push(Arc::downgrade(&stream.outbox));
+        }
+        let mut left = String::new();
+        for _ in 0..600 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            left.clear();
+            let streams: usize = self.hub.feeds().iter().map(|feed| feed.stats().streams).sum();
+            let held = self.left.iter().filter(|outbox| outbox.upgrade().is_some()).count();
+            let open = self
+                .hub
+                .feeds()
+                .iter()
+                .filter(|f| f.kind() == FeedKind::OnDemand && f.state() != FeedState::Closed)
+                .count();
+            if streams + held + open == 0 {
+                self.stop.cancel();
+                return Ok(());
+            }
+            left = format!(
+                "{streams} streams in feeds, {held} outboxes held, {open} feeds on demand after {events} events"
+            );
+        }
+        Err(left)
+    }
+
+    fn describe(&self) -> String {
+        let feeds: Vec<_> = self.hub.feeds().iter().map(|feed| feed.stats()).collect();
+        let streams: Vec<_> = self.streams.iter().map(|stream| stream.outbox.stats()).collect();
+        format!("world at {}, feeds {feeds:#?}, streams {streams:#?}", self.world.revision())
+    }
+}
+
+impl Stream {
+    /// Polls once, if woken. True where there may be more.
+    fn poll(&self, world: &World, most_bytes: usize) -> Result<bool, String> {
+        if !self.woken.0.swap(false, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let waker = Waker::from(self.woken.clone());
+        let mut batch = Vec::new();
+        match self.outbox.poll_drain(&mut Context::from_waker(&waker), &mut batch, most_bytes) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Drained::Some) => self.woken.0.store(true, Ordering::SeqCst),
+            Poll::Ready(Drained::End(end)) => return Err(format!("nobody ended the stream: {end:?}")),
+        }
+        let mut check = self.check.lock();
+        batch.iter().try_for_each(|delivery: &Delivery| check.take(world, delivery)).map(|()| true)
+    }
+}
+
+/// Reads a stream by fits and starts, in a task of its own.
+async fn read_all(
+    outbox: Arc<Outbox>,
+    check: Arc<Mutex<StreamCheck>>,
+    world: Arc<World>,
+    failure: Arc<Mutex<Option<String>>>,
+    seed: u64,
+) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    loop {
+        let most_bytes = rng.random_range(1..400);
+        let mut batch = Vec::new();
+        poll_fn(|cx| outbox.poll_drain(cx, &mut batch, most_bytes)).await;
+        let result = {
+            let mut check = check.lock();
+            batch.iter().try_for_each(|delivery| check.take(&world, delivery))
+        };
+        if let Err(error) = result {
+            *failure.lock() = Some(error);
+            return;
+        }
+        if rng.random_bool(0.1) {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..5))).await;
+        }
+    }
+}
