@@ -30,7 +30,10 @@ pub use self::{
     feed::{Feed, FeedKind, FeedState, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
-    outbox::{Cancellation, Delivery, Drained, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, StreamEnd},
+    outbox::{
+        Cancellation, Delivery, Drained, LiveWatch, NO_WATCH_ID, Outbox, OutboxLimits, OutboxStats, ProgressAnswer,
+        StreamEnd,
+    },
     payload::Payload,
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},

@@ -13,7 +13,7 @@ use super::{
     Feed,
     fill::{self, Filled},
     index::WatchOptions,
-    outbox::{Outbox, Phase, wake},
+    outbox::{Outbox, OutboxLimits, Phase, wake},
     payload::Payload,
 };
 use crate::types::{Entry, KeyRange, Revision};
@@ -44,7 +44,7 @@ pub(super) fn step(outbox: &Arc<Outbox>) {
     };
     let (watches, entries) = begin(&feed, outbox, &slots);
     let mut payloads = Vec::new();
-    let through = read(&watches, &entries, outbox.limits.bytes, &mut payloads);
+    let through = read(&watches, &entries, &outbox.limits, &mut payloads);
     finish(&feed, outbox, &watches, through, payloads);
 }
 
@@ -90,11 +90,11 @@ fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: &[u32]) -> (Vec<Parked>,
     (watches, entries)
 }
 
-/// Matches entries with watches until about `most_bytes` are found, whole revisions only. Gives back the last revision done.
+/// Matches entries with watches until about as much as `limits` allow is found, whole revisions only. Gives back the last revision done.
 fn read(
     watches: &[Parked],
     entries: &[Arc<Entry>],
-    most_bytes: usize,
+    limits: &OutboxLimits,
     payloads: &mut Vec<(usize, Arc<Payload>)>,
 ) -> Option<Revision> {
     let mut exact: HashMap<&[u8], SmallVec<[usize; 2]>> = HashMap::new();
@@ -129,7 +129,7 @@ fn read(
             payloads.push((index, payload));
         }
         through = Some(entry.revision);
-        if bytes >= most_bytes {
+        if bytes >= limits.bytes || payloads.len() >= limits.deliveries {
             break;
         }
     }

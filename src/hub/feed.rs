@@ -31,7 +31,7 @@ use super::{
     fill::{self, Filled},
     history::History,
     index::{Group, Index, Member, WatchOptions},
-    outbox::{Cancellation, Delivery, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
+    outbox::{Cancellation, Delivery, LiveWatch, NO_WATCH_ID, Outbox, Phase, State, Watch, wake},
     payload::Payload,
     snapshot::{KeyMap, Snapshot},
     stats,
@@ -391,15 +391,16 @@ impl Feed {
         wake(waker);
     }
 
-    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone.
-    pub(super) fn revoke(&self, outbox: &Outbox, watch_id: i64, reason: String) {
+    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone, and one
+    /// that has its id by now is left alone.
+    pub(super) fn revoke(&self, outbox: &Outbox, watch: &LiveWatch, reason: String) {
+        let LiveWatch { watch_id, serial, .. } = *watch;
         let mut inner = self.lock();
         let revision = inner.revision;
         let mut state = outbox.lock();
         let Some(slot) = state.slot_of(watch_id) else { return };
-        let watch = &state.watches[slot];
-        let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
-        if !mine || watch.phase == Phase::Compacted {
+        // The same serial is the same watch, so it is of this feed.
+        if state.watches[slot].serial != serial || state.watches[slot].phase == Phase::Compacted {
             return;
         }
         let cancellation = Cancellation { watch_id, revision, reason, ..Cancellation::default() };
@@ -412,7 +413,7 @@ impl Feed {
     }
 
     /// The watches of a stream here that can still be given events, each with its range. Takes the lock for some at a time.
-    pub(super) fn ranges_of(&self, outbox: &Outbox) -> Vec<(i64, KeyRange)> {
+    pub(super) fn ranges_of(&self, outbox: &Outbox) -> Vec<LiveWatch> {
         let slots = outbox.lock().slots_in(self);
         let mut ranges = Vec::with_capacity(slots.len());
         for slots in slots.chunks(1024) {
@@ -423,7 +424,8 @@ impl Feed {
                 let watch = state.watches.get(*slot)?;
                 let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
                 let alive = mine && watch.group != UNLINKED;
-                alive.then(|| (watch.id, inner.index.group(watch.group).range.clone()))
+                let range = || inner.index.group(watch.group).range.clone();
+                alive.then(|| LiveWatch { watch_id: watch.id, serial: watch.serial, range: range() })
             }));
         }
         ranges
@@ -453,9 +455,9 @@ impl Feed {
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
-    pub(super) fn with_revision(&self, with: impl FnOnce(Revision)) {
+    pub(super) fn with_revision<T>(&self, with: impl FnOnce(Revision) -> T) -> T {
         let inner = self.lock();
-        with(inner.revision);
+        with(inner.revision)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -549,7 +551,14 @@ impl Feed {
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
-            let slots = outbox.lock().slots_in(self);
+            let slots = {
+                let mut state = outbox.lock();
+                if *reset == Reset::Replaced {
+                    // Revisions begin again, and so does what may be told.
+                    state.told = Revision::ZERO;
+                }
+                state.slots_in(self)
+            };
             for slot in slots {
                 let mut state = outbox.lock();
                 let watch = &mut state.watches[slot];

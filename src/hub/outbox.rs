@@ -103,6 +103,17 @@ pub enum Drained {
     End(StreamEnd),
 }
 
+/// What [`Outbox::answer_progress`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressAnswer {
+    /// It queued the answer.
+    Sent,
+    /// etcd would not answer now.
+    Silence,
+    /// One feed is behind another: ask again when it has caught up.
+    Later,
+}
+
 /// Why a stream ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
@@ -112,8 +123,10 @@ pub enum StreamEnd {
     NoLeader,
     /// The feed that a create needs was not there in time.
     Unavailable(String),
-    /// The client broke the protocol; says how.
-    Invalid(String),
+    /// A request cannot be decoded; says why.
+    Malformed(String),
+    /// A request is too large; says how large.
+    TooLarge(String),
 }
 
 /// See the module.
@@ -147,8 +160,8 @@ pub(super) struct State {
     compacted: usize,
     /// Tasks that wait for room in the queue.
     waiting: usize,
-    /// The newest revision that any watch was given events of.
-    last_event: Revision,
+    /// The newest revision that any watch was given events of, or told as its progress.
+    pub(super) told: Revision,
     end: Option<StreamEnd>,
     gone: bool,
 }
@@ -265,10 +278,10 @@ impl Outbox {
         wake(waker);
     }
 
-    /// Ends the stream once all that is queued is sent. With `progress`, a last progress goes to each watch that asked for
-    /// notifications, so that a client that resumes elsewhere starts where it stopped.
+    /// Ends the stream once all that is queued is sent. With `progress`, it is told its last progress where etcd would tell it,
+    /// else each live watch that asked for notifications is: a client that resumes elsewhere starts where it stopped.
     pub fn end(&self, why: StreamEnd, progress: bool) {
-        if progress {
+        if progress && self.answer_progress() != ProgressAnswer::Sent {
             self.notify_progress(true);
         }
         let mut state = self.lock();
@@ -296,14 +309,14 @@ impl Outbox {
 
     /// The watches that can still be given events, each with its range, in no order.
     #[must_use]
-    pub fn ranges(&self) -> Vec<(i64, KeyRange)> {
+    pub fn live_watches(&self) -> Vec<LiveWatch> {
         self.feeds().iter().flat_map(|feed| feed.ranges_of(self)).collect()
     }
 
     /// Ends a watch whose client may not read its range any more, with etcd's reason.
-    pub fn revoke(&self, watch_id: i64, reason: &str) {
-        if let Some(feed) = self.feed_of(watch_id) {
-            feed.revoke(self, watch_id, reason.to_owned());
+    pub fn revoke(&self, watch: &LiveWatch, reason: &str) {
+        if let Some(feed) = self.feed_of(watch.watch_id) {
+            feed.revoke(self, watch, reason.to_owned());
         }
     }
 
@@ -370,36 +383,32 @@ impl Outbox {
     }
 
     /// Answers a progress request on the whole stream, if etcd would: every watch is live and none waits for a revision to
-    /// come. Gives back false where the answer has to wait for a feed that is behind another one.
-    pub fn answer_progress(&self) -> bool {
+    /// come.
+    pub fn answer_progress(&self) -> ProgressAnswer {
         let feeds = self.feeds();
-        if let [feed] = &feeds[..] {
-            feed.with_revision(|revision| self.push_progress(revision));
-            return true;
-        }
-        // Several feeds stand at several revisions. The lowest one holds for all, unless a watch was given more already.
-        let Some(revision) = feeds.iter().map(|feed| feed.revision()).min() else { return true };
-        let mut state = self.lock();
-        if state.last_event > revision {
-            return false;
-        }
-        let waker = state.progress(revision);
-        drop(state);
+        let (answer, waker) = match &feeds[..] {
+            [] => return ProgressAnswer::Silence,
+            [feed] => feed.with_revision(|revision| self.lock().progress(revision)),
+            // Several feeds stand at several revisions. The lowest one holds for all.
+            feeds => {
+                let revision = feeds.iter().map(|feed| feed.revision()).min().unwrap_or_default();
+                self.lock().progress(revision)
+            }
+        };
         wake(waker);
-        true
-    }
-
-    fn push_progress(&self, revision: Revision) {
-        let waker = self.lock().progress(revision);
-        wake(waker);
+        answer
     }
 
     /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
     /// told where it stands. With `all`, also those that got something.
     pub fn notify_progress(&self, all: bool) {
         for feed in self.feeds() {
-            feed.with_revision(|revision| {
+            let waker = feed.with_revision(|revision| {
                 let mut state = self.lock();
+                if state.is_full(&self.limits) && !all {
+                    // The client does not read. One that has closed its side is not held back by its requests either.
+                    return None;
+                }
                 let mut due: SmallVec<[i64; 8]> = SmallVec::new();
                 let State { watches, feeds, .. } = &mut *state;
                 for (_, watch) in watches.iter_mut() {
@@ -411,13 +420,16 @@ impl Outbox {
                         watch.quiet = true;
                     }
                 }
+                if !due.is_empty() {
+                    state.told = state.told.max(revision);
+                }
                 let mut waker = None;
                 for watch_id in due {
                     waker = state.enqueue(Delivery::Progress { watch_id, revision }).or(waker);
                 }
-                drop(state);
-                wake(waker);
+                waker
             });
+            wake(waker);
         }
     }
 
@@ -474,7 +486,7 @@ impl Outbox {
         watch.quiet = false;
         let delivery =
             Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment, as_of: None };
-        state.last_event = state.last_event.max(payload.revision());
+        state.told = state.told.max(payload.revision());
         state.enqueue(delivery)
     }
 
@@ -490,6 +502,17 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.lock().waiting -= 1;
     }
+}
+
+/// A watch as [`Outbox::live_watches`] saw it.
+#[derive(Clone, Debug)]
+pub struct LiveWatch {
+    /// Its id.
+    pub watch_id: i64,
+    /// Tells it from another watch that has its id later.
+    pub(super) serial: u64,
+    /// Its keys.
+    pub range: KeyRange,
 }
 
 /// What [`Outbox::stats`] counts.
@@ -526,7 +549,7 @@ impl State {
         watch.quiet = false;
         watch.next = payload.revision().next();
         let (watch_id, fragment) = (watch.id, watch.fragment);
-        self.last_event = self.last_event.max(payload.revision());
+        self.told = self.told.max(payload.revision());
         self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
     }
 
@@ -589,6 +612,8 @@ impl State {
                     step(&mut self.parked);
                     if up {
                         self.parked_slots.push(slot as u32);
+                    } else if self.parked == 0 {
+                        self.parked_slots.clear();
                     }
                     super::stats::parked(up);
                 }
@@ -628,6 +653,11 @@ impl State {
         parked_slots.split_off(parked_slots.len().saturating_sub(most))
     }
 
+    #[cfg(test)]
+    pub(super) fn parked_slots(&self) -> usize {
+        self.parked_slots.len()
+    }
+
     /// Gives back slots of watches that stay parked.
     pub(super) fn put_parked(&mut self, slots: impl IntoIterator<Item = u32>) {
         self.parked_slots.extend(slots);
@@ -638,14 +668,25 @@ impl State {
         self.queued_bytes >= limits.bytes || self.queue.len() >= limits.deliveries
     }
 
-    /// Queues the stream's progress where etcd would send it.
-    fn progress(&mut self, revision: Revision) -> Option<Waker> {
+    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
+    /// come.
+    fn progress(&mut self, revision: Revision) -> (ProgressAnswer, Option<Waker>) {
+        let ahead = |watch: &Watch| {
+            let of_feed = self.feeds[watch.attachment as usize].feed.revision();
+            watch.next > revision.next() && watch.next <= of_feed.next()
+        };
+        if self.told > revision || self.watches.iter().any(|(_, watch)| ahead(watch)) {
+            // A watch was told of more already, or began after it in a feed that is ahead.
+            return (ProgressAnswer::Later, None);
+        }
         let behind = self.parked + self.filling + self.compacted > 0;
         let future = self.watches.iter().any(|(_, watch)| watch.next > revision.next());
         if behind || future || self.watches.is_empty() {
-            return None;
+            return (ProgressAnswer::Silence, None);
         }
-        self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision })
+        self.told = self.told.max(revision);
+        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
+        (ProgressAnswer::Sent, waker)
     }
 }
 

@@ -236,6 +236,7 @@ impl Upstream for EtcdUpstream {
         for _ in 0..self.members.len() {
             match ask(oldest).await {
                 Ok(header) => return Ok(Confirmed { header, compacted: false }),
+                // What is still to come is not compacted.
                 Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
                     let compacted = matches!(error, UpstreamError::Compacted);
                     return ask(None).await.map(|header| Confirmed { header, compacted });
@@ -367,7 +368,7 @@ fn refused(error: &Error) -> UpstreamError {
     };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
-        tonic::Code::OutOfRange if status.message().contains("future") => UpstreamError::Future,
+        tonic::Code::OutOfRange if status.message().contains("future revision") => UpstreamError::Future,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
         tonic::Code::InvalidArgument if DENIALS.iter().any(|text| status.message().contains(text)) => {
@@ -442,5 +443,28 @@ mod tests {
         let unknown = revisions(vec![PbEvent { r#type: 7, ..event("a", 5) }]);
         assert!(matches!(unknown, Err(UpstreamError::Protocol(_))));
         assert!(matches!(revisions(vec![PbEvent::default()]), Err(UpstreamError::Protocol(_))));
+    }
+
+    #[test]
+    fn a_revision_to_come_is_no_failure_of_the_member() {
+        let error = |text: &str| refused(&Error::GRpcStatus(tonic::Status::out_of_range(text)));
+        let future = error("etcdserver: mvcc: required revision is a future revision");
+        let compacted = error("etcdserver: mvcc: required revision has been compacted");
+        assert!(matches!(future, UpstreamError::Future), "{future:?}");
+        assert!(matches!(compacted, UpstreamError::Compacted), "{compacted:?}");
+        let endpoints =
+            ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().expect("an endpoint")).to_vec();
+        let upstream = EtcdUpstream::new(EtcdConfig {
+            endpoints,
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(1),
+            keepalive: None,
+            identity: None,
+            probe_key: Bytes::from_static(b"k"),
+        });
+        for error in [future, compacted] {
+            let _ = upstream.failed(0, error);
+            assert_eq!(upstream.preferred.load(Ordering::Relaxed), 0);
+        }
     }
 }

@@ -22,7 +22,7 @@ use super::watch_access::StreamAccess;
 use crate::{
     front::access::WireRange,
     hub::{
-        Feed, Hub, NoFeed, Outbox, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions,
+        Feed, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions,
         upstream::UpstreamError,
     },
     pb::etcdserverpb::{
@@ -273,7 +273,7 @@ impl Requests {
 
     async fn progress(&mut self) {
         for _ in 0..PROGRESS_TRIES {
-            if self.outbox.answer_progress() {
+            if self.outbox.answer_progress() != ProgressAnswer::Later {
                 return;
             }
             self.reach_current(&self.outbox.feeds(), None).await;
@@ -337,7 +337,10 @@ fn parse(create: WatchCreateRequest) -> Step {
     Step::Create(wire, subscribe)
 }
 
-/// The client's side broke off. A malformed request is its fault and is said; anything else nobody is there to hear.
+/// The client's side broke off: a request that is too large or cannot be decoded, with etcd's codes; or the connection, and then
+/// nobody is there to hear.
 fn ended_by(status: &Status) -> StreamEnd {
-    StreamEnd::Invalid(format!("etcd-relay: the watch request cannot be read: {}", status.message()))
+    let text = format!("etcd-relay: the watch request cannot be read: {}", status.message());
+    // tonic's code for a message over its limit.
+    if status.code() == tonic::Code::OutOfRange { StreamEnd::TooLarge(text) } else { StreamEnd::Malformed(text) }
 }

@@ -74,10 +74,11 @@ impl StreamAccess {
             self.outbox.cut(StreamEnd::Unavailable(format!("etcd-relay: {why}")));
             return;
         }
-        let watches = self.outbox.ranges();
-        let ranges: Vec<_> = watches.iter().map(|(_, range)| WireRange::of(range)).collect();
+        let watches = self.outbox.live_watches();
+        let ranges: Vec<_> = watches.iter().map(|watch| WireRange::of(&watch.range)).collect();
         let results = self.access.check(&self.caller, &ranges, since).await;
-        for ((watch_id, range), result) in watches.into_iter().zip(results) {
+        for (watch, result) in watches.iter().zip(results) {
+            let (watch_id, range) = (watch.watch_id, &watch.range);
             match result {
                 Ok(()) => {}
                 Err(Refused::Denied(denial)) if denial.is_of_caller() && !self.caller.is_nobody() => {
@@ -93,7 +94,7 @@ impl StreamAccess {
                 }
                 Err(Refused::Denied(denial)) => {
                     tracing::info!(%range, watch_id, reason = denial.reason(), "Ended a watch that its client may not have any more");
-                    self.outbox.revoke(watch_id, &denial.reason());
+                    self.outbox.revoke(watch, &denial.reason());
                 }
                 // Whoever cannot ask etcd gets no news from it either.
                 Err(Refused::Unknown(why)) => {

@@ -101,7 +101,8 @@ fn status(end: StreamEnd) -> Status {
         StreamEnd::Stopping => Status::unavailable("etcdserver: server stopped"),
         StreamEnd::NoLeader => Status::unavailable("etcdserver: no leader"),
         StreamEnd::Unavailable(text) => Status::unavailable(text),
-        StreamEnd::Invalid(text) => Status::invalid_argument(text),
+        StreamEnd::Malformed(text) => Status::internal(text),
+        StreamEnd::TooLarge(text) => Status::resource_exhausted(text),
     }
 }
 

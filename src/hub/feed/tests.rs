@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     hub::{
-        FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits,
+        FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits, ProgressAnswer,
         upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::UpstreamHeader,
@@ -37,7 +37,7 @@ impl FeedRunner for NoDriver {
 
 const WATCHES: i64 = 20_000;
 
-fn feed() -> Arc<Feed> {
+fn hub() -> Arc<Hub> {
     let limits = Limits {
         history: HistoryLimits { bytes: 1 << 20, entries: 100 },
         outbox: OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: WATCHES as usize },
@@ -46,9 +46,12 @@ fn feed() -> Arc<Feed> {
         confirm_patience: Duration::from_secs(1),
     };
     let leaderless = Arc::new(watch::Sender::new(false));
-    let hub = Hub::new(limits, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver));
-    let feed = hub.open(KeyRange::prefix("".into()));
-    feed.install(KeyMap::default(), Revision::new(10));
+    Hub::new(limits, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver))
+}
+
+fn feed(hub: &Hub, prefix: &'static str, revision: i64) -> Arc<Feed> {
+    let feed = hub.open(KeyRange::prefix(prefix.into()));
+    feed.install(KeyMap::default(), Revision::new(revision));
     feed.set_state(FeedState::Live, None);
     feed
 }
@@ -68,7 +71,7 @@ fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'stati
 
 #[test]
 fn cancels_may_race_with_the_end_of_their_stream() {
-    let feed = feed();
+    let feed = feed(&hub(), "", 10);
     for _ in 0..10 {
         let outbox = Outbox::new(feed.shared.limits.outbox);
         (1..=WATCHES).for_each(|id| subscribe(&feed, &outbox, id, "k"));
@@ -80,4 +83,92 @@ fn cancels_may_race_with_the_end_of_their_stream() {
         assert_eq!((outbox.watches(), feed.stats().streams), (0, 0));
         assert!(feed.lock().index.is_empty());
     }
+}
+
+/// What is in the queue, as text.
+fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
+    let mut batch = Vec::new();
+    let mut all = Vec::new();
+    let mut cx = std::task::Context::from_waker(Waker::noop());
+    while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
+        all.extend(batch.drain(..).map(|delivery| match delivery {
+            Delivery::Progress { watch_id, revision } => format!("{watch_id}: progress {revision}"),
+            other => format!("{other:?}"),
+        }));
+    }
+    all
+}
+
+#[test]
+fn progress_of_a_stream_waits_for_the_feed_that_is_behind() {
+    let hub = hub();
+    let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
+    let outbox = Outbox::new(hub.limits().outbox);
+    subscribe(&behind, &outbox, 1, "a1");
+    subscribe(&ahead, &outbox, 2, "b1");
+    drain(&outbox);
+    assert_eq!(
+        outbox.answer_progress(),
+        ProgressAnswer::Later,
+        "the watch on the feed ahead begins after the other feed's revision"
+    );
+    assert_eq!(drain(&outbox), [""; 0]);
+    behind.advance(Revision::new(12));
+    assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(drain(&outbox), ["-1: progress 12"]);
+}
+
+#[test]
+fn progress_of_a_stream_does_not_fall_when_a_feed_behind_joins() {
+    let hub = hub();
+    let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
+    let outbox = Outbox::new(hub.limits().outbox);
+    subscribe(&ahead, &outbox, 2, "b1");
+    assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
+    subscribe(&behind, &outbox, 1, "a1");
+    outbox.cancel(2);
+    subscribe(&feed(&hub, "c", 10), &outbox, 3, "c1");
+    assert_eq!(outbox.answer_progress(), ProgressAnswer::Later, "12 was told");
+}
+
+#[test]
+fn a_client_that_does_not_read_does_not_gather_progress() {
+    let hub = hub();
+    let feed = feed(&hub, "", 10);
+    let outbox = Outbox::new(hub.limits().outbox);
+    (1..=60).for_each(|id| subscribe(&feed, &outbox, id, "k"));
+    (0..10).for_each(|_| outbox.notify_progress(false));
+    assert_eq!(outbox.stats().queued, 120);
+}
+
+#[test]
+fn slots_of_watches_that_are_parked_no_more_are_let_go() {
+    let hub = hub();
+    let feed = feed(&hub, "", 10);
+    let changes = Changes {
+        revision: Revision::new(11),
+        events: vec![crate::types::EventFields {
+            kind: crate::types::EventKind::Put,
+            kv: crate::types::KeyValueFields { key: "k".into(), ..Default::default() },
+        }],
+        prev: Vec::new(),
+        received: Instant::now(),
+    };
+    feed.publish(&[changes]).expect("the next revision");
+    let outbox = Outbox::new(hub.limits().outbox);
+    let past = |watch_id| Subscribe {
+        watch_id,
+        range: KeyRange::single("k".into()),
+        options: WatchOptions::default(),
+        start_revision: Revision::new(11),
+        progress_notify: false,
+        fragment: false,
+        compacted: false,
+    };
+    for id in 1..100 {
+        feed.subscribe(&outbox, &past(id)).expect("subscribed");
+        assert_eq!(outbox.stats().parked, 1);
+        outbox.cancel(id);
+    }
+    assert_eq!(outbox.lock().parked_slots(), 0);
 }
