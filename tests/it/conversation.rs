@@ -8,9 +8,12 @@ mod script;
 
 use std::time::{Duration, Instant};
 
-use etcd_relay::pb::etcdserverpb::{
-    CompactionRequest, ResponseHeader, WatchRequest, WatchResponse, lease_client::LeaseClient,
-    watch_request::RequestUnion,
+use etcd_relay::pb::{
+    etcdserverpb::{
+        CompactionRequest, ResponseHeader, WatchRequest, WatchResponse, lease_client::LeaseClient,
+        watch_request::RequestUnion,
+    },
+    mvccpb::KeyValue,
 };
 use script::{Say, script};
 use tonic::Code;
@@ -23,7 +26,7 @@ use crate::support::{
 };
 
 /// How long the sides may differ after a step; etcd itself tells of compactions and replays every 100 ms.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// What etcd gives on the streams in the whole conversation, or a little less; a guard against comparing silence with silence.
 const LEAST_RESPONSES: usize = 100;
@@ -52,17 +55,18 @@ async fn converse(kind: Kind) {
     let reference = Target::start(Kind::Etcd, Settings::default()).await;
     let target = Target::start(kind, Settings::default()).await;
     let (mut one, mut other) = (Side::new(&reference).await, Side::new(&target).await);
+    let mut differences = Vec::new();
     for (number, say) in script().into_iter().enumerate() {
         one.say(&say).await;
         other.say(&say).await;
         let (expected, told) = heard(&mut one, &mut other).await;
-        assert!(
-            expected == told,
-            "step {number}, {say:?}\n--- etcd answered:\n{}\n--- {kind:?} answered:\n{}",
-            expected.join("\n"),
-            told.join("\n")
-        );
+        if expected != told {
+            let (expected, told) = (expected.join("\n  "), told.join("\n  "));
+            differences.push(format!("step {number}, {say:?}\n--- etcd:\n  {expected}\n--- {kind:?}:\n  {told}"));
+        }
     }
+    let count = differences.len();
+    assert!(differences.is_empty(), "{count} steps were answered differently:\n{}", differences.join("\n"));
     let spoken: usize = one.compared.iter().sum();
     assert!(
         spoken >= LEAST_RESPONSES,
@@ -159,7 +163,7 @@ impl Side {
             let mut responses: Vec<_> =
                 stream.record().into_iter().skip(self.compared[index]).map(|recorded| recorded.response).collect();
             responses.sort_by_key(|response| response.watch_id);
-            news.extend(responses.into_iter().map(|response| format!("stream {index}: {:?}", masked(response))));
+            news.extend(responses.into_iter().map(|response| format!("stream {index}: {}", words(response))));
             if stream.has_ended() {
                 news.push(format!("stream {index} has ended"));
             }
@@ -191,9 +195,33 @@ async fn heard(one: &mut Side, other: &mut Side) -> (Vec<String>, Vec<String>) {
     }
 }
 
-fn masked(mut response: WatchResponse) -> WatchResponse {
+/// Everything that a response says, in one line.
+fn words(mut response: WatchResponse) -> String {
     mask(&mut response.header);
-    response
+    let WatchResponse { header, watch_id, created, canceled, compact_revision, cancel_reason, fragment, events } =
+        response;
+    let header = header.map_or_else(
+        || "no header".to_owned(),
+        |header| format!("{} by {}/{}/{}", header.revision, header.cluster_id, header.member_id, header.raft_term),
+    );
+    let mut words = format!("watch {watch_id} at {header}");
+    for (said, word) in [(created, " created"), (canceled, " canceled"), (fragment, " fragment")] {
+        words.push_str(if said { word } else { "" });
+    }
+    if compact_revision != 0 || !cancel_reason.is_empty() {
+        words.push_str(&format!(" compacted {compact_revision} because {cancel_reason:?}"));
+    }
+    for event in events {
+        let kv = event.kv.as_ref().map_or_else(String::new, key_value);
+        let prev = event.prev_kv.as_ref().map_or_else(String::new, |prev| format!(" before {}", key_value(prev)));
+        words.push_str(&format!("; {} {kv}{prev}", event.r#type().as_str_name()));
+    }
+    words
+}
+
+fn key_value(kv: &KeyValue) -> String {
+    let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
+    format!("{key:?}={value:?} (created {create_revision}, changed {mod_revision}, version {version}, lease {lease})")
 }
 
 /// Keeps whether each field was filled.

@@ -1,10 +1,17 @@
 //! The integration tests: one binary, real servers, the wire.
 //!
-//! `access` is about who may see what, with etcd's authentication on; `conformance` says what an etcd does and asks it of real
-//! etcd, of the embedded store and of the relay over each;
+//! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
-//! way; `commands` looks at the program from outside; `etcdctl` runs the real command; `store` compares the embedded store with etcd, request by request. Not here: tests of
-//! single modules, which stand beside the code.
+//! way; `access` asks as different users, with etcd's authentication on; `commands`, `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the
+//! real command; `store` compares the embedded store with etcd, request by request. Not here: tests of single modules, which
+//! stand beside the code.
+
+#![expect(
+    unreachable_pub,
+    reason = "in a test binary `pub` says what other files use; nothing is reachable from outside"
+)]
+#![expect(clippy::panic, reason = "a test that cannot go on says why")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
 mod access;
 mod commands;
@@ -12,5 +19,7 @@ mod conformance;
 mod conversation;
 mod etcdctl;
 mod faults;
+mod grpc_proxy;
+mod state;
 mod store;
 mod support;

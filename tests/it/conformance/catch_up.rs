@@ -89,17 +89,20 @@ pub async fn late_watch_beside_a_live_one_loses_nothing(target: &Target) {
     let (ns, kv) = (target.namespace(), target.kv().await);
     let key = format!("{ns}foo");
     let (mut live, mut late) = (target.stream().await, target.stream().await);
-    let live_request = client::key(&key);
-    live.created(live_request.clone()).await;
     let first = kv.put(&key, "0").await;
     for round in 1..2_500 {
         kv.put(&key, format!("{round}")).await;
     }
+    let live_request = client::key(&key);
+    live.created(live_request.clone()).await;
+    live.until_revision(kv.put(&key, "live").await).await;
     let late_request = WatchCreateRequest { start_revision: first, ..client::key(&key) };
     late.created(late_request.clone()).await;
+    late.until_revision(first + 900).await;
     let mut last = 0;
     for round in 0..5 {
         last = kv.put(&key, format!("live {round}")).await;
+        live.until_revision(last).await;
     }
     let replay = Replay::read_prefix(&origin(target), &ns, first, last).await;
     let expected = Expected { complete_to: Some(last), prev_kv_known: true };

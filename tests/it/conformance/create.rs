@@ -110,7 +110,7 @@ pub async fn created_headers_say_who_and_when(target: &Target) {
     assert_eq!(own.mod_revision, before);
     let response = stream.created(client::prefix(&ns)).await;
     let after = kv.revision().await;
-    let header = response.header.clone().expect("a header");
+    let header = response.header.expect("a header");
     assert!((before..=after).contains(&header.revision), "{before}..={after} has not {}", header.revision);
     let answer = kv.range(etcd_relay::pb::etcdserverpb::RangeRequest { key: "x".into(), ..Default::default() }).await;
     let read = answer.header.expect("a header");

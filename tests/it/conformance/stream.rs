@@ -171,7 +171,7 @@ pub async fn live_headers_carry_the_revision_of_their_events(target: &Target) {
     for round in 0..5 {
         let revision = kv.put(format!("{ns}a"), format!("{round}")).await;
         let response = stream.next().await;
-        let header = response.header.clone().expect("a header");
+        let header = response.header.expect("a header");
         assert_eq!((header.revision, revisions(&response)), (revision, vec![revision]));
         assert_eq!((header.cluster_id, header.member_id), (created.cluster_id, created.member_id));
         assert_ne!(header.raft_term, 0);

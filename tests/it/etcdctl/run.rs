@@ -1,7 +1,8 @@
 //! One run of `etcdctl`: until it ends, or until it has printed what was waited for.
 
-use std::{fmt, process::Stdio, sync::Mutex};
+use std::{fmt, process::Stdio};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -84,7 +85,7 @@ impl Side {
     pub async fn run(&self, step: &Step) -> Outcome {
         let own = |arg: &String| {
             let folder = self.folder.path().display().to_string();
-            arg.replace("$LEASE", &self.lease.lock().expect("no panic while held")).replace("$DIR", &folder)
+            arg.replace("$LEASE", &self.lease.lock()).replace("$DIR", &folder)
         };
         let mut command = Command::new(etcdctl());
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint, "--command-timeout=20s"]);
@@ -123,7 +124,7 @@ impl Side {
     fn remember_lease(&self, stdout: &[String]) {
         let granted = stdout.iter().find_map(|line| line.strip_prefix("lease ")?.split_once(" granted"));
         if let Some((lease, _)) = granted {
-            lease.clone_into(&mut self.lease.lock().expect("no panic while held"));
+            lease.clone_into(&mut self.lease.lock());
         }
     }
 }

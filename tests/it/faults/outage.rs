@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use tonic::Code;
+
 use super::{Audience, OUTSIDE, PREFIX};
 use crate::support::{
+    client::{self, WatchStream, revisions},
     etcd::Etcd,
     eventually,
     gate::Gate,
@@ -99,6 +102,31 @@ async fn watches_outlive_a_network_that_says_nothing() {
     writer.stop().await;
     audience.judge(&etcd.endpoint()).await;
     relay.assert_no_panic();
+}
+
+/// Who asked for a leader is told that there is none, in etcd's words, so that its client goes elsewhere; the others wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_want_a_leader_end_without_one() {
+    let mut etcd = Etcd::cluster_of_three().await;
+    let relay = relay(&etcd.endpoints()).await;
+    let metadata = [("hasleader", "true")];
+    let mut wants = WatchStream::open_with(&relay.endpoint(), &metadata).await;
+    wants.created(client::prefix(PREFIX)).await;
+    let mut waits = WatchStream::open(&relay.endpoint()).await;
+    waits.created(client::prefix(PREFIX)).await;
+    // The member that is left stays, so that the relay can still ask it.
+    etcd.kill_member(1);
+    etcd.kill_member(2);
+    let status = wants.ended().await.expect_err("no leader");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    let mut late = WatchStream::open_with(&relay.endpoint(), &metadata).await;
+    late.create(client::prefix(PREFIX));
+    let status = late.ended().await.expect_err("no leader");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    assert!(!waits.has_ended());
+    etcd.restart().await;
+    let revision = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}a"), "1").await;
+    assert_eq!(revisions(&waits.next().await), [revision]);
 }
 
 /// The relay listens, is not ready, and takes up its work when etcd comes.

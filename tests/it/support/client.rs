@@ -4,7 +4,7 @@
 //! reads all the time, so a test that is busy elsewhere is no slow reader.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use etcd_relay::pb::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
     watch_client::WatchClient, watch_request::RequestUnion,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -62,7 +63,7 @@ impl WatchStream {
 
     /// Opens a stream on a connection that may carry others.
     pub fn over(channel: Channel, metadata: &[(&str, &str)]) -> Self {
-        // Tests are the only writers, so their own length bounds the queue.
+        #[expect(clippy::disallowed_methods, reason = "a test is the only writer, so its own length bounds the queue")]
         let (requests, queue) = mpsc::unbounded_channel();
         let (length_sender, length) = watch::channel(0);
         let (paused, pause) = watch::channel(false);
@@ -144,10 +145,10 @@ impl WatchStream {
         let (wanted, mut length) = (self.read + 1, self.length.clone());
         let came = tokio::time::timeout(deadline, length.wait_for(|length| *length >= wanted)).await;
         // An error in the inner result means that the reader is gone; it may have left the response all the same.
-        if came.is_err() || self.record.lock().expect("no panic while held").len() < wanted {
+        if came.is_err() || self.record.lock().len() < wanted {
             return None;
         }
-        let recorded = self.record.lock().expect("no panic while held")[self.read].clone();
+        let recorded = self.record.lock()[self.read].clone();
         self.read += 1;
         Some(recorded)
     }
@@ -169,14 +170,18 @@ impl WatchStream {
         }
     }
 
-    /// Takes responses until the watch has an event of this revision or a later one, or a later progress.
+    /// Takes responses until the stream has had an event of this revision or a later one, or such a progress; none where it has
+    /// had it already.
     pub async fn until_revision(&mut self, revision: i64) {
-        self.until(|response| reaches(response, revision)).await;
+        let had = self.record.lock()[..self.read].iter().any(|recorded| reaches(&recorded.response, revision));
+        if !had {
+            self.until(|response| reaches(response, revision)).await;
+        }
     }
 
     /// Every response so far, taken or not.
     pub fn record(&self) -> Vec<Recorded> {
-        self.record.lock().expect("no panic while held").clone()
+        self.record.lock().clone()
     }
 
     /// Whether the server has ended it.
@@ -286,7 +291,7 @@ async fn read(
             return Ok(());
         }
         let Some(response) = responses.message().await? else { break };
-        record.lock().expect("no panic while held").push(Recorded { at: Instant::now(), response });
+        record.lock().push(Recorded { at: Instant::now(), response });
         length.send_modify(|length| *length += 1);
     }
     Ok(())

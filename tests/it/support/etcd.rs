@@ -180,11 +180,6 @@ impl Etcd {
         count(self.metric("etcd_debugging_mvcc_watcher_total").await)
     }
 
-    /// The watches at the first member that are behind.
-    pub async fn slow_watchers(&self) -> u64 {
-        count(self.metric("etcd_debugging_mvcc_slow_watcher_total").await)
-    }
-
     /// Writes a snapshot of the first member, for [`Self::restored_from`]. The file goes with this value.
     pub fn save_snapshot(&self) -> PathBuf {
         let path = self.root.path().join("snapshot.db");

@@ -18,8 +18,6 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// The header lines as sent, in lower case.
-    pub head: String,
     /// The body.
     pub body: String,
 }
@@ -57,7 +55,7 @@ async fn exchange(addr: &str, path: &str) -> io::Result<Answer> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP answer: {text:?}"));
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(malformed)?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
-    Ok(Answer { status, head: head.to_lowercase(), body: body.to_owned() })
+    Ok(Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]

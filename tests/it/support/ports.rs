@@ -4,8 +4,9 @@
 //! could be taken by any outgoing connection before the server binds it, and while the server is away a client that dials it
 //! again and again would sooner or later be connected to itself.
 
-use std::{collections::HashSet, net::TcpListener, sync::Mutex};
+use std::{collections::HashSet, net::TcpListener};
 
+use parking_lot::Mutex;
 use rand::Rng;
 
 static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
@@ -15,9 +16,7 @@ pub fn free_port() -> u16 {
     let end = ephemeral_start();
     for _ in 0..1_000 {
         let port = rand::rng().random_range(10_000..end);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok()
-            && GIVEN.lock().expect("no panic while held").get_or_insert_default().insert(port)
-        {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().get_or_insert_default().insert(port) {
             return port;
         }
     }

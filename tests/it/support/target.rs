@@ -105,11 +105,6 @@ impl Target {
         self.etcd.as_ref()
     }
 
-    /// The relay that clients talk to, where there is one.
-    pub fn relay(&self) -> Option<&Relay> {
-        self.relays.first()
-    }
-
     /// A key-value client.
     pub async fn kv(&self) -> Kv {
         Kv::connect(&self.endpoint()).await
@@ -129,10 +124,5 @@ impl Target {
     pub fn print_logs(&self) {
         self.etcd.iter().for_each(Etcd::print_log);
         self.relays.iter().for_each(Relay::print_log);
-    }
-
-    /// Fails if a relay panicked or logged a warning or error.
-    pub fn assert_quiet_logs(&self) {
-        self.relays.iter().for_each(|relay| relay.assert_log_has_only(&[]));
     }
 }

@@ -1,0 +1,149 @@
+//! What the relay tells its operator: `/metrics`, `/debug/state`, `/live`, `/ready`, `/health`, `/version`.
+//!
+//! Not here: the names of all metrics, which `tidy` compares with the README. Each figure is shown to follow what it names.
+
+use std::time::Duration;
+
+use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
+use serde_json::Value;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::support::{
+    client::{self, WatchStream},
+    etcd::Etcd,
+    eventually, http,
+    kv::{Kv, channel},
+    relay::{Relay, RelayCommand},
+};
+
+const PREFIX: &str = "/inside/";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_follow_what_they_name() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = WatchStream::open(&relay.endpoint()).await;
+        stream.created(client::prefix(PREFIX)).await;
+        stream.created(client::key(format!("{PREFIX}quiet"))).await;
+        streams.push(stream);
+    }
+    let kv = Kv::connect(&relay.endpoint()).await;
+    let mut last = 0;
+    for round in 0..10 {
+        last = kv.put(format!("{PREFIX}a"), format!("{round}")).await;
+    }
+    for stream in &mut streams {
+        stream.until_revision(last).await;
+    }
+    let read = RangeRequest { key: format!("{PREFIX}a").into(), serializable: true, ..Default::default() };
+    kv.range(read).await;
+    for (metric, value) in [
+        ("etcd_relay_watches", 6.0),
+        ("etcd_relay_watch_streams", 3.0),
+        ("etcd_relay_watches_created_total", 6.0),
+        ("etcd_relay_upstream_events_total", 10.0),
+        ("etcd_relay_events_delivered_total", 30.0),
+        ("etcd_relay_history_entries", 10.0),
+        ("etcd_relay_snapshot_keys", 1.0),
+        ("etcd_relay_ready", 1.0),
+    ] {
+        eventually(&format!("{metric} is {value}"), async || {
+            let told = relay.metric(metric).await;
+            if (told - value).abs() > 0.1 { None } else { Some(()) }
+        })
+        .await;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a small revision")]
+    let newest = last as f64;
+    eventually("the history has the newest revision", async || {
+        let told = relay.metric("etcd_relay_history_newest_revision").await;
+        ((told - newest).abs() < 0.1).then_some(())
+    })
+    .await;
+    assert!(relay.metric("etcd_relay_forwarded_total").await >= 10.0, "puts are forwarded");
+    assert!(relay.metric("etcd_relay_reads_total").await >= 1.0, "reads are counted");
+    assert!(relay.metric("etcd_relay_delivery_lag_seconds_count").await >= 1.0, "the lag of deliveries is measured");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_shows_feeds_and_connections() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.created(client::prefix(PREFIX)).await;
+    stream.created(WatchCreateRequest { start_revision: 1_000, ..client::key(format!("{PREFIX}a")) }).await;
+    let last = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}a"), "1").await;
+    stream.until_revision(last).await;
+    let state = relay.state().await;
+    let feed = &state["feeds"][0];
+    assert_eq!(feed["state"], "live", "{state:#}");
+    assert_eq!(feed["revision"], last, "{state:#}");
+    let text = state.to_string();
+    assert!(text.contains(PREFIX), "the range of the feed: {state:#}");
+    assert!(state["connections"].as_array().is_some_and(|connections| !connections.is_empty()), "{state:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_paths_answer_as_etcds() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::over(&etcd.endpoint()).await;
+    for path in ["/health", "/version"] {
+        let answer = http::get(relay.grpc_addr(), path).await.expect("the relay answers");
+        let direct = http::get(&etcd.addr(), path).await.expect("etcd answers");
+        let (told, expected): (Value, Value) = (parse(&answer.body), parse(&direct.body));
+        assert_eq!((answer.status, told), (direct.status, expected), "{path}");
+    }
+    assert_eq!(http::get(relay.http_addr(), "/live").await.expect("an answer").status, 200);
+    assert_eq!(http::get(relay.http_addr(), "/ready").await.expect("an answer").status, 200);
+}
+
+/// gRPC health and reflection, as tools ask for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_health_and_reflection_are_answered() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::over(&etcd.endpoint()).await;
+    let mut health = HealthClient::new(channel(&relay.endpoint()).await);
+    let status = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
+    assert_eq!(status.status(), ServingStatus::Serving);
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel(&relay.endpoint()).await);
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::iter([ask])).await.expect("reflection").into_inner();
+    let answer = answers.message().await.expect("reflection").expect("an answer").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("not a list: {answer:?}") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for name in ["etcdserverpb.Watch", "etcdserverpb.KV", "etcdserverpb.Lease"] {
+        assert!(names.iter().any(|listed| listed == name), "{name} is not in {names:?}");
+    }
+}
+
+/// An idle relay with an idle feed costs next to nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_relay_is_idle() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let mut streams = Vec::new();
+    for _ in 0..50 {
+        let mut stream = WatchStream::open(&relay.endpoint()).await;
+        stream.created(client::prefix(PREFIX)).await;
+        streams.push(stream);
+    }
+    let before = relay.cpu_time();
+    let watched = Duration::from_secs(3);
+    tokio::time::sleep(watched).await;
+    let used = relay.cpu_time().saturating_sub(before);
+    assert!(used < watched / 10, "{used:?} of CPU in {watched:?} without any event");
+}
+
+fn parse(body: &str) -> Value {
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("not JSON: {error}: {body}"))
+}
