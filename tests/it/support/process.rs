@@ -19,7 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually_within;
 
-/// `$1` is the log, the rest the command. Prints the id of the server, and ends with its exit code.
+/// `$1` is the log, the rest the command. Prints the id of the server, and ends with its exit code. Where the server ends because
+/// the test binary is done with it, its folder goes as well: that of a static is removed by nobody else.
 const SUPERVISOR: &str = r#"
 exec 3<&0
 log=$1
@@ -27,11 +28,12 @@ shift
 "$@" 3<&- >>"$log" 2>&1 </dev/null &
 server=$!
 echo $server
-(read -r _ <&3; kill -KILL $server) >/dev/null 2>&1 &
+(read -r _ <&3; : >"$log.done"; kill -KILL $server) >/dev/null 2>&1 &
 guard=$!
 wait $server
 code=$?
 kill $guard 2>/dev/null
+if [ -e "$log.done" ]; then rm -rf "$(dirname "$log")"; fi
 exit $code
 "#;
 
@@ -90,7 +92,10 @@ impl Process {
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
+        // `wait` would close the pipe first, which says that the folder may go.
+        let pipe = self.supervisor.stdin.take();
         self.supervisor.wait().expect("wait for a child");
+        drop(pipe);
     }
 
     /// Waits for the end; 128 + n where a signal ended it.
@@ -123,11 +128,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        drop(self.supervisor.stdin.take());
-        // The guard kills the server now, and the shell ends with it. An error here means that there is nothing to wait for.
-        let _ended = self.supervisor.wait();
         if std::thread::panicking() {
             self.print_log();
         }
+        drop(self.supervisor.stdin.take());
+        // The guard kills the server now, and the shell ends with it. An error here means that there is nothing to wait for.
+        let _ended = self.supervisor.wait();
     }
 }
