@@ -154,15 +154,15 @@ impl Fill {
             };
             match message {
                 Ok(WatchMessage::Events { header, revisions }) => {
-                    for changes in &revisions {
+                    let mut rest = &revisions[..];
+                    while !rest.is_empty() {
                         while tokio::time::timeout(TURN, self.outbox.wait_room()).await.is_err() {
                             if self.others_wait() {
                                 return Outcome::MakeWay;
                             }
                         }
-                        if !self.give(changes, header.revision) {
-                            return Outcome::Done;
-                        }
+                        let Some(given) = self.give(rest, header.revision) else { return Outcome::Done };
+                        rest = &rest[given..];
                     }
                     heard = Instant::now();
                 }
@@ -189,24 +189,38 @@ impl Fill {
         self.feed.shared.fills.available_permits() == 0
     }
 
-    /// Queues one revision. False where the watch is gone.
-    fn give(&self, changes: &Changes, as_of: Revision) -> bool {
+    /// Queues revisions while there is room, at least one, together: the stream sends in one response what came in one. Gives
+    /// back how many; `None` where the watch is gone.
+    fn give(&self, revisions: &[Changes], as_of: Revision) -> Option<usize> {
+        let mut state = self.outbox.lock();
+        let slot = self.slot(&state)?;
+        let mut given = 0;
+        let mut waker = None;
+        for changes in revisions {
+            if given > 0 && state.is_full(&self.outbox.limits) {
+                break;
+            }
+            given += 1;
+            if changes.revision < state.watches[slot].next {
+                continue;
+            }
+            state.watches[slot].next = changes.revision.next();
+            if let Some(payload) = self.payload(changes) {
+                waker = state.enqueue_events(slot, payload, as_of).or(waker);
+            }
+        }
+        drop(state);
+        wake(waker);
+        Some(given)
+    }
+
+    /// What the watch wants of a revision, encoded for it alone.
+    fn payload(&self, changes: &Changes) -> Option<Arc<Payload>> {
         let mut prev = changes.prev.iter();
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
-        let payload = Payload::matching(&entry, &self.filled.range, self.filled.options);
-        let mut state = self.outbox.lock();
-        let Some(slot) = self.slot(&state) else { return false };
-        let watch = &mut state.watches[slot];
-        if changes.revision < watch.next {
-            return true;
-        }
-        watch.next = changes.revision.next();
-        let waker = payload.and_then(|payload| state.enqueue_events(slot, payload, as_of));
-        drop(state);
-        wake(waker);
-        true
+        Payload::matching(&entry, &self.filled.range, self.filled.options)
     }
 
     /// Upstream has nothing more up to `revision`.

@@ -1,0 +1,238 @@
+//! Micro-benchmarks of the hub alone, without network: what a revision costs those who match it and those who do not, what
+//! joining, catching up and reading cost. `cargo bench`; `cargo bench -- publish` for some.
+//!
+//! Not here: whole relays under load. Times are of one thread; compare them within one run.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use divan::{Bencher, black_box};
+use etcd_relay::{
+    hub::{
+        Drained, Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, Outbox, OutboxLimits, RangeQuery,
+        SortOrder, SortTarget, Subscribe, WatchOptions,
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+    },
+    types::{EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
+};
+use tokio::sync::watch;
+
+fn main() {
+    divan::main();
+}
+
+/// A revision with one event of 256 B, for streams that watch the whole prefix and read as they go. Time per delivery is that
+/// of the run divided by the number of streams.
+#[divan::bench(args = [1, 100, 1_000, 10_000])]
+fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
+    let feed = feed(0);
+    let outboxes: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        revision = revision.next();
+        feed.publish(&[put(revision, "key")]).expect("in order");
+        outboxes.iter().for_each(drain);
+    });
+}
+
+/// A revision that concerns one of many watches, each on a key of its own: must not grow with their number.
+#[divan::bench(args = [1, 1_000, 100_000])]
+fn publish_to_one_of_many_keys(bencher: Bencher<'_, '_>, keys: usize) {
+    let feed = feed(0);
+    let outbox = subscribed(&feed, (0..keys).map(|key| KeyRange::single(format!("key{key}").into())));
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        revision = revision.next();
+        feed.publish(&[put(revision, "key0")]).expect("in order");
+        drain(&outbox);
+    });
+}
+
+/// The same with a range for each watch.
+#[divan::bench(args = [1, 1_000, 100_000])]
+fn publish_to_one_of_many_ranges(bencher: Bencher<'_, '_>, ranges: usize) {
+    let feed = feed(0);
+    let outbox = subscribed(&feed, (0..ranges).map(|range| KeyRange::prefix(format!("{range}/").into())));
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        revision = revision.next();
+        feed.publish(&[put(revision, "0/key")]).expect("in order");
+        drain(&outbox);
+    });
+}
+
+/// A revision while a reader holds the snapshot before it, so that the write copies its path.
+#[divan::bench(args = [1_000, 500_000])]
+fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
+    let feed = feed(keys);
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        revision = revision.next();
+        let held = feed.snapshot();
+        feed.publish(&[put(revision, "key0000001")]).expect("in order");
+        held
+    });
+}
+
+/// A stream that joins, with one watch, and leaves.
+#[divan::bench]
+fn join_and_leave(bencher: Bencher<'_, '_>) {
+    let feed = feed(0);
+    bencher.bench_local(|| {
+        let outbox = subscribed(&feed, [KeyRange::prefix("".into())]);
+        outbox.leave();
+    });
+}
+
+/// A watch from the past: 1,000 revisions from the history.
+#[divan::bench]
+fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>) {
+    let feed = feed(0);
+    let start = feed.revision().next();
+    let mut revision = feed.revision();
+    for _ in 0..1_000 {
+        revision = revision.next();
+        feed.publish(&[put(revision, "key")]).expect("in order");
+    }
+    bencher.bench_local(|| {
+        let outbox = Outbox::new(LIMITS.outbox);
+        subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
+        drain(&outbox);
+        outbox.leave();
+    });
+}
+
+/// A thousand keys of half a million from the snapshot.
+#[divan::bench]
+fn range_of_a_thousand_keys(bencher: Bencher<'_, '_>) {
+    let feed = feed(500_000);
+    let query = query(KeyRange::prefix("key0001".into()), false);
+    bencher.bench_local(|| black_box(query.read(&feed)).expect("a reply"));
+}
+
+/// How many keys a large range has.
+#[divan::bench]
+fn count_of_half_a_million_keys(bencher: Bencher<'_, '_>) {
+    let feed = feed(500_000);
+    let query = query(KeyRange::prefix("key".into()), true);
+    bencher.bench_local(|| black_box(query.read(&feed)).expect("a reply"));
+}
+
+const LIMITS: Limits = Limits {
+    history: HistoryLimits { bytes: 64 << 20, entries: 10_000 },
+    outbox: OutboxLimits { bytes: 1 << 20, deliveries: 4_096, watches: 1_000_000 },
+    on_demand: None,
+    fills: 1,
+    confirm_patience: Duration::from_secs(1),
+};
+
+/// A live feed of everything with `keys` keys.
+fn feed(keys: usize) -> Arc<Feed> {
+    let leaderless = Arc::new(watch::Sender::new(false));
+    let hub = Hub::new(LIMITS, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver));
+    let feed = hub.open(KeyRange::prefix("".into()));
+    let mut map = KeyMap::default();
+    let revision = Revision::new(1);
+    for key in 0..keys {
+        let fields = &put(revision, &format!("key{key:07}")).events[0].kv;
+        map.insert(Arc::new(KeyValue::new(fields)));
+    }
+    feed.install(map, revision);
+    feed.set_state(FeedState::Live, None);
+    feed
+}
+
+fn subscribed(feed: &Arc<Feed>, ranges: impl IntoIterator<Item = KeyRange>) -> Arc<Outbox> {
+    let outbox = Outbox::new(LIMITS.outbox);
+    for range in ranges {
+        subscribe(feed, &outbox, range, Revision::ZERO);
+    }
+    drain(&outbox);
+    outbox
+}
+
+fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start_revision: Revision) {
+    let subscribe = Subscribe {
+        watch_id: 0,
+        range,
+        options: WatchOptions::default(),
+        start_revision,
+        progress_notify: false,
+        fragment: false,
+        compacted: false,
+    };
+    feed.subscribe(outbox, &subscribe).expect("subscribed");
+}
+
+/// Takes all that waits, as a front does.
+fn drain(outbox: &Arc<Outbox>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut batch = Vec::new();
+    while outbox.poll_drain(&mut cx, &mut batch, 64 << 10) == Poll::Ready(Drained::Some) {
+        black_box(&batch);
+        batch.clear();
+    }
+}
+
+fn put(revision: Revision, key: &str) -> Changes {
+    let kv = KeyValueFields {
+        key: key.to_owned().into(),
+        value: vec![b'x'; 256].into(),
+        create_revision: revision,
+        mod_revision: revision,
+        version: 1,
+        lease: 0,
+    };
+    let events = vec![EventFields { kind: EventKind::Put, kv }];
+    Changes { revision, events, prev: Vec::new(), received: Instant::now() }
+}
+
+fn query(range: KeyRange, count_only: bool) -> RangeQuery {
+    RangeQuery {
+        range,
+        limit: 0,
+        revision: Revision::ZERO,
+        sort_order: SortOrder::None,
+        sort_target: SortTarget::Key,
+        keys_only: false,
+        count_only,
+        min_mod_revision: Revision::ZERO,
+        max_mod_revision: Revision::ZERO,
+        min_create_revision: Revision::ZERO,
+        max_create_revision: Revision::ZERO,
+    }
+}
+
+/// The benchmarks write into feeds themselves.
+struct NoDriver;
+
+impl FeedRunner for NoDriver {
+    fn run(&self, _: Arc<Feed>) {}
+}
+
+/// An upstream that is never asked.
+#[derive(Debug)]
+struct Nothing;
+
+fn never<T>() -> Result<T, UpstreamError> {
+    Err(UpstreamError::Unavailable("no benchmark asks upstream".into()))
+}
+
+#[async_trait]
+impl Upstream for Nothing {
+    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        never()
+    }
+
+    async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        never()
+    }
+
+    async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        never()
+    }
+}
