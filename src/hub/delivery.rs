@@ -66,7 +66,7 @@ impl Delivery {
     }
 }
 
-/// What a front gets from [`Outbox::poll_drain`].
+/// What a front gets from [`super::Outbox::poll_drain`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Deliveries were added to the batch.
@@ -75,7 +75,7 @@ pub enum Drained {
     End(StreamEnd),
 }
 
-/// What [`Outbox::answer_progress`] did.
+/// What [`super::Outbox::answer_progress`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgressAnswer {
     /// It queued the answer.
