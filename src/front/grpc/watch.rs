@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::join_all};
 use metrics::counter;
+use prost::Message as _;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -32,8 +33,8 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// Most requests that are acted on together.
-const BATCH: usize = 1024;
+/// Most requests that are acted on together, and about how many bytes of them.
+const BATCH: (usize, usize) = (1024, 1 << 20);
 /// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
 /// feed has.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
@@ -72,6 +73,32 @@ enum Step {
     Progress,
 }
 
+/// Requests that came together, and what came behind them.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<WatchRequest>,
+    bytes: usize,
+    /// The end of the requests: the client's word that it has no more, or the error that broke them off.
+    end: Option<Result<(), Status>>,
+}
+
+impl Batch {
+    fn add(&mut self, message: Result<Option<WatchRequest>, Status>) {
+        match message {
+            Ok(Some(request)) => {
+                self.bytes += request.encoded_len();
+                self.requests.push(request);
+            }
+            Ok(None) => self.end = Some(Ok(())),
+            Err(status) => self.end = Some(Err(status)),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.end.is_none() && self.requests.len() < BATCH.0 && self.bytes < BATCH.1
+    }
+}
+
 impl Requests {
     /// Serves the stream until it is gone.
     pub(super) async fn run(mut self) {
@@ -88,9 +115,6 @@ impl Requests {
         let mut half_closed = false;
         let stop = self.stop.clone();
         loop {
-            if !half_closed {
-                self.outbox.wait_room().await;
-            }
             // Cancel safe: each arm says so.
             tokio::select! {
                 biased;
@@ -98,18 +122,18 @@ impl Requests {
                 () = lost_leader(&mut leaderless), if self.requires_leader => {
                     return self.outbox.end(StreamEnd::NoLeader, false);
                 }
-                request = self.requests.message(), if !half_closed => match request {
-                    Ok(Some(first)) => {
-                        let batch = self.more(first);
-                        // What is not acted on when the relay stops, the client asks elsewhere.
-                        if stop.run_until_cancelled(self.act(batch)).await.is_none() {
-                            return self.outbox.end(StreamEnd::Stopping, true);
-                        }
+                batch = self.read(), if !half_closed => {
+                    // What is not acted on when the relay stops, the client asks elsewhere.
+                    if stop.run_until_cancelled(self.act(batch.requests)).await.is_none() {
+                        return self.outbox.end(StreamEnd::Stopping, true);
                     }
-                    // The client says no more, and wants to hear all the same.
-                    Ok(None) => half_closed = true,
-                    Err(status) => return self.outbox.end(ended_by(&status), false),
-                },
+                    match batch.end {
+                        None => {}
+                        // The client says no more, and wants to hear all the same.
+                        Some(Ok(())) => half_closed = true,
+                        Some(Err(status)) => return self.outbox.end(ended_by(&status), false),
+                    }
+                }
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
                         self.reach_current(&self.outbox.feeds(), None).await;
@@ -120,22 +144,23 @@ impl Requests {
         }
     }
 
-    /// The requests that have arrived already, beginning with `first`.
-    fn more(&mut self, first: WatchRequest) -> Vec<WatchRequest> {
-        let mut batch = vec![first];
-        while batch.len() < BATCH {
-            // An error or the end shows again at the next read.
+    /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
+    async fn read(&mut self) -> Batch {
+        self.outbox.wait_room().await;
+        let mut batch = Batch::default();
+        batch.add(self.requests.message().await);
+        while batch.has_room() {
             match self.requests.message().now_or_never() {
-                Some(Ok(Some(request))) => batch.push(request),
-                _ => break,
+                Some(message) => batch.add(message),
+                None => break,
             }
         }
         batch
     }
 
-    async fn act(&mut self, batch: Vec<WatchRequest>) {
+    async fn act(&mut self, requests: Vec<WatchRequest>) {
         // Requests of no known kind are ignored, as etcd ignores them.
-        let steps: Vec<Step> = batch.into_iter().filter_map(|request| request.request_union).map(step).collect();
+        let steps: Vec<Step> = requests.into_iter().filter_map(|request| request.request_union).map(step).collect();
         if steps.is_empty() {
             return;
         }

@@ -144,6 +144,18 @@ async fn malformed_messages_are_refused() {
     scene.unharmed().await;
 }
 
+/// Requests that arrive together are read together; the error behind the good ones must not get lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_malformed_request_behind_good_ones_is_told() {
+    let mut scene = Scene::new().await;
+    // WatchRequest { create_request: { key: "a" } }, twice, and then something that is none.
+    let body = b"\0\0\0\0\x05\x0a\x03\x0a\x01a\0\0\0\0\x05\x0a\x03\x0a\x01a\0\0\0\0\x01\x07";
+    let path = "/etcdserverpb.Watch/Watch";
+    let status = raw::call_framed(&scene.relay.endpoint(), path, body).await.expect_err("malformed");
+    assert_eq!(status.code(), Code::Internal, "{status:?}");
+    scene.unharmed().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_of_100_mib_is_refused_without_memory_for_it() {
     let mut scene = Scene::new().await;
