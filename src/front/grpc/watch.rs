@@ -38,7 +38,9 @@ const BATCH: (usize, usize) = (1024, 1 << 20);
 /// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
 /// feed has.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a create waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
+/// How long requests that came together wait for their feeds' snapshots before those whose feed is there are served.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a create then waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a progress request on several feeds is tried while one is ahead of another.
 const PROGRESS_TRIES: usize = 10;
@@ -233,7 +235,7 @@ impl Requests {
     /// Asks for the current revision and waits until the feeds have it, within bounds. Whether `oldest` is compacted.
     async fn reach_current(&mut self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
         // A snapshot read before the ask would be older than it.
-        join_all(feeds.iter().map(|feed| feed.wait_serving(SERVING_PATIENCE))).await;
+        join_all(feeds.iter().map(|feed| feed.wait_serving(SNAPSHOT_PATIENCE))).await;
         let confirm = self.hub.confirmer().confirm(oldest);
         let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
             Ok(Ok(confirmed)) => confirmed,
