@@ -72,6 +72,13 @@ enum Step {
     Progress,
 }
 
+/// How the client's side stands behind the requests that were read.
+enum Then {
+    Open,
+    HalfClosed,
+    Broken(Status),
+}
+
 impl Requests {
     /// Serves the stream until it is gone.
     pub(super) async fn run(mut self) {
@@ -100,10 +107,15 @@ impl Requests {
                 }
                 request = self.requests.message(), if !half_closed => match request {
                     Ok(Some(first)) => {
-                        let batch = self.more(first);
+                        let (batch, then) = self.more(first);
                         // What is not acted on when the relay stops, the client asks elsewhere.
                         if stop.run_until_cancelled(self.act(batch)).await.is_none() {
                             return self.outbox.end(StreamEnd::Stopping, true);
+                        }
+                        match then {
+                            Then::Open => {}
+                            Then::HalfClosed => half_closed = true,
+                            Then::Broken(status) => return self.outbox.end(ended_by(&status), false),
                         }
                     }
                     // The client says no more, and wants to hear all the same.
@@ -112,25 +124,30 @@ impl Requests {
                 },
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
-                        self.reach_current(&self.outbox.feeds(), None).await;
-                        self.outbox.notify_progress(false);
+                        let feeds = self.outbox.feeds();
+                        let current = self.reach_current(&feeds, None);
+                        if stop.run_until_cancelled(current).await.is_some() {
+                            self.outbox.notify_progress(false);
+                        }
                     }
                 }
             }
         }
     }
 
-    /// The requests that have arrived already, beginning with `first`.
-    fn more(&mut self, first: WatchRequest) -> Vec<WatchRequest> {
+    /// The requests that have arrived already, beginning with `first`, and what came behind them.
+    fn more(&mut self, first: WatchRequest) -> (Vec<WatchRequest>, Then) {
         let mut batch = vec![first];
         while batch.len() < BATCH {
-            // An error or the end shows again at the next read.
             match self.requests.message().now_or_never() {
                 Some(Ok(Some(request))) => batch.push(request),
-                _ => break,
+                Some(Ok(None)) => return (batch, Then::HalfClosed),
+                // Not to be read again: it is said once.
+                Some(Err(status)) => return (batch, Then::Broken(status)),
+                None => break,
             }
         }
-        batch
+        (batch, Then::Open)
     }
 
     async fn act(&mut self, batch: Vec<WatchRequest>) {

@@ -139,6 +139,11 @@ async fn malformed_messages_are_refused() {
         scene.unharmed().await;
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
+    // Behind a good message, and read together with it.
+    let create = b"\0\0\0\0\x05\x0a\x03\x0a\x01a";
+    let both = [&create[..], b"\0\0\0\0\x01\x07"].concat();
+    let status = raw::call_framed(&scene.relay.endpoint(), "/etcdserverpb.Watch/Watch", &both).await;
+    assert_eq!(status.expect_err("malformed").code(), Code::Internal);
     let status = raw::call(&scene.relay.endpoint(), "/no.such.Service/Method", vec![]).await.expect_err("unknown");
     assert_eq!(status.code(), Code::Unimplemented);
     scene.unharmed().await;
