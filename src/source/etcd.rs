@@ -20,7 +20,11 @@ use etcd_client::{
 };
 use parking_lot::Mutex;
 
-use super::{Endpoint, forward::Keepalive};
+use super::{
+    Endpoint,
+    causes::{chain, with_causes},
+    forward::Keepalive,
+};
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
@@ -367,7 +371,7 @@ fn canceled(reason: String) -> UpstreamError {
 /// Sorts etcd's errors by what can be done about them.
 fn refused(error: &Error) -> UpstreamError {
     let Error::GRpcStatus(status) = error else {
-        return UpstreamError::Unavailable(with_causes(error.to_string(), error));
+        return UpstreamError::Unavailable(chain(error));
     };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
@@ -387,19 +391,6 @@ const DENIALS: [&str; 3] = ["user name is empty", "revision of auth store is old
 fn is_auth_off(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.code() == tonic::Code::FailedPrecondition
         && status.message().contains("authentication is not enabled"))
-}
-
-/// A text with the causes of its error, without repeating one that says the same.
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// etcd 3.4.31 and 3.5.13 mended progress that overtook events (issue 15220).
