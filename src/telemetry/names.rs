@@ -209,6 +209,8 @@ labels! {
         NegativeStart = "negative_start",
         /// The client may not read the range, or is not known.
         Denied = "denied",
+        /// The relay's own user may not read the range, which is outside every configured feed.
+        RelayDenied = "relay_denied",
         /// The stream or the relay has its largest number.
         Limit = "limit",
         /// The range is outside every feed and on-demand feeds are off.

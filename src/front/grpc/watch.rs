@@ -22,8 +22,8 @@ use super::watch_access::StreamAccess;
 use crate::{
     front::access::WireRange,
     hub::{
-        Feed, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions,
-        upstream::UpstreamError,
+        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError, WaitError,
+        WatchOptions, upstream::UpstreamError,
     },
     pb::etcdserverpb::{
         WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion,
@@ -289,6 +289,12 @@ impl Requests {
                 Err(SubscribeError::NotServing) => {
                     let left = patience.saturating_duration_since(Instant::now());
                     let waited = feed.wait_serving(left).await;
+                    if waited == Err(WaitError::Denied) && feed.kind() == FeedKind::OnDemand {
+                        // It will not get better by coming again, and the stream's other watches are none the worse for it.
+                        let why = feed.last_error().unwrap_or_default();
+                        self.refuse(format!("etcd-relay: {why}"), Refusal::RelayDenied);
+                        return true;
+                    }
                     if left.is_zero() || matches!(waited, Err(WaitError::Timeout | WaitError::Denied)) {
                         let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
                         let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
