@@ -3,6 +3,7 @@
 //! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
 //! sees this module).
 
+mod causes;
 mod driver;
 mod endpoint;
 mod etcd;

@@ -191,6 +191,31 @@ fn readme_tells_every_metric_and_somebody_moves_it() {
     assert_tidy(&findings);
 }
 
+#[test]
+fn every_label_value_is_given_by_somebody() {
+    let names = Path::new("src/telemetry/names.rs");
+    let text = read(names);
+    let elsewhere: Vec<String> =
+        shipped_files().filter(|file| file.path != names).map(|file| code_of(&file.text)).collect();
+    let mut findings = Vec::new();
+    let mut values = 0;
+    for block in text.split("labels! {").skip(1).filter_map(|block| block.split("\n}\n").next()) {
+        let mut lines = block.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("///"));
+        let Some(label) = lines.next().and_then(|line| line.split_once(" as ")).map(|(label, _)| label) else {
+            continue;
+        };
+        for (value, _) in lines.filter_map(|line| line.split_once(" = \"")) {
+            values += 1;
+            let given = format!("{label}::{value}");
+            if !elsewhere.iter().any(|code| code.contains(&given)) {
+                findings.push(format!("{}: nobody gives {given}", names.display()));
+            }
+        }
+    }
+    assert!(values > 20, "found {values} label values in {}", names.display());
+    assert_tidy(&findings);
+}
+
 struct SourceFile {
     /// From the root of the repository.
     path: PathBuf,

@@ -29,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use self::inner::{Inner, UNLINKED};
 use super::{
     Shared,
-    delivery::{Cancellation, Delivery},
+    delivery::{Cancellation, Delivery, StreamEnd},
     fill::{self, Filled},
     history::History,
     index::{Index, Member, WatchOptions},
@@ -37,7 +37,10 @@ use super::{
     snapshot::{KeyMap, Snapshot},
     stats,
 };
-use crate::types::{Entry, KeyRange, Revision};
+use crate::{
+    telemetry::names::CancelReason,
+    types::{Entry, KeyRange, Revision},
+};
 
 /// Where a feed stands with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -172,7 +175,7 @@ impl Feed {
             closed: false,
             idle_since: Instant::now(),
         };
-        stats::feed_state(None, Some(FeedState::Starting));
+        stats::feed_state(None, FeedState::Starting);
         Arc::new(Self {
             range,
             kind,
@@ -372,7 +375,7 @@ impl Feed {
         drop(state);
         inner.unlink(&watch, last);
         drop(inner);
-        stats::unsubscribed(1);
+        stats::unsubscribed(1, CancelReason::Client);
         wake(waker);
     }
 
@@ -432,7 +435,10 @@ impl Feed {
     /// Takes all of a stream's watches out. Called when the stream is gone.
     pub(super) fn forget(&self, outbox: &Outbox) {
         let mut inner = self.lock();
-        let slots = outbox.lock().slots_in(self);
+        let (slots, stopping) = {
+            let state = outbox.lock();
+            (state.slots_in(self), state.end == Some(StreamEnd::Stopping))
+        };
         let mut forgotten = 0;
         for (done, slot) in slots.into_iter().enumerate() {
             // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
@@ -450,7 +456,7 @@ impl Feed {
             }
         }
         drop(inner);
-        stats::unsubscribed(forgotten);
+        stats::unsubscribed(forgotten, if stopping { CancelReason::Shutdown } else { CancelReason::Client });
     }
 
     /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.

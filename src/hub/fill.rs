@@ -66,7 +66,6 @@ enum Outcome {
 
 impl Fill {
     async fn run(&self) {
-        let _running = stats::Filling::start();
         let backoff = || {
             ExponentialBuilder::default()
                 .with_min_delay(Duration::from_millis(50))
@@ -120,6 +119,7 @@ impl Fill {
     /// One upstream watch, from where the subscription stands.
     async fn attempt(&self) -> Outcome {
         let Some(start_revision) = self.next() else { return Outcome::Done };
+        let _at_work = stats::Filling::start();
         let Filled { range, options, .. } = &self.filled;
         let request = WatchRequest { range: range.clone(), start_revision, prev_kv: options.prev_kv };
         let mut upstream = match self.feed.shared.upstream.watch(request).await {
@@ -139,6 +139,10 @@ impl Fill {
                 // Cancel safe: each arm says so.
                 message = upstream.next() => message,
                 () = tokio::time::sleep_until(heard + TURN) => {
+                    // Where upstream is silent, nothing else tells that the client has canceled.
+                    if self.next().is_none() {
+                        return Outcome::Done;
+                    }
                     if self.others_wait() {
                         return Outcome::MakeWay;
                     }
@@ -157,6 +161,9 @@ impl Fill {
                     let mut rest = &revisions[..];
                     while !rest.is_empty() {
                         while tokio::time::timeout(TURN, self.outbox.wait_room()).await.is_err() {
+                            if self.next().is_none() {
+                                return Outcome::Done;
+                            }
                             if self.others_wait() {
                                 return Outcome::MakeWay;
                             }

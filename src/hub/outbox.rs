@@ -87,7 +87,7 @@ impl Outbox {
             if low && state.waiting > 0 {
                 self.room.notify_waiters();
             }
-            let read_on = low && state.parked > 0;
+            let read_on = low && state.parked > 0 && state.end.is_none();
             if state.queue.is_empty() && state.queue.capacity() > 256 {
                 // A burst is over: its memory goes back.
                 state.queue.shrink_to(16);
@@ -124,7 +124,7 @@ impl Outbox {
         wake(waker);
     }
 
-    /// Ends the stream once all that is queued is sent. With `progress`, it is told its last progress where etcd would tell it,
+    /// Ends the stream once all that is queued is sent; nothing more is queued. With `progress`, it is told its last progress where etcd would tell it,
     /// else each live watch that asked for notifications is: a client that resumes elsewhere starts where it stopped.
     pub fn end(&self, why: StreamEnd, progress: bool) {
         if progress && self.answer_progress() != ProgressAnswer::Sent {
@@ -319,7 +319,7 @@ impl Outbox {
         let state = &mut *guard;
         // A member of a group has a watch until the feed removes it.
         let watch = state.watches.get_mut(slot as usize)?;
-        if watch.phase != Phase::Live || payload.revision() < watch.next || state.gone {
+        if watch.phase != Phase::Live || payload.revision() < watch.next || state.end.is_some() || state.gone {
             return None;
         }
         if state.queued_bytes >= self.limits.bytes || state.queue.len() >= self.limits.deliveries {

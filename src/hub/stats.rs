@@ -25,10 +25,10 @@ pub(super) fn subscribed() {
     WATCHES.increment(1.0);
 }
 
-/// Watches ended by their client.
-pub(super) fn unsubscribed(count: usize) {
+/// Watches ended by their client, or with their stream.
+pub(super) fn unsubscribed(count: usize, reason: CancelReason) {
     WATCHES.decrement(count as f64);
-    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => CancelReason::Client.as_str()).increment(count as u64);
+    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(count as u64);
 }
 
 /// A watch ended because its client may not read its range any more.
@@ -63,12 +63,12 @@ pub(super) fn published(batch: &[Changes]) {
     EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());
 }
 
-/// A feed changed its state; `None` stands for "does not exist".
-pub(super) fn feed_state(old: Option<FeedState>, new: Option<FeedState>) {
+/// A feed changed its state, or began: `None` stands for "did not exist".
+pub(super) fn feed_state(old: Option<FeedState>, new: FeedState) {
     if let Some(old) = old.and_then(label) {
         gauge!(names::FEEDS, names::FeedState::LABEL => old.as_str()).decrement(1.0);
     }
-    if let Some(new) = new.and_then(label) {
+    if let Some(new) = label(new) {
         gauge!(names::FEEDS, names::FeedState::LABEL => new.as_str()).increment(1.0);
     }
 }

@@ -147,6 +147,9 @@ pub enum UpstreamError {
          --upstream-password-file"
     )]
     Denied(String),
+    /// Upstream ended the watch, with its reason.
+    #[error("etcd canceled the watch: {0}")]
+    Canceled(String),
     /// Upstream broke the protocol; says how.
     #[error("etcd sent what its protocol does not allow: {0}")]
     Protocol(String),

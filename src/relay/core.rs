@@ -94,6 +94,7 @@ pub(super) fn wire(
 /// Holds readiness back while `feed` does not serve.
 async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
     let mut states = feed.watch_state();
+    let mut held = None;
     loop {
         let state = *states.borrow_and_update();
         let hold = match state {
@@ -107,9 +108,10 @@ async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
                 Some(ready.hold(format!("feed {} has no snapshot{why}", feed.range())))
             }
         };
+        // The new one before the old one goes: nobody is to see a moment without either.
+        drop(std::mem::replace(&mut held, hold));
         if states.changed().await.is_err() {
             return;
         }
-        drop(hold);
     }
 }

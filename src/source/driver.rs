@@ -127,8 +127,7 @@ impl Driving {
                     Ended::Gone(gone) => break gone,
                     Ended::Failed(error) => self.pause(FeedState::Resuming, &error).await,
                     Ended::Canceled(reason) => {
-                        self.pause(FeedState::Resuming, &UpstreamError::Protocol(format!("watch canceled: {reason}")))
-                            .await;
+                        self.pause(FeedState::Resuming, &UpstreamError::Canceled(reason)).await;
                     }
                 }
                 if self.feed.close_if_idle(self.driver.config.idle) {
@@ -161,7 +160,6 @@ impl Driving {
         tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
         let another = self.feed.cluster_id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
-        self.feed.set_cluster_id(header.cluster_id);
         match reset {
             None => self.feed.install(map, header.revision),
             Some(reset) => {
@@ -176,6 +174,9 @@ impl Driving {
                 self.feed.reset(map, header.revision, &reset);
             }
         }
+        // Only now: a fill takes a cluster with this id for the one that its watch is about, and the reset has ended those that
+        // are about another.
+        self.feed.set_cluster_id(header.cluster_id);
         self.feed.set_denied(false);
         self.feed.set_state(FeedState::Resuming, None);
         true
@@ -338,6 +339,7 @@ impl Driving {
         let reason = match error {
             UpstreamError::NoLeader => ReconnectReason::NoLeader,
             UpstreamError::Denied(_) => ReconnectReason::Denied,
+            UpstreamError::Canceled(_) => ReconnectReason::Canceled,
             UpstreamError::Protocol(_) => ReconnectReason::Protocol,
             UpstreamError::Timeout(_) => ReconnectReason::Timeout,
             _ => ReconnectReason::Unavailable,

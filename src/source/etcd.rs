@@ -20,7 +20,11 @@ use etcd_client::{
 };
 use parking_lot::Mutex;
 
-use super::{Endpoint, forward::Keepalive};
+use super::{
+    Endpoint,
+    causes::{chain, with_causes},
+    forward::Keepalive,
+};
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
@@ -119,7 +123,9 @@ impl EtcdUpstream {
         };
         let patience = self.config.request_timeout;
         let result = tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience)));
-        if self.config.identity.is_some() && matches!(result, Err(UpstreamError::Denied(_))) {
+        if self.config.identity.is_some()
+            && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
+        {
             // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
             *self.members[member].slot(lane).lock() = None;
         }
@@ -128,7 +134,8 @@ impl EtcdUpstream {
 
     /// Prefers another member than the one that failed, and names the one that failed.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) {
+        // Another member would say the same.
+        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) || lacks_permission(&error) {
             return error;
         }
         let next = (member + 1) % self.members.len();
@@ -367,7 +374,7 @@ fn canceled(reason: String) -> UpstreamError {
 /// Sorts etcd's errors by what can be done about them.
 fn refused(error: &Error) -> UpstreamError {
     let Error::GRpcStatus(status) = error else {
-        return UpstreamError::Unavailable(with_causes(error.to_string(), error));
+        return UpstreamError::Unavailable(chain(error));
     };
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
@@ -384,22 +391,14 @@ fn refused(error: &Error) -> UpstreamError {
 /// etcd's denials that come with a code of several meanings.
 const DENIALS: [&str; 3] = ["user name is empty", "revision of auth store is old", "authentication failed"];
 
+/// Whether etcd knows the relay and does not let it read this range. Logging in anew, which costs etcd much, changes nothing then.
+fn lacks_permission(error: &UpstreamError) -> bool {
+    matches!(error, UpstreamError::Denied(text) if text.contains("permission denied"))
+}
+
 fn is_auth_off(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.code() == tonic::Code::FailedPrecondition
         && status.message().contains("authentication is not enabled"))
-}
-
-/// A text with the causes of its error, without repeating one that says the same.
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// etcd 3.4.31 and 3.5.13 mended progress that overtook events (issue 15220).
@@ -449,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_to_come_is_no_failure_of_the_member() {
+    fn what_every_member_would_say_is_no_failure_of_the_member() {
         let error = |text: &str| refused(&Error::GRpcStatus(tonic::Status::out_of_range(text)));
         let future = error("etcdserver: mvcc: required revision is a future revision");
         let compacted = error("etcdserver: mvcc: required revision has been compacted");
@@ -465,9 +464,14 @@ mod tests {
             identity: None,
             probe_key: Bytes::from_static(b"k"),
         });
-        for error in [future, compacted] {
+        let denied = |status: tonic::Status| refused(&Error::GRpcStatus(status));
+        let not_permitted = denied(tonic::Status::permission_denied("etcdserver: permission denied"));
+        assert!(lacks_permission(&not_permitted), "{not_permitted:?}");
+        for error in [future, compacted, not_permitted] {
             let _ = upstream.failed(0, error);
             assert_eq!(upstream.preferred.load(Ordering::Relaxed), 0);
         }
+        let stale_token = denied(tonic::Status::unauthenticated("etcdserver: invalid auth token"));
+        assert!(!lacks_permission(&stale_token), "{stale_token:?}");
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Store, StoreError, mvcc::Mvcc};
+use super::{Store, mvcc::Mvcc};
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
@@ -30,7 +30,7 @@ impl Upstream for Store {
             return Err(UpstreamError::Compacted);
         }
         if at > header.revision {
-            return Err(UpstreamError::Unavailable(StoreError::FutureRevision.to_string()));
+            return Err(UpstreamError::Future);
         }
         let mut found = state.mvcc.scan(range, at);
         let kvs = found.by_ref().take(limit).cloned().collect();

@@ -8,9 +8,9 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 
 /// Watches that exist now, on all streams.
 pub const WATCHES: &str = "etcd_relay_watches";
-/// Watches that wait at their position until their connection drains.
+/// Watches behind the live feed that read the history as their connection drains.
 pub const WATCHES_PARKED: &str = "etcd_relay_watches_parked";
-/// Watches that read history or a gap fill to reach the live feed.
+/// Watches behind the history, which temporary upstream watches bring to it; they may have to wait for their turn.
 pub const WATCHES_CATCHING_UP: &str = "etcd_relay_watches_catching_up";
 /// Watches created since the start.
 pub const WATCHES_CREATED: &str = "etcd_relay_watches_created_total";
@@ -209,6 +209,8 @@ labels! {
         NegativeStart = "negative_start",
         /// The client may not read the range, or is not known.
         Denied = "denied",
+        /// The relay's own user may not read the range, which is outside every configured feed.
+        RelayDenied = "relay_denied",
         /// The stream or the relay has its largest number.
         Limit = "limit",
         /// The range is outside every feed and on-demand feeds are off.
@@ -369,8 +371,8 @@ pub fn describe() {
 /// Every gauge with its meaning.
 pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
-    (WATCHES_PARKED, "Watches that wait until their connection drains"),
-    (WATCHES_CATCHING_UP, "Watches that read history or a gap fill to reach the live feed"),
+    (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
+    (WATCHES_CATCHING_UP, "Watches behind the history, which temporary upstream watches bring to it"),
     (WATCH_STREAMS, "Watch streams that are open now"),
     (CONNECTIONS, "Connections that are open now"),
     (FEEDS, "Feeds by state"),

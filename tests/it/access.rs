@@ -256,3 +256,20 @@ async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
     let ended = stream.until(|response| response.canceled).await;
     assert!(ended.cancel_reason.contains("--upstream-user"), "{ended:?}");
 }
+
+/// Its user needs permission for the prefixes alone.
+#[tokio::test]
+async fn a_watch_on_what_the_relay_itself_may_not_read_is_refused_and_its_stream_goes_on() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let root = users.token("root").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
+    stream.created(prefix("/a/")).await;
+    stream.create(prefix("outside/"));
+    let refused = stream.until(|response| response.canceled).await;
+    assert!(refused.created && refused.watch_id == -1, "{refused:?}");
+    assert!(refused.cancel_reason.contains("denies the relay"), "{refused:?}");
+    let last = users.put("/a/two", &root).await;
+    stream.until_revision(last).await;
+}

@@ -1,7 +1,7 @@
 //! What must hold when something goes wrong: etcd away, history gone, readers that do not read, input that makes no sense.
 //!
-//! Not here: the same with a simulated network and clock, which stands beside the code. Each test fails when the feature that it
-//! names is taken out. Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` makes them those that the README tells of.
+//! Not here: random schedules over a made-up upstream, see `tests/simulation`. Each test fails when the feature that it names is
+//! taken out. Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` makes them those of a large rack.
 
 mod bad_input;
 mod big_values;
@@ -20,7 +20,7 @@ use crate::support::{
 };
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
-/// Whether the sizes are those of the README.
+/// Whether the sizes are those of a large rack.
 fn full_scale() -> bool {
     std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full")
 }

@@ -66,6 +66,23 @@ async fn figures_follow_what_they_name() {
         ((told - newest).abs() < 0.1).then_some(())
     })
     .await;
+    // One that is ended by compaction exists until its stream is gone.
+    kv.compact(last).await;
+    let past = WatchCreateRequest { start_revision: last - 5, ..client::prefix(PREFIX) };
+    streams[0].create(past);
+    streams[0].until(|response| response.canceled).await;
+    drop(streams);
+    let left = [
+        "etcd_relay_watches",
+        "etcd_relay_watch_streams",
+        "etcd_relay_watches_parked",
+        "etcd_relay_watches_catching_up",
+        "etcd_relay_gap_fills",
+    ];
+    for metric in left {
+        eventually(&format!("{metric} is 0"), async || (relay.metric(metric).await.abs() < 0.1).then_some(())).await;
+    }
+    assert!(relay.metric_of("etcd_relay_watches_canceled_total", r#"reason="compacted""#).await >= 1.0);
     assert!(relay.metric("etcd_relay_forwarded_total").await >= 10.0, "puts are forwarded");
     assert!(relay.metric("etcd_relay_reads_total").await >= 1.0, "reads are counted");
     assert!(relay.metric("etcd_relay_delivery_lag_seconds_count").await >= 1.0, "the lag of deliveries is measured");

@@ -54,7 +54,8 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
     if !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
     }
-    if !access.is_off() {
+    let off = access.is_off();
+    if !off {
         let range = WireRange { key: request.key.clone(), range_end: request.range_end.clone() };
         // Unknown is no time to wait here: etcd can answer.
         if access.known().auth != Auth::On || !access.permits(&Caller::of(headers), &range).await {
@@ -74,6 +75,10 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         if matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted) {
             return Answer::Forward(Read::ForwardedOther);
         }
+    }
+    if off && !access.is_off() {
+        // Authentication was enabled meanwhile.
+        return Answer::Forward(Read::ForwardedAccess);
     }
     // Checked again: a feed that starts again has nothing to answer with.
     if !feed.is_serving() {

@@ -23,8 +23,8 @@ use super::watch_access::StreamAccess;
 use crate::{
     front::access::WireRange,
     hub::{
-        Feed, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError, WaitError, WatchOptions,
-        upstream::UpstreamError,
+        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError, WaitError,
+        WatchOptions, upstream::UpstreamError,
     },
     pb::etcdserverpb::{
         WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion,
@@ -138,8 +138,11 @@ impl Requests {
                 }
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
-                        self.reach_current(&self.outbox.feeds(), None).await;
-                        self.outbox.notify_progress(false);
+                        let feeds = self.outbox.feeds();
+                        let current = self.reach_current(&feeds, None);
+                        if stop.run_until_cancelled(current).await.is_some() {
+                            self.outbox.notify_progress(false);
+                        }
                     }
                 }
             }
@@ -299,6 +302,12 @@ impl Requests {
                 Err(SubscribeError::NotServing) => {
                     let left = patience.saturating_duration_since(Instant::now());
                     let waited = feed.wait_serving(left).await;
+                    if waited == Err(WaitError::Denied) && feed.kind() == FeedKind::OnDemand {
+                        // It will not get better by coming again, and the stream's other watches are none the worse for it.
+                        let why = feed.last_error().unwrap_or_default();
+                        self.refuse(format!("etcd-relay: {why}"), Refusal::RelayDenied);
+                        return true;
+                    }
                     if left.is_zero() || matches!(waited, Err(WaitError::Timeout | WaitError::Denied)) {
                         let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
                         let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());

@@ -29,7 +29,7 @@ impl Feed {
             *self.last_error.lock() = error;
         }
         let old = self.state.send_replace(state);
-        stats::feed_state(Some(old), Some(state));
+        stats::feed_state(Some(old), state);
     }
 
     /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
@@ -159,7 +159,6 @@ impl Feed {
             self.show(&inner);
             drop(inner);
             self.set_state(FeedState::Closed, None);
-            stats::feed_state(Some(FeedState::Closed), None);
         }
         close
     }

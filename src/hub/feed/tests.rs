@@ -1,14 +1,14 @@
-//! Tests of what threads do to a feed at the same time.
+//! Tests of a feed with its streams, without a driver: what threads do to them at the same time, progress, and the end.
 
 use async_trait::async_trait;
 
 use super::*;
 use crate::{
     hub::{
-        FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits, ProgressAnswer,
+        Drained, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits, ProgressAnswer,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
-    types::UpstreamHeader,
+    types::{EventFields, EventKind, KeyValueFields, UpstreamHeader},
 };
 
 #[derive(Debug)]
@@ -57,16 +57,32 @@ fn feed(hub: &Hub, prefix: &'static str, revision: i64) -> Arc<Feed> {
 }
 
 fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'static str) {
+    subscribe_from(feed, outbox, watch_id, key, 0);
+}
+
+fn subscribe_from(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'static str, start_revision: i64) {
     let subscribe = Subscribe {
         watch_id,
         range: KeyRange::single(key.into()),
         options: WatchOptions::default(),
-        start_revision: Revision::ZERO,
+        start_revision: Revision::new(start_revision),
         progress_notify: true,
         fragment: false,
         compacted: false,
     };
     feed.subscribe(outbox, &subscribe).expect("subscribed");
+}
+
+/// The key `k` is put at `revision`.
+fn publish(feed: &Feed, revision: i64) {
+    let kv = KeyValueFields { key: "k".into(), ..KeyValueFields::default() };
+    let changes = Changes {
+        revision: Revision::new(revision),
+        events: vec![EventFields { kind: EventKind::Put, kv }],
+        prev: Vec::new(),
+        received: Instant::now(),
+    };
+    feed.publish(&[changes]).expect("the next revision");
 }
 
 #[test]
@@ -145,30 +161,39 @@ fn a_client_that_does_not_read_does_not_gather_progress() {
 fn slots_of_watches_that_are_parked_no_more_are_let_go() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
-    let changes = Changes {
-        revision: Revision::new(11),
-        events: vec![crate::types::EventFields {
-            kind: crate::types::EventKind::Put,
-            kv: crate::types::KeyValueFields { key: "k".into(), ..Default::default() },
-        }],
-        prev: Vec::new(),
-        received: Instant::now(),
-    };
-    feed.publish(&[changes]).expect("the next revision");
+    publish(&feed, 11);
     let outbox = Outbox::new(hub.limits().outbox);
-    let past = |watch_id| Subscribe {
-        watch_id,
-        range: KeyRange::single("k".into()),
-        options: WatchOptions::default(),
-        start_revision: Revision::new(11),
-        progress_notify: false,
-        fragment: false,
-        compacted: false,
-    };
     for id in 1..100 {
-        feed.subscribe(&outbox, &past(id)).expect("subscribed");
+        subscribe_from(&feed, &outbox, id, "k", 11);
         assert_eq!(outbox.stats().parked, 1);
         outbox.cancel(id);
     }
     assert_eq!(outbox.lock().parked_slots(), 0);
+}
+
+#[test]
+fn a_stream_that_has_ended_is_given_nothing_more() {
+    let hub = hub();
+    let feed = feed(&hub, "", 10);
+    publish(&feed, 11);
+    let outbox = Outbox::new(hub.limits().outbox);
+    subscribe(&feed, &outbox, 1, "k");
+    subscribe_from(&feed, &outbox, 2, "k", 11);
+    outbox.end(StreamEnd::Stopping, true);
+    publish(&feed, 12);
+    assert_eq!(outbox.stats().parked, 1);
+
+    let mut batch = Vec::new();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), std::task::Poll::Ready(Drained::Some));
+    let said: Vec<_> = batch.drain(..).map(|delivery| format!("{delivery:?}")).collect();
+    assert!(said.iter().all(|said| said.starts_with("Created") || said.starts_with("Progress")), "{said:?}");
+    assert_eq!(said.len(), 3, "two were created, and one knows where it stands: {said:?}");
+    let end = std::task::Poll::Ready(Drained::End(StreamEnd::Stopping));
+    assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), end, "whatever is published meanwhile");
+
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || outbox.leave());
+    let metrics = recorder.handle().render();
+    assert!(metrics.contains(r#"etcd_relay_watches_canceled_total{reason="shutdown"} 2"#), "{metrics}");
 }

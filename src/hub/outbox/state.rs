@@ -86,9 +86,10 @@ pub(in crate::hub) enum Phase {
 }
 
 impl State {
-    /// Adds a delivery and gives back the task to wake.
+    /// Adds a delivery and gives back the task to wake. On a stream that has ended nothing is added: its client goes on from the
+    /// last that it got, and a busy feed must not put the end off for ever.
     pub(in crate::hub) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
-        if self.gone {
+        if self.is_over() {
             return None;
         }
         self.queued_bytes += delivery.bytes();
@@ -150,8 +151,12 @@ impl State {
         self.ids.get(&watch_id).map(|slot| *slot as usize)
     }
 
-    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
+    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place, or its stream has
+    /// ended.
     pub(in crate::hub) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
+        if self.is_over() {
+            return None;
+        }
         let slot = self.slot_of(watch_id)?;
         let watch = &self.watches[slot];
         (watch.serial == serial && watch.phase == Phase::Filling).then_some(slot)

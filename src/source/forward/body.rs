@@ -18,7 +18,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body};
 
 use super::{Running, count, status};
-use crate::telemetry::names::{Outcome, Service};
+use crate::{
+    source::causes::chain,
+    telemetry::names::{Outcome, Service},
+};
 
 /// What the client sends.
 #[derive(Debug)]
@@ -149,7 +152,7 @@ impl http_body::Body for ResponseBody {
                 }
                 // etcd went away in the middle. A reset would be an internal error to the client; this tells it to go on.
                 None => {
-                    let text = format!("etcd-relay lost its connection to etcd: {}", status::chain(&error));
+                    let text = format!("etcd-relay lost its connection to etcd: {}", chain(&error));
                     self.end(&Status::unavailable(text), Outcome::Unavailable)
                 }
             },

@@ -17,8 +17,11 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Keepalive, body::RequestBody, status::chain};
-use crate::{source::Endpoint, telemetry::names};
+use super::{Keepalive, body::RequestBody};
+use crate::{
+    source::{Endpoint, causes::chain},
+    telemetry::names,
+};
 
 /// The largest window that HTTP/2 knows. Each stream has its own, small one: the connection's must never be what stops it,
 /// or clients that do not read their streams would stop those that do.

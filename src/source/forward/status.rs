@@ -8,7 +8,7 @@ use h2::Reason;
 use tonic::{Code, Status};
 
 use super::link::LinkError;
-use crate::source::Endpoint;
+use crate::source::{Endpoint, causes::chain};
 
 /// etcd's own words when a member stops; its clients then go on elsewhere.
 pub(super) fn stopped() -> Status {
@@ -50,17 +50,4 @@ pub(super) fn reset(error: &(dyn Error + 'static)) -> Option<Reason> {
         .find_map(|error| error.downcast_ref::<h2::Error>())
         .filter(|error| error.is_reset() && error.is_remote())
         .and_then(h2::Error::reason)
-}
-
-/// An error with its causes on one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in iter::successors(error.source(), |&error| error.source()) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
 }
