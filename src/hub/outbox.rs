@@ -213,18 +213,20 @@ impl Outbox {
     #[must_use]
     pub fn stats(&self) -> OutboxStats {
         let state = self.lock();
+        let behind = state
+            .watches
+            .iter()
+            .filter(|(_, watch)| matches!(watch.phase, Phase::Parked | Phase::Filling))
+            .map(|(_, watch)| (watch.next, &state.feeds[watch.attachment as usize].feed))
+            .min_by_key(|(next, _)| *next);
         OutboxStats {
             watches: state.watches.len(),
             parked: state.parked,
             filling: state.filling,
             queued: state.queue.len(),
             queued_bytes: state.queued_bytes,
-            behind_from: state
-                .watches
-                .iter()
-                .filter(|(_, watch)| matches!(watch.phase, Phase::Parked | Phase::Filling))
-                .map(|(_, watch)| watch.next)
-                .min(),
+            behind_from: behind.map(|(next, _)| next),
+            lag_revisions: behind.map_or(0, |(next, feed)| (feed.revision().get() - next.get() + 1).max(0)),
         }
     }
 
@@ -374,6 +376,8 @@ pub struct OutboxStats {
     pub queued_bytes: usize,
     /// The lowest revision that a watch behind its feed still needs.
     pub behind_from: Option<Revision>,
+    /// How many revisions that watch is behind its feed; zero where none is behind.
+    pub lag_revisions: i64,
 }
 
 pub(super) fn wake(waker: Option<Waker>) {

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::join_all};
 use metrics::counter;
+use prost::Message as _;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -32,12 +33,14 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// Most requests that are acted on together.
-const BATCH: usize = 1024;
+/// Most requests that are acted on together, and about how many bytes of them.
+const BATCH: (usize, usize) = (1024, 1 << 20);
 /// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
 /// feed has.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a create waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
+/// How long requests that came together wait for their feeds' snapshots before those whose feed is there are served.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a create then waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a progress request on several feeds is tried while one is ahead of another.
 const PROGRESS_TRIES: usize = 10;
@@ -72,11 +75,30 @@ enum Step {
     Progress,
 }
 
-/// How the client's side stands behind the requests that were read.
-enum Then {
-    Open,
-    HalfClosed,
-    Broken(Status),
+/// Requests that came together, and what came behind them.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<WatchRequest>,
+    bytes: usize,
+    /// The end of the requests: the client's word that it has no more, or the error that broke them off.
+    end: Option<Result<(), Status>>,
+}
+
+impl Batch {
+    fn add(&mut self, message: Result<Option<WatchRequest>, Status>) {
+        match message {
+            Ok(Some(request)) => {
+                self.bytes += request.encoded_len();
+                self.requests.push(request);
+            }
+            Ok(None) => self.end = Some(Ok(())),
+            Err(status) => self.end = Some(Err(status)),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.end.is_none() && self.requests.len() < BATCH.0 && self.bytes < BATCH.1
+    }
 }
 
 impl Requests {
@@ -95,9 +117,6 @@ impl Requests {
         let mut half_closed = false;
         let stop = self.stop.clone();
         loop {
-            if !half_closed {
-                self.outbox.wait_room().await;
-            }
             // Cancel safe: each arm says so.
             tokio::select! {
                 biased;
@@ -105,23 +124,18 @@ impl Requests {
                 () = lost_leader(&mut leaderless), if self.requires_leader => {
                     return self.outbox.end(StreamEnd::NoLeader, false);
                 }
-                request = self.requests.message(), if !half_closed => match request {
-                    Ok(Some(first)) => {
-                        let (batch, then) = self.more(first);
-                        // What is not acted on when the relay stops, the client asks elsewhere.
-                        if stop.run_until_cancelled(self.act(batch)).await.is_none() {
-                            return self.outbox.end(StreamEnd::Stopping, true);
-                        }
-                        match then {
-                            Then::Open => {}
-                            Then::HalfClosed => half_closed = true,
-                            Then::Broken(status) => return self.outbox.end(ended_by(&status), false),
-                        }
+                batch = self.read(), if !half_closed => {
+                    // What is not acted on when the relay stops, the client asks elsewhere.
+                    if stop.run_until_cancelled(self.act(batch.requests)).await.is_none() {
+                        return self.outbox.end(StreamEnd::Stopping, true);
                     }
-                    // The client says no more, and wants to hear all the same.
-                    Ok(None) => half_closed = true,
-                    Err(status) => return self.outbox.end(ended_by(&status), false),
-                },
+                    match batch.end {
+                        None => {}
+                        // The client says no more, and wants to hear all the same.
+                        Some(Ok(())) => half_closed = true,
+                        Some(Err(status)) => return self.outbox.end(ended_by(&status), false),
+                    }
+                }
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
                         let feeds = self.outbox.feeds();
@@ -135,24 +149,23 @@ impl Requests {
         }
     }
 
-    /// The requests that have arrived already, beginning with `first`, and what came behind them.
-    fn more(&mut self, first: WatchRequest) -> (Vec<WatchRequest>, Then) {
-        let mut batch = vec![first];
-        while batch.len() < BATCH {
+    /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
+    async fn read(&mut self) -> Batch {
+        self.outbox.wait_room().await;
+        let mut batch = Batch::default();
+        batch.add(self.requests.message().await);
+        while batch.has_room() {
             match self.requests.message().now_or_never() {
-                Some(Ok(Some(request))) => batch.push(request),
-                Some(Ok(None)) => return (batch, Then::HalfClosed),
-                // Not to be read again: it is said once.
-                Some(Err(status)) => return (batch, Then::Broken(status)),
+                Some(message) => batch.add(message),
                 None => break,
             }
         }
-        (batch, Then::Open)
+        batch
     }
 
-    async fn act(&mut self, batch: Vec<WatchRequest>) {
+    async fn act(&mut self, requests: Vec<WatchRequest>) {
         // Requests of no known kind are ignored, as etcd ignores them.
-        let steps: Vec<Step> = batch.into_iter().filter_map(|request| request.request_union).map(step).collect();
+        let steps: Vec<Step> = requests.into_iter().filter_map(|request| request.request_union).map(step).collect();
         if steps.is_empty() {
             return;
         }
@@ -225,7 +238,7 @@ impl Requests {
     /// Asks for the current revision and waits until the feeds have it, within bounds. Whether `oldest` is compacted.
     async fn reach_current(&mut self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
         // A snapshot read before the ask would be older than it.
-        join_all(feeds.iter().map(|feed| feed.wait_serving(SERVING_PATIENCE))).await;
+        join_all(feeds.iter().map(|feed| feed.wait_serving(SNAPSHOT_PATIENCE))).await;
         let confirm = self.hub.confirmer().confirm(oldest);
         let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
             Ok(Ok(confirmed)) => confirmed,

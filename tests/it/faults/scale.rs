@@ -134,6 +134,35 @@ async fn ranges_outside_are_refused_where_the_operator_says_so() {
     assert_eq!(etcd.watchers().await, 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_beyond_the_bounds_are_refused_by_name_and_harm_nothing() {
+    let etcd = Etcd::start().await;
+    let command = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX);
+    let relay = command.arg("--on-demand-max=2").arg("--max-watches-per-stream=3").start().await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    let create = async |stream: &mut WatchStream, request| {
+        stream.create(request);
+        stream.next().await
+    };
+    for range in ["1/", "2/"] {
+        assert!(!create(&mut stream, client::prefix(format!("{OUTSIDE}{range}"))).await.canceled);
+    }
+    let third_feed = create(&mut stream, client::prefix(format!("{OUTSIDE}3/"))).await;
+    assert!(third_feed.canceled && third_feed.watch_id == -1);
+    assert!(third_feed.cancel_reason.contains("--on-demand-max"), "{:?}", third_feed.cancel_reason);
+    assert!(!create(&mut stream, client::prefix(PREFIX)).await.canceled, "a range inside a prefix needs no feed");
+    let fourth_watch = create(&mut stream, client::prefix(PREFIX)).await;
+    assert!(fourth_watch.canceled && fourth_watch.watch_id == -1);
+    assert!(fourth_watch.cancel_reason.contains("--max-watches-per-stream"), "{:?}", fourth_watch.cancel_reason);
+    // What was there goes on, and a watch that goes makes room.
+    let revision = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}key"), "1").await;
+    assert_eq!(revisions(&stream.next().await), [revision]);
+    stream.cancel(2);
+    assert!(stream.next().await.canceled);
+    assert!(!create(&mut stream, client::prefix(PREFIX)).await.canceled);
+    assert_eq!(relay.metric("etcd_relay_watches").await, 3.0);
+}
+
 /// Clients that go, in whichever way, leave nothing behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_go_leave_nothing_behind() {
