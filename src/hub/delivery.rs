@@ -30,6 +30,8 @@ pub enum Delivery {
         fragment: bool,
         /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
         as_of: Option<Revision>,
+        /// The watch began in the past and has not caught up yet: the events are late by its own wish.
+        replay: bool,
     },
     /// Every event up to `revision` was sent before this.
     Progress {

@@ -339,6 +339,7 @@ impl Feed {
             fragment: subscribe.fragment,
             progress_notify: subscribe.progress_notify,
             quiet: true,
+            replay: false,
         });
         let waker = state.enqueue(Delivery::Created { watch_id: id, revision: now });
         let past = !from_now && start <= now;
@@ -348,7 +349,9 @@ impl Feed {
         } else if past && inner.history.since(start).next().is_some() {
             state.set_phase(slot, Phase::Parked);
         }
-        let serial = state.watches[slot].serial;
+        let watch = &mut state.watches[slot];
+        watch.replay = watch.phase != Phase::Live;
+        let serial = watch.serial;
         drop(state);
         drop(inner);
         stats::subscribed();

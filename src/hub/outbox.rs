@@ -84,15 +84,17 @@ impl Outbox {
                 }
             }
             let low = state.queued_bytes <= self.limits.bytes / 2 && state.queue.len() <= self.limits.deliveries / 2;
-            if low && state.waiting > 0 {
-                self.room.notify_waiters();
-            }
+            let others_wait = low && state.waiting > 0;
             let read_on = low && state.parked > 0 && state.end.is_none();
             if state.queue.is_empty() && state.queue.capacity() > 256 {
                 // A burst is over: its memory goes back.
                 state.queue.shrink_to(16);
             }
             if !batch.is_empty() {
+                drop(state);
+                if others_wait {
+                    self.room.notify_waiters();
+                }
                 return Poll::Ready(Drained::Some);
             }
             if !read_on {
@@ -330,8 +332,13 @@ impl Outbox {
             return None;
         }
         watch.quiet = false;
-        let delivery =
-            Delivery::Events { watch_id: watch.id, payload: payload.clone(), fragment: watch.fragment, as_of: None };
+        let delivery = Delivery::Events {
+            watch_id: watch.id,
+            payload: payload.clone(),
+            fragment: watch.fragment,
+            as_of: None,
+            replay: false,
+        };
         watch.next = payload.revision().next();
         state.enqueue(delivery)
     }

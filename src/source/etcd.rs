@@ -116,12 +116,24 @@ impl EtcdUpstream {
     where
         F: Future<Output = Result<T, UpstreamError>>,
     {
+        self.call_within(self.config.request_timeout, lane, call).await
+    }
+
+    /// The same with a time limit of its own.
+    async fn call_within<T, F>(
+        &self,
+        patience: Duration,
+        lane: Lane,
+        call: impl FnOnce(Client) -> F,
+    ) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>>,
+    {
         let member = self.preferred.load(Ordering::Relaxed) % self.members.len();
         let attempt = async {
             let client = self.client(member, lane).await?;
             call(client).await
         };
-        let patience = self.config.request_timeout;
         let result = tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience)));
         if self.config.identity.is_some()
             && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
@@ -231,7 +243,9 @@ impl Upstream for EtcdUpstream {
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let ask = async |revision: Option<Revision>| {
             let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
-            self.call(Lane::Watch, async |client| {
+            // A share of the time each, so that a member that is frozen leaves some for another.
+            let patience = self.config.request_timeout / self.members.len() as u32;
+            self.call_within(patience, Lane::Watch, async |client| {
                 let mut kv = client.kv_client();
                 let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
                 header(reply.header.as_ref())

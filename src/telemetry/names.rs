@@ -215,6 +215,8 @@ labels! {
         Limit = "limit",
         /// The range is outside every feed and on-demand feeds are off.
         OutsideFeeds = "outside_feeds",
+        /// The range's feed had no snapshot in time.
+        Late = "late",
     }
 }
 labels! {

@@ -143,6 +143,22 @@ async fn grpc_health_and_reflection_are_answered() {
     }
 }
 
+/// Who asks for the past gets it late by its own wish; counted, it would look like an outage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_delivery_lag_is_that_of_live_events() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let kv = Kv::connect(&relay.endpoint()).await;
+    let first = kv.put(format!("{PREFIX}key"), "1").await;
+    let last = kv.put(format!("{PREFIX}key"), "2").await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.created(WatchCreateRequest { start_revision: first, ..client::prefix(PREFIX) }).await;
+    stream.until_revision(last).await;
+    assert_eq!(relay.metric("etcd_relay_delivery_lag_seconds_count").await, 0.0);
+    stream.until_revision(kv.put(format!("{PREFIX}key"), "3").await).await;
+    assert_eq!(relay.metric("etcd_relay_delivery_lag_seconds_count").await, 1.0);
+}
+
 /// An idle relay with an idle feed costs next to nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_relay_is_idle() {

@@ -50,7 +50,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
             Delivery::Created { watch_id, revision } => response.plain(watch_id, revision, |own| put_int(own, 3, 1)),
             Delivery::Progress { watch_id, revision } => response.plain(watch_id, revision, |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
-            Delivery::Events { watch_id, payload, fragment, mut as_of } => {
+            Delivery::Events { watch_id, payload, fragment, mut as_of, .. } => {
                 if fragment && payload.bytes().len() + HEAD_BYTES >= FRAGMENT_BYTES && payload.len() > 1 {
                     response.fragments(watch_id, &payload);
                     continue;

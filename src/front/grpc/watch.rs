@@ -311,6 +311,11 @@ impl Requests {
                     if left.is_zero() || matches!(waited, Err(WaitError::Timeout | WaitError::Denied)) {
                         let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
                         let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
+                        if self.outbox.watches() > 0 {
+                            // The stream's other watches must not end for this one.
+                            self.refuse(text, Refusal::Late);
+                            return true;
+                        }
                         self.outbox.end(StreamEnd::Unavailable(text), false);
                         return false;
                     }

@@ -62,16 +62,16 @@ impl http_body::Body for WatchBody {
         match this.outbox.poll_drain(cx, &mut this.batch, FRAME_BYTES) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Drained::Some) => {
-                // The oldest of the frame has waited longest.
+                // The oldest of the frame has waited longest. A client that asks for the past does not wait for it.
                 let waited = this.batch.iter().find_map(|delivery| match delivery {
-                    Delivery::Events { payload, .. } => Some(payload.entry().received.elapsed()),
+                    Delivery::Events { payload, replay: false, .. } => Some(payload.entry().received.elapsed()),
                     _ => None,
                 });
                 let (pieces, written) = responses::write(&mut this.batch, &this.header);
                 if let Some(waited) = waited {
                     LAG.record(waited.as_secs_f64());
-                    EVENTS.increment(written.events);
                 }
+                EVENTS.increment(written.events);
                 RESPONSES.increment(written.responses);
                 BYTES.increment(pieces.remaining() as u64);
                 Poll::Ready(Some(Ok(Frame::data(pieces))))

@@ -70,6 +70,8 @@ pub(in crate::hub) struct Watch {
     pub(in crate::hub) progress_notify: bool,
     /// Nothing was delivered since the last tick of the progress timer.
     pub(in crate::hub) quiet: bool,
+    /// It began in the past and has not been live yet.
+    pub(in crate::hub) replay: bool,
 }
 
 /// How a watch gets its events.
@@ -107,8 +109,8 @@ impl State {
         let watch = self.watches.get_mut(slot)?;
         watch.quiet = false;
         watch.next = payload.revision().next();
-        let (watch_id, fragment) = (watch.id, watch.fragment);
-        self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of) })
+        let (watch_id, fragment, replay) = (watch.id, watch.fragment, watch.replay);
+        self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of), replay })
     }
 
     /// Takes the wish for an id, or gives one as etcd does: the next of a counter that skips those in use.
@@ -166,6 +168,7 @@ impl State {
     pub(in crate::hub) fn set_phase(&mut self, slot: usize, phase: Phase) {
         let watch = &mut self.watches[slot];
         let old = std::mem::replace(&mut watch.phase, phase);
+        watch.replay &= phase != Phase::Live;
         for (phase, up) in [(old, false), (phase, true)] {
             let step = |count: &mut usize| *count = if up { *count + 1 } else { *count - 1 };
             match phase {
