@@ -225,6 +225,8 @@ async fn who_comes_to_the_wrong_port_is_told_the_right_one() {
     let ports = serve();
     let (status, text) = get(ports.http, "/v3/kv/range").await;
     assert!(status == StatusCode::NOT_FOUND && text.contains(&ports.grpc.to_string()), "{text}");
+    let (status, text) = get(ports.grpc, "/v3/kv/range").await;
+    assert!(status == StatusCode::NOT_IMPLEMENTED && text.contains("JSON gateway"), "{text}");
     let response = call(ports.http, "/etcdserverpb.KV/Range", b"").await;
     let status = Status::from_header_map(response.headers()).expect("a gRPC status");
     assert_eq!(status.code(), Code::Unimplemented);

@@ -6,6 +6,7 @@
 //! | GET /version | the upstream's versions, so that clients choose features by them; 503 while unknown |
 //! | GET /metrics | Prometheus text |
 //! | GET /proxy/health, /proxy/metrics | the same, where etcd's grpc-proxy has its own |
+//! | any /v3/… | 501: etcd's JSON gateway is not served |
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use axum::{
     Json, Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use http::{StatusCode, Uri};
 use serde_json::json;
@@ -29,6 +30,7 @@ pub fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/metrics", get(metrics))
         .route("/proxy/health", get(health))
         .route("/proxy/metrics", get(metrics))
+        .route("/v3/{*call}", any(gateway))
         .fallback(other)
         .with_state(inspect)
 }
@@ -51,6 +53,12 @@ async fn version(State(inspect): State<Arc<dyn Inspect>>) -> Response {
 
 async fn metrics(State(inspect): State<Arc<dyn Inspect>>) -> Response {
     super::metrics(&*inspect)
+}
+
+async fn gateway() -> Response {
+    let text =
+        "etcd-relay does not serve etcd's JSON gateway (/v3/...); use gRPC on this port, or a member of the cluster\n";
+    (StatusCode::NOT_IMPLEMENTED, text).into_response()
 }
 
 async fn other(uri: Uri) -> Response {
