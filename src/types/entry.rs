@@ -39,6 +39,14 @@ pub struct EventFields {
     pub kv: KeyValueFields,
 }
 
+impl EventFields {
+    /// Whether the change made the key. etcd never tells what such a change replaced, even where the same transaction deleted it.
+    #[must_use]
+    pub fn is_create(&self) -> bool {
+        self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
+    }
+}
+
 /// One change, encoded within its [`Entry`].
 #[derive(Clone, Debug)]
 pub struct Event {

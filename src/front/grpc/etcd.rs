@@ -23,7 +23,7 @@ use tower::ServiceExt as _;
 
 use super::{
     GrpcService, Local,
-    pieces::Pieces,
+    pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
     watch::Requests,
     watch_access::StreamAccess,
@@ -43,8 +43,6 @@ use crate::{
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
-/// etcd's own limit on requests: its --max-request-bytes and 512 KiB more.
-const MAX_REQUEST: usize = (1536 << 10) + (512 << 10);
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// See the module. Cloned for each request.
@@ -60,8 +58,8 @@ pub struct EtcdApi {
 }
 
 impl EtcdApi {
-    /// Answers from `hub` what `access` grants to the client; what it cannot answer goes to `forward`. Watches that ask for it are told their progress every
-    /// `progress_interval`. Streams end when `stop` is done; `tasks` are then done soon.
+    /// Answers from `hub` what `access` grants to the client; what it cannot answer goes to `forward`. Watches that ask for it
+    /// are told their progress every `progress_interval`. Streams end when `stop` is done; `tasks` are then done soon.
     #[must_use]
     pub fn new(
         hub: Arc<Hub>,

@@ -12,7 +12,9 @@ use smallvec::SmallVec;
 /// From this size on shared bytes are passed on; below, they are copied beside their neighbours.
 const SHARE_FROM: usize = 1024;
 /// A gRPC message begins with a flag (not compressed) and its length.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
+/// etcd's limit on requests, and where it cuts responses that may be cut: its --max-request-bytes and 512 KiB more.
+pub(super) const MAX_REQUEST: usize = (1536 << 10) + (512 << 10);
 
 /// A list of buffers that reads as one.
 #[derive(Debug, Default)]

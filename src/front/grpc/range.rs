@@ -11,7 +11,7 @@ use http::HeaderMap;
 use prost::Message as _;
 use tonic::Status;
 
-use super::pieces::{Pieces, Writer, put_header, put_int};
+use super::pieces::{PREFIX, Pieces, Writer, put_header, put_int};
 use crate::{
     front::access::{Access, Auth, Caller, WireRange},
     hub::{Feed, Hub, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
@@ -24,8 +24,6 @@ use crate::{
 const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A gRPC message begins with a flag and its length.
-const PREFIX: usize = 5;
 
 /// How a read was decided.
 pub(super) enum Answer {

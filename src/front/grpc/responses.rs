@@ -7,14 +7,12 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::pieces::{Pieces, Writer, put_bytes, put_header, put_int};
+use super::pieces::{MAX_REQUEST, Pieces, Writer, put_bytes, put_header, put_int};
 use crate::{
     hub::{Cancellation, Delivery, Payload},
     types::{Revision, UpstreamHeader},
 };
 
-/// etcd cuts responses from this size on, where the client allows it: its --max-request-bytes and 512 KiB more.
-const FRAGMENT_BYTES: usize = (1536 << 10) + (512 << 10);
 /// From this many waiting deliveries on, live events of one watch are joined into one response, as those from the past always
 /// are. Fewer go out as etcd sends them, one response a revision.
 const BURST: usize = 16;
@@ -51,7 +49,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
             Delivery::Progress { watch_id, revision } => response.plain(watch_id, revision, |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
             Delivery::Events { watch_id, payload, fragment, mut as_of, .. } => {
-                if fragment && payload.bytes().len() + HEAD_BYTES >= FRAGMENT_BYTES && payload.len() > 1 {
+                if fragment && payload.bytes().len() + HEAD_BYTES >= MAX_REQUEST && payload.len() > 1 {
                     response.fragments(watch_id, &payload);
                     continue;
                 }
@@ -127,7 +125,7 @@ impl Response<'_> {
             let mut bytes = 0;
             let mut fragment = Vec::new();
             while let Some(piece) =
-                pieces.next_if(|piece| fragment.is_empty() || bytes + piece.len() + HEAD_BYTES < FRAGMENT_BYTES)
+                pieces.next_if(|piece| fragment.is_empty() || bytes + piece.len() + HEAD_BYTES < MAX_REQUEST)
             {
                 bytes += piece.len();
                 fragment.push(piece);

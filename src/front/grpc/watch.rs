@@ -40,7 +40,8 @@ const BATCH: (usize, usize) = (1024, 1 << 20);
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long requests that came together wait for their feeds' snapshots before those whose feed is there are served.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a create then waits for its feed's first snapshot before the stream is ended, for the client to try elsewhere.
+/// How long a create then waits for its feed's first snapshot before it is refused; on a stream without watches, before the
+/// stream is ended, for the client to try elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a progress request on several feeds is tried while one is ahead of another.
 const PROGRESS_TRIES: usize = 10;

@@ -39,7 +39,7 @@ impl Inner {
         if changes.revision <= self.revision {
             return Err(PublishError::Stale { got: changes.revision, at: self.revision });
         }
-        let prev = |change: &EventFields| self.map.get(&change.kv.key).cloned();
+        let prev = |change: &EventFields| if change.is_create() { None } else { self.map.get(&change.kv.key).cloned() };
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, prev));
         for event in entry.events() {
             match event.kind {

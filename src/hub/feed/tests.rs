@@ -197,3 +197,28 @@ fn a_stream_that_has_ended_is_given_nothing_more() {
     let metrics = recorder.handle().render();
     assert!(metrics.contains(r#"etcd_relay_watches_canceled_total{reason="shutdown"} 2"#), "{metrics}");
 }
+
+#[test]
+fn a_key_deleted_and_made_again_in_one_revision_replaces_nothing() {
+    let feed = feed(&hub(), "", 10);
+    let put = |revision: i64| KeyValueFields {
+        key: "k".into(),
+        create_revision: Revision::new(revision),
+        mod_revision: Revision::new(revision),
+        version: 1,
+        ..KeyValueFields::default()
+    };
+    let gone = KeyValueFields { key: "k".into(), mod_revision: Revision::new(12), ..KeyValueFields::default() };
+    let change = |kind, kv| EventFields { kind, kv };
+    let revisions =
+        [vec![change(EventKind::Put, put(11))], vec![change(EventKind::Delete, gone), change(EventKind::Put, put(12))]];
+    for (revision, events) in (11..).zip(revisions) {
+        let revision = Revision::new(revision);
+        let changes = Changes { revision, events, prev: Vec::new(), received: Instant::now() };
+        feed.publish(&[changes]).expect("the next revision");
+    }
+    let entries = feed.since(Revision::new(11)).1.expect("in the history");
+    let replaced: Vec<_> =
+        entries[0].events().iter().map(|event| event.prev.as_ref().map(|kv| kv.mod_revision.get())).collect();
+    assert_eq!(replaced, [Some(11), None]);
+}
