@@ -40,7 +40,11 @@ use tonic::Status;
 use tower::ServiceExt as _;
 
 use super::not_found;
-use crate::front::{Inspect, grpc::is_grpc, listen::Connections};
+use crate::front::{
+    Inspect,
+    grpc::is_grpc,
+    listen::{Connections, Lasting},
+};
 
 /// Connections that `/debug/state` lists; an answer of some hundred KiB.
 const LISTED_CONNECTIONS: usize = 1_000;
@@ -146,7 +150,9 @@ async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> R
     let states = IntervalStream::new(tokio::time::interval(every))
         .map(move |_| Event::default().event("state").json_data(describe(&admin)))
         .take_until(stop);
-    Sse::new(states).into_response()
+    let mut response = Sse::new(states).into_response();
+    response.extensions_mut().insert(Lasting);
+    response
 }
 
 fn describe(admin: &Admin) -> Map<String, Value> {
