@@ -60,7 +60,12 @@ fn changes(directory: Directory, revision: i64, events: &[(String, Option<String
         kind: if value.is_some() { EventKind::Put } else { EventKind::Delete },
         kv: fields(directory, key, revision, value.as_deref()),
     };
-    Changes { revision: Revision::new(revision), received: Instant::now(), events: events.iter().map(event).collect(), prev: Vec::new() }
+    Changes {
+        revision: Revision::new(revision),
+        received: Instant::now(),
+        events: events.iter().map(event).collect(),
+        prev: Vec::new(),
+    }
 }
 
 fn engine<D: Document>(directory: Directory, views: Vec<Box<dyn Projection<D>>>, feed: &Feed) -> Arc<Engine<D>> {
@@ -152,7 +157,9 @@ fn run<D: Document>(
             let mut events = BTreeMap::new();
             for _ in 0..random.random_range(1..4) {
                 let key = (*keys.choose(&mut random).expect("a key")).to_owned();
-                let new = random.random_bool(0.75).then(|| value(&key, random.random_range(0..30)));
+                let new = random
+                    .random_bool(0.75)
+                    .then(|| value(&key, random.random_range(0..30) + 60 * random.random_range(0..2)));
                 if new.is_none() && !state.contains_key(&key) {
                     continue;
                 }
@@ -237,8 +244,8 @@ fn an_invisible_change_makes_no_version() {
     let engine = engine(Directory::PodGroups, views::of_pod_groups(), &feed);
     let select = Select { spec: views::of_pod_groups()[0].spec(), keys: Match::All, node: None, public: false };
     let first = engine.version(&select);
-    // 3 and 15 differ in time alone.
-    feed.publish(&[changes(Directory::PodGroups, 2, &[(key.clone(), Some(pod_group("hello", "hello.web.web", 15)))])])
+    // 3 and 63 differ in time alone.
+    feed.publish(&[changes(Directory::PodGroups, 2, &[(key.clone(), Some(pod_group("hello", "hello.web.web", 63)))])])
         .expect("in order");
     engine.catch_up(&feed);
     assert!(Arc::ptr_eq(&first, &engine.version(&select)));

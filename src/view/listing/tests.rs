@@ -62,8 +62,8 @@ fn it_shows_what_a_plain_sorted_list_would() {
         let mut plain: Vec<Plain> = Vec::new();
         let mut digests = std::collections::HashMap::new();
         for step in 0..1_200 {
-            let grow = plain.len() < 20
-                || (plain.len() < 400 && random.random_bool(if step % 400 < 280 { 0.7 } else { 0.3 }));
+            let grow =
+                plain.len() < 20 || (plain.len() < 400 && random.random_bool(if step % 400 < 280 { 0.7 } else { 0.3 }));
             if grow {
                 let group = (shape == Shape::Groups).then(|| random.random_range(0..20));
                 let (order, key) = (random.random_range(0..200), random.random_range(0..50_000));
