@@ -5,9 +5,14 @@
 //! [`Lain`], a relay over a cluster's data, and in `client`, `sse` and `data` what speaks to it. Not here: tests of single views,
 //! which stand beside the code. Pods have addresses in 127.0.0.0/8, so that one host can ask as each of them.
 
+mod access;
+mod answers;
+mod broken;
 mod client;
 mod data;
 mod sse;
+mod startup;
+mod streams;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,6 +26,7 @@ use self::{
 use crate::support::{
     etcd::Etcd,
     eventually,
+    gate::Gate,
     kv::Kv,
     relay::{Relay, RelayCommand},
 };
@@ -52,6 +58,16 @@ impl Lain {
         data::load(&kv, entries).await;
         let relay = arguments(RelayCommand::serve(&[etcd.endpoint()])).start().await;
         Self { relay, kv, etcd: Some(etcd) }
+    }
+
+    /// [`Self::over_etcd`], with a gate between the two.
+    async fn through_a_gate(entries: &[Entry]) -> (Self, Gate) {
+        let etcd = Etcd::start().await;
+        let kv = Kv::connect(&etcd.endpoint()).await;
+        data::load(&kv, entries).await;
+        let gate = Gate::before(&etcd.endpoint()).await;
+        let relay = RelayCommand::serve(&[gate.endpoint()]).arg(NODE[0]).arg(NODE[1]).start().await;
+        (Self { relay, kv, etcd: Some(etcd) }, gate)
     }
 
     /// `demo` with these keys alone in its store, with [`NODE`]: starts faster, where etcd is not the point.

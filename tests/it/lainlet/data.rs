@@ -6,6 +6,7 @@
 use std::{fs, path::Path};
 
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::support::kv::{Kv, op_put};
 
@@ -65,6 +66,11 @@ pub(super) fn expected() -> Vec<Expected> {
     lines("expected.jsonl")
 }
 
+/// The 137 answers, with the addresses that the original saw.
+pub(super) fn expected_as_recorded() -> Vec<Expected> {
+    parse(&read("expected.jsonl"))
+}
+
 /// The value that the small cluster has at this key.
 pub(super) fn value_of(key: &str) -> String {
     small().into_iter().find(|entry| entry.key == key).unwrap_or_else(|| panic!("no {key} in the fixture")).value
@@ -73,6 +79,51 @@ pub(super) fn value_of(key: &str) -> String {
 /// An entry made by hand.
 pub(super) fn entry(key: &str, value: &str) -> Entry {
     Entry { key: key.to_owned(), value: value.to_owned() }
+}
+
+/// A container made by hand: its node's name and address, and its own address.
+pub(super) type Place<'a> = (&'a str, &'a str, &'a str);
+
+/// A pod group made by hand, with one pod of one container for each place. `name` is `<app>.<type>.<short>`.
+pub(super) fn group(name: &str, places: &[Place<'_>]) -> Entry {
+    let app = app_of(name);
+    let spec = json!({"Image": "image", "Env": ["LAIN_APP_RELEASE_VERSION=1"], "Command": null, "Volumes": [],
+        "CpuLimit": 1, "MemoryLimit": 2, "Expose": 80});
+    let pods: Vec<_> = places
+        .iter()
+        .zip(1..)
+        .map(|((node, node_ip, ip), number)| {
+            let container = json!({"Id": id_of(ip), "Runtime": {"Config": {"Env": ["LAIN_PROCNAME=short"]}},
+                "NodeName": node, "NodeIp": node_ip, "ContainerIp": ip, "ContainerPort": 80});
+            json!({"InstanceNo": number, "Containers": [container], "State": 2})
+        })
+        .collect();
+    let value = json!({"Spec": {"Name": name, "Namespace": app, "Pod": {"Containers": [spec], "Dependencies": [],
+        "Annotation": r#"{"mountpoint": ["a.lain"]}"#}}, "Pods": pods});
+    entry(&group_key(name), &value.to_string())
+}
+
+/// The key of the pod group `<app>.<type>.<short>`.
+pub(super) fn group_key(name: &str) -> String {
+    format!("/lain/deployd/pod_groups/{}/{name}", app_of(name))
+}
+
+/// A portal made by hand, with one container on one node for one client.
+pub(super) fn portal(name: &str, client: &str, (node, node_ip, ip): Place<'_>) -> Entry {
+    let container = json!({"Id": id_of(ip), "NodeIp": node_ip, "ContainerIp": ip, "ContainerPort": 80});
+    let item = json!({"RefCount": 1, "Spec": {"Annotation": "{}"}, "Pod": {"Containers": [container]}});
+    entry(&format!("/lain/deployd/depends/pods/{name}"), &json!({node: {client: item}}).to_string())
+}
+
+fn app_of(name: &str) -> &str {
+    let (rest, _) = name.rsplit_once('.').unwrap_or_else(|| panic!("{name}"));
+    rest.rsplit_once('.').unwrap_or_else(|| panic!("{name}")).0
+}
+
+/// 64 hexadecimal digits, others for each address.
+fn id_of(ip: &str) -> String {
+    let digits: String = ip.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{digits:0<64}")
 }
 
 /// Puts all entries, in as few transactions as etcd takes.
@@ -102,14 +153,18 @@ pub(super) async fn apply(kv: &Kv, change: &Change) -> i64 {
 }
 
 fn lines<T: for<'a> Deserialize<'a>>(name: &str) -> Vec<T> {
+    let moved = ON_LOOPBACK.iter().fold(read(name), |text, (from, to)| text.replace(from, to));
+    parse(&moved)
+}
+
+fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lain").join(name);
-    let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    for (from, to) in ON_LOOPBACK {
-        text = text.replace(from, to);
-    }
-    // Not `lines()`: the values have separators of Unicode in them, though none that it would split at.
-    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", path.display()));
-    text.split('\n').filter(|line| !line.is_empty()).map(parse).collect()
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> Vec<T> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:.200}"));
+    text.lines().map(parse).collect()
 }
 
 #[cfg(test)]
