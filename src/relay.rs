@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Config, Embedded, Etcd, Feeds, OnDemand, Upstream, Watches};
+pub use self::config::{Config, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, Upstream, Views, Watches};
 use self::upstream::Data;
 use crate::{
     front::{

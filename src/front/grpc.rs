@@ -11,6 +11,7 @@ mod ending;
 mod etcd;
 mod pieces;
 mod range;
+mod reply;
 mod responses;
 mod service;
 mod services;
@@ -22,6 +23,7 @@ pub use self::{
     ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},
     pieces::Pieces,
+    reply::Reply,
     service::{GrpcPort, GrpcService, Local, is_grpc},
     services::{health, reflection},
     watch_body::WatchBody,

@@ -64,6 +64,16 @@ pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 pub const READS: &str = "etcd_relay_reads_total";
 /// Questions to etcd whether a client may read a range, by [`Check`].
 pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
+/// Changes of keys that views are made of, by [`Directory`] and [`Effect`].
+pub const VIEW_CHANGES: &str = "etcd_relay_view_changes_total";
+/// New states of what is asked for of views, by [`Directory`]. Each is rendered once for all who get it.
+pub const VIEW_VERSIONS: &str = "etcd_relay_view_versions_total";
+/// Distinct selections of views that are kept up to date, by [`Directory`].
+pub const VIEW_TARGETS: &str = "etcd_relay_view_targets";
+/// Memory of what those selections show, by [`Directory`].
+pub const VIEW_BYTES: &str = "etcd_relay_view_bytes";
+/// Values that cannot be read now, by [`Directory`]; `/debug` names them.
+pub const VIEW_UNREADABLE: &str = "etcd_relay_view_unreadable_values";
 /// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
@@ -254,6 +264,30 @@ labels! {
     }
 }
 labels! {
+    /// The directories in etcd that views are made of, under Lainlet's names.
+    Directory as "directory" {
+        /// `/lain/config/`
+        Config = "config",
+        /// `/lain/deployd/pod_groups/`
+        PodGroups = "podgroup",
+        /// `/lain/deployd/depends/pods/`
+        Depends = "depends",
+        /// `/lain/nodes/nodes/`
+        Nodes = "nodes",
+    }
+}
+labels! {
+    /// What a key's change meant for views.
+    Effect as "effect" {
+        /// Something that views read is different.
+        Visible = "visible",
+        /// All that views read is as before.
+        Invisible = "invisible",
+        /// The value cannot be read; what was there before stays.
+        Refused = "refused",
+    }
+}
+labels! {
     /// Whether a connection was made.
     Connect as "outcome" {
         /// Yes.
@@ -360,6 +394,16 @@ pub fn describe() {
                 .absolute(0);
         }
     }
+    for directory in Directory::ALL {
+        counter!(VIEW_VERSIONS, Directory::LABEL => directory.as_str()).absolute(0);
+        for name in [VIEW_TARGETS, VIEW_BYTES, VIEW_UNREADABLE] {
+            gauge!(name, Directory::LABEL => directory.as_str()).set(0.0);
+        }
+        for effect in Effect::ALL {
+            counter!(VIEW_CHANGES, Directory::LABEL => directory.as_str(), Effect::LABEL => effect.as_str())
+                .absolute(0);
+        }
+    }
     for state in FeedState::ALL {
         gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
     }
@@ -384,6 +428,9 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
+    (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
+    (VIEW_BYTES, "Memory of what the selections of views show"),
+    (VIEW_UNREADABLE, "Values that views cannot read now"),
     (FORWARDS, "Forwarded calls that are running now"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
@@ -407,6 +454,8 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
     (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
+    (VIEW_CHANGES, "Changes of keys that views are made of, by what they meant"),
+    (VIEW_VERSIONS, "New states of what is asked for of views"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 
