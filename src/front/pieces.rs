@@ -8,6 +8,8 @@ use std::io::IoSlice;
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use crate::view::Parts;
+
 /// From this size on shared bytes are passed on; below, they are copied beside their neighbours.
 pub(super) const SHARE_FROM: usize = 1024;
 
@@ -31,6 +33,32 @@ impl Pieces {
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.remaining += bytes.len();
         self.list.push(bytes);
+    }
+
+    /// Adds what a view shares with all who get it.
+    pub(super) fn extend(&mut self, parts: &Parts) {
+        self.remaining += parts.len();
+        self.list.extend(parts.pieces().iter().cloned());
+    }
+}
+
+impl From<&Parts> for Pieces {
+    fn from(parts: &Parts) -> Self {
+        let mut pieces = Self::default();
+        pieces.extend(parts);
+        pieces
+    }
+}
+
+impl From<Vec<u8>> for Pieces {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl From<&'static str> for Pieces {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
     }
 }
 
@@ -98,7 +126,9 @@ impl Writer {
 
     /// All that was written.
     pub(super) fn finish(mut self) -> Pieces {
-        self.flush();
+        if !self.own.is_empty() {
+            self.pieces.push(self.own.freeze());
+        }
         self.pieces
     }
 
