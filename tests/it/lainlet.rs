@@ -10,6 +10,7 @@ mod answers;
 mod broken;
 mod client;
 mod data;
+mod model;
 mod sse;
 mod startup;
 mod streams;
