@@ -11,6 +11,7 @@ mod broken;
 mod client;
 mod data;
 mod model;
+mod random;
 mod sse;
 mod startup;
 mod streams;

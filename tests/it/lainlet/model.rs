@@ -34,6 +34,8 @@ const SECRETS: [&str; 18] = [
 
 /// A directory's values by cache key.
 type Documents = BTreeMap<String, Value>;
+/// Status and text.
+pub(super) type Refused = (u16, &'static str);
 /// Status and body.
 pub(super) type Told = (u16, String);
 
@@ -55,6 +57,15 @@ pub(super) struct Question {
     pub(super) peer: String,
     pub(super) path: &'static str,
     pub(super) parameter: Option<(&'static str, String)>,
+}
+
+/// What of a view a caller may see. A stream keeps it.
+#[derive(Clone, Debug)]
+pub(super) struct Granted {
+    path: &'static str,
+    key: String,
+    node: String,
+    is_super: bool,
 }
 
 impl Question {
@@ -101,29 +112,65 @@ impl Model {
 
     /// What the relay must answer.
     pub(super) fn answer(&self, question: &Question) -> Told {
-        let told = match question.path {
-            "/v2/configwatcher" => self.configwatcher(question),
+        match self.grant(question) {
+            Ok(granted) => self.show(&granted),
+            Err((status, text)) => (status, text.to_owned()),
+        }
+    }
+
+    /// What of a view the caller may see.
+    pub(super) fn grant(&self, question: &Question) -> Result<Granted, Refused> {
+        let Question { peer, path, .. } = question;
+        let is_super = self.is_super(peer);
+        let or = |name, absent: &str| question.value(name).unwrap_or(absent).to_owned();
+        let own_node = self.node_addresses().get(&**peer).copied();
+        let key = match *path {
+            "/v2/configwatcher" if is_secret(&or("target", "*")) && !is_super => Err((400, SUPER)),
+            "/v2/configwatcher" => Ok(or("target", "*")),
             "/v2/procwatcher" => match question.value("appname") {
                 None => Err((400, "appname required")),
-                Some(app) if self.passes(&question.peer, app) => self.procwatcher(&app_key(app)),
+                Some(app) if self.passes(peer, app) => Ok(app_key(app)),
                 Some(_) => Err((400, NO_PERMISSION)),
             },
-            "/v2/coreinfowatcher" => self.of_app(question).and_then(|key| self.coreinfowatcher(&key)),
-            "/v2/proxywatcher" => self.of_app(question).and_then(|key| self.proxywatcher(&key)),
-            "/v2/webrouter/webprocs" => self.of_app(question).and_then(|key| self.webprocs(&key)),
-            "/v2/streamrouter/streamprocs" => self.of_app(question).and_then(|key| self.streamprocs(&key)),
-            "/v2/streamrouter/ports" => self.of_app(question).and_then(|key| self.ports(&key)),
-            "/v2/rebellion/localprocs" => self.of_app(question).and_then(|key| self.localprocs(&key, question)),
-            _ if !self.is_super(&question.peer) => Err((400, SUPER)),
-            "/v2/backupspec" => self.backupspec(&app_key(question.value("appname").unwrap_or("*"))),
+            "/v2/coreinfowatcher"
+            | "/v2/proxywatcher"
+            | "/v2/webrouter/webprocs"
+            | "/v2/streamrouter/streamprocs"
+            | "/v2/streamrouter/ports"
+            | "/v2/rebellion/localprocs" => self.of_app(peer, &or("appname", "*")),
+            _ if !is_super => Err((400, SUPER)),
+            "/v2/backupspec" => Ok(app_key(&or("appname", "*"))),
+            "/v2/containers" => Ok(with_end(&or("nodename", "*"), "/")),
+            "/v2/localspecquery" => Ok(with_end(&or("nodeip", own_node.unwrap_or(&self.node_ip)), "/")),
+            "/v2/depends" => Ok(or("target", "*")),
+            "/v2/nodes" => Ok(with_end(&or("name", "*"), ":")),
+            _ => Ok("*".to_owned()),
+        }?;
+        let node = or("nodename", own_node.unwrap_or(&self.node_name));
+        Ok(Granted { path, key, node, is_super })
+    }
+
+    /// What a caller sees that was granted this.
+    pub(super) fn show(&self, granted: &Granted) -> Told {
+        let Granted { path, key, .. } = granted;
+        let shown = match *path {
+            "/v2/configwatcher" => self.configwatcher(granted),
+            "/v2/procwatcher" => self.procwatcher(key),
+            "/v2/coreinfowatcher" => self.coreinfowatcher(key),
+            "/v2/proxywatcher" => self.proxywatcher(key),
+            "/v2/webrouter/webprocs" => self.webprocs(key),
+            "/v2/streamrouter/streamprocs" => self.streamprocs(key),
+            "/v2/streamrouter/ports" => self.ports(key),
+            "/v2/rebellion/localprocs" => self.localprocs(granted),
+            "/v2/backupspec" => self.backupspec(key),
             "/v2/appswatcher" => Ok(self.appswatcher()),
-            "/v2/containers" => self.containers(&with_end(question.value("nodename").unwrap_or("*"), "/")),
-            "/v2/localspecquery" => self.localspecquery(question),
-            "/v2/depends" => self.depends(question.value("target").unwrap_or("*")),
-            "/v2/nodes" => self.nodes(&with_end(question.value("name").unwrap_or("*"), ":")),
+            "/v2/containers" => self.containers(key),
+            "/v2/localspecquery" => self.localspecquery(key),
+            "/v2/depends" => self.depends(key),
+            "/v2/nodes" => self.nodes(key),
             other => panic!("no such view: {other}"),
         };
-        told.map_or_else(|(status, text)| (status, text.to_owned()), |body| (200, body))
+        shown.map_or_else(|(status, text)| (status, text.to_owned()), |body| (200, body))
     }
 
     fn pods(&self) -> BTreeMap<String, String> {
@@ -178,29 +225,23 @@ impl Model {
             })
     }
 
-    fn of_app(&self, question: &Question) -> Result<String, (u16, &'static str)> {
-        let app = question.value("appname").unwrap_or("*");
-        if self.passes(&question.peer, app) {
+    fn of_app(&self, peer: &str, app: &str) -> Result<String, Refused> {
+        if self.passes(peer, app) {
             Ok(app_key(app))
         } else if app == "*" {
-            self.app_name(&question.peer).map(|own| app_key(&own)).ok_or((400, CANNOT_CONFIRM))
+            self.app_name(peer).map(|own| app_key(&own)).ok_or((400, CANNOT_CONFIRM))
         } else {
             Err((400, NO_PERMISSION))
         }
     }
 
-    fn configwatcher(&self, question: &Question) -> Result<String, (u16, &'static str)> {
-        let target = question.value("target").unwrap_or("*");
-        let is_secret = |key: &str| SECRETS.iter().any(|secret| key.starts_with(secret));
-        let is_super = self.is_super(&question.peer);
-        if is_secret(target) && !is_super {
-            return Err((400, SUPER));
-        }
-        let shown = matching(&self.config, target)?.into_iter().filter(|(key, _)| is_super || !is_secret(key));
+    fn configwatcher(&self, granted: &Granted) -> Result<String, Refused> {
+        let shown = matching(&self.config, &granted.key)?.into_iter();
+        let shown = shown.filter(|(key, _)| granted.is_super || !is_secret(key));
         Ok(map(shown.map(|(key, value)| (key, string(value)))))
     }
 
-    fn procwatcher(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn procwatcher(&self, key: &str) -> Result<String, Refused> {
         let procs = matching(&self.groups, key)?.into_iter().map(|(_, group)| {
             let pods = list(group, "/Pods").iter().filter_map(|pod| {
                 let container = list(pod, "/Containers").first()?;
@@ -218,7 +259,7 @@ impl Model {
         Ok(array(procs))
     }
 
-    fn coreinfowatcher(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn coreinfowatcher(&self, key: &str) -> Result<String, Refused> {
         let groups = matching(&self.groups, key)?.into_iter().map(|(_, group)| {
             let dependencies = || {
                 array(list(group, "/Spec/Pod/Dependencies").iter().map(|dependency| {
@@ -256,7 +297,7 @@ impl Model {
         Ok(map(groups))
     }
 
-    fn proxywatcher(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn proxywatcher(&self, key: &str) -> Result<String, Refused> {
         let groups = matching(&self.groups, key)?.into_iter().map(|(_, group)| {
             let containers = list(group, "/Pods").iter().flat_map(|pod| paired(group, pod)).map(|(container, spec)| {
                 object(&[
@@ -269,7 +310,7 @@ impl Model {
         Ok(map(groups))
     }
 
-    fn webprocs(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn webprocs(&self, key: &str) -> Result<String, Refused> {
         let is_web = |group: &Value| {
             let parts: Vec<_> = text(group, "/Spec/Name").split('.').collect();
             parts.len() >= 3 && parts[parts.len() - 2] == "web"
@@ -290,7 +331,7 @@ impl Model {
         })))
     }
 
-    fn streamprocs(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn streamprocs(&self, key: &str) -> Result<String, Refused> {
         let groups = matching(&self.groups, key)?.into_iter().map(|(_, group)| group);
         let groups: Vec<_> = groups.filter(|group| !ports_of(group).is_empty()).collect();
         alive(groups.iter().copied())?;
@@ -321,18 +362,16 @@ impl Model {
         })))
     }
 
-    fn ports(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn ports(&self, key: &str) -> Result<String, Refused> {
         let mut ports: Vec<_> =
             matching(&self.groups, key)?.into_iter().flat_map(|(_, group)| ports_of(group)).collect();
         ports.sort_unstable_by_key(|(source, _)| *source);
         Ok(array(ports.into_iter().map(|(source, _)| source.to_string())))
     }
 
-    fn localprocs(&self, key: &str, question: &Question) -> Result<String, (u16, &'static str)> {
-        let own = || self.node_addresses().get(&*question.peer).copied().unwrap_or(&self.node_name).to_owned();
-        let node = question.value("nodename").map_or_else(own, ToOwned::to_owned);
+    fn localprocs(&self, Granted { key, node, .. }: &Granted) -> Result<String, Refused> {
         let groups = matching(&self.groups, key)?.into_iter().filter_map(|(_, group)| {
-            let here = |pod: &&Value| list(pod, "/Containers").iter().any(|one| text(one, "/NodeName") == node);
+            let here = |pod: &&Value| list(pod, "/Containers").iter().any(|one| text(one, "/NodeName") == *node);
             let pods: Vec<_> = list(group, "/Pods").iter().filter(here).collect();
             let infos = array(pods.iter().map(|pod| {
                 object(&[
@@ -346,7 +385,7 @@ impl Model {
         Ok(map(groups))
     }
 
-    fn backupspec(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn backupspec(&self, key: &str) -> Result<String, Refused> {
         let groups = matching(&self.groups, key)?.into_iter().map(|(_, group)| {
             let pods = list(group, "/Pods").iter().map(|pod| {
                 let containers = list(pod, "/Containers").iter().map(|container| {
@@ -390,7 +429,7 @@ impl Model {
         rows
     }
 
-    fn containers(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn containers(&self, key: &str) -> Result<String, Refused> {
         let rows = self.rows();
         Ok(map(matching(&rows, key)?.into_iter().map(|(key, (group, pod, container))| {
             let row = object(&[
@@ -407,18 +446,16 @@ impl Model {
         })))
     }
 
-    fn localspecquery(&self, question: &Question) -> Result<String, (u16, &'static str)> {
-        let own = || self.node_addresses().get(&*question.peer).map_or(&*self.node_ip, |node| *node).to_owned();
-        let node = question.value("nodeip").map_or_else(own, ToOwned::to_owned);
+    fn localspecquery(&self, key: &str) -> Result<String, Refused> {
         let rows = self.rows();
-        let names: BTreeSet<_> = matching(&rows, &with_end(&node, "/"))?
+        let names: BTreeSet<_> = matching(&rows, key)?
             .into_iter()
             .map(|(_, (group, ..))| format!("{}/{}", text(group, "/Spec/Namespace"), text(group, "/Spec/Name")))
             .collect();
         Ok(array(names.iter().map(|name| string(name))))
     }
 
-    fn depends(&self, target: &str) -> Result<String, (u16, &'static str)> {
+    fn depends(&self, target: &str) -> Result<String, Refused> {
         let of_client = |client: &Value| {
             let containers = list(client, "/Pod/Containers").iter().map(|container| {
                 object(&[
@@ -435,14 +472,18 @@ impl Model {
         Ok(map(portals.map(|(key, portal)| (key, map(members(portal).map(|(node, value)| (node, of_node(value))))))))
     }
 
-    fn nodes(&self, key: &str) -> Result<String, (u16, &'static str)> {
+    fn nodes(&self, key: &str) -> Result<String, Refused> {
         // Without a feature that no one has asked for, a parsed object is sorted.
         Ok(map(matching(&self.nodes, key)?.into_iter().map(|(key, node)| (key, escape(&node.to_string())))))
     }
 }
 
+fn is_secret(key: &str) -> bool {
+    SECRETS.iter().any(|secret| key.starts_with(secret))
+}
+
 /// Section 2 of the description.
-fn matching<'a, V>(entries: &'a BTreeMap<String, V>, key: &str) -> Result<Vec<(&'a str, &'a V)>, (u16, &'static str)> {
+fn matching<'a, V>(entries: &'a BTreeMap<String, V>, key: &str) -> Result<Vec<(&'a str, &'a V)>, Refused> {
     let all = || entries.iter().map(|(key, value)| (key.as_str(), value));
     match (key, entries.get_key_value(key)) {
         ("", _) => Err((500, "empty key")),
@@ -461,7 +502,7 @@ fn with_end(key: &str, end: &str) -> String {
 }
 
 /// The liveness rule.
-fn alive<'a>(groups: impl Iterator<Item = &'a Value>) -> Result<(), (u16, &'static str)> {
+fn alive<'a>(groups: impl Iterator<Item = &'a Value>) -> Result<(), Refused> {
     let pods: Vec<_> = groups.flat_map(|group| list(group, "/Pods")).collect();
     let alive = pods.iter().filter(|pod| !first_address(pod).is_empty()).count();
     if pods.is_empty() || 2 * alive < pods.len() { Err((500, LOST)) } else { Ok(()) }
