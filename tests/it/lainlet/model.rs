@@ -47,8 +47,8 @@ pub(super) struct Model {
     portals: Documents,
     nodes: Documents,
     /// The relay's `--node-name` and `--node-ip`.
-    pub(super) node_name: String,
-    pub(super) node_ip: String,
+    node_name: String,
+    node_ip: String,
 }
 
 /// A question, as it is put to the relay.
@@ -82,6 +82,11 @@ impl Question {
 }
 
 impl Model {
+    /// An empty cluster, before a relay with this `--node-name` and `--node-ip`.
+    pub(super) fn of_relay(node_name: &str, node_ip: &str) -> Self {
+        Self { node_name: node_name.to_owned(), node_ip: node_ip.to_owned(), ..Self::default() }
+    }
+
     /// A put, or a delete where there is no value.
     pub(super) fn apply(&mut self, key: &str, value: Option<&str>) {
         if let Some(key) = key.strip_prefix("/lain/config/").filter(|key| !key.is_empty()) {
@@ -606,8 +611,7 @@ mod tests {
     fn the_model_answers_as_the_original_did() {
         let mut asked = 0;
         for state in ["small", "final"] {
-            let node = ("node1".to_owned(), "192.168.77.21".to_owned());
-            let mut model = Model { node_name: node.0, node_ip: node.1, ..Model::default() };
+            let mut model = Model::of_relay("node1", "192.168.77.21");
             data::small().iter().for_each(|entry| model.apply(&entry.key, Some(&entry.value)));
             for change in data::changes().iter().filter(|_| state == "final") {
                 match change {

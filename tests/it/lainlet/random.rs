@@ -69,7 +69,7 @@ async fn a_random_cluster_is_shown_as_the_model_shows_it() {
     };
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut model = Model { node_name: "n1".to_owned(), node_ip: "127.66.9.9".to_owned(), ..Model::default() };
+    let mut model = Model::of_relay("n1", "127.66.9.9");
     let lain = Lain::embedded_with(&[], |command| command.arg("--node-ip=127.66.9.9").arg("--node-name=n1")).await;
     let mut streams: Vec<Option<Stream>> = (0..STREAMS).map(|_| None).collect();
     let mut statuses = BTreeMap::<u16, usize>::new();
