@@ -383,7 +383,8 @@ impl<D: Document> Engine<D> {
         with(&target)
     }
 
-    fn sweep(&self) {
+    /// Drops what nobody watches and nobody asked for since the last time.
+    pub(super) fn sweep(&self) {
         let mut state = self.state.lock();
         self.drop_idle(&mut state, Target::is_idle);
         stats::targets(self.directory, self.targets.len(), state.bytes);

@@ -185,3 +185,14 @@ fn a_key_deleted_and_made_again_in_one_revision_replaces_nothing() {
         entries[0].events().iter().map(|event| event.prev.as_ref().map(|kv| kv.mod_revision.get())).collect();
     assert_eq!(replaced, [Some(11), None]);
 }
+
+#[test]
+fn a_feed_that_is_to_be_always_on_is_shared_with_a_configured_one_alone() {
+    let hub = hub();
+    let configured = feed(&hub, "/a/", 1);
+    assert!(Arc::ptr_eq(&hub.always(KeyRange::prefix("/a/b/".into())), &configured));
+    let other = hub.always(KeyRange::prefix("/b/".into()));
+    assert!(!Arc::ptr_eq(&other, &configured));
+    assert_eq!(other.kind(), FeedKind::Prefix);
+    assert!(Arc::ptr_eq(&hub.always(KeyRange::prefix("/b/".into())), &other));
+}

@@ -271,7 +271,8 @@ impl<'de> DeserializeSeed<'de> for OneOf {
     type Value = Option<&'static str>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_identifier(self)
+        // Not checked to be UTF-8, which takes time: what is not is none of the names.
+        from.deserialize_bytes(self)
     }
 }
 
@@ -282,9 +283,9 @@ impl Visitor<'_> for OneOf {
         f.write_str("a name")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let exact = self.0.iter().find(|known| **known == name);
-        Ok(exact.or_else(|| self.0.iter().find(|known| known.eq_ignore_ascii_case(name))).copied())
+    fn visit_bytes<E>(self, name: &[u8]) -> Result<Self::Value, E> {
+        let find = |same: fn(&[u8], &[u8]) -> bool| self.0.iter().find(|known| same(known.as_bytes(), name));
+        Ok(find(<[u8]>::eq).or_else(|| find(<[u8]>::eq_ignore_ascii_case)).copied())
     }
 }
 
