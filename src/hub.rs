@@ -17,6 +17,8 @@ mod payload;
 mod read;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod upstream;
 
 use std::{fmt, sync::Arc, time::Duration};

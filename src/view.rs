@@ -42,3 +42,6 @@ pub use self::{
     projection::{Absent, Rule, Shape, Spec, ViewError},
     target::Subscription,
 };
+
+#[cfg(test)]
+mod tests;

@@ -383,7 +383,8 @@ impl<D: Document> Engine<D> {
         with(&target)
     }
 
-    fn sweep(&self) {
+    /// Drops what nobody watches and nobody asked for since the last time.
+    pub(super) fn sweep(&self) {
         let mut state = self.state.lock();
         self.drop_idle(&mut state, Target::is_idle);
         stats::targets(self.directory, self.targets.len(), state.bytes);
@@ -469,5 +470,32 @@ impl Made {
         let rows: SmallVec<[Arc<Row>; 1]> = rows.finish().into_iter().map(Arc::new).collect();
         self.list.push((select.clone(), rows.clone()));
         rows
+    }
+}
+
+#[cfg(test)]
+impl<D: Document> Engine<D> {
+    /// Another engine that reads at once what this one holds: the last readable value of each key.
+    pub(super) fn rebuilt(&self, views: Vec<Box<dyn Projection<D>>>) -> Self {
+        let state = self.state.lock();
+        let documents = state.documents.iter().map(|(key, held)| {
+            let held = Held { seen: held.seen.clone(), document: held.document.clone(), refused: None };
+            (key.clone(), held)
+        });
+        let state = State {
+            documents: documents.collect(),
+            epoch: state.epoch,
+            shown: views.iter().map(|_| TargetIndex::default()).collect(),
+            bytes: 0,
+            last: None,
+        };
+        Self {
+            directory: self.directory,
+            views,
+            observer: Box::new(|_, _, _| {}),
+            state: Mutex::new(state),
+            targets: DashMap::new(),
+            revision: watch::Sender::new(self.revision()),
+        }
     }
 }

@@ -265,3 +265,6 @@ fn boundary(rows: &[Arc<Row>]) -> Option<usize> {
     let parts = |at: &usize| rows[at - 1].unit() != rows[*at].unit();
     (middle..rows.len()).find(parts).or_else(|| (1..middle).rev().find(parts))
 }
+
+#[cfg(test)]
+mod tests;
