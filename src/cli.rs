@@ -8,6 +8,7 @@ mod announce;
 mod demo;
 mod groups;
 mod grpc_proxy;
+mod lainlet;
 mod serve;
 mod values;
 

@@ -7,6 +7,7 @@ pub mod body;
 pub mod grpc;
 pub mod http;
 pub mod inspect;
+pub mod lainlet;
 pub mod listen;
 
 pub use inspect::Inspect;

@@ -17,6 +17,8 @@ mod payload;
 mod read;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod upstream;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -115,6 +117,16 @@ impl Hub {
         self.start(&mut self.feeds.write(), range, FeedKind::Prefix)
     }
 
+    /// A feed that covers `range` and is always on: a configured one, or one opened now that counts as such.
+    pub fn always(&self, range: KeyRange) -> Arc<Feed> {
+        let mut feeds = self.feeds.write();
+        let configured = feeds.iter().find(|feed| feed.kind() == FeedKind::Prefix && feed.range().covers(&range));
+        match configured {
+            Some(feed) => feed.clone(),
+            None => self.start(&mut feeds, range, FeedKind::Prefix),
+        }
+    }
+
     /// The running feed that covers `range`, if there is one.
     #[must_use]
     pub fn running(&self, range: &KeyRange) -> Option<Arc<Feed>> {
@@ -142,7 +154,7 @@ impl Hub {
         Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand))
     }
 
-    /// All feeds, configured ones first in their order.
+    /// All feeds, in the order in which they were opened.
     #[must_use]
     pub fn feeds(&self) -> Vec<Arc<Feed>> {
         self.feeds.read().iter().filter(|feed| feed.state() != FeedState::Closed).cloned().collect()
@@ -193,6 +205,8 @@ impl Hub {
 }
 
 fn covering(feeds: &[Arc<Feed>], range: &KeyRange) -> Option<Arc<Feed>> {
-    // Configured feeds stand first, so they win over those on demand.
-    feeds.iter().find(|feed| feed.range().covers(range) && feed.state() != FeedState::Closed).cloned()
+    let covers = |feed: &&Arc<Feed>| feed.range().covers(range) && feed.state() != FeedState::Closed;
+    // Those that are always on win over those on demand.
+    let always = feeds.iter().filter(|feed| feed.kind() == FeedKind::Prefix).find(covers);
+    always.or_else(|| feeds.iter().find(covers)).cloned()
 }

@@ -1,4 +1,5 @@
-//! etcd's protocol, generated from `proto/`: messages, clients and servers. Byte fields are [`bytes::Bytes`].
+//! etcd's and Lainlet's protocols, generated from `proto/`: messages, clients, and etcd's servers. Byte fields are
+//! [`bytes::Bytes`].
 //!
 //! Not here: anything written by hand. Lints are relaxed here and nowhere else.
 
@@ -38,5 +39,10 @@ pub mod v3lockpb {
     tonic::include_proto!("v3lockpb");
 }
 
+/// Lainlet's services and their messages. Maps are sorted, so that like messages have like bytes.
+pub mod lainlet {
+    tonic::include_proto!("message");
+}
+
 /// The file descriptors of all of them, encoded, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));

@@ -18,13 +18,13 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Config, Embedded, Etcd, Feeds, OnDemand, Upstream, Watches};
+pub use self::config::{Config, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, Upstream, Views, Watches};
 use self::upstream::Data;
 use crate::{
     front::{
         Inspect,
         access::Access,
-        grpc::{self, GrpcPort, GrpcService, Streams},
+        grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
             member,
@@ -124,7 +124,9 @@ impl Relay {
         let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
-        let port = GrpcPort { local: core.api, forward: core.forward, health, reflection, member: member.clone() };
+        let lainlet = LainletApi::new(core.lainlet, phases.streams.clone());
+        let local = Locals { etcd: core.api, lainlet };
+        let port = GrpcPort { local, forward: core.forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hub", &["types", "telemetry"]),
     ("source", &["types", "hub", "telemetry", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
-    ("view", &["types", "hub", "telemetry"]),
+    ("view", &["types", "hub", "telemetry", "pb"]),
     ("front", &["types", "hub", "view", "telemetry", "pb", "shutdown"]),
     ("relay", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
     ("cli", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown", "relay"]),

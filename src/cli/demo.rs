@@ -6,6 +6,7 @@ use super::{
     Exit, Start,
     announce::Announce,
     groups::{Log, Memory, Ports},
+    lainlet::LainletFlags,
     values::TimeOrNone,
 };
 use crate::{
@@ -32,6 +33,8 @@ pub(super) struct Demo {
     ports: Ports,
     #[command(flatten)]
     memory: Memory,
+    #[command(flatten)]
+    lainlet: LainletFlags,
     #[command(flatten)]
     log: Log,
 }
@@ -61,6 +64,7 @@ impl Demo {
                     history_entries: self.memory.history_entries,
                 },
                 watches: self.memory.watches(),
+                views: self.lainlet.views(),
                 grpc: self.ports.grpc(),
                 http: Some(self.ports.http()),
                 metrics: None,

@@ -18,7 +18,7 @@ use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{Exit, Start, announce::Announce, values::go_duration};
 use crate::{
     front::listen,
-    relay::{Config, DRAIN_TIME, Etcd, Feeds, Upstream, Watches},
+    relay::{Config, DRAIN_TIME, Etcd, Feeds, LainletFeeds, Upstream, Views, Watches},
     source::{Endpoint, forward},
     telemetry::{logging, names::Port},
 };
@@ -133,6 +133,8 @@ impl Given {
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),
+                // etcd's proxy has no such thing, and neither has its flag.
+                views: Views { feeds: LainletFeeds::Off, ..Views::default() },
                 grpc,
                 http: None,
                 metrics,

@@ -9,6 +9,7 @@ use super::{
     Exit, Start,
     announce::Announce,
     groups::{Log, Memory, Ports},
+    lainlet::LainletFlags,
     values::{PositiveTime, Time},
 };
 use crate::{
@@ -26,6 +27,8 @@ pub(super) struct Serve {
     memory: Memory,
     #[command(flatten)]
     ports: Ports,
+    #[command(flatten)]
+    lainlet: LainletFlags,
     #[command(flatten)]
     log: Log,
 }
@@ -113,6 +116,7 @@ impl Serve {
                     history_entries: self.memory.history_entries,
                 },
                 watches: self.memory.watches(),
+                views: self.lainlet.views(),
                 grpc: self.ports.grpc(),
                 http: Some(self.ports.http()),
                 metrics: None,
@@ -278,6 +282,12 @@ mod tests {
             &["--drain-time", "9s"],
             &["--log-format", "json"],
             &["--log-level", "debug"],
+            &["--lainlet", "off"],
+            &["--node-ip", "10.0.0.1"],
+            &["--node-name", "node9"],
+            &["--no-auth"],
+            &["--trusted-net", "10.0.0.0/8"],
+            &["--trust-nodes=false"],
         ] {
             let line: Vec<&str> = ["serve", "--etcd", ETCD].iter().chain(flags).copied().collect();
             assert_ne!(format!("{:?}", started(&line)), plain, "{flags:?}");

@@ -2,15 +2,18 @@
 //!
 //! | request | answered by |
 //! |---|---|
-//! | a path that [`Local`] answers (`/etcdserverpb.Watch/Watch`, `/etcdserverpb.KV/Range`) | the relay, from memory |
+//! | a path that [`Local`] answers (`/etcdserverpb.Watch/Watch`, `/etcdserverpb.KV/Range`, `/message.…`) | the relay, from memory |
 //! | `/grpc.health.v1.Health/…`, `/grpc.reflection.…` | the relay |
 //! | any other with content type `application/grpc…` | forwarded to etcd |
 //! | all else | `front::http::member` |
 
 mod ending;
 mod etcd;
+mod lainlet;
+mod locals;
 mod pieces;
 mod range;
+mod reply;
 mod responses;
 mod service;
 mod services;
@@ -21,7 +24,10 @@ mod watch_body;
 pub use self::{
     ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},
+    lainlet::{LainletApi, LainletBody},
+    locals::Locals,
     pieces::Pieces,
+    reply::Reply,
     service::{GrpcPort, GrpcService, Local, is_grpc},
     services::{health, reflection},
     watch_body::WatchBody,

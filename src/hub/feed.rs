@@ -172,6 +172,7 @@ impl Feed {
             index: Index::default(),
             outboxes: Slab::new(),
             revision: Revision::ZERO,
+            epoch: 0,
             closed: false,
             idle_since: Instant::now(),
         };
@@ -215,6 +216,12 @@ impl Feed {
     #[must_use]
     pub fn revision(&self) -> Revision {
         *self.revision.borrow()
+    }
+
+    /// The revision, and its changes to come.
+    #[must_use]
+    pub fn watch_revision(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
     }
 
     /// The current state of the range. A pointer; later changes do not touch it.

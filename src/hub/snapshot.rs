@@ -22,6 +22,9 @@ pub struct Snapshot {
     pub revision: Revision,
     /// The key-values.
     pub map: KeyMap,
+    /// Rises with each new snapshot that the feed reads from upstream: within an epoch each state follows from the one before
+    /// by the history's entries.
+    pub epoch: u64,
 }
 
 /// A persistent ordered map from keys to key-values. Cloning costs a pointer.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::{
     front::listen,
     source::{Endpoint, Identity, forward},
+    view,
 };
 
 /// A relay.
@@ -19,6 +20,8 @@ pub struct Config {
     pub feeds: Feeds,
     /// What a client's watches may do.
     pub watches: Watches,
+    /// Lainlet's views.
+    pub views: Views,
     /// The port for etcd's API.
     pub grpc: listen::Config,
     /// The operator's port.
@@ -27,6 +30,27 @@ pub struct Config {
     pub metrics: Option<listen::Config>,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
+}
+
+/// Lainlet's views.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Views {
+    /// When their feeds are opened.
+    pub feeds: LainletFeeds,
+    /// Who may see what, and what they need to know of this machine.
+    pub lainlet: view::Config,
+}
+
+/// When the feeds of Lainlet's views are opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LainletFeeds {
+    /// At the first request for a view. A relay that nobody asks costs etcd nothing for them.
+    #[default]
+    OnDemand,
+    /// At the start; the process is not ready before they serve.
+    AtStart,
+    /// Never: views are refused.
+    Off,
 }
 
 /// Where the data is.

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{Config, OnDemand};
+use super::{Config, LainletFeeds, OnDemand};
 use crate::{
     front::{
         access::Access,
@@ -18,6 +18,7 @@ use crate::{
     source::{Driver, DriverConfig},
     telemetry::ReadyBoard,
     types::{KeyRange, UpstreamHeader},
+    view::Lainlet,
 };
 
 /// Most deliveries that wait on one stream: beyond it, what is missed is read from history.
@@ -33,6 +34,8 @@ pub(super) struct Core {
     /// All calls that `api` does not answer.
     pub(super) forward: GrpcService,
     pub(super) streams: Streams,
+    /// None where views are off.
+    pub(super) lainlet: Option<Lainlet>,
 }
 
 /// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from it.
@@ -88,7 +91,16 @@ pub(super) fn wire(
         phases.clients.clone(),
         phases.streams.clone(),
     );
-    Core { hub, access, api, forward, streams }
+    let lainlet = (config.views.feeds != LainletFeeds::Off).then(|| {
+        let (tasks, stop) = (phases.upkeep.clone(), phases.upstream.clone());
+        Lainlet::new(config.views.lainlet.clone(), hub.clone(), tasks, stop)
+    });
+    if let Some(lainlet) = lainlet.as_ref().filter(|_| config.views.feeds == LainletFeeds::AtStart) {
+        for feed in lainlet.open() {
+            phases.spawn_upkeep(hold_ready(feed.clone(), ready.clone()));
+        }
+    }
+    Core { hub, access, api, forward, streams, lainlet }
 }
 
 /// Holds readiness back while `feed` does not serve.

@@ -64,6 +64,26 @@ pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 pub const READS: &str = "etcd_relay_reads_total";
 /// Questions to etcd whether a client may read a range, by [`Check`].
 pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
+/// Changes of keys that views are made of, by [`Directory`] and [`Effect`].
+pub const VIEW_CHANGES: &str = "etcd_relay_view_changes_total";
+/// New states of what is asked for of views, by [`Directory`]. Each is rendered once for all who get it.
+pub const VIEW_VERSIONS: &str = "etcd_relay_view_versions_total";
+/// Distinct selections of views that are kept up to date, by [`Directory`].
+pub const VIEW_TARGETS: &str = "etcd_relay_view_targets";
+/// Memory of what those selections show, by [`Directory`].
+pub const VIEW_BYTES: &str = "etcd_relay_view_bytes";
+/// Values that cannot be read now, by [`Directory`]; `/debug` names them.
+pub const VIEW_UNREADABLE: &str = "etcd_relay_view_unreadable_values";
+/// Requests for views that were answered with one reply, or begun as a stream, by [`Transport`] and [`Answer`].
+pub const VIEW_REQUESTS: &str = "etcd_relay_view_requests_total";
+/// Streams of views that are open now, by [`Transport`].
+pub const VIEW_STREAMS: &str = "etcd_relay_view_streams";
+/// Replies written to streams of views, by [`Transport`].
+pub const VIEW_MESSAGES: &str = "etcd_relay_view_messages_total";
+/// Bytes of these replies, by [`Transport`].
+pub const VIEW_MESSAGE_BYTES: &str = "etcd_relay_view_message_bytes_total";
+/// From the receipt of a change to the hand-over of the view that it makes to a subscriber's connection.
+pub const VIEW_LAG_SECONDS: &str = "etcd_relay_view_lag_seconds";
 /// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
@@ -254,6 +274,54 @@ labels! {
     }
 }
 labels! {
+    /// The directories in etcd that views are made of, under Lainlet's names.
+    Directory as "directory" {
+        /// `/lain/config/`
+        Config = "config",
+        /// `/lain/deployd/pod_groups/`
+        PodGroups = "podgroup",
+        /// `/lain/deployd/depends/pods/`
+        Depends = "depends",
+        /// `/lain/nodes/nodes/`
+        Nodes = "nodes",
+    }
+}
+labels! {
+    /// How a view is asked for.
+    Transport as "transport" {
+        /// HTTP, one answer or server-sent events.
+        Http = "http",
+        /// gRPC.
+        Grpc = "grpc",
+    }
+}
+labels! {
+    /// What became of a request for a view.
+    Answer as "answer" {
+        /// It was answered, or its stream began.
+        Ok = "ok",
+        /// The caller may not see it.
+        Forbidden = "forbidden",
+        /// A parameter is missing or wrong, or there is no such thing.
+        Invalid = "invalid",
+        /// The view cannot be shown as the cluster is.
+        Unshowable = "unshowable",
+        /// Directories were not read yet, or a revision was not reached in time.
+        NotReady = "not_ready",
+    }
+}
+labels! {
+    /// What a key's change meant for views.
+    Effect as "effect" {
+        /// Something that views read is different.
+        Visible = "visible",
+        /// All that views read is as before.
+        Invisible = "invisible",
+        /// The value cannot be read; what was there before stays.
+        Refused = "refused",
+    }
+}
+labels! {
     /// Whether a connection was made.
     Connect as "outcome" {
         /// Yes.
@@ -314,6 +382,11 @@ pub fn describe() {
         metrics::Unit::Seconds,
         "Seconds from the receipt of a revision to its hand-over to a subscriber's connection"
     );
+    describe_histogram!(
+        VIEW_LAG_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds from the receipt of a change to the hand-over of the view that it makes to a subscriber's connection"
+    );
     for name in [
         WATCHES,
         WATCHES_PARKED,
@@ -360,6 +433,25 @@ pub fn describe() {
                 .absolute(0);
         }
     }
+    for transport in Transport::ALL {
+        gauge!(VIEW_STREAMS, Transport::LABEL => transport.as_str()).set(0.0);
+        counter!(VIEW_MESSAGES, Transport::LABEL => transport.as_str()).absolute(0);
+        counter!(VIEW_MESSAGE_BYTES, Transport::LABEL => transport.as_str()).absolute(0);
+        for answer in Answer::ALL {
+            counter!(VIEW_REQUESTS, Transport::LABEL => transport.as_str(), Answer::LABEL => answer.as_str())
+                .absolute(0);
+        }
+    }
+    for directory in Directory::ALL {
+        counter!(VIEW_VERSIONS, Directory::LABEL => directory.as_str()).absolute(0);
+        for name in [VIEW_TARGETS, VIEW_BYTES, VIEW_UNREADABLE] {
+            gauge!(name, Directory::LABEL => directory.as_str()).set(0.0);
+        }
+        for effect in Effect::ALL {
+            counter!(VIEW_CHANGES, Directory::LABEL => directory.as_str(), Effect::LABEL => effect.as_str())
+                .absolute(0);
+        }
+    }
     for state in FeedState::ALL {
         gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
     }
@@ -384,6 +476,10 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
+    (VIEW_STREAMS, "Streams of views that are open now"),
+    (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
+    (VIEW_BYTES, "Memory of what the selections of views show"),
+    (VIEW_UNREADABLE, "Values that views cannot read now"),
     (FORWARDS, "Forwarded calls that are running now"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
@@ -407,6 +503,11 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
     (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
+    (VIEW_REQUESTS, "Requests for views, by what became of them"),
+    (VIEW_MESSAGES, "Replies written to streams of views"),
+    (VIEW_MESSAGE_BYTES, "Bytes of replies written to streams of views"),
+    (VIEW_CHANGES, "Changes of keys that views are made of, by what they meant"),
+    (VIEW_VERSIONS, "New states of what is asked for of views"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 

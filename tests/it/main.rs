@@ -2,9 +2,9 @@
 //!
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
-//! way; `access` asks as different users, with etcd's authentication on; `commands`, `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the
-//! real command; `store` compares the embedded store with etcd, request by request. Not here: tests of single modules, which
-//! stand beside the code.
+//! way; `access` asks as different users, with etcd's authentication on; `lainlet` asks the views over LAIN's keys; `commands`,
+//! `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the real command; `store` compares the embedded
+//! store with etcd, request by request. Not here: tests of single modules, which stand beside the code.
 
 #![expect(
     unreachable_pub,
@@ -20,6 +20,7 @@ mod conversation;
 mod etcdctl;
 mod faults;
 mod grpc_proxy;
+mod lainlet;
 mod state;
 mod store;
 mod support;

@@ -138,7 +138,7 @@ async fn grpc_health_and_reflection_are_answered() {
     let answer = answers.message().await.expect("reflection").expect("an answer").message_response;
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("not a list: {answer:?}") };
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    for name in ["etcdserverpb.Watch", "etcdserverpb.KV", "etcdserverpb.Lease"] {
+    for name in ["etcdserverpb.Watch", "etcdserverpb.KV", "etcdserverpb.Lease", "message.Coreinfo", "message.Lainlet"] {
         assert!(names.iter().any(|listed| listed == name), "{name} is not in {names:?}");
     }
 }

@@ -10,14 +10,14 @@ use std::{
 };
 
 use dashmap::DashMap;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use metrics::counter;
 use serde_json::{Map, Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, Streaming, body::Body, codec::Codec as _};
+use tonic::{Streaming, body::Body, codec::Codec as _};
 use tonic_prost::ProstCodec;
 use tower::ServiceExt as _;
 
@@ -25,9 +25,10 @@ use super::{
     GrpcService, Local,
     pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
+    reply::{Reply, read, refuse, refuse_compressed, respond},
     watch::Requests,
     watch_access::StreamAccess,
-    watch_body::{WatchBody, trailers},
+    watch_body::WatchBody,
 };
 use crate::{
     front::{
@@ -43,7 +44,6 @@ use crate::{
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
-const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// See the module. Cloned for each request.
 #[derive(Clone, Debug)]
@@ -74,10 +74,8 @@ impl EtcdApi {
     }
 
     fn watch(&self, request: Request<Incoming>) -> Response<EtcdBody> {
-        if let Some(encoding) = request.headers().get("grpc-encoding").filter(|encoding| *encoding != "identity") {
-            let text =
-                format!("etcd-relay: watch requests compressed with {encoding:?} are not supported; send them plain");
-            return refuse(&Status::unimplemented(text));
+        if let Err(status) = refuse_compressed(request.headers(), "watch requests") {
+            return refuse(&status).map(EtcdBody::Reply);
         }
         let outbox = Outbox::new(self.hub.limits().outbox);
         let listed =
@@ -98,26 +96,26 @@ impl EtcdApi {
             current: Revision::ZERO,
         };
         self.tasks.spawn(requests.run());
-        grpc_response(EtcdBody::Watch(body))
+        respond(EtcdBody::Watch(body))
     }
 
     async fn range(&self, request: Request<Incoming>) -> Response<EtcdBody> {
         let (parts, body) = request.into_parts();
-        let body = match Limited::new(body, MAX_REQUEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return refuse(&unreadable(&*error)),
+        let body = match read(body).await {
+            Ok(body) => body,
+            Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
         let (message, how) = match range::answer(&self.hub, &self.access, &parts.headers, &body).await {
             Answer::Local(message, how) => (Some(message), how),
             Answer::Forward(how) => (None, how),
             Answer::Refuse(status) => {
                 counter!(names::READS, Read::LABEL => Read::Refused.as_str()).increment(1);
-                return refuse(&status);
+                return refuse(&status).map(EtcdBody::Reply);
             }
         };
         counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
         match message {
-            Some(message) => grpc_response(EtcdBody::Reply(Some(message), Some(trailers(&Status::ok(""))))),
+            Some(message) => respond(EtcdBody::Reply(Reply::ok(message))),
             None => {
                 let request = Request::from_parts(parts, Body::new(Full::new(body)));
                 let Ok(response) = self.forward.clone().oneshot(request).await;
@@ -144,8 +142,8 @@ impl Local for EtcdApi {
 pub enum EtcdBody {
     /// A watch stream.
     Watch(WatchBody),
-    /// One message, then the trailers.
-    Reply(Option<Pieces>, Option<HeaderMap>),
+    /// One message, or an error.
+    Reply(Reply),
     /// Upstream's answer.
     Forwarded(Body),
 }
@@ -157,10 +155,7 @@ impl http_body::Body for EtcdBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, BoxError>>> {
         match self.get_mut() {
             Self::Watch(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Reply(message, trailers) => {
-                let data = message.take().map(Frame::data);
-                Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
-            }
+            Self::Reply(reply) => Pin::new(reply).poll_frame(cx).map_err(|never| match never {}),
             Self::Forwarded(body) => {
                 Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(Pieces::from)).map_err(Into::into)
             }
@@ -170,7 +165,7 @@ impl http_body::Body for EtcdBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Watch(body) => body.is_end_stream(),
-            Self::Reply(message, trailers) => message.is_none() && trailers.is_none(),
+            Self::Reply(reply) => reply.is_end_stream(),
             Self::Forwarded(body) => body.is_end_stream(),
         }
     }
@@ -220,24 +215,4 @@ impl Drop for Listed {
             self.streams.open.remove_if(&self.connection, |_, outboxes| outboxes.is_empty());
         }
     }
-}
-
-fn grpc_response(body: EtcdBody) -> Response<EtcdBody> {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
-    response
-}
-
-/// An error as a response without a message.
-fn refuse(status: &Status) -> Response<EtcdBody> {
-    let mut response = grpc_response(EtcdBody::Reply(None, None));
-    response.headers_mut().extend(trailers(status));
-    response
-}
-
-fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Status {
-    if error.is::<http_body_util::LengthLimitError>() {
-        return Status::resource_exhausted(format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes"));
-    }
-    Status::unavailable(format!("etcd-relay: the request broke off: {error}"))
 }

@@ -11,12 +11,11 @@ use std::{
 };
 
 use bytes::Buf as _;
-use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tonic::Status;
 
-use super::{etcd::Listed, pieces::Pieces, responses};
+use super::{etcd::Listed, pieces::Pieces, reply::trailers, responses};
 use crate::{
     hub::{Delivery, Drained, Outbox, StreamEnd},
     telemetry::names,
@@ -104,14 +103,4 @@ fn status(end: StreamEnd) -> Status {
         StreamEnd::Malformed(text) => Status::internal(text),
         StreamEnd::TooLarge(text) => Status::resource_exhausted(text),
     }
-}
-
-/// A status as the trailers that end a gRPC response.
-pub(super) fn trailers(status: &Status) -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(2);
-    if status.add_header(&mut trailers).is_err() {
-        // A text that no header can carry; the code is what counts.
-        trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
-    }
-    trailers
 }

@@ -53,6 +53,7 @@ impl Feed {
         inner.history = History::new(revision.next(), self.shared.limits.history);
         inner.map = map;
         inner.revision = revision;
+        inner.epoch += 1;
         self.show(&inner);
     }
 
@@ -133,6 +134,7 @@ impl Feed {
         inner.history = History::new(revision.next(), self.shared.limits.history);
         inner.map = map;
         inner.revision = revision;
+        inner.epoch += 1;
         self.show(&inner);
         drop(inner);
         for (outbox, filled) in fills {
@@ -183,7 +185,11 @@ impl Feed {
 
     /// Makes the state under the lock visible to those who read without it.
     fn show(&self, inner: &Inner) {
-        self.snapshot.store(Arc::new(Snapshot { revision: inner.revision, map: inner.map.clone() }));
+        self.snapshot.store(Arc::new(Snapshot {
+            revision: inner.revision,
+            map: inner.map.clone(),
+            epoch: inner.epoch,
+        }));
         self.revision.send_replace(inner.revision);
     }
 }

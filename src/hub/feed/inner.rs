@@ -30,6 +30,8 @@ pub(in crate::hub) struct Inner {
     pub(in crate::hub) index: Index,
     pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
     pub(in crate::hub) revision: Revision,
+    /// See [`crate::hub::Snapshot::epoch`].
+    pub(in crate::hub) epoch: u64,
     pub(in crate::hub) closed: bool,
     pub(in crate::hub) idle_since: Instant,
 }

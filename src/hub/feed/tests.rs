@@ -1,52 +1,15 @@
 //! Tests of a feed with its streams, without a driver: what threads do to them at the same time, progress, and the end.
 
-use async_trait::async_trait;
-
 use super::*;
 use crate::{
-    hub::{
-        Drained, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits, ProgressAnswer,
-        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
-    },
-    types::{EventFields, EventKind, KeyValueFields, UpstreamHeader},
+    hub::{Drained, Hub, OutboxLimits, ProgressAnswer, testing, upstream::Changes},
+    types::{EventFields, EventKind, KeyValueFields},
 };
-
-#[derive(Debug)]
-struct Nothing;
-
-#[async_trait]
-impl Upstream for Nothing {
-    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
-    }
-
-    async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
-    }
-
-    async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
-    }
-}
-
-struct NoDriver;
-
-impl FeedRunner for NoDriver {
-    fn run(&self, _: Arc<Feed>) {}
-}
 
 const WATCHES: i64 = 20_000;
 
 fn hub() -> Arc<Hub> {
-    let limits = Limits {
-        history: HistoryLimits { bytes: 1 << 20, entries: 100 },
-        outbox: OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: WATCHES as usize },
-        on_demand: None,
-        fills: 1,
-        confirm_patience: Duration::from_secs(1),
-    };
-    let leaderless = Arc::new(watch::Sender::new(false));
-    Hub::new(limits, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver))
+    testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: WATCHES as usize })
 }
 
 fn feed(hub: &Hub, prefix: &'static str, revision: i64) -> Arc<Feed> {
@@ -221,4 +184,15 @@ fn a_key_deleted_and_made_again_in_one_revision_replaces_nothing() {
     let replaced: Vec<_> =
         entries[0].events().iter().map(|event| event.prev.as_ref().map(|kv| kv.mod_revision.get())).collect();
     assert_eq!(replaced, [Some(11), None]);
+}
+
+#[test]
+fn a_feed_that_is_to_be_always_on_is_shared_with_a_configured_one_alone() {
+    let hub = hub();
+    let configured = feed(&hub, "/a/", 1);
+    assert!(Arc::ptr_eq(&hub.always(KeyRange::prefix("/a/b/".into())), &configured));
+    let other = hub.always(KeyRange::prefix("/b/".into()));
+    assert!(!Arc::ptr_eq(&other, &configured));
+    assert_eq!(other.kind(), FeedKind::Prefix);
+    assert!(Arc::ptr_eq(&hub.always(KeyRange::prefix("/b/".into())), &other));
 }

@@ -41,6 +41,11 @@ impl RelayCommand {
         Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()
     }
 
+    /// `demo` as it comes, but for changes of its own.
+    pub fn demo_with_example() -> Self {
+        Self::new(&["demo", "--changes-every", "none"]).listen()
+    }
+
     /// `grpc-proxy start`, with etcd's own flags.
     pub fn grpc_proxy(endpoints: &[String]) -> Self {
         Self::new(&["grpc-proxy", "start", "--endpoints", &endpoints.join(","), "--listen-addr", "127.0.0.1:0"])
@@ -55,6 +60,12 @@ impl RelayCommand {
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
+    }
+
+    /// Listens for HTTP here instead of at 127.0.0.1.
+    pub fn listen_http(mut self, addr: &str) -> Self {
+        self.args.retain(|arg| !arg.starts_with("--listen-http="));
+        self.arg(&format!("--listen-http={addr}"))
     }
 
     /// Does not wait for `/ready` = 200.

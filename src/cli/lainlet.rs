@@ -1,0 +1,119 @@
+//! Flags of Lainlet's views.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+
+use crate::{
+    relay::{LainletFeeds, Views},
+    view::{Config, Trust},
+};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Lainlet's views")]
+pub(super) struct LainletFlags {
+    /// When to open the feeds that Lainlet's views are made of, all below /lain/: at the first request for a view; at the
+    /// start, so that the first request need not wait; or never, and views are refused
+    #[arg(long, env = "ETCD_RELAY_LAINLET", value_name = "WHEN", value_enum, default_value_t)]
+    lainlet: When,
+
+    /// This machine's address in the cluster: callers from it may see everything, and it is the node of callers that are on
+    /// no known node
+    #[arg(long, env = "ETCD_RELAY_NODE_IP", value_name = "ADDR")]
+    node_ip: Option<IpAddr>,
+
+    /// This machine's name in the cluster, for views of one node asked for from no known node. Default: the host name
+    #[arg(long, env = "ETCD_RELAY_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+
+    /// Lets everyone see every view, whatever address they come from
+    #[arg(long, env = "ETCD_RELAY_NO_AUTH")]
+    no_auth: bool,
+
+    /// Network whose callers may see every view; repeatable, or separated by commas
+    #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',')]
+    trusted_net: Vec<IpNet>,
+
+    /// Whether callers from the addresses below /lain/nodes/nodes/ may see every view, as each node could of its own Lainlet
+    #[arg(
+        long,
+        env = "ETCD_RELAY_TRUST_NODES",
+        value_name = "BOOL",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    trust_nodes: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum When {
+    /// At the first request for a view
+    #[default]
+    OnDemand,
+    /// At the start; the process is not ready before it has read them
+    AtStart,
+    /// Never: views are refused
+    Off,
+}
+
+impl LainletFlags {
+    pub(super) fn views(self) -> Views {
+        let host_name = || rustix::system::uname().nodename().to_str().ok().map(str::to_owned);
+        Views {
+            feeds: match self.lainlet {
+                When::OnDemand => LainletFeeds::OnDemand,
+                When::AtStart => LainletFeeds::AtStart,
+                When::Off => LainletFeeds::Off,
+            },
+            lainlet: Config {
+                trust: Trust {
+                    everyone: self.no_auth,
+                    own: self.node_ip.map(|addr| addr.to_canonical()),
+                    nets: self.trusted_net,
+                    nodes: self.trust_nodes,
+                },
+                node_name: self.node_name.or_else(host_name),
+                ..Config::default()
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{refused, started};
+    use super::*;
+
+    const SERVE: [&str; 3] = ["serve", "--etcd", "http://127.0.0.1:2379"];
+
+    fn views(flags: &[&str]) -> Views {
+        started(&[&SERVE, flags].concat()).config.views
+    }
+
+    #[test]
+    fn nodes_are_trusted_unless_told_otherwise() {
+        assert!(views(&[]).lainlet.trust.nodes);
+        assert!(views(&["--trust-nodes"]).lainlet.trust.nodes);
+        for flags in [&["--trust-nodes=false"][..], &["--trust-nodes", "false"]] {
+            assert!(!views(flags).lainlet.trust.nodes, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn networks_add_up_and_a_bad_one_is_refused() {
+        let nets =
+            views(&["--trusted-net", "10.0.0.0/8,fd00::/8", "--trusted-net", "192.168.77.0/24"]).lainlet.trust.nets;
+        assert_eq!(nets.len(), 3);
+        assert!(refused(&[&SERVE[..], &["--trusted-net", "10.0.0.0"]].concat()).contains("--trusted-net"));
+        assert!(refused(&[&SERVE[..], &["--node-ip", "node1"]].concat()).contains("--node-ip"));
+    }
+
+    #[test]
+    fn the_node_is_called_as_the_host_unless_told_otherwise() {
+        assert!(views(&[]).lainlet.node_name.is_some_and(|name| !name.is_empty()));
+        assert_eq!(views(&["--node-name", "node7"]).lainlet.node_name.as_deref(), Some("node7"));
+    }
+}

@@ -1,0 +1,216 @@
+//! [`LainletApi`]: Lainlet's gRPC services, package `message`, answered from the views.
+//!
+//! A view's `Get` is its newest version, its `Watch` that and every later one, each as the bytes that all who get it share: so
+//! these calls are served here and not by tonic's server, which would encode them for each. Every request has one text at the
+//! most, so one way of reading it does for all services; which they are, the views say. Not here: what is shown to whom, see
+//! `crate::view`; the same views over HTTP, see `front::http`.
+//!
+//! Metadata of a request: `min-revision` (the reply is to reflect this etcd revision) and, for a view of one node, `nodename`.
+//! Metadata of an answer: `x-etcd-index`, the revision that it, or a stream's first reply, reflects. There is no limit on the
+//! size of replies but gRPC's own.
+
+mod answer;
+mod request;
+mod watch;
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use http_body::Frame;
+use hyper::body::Incoming;
+use metrics::counter;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use self::{request::Method, watch::WatchBody};
+use super::{
+    Local,
+    pieces::Pieces,
+    reply::{Reply, read, refuse, refuse_compressed, respond},
+};
+use crate::{
+    front::{lainlet as told, listen::ClientAddr},
+    pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
+    telemetry::names::{self, Answer, Transport},
+    types::Revision,
+    view::{Ask, Caller, Lainlet, Selected, Spec},
+};
+
+/// Where all of Lainlet's methods are.
+const PACKAGE: &str = "/message.";
+
+/// See the module. Cloned for each request.
+#[derive(Clone, Debug)]
+pub struct LainletApi {
+    views: Option<Lainlet>,
+    stop: CancellationToken,
+}
+
+impl LainletApi {
+    /// Answers from `views`; without them refuses every call, so that none reaches etcd, which has no such services. Streams end
+    /// when `stop` is done.
+    #[must_use]
+    pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
+        Self { views, stop }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<LainletBody>, Refused> {
+        let (parts, body) = request.into_parts();
+        let Some(views) = &self.views else {
+            return Err(Status::unimplemented("etcd-relay: Lainlet's views are off (--lainlet off)").into());
+        };
+        let method = Method::of(parts.uri.path().strip_prefix(PACKAGE).unwrap_or_default(), views)?;
+        refuse_compressed(&parts.headers, "Lainlet's requests")?;
+        let text = request::text(&read(body).await?)?;
+        let response = match method {
+            Method::Get(spec) => {
+                let selected = select(views, spec, &parts, text.as_deref()).await?;
+                let (revision, version) = selected.version();
+                let message =
+                    answer::message(&version).map_err(|status| Refused { status, revision: Some(revision) })?;
+                answered(message, Some(revision))
+            }
+            Method::Watch(spec) => self.watch(select(views, spec, &parts, text.as_deref()).await?).await?,
+            Method::Appname => {
+                let app = views.app_name(caller(&parts)?, text.as_deref()).await;
+                let (revision, app) = app.map_err(|refusal| answer::status(&refusal))?;
+                let data = BTreeMap::from([("appname".to_owned(), app)]);
+                answered(answer::own(&AppnameReply { data }), Some(revision))
+            }
+            Method::Version => {
+                let (version, api_version) = (told::VERSION.to_owned(), told::API_VERSION.to_owned());
+                answered(answer::own(&VersionReply { version, api_version }), None)
+            }
+            Method::Status => answered(answer::own(&state(views)), None),
+        };
+        Ok(response)
+    }
+
+    async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
+        let (revision, mut subscription) = selected.subscribe();
+        let first = subscription.next().await.ok_or_else(watch::stopped)?;
+        let revision = revision.max(first.revision);
+        if let Err(error) = &first.body {
+            return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
+        }
+        let mut response = respond(LainletBody::Watch(WatchBody::new(first, subscription, self.stop.clone())));
+        answer::put_revision(response.headers_mut(), revision);
+        Ok(response)
+    }
+}
+
+impl Local for LainletApi {
+    type Body = LainletBody;
+
+    fn answers(&self, path: &str) -> bool {
+        path.starts_with(PACKAGE)
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Response<LainletBody> {
+        let answered = self.answer(request).await;
+        let answer = answered.as_ref().map_or_else(|refused| answer::label(refused.status.code()), |_| Answer::Ok);
+        counter!(
+            names::VIEW_REQUESTS,
+            Transport::LABEL => Transport::Grpc.as_str(),
+            Answer::LABEL => answer.as_str()
+        )
+        .increment(1);
+        answered.unwrap_or_else(|Refused { status, revision }| {
+            let mut response = refuse(&status).map(LainletBody::Reply);
+            if let Some(revision) = revision {
+                answer::put_revision(response.headers_mut(), revision);
+            }
+            response
+        })
+    }
+}
+
+/// A call that gets no reply.
+struct Refused {
+    status: Status,
+    /// The revision that this reflects, where it is for the state of the cluster.
+    revision: Option<Revision>,
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self { status, revision: None }
+    }
+}
+
+/// What Lainlet's methods answer with.
+#[derive(Debug)]
+pub enum LainletBody {
+    /// One message, or an error.
+    Reply(Reply),
+    /// A stream of messages.
+    Watch(WatchBody),
+}
+
+impl http_body::Body for LainletBody {
+    type Data = Pieces;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
+        match self.get_mut() {
+            Self::Reply(body) => Pin::new(body).poll_frame(cx),
+            Self::Watch(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Reply(body) => body.is_end_stream(),
+            Self::Watch(body) => body.is_end_stream(),
+        }
+    }
+}
+
+async fn select(
+    views: &Lainlet,
+    spec: &'static Spec,
+    parts: &Parts,
+    parameter: Option<&str>,
+) -> Result<Selected, Status> {
+    let ask = Ask {
+        spec,
+        caller: caller(parts)?,
+        parameter,
+        node: request::node_name(&parts.headers, spec)?,
+        min_revision: request::min_revision(&parts.headers)?,
+    };
+    views.select(&ask).await.map_err(|refusal| answer::status(&refusal))
+}
+
+fn caller(parts: &Parts) -> Result<Caller, Status> {
+    let addr = parts.extensions.get::<ClientAddr>();
+    addr.map(|addr| Caller::at(addr.0.ip())).ok_or_else(|| Status::internal("etcd-relay: the caller has no address"))
+}
+
+fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody> {
+    let mut response = respond(LainletBody::Reply(Reply::ok(message)));
+    if let Some(revision) = revision {
+        answer::put_revision(response.headers_mut(), revision);
+    }
+    response
+}
+
+fn state(views: &Lainlet) -> StatusReply {
+    let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    let watchers = views.stats().into_iter().map(|(name, stats)| {
+        let status = WatcherStatus {
+            num_receivers: count(stats.subscribers),
+            update_time: told::update_time(&stats),
+            last_event: Bytes::from(told::last_event(&stats).to_string()),
+            total_keys: count(stats.keys),
+        };
+        (format!("{name}watcher"), status)
+    });
+    StatusReply { goroutines: count(told::goroutines()), status: watchers.collect() }
+}

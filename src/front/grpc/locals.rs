@@ -1,0 +1,32 @@
+//! [`Locals`]: all calls that a relay answers itself, etcd's and Lainlet's.
+
+use http::{Request, Response};
+use http_body_util::Either;
+use hyper::body::Incoming;
+
+use super::{EtcdApi, EtcdBody, LainletApi, LainletBody, Local};
+
+/// See the module. Cloned for each request.
+#[derive(Clone, Debug)]
+pub struct Locals {
+    /// etcd's.
+    pub etcd: EtcdApi,
+    /// Lainlet's.
+    pub lainlet: LainletApi,
+}
+
+impl Local for Locals {
+    type Body = Either<EtcdBody, LainletBody>;
+
+    fn answers(&self, path: &str) -> bool {
+        self.etcd.answers(path) || self.lainlet.answers(path)
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Response<Self::Body> {
+        if self.etcd.answers(request.uri().path()) {
+            self.etcd.call(request).await.map(Either::Left)
+        } else {
+            self.lainlet.call(request).await.map(Either::Right)
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! A hub whose feeds are driven by a test: nothing comes from upstream.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{
+    Feed, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits,
+    upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+};
+use crate::types::{KeyRange, Revision, UpstreamHeader};
+
+#[derive(Debug)]
+struct Nothing;
+
+#[async_trait]
+impl Upstream for Nothing {
+    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+}
+
+struct NoDriver;
+
+impl FeedRunner for NoDriver {
+    fn run(&self, _: Arc<Feed>) {}
+}
+
+/// Its histories keep 100 revisions; feeds on demand are off.
+pub(crate) fn hub(outbox: OutboxLimits) -> Arc<Hub> {
+    let limits = Limits {
+        history: HistoryLimits { bytes: 1 << 20, entries: 100 },
+        outbox,
+        on_demand: None,
+        fills: 1,
+        confirm_patience: Duration::from_secs(1),
+    };
+    let leaderless = Arc::new(watch::Sender::new(false));
+    Hub::new(limits, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver))
+}

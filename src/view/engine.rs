@@ -1,0 +1,501 @@
+//! [`Engine`]: keeps the documents of one directory and the targets of its views up to date with the directory's feed.
+//!
+//! Not here: what a document or a view is; who may see it. Run by `lainlet`, one a directory, in a thread of its own, since
+//! reading large values would hold up the tasks that deliver.
+//! Always holds:
+//! - a value is read once per change of its key; if the document is the same as before, no view hears of it, and if it is not,
+//!   only targets whose keys it concerns do any work;
+//! - whole revisions are applied before anyone is told;
+//! - a value that cannot be read changes nothing: the document before it stays, and there is none where there was none;
+//! - a target is made, and subscribed to, under the lock under which changes are applied, so it misses none.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    directory::Directory,
+    document::{DecodeError, Document},
+    index::TargetIndex,
+    listing::Row,
+    payload::{Kind, Version},
+    projection::{Projection, Rows},
+    select::{Match, Select},
+    stats,
+    target::{Shown, Subscription, Target},
+};
+use crate::{
+    hub::{Feed, FeedState, Snapshot},
+    telemetry::names::Effect,
+    types::{EventKind, KeyValue, Revision},
+};
+
+/// Between two looks for targets that nobody needs any more.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Targets, and memory of their rows, beyond which those that nobody watches go at once.
+const TARGETS_MAX: usize = 8_192;
+const BYTES_MAX: usize = 256 << 20;
+/// Values that cannot be read, as far as they are listed by name.
+const REFUSED_LISTED: usize = 100;
+
+/// What the composition of views plugs in: told of each document's change before any target, under the engine's lock.
+pub(super) type Observer<D> = Box<dyn Fn(&Bytes, Option<&D>, Option<&D>) + Send + Sync>;
+
+/// See the module.
+pub(super) struct Engine<D> {
+    directory: Directory,
+    views: Vec<Box<dyn Projection<D>>>,
+    observer: Observer<D>,
+    state: Mutex<State<D>>,
+    /// The same targets as in the state, for those who ask again.
+    targets: DashMap<Select, Arc<Target>>,
+    /// Every change up to it has been told; zero until the first snapshot was read.
+    revision: watch::Sender<Revision>,
+}
+
+struct State<D> {
+    documents: BTreeMap<Bytes, Held<D>>,
+    /// The feed's snapshot that the documents follow.
+    epoch: u64,
+    shown: Vec<TargetIndex>,
+    bytes: usize,
+    last: Option<LastEvent>,
+}
+
+/// A key as it was seen last.
+struct Held<D> {
+    /// What was read last, readable or not.
+    seen: Arc<KeyValue>,
+    /// The last that could be read.
+    document: Option<Arc<D>>,
+    refused: Option<DecodeError>,
+}
+
+/// The last change of a directory.
+#[derive(Clone, Debug)]
+pub struct LastEvent {
+    /// The key in etcd.
+    pub key: Bytes,
+    /// Its revision.
+    pub revision: Revision,
+    /// What happened; `None` for a new snapshot.
+    pub kind: Option<EventKind>,
+    /// When the relay saw it.
+    pub at: SystemTime,
+}
+
+/// A value that cannot be read.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The key in etcd.
+    pub key: String,
+    /// The revision of the value.
+    pub revision: Revision,
+    /// Why, without a word of the value.
+    pub error: String,
+}
+
+/// What [`Engine::stats`] tells.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Open streams.
+    pub subscribers: usize,
+    /// Distinct selections kept.
+    pub targets: usize,
+    /// Keys.
+    pub keys: usize,
+    /// The last change.
+    pub last: Option<LastEvent>,
+    /// Values that cannot be read; the first hundred.
+    pub refused: Vec<Refused>,
+    /// How many there are in all.
+    pub refused_total: usize,
+}
+
+/// One key's change, read.
+struct Change<D> {
+    key: Bytes,
+    /// `None` for a deletion.
+    value: Option<(Arc<KeyValue>, Result<Arc<D>, DecodeError>)>,
+    received: Instant,
+}
+
+impl<D: Document> Engine<D> {
+    pub(super) fn new(directory: Directory, views: Vec<Box<dyn Projection<D>>>, observer: Observer<D>) -> Arc<Self> {
+        let shown = views.iter().map(|_| TargetIndex::default()).collect();
+        Arc::new(Self {
+            directory,
+            views,
+            observer,
+            state: Mutex::new(State { documents: BTreeMap::new(), epoch: 0, shown, bytes: 0, last: None }),
+            targets: DashMap::new(),
+            revision: watch::Sender::new(Revision::ZERO),
+        })
+    }
+
+    /// Follows `feed` until `stop`. To be run in a thread of its own.
+    pub(super) async fn run(&self, feed: &Feed, stop: &CancellationToken) {
+        let mut revisions = feed.watch_revision();
+        let mut states = feed.watch_state();
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            revisions.borrow_and_update();
+            let serving = !matches!(*states.borrow_and_update(), FeedState::Starting | FeedState::Closed);
+            if serving {
+                self.catch_up(feed);
+            }
+            // Cancel safe, all of them.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = revisions.changed() => if changed.is_err() { return },
+                changed = states.changed() => if changed.is_err() { return },
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    /// Applies what the feed has and the documents do not have yet.
+    pub(super) fn catch_up(&self, feed: &Feed) {
+        let (epoch, at) = (self.state.lock().epoch, *self.revision.borrow());
+        let (snapshot, entries) = feed.since(at);
+        let continues = snapshot.epoch == epoch && at != Revision::ZERO;
+        match entries.filter(|_| continues) {
+            Some(entries) => {
+                // The newest of each key, in the order of their changes: what came between is not told.
+                let mut newest: HashMap<Bytes, usize> = HashMap::new();
+                let mut changes: Vec<Option<(Bytes, EventKind, Arc<KeyValue>, Instant)>> = Vec::new();
+                for entry in &entries {
+                    for event in entry.events() {
+                        let full = event.kv.key_bytes();
+                        let Some(key) = self.directory.cache_key(&full) else { continue };
+                        if let Some(earlier) = newest.insert(key.clone(), changes.len()) {
+                            changes[earlier] = None;
+                        }
+                        changes.push(Some((key, event.kind, event.kv.clone(), entry.received)));
+                    }
+                }
+                let last = changes.iter().flatten().last().map(|(_, kind, kv, _)| LastEvent {
+                    key: kv.key_bytes(),
+                    revision: kv.mod_revision,
+                    kind: Some(*kind),
+                    at: SystemTime::now(),
+                });
+                let changes = changes
+                    .into_iter()
+                    .flatten()
+                    .map(|(key, kind, kv, received)| Change {
+                        key: Bytes::copy_from_slice(&key),
+                        value: (kind == EventKind::Put).then(|| self.read(kv)),
+                        received,
+                    })
+                    .collect();
+                self.apply(changes, last, epoch, snapshot.revision, false);
+            }
+            None => {
+                let last = LastEvent {
+                    key: Bytes::from_static(self.directory.prefix().as_bytes()),
+                    revision: snapshot.revision,
+                    kind: None,
+                    at: SystemTime::now(),
+                };
+                let changes = self.differences(&snapshot);
+                self.apply(changes, Some(last), snapshot.epoch, snapshot.revision, true);
+            }
+        }
+    }
+
+    /// Whether a selection is at hand; otherwise asking for it walks over the documents it is made of.
+    pub(super) fn has(&self, select: &Select) -> bool {
+        self.targets.contains_key(select)
+    }
+
+    /// The newest version of a selection, made where nobody asked for it yet.
+    pub(super) fn version(&self, select: &Select) -> Arc<Version> {
+        match self.targets.get(select) {
+            Some(target) => target.version(),
+            None => self.with_target(select, |target| target.version()),
+        }
+    }
+
+    /// The versions of a selection from now on.
+    pub(super) fn subscribe(&self, select: &Select) -> Subscription {
+        match self.targets.get(select) {
+            Some(target) => target.subscribe(),
+            None => self.with_target(select, |target| target.subscribe()),
+        }
+    }
+
+    /// Every change up to it has been told; zero until the directory was read.
+    pub(super) fn revision(&self) -> Revision {
+        *self.revision.borrow()
+    }
+
+    /// The revision, and its changes to come.
+    pub(super) fn watch_revision(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// What is known of the directory; of the views whose rows have keys of their own, or of the others.
+    pub(super) fn stats(&self, of_rows: bool) -> Stats {
+        let state = self.state.lock();
+        let documents = || state.documents.values().filter_map(|held| held.document.as_deref());
+        let keys = match self.views.iter().find(|view| view.spec().matches_rows) {
+            Some(view) if of_rows => {
+                let mut keys = 0;
+                documents().for_each(|document| view.match_keys(document, &mut |_| keys += 1));
+                keys
+            }
+            _ => documents().count(),
+        };
+        let refused = || state.documents.iter().filter_map(|(key, held)| Some((key, held, held.refused.as_ref()?)));
+        let mine = |target: &Target| target.select.spec.matches_rows == of_rows;
+        Stats {
+            subscribers: self.targets.iter().filter(|target| mine(target)).map(|target| target.subscribers()).sum(),
+            targets: self.targets.iter().filter(|target| mine(target)).count(),
+            keys,
+            last: state.last.clone(),
+            refused: refused()
+                .take(REFUSED_LISTED)
+                .map(|(key, held, error)| Refused {
+                    key: format!("{}{}", self.directory.prefix(), String::from_utf8_lossy(key)),
+                    revision: held.seen.mod_revision,
+                    error: error.to_string(),
+                })
+                .collect(),
+            refused_total: refused().count(),
+        }
+    }
+
+    fn read(&self, kv: Arc<KeyValue>) -> (Arc<KeyValue>, Result<Arc<D>, DecodeError>) {
+        let document = D::decode(kv.value()).map(Arc::new);
+        (kv, document)
+    }
+
+    /// What is different in a snapshot from what was seen last.
+    fn differences(&self, snapshot: &Snapshot) -> Vec<Change<D>> {
+        let received = Instant::now();
+        let mut gone: HashMap<Bytes, Arc<KeyValue>> = {
+            let state = self.state.lock();
+            state.documents.iter().map(|(key, held)| (key.clone(), held.seen.clone())).collect()
+        };
+        let mut changes = Vec::new();
+        for kv in snapshot.map.range(&self.directory.range()) {
+            let full = kv.key_bytes();
+            let Some(key) = self.directory.cache_key(&full) else { continue };
+            // By value: another cluster may have given another value the same revision.
+            if gone.remove(&key).is_some_and(|seen| seen.encoded() == kv.encoded()) {
+                continue;
+            }
+            let value = Some(self.read(kv.clone()));
+            changes.push(Change { key: Bytes::copy_from_slice(&key), value, received });
+        }
+        changes.extend(gone.into_keys().map(|key| Change { key, value: None, received }));
+        changes
+    }
+
+    fn apply(&self, changes: Vec<Change<D>>, last: Option<LastEvent>, epoch: u64, revision: Revision, resync: bool) {
+        {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            state.epoch = epoch;
+            state.last = last.or(state.last.take());
+            let mut touched = Vec::new();
+            for change in changes {
+                // After a gap nobody knows what came last.
+                let kind = if change.value.is_none() && !resync { Kind::Delete } else { Kind::Update };
+                let (old, new) = state.hold(&change);
+                let visible = old.as_deref() != new.as_deref();
+                let read = change.value.as_ref().is_none_or(|(_, read)| read.is_ok());
+                stats::change(
+                    self.directory,
+                    match (read, visible) {
+                        (false, _) => Effect::Refused,
+                        (true, true) => Effect::Visible,
+                        (true, false) => Effect::Invisible,
+                    },
+                );
+                if visible {
+                    (self.observer)(&change.key, old.as_deref(), new.as_deref());
+                    for (view, projection) in self.views.iter().enumerate() {
+                        let documents = (old.as_deref(), new.as_deref());
+                        let concerned = state.shown[view].concerned(&**projection, &change.key, documents);
+                        let mut made = Made::default();
+                        for slot in concerned {
+                            let shown = &mut state.shown[view][slot];
+                            let before = shown.bytes();
+                            let rows = made.rows(&**projection, &shown.target.select, &change.key, documents.1);
+                            shown.replace(&change.key, rows, kind, change.received);
+                            state.bytes = state.bytes + shown.bytes() - before;
+                            touched.push((view, slot));
+                        }
+                    }
+                }
+            }
+            touched.sort_unstable();
+            touched.dedup();
+            for (view, slot) in touched {
+                let projection = &self.views[view];
+                if state.shown[view][slot].publish(&|pods| projection.verdict(pods), revision) {
+                    stats::version(self.directory);
+                }
+            }
+        }
+        self.revision.send_replace(revision);
+    }
+
+    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> T {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        // Another may have made it while we waited.
+        if let Some(target) = self.targets.get(select) {
+            return with(&target);
+        }
+        if self.targets.len() >= TARGETS_MAX || state.bytes >= BYTES_MAX {
+            self.drop_idle(state, |target| target.subscribers() == 0);
+        }
+        let Some(view) = self.views.iter().position(|view| std::ptr::eq(view.spec(), select.spec)) else {
+            unreachable!("a selection is asked of the engine of its view's directory")
+        };
+        let projection = &*self.views[view];
+        let rows = documents(&state.documents, select).map(|(key, document)| {
+            let mut rows = Rows::new(select, key);
+            projection.rows(key, document, &mut rows);
+            (key.clone(), rows.finish())
+        });
+        let verdict = |pods| projection.verdict(pods);
+        let shown = Shown::new(select.clone(), rows, &verdict, *self.revision.borrow(), Instant::now());
+        let target = shown.target.clone();
+        state.bytes += shown.bytes();
+        state.shown[view].insert(shown);
+        self.targets.insert(select.clone(), target.clone());
+        with(&target)
+    }
+
+    /// Drops what nobody watches and nobody asked for since the last time.
+    pub(super) fn sweep(&self) {
+        let mut state = self.state.lock();
+        self.drop_idle(&mut state, Target::is_idle);
+        stats::targets(self.directory, self.targets.len(), state.bytes);
+        let unreadable = state.documents.values().filter(|held| held.refused.is_some()).count();
+        stats::unreadable(self.directory, unreadable);
+    }
+
+    fn drop_idle(&self, state: &mut State<D>, is_idle: impl Fn(&Target) -> bool) {
+        for index in &mut state.shown {
+            // Whoever subscribes does so under the lock of the map, so nobody can while it is taken out.
+            let taken = |shown: &Shown| self.targets.remove_if(&shown.target.select, |_, target| is_idle(target));
+            for shown in index.drop_where(|shown| taken(shown).is_some()) {
+                state.bytes -= shown.bytes();
+            }
+        }
+    }
+}
+
+impl<D: Document> State<D> {
+    /// Takes a change in. Gives the document before and after it.
+    fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
+        let Some((kv, read)) = &change.value else {
+            let held = self.documents.remove(&change.key);
+            return (held.and_then(|held| held.document), None);
+        };
+        let old = self.documents.get(&change.key).and_then(|held| held.document.clone());
+        let (document, refused) = match read {
+            Ok(document) => (Some(document.clone()), None),
+            Err(error) => {
+                tracing::warn!(
+                    key = %String::from_utf8_lossy(kv.key()),
+                    revision = %kv.mod_revision,
+                    %error,
+                    kept = old.is_some(),
+                    "A value cannot be read; views keep what they had of its key"
+                );
+                (old.clone(), Some(error.clone()))
+            }
+        };
+        self.documents.insert(change.key.clone(), Held { seen: kv.clone(), document: document.clone(), refused });
+        (old, document)
+    }
+}
+
+/// The documents whose rows a selection may have. All of them where rows have keys of their own.
+fn documents<'a, D>(
+    documents: &'a BTreeMap<Bytes, Held<D>>,
+    select: &'a Select,
+) -> impl Iterator<Item = (&'a Bytes, &'a D)> {
+    let prefix: &[u8] = match &select.keys {
+        Match::Key(key) if !select.spec.matches_rows => key,
+        _ => &[],
+    };
+    documents
+        .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+        .take_while(move |(key, _)| key.starts_with(prefix))
+        .filter_map(|(key, held)| Some((key, &**held.document.as_ref()?)))
+}
+
+/// Rows of one change in one view, made once for all targets that get the same.
+#[derive(Default)]
+struct Made {
+    list: Vec<(Select, SmallVec<[Arc<Row>; 1]>)>,
+}
+
+impl Made {
+    fn rows<D: 'static>(
+        &mut self,
+        projection: &dyn Projection<D>,
+        select: &Select,
+        key: &[u8],
+        document: Option<&D>,
+    ) -> SmallVec<[Arc<Row>; 1]> {
+        let Some(document) = document else { return Default::default() };
+        let alike = |made: &Select| {
+            made.node == select.node && made.public == select.public && (!select.spec.matches_rows || made == select)
+        };
+        if let Some((_, rows)) = self.list.iter().find(|(made, _)| alike(made)) {
+            return rows.clone();
+        }
+        let mut rows = Rows::new(select, key);
+        projection.rows(key, document, &mut rows);
+        let rows: SmallVec<[Arc<Row>; 1]> = rows.finish().into_iter().map(Arc::new).collect();
+        self.list.push((select.clone(), rows.clone()));
+        rows
+    }
+}
+
+#[cfg(test)]
+impl<D: Document> Engine<D> {
+    /// Another engine that reads at once what this one holds: the last readable value of each key.
+    pub(super) fn rebuilt(&self, views: Vec<Box<dyn Projection<D>>>) -> Self {
+        let state = self.state.lock();
+        let documents = state.documents.iter().map(|(key, held)| {
+            let held = Held { seen: held.seen.clone(), document: held.document.clone(), refused: None };
+            (key.clone(), held)
+        });
+        let state = State {
+            documents: documents.collect(),
+            epoch: state.epoch,
+            shown: views.iter().map(|_| TargetIndex::default()).collect(),
+            bytes: 0,
+            last: None,
+        };
+        Self {
+            directory: self.directory,
+            views,
+            observer: Box::new(|_, _, _| {}),
+            state: Mutex::new(state),
+            targets: DashMap::new(),
+            revision: watch::Sender::new(self.revision()),
+        }
+    }
+}

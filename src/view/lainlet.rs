@@ -1,0 +1,449 @@
+//! [`Lainlet`]: finds the view that a request asks for, decides who sees what of it, and hands out its versions.
+//!
+//! Not here: paths, headers and status codes; the fronts turn a [`Refusal`] into theirs. Called by both of them.
+//! Always holds:
+//! - nothing is served, and nobody's rights are judged, before the directories that it takes were read as a whole;
+//! - a reply's revision is one up to which it reflects every change.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    access::{ByAddress, Caller, Rules, Trust},
+    directory::Directory,
+    document::Document,
+    engine::{Engine, Stats},
+    payload::Version,
+    projection::{Absent, Rule, Spec, ViewError},
+    select::{Match, Select},
+    target::Subscription,
+    views,
+};
+use crate::{
+    hub::{Feed, Hub},
+    types::Revision,
+};
+
+/// What an operator says of the views.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Who is trusted whatever the tables say.
+    pub trust: Trust,
+    /// The relay's node, for callers that are on no known node.
+    pub node_name: Option<String>,
+    /// How long a request may wait for directories to be read, or for a revision.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// Long enough to read some ten thousand keys from a busy cluster; short enough that a caller hears why it waits.
+    pub const PATIENCE: Duration = Duration::from_secs(5);
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { trust: Trust { nodes: true, ..Trust::default() }, node_name: None, patience: Self::PATIENCE }
+    }
+}
+
+/// A request for a view.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The view.
+    pub spec: &'static Spec,
+    /// Who asks.
+    pub caller: Caller,
+    /// The view's parameter; empty counts as absent.
+    pub parameter: Option<&'a str>,
+    /// The node, by name or address, for views of one node; empty counts as absent.
+    pub node: Option<&'a str>,
+    /// The revision that the reply must at least reflect.
+    pub min_revision: Option<Revision>,
+}
+
+/// Why a request gets no view. The texts are Lainlet's where it has one.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// The caller may not see it.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// A parameter that must be there is not.
+    #[error("{0} required")]
+    Missing(&'static str),
+    /// There is nothing to match keys against.
+    #[error("empty key")]
+    EmptyKey,
+    /// No app has this address.
+    #[error("unkown address {0}")]
+    UnknownAddress(String),
+    /// The view cannot be shown as the cluster is.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The directories were not read yet, or may not be read.
+    #[error("etcd-relay: not ready: {0}")]
+    NotReady(String),
+    /// The view did not reach the revision in time.
+    #[error(
+        "etcd-relay: the view has not reached revision {wanted} in {waited:?}, it is at {at}; ask again, or for less"
+    )]
+    Behind {
+        /// What was asked for.
+        wanted: Revision,
+        /// Where the view was.
+        at: Revision,
+        /// How long the request was held.
+        waited: Duration,
+    },
+}
+
+const SUPER: Refusal = Refusal::Forbidden("authorize failed, super required");
+const NO_PERMISSION: Refusal = Refusal::Forbidden("authorize failed, no permission");
+const NO_APP: Refusal = Refusal::Forbidden("authorize failed, can not confirm the app by request ip");
+
+/// A key that begins with one of these is shown to super callers alone; so is a request for one.
+const SECRETS: [&str; 18] = [
+    "*",
+    "swarm_manager_ip",
+    "super_apps",
+    "dnsmasq_servers",
+    "calico_default_rule",
+    "calico_network",
+    "dnsmasq_addresses",
+    "ssl",
+    "vips",
+    "tinydns_fqdns",
+    "bootstrap_node_ip",
+    "dns_port",
+    "vip",
+    "etcd_cluster_token",
+    "system_volumes",
+    "rsyncd_secrets",
+    "dns_ip",
+    "node_network",
+];
+
+/// Whether a key of the config directory, or a request's beginning of one, is not for everyone.
+pub(super) fn is_secret(key: &[u8]) -> bool {
+    SECRETS.iter().any(|secret| key.starts_with(secret.as_bytes()))
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Lainlet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Config,
+    hub: Arc<Hub>,
+    rules: Arc<dyn Rules>,
+    /// In the order of [`Directory::ALL`].
+    engines: [Arc<dyn Shows>; 4],
+    feeds: OnceLock<[Arc<Feed>; 4]>,
+    by_path: HashMap<&'static str, &'static Spec>,
+    by_service: HashMap<&'static str, &'static Spec>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Lainlet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lainlet").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+/// An engine, whatever its documents are.
+trait Shows: Send + Sync {
+    fn run<'a>(&'a self, feed: &'a Feed, stop: &'a CancellationToken) -> BoxFuture<'a, ()>;
+    fn has(&self, select: &Select) -> bool;
+    fn version(&self, select: &Select) -> Arc<Version>;
+    fn subscribe(&self, select: &Select) -> Subscription;
+    fn watch_revision(&self) -> watch::Receiver<Revision>;
+    fn revision(&self) -> Revision;
+    fn stats(&self, of_rows: bool) -> Stats;
+}
+
+impl<D: Document> Shows for Engine<D> {
+    fn run<'a>(&'a self, feed: &'a Feed, stop: &'a CancellationToken) -> BoxFuture<'a, ()> {
+        Box::pin(Self::run(self, feed, stop))
+    }
+
+    fn has(&self, select: &Select) -> bool {
+        Self::has(self, select)
+    }
+
+    fn version(&self, select: &Select) -> Arc<Version> {
+        Self::version(self, select)
+    }
+
+    fn subscribe(&self, select: &Select) -> Subscription {
+        Self::subscribe(self, select)
+    }
+
+    fn watch_revision(&self) -> watch::Receiver<Revision> {
+        Self::watch_revision(self)
+    }
+
+    fn revision(&self) -> Revision {
+        Self::revision(self)
+    }
+
+    fn stats(&self, of_rows: bool) -> Stats {
+        Self::stats(self, of_rows)
+    }
+}
+
+impl Lainlet {
+    /// Views over `hub`, whose feeds are opened when they are first asked for, or by [`Lainlet::open`]. The threads that follow
+    /// them run in `tasks` until `stop`.
+    #[must_use]
+    pub fn new(config: Config, hub: Arc<Hub>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let rules = Arc::new(ByAddress::new(config.trust.clone()));
+        let [of_config, of_groups, of_portals, of_nodes] = [(); 4].map(|()| rules.clone());
+        let engines: [Arc<dyn Shows>; 4] = [
+            Engine::new(
+                Directory::Config,
+                views::of_config(),
+                Box::new(move |key, _, new| of_config.config_changed(key, new.is_some())),
+            ),
+            Engine::new(
+                Directory::PodGroups,
+                views::of_pod_groups(),
+                Box::new(move |key, old, new| of_groups.pod_group_changed(key, old, new)),
+            ),
+            Engine::new(
+                Directory::Depends,
+                views::of_portals(),
+                Box::new(move |key, old, new| of_portals.portal_changed(key, old, new)),
+            ),
+            Engine::new(
+                Directory::Nodes,
+                views::of_nodes(),
+                Box::new(move |key, _, new| of_nodes.node_changed(key, new.is_some())),
+            ),
+        ];
+        let specs = views::specs();
+        let by_path = specs.iter().flat_map(|spec| spec.paths.iter().map(|path| (*path, *spec))).collect();
+        let by_service = specs.iter().map(|spec| (spec.service, *spec)).collect();
+        let feeds = OnceLock::new();
+        Self { shared: Arc::new(Shared { config, hub, rules, engines, feeds, by_path, by_service, tasks, stop }) }
+    }
+
+    /// The view at an HTTP path, which has no slash at its end.
+    #[must_use]
+    pub fn view_at(&self, path: &str) -> Option<&'static Spec> {
+        self.shared.by_path.get(path).copied()
+    }
+
+    /// The view behind a gRPC service of the package `message`.
+    #[must_use]
+    pub fn view_of(&self, service: &str) -> Option<&'static Spec> {
+        self.shared.by_service.get(service).copied()
+    }
+
+    /// Opens the feeds that the views are made of, in the order of [`Directory::ALL`], and follows them from now on.
+    pub fn open(&self) -> &[Arc<Feed>; 4] {
+        self.shared.feeds.get_or_init(|| {
+            let feeds = Directory::ALL.map(|directory| self.shared.hub.always(directory.range()));
+            for (engine, feed) in self.shared.engines.iter().zip(&feeds) {
+                let (engine, feed, stop) = (engine.clone(), feed.clone(), self.shared.stop.clone());
+                let runtime = tokio::runtime::Handle::current();
+                self.shared.tasks.spawn_blocking(move || runtime.block_on(engine.run(&feed, &stop)));
+            }
+            feeds
+        })
+    }
+
+    /// What a request gets to see. Waits for directories and for a revision, [`Config::patience`] at most. Cancel safe.
+    ///
+    /// # Errors
+    /// See [`Refusal`]. That the view cannot be shown as the cluster is, is told by its version instead.
+    pub async fn select(&self, ask: &Ask<'_>) -> Result<Selected, Refusal> {
+        let Ask { spec, caller, .. } = *ask;
+        self.wait_read(caller, &[spec.directory]).await?;
+        if spec.of_node || spec.absent == Absent::CallersNode {
+            self.wait_read(caller, &[Directory::Nodes]).await?;
+        }
+        let select = self.authorize(ask)?;
+        if let Some(revision) = ask.min_revision {
+            self.wait_for(spec.directory, revision).await?;
+        }
+        let engine = self.shared.engines[spec.directory as usize].clone();
+        if !engine.has(&select) {
+            // It walks over documents, perhaps over all of them.
+            let (engine, select) = (engine.clone(), select.clone());
+            let made = self.shared.tasks.spawn_blocking(move || drop(engine.version(&select)));
+            made.await.map_err(|error| Refusal::NotReady(error.to_string()))?;
+        }
+        Ok(Selected { engine, select })
+    }
+
+    /// The app that an address belongs to; the caller's own where none is given. A port behind the address is cut off.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn app_name(&self, caller: Caller, addr: Option<&str>) -> Result<(Revision, String), Refusal> {
+        self.wait_read(caller, &[Directory::PodGroups, Directory::Depends]).await?;
+        if !self.shared.rules.is_super(caller) {
+            return Err(SUPER);
+        }
+        let revision = |directory: Directory| self.shared.engines[directory as usize].revision();
+        let revision = revision(Directory::PodGroups).min(revision(Directory::Depends));
+        let asked = addr.filter(|addr| !addr.is_empty()).map_or_else(|| caller.addr.to_string(), str::to_owned);
+        let without_port = if asked.parse::<IpAddr>().is_ok() { &*asked } else { cut_port(&asked) };
+        let parsed = without_port.parse::<IpAddr>().ok();
+        let app = parsed.and_then(|addr| self.shared.rules.app_at(addr.to_canonical()));
+        app.map(|app| (revision, app)).ok_or_else(|| Refusal::UnknownAddress(without_port.to_owned()))
+    }
+
+    /// What is known of each of Lainlet's watchers, under its name, in the order of the names.
+    #[must_use]
+    pub fn stats(&self) -> [(&'static str, Stats); 5] {
+        let of = |directory: Directory, rows| self.shared.engines[directory as usize].stats(rows);
+        [
+            ("config", of(Directory::Config, false)),
+            ("container", of(Directory::PodGroups, true)),
+            ("depends", of(Directory::Depends, false)),
+            ("nodes", of(Directory::Nodes, false)),
+            ("podgroup", of(Directory::PodGroups, false)),
+        ]
+    }
+
+    /// Waits until `directories`, and those by which `caller` is judged, were read as a whole.
+    async fn wait_read(&self, caller: Caller, directories: &[Directory]) -> Result<(), Refusal> {
+        let feeds = self.open();
+        let all = if self.shared.rules.is_trusted(caller) { directories } else { &Directory::ALL };
+        let deadline = tokio::time::Instant::now() + self.shared.config.patience;
+        for directory in all {
+            let (engine, feed) = (&self.shared.engines[*directory as usize], &feeds[*directory as usize]);
+            if engine.revision() == Revision::ZERO {
+                let mut revisions = engine.watch_revision();
+                let read = revisions.wait_for(|revision| *revision != Revision::ZERO);
+                if tokio::time::timeout_at(deadline, read).await.is_err() {
+                    return Err(not_ready(*directory, feed, "has not been read from etcd yet"));
+                }
+            }
+            if feed.is_denied() {
+                return Err(not_ready(*directory, feed, "may not be read by the relay's own user"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a directory's views reflect `revision`.
+    async fn wait_for(&self, directory: Directory, revision: Revision) -> Result<(), Refusal> {
+        let (engine, feed) = (&self.shared.engines[directory as usize], &self.open()[directory as usize]);
+        let patience = self.shared.config.patience;
+        let mut revisions = engine.watch_revision();
+        let reached = revisions.wait_for(|at| *at >= revision);
+        // Asks etcd how far it is. Where its word cannot be believed, only a change in the directory tells.
+        let asked = async {
+            let _told_by_the_engine = feed.wait_for(revision, patience).await;
+            std::future::pending::<()>().await;
+        };
+        // Cancel safe, all of them.
+        tokio::select! {
+            biased;
+            reached = reached => if reached.is_ok() { return Ok(()) },
+            () = asked => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+        Err(Refusal::Behind { wanted: revision, at: engine.revision(), waited: patience })
+    }
+
+    /// What the caller may see of what it asks for.
+    fn authorize(&self, ask: &Ask<'_>) -> Result<Select, Refusal> {
+        let Ask { spec, caller, .. } = *ask;
+        let rules = &*self.shared.rules;
+        let given = ask.parameter.filter(|parameter| !parameter.is_empty() && spec.parameter.is_some());
+        let wanted = match (given, spec.absent) {
+            (Some(given), _) => given.to_owned(),
+            (None, Absent::All) => "*".to_owned(),
+            (None, Absent::Refused) => return Err(Refusal::Missing(spec.parameter.unwrap_or_default())),
+            (None, Absent::CallersNode) => rules
+                .node_of(caller)
+                .or_else(|| self.shared.config.trust.own.map(|addr| addr.to_string()))
+                .unwrap_or_default(),
+        };
+        let mut public = false;
+        let wanted = match spec.rule {
+            Rule::Super if rules.is_super(caller) => wanted,
+            Rule::Super => return Err(SUPER),
+            Rule::App | Rule::AppOrOwn if rules.passes(caller, &wanted) => wanted,
+            Rule::AppOrOwn if wanted == "*" => rules.own_app(caller).ok_or(NO_APP)?,
+            Rule::App | Rule::AppOrOwn => return Err(NO_PERMISSION),
+            Rule::Secrets => {
+                public = !rules.is_super(caller);
+                if public && is_secret(wanted.as_bytes()) {
+                    return Err(SUPER);
+                }
+                wanted
+            }
+        };
+        let keys = match wanted.as_str() {
+            "*" => Match::All,
+            "" => return Err(Refusal::EmptyKey),
+            key if key.ends_with(spec.suffix) => Match::Key(key.as_bytes().into()),
+            key => Match::Key([key, spec.suffix].concat().into_bytes().into()),
+        };
+        let node = spec.of_node.then(|| {
+            let asked = ask.node.filter(|node| !node.is_empty());
+            let node = match asked {
+                Some(node) => rules.node_named(node).unwrap_or_else(|| node.to_owned()),
+                None => rules.node_of(caller).or_else(|| self.shared.config.node_name.clone()).unwrap_or_default(),
+            };
+            node.into_boxed_str()
+        });
+        Ok(Select { spec, keys, node, public })
+    }
+}
+
+/// A view's part that a caller may see.
+pub struct Selected {
+    engine: Arc<dyn Shows>,
+    select: Select,
+}
+
+impl std::fmt::Debug for Selected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Selected").field("select", &self.select).finish_non_exhaustive()
+    }
+}
+
+impl Selected {
+    /// The newest version, and the revision up to which it reflects every change.
+    #[must_use]
+    pub fn version(&self) -> (Revision, Arc<Version>) {
+        // First the revision: a version that is newer than it is right all the same.
+        let revision = self.engine.revision();
+        let version = self.engine.version(&self.select);
+        (revision.max(version.revision), version)
+    }
+
+    /// All versions from now on, the current one first, and the revision up to which that one reflects every change.
+    #[must_use]
+    pub fn subscribe(&self) -> (Revision, Subscription) {
+        let revision = self.engine.revision();
+        (revision, self.engine.subscribe(&self.select))
+    }
+}
+
+fn not_ready(directory: Directory, feed: &Feed, what: &str) -> Refusal {
+    let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
+    Refusal::NotReady(format!("{} {what}{why}", directory.prefix()))
+}
+
+/// An address without what stands behind its last colon, and without brackets.
+fn cut_port(addr: &str) -> &str {
+    let addr = addr.rsplit_once(':').map_or(addr, |(addr, _)| addr);
+    addr.trim_start_matches('[').trim_end_matches(']')
+}

@@ -1,0 +1,316 @@
+//! Engines over feeds that the test drives: random changes, compared with an engine that reads the same state at once.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
+use super::{
+    directory::Directory,
+    document::Document,
+    engine::Engine,
+    payload::Version,
+    projection::Projection,
+    select::{Match, Select},
+    target::Subscription,
+    views,
+};
+use crate::{
+    hub::{Feed, FeedState, KeyMap, OutboxLimits, Reset, testing, upstream::Changes},
+    types::{EventFields, EventKind, KeyValue, KeyValueFields, Revision},
+};
+
+/// Keys with their values, as etcd has them.
+type Plain = BTreeMap<String, (i64, String)>;
+
+fn feed(directory: Directory, state: &Plain, revision: i64) -> Arc<Feed> {
+    let hub = testing::hub(OutboxLimits { bytes: 1 << 10, deliveries: 10, watches: 10 });
+    let feed = hub.always(directory.range());
+    feed.install(map(directory, state), Revision::new(revision));
+    feed.set_state(FeedState::Live, None);
+    feed
+}
+
+fn map(directory: Directory, state: &Plain) -> KeyMap {
+    let mut map = KeyMap::default();
+    for (key, (revision, value)) in state {
+        map.insert(Arc::new(KeyValue::new(&fields(directory, key, *revision, Some(value)))));
+    }
+    map
+}
+
+fn fields(directory: Directory, key: &str, revision: i64, value: Option<&str>) -> KeyValueFields {
+    KeyValueFields {
+        key: format!("{}{key}", directory.prefix()).into(),
+        value: value.unwrap_or_default().to_owned().into(),
+        create_revision: Revision::new(i64::from(value.is_some())),
+        mod_revision: Revision::new(revision),
+        version: 1,
+        lease: 0,
+    }
+}
+
+fn changes(directory: Directory, revision: i64, events: &[(String, Option<String>)]) -> Changes {
+    let event = |(key, value): &(String, Option<String>)| EventFields {
+        kind: if value.is_some() { EventKind::Put } else { EventKind::Delete },
+        kv: fields(directory, key, revision, value.as_deref()),
+    };
+    Changes {
+        revision: Revision::new(revision),
+        received: Instant::now(),
+        events: events.iter().map(event).collect(),
+        prev: Vec::new(),
+    }
+}
+
+fn engine<D: Document>(directory: Directory, views: Vec<Box<dyn Projection<D>>>, feed: &Feed) -> Arc<Engine<D>> {
+    let engine = Engine::new(directory, views, Box::new(|_, _, _| {}));
+    engine.catch_up(feed);
+    engine
+}
+
+/// All that a version says, in words.
+fn said(version: &Version) -> String {
+    match &version.body {
+        Ok(payload) => {
+            let frame = String::from_utf8(payload.frame(version.kind).to_vec()).expect("text");
+            let json = String::from_utf8(payload.json().to_vec()).expect("text");
+            assert_eq!(frame, format!("event: {}\ndata: {json}\n\n", version.kind.as_str()));
+            assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{json}");
+            format!("{json} {:?}", payload.message().to_vec())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+fn next(subscription: &mut Subscription) -> Option<Arc<Version>> {
+    match subscription.poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(version) => Some(version.expect("the engine lives")),
+        Poll::Pending => None,
+    }
+}
+
+/// A pod group of `app`, with pods on two nodes; the number decides the rest.
+fn pod_group(app: &str, proc: &str, number: u32) -> String {
+    match number {
+        0 => return "{broken".to_owned(),
+        1 => return format!(r#"{{"Spec":{{"Name":"{proc}","Namespace":"{app}"}},"Pods":null,"State":7}}"#),
+        _ => {}
+    }
+    let pods: Vec<String> = (1..=number % 4)
+        .map(|no| {
+            let ip = if number % 5 == 0 { String::new() } else { format!("172.20.{}.{no}", number % 3) };
+            let node = 1 + (number + no) % 2;
+            format!(
+                r#"{{"InstanceNo":{no},"Containers":[{{"Id":"{app}{no}{proc}","NodeName":"n{node}","NodeIp":"10.0.0.{node}","ContainerIp":"{ip}","ContainerPort":80}}]}}"#
+            )
+        })
+        .collect();
+    let ports = if number % 2 == 0 { r#"{\"ports\": [{\"srcport\": 9501, \"dstport\": 80}]}"# } else { "" };
+    // Seconds move without being seen.
+    format!(
+        r#"{{"Spec":{{"Name":"{proc}","Namespace":"{app}","Pod":{{"Annotation":"{ports}","Containers":[{{"Image":"i{}","Expose":80}}]}}}},"Pods":[{}],"UpdatedAt":"{}"}}"#,
+        number % 3,
+        pods.join(","),
+        number / 12,
+    )
+}
+
+/// Runs random changes over views of `directory`; `value` makes a value for a key.
+fn run<D: Document>(
+    seed: u64,
+    directory: Directory,
+    views: impl Fn() -> Vec<Box<dyn Projection<D>>>,
+    keys: &[&str],
+    targets: &[&str],
+    value: impl Fn(&str, u32) -> String,
+) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut state = Plain::new();
+    let mut revision = 10;
+    let feed = feed(directory, &state, revision);
+    let engine = engine(directory, views(), &feed);
+    let selects: Vec<Select> = views()
+        .iter()
+        .flat_map(|view| targets.iter().map(|target| (view.spec(), *target)))
+        .flat_map(|(spec, target)| {
+            let keys = if target == "*" { Match::All } else { Match::Key(target.as_bytes().into()) };
+            let node = spec.of_node.then(|| "n1".into());
+            [false, true].map(|public| Select { spec, keys: keys.clone(), node: node.clone(), public })
+        })
+        .collect();
+    // Some are watched from the start, others asked for now and then.
+    let mut watched: Vec<(Select, Subscription, Option<String>)> = selects
+        .iter()
+        .filter(|_| random.random_bool(0.7))
+        .map(|select| (select.clone(), engine.subscribe(select), None))
+        .collect();
+    for step in 0..150 {
+        let mut batch = Vec::new();
+        for _ in 0..random.random_range(1..4) {
+            revision += 1;
+            let mut events = BTreeMap::new();
+            for _ in 0..random.random_range(1..4) {
+                let key = (*keys.choose(&mut random).expect("a key")).to_owned();
+                let new = random
+                    .random_bool(0.75)
+                    .then(|| value(&key, random.random_range(0..30) + 60 * random.random_range(0..2)));
+                if new.is_none() && !state.contains_key(&key) {
+                    continue;
+                }
+                events.insert(key, new);
+            }
+            for (key, new) in &events {
+                match new {
+                    // An unreadable value leaves what was there.
+                    Some(new) => drop(state.insert(key.clone(), (revision, new.clone()))),
+                    None => drop(state.remove(key)),
+                }
+            }
+            let events: Vec<_> = events.into_iter().collect();
+            if !events.is_empty() {
+                batch.push(changes(directory, revision, &events));
+            }
+        }
+        if random.random_bool(0.05) {
+            // A gap: the history of what happened is lost.
+            let reset = Reset::Compacted { compact_revision: Revision::new(revision) };
+            feed.reset(map(directory, &state), Revision::new(revision), &reset);
+        } else if !batch.is_empty() {
+            feed.publish(&batch).expect("in order");
+        }
+        engine.catch_up(&feed);
+        let context = format!("{directory:?}, seed {seed}, step {step}, revision {revision}");
+        // Reads the documents as they are held: keys whose value is unreadable have the one before it.
+        let fresh = engine.rebuilt(views());
+        for (select, subscription, last) in &mut watched {
+            let want = said(&fresh.version(select));
+            let got = next(subscription).map(|version| said(&version));
+            if last.as_ref() == Some(&want) {
+                assert_eq!(got, None, "{context}: said the same again: {select:?}");
+            } else {
+                assert_eq!(got.as_ref(), Some(&want), "{context}: {select:?}");
+                *last = got;
+            }
+        }
+        for select in selects.choose_multiple(&mut random, 3) {
+            assert_eq!(said(&engine.version(select)), said(&fresh.version(select)), "{context}: {select:?}");
+        }
+    }
+}
+
+#[test]
+fn targets_show_what_reading_everything_anew_would_show_and_speak_only_of_changes() {
+    let keys = [
+        "hello/hello.web.web",
+        "hello/hello.worker.w",
+        "hell/hell.web.web",
+        "hello/same",
+        "other/same",
+        "o/o.web.w",
+        "z/z.worker.long",
+    ];
+    let targets = ["*", "hello/", "hell/", "h", "n1/", "10.0.0.2/", "none/", "hello/hello.web.web"];
+    for seed in 0..4 {
+        let value = |key: &str, number| {
+            let (app, proc) = key.split_once('/').expect("an app");
+            pod_group(app, proc, number)
+        };
+        run(seed, Directory::PodGroups, views::of_pod_groups, &keys, &targets, value);
+        let keys = ["vip", "vips/a", "vips/b", "v", "ssl", "a", "a/b", "super_apps/x", "ärger/<&>"];
+        let targets = ["*", "vip", "vips", "v", "a", "s", "ä"];
+        run(seed, Directory::Config, views::of_config, &keys, &targets, |key, number| format!("{key}{}", number % 5));
+        let keys = ["n1:10.0.0.1:22", "n2:10.0.0.2:22", "n10:10.0.0.10:22"];
+        let value = |key: &str, number: u32| match number % 4 {
+            0 => "null".to_owned(),
+            1 => "[]".to_owned(),
+            number => format!(r#"{{"name":"{key}","ssh_port":{number}}}"#),
+        };
+        run(seed, Directory::Nodes, views::of_nodes, &keys, &["*", "n1:", "n1", "n2:10.0.0.2:22"], value);
+    }
+}
+
+#[test]
+fn an_invisible_change_makes_no_version() {
+    let mut state = Plain::new();
+    let key = "hello/hello.web.web".to_owned();
+    state.insert(key.clone(), (1, pod_group("hello", "hello.web.web", 3)));
+    let feed = feed(Directory::PodGroups, &state, 1);
+    let engine = engine(Directory::PodGroups, views::of_pod_groups(), &feed);
+    let select = Select { spec: views::of_pod_groups()[0].spec(), keys: Match::All, node: None, public: false };
+    let first = engine.version(&select);
+    // 3 and 63 differ in time alone.
+    feed.publish(&[changes(Directory::PodGroups, 2, &[(key.clone(), Some(pod_group("hello", "hello.web.web", 63)))])])
+        .expect("in order");
+    engine.catch_up(&feed);
+    assert!(Arc::ptr_eq(&first, &engine.version(&select)));
+    assert_eq!(engine.revision(), Revision::new(2));
+    feed.publish(&[changes(Directory::PodGroups, 3, &[(key, None)])]).expect("in order");
+    engine.catch_up(&feed);
+    assert_eq!(said(&engine.version(&select)), "{} []");
+}
+
+/// A cluster restored to an older revision that is past the relay's again before the engine looks: its history begins below
+/// what the engine had, and yet is not what followed it.
+#[test]
+fn a_restored_cluster_is_read_anew() {
+    let at = |revision: i64, value: &str| (revision, value.to_owned());
+    let old = Plain::from([("a".into(), at(5, "old")), ("gone".into(), at(6, "gone"))]);
+    let feed = feed(Directory::Config, &old, 100);
+    let engine = engine(Directory::Config, views::of_config(), &feed);
+    let select = Select { spec: views::of_config()[0].spec(), keys: Match::All, node: None, public: false };
+    let mut subscription = engine.subscribe(&select);
+    next(&mut subscription).expect("the first version");
+    // The same revision of the key with another value, in another cluster.
+    let new = Plain::from([("a".into(), at(5, "new"))]);
+    feed.reset(map(Directory::Config, &new), Revision::new(50), &Reset::Replaced);
+    for revision in 51..=101 {
+        feed.publish(&[changes(Directory::Config, revision, &[("b".into(), Some(revision.to_string()))])])
+            .expect("in order");
+    }
+    engine.catch_up(&feed);
+    let version = next(&mut subscription).expect("another version");
+    assert!(said(&version).starts_with(r#"{"a":"new","b":"101"} "#), "{}", said(&version));
+    assert!(next(&mut subscription).is_none());
+}
+
+#[test]
+fn targets_that_nobody_watches_go_and_come_back_as_they_would_be() {
+    let state = Plain::from([("a".into(), (1, "1".to_owned()))]);
+    let feed = feed(Directory::Config, &state, 1);
+    let engine = engine(Directory::Config, views::of_config(), &feed);
+    let select = |key: &str| Select {
+        spec: views::of_config()[0].spec(),
+        keys: Match::Key(key.as_bytes().into()),
+        node: None,
+        public: false,
+    };
+    let watched = engine.subscribe(&select("a"));
+    engine.version(&select("b"));
+    assert_eq!(engine.stats(false).targets, 2);
+    // The first look only takes note that it was asked for.
+    engine.sweep();
+    engine.sweep();
+    assert!(engine.has(&select("a")) && !engine.has(&select("b")));
+    feed.publish(&[changes(Directory::Config, 2, &[("b".into(), Some("2".into()))])]).expect("in order");
+    engine.catch_up(&feed);
+    assert!(said(&engine.version(&select("b"))).starts_with(r#"{"b":"2"} "#));
+    drop(watched);
+    engine.sweep();
+    engine.sweep();
+    engine.sweep();
+    assert_eq!(engine.stats(false).targets, 0);
+}
+
+#[test]
+fn keys_beside_the_directory_are_not_in_it() {
+    for key in ["/lain/config_backup/a", "/lain/config/", "/lain/configs"] {
+        assert_eq!(Directory::Config.cache_key(&Bytes::from(key)), None, "{key}");
+    }
+    assert_eq!(Directory::Config.cache_key(&Bytes::from("/lain/config/a/b")), Some(Bytes::from("a/b")));
+}

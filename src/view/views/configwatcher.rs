@@ -1,0 +1,46 @@
+//! `/v2/configwatcher`: settings, `{"<key>":"<value>"}`.
+//!
+//! Callers that are not super do not see secret keys, also where they ask for the beginning of one.
+
+use crate::view::{
+    directory::Directory,
+    document::ConfigValue,
+    json,
+    lainlet::is_secret,
+    projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+};
+
+#[derive(Debug)]
+pub(super) struct Configwatcher;
+
+static SPEC: Spec = Spec {
+    name: "configwatcher",
+    paths: &["/v2/configwatcher"],
+    service: "Config",
+    directory: Directory::Config,
+    parameter: Some("target"),
+    absent: Absent::All,
+    suffix: "",
+    rule: Rule::Secrets,
+    of_node: false,
+    watch: true,
+    matches_rows: false,
+    shape: Shape::Object,
+};
+
+impl Projection<ConfigValue> for Configwatcher {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn rows(&self, key: &[u8], value: &ConfigValue, rows: &mut Rows<'_>) {
+        if rows.select().public && is_secret(key) {
+            return;
+        }
+        let mut json = Vec::with_capacity(key.len() + value.as_bytes().len() + 8);
+        json::write_string(&mut json, key);
+        json.push(b':');
+        json::write_string(&mut json, value.as_bytes());
+        rows.raw_entry(key, json, String::from_utf8_lossy(value.as_bytes()).as_bytes());
+    }
+}

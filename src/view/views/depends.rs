@@ -1,0 +1,100 @@
+//! `/v2/depends`: where portals run and for whom, `{"<portal>":{"<node>":{"<client app>":{…}}}}`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    pb::lainlet as pb,
+    view::{
+        directory::Directory,
+        document::{Client, Portal},
+        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct Depends;
+
+static SPEC: Spec = Spec {
+    name: "depends",
+    paths: &["/v2/depends"],
+    service: "Depends",
+    directory: Directory::Depends,
+    parameter: Some("target"),
+    absent: Absent::All,
+    suffix: "",
+    rule: Rule::Super,
+    of_node: false,
+    watch: true,
+    matches_rows: false,
+    shape: Shape::Object,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item<'a> {
+    annotation: &'a str,
+    containers: Vec<ContainerInfo<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContainerInfo<'a> {
+    #[serde(rename = "ContainerID")]
+    id: &'a str,
+    #[serde(rename = "NodeIP")]
+    node_ip: &'a str,
+    #[serde(rename = "IP")]
+    ip: &'a str,
+    #[serde(rename = "Port")]
+    port: i64,
+}
+
+impl Projection<Portal> for Depends {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn rows(&self, key: &[u8], portal: &Portal, rows: &mut Rows<'_>) {
+        let nodes: BTreeMap<&str, BTreeMap<&str, Item<'_>>> = portal
+            .nodes
+            .iter()
+            .map(|(node, clients)| (&**node, clients.iter().map(|(app, client)| (&**app, item(client))).collect()))
+            .collect();
+        let message = |item: &Item<'_>| pb::DependsItem {
+            annotation: item.annotation.to_owned(),
+            containers: item
+                .containers
+                .iter()
+                .map(|info| pb::ContainerInfo {
+                    container_id: info.id.to_owned(),
+                    node_ip: info.node_ip.to_owned(),
+                    ip: info.ip.to_owned(),
+                    port: info.port as i32,
+                })
+                .collect(),
+        };
+        let apps = |clients: &BTreeMap<&str, Item<'_>>| pb::DependsAppMap {
+            apps: clients.iter().map(|(app, item)| ((*app).to_owned(), message(item))).collect(),
+        };
+        let map = nodes.iter().map(|(node, clients)| ((*node).to_owned(), apps(clients))).collect();
+        rows.entry(key, &nodes, &pb::DependsNodeMap { nodes: map });
+    }
+}
+
+fn item(client: &Client) -> Item<'_> {
+    Item {
+        annotation: &client.spec.annotation,
+        containers: client
+            .pod
+            .containers
+            .iter()
+            .map(|container| ContainerInfo {
+                id: &container.id,
+                node_ip: &container.node_ip,
+                ip: &container.container_ip,
+                port: container.container_port,
+            })
+            .collect(),
+    }
+}

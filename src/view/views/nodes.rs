@@ -1,0 +1,61 @@
+//! `/v2/nodes`: the machines, `{"<name>:<ip>:<port>":<object>}`, with whatever their values have.
+//!
+//! A gRPC reply has no place for all of JSON: objects become maps of texts, and what is no text becomes its JSON.
+
+use crate::{
+    pb::lainlet::{self as pb, node_info::value::Type},
+    view::{
+        directory::Directory,
+        document::{Json, Node},
+        json,
+        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct Nodes;
+
+static SPEC: Spec = Spec {
+    name: "nodes",
+    paths: &["/v2/nodes"],
+    service: "Nodes",
+    directory: Directory::Nodes,
+    parameter: Some("name"),
+    absent: Absent::All,
+    suffix: ":",
+    rule: Rule::Super,
+    of_node: false,
+    watch: true,
+    matches_rows: false,
+    shape: Shape::Object,
+};
+
+impl Projection<Node> for Nodes {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn rows(&self, key: &[u8], node: &Node, rows: &mut Rows<'_>) {
+        let members = node.0.iter().flatten();
+        let v = members.map(|(name, value)| (name.to_string(), message(value))).collect();
+        rows.entry(key, node, &pb::NodeInfo { v });
+    }
+}
+
+fn message(value: &Json) -> pb::node_info::Value {
+    match value {
+        Json::Object(members) => pb::node_info::Value {
+            vtype: Type::Map.into(),
+            sval: String::new(),
+            mval: members.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        },
+        value => pb::node_info::Value { vtype: Type::String.into(), sval: text(value), mval: Default::default() },
+    }
+}
+
+fn text(value: &Json) -> String {
+    match value {
+        Json::String(text) => text.to_string(),
+        value => String::from_utf8_lossy(&json::to_json(value)).into_owned(),
+    }
+}

@@ -1,0 +1,165 @@
+//! Lainlet's HTTP and gRPC views, asked of the real program over a real etcd, as LAIN's components ask them.
+//!
+//! `answers` compares with what the original answered, `streams` feeds it changes one by one, `access` asks as different addresses,
+//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with, `grpc` asks over gRPC. Here is what they share:
+//! [`Lain`], a relay over a cluster's data, and in `client`, `sse` and `data` what speaks to it. Not here: tests of single views,
+//! which stand beside the code. Pods have addresses in 127.0.0.0/8, so that one host can ask as each of them.
+
+mod access;
+mod answers;
+mod broken;
+mod client;
+mod data;
+mod grpc;
+mod sse;
+mod startup;
+mod streams;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use tonic::transport::{Channel, Endpoint};
+
+use self::{
+    client::{Answer, Client},
+    data::{Change, Entry},
+    sse::Sse,
+};
+use crate::support::{
+    etcd::Etcd,
+    eventually,
+    gate::Gate,
+    kv::Kv,
+    relay::{Relay, RelayCommand},
+};
+
+/// The address that the relay takes for its own node's, and that node's name, as the original was told for its answers.
+const NODE: [&str; 2] = ["--node-ip=192.168.77.21", "--node-name=node1"];
+
+/// A relay over LAIN's keys, and a way to change them.
+#[derive(Debug)]
+struct Lain {
+    /// The program under test. First, so that it ends before its etcd.
+    relay: Relay,
+    /// Writes to etcd past the relay; with the embedded store, through it.
+    kv: Kv,
+    /// None with the embedded store.
+    etcd: Option<Etcd>,
+}
+
+impl Lain {
+    /// `serve` over a new etcd that holds these keys, with [`NODE`].
+    async fn over_etcd(entries: &[Entry]) -> Self {
+        Self::over_etcd_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
+    }
+
+    /// The same, with other arguments instead of [`NODE`].
+    async fn over_etcd_with(entries: &[Entry], arguments: impl FnOnce(RelayCommand) -> RelayCommand) -> Self {
+        let etcd = Etcd::start().await;
+        let kv = Kv::connect(&etcd.endpoint()).await;
+        data::load(&kv, entries).await;
+        let relay = arguments(RelayCommand::serve(&[etcd.endpoint()])).start().await;
+        Self { relay, kv, etcd: Some(etcd) }
+    }
+
+    /// [`Self::over_etcd`], with a gate between the two.
+    async fn through_a_gate(entries: &[Entry]) -> (Self, Gate) {
+        let etcd = Etcd::start().await;
+        let kv = Kv::connect(&etcd.endpoint()).await;
+        data::load(&kv, entries).await;
+        let gate = Gate::before(&etcd.endpoint()).await;
+        let relay = RelayCommand::serve(&[gate.endpoint()]).arg(NODE[0]).arg(NODE[1]).start().await;
+        (Self { relay, kv, etcd: Some(etcd) }, gate)
+    }
+
+    /// `demo` with these keys alone in its store, with [`NODE`]: starts faster, where etcd is not the point.
+    async fn embedded(entries: &[Entry]) -> Self {
+        Self::embedded_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
+    }
+
+    /// The same, with other arguments instead of [`NODE`].
+    async fn embedded_with(entries: &[Entry], arguments: impl FnOnce(RelayCommand) -> RelayCommand) -> Self {
+        let relay = arguments(RelayCommand::demo()).start().await;
+        let kv = Kv::connect(&relay.endpoint()).await;
+        data::load(&kv, entries).await;
+        let lain = Self { relay, kv, etcd: None };
+        let revision = lain.kv.revision().await;
+        lain.reached(revision).await;
+        lain
+    }
+
+    /// A client at 127.0.0.1, which is trusted.
+    fn local(&self) -> Client {
+        self.at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// A client at this loopback address.
+    fn at(&self, address: impl Into<IpAddr>) -> Client {
+        Client::new(self.relay.http_addr(), address.into())
+    }
+
+    /// A client at this loopback address, given as text.
+    fn peer(&self, address: &str) -> Client {
+        self.at(address.parse::<IpAddr>().unwrap_or_else(|error| panic!("{address}: {error}")))
+    }
+
+    /// GET from 127.0.0.1.
+    async fn get(&self, uri: &str) -> Answer {
+        self.local().get(uri).await
+    }
+
+    /// A watch from 127.0.0.1. The URI must say `watch=1` itself.
+    async fn watch(&self, uri: &str) -> Sse {
+        self.local().watch(uri).await
+    }
+
+    /// Makes a change; its revision.
+    async fn apply(&self, change: &Change) -> i64 {
+        data::apply(&self.kv, change).await
+    }
+
+    /// Makes a change, and waits until the views show it.
+    async fn apply_and_reach(&self, change: &Change) -> i64 {
+        let revision = self.apply(change).await;
+        self.reached(revision).await;
+        revision
+    }
+
+    /// Puts, and waits until the views show it.
+    async fn put(&self, key: &str, value: impl AsRef<[u8]>) -> i64 {
+        let revision = self.kv.put(key, value).await;
+        self.reached(revision).await;
+        revision
+    }
+
+    /// Deletes, and waits until the views show it.
+    async fn delete(&self, key: &str) -> i64 {
+        let revision = self.kv.delete(key).await;
+        self.reached(revision).await;
+        revision
+    }
+
+    /// Waits until each of the four sources has reached `revision`, asked of one view of each.
+    async fn reached(&self, revision: i64) {
+        for uri in ["/v2/configwatcher", "/v2/streamrouter/ports", "/v2/depends", "/v2/nodes"] {
+            self.reached_by(uri, revision).await;
+        }
+    }
+
+    /// Waits until the view has reached `revision`; its answer then, an error of the view included.
+    async fn reached_by(&self, uri: &str, revision: i64) -> Answer {
+        let uri = client::with(uri, &format!("min_revision={revision}"));
+        eventually(&format!("GET {uri} is answered"), async || {
+            let answer = self.get(&uri).await;
+            // A busy machine may take longer than the relay waits.
+            (answer.status != 503 && answer.status != 504).then_some(answer)
+        })
+        .await
+    }
+
+    /// A gRPC channel from this loopback address.
+    async fn channel_from(&self, address: &str) -> Channel {
+        let address: IpAddr = address.parse().unwrap_or_else(|error| panic!("{address}: {error}"));
+        let target = Endpoint::from_shared(self.relay.endpoint()).expect("a URL").local_address(Some(address));
+        eventually("the relay accepts a gRPC connection", async || target.connect().await.ok()).await
+    }
+}
