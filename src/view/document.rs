@@ -12,16 +12,13 @@ mod repair;
 
 use std::fmt;
 
-pub(crate) use node::{Json, Node, Number};
-pub(crate) use pod_group::{Container, ContainerSpec, Dependency, Pod, PodGroup, PodSpec, Spec, StreamPort};
-pub(crate) use portal::{Client, Portal, PortalContainer, PortalPod, PortalSpec};
+pub(crate) use node::{Json, Node};
+pub(crate) use pod_group::{Container, ContainerSpec, Pod, PodGroup, StreamPort};
+pub(crate) use portal::{Client, Portal};
 use read::Read;
 
 /// What is read of the values below one directory of etcd.
 pub(crate) trait Document: Sized + PartialEq + fmt::Debug + Send + Sync + 'static {
-    /// What such a value is called, for logs and operators.
-    const NAME: &'static str;
-
     /// Decodes a value.
     ///
     /// # Errors
@@ -68,32 +65,24 @@ impl ConfigValue {
 }
 
 impl Document for ConfigValue {
-    const NAME: &'static str = "config value";
-
     fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         Ok(Self(value.into()))
     }
 }
 
 impl Document for PodGroup {
-    const NAME: &'static str = "pod group";
-
     fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         Option::from_json(value)?.ok_or(DecodeError::Null)
     }
 }
 
 impl Document for Portal {
-    const NAME: &'static str = "portal";
-
     fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         Self::from_json(value)
     }
 }
 
 impl Document for Node {
-    const NAME: &'static str = "node";
-
     fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         Self::from_json(value)
     }

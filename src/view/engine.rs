@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeMap,
     ops::Bound,
+    panic::{self, AssertUnwindSafe},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -21,7 +22,7 @@ use dashmap::DashMap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -46,6 +47,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Targets, and memory of their rows, beyond which those that nobody watches go at once.
 const TARGETS_MAX: usize = 8_192;
 const BYTES_MAX: usize = 256 << 20;
+/// Pause before everything is read anew after a panic.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 /// Values that cannot be read, as far as they are listed by name.
 const REFUSED_LISTED: usize = 100;
 
@@ -144,8 +147,26 @@ impl<D: Document> Engine<D> {
         })
     }
 
-    /// Follows `feed` until `stop`. To be run in a thread of its own.
-    pub(super) async fn run(&self, feed: &Feed, stop: &CancellationToken) {
+    /// Follows `feed` until `stop`, on a thread that may block. A view that panics is a bug, and is not to leave others with
+    /// views that stand still: everything is dropped and read anew.
+    pub(super) fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken) {
+        loop {
+            let run = || runtime.block_on(self.run(feed, stop));
+            if panic::catch_unwind(AssertUnwindSafe(run)).is_ok() {
+                return;
+            }
+            tracing::error!(directory = self.directory.prefix(), "A view failed on its data; reading all anew");
+            self.reset();
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(AFTER_PANIC) => {}
+                }
+            });
+        }
+    }
+
+    async fn run(&self, feed: &Feed, stop: &CancellationToken) {
         let mut revisions = feed.watch_revision();
         let mut states = feed.watch_state();
         let mut sweep = tokio::time::interval(SWEEP);
@@ -353,6 +374,18 @@ impl<D: Document> Engine<D> {
             }
         }
         self.revision.send_replace(revision);
+    }
+
+    /// Forgets everything: streams end, and requests wait until all was read anew.
+    pub(super) fn reset(&self) {
+        let mut state = self.state.lock();
+        self.revision.send_replace(Revision::ZERO);
+        for (key, held) in std::mem::take(&mut state.documents) {
+            (self.observer)(&key, held.document.as_deref(), None);
+        }
+        state.shown.fill_with(TargetIndex::default);
+        state.bytes = 0;
+        self.targets.clear();
     }
 
     fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> T {

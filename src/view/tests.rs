@@ -279,6 +279,46 @@ fn a_restored_cluster_is_read_anew() {
     assert!(next(&mut subscription).is_none());
 }
 
+/// A view that cannot bear a certain value.
+struct Fragile;
+
+impl Projection<super::document::ConfigValue> for Fragile {
+    fn spec(&self) -> &'static super::projection::Spec {
+        views::of_config()[0].spec()
+    }
+
+    fn rows(&self, key: &[u8], value: &super::document::ConfigValue, rows: &mut super::projection::Rows<'_>) {
+        assert_ne!(value.as_bytes(), b"unbearable");
+        rows.entry(key, &1, &crate::pb::lainlet::AppInfo::default());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_panics_ends_its_streams_and_all_is_read_anew() {
+    let state = Plain::from([("a".into(), (1, "1".to_owned()))]);
+    let feed = feed(Directory::Config, &state, 1);
+    let engine =
+        Engine::new(Directory::Config, vec![Box::new(Fragile) as Box<dyn Projection<_>>], Box::new(|_, _, _| {}));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let thread = {
+        let (engine, feed, stop) = (engine.clone(), feed.clone(), stop.clone());
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || engine.follow(&runtime, &feed, &stop))
+    };
+    let mut revisions = engine.watch_revision();
+    revisions.wait_for(|at| *at == Revision::new(1)).await.expect("read");
+    let select = Select { spec: views::of_config()[0].spec(), keys: Match::All, node: None, public: false };
+    let mut subscription = engine.subscribe(&select);
+    assert!(subscription.next().await.is_some());
+    feed.publish(&[changes(Directory::Config, 2, &[("b".into(), Some("unbearable".into()))])]).expect("in order");
+    assert!(subscription.next().await.is_none());
+    feed.publish(&[changes(Directory::Config, 3, &[("b".into(), Some("good".into()))])]).expect("in order");
+    revisions.wait_for(|at| *at == Revision::new(3)).await.expect("read anew");
+    assert!(said(&engine.version(&select)).starts_with(r#"{"a":1,"b":1}"#));
+    stop.cancel();
+    thread.await.expect("ended");
+}
+
 #[test]
 fn targets_that_nobody_watches_go_and_come_back_as_they_would_be() {
     let state = Plain::from([("a".into(), (1, "1".to_owned()))]);

@@ -20,10 +20,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
 use hyper::body::Incoming;
+use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -36,6 +36,7 @@ use super::{
 use crate::{
     front::{lainlet as told, listen::ClientAddr},
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
+    telemetry::names::{self, Answer, Transport},
     types::Revision,
     view::{Ask, Caller, Lainlet, Selected, Spec},
 };
@@ -111,7 +112,15 @@ impl Local for LainletApi {
     }
 
     async fn call(&self, request: Request<Incoming>) -> Response<LainletBody> {
-        self.answer(request).await.unwrap_or_else(|Refused { status, revision }| {
+        let answered = self.answer(request).await;
+        let answer = answered.as_ref().map_or_else(|refused| answer::label(refused.status.code()), |_| Answer::Ok);
+        counter!(
+            names::VIEW_REQUESTS,
+            Transport::LABEL => Transport::Grpc.as_str(),
+            Answer::LABEL => answer.as_str()
+        )
+        .increment(1);
+        answered.unwrap_or_else(|Refused { status, revision }| {
             let mut response = refuse(&status).map(LainletBody::Reply);
             if let Some(revision) = revision {
                 answer::put_revision(response.headers_mut(), revision);
@@ -194,10 +203,11 @@ fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody
 fn state(views: &Lainlet) -> StatusReply {
     let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     let watchers = views.stats().into_iter().map(|(name, stats)| {
+        let event = serde_json::to_vec(&told::LastEvent::of(&stats)).expect("JSON has numbers and texts");
         let status = WatcherStatus {
             num_receivers: count(stats.subscribers),
             update_time: told::update_time(&stats),
-            last_event: Bytes::from(told::last_event(&stats).to_string()),
+            last_event: event.into(),
             total_keys: count(stats.keys),
         };
         (format!("{name}watcher"), status)
