@@ -1,7 +1,7 @@
 //! Lainlet's HTTP and gRPC views, asked of the real program over a real etcd, as LAIN's components ask them.
 //!
 //! `answers` compares with what the original answered, `streams` feeds it changes one by one, `access` asks as different addresses,
-//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with. Here is what they share:
+//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with, `grpc` asks over gRPC. Here is what they share:
 //! [`Lain`], a relay over a cluster's data, and in `client`, `sse` and `data` what speaks to it. Not here: tests of single views,
 //! which stand beside the code. Pods have addresses in 127.0.0.0/8, so that one host can ask as each of them.
 
@@ -10,6 +10,9 @@ mod answers;
 mod broken;
 mod client;
 mod data;
+mod grpc;
+mod model;
+mod random;
 mod sse;
 mod startup;
 mod streams;

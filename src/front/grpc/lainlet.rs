@@ -24,6 +24,7 @@ use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
 use hyper::body::Incoming;
+use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -36,6 +37,7 @@ use super::{
 use crate::{
     front::{lainlet as told, listen::ClientAddr},
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
+    telemetry::names::{self, Answer, Transport},
     types::Revision,
     view::{Ask, Caller, Lainlet, Selected, Spec},
 };
@@ -111,7 +113,15 @@ impl Local for LainletApi {
     }
 
     async fn call(&self, request: Request<Incoming>) -> Response<LainletBody> {
-        self.answer(request).await.unwrap_or_else(|Refused { status, revision }| {
+        let answered = self.answer(request).await;
+        let answer = answered.as_ref().map_or_else(|refused| answer::label(refused.status.code()), |_| Answer::Ok);
+        counter!(
+            names::VIEW_REQUESTS,
+            Transport::LABEL => Transport::Grpc.as_str(),
+            Answer::LABEL => answer.as_str()
+        )
+        .increment(1);
+        answered.unwrap_or_else(|Refused { status, revision }| {
             let mut response = refuse(&status).map(LainletBody::Reply);
             if let Some(revision) = revision {
                 answer::put_revision(response.headers_mut(), revision);

@@ -19,7 +19,7 @@ use super::{
 use crate::support::{kv, patience};
 
 /// Which lines of `events.jsonl` each stream must tell: `d` where its kind is `delete`, `x` where it is `error`, and the last.
-const TABLE: [(&str, &str); 22] = [
+pub(super) const TABLE: [(&str, &str); 22] = [
     ("/v2/coreinfowatcher", "1 3 4 5 9 11 14 23-30 35 36 38 39d 40d 41d"),
     ("/v2/coreinfowatcher?appname=hello", "1 3 4 5 9 11 23 24 25 27 36 38"),
     ("/v2/procwatcher?appname=hello", "3 4 5 9 11 23 24 25 27"),
@@ -226,7 +226,7 @@ impl Stream {
 }
 
 /// `1 3-5 7d 8x`: lines, and kinds of event.
-fn parse(lines: &str) -> Vec<(usize, &'static str)> {
+pub(super) fn parse(lines: &str) -> Vec<(usize, &'static str)> {
     let number = |text: &str| text.parse::<usize>().unwrap_or_else(|error| panic!("{lines}: {text}: {error}"));
     let mut parsed = Vec::new();
     for word in lines.split_whitespace() {

@@ -4,10 +4,11 @@
 
 use http::{HeaderMap, HeaderValue};
 use prost::Message;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     front::grpc::pieces::{Pieces, Writer},
+    telemetry::names::Answer,
     types::Revision,
     view::{Refusal, Version, ViewError},
 };
@@ -60,15 +61,23 @@ pub(super) fn lost(error: ViewError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
+/// A refusal with this code, for metrics.
+pub(super) fn label(code: Code) -> Answer {
+    match code {
+        Code::PermissionDenied => Answer::Forbidden,
+        Code::FailedPrecondition => Answer::Unshowable,
+        Code::Unavailable => Answer::NotReady,
+        _ => Answer::Invalid,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use bytes::Buf as _;
-    use tonic::Code;
-
     use super::*;
     use crate::pb::lainlet::VersionReply;
+    use bytes::Buf as _;
 
     #[test]
     fn refusals_have_lainlets_words_and_a_code_that_says_what_to_do() {

@@ -7,19 +7,28 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{Arc, LazyLock},
+    task::{Context, Poll, ready},
 };
 
+use bytes::Buf as _;
 use http_body::Frame;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
 use super::answer;
 use crate::{
     front::grpc::{pieces::Pieces, reply::trailers},
+    telemetry::names::{self, Transport},
     view::{Subscription, Version},
 };
+
+const GRPC: &str = Transport::Grpc.as_str();
+static STREAMS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::VIEW_STREAMS, Transport::LABEL => GRPC));
+static MESSAGES: LazyLock<Counter> = LazyLock::new(|| counter!(names::VIEW_MESSAGES, Transport::LABEL => GRPC));
+static BYTES: LazyLock<Counter> = LazyLock::new(|| counter!(names::VIEW_MESSAGE_BYTES, Transport::LABEL => GRPC));
+static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!(names::VIEW_LAG_SECONDS));
 
 /// See the module.
 #[derive(Debug)]
@@ -34,12 +43,25 @@ pub struct WatchBody {
 impl WatchBody {
     /// Sends `first`, then what `subscription` gives, until `stop` is done.
     pub(super) fn new(first: Arc<Version>, subscription: Subscription, stop: CancellationToken) -> Self {
+        STREAMS.increment(1.0);
         Self { first: Some(first), subscription: Some(subscription), stop: Box::pin(stop.cancelled_owned()) }
     }
 
-    fn end(&mut self, status: &Status) -> Frame<Pieces> {
-        self.subscription = None;
-        Frame::trailers(trailers(status))
+    /// What is to be sent next. Only what changed while the stream was open says how late it comes.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pieces, Status>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(answer::message(&first));
+        }
+        if self.stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(stopped()));
+        }
+        let Some(subscription) = &mut self.subscription else { return Poll::Ready(Err(stopped())) };
+        let Some(version) = ready!(subscription.poll_next(cx)) else { return Poll::Ready(Err(stopped())) };
+        let message = answer::message(&version);
+        if message.is_ok() {
+            LAG.record(version.received.elapsed().as_secs_f64());
+        }
+        Poll::Ready(message)
     }
 }
 
@@ -48,21 +70,31 @@ impl http_body::Body for WatchBody {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
-        let this = &mut *self;
-        let Some(subscription) = &mut this.subscription else { return Poll::Ready(None) };
-        let version = match this.first.take() {
-            Some(first) => Poll::Ready(Some(first)),
-            None if this.stop.as_mut().poll(cx).is_ready() => Poll::Ready(None),
-            None => subscription.poll_next(cx),
+        if self.subscription.is_none() {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(self.poll_message(cx)) {
+            Ok(message) => {
+                MESSAGES.increment(1);
+                BYTES.increment(message.remaining() as u64);
+                Frame::data(message)
+            }
+            Err(status) => {
+                self.subscription = None;
+                Frame::trailers(trailers(&status))
+            }
         };
-        version.map(|version| {
-            let message = version.map_or_else(|| Err(stopped()), |version| answer::message(&version));
-            Some(Ok(message.map_or_else(|status| this.end(&status), Frame::data)))
-        })
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
         self.subscription.is_none()
+    }
+}
+
+impl Drop for WatchBody {
+    fn drop(&mut self) {
+        STREAMS.decrement(1.0);
     }
 }
 

@@ -1,0 +1,131 @@
+//! [`Etcd`]: a real etcd on loopback with its data in a temporary folder, and the writes to it.
+//!
+//! Not here: what is written; see `cluster`. The program is the one that `ETCD` names, else `etcd` on `PATH`.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use etcd_client::{Client, KvClient, Txn, TxnOp, WatchOptions, WatchStream};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    http,
+    process::{Process, free_port},
+};
+
+/// Longest wait for etcd to serve.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pauses between questions to a server that starts.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Bounds of one loading transaction, below etcd's 1.5 MiB and 128 operations.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_KEYS: usize = 100;
+
+/// A running etcd.
+#[derive(Debug)]
+pub struct Etcd {
+    process: Process,
+    addr: String,
+    _folder: TempDir,
+}
+
+impl Etcd {
+    /// Starts one member and waits until it serves.
+    pub async fn start() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
+        let addr = format!("127.0.0.1:{}", free_port()?);
+        let peer = format!("http://127.0.0.1:{}", free_port()?);
+        let (url, data) = (format!("http://{addr}"), folder.path().join("data").display().to_string());
+        let mut command = vec![program()?.display().to_string()];
+        for (flag, value) in [
+            ("--name", "bench"),
+            ("--data-dir", &data),
+            ("--listen-client-urls", &url),
+            ("--advertise-client-urls", &url),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+            ("--initial-cluster", &format!("bench={peer}")),
+            ("--log-level", "warn"),
+            // The disk is not what is measured.
+            ("--unsafe-no-fsync", "true"),
+            ("--quota-backend-bytes", "8589934592"),
+        ] {
+            command.push(format!("{flag}={value}"));
+        }
+        let mut process = Process::spawn(&command, &folder.path().join("etcd.log"))?;
+        let deadline = Instant::now() + PATIENCE;
+        while !http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200) {
+            if !process.is_running() || Instant::now() > deadline {
+                bail!("etcd does not serve; its log:\n{}", process.log());
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(Self { process, addr, _folder: folder })
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// A client for writes.
+    pub async fn client(&self) -> Result<KvClient> {
+        Ok(self.connect().await?.kv_client())
+    }
+
+    /// Writes all entries, many at a time. Returns their number and bytes.
+    pub async fn load(&self, entries: impl Iterator<Item = (String, String)>) -> Result<(usize, usize)> {
+        let mut client = self.client().await?;
+        let (mut keys, mut bytes) = (0, 0);
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for (key, value) in entries {
+            keys += 1;
+            bytes += value.len();
+            if batch_bytes + value.len() > BATCH_BYTES || batch.len() == BATCH_KEYS {
+                client.txn(Txn::new().and_then(std::mem::take(&mut batch))).await.context("load")?;
+                batch_bytes = 0;
+            }
+            batch_bytes += value.len();
+            batch.push(TxnOp::put(key, value, None));
+        }
+        client.txn(Txn::new().and_then(batch)).await.context("load")?;
+        Ok((keys, bytes))
+    }
+
+    /// Watches a prefix, as one plain client would.
+    pub async fn watch(&self, prefix: &str) -> Result<WatchStream> {
+        let options = WatchOptions::new().with_prefix();
+        self.connect().await?.watch(prefix, Some(options)).await.with_context(|| format!("watch {prefix}"))
+    }
+
+    /// The watches that it holds.
+    pub async fn watchers(&self) -> Result<u64> {
+        const NAME: &str = "etcd_debugging_mvcc_watcher_total ";
+        let answer = http::get(&self.addr, "/metrics").await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(NAME)).context("etcd does not count its watchers")?;
+        value.parse().with_context(|| format!("{NAME}{value}"))
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        Client::connect([self.endpoint()], None).await.context("connect to etcd")
+    }
+}
+
+fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ETCD") {
+        return Ok(path.into());
+    }
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|folder| folder.join("etcd"))
+        .find(|path| path.is_file())
+        .context("no etcd: run `make bench-views`, which brings one, or let ETCD name the program")
+}

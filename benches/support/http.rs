@@ -1,0 +1,179 @@
+//! HTTP/1.1 as far as the benchmark needs it: GET on a connection that stays open, and bodies in any of the three framings.
+//!
+//! Not here: events; see `sse`. Written by hand to take as little as possible of the cores that the servers under test share.
+
+use std::io::{BufRead as _, Write as _};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// One GET on a connection of its own.
+pub async fn get(addr: &str, uri: &str) -> Result<Answer> {
+    let mut connection = Connection::open(addr).await?;
+    let status = connection.get(uri).await?;
+    Ok(Answer { status, body: std::mem::take(&mut connection.body) })
+}
+
+/// A connection for one request after the other.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    addr: String,
+    received: Vec<u8>,
+    request: Vec<u8>,
+    /// The body of the last answer.
+    pub body: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects to `addr` (`host:port`).
+    pub async fn open(addr: &str) -> Result<Self> {
+        let stream = TcpStream::connect(addr).await.with_context(|| format!("connect to {addr}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, addr: addr.to_owned(), received: Vec::new(), request: Vec::new(), body: Vec::new() })
+    }
+
+    /// Asks for `uri`, and gives the status; [`Self::body`] has the body.
+    pub async fn get(&mut self, uri: &str) -> Result<u16> {
+        self.request.clear();
+        write!(self.request, "GET {uri} HTTP/1.1\r\nHost: {}\r\n\r\n", self.addr)?;
+        self.stream.write_all(&self.request).await?;
+        self.received.clear();
+        self.body.clear();
+        let mut head = None;
+        loop {
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return match head {
+                    Some((status, Framing::UntilClose)) => Ok(status),
+                    _ => bail!("the connection closed in the middle of an answer"),
+                };
+            }
+            if head.is_none() {
+                let Some((length, parsed)) = Head::parse(&self.received)? else { continue };
+                self.received.drain(..length);
+                head = Some((parsed.status, parsed.framing));
+            }
+            let Some((status, framing)) = &mut head else { continue };
+            let ended = framing.decode(&self.received, |part| {
+                self.body.extend_from_slice(part);
+                Ok(())
+            })?;
+            self.received.clear();
+            if ended {
+                return Ok(*status);
+            }
+        }
+    }
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub struct Head {
+    /// The status code.
+    pub status: u16,
+    /// How the body ends.
+    pub framing: Framing,
+}
+
+impl Head {
+    /// The head, and the number of bytes that it takes; `None` where there is more of it to come.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(usize, Self)>> {
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+        let text = std::str::from_utf8(&bytes[..end]).context("the head of the answer is not text")?;
+        let mut lines = text.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok());
+        let status = status.with_context(|| format!("not an HTTP/1.1 answer: {text:?}"))?;
+        let mut framing = Framing::UntilClose;
+        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+            if name.eq_ignore_ascii_case("content-length") {
+                framing = Framing::Left(value.trim().parse().with_context(|| format!("Content-Length: {value}"))?);
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                framing = Framing::Chunks(Chunks::default());
+            }
+        }
+        Ok(Some((end + 4, Self { status, framing })))
+    }
+}
+
+/// How a body ends, and how much of it there has been.
+#[derive(Debug)]
+pub enum Framing {
+    /// After so many more bytes.
+    Left(usize),
+    /// With a chunk of none.
+    Chunks(Chunks),
+    /// With the connection.
+    UntilClose,
+}
+
+impl Framing {
+    /// Hands on what of these bytes is body. Whether it is complete.
+    pub fn decode(&mut self, bytes: &[u8], mut body: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        match self {
+            Self::Left(left) => {
+                *left = left.checked_sub(bytes.len()).context("more body than its Content-Length")?;
+                body(bytes)?;
+                Ok(*left == 0)
+            }
+            Self::Chunks(chunks) => chunks.decode(bytes, body),
+            Self::UntilClose => {
+                body(bytes)?;
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// Where in a chunked body one is.
+#[derive(Debug, Default)]
+pub struct Chunks {
+    /// The line with a chunk's length, as far as it has come.
+    line: Vec<u8>,
+    left: usize,
+    /// The line break after a chunk is still to come.
+    after_chunk: bool,
+    last: bool,
+}
+
+impl Chunks {
+    fn decode(&mut self, mut bytes: &[u8], mut body: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let (part, rest) = bytes.split_at(self.left.min(bytes.len()));
+                body(part)?;
+                self.left -= part.len();
+                self.after_chunk = self.left == 0;
+                bytes = rest;
+                continue;
+            }
+            bytes.read_until(b'\n', &mut self.line)?;
+            if !self.line.ends_with(b"\n") {
+                continue;
+            }
+            let line = self.line.trim_ascii();
+            if self.last && line.is_empty() {
+                return Ok(true);
+            } else if self.after_chunk && line.is_empty() {
+                self.after_chunk = false;
+            } else if !self.last {
+                let digits = std::str::from_utf8(line).ok().and_then(|line| usize::from_str_radix(line, 16).ok());
+                self.left = digits.with_context(|| format!("not a chunk's length: {line:?}"))?;
+                self.last = self.left == 0;
+            }
+            self.line.clear();
+        }
+        Ok(false)
+    }
+}

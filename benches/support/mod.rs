@@ -1,0 +1,18 @@
+//! What the benchmark of the views is made of: real servers as child processes, a made-up LAIN cluster that changes, watchers
+//! that check what they get, and the report.
+//!
+//! Not here: what is measured; see `scenarios`. A step that fails ends its scenario with the reason, and the program with an
+//! error.
+
+pub mod args;
+pub mod cluster;
+pub mod driver;
+pub mod etcd;
+pub mod fleet;
+pub mod http;
+pub mod process;
+pub mod relay;
+pub mod report;
+pub mod scenarios;
+pub mod sse;
+pub mod values;
