@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    front::lainlet as told,
+    front::lainlet::{self as told, LastEvent},
     view::{Lainlet, Refused, Stats},
 };
 
@@ -35,7 +35,7 @@ struct Watchers {
 struct Watcher {
     num_receivers: usize,
     update_time: String,
-    last_event: Value,
+    last_event: LastEvent,
     total_keys: usize,
 }
 
@@ -69,12 +69,7 @@ pub(super) fn describe(views: &Lainlet, connections: usize) -> Vec<u8> {
 fn watcher(stats: &Stats) -> Watcher {
     let update_time =
         stats.last.as_ref().map_or_else(|| NEVER.to_owned(), |last| humantime::format_rfc3339(last.at).to_string());
-    Watcher {
-        num_receivers: stats.subscribers,
-        update_time,
-        last_event: told::last_event(stats),
-        total_keys: stats.keys,
-    }
+    Watcher { num_receivers: stats.subscribers, update_time, last_event: LastEvent::of(stats), total_keys: stats.keys }
 }
 
 fn refused(refused: &Refused) -> Value {
