@@ -93,7 +93,7 @@ impl LainletApi {
 
     async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
         let (revision, mut subscription) = selected.subscribe();
-        let first = subscription.next().await.ok_or_else(watch::stopped)?;
+        let first = subscription.next().await.ok_or_else(watch::ended)?;
         let revision = revision.max(first.revision);
         if let Err(error) = &first.body {
             return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
