@@ -195,18 +195,18 @@ impl<D: Document> Engine<D> {
         self.targets.contains_key(select)
     }
 
-    /// The newest version of a selection, made where nobody asked for it yet.
-    pub(super) fn version(&self, select: &Select) -> Arc<Version> {
+    /// The newest version of a selection, made where nobody asked for it yet; `None` while the directory is being read.
+    pub(super) fn version(&self, select: &Select) -> Option<Arc<Version>> {
         match self.targets.get(select) {
-            Some(target) => target.version(),
+            Some(target) => Some(target.version()),
             None => self.with_target(select, |target| target.version()),
         }
     }
 
-    /// The versions of a selection from now on.
-    pub(super) fn subscribe(&self, select: &Select) -> Subscription {
+    /// The versions of a selection from now on; `None` while the directory is being read.
+    pub(super) fn subscribe(&self, select: &Select) -> Option<Subscription> {
         match self.targets.get(select) {
-            Some(target) => target.subscribe(),
+            Some(target) => Some(target.subscribe()),
             None => self.with_target(select, |target| target.subscribe()),
         }
     }
@@ -321,12 +321,15 @@ impl<D: Document> Engine<D> {
         self.targets.clear();
     }
 
-    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> T {
+    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> Option<T> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // Another may have made it while we waited.
+        // Another may have made it while we waited, or all may have been dropped.
         if let Some(target) = self.targets.get(select) {
-            return with(&target);
+            return Some(with(&target));
+        }
+        if self.revision() == Revision::ZERO {
+            return None;
         }
         if self.targets.len() >= TARGETS_MAX || state.bytes >= BYTES_MAX {
             self.drop_idle(state, |target| target.subscribers() == 0);
@@ -346,7 +349,7 @@ impl<D: Document> Engine<D> {
         state.bytes += shown.bytes();
         state.shown[view].insert(shown);
         self.targets.insert(select.clone(), target.clone());
-        with(&target)
+        Some(with(&target))
     }
 
     /// Drops what nobody watches and nobody asked for since the last time.

@@ -164,8 +164,8 @@ impl std::fmt::Debug for Lainlet {
 trait Shows: Send + Sync {
     fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken);
     fn has(&self, select: &Select) -> bool;
-    fn version(&self, select: &Select) -> Arc<Version>;
-    fn subscribe(&self, select: &Select) -> Subscription;
+    fn version(&self, select: &Select) -> Option<Arc<Version>>;
+    fn subscribe(&self, select: &Select) -> Option<Subscription>;
     fn watch_revision(&self) -> watch::Receiver<Revision>;
     fn revision(&self) -> Revision;
     fn stats(&self, of_rows: bool) -> Stats;
@@ -180,11 +180,11 @@ impl<D: Document> Shows for Engine<D> {
         Self::has(self, select)
     }
 
-    fn version(&self, select: &Select) -> Arc<Version> {
+    fn version(&self, select: &Select) -> Option<Arc<Version>> {
         Self::version(self, select)
     }
 
-    fn subscribe(&self, select: &Select) -> Subscription {
+    fn subscribe(&self, select: &Select) -> Option<Subscription> {
         Self::subscribe(self, select)
     }
 
@@ -420,19 +420,28 @@ impl std::fmt::Debug for Selected {
 
 impl Selected {
     /// The newest version, and the revision up to which it reflects every change.
-    #[must_use]
-    pub fn version(&self) -> (Revision, Arc<Version>) {
+    ///
+    /// # Errors
+    /// [`Refusal::NotReady`], where the directory is being read anew.
+    pub fn version(&self) -> Result<(Revision, Arc<Version>), Refusal> {
         // First the revision: a version that is newer than it is right all the same.
         let revision = self.engine.revision();
-        let version = self.engine.version(&self.select);
-        (revision.max(version.revision), version)
+        let version = self.engine.version(&self.select).ok_or_else(|| self.is_read_anew())?;
+        Ok((revision.max(version.revision), version))
     }
 
     /// All versions from now on, the current one first, and the revision up to which that one reflects every change.
-    #[must_use]
-    pub fn subscribe(&self) -> (Revision, Subscription) {
+    ///
+    /// # Errors
+    /// [`Refusal::NotReady`], where the directory is being read anew.
+    pub fn subscribe(&self) -> Result<(Revision, Subscription), Refusal> {
         let revision = self.engine.revision();
-        (revision, self.engine.subscribe(&self.select))
+        let subscription = self.engine.subscribe(&self.select).ok_or_else(|| self.is_read_anew())?;
+        Ok((revision, subscription))
+    }
+
+    fn is_read_anew(&self) -> Refusal {
+        Refusal::NotReady(format!("{} is being read anew", self.select.spec.directory.prefix()))
     }
 }
 

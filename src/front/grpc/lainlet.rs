@@ -70,7 +70,7 @@ impl LainletApi {
         let response = match method {
             Method::Get(spec) => {
                 let selected = select(views, spec, &parts, text.as_deref()).await?;
-                let (revision, version) = selected.version();
+                let (revision, version) = selected.version().map_err(|refusal| answer::status(&refusal))?;
                 let message =
                     answer::message(&version).map_err(|status| Refused { status, revision: Some(revision) })?;
                 answered(message, Some(revision))
@@ -92,7 +92,7 @@ impl LainletApi {
     }
 
     async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
-        let (revision, mut subscription) = selected.subscribe();
+        let (revision, mut subscription) = selected.subscribe().map_err(|refusal| answer::status(&refusal))?;
         let first = subscription.next().await.ok_or_else(watch::ended)?;
         let revision = revision.max(first.revision);
         if let Err(error) = &first.body {
