@@ -298,8 +298,12 @@ impl Lainlet {
         let revision = |directory: Directory| self.shared.engines[directory as usize].revision();
         let revision = revision(Directory::PodGroups).min(revision(Directory::Depends));
         let asked = addr.filter(|addr| !addr.is_empty()).map_or_else(|| caller.addr.to_string(), str::to_owned);
-        let without_port = if asked.parse::<IpAddr>().is_ok() { &*asked } else { cut_port(&asked) };
-        let parsed = without_port.parse::<IpAddr>().ok();
+        let is_bare = asked.parse::<IpAddr>().is_ok();
+        let without_port = if is_bare { &*asked } else { asked.rsplit_once(':').map_or(&*asked, |(addr, _)| addr) };
+        if without_port.is_empty() {
+            return Err(Refusal::EmptyKey);
+        }
+        let parsed = without_port.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
         let app = parsed.and_then(|addr| self.shared.rules.app_at(addr.to_canonical()));
         app.map(|app| (revision, app)).ok_or_else(|| Refusal::UnknownAddress(without_port.to_owned()))
     }
@@ -389,7 +393,8 @@ impl Lainlet {
             }
         };
         let keys = match wanted.as_str() {
-            "*" => Match::All,
+            // A node is never all nodes.
+            "*" if spec.absent != Absent::CallersNode => Match::All,
             "" => return Err(Refusal::EmptyKey),
             key if key.ends_with(spec.suffix) => Match::Key(key.as_bytes().into()),
             key => Match::Key([key, spec.suffix].concat().into_bytes().into()),
@@ -448,10 +453,4 @@ impl Selected {
 fn not_ready(directory: Directory, feed: &Feed, what: &str) -> Refusal {
     let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
     Refusal::NotReady(format!("{} {what}{why}", directory.prefix()))
-}
-
-/// An address without what stands behind its last colon, and without brackets.
-fn cut_port(addr: &str) -> &str {
-    let addr = addr.rsplit_once(':').map_or(addr, |(addr, _)| addr);
-    addr.trim_start_matches('[').trim_end_matches(']')
 }
