@@ -29,7 +29,7 @@ impl Caller {
 }
 
 /// Who may see what. Every answer may change with the next request.
-pub trait Rules: Send + Sync + 'static {
+pub(super) trait Rules: Send + Sync + 'static {
     /// Whether the rules know enough of the caller without looking into any table.
     fn is_trusted(&self, caller: Caller) -> bool;
 
@@ -67,7 +67,7 @@ pub struct Trust {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct ByAddress {
+pub(super) struct ByAddress {
     trust: Trust,
     tables: RwLock<Tables>,
 }

@@ -25,7 +25,7 @@ static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), 
 
 /// One key's part of a reply, or one of its parts.
 #[derive(Debug)]
-pub struct Row {
+pub(super) struct Row {
     group: Option<Box<[u8]>>,
     order: Box<[u8]>,
     key: Bytes,

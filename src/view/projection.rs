@@ -87,11 +87,11 @@ pub enum ViewError {
 
 /// Pods behind the rows of a reply, for views that are not shown when too many are lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pods {
+pub(super) struct Pods {
     /// All of them.
-    pub all: u64,
+    pub(super) all: u64,
     /// Those with an address.
-    pub alive: u64,
+    pub(super) alive: u64,
 }
 
 impl Pods {
@@ -99,13 +99,13 @@ impl Pods {
     ///
     /// # Errors
     /// [`ViewError::ContainersLost`] otherwise.
-    pub fn mostly_alive(self) -> Result<(), ViewError> {
+    pub(super) fn mostly_alive(self) -> Result<(), ViewError> {
         if self.all == 0 || 2 * self.alive < self.all { Err(ViewError::ContainersLost) } else { Ok(()) }
     }
 }
 
 /// A view over documents of type `D`.
-pub trait Projection<D>: Send + Sync + 'static {
+pub(super) trait Projection<D>: Send + Sync + 'static {
     /// Its names and rules.
     fn spec(&self) -> &'static Spec;
 
@@ -126,7 +126,7 @@ pub trait Projection<D>: Send + Sync + 'static {
 
 /// The rows of one document. Rows with the same name: the one of the last etcd key is shown.
 #[derive(Debug)]
-pub struct Rows<'a> {
+pub(super) struct Rows<'a> {
     select: &'a Select,
     /// Where targets are matched against it: the cache key.
     key: &'a [u8],
@@ -140,18 +140,18 @@ impl<'a> Rows<'a> {
 
     /// What is asked for.
     #[must_use]
-    pub fn select(&self) -> &Select {
+    pub(super) fn select(&self) -> &Select {
         self.select
     }
 
     /// Whether rows under this match key are wanted. To be asked before rows are made, where [`Spec::matches_rows`].
     #[must_use]
-    pub fn wants(&self, match_key: &[u8]) -> bool {
+    pub(super) fn wants(&self, match_key: &[u8]) -> bool {
         self.select.matches(match_key)
     }
 
     /// An object's member `name`, with the map value of the gRPC reply. In order of the names' bytes.
-    pub fn entry(&mut self, name: &[u8], value: &impl Serialize, message: &impl Message) {
+    pub(super) fn entry(&mut self, name: &[u8], value: &impl Serialize, message: &impl Message) {
         let mut json = Vec::with_capacity(256);
         json::write_string(&mut json, name);
         json.push(b':');
@@ -160,7 +160,7 @@ impl<'a> Rows<'a> {
     }
 
     /// As [`Rows::entry`], with the member's JSON, name included, and the encoded map value.
-    pub fn raw_entry(&mut self, name: &[u8], json: Vec<u8>, value: &[u8]) {
+    pub(super) fn raw_entry(&mut self, name: &[u8], json: Vec<u8>, value: &[u8]) {
         let text = String::from_utf8_lossy(name);
         let mut message = Vec::with_capacity(text.len() + value.len() + 12);
         let entry_len = delimited_len(text.len()) + delimited_len(value.len());
@@ -172,19 +172,19 @@ impl<'a> Rows<'a> {
 
     /// An array's element, in order of `order`'s bytes, with the encoded element of the gRPC reply's field 1: all of the field,
     /// but for packed numbers.
-    pub fn element(&mut self, order: &[u8], value: &impl Serialize, message: Vec<u8>) {
+    pub(super) fn element(&mut self, order: &[u8], value: &impl Serialize, message: Vec<u8>) {
         self.push(None, order, json::to_json(value), message, Pods::default());
     }
 
     /// An element of the array under `group`, in order of `order`'s bytes.
-    pub fn grouped(&mut self, group: &[u8], order: &[u8], value: &impl Serialize, message: &impl Message) {
+    pub(super) fn grouped(&mut self, group: &[u8], order: &[u8], value: &impl Serialize, message: &impl Message) {
         let mut element = Vec::new();
         put_delimited(&mut element, 1, &message.encode_to_vec());
         self.push(Some(group), order, json::to_json(value), element, Pods::default());
     }
 
     /// The pods behind the row that was given last.
-    pub fn pods(&mut self, pods: Pods) {
+    pub(super) fn pods(&mut self, pods: Pods) {
         if let Some(row) = self.list.last_mut() {
             row.pods = pods;
         }
@@ -192,7 +192,7 @@ impl<'a> Rows<'a> {
 
     /// An element of a repeated message field with number 1.
     #[must_use]
-    pub fn message_element(message: &impl Message) -> Vec<u8> {
+    pub(super) fn message_element(message: &impl Message) -> Vec<u8> {
         let mut element = Vec::new();
         put_delimited(&mut element, 1, &message.encode_to_vec());
         element

@@ -6,7 +6,7 @@ use super::projection::Spec;
 
 /// Which keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Match {
+pub(super) enum Match {
     /// `*`.
     All,
     /// The key itself while it exists; otherwise all that begin with it. Not empty.
@@ -15,21 +15,21 @@ pub enum Match {
 
 /// What of a view is asked for.
 #[derive(Clone, Debug)]
-pub struct Select {
+pub(super) struct Select {
     /// The view.
-    pub spec: &'static Spec,
+    pub(super) spec: &'static Spec,
     /// Which keys.
-    pub keys: Match,
+    pub(super) keys: Match,
     /// The node, where [`Spec::of_node`].
-    pub node: Option<Box<str>>,
+    pub(super) node: Option<Box<str>>,
     /// Without secrets, for those who may not see them.
-    pub public: bool,
+    pub(super) public: bool,
 }
 
 impl Select {
     /// Whether a match key is among those asked for, exactly or by its beginning.
     #[must_use]
-    pub fn matches(&self, key: &[u8]) -> bool {
+    pub(super) fn matches(&self, key: &[u8]) -> bool {
         match &self.keys {
             Match::All => true,
             Match::Key(wanted) => key.starts_with(wanted),
@@ -38,7 +38,7 @@ impl Select {
 
     /// Whether this is the very key that was asked for.
     #[must_use]
-    pub fn is_exactly(&self, key: &[u8]) -> bool {
+    pub(super) fn is_exactly(&self, key: &[u8]) -> bool {
         matches!(&self.keys, Match::Key(wanted) if **wanted == *key)
     }
 }

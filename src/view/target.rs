@@ -147,11 +147,6 @@ impl Shown {
         self.exact.bytes() + self.others.bytes()
     }
 
-    /// Whether it has rows of a cache key.
-    pub(super) fn has(&self, key: &[u8]) -> bool {
-        self.rows.contains_key(key)
-    }
-
     /// Puts the rows of a key in the place of those that it had.
     pub(super) fn replace(&mut self, key: &Bytes, rows: SmallVec<[Arc<Row>; 1]>, kind: Kind, received: Instant) {
         let old = self.rows.remove(key).unwrap_or_default();

@@ -11,6 +11,8 @@ mod broken;
 mod client;
 mod data;
 mod grpc;
+mod model;
+mod random;
 mod sse;
 mod startup;
 mod streams;

@@ -66,7 +66,9 @@ fn refused_groups() -> Vec<String> {
 
 /// What the relay counted of values that do not parse.
 async fn refused_values(lain: &Lain) -> f64 {
-    lain.relay.metric("etcd_relay_view_values_refused_total").await
+    let metrics = lain.relay.metrics().await;
+    let changes = http::series(&metrics, "etcd_relay_view_changes_total");
+    changes.filter(|(labels, _)| labels.contains(r#"effect="refused""#)).map(|(_, count)| count).sum()
 }
 
 /// Lines of the log at WARN or above that name this key.
