@@ -99,6 +99,7 @@ struct Views {
     lainlet: Lainlet,
     feed: Arc<Feed>,
     revision: Revision,
+    tasks: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -123,9 +124,9 @@ impl Views {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let config = Config { trust: Trust { everyone: true, ..Trust::default() }, ..Config::default() };
-        let stop = CancellationToken::new();
-        let lainlet = Lainlet::new(config, hub, TaskTracker::new(), stop.clone());
-        Self { runtime, lainlet, feed, revision, stop }
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let lainlet = Lainlet::new(config, hub, tasks.clone(), stop.clone());
+        Self { runtime, lainlet, feed, revision, tasks, stop }
     }
 
     fn select(&self, path: &str, parameter: Option<&str>, revision: Revision) -> Selected {
@@ -159,6 +160,8 @@ impl Views {
 impl Drop for Views {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.tasks.close();
+        self.runtime.block_on(self.tasks.wait());
     }
 }
 
