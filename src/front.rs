@@ -9,6 +9,7 @@ pub mod http;
 pub mod inspect;
 pub mod lainlet;
 pub mod listen;
+mod pieces;
 
 pub use inspect::Inspect;
 

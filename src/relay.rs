@@ -27,6 +27,7 @@ use crate::{
         grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
+            lainlet::LainletHttp,
             member,
         },
         listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
@@ -124,13 +125,15 @@ impl Relay {
         let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
         let member = member::router(process.clone());
+        let over_http = LainletHttp::new(core.lainlet.clone(), phases.streams.clone());
         let lainlet = LainletApi::new(core.lainlet, phases.streams.clone());
         let local = Locals { etcd: core.api, lainlet };
         let port = GrpcPort { local, forward: core.forward, health, reflection, member: member.clone() };
         phases.clients.spawn(grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
-            phases.clients.spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop.clone()));
+            let port = HttpPort::with_lainlet(admin.router(), over_http, grpc_addr);
+            phases.clients.spawn(http.serve(port, stop.clone()));
         }
         if let Some(metrics_only) = metrics_only {
             phases.clients.spawn(metrics_only.serve(HttpPort::new(member, grpc_addr), stop));

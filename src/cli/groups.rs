@@ -91,13 +91,12 @@ impl Ports {
 
     fn port(&self, port: Port, addr: SocketAddr) -> listen::Config {
         listen::Config {
-            addr,
-            port,
             max_connections: self.max_connections,
             max_streams: self.max_streams_per_connection,
             stream_buffer: self.stream_buffer_bytes.0,
             keepalive: (!self.keepalive_interval.0.is_zero())
                 .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),
+            ..listen::Config::new(port, addr)
         }
     }
 }

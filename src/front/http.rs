@@ -1,6 +1,8 @@
-//! Plain HTTP: the operator's port ([`admin`]) and what an etcd member answers beside gRPC ([`member`]).
+//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API on it ([`lainlet`]), and what an etcd member answers beside gRPC
+//! ([`member`]).
 
 pub mod admin;
+pub mod lainlet;
 pub mod member;
 
 use axum::response::{IntoResponse, Response};

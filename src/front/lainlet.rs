@@ -4,12 +4,9 @@
 
 use std::time::UNIX_EPOCH;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use crate::{
-    types::{EventKind, Revision},
-    view::{LastEvent, Stats},
-};
+use crate::{types::EventKind, view::Stats};
 
 /// The API that is spoken.
 pub const API_VERSION: &str = "2.4";
@@ -32,21 +29,34 @@ pub fn update_time(stats: &Stats) -> i64 {
     at.map_or(NEVER, |at| at.as_secs().cast_signed())
 }
 
-/// The last change of a directory, as Lainlet's `LastEvent`, but without the value: that may be a secret.
-#[must_use]
-pub fn last_event(stats: &Stats) -> Value {
-    let (action, key, revision) = match &stats.last {
-        None => (0, String::new(), Revision::ZERO),
-        Some(LastEvent { key, revision, kind, .. }) => {
-            let action = match kind {
-                Some(EventKind::Put) => 1,
-                Some(EventKind::Delete) => 3,
-                None => 4,
-            };
-            (action, String::from_utf8_lossy(key).into_owned(), *revision)
-        }
-    };
-    json!({ "Action": action, "Key": key, "ModifiedIndex": revision.get(), "Data": null })
+/// The last change of a directory, as Lainlet tells it, but without the value: that may be a secret.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct LastEvent {
+    /// 0 none, 1 a put, 3 a deletion, 4 a new snapshot.
+    action: u8,
+    /// The key in etcd, or the directory of a snapshot.
+    key: String,
+    modified_index: i64,
+    /// Always `null`.
+    data: (),
+}
+
+impl LastEvent {
+    /// That of a directory with this state.
+    #[must_use]
+    pub fn of(stats: &Stats) -> Self {
+        let Some(last) = &stats.last else {
+            return Self { action: 0, key: String::new(), modified_index: 0, data: () };
+        };
+        let action = match last.kind {
+            Some(EventKind::Put) => 1,
+            Some(EventKind::Delete) => 3,
+            None => 4,
+        };
+        let key = String::from_utf8_lossy(&last.key).into_owned();
+        Self { action, key, modified_index: last.revision.get(), data: () }
+    }
 }
 
 #[cfg(test)]
@@ -56,8 +66,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::{types::Revision, view};
 
-    fn stats(last: Option<LastEvent>) -> Stats {
+    fn told(stats: &Stats) -> String {
+        serde_json::to_string(&LastEvent::of(stats)).expect("JSON")
+    }
+
+    fn stats(last: Option<view::LastEvent>) -> Stats {
         Stats { subscribers: 0, targets: 0, keys: 0, last, refused: Vec::new(), refused_total: 0 }
     }
 
@@ -65,20 +80,20 @@ mod tests {
     fn nothing_has_happened_in_gos_first_year() {
         let stats = stats(None);
         assert_eq!(update_time(&stats), NEVER);
-        assert_eq!(last_event(&stats), json!({ "Action": 0, "Key": "", "ModifiedIndex": 0, "Data": null }));
+        assert_eq!(told(&stats), r#"{"Action":0,"Key":"","ModifiedIndex":0,"Data":null}"#);
     }
 
     #[test]
     fn the_last_event_is_told_without_its_value() {
         for (kind, action) in [(Some(EventKind::Put), 1), (Some(EventKind::Delete), 3), (None, 4)] {
-            let stats = stats(Some(LastEvent {
+            let stats = stats(Some(view::LastEvent {
                 key: Bytes::from_static(b"/lain/config/vip"),
                 revision: Revision::new(7),
                 kind,
                 at: SystemTime::UNIX_EPOCH + Duration::from_millis(12_900),
             }));
-            let want = json!({ "Action": action, "Key": "/lain/config/vip", "ModifiedIndex": 7, "Data": null });
-            assert_eq!(last_event(&stats), want);
+            let rest = r#""Key":"/lain/config/vip","ModifiedIndex":7,"Data":null"#;
+            assert_eq!(told(&stats), format!(r#"{{"Action":{action},{rest}}}"#));
             assert_eq!(update_time(&stats), 12);
         }
     }

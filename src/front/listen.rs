@@ -5,13 +5,17 @@
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
 //! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay
 //!   rather than waits in a queue that nobody sees;
-//! - a connection that sends nothing is closed after [`Config::FIRST_BYTES`], one whose peer vanished after a missed ping;
+//! - a connection that sends nothing is closed after [`Config::FIRST_BYTES`], one whose peer vanished after a missed ping,
+//!   one that takes no bytes after [`Config::write_stall`];
+//! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
 mod connections;
 mod files;
+mod lasting;
 mod preface;
 mod serve;
+mod socket;
 
 use std::{
     io,
@@ -21,12 +25,14 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use self::{
     connections::{ConnectionId, Connections},
     files::fit_connections,
+    lasting::Lasting,
     serve::Stop,
 };
 use crate::telemetry::names;
@@ -44,8 +50,10 @@ pub struct Config {
     pub max_streams: NonZeroU32,
     /// Bytes of one stream's answer that may wait for its client to read them, behind what the handler keeps itself.
     pub stream_buffer: NonZeroUsize,
-    /// Pings on HTTP/2 connections; `None` sends none.
+    /// Pings on HTTP/2 connections, probes of TCP on others; `None` sends none.
     pub keepalive: Option<Keepalive>,
+    /// How long a connection may take no bytes while there are some for it.
+    pub write_stall: Duration,
 }
 
 /// Pings that find out whether a client is still there.
@@ -55,6 +63,21 @@ pub struct Keepalive {
     pub interval: Duration,
     /// A connection without an answer for this long is closed.
     pub timeout: Duration,
+}
+
+impl Keepalive {
+    /// Probes of TCP that may stay without an answer.
+    const PROBES: u32 = 4;
+
+    /// The same by means of TCP, for clients that speak HTTP/1.1. Accepted connections take it over from the listener.
+    fn of_tcp(self, listener: &StdListener) -> io::Result<()> {
+        // Linux takes whole seconds in this range.
+        let fit = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+        sockopt::set_tcp_keepidle(listener, fit(self.interval))?;
+        sockopt::set_tcp_keepintvl(listener, fit(self.timeout / Self::PROBES))?;
+        sockopt::set_tcp_keepcnt(listener, Self::PROBES)?;
+        Ok(sockopt::set_socket_keepalive(listener, true)?)
+    }
 }
 
 impl Config {
@@ -68,6 +91,8 @@ impl Config {
     pub const KEEPALIVE: Keepalive = Keepalive { interval: Duration::from_secs(60), timeout: Duration::from_secs(20) };
     /// How long a connection may take for its first bytes. A client that connects has them ready.
     pub const FIRST_BYTES: Duration = Duration::from_secs(10);
+    /// Longer than any pause of a client that will read on; what waits for it meanwhile is bounded.
+    pub const WRITE_STALL: Duration = Duration::from_secs(120);
 
     /// A port of kind `port` at `addr` with defaults for the rest.
     #[must_use]
@@ -79,6 +104,7 @@ impl Config {
             max_streams: Self::MAX_STREAMS,
             stream_buffer: Self::STREAM_BUFFER,
             keepalive: Some(Self::KEEPALIVE),
+            write_stall: Self::WRITE_STALL,
         }
     }
 }
@@ -119,6 +145,9 @@ impl Bound {
         let failed = |cause| BindError { addr: config.addr, port: config.port, cause };
         let listener = StdListener::bind(config.addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        if let Some(keepalive) = config.keepalive {
+            keepalive.of_tcp(&listener).map_err(failed)?;
+        }
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));

@@ -24,7 +24,7 @@ pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 pub const CONNECTIONS: &str = "etcd_relay_connections";
 /// Connections accepted since the start, by [`Port`].
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
-/// Connections that were closed unserved, by [`Port`] and [`Turned`].
+/// Connections that the port closed for its own sake, by [`Port`] and [`Turned`].
 pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
 /// Failures of `accept` that are not the peer's, by [`Port`].
 pub const ACCEPT_ERRORS: &str = "etcd_relay_accept_errors_total";
@@ -152,12 +152,14 @@ impl Port {
 }
 
 labels! {
-    /// Why a connection was closed unserved.
+    /// Why a port closed a connection that its client kept open.
     Turned as "reason" {
         /// The port has its largest number of connections.
         Limit = "limit",
         /// It sent nothing in time.
         Silent = "silent",
+        /// It took no bytes for too long.
+        Stalled = "stalled",
     }
 }
 labels! {
@@ -491,7 +493,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (WATCHES_CANCELED, "Watches that ended, by reason"),
     (WATCHES_REFUSED, "Watch creates that were refused, by reason"),
     (CONNECTIONS_ACCEPTED, "Connections accepted"),
-    (CONNECTIONS_TURNED_AWAY, "Connections that were closed unserved, by reason"),
+    (CONNECTIONS_TURNED_AWAY, "Connections closed unserved or for taking no bytes, by reason"),
     (ACCEPT_ERRORS, "Failures of accept that are not the peer's, such as too many open files"),
     (UPSTREAM_EVENTS, "Events received from upstream on feeds"),
     (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),

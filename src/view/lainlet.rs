@@ -11,10 +11,9 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -163,7 +162,7 @@ impl std::fmt::Debug for Lainlet {
 
 /// An engine, whatever its documents are.
 trait Shows: Send + Sync {
-    fn run<'a>(&'a self, feed: &'a Feed, stop: &'a CancellationToken) -> BoxFuture<'a, ()>;
+    fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken);
     fn has(&self, select: &Select) -> bool;
     fn version(&self, select: &Select) -> Arc<Version>;
     fn subscribe(&self, select: &Select) -> Subscription;
@@ -173,8 +172,8 @@ trait Shows: Send + Sync {
 }
 
 impl<D: Document> Shows for Engine<D> {
-    fn run<'a>(&'a self, feed: &'a Feed, stop: &'a CancellationToken) -> BoxFuture<'a, ()> {
-        Box::pin(Self::run(self, feed, stop))
+    fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken) {
+        Self::follow(self, runtime, feed, stop);
     }
 
     fn has(&self, select: &Select) -> bool {
@@ -256,8 +255,8 @@ impl Lainlet {
             let feeds = Directory::ALL.map(|directory| self.shared.hub.always(directory.range()));
             for (engine, feed) in self.shared.engines.iter().zip(&feeds) {
                 let (engine, feed, stop) = (engine.clone(), feed.clone(), self.shared.stop.clone());
-                let runtime = tokio::runtime::Handle::current();
-                self.shared.tasks.spawn_blocking(move || runtime.block_on(engine.run(&feed, &stop)));
+                let runtime = Handle::current();
+                self.shared.tasks.spawn_blocking(move || engine.follow(&runtime, &feed, &stop));
             }
             feeds
         })

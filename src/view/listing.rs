@@ -5,10 +5,11 @@
 //! - rows are in order of group, then order, then etcd key; of rows with the same group and order the last is shown;
 //! - rows of one group (or, without groups, of one order) are in one chunk, so a chunk is rendered without its neighbours;
 //! - a change costs the chunk that it falls into and a pointer for each other chunk, not a walk over all rows;
-//! - equal digests mean equal replies: it is a keyed 128-bit hash of what is shown, so that nobody can make two collide.
+//! - equal digests mean equal replies, and different ones different replies: it is a keyed 128-bit hash of what is shown and in
+//!   which order, whichever keys that comes from, so that nobody can make two collide.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Arc, LazyLock, OnceLock},
 };
 
@@ -22,6 +23,43 @@ const CHUNK_MAX: usize = 32;
 
 /// Keys of the digests.
 static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
+
+/// What the hash of a sequence is multiplied with for each row that follows. Of the remainders by 8 that odd numbers have, this
+/// one lets powers repeat the latest.
+static BASE: LazyLock<u128> = LazyLock::new(|| hash(&()) & !7 | 5);
+
+fn hash(of: &impl Hash) -> u128 {
+    let [high, low] = [0, 1].map(|half| u128::from(KEYS[half].hash_one(of)));
+    high << 64 | low
+}
+
+/// A hash of a sequence of rows, which is the same however the sequence is parted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Digest {
+    hash: u128,
+    /// The base to the power of the sequence's length.
+    power: u128,
+}
+
+impl Default for Digest {
+    /// Of no row.
+    fn default() -> Self {
+        Self { hash: 0, power: 1 }
+    }
+}
+
+impl Digest {
+    fn of(row: &Row) -> Self {
+        Self { hash: row.digest, power: *BASE }
+    }
+
+    fn then(self, next: Self) -> Self {
+        Self {
+            hash: self.hash.wrapping_mul(next.power).wrapping_add(next.hash),
+            power: self.power.wrapping_mul(next.power),
+        }
+    }
+}
 
 /// One key's part of a reply, or one of its parts.
 #[derive(Debug)]
@@ -44,14 +82,15 @@ impl Row {
         message: Vec<u8>,
         pods: Pods,
     ) -> Self {
-        let [high, low] = [0, 1].map(|half| u128::from(KEYS[half].hash_one((group, order, &json))));
+        // Not of the order, which most often is the key: where it is not shown, it makes no difference.
+        let digest = hash(&(group, &json));
         Self {
             group: group.map(Into::into),
             order: order.into(),
             key,
             json: json.into(),
             message: message.into(),
-            digest: high << 64 | low,
+            digest,
             pods,
         }
     }
@@ -67,7 +106,7 @@ impl Row {
 
     /// Whether another row of the same document says the same, so that nothing has to change.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.digest == other.digest && self.pods == other.pods
+        self.digest == other.digest && self.order == other.order && self.pods == other.pods
     }
 
     fn is_shadowed_by(&self, next: &Self) -> bool {
@@ -83,7 +122,7 @@ impl Row {
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
     rows: Vec<Arc<Row>>,
-    digest: u128,
+    digest: Digest,
     pods: Pods,
     json: OnceLock<Bytes>,
     message: OnceLock<Bytes>,
@@ -109,9 +148,9 @@ impl Chunk {
     }
 
     fn recount(&mut self) {
-        let (mut digest, mut pods) = (0_u128, Pods::default());
+        let (mut digest, mut pods) = (Digest::default(), Pods::default());
         for row in self.shown() {
-            digest = digest.wrapping_add(row.digest);
+            digest = digest.then(Digest::of(row));
             pods.all += row.pods.all;
             pods.alive += row.pods.alive;
         }
@@ -199,7 +238,7 @@ impl Listing {
 
     /// A hash of what is shown.
     pub(super) fn digest(&self) -> u128 {
-        self.chunks.iter().fold(0, |digest, chunk| digest.wrapping_add(chunk.digest))
+        self.chunks.iter().fold(Digest::default(), |digest, chunk| digest.then(chunk.digest)).hash
     }
 
     /// The pods behind all that is shown.

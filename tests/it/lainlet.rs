@@ -152,6 +152,7 @@ impl Lain {
         let uri = client::with(uri, &format!("min_revision={revision}"));
         eventually(&format!("GET {uri} is answered"), async || {
             let answer = self.get(&uri).await;
+            assert_ne!(answer.status, 404, "GET {uri}: {}", answer.text());
             // A busy machine may take longer than the relay waits.
             (answer.status != 503 && answer.status != 504).then_some(answer)
         })

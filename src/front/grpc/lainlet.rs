@@ -20,7 +20,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
 use hyper::body::Incoming;
@@ -94,7 +93,7 @@ impl LainletApi {
 
     async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
         let (revision, mut subscription) = selected.subscribe();
-        let first = subscription.next().await.ok_or_else(watch::stopped)?;
+        let first = subscription.next().await.ok_or_else(watch::ended)?;
         let revision = revision.max(first.revision);
         if let Err(error) = &first.body {
             return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
@@ -204,10 +203,11 @@ fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody
 fn state(views: &Lainlet) -> StatusReply {
     let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     let watchers = views.stats().into_iter().map(|(name, stats)| {
+        let event = serde_json::to_vec(&told::LastEvent::of(&stats)).expect("JSON has numbers and texts");
         let status = WatcherStatus {
             num_receivers: count(stats.subscribers),
             update_time: told::update_time(&stats),
-            last_event: Bytes::from(told::last_event(&stats).to_string()),
+            last_event: event.into(),
             total_keys: count(stats.keys),
         };
         (format!("{name}watcher"), status)

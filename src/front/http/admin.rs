@@ -8,7 +8,7 @@
 //! | GET /debug/state | feeds, watches and connections as JSON |
 //! | GET /debug/state?watch=1s | the same every second, as server-sent events |
 //!
-//! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, which is merged into this router.
+//! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, which [`HttpPort`] asks first.
 
 use std::{
     convert::Infallible,
@@ -16,12 +16,12 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Query, State},
     response::{
         IntoResponse, Response,
@@ -29,7 +29,7 @@ use axum::{
     },
     routing::get,
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryFutureExt as _, future::BoxFuture};
 use http::{Request, StatusCode, Uri};
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -39,8 +39,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::ServiceExt as _;
 
-use super::not_found;
-use crate::front::{Inspect, grpc::is_grpc, listen::Connections};
+use super::{
+    lainlet::{self, Answering, LainletBody, LainletHttp},
+    not_found,
+};
+use crate::front::{
+    Inspect,
+    body::PortBody,
+    grpc::is_grpc,
+    listen::{Connections, Lasting},
+};
 
 /// Connections that `/debug/state` lists; an answer of some hundred KiB.
 const LISTED_CONNECTIONS: usize = 1_000;
@@ -80,10 +88,11 @@ impl Admin {
     }
 }
 
-/// Serves a router on a port, and tells those who bring gRPC here where to go.
+/// Serves a router on a port, before it perhaps Lainlet's API, and tells those who bring gRPC here where to go.
 #[derive(Clone, Debug)]
 pub struct HttpPort {
     router: Router,
+    lainlet: Option<LainletHttp>,
     grpc_addr: SocketAddr,
 }
 
@@ -92,25 +101,69 @@ impl HttpPort {
     #[must_use]
     pub fn new(router: Router, grpc_addr: SocketAddr) -> Self {
         let router = router.fallback(move |uri: Uri| async move { other(&uri, grpc_addr) });
-        Self { router, grpc_addr }
+        Self { router, lainlet: None, grpc_addr }
+    }
+
+    /// A port where Lainlet's API is, whose answer it then is that a path is not there.
+    #[must_use]
+    pub fn with_lainlet(router: Router, lainlet: LainletHttp, grpc_addr: SocketAddr) -> Self {
+        let router = router.fallback(async || (StatusCode::NOT_FOUND, lainlet::NO_SUCH_PATH));
+        Self { router, lainlet: Some(lainlet), grpc_addr }
+    }
+
+    fn wrong_port(&self) -> Response<PortBody<LainletBody>> {
+        let status = Status::unimplemented(format!(
+            "this is etcd-relay's HTTP port; etcd's v3 API over gRPC is at {}",
+            self.grpc_addr
+        ));
+        status.into_http::<tonic::body::Body>().map(PortBody::Plain)
     }
 }
 
 impl hyper::service::Service<Request<Incoming>> for HttpPort {
-    type Response = Response<Body>;
+    type Response = Response<PortBody<LainletBody>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = HttpAnswer;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        if is_grpc(request.headers()) {
-            let status = Status::unimplemented(format!(
-                "this is etcd-relay's HTTP port; etcd's v3 API over gRPC is at {}",
-                self.grpc_addr
-            ));
-            return Box::pin(async move { Ok(status.into_http::<tonic::body::Body>().map(Body::new)) });
+    fn call(&self, request: Request<Incoming>) -> HttpAnswer {
+        if let Some(lainlet) = &self.lainlet
+            && let Some(route) = lainlet.route(request.uri().path())
+        {
+            return HttpAnswer::Lainlet(lainlet.call(route, request));
         }
-        let answer = self.router.clone().oneshot(request.map(Body::new));
-        Box::pin(answer)
+        if is_grpc(request.headers()) {
+            let refused = self.wrong_port();
+            return HttpAnswer::Other(Box::pin(async move { Ok(refused) }));
+        }
+        let answer = self.router.clone().oneshot(request);
+        HttpAnswer::Other(Box::pin(
+            answer.map_ok(|response| response.map(|body| PortBody::Plain(tonic::body::Body::new(body)))),
+        ))
+    }
+}
+
+/// What a port answers, boxed only where it must be waited for.
+pub enum HttpAnswer {
+    /// An answer of Lainlet's API.
+    Lainlet(Answering),
+    /// Any other.
+    Other(BoxFuture<'static, Result<Response<PortBody<LainletBody>>, Infallible>>),
+}
+
+impl fmt::Debug for HttpAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HttpAnswer")
+    }
+}
+
+impl Future for HttpAnswer {
+    type Output = Result<Response<PortBody<LainletBody>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Lainlet(answering) => Pin::new(answering).poll(cx).map(|response| Ok(response.map(PortBody::Local))),
+            Self::Other(answer) => answer.as_mut().poll(cx),
+        }
     }
 }
 
@@ -146,7 +199,9 @@ async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> R
     let states = IntervalStream::new(tokio::time::interval(every))
         .map(move |_| Event::default().event("state").json_data(describe(&admin)))
         .take_until(stop);
-    Sse::new(states).into_response()
+    let mut response = Sse::new(states).into_response();
+    response.extensions_mut().insert(Lasting);
+    response
 }
 
 fn describe(admin: &Admin) -> Map<String, Value> {

@@ -10,15 +10,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::Config;
 use crate::telemetry::names::Port;
 
-/// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: three
-/// quarters of the files to the gRPC port, a sixteenth to each other.
+/// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: half of the
+/// files to the gRPC port, three eighths to the HTTP port, a sixteenth to the port for metrics.
 pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut Config>) {
     // No limit at all is enough.
     let Some(files) = raise() else { return };
     for port in ports {
         let share = match port.port {
-            Port::Grpc => files / 4 * 3,
-            Port::Http | Port::Metrics => files / 16,
+            Port::Grpc => files / 2,
+            // Each watcher over HTTP/1.1 has a connection of its own.
+            Port::Http => files / 8 * 3,
+            Port::Metrics => files / 16,
         };
         let share = NonZeroUsize::new(usize::try_from(share).unwrap_or(usize::MAX)).unwrap_or(NonZeroUsize::MIN);
         if port.max_connections > share {
@@ -59,14 +61,14 @@ mod tests {
             ..Config::new(port, SocketAddr::from(([127, 0, 0, 1], 0)))
         };
         let mut few = [port(Port::Grpc, 1), port(Port::Http, 1)];
-        let mut many = [port(Port::Grpc, usize::MAX), port(Port::Http, usize::MAX)];
+        let mut many = [Port::Grpc, Port::Http, Port::Metrics].map(|kind| port(kind, usize::MAX));
         fit_connections(few.iter_mut().chain(&mut many));
         assert_eq!(few.map(|port| port.max_connections.get()), [1, 1]);
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!(current, maximum);
         if let Some(files) = maximum {
-            let [grpc, http] = many.map(|port| port.max_connections.get() as u64);
-            assert!(grpc + http < files && http > 0, "{grpc} + {http} of {files}");
+            let [grpc, http, metrics] = many.map(|port| port.max_connections.get() as u64);
+            assert!(grpc + http + metrics < files && metrics > 0, "{grpc} + {http} + {metrics} of {files}");
         }
     }
 }

@@ -2,19 +2,14 @@
 //!
 //! Always holds: no byte is lost; at most the length of HTTP/2's preface is read here.
 
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::io;
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+use super::socket::{FIRST, Socket, Terms};
 
 /// What each HTTP/2 client says first (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8; FIRST] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Which protocol a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,18 +18,9 @@ pub(super) enum Protocol {
     Http2,
 }
 
-/// A connection of which the first bytes were read, and come first when read again.
-#[derive(Debug)]
-pub(super) struct Opened {
-    stream: TcpStream,
-    first: [u8; PREFACE.len()],
-    given: usize,
-    filled: usize,
-}
-
 /// Reads until the protocol is known. `None` where the peer closes before that.
-pub(super) async fn open(mut stream: TcpStream) -> io::Result<Option<(Protocol, Opened)>> {
-    let mut first = [0; PREFACE.len()];
+pub(super) async fn open(mut stream: TcpStream, terms: Terms) -> io::Result<Option<(Protocol, Socket)>> {
+    let mut first = [0; FIRST];
     let mut filled = 0;
     let protocol = loop {
         let count = stream.read(&mut first[filled..]).await?;
@@ -45,49 +31,11 @@ pub(super) async fn open(mut stream: TcpStream) -> io::Result<Option<(Protocol, 
         if first[..filled] != PREFACE[..filled] {
             break Protocol::Http1;
         }
-        if filled == PREFACE.len() {
+        if filled == FIRST {
             break Protocol::Http2;
         }
     };
-    Ok(Some((protocol, Opened { stream, first, given: 0, filled })))
-}
-
-impl AsyncRead for Opened {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.given < self.filled {
-            let count = buf.remaining().min(self.filled - self.given);
-            buf.put_slice(&self.first[self.given..self.given + count]);
-            self.given += count;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Opened {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    Ok(Some((protocol, Socket::new(stream, first, filled, terms))))
 }
 
 #[cfg(test)]
@@ -95,12 +43,14 @@ mod tests {
     use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
     use super::*;
+    use crate::{front::listen::Config, telemetry::names::Port};
 
     async fn opened(pieces: &[&[u8]]) -> Option<(Protocol, Vec<u8>)> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
         let (client, server) = tokio::join!(TcpStream::connect(addr), listener.accept());
-        let (mut client, server) = (client.expect("connected"), server.expect("accepted").0);
+        let (mut client, (server, peer)) = (client.expect("connected"), server.expect("accepted"));
+        let terms = Terms { port: Port::Http, peer, write_stall: Config::WRITE_STALL };
         client.set_nodelay(true).expect("nodelay");
         let send = async move {
             for piece in pieces {
@@ -108,7 +58,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let ((), opened) = tokio::join!(send, open(server));
+        let ((), opened) = tokio::join!(send, open(server, terms));
         let (protocol, mut stream) = opened.expect("no error")?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.expect("all bytes");

@@ -1,10 +1,12 @@
 //! The accept loop and the life of one connection.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -22,7 +24,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Bound, ClientAddr, Config,
     connections::Listed,
+    lasting::{self, Takeover},
     preface::{self, Protocol},
+    socket::{Socket, Terms},
 };
 use crate::{
     front::body::BoxError,
@@ -99,16 +103,21 @@ impl Bound {
                 continue;
             };
             let listed = connections.open(config.port, peer);
-            let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
+            let (service, config, stop, spawner) = (service.clone(), config.clone(), stop.clone(), tasks.clone());
             tasks.spawn(async move {
-                let abort = stop.abort.clone();
+                let Stop { accept, abort } = stop;
                 // Dropping a connection in the middle cuts it off, which is what abort is for.
-                tokio::select! {
-                    biased;
-                    () = abort.cancelled() => {}
-                    () = connection(stream, peer, listed, service, &config, &stop.accept) => {}
-                }
-                drop(permit);
+                let connection = connection(stream, peer, listed, service, &config, &accept);
+                let Some(Some((socket, response, listed))) = abort.run_until_cancelled(connection).await else {
+                    return;
+                };
+                // In a task of its own, since this one is as large as what reads requests.
+                spawner.spawn(async move {
+                    if let Some(Err(error)) = abort.run_until_cancelled(lasting::stream(socket, response)).await {
+                        tracing::debug!(%peer, error = &*error, "Connection ended with an error");
+                    }
+                    drop((listed, permit));
+                });
             });
         }
         drop(listener);
@@ -117,6 +126,7 @@ impl Bound {
     }
 }
 
+/// Serves a connection to its end, or until an answer takes it over.
 async fn connection<S, B>(
     stream: TcpStream,
     peer: SocketAddr,
@@ -124,7 +134,8 @@ async fn connection<S, B>(
     service: S,
     config: &Config,
     stop: &CancellationToken,
-) where
+) -> Option<(Socket, Response<B>, Listed)>
+where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
@@ -135,38 +146,48 @@ async fn connection<S, B>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
     }
+    let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
-        opened = timeout(Config::FIRST_BYTES, preface::open(stream)) => opened,
-        () = stop.cancelled() => return,
+        opened = timeout(Config::FIRST_BYTES, preface::open(stream, terms)) => opened,
+        () = stop.cancelled() => return None,
     };
-    let (protocol, opened) = match opened {
+    let (protocol, socket) = match opened {
         Ok(Ok(Some(opened))) => opened,
-        Ok(Ok(None)) => return,
+        Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "Connection broke before it said anything");
-            return;
+            return None;
         }
         Err(_) => {
             turned_away(config.port, Turned::Silent);
             tracing::debug!(%peer, "Closed a connection that said nothing");
-            return;
+            return None;
         }
     };
     let id = listed.id;
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let call = move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ClientAddr(peer));
         request.extensions_mut().insert(id);
         service.call(request)
-    });
-    let io = TokioIo::new(opened);
+    };
     let result = match protocol {
         Protocol::Http1 => {
-            let connection = http1::Builder::new()
+            let takeover = Arc::new(Takeover::new(socket.written()));
+            let offered = takeover.clone();
+            let service = service_fn(move |request| offered.clone().offer(call(request)));
+            let mut connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEADERS as usize)
-                .serve_connection(io, service);
-            finish(connection, stop, http1::Connection::graceful_shutdown).await
+                .serve_connection(TokioIo::new(socket), service);
+            let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
+            match finish(Pin::new(&mut connection), poll, stop, http1::Connection::graceful_shutdown).await {
+                Ok(response) => {
+                    let socket = connection.into_parts().io.into_inner();
+                    return Some((socket, response, listed));
+                }
+                Err(result) => result,
+            }
         }
         Protocol::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -182,30 +203,34 @@ async fn connection<S, B>(
             if let Some(keepalive) = config.keepalive {
                 builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
             }
-            finish(builder.serve_connection(io, service), stop, http2::Connection::graceful_shutdown).await
+            let connection = pin!(builder.serve_connection(TokioIo::new(socket), service_fn(call)));
+            finish(connection, Future::poll, stop, http2::Connection::graceful_shutdown).await
         }
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "Connection ended with an error");
     }
-    drop(listed);
+    None
 }
 
 /// Drives a connection to its end; after `stop`, to the end of what it has begun.
-async fn finish<C>(connection: C, stop: &CancellationToken, ask: impl FnOnce(Pin<&mut C>)) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    let mut connection = pin!(connection);
-    tokio::select! {
-        biased;
-        result = connection.as_mut() => return result,
-        () = stop.cancelled() => ask(connection.as_mut()),
+async fn finish<C, T>(
+    mut connection: Pin<&mut C>,
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<T>,
+    stop: &CancellationToken,
+    ask: impl FnOnce(Pin<&mut C>),
+) -> T {
+    let driven = stop.run_until_cancelled(poll_fn(|cx| poll(connection.as_mut(), cx))).await;
+    match driven {
+        Some(result) => result,
+        None => {
+            ask(connection.as_mut());
+            poll_fn(|cx| poll(connection.as_mut(), cx)).await
+        }
     }
-    connection.await
 }
 
-fn turned_away(port: Port, reason: Turned) {
+pub(super) fn turned_away(port: Port, reason: Turned) {
     counter!(
         names::CONNECTIONS_TURNED_AWAY,
         Port::LABEL => port.as_str(),

@@ -1,8 +1,11 @@
 //! A port against clients of all kinds.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderValue, Request, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -10,6 +13,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
 };
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -22,6 +26,8 @@ struct Served {
     task: tokio::task::JoinHandle<()>,
     /// One message for each request that waits; dropped, it may go on.
     waiting: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
+    /// One for each answer that lasts: what is sent here, it sends.
+    streams: mpsc::Receiver<mpsc::Sender<Bytes>>,
 }
 
 fn serve(configure: impl FnOnce(&mut Config)) -> Served {
@@ -31,17 +37,10 @@ fn serve(configure: impl FnOnce(&mut Config)) -> Served {
     let bound = Bound::bind(config, connections.clone()).expect("bound");
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
     let (wait, waiting) = mpsc::channel(8);
+    let (open, streams) = mpsc::channel(8);
     let service = service_fn(move |request: Request<Incoming>| {
-        let wait = wait.clone();
-        async move {
-            if request.uri().path() == "/wait" {
-                let (go_on, gone_on) = tokio::sync::oneshot::channel();
-                wait.send(go_on).await.expect("the test waits");
-                let _ = gone_on.await;
-            }
-            let ClientAddr(peer) = request.extensions().get().expect("the peer's address");
-            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(peer.to_string()))))
-        }
+        let (wait, open) = (wait.clone(), open.clone());
+        async move { Ok::<_, Infallible>(answer(request, wait, open).await) }
     });
     Served {
         addr: bound.addr(),
@@ -49,7 +48,37 @@ fn serve(configure: impl FnOnce(&mut Config)) -> Served {
         stop: stop.clone(),
         task: tokio::spawn(bound.serve(service, stop)),
         waiting,
+        streams,
     }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    wait: mpsc::Sender<tokio::sync::oneshot::Sender<()>>,
+    open: mpsc::Sender<mpsc::Sender<Bytes>>,
+) -> Response<BoxBody<Bytes, Infallible>> {
+    match request.uri().path() {
+        "/wait" => {
+            let (go_on, gone_on) = tokio::sync::oneshot::channel();
+            wait.send(go_on).await.expect("the test waits");
+            let _ = gone_on.await;
+        }
+        path @ ("/lasting" | "/large") => {
+            let (send, sent) = mpsc::channel(1);
+            open.send(send).await.expect("the test waits");
+            let frames = ReceiverStream::new(sent).map(|bytes| Ok(Frame::data(bytes)));
+            let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+            response.headers_mut().insert("x-etcd-index", HeaderValue::from_static("7"));
+            if path == "/lasting" {
+                response.extensions_mut().insert(Lasting);
+            }
+            return response;
+        }
+        _ => {}
+    }
+    let ClientAddr(peer) = request.extensions().get().expect("the peer's address");
+    Response::new(Full::new(Bytes::from(peer.to_string())).boxed())
 }
 
 async fn connect(served: &Served) -> TcpStream {
@@ -152,6 +181,171 @@ async fn an_abort_cuts_off_what_does_not_finish() {
     served.task.await.expect("ended");
     assert_eq!(rest(&mut stream).await, "");
     assert!(served.connections.is_empty());
+}
+
+/// What a [`Lasting`] answer begins with.
+const LASTING_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Etcd-Index: 7\r\n\r\n";
+
+async fn read_exactly(stream: &mut TcpStream, expected: &str) {
+    let mut read = vec![0; expected.len()];
+    stream.read_exact(&mut read).await.expect("as many bytes");
+    assert_eq!(String::from_utf8_lossy(&read), expected);
+}
+
+/// Waits for what must come soon, so that a test ends where it does not.
+async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), awaited).await.unwrap_or_else(|_| panic!("{what}"))
+}
+
+async fn until_closed(served: &Served) {
+    soon("the connection is closed", async {
+        while !served.connections.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lasting_answer_ignores_what_the_client_sends_and_ends_as_it_closes() {
+    let mut served = serve(|_| {});
+    for reset in [false, true] {
+        let mut client = connect(&served).await;
+        // Early bytes come with the request, as a next request, and as more than any buffer holds.
+        client.write_all(b"GET /lasting HTTP/1.1\r\nhost: x\r\n\r\nearly").await.expect("sent");
+        let send = served.streams.recv().await.expect("an answer");
+        read_exactly(&mut client, LASTING_HEAD).await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        soon("all of it is read", client.write_all(&vec![b'x'; 16 << 20])).await.expect("sent");
+        send.send(Bytes::from_static(b"one")).await.expect("taken");
+        send.send(Bytes::from_static(b"two")).await.expect("taken");
+        read_exactly(&mut client, "onetwo").await;
+        if reset {
+            client.set_zero_linger().expect("a reset as it closes");
+        }
+        drop(client);
+        soon("the close is noticed", send.closed()).await;
+        until_closed(&served).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lasting_answer_that_ends_closes_the_connection() {
+    let mut served = serve(|_| {});
+    let mut client = connect(&served).await;
+    client.write_all(b"GET /lasting HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let send = served.streams.recv().await.expect("an answer");
+    send.send(Bytes::from_static(b"one")).await.expect("taken");
+    drop(send);
+    assert_eq!(soon("the end", rest(&mut client)).await, format!("{LASTING_HEAD}one"));
+    until_closed(&served).await;
+}
+
+#[tokio::test]
+async fn a_lasting_answer_comes_after_the_answers_to_earlier_requests() {
+    let mut served = serve(|_| {});
+    let mut client = connect(&served).await;
+    let peer = client.local_addr().expect("an address").to_string();
+    // The body of the first is not read by its handler.
+    let requests = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbodyGET / HTTP/1.1\r\nhost: x\r\n\r\nGET /lasting HTTP/1.1\r\nhost: x\r\n\r\n";
+    client.write_all(requests.as_bytes()).await.expect("sent");
+    let send = soon("the last request is answered", served.streams.recv()).await.expect("an answer");
+    send.send(Bytes::from_static(b"one")).await.expect("taken");
+    drop(send);
+    let answers = soon("the end", rest(&mut client)).await;
+    assert_eq!(answers.matches(&format!("\r\n\r\n{peer}")).count(), 2, "{answers}");
+    assert!(answers.ends_with(&format!("{peer}{LASTING_HEAD}one")), "{answers}");
+}
+
+#[tokio::test]
+async fn a_lasting_answer_over_http2_is_one_stream_of_many() {
+    let mut served = serve(|_| {});
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(connect(&served).await))
+            .await
+            .expect("HTTP/2");
+    let driver = tokio::spawn(connection);
+    let request =
+        |path| Request::get(format!("http://{}{path}", served.addr)).body(Full::<Bytes>::default()).expect("a request");
+    let lasting = sender.send_request(request("/lasting")).await.expect("an answer");
+    let send = served.streams.recv().await.expect("an answer");
+    let other = sender.send_request(request("/")).await.expect("an answer");
+    assert_eq!(other.status(), 200);
+    send.send(Bytes::from_static(b"one")).await.expect("taken");
+    let mut body = lasting.into_body();
+    let frame = body.frame().await.expect("a frame").expect("no error");
+    assert_eq!(frame.into_data().expect("data"), "one");
+    drop(body);
+    soon("the end of the stream is noticed", send.closed()).await;
+    assert_eq!(served.connections.len(), 1);
+    driver.abort();
+}
+
+#[tokio::test]
+async fn an_abort_cuts_off_a_lasting_answer() {
+    let mut served = serve(|_| {});
+    let mut client = connect(&served).await;
+    client.write_all(b"GET /lasting HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let send = served.streams.recv().await.expect("an answer");
+    read_exactly(&mut client, LASTING_HEAD).await;
+    served.stop.accept.cancel();
+    served.stop.abort.cancel();
+    soon("the port ends", served.task).await.expect("ended");
+    assert_eq!(rest(&mut client).await, "");
+    assert!(send.is_closed() && served.connections.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _counting = metrics::set_default_local_recorder(&recorder);
+    let limit = Duration::from_secs(7);
+    let mut served = serve(|config| config.write_stall = limit);
+    let block = Bytes::from(vec![b'x'; 1 << 20]);
+    for path in ["/lasting", "/large", "http2"] {
+        let mut client = connect(&served).await;
+        let mut http1 = None;
+        let mut http2 = None;
+        if path == "http2" {
+            let mut builder = h2::client::Builder::new();
+            builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+            let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
+            let request = Request::get("http://x/large").body(()).expect("a request");
+            let (answer, _) = sender.send_request(request, true).expect("sent");
+            // Nobody reads the connection after the head of the answer; it stays open.
+            let answer = tokio::select! {
+                answer = answer => answer.expect("an answer"),
+                _ = &mut connection => panic!("closed"),
+            };
+            http2 = Some((answer, connection));
+        } else {
+            client.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.expect("sent");
+            http1 = Some(client);
+        }
+        let send = served.streams.recv().await.expect("an answer");
+        let mut last = tokio::time::Instant::now();
+        soon("the connection is closed", async {
+            while send.send(block.clone()).await.is_ok() {
+                last = tokio::time::Instant::now();
+            }
+        })
+        .await;
+        let stalled = last.elapsed();
+        assert!(stalled >= limit && stalled < limit * 2, "{path}: {stalled:?}");
+        drop((http1, http2));
+    }
+    let counted = recorder.handle().render();
+    assert!(counted.contains(r#"turned_away_total{port="http",reason="stalled"} 3"#), "{counted}");
+}
+
+#[tokio::test]
+async fn accepted_connections_are_probed_by_tcp() {
+    let config = Config::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let bound = Bound::bind(config, Arc::default()).expect("bound");
+    let (_client, accepted) = tokio::join!(TcpStream::connect(bound.addr()), bound.listener.accept());
+    let (accepted, _) = accepted.expect("accepted");
+    assert!(sockopt::socket_keepalive(&accepted).expect("an option"));
+    assert_eq!(sockopt::tcp_keepidle(&accepted).expect("an option"), Config::KEEPALIVE.interval);
 }
 
 #[tokio::test]

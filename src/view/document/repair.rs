@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-/// A `\uXXXX`.
+/// Of a `\u` with its four digits.
 const ESCAPE_LEN: usize = 6;
 
 /// The JSON with both replaced; borrowed if it has neither.

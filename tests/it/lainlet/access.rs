@@ -228,7 +228,7 @@ async fn a_short_target_shows_no_secret_to_those_who_are_not_super() {
             let answer = lain.peer(peer).get(&uri).await;
             assert_eq!(
                 (answer.status, keys_of(&answer)),
-                (200, keys.to_vec().into_iter().map(String::from).collect()),
+                (200, keys.iter().copied().map(String::from).collect()),
                 "{peer} asks {uri}"
             );
         }

@@ -71,11 +71,6 @@ pub(super) fn expected_as_recorded() -> Vec<Expected> {
     parse(&read("expected.jsonl"))
 }
 
-/// The value that the small cluster has at this key.
-pub(super) fn value_of(key: &str) -> String {
-    small().into_iter().find(|entry| entry.key == key).unwrap_or_else(|| panic!("no {key} in the fixture")).value
-}
-
 /// An entry made by hand.
 pub(super) fn entry(key: &str, value: &str) -> Entry {
     Entry { key: key.to_owned(), value: value.to_owned() }

@@ -7,7 +7,7 @@
 mod refusals;
 mod services;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use etcd_relay::pb::lainlet::{EmptyRequest, StatusReply, lainlet_client::LainletClient};
 use futures_util::future::join_all;
@@ -17,7 +17,7 @@ use tonic::Code;
 
 use self::services::{Grpc, WATCHED, as_grpc_has_it, of_uri};
 use super::{Lain, data, streams};
-use crate::support::{eventually, patience};
+use crate::support::{eventually, http, patience, quiet_time};
 
 /// A service of each of the four sources, with a text that everyone's view of it has.
 const SOURCES: [(&str, &str); 4] = [("Config", ""), ("StreamrouterPorts", ""), ("Depends", ""), ("Nodes", "")];
@@ -351,6 +351,39 @@ async fn a_slow_client_skips_to_the_newest_reply() {
     };
     timeout(patience(), read).await.expect("the newest reply");
     assert!(replies < rounds, "{replies} replies for {rounds} changes: nothing was skipped");
-    let nothing_more = timeout(Duration::from_millis(200), watch.next()).await;
+    let nothing_more = timeout(quiet_time(), watch.next()).await;
     assert!(nothing_more.is_err(), "{nothing_more:.100?} after the newest reply");
+}
+
+#[tokio::test]
+async fn requests_streams_and_what_goes_to_them_are_counted() {
+    let lain = Lain::over_etcd(&data::small()).await;
+    let (trusted, unknown) = (lain.grpc().await, lain.grpc_at("127.9.9.9").await);
+    trusted.get("Config", "domain").await.expect("a reply");
+    unknown.get("Nodes", "").await.expect_err("a refusal");
+    trusted.get("Podgroup", "").await.expect_err("a refusal");
+    trusted.get("WebrouterWebprocs", "con").await.expect_err("a refusal");
+    let mut watch = trusted.watch("Config", "domain").await.expect("a stream");
+    watch.reply().await;
+    let labels = r#"transport="grpc""#;
+    // Nothing has come late yet: the first reply is of the past.
+    assert_eq!(lain.relay.metric("etcd_relay_view_lag_seconds_count").await, 0.0);
+    lain.kv.put("/lain/config/domain", "b").await;
+    watch.reply().await;
+    for (answer, count) in [("ok", 2.0), ("forbidden", 1.0), ("invalid", 1.0), ("unshowable", 1.0), ("not_ready", 0.0)]
+    {
+        let metrics = lain.relay.metrics().await;
+        let counted = http::series(&metrics, "etcd_relay_view_requests_total")
+            .find(|(found, _)| found.contains(labels) && found.contains(&format!("answer=\"{answer}\"")));
+        assert_eq!(counted.map(|(_, value)| value), Some(count), "{answer}");
+    }
+    assert_eq!(lain.relay.metric_of("etcd_relay_view_streams", labels).await, 1.0);
+    assert_eq!(lain.relay.metric_of("etcd_relay_view_messages_total", labels).await, 2.0);
+    assert!(lain.relay.metric_of("etcd_relay_view_message_bytes_total", labels).await > 0.0);
+    assert_eq!(lain.relay.metric("etcd_relay_view_lag_seconds_count").await, 1.0);
+    drop(watch);
+    eventually("the stream is over", async || {
+        (lain.relay.metric_of("etcd_relay_view_streams", labels).await == 0.0).then_some(())
+    })
+    .await;
 }

@@ -116,7 +116,8 @@ async fn on_demand_the_first_request_opens_the_feeds_and_others_share_them() {
 async fn a_prefix_that_has_it_all_costs_etcd_one_watch() {
     let lain = Lain::over_etcd_with(&data::small(), |command| command.prefix("/lain/")).await;
     for uri in VIEWS {
-        assert!(lain.get(uri).await.text().len() > 100, "{uri}");
+        let answer = lain.get(uri).await;
+        assert!(answer.status == 200 && answer.text().len() > 100, "{uri}: {}", answer.text());
     }
     assert_eq!(lain.etcd.as_ref().expect("an etcd").watchers().await, 1);
 }

@@ -1,0 +1,354 @@
+//! [`LainletHttp`]: Lainlet's HTTP API, answered from the views.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/v2/…` | a view; with `watch=` as a stream of server-sent events |
+//! | `/appname` | whose an address is |
+//! | `/debug` | the state behind the views |
+//! | `/version` | Lainlet's version that this stands in for |
+//!
+//! Not here: what is shown to whom, see `crate::view`; the same views over gRPC, see `front::grpc`. Called by `HttpPort` before any
+//! other route. Always holds:
+//! - an answer that needs no waiting is made at once, without a task, a box or a router;
+//! - all that can be wrong with a watch is found out before its head is sent; what is wrong is its one event, as clients look at
+//!   events alone;
+//! - of a reply nothing is copied: its bytes are those that all who get it share.
+//!
+//! Beyond Lainlet: `min_revision=`, `nodename=` for a view of one node, and `X-Etcd-Index`, the revision up to which a reply, or a
+//! stream's first, reflects every change.
+
+mod body;
+mod counted;
+mod debug;
+mod query;
+mod sse;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+pub use self::body::LainletBody;
+use self::{counted::OpenStream, sse::SseBody};
+use crate::{
+    front::{
+        lainlet as told,
+        listen::{ClientAddr, Lasting},
+        pieces::Pieces,
+    },
+    telemetry::names::Answer,
+    types::Revision,
+    view::{Ask, Caller, Lainlet, Refusal, Selected, Spec},
+};
+
+static X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+/// In seconds. What was not there within the relay's patience may be there any moment.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// See the module. Cloned for each connection.
+#[derive(Clone, Debug)]
+pub struct LainletHttp {
+    views: Option<Lainlet>,
+    in_progress: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+/// What a path of Lainlet's API asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Route {
+    View(&'static Spec),
+    AppName,
+    Debug,
+    Version,
+    /// Any of these, where there are no views.
+    Off,
+}
+
+/// What of a request counts.
+#[derive(Debug)]
+struct Asked {
+    route: Route,
+    uri: Uri,
+    caller: Caller,
+    version: Version,
+}
+
+/// An answer that is there, or will be.
+pub enum Answering {
+    /// Taken when it is first asked for.
+    Now(Option<Response<LainletBody>>),
+    /// It waits for something.
+    Later(BoxFuture<'static, Response<LainletBody>>),
+}
+
+impl Answering {
+    fn now(response: Response<LainletBody>) -> Self {
+        Self::Now(Some(response))
+    }
+}
+
+impl Future for Answering {
+    type Output = Response<LainletBody>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(response) => response.take().map_or(Poll::Pending, Poll::Ready),
+            Self::Later(answer) => answer.as_mut().poll(cx),
+        }
+    }
+}
+
+impl fmt::Debug for Answering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answering")
+    }
+}
+
+impl LainletHttp {
+    /// Answers from `views`; without them says that there are none. Streams end when `stop` is done.
+    #[must_use]
+    pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
+        Self { views, in_progress: Arc::default(), stop }
+    }
+
+    /// What is at a path. One slash at its end makes no difference.
+    pub(super) fn route(&self, path: &str) -> Option<Route> {
+        let path = if path.contains('%') { Cow::Owned(query::unescape_path(path)?) } else { Cow::Borrowed(path) };
+        let path = path.strip_suffix('/').unwrap_or(&path);
+        let Some(views) = &self.views else {
+            let is_lainlets = path.starts_with("/v2/") || matches!(path, "/appname" | "/debug" | "/version");
+            return is_lainlets.then_some(Route::Off);
+        };
+        match path {
+            "/appname" => Some(Route::AppName),
+            "/debug" => Some(Route::Debug),
+            "/version" => Some(Route::Version),
+            path => views.view_at(path).map(Route::View),
+        }
+    }
+
+    /// Answers a request for a route.
+    pub(super) fn call<B>(&self, route: Route, request: Request<B>) -> Answering {
+        let in_progress = InProgress::new(&self.in_progress);
+        let (parts, _ignored) = request.into_parts();
+        let is_head = parts.method == Method::HEAD;
+        if !is_head && parts.method != Method::GET {
+            return Answering::now(wrong_method());
+        }
+        let Some(ClientAddr(peer)) = parts.extensions.get().copied() else {
+            return Answering::now(text(StatusCode::INTERNAL_SERVER_ERROR, "etcd-relay: the caller has no address"));
+        };
+        let asked = Asked { route, uri: parts.uri, caller: Caller::at(peer.ip()), version: parts.version };
+        let finish = move |response| if is_head { without_body(response) } else { response };
+        // Most views are at hand, and nothing is lost by asking again for one that is not.
+        if let Some(response) = self.answer(&asked).now_or_never() {
+            return Answering::now(finish(response));
+        }
+        let this = self.clone();
+        Answering::Later(Box::pin(async move {
+            let _in_progress = in_progress;
+            finish(this.answer(&asked).await)
+        }))
+    }
+
+    /// Cancel safe.
+    async fn answer(&self, asked: &Asked) -> Response<LainletBody> {
+        let Some(views) = &self.views else { return text(StatusCode::NOT_FOUND, OFF) };
+        match asked.route {
+            Route::View(spec) => self.view(views, spec, asked).await,
+            Route::AppName => app_name(views, asked).await,
+            Route::Debug => text(StatusCode::OK, debug::describe(views, self.in_progress.load(Ordering::Relaxed))),
+            Route::Version => text(StatusCode::OK, told::VERSION),
+            Route::Off => text(StatusCode::NOT_FOUND, OFF),
+        }
+    }
+
+    async fn view(&self, views: &Lainlet, spec: &'static Spec, asked: &Asked) -> Response<LainletBody> {
+        let names = [spec.parameter.unwrap_or_default(), "nodename", "min_revision", "watch", "heartbeat"];
+        let [parameter, node, min_revision, watch, heartbeat] =
+            query::parameters(asked.uri.query().unwrap_or_default(), names);
+        let stream = query::wants_stream(watch.as_deref());
+        if stream && !spec.watch {
+            counted::answered(Answer::Invalid);
+            return stream_of(asked.version, LainletBody::whole(sse::error(NO_WATCH)), None);
+        }
+        let selected = match query::min_revision(min_revision.as_deref()) {
+            Ok(min_revision) => {
+                let (parameter, node) = (parameter.as_deref(), node.as_deref());
+                let ask = Ask { spec, caller: asked.caller, parameter, node, min_revision };
+                views.select(&ask).await.map_err(|refusal| Failure::from(&refusal))
+            }
+            Err(error) => {
+                Err(Failure { answer: Answer::Invalid, status: StatusCode::BAD_REQUEST, text: error.to_string() })
+            }
+        };
+        match (selected, stream) {
+            (Ok(selected), false) => once(&selected),
+            (Err(failure), false) => failure.response(),
+            (Ok(selected), true) => {
+                let heartbeat = query::heartbeat(heartbeat.as_deref());
+                let (revision, mut subscription) = selected.subscribe();
+                // The first is at hand, unless the relay ends.
+                let Some(first) = subscription.next().await else {
+                    return stream_of(asked.version, LainletBody::whole(sse::error(STOPPING)), None);
+                };
+                let revision = revision.max(first.revision);
+                let body = match &first.body {
+                    Err(error) => {
+                        counted::answered(Answer::Unshowable);
+                        LainletBody::whole(sse::error(&error.to_string()))
+                    }
+                    Ok(_) => {
+                        counted::answered(Answer::Ok);
+                        let open = (OpenStream::new(), InProgress::new(&self.in_progress));
+                        LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.clone(), open))
+                    }
+                };
+                stream_of(asked.version, body, Some(revision))
+            }
+            (Err(failure), true) => {
+                counted::answered(failure.answer);
+                stream_of(asked.version, LainletBody::whole(sse::error(&failure.text)), None)
+            }
+        }
+    }
+}
+
+/// What is said of a path that is nobody's.
+pub(super) const NO_SUCH_PATH: &str = "404 not found";
+const OFF: &str = "etcd-relay: Lainlet's views are off (--lainlet off)";
+const STOPPING: &str = "etcd-relay: the relay is stopping";
+/// Lainlet's words, whichever of its paths was asked.
+const NO_WATCH: &str = "/localspecquery do not support watch action";
+
+async fn app_name(views: &Lainlet, asked: &Asked) -> Response<LainletBody> {
+    let [ip] = query::parameters(asked.uri.query().unwrap_or_default(), ["ip"]);
+    match views.app_name(asked.caller, ip.as_deref()).await {
+        Ok((revision, app)) => {
+            counted::answered(Answer::Ok);
+            let mut response = text(StatusCode::OK, json!({ "appname": app }).to_string().into_bytes());
+            put_revision(&mut response, revision);
+            response
+        }
+        Err(refusal) => Failure::from(&refusal).response(),
+    }
+}
+
+/// The newest version.
+fn once(selected: &Selected) -> Response<LainletBody> {
+    let (revision, version) = selected.version();
+    let mut response = match &version.body {
+        Ok(payload) => {
+            counted::answered(Answer::Ok);
+            text(StatusCode::OK, payload.json())
+        }
+        Err(error) => Failure::from(&Refusal::View(*error)).response(),
+    };
+    put_revision(&mut response, revision);
+    response
+}
+
+/// A request that gets no view.
+struct Failure {
+    answer: Answer,
+    status: StatusCode,
+    text: String,
+}
+
+impl From<&Refusal> for Failure {
+    fn from(refusal: &Refusal) -> Self {
+        let (answer, status) = match refusal {
+            Refusal::Forbidden(_) => (Answer::Forbidden, StatusCode::BAD_REQUEST),
+            Refusal::Missing(_) => (Answer::Invalid, StatusCode::BAD_REQUEST),
+            Refusal::EmptyKey | Refusal::UnknownAddress(_) => (Answer::Invalid, StatusCode::INTERNAL_SERVER_ERROR),
+            Refusal::View(_) => (Answer::Unshowable, StatusCode::INTERNAL_SERVER_ERROR),
+            Refusal::NotReady(_) | Refusal::Behind { .. } => (Answer::NotReady, StatusCode::SERVICE_UNAVAILABLE),
+        };
+        Self { answer, status, text: refusal.to_string() }
+    }
+}
+
+impl Failure {
+    fn response(self) -> Response<LainletBody> {
+        counted::answered(self.answer);
+        let mut response = text(self.status, Bytes::from(self.text));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+/// An answer in Lainlet's content type, which is the same for JSON.
+fn text(status: StatusCode, body: impl Into<Pieces>) -> Response<LainletBody> {
+    let mut response = Response::new(LainletBody::whole(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, TEXT);
+    response
+}
+
+/// The head of a stream, which says nothing of what is wrong.
+fn stream_of(version: Version, body: LainletBody, revision: Option<Revision>) -> Response<LainletBody> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, EVENTS);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    if let Some(revision) = revision {
+        put_revision(&mut response, revision);
+    }
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.extensions_mut().insert(Lasting);
+    response
+}
+
+fn put_revision(response: &mut Response<LainletBody>, revision: Revision) {
+    response.headers_mut().insert(X_ETCD_INDEX.clone(), HeaderValue::from(revision.get()));
+}
+
+/// The answer for a path that is Lainlet's, asked with another method than GET and HEAD.
+fn wrong_method() -> Response<LainletBody> {
+    let mut response = text(StatusCode::NOT_FOUND, "404 page not found\n");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The answer to HEAD where GET has this one.
+fn without_body(mut response: Response<LainletBody>) -> Response<LainletBody> {
+    if response.extensions_mut().remove::<Lasting>().is_none() {
+        let length = http_body::Body::size_hint(response.body()).exact().unwrap_or_default();
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.map(|_| LainletBody::whole(Pieces::default()))
+}
+
+/// A request that is being answered, or an open stream, as long as it lives.
+#[derive(Debug)]
+struct InProgress(Arc<AtomicUsize>);
+
+impl InProgress {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,226 @@
+//! [`Lasting`] answers over HTTP/1.1: they take their connection over from hyper, and stream until one side closes.
+//!
+//! Not here: HTTP/2, where such an answer is one stream of many; and what is streamed. Called by `serve` for each connection.
+//! Why not within hyper: once its buffer holds bytes that a client sent too early, it reads no more, and a client that goes
+//! is not noticed; and it keeps some 20 KiB for each connection.
+//! Always holds:
+//! - what the client sends after its request is read and dropped, and its close ends the stream at once;
+//! - the body is asked for more only when all that it gave is written, so it may skip what is outdated by then;
+//! - answers to earlier requests on the connection are written before it is taken over.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1::Connection, service::HttpService};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+
+use super::socket::Socket;
+use crate::front::body::BoxError;
+
+/// In the extensions of a response: its body has no end of its own. Over HTTP/1.1 it lasts as long as the connection, and is
+/// sent as it is, without length or chunks.
+#[derive(Clone, Copy, Debug)]
+pub struct Lasting;
+
+/// Pieces that one write takes.
+const MAX_SLICES: usize = 32;
+/// What is dropped is read in steps of this size.
+const SCRATCH: usize = 1024;
+
+/// Where an answer that wants the connection waits for it.
+#[derive(Debug)]
+pub(super) struct Takeover<B> {
+    offer: Mutex<Option<Response<B>>>,
+    written: Arc<AtomicBool>,
+}
+
+impl<B> Takeover<B> {
+    /// None is offered yet. `written` tells whether hyper has written all that it had.
+    pub(super) fn new(written: Arc<AtomicBool>) -> Self {
+        Self { offer: Mutex::new(None), written }
+    }
+
+    /// Waits for an answer, and keeps it from hyper where it is [`Lasting`].
+    pub(super) async fn offer<E>(
+        self: Arc<Self>,
+        answer: impl Future<Output = Result<Response<B>, E>>,
+    ) -> Result<Response<B>, E> {
+        let response = answer.await?;
+        if response.extensions().get::<Lasting>().is_none() {
+            return Ok(response);
+        }
+        *self.offer.lock() = Some(response);
+        // The connection is taken from hyper, and this future dropped with it.
+        match std::future::pending::<Infallible>().await {}
+    }
+
+    /// Drives a connection to its end, or to an answer that takes it over.
+    pub(super) fn poll<S>(
+        &self,
+        connection: Pin<&mut Connection<TokioIo<Socket>, S>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<B>, hyper::Result<()>>>
+    where
+        S: HttpService<Incoming, ResBody = B, Error: Into<BoxError>>,
+        B: Body<Error: Into<BoxError>> + 'static,
+    {
+        if let Poll::Ready(result) = connection.poll(cx) {
+            return Poll::Ready(Err(result));
+        }
+        // hyper comes to rest only after it has tried to write what it has.
+        if !self.written.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.offer.lock().take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+    }
+}
+
+/// Writes a response to a socket until its body ends, or the client closes.
+///
+/// # Errors
+/// Those of the body, and of the socket.
+pub(super) async fn stream<B>(mut socket: Socket, response: Response<B>) -> Result<(), BoxError>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let (parts, body) = response.into_parts();
+    let mut out = Out { head: head(parts.status, &parts.headers), data: None };
+    drop(parts);
+    let mut body = pin!(body);
+    let mut ended = false;
+    poll_fn(|cx| {
+        if poll_closed(&mut socket, cx)?.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            // The head goes with the first data, if there is some at once.
+            let mut waits = false;
+            if out.data.is_none() && !ended {
+                match body.as_mut().poll_frame(cx) {
+                    Poll::Ready(Some(frame)) => out.data = frame.map_err(Into::into)?.into_data().ok(),
+                    Poll::Ready(None) => ended = true,
+                    Poll::Pending => waits = true,
+                }
+            }
+            ready!(out.poll_write(&mut socket, cx))?;
+            if ended {
+                return Pin::new(&mut socket).poll_shutdown(cx).map_err(Into::into);
+            }
+            if waits {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+/// Reads and drops what the client sends; ready when it has closed.
+fn poll_closed(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    loop {
+        let mut scratch = [MaybeUninit::uninit(); SCRATCH];
+        let mut dropped = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut *socket).poll_read(cx, &mut dropped))?;
+        if dropped.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+    }
+}
+
+/// What is to be written next.
+struct Out<D> {
+    head: Bytes,
+    data: Option<D>,
+}
+
+impl<D: Buf> Out<D> {
+    /// Writes all.
+    fn poll_write(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut socket = Pin::new(socket);
+        while self.has_remaining() {
+            let first = self.chunk();
+            let count = if first.len() == self.remaining() {
+                ready!(socket.as_mut().poll_write(cx, first))?
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let filled = self.chunks_vectored(&mut slices);
+                ready!(socket.as_mut().poll_write_vectored(cx, &slices[..filled]))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.advance(count);
+        }
+        self.data = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<D: Buf> Buf for Out<D> {
+    fn remaining(&self) -> usize {
+        self.head.len() + self.data.as_ref().map_or(0, Buf::remaining)
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match &self.data {
+            Some(data) if self.head.is_empty() => data.chunk(),
+            _ => &self.head,
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let filled = self.head.chunks_vectored(slices);
+        filled + self.data.as_ref().map_or(0, |data| data.chunks_vectored(&mut slices[filled..]))
+    }
+
+    fn advance(&mut self, count: usize) {
+        let of_head = count.min(self.head.len());
+        if of_head > 0 {
+            self.head.advance(of_head);
+            if self.head.is_empty() {
+                // Lets go of its memory.
+                self.head = Bytes::new();
+            }
+        }
+        if let Some(data) = &mut self.data {
+            data.advance(count - of_head);
+        }
+    }
+}
+
+/// The head of a response, its names written as most servers write them.
+fn head(status: StatusCode, headers: &HeaderMap) -> Bytes {
+    let mut head = BytesMut::with_capacity(256);
+    head.put_slice(b"HTTP/1.1 ");
+    head.put_slice(status.as_str().as_bytes());
+    head.put_u8(b' ');
+    head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.put_slice(b"\r\n");
+    for (name, value) in headers {
+        let mut starts_word = true;
+        for byte in name.as_str().bytes() {
+            head.put_u8(if starts_word { byte.to_ascii_uppercase() } else { byte });
+            starts_word = byte == b'-';
+        }
+        head.put_slice(b": ");
+        head.put_slice(value.as_bytes());
+        head.put_slice(b"\r\n");
+    }
+    head.put_slice(b"\r\n");
+    head.freeze()
+}

@@ -1,0 +1,145 @@
+//! [`Socket`]: a client's socket as HTTP reads and writes it, with a limit on how long it may take no bytes.
+//!
+//! Not here: what the bytes mean. Made by `preface`, which has read the first of them.
+//! Always holds:
+//! - bytes that were read before come first, and once;
+//! - a socket that takes no byte for the limit while there are bytes to write fails, is counted and logged; there is a timer
+//!   only while it takes none;
+//! - [`Socket::written`] is true while all that its writer had is written: HTTP/1.1 flushes only then.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+
+use super::serve::turned_away;
+use crate::telemetry::names::{Port, Turned};
+
+/// As many bytes as may be read before: the length of HTTP/2's preface.
+pub(super) const FIRST: usize = 24;
+
+/// A socket whose first bytes may have been read already.
+pub(super) struct Socket {
+    stream: TcpStream,
+    first: [u8; FIRST],
+    given: u8,
+    filled: u8,
+    stall: Stall,
+    written: Arc<AtomicBool>,
+}
+
+/// Whose socket it is, and how long it may take no bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) port: Port,
+    pub(super) peer: SocketAddr,
+    pub(super) write_stall: Duration,
+}
+
+/// The wait for a socket that takes no bytes.
+struct Stall {
+    terms: Terms,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Socket {
+    /// A socket from which the first `filled` bytes of `first` were read.
+    pub(super) fn new(stream: TcpStream, first: [u8; FIRST], filled: usize, terms: Terms) -> Self {
+        Self {
+            stream,
+            first,
+            given: 0,
+            filled: filled.min(FIRST) as u8,
+            stall: Stall { terms, timer: None },
+            written: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
+    /// Whether all that there was to write is written.
+    pub(super) fn written(&self) -> Arc<AtomicBool> {
+        self.written.clone()
+    }
+}
+
+impl Stall {
+    /// Passes on the outcome of a write, but not for ever that it must wait.
+    fn bound(&mut self, outcome: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if outcome.is_ready() {
+            self.timer = None;
+            return outcome;
+        }
+        let limit = self.terms.write_stall;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        let Terms { port, peer, .. } = self.terms;
+        turned_away(port, Turned::Stalled);
+        tracing::debug!(port = port.as_str(), %peer, "Closing a connection that took no bytes for {limit:?}");
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.given < self.filled {
+            let first = &self.first[usize::from(self.given)..usize::from(self.filled)];
+            let count = buf.remaining().min(first.len());
+            buf.put_slice(&first[..count]);
+            self.given += count as u8;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.written.store(false, Ordering::Relaxed);
+        let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.stall.bound(outcome, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.written.store(false, Ordering::Relaxed);
+        let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.stall.bound(outcome, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.written.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("peer", &self.stall.terms.peer).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! [`Pieces`]: bytes to be sent, partly shared with others, and [`Writer`], which puts them together.
+//!
+//! Always holds: shared bytes are passed on, not copied, unless they are so few that one more buffer in the system call would
+//! cost more than the copy.
+
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use crate::view::Parts;
+
+/// From this size on shared bytes are passed on; below, they are copied beside their neighbours.
+pub(super) const SHARE_FROM: usize = 1024;
+
+/// A list of buffers that reads as one.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    list: SmallVec<[Bytes; 3]>,
+    /// Buffers read to their end.
+    done: usize,
+    remaining: usize,
+}
+
+impl From<Bytes> for Pieces {
+    fn from(bytes: Bytes) -> Self {
+        Self { remaining: bytes.len(), list: SmallVec::from_iter([bytes]), done: 0 }
+    }
+}
+
+impl Pieces {
+    /// Adds bytes, which must not be empty.
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.remaining += bytes.len();
+        self.list.push(bytes);
+    }
+
+    /// Adds what a view shares with all who get it.
+    pub(super) fn extend(&mut self, parts: &Parts) {
+        self.remaining += parts.len();
+        self.list.extend(parts.pieces().iter().cloned());
+    }
+}
+
+impl From<&Parts> for Pieces {
+    fn from(parts: &Parts) -> Self {
+        let mut pieces = Self::default();
+        pieces.extend(parts);
+        pieces
+    }
+}
+
+impl From<Vec<u8>> for Pieces {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl From<&'static str> for Pieces {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.list.get(self.done).map_or(&[], |piece| piece)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let left = &self.list[self.done.min(self.list.len())..];
+        for (slice, piece) in slices.iter_mut().zip(left) {
+            *slice = IoSlice::new(piece);
+        }
+        left.len().min(slices.len())
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.remaining -= count;
+        while count > 0 {
+            let piece = &mut self.list[self.done];
+            let step = count.min(piece.len());
+            piece.advance(step);
+            count -= step;
+            if piece.is_empty() {
+                // Lets go of shared bytes as soon as they are sent.
+                *piece = Bytes::new();
+                self.done += 1;
+            }
+        }
+    }
+}
+
+/// Writes [`Pieces`].
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    pieces: Pieces,
+    /// Bytes of our own, behind the last piece.
+    own: BytesMut,
+}
+
+impl Writer {
+    /// A writer with room for `capacity` bytes of its own.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self { pieces: Pieces::default(), own: BytesMut::with_capacity(capacity) }
+    }
+
+    /// Adds bytes that others share.
+    pub(super) fn shared(&mut self, bytes: &Bytes) {
+        if bytes.len() < SHARE_FROM {
+            self.own.extend_from_slice(bytes);
+        } else {
+            self.flush();
+            self.pieces.push(bytes.clone());
+        }
+    }
+
+    /// Bytes of our own, behind all that was written.
+    pub(super) fn own(&mut self) -> &mut BytesMut {
+        &mut self.own
+    }
+
+    /// All that was written.
+    pub(super) fn finish(mut self) -> Pieces {
+        if !self.own.is_empty() {
+            self.pieces.push(self.own.freeze());
+        }
+        self.pieces
+    }
+
+    fn flush(&mut self) {
+        if !self.own.is_empty() {
+            let own = self.own.split().freeze();
+            self.pieces.push(own);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut as _;
+
+    use super::*;
+
+    #[test]
+    fn pieces_read_as_one_buffer_and_small_ones_are_joined() {
+        let mut writer = Writer::default();
+        let (small, large) = (Bytes::from(vec![1; 10]), Bytes::from(vec![2; SHARE_FROM]));
+        writer.own().put_slice(b"head");
+        writer.shared(&small);
+        writer.shared(&large);
+        writer.own().put_u8(9);
+        let mut pieces = writer.finish();
+        assert_eq!(pieces.list.len(), 3);
+        assert!(std::ptr::eq(pieces.list[1].as_ptr(), large.as_ptr()), "large bytes are passed on, not copied");
+        let mut expected = b"head".to_vec();
+        expected.extend_from_slice(&small);
+        expected.extend_from_slice(&large);
+        expected.push(9);
+        assert_eq!(pieces.remaining(), expected.len());
+        let mut read = Vec::new();
+        while pieces.has_remaining() {
+            let step = pieces.chunk().len().min(7);
+            read.extend_from_slice(&pieces.chunk()[..step]);
+            pieces.advance(step);
+        }
+        assert_eq!(read, expected);
+    }
+}
