@@ -81,7 +81,7 @@ fn change_of_everything(bencher: Bencher<'_, '_>, apps: usize) {
     let mut cluster = cluster(apps);
     let mut views = Views::over(&cluster);
     let all = views.select("/v2/coreinfowatcher", None, Revision::ZERO);
-    let (_, mut subscription) = all.subscribe();
+    let (_, mut subscription) = all.subscribe().expect("read");
     let mut next = || views.runtime.block_on(subscription.next()).expect("the views go on");
     // Renders what does not change.
     black_box(next().body.as_ref().expect("a reply").frame(Kind::Update));
@@ -138,8 +138,9 @@ impl Views {
 
     /// Someone who watches each of these views of each watched app.
     fn of_apps(&self, cluster: &Cluster, views: &[&str]) -> Vec<etcd_relay::view::Subscription> {
-        let watch =
-            |app: &&str, view: &&str| self.select(&format!("/v2/{view}"), Some(app), Revision::ZERO).subscribe().1;
+        let watch = |app: &&str, view: &&str| {
+            self.select(&format!("/v2/{view}"), Some(app), Revision::ZERO).subscribe().expect("read").1
+        };
         let apps = cluster.apps();
         apps.iter().take(WATCHED).flat_map(|app| views.iter().map(move |view| watch(app, view))).collect()
     }

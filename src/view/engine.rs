@@ -279,7 +279,7 @@ impl<D: Document> Engine<D> {
             touched.dedup();
             for (view, slot) in touched {
                 let projection = &self.views[view];
-                if state.shown[view][slot].publish(&|pods| projection.verdict(pods), snapshot.revision) {
+                if state.shown[view][slot].publish(&|pods| projection.verdict(pods)) {
                     stats::version(self.directory);
                 }
             }
@@ -344,7 +344,7 @@ impl<D: Document> Engine<D> {
             (key.clone(), rows.finish())
         });
         let verdict = |pods| projection.verdict(pods);
-        let shown = Shown::new(select.clone(), rows, &verdict, *self.revision.borrow(), Instant::now());
+        let shown = Shown::new(select.clone(), rows, &verdict, Instant::now());
         let target = shown.target.clone();
         state.bytes += shown.bytes();
         state.shown[view].insert(shown);
@@ -375,7 +375,9 @@ impl<D: Document> Engine<D> {
 impl<D: Document> State<D> {
     /// Takes a change in. Gives the document before and after it.
     fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
-        let old = self.documents.get(&change.key).and_then(|held| held.document.clone());
+        let held = self.documents.get(&change.key);
+        let was_refused = held.is_some_and(|held| held.refused.is_some());
+        let old = held.and_then(|held| held.document.clone());
         let new = match &change.becomes {
             Becomes::Document(document) => Some(document.clone()),
             Becomes::AsBefore => old.clone(),
@@ -385,7 +387,8 @@ impl<D: Document> State<D> {
             self.documents.remove(&change.key);
             return (old, new);
         };
-        if let Some(error) = &change.refused {
+        // Once, however often such a value is written again.
+        if let Some(error) = change.refused.as_ref().filter(|_| !was_refused) {
             tracing::warn!(
                 key = %String::from_utf8_lossy(seen.key()),
                 revision = %seen.mod_revision,
@@ -393,6 +396,9 @@ impl<D: Document> State<D> {
                 kept = new.is_some(),
                 "A value cannot be read; views keep what they had of its key"
             );
+        }
+        if was_refused && change.refused.is_none() {
+            tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = %seen.mod_revision, "A value can be read again");
         }
         let held = Held { seen, document: new.clone(), refused: change.refused.clone() };
         self.documents.insert(change.key.clone(), held);

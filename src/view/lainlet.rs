@@ -432,7 +432,7 @@ impl Selected {
         // First the revision: a version that is newer than it is right all the same.
         let revision = self.engine.revision();
         let version = self.engine.version(&self.select).ok_or_else(|| self.is_read_anew())?;
-        Ok((revision.max(version.revision), version))
+        Ok((revision, version))
     }
 
     /// All versions from now on, the current one first, and the revision up to which that one reflects every change.

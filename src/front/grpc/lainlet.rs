@@ -94,7 +94,6 @@ impl LainletApi {
     async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
         let (revision, mut subscription) = selected.subscribe().map_err(|refusal| answer::status(&refusal))?;
         let first = subscription.next().await.ok_or_else(watch::ended)?;
-        let revision = revision.max(first.revision);
         if let Err(error) = &first.body {
             return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
         }

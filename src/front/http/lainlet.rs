@@ -211,7 +211,6 @@ impl LainletHttp {
         let Some(first) = subscription.next().await else {
             return stream_of(asked.version, LainletBody::whole(sse::error(STOPPING)), None);
         };
-        let revision = revision.max(first.revision);
         let body = match &first.body {
             Err(error) => {
                 counted::answered(Answer::Unshowable);
