@@ -195,18 +195,18 @@ impl<D: Document> Engine<D> {
         self.targets.contains_key(select)
     }
 
-    /// The newest version of a selection, made where nobody asked for it yet.
-    pub(super) fn version(&self, select: &Select) -> Arc<Version> {
+    /// The newest version of a selection, made where nobody asked for it yet; `None` while the directory is being read.
+    pub(super) fn version(&self, select: &Select) -> Option<Arc<Version>> {
         match self.targets.get(select) {
-            Some(target) => target.version(),
+            Some(target) => Some(target.version()),
             None => self.with_target(select, |target| target.version()),
         }
     }
 
-    /// The versions of a selection from now on.
-    pub(super) fn subscribe(&self, select: &Select) -> Subscription {
+    /// The versions of a selection from now on; `None` while the directory is being read.
+    pub(super) fn subscribe(&self, select: &Select) -> Option<Subscription> {
         match self.targets.get(select) {
-            Some(target) => target.subscribe(),
+            Some(target) => Some(target.subscribe()),
             None => self.with_target(select, |target| target.subscribe()),
         }
     }
@@ -279,7 +279,7 @@ impl<D: Document> Engine<D> {
             touched.dedup();
             for (view, slot) in touched {
                 let projection = &self.views[view];
-                if state.shown[view][slot].publish(&|pods| projection.verdict(pods), snapshot.revision) {
+                if state.shown[view][slot].publish(&|pods| projection.verdict(pods)) {
                     stats::version(self.directory);
                 }
             }
@@ -321,12 +321,15 @@ impl<D: Document> Engine<D> {
         self.targets.clear();
     }
 
-    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> T {
+    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> Option<T> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // Another may have made it while we waited.
+        // Another may have made it while we waited, or all may have been dropped.
         if let Some(target) = self.targets.get(select) {
-            return with(&target);
+            return Some(with(&target));
+        }
+        if self.revision() == Revision::ZERO {
+            return None;
         }
         if self.targets.len() >= TARGETS_MAX || state.bytes >= BYTES_MAX {
             self.drop_idle(state, |target| target.subscribers() == 0);
@@ -341,12 +344,12 @@ impl<D: Document> Engine<D> {
             (key.clone(), rows.finish())
         });
         let verdict = |pods| projection.verdict(pods);
-        let shown = Shown::new(select.clone(), rows, &verdict, *self.revision.borrow(), Instant::now());
+        let shown = Shown::new(select.clone(), rows, &verdict, Instant::now());
         let target = shown.target.clone();
         state.bytes += shown.bytes();
         state.shown[view].insert(shown);
         self.targets.insert(select.clone(), target.clone());
-        with(&target)
+        Some(with(&target))
     }
 
     /// Drops what nobody watches and nobody asked for since the last time.
@@ -372,7 +375,9 @@ impl<D: Document> Engine<D> {
 impl<D: Document> State<D> {
     /// Takes a change in. Gives the document before and after it.
     fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
-        let old = self.documents.get(&change.key).and_then(|held| held.document.clone());
+        let held = self.documents.get(&change.key);
+        let was_refused = held.is_some_and(|held| held.refused.is_some());
+        let old = held.and_then(|held| held.document.clone());
         let new = match &change.becomes {
             Becomes::Document(document) => Some(document.clone()),
             Becomes::AsBefore => old.clone(),
@@ -382,7 +387,8 @@ impl<D: Document> State<D> {
             self.documents.remove(&change.key);
             return (old, new);
         };
-        if let Some(error) = &change.refused {
+        // Once, however often such a value is written again.
+        if let Some(error) = change.refused.as_ref().filter(|_| !was_refused) {
             tracing::warn!(
                 key = %String::from_utf8_lossy(seen.key()),
                 revision = %seen.mod_revision,
@@ -390,6 +396,9 @@ impl<D: Document> State<D> {
                 kept = new.is_some(),
                 "A value cannot be read; views keep what they had of its key"
             );
+        }
+        if was_refused && change.refused.is_none() {
+            tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = %seen.mod_revision, "A value can be read again");
         }
         let held = Held { seen, document: new.clone(), refused: change.refused.clone() };
         self.documents.insert(change.key.clone(), held);

@@ -1,7 +1,8 @@
 //! Lainlet's HTTP and gRPC views, asked of the real program over a real etcd, as LAIN's components ask them.
 //!
 //! `answers` compares with what the original answered, `streams` feeds it changes one by one, `access` asks as different addresses,
-//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with, `grpc` asks over gRPC. Here is what they share:
+//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with, `grpc` asks over gRPC, `http`
+//! looks at the wire of HTTP. Here is what they share:
 //! [`Lain`], a relay over a cluster's data, and in `client`, `sse` and `data` what speaks to it. Not here: tests of single views,
 //! which stand beside the code. Pods have addresses in 127.0.0.0/8, so that one host can ask as each of them.
 
@@ -11,6 +12,7 @@ mod broken;
 mod client;
 mod data;
 mod grpc;
+mod http;
 mod model;
 mod random;
 mod sse;
