@@ -1,13 +1,13 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build tools
+.PHONY: help demo test check build bench bench-views tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
 
 help: ## List these commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-6s %s\n' "$$name" "$$what"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
 
 demo: tools ## Run the relay on a small store of its own, with things to try (ARGS=… goes to etcd-relay demo)
 	@command -v etcdctl >/dev/null \
@@ -26,6 +26,15 @@ check: ## All that CI does: formatting, lints, documentation, licences, tests
 
 build: tools ## Build the program: target/release/etcd-relay
 	cargo build --locked --release
+
+bench: tools ## Micro-benchmarks: the hub and the views alone (ARGS=… names some)
+	cargo bench --locked --bench hub --bench projection -- $(ARGS)
+
+bench-views: tools ## The views under load, with a real etcd, some minutes (ARGS=… goes to it: ARGS=config, ARGS=--help)
+	@etcd=$$(scripts/etcd) && \
+		echo "etcd of the benchmark: $$etcd" && \
+		export ETCD="$$etcd/etcd" && \
+		cargo bench --locked --bench views -- $(ARGS)
 
 tools:
 	@scripts/rust

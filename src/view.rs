@@ -33,6 +33,7 @@ mod stats;
 mod target;
 mod views;
 
+pub(crate) use self::json::to_json;
 pub use self::{
     access::{Caller, Trust},
     directory::Directory,

@@ -9,28 +9,31 @@
 //! - a value that cannot be read changes nothing: the document before it stays, and there is none where there was none;
 //! - a target is made, and subscribed to, under the lock under which changes are applied, so it misses none.
 
+mod changes;
+
 use std::{
     collections::BTreeMap,
     ops::Bound,
     panic::{self, AssertUnwindSafe},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::changes::LastEvent;
+use self::changes::{Becomes, Change};
 use super::{
     directory::Directory,
     document::{DecodeError, Document},
     index::TargetIndex,
     listing::Row,
-    payload::{Kind, Version},
+    payload::Version,
     projection::{Projection, Rows},
     select::{Match, Select},
     stats,
@@ -39,7 +42,7 @@ use super::{
 use crate::{
     hub::{Feed, FeedState, Snapshot},
     telemetry::names::Effect,
-    types::{EventKind, KeyValue, Revision},
+    types::{KeyValue, Revision},
 };
 
 /// Between two looks for targets that nobody needs any more.
@@ -85,19 +88,6 @@ struct Held<D> {
     refused: Option<DecodeError>,
 }
 
-/// The last change of a directory.
-#[derive(Clone, Debug)]
-pub struct LastEvent {
-    /// The key in etcd.
-    pub key: Bytes,
-    /// Its revision.
-    pub revision: Revision,
-    /// What happened; `None` for a new snapshot.
-    pub kind: Option<EventKind>,
-    /// When the relay saw it.
-    pub at: SystemTime,
-}
-
 /// A value that cannot be read.
 #[derive(Clone, Debug)]
 pub struct Refused {
@@ -124,14 +114,6 @@ pub struct Stats {
     pub refused: Vec<Refused>,
     /// How many there are in all.
     pub refused_total: usize,
-}
-
-/// One key's change, read.
-struct Change<D> {
-    key: Bytes,
-    /// `None` for a deletion.
-    value: Option<(Arc<KeyValue>, Result<Arc<D>, DecodeError>)>,
-    received: Instant,
 }
 
 impl<D: Document> Engine<D> {
@@ -194,45 +176,16 @@ impl<D: Document> Engine<D> {
         let continues = snapshot.epoch == epoch && at != Revision::ZERO;
         match entries.filter(|_| continues) {
             Some(entries) => {
-                // The newest of each key, in the order of their changes: what came between is not told.
-                let mut newest: HashMap<Bytes, usize> = HashMap::new();
-                let mut changes: Vec<Option<(Bytes, EventKind, Arc<KeyValue>, Instant)>> = Vec::new();
-                for entry in &entries {
-                    for event in entry.events() {
-                        let full = event.kv.key_bytes();
-                        let Some(key) = self.directory.cache_key(&full) else { continue };
-                        if let Some(earlier) = newest.insert(key.clone(), changes.len()) {
-                            changes[earlier] = None;
-                        }
-                        changes.push(Some((key, event.kind, event.kv.clone(), entry.received)));
-                    }
-                }
-                let last = changes.iter().flatten().last().map(|(_, kind, kv, _)| LastEvent {
-                    key: kv.key_bytes(),
-                    revision: kv.mod_revision,
-                    kind: Some(*kind),
-                    at: SystemTime::now(),
-                });
-                let changes = changes
-                    .into_iter()
-                    .flatten()
-                    .map(|(key, kind, kv, received)| Change {
-                        key: Bytes::copy_from_slice(&key),
-                        value: (kind == EventKind::Put).then(|| self.read(kv)),
-                        received,
-                    })
-                    .collect();
-                self.apply(changes, last, epoch, snapshot.revision, false);
+                let (changes, last) = changes::of_entries(self.directory, &entries);
+                self.apply(changes, last, &snapshot);
             }
             None => {
-                let last = LastEvent {
-                    key: Bytes::from_static(self.directory.prefix().as_bytes()),
-                    revision: snapshot.revision,
-                    kind: None,
-                    at: SystemTime::now(),
+                let seen = {
+                    let state = self.state.lock();
+                    state.documents.iter().map(|(key, held)| (key.clone(), held.seen.clone())).collect()
                 };
-                let changes = self.differences(&snapshot);
-                self.apply(changes, Some(last), snapshot.epoch, snapshot.revision, true);
+                let (changes, last) = changes::of_snapshot(self.directory, &snapshot, seen);
+                self.apply(changes, Some(last), &snapshot);
             }
         }
     }
@@ -242,18 +195,18 @@ impl<D: Document> Engine<D> {
         self.targets.contains_key(select)
     }
 
-    /// The newest version of a selection, made where nobody asked for it yet.
-    pub(super) fn version(&self, select: &Select) -> Arc<Version> {
+    /// The newest version of a selection, made where nobody asked for it yet; `None` while the directory is being read.
+    pub(super) fn version(&self, select: &Select) -> Option<Arc<Version>> {
         match self.targets.get(select) {
-            Some(target) => target.version(),
+            Some(target) => Some(target.version()),
             None => self.with_target(select, |target| target.version()),
         }
     }
 
-    /// The versions of a selection from now on.
-    pub(super) fn subscribe(&self, select: &Select) -> Subscription {
+    /// The versions of a selection from now on; `None` while the directory is being read.
+    pub(super) fn subscribe(&self, select: &Select) -> Option<Subscription> {
         match self.targets.get(select) {
-            Some(target) => target.subscribe(),
+            Some(target) => Some(target.subscribe()),
             None => self.with_target(select, |target| target.subscribe()),
         }
     }
@@ -299,81 +252,61 @@ impl<D: Document> Engine<D> {
         }
     }
 
-    fn read(&self, kv: Arc<KeyValue>) -> (Arc<KeyValue>, Result<Arc<D>, DecodeError>) {
-        let document = D::decode(kv.value()).map(Arc::new);
-        (kv, document)
-    }
-
-    /// What is different in a snapshot from what was seen last.
-    fn differences(&self, snapshot: &Snapshot) -> Vec<Change<D>> {
-        let received = Instant::now();
-        let mut gone: HashMap<Bytes, Arc<KeyValue>> = {
-            let state = self.state.lock();
-            state.documents.iter().map(|(key, held)| (key.clone(), held.seen.clone())).collect()
-        };
-        let mut changes = Vec::new();
-        for kv in snapshot.map.range(&self.directory.range()) {
-            let full = kv.key_bytes();
-            let Some(key) = self.directory.cache_key(&full) else { continue };
-            // By value: another cluster may have given another value the same revision.
-            if gone.remove(&key).is_some_and(|seen| seen.encoded() == kv.encoded()) {
-                continue;
-            }
-            let value = Some(self.read(kv.clone()));
-            changes.push(Change { key: Bytes::copy_from_slice(&key), value, received });
-        }
-        changes.extend(gone.into_keys().map(|key| Change { key, value: None, received }));
-        changes
-    }
-
-    fn apply(&self, changes: Vec<Change<D>>, last: Option<LastEvent>, epoch: u64, revision: Revision, resync: bool) {
+    fn apply(&self, changes: Vec<Change<D>>, last: Option<LastEvent>, snapshot: &Snapshot) {
         {
             let mut state = self.state.lock();
             let state = &mut *state;
-            state.epoch = epoch;
+            state.epoch = snapshot.epoch;
             state.last = last.or(state.last.take());
             let mut touched = Vec::new();
             for change in changes {
-                // After a gap nobody knows what came last.
-                let kind = if change.value.is_none() && !resync { Kind::Delete } else { Kind::Update };
                 let (old, new) = state.hold(&change);
                 let visible = old.as_deref() != new.as_deref();
-                let read = change.value.as_ref().is_none_or(|(_, read)| read.is_ok());
                 stats::change(
                     self.directory,
-                    match (read, visible) {
-                        (false, _) => Effect::Refused,
-                        (true, true) => Effect::Visible,
-                        (true, false) => Effect::Invisible,
+                    match (&change.refused, visible) {
+                        (Some(_), _) => Effect::Refused,
+                        (None, true) => Effect::Visible,
+                        (None, false) => Effect::Invisible,
                     },
                 );
                 if visible {
                     (self.observer)(&change.key, old.as_deref(), new.as_deref());
-                    for (view, projection) in self.views.iter().enumerate() {
-                        let documents = (old.as_deref(), new.as_deref());
-                        let concerned = state.shown[view].concerned(&**projection, &change.key, documents);
-                        let mut made = Made::default();
-                        for slot in concerned {
-                            let shown = &mut state.shown[view][slot];
-                            let before = shown.bytes();
-                            let rows = made.rows(&**projection, &shown.target.select, &change.key, documents.1);
-                            shown.replace(&change.key, rows, kind, change.received);
-                            state.bytes = state.bytes + shown.bytes() - before;
-                            touched.push((view, slot));
-                        }
-                    }
+                    self.show(state, &change, (old.as_deref(), new.as_deref()), &mut touched);
                 }
             }
             touched.sort_unstable();
             touched.dedup();
             for (view, slot) in touched {
                 let projection = &self.views[view];
-                if state.shown[view][slot].publish(&|pods| projection.verdict(pods), revision) {
+                if state.shown[view][slot].publish(&|pods| projection.verdict(pods)) {
                     stats::version(self.directory);
                 }
             }
         }
-        self.revision.send_replace(revision);
+        self.revision.send_replace(snapshot.revision);
+    }
+
+    /// Puts the rows of a changed document into the targets that it concerns, which are added to `touched`.
+    fn show(
+        &self,
+        state: &mut State<D>,
+        change: &Change<D>,
+        documents: (Option<&D>, Option<&D>),
+        touched: &mut Vec<(usize, usize)>,
+    ) {
+        for (view, projection) in self.views.iter().enumerate() {
+            let concerned = state.shown[view].concerned(&**projection, &change.key, documents);
+            let mut made = Made::default();
+            for slot in concerned {
+                let shown = &mut state.shown[view][slot];
+                let before = shown.bytes();
+                let rows = made.rows(&**projection, &shown.target.select, &change.key, documents.1);
+                shown.replace(&change.key, rows, change.kind, change.received);
+                state.bytes = state.bytes + shown.bytes() - before;
+                touched.push((view, slot));
+            }
+        }
     }
 
     /// Forgets everything: streams end, and requests wait until all was read anew.
@@ -388,12 +321,15 @@ impl<D: Document> Engine<D> {
         self.targets.clear();
     }
 
-    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> T {
+    fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> Option<T> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // Another may have made it while we waited.
+        // Another may have made it while we waited, or all may have been dropped.
         if let Some(target) = self.targets.get(select) {
-            return with(&target);
+            return Some(with(&target));
+        }
+        if self.revision() == Revision::ZERO {
+            return None;
         }
         if self.targets.len() >= TARGETS_MAX || state.bytes >= BYTES_MAX {
             self.drop_idle(state, |target| target.subscribers() == 0);
@@ -408,12 +344,12 @@ impl<D: Document> Engine<D> {
             (key.clone(), rows.finish())
         });
         let verdict = |pods| projection.verdict(pods);
-        let shown = Shown::new(select.clone(), rows, &verdict, *self.revision.borrow(), Instant::now());
+        let shown = Shown::new(select.clone(), rows, &verdict, Instant::now());
         let target = shown.target.clone();
         state.bytes += shown.bytes();
         state.shown[view].insert(shown);
         self.targets.insert(select.clone(), target.clone());
-        with(&target)
+        Some(with(&target))
     }
 
     /// Drops what nobody watches and nobody asked for since the last time.
@@ -439,26 +375,34 @@ impl<D: Document> Engine<D> {
 impl<D: Document> State<D> {
     /// Takes a change in. Gives the document before and after it.
     fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
-        let Some((kv, read)) = &change.value else {
-            let held = self.documents.remove(&change.key);
-            return (held.and_then(|held| held.document), None);
+        let held = self.documents.get(&change.key);
+        let was_refused = held.is_some_and(|held| held.refused.is_some());
+        let old = held.and_then(|held| held.document.clone());
+        let new = match &change.becomes {
+            Becomes::Document(document) => Some(document.clone()),
+            Becomes::AsBefore => old.clone(),
+            Becomes::Gone => None,
         };
-        let old = self.documents.get(&change.key).and_then(|held| held.document.clone());
-        let (document, refused) = match read {
-            Ok(document) => (Some(document.clone()), None),
-            Err(error) => {
-                tracing::warn!(
-                    key = %String::from_utf8_lossy(kv.key()),
-                    revision = %kv.mod_revision,
-                    %error,
-                    kept = old.is_some(),
-                    "A value cannot be read; views keep what they had of its key"
-                );
-                (old.clone(), Some(error.clone()))
-            }
+        let Some(seen) = change.seen.clone() else {
+            self.documents.remove(&change.key);
+            return (old, new);
         };
-        self.documents.insert(change.key.clone(), Held { seen: kv.clone(), document: document.clone(), refused });
-        (old, document)
+        // Once, however often such a value is written again.
+        if let Some(error) = change.refused.as_ref().filter(|_| !was_refused) {
+            tracing::warn!(
+                key = %String::from_utf8_lossy(seen.key()),
+                revision = %seen.mod_revision,
+                %error,
+                kept = new.is_some(),
+                "A value cannot be read; views keep what they had of its key"
+            );
+        }
+        if was_refused && change.refused.is_none() {
+            tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = %seen.mod_revision, "A value can be read again");
+        }
+        let held = Held { seen, document: new.clone(), refused: change.refused.clone() };
+        self.documents.insert(change.key.clone(), held);
+        (old, new)
     }
 }
 

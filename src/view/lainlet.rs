@@ -164,8 +164,8 @@ impl std::fmt::Debug for Lainlet {
 trait Shows: Send + Sync {
     fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken);
     fn has(&self, select: &Select) -> bool;
-    fn version(&self, select: &Select) -> Arc<Version>;
-    fn subscribe(&self, select: &Select) -> Subscription;
+    fn version(&self, select: &Select) -> Option<Arc<Version>>;
+    fn subscribe(&self, select: &Select) -> Option<Subscription>;
     fn watch_revision(&self) -> watch::Receiver<Revision>;
     fn revision(&self) -> Revision;
     fn stats(&self, of_rows: bool) -> Stats;
@@ -180,11 +180,11 @@ impl<D: Document> Shows for Engine<D> {
         Self::has(self, select)
     }
 
-    fn version(&self, select: &Select) -> Arc<Version> {
+    fn version(&self, select: &Select) -> Option<Arc<Version>> {
         Self::version(self, select)
     }
 
-    fn subscribe(&self, select: &Select) -> Subscription {
+    fn subscribe(&self, select: &Select) -> Option<Subscription> {
         Self::subscribe(self, select)
     }
 
@@ -298,8 +298,12 @@ impl Lainlet {
         let revision = |directory: Directory| self.shared.engines[directory as usize].revision();
         let revision = revision(Directory::PodGroups).min(revision(Directory::Depends));
         let asked = addr.filter(|addr| !addr.is_empty()).map_or_else(|| caller.addr.to_string(), str::to_owned);
-        let without_port = if asked.parse::<IpAddr>().is_ok() { &*asked } else { cut_port(&asked) };
-        let parsed = without_port.parse::<IpAddr>().ok();
+        let is_bare = asked.parse::<IpAddr>().is_ok();
+        let without_port = if is_bare { &*asked } else { asked.rsplit_once(':').map_or(&*asked, |(addr, _)| addr) };
+        if without_port.is_empty() {
+            return Err(Refusal::EmptyKey);
+        }
+        let parsed = without_port.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
         let app = parsed.and_then(|addr| self.shared.rules.app_at(addr.to_canonical()));
         app.map(|app| (revision, app)).ok_or_else(|| Refusal::UnknownAddress(without_port.to_owned()))
     }
@@ -389,7 +393,8 @@ impl Lainlet {
             }
         };
         let keys = match wanted.as_str() {
-            "*" => Match::All,
+            // A node is never all nodes.
+            "*" if spec.absent != Absent::CallersNode => Match::All,
             "" => return Err(Refusal::EmptyKey),
             key if key.ends_with(spec.suffix) => Match::Key(key.as_bytes().into()),
             key => Match::Key([key, spec.suffix].concat().into_bytes().into()),
@@ -420,29 +425,32 @@ impl std::fmt::Debug for Selected {
 
 impl Selected {
     /// The newest version, and the revision up to which it reflects every change.
-    #[must_use]
-    pub fn version(&self) -> (Revision, Arc<Version>) {
+    ///
+    /// # Errors
+    /// [`Refusal::NotReady`], where the directory is being read anew.
+    pub fn version(&self) -> Result<(Revision, Arc<Version>), Refusal> {
         // First the revision: a version that is newer than it is right all the same.
         let revision = self.engine.revision();
-        let version = self.engine.version(&self.select);
-        (revision.max(version.revision), version)
+        let version = self.engine.version(&self.select).ok_or_else(|| self.is_read_anew())?;
+        Ok((revision, version))
     }
 
     /// All versions from now on, the current one first, and the revision up to which that one reflects every change.
-    #[must_use]
-    pub fn subscribe(&self) -> (Revision, Subscription) {
+    ///
+    /// # Errors
+    /// [`Refusal::NotReady`], where the directory is being read anew.
+    pub fn subscribe(&self) -> Result<(Revision, Subscription), Refusal> {
         let revision = self.engine.revision();
-        (revision, self.engine.subscribe(&self.select))
+        let subscription = self.engine.subscribe(&self.select).ok_or_else(|| self.is_read_anew())?;
+        Ok((revision, subscription))
+    }
+
+    fn is_read_anew(&self) -> Refusal {
+        Refusal::NotReady(format!("{} is being read anew", self.select.spec.directory.prefix()))
     }
 }
 
 fn not_ready(directory: Directory, feed: &Feed, what: &str) -> Refusal {
     let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
     Refusal::NotReady(format!("{} {what}{why}", directory.prefix()))
-}
-
-/// An address without what stands behind its last colon, and without brackets.
-fn cut_port(addr: &str) -> &str {
-    let addr = addr.rsplit_once(':').map_or(addr, |(addr, _)| addr);
-    addr.trim_start_matches('[').trim_end_matches(']')
 }

@@ -151,6 +151,9 @@ impl Chunk {
         let (mut digest, mut pods) = (Digest::default(), Pods::default());
         for row in self.shown() {
             digest = digest.then(Digest::of(row));
+        }
+        // Pods count whether or not another key's row is shown instead.
+        for row in &self.rows {
             pods.all += row.pods.all;
             pods.alive += row.pods.alive;
         }
@@ -241,7 +244,7 @@ impl Listing {
         self.chunks.iter().fold(Digest::default(), |digest, chunk| digest.then(chunk.digest)).hash
     }
 
-    /// The pods behind all that is shown.
+    /// The pods behind all rows.
     pub(super) fn pods(&self) -> Pods {
         self.chunks.iter().fold(Pods::default(), |sum, chunk| Pods {
             all: sum.all + chunk.pods.all,
@@ -249,7 +252,7 @@ impl Listing {
         })
     }
 
-    /// Puts a row in. There is none at its place.
+    /// Puts a row in, behind one that is at its place.
     pub(super) fn insert(&mut self, row: Arc<Row>) {
         self.rows += 1;
         self.bytes += row.bytes();
@@ -258,7 +261,7 @@ impl Listing {
             return;
         };
         let chunk = Arc::make_mut(&mut self.chunks[index]);
-        let place = chunk.rows.partition_point(|other| other.place() < row.place());
+        let place = chunk.rows.partition_point(|other| other.place() <= row.place());
         chunk.rows.insert(place, row);
         let split = (chunk.rows.len() > CHUNK_MAX).then(|| boundary(&chunk.rows)).flatten();
         let right = split.map(|at| chunk.rows.split_off(at));

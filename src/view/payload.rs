@@ -11,7 +11,6 @@ use super::{
     listing::{Chunk, Listing},
     projection::{Shape, ViewError},
 };
-use crate::types::Revision;
 
 /// Up to this size a form is put into one piece: one buffer in the system call costs less than many.
 const FLAT_MAX: usize = 64 << 10;
@@ -83,11 +82,9 @@ impl Kind {
     }
 }
 
-/// What a target shows from a revision on.
+/// What a target shows from a change on.
 #[derive(Debug)]
 pub struct Version {
-    /// The revision of the change that made it, or a later one.
-    pub revision: Revision,
     /// [`Kind::Update`] or [`Kind::Delete`], by the last change that it shows.
     pub kind: Kind,
     /// The reply, or why there is none.

@@ -29,7 +29,6 @@ use super::{
     projection::{Pods, ViewError},
     select::Select,
 };
-use crate::types::Revision;
 
 /// What those see who asked for it.
 #[derive(Debug)]
@@ -114,14 +113,12 @@ impl Shown {
         select: Select,
         rows: impl Iterator<Item = (Bytes, SmallVec<[Row; 1]>)>,
         verdict: Verdict<'_>,
-        revision: Revision,
         now: Instant,
     ) -> Self {
         let mut shown = Self {
             target: Arc::new(Target {
                 select,
                 versions: watch::Sender::new(Arc::new(Version {
-                    revision,
                     kind: Kind::Update,
                     body: Err(ViewError::ContainersLost),
                     received: now,
@@ -136,7 +133,7 @@ impl Shown {
         for (key, rows) in rows {
             shown.replace(&key, rows.into_iter().map(Arc::new).collect(), Kind::Update, now);
         }
-        let version = shown.version(verdict, revision, (Kind::Update, now));
+        let version = shown.version(verdict, (Kind::Update, now));
         shown.target.versions.send_replace(Arc::new(version));
         shown.touched = None;
         shown
@@ -167,9 +164,9 @@ impl Shown {
     }
 
     /// Tells a new version, if it shows something else. Gives whether it does.
-    pub(super) fn publish(&mut self, verdict: Verdict<'_>, revision: Revision) -> bool {
+    pub(super) fn publish(&mut self, verdict: Verdict<'_>) -> bool {
         let Some(touched) = self.touched.take() else { return false };
-        let version = self.version(verdict, revision, touched);
+        let version = self.version(verdict, touched);
         let changed = version.state() != self.target.versions.borrow().state();
         if changed {
             self.target.versions.send_replace(Arc::new(version));
@@ -177,9 +174,9 @@ impl Shown {
         changed
     }
 
-    fn version(&self, verdict: Verdict<'_>, revision: Revision, (kind, received): (Kind, Instant)) -> Version {
+    fn version(&self, verdict: Verdict<'_>, (kind, received): (Kind, Instant)) -> Version {
         let listing = if self.exact.is_empty() { &self.others } else { &self.exact };
         let body = verdict(listing.pods()).map(|()| Payload::new(self.target.select.spec.shape, listing));
-        Version { revision, kind, body, received }
+        Version { kind, body, received }
     }
 }

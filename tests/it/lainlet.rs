@@ -67,11 +67,19 @@ impl Lain {
 
     /// [`Self::over_etcd`], with a gate between the two.
     async fn through_a_gate(entries: &[Entry]) -> (Self, Gate) {
+        Self::through_a_gate_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
+    }
+
+    /// The same, with other arguments instead of [`NODE`].
+    async fn through_a_gate_with(
+        entries: &[Entry],
+        arguments: impl FnOnce(RelayCommand) -> RelayCommand,
+    ) -> (Self, Gate) {
         let etcd = Etcd::start().await;
         let kv = Kv::connect(&etcd.endpoint()).await;
         data::load(&kv, entries).await;
         let gate = Gate::before(&etcd.endpoint()).await;
-        let relay = RelayCommand::serve(&[gate.endpoint()]).arg(NODE[0]).arg(NODE[1]).start().await;
+        let relay = arguments(RelayCommand::serve(&[gate.endpoint()])).start().await;
         (Self { relay, kv, etcd: Some(etcd) }, gate)
     }
 

@@ -88,7 +88,6 @@ pub async fn run(args: &Args) -> Result<Report> {
     });
     let plain = plain.await?;
 
-    let kb = |bytes: u64| bytes.saturating_sub(empty) as f64 / 1e3 / streams as f64;
     let title = format!(
         "cluster: {} apps, {} nodes, {} keys of {} MB; {streams} watchers over all views; {} changes a second, {} s a part",
         size.apps,
@@ -101,12 +100,11 @@ pub async fn run(args: &Args) -> Result<Report> {
     Ok(Report::new(title)
         .table(table)
         .note(format!(
-            "relay memory: {} MiB with no watcher, {} MiB with all open ({:.1} kB each), {} MiB at the end ({:.1} kB each)",
+            "relay memory: {} MiB with no watcher, {} MiB with all open ({:.1} kB each, rows and payloads of all views included), {} MiB at the end, with the history of the changes",
             mib(empty),
             mib(opened),
-            kb(opened),
+            opened.saturating_sub(empty) as f64 / 1e3 / streams as f64,
             mib(after),
-            kb(after)
         ))
         .note(format!(
             "etcd: {watchers} watches; {} µs of CPU for a usual change, and {} with one plain watcher of the same {} prefixes and no relay",

@@ -1,6 +1,6 @@
 //! Many watchers of one configuration value that keeps changing.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::Lab;
@@ -9,9 +9,11 @@ use crate::support::{
     cluster::{CONFIG, Change, Size, shown},
     driver::{Pace, Subject},
     fleet::{Fleet, Sent, Watch},
+    http,
     report::{Report, Table, figure, micros_each, percent, quantile_ms},
 };
 
+const VIEW: &str = "/v2/configwatcher?target=load";
 const WATCHERS: usize = 1_000;
 const RATE: u32 = 20;
 
@@ -19,14 +21,13 @@ const RATE: u32 = 20;
 pub async fn run(args: &Args) -> Result<Report> {
     let mut lab = Lab::new(args, Size { apps: 10, nodes: 3, procs: 3, instances: 2 }).await?;
     let key = format!("{CONFIG}load");
-    lab.client.put(key.as_str(), "0", None).await?;
+    let header = lab.client.put(key.as_str(), "0", None).await?.take_header().context("an answer without a header")?;
+    let uri = format!("{VIEW}&min_revision={}", header.revision());
+    let first = http::get(lab.relay.addr(), &uri).await?;
+    ensure!(first.status == 200, "GET {uri}: {}", first.status);
 
-    let watch = Watch {
-        uri: "/v2/configwatcher?target=load".to_owned(),
-        heartbeat: 0,
-        shows: shown("configwatcher", "load"),
-        sent: Sent::InPayload,
-    };
+    let watch =
+        Watch { uri: VIEW.to_owned(), heartbeat: 0, shows: shown("configwatcher", "load"), sent: Sent::InPayload };
     let watchers = args.watchers.unwrap_or(WATCHERS);
     let pace = Pace { rate: args.rate.unwrap_or(RATE), seconds: args.seconds };
     // A relay that has sent some things has its buffers and threads: what connections take is what comes on top.
@@ -75,9 +76,6 @@ pub async fn run(args: &Args) -> Result<Report> {
         each(opened),
         each(after),
     ]);
-    let title = format!(
-        "config: {watchers} watchers of configwatcher?target=load, {} changes a second for {} s",
-        pace.rate, pace.seconds
-    );
+    let title = format!("config: {watchers} watchers of {VIEW}, {} changes a second for {} s", pace.rate, pace.seconds);
     Ok(Report::new(title).table(table))
 }

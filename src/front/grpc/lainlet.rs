@@ -70,7 +70,7 @@ impl LainletApi {
         let response = match method {
             Method::Get(spec) => {
                 let selected = select(views, spec, &parts, text.as_deref()).await?;
-                let (revision, version) = selected.version();
+                let (revision, version) = selected.version().map_err(|refusal| answer::status(&refusal))?;
                 let message =
                     answer::message(&version).map_err(|status| Refused { status, revision: Some(revision) })?;
                 answered(message, Some(revision))
@@ -92,9 +92,8 @@ impl LainletApi {
     }
 
     async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
-        let (revision, mut subscription) = selected.subscribe();
-        let first = subscription.next().await.ok_or_else(watch::stopped)?;
-        let revision = revision.max(first.revision);
+        let (revision, mut subscription) = selected.subscribe().map_err(|refusal| answer::status(&refusal))?;
+        let first = subscription.next().await.ok_or_else(watch::ended)?;
         if let Err(error) = &first.body {
             return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
         }

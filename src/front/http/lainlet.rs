@@ -25,6 +25,7 @@ mod sse;
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     pin::Pin,
     sync::{
@@ -37,7 +38,6 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use self::body::LainletBody;
@@ -51,7 +51,7 @@ use crate::{
     },
     telemetry::names::Answer,
     types::Revision,
-    view::{Ask, Caller, Lainlet, Refusal, Selected, Spec},
+    view::{Ask, Caller, Lainlet, Refusal, Selected, Spec, to_json},
 };
 
 static X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
@@ -201,35 +201,34 @@ impl LainletHttp {
                 Err(Failure { answer: Answer::Invalid, status: StatusCode::BAD_REQUEST, text: error.to_string() })
             }
         };
-        match (selected, stream) {
-            (Ok(selected), false) => once(&selected),
-            (Err(failure), false) => failure.response(),
-            (Ok(selected), true) => {
-                let heartbeat = query::heartbeat(heartbeat.as_deref());
-                let (revision, mut subscription) = selected.subscribe();
-                // The first is at hand, unless the relay ends.
-                let Some(first) = subscription.next().await else {
-                    return stream_of(asked.version, LainletBody::whole(sse::error(STOPPING)), None);
-                };
-                let revision = revision.max(first.revision);
-                let body = match &first.body {
-                    Err(error) => {
-                        counted::answered(Answer::Unshowable);
-                        LainletBody::whole(sse::error(&error.to_string()))
-                    }
-                    Ok(_) => {
-                        counted::answered(Answer::Ok);
-                        let open = (OpenStream::new(), InProgress::new(&self.in_progress));
-                        LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.listener(), open))
-                    }
-                };
-                stream_of(asked.version, body, Some(revision))
-            }
-            (Err(failure), true) => {
-                counted::answered(failure.answer);
-                stream_of(asked.version, LainletBody::whole(sse::error(&failure.text)), None)
-            }
+        if !stream {
+            return selected.map_or_else(Failure::response, |selected| once(&selected));
         }
+        let subscribed = selected.and_then(|selected| selected.subscribe().map_err(|refusal| Failure::from(&refusal)));
+        let (revision, mut subscription) = match subscribed {
+            Ok(subscribed) => subscribed,
+            Err(failure) => {
+                counted::answered(failure.answer);
+                return stream_of(asked.version, LainletBody::whole(sse::error(&failure.text)), None);
+            }
+        };
+        // The first is at hand, unless the relay ends.
+        let Some(first) = subscription.next().await else {
+            return stream_of(asked.version, LainletBody::whole(sse::error(STOPPING)), None);
+        };
+        let body = match &first.body {
+            Err(error) => {
+                counted::answered(Answer::Unshowable);
+                LainletBody::whole(sse::error(&error.to_string()))
+            }
+            Ok(_) => {
+                counted::answered(Answer::Ok);
+                let heartbeat = query::heartbeat(heartbeat.as_deref());
+                let open = (OpenStream::new(), InProgress::new(&self.in_progress));
+                LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.listener(), open))
+            }
+        };
+        stream_of(asked.version, body, Some(revision))
     }
 }
 
@@ -245,7 +244,7 @@ async fn app_name(views: &Lainlet, asked: &Asked) -> Response<LainletBody> {
     match views.app_name(asked.caller, ip.as_deref()).await {
         Ok((revision, app)) => {
             counted::answered(Answer::Ok);
-            let mut response = text(StatusCode::OK, json!({ "appname": app }).to_string().into_bytes());
+            let mut response = text(StatusCode::OK, to_json(&BTreeMap::from([("appname", app)])));
             put_revision(&mut response, revision);
             response
         }
@@ -255,7 +254,10 @@ async fn app_name(views: &Lainlet, asked: &Asked) -> Response<LainletBody> {
 
 /// The newest version.
 fn once(selected: &Selected) -> Response<LainletBody> {
-    let (revision, version) = selected.version();
+    let (revision, version) = match selected.version() {
+        Ok(version) => version,
+        Err(refusal) => return Failure::from(&refusal).response(),
+    };
     let mut response = match &version.body {
         Ok(payload) => {
             counted::answered(Answer::Ok);

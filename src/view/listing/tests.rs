@@ -80,7 +80,7 @@ fn it_shows_what_a_plain_sorted_list_would() {
             let shown = shown(plain.clone());
             let want = plain_json(&shown, shape);
             assert_eq!(json(&listing, shape), want, "{shape:?}, seed {seed}, step {step}");
-            let pods = shown.iter().fold(0, |sum, (.., text)| sum + u64::from(*text));
+            let pods = plain.iter().fold(0, |sum, (.., text)| sum + u64::from(*text));
             assert_eq!(listing.pods().all, pods, "{shape:?}, seed {seed}, step {step}");
             let known = digests.entry(want).or_insert_with(|| listing.digest());
             assert_eq!(*known, listing.digest(), "{shape:?}, seed {seed}, step {step}");

@@ -63,7 +63,7 @@ impl Projection<PodGroup> for Streamprocs {
         &SPEC
     }
 
-    fn rows(&self, _key: &[u8], group: &PodGroup, rows: &mut Rows<'_>) {
+    fn rows(&self, key: &[u8], group: &PodGroup, rows: &mut Rows<'_>) {
         let mut ports = group.spec.pod.stream_ports();
         if ports.is_empty() {
             return;
@@ -74,7 +74,9 @@ impl Projection<PodGroup> for Streamprocs {
         upstreams.sort_by_key(|upstream| upstream.instance_no);
         let name = &*group.spec.name;
         let proc = Proc { name, upstreams, services: ports.into_iter().map(Service::of).collect() };
-        rows.grouped(group.spec.namespace.as_bytes(), name.as_bytes(), &proc, &proc.message());
+        // Processes of one name are all shown, in the order of their keys.
+        let order = [name.as_bytes(), b"\0", key].concat();
+        rows.grouped(group.spec.namespace.as_bytes(), &order, &proc, &proc.message());
         rows.pods(pods(group));
     }
 

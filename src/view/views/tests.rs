@@ -5,15 +5,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use super::specs;
-use crate::{
-    types::Revision,
-    view::{
-        document::Document,
-        payload::{Kind, Version},
-        projection::{Pods, Projection, Rows, ViewError},
-        select::{Match, Select},
-        target::Shown,
-    },
+use crate::view::{
+    document::Document,
+    payload::{Kind, Version},
+    projection::{Pods, Projection, Rows, ViewError},
+    select::{Match, Select},
+    target::Shown,
 };
 
 /// What a view shows of the documents that are put.
@@ -36,7 +33,7 @@ impl<D: Document> Showing<D> {
     fn of(view: &'static dyn Projection<D>, node: Option<Box<str>>) -> Self {
         let select = Select { spec: view.spec(), keys: Match::All, node, public: false };
         let verdict = |pods: Pods| view.verdict(pods);
-        let shown = Shown::new(select, std::iter::empty(), &verdict, Revision::ZERO, Instant::now());
+        let shown = Shown::new(select, std::iter::empty(), &verdict, Instant::now());
         Self { view, shown }
     }
 
@@ -55,7 +52,7 @@ impl<D: Document> Showing<D> {
 
     fn replace(&mut self, replace: impl FnOnce(&mut Shown, Bytes), key: &str) {
         replace(&mut self.shown, Bytes::copy_from_slice(key.as_bytes()));
-        self.shown.publish(&|pods| self.view.verdict(pods), Revision::ZERO);
+        self.shown.publish(&|pods| self.view.verdict(pods));
     }
 
     fn version(&self) -> Arc<Version> {

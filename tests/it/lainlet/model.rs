@@ -171,6 +171,8 @@ impl Model {
             _ if !is_super => Err((400, SUPER)),
             "/v2/backupspec" => Ok(app_key(&or("appname", "*"))),
             "/v2/containers" => Ok(with_end(&or("nodename", "*"), "/")),
+            // A node is never all nodes.
+            "/v2/localspecquery" if question.value("nodeip") == Some("*") => Ok("*/".to_owned()),
             "/v2/localspecquery" => Ok(with_end(&or("nodeip", own_node.unwrap_or(&self.node_ip)), "/")),
             "/v2/depends" => Ok(or("target", "*")),
             "/v2/nodes" => Ok(with_end(&or("name", "*"), ":")),

@@ -78,16 +78,6 @@ impl Sse {
         }
     }
 
-    /// The next event that is no heartbeat.
-    pub(super) async fn next_change(&mut self) -> Event {
-        loop {
-            let event = self.next().await;
-            if event.kind != "heartbeat" {
-                return event;
-            }
-        }
-    }
-
     /// The next event, which must have this id and kind; its data.
     pub(super) async fn expect(&mut self, id: u64, kind: &str) -> String {
         let event = self.next().await;

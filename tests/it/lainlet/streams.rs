@@ -93,10 +93,14 @@ struct Stream {
 }
 
 async fn open(lain: &Lain, http2: bool) -> Vec<Stream> {
+    let loaded = lain.kv.revision().await.to_string();
     let mut streams = Vec::new();
     for (uri, lines) in TABLE {
         let client = if http2 { lain.local().http2() } else { lain.local() };
         let mut sse = client.watch(&super::client::with(uri, "watch=1")).await;
+        assert_eq!(sse.headers()["vary"], "Accept-Encoding", "{uri}");
+        let index = sse.headers()["x-etcd-index"].to_str().expect("a number");
+        assert_eq!(index, loaded, "the revision that {uri} begins with");
         let init = sse.expect(1, "init").await;
         assert_eq!(init, lain.get(uri).await.text(), "the init of {uri}");
         streams.push(Stream {

@@ -1,8 +1,9 @@
 //! [`WatchBody`]: the response side of a `Watch`: a whole reply first, and whenever the view shows something else.
 //!
 //! Polled by the connection when the client has room for more, so what a slow client misses is skipped by the subscription.
-//! Always holds: it never ends with OK. Lainlet ended so when its source stopped, which here is the relay's own end: a client
-//! that takes OK for the end of all there is would not come back, and one that gets `Unavailable` asks again, elsewhere too.
+//! Always holds: it never ends with OK. Lainlet ended so when its source stopped, which here is the relay's own end, or a view
+//! that is read anew: a client that takes OK for the end of all there is would not come back, and one that gets `Unavailable`
+//! asks again, elsewhere too.
 
 use std::{
     convert::Infallible,
@@ -53,10 +54,10 @@ impl WatchBody {
             return Poll::Ready(answer::message(&first));
         }
         if self.stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(stopped()));
+            return Poll::Ready(Err(Status::unavailable("etcd-relay: the relay is stopping")));
         }
-        let Some(subscription) = &mut self.subscription else { return Poll::Ready(Err(stopped())) };
-        let Some(version) = ready!(subscription.poll_next(cx)) else { return Poll::Ready(Err(stopped())) };
+        let Some(subscription) = &mut self.subscription else { return Poll::Ready(Err(ended())) };
+        let Some(version) = ready!(subscription.poll_next(cx)) else { return Poll::Ready(Err(ended())) };
         let message = answer::message(&version);
         if message.is_ok() {
             LAG.record(version.received.elapsed().as_secs_f64());
@@ -98,7 +99,7 @@ impl Drop for WatchBody {
     }
 }
 
-/// Why a stream ends that its client has not ended.
-pub(super) fn stopped() -> Status {
-    Status::unavailable("etcd-relay: the relay is stopping")
+/// Why a stream ends whose view has no more to say: it failed, and is read anew.
+pub(super) fn ended() -> Status {
+    Status::unavailable("etcd-relay: the view is read anew; ask again")
 }
