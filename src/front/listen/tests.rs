@@ -52,6 +52,9 @@ fn serve(configure: impl FnOnce(&mut Config)) -> Served {
     }
 }
 
+/// Bytes in the answer to `/held`.
+const HELD: usize = 32 << 20;
+
 async fn answer(
     request: Request<Incoming>,
     wait: mpsc::Sender<tokio::sync::oneshot::Sender<()>>,
@@ -62,6 +65,14 @@ async fn answer(
             let (go_on, gone_on) = tokio::sync::oneshot::channel();
             wait.send(go_on).await.expect("the test waits");
             let _ = gone_on.await;
+        }
+        "/held" => {
+            // Answers at once, with more than any socket takes, and lets go of the body later.
+            tokio::spawn(request.into_body().collect());
+            let mut response = Response::new(Full::default().boxed());
+            let value = HeaderValue::from_bytes(&vec![b'x'; HELD]).expect("a header value");
+            response.headers_mut().insert("x-large", value);
+            return response;
         }
         path @ ("/lasting" | "/large") => {
             let (send, sent) = mpsc::channel(1);
@@ -255,6 +266,19 @@ async fn a_lasting_answer_comes_after_the_answers_to_earlier_requests() {
     let answers = soon("the end", rest(&mut client)).await;
     assert_eq!(answers.matches(&format!("\r\n\r\n{peer}")).count(), 2, "{answers}");
     assert!(answers.ends_with(&format!("{peer}{LASTING_HEAD}one")), "{answers}");
+}
+
+#[tokio::test]
+async fn a_lasting_answer_waits_until_the_one_before_it_is_written() {
+    let mut served = serve(|_| {});
+    let mut client = connect(&served).await;
+    let requests =
+        "POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbodyGET /lasting HTTP/1.1\r\nhost: x\r\n\r\n";
+    client.write_all(requests.as_bytes()).await.expect("sent");
+    let end = async { drop(served.streams.recv().await.expect("an answer")) };
+    let (answers, ()) = soon("the end", async { tokio::join!(rest(&mut client), end) }).await;
+    assert!(answers.len() > HELD, "{} bytes", answers.len());
+    assert!(answers.ends_with(&format!("\r\n\r\n{LASTING_HEAD}")), "{}", &answers[answers.len() - 200..]);
 }
 
 #[tokio::test]
