@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod lainlet;
 pub mod listen;
 mod pieces;
+pub mod signal;
 
 pub use inspect::Inspect;
 

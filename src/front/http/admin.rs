@@ -143,6 +143,7 @@ impl hyper::service::Service<Request<Incoming>> for HttpPort {
 }
 
 /// What a port answers, boxed only where it must be waited for.
+#[expect(clippy::large_enum_variant, reason = "a box for the small variant's sake is what is to be spared")]
 pub enum HttpAnswer {
     /// An answer of Lainlet's API.
     Lainlet(Answering),

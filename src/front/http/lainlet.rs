@@ -47,6 +47,7 @@ use crate::{
         lainlet as told,
         listen::{ClientAddr, Lasting},
         pieces::Pieces,
+        signal::Signal,
     },
     telemetry::names::Answer,
     types::Revision,
@@ -64,7 +65,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 pub struct LainletHttp {
     views: Option<Lainlet>,
     in_progress: Arc<AtomicUsize>,
-    stop: CancellationToken,
+    stop: Signal,
 }
 
 /// What a path of Lainlet's API asks for.
@@ -88,6 +89,7 @@ struct Asked {
 }
 
 /// An answer that is there, or will be.
+#[expect(clippy::large_enum_variant, reason = "a box for the small variant's sake is what is to be spared")]
 pub enum Answering {
     /// Taken when it is first asked for.
     Now(Option<Response<LainletBody>>),
@@ -120,9 +122,12 @@ impl fmt::Debug for Answering {
 
 impl LainletHttp {
     /// Answers from `views`; without them says that there are none. Streams end when `stop` is done.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     #[must_use]
     pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
-        Self { views, in_progress: Arc::default(), stop }
+        Self { views, in_progress: Arc::default(), stop: Signal::of(stop) }
     }
 
     /// What is at a path. One slash at its end makes no difference.
@@ -220,7 +225,7 @@ impl LainletHttp {
                 counted::answered(Answer::Ok);
                 let heartbeat = query::heartbeat(heartbeat.as_deref());
                 let open = (OpenStream::new(), InProgress::new(&self.in_progress));
-                LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.clone(), open))
+                LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.listener(), open))
             }
         };
         stream_of(asked.version, body, Some(revision))

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::socket::Socket;
-use crate::front::body::BoxError;
+use crate::front::{body::BoxError, signal::Listener};
 
 /// In the extensions of a response: its body has no end of its own. Over HTTP/1.1 it lasts as long as the connection, and is
 /// sent as it is, without length or chunks.
@@ -90,11 +90,11 @@ impl<B> Takeover<B> {
     }
 }
 
-/// Writes a response to a socket until its body ends, or the client closes.
+/// Writes a response to a socket until its body ends, the client closes, or `abort`.
 ///
 /// # Errors
 /// Those of the body, and of the socket.
-pub(super) async fn stream<B>(mut socket: Socket, response: Response<B>) -> Result<(), BoxError>
+pub(super) async fn stream<B>(mut socket: Socket, response: Response<B>, mut abort: Listener) -> Result<(), BoxError>
 where
     B: Body,
     B::Error: Into<BoxError>,
@@ -105,7 +105,7 @@ where
     let mut body = pin!(body);
     let mut ended = false;
     poll_fn(|cx| {
-        if poll_closed(&mut socket, cx)?.is_ready() {
+        if abort.poll(cx).is_ready() || poll_closed(&mut socket, cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
         loop {

@@ -29,7 +29,7 @@ use super::{
     socket::{Socket, Terms},
 };
 use crate::{
-    front::body::BoxError,
+    front::{body::BoxError, signal::Signal},
     telemetry::names::{self, Port, Turned},
 };
 
@@ -69,6 +69,7 @@ impl Bound {
         let Self { listener, config, permits, connections, .. } = self;
         let config = Arc::new(config);
         let tasks = TaskTracker::new();
+        let cut_off = Signal::of(stop.abort.clone());
         let mut troubles = Quiet::default();
         loop {
             // Both arms are cancel safe.
@@ -103,7 +104,8 @@ impl Bound {
                 continue;
             };
             let listed = connections.open(config.port, peer);
-            let (service, config, stop, spawner) = (service.clone(), config.clone(), stop.clone(), tasks.clone());
+            let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
+            let (spawner, cut_off) = (tasks.clone(), cut_off.listener());
             tasks.spawn(async move {
                 let Stop { accept, abort } = stop;
                 // Dropping a connection in the middle cuts it off, which is what abort is for.
@@ -113,7 +115,7 @@ impl Bound {
                 };
                 // In a task of its own, since this one is as large as what reads requests.
                 spawner.spawn(async move {
-                    if let Some(Err(error)) = abort.run_until_cancelled(lasting::stream(socket, response)).await {
+                    if let Err(error) = lasting::stream(socket, response, cut_off).await {
                         tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                     }
                     drop((listed, permit));
@@ -151,7 +153,7 @@ where
         opened = timeout(Config::FIRST_BYTES, preface::open(stream, terms)) => opened,
         () = stop.cancelled() => return None,
     };
-    let (protocol, socket) = match opened {
+    let (protocol, mut socket) = match opened {
         Ok(Ok(Some(opened))) => opened,
         Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
@@ -183,7 +185,7 @@ where
             let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
             match finish(Pin::new(&mut connection), poll, stop, http1::Connection::graceful_shutdown).await {
                 Ok(response) => {
-                    let socket = connection.into_parts().io.into_inner();
+                    let socket = connection.into_parts().io.into_inner().untold();
                     return Some((socket, response, listed));
                 }
                 Err(result) => result,

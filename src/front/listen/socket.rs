@@ -5,7 +5,7 @@
 //! - bytes that were read before come first, and once;
 //! - a socket that takes no byte for the limit while there are bytes to write fails, is counted and logged; there is a timer
 //!   only while it takes none;
-//! - [`Socket::written`] is true while all that its writer had is written: HTTP/1.1 flushes only then.
+//! - [`Socket::written`] tells true while all that its writer had is written: HTTP/1.1 flushes only then.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ pub(super) struct Socket {
     given: u8,
     filled: u8,
     stall: Stall,
-    written: Arc<AtomicBool>,
+    written: Option<Arc<AtomicBool>>,
 }
 
 /// Whose socket it is, and how long it may take no bytes.
@@ -65,13 +65,24 @@ impl Socket {
             given: 0,
             filled: filled.min(FIRST) as u8,
             stall: Stall { terms, timer: None },
-            written: Arc::new(AtomicBool::new(true)),
+            written: None,
         }
     }
 
-    /// Whether all that there was to write is written.
-    pub(super) fn written(&self) -> Arc<AtomicBool> {
-        self.written.clone()
+    /// Whether all that there was to write is written, told from now on.
+    pub(super) fn written(&mut self) -> Arc<AtomicBool> {
+        self.written.get_or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
+    }
+
+    /// The socket, of which nobody wants to know any more what is written.
+    pub(super) fn untold(self) -> Self {
+        Self { written: None, ..self }
+    }
+
+    fn tell(&self, written: bool) {
+        if let Some(told) = &self.written {
+            told.store(written, Ordering::Relaxed);
+        }
     }
 }
 
@@ -108,7 +119,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.written.store(false, Ordering::Relaxed);
+        this.tell(false);
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
         this.stall.bound(outcome, cx)
     }
@@ -119,7 +130,7 @@ impl AsyncWrite for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.written.store(false, Ordering::Relaxed);
+        this.tell(false);
         let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
         this.stall.bound(outcome, cx)
     }
@@ -129,7 +140,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.written.store(true, Ordering::Relaxed);
+        self.tell(true);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

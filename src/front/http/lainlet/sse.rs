@@ -15,11 +15,13 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{InProgress, counted::OpenStream};
 use crate::{
-    front::pieces::{Pieces, SHARE_FROM},
+    front::{
+        pieces::{Pieces, SHARE_FROM},
+        signal::Listener,
+    },
     view::{Kind, Parts, Subscription, Version},
 };
 
@@ -34,17 +36,17 @@ pub struct SseBody {
     subscription: Option<Subscription>,
     sent: u64,
     heartbeat: Option<Heartbeat>,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    stop: Listener,
     open: (OpenStream, InProgress),
 }
 
 impl SseBody {
-    /// Sends `first`, then what `subscription` gives, until `stop` is done; and a heartbeat after each time of `heartbeat`.
+    /// Sends `first`, then what `subscription` gives, until `stop` tells to end; and a heartbeat after each time of `heartbeat`.
     pub(super) fn new(
         first: Arc<Version>,
         subscription: Subscription,
         heartbeat: Option<Duration>,
-        stop: CancellationToken,
+        stop: Listener,
         open: (OpenStream, InProgress),
     ) -> Self {
         Self {
@@ -52,7 +54,7 @@ impl SseBody {
             subscription: Some(subscription),
             sent: 0,
             heartbeat: heartbeat.map(|every| Heartbeat { every, next: Box::pin(sleep(every)) }),
-            stop: Box::pin(stop.cancelled_owned()),
+            stop,
             open,
         }
     }
@@ -82,7 +84,7 @@ impl http_body::Body for SseBody {
         let this = &mut *self;
         let event = if let Some(first) = this.first.take() {
             this.event(&first, true)
-        } else if this.stop.as_mut().poll(cx).is_ready() {
+        } else if this.stop.poll(cx).is_ready() {
             this.subscription = None;
             return Poll::Ready(None);
         } else {
