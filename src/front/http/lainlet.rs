@@ -212,9 +212,10 @@ impl LainletHttp {
                 return stream_of(asked.version, LainletBody::whole(sse::error(&failure.text)), None);
             }
         };
-        // The first is at hand, unless the relay ends.
+        // The first is at hand, unless the view has just failed.
         let Some(first) = subscription.next().await else {
-            return stream_of(asked.version, LainletBody::whole(sse::error(STOPPING)), None);
+            counted::answered(Answer::NotReady);
+            return stream_of(asked.version, LainletBody::whole(sse::error(sse::READ_ANEW)), None);
         };
         let body = match &first.body {
             Err(error) => {
@@ -235,7 +236,6 @@ impl LainletHttp {
 /// What is said of a path that is nobody's.
 pub(super) const NO_SUCH_PATH: &str = "404 not found";
 const OFF: &str = "etcd-relay: Lainlet's views are off (--lainlet off)";
-const STOPPING: &str = "etcd-relay: the relay is stopping";
 /// Lainlet's words, whichever of its paths was asked.
 const NO_WATCH: &str = "/localspecquery do not support watch action";
 

@@ -27,6 +27,9 @@ use crate::{
 
 const HEARTBEAT: &[u8] = b"id: 0\nevent: heartbeat\n\n";
 
+/// Why a stream ends whose view has no more to say: it failed, and is read anew.
+pub(super) const READ_ANEW: &str = "etcd-relay: the view is read anew; ask again";
+
 /// See the module.
 #[derive(Debug)]
 pub struct SseBody {
@@ -93,7 +96,7 @@ impl http_body::Body for SseBody {
                 Poll::Ready(Some(version)) => this.event(&version, false),
                 Poll::Ready(None) => {
                     this.subscription = None;
-                    return Poll::Ready(None);
+                    error(READ_ANEW)
                 }
                 Poll::Pending if this.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.poll_due(cx)) => {
                     Bytes::from_static(HEARTBEAT).into()
