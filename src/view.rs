@@ -13,7 +13,7 @@
 //! | `target`, `select` | one selection of one view, shared by all who asked for it |
 //! | `listing`, `payload` | its rows in order, and the forms in which they are sent |
 //! | `projection`, `views` | what a view is, and each of them |
-//! | `json` | JSON as Go writes it |
+//! | `json`, `wire` | JSON as Go writes it, protobuf as Go reads it |
 //!
 //! Always holds: a change is read once, made into rows once for each view that shows it, and rendered once in each form for
 //! all who get it; what it costs does not grow with what it leaves alone.
@@ -32,6 +32,7 @@ mod select;
 mod stats;
 mod target;
 mod views;
+mod wire;
 
 pub(crate) use self::json::to_json;
 pub use self::{

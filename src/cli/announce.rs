@@ -32,7 +32,16 @@ impl Announce {
 fn to_try(grpc: SocketAddr, http: Option<SocketAddr>) -> String {
     let mut text = format!("\nTry:\n\n  etcdctl --endpoints {grpc} watch --prefix /lain/\n");
     if let Some(http) = http {
-        text.push_str(&format!("\n  curl -N 'http://{http}/debug/state?watch=1s'\n\n  curl http://{http}/metrics\n"));
+        for path in [
+            "/v2/procwatcher?appname=hello",
+            "/v2/proxywatcher?watch=1&heartbeat=5",
+            "/v2/nodes?watch=1",
+            "/debug/state?watch=1s",
+            "/metrics",
+        ] {
+            let follow = if path.contains("watch=") { "-N " } else { "" };
+            text.push_str(&format!("\n  curl {follow}'http://{http}{path}'\n"));
+        }
     }
     text.push('\n');
     text

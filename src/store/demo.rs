@@ -26,6 +26,8 @@ const FEATURES: &str = "/lain/config/features/";
 const NODES: &str = "/lain/nodes/nodes/";
 /// What a pod group says of its last change.
 const UPDATED_AT: &str = "\"UpdatedAt\":\"";
+/// What it says of where a container is; the third number is changed when it is moved, from 0 to 1 and back.
+const CONTAINER_IP: &str = "\"ContainerIp\":\"172.20.";
 
 /// How the changes go on.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +80,8 @@ pub fn seed(store: &Store) -> Result<usize, SeedError> {
     Ok(keys)
 }
 
-/// Makes small changes to a store that was seeded, until `cancel`: most rewrite a pod group, some flip a switch, some take a
-/// machine away and bring it back.
+/// Makes small changes to a store that was seeded, until `cancel`: most rewrite a pod group, some of them with
+/// a container at another address, some flip a switch, some take a machine away and bring it back.
 pub async fn keep_changing(store: Store, config: Config, cancel: CancellationToken) {
     let mut changes = Changes::default();
     loop {
@@ -104,7 +106,7 @@ struct Changes {
 }
 
 impl Changes {
-    /// Every fifth change flips a switch, every fifth is about a machine.
+    /// Of five changes one flips a switch, one moves a container, and one is about a machine.
     fn next(&mut self, store: &Store) -> Result<(), StoreError> {
         let turn = self.made / 5;
         let kind = self.made % 5;
@@ -112,6 +114,7 @@ impl Changes {
         match kind {
             2 => flip_feature(store, turn),
             4 => self.move_node(store, turn),
+            3 => move_container(store, turn),
             _ => update_pod_group(store, turn * 3 + kind),
         }
     }
@@ -132,6 +135,20 @@ fn flip_feature(store: &Store, turn: usize) -> Result<(), StoreError> {
     let Some((key, value)) = pick(store, FEATURES, turn)? else { return Ok(()) };
     let value = Bytes::from_static(if &value[..] == b"True" { b"False" } else { b"True" });
     store.put(&PutRequest { key, value, ..PutRequest::default() }).map(|_| ())
+}
+
+fn move_container(store: &Store, turn: usize) -> Result<(), StoreError> {
+    let Some((key, value)) = pick(store, POD_GROUPS, turn)? else { return Ok(()) };
+    let value = with_first_container_moved(&String::from_utf8_lossy(&value)).into();
+    store.put(&PutRequest { key, value, ..PutRequest::default() }).map(|_| ())
+}
+
+/// The value with its first container at another address; unchanged where it has none.
+fn with_first_container_moved(value: &str) -> String {
+    let Some((before, rest)) = value.split_once(CONTAINER_IP) else { return value.to_owned() };
+    let Some((network, after)) = rest.split_once('.') else { return value.to_owned() };
+    let network = if network == "0" { "1" } else { "0" };
+    format!("{before}{CONTAINER_IP}{network}.{after}")
 }
 
 fn update_pod_group(store: &Store, turn: usize) -> Result<(), StoreError> {

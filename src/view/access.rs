@@ -155,7 +155,8 @@ impl Rules for ByAddress {
         }
         let tables = self.tables.read();
         let own = first(&tables.pods, caller.addr).or_else(|| first(&tables.portals, caller.addr));
-        own == Some(app)
+        // An app's portal has that app's rights over the data of apps, and no others.
+        own.is_some_and(|own| own == app || tables.super_apps.contains(own.as_bytes()))
             || tables.portals.get(&caller.addr).is_some_and(|services| services.values().any(|service| service == app))
     }
 

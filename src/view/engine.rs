@@ -76,6 +76,8 @@ struct State<D> {
     epoch: u64,
     shown: Vec<TargetIndex>,
     bytes: usize,
+    /// How many values cannot be read.
+    unreadable: usize,
     last: Option<LastEvent>,
 }
 
@@ -123,7 +125,14 @@ impl<D: Document> Engine<D> {
             directory,
             views,
             observer,
-            state: Mutex::new(State { documents: BTreeMap::new(), epoch: 0, shown, bytes: 0, last: None }),
+            state: Mutex::new(State {
+                documents: BTreeMap::new(),
+                epoch: 0,
+                shown,
+                bytes: 0,
+                unreadable: 0,
+                last: None,
+            }),
             targets: DashMap::new(),
             revision: watch::Sender::new(Revision::ZERO),
         })
@@ -275,6 +284,7 @@ impl<D: Document> Engine<D> {
                     self.show(state, &change, (old.as_deref(), new.as_deref()), &mut touched);
                 }
             }
+            stats::unreadable(self.directory, state.unreadable);
             touched.sort_unstable();
             touched.dedup();
             for (view, slot) in touched {
@@ -317,7 +327,7 @@ impl<D: Document> Engine<D> {
             (self.observer)(&key, held.document.as_deref(), None);
         }
         state.shown.fill_with(TargetIndex::default);
-        state.bytes = 0;
+        (state.bytes, state.unreadable) = (0, 0);
         self.targets.clear();
     }
 
@@ -357,8 +367,6 @@ impl<D: Document> Engine<D> {
         let mut state = self.state.lock();
         self.drop_idle(&mut state, Target::is_idle);
         stats::targets(self.directory, self.targets.len(), state.bytes);
-        let unreadable = state.documents.values().filter(|held| held.refused.is_some()).count();
-        stats::unreadable(self.directory, unreadable);
     }
 
     fn drop_idle(&self, state: &mut State<D>, is_idle: impl Fn(&Target) -> bool) {
@@ -383,6 +391,7 @@ impl<D: Document> State<D> {
             Becomes::AsBefore => old.clone(),
             Becomes::Gone => None,
         };
+        self.unreadable = self.unreadable + usize::from(change.refused.is_some()) - usize::from(was_refused);
         let Some(seen) = change.seen.clone() else {
             self.documents.remove(&change.key);
             return (old, new);
@@ -464,6 +473,7 @@ impl<D: Document> Engine<D> {
             epoch: state.epoch,
             shown: views.iter().map(|_| TargetIndex::default()).collect(),
             bytes: 0,
+            unreadable: 0,
             last: None,
         };
         Self {

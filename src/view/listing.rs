@@ -15,7 +15,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::projection::{Pods, Shape, delimited_len, put_delimited, put_delimited_head};
+use super::{
+    projection::{Pods, Shape},
+    wire,
+};
 use crate::view::json;
 
 /// Most rows of a chunk, unless they may not be parted: rendering one copies some ten KiB.
@@ -194,7 +197,7 @@ impl Chunk {
                 Shape::Object | Shape::List => rows.into(),
                 Shape::PackedList => {
                     let mut message = Vec::with_capacity(rows.len() + 6);
-                    put_delimited(&mut message, 1, &rows);
+                    wire::put_delimited(&mut message, 1, &rows);
                     message.into()
                 }
                 Shape::Groups => self.grouped_message().into(),
@@ -206,11 +209,8 @@ impl Chunk {
         let mut message = Vec::new();
         let shown: Vec<&Row> = self.shown().collect();
         for rows in shown.chunk_by(|row, next| row.group == next.group) {
-            let name = String::from_utf8_lossy(rows[0].unit());
             let len = rows.iter().map(|row| row.message.len()).sum();
-            put_delimited_head(&mut message, 1, delimited_len(name.len()) + delimited_len(len));
-            put_delimited(&mut message, 1, name.as_bytes());
-            put_delimited_head(&mut message, 2, len);
+            wire::put_entry_head(&mut message, 1, &wire::text(rows[0].unit()), len);
             rows.iter().for_each(|row| message.extend_from_slice(&row.message));
         }
         message

@@ -9,7 +9,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::{directory::Directory, json, listing::Row, select::Select};
+use super::{directory::Directory, json, listing::Row, select::Select, wire};
 
 /// What the fronts and the engine need to know of a view: its names, its parameter, who may ask.
 #[derive(Debug, PartialEq, Eq)]
@@ -152,21 +152,22 @@ impl<'a> Rows<'a> {
 
     /// An object's member `name`, with the map value of the gRPC reply. In order of the names' bytes.
     pub(super) fn entry(&mut self, name: &[u8], value: &impl Serialize, message: &impl Message) {
+        self.encoded_entry(name, value, &message.encode_to_vec());
+    }
+
+    /// As [`Rows::entry`], with the map value encoded.
+    pub(super) fn encoded_entry(&mut self, name: &[u8], value: &impl Serialize, message: &[u8]) {
         let mut json = Vec::with_capacity(256);
         json::write_string(&mut json, name);
         json.push(b':');
         json::write_json(&mut json, value);
-        self.raw_entry(name, json, &message.encode_to_vec());
+        self.raw_entry(name, json, message);
     }
 
     /// As [`Rows::entry`], with the member's JSON, name included, and the encoded map value.
     pub(super) fn raw_entry(&mut self, name: &[u8], json: Vec<u8>, value: &[u8]) {
-        let text = String::from_utf8_lossy(name);
-        let mut message = Vec::with_capacity(text.len() + value.len() + 12);
-        let entry_len = delimited_len(text.len()) + delimited_len(value.len());
-        put_delimited_head(&mut message, 1, entry_len);
-        put_delimited(&mut message, 1, text.as_bytes());
-        put_delimited(&mut message, 2, value);
+        let mut message = Vec::with_capacity(name.len() + value.len() + 12);
+        wire::put_entry(&mut message, 1, &wire::text(name), value);
         self.push(None, name, json, message, Pods::default());
     }
 
@@ -179,7 +180,7 @@ impl<'a> Rows<'a> {
     /// An element of the array under `group`, in order of `order`'s bytes.
     pub(super) fn grouped(&mut self, group: &[u8], order: &[u8], value: &impl Serialize, message: &impl Message) {
         let mut element = Vec::new();
-        put_delimited(&mut element, 1, &message.encode_to_vec());
+        wire::put_delimited(&mut element, 1, &message.encode_to_vec());
         self.push(Some(group), order, json::to_json(value), element, Pods::default());
     }
 
@@ -194,7 +195,7 @@ impl<'a> Rows<'a> {
     #[must_use]
     pub(super) fn message_element(message: &impl Message) -> Vec<u8> {
         let mut element = Vec::new();
-        put_delimited(&mut element, 1, &message.encode_to_vec());
+        wire::put_delimited(&mut element, 1, &message.encode_to_vec());
         element
     }
 
@@ -206,19 +207,4 @@ impl<'a> Rows<'a> {
         let key = Bytes::copy_from_slice(self.key);
         self.list.push(Row::new(group, order, key, json, message, pods));
     }
-}
-
-pub(super) fn delimited_len(len: usize) -> usize {
-    1 + prost::encoding::encoded_len_varint(len as u64) + len
-}
-
-/// Writes the tag and length of a length-delimited field. Field numbers are below 16: one byte.
-pub(super) fn put_delimited_head(buffer: &mut Vec<u8>, field: u8, len: usize) {
-    buffer.push(field << 3 | 2);
-    prost::encoding::encode_varint(len as u64, buffer);
-}
-
-pub(super) fn put_delimited(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    put_delimited_head(buffer, field, bytes.len());
-    buffer.extend_from_slice(bytes);
 }

@@ -8,6 +8,7 @@ use crate::view::{
     json,
     lainlet::is_secret,
     projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    wire,
 };
 
 #[derive(Debug)]
@@ -41,6 +42,6 @@ impl Projection<ConfigValue> for Configwatcher {
         json::write_string(&mut json, key);
         json.push(b':');
         json::write_string(&mut json, value.as_bytes());
-        rows.raw_entry(key, json, String::from_utf8_lossy(value.as_bytes()).as_bytes());
+        rows.raw_entry(key, json, wire::text(value.as_bytes()).as_bytes());
     }
 }

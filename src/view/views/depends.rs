@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use serde::Serialize;
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
         directory::Directory,
         document::{Client, Portal},
         projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        wire,
     },
 };
 
@@ -74,11 +76,16 @@ impl Projection<Portal> for Depends {
                 })
                 .collect(),
         };
-        let apps = |clients: &BTreeMap<&str, Item<'_>>| pb::DependsAppMap {
-            apps: clients.iter().map(|(app, item)| ((*app).to_owned(), message(item))).collect(),
-        };
-        let map = nodes.iter().map(|(node, clients)| ((*node).to_owned(), apps(clients))).collect();
-        rows.entry(key, &nodes, &pb::DependsNodeMap { nodes: map });
+        // A `DependsNodeMap` of `DependsAppMap`s.
+        let mut by_node = Vec::new();
+        for (node, clients) in &nodes {
+            let mut by_app = Vec::new();
+            for (app, item) in clients {
+                wire::put_entry(&mut by_app, 1, app, &message(item).encode_to_vec());
+            }
+            wire::put_entry(&mut by_node, 1, node, &by_app);
+        }
+        rows.encoded_entry(key, &nodes, &by_node);
     }
 }
 

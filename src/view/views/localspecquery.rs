@@ -3,8 +3,9 @@
 use crate::view::{
     directory::Directory,
     document::PodGroup,
-    projection::{Absent, Projection, Rows, Rule, Shape, Spec, put_delimited},
+    projection::{Absent, Projection, Rows, Rule, Shape, Spec},
     views::containers::keys,
+    wire,
 };
 
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Projection<PodGroup> for Localspecquery {
         if runs_here {
             let name = format!("{}/{}", group.spec.namespace, group.spec.name);
             let mut message = Vec::new();
-            put_delimited(&mut message, 1, name.as_bytes());
+            wire::put_delimited(&mut message, 1, name.as_bytes());
             rows.element(name.as_bytes(), &name, message);
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! A gRPC reply has no place for all of JSON: objects become maps of texts, and what is no text becomes its JSON.
 
+use prost::Message as _;
+
 use crate::{
     pb::lainlet::{self as pb, node_info::value::Type},
     view::{
@@ -9,6 +11,7 @@ use crate::{
         document::{Json, Node},
         json,
         projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        wire,
     },
 };
 
@@ -36,9 +39,12 @@ impl Projection<Node> for Nodes {
     }
 
     fn rows(&self, key: &[u8], node: &Node, rows: &mut Rows<'_>) {
-        let members = node.0.iter().flatten();
-        let v = members.map(|(name, value)| (name.to_string(), message(value))).collect();
-        rows.entry(key, node, &pb::NodeInfo { v });
+        // A `NodeInfo`: its map `v`.
+        let mut info = Vec::new();
+        for (name, value) in node.0.iter().flatten() {
+            wire::put_entry(&mut info, 1, name, &message(value).encode_to_vec());
+        }
+        rows.encoded_entry(key, node, &info);
     }
 }
 

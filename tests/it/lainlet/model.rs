@@ -242,8 +242,11 @@ impl Model {
     }
 
     fn is_super(&self, peer: &str) -> bool {
-        let is_super_app = |app: &String| self.config.contains_key(&format!("super_apps/{app}"));
-        self.is_trusted(peer) || self.pods().get(peer).is_some_and(is_super_app)
+        self.is_trusted(peer) || self.pods().get(peer).is_some_and(|app| self.is_super_app(app))
+    }
+
+    fn is_super_app(&self, app: &str) -> bool {
+        self.config.contains_key(&format!("super_apps/{app}"))
     }
 
     fn app_name(&self, peer: &str) -> Option<String> {
@@ -253,7 +256,9 @@ impl Model {
     fn passes(&self, peer: &str, app: &str) -> bool {
         self.is_super(peer)
             || self.app_name(peer).is_some_and(|own| {
-                own == app || self.portals_by_address().get(peer).is_some_and(|apps| apps.iter().any(|one| one == app))
+                own == app
+                    || self.is_super_app(&own)
+                    || self.portals_by_address().get(peer).is_some_and(|apps| apps.iter().any(|one| one == app))
             })
     }
 
