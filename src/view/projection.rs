@@ -40,6 +40,32 @@ pub struct Spec {
     pub shape: Shape,
 }
 
+impl Spec {
+    /// A view for super callers that has no parameter and can be watched. Its names and directory are still to be said.
+    pub(super) const PLAIN: Self = Self {
+        name: "",
+        paths: &[],
+        service: "",
+        directory: Directory::PodGroups,
+        parameter: None,
+        absent: Absent::All,
+        suffix: "",
+        rule: Rule::Super,
+        of_node: false,
+        watch: true,
+        matches_rows: false,
+        shape: Shape::Object,
+    };
+    /// A view of the pods of an app, which is the caller's own unless it may ask for others. Its names are still to be said.
+    pub(super) const OF_APPS: Self = Self {
+        directory: Directory::PodGroups,
+        parameter: Some("appname"),
+        suffix: "/",
+        rule: Rule::AppOrOwn,
+        ..Self::PLAIN
+    };
+}
+
 /// What an absent parameter stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {

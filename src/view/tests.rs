@@ -390,3 +390,19 @@ fn keys_beside_the_directory_are_not_in_it() {
     }
     assert_eq!(Directory::Config.cache_key(&Bytes::from("/lain/config/a/b")), Some(Bytes::from("a/b")));
 }
+
+#[test]
+fn each_view_has_names_of_its_own() {
+    let specs = views::specs();
+    let names = |of: &dyn Fn(&super::projection::Spec) -> Vec<&'static str>| {
+        let mut names: Vec<&str> = specs.iter().flat_map(|spec| of(spec)).collect();
+        assert!(names.iter().all(|name| !name.is_empty() && !name.ends_with('/')), "{names:?}");
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        names.len()
+    };
+    assert_eq!(names(&|spec| vec![spec.name]), specs.len());
+    assert_eq!(names(&|spec| vec![spec.service]), specs.len());
+    assert!(names(&|spec| spec.paths.to_vec()) >= specs.len());
+    assert!(specs.iter().all(|spec| !spec.paths.is_empty()));
+}

@@ -7,7 +7,7 @@ use crate::{
     view::{
         directory::Directory,
         document::PodGroup,
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
     },
 };
 
@@ -19,14 +19,7 @@ static SPEC: Spec = Spec {
     paths: &["/v2/appswatcher"],
     service: "Apps",
     directory: Directory::PodGroups,
-    parameter: None,
-    absent: Absent::All,
-    suffix: "",
-    rule: Rule::Super,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
+    ..Spec::PLAIN
 };
 
 #[derive(Serialize)]

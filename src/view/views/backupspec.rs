@@ -5,29 +5,16 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::PodGroup,
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Rule, Spec},
     },
 };
 
 #[derive(Debug)]
 pub(super) struct Backupspec;
 
-static SPEC: Spec = Spec {
-    name: "backupspec",
-    paths: &["/v2/backupspec"],
-    service: "Backupctl",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::Super,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
-};
+static SPEC: Spec =
+    Spec { name: "backupspec", paths: &["/v2/backupspec"], service: "Backupctl", rule: Rule::Super, ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

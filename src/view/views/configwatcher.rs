@@ -7,7 +7,7 @@ use crate::view::{
     document::ConfigValue,
     json,
     lainlet::is_secret,
-    projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    projection::{Projection, Rows, Rule, Spec},
     wire,
 };
 
@@ -20,13 +20,8 @@ static SPEC: Spec = Spec {
     service: "Config",
     directory: Directory::Config,
     parameter: Some("target"),
-    absent: Absent::All,
-    suffix: "",
     rule: Rule::Secrets,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
+    ..Spec::PLAIN
 };
 
 impl Projection<ConfigValue> for Configwatcher {

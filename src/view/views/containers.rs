@@ -7,7 +7,7 @@ use crate::{
     view::{
         directory::Directory,
         document::{Container, Pod, PodGroup},
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
     },
 };
 
@@ -20,13 +20,9 @@ static SPEC: Spec = Spec {
     service: "Containers",
     directory: Directory::PodGroups,
     parameter: Some("nodename"),
-    absent: Absent::All,
     suffix: "/",
-    rule: Rule::Super,
-    of_node: false,
-    watch: true,
     matches_rows: true,
-    shape: Shape::Object,
+    ..Spec::PLAIN
 };
 
 #[derive(Serialize)]

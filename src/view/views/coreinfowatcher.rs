@@ -5,9 +5,8 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::{Container, ContainerSpec, PodGroup},
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
         views::PodInfos,
     },
 };
@@ -15,20 +14,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Coreinfowatcher;
 
-static SPEC: Spec = Spec {
-    name: "coreinfowatcher",
-    paths: &["/v2/coreinfowatcher"],
-    service: "Coreinfo",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
-};
+static SPEC: Spec =
+    Spec { name: "coreinfowatcher", paths: &["/v2/coreinfowatcher"], service: "Coreinfo", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -10,7 +10,7 @@ use crate::{
     view::{
         directory::Directory,
         document::{Client, Portal},
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
         wire,
     },
 };
@@ -24,13 +24,7 @@ static SPEC: Spec = Spec {
     service: "Depends",
     directory: Directory::Depends,
     parameter: Some("target"),
-    absent: Absent::All,
-    suffix: "",
-    rule: Rule::Super,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
+    ..Spec::PLAIN
 };
 
 #[derive(Serialize)]

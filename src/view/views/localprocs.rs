@@ -5,9 +5,8 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::{Pod, PodGroup},
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
         views::PodInfos,
     },
 };
@@ -19,15 +18,8 @@ static SPEC: Spec = Spec {
     name: "localprocs",
     paths: &["/v2/rebellion/localprocs"],
     service: "RebellionLocalprocs",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
     of_node: true,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
+    ..Spec::OF_APPS
 };
 
 #[derive(Serialize)]

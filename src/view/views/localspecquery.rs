@@ -3,7 +3,7 @@
 use crate::view::{
     directory::Directory,
     document::PodGroup,
-    projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    projection::{Absent, Projection, Rows, Shape, Spec},
     views::containers::keys,
     wire,
 };
@@ -19,11 +19,10 @@ static SPEC: Spec = Spec {
     parameter: Some("nodeip"),
     absent: Absent::CallersNode,
     suffix: "/",
-    rule: Rule::Super,
-    of_node: false,
     watch: false,
     matches_rows: true,
     shape: Shape::List,
+    ..Spec::PLAIN
 };
 
 impl Projection<PodGroup> for Localspecquery {

@@ -10,7 +10,7 @@ use crate::{
         directory::Directory,
         document::{Json, Node},
         json,
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
         wire,
     },
 };
@@ -24,13 +24,8 @@ static SPEC: Spec = Spec {
     service: "Nodes",
     directory: Directory::Nodes,
     parameter: Some("name"),
-    absent: Absent::All,
     suffix: ":",
-    rule: Rule::Super,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
+    ..Spec::PLAIN
 };
 
 impl Projection<Node> for Nodes {

@@ -1,9 +1,8 @@
 //! `/v2/streamrouter/ports`: the ports that processes want of the streamrouter, `[n,…]`, ascending.
 
 use crate::view::{
-    directory::Directory,
     document::PodGroup,
-    projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+    projection::{Projection, Rows, Shape, Spec},
 };
 
 #[derive(Debug)]
@@ -13,15 +12,8 @@ static SPEC: Spec = Spec {
     name: "ports",
     paths: &["/v2/streamrouter/ports"],
     service: "StreamrouterPorts",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
     shape: Shape::PackedList,
+    ..Spec::OF_APPS
 };
 
 impl Projection<PodGroup> for Ports {

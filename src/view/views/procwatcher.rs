@@ -5,7 +5,6 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::{Pod, PodGroup},
         projection::{Absent, Projection, Rows, Rule, Shape, Spec},
     },
@@ -18,15 +17,10 @@ static SPEC: Spec = Spec {
     name: "procwatcher",
     paths: &["/v2/procwatcher"],
     service: "Podgroup",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
     absent: Absent::Refused,
-    suffix: "/",
     rule: Rule::App,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
     shape: Shape::List,
+    ..Spec::OF_APPS
 };
 
 #[derive(Serialize)]

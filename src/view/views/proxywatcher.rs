@@ -7,29 +7,15 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::PodGroup,
-        projection::{Absent, Projection, Rows, Rule, Shape, Spec},
+        projection::{Projection, Rows, Spec},
     },
 };
 
 #[derive(Debug)]
 pub(super) struct Proxywatcher;
 
-static SPEC: Spec = Spec {
-    name: "proxywatcher",
-    paths: &["/v2/proxywatcher"],
-    service: "Proxy",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
-};
+static SPEC: Spec = Spec { name: "proxywatcher", paths: &["/v2/proxywatcher"], service: "Proxy", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 struct Proc<'a> {

@@ -8,9 +8,8 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::{PodGroup, StreamPort},
-        projection::{Absent, Pods, Projection, Rows, Rule, Shape, Spec, ViewError},
+        projection::{Pods, Projection, Rows, Shape, Spec, ViewError},
         views::pods,
     },
 };
@@ -22,15 +21,8 @@ static SPEC: Spec = Spec {
     name: "streamprocs",
     paths: &["/v2/streamrouter/streamprocs"],
     service: "StreamrouterStreamprocs",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
     shape: Shape::Groups,
+    ..Spec::OF_APPS
 };
 
 #[derive(Serialize)]

@@ -7,9 +7,8 @@ use serde::Serialize;
 use crate::{
     pb::lainlet as pb,
     view::{
-        directory::Directory,
         document::PodGroup,
-        projection::{Absent, Pods, Projection, Rows, Rule, Shape, Spec, ViewError},
+        projection::{Pods, Projection, Rows, Spec, ViewError},
         views::{PodInfos, pods},
     },
 };
@@ -17,20 +16,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Webprocs;
 
-static SPEC: Spec = Spec {
-    name: "webprocs",
-    paths: &["/v2/webrouter/webprocs"],
-    service: "WebrouterWebprocs",
-    directory: Directory::PodGroups,
-    parameter: Some("appname"),
-    absent: Absent::All,
-    suffix: "/",
-    rule: Rule::AppOrOwn,
-    of_node: false,
-    watch: true,
-    matches_rows: false,
-    shape: Shape::Object,
-};
+static SPEC: Spec =
+    Spec { name: "webprocs", paths: &["/v2/webrouter/webprocs"], service: "WebrouterWebprocs", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
