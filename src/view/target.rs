@@ -7,7 +7,6 @@
 //!   gone, so it costs a pointer however slow it is.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,11 +16,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::Stream as _;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use tokio::sync::watch;
-use tokio_stream::wrappers::WatchStream;
 
 use super::{
     listing::{Listing, Row},
@@ -29,12 +25,13 @@ use super::{
     projection::{Pods, ViewError},
     select::Select,
 };
+use crate::latest::{Follower, Latest};
 
 /// What those see who asked for it.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) select: Select,
-    versions: watch::Sender<Arc<Version>>,
+    versions: Latest<Arc<Version>>,
     /// Whether anyone asked for it since the last look.
     used: AtomicBool,
 }
@@ -43,16 +40,16 @@ impl Target {
     /// The newest version.
     pub(super) fn version(&self) -> Arc<Version> {
         self.used.store(true, Ordering::Relaxed);
-        self.versions.borrow().clone()
+        self.versions.get()
     }
 
     pub(super) fn subscribe(&self) -> Subscription {
         self.used.store(true, Ordering::Relaxed);
-        Subscription { versions: WatchStream::new(self.versions.subscribe()), given: None }
+        Subscription { versions: self.versions.follow(), given: None }
     }
 
     pub(super) fn subscribers(&self) -> usize {
-        self.versions.receiver_count()
+        self.versions.followers()
     }
 
     /// Whether nobody watches it and nobody asked for it since this was asked last.
@@ -64,7 +61,7 @@ impl Target {
 /// The versions of a target for one subscriber, the current one first. Cancel safe.
 #[derive(Debug)]
 pub struct Subscription {
-    versions: WatchStream<Arc<Version>>,
+    versions: Follower<Arc<Version>>,
     /// What the version showed that was given last.
     given: Option<Result<u128, ViewError>>,
 }
@@ -73,7 +70,7 @@ impl Subscription {
     /// The next version that shows something else than the last one; `None` when there are no more, as the relay ends.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<Version>>> {
         loop {
-            match Pin::new(&mut self.versions).poll_next(cx) {
+            match self.versions.poll_next(cx) {
                 Poll::Ready(Some(version)) if self.given == Some(version.state()) => {}
                 Poll::Ready(Some(version)) => {
                     self.given = Some(version.state());
@@ -118,7 +115,7 @@ impl Shown {
         let mut shown = Self {
             target: Arc::new(Target {
                 select,
-                versions: watch::Sender::new(Arc::new(Version {
+                versions: Latest::new(Arc::new(Version {
                     kind: Kind::Update,
                     body: Err(ViewError::ContainersLost),
                     received: now,
@@ -134,7 +131,7 @@ impl Shown {
             shown.replace(&key, rows.into_iter().map(Arc::new).collect(), Kind::Update, now);
         }
         let version = shown.version(verdict, (Kind::Update, now));
-        shown.target.versions.send_replace(Arc::new(version));
+        shown.target.versions.replace(Arc::new(version));
         shown.touched = None;
         shown
     }
@@ -167,9 +164,9 @@ impl Shown {
     pub(super) fn publish(&mut self, verdict: Verdict<'_>) -> bool {
         let Some(touched) = self.touched.take() else { return false };
         let version = self.version(verdict, touched);
-        let changed = version.state() != self.target.versions.borrow().state();
+        let changed = version.state() != self.target.versions.get().state();
         if changed {
-            self.target.versions.send_replace(Arc::new(version));
+            self.target.versions.replace(Arc::new(version));
         }
         changed
     }

@@ -10,10 +10,9 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
     io::{self, IoSlice},
     mem::MaybeUninit,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -90,44 +89,58 @@ impl<B> Takeover<B> {
     }
 }
 
-/// Writes a response to a socket until its body ends, the client closes, or `abort`.
-///
-/// # Errors
-/// Those of the body, and of the socket.
-pub(super) async fn stream<B>(mut socket: Socket, response: Response<B>, mut abort: Listener) -> Result<(), BoxError>
+/// Writes a response to a socket until its body ends, the client closes, or it is told to stop. By hand, since there are
+/// thousands of them: a future made by the compiler has twice the size.
+pub(super) struct Stream<B: Body> {
+    socket: Socket,
+    abort: Listener,
+    out: Out<B::Data>,
+    body: B,
+    ended: bool,
+}
+
+impl<B: Body> Stream<B> {
+    pub(super) fn new(socket: Socket, response: Response<B>, abort: Listener) -> Self {
+        let (parts, body) = response.into_parts();
+        let out = Out { head: head(parts.status, &parts.headers), data: None };
+        Self { socket, abort, out, body, ended: false }
+    }
+}
+
+// None of the fields is ever pinned but the body.
+impl<B: Body + Unpin> Unpin for Stream<B> {}
+
+impl<B> Future for Stream<B>
 where
-    B: Body,
-    B::Error: Into<BoxError>,
+    B: Body<Error: Into<BoxError>> + Unpin,
 {
-    let (parts, body) = response.into_parts();
-    let mut out = Out { head: head(parts.status, &parts.headers), data: None };
-    drop(parts);
-    let mut body = pin!(body);
-    let mut ended = false;
-    poll_fn(|cx| {
-        if abort.poll(cx).is_ready() || poll_closed(&mut socket, cx)?.is_ready() {
+    /// The error is the body's, or the socket's.
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { socket, abort, out, body, ended } = self.get_mut();
+        if abort.poll(cx).is_ready() || poll_closed(socket, cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
         loop {
             // The head goes with the first data, if there is some at once.
             let mut waits = false;
-            if out.data.is_none() && !ended {
-                match body.as_mut().poll_frame(cx) {
+            if out.data.is_none() && !*ended {
+                match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Ready(Some(frame)) => out.data = frame.map_err(Into::into)?.into_data().ok(),
-                    Poll::Ready(None) => ended = true,
+                    Poll::Ready(None) => *ended = true,
                     Poll::Pending => waits = true,
                 }
             }
-            ready!(out.poll_write(&mut socket, cx))?;
-            if ended {
-                return Pin::new(&mut socket).poll_shutdown(cx).map_err(Into::into);
+            ready!(out.poll_write(socket, cx))?;
+            if *ended {
+                return Pin::new(socket).poll_shutdown(cx).map_err(Into::into);
             }
             if waits {
                 return Poll::Pending;
             }
         }
-    })
-    .await
+    }
 }
 
 /// Reads and drops what the client sends; ready when it has closed.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -62,7 +63,7 @@ impl Bound {
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
-        B: http_body::Body + Send + 'static,
+        B: http_body::Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
@@ -105,7 +106,7 @@ impl Bound {
             };
             let listed = connections.open(config.port, peer);
             let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
-            let (spawner, cut_off) = (tasks.clone(), cut_off.listener());
+            let (spawner, cut_off) = (tasks.clone(), cut_off.clone());
             tasks.spawn(async move {
                 let Stop { accept, abort } = stop;
                 // Dropping a connection in the middle cuts it off, which is what abort is for.
@@ -114,12 +115,13 @@ impl Bound {
                     return;
                 };
                 // In a task of its own, since this one is as large as what reads requests.
-                spawner.spawn(async move {
-                    if let Err(error) = lasting::stream(socket, response, cut_off).await {
+                let stream = lasting::Stream::new(socket, response, cut_off.listener());
+                spawner.spawn(stream.map(move |result| {
+                    if let Err(error) = result {
                         tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                     }
                     drop((listed, permit));
-                });
+                }));
             });
         }
         drop(listener);
@@ -141,7 +143,7 @@ where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
-    B: http_body::Body + Send + 'static,
+    B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,
 {

@@ -1,0 +1,241 @@
+//! [`Latest`]: a value that is replaced now and then, for thousands who want the newest one and nothing in between.
+//!
+//! As `tokio::sync::watch`, but made for many waiting tasks: each leaves its waker once, and not anew for each value, so a look
+//! that finds nothing new takes no lock, and telling all walks over their wakers in one piece of memory. Used by views, whose
+//! versions it holds, and by ports, for what all streams must hear.
+//!
+//! Always holds: a value that is replaced wakes everyone who has looked and found nothing new; nobody is woken under a lock.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use parking_lot::{Mutex, RwLock};
+use slab::Slab;
+use smallvec::SmallVec;
+
+/// The number after the last value.
+const NO_MORE: u64 = u64::MAX;
+/// Tasks woken between two looks at the list of them.
+const BATCH: usize = 64;
+
+/// The one who replaces the value. Dropped, there are no more.
+#[derive(Debug)]
+pub struct Latest<T> {
+    shared: Arc<Shared<T>>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    /// Of the newest value, from 1; changes under the lock of the value.
+    number: AtomicU64,
+    value: RwLock<T>,
+    /// A place for each who follows; `None` until it has waited.
+    followers: Mutex<Slab<Option<Waker>>>,
+}
+
+impl<T: Clone> Latest<T> {
+    /// Begins with `value`.
+    #[must_use]
+    pub fn new(value: T) -> Self {
+        let shared = Shared { number: AtomicU64::new(1), value: RwLock::new(value), followers: Mutex::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The newest value.
+    #[must_use]
+    pub fn get(&self) -> T {
+        self.shared.value.read().clone()
+    }
+
+    /// Puts a value in the place of the newest, and wakes all who wait.
+    pub fn replace(&self, value: T) {
+        let old = {
+            let mut newest = self.shared.value.write();
+            let number = self.shared.number.load(Ordering::Relaxed);
+            self.shared.number.store(number.saturating_add(1), Ordering::Release);
+            std::mem::replace(&mut *newest, value)
+        };
+        drop(old);
+        self.shared.wake_all();
+    }
+
+    /// One who is given the newest value first, and then whenever there is a newer one.
+    #[must_use]
+    pub fn follow(&self) -> Follower<T> {
+        let place = self.shared.followers.lock().insert(None);
+        Follower { shared: self.shared.clone(), place, given: 0, waker: None }
+    }
+
+    /// How many follow.
+    #[must_use]
+    pub fn followers(&self) -> usize {
+        self.shared.followers.lock().len()
+    }
+}
+
+impl<T> Latest<T> {
+    /// There are no more values, as when it is dropped.
+    pub fn end(&self) {
+        {
+            let _newest = self.shared.value.write();
+            self.shared.number.store(NO_MORE, Ordering::Release);
+        }
+        self.shared.wake_all();
+    }
+}
+
+impl<T> Drop for Latest<T> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<T> Shared<T> {
+    fn wake_all(&self) {
+        let mut next = 0;
+        loop {
+            let mut batch: SmallVec<[Waker; BATCH]> = SmallVec::new();
+            {
+                let followers = self.followers.lock();
+                // Whoever comes in before `next` meanwhile has not looked before the value was there.
+                while next < followers.capacity() && batch.len() < BATCH {
+                    batch.extend(followers.get(next).and_then(Clone::clone));
+                    next += 1;
+                }
+                if batch.is_empty() {
+                    return;
+                }
+            }
+            batch.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// One who wants the newest value.
+#[derive(Debug)]
+pub struct Follower<T> {
+    shared: Arc<Shared<T>>,
+    place: usize,
+    /// The number of the value that was given last.
+    given: u64,
+    /// The waker that is at our place.
+    waker: Option<Waker>,
+}
+
+impl<T: Clone> Follower<T> {
+    /// The newest value, if it is not the one that was given last; `None` when there are no more. Cancel safe.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let newer = self.newer();
+        if newer.is_ready() || self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return newer;
+        }
+        self.waker = Some(cx.waker().clone());
+        if let Some(place) = self.shared.followers.lock().get_mut(self.place) {
+            place.clone_from(&self.waker);
+        }
+        // What came before this woke nobody.
+        self.newer()
+    }
+
+    /// As [`Follower::poll_next`], to await. Cancel safe.
+    pub async fn next(&mut self) -> Option<T> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn newer(&mut self) -> Poll<Option<T>> {
+        match self.shared.number.load(Ordering::Acquire) {
+            NO_MORE => Poll::Ready(None),
+            number if number == self.given => Poll::Pending,
+            _ => {
+                let newest = self.shared.value.read();
+                self.given = self.shared.number.load(Ordering::Relaxed);
+                Poll::Ready(Some(newest.clone()))
+            }
+        }
+    }
+}
+
+impl<T> Drop for Follower<T> {
+    fn drop(&mut self) {
+        self.shared.followers.lock().try_remove(self.place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_follower_is_given_the_newest_first_and_nothing_twice() {
+        let latest = Latest::new(1);
+        latest.replace(2);
+        let mut follower = latest.follow();
+        assert_eq!(follower.next().await, Some(2));
+        latest.replace(3);
+        latest.replace(4);
+        assert_eq!((follower.next().await, latest.get()), (Some(4), 4));
+        assert!(follower.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(latest);
+        assert_eq!((follower.next().await, follower.next().await), (None, None));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn each_of_many_sees_the_last_of_many() {
+        const LAST: u64 = 5_000;
+        let latest = Latest::new(0);
+        let mut tasks = JoinSet::new();
+        for _ in 0..200 {
+            let mut follower = latest.follow();
+            tasks.spawn(async move {
+                let mut last = None;
+                while let Some(value) = follower.next().await {
+                    assert!(last < Some(value), "{value} after {last:?}");
+                    last = Some(value);
+                    if value == LAST {
+                        break;
+                    }
+                }
+                last
+            });
+        }
+        for value in 1..=LAST {
+            latest.replace(value);
+            if value % 100 == 0 {
+                // Those that have come to rest meanwhile are woken by the next.
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(tasks.join_all().await.into_iter().all(|last| last == Some(LAST)));
+        assert_eq!(latest.followers(), 0, "who goes leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_moves_is_woken_where_it_is() {
+        let latest = Latest::new(1);
+        let mut follower = latest.follow();
+        assert_eq!(follower.next().await, Some(1));
+        assert!(follower.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
+        let (waits, waiting) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut waits = Some(waits);
+            std::future::poll_fn(|cx| {
+                let next = follower.poll_next(cx);
+                if let Some(waits) = waits.take() {
+                    let _ = waits.send(());
+                }
+                next
+            })
+            .await
+        });
+        waiting.await.expect("it waits");
+        latest.replace(2);
+        assert_eq!(task.await.expect("no panic"), Some(2));
+    }
+}
