@@ -9,7 +9,7 @@
 #![expect(unreachable_pub, reason = "in a program `pub` says what other files use; nothing is reachable from outside")]
 
 #[expect(dead_code, reason = "the benchmark of whole relays uses all of it")]
-#[path = "support/cluster.rs"]
+#[path = "support/cluster/mod.rs"]
 mod cluster;
 #[path = "support/values.rs"]
 mod values;
