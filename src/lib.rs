@@ -1,7 +1,8 @@
 //! etcd-relay stands between an etcd v3 cluster and everything that watches it: one upstream watch per key prefix, fanned out.
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ← `main`.
-//! [`telemetry`] and [`latest`] may be used by all; [`cli`] turns flags into a [`relay::Config`], and nothing but `main` uses it.
+//! [`telemetry`] may be used by all, [`latest`] by [`view`] and [`front`]; [`cli`] turns flags into a [`relay::Config`], and
+//! nothing but `main` uses it.
 
 pub mod cli;
 pub mod front;
