@@ -27,7 +27,7 @@ pub(super) struct Ports {
     #[arg(long, env = "ETCD_RELAY_LISTEN_GRPC", value_name = "ADDR", default_value = "127.0.0.1:23790")]
     listen_grpc: SocketAddr,
 
-    /// Where to serve /metrics, /live, /ready and /debug/state over HTTP. Port 0 takes a free one
+    /// Where to serve Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Port 0 takes a free one
     #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9001")]
     listen_http: SocketAddr,
 
