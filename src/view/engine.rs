@@ -101,7 +101,7 @@ pub struct Refused {
     pub error: String,
 }
 
-/// What [`Engine::stats`] tells.
+/// The state behind some of the views.
 #[derive(Clone, Debug)]
 pub struct Stats {
     /// Open streams.
