@@ -1,8 +1,10 @@
 //! etcd-relay stands between an etcd v3 cluster and everything that watches it: one upstream watch per key prefix, fanned out.
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ← `main`.
-//! [`telemetry`] may be used by all; [`cli`] turns flags into a [`relay::Config`], and nothing but `main` uses it.
+//! [`telemetry`] may be used by all; [`cli`] turns flags into a [`relay::Config`], and nothing but `main` uses it;
+//! [`bench`] is a program of its own that knows none of them.
 
+pub mod bench;
 pub mod cli;
 pub mod front;
 pub mod hub;
