@@ -9,13 +9,18 @@
 
 mod calls;
 mod check;
+mod floor;
 mod hpack;
+pub mod http;
 mod link;
 mod message;
 mod plan;
 mod progress;
+mod range;
 mod report;
+pub mod sse;
 mod usage;
+mod views;
 mod watch;
 mod wire;
 mod writer;
@@ -25,10 +30,13 @@ use std::{io, time::Duration};
 use thiserror::Error;
 
 pub use self::{
+    floor::Floor,
     link::{Endpoint, LinkError},
     plan::{KEYS_MAX, VALUE_MIN},
+    range::Range,
     report::Report,
     usage::Watched,
+    views::{ViewWrites, Views},
     watch::Watch,
     writer::Load,
 };
@@ -38,6 +46,12 @@ pub use self::{
 pub enum Bench {
     /// Watches.
     Watch(Watch),
+    /// Reads.
+    Range(Range),
+    /// Lainlet's views.
+    Views(Views),
+    /// Bare sockets, to compare with.
+    Floor(Floor),
 }
 
 /// Why a run could not be made.
@@ -53,6 +67,12 @@ pub enum BenchError {
     /// A watch could not be created.
     #[error("a watch could not be created: {0}")]
     Watch(String),
+    /// A view could not be had.
+    #[error("a view could not be had: {0}")]
+    View(String),
+    /// The key to write exists.
+    #[error("the key {0:?} exists, and would be written and deleted; name one that does not")]
+    KeyExists(String),
     /// An answer is no protobuf.
     #[error("the answer to a call cannot be read")]
     Unreadable,
@@ -100,6 +120,9 @@ impl Bench {
         raise_file_limit();
         match self {
             Self::Watch(watch) => watch.run(),
+            Self::Range(range) => range.run(),
+            Self::Views(views) => views.run(),
+            Self::Floor(floor) => floor.run(),
         }
     }
 }

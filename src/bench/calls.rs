@@ -66,7 +66,7 @@ impl<T> Calls<T> {
 }
 
 /// One call over a connection of its own.
-async fn once(endpoint: &Endpoint, method: &str, request: &[u8]) -> Result<Vec<u8>, BenchError> {
+pub(super) async fn once(endpoint: &Endpoint, method: &str, request: &[u8]) -> Result<Vec<u8>, BenchError> {
     let mut calls = Calls::connect(endpoint).await?;
     calls.start(method, request, ());
     let mut buffer = vec![0; 16 << 10];
@@ -90,6 +90,13 @@ pub(super) async fn revision(endpoint: &Endpoint) -> Result<i64, BenchError> {
     let request = pb::RangeRequest { key: Bytes::from_static(&[0]), count_only: true, ..Default::default() };
     let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
     Ok(message::answered_revision(&answer)?)
+}
+
+/// Whether there is such a key.
+pub(super) async fn exists(endpoint: &Endpoint, key: &str) -> Result<bool, BenchError> {
+    let request = pb::RangeRequest { key: key.to_owned().into(), count_only: true, ..Default::default() };
+    let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
+    Ok(message::range_response(&answer)?.count > 0)
 }
 
 /// Removes the keys of a run.

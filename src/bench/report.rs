@@ -46,7 +46,12 @@ impl Findings {
         self.first.truncate(SHOWN);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// One of them.
+    pub(super) fn first(&self) -> Option<String> {
+        self.first.first().cloned()
+    }
+
+    fn is_empty(&self) -> bool {
         self.count == 0
     }
 }

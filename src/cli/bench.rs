@@ -8,7 +8,7 @@ use std::{num::NonZeroU64, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::{Exit, Task, values::PositiveTime};
-use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, VALUE_MIN, Watched};
+use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, VALUE_MIN, ViewWrites, Watched};
 
 /// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. Ends with 1 where an answer was wrong, and
 /// says what; whatever the figures are, they are no error.
@@ -22,6 +22,12 @@ pub(super) struct BenchCommand {
 enum LoadCommand {
     /// Many watches, and writes that each of them must be sent once, in order, whole revisions at a time
     Watch(Box<WatchFlags>),
+    /// Reads of one key or of many, linearizable or not
+    Range(Box<RangeFlags>),
+    /// Lainlet's views over HTTP: answers, or streams of server-sent events
+    Views(Box<ViewsFlags>),
+    /// What a delivery costs a program that only writes the same bytes to as many sockets: what no server can go below
+    Floor(Box<FloorFlags>),
 }
 
 /// A run, ready.
@@ -140,6 +146,107 @@ struct WatchFlags {
     threads: u64,
 }
 
+#[derive(Debug, Args)]
+struct RangeFlags {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    writes: Writes,
+
+    /// Keys that there are
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    keys: u64,
+
+    /// Each read is of all keys, instead of one
+    #[arg(long)]
+    all: bool,
+
+    /// Whatever the member that is asked has will do
+    #[arg(long)]
+    serializable: bool,
+
+    /// Connections
+    #[arg(long, value_name = "NUMBER", default_value = "16")]
+    connections: NonZeroU64,
+
+    /// Reads without an answer, over all connections
+    #[arg(long, value_name = "NUMBER", default_value = "160")]
+    concurrency: NonZeroU64,
+
+    /// How long to read
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Writes a second meanwhile; none without it
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+struct ViewsFlags {
+    #[command(flatten)]
+    common: Common,
+
+    /// Path and query of the view, such as `/v2/configwatcher?target=x`
+    #[arg(long, value_name = "PATH")]
+    path: String,
+
+    /// Watch it, instead of asking for it again and again
+    #[arg(long)]
+    watch: bool,
+
+    /// Connections
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// How long
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Key to write, which must not exist, and which the view shows; then delays are told, and that the last value comes is checked
+    #[arg(long, value_name = "KEY", requires = "put_endpoint")]
+    put_key: Option<String>,
+
+    /// etcd to write it to
+    #[arg(long, value_name = "URL", requires = "put_key")]
+    put_endpoint: Option<Endpoint>,
+
+    /// Writes of it a second
+    #[arg(long, value_name = "NUMBER", default_value_t = 10.0, requires = "put_key")]
+    rate: f64,
+}
+
+#[derive(Debug, Args)]
+struct FloorFlags {
+    /// Sockets
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// Responses on each socket for each write, sent together
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    watches: NonZeroU64,
+
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
+    value_size: u32,
+
+    /// Writes a second; without it as many as go
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+
+    /// How long
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Longest time in which nothing may come after the last write
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
+    patience: PositiveTime,
+
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 /// How long to write where nothing else is said.
 const DURATION: Duration = Duration::from_secs(10);
 
@@ -147,6 +254,9 @@ impl BenchCommand {
     pub(super) fn task(self) -> Result<Task, Exit> {
         let (bench, json) = match self.load {
             LoadCommand::Watch(flags) => (Bench::Watch(flags.watch()?), flags.common.json),
+            LoadCommand::Range(flags) => (Bench::Range(flags.range()?), flags.common.json),
+            LoadCommand::Views(flags) => (Bench::Views(flags.views()?), flags.common.json),
+            LoadCommand::Floor(flags) => (Bench::Floor(flags.floor()?), flags.json),
         };
         Ok(Task::Bench(Box::new(BenchTask { bench, json })))
     }
@@ -193,6 +303,63 @@ impl WatchFlags {
     }
 }
 
+impl RangeFlags {
+    fn range(&self) -> Result<bench::Range, Exit> {
+        Ok(bench::Range {
+            endpoint: self.common.endpoint.clone(),
+            put_endpoint: self.writes.put_endpoint.clone().unwrap_or_else(|| self.common.endpoint.clone()),
+            keys: self.keys,
+            all: self.all,
+            serializable: self.serializable,
+            connections: self.connections.get(),
+            concurrency: self.concurrency.get(),
+            duration: self.duration.0,
+            rate: rate(self.rate)?,
+            value_size: self.writes.value_size as usize,
+            patience: self.common.patience.0,
+            prefix: self.writes.prefix.clone(),
+            keep: self.writes.keep,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl ViewsFlags {
+    fn views(&self) -> Result<bench::Views, Exit> {
+        if !self.path.starts_with('/') || self.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Exit::Usage(format!("--path {:?} is no path; write it like /v2/nodes", self.path)));
+        }
+        let rate = rate(Some(self.rate))?.unwrap_or(self.rate);
+        let writes = match (&self.put_key, &self.put_endpoint) {
+            (Some(key), Some(endpoint)) => Some(ViewWrites { endpoint: endpoint.clone(), key: key.clone(), rate }),
+            _ => None,
+        };
+        Ok(bench::Views {
+            endpoint: self.common.endpoint.clone(),
+            path: self.path.clone(),
+            watch: self.watch,
+            connections: self.connections.get(),
+            duration: self.duration.0,
+            writes,
+            patience: self.common.patience.0,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl FloorFlags {
+    fn floor(&self) -> Result<bench::Floor, Exit> {
+        Ok(bench::Floor {
+            connections: self.connections.get(),
+            watches: self.watches.get(),
+            value_size: self.value_size as usize,
+            rate: rate(self.rate)?,
+            duration: self.duration.0,
+            patience: self.patience.0,
+        })
+    }
+}
+
 /// A rate that can be kept.
 fn rate(rate: Option<f64>) -> Result<Option<f64>, Exit> {
     match rate {
@@ -200,5 +367,71 @@ fn rate(rate: Option<f64>) -> Result<Option<f64>, Exit> {
             Err(Exit::Usage(format!("--rate {rate} is no number of writes a second")))
         }
         rate => Ok(rate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Task, parse, tests::refused};
+    use super::*;
+
+    fn task(line: &[&str]) -> BenchTask {
+        let line = ["etcd-relay", "bench"].iter().chain(line).map(std::ffi::OsString::from);
+        match parse(line) {
+            Ok(Task::Bench(task)) => *task,
+            other => panic!("no load: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_load_is_as_asked() {
+        let task = task(&[
+            "watch",
+            "--endpoint",
+            "http://a:1",
+            "--connections",
+            "9",
+            "--slow",
+            "2",
+            "--reconnect",
+            "3",
+            "--rate",
+            "50",
+            "--puts",
+            "7",
+            "--pid",
+            "relay=12",
+            "--json",
+        ]);
+        assert!(task.json);
+        let Bench::Watch(watch) = task.bench else { panic!("{task:?}") };
+        assert_eq!((watch.endpoint.addr(), watch.put_endpoint.addr()), ("a:1", "a:1"));
+        assert_eq!((watch.connections, watch.slow, watch.reconnecting), (9, 2, 3));
+        assert_eq!((watch.load.rate, watch.load.writes, watch.load.duration), (Some(50.0), Some(7), None));
+        assert_eq!(watch.processes, ["relay=12".parse().expect("a process")]);
+    }
+
+    #[test]
+    fn without_an_end_there_is_one() {
+        let Bench::Watch(watch) = task(&["watch"]).bench else { panic!("a watch") };
+        assert_eq!((watch.load.writes, watch.load.duration), (None, Some(DURATION)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (line, named) in [
+            (&["watch", "--connections", "4", "--slow", "2", "--reconnect", "2"][..], "--slow"),
+            (&["watch", "--keys", "2", "--puts-per-write", "3"], "--puts-per-write"),
+            (&["watch", "--rate", "0"], "--rate"),
+            (&["watch", "--value-size", "8"], "--value-size"),
+            (&["watch", "--endpoint", "https://a:1"], "TLS"),
+            (&["range", "--keys", "0"], "--keys"),
+            (&["views", "--path", "nodes"], "--path"),
+            (&["views", "--path", "/v2/nodes", "--put-key", "/a"], "--put-endpoint"),
+            (&["floor", "--rate=-1"], "--rate"),
+        ] {
+            let line = [&["bench"], line].concat();
+            assert!(refused(&line).contains(named), "{line:?}: {}", refused(&line));
+        }
     }
 }
