@@ -136,6 +136,15 @@ fn raise_file_limit() {
     }
 }
 
+/// Sleeps, on a thread that has no tasks.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no runtime is on the threads that look at progress or pace bare sockets"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// A runtime for one thread.
 fn runtime() -> Result<tokio::runtime::Runtime, BenchError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BenchError::Thread)

@@ -24,6 +24,9 @@ pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
 const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 
+/// Who is told of an answer.
+type OnAnswer<'a, T> = &'a mut dyn FnMut(T, &[u8]) -> Result<(), BenchError>;
+
 /// Calls that wait for their answers, each with what its caller wants to know then.
 #[derive(Debug)]
 pub(super) struct Calls<T> {
@@ -51,7 +54,7 @@ impl<T> Calls<T> {
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut [u8],
-        answer: &mut dyn FnMut(T, &[u8]) -> Result<(), BenchError>,
+        answer: OnAnswer<'_, T>,
     ) -> Poll<BenchError> {
         let open = &mut self.open;
         self.link.poll(context, buffer, &mut |_, event| match event {

@@ -24,6 +24,7 @@ use super::{
     BenchError, Endpoint,
     check::{Scope, Seen, Truth, Wrong},
     link::{Link, LinkError, READ_BYTES},
+    pause,
     plan::Plan,
     progress::{Progress, TICK},
     report::{self, Findings, Report},
@@ -93,7 +94,7 @@ impl Floor {
             let reader = reader.map_err(BenchError::Thread)?;
             while !reader.is_finished() {
                 progress.at(delivered.load(Ordering::Relaxed));
-                thread::sleep(TICK);
+                pause(TICK);
             }
             let read = reader.join().map_err(|_| BenchError::Lost)??;
             Ok::<_, BenchError>((sender.join().map_err(|_| BenchError::Lost)?.map_err(LinkError::Io)?, read))
@@ -138,7 +139,7 @@ impl Floor {
         while begun.elapsed() < self.duration {
             if let Some(rate) = self.rate {
                 let due = begun + Duration::from_secs_f64(writes as f64 / rate);
-                thread::sleep(due.saturating_duration_since(Instant::now()));
+                pause(due.saturating_duration_since(Instant::now()));
             }
             let bytes = self.frames(plan, writes);
             for mut socket in &sockets {

@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::wire::{Event, Sender, Session, WireError};
+use super::wire::{OnEvent, Sender, Session, WireError};
 
 /// Longest wait for one connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ impl Link {
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut [u8],
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
+        on: OnEvent<'_, E>,
     ) -> Poll<E> {
         for _ in 0..READS {
             if let Err(error) = self.write(context) {

@@ -80,8 +80,8 @@ impl Events {
     fn field(&mut self) -> Result<()> {
         let line = &mut self.line;
         if line.starts_with(DATA) {
-            ensure(!self.has_data, || format!("an event with two data lines"))?;
-            ensure(self.id.is_some() && self.kind != Kind::None, || format!("data before id and event"))?;
+            ensure(!self.has_data, || "an event with two data lines".to_owned())?;
+            ensure(self.id.is_some() && self.kind != Kind::None, || "data before id and event".to_owned())?;
             std::mem::swap(line, &mut self.data);
             self.has_data = true;
             return Ok(());
@@ -117,7 +117,7 @@ impl Events {
                 Ok(Event::Heartbeat)
             }
             Kind::Init | Kind::Update | Kind::Delete => {
-                ensure(self.has_data, || format!("a state without data"))?;
+                ensure(self.has_data, || "a state without data".to_owned())?;
                 ensure(id == self.count + 1, || format!("id {id} after {}", self.count))?;
                 ensure((self.kind == Kind::Init) == (id == 1), || format!("{:?} with id {id}", self.kind))?;
                 if self.count.is_multiple_of(SAMPLE) {

@@ -28,7 +28,7 @@ pub(super) struct Usage {
 impl Usage {
     pub(super) fn of(pid: u32) -> Result<Self, BenchError> {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
-        let usage = || Some(Self::parse(&read("stat")?, &read("status")?)?);
+        let usage = || Self::parse(&read("stat")?, &read("status")?);
         usage().ok_or(BenchError::Process(pid))
     }
 

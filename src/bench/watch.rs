@@ -22,6 +22,7 @@ use self::fleet::{Fleet, Stage};
 use super::{
     BenchError, Endpoint, calls,
     check::{Truth, Write},
+    pause,
     plan::Plan,
     progress::{Progress, TICK},
     report::Report,
@@ -214,7 +215,7 @@ impl Watch {
                 if failed.is_ok() {
                     failed = check();
                 }
-                thread::sleep(TICK);
+                pause(TICK);
             }
             writer.join().map_err(|_| BenchError::Lost)??;
             failed
@@ -266,6 +267,6 @@ fn wait(
         if last.1.elapsed() > patience {
             return Err(BenchError::Stalled { what, done, all, waited: patience });
         }
-        thread::sleep(TICK / 4);
+        pause(TICK / 4);
     }
 }

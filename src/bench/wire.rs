@@ -67,6 +67,9 @@ pub(super) enum Status {
     Failed(String),
 }
 
+/// Who is told of an event.
+pub(super) type OnEvent<'a, E> = &'a mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>;
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -172,11 +175,7 @@ impl Session {
     }
 
     /// Reads what came from the socket, and hands on what is complete.
-    pub(super) fn input<E: From<WireError>>(
-        &mut self,
-        mut bytes: &[u8],
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub(super) fn input<E: From<WireError>>(&mut self, mut bytes: &[u8], on: OnEvent<'_, E>) -> Result<(), E> {
         if !self.partial.is_empty() {
             let mut partial = mem::take(&mut self.partial);
             if partial.len() < HEAD {
@@ -206,11 +205,7 @@ impl Session {
         Ok(())
     }
 
-    fn frame<E: From<WireError>>(
-        &mut self,
-        frame: &[u8],
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn frame<E: From<WireError>>(&mut self, frame: &[u8], on: OnEvent<'_, E>) -> Result<(), E> {
         let (kind, flags) = (frame[3], frame[4]);
         let stream = be32(&frame[5..9]) & 0x7fff_ffff;
         let payload = &frame[HEAD..];
@@ -269,12 +264,7 @@ impl Session {
     }
 
     /// Cuts the bytes of a stream into messages.
-    fn data<E: From<WireError>>(
-        &mut self,
-        id: u32,
-        mut bytes: &[u8],
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn data<E: From<WireError>>(&mut self, id: u32, mut bytes: &[u8], on: OnEvent<'_, E>) -> Result<(), E> {
         // A stream that was given up may have data on the way.
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         while !bytes.is_empty() {
@@ -304,7 +294,7 @@ impl Session {
         ends: bool,
         block: &[u8],
         whole: bool,
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
+        on: OnEvent<'_, E>,
     ) -> Result<(), E> {
         if !whole {
             self.block = Some((stream, ends, block.to_vec()));
@@ -320,12 +310,7 @@ impl Session {
         self.end(stream, status, on)
     }
 
-    fn end<E: From<WireError>>(
-        &mut self,
-        id: u32,
-        status: Status,
-        on: &mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn end<E: From<WireError>>(&mut self, id: u32, status: Status, on: OnEvent<'_, E>) -> Result<(), E> {
         if self.streams.remove(&id).is_some() {
             on(&mut self.sender, Event::Ended(id, status))?;
         }

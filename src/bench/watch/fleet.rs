@@ -201,9 +201,9 @@ async fn live(
         }
         Role::Reconnecting => {
             while !is_over(&stages.borrow()) {
-                match timeout(options.reconnect_every, follow(&subscriber, &thread, |_| false)).await {
-                    Ok(Err(wrong)) => return Err(wrong),
-                    Ok(Ok(())) | Err(_) => {}
+                let stay = follow(&subscriber, &thread, |_| false);
+                if let Ok(Err(wrong)) = timeout(options.reconnect_every, stay).await {
+                    return Err(wrong);
                 }
                 subscriber.borrow_mut().disconnect();
                 open(&subscriber, &thread, &options).await?;
