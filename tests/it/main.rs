@@ -14,6 +14,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
 mod access;
+mod bench;
 mod commands;
 mod conformance;
 mod conversation;
