@@ -53,13 +53,15 @@ pub struct Outcome {
 pub struct Lab {
     relay: PathBuf,
     etcd: PathBuf,
+    load_average: String,
 }
 
 impl Lab {
     /// With this relay, or the one that was built with this benchmark, and the etcd that `ETCD` names.
     pub fn new(relay: Option<PathBuf>) -> Result<Self> {
         let relay = relay.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay")));
-        Ok(Self { relay, etcd: etcd::program()? })
+        let load_average = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+        Ok(Self { relay, etcd: etcd::program()?, load_average })
     }
 
     /// The first line of what the programs say of their versions.
@@ -69,6 +71,11 @@ impl Lab {
             Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
         };
         [&self.etcd, &self.relay].into_iter().map(|program| version(program)).collect()
+    }
+
+    /// That of the last minute before anything ran: figures of a busy machine mean little.
+    pub fn load_average(&self) -> &str {
+        self.load_average.split(' ').next().unwrap_or_default()
     }
 
     /// All runs of a case.

@@ -7,7 +7,7 @@ use std::{fmt::Write as _, fs, process::Command, thread, time::SystemTime};
 use anyhow::Result;
 
 use super::{
-    cases::{Bound, Case, Figure, Goal},
+    cases::{self, Bound, Case, Figure, Goal},
     run::{Lab, Outcome},
 };
 
@@ -50,6 +50,9 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
             let what = if index == 0 { &case.what } else { "the same" };
             writeln!(text, "| {what} | {}", goal_row(goal, outcomes))?;
         }
+    }
+    for (what, why) in cases::NOT_MEASURED {
+        writeln!(text, "| {what} | – | – | – | – | – | not measured: {why} |")?;
     }
     writeln!(text, "\n## Figures\n")?;
     for (case, outcomes) in measured {
@@ -137,8 +140,9 @@ fn machine(lab: &Lab) -> Result<String> {
         .filter(|output| output.status.success())
         .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     Ok(format!(
-        "- Machine: {cores} cores ({model}), {memory}, Linux {}\n- Versions: {}; commit {}\n- Date: {}",
+        "- Machine: {cores} cores ({model}), {memory}, Linux {}; load average before the first run {}\n- Versions: {}; commit {}\n- Date: {}",
         read("/proc/sys/kernel/osrelease").trim(),
+        lab.load_average(),
         lab.versions()?.join("; "),
         commit.unwrap_or_else(unknown),
         humantime::format_rfc3339_seconds(SystemTime::now()),

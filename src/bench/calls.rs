@@ -15,7 +15,7 @@ use super::{
     BenchError, Endpoint,
     link::Link,
     message,
-    wire::{Event, Status},
+    wire::{Event, STREAM_WINDOW, Status},
 };
 use crate::pb::etcdserverpb as pb;
 
@@ -36,7 +36,7 @@ pub(super) struct Calls<T> {
 
 impl<T> Calls<T> {
     pub(super) async fn connect(endpoint: &Endpoint) -> Result<Self, BenchError> {
-        Ok(Self { link: Link::connect(endpoint).await?, open: HashMap::new() })
+        Ok(Self { link: Link::connect(endpoint, STREAM_WINDOW).await?, open: HashMap::new() })
     }
 
     /// Sends a request, with the next [`Self::poll`].

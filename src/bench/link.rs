@@ -67,8 +67,9 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) async fn connect(endpoint: &Endpoint) -> Result<Self, LinkError> {
-        Ok(Self { socket: connect(endpoint).await?, session: Session::open(endpoint.addr()) })
+    /// To a server that may send so much ahead on a stream.
+    pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
+        Ok(Self { socket: connect(endpoint).await?, session: Session::open(endpoint.addr(), stream_window) })
     }
 
     /// To a server that sends frames of stream 1 without being asked.

@@ -16,9 +16,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
 /// What RFC 9113 lets a peer send in one frame as long as nothing else was said.
 const FRAME_MAX: usize = 16 << 10;
-const DEFAULT_WINDOW: u32 = 65_535;
+pub(super) const DEFAULT_WINDOW: u32 = 65_535;
 /// What the server may send ahead of us: that of etcd's own client where bandwidth is not scarce. Given back by halves.
-const STREAM_WINDOW: u32 = 1 << 20;
+pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Longest gRPC message that is believed.
 const MESSAGE_MAX: usize = 512 << 20;
@@ -80,6 +80,7 @@ pub(super) struct Session {
     /// The trailers of the last call that went well: most are the same bytes.
     good_trailers: Vec<u8>,
     read: u32,
+    stream_window: u32,
     streams: HashMap<u32, Stream>,
     /// Streams with something to send.
     waiting: Vec<u32>,
@@ -117,15 +118,15 @@ struct Outgoing {
 }
 
 impl Session {
-    /// One that is to be opened with a server of this authority (`host:port`).
-    pub(super) fn open(authority: &str) -> Self {
+    /// One that is to be opened with a server of this authority (`host:port`), which may send so much ahead on a stream.
+    pub(super) fn open(authority: &str, stream_window: u32) -> Self {
         let mut out = PREFACE.to_vec();
         let settings: [(u16, u32); 3] = [
             // No dynamic table: each block of headers can be read, or passed over, alone.
             (1, 0),
             // No push.
             (2, 0),
-            (4, STREAM_WINDOW),
+            (4, stream_window),
         ];
         head(&mut out, settings.len() * 6, SETTINGS, 0, 0);
         for (name, value) in settings {
@@ -133,7 +134,7 @@ impl Session {
             out.extend_from_slice(&value.to_be_bytes());
         }
         window_update(&mut out, 0, CONNECTION_WINDOW - DEFAULT_WINDOW);
-        Self::with(out, authority)
+        Self { stream_window, ..Self::with(out, authority) }
     }
 
     /// One whose server sends frames of `stream` without being asked.
@@ -149,6 +150,7 @@ impl Session {
             block: None,
             good_trailers: Vec::new(),
             read: 0,
+            stream_window: STREAM_WINDOW,
             streams: HashMap::new(),
             waiting: Vec::new(),
             sender: Sender {
@@ -343,7 +345,7 @@ impl Session {
         }
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.read += read;
-            if stream.read > STREAM_WINDOW / 2 {
+            if stream.read > self.stream_window / 2 {
                 window_update(&mut self.sender.out, id, mem::take(&mut stream.read));
             }
         }
@@ -621,7 +623,7 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_beyond_the_servers_windows() {
-        let mut session = Session::open("host");
+        let mut session = Session::open("host", STREAM_WINDOW);
         let opening = session.output().len();
         let long = vec![7; 100_000];
         let stream = session.sender().call("/a/b", &long);

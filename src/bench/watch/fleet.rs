@@ -30,6 +30,7 @@ use crate::bench::{
     plan::Plan,
     report::{self, Findings},
     runtime,
+    wire::{DEFAULT_WINDOW, STREAM_WINDOW},
 };
 
 /// Connections of a thread that are being opened at a time: fewer than the backlog of a socket that listens.
@@ -218,7 +219,10 @@ async fn live(
 
 /// Connects and creates all watches.
 async fn open(subscriber: &Shared<Subscriber>, thread: &Shared<Thread>, options: &Watch) -> Result<(), Wrong> {
-    let link = Link::connect(&options.endpoint).await?;
+    let role = subscriber.borrow().role;
+    // One that stalls takes no more than every client of HTTP/2 must, so that the rest is the server's to keep.
+    let window = if role == Role::Slow { DEFAULT_WINDOW } else { STREAM_WINDOW };
+    let link = Link::connect(&options.endpoint, window).await?;
     subscriber.borrow_mut().connected(link, &thread.borrow());
     follow(subscriber, thread, Subscriber::is_created).await
 }
