@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build bench bench-views tools
+.PHONY: help demo test check build bench microbench bench-views tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -27,7 +27,13 @@ check: ## All that CI does: formatting, lints, documentation, licences, tests
 build: tools ## Build the program: target/release/etcd-relay
 	cargo build --locked --release
 
-bench: tools ## Micro-benchmarks: the hub and the views alone (ARGS=… names some)
+bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, half an hour: docs/benchmarks.md (ARGS=--quick)
+	@etcd=$$(scripts/etcd) && \
+		echo "etcd of the benchmark: $$etcd" && \
+		export ETCD="$$etcd/etcd" && \
+		cargo bench --locked --bench compare -- $(if $(ARGS),$(ARGS),--out docs/benchmarks.md)
+
+microbench: tools ## Micro-benchmarks: the hub and the views alone (ARGS=… names some)
 	cargo bench --locked --bench hub --bench projection -- $(ARGS)
 
 bench-views: tools ## The views under load, with a real etcd, some minutes (ARGS=… goes to it: ARGS=config, ARGS=--help)

@@ -1,10 +1,11 @@
-//! The command line: flags and environment variables become a [`relay::Config`].
+//! The command line: flags and environment variables become a [`relay::Config`], or a load to run.
 //!
 //! Not here: anything that runs. Called by `main` alone.
 //! Always holds: a value that makes no sense ends the start with exit code 64 and a text that names the flag, before a port is
 //! bound.
 
 mod announce;
+mod bench;
 mod demo;
 mod groups;
 mod grpc_proxy;
@@ -15,9 +16,12 @@ mod values;
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use thiserror::Error;
 
 use self::announce::Announce;
+pub use self::bench::BenchTask;
 use crate::{
+    bench::BenchError,
     relay::{self, Relay},
     telemetry::logging,
 };
@@ -25,7 +29,16 @@ use crate::{
 /// The exit code for wrong usage (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
-/// What to run.
+/// What to do.
+#[derive(Debug)]
+pub enum Task {
+    /// Run a relay.
+    Relay(Box<Start>),
+    /// Run a load.
+    Bench(Box<BenchTask>),
+}
+
+/// A relay to run.
 #[derive(Clone, Debug)]
 pub struct Start {
     /// The relay.
@@ -35,6 +48,18 @@ pub struct Start {
     /// To be logged once, at the start.
     warnings: Vec<String>,
     announce: Announce,
+}
+
+/// Why a load has no report.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchFailure {
+    /// It could not be run.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    /// The report could not be written.
+    #[error("cannot write the report")]
+    Write(#[from] std::io::Error),
 }
 
 /// What to say before ending, and with which code.
@@ -62,6 +87,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Try it out: relay a store in memory with example data that keeps changing
     Demo(Box<demo::Demo>),
+    /// Load any server of etcd's API, or Lainlet's views, check every answer, and tell what it cost
+    Bench(Box<bench::BenchCommand>),
     /// Take the place of `etcd grpc-proxy start`: the same command and flags
     #[command(disable_help_flag = true)]
     GrpcProxy {
@@ -75,15 +102,17 @@ enum Command {
 ///
 /// # Errors
 /// Where there is nothing to run.
-pub fn parse<I>(arguments: I) -> Result<Start, Exit>
+pub fn parse<I>(arguments: I) -> Result<Task, Exit>
 where
     I: IntoIterator<Item = OsString>,
 {
-    match Cli::try_parse_from(arguments).map_err(Exit::Clap)?.command {
+    let start = match Cli::try_parse_from(arguments).map_err(Exit::Clap)?.command {
         Command::Serve(serve) => serve.start(),
         Command::Demo(demo) => demo.start(),
+        Command::Bench(bench) => return bench.task(),
         Command::GrpcProxy { arguments } => grpc_proxy::start(&arguments),
-    }
+    };
+    start.map(|start| Task::Relay(Box::new(start)))
 }
 
 impl Start {
@@ -97,6 +126,25 @@ impl Start {
     /// Tells that the ports are bound, in the words that each command's users wait for.
     pub fn announce(&self, relay: &Relay) {
         self.announce.say(relay);
+    }
+}
+
+impl BenchTask {
+    /// Runs it, and writes the report to standard output. Whether nothing was wrong.
+    ///
+    /// # Errors
+    /// Where it cannot be run, or the report cannot be written.
+    pub fn run(&self) -> Result<bool, BenchFailure> {
+        let report = self.bench.run()?;
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, &report).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            write!(out, "{report}")?;
+        }
+        out.flush()?;
+        Ok(report.passed())
     }
 }
 
@@ -144,7 +192,8 @@ mod tests {
 
     pub(super) fn started(line: &[&str]) -> Start {
         match parse(arguments(line)) {
-            Ok(start) => start,
+            Ok(Task::Relay(start)) => *start,
+            Ok(Task::Bench(bench)) => panic!("{line:?} is a load: {bench:?}"),
             Err(Exit::Clap(error)) => panic!("{line:?}: {error}"),
             Err(exit) => panic!("{line:?}: {exit:?}"),
         }

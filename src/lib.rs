@@ -2,8 +2,9 @@
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ← `main`.
 //! [`telemetry`] may be used by all, [`latest`] by [`view`] and [`front`]; [`cli`] turns flags into a [`relay::Config`], and
-//! nothing but `main` uses it.
+//! nothing but `main` uses it. [`bench`] is a program of its own that knows none of them.
 
+pub mod bench;
 pub mod cli;
 pub mod front;
 pub mod hub;

@@ -4,24 +4,30 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use etcd_relay::{
-    cli::{self, Start},
+    cli::{self, BenchTask, Start, Task},
     relay::Relay,
     shutdown::Shutdown,
     telemetry::{logging, recorder::Metrics},
 };
 
 fn main() -> ExitCode {
-    let start = match cli::parse(std::env::args_os()) {
-        Ok(start) => start,
+    let ended = match cli::parse(std::env::args_os()) {
+        Ok(Task::Relay(start)) => run(*start).map(|()| ExitCode::SUCCESS),
+        Ok(Task::Bench(task)) => bench(&task),
         Err(exit) => return exit.report(),
     };
-    match run(start) {
-        Ok(()) => ExitCode::SUCCESS,
+    match ended {
+        Ok(code) => code,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "Cannot go on");
             ExitCode::FAILURE
         }
     }
+}
+
+fn bench(task: &BenchTask) -> anyhow::Result<ExitCode> {
+    logging::install(&logging::Config::default())?;
+    Ok(if task.run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run(start: Start) -> anyhow::Result<()> {

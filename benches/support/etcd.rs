@@ -120,12 +120,13 @@ impl Etcd {
     }
 }
 
-fn program() -> Result<PathBuf> {
+/// The program.
+pub fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ETCD") {
         return Ok(path.into());
     }
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|folder| folder.join("etcd"))
         .find(|path| path.is_file())
-        .context("no etcd: run `make bench-views`, which brings one, or let ETCD name the program")
+        .context("no etcd: run `make bench` or `make bench-views`, which bring one, or let ETCD name the program")
 }

@@ -9,10 +9,10 @@ pub mod cluster;
 pub mod driver;
 pub mod etcd;
 pub mod fleet;
-pub mod http;
 pub mod process;
 pub mod relay;
 pub mod report;
 pub mod scenarios;
-pub mod sse;
 pub mod values;
+
+pub use etcd_relay::bench::{http, sse};

@@ -63,6 +63,12 @@ impl Process {
         Ok(Self { supervisor, pid, log: log.to_owned() })
     }
 
+    /// Its id.
+    #[allow(dead_code, reason = "only one of the benchmarks that share this file asks for it")]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         matches!(self.supervisor.try_wait(), Ok(None))

@@ -3,7 +3,8 @@
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
 //! way; `access` asks as different users, with etcd's authentication on; `lainlet` asks the views over LAIN's keys; `commands`,
-//! `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the real command; `store` compares the embedded
+//! `grpc_proxy` and `state` look at the program from outside; `etcdctl` runs the real command; `bench` puts the
+//! loads of `etcd-relay bench` on servers that are right and on one that lies; `store` compares the embedded
 //! store with etcd, request by request. Not here: tests of single modules, which stand beside the code.
 
 #![expect(
@@ -14,6 +15,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures and logs of servers, shown when a test fails")]
 
 mod access;
+mod bench;
 mod commands;
 mod conformance;
 mod conversation;

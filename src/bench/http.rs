@@ -1,14 +1,35 @@
-//! HTTP/1.1 as far as the benchmark needs it: GET on a connection that stays open, and bodies in any of the three framings.
+//! HTTP/1.1 as far as a load of views needs it: GET on a connection that stays open, and bodies in any of the three framings.
 //!
 //! Not here: events; see `sse`. Written by hand to take as little as possible of the cores that the servers under test share.
 
-use std::io::{BufRead as _, Write as _};
+use std::io::{self, BufRead as _, Write as _};
 
-use anyhow::{Context as _, Result, bail};
+use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+
+/// What came that should not have.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The connection cannot go on.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// What the server sent is wrong.
+    #[error("{0}")]
+    Breach(String),
+}
+
+impl HttpError {
+    pub(super) fn breach(what: impl Into<String>) -> Self {
+        Self::Breach(what.into())
+    }
+}
+
+/// `Ok`, or what was wrong.
+pub type Result<T> = std::result::Result<T, HttpError>;
 
 /// An answer.
 #[derive(Debug)]
@@ -20,6 +41,9 @@ pub struct Answer {
 }
 
 /// One GET on a connection of its own.
+///
+/// # Errors
+/// Where there is no answer of HTTP/1.1.
 pub async fn get(addr: &str, uri: &str) -> Result<Answer> {
     let mut connection = Connection::open(addr).await?;
     let status = connection.get(uri).await?;
@@ -39,13 +63,19 @@ pub struct Connection {
 
 impl Connection {
     /// Connects to `addr` (`host:port`).
+    ///
+    /// # Errors
+    /// Where nobody listens there.
     pub async fn open(addr: &str) -> Result<Self> {
-        let stream = TcpStream::connect(addr).await.with_context(|| format!("connect to {addr}"))?;
+        let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, addr: addr.to_owned(), received: Vec::new(), request: Vec::new(), body: Vec::new() })
     }
 
     /// Asks for `uri`, and gives the status; [`Self::body`] has the body.
+    ///
+    /// # Errors
+    /// Where there is no answer of HTTP/1.1.
     pub async fn get(&mut self, uri: &str) -> Result<u16> {
         self.request.clear();
         write!(self.request, "GET {uri} HTTP/1.1\r\nHost: {}\r\n\r\n", self.addr)?;
@@ -57,7 +87,7 @@ impl Connection {
             if self.stream.read_buf(&mut self.received).await? == 0 {
                 return match head {
                     Some((status, Framing::UntilClose)) => Ok(status),
-                    _ => bail!("the connection closed in the middle of an answer"),
+                    _ => Err(HttpError::breach("the connection closed in the middle of an answer")),
                 };
             }
             if head.is_none() {
@@ -68,7 +98,7 @@ impl Connection {
             let Some((status, framing)) = &mut head else { continue };
             let ended = framing.decode(&self.received, |part| {
                 self.body.extend_from_slice(part);
-                Ok(())
+                Ok::<(), HttpError>(())
             })?;
             self.received.clear();
             if ended {
@@ -89,16 +119,22 @@ pub struct Head {
 
 impl Head {
     /// The head, and the number of bytes that it takes; `None` where there is more of it to come.
+    ///
+    /// # Errors
+    /// Where it is none of HTTP/1.1.
     pub fn parse(bytes: &[u8]) -> Result<Option<(usize, Self)>> {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
-        let text = std::str::from_utf8(&bytes[..end]).context("the head of the answer is not text")?;
+        let text =
+            std::str::from_utf8(&bytes[..end]).map_err(|_| HttpError::breach("the head of the answer is not text"))?;
         let mut lines = text.split("\r\n");
         let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok());
-        let status = status.with_context(|| format!("not an HTTP/1.1 answer: {text:?}"))?;
+        let status = status.ok_or_else(|| HttpError::breach(format!("not an HTTP/1.1 answer: {text:?}")))?;
         let mut framing = Framing::UntilClose;
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
-                framing = Framing::Left(value.trim().parse().with_context(|| format!("Content-Length: {value}"))?);
+                framing = Framing::Left(
+                    value.trim().parse().map_err(|_| HttpError::breach(format!("Content-Length: {value}")))?,
+                );
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 framing = Framing::Chunks(Chunks::default());
             }
@@ -120,10 +156,19 @@ pub enum Framing {
 
 impl Framing {
     /// Hands on what of these bytes is body. Whether it is complete.
-    pub fn decode(&mut self, bytes: &[u8], mut body: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+    ///
+    /// # Errors
+    /// Where they break the framing, and those of `body`.
+    pub fn decode<E: From<HttpError>>(
+        &mut self,
+        bytes: &[u8],
+        mut body: impl FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<bool, E> {
         match self {
             Self::Left(left) => {
-                *left = left.checked_sub(bytes.len()).context("more body than its Content-Length")?;
+                *left = left
+                    .checked_sub(bytes.len())
+                    .ok_or_else(|| HttpError::breach("more body than its Content-Length"))?;
                 body(bytes)?;
                 Ok(*left == 0)
             }
@@ -148,7 +193,11 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    fn decode(&mut self, mut bytes: &[u8], mut body: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+    fn decode<E: From<HttpError>>(
+        &mut self,
+        mut bytes: &[u8],
+        mut body: impl FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<bool, E> {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let (part, rest) = bytes.split_at(self.left.min(bytes.len()));
@@ -158,7 +207,7 @@ impl Chunks {
                 bytes = rest;
                 continue;
             }
-            bytes.read_until(b'\n', &mut self.line)?;
+            bytes.read_until(b'\n', &mut self.line).map_err(HttpError::Io)?;
             if !self.line.ends_with(b"\n") {
                 continue;
             }
@@ -169,7 +218,7 @@ impl Chunks {
                 self.after_chunk = false;
             } else if !self.last {
                 let digits = std::str::from_utf8(line).ok().and_then(|line| usize::from_str_radix(line, 16).ok());
-                self.left = digits.with_context(|| format!("not a chunk's length: {line:?}"))?;
+                self.left = digits.ok_or_else(|| HttpError::breach(format!("not a chunk's length: {line:?}")))?;
                 self.last = self.left == 0;
             }
             self.line.clear();

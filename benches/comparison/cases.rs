@@ -1,0 +1,246 @@
+//! The loads, on whom, and what the relay is to reach with each.
+//!
+//! Not here: how they run. Always holds: a case has a name, and a run of it an end.
+
+use std::time::Duration;
+
+use super::run::Target;
+
+/// One load on several servers.
+#[derive(Debug)]
+pub struct Case {
+    /// For the command line.
+    pub name: &'static str,
+    /// For people.
+    pub what: String,
+    /// The runs.
+    pub runs: Vec<Run>,
+    /// What is compared.
+    pub goals: Vec<Goal>,
+}
+
+/// One load on one server.
+#[derive(Debug)]
+pub struct Run {
+    /// For the table.
+    pub label: &'static str,
+    /// The server.
+    pub target: Target,
+    /// For `etcd-relay bench`.
+    pub args: Vec<String>,
+    /// Longest time, in which others than the relay may fail.
+    pub patience: Duration,
+}
+
+/// Something to reach.
+#[derive(Debug)]
+pub struct Goal {
+    /// The figure.
+    pub what: &'static str,
+    /// The run that is measured.
+    pub of: &'static str,
+    /// The run that it is compared with; none where the figure itself counts.
+    pub against: Option<&'static str>,
+    /// Where in a report the figure is.
+    pub figure: Figure,
+    /// What to reach.
+    pub bound: Bound,
+}
+
+/// Where a figure is.
+#[derive(Clone, Copy, Debug)]
+pub enum Figure {
+    /// Among the figures of the run.
+    Run(&'static str),
+    /// Of the process that is measured; for the bare sockets, of their sender.
+    Server(&'static str),
+    /// Of etcd.
+    Etcd(&'static str),
+}
+
+/// At most, or at least.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound {
+    /// At most.
+    Most(f64),
+    /// At least.
+    Least(f64),
+}
+
+/// What is to be reached and has no load: the first two columns, and why.
+pub const NOT_MEASURED: [(&str, &str); 1] = [(
+    "joining: 50 subscribers that list 500,000 keys and then watch | pause of the feed (≤ 5 ms)",
+    "how long a join holds the feed is seen from inside only; `make microbench` tells what one costs",
+)];
+
+const CPU: Figure = Figure::Server("cpu_us_each");
+const P99: Figure = Figure::Run("delay_99_ms");
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// All of them; small and short ones for a smoke run.
+pub fn all(quick: bool) -> Vec<Case> {
+    let time = if quick { "1s" } else { "10s" };
+    let size = |full: u32, small: u32| if quick { small } else { full };
+    let watch = |rest: String| format!("watch --duration {time} {rest}");
+    let floor = |rest: String| format!("floor --duration {time} {rest}");
+
+    let many = size(1_000, 20);
+    let prefix_100 = watch(format!("--connections {many} --rate 100"));
+    let spread = size(100, 5);
+    let prefix_10 = watch(format!("--connections {spread} --watches {spread} --rate 10"));
+    // A number of writes, not a time: what etcd takes in ten seconds takes minutes to deliver. etcd itself would take minutes for
+    // these as well, at 0.1 million deliveries a second, so it is not run.
+    let full = format!("watch --puts {} --connections {}", size(20_000, 100), size(500, 10));
+    let keys = size(3_000, 30);
+    let distinct = watch(format!(
+        "--connections {} --watches {keys} --distinct --keys {keys} --value-size 5000 --rate {} --patience 20s",
+        size(100, 4),
+        size(500, 50)
+    ));
+    let memory = watch(format!("--connections {} --rate 2", size(8_000, 50)));
+    let millions = format!(
+        "watch --connections {} --streams {} --watches {keys} --distinct --keys {keys} --puts {keys} --rate {} --patience 60s",
+        size(35, 2),
+        size(100, 2),
+        size(30, 100)
+    );
+    let read = format!("range --duration {time} --connections 16 --concurrency 160");
+    let read_all =
+        format!("range --duration {time} --connections 16 --concurrency 16 --all --keys {}", size(1_000, 50));
+    let healthy = watch(format!("--connections {} --rate 100", size(198, 8)));
+    let mixed = watch(format!("--connections {} --slow 1 --reconnect 1 --rate 100", size(200, 10)));
+
+    vec![
+        Case {
+            name: "fan-out",
+            what: format!("{many} connections × 1 watch, one prefix, 100 puts/s"),
+            runs: vec![
+                run("relay", Target::Relay, &prefix_100),
+                run("grpc-proxy", Target::Proxy, &prefix_100),
+                run("etcd", Target::Etcd, &prefix_100),
+                run("bare sockets", Target::Floor, &floor(format!("--connections {many} --rate 100"))),
+                run("etcd, one watcher", Target::Etcd, &watch("--connections 1 --rate 100".to_owned())),
+            ],
+            goals: vec![
+                goal("CPU per delivery", "relay", "grpc-proxy", CPU, Bound::Most(0.33)),
+                goal("CPU per delivery", "relay", "bare sockets", CPU, Bound::Most(1.6)),
+                goal("99 % delay", "relay", "grpc-proxy", P99, Bound::Most(0.2)),
+                goal("99 % delay", "relay", "etcd", P99, Bound::Most(0.25)),
+                goal("CPU of etcd", "relay", "etcd, one watcher", Figure::Etcd("cpu_percent"), Bound::Most(1.1)),
+            ],
+        },
+        Case {
+            name: "many-watches",
+            what: format!("{spread} connections × {spread} watches, one prefix, 10 puts/s"),
+            runs: vec![
+                run("relay", Target::Relay, &prefix_10),
+                run("grpc-proxy", Target::Proxy, &prefix_10),
+                run("etcd", Target::Etcd, &prefix_10),
+                run(
+                    "bare sockets",
+                    Target::Floor,
+                    &floor(format!("--connections {spread} --watches {spread} --rate 10")),
+                ),
+            ],
+            goals: vec![goal("CPU per delivery", "relay", "grpc-proxy", CPU, Bound::Most(0.05))],
+        },
+        Case {
+            name: "as-fast-as-possible",
+            what: format!(
+                "{} connections × 1 watch, one prefix, {} puts as fast as etcd takes them",
+                size(500, 10),
+                size(20_000, 100)
+            ),
+            runs: vec![
+                run("relay", Target::Relay, &full),
+                run("grpc-proxy", Target::Proxy, &full),
+                run("bare sockets", Target::Floor, &floor(format!("--connections {}", size(500, 10)))),
+            ],
+            goals: vec![
+                goal("CPU per delivery", "relay", "grpc-proxy", CPU, Bound::Most(0.7)),
+                goal("deliveries/s", "relay", "grpc-proxy", Figure::Run("deliveries_per_second"), Bound::Least(1.2)),
+            ],
+        },
+        Case {
+            name: "distinct-keys",
+            what: format!(
+                "{} connections × {keys} watches on {keys} distinct keys, 5,000 B values, {} puts/s",
+                size(100, 4),
+                size(500, 50)
+            ),
+            runs: vec![run("relay", Target::Relay, &distinct), run("grpc-proxy", Target::Proxy, &distinct)],
+            goals: vec![
+                goal("99 % delay", "relay", "grpc-proxy", P99, Bound::Most(0.01)),
+                goal("time to create", "relay", "grpc-proxy", Figure::Run("create_seconds"), Bound::Most(0.1)),
+                absolute("bytes per watch", "relay", Figure::Server("bytes_per_watch"), Bound::Most(300.0)),
+            ],
+        },
+        Case {
+            name: "connections",
+            what: format!("{} connections × 1 watch, 2 puts/s", size(8_000, 50)),
+            runs: vec![run("relay", Target::Relay, &memory), run("grpc-proxy", Target::Proxy, &memory)],
+            goals: vec![goal(
+                "memory per connection",
+                "relay",
+                "grpc-proxy",
+                Figure::Server("kib_per_connection"),
+                Bound::Most(0.5),
+            )],
+        },
+        Case {
+            name: "millions",
+            what: format!(
+                "{} streams × {keys} watches, {keys} puts (etcd's issue 9839; its grpc-proxy hangs, so it is not run)",
+                size(3_500, 4)
+            ),
+            runs: vec![Run { patience: 8 * MINUTE, ..run("relay", Target::Relay, &millions) }],
+            goals: vec![
+                absolute("memory of the relay, MiB", "relay", Figure::Server("rss_mib"), Bound::Most(3.0 * 953.67)),
+                absolute(
+                    "deliveries",
+                    "relay",
+                    Figure::Run("deliveries"),
+                    Bound::Least(f64::from(size(3_500, 4)) * f64::from(keys)),
+                ),
+            ],
+        },
+        Case {
+            name: "read-one",
+            what: "linearizable reads of one key, 160 at a time".to_owned(),
+            runs: vec![run("relay", Target::Relay, &read), run("etcd", Target::Etcd, &read)],
+            goals: vec![
+                goal("CPU per read", "relay", "etcd", CPU, Bound::Most(0.35)),
+                goal("reads/s", "relay", "etcd", Figure::Run("reads_per_second"), Bound::Least(2.0)),
+            ],
+        },
+        Case {
+            name: "read-many",
+            what: format!("linearizable reads of {} keys, 16 at a time", size(1_000, 50)),
+            runs: vec![run("relay", Target::Relay, &read_all), run("etcd", Target::Etcd, &read_all)],
+            goals: vec![goal("CPU per read", "relay", "etcd", CPU, Bound::Most(0.1))],
+        },
+        Case {
+            name: "stalled",
+            what: format!("one stalled and one reconnecting subscriber among {}, 100 puts/s", size(200, 10)),
+            runs: vec![
+                run("relay", Target::Relay, &mixed),
+                run("relay, healthy alone", Target::Relay, &healthy),
+                run("grpc-proxy", Target::Proxy, &mixed),
+                run("etcd", Target::Etcd, &mixed),
+            ],
+            goals: vec![goal("99 % delay", "relay", "relay, healthy alone", P99, Bound::Most(1.1))],
+        },
+    ]
+}
+
+fn run(label: &'static str, target: Target, args: &str) -> Run {
+    Run { label, target, args: args.split_whitespace().map(ToOwned::to_owned).collect(), patience: 2 * MINUTE }
+}
+
+fn goal(what: &'static str, of: &'static str, against: &'static str, figure: Figure, bound: Bound) -> Goal {
+    Goal { what, of, against: Some(against), figure, bound }
+}
+
+fn absolute(what: &'static str, of: &'static str, figure: Figure, bound: Bound) -> Goal {
+    Goal { what, of, against: None, figure, bound }
+}

@@ -1,0 +1,150 @@
+//! What was measured as Markdown: what the relay is to reach and does, and the figures behind it.
+//!
+//! Not here: any measurement.
+
+use std::{fmt::Write as _, fs, process::Command, thread, time::SystemTime};
+
+use anyhow::Result;
+
+use super::{
+    cases::{self, Bound, Case, Figure, Goal},
+    run::{Lab, Outcome},
+};
+
+/// The columns of the figures.
+const COLUMNS: [(&str, Figure); 12] = [
+    ("deliveries/s", Figure::Run("deliveries_per_second")),
+    ("reads/s", Figure::Run("reads_per_second")),
+    ("delay 50 % ms", Figure::Run("delay_50_ms")),
+    ("99 %", Figure::Run("delay_99_ms")),
+    ("99.9 %", Figure::Run("delay_99_9_ms")),
+    ("worst subscriber", Figure::Run("subscriber_mean_delay_worst_ms")),
+    ("latency 99 % ms", Figure::Run("latency_99_ms")),
+    ("CPU µs each", Figure::Server("cpu_us_each")),
+    ("of it system", Figure::Server("system_us_each")),
+    ("create s", Figure::Run("create_seconds")),
+    ("RSS MiB", Figure::Server("rss_mib")),
+    ("etcd CPU %", Figure::Etcd("cpu_percent")),
+];
+
+/// The whole document.
+pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Result<String> {
+    let mut text = String::from("# Benchmarks\n\n");
+    writeln!(
+        text,
+        "etcd, etcd's grpc-proxy, the relay, and bare sockets (a plain program that writes the same bytes to as many sockets)\n\
+         under the same loads, one after the other on one machine that the load shares. `make bench` writes this file.\n\
+         CPU is per delivery or read, of the server alone; writes go to etcd. Compare figures within one run.\n"
+    )?;
+    if quick {
+        writeln!(text, "**A smoke run: small and short. Its figures mean nothing.**\n")?;
+    }
+    writeln!(text, "{}\n", machine(lab)?)?;
+    writeln!(text, "## What is to be reached\n")?;
+    writeln!(
+        text,
+        "| case | figure | against | theirs | relay | now | must reach | |\n|---|---|---|--:|--:|--:|--:|---|"
+    )?;
+    for (case, outcomes) in measured {
+        for (index, goal) in case.goals.iter().enumerate() {
+            let what = if index == 0 { &case.what } else { "the same" };
+            writeln!(text, "| {what} | {}", goal_row(goal, outcomes))?;
+        }
+    }
+    for (what, why) in cases::NOT_MEASURED {
+        writeln!(text, "| {what} | – | – | – | – | – | not measured: {why} |")?;
+    }
+    writeln!(text, "\n## Figures\n")?;
+    for (case, outcomes) in measured {
+        writeln!(text, "### {}: {}\n", case.name, case.what)?;
+        figures(&mut text, outcomes)?;
+        for outcome in outcomes {
+            if let Err(error) = &outcome.report {
+                writeln!(text, "- {}: not measured: {error}", outcome.label)?;
+            } else if let Some(wrong) = outcome.wrong() {
+                writeln!(text, "- {}: **wrong**: {wrong}", outcome.label)?;
+            }
+        }
+        writeln!(text)?;
+    }
+    Ok(text)
+}
+
+fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
+    let find = |label: &str| outcomes.iter().find(|outcome| outcome.label == label);
+    let ours = find(goal.of).and_then(|outcome| outcome.figure(goal.figure));
+    let theirs = goal.against.and_then(find).and_then(|outcome| outcome.figure(goal.figure));
+    let now = match (ours, goal.against) {
+        (ours, None) => ours,
+        (Some(ours), Some(_)) => theirs.filter(|theirs| *theirs > 0.0).map(|theirs| ours / theirs),
+        (None, _) => None,
+    };
+    let (sign, bound) = match goal.bound {
+        Bound::Most(bound) => ("≤", bound),
+        Bound::Least(bound) => ("≥", bound),
+    };
+    let verdict = match (now, goal.bound) {
+        (None, _) => "not measured",
+        (Some(now), Bound::Most(bound)) if now <= bound => "reached",
+        (Some(now), Bound::Least(bound)) if now >= bound => "reached",
+        (Some(_), _) => "**not reached**",
+    };
+    let against = goal.against.unwrap_or("–");
+    format!(
+        "{} | {against} | {} | {} | {} | {sign} {} | {verdict} |",
+        goal.what,
+        shown(theirs),
+        shown(ours),
+        shown(now),
+        shown(Some(bound))
+    )
+}
+
+/// A table with the columns that any of them has.
+fn figures(text: &mut String, outcomes: &[Outcome]) -> Result<()> {
+    let columns: Vec<_> =
+        COLUMNS.iter().filter(|(_, figure)| outcomes.iter().any(|outcome| outcome.figure(*figure).is_some())).collect();
+    writeln!(text, "| |{}", columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>())?;
+    writeln!(text, "|---|{}", "--:|".repeat(columns.len()))?;
+    for outcome in outcomes.iter().filter(|outcome| outcome.report.is_ok()) {
+        let cells = columns.iter().map(|(_, figure)| format!(" {} |", shown(outcome.figure(*figure))));
+        writeln!(text, "| {} |{}", outcome.label, cells.collect::<String>())?;
+    }
+    writeln!(text)?;
+    Ok(())
+}
+
+/// Three digits that say something.
+fn shown(value: Option<f64>) -> String {
+    match value {
+        None => "–".to_owned(),
+        Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
+        Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
+        Some(value) if value.abs() >= 1.0 => format!("{value:.2}"),
+        Some(value) => format!("{value:.3}"),
+    }
+}
+
+fn machine(lab: &Lab) -> Result<String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let unknown = || "unknown".to_owned();
+    let model = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(unknown);
+    let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_else(unknown);
+    let cores = thread::available_parallelism().map_or_else(|_| unknown(), |cores| cores.to_string());
+    let commit = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok();
+    let commit = commit
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    Ok(format!(
+        "- Machine: {cores} cores ({model}), {memory}, Linux {}; load average before the first run {}\n- Versions: {}; commit {}\n- Date: {}",
+        read("/proc/sys/kernel/osrelease").trim(),
+        lab.load_average(),
+        lab.versions()?.join("; "),
+        commit.unwrap_or_else(unknown),
+        humantime::format_rfc3339_seconds(SystemTime::now()),
+    ))
+}

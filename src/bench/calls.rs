@@ -1,0 +1,109 @@
+//! [`Calls`]: unary calls over one connection, many at a time.
+//!
+//! Not here: what is called, see `writer` and `range`. Always holds: a call that etcd refuses ends the run with its reason.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use prost::Message as _;
+
+use super::{
+    BenchError, Endpoint,
+    link::Link,
+    message,
+    wire::{Event, STREAM_WINDOW, Status},
+};
+use crate::pb::etcdserverpb as pb;
+
+pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
+pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
+pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
+const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
+
+/// Who is told of an answer.
+type OnAnswer<'a, T> = &'a mut dyn FnMut(T, &[u8]) -> Result<(), BenchError>;
+
+/// Calls that wait for their answers, each with what its caller wants to know then.
+#[derive(Debug)]
+pub(super) struct Calls<T> {
+    link: Link,
+    open: HashMap<u32, T>,
+}
+
+impl<T> Calls<T> {
+    pub(super) async fn connect(endpoint: &Endpoint) -> Result<Self, BenchError> {
+        Ok(Self { link: Link::connect(endpoint, STREAM_WINDOW).await?, open: HashMap::new() })
+    }
+
+    /// Sends a request, with the next [`Self::poll`].
+    pub(super) fn start(&mut self, method: &str, request: &[u8], context: T) {
+        self.open.insert(self.link.sender().call(method, request), context);
+    }
+
+    /// Calls without an answer.
+    pub(super) fn in_flight(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Hands on the answers that came. Ready where it cannot go on, never otherwise.
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+        answer: OnAnswer<'_, T>,
+    ) -> Poll<BenchError> {
+        let open = &mut self.open;
+        self.link.poll(context, buffer, &mut |_, event| match event {
+            Event::Message(id, bytes) => open.remove(&id).map_or(Ok(()), |context| answer(context, bytes)),
+            Event::Ended(_, Status::Failed(reason)) => Err(BenchError::Refused(reason)),
+            Event::Ended(id, Status::Ok) if open.contains_key(&id) => {
+                Err(BenchError::Refused("the call ended without an answer".to_owned()))
+            }
+            Event::Ended(..) => Ok(()),
+        })
+    }
+}
+
+/// One call over a connection of its own.
+pub(super) async fn once(endpoint: &Endpoint, method: &str, request: &[u8]) -> Result<Vec<u8>, BenchError> {
+    let mut calls = Calls::connect(endpoint).await?;
+    calls.start(method, request, ());
+    let mut buffer = vec![0; 16 << 10];
+    let mut answer = None;
+    poll_fn(|context| {
+        let polled = calls.poll(context, &mut buffer, &mut |(), bytes| {
+            answer = Some(bytes.to_vec());
+            Ok(())
+        });
+        match (answer.take(), polled) {
+            (Some(answer), _) => Poll::Ready(Ok(answer)),
+            (None, Poll::Ready(error)) => Poll::Ready(Err(error)),
+            (None, Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The revision that etcd is at.
+pub(super) async fn revision(endpoint: &Endpoint) -> Result<i64, BenchError> {
+    let request = pb::RangeRequest { key: Bytes::from_static(&[0]), count_only: true, ..Default::default() };
+    let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
+    Ok(message::answered_revision(&answer)?)
+}
+
+/// Whether there is such a key.
+pub(super) async fn exists(endpoint: &Endpoint, key: &str) -> Result<bool, BenchError> {
+    let request = pb::RangeRequest { key: key.to_owned().into(), count_only: true, ..Default::default() };
+    let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
+    Ok(message::range_response(&answer)?.count > 0)
+}
+
+/// Removes the keys of a run.
+pub(super) async fn delete(endpoint: &Endpoint, key: Bytes, range_end: Bytes) -> Result<(), BenchError> {
+    let request = pb::DeleteRangeRequest { key, range_end, prev_kv: false };
+    once(endpoint, DELETE_RANGE, &request.encode_to_vec()).await.map(|_| ())
+}

@@ -1,0 +1,336 @@
+//! The judge: whether a watch was sent each write once, in order, whole revisions at a time, with the right value.
+//!
+//! Not here: how deliveries arrive, see `watch`. Always holds: a watch takes 16 bytes however long it lives, since there may be ten
+//! million of them: order, repeats and splits show at once, and gaps at the end, by number and sum of what was to come.
+
+use thiserror::Error;
+
+use super::{
+    link::LinkError,
+    message::{self, Unreadable},
+    plan::Plan,
+    wire::WireError,
+};
+
+/// What was wrong with a delivery.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(super) enum Wrong {
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    #[error("revision {revision} came twice")]
+    Duplicate { revision: i64 },
+    #[error("revision {revision} came in more than one response")]
+    Split { revision: i64 },
+    #[error("revision {revision} came after {last}")]
+    Disorder { last: i64, revision: i64 },
+    #[error("{missing} of {expected} events never came; the last that came was of revision {last}")]
+    Gap { missing: u64, expected: u64, last: i64 },
+    #[error("{count} events came where {expected} were written, or not with the revisions that they were written with")]
+    Unwritten { count: u64, expected: u64 },
+    #[error("a wrong value of {key:?} at revision {revision}")]
+    Value { key: String, revision: i64 },
+    #[error("key {key:?}, which was not asked for, at revision {revision}")]
+    Key { key: String, revision: i64 },
+    #[error("a deletion of {key:?}, which nobody deleted, at revision {revision}")]
+    Deletion { key: String, revision: i64 },
+    #[error("a response for watch {0}, which was not asked for")]
+    UnknownWatch(i64),
+    #[error("canceled (compact revision {compact_revision}): {reason:?}")]
+    Canceled { compact_revision: i64, reason: String },
+    #[error("the stream ended: {0}")]
+    Ended(String),
+    #[error("the connection ended: {0}")]
+    Lost(String),
+}
+
+impl From<LinkError> for Wrong {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(match &error {
+            LinkError::Connect { source, .. } | LinkError::Io(source) => format!("{error}: {source}"),
+            LinkError::Closed | LinkError::Wire(_) => error.to_string(),
+        })
+    }
+}
+
+impl From<WireError> for Wrong {
+    fn from(error: WireError) -> Self {
+        LinkError::from(error).into()
+    }
+}
+
+/// What a watch is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All keys of the run.
+    All,
+    /// The key of this number.
+    Key(u64),
+}
+
+/// What one watch was sent. Revisions count from the run's first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// The revision after which it was to begin.
+    start: u32,
+    last: u32,
+    count: u32,
+    sum: u32,
+}
+
+/// A transaction that etcd acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Write {
+    pub(super) revision: i64,
+    /// The number of its first put.
+    pub(super) first: u64,
+}
+
+/// All that was written.
+#[derive(Debug)]
+pub(super) struct Truth {
+    all: Line,
+    by_key: Vec<Line>,
+}
+
+/// Revisions in order, each with the number and sum of all puts up to it.
+#[derive(Debug, Default)]
+struct Line(Vec<(u32, u32, u32)>);
+
+impl Seen {
+    /// A watch that begins after this revision.
+    pub(super) fn after(plan: &Plan, revision: i64) -> Self {
+        let start = plan.relative(revision).unwrap_or(0);
+        Self { start, last: start, count: 0, sum: 0 }
+    }
+
+    /// The revision from which to go on.
+    pub(super) fn next(&self, plan: &Plan) -> i64 {
+        plan.base + i64::from(self.last) + 1
+    }
+
+    /// Judges a response with events, and tells of each the number of its put and when it was sent. The number of events.
+    pub(super) fn response(
+        &mut self,
+        plan: &Plan,
+        scope: Scope,
+        bytes: &[u8],
+        mut event: impl FnMut(u64, u64),
+    ) -> Result<u64, Wrong> {
+        let (before, mut newest) = (self.last, None);
+        let mut events = 0;
+        for read in message::events(bytes) {
+            let (is_put, kv) = read?;
+            let revision = kv.mod_revision;
+            let key = || String::from_utf8_lossy(kv.key).into_owned();
+            if !is_put {
+                return Err(Wrong::Deletion { key: key(), revision });
+            }
+            let index = plan.index_of(kv.key).filter(|index| scope == Scope::All || scope == Scope::Key(*index));
+            let Some(index) = index else { return Err(Wrong::Key { key: key(), revision }) };
+            let put = plan.read_value(kv.value).filter(|put| put.number % plan.keys == index);
+            let (Some(put), Some(relative)) = (put, plan.relative(revision)) else {
+                return Err(Wrong::Value { key: key(), revision });
+            };
+            if newest.is_none() && relative == before {
+                let split = plan.puts_per_write > 1;
+                return Err(if split { Wrong::Split { revision } } else { Wrong::Duplicate { revision } });
+            }
+            match newest {
+                Some((same, number)) if relative == same && put.number <= number => {
+                    return Err(Wrong::Duplicate { revision });
+                }
+                _ if relative < self.last => {
+                    return Err(Wrong::Disorder { last: plan.base + i64::from(self.last), revision });
+                }
+                _ => {}
+            }
+            newest = Some((relative, put.number));
+            self.last = relative;
+            self.count = self.count.wrapping_add(1);
+            self.sum = self.sum.wrapping_add(mark(relative, put.number));
+            events += 1;
+            event(put.number, put.sent);
+        }
+        Ok(events)
+    }
+
+    /// How many events should have come in the end.
+    pub(super) fn expected(&self, truth: &Truth, scope: Scope) -> u64 {
+        u64::from(truth.after(scope, self.start).0)
+    }
+
+    /// Judges the whole, once nothing more comes.
+    pub(super) fn conclude(&self, plan: &Plan, truth: &Truth, scope: Scope) -> Result<(), Wrong> {
+        let (expected, sum) = truth.after(scope, self.start);
+        if self.count < expected {
+            let last = plan.base + i64::from(self.last);
+            return Err(Wrong::Gap { missing: u64::from(expected - self.count), expected: u64::from(expected), last });
+        }
+        if (self.count, self.sum) != (expected, sum) {
+            return Err(Wrong::Unwritten { count: u64::from(self.count), expected: u64::from(expected) });
+        }
+        Ok(())
+    }
+}
+
+impl Truth {
+    pub(super) fn new(plan: &Plan, mut writes: Vec<Write>) -> Self {
+        writes.sort_unstable_by_key(|write| write.revision);
+        let mut truth = Self { all: Line::default(), by_key: Vec::new() };
+        truth.by_key.resize_with(usize::try_from(plan.keys).unwrap_or(0), Line::default);
+        for write in writes {
+            let Some(revision) = plan.relative(write.revision) else { continue };
+            for number in write.first..write.first + plan.puts_per_write {
+                truth.all.push(revision, number);
+                truth.by_key[(number % plan.keys) as usize].push(revision, number);
+            }
+        }
+        truth
+    }
+
+    /// Number and sum of the puts after this revision.
+    fn after(&self, scope: Scope, revision: u32) -> (u32, u32) {
+        match scope {
+            Scope::All => self.all.after(revision),
+            Scope::Key(index) => self.by_key[index as usize].after(revision),
+        }
+    }
+}
+
+impl Line {
+    fn push(&mut self, revision: u32, number: u64) {
+        let (_, count, sum) = self.0.last().copied().unwrap_or_default();
+        self.0.push((revision, count + 1, sum.wrapping_add(mark(revision, number))));
+    }
+
+    fn after(&self, revision: u32) -> (u32, u32) {
+        let (_, count, sum) = self.0.last().copied().unwrap_or_default();
+        let until = self.0.partition_point(|(at, ..)| *at <= revision);
+        let (_, count_until, sum_until) = until.checked_sub(1).map(|last| self.0[last]).unwrap_or_default();
+        (count - count_until, sum.wrapping_sub(sum_until))
+    }
+}
+
+/// A number that other puts and revisions hardly have.
+fn mark(revision: u32, number: u64) -> u32 {
+    let mixed = (number << 32 ^ number ^ u64::from(revision).rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::pb::{etcdserverpb::WatchResponse, mvccpb};
+
+    const BASE: i64 = 1000;
+
+    fn plan(puts_per_write: u64) -> Plan {
+        Plan::new(b"/test/".to_vec(), 4, 64, puts_per_write, BASE)
+    }
+
+    /// A response with these puts, as (revision, number).
+    fn response(plan: &Plan, puts: &[(i64, u64)]) -> Vec<u8> {
+        let event = |(mod_revision, number): &(i64, u64)| {
+            let kv = mvccpb::KeyValue {
+                key: plan.key(number % plan.keys).into(),
+                value: plan.value(*number, 5).into(),
+                mod_revision: *mod_revision,
+                ..Default::default()
+            };
+            mvccpb::Event { kv: Some(kv), ..Default::default() }
+        };
+        WatchResponse { events: puts.iter().map(event).collect(), ..Default::default() }.encode_to_vec()
+    }
+
+    /// What is wrong with these responses where this was written.
+    fn judge(plan: &Plan, scope: Scope, written: &[(i64, u64)], responses: &[&[(i64, u64)]]) -> Result<(), Wrong> {
+        let mut seen = Seen::after(plan, BASE);
+        for puts in responses {
+            seen.response(plan, scope, &response(plan, puts), |_, sent| assert_eq!(sent, 5))?;
+        }
+        let writes = written.iter().map(|(revision, first)| Write { revision: *revision, first: *first }).collect();
+        seen.conclude(plan, &Truth::new(plan, writes), scope)
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        let single = plan(1);
+        let written = [(1001, 0), (1004, 2), (1003, 1), (1009, 4)];
+        let sent: &[&[(i64, u64)]] = &[&[(1001, 0)], &[(1003, 1), (1004, 2)], &[(1009, 4)]];
+        assert_eq!(judge(&single, Scope::All, &written, sent), Ok(()));
+        assert_eq!(judge(&single, Scope::Key(0), &written, &[&[(1001, 0), (1009, 4)]]), Ok(()));
+        let sent: &[&[(i64, u64)]] = &[&[(1001, 0), (1001, 1), (1003, 2), (1003, 3)]];
+        assert_eq!(judge(&plan(2), Scope::All, &[(1001, 0), (1003, 2)], sent), Ok(()));
+    }
+
+    #[test]
+    fn a_gap_is_found() {
+        let gap = |last| Err(Wrong::Gap { missing: 1, expected: 3, last });
+        let written = [(1001, 0), (1002, 1), (1003, 2)];
+        assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1001, 0)], &[(1003, 2)]]), gap(1003));
+        assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1001, 0), (1002, 1)]]), gap(1002));
+        let half = judge(&plan(2), Scope::All, &[(1001, 0)], &[&[(1001, 0)]]);
+        assert_eq!(half, Err(Wrong::Gap { missing: 1, expected: 2, last: 1001 }));
+    }
+
+    #[test]
+    fn a_duplicate_is_found() {
+        let duplicate = Err(Wrong::Duplicate { revision: 1001 });
+        assert_eq!(judge(&plan(1), Scope::All, &[(1001, 0)], &[&[(1001, 0)], &[(1001, 0)]]), duplicate);
+        assert_eq!(judge(&plan(1), Scope::All, &[(1001, 0)], &[&[(1001, 0), (1001, 0)]]), duplicate);
+    }
+
+    #[test]
+    fn a_split_revision_is_found() {
+        let split = judge(&plan(2), Scope::All, &[(1001, 0)], &[&[(1001, 0)], &[(1001, 1)]]);
+        assert_eq!(split, Err(Wrong::Split { revision: 1001 }));
+    }
+
+    #[test]
+    fn disorder_is_found() {
+        let written = [(1001, 0), (1002, 1)];
+        let disorder = Err(Wrong::Disorder { last: 1002, revision: 1001 });
+        assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1002, 1)], &[(1001, 0)]]), disorder);
+        assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1002, 1), (1001, 0)]]), disorder);
+        // What is from before the watch is out of order too.
+        let early = judge(&plan(1), Scope::All, &[], &[&[(999, 0)]]);
+        assert!(matches!(early, Err(Wrong::Value { revision: 999, .. })), "{early:?}");
+    }
+
+    #[test]
+    fn wrong_revisions_values_and_keys_are_found() {
+        let plan = plan(1);
+        let shifted = judge(&plan, Scope::All, &[(1001, 0)], &[&[(1002, 0)]]);
+        assert_eq!(shifted, Err(Wrong::Unwritten { count: 1, expected: 1 }));
+        let other = judge(&plan, Scope::Key(1), &[(1001, 0)], &[&[(1001, 0)]]);
+        assert!(matches!(other, Err(Wrong::Key { revision: 1001, .. })), "{other:?}");
+        let kv = |key: Vec<u8>, value: Vec<u8>| {
+            Some(mvccpb::KeyValue { key: key.into(), value: value.into(), mod_revision: 1001, ..Default::default() })
+        };
+        let judged = |event: mvccpb::Event| {
+            let bytes = WatchResponse { events: vec![event], ..Default::default() }.encode_to_vec();
+            Seen::after(&plan, BASE).response(&plan, Scope::All, &bytes, |_, _| {})
+        };
+        let mut value = plan.value(0, 5);
+        *value.last_mut().expect("not empty") ^= 1;
+        let event = |kv| mvccpb::Event { kv, ..Default::default() };
+        assert!(matches!(judged(event(kv(plan.key(0), value))), Err(Wrong::Value { .. })));
+        assert!(matches!(judged(event(kv(plan.key(1), plan.value(0, 5)))), Err(Wrong::Value { .. })));
+        assert!(matches!(judged(event(kv(b"/other".to_vec(), plan.value(0, 5)))), Err(Wrong::Key { .. })));
+        let deletion = mvccpb::Event { r#type: 1, kv: kv(plan.key(0), Vec::new()), prev_kv: None };
+        assert!(matches!(judged(deletion), Err(Wrong::Deletion { .. })));
+    }
+
+    #[test]
+    fn a_watch_expects_what_was_written_after_its_start() {
+        let plan = plan(1);
+        let truth = Truth::new(&plan, (0..8).map(|n| Write { revision: 1001 + n as i64, first: n }).collect());
+        for (start, all, key) in [(BASE, 8, 2), (1001, 7, 1), (1007, 1, 0), (1008, 0, 0)] {
+            let seen = Seen::after(&plan, start);
+            assert_eq!(seen.expected(&truth, Scope::All), all, "after {start}");
+            assert_eq!(seen.expected(&truth, Scope::Key(0)), key, "after {start}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! [`Link`]: a [`Session`] on a socket, driven by the task that owns it; and [`Endpoint`], where it leads.
+//!
+//! Not here: what is said. Always holds: it reads into the buffer of its thread, so that a connection on which nothing happens has
+//! no memory for reading.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    str::FromStr,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    net::TcpStream,
+};
+
+use super::wire::{OnEvent, Sender, Session, WireError};
+
+/// Longest wait for one connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// Reads in a row, after which others have their turn.
+const READS: usize = 16;
+/// What a thread reads at once.
+pub(super) const READ_BYTES: usize = 256 << 10;
+
+/// Where a server listens, without TLS: `http://host:port` or `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(String);
+
+/// Why a connection cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// There is none.
+    #[error("cannot connect to {addr}")]
+    Connect {
+        /// Where to.
+        addr: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system ended it.
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    /// The server ended it.
+    #[error("the server closed the connection")]
+    Closed,
+    /// What came over it makes no sense.
+    #[error("{0}")]
+    Wire(String),
+}
+
+impl From<WireError> for LinkError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error.to_string())
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: TcpStream,
+    session: Session,
+}
+
+impl Link {
+    /// To a server that may send so much ahead on a stream.
+    pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
+        Ok(Self { socket: connect(endpoint).await?, session: Session::open(endpoint.addr(), stream_window) })
+    }
+
+    /// To a server that sends frames of stream 1 without being asked.
+    pub(super) async fn listen(endpoint: &Endpoint) -> Result<Self, LinkError> {
+        Ok(Self { socket: connect(endpoint).await?, session: Session::listening(1) })
+    }
+
+    /// To open streams and send on them; it goes out with the next [`Self::poll`].
+    pub(super) fn sender(&mut self) -> &mut Sender {
+        self.session.sender()
+    }
+
+    /// Writes what is to be written, and hands on what comes. Ready where the connection has ended, never otherwise.
+    pub(super) fn poll<E: From<LinkError> + From<WireError>>(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+        on: OnEvent<'_, E>,
+    ) -> Poll<E> {
+        for _ in 0..READS {
+            if let Err(error) = self.write(context) {
+                return Poll::Ready(LinkError::Io(error).into());
+            }
+            let mut read = ReadBuf::new(buffer);
+            match ready!(Pin::new(&mut self.socket).poll_read(context, &mut read)) {
+                Ok(()) if read.filled().is_empty() => return Poll::Ready(LinkError::Closed.into()),
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(LinkError::Io(error).into()),
+            }
+            if let Err(error) = self.session.input(read.filled(), on) {
+                return Poll::Ready(error);
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn write(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        loop {
+            let out = self.session.output();
+            if out.is_empty() {
+                return Ok(());
+            }
+            match Pin::new(&mut self.socket).poll_write(context, out) {
+                Poll::Ready(Ok(written)) => {
+                    out.drain(..written);
+                    // What a large beginning took is not kept for thousands of connections.
+                    out.shrink_to(4096);
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A socket to there, without Nagle's delay.
+pub(super) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, LinkError> {
+    let failed = |source| LinkError::Connect { addr: endpoint.addr().to_owned(), source };
+    let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(endpoint.addr())).await;
+    let socket = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+impl Endpoint {
+    /// `host:port`.
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("https://") {
+            return Err("TLS isn't supported; name a port without".to_owned());
+        }
+        let addr = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        match addr.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && !addr.contains('/') && port.parse::<u16>().is_ok() => {
+                Ok(Self(addr.to_owned()))
+            }
+            _ => Err(format!("`{text}` is no endpoint; write it like http://127.0.0.1:2379")),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        for text in ["127.0.0.1:2379", "http://127.0.0.1:2379", "http://127.0.0.1:2379/"] {
+            assert_eq!(
+                text.parse::<Endpoint>().map(|endpoint| endpoint.to_string()),
+                Ok("http://127.0.0.1:2379".to_owned())
+            );
+        }
+        assert!("https://a:1".parse::<Endpoint>().expect_err("refused").contains("TLS"));
+        for text in ["", "a", "a:b", ":1", "http://a:1/path", "a:70000"] {
+            text.parse::<Endpoint>().expect_err(text);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! `bench watch`: many watches, writes, and whether each write came to each watch as it should.
+//!
+//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`.
+//! A run: read the revision; write the history, if there is to be one; open everything; write; wait until all has come, or nothing
+//! does any more; judge; take the keys away.
+
+mod fleet;
+mod subscriber;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use self::fleet::{Fleet, Stage};
+use super::{
+    BenchError, Endpoint, calls,
+    check::{Truth, Write},
+    pause,
+    plan::Plan,
+    progress::{Progress, TICK},
+    report::Report,
+    runtime,
+    usage::{Usage, Watched},
+    writer::{self, Load},
+};
+use crate::types::KeyRange;
+
+/// Writes of the history that are on the way at a time.
+const HISTORY_IN_FLIGHT: usize = 64;
+
+/// A load of watches.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The server that is watched.
+    pub endpoint: Endpoint,
+    /// Where is written.
+    pub put_endpoint: Endpoint,
+    /// Connections.
+    pub connections: u64,
+    /// Watch streams of each connection.
+    pub streams: u64,
+    /// Watches of each stream.
+    pub watches: u64,
+    /// Whether each watch is over one key, instead of all over one prefix.
+    pub distinct: bool,
+    /// Keys that are written.
+    pub keys: u64,
+    /// Bytes of a value.
+    pub value_size: usize,
+    /// Puts of one transaction.
+    pub puts_per_write: u64,
+    /// Writes that are made before the watches, which begin before them.
+    pub history: u64,
+    /// The writes.
+    pub load: Load,
+    /// Of the connections, those that do not read until the writes are over.
+    pub slow: u64,
+    /// Of the connections, those that drop and come back.
+    pub reconnecting: u64,
+    /// How long these stay.
+    pub reconnect_every: Duration,
+    /// Threads that read.
+    pub threads: u64,
+    /// How long nothing may happen.
+    pub patience: Duration,
+    /// The prefix below which is written.
+    pub prefix: String,
+    /// Whether the keys stay.
+    pub keep: bool,
+    /// Processes to measure.
+    pub processes: Vec<Watched>,
+}
+
+/// What threads count for all to see.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    created: AtomicU64,
+    delivered: AtomicU64,
+    reconnects: AtomicU64,
+    /// Deliveries that there should be in the end, by the threads that know.
+    expected: AtomicU64,
+    judges: AtomicU64,
+    /// When the last delivery came, in nanoseconds of the run's clock.
+    last: AtomicU64,
+    failure: Mutex<Option<BenchError>>,
+}
+
+impl Watch {
+    pub(super) fn run(&self) -> Result<Report, BenchError> {
+        let runtime = runtime()?;
+        let base = runtime.block_on(calls::revision(&self.put_endpoint))?;
+        let prefix = Plan::prefix_below(&self.prefix);
+        let plan = Arc::new(Plan::new(prefix.clone(), self.keys, self.value_size, self.puts_per_write, base));
+        let measured = self.measure(&plan);
+        // A run that failed leaves no keys behind either; then its own error counts.
+        if !self.keep {
+            let (key, range_end) = KeyRange::prefix(prefix.into()).to_wire();
+            let deleted = runtime.block_on(calls::delete(&self.put_endpoint, key, range_end));
+            return measured.and_then(|report| deleted.map(|()| report));
+        }
+        measured
+    }
+
+    fn measure(&self, plan: &Arc<Plan>) -> Result<Report, BenchError> {
+        let progress = Progress::new();
+        let mut writes = Vec::new();
+        if self.history > 0 {
+            progress.stage("history", Some(self.history));
+            let load = Load { rate: None, writes: Some(self.history), duration: None, in_flight: HISTORY_IN_FLIGHT };
+            writes = self.write(plan, load, 0, &progress, &mut || Ok(()))?;
+        }
+        let counts = Arc::new(Counts::default());
+        let idle = self.usages()?;
+        let begun = Instant::now();
+        let fleet = Fleet::start(self, plan, &counts)?;
+        let watches = self.connections * self.streams * self.watches;
+        progress.stage("create", Some(watches));
+        wait(self.patience, "watches created", &counts, &progress, || {
+            let created = counts.created.load(Ordering::Acquire);
+            (created, watches, created >= watches)
+        })?;
+        let creating = begun.elapsed();
+
+        let (own_begin, begin) = (Usage::of(std::process::id())?, self.usages()?);
+        let (begun, begun_at) = (Instant::now(), plan.now());
+        let before = counts.delivered.load(Ordering::Acquire);
+        let first = self.history * self.puts_per_write;
+        progress.stage("write", self.load.writes);
+        let new =
+            self.write(plan, self.load, first, &progress, &mut || counts.failure.lock().take().map_or(Ok(()), Err))?;
+        let (written, writing) = (new.len() as u64, begun.elapsed());
+        writes.extend(new);
+
+        let truth = Arc::new(Truth::new(plan, writes));
+        fleet.tell(Stage::Settling(truth));
+        progress.stage("settle", None);
+        let settled = wait(self.patience, "deliveries", &counts, &progress, || {
+            let counted = counts.judges.load(Ordering::Acquire) == self.threads;
+            let (done, all) = (counts.delivered.load(Ordering::Acquire), counts.expected.load(Ordering::Acquire));
+            (done, all, counted && done >= all)
+        });
+        let (own_end, end) = (Usage::of(std::process::id())?, self.usages()?);
+        let elapsed = begun.elapsed();
+        let delivering = Duration::from_nanos(counts.last.load(Ordering::Acquire).saturating_sub(begun_at));
+        let delivered = counts.delivered.load(Ordering::Acquire) - before;
+        let tally = fleet.finish()?;
+        // That something did not come is for the judge to say, watch by watch.
+        match settled {
+            Ok(()) | Err(BenchError::Stalled { .. }) => {}
+            Err(error) => return Err(error),
+        }
+
+        let mut report = Report::new("watch");
+        self.settings(&mut report);
+        report.figure("create_seconds", creating.as_secs_f64());
+        report.count("writes", written);
+        report.figure("writes_per_second", written as f64 / writing.as_secs_f64().max(1e-9));
+        report.count("deliveries", delivered);
+        report.figure("deliveries_per_second", delivered as f64 / delivering.as_secs_f64().max(1e-9));
+        report.quantiles("delay", &tally.delays);
+        if let (Some(median), Some(worst)) = (tally.median_subscriber(), tally.worst_subscriber()) {
+            report.figure("subscriber_mean_delay_median_ms", median / 1e6);
+            report.figure("subscriber_mean_delay_worst_ms", worst / 1e6);
+        }
+        if self.reconnecting > 0 {
+            report.count("reconnects", counts.reconnects.load(Ordering::Acquire));
+        }
+        for (process, ((idle, begin), end)) in self.processes.iter().zip(idle.into_iter().zip(begin).zip(end)) {
+            let taken = super::report::Taken { idle: Some((idle, watches, self.connections)), begin, end };
+            report.process(process, taken, delivered, elapsed);
+        }
+        let own = Watched { name: "bench".to_owned(), pid: std::process::id() };
+        let taken = super::report::Taken { idle: None, begin: own_begin, end: own_end };
+        report.process(&own, taken, delivered, elapsed);
+        report.wrong(tally.findings);
+        Ok(report)
+    }
+
+    /// Writes from a thread of its own, so that reading delays no write.
+    fn write(
+        &self,
+        plan: &Plan,
+        load: Load,
+        first: u64,
+        progress: &Progress,
+        check: &mut dyn FnMut() -> Result<(), BenchError>,
+    ) -> Result<Vec<Write>, BenchError> {
+        let done = AtomicU64::new(0);
+        let writes = Mutex::new(Vec::new());
+        let write = || {
+            let each = |write| {
+                writes.lock().push(write);
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            runtime()?.block_on(writer::write(&self.put_endpoint, plan, load, first, each))
+        };
+        thread::scope(|scope| {
+            let writer = thread::Builder::new().name("writer".to_owned()).spawn_scoped(scope, write);
+            let writer = writer.map_err(BenchError::Thread)?;
+            let mut last = (0, Instant::now());
+            let mut failed = Ok(());
+            while !writer.is_finished() {
+                let now = done.load(Ordering::Relaxed);
+                progress.at(now);
+                if now != last.0 {
+                    last = (now, Instant::now());
+                }
+                if failed.is_ok() {
+                    failed = check();
+                }
+                pause(TICK);
+            }
+            writer.join().map_err(|_| BenchError::Lost)??;
+            failed
+        })?;
+        Ok(writes.into_inner())
+    }
+
+    fn usages(&self) -> Result<Vec<Usage>, BenchError> {
+        self.processes.iter().map(|process| Usage::of(process.pid)).collect()
+    }
+
+    fn settings(&self, report: &mut Report) {
+        report.setting("endpoint", self.endpoint.to_string());
+        report.setting("connections", self.connections);
+        report.setting("streams", self.streams);
+        report.setting("watches", self.watches);
+        report.setting("over", if self.distinct { "keys" } else { "prefix" });
+        report.setting("keys", self.keys);
+        report.setting("value_size", self.value_size);
+        report.setting("puts_per_write", self.puts_per_write);
+        report.setting("history", self.history);
+        report.setting("rate", self.load.rate);
+        report.setting("slow", self.slow);
+        report.setting("reconnecting", self.reconnecting);
+    }
+}
+
+/// Looks until it is done, or nothing has changed for too long. `look` gives what is done, all of it, and whether that was all.
+fn wait(
+    patience: Duration,
+    what: &'static str,
+    counts: &Counts,
+    progress: &Progress,
+    mut look: impl FnMut() -> (u64, u64, bool),
+) -> Result<(), BenchError> {
+    let mut last = (0, Instant::now());
+    loop {
+        let (done, all, finished) = look();
+        progress.at(done);
+        if let Some(failure) = counts.failure.lock().take() {
+            return Err(failure);
+        }
+        if finished {
+            return Ok(());
+        }
+        if done != last.0 {
+            last = (done, Instant::now());
+        }
+        if last.1.elapsed() > patience {
+            return Err(BenchError::Stalled { what, done, all, waited: patience });
+        }
+        pause(TICK / 4);
+    }
+}

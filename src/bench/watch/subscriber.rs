@@ -1,0 +1,252 @@
+//! [`Subscriber`]: one connection with its watches, and what each of them was sent.
+//!
+//! Not here: when it connects and reads, see `fleet`; what is right, see `check`. Always holds: watches are created some thousand at a
+//! time, so that opening millions takes no memory for requests.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{Watch, fleet::Thread};
+use crate::{
+    bench::{
+        check::{Scope, Seen, Truth, Wrong},
+        link::Link,
+        message,
+        plan::Plan,
+        report::{self, Findings},
+        wire::{Event, Sender, Status},
+    },
+    pb::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request::RequestUnion},
+    types::KeyRange,
+};
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+/// Watches of a connection that are being created at a time.
+const CREATING: u64 = 4096;
+
+/// What a connection does while there are writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It reads.
+    Healthy,
+    /// It does not, until they are over.
+    Slow,
+    /// It drops and comes back.
+    Reconnecting,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub(super) role: Role,
+    link: Option<Link>,
+    watches: Watches,
+    failed: Option<Wrong>,
+}
+
+/// Its watches.
+#[derive(Debug)]
+struct Watches {
+    role: Role,
+    /// The connection's number.
+    number: u64,
+    streams: Vec<Stream>,
+    /// Streams that are open on this connection, each with the next odd number.
+    opened: usize,
+    creating: u64,
+    created: u64,
+    /// Whether this is not the first connection.
+    resumed: bool,
+    delivered: u64,
+    measured: u64,
+    delays: u64,
+}
+
+#[derive(Debug)]
+struct Stream(Vec<Seen>);
+
+impl Subscriber {
+    pub(super) fn new(options: &Watch, number: u64) -> Self {
+        let role = if number < options.slow {
+            Role::Slow
+        } else if number < options.slow + options.reconnecting {
+            Role::Reconnecting
+        } else {
+            Role::Healthy
+        };
+        let stream = || Stream(vec![Seen::default(); usize::try_from(options.watches).unwrap_or(0)]);
+        let watches = Watches {
+            role,
+            number,
+            streams: (0..options.streams).map(|_| stream()).collect(),
+            opened: 0,
+            creating: 0,
+            created: 0,
+            resumed: false,
+            delivered: 0,
+            measured: 0,
+            delays: 0,
+        };
+        Self { role, link: None, watches, failed: None }
+    }
+
+    /// Takes a new connection, on which all watches are to be created.
+    pub(super) fn connected(&mut self, mut link: Link, thread: &Thread) {
+        (self.watches.opened, self.watches.creating, self.watches.created) = (0, 0, 0);
+        self.watches.open(link.sender(), thread);
+        self.link = Some(link);
+    }
+
+    /// Closes the connection; what was seen stays.
+    pub(super) fn disconnect(&mut self) {
+        self.link = None;
+        self.watches.resumed = true;
+    }
+
+    /// Whether all watches of this connection were created.
+    pub(super) fn is_created(&self) -> bool {
+        self.watches.created == self.watches.all()
+    }
+
+    /// Whether all watches were created once.
+    pub(super) fn was_created(&self) -> bool {
+        self.watches.resumed || self.is_created()
+    }
+
+    /// Reads. Ready where something is wrong.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, thread: &mut Thread) -> Poll<Wrong> {
+        let Self { link: Some(link), watches, .. } = self else { return Poll::Pending };
+        // The buffer is the thread's, and so is what the deliveries are noted in.
+        let mut buffer = std::mem::take(&mut thread.buffer);
+        let polled = link.poll(context, &mut buffer, &mut |sender, event| watches.event(sender, event, thread));
+        thread.buffer = buffer;
+        polled
+    }
+
+    /// Gives the connection up.
+    pub(super) fn fail(&mut self, wrong: Wrong) {
+        self.link = None;
+        self.failed = Some(wrong);
+    }
+
+    /// How many deliveries there should be in the end; of one that was given up, as many as there were.
+    pub(super) fn expected(&self, options: &Watch, truth: &Truth) -> u64 {
+        if self.failed.is_some() {
+            return self.watches.delivered;
+        }
+        self.watches.each(options).map(|(_, scope, seen)| seen.expected(truth, scope)).sum()
+    }
+
+    /// Judges each watch.
+    pub(super) fn conclude(&self, options: &Watch, plan: &Plan, truth: &Truth, findings: &mut Findings) {
+        let number = self.watches.number;
+        if let Some(wrong) = &self.failed {
+            return findings.add(format_args!("connection {number}: {wrong}"));
+        }
+        for ((stream, watch), scope, seen) in self.watches.each(options) {
+            if let Err(wrong) = seen.conclude(plan, truth, scope) {
+                findings.add(format_args!("connection {number}, stream {stream}, watch {watch}: {wrong}"));
+            }
+        }
+    }
+
+    /// The mean of its delays in nanoseconds, if it is one whose delays count and there were any.
+    pub(super) fn mean_delay(&self) -> Option<f64> {
+        (self.watches.measured > 0).then(|| self.watches.delays as f64 / self.watches.measured as f64)
+    }
+}
+
+impl Watches {
+    fn all(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.0.len() as u64).sum()
+    }
+
+    /// Each watch with its stream and number, and what it is over.
+    fn each<'a>(&'a self, options: &'a Watch) -> impl Iterator<Item = ((usize, usize), Scope, &'a Seen)> {
+        self.streams.iter().enumerate().flat_map(move |(stream, watches)| {
+            let each = watches.0.iter().enumerate();
+            each.map(move |(watch, seen)| ((stream, watch), self.scope(options, stream, watch), seen))
+        })
+    }
+
+    /// Watches go through the keys one by one, each stream from where the one before it ended.
+    fn scope(&self, options: &Watch, stream: usize, watch: usize) -> Scope {
+        if !options.distinct {
+            return Scope::All;
+        }
+        let stream = self.number * options.streams + stream as u64;
+        Scope::Key((stream * options.watches + watch as u64) % options.keys)
+    }
+
+    /// Opens streams and asks for their watches, as far as it may.
+    fn open(&mut self, sender: &mut Sender, thread: &Thread) {
+        let (options, plan) = (&thread.options, &thread.plan);
+        while self.creating < CREATING && self.opened < self.streams.len() {
+            let id = sender.open(WATCH);
+            for (watch, seen) in self.streams[self.opened].0.iter().enumerate() {
+                let (key, range_end) = match self.scope(options, self.opened, watch) {
+                    Scope::All => KeyRange::prefix(plan.prefix.clone().into()).to_wire(),
+                    Scope::Key(index) => (plan.key(index).into(), Bytes::new()),
+                };
+                let start_revision = match (self.resumed, options.history) {
+                    (true, _) => seen.next(plan),
+                    (false, 0) => 0,
+                    (false, _) => plan.base + 1,
+                };
+                let create = WatchCreateRequest { key, range_end, start_revision, ..Default::default() };
+                let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+                sender.send(id, &request.encode_to_vec());
+            }
+            self.creating += self.streams[self.opened].0.len() as u64;
+            self.opened += 1;
+        }
+    }
+
+    fn event(&mut self, sender: &mut Sender, event: Event<'_>, thread: &mut Thread) -> Result<(), Wrong> {
+        let (id, bytes) = match event {
+            Event::Message(id, bytes) => (id, bytes),
+            Event::Ended(_, Status::Ok) => return Err(Wrong::Ended("the server ended it".to_owned())),
+            Event::Ended(_, Status::Failed(reason)) => return Err(Wrong::Ended(reason)),
+        };
+        let stream = (id / 2) as usize;
+        let head = message::watch_response(bytes)?;
+        if head.canceled {
+            let reason = String::from_utf8_lossy(head.cancel_reason).into_owned();
+            return Err(Wrong::Canceled { compact_revision: head.compact_revision, reason });
+        }
+        // Every server numbers the watches of a stream from zero, in the order in which they were asked for.
+        let watch = usize::try_from(head.watch_id).map_err(|_| Wrong::UnknownWatch(head.watch_id))?;
+        let scope = self.scope(&thread.options, stream, watch);
+        let seen = self.streams.get_mut(stream).and_then(|stream| stream.0.get_mut(watch));
+        let seen = seen.ok_or(Wrong::UnknownWatch(head.watch_id))?;
+        if head.created {
+            if !self.resumed {
+                let from = if thread.options.history == 0 { head.revision } else { thread.plan.base };
+                *seen = Seen::after(&thread.plan, from);
+                thread.created();
+            }
+            self.created += 1;
+            self.creating = self.creating.saturating_sub(1);
+            self.open(sender, thread);
+            return Ok(());
+        }
+        let now = thread.plan.now();
+        let history = thread.options.history * thread.options.puts_per_write;
+        let counts = self.role == Role::Healthy;
+        let Thread { plan, delays, .. } = thread;
+        let (measured, sum) = (&mut self.measured, &mut self.delays);
+        let events = seen.response(plan, scope, bytes, |number, sent| {
+            if counts && number >= history {
+                let delay = now.saturating_sub(sent);
+                report::note(delays, delay);
+                *measured += 1;
+                *sum += delay;
+            }
+        })?;
+        self.delivered += events;
+        thread.delivered(events, now);
+        Ok(())
+    }
+}

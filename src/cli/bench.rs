@@ -1,0 +1,437 @@
+//! `etcd-relay bench`: load on a server, checked and measured.
+//!
+//! Not here: the load, see [`crate::bench`]. Always holds: a load that cannot be, such as more slow connections than there are, is
+//! refused before anything is connected.
+
+use std::{num::NonZeroU64, time::Duration};
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use super::{Exit, Task, values::PositiveTime};
+use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, VALUE_MIN, ViewWrites, Watched};
+
+/// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. Ends with 1 where an answer was wrong, and
+/// says what; whatever the figures are, they are no error.
+#[derive(Debug, Args)]
+pub(super) struct BenchCommand {
+    #[command(subcommand)]
+    load: LoadCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LoadCommand {
+    /// Many watches, and writes that each of them must be sent once, in order, whole revisions at a time
+    Watch(Box<WatchFlags>),
+    /// Reads of one key or of many, linearizable or not
+    Range(Box<RangeFlags>),
+    /// Lainlet's views over HTTP: answers, or streams of server-sent events
+    Views(Box<ViewsFlags>),
+    /// What a delivery costs a program that only writes the same bytes to as many sockets: what no server can go below
+    Floor(Box<FloorFlags>),
+}
+
+/// A run, ready.
+#[derive(Clone, Debug)]
+pub struct BenchTask {
+    /// What to run.
+    pub bench: Bench,
+    /// Whether the report is JSON.
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Server to measure, without TLS
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2379")]
+    endpoint: Endpoint,
+
+    /// Process on this machine to measure with it: its CPU time for each delivery or answer, and its memory; repeatable
+    #[arg(long, value_name = "[NAME=]PID")]
+    pid: Vec<Watched>,
+
+    /// Longest time in which nothing may happen; then the run ends, and what has not come by then is missing
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
+    patience: PositiveTime,
+
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Writes {
+    /// Where to write, if that is not the server to measure
+    #[arg(long, value_name = "URL")]
+    put_endpoint: Option<Endpoint>,
+
+    /// Prefix below which the run has one of its own
+    #[arg(long, value_name = "PREFIX", default_value = "/etcd-relay-bench/")]
+    prefix: String,
+
+    /// Leave the keys there at the end
+    #[arg(long)]
+    keep: bool,
+
+    /// Bytes of a value; the least is 24, for what tells a put from others
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
+    value_size: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("end").args(["puts", "duration"]).multiple(true))]
+struct WatchFlags {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    writes: Writes,
+
+    /// Connections
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// Watch streams of each connection
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    streams: NonZeroU64,
+
+    /// Watches of each stream
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    watches: NonZeroU64,
+
+    /// Each watch is over one key, going through the keys, instead of all over one prefix
+    #[arg(long)]
+    distinct: bool,
+
+    /// Keys to write, in turns
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    keys: u64,
+
+    /// Writes a second; without it as many as the server takes
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+
+    /// Writes in all; with --duration whatever comes first
+    #[arg(long, value_name = "NUMBER")]
+    puts: Option<u64>,
+
+    /// How long to write; 10s where --puts says nothing either
+    #[arg(long, value_name = "TIME")]
+    duration: Option<PositiveTime>,
+
+    /// Most writes without an answer
+    #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    in_flight: u16,
+
+    /// Puts of one transaction, and so events of one revision
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=128))]
+    puts_per_write: u64,
+
+    /// Writes to make before the watches, which begin before them
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    history: u64,
+
+    /// Of the connections, those that read nothing until the writes are over, and must get everything then
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    slow: u64,
+
+    /// Of the connections, those that drop and come back again and again, from where they were
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    reconnect: u64,
+
+    /// How long these stay each time
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_millis(500)))]
+    reconnect_every: PositiveTime,
+
+    /// Threads that read
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: u64,
+}
+
+#[derive(Debug, Args)]
+struct RangeFlags {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    writes: Writes,
+
+    /// Keys that there are
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    keys: u64,
+
+    /// Each read is of all keys, instead of one
+    #[arg(long)]
+    all: bool,
+
+    /// Whatever the member that is asked has will do
+    #[arg(long)]
+    serializable: bool,
+
+    /// Connections
+    #[arg(long, value_name = "NUMBER", default_value = "16")]
+    connections: NonZeroU64,
+
+    /// Reads without an answer, over all connections
+    #[arg(long, value_name = "NUMBER", default_value = "160")]
+    concurrency: NonZeroU64,
+
+    /// How long to read
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Writes a second meanwhile; none without it
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+struct ViewsFlags {
+    #[command(flatten)]
+    common: Common,
+
+    /// Path and query of the view, such as `/v2/configwatcher?target=x`
+    #[arg(long, value_name = "PATH")]
+    path: String,
+
+    /// Watch it, instead of asking for it again and again
+    #[arg(long)]
+    watch: bool,
+
+    /// Connections
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// How long
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Key to write, which must not exist, and which the view shows; then delays are told, and that the last value comes is checked
+    #[arg(long, value_name = "KEY", requires = "put_endpoint")]
+    put_key: Option<String>,
+
+    /// etcd to write it to
+    #[arg(long, value_name = "URL", requires = "put_key")]
+    put_endpoint: Option<Endpoint>,
+
+    /// Writes of it a second
+    #[arg(long, value_name = "NUMBER", default_value_t = 10.0, requires = "put_key")]
+    rate: f64,
+}
+
+#[derive(Debug, Args)]
+struct FloorFlags {
+    /// Sockets
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// Responses on each socket for each write, sent together
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    watches: NonZeroU64,
+
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
+    value_size: u32,
+
+    /// Writes a second; without it as many as go
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+
+    /// How long
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// Longest time in which nothing may come after the last write
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
+    patience: PositiveTime,
+
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long to write where nothing else is said.
+const DURATION: Duration = Duration::from_secs(10);
+
+impl BenchCommand {
+    pub(super) fn task(self) -> Result<Task, Exit> {
+        let (bench, json) = match self.load {
+            LoadCommand::Watch(flags) => (Bench::Watch(flags.watch()?), flags.common.json),
+            LoadCommand::Range(flags) => (Bench::Range(flags.range()?), flags.common.json),
+            LoadCommand::Views(flags) => (Bench::Views(flags.views()?), flags.common.json),
+            LoadCommand::Floor(flags) => (Bench::Floor(flags.floor()?), flags.json),
+        };
+        Ok(Task::Bench(Box::new(BenchTask { bench, json })))
+    }
+}
+
+impl WatchFlags {
+    fn watch(&self) -> Result<bench::Watch, Exit> {
+        if self.slow.saturating_add(self.reconnect) >= self.connections.get() {
+            return Err(Exit::Usage(format!(
+                "--slow {} and --reconnect {} leave none of --connections {} to measure",
+                self.slow, self.reconnect, self.connections
+            )));
+        }
+        if self.puts_per_write > self.keys {
+            let (puts, keys) = (self.puts_per_write, self.keys);
+            return Err(Exit::Usage(format!("--puts-per-write {puts} needs as many --keys; there are {keys}")));
+        }
+        let rate = rate(self.rate)?;
+        let duration = match (self.puts, self.duration) {
+            (None, None) => Some(DURATION),
+            (_, duration) => duration.map(|duration| duration.0),
+        };
+        Ok(bench::Watch {
+            endpoint: self.common.endpoint.clone(),
+            put_endpoint: self.writes.put_endpoint.clone().unwrap_or_else(|| self.common.endpoint.clone()),
+            connections: self.connections.get(),
+            streams: self.streams.get(),
+            watches: self.watches.get(),
+            distinct: self.distinct,
+            keys: self.keys,
+            value_size: self.writes.value_size as usize,
+            puts_per_write: self.puts_per_write,
+            history: self.history,
+            load: Load { rate, writes: self.puts, duration, in_flight: usize::from(self.in_flight) },
+            slow: self.slow,
+            reconnecting: self.reconnect,
+            reconnect_every: self.reconnect_every.0,
+            threads: self.threads,
+            patience: self.common.patience.0,
+            prefix: self.writes.prefix.clone(),
+            keep: self.writes.keep,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl RangeFlags {
+    fn range(&self) -> Result<bench::Range, Exit> {
+        Ok(bench::Range {
+            endpoint: self.common.endpoint.clone(),
+            put_endpoint: self.writes.put_endpoint.clone().unwrap_or_else(|| self.common.endpoint.clone()),
+            keys: self.keys,
+            all: self.all,
+            serializable: self.serializable,
+            connections: self.connections.get(),
+            concurrency: self.concurrency.get(),
+            duration: self.duration.0,
+            rate: rate(self.rate)?,
+            value_size: self.writes.value_size as usize,
+            patience: self.common.patience.0,
+            prefix: self.writes.prefix.clone(),
+            keep: self.writes.keep,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl ViewsFlags {
+    fn views(&self) -> Result<bench::Views, Exit> {
+        if !self.path.starts_with('/') || self.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Exit::Usage(format!("--path {:?} is no path; write it like /v2/nodes", self.path)));
+        }
+        let rate = rate(Some(self.rate))?.unwrap_or(self.rate);
+        let writes = match (&self.put_key, &self.put_endpoint) {
+            (Some(key), Some(endpoint)) => Some(ViewWrites { endpoint: endpoint.clone(), key: key.clone(), rate }),
+            _ => None,
+        };
+        Ok(bench::Views {
+            endpoint: self.common.endpoint.clone(),
+            path: self.path.clone(),
+            watch: self.watch,
+            connections: self.connections.get(),
+            duration: self.duration.0,
+            writes,
+            patience: self.common.patience.0,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl FloorFlags {
+    fn floor(&self) -> Result<bench::Floor, Exit> {
+        Ok(bench::Floor {
+            connections: self.connections.get(),
+            watches: self.watches.get(),
+            value_size: self.value_size as usize,
+            rate: rate(self.rate)?,
+            duration: self.duration.0,
+            patience: self.patience.0,
+        })
+    }
+}
+
+/// A rate that can be kept.
+fn rate(rate: Option<f64>) -> Result<Option<f64>, Exit> {
+    match rate {
+        Some(rate) if !(rate.is_finite() && rate >= 0.001) => {
+            Err(Exit::Usage(format!("--rate {rate} is no number of writes a second")))
+        }
+        rate => Ok(rate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Task, parse, tests::refused};
+    use super::*;
+
+    fn task(line: &[&str]) -> BenchTask {
+        let line = ["etcd-relay", "bench"].iter().chain(line).map(std::ffi::OsString::from);
+        match parse(line) {
+            Ok(Task::Bench(task)) => *task,
+            other => panic!("no load: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_load_is_as_asked() {
+        let task = task(&[
+            "watch",
+            "--endpoint",
+            "http://a:1",
+            "--connections",
+            "9",
+            "--slow",
+            "2",
+            "--reconnect",
+            "3",
+            "--rate",
+            "50",
+            "--puts",
+            "7",
+            "--pid",
+            "relay=12",
+            "--json",
+        ]);
+        assert!(task.json);
+        let Bench::Watch(watch) = task.bench else { panic!("{task:?}") };
+        assert_eq!((watch.endpoint.addr(), watch.put_endpoint.addr()), ("a:1", "a:1"));
+        assert_eq!((watch.connections, watch.slow, watch.reconnecting), (9, 2, 3));
+        assert_eq!((watch.load.rate, watch.load.writes, watch.load.duration), (Some(50.0), Some(7), None));
+        assert_eq!(watch.processes, ["relay=12".parse().expect("a process")]);
+    }
+
+    #[test]
+    fn without_an_end_there_is_one() {
+        let Bench::Watch(watch) = task(&["watch"]).bench else { panic!("a watch") };
+        assert_eq!((watch.load.writes, watch.load.duration), (None, Some(DURATION)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (line, named) in [
+            (&["watch", "--connections", "4", "--slow", "2", "--reconnect", "2"][..], "--slow"),
+            (&["watch", "--keys", "2", "--puts-per-write", "3"], "--puts-per-write"),
+            (&["watch", "--rate", "0"], "--rate"),
+            (&["watch", "--value-size", "8"], "--value-size"),
+            (&["watch", "--endpoint", "https://a:1"], "TLS"),
+            (&["range", "--keys", "0"], "--keys"),
+            (&["views", "--path", "nodes"], "--path"),
+            (&["views", "--path", "/v2/nodes", "--put-key", "/a"], "--put-endpoint"),
+            (&["floor", "--rate=-1"], "--rate"),
+        ] {
+            let line = [&["bench"], line].concat();
+            assert!(refused(&line).contains(named), "{line:?}: {}", refused(&line));
+        }
+    }
+}

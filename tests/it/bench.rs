@@ -1,0 +1,236 @@
+//! `etcd-relay bench` from outside: each load on etcd and on the relay, what it prints, and that a server that misbehaves fails it.
+//!
+//! Not here: each finding by its kind, which stands beside `bench::check`; figures, which no test judges.
+
+mod liar;
+
+use std::{process::Output, time::Duration};
+
+use serde_json::Value;
+
+use self::liar::{Liar, Lie};
+use crate::support::{
+    etcd::Etcd,
+    http,
+    relay::{Relay, RelayCommand},
+};
+
+/// A load of a second takes little more; the rest is for busy machines.
+const SOON: Duration = Duration::from_secs(60);
+
+async fn bench(args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay"));
+    let output = command.arg("bench").args(args).kill_on_drop(true).output();
+    let Output { status, stdout, stderr } =
+        tokio::time::timeout(SOON, output).await.expect("it ends").expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// The report of a load in which nothing was wrong.
+async fn report(args: &[&str]) -> Value {
+    let (code, stdout, stderr) = bench(&[args, &["--json"]].concat()).await;
+    assert_eq!(code, Some(0), "{args:?}: {stdout}{stderr}");
+    // Where standard error is no terminal there is no bar.
+    assert!(stderr.is_empty(), "{args:?}: {stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"));
+    assert_eq!(report["wrong"]["count"], 0, "{args:?}: {report}");
+    report
+}
+
+fn count(report: &Value, name: &str) -> u64 {
+    report["figures"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+/// An etcd, a relay over it, and an endpoint of each.
+async fn servers() -> (Etcd, Relay, [String; 2]) {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).arg("--no-auth").start().await;
+    let endpoints = [etcd.endpoint(), relay.endpoint()];
+    (etcd, relay, endpoints)
+}
+
+#[tokio::test]
+async fn watches_get_each_write_whatever_they_are() {
+    let (etcd, relay, endpoints) = servers().await;
+    for endpoint in &endpoints {
+        let pid = format!("relay={}", relay.pid());
+        let plain = report(&[
+            "watch",
+            "--endpoint",
+            endpoint,
+            "--connections",
+            "4",
+            "--streams",
+            "2",
+            "--watches",
+            "3",
+            "--puts",
+            "50",
+            "--pid",
+            &pid,
+        ])
+        .await;
+        assert_eq!((count(&plain, "writes"), count(&plain, "deliveries")), (50, 50 * 24), "{plain}");
+        assert!(plain["figures"]["delay_99_ms"].as_f64().is_some_and(|delay| delay > 0.0), "{plain}");
+        assert!(plain["processes"]["relay"]["rss_mib"].as_f64().is_some_and(|memory| memory > 1.0), "{plain}");
+        assert!(plain["processes"]["bench"]["cpu_us_each"].is_number(), "{plain}");
+
+        // Two streams of 6 watches go through 4 keys: 3 watches of each. 10 transactions of 2 puts are 5 of each.
+        let distinct = report(&[
+            "watch",
+            "--endpoint",
+            endpoint,
+            "--connections",
+            "2",
+            "--watches",
+            "6",
+            "--distinct",
+            "--keys",
+            "4",
+            "--puts",
+            "10",
+            "--puts-per-write",
+            "2",
+        ])
+        .await;
+        assert_eq!(count(&distinct, "deliveries"), 4 * 3 * 5, "{distinct}");
+
+        let past = report(&[
+            "watch",
+            "--endpoint",
+            endpoint,
+            "--connections",
+            "2",
+            "--history",
+            "40",
+            "--puts",
+            "5",
+            "--puts-per-write",
+            "3",
+        ])
+        .await;
+        assert_eq!(count(&past, "writes"), 5, "{past}");
+
+        let mixed = report(&[
+            "watch",
+            "--endpoint",
+            endpoint,
+            "--connections",
+            "6",
+            "--slow",
+            "1",
+            "--reconnect",
+            "2",
+            "--reconnect-every",
+            "50ms",
+            "--rate",
+            "100",
+            "--puts",
+            "100",
+            "--put-endpoint",
+            &etcd.endpoint(),
+        ])
+        .await;
+        assert!(count(&mixed, "reconnects") > 2, "{mixed}");
+        assert_eq!(count(&mixed, "deliveries"), 600, "{mixed}");
+    }
+}
+
+#[tokio::test]
+async fn reads_are_counted_and_no_key_is_left_behind() {
+    let (_etcd, _relay, endpoints) = servers().await;
+    for endpoint in &endpoints {
+        for more in [&["--all"][..], &["--serializable"], &["--rate", "50"]] {
+            let args = ["range", "--endpoint", endpoint, "--keys", "20", "--concurrency", "8", "--duration", "300ms"];
+            let reads = report(&[&args, more].concat()).await;
+            assert!(count(&reads, "reads") > 0 && reads["figures"]["latency_99_ms"].is_number(), "{reads}");
+        }
+        let mut client = etcd_client::Client::connect([endpoint], None).await.expect("it serves");
+        let all = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        let left = client.get("/etcd-relay-bench/", Some(all)).await.expect("an answer").count();
+        assert_eq!(left, 0, "keys that are left at {endpoint}");
+    }
+}
+
+#[tokio::test]
+async fn views_are_asked_for_and_watched() {
+    let (etcd, relay, _) = servers().await;
+    let endpoint = format!("http://{}", relay.http_addr());
+    let view = ["views", "--endpoint", &endpoint, "--path", "/v2/configwatcher?target=bench", "--duration", "500ms"];
+    let asked = report(&view).await;
+    assert!(count(&asked, "messages") > 0 && asked["figures"]["latency_99_ms"].is_number(), "{asked}");
+    let key = "/lain/config/bench";
+    let watched = [&view[..], &["--watch", "--connections", "3", "--put-key", key, "--put-endpoint", &etcd.endpoint()]];
+    let watched = report(&watched.concat()).await;
+    assert!(count(&watched, "messages") >= 3 && watched["figures"]["delay_99_ms"].is_number(), "{watched}");
+    // What is not there fails the load.
+    let (code, _, stderr) =
+        bench(&["views", "--endpoint", &endpoint, "--path", "/v2/none", "--duration", "100ms"]).await;
+    let answered = http::get(relay.http_addr(), "/v2/none").await.expect("an answer").status;
+    assert_eq!((code, answered), (Some(1), 404), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_table_is_for_people() {
+    let store = RelayCommand::demo().start().await;
+    let (code, stdout, _) =
+        bench(&["watch", "--endpoint", &store.endpoint(), "--connections", "2", "--puts", "10"]).await;
+    assert_eq!(code, Some(0), "{stdout}");
+    for shown in ["deliveries ", "delay_99_ms", "process bench", "All was as it should be."] {
+        assert!(stdout.contains(shown), "{shown}: {stdout}");
+    }
+    let (code, stdout, _) = bench(&["floor", "--connections", "3", "--rate", "100", "--duration", "200ms"]).await;
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("cpu_us_each"), "{stdout}");
+}
+
+#[tokio::test]
+async fn a_server_that_misbehaves_fails_the_load() {
+    let store = RelayCommand::demo().start().await;
+    for (lie, told) in [
+        (Lie::None, None),
+        (Lie::Forget, Some("never came")),
+        (Lie::Repeat, Some("came twice")),
+        (Lie::Swap, Some("came after")),
+        (Lie::Alter, Some("a wrong value")),
+        (Lie::Cancel, Some("canceled")),
+        (Lie::End, Some("the stream ended")),
+    ] {
+        let liar = Liar::over(&store.endpoint(), lie).await;
+        let put = store.endpoint();
+        let args = [
+            "watch",
+            "--endpoint",
+            liar.endpoint(),
+            "--put-endpoint",
+            &put,
+            "--connections",
+            "1",
+            "--puts",
+            "20",
+            "--patience",
+            "2s",
+            "--keys",
+            "3",
+            "--rate",
+            "200",
+        ];
+        let (code, stdout, stderr) = bench(&args).await;
+        match told {
+            None => assert_eq!(code, Some(0), "{stdout}{stderr}"),
+            Some(told) => {
+                assert_eq!(code, Some(1), "{lie:?}: {stdout}{stderr}");
+                assert!(stdout.contains("WRONG: 1 findings") && stdout.contains(told), "{lie:?}: {stdout}{stderr}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_listens_it_ends_with_the_reason() {
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let (code, stdout, stderr) = bench(&["watch", "--endpoint", &gone.to_string(), "--puts", "1"]).await;
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stderr.contains(&gone.to_string()), "{stderr}");
+}

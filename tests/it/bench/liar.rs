@@ -1,0 +1,133 @@
+//! [`Liar`]: a server that passes watches on to another and tells one thing of what comes back wrongly.
+//!
+//! Not here: anything but `Watch`; loads write elsewhere. Always holds: it lies about the tenth response with events, and about no
+//! other.
+
+use etcd_relay::pb::{
+    etcdserverpb::{
+        WatchRequest, WatchResponse,
+        watch_client::WatchClient,
+        watch_server::{Watch, WatchServer},
+    },
+    mvccpb::Event,
+};
+use futures_util::{StreamExt as _, stream};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+/// The response that is lied about.
+const LIED_ABOUT: usize = 10;
+
+/// What it does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing.
+    None,
+    /// It leaves a response out.
+    Forget,
+    /// It sends one twice.
+    Repeat,
+    /// It sends one after the next.
+    Swap,
+    /// It changes a value.
+    Alter,
+    /// It cancels the watch.
+    Cancel,
+    /// It ends the stream.
+    End,
+}
+
+/// A running one.
+#[derive(Debug)]
+pub struct Liar {
+    endpoint: String,
+    task: JoinHandle<()>,
+}
+
+impl Liar {
+    /// One that tells what this server tells.
+    pub async fn over(endpoint: &str, lie: Lie) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let service = WatchServer::new(Teller { upstream: endpoint.to_owned(), lie });
+        let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        let task = tokio::spawn(async move { serving.await.expect("it serves") });
+        Self { endpoint: format!("http://{addr}"), task }
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Teller {
+    upstream: String,
+    lie: Lie,
+}
+
+type Responses = stream::BoxStream<'static, Result<WatchResponse, Status>>;
+
+#[tonic::async_trait]
+impl Watch for Teller {
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
+        let connected = WatchClient::connect(self.upstream.clone()).await;
+        let mut upstream = connected.map_err(|error| Status::unavailable(error.to_string()))?;
+        let requests = tokio_stream::StreamExt::filter_map(request.into_inner(), Result::ok);
+        let responses = upstream.watch(requests).await?.into_inner();
+        let lie = self.lie;
+        let mut seen = 0;
+        let mut held: Option<WatchResponse> = None;
+        let told = responses.flat_map(move |response| {
+            let mut told = Vec::new();
+            match response {
+                Ok(mut response) if !response.events.is_empty() => {
+                    seen += 1;
+                    if seen != LIED_ABOUT {
+                        told.push(Ok(response));
+                        told.extend(held.take().map(Ok));
+                        return stream::iter(told);
+                    }
+                    match lie {
+                        Lie::None => {}
+                        Lie::Forget => return stream::iter(told),
+                        Lie::Repeat => told.push(Ok(response.clone())),
+                        Lie::Swap => {
+                            held = Some(response);
+                            return stream::iter(told);
+                        }
+                        Lie::Alter => response.events.iter_mut().for_each(alter),
+                        Lie::Cancel => {
+                            response.events.clear();
+                            response.canceled = true;
+                        }
+                        Lie::End => {
+                            told.push(Err(Status::unavailable("no more")));
+                            return stream::iter(told);
+                        }
+                    }
+                    told.push(Ok(response));
+                }
+                other => told.push(other),
+            }
+            stream::iter(told)
+        });
+        Ok(Response::new(told.boxed()))
+    }
+}
+
+/// Changes the last byte of the value.
+fn alter(event: &mut Event) {
+    if let Some(kv) = &mut event.kv {
+        let mut value = kv.value.to_vec();
+        *value.last_mut().expect("values are not empty") ^= 1;
+        kv.value = value.into();
+    }
+}
