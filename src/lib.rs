@@ -2,7 +2,7 @@
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ← `main`.
 //! [`telemetry`] may be used by all, [`latest`] by [`view`] and [`front`]; [`cli`] turns flags into a [`relay::Config`], and
-//! nothing but `main` uses it. [`bench`] is a program of its own that knows none of them.
+//! nothing but `main` uses it. [`mod@bench`] is a program of its own that knows none of them.
 
 pub mod bench;
 pub mod cli;
