@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn stats(last: Option<view::LastEvent>) -> Stats {
-        Stats { subscribers: 0, targets: 0, keys: 0, last, refused: Vec::new(), refused_total: 0 }
+        Stats { subscribers: 0, keys: 0, last, refused: Vec::new(), refused_total: 0 }
     }
 
     #[test]

@@ -106,8 +106,6 @@ pub struct Refused {
 pub struct Stats {
     /// Open streams.
     pub subscribers: usize,
-    /// Distinct selections kept.
-    pub targets: usize,
     /// Keys.
     pub keys: usize,
     /// The last change.
@@ -242,14 +240,13 @@ impl<D: Document> Engine<D> {
             }
             _ => documents().count(),
         };
-        let refused = || state.documents.iter().filter_map(|(key, held)| Some((key, held, held.refused.as_ref()?)));
+        let refused = state.documents.iter().filter_map(|(key, held)| Some((key, held, held.refused.as_ref()?)));
         let mine = |target: &Target| target.select.spec.matches_rows == of_rows;
         Stats {
             subscribers: self.targets.iter().filter(|target| mine(target)).map(|target| target.subscribers()).sum(),
-            targets: self.targets.iter().filter(|target| mine(target)).count(),
             keys,
             last: state.last.clone(),
-            refused: refused()
+            refused: refused
                 .take(REFUSED_LISTED)
                 .map(|(key, held, error)| Refused {
                     key: format!("{}{}", self.directory.prefix(), String::from_utf8_lossy(key)),
@@ -257,7 +254,7 @@ impl<D: Document> Engine<D> {
                     error: error.to_string(),
                 })
                 .collect(),
-            refused_total: refused().count(),
+            refused_total: state.unreadable,
         }
     }
 
@@ -441,7 +438,7 @@ impl Made {
         &mut self,
         projection: &dyn Projection<D>,
         select: &Select,
-        key: &[u8],
+        key: &Bytes,
         document: Option<&D>,
     ) -> SmallVec<[Arc<Row>; 1]> {
         let Some(document) = document else { return Default::default() };

@@ -42,8 +42,8 @@ impl Parts {
     }
 
     /// All bytes, copied.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
+    #[cfg(test)]
+    pub(super) fn to_vec(&self) -> Vec<u8> {
         self.pieces.concat()
     }
 

@@ -14,8 +14,6 @@ use super::{directory::Directory, json, listing::Row, select::Select, wire};
 /// What the fronts and the engine need to know of a view: its names, its parameter, who may ask.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Lainlet's name for it, for logs and metrics.
-    pub name: &'static str,
     /// Its HTTP paths, without a slash at the end.
     pub paths: &'static [&'static str],
     /// Its gRPC service in the package `message`.
@@ -43,7 +41,6 @@ pub struct Spec {
 impl Spec {
     /// A view for super callers that has no parameter and can be watched. Its names and directory are still to be said.
     pub(super) const PLAIN: Self = Self {
-        name: "",
         paths: &[],
         service: "",
         directory: Directory::PodGroups,
@@ -155,12 +152,12 @@ pub(super) trait Projection<D>: Send + Sync + 'static {
 pub(super) struct Rows<'a> {
     select: &'a Select,
     /// Where targets are matched against it: the cache key.
-    key: &'a [u8],
+    key: &'a Bytes,
     list: SmallVec<[Row; 1]>,
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(select: &'a Select, key: &'a [u8]) -> Self {
+    pub(super) fn new(select: &'a Select, key: &'a Bytes) -> Self {
         Self { select, key, list: SmallVec::new() }
     }
 
@@ -230,7 +227,6 @@ impl<'a> Rows<'a> {
     }
 
     fn push(&mut self, group: Option<&[u8]>, order: &[u8], json: Vec<u8>, message: Vec<u8>, pods: Pods) {
-        let key = Bytes::copy_from_slice(self.key);
-        self.list.push(Row::new(group, order, key, json, message, pods));
+        self.list.push(Row::new(group, order, self.key.clone(), json, message, pods));
     }
 }

@@ -14,13 +14,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Appswatcher;
 
-static SPEC: Spec = Spec {
-    name: "appswatcher",
-    paths: &["/v2/appswatcher"],
-    service: "Apps",
-    directory: Directory::PodGroups,
-    ..Spec::PLAIN
-};
+static SPEC: Spec =
+    Spec { paths: &["/v2/appswatcher"], service: "Apps", directory: Directory::PodGroups, ..Spec::PLAIN };
 
 #[derive(Serialize)]
 struct Info<'a> {

@@ -13,8 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Backupspec;
 
-static SPEC: Spec =
-    Spec { name: "backupspec", paths: &["/v2/backupspec"], service: "Backupctl", rule: Rule::Super, ..Spec::OF_APPS };
+static SPEC: Spec = Spec { paths: &["/v2/backupspec"], service: "Backupctl", rule: Rule::Super, ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -15,7 +15,6 @@ use crate::view::{
 pub(super) struct Configwatcher;
 
 static SPEC: Spec = Spec {
-    name: "configwatcher",
     paths: &["/v2/configwatcher"],
     service: "Config",
     directory: Directory::Config,

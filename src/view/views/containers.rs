@@ -15,7 +15,6 @@ use crate::{
 pub(super) struct Containers;
 
 static SPEC: Spec = Spec {
-    name: "containers",
     paths: &["/v2/containers"],
     service: "Containers",
     directory: Directory::PodGroups,

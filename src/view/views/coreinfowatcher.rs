@@ -14,8 +14,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Coreinfowatcher;
 
-static SPEC: Spec =
-    Spec { name: "coreinfowatcher", paths: &["/v2/coreinfowatcher"], service: "Coreinfo", ..Spec::OF_APPS };
+static SPEC: Spec = Spec { paths: &["/v2/coreinfowatcher"], service: "Coreinfo", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

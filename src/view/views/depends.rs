@@ -19,7 +19,6 @@ use crate::{
 pub(super) struct Depends;
 
 static SPEC: Spec = Spec {
-    name: "depends",
     paths: &["/v2/depends"],
     service: "Depends",
     directory: Directory::Depends,

@@ -14,13 +14,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Localprocs;
 
-static SPEC: Spec = Spec {
-    name: "localprocs",
-    paths: &["/v2/rebellion/localprocs"],
-    service: "RebellionLocalprocs",
-    of_node: true,
-    ..Spec::OF_APPS
-};
+static SPEC: Spec =
+    Spec { paths: &["/v2/rebellion/localprocs"], service: "RebellionLocalprocs", of_node: true, ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -12,7 +12,6 @@ use crate::view::{
 pub(super) struct Localspecquery;
 
 static SPEC: Spec = Spec {
-    name: "localspecquery",
     paths: &["/v2/localspecquery", "/v2/localspecwatcher"],
     service: "Localspec",
     directory: Directory::PodGroups,

@@ -19,7 +19,6 @@ use crate::{
 pub(super) struct Nodes;
 
 static SPEC: Spec = Spec {
-    name: "nodes",
     paths: &["/v2/nodes"],
     service: "Nodes",
     directory: Directory::Nodes,

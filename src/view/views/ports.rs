@@ -9,7 +9,6 @@ use crate::view::{
 pub(super) struct Ports;
 
 static SPEC: Spec = Spec {
-    name: "ports",
     paths: &["/v2/streamrouter/ports"],
     service: "StreamrouterPorts",
     shape: Shape::PackedList,

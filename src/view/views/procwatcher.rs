@@ -14,7 +14,6 @@ use crate::{
 pub(super) struct Procwatcher;
 
 static SPEC: Spec = Spec {
-    name: "procwatcher",
     paths: &["/v2/procwatcher"],
     service: "Podgroup",
     absent: Absent::Refused,

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Proxywatcher;
 
-static SPEC: Spec = Spec { name: "proxywatcher", paths: &["/v2/proxywatcher"], service: "Proxy", ..Spec::OF_APPS };
+static SPEC: Spec = Spec { paths: &["/v2/proxywatcher"], service: "Proxy", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 struct Proc<'a> {

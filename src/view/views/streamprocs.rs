@@ -18,7 +18,6 @@ use crate::{
 pub(super) struct Streamprocs;
 
 static SPEC: Spec = Spec {
-    name: "streamprocs",
     paths: &["/v2/streamrouter/streamprocs"],
     service: "StreamrouterStreamprocs",
     shape: Shape::Groups,

@@ -16,8 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Webprocs;
 
-static SPEC: Spec =
-    Spec { name: "webprocs", paths: &["/v2/webrouter/webprocs"], service: "WebrouterWebprocs", ..Spec::OF_APPS };
+static SPEC: Spec = Spec { paths: &["/v2/webrouter/webprocs"], service: "WebrouterWebprocs", ..Spec::OF_APPS };
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
