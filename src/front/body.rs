@@ -1,4 +1,4 @@
-//! [`PortBody`]: one response body type for a port whose handlers have different ones.
+//! The bodies of a port: [`RequestBody`], of either protocol, and [`PortBody`], for handlers that answer with different ones.
 //!
 //! Always holds: a handler's buffers reach the connection as they are, unboxed and uncopied; that is what keeps a delivery cheap.
 
@@ -10,10 +10,48 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
 use tonic::body::Body;
+
+use super::listen::Http2Body;
 
 /// Any error, as hyper takes it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a request.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// Over HTTP/1.1.
+    Http1(Incoming),
+    /// Over HTTP/2.
+    Http2(Http2Body),
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
 
 /// The body of a local handler, or that of anything else.
 #[derive(Debug)]

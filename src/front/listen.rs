@@ -12,6 +12,7 @@
 
 mod connections;
 mod files;
+mod http2;
 mod lasting;
 mod preface;
 mod serve;
@@ -32,6 +33,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 pub use self::{
     connections::{ConnectionId, Connections},
     files::fit_connections,
+    http2::Body as Http2Body,
     lasting::Lasting,
     serve::Stop,
 };

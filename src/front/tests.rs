@@ -16,6 +16,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::{
     Inspect,
+    body::RequestBody,
     grpc::{self, GrpcPort, GrpcService, Local},
     http::{
         admin::{Admin, HttpPort},
@@ -68,7 +69,7 @@ impl Local for OnlyWatch {
         path == "/etcdserverpb.Watch/Watch"
     }
 
-    async fn call(&self, _: Request<Incoming>) -> Response<Self::Body> {
+    async fn call(&self, _: Request<RequestBody>) -> Response<Self::Body> {
         Response::new(Full::from("local"))
     }
 }

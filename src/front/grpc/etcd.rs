@@ -13,11 +13,10 @@ use dashmap::DashMap;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use metrics::counter;
 use serde_json::{Map, Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Streaming, body::Body, codec::Codec as _};
+use tonic::{Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
 use tower::ServiceExt as _;
 
@@ -33,7 +32,7 @@ use super::{
 use crate::{
     front::{
         access::{Access, Caller},
-        body::BoxError,
+        body::{BoxError, RequestBody},
         listen::ConnectionId,
     },
     hub::{Hub, Outbox, OutboxStats},
@@ -41,6 +40,9 @@ use crate::{
     telemetry::names::{self, Read},
     types::Revision,
 };
+
+/// Bytes that a stream keeps for reading its requests, which are about fifty each.
+const REQUEST_BUFFER: usize = 256;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -73,7 +75,7 @@ impl EtcdApi {
         Self { hub, access, forward, streams, progress_interval, tasks, stop }
     }
 
-    fn watch(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+    fn watch(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         if let Err(status) = refuse_compressed(request.headers(), "watch requests") {
             return refuse(&status).map(EtcdBody::Reply);
         }
@@ -82,7 +84,8 @@ impl EtcdApi {
             request.extensions().get::<ConnectionId>().map(|connection| self.streams.list(*connection, &outbox));
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
         let caller = Caller::of(request.headers());
-        let decoder = ProstCodec::<WatchRequest, WatchRequest>::default().decoder();
+        let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
+        let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
         let body = WatchBody::new(outbox.clone(), self.hub.header().clone(), listed);
         let requests = Requests {
@@ -99,7 +102,7 @@ impl EtcdApi {
         respond(EtcdBody::Watch(body))
     }
 
-    async fn range(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+    async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let (parts, body) = request.into_parts();
         let body = match read(body).await {
             Ok(body) => body,
@@ -132,7 +135,7 @@ impl Local for EtcdApi {
         path == WATCH || path == RANGE
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response<EtcdBody> {
+    async fn call(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         if request.uri().path() == WATCH { self.watch(request) } else { self.range(request).await }
     }
 }

@@ -22,7 +22,6 @@ use std::{
 
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
-use hyper::body::Incoming;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -34,7 +33,7 @@ use super::{
     reply::{Reply, read, refuse, refuse_compressed, respond},
 };
 use crate::{
-    front::{lainlet as told, listen::ClientAddr},
+    front::{body::RequestBody, lainlet as told, listen::ClientAddr},
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
     telemetry::names::{self, Answer, Transport},
     types::Revision,
@@ -59,7 +58,7 @@ impl LainletApi {
         Self { views, stop }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<LainletBody>, Refused> {
+    async fn answer(&self, request: Request<RequestBody>) -> Result<Response<LainletBody>, Refused> {
         let (parts, body) = request.into_parts();
         let Some(views) = &self.views else {
             return Err(Status::unimplemented("etcd-relay: Lainlet's views are off (--lainlet off)").into());
@@ -110,7 +109,7 @@ impl Local for LainletApi {
         path.starts_with(PACKAGE)
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response<LainletBody> {
+    async fn call(&self, request: Request<RequestBody>) -> Response<LainletBody> {
         let answered = self.answer(request).await;
         let answer = answered.as_ref().map_or_else(|refused| answer::label(refused.status.code()), |_| Answer::Ok);
         counter!(

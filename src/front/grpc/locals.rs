@@ -2,9 +2,9 @@
 
 use http::{Request, Response};
 use http_body_util::Either;
-use hyper::body::Incoming;
 
 use super::{EtcdApi, EtcdBody, LainletApi, LainletBody, Local};
+use crate::front::body::RequestBody;
 
 /// See the module. Cloned for each request.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ impl Local for Locals {
         self.etcd.answers(path) || self.lainlet.answers(path)
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response<Self::Body> {
+    async fn call(&self, request: Request<RequestBody>) -> Response<Self::Body> {
         if self.etcd.answers(request.uri().path()) {
             self.etcd.call(request).await.map(Either::Left)
         } else {

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use tonic::Status;
 
 use super::pieces::{MAX_REQUEST, Pieces};
+use crate::front::body::RequestBody;
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -75,7 +75,7 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
 ///
 /// # Errors
 /// The status to refuse it with, where it is larger or breaks off.
-pub(super) async fn read(body: Incoming) -> Result<Bytes, Status> {
+pub(super) async fn read(body: RequestBody) -> Result<Bytes, Status> {
     match Limited::new(body, MAX_REQUEST).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {

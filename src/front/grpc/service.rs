@@ -4,11 +4,10 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 
 use axum::Router;
 use http::{HeaderMap, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
 use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use crate::front::body::{BoxError, PortBody};
+use crate::front::body::{BoxError, PortBody, RequestBody};
 
 /// A gRPC service of which only the paths are known.
 pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -22,7 +21,7 @@ pub trait Local: Clone + Send + Sync + 'static {
     fn answers(&self, path: &str) -> bool;
 
     /// Answers a call. Its errors are gRPC statuses in the response.
-    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn call(&self, request: Request<RequestBody>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// All that the gRPC port answers with.
@@ -41,7 +40,7 @@ pub struct GrpcPort<L> {
 }
 
 impl<L: Local> GrpcPort<L> {
-    async fn answer(self, request: Request<Incoming>) -> Response<PortBody<L::Body>> {
+    async fn answer(self, request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
             let Ok(response) = self.member.oneshot(request).await;
             return response.map(|body| PortBody::Plain(Body::new(body)));
@@ -65,12 +64,12 @@ impl<L: Local> GrpcPort<L> {
     }
 }
 
-impl<L: Local> hyper::service::Service<Request<Incoming>> for GrpcPort<L> {
+impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
     type Response = Response<PortBody<L::Body>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<RequestBody>) -> Self::Future {
         let port = self.clone();
         Box::pin(async move { Ok(port.answer(request).await) })
     }

@@ -7,7 +7,7 @@
 //! Always holds: answers come in the order of the requests; a client that does not read is not read from.
 //! Source of the semantics: contract section 2.2, etcd's v3rpc/watch.go.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::join_all};
 use metrics::counter;
@@ -108,7 +108,8 @@ impl Requests {
         let gone = self.outbox.gone().clone();
         let access = self.access.clone();
         // Side by side: a client that holds up its requests does not hold up the check of its watches.
-        gone.run_until_cancelled(async { tokio::join!(self.serve(), access.keep()) }).await;
+        let both = pin!(async { tokio::join!(self.serve(), access.keep()) });
+        gone.run_until_cancelled(both).await;
     }
 
     async fn serve(&mut self) {
@@ -127,7 +128,9 @@ impl Requests {
                 }
                 batch = self.read(), if !half_closed => {
                     // What is not acted on when the relay stops, the client asks elsewhere.
-                    if stop.run_until_cancelled(self.act(batch.requests)).await.is_none() {
+                    // In a box while it lasts: thousands of streams wait here, and few act.
+                    let act = Box::pin(self.act(batch.requests));
+                    if stop.run_until_cancelled(act).await.is_none() {
                         return self.outbox.end(StreamEnd::Stopping, true);
                     }
                     match batch.end {
@@ -140,7 +143,7 @@ impl Requests {
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
                         let feeds = self.outbox.feeds();
-                        let current = self.reach_current(&feeds, None);
+                        let current = Box::pin(self.reach_current(&feeds, None));
                         if stop.run_until_cancelled(current).await.is_some() {
                             self.outbox.notify_progress(false);
                         }

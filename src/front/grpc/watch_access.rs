@@ -60,7 +60,8 @@ impl StreamAccess {
         loop {
             let now = *known.borrow_and_update();
             if now.auth == Auth::On {
-                self.look_again(now.since).await;
+                // In a box while it lasts: thousands of streams wait here.
+                Box::pin(self.look_again(now.since)).await;
             }
             if known.changed().await.is_err() {
                 return;

@@ -31,7 +31,6 @@ use axum::{
 };
 use futures_util::{StreamExt as _, TryFutureExt as _, future::BoxFuture};
 use http::{Request, StatusCode, Uri};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio_stream::wrappers::IntervalStream;
@@ -45,7 +44,7 @@ use super::{
 };
 use crate::front::{
     Inspect,
-    body::PortBody,
+    body::{PortBody, RequestBody},
     grpc::is_grpc,
     listen::{Connections, Lasting},
 };
@@ -120,12 +119,12 @@ impl HttpPort {
     }
 }
 
-impl hyper::service::Service<Request<Incoming>> for HttpPort {
+impl hyper::service::Service<Request<RequestBody>> for HttpPort {
     type Response = Response<PortBody<LainletBody>>;
     type Error = Infallible;
     type Future = HttpAnswer;
 
-    fn call(&self, request: Request<Incoming>) -> HttpAnswer {
+    fn call(&self, request: Request<RequestBody>) -> HttpAnswer {
         if let Some(lainlet) = &self.lainlet
             && let Some(route) = lainlet.route(request.uri().path())
         {

@@ -4,33 +4,37 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
-    server::conn::{http1, http2},
+    server::conn::http1,
     service::{Service, service_fn},
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::counter;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Bound, ClientAddr, Config,
-    connections::Listed,
+    connections::{ConnectionId, Listed},
+    http2::{self, Body as Http2Body},
     lasting::{self, Takeover},
     preface::{self, Protocol},
     socket::{Socket, Terms},
 };
 use crate::{
-    front::{body::BoxError, signal::Signal},
+    front::{
+        body::{BoxError, RequestBody},
+        signal::Signal,
+    },
     telemetry::names::{self, Port, Turned},
 };
 
@@ -60,7 +64,7 @@ impl Bound {
     /// connection; its requests carry [`ClientAddr`] and [`super::ConnectionId`] as extensions.
     pub async fn serve<S, B>(self, service: S, stop: Stop)
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
         B: http_body::Body + Send + Unpin + 'static,
@@ -70,7 +74,7 @@ impl Bound {
         let Self { listener, config, permits, connections, .. } = self;
         let config = Arc::new(config);
         let tasks = TaskTracker::new();
-        let cut_off = Signal::of(stop.abort.clone());
+        let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
         let mut troubles = Quiet::default();
         loop {
             // Both arms are cancel safe.
@@ -106,22 +110,32 @@ impl Bound {
             };
             let listed = connections.open(config.port, peer);
             let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
-            let (spawner, cut_off) = (tasks.clone(), cut_off.clone());
+            let (spawner, signals) = (tasks.clone(), signals.clone());
             tasks.spawn(async move {
                 let Stop { accept, abort } = stop;
                 // Dropping a connection in the middle cuts it off, which is what abort is for.
-                let connection = connection(stream, peer, listed, service, &config, &accept);
-                let Some(Some((socket, response, listed))) = abort.run_until_cancelled(connection).await else {
-                    return;
-                };
-                // In a task of its own, since this one is as large as what reads requests.
-                let stream = lasting::Stream::new(socket, response, cut_off.listener());
-                spawner.spawn(stream.map(move |result| {
+                let connection = connection(stream, peer, listed, &service, &config, &accept);
+                let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
+                let log = move |result: Result<(), BoxError>| {
                     if let Err(error) = result {
                         tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                     }
                     drop((listed, permit));
-                }));
+                };
+                // In a task of its own, since this one is as large as what reads requests.
+                match next {
+                    Next::Lasting(socket, response) => {
+                        spawner.spawn(lasting::Stream::new(socket, *response, signals.abort.listener()).map(log));
+                    }
+                    Next::Http2(socket, id) => {
+                        let service = move |request: Request<Http2Body>| {
+                            service.call(request_of(request.map(RequestBody::Http2), peer, id)).map_err(Into::into)
+                        };
+                        let (stop, abort) = (signals.accept.listener(), signals.abort.listener());
+                        let connection = http2::Connection::new(socket, service, limits(&config), stop, abort);
+                        spawner.spawn(connection.map_err(Into::into).map(log));
+                    }
+                }
             });
         }
         drop(listener);
@@ -130,17 +144,48 @@ impl Bound {
     }
 }
 
-/// Serves a connection to its end, or until an answer takes it over.
+/// The same for streams and connections, of which there are thousands.
+#[derive(Clone, Debug)]
+struct Signals {
+    accept: Signal,
+    abort: Signal,
+}
+
+/// Who goes on with a connection.
+enum Next<B> {
+    /// An answer that took it over.
+    Lasting(Socket, Box<Response<B>>),
+    Http2(Socket, ConnectionId),
+}
+
+fn limits(config: &Config) -> http2::Limits {
+    http2::Limits {
+        max_streams: config.max_streams.get(),
+        max_header_list: MAX_HEADERS,
+        stream_window: STREAM_WINDOW,
+        connection_window: CONNECTION_WINDOW,
+        keepalive: config.keepalive,
+    }
+}
+
+/// A request with what handlers want to know of its connection.
+fn request_of(mut request: Request<RequestBody>, peer: SocketAddr, id: ConnectionId) -> Request<RequestBody> {
+    request.extensions_mut().insert(ClientAddr(peer));
+    request.extensions_mut().insert(id);
+    request
+}
+
+/// Serves a connection to its end, or until it is known who goes on with it.
 async fn connection<S, B>(
     stream: TcpStream,
     peer: SocketAddr,
     listed: Listed,
-    service: S,
+    service: &S,
     config: &Config,
     stop: &CancellationToken,
-) -> Option<(Socket, Response<B>, Listed)>
+) -> Option<(Next<B>, Listed)>
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
     B: http_body::Body + Send + Unpin + 'static,
@@ -169,13 +214,9 @@ where
         }
     };
     let id = listed.id;
-    let call = move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ClientAddr(peer));
-        request.extensions_mut().insert(id);
-        service.call(request)
-    };
     let result = match protocol {
         Protocol::Http1 => {
+            let call = |request: Request<Incoming>| service.call(request_of(request.map(RequestBody::Http1), peer, id));
             let takeover = Arc::new(Takeover::new(socket.written()));
             let offered = takeover.clone();
             let service = service_fn(move |request| offered.clone().offer(call(request)));
@@ -188,28 +229,12 @@ where
             match finish(Pin::new(&mut connection), poll, stop, http1::Connection::graceful_shutdown).await {
                 Ok(response) => {
                     let socket = connection.into_parts().io.into_inner().untold();
-                    return Some((socket, response, listed));
+                    return Some((Next::Lasting(socket, Box::new(response)), listed));
                 }
                 Err(result) => result,
             }
         }
-        Protocol::Http2 => {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_concurrent_streams(config.max_streams.get())
-                .max_header_list_size(MAX_HEADERS)
-                .max_send_buf_size(config.stream_buffer.get().min(u32::MAX as usize))
-                // etcd sends none, and clients show it as metadata.
-                .auto_date_header(false);
-            if let Some(keepalive) = config.keepalive {
-                builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
-            }
-            let connection = pin!(builder.serve_connection(TokioIo::new(socket), service_fn(call)));
-            finish(connection, Future::poll, stop, http2::Connection::graceful_shutdown).await
-        }
+        Protocol::Http2 => return Some((Next::Http2(socket, id), listed)),
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "Connection ended with an error");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,6 +17,7 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::front::body::RequestBody;
 
 /// A port that says who asks, and can be told to take its time.
 struct Served {
@@ -38,7 +39,7 @@ fn serve(configure: impl FnOnce(&mut Config)) -> Served {
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
     let (wait, waiting) = mpsc::channel(8);
     let (open, streams) = mpsc::channel(8);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<RequestBody>| {
         let (wait, open) = (wait.clone(), open.clone());
         async move { Ok::<_, Infallible>(answer(request, wait, open).await) }
     });
@@ -56,7 +57,7 @@ fn serve(configure: impl FnOnce(&mut Config)) -> Served {
 const HELD: usize = 32 << 20;
 
 async fn answer(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     wait: mpsc::Sender<tokio::sync::oneshot::Sender<()>>,
     open: mpsc::Sender<mpsc::Sender<Bytes>>,
 ) -> Response<BoxBody<Bytes, Infallible>> {

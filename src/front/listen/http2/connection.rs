@@ -1,0 +1,375 @@
+//! [`Connection`]: the task of a connection.
+//!
+//! Not here: what each frame does, see `intake`; how an answer goes out, see `stream`. Always holds: only those who called are
+//! looked at; nothing is read while [`BACKLOG`] waits for the socket, nor is any stream run then; a turn is bounded, so that no
+//! connection keeps its thread.
+
+mod intake;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use h2::Reason;
+use http::{Request, Response};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use self::intake::Intake;
+use super::{
+    body::Body,
+    frame::{self, MAX_PAYLOAD, MAX_STREAM, OwnSettings},
+    output::Output,
+    stream::{FULL, Ran, Shared},
+    streams::Streams,
+    wake::{Bell, Caller, Calls},
+};
+use crate::front::{body::BoxError, listen::Keepalive, signal::Listener};
+
+/// Bytes that wait for the socket from which on nothing is read: what streams give until they are not asked, and as much again for
+/// answers to the peer's own frames.
+const BACKLOG: usize = 2 * FULL + MAX_PAYLOAD;
+/// Rounds of one turn.
+const ROUNDS: usize = 16;
+/// The window that each connection has before it says another.
+const FIRST_WINDOW: u32 = 65_535;
+/// What is in our pings, to tell whose answer comes.
+const PROBE: [u8; 8] = *b"alive? .";
+const LAST_CALL: [u8; 8] = *b"stopping";
+
+/// How much a peer may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::front::listen) struct Limits {
+    /// Open streams.
+    pub(in crate::front::listen) max_streams: u32,
+    /// Bytes of a request's fields.
+    pub(in crate::front::listen) max_header_list: u32,
+    /// Bytes of a request's body that wait for its handler.
+    pub(in crate::front::listen) stream_window: u32,
+    /// The same for all requests.
+    pub(in crate::front::listen) connection_window: u32,
+    /// Pings that find out whether the peer is there.
+    pub(in crate::front::listen) keepalive: Option<Keepalive>,
+}
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub(in crate::front::listen) enum Ended {
+    #[error("the socket failed")]
+    Socket(#[from] io::Error),
+    #[error("the client broke the protocol: {0}")]
+    Protocol(Reason),
+    #[error("the client does not answer pings")]
+    Silent,
+}
+
+/// See the module.
+pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
+    io: T,
+    service: S,
+    calls: Arc<Calls>,
+    bells: Bells,
+    /// Those who called, while they are looked at.
+    callers: Vec<Caller>,
+    /// The socket may have bytes for us.
+    readable: bool,
+    /// The socket takes no more.
+    full: bool,
+    output: Output,
+    intake: Intake,
+    streams: Streams<F, B>,
+    limits: Limits,
+    peer: Peer,
+    course: Course,
+    watchdog: Option<Watchdog>,
+    stop: Option<Listener>,
+    abort: Listener,
+}
+
+/// By whom the parts of a connection call it.
+struct Bells {
+    read: (Arc<Bell>, Waker),
+    write: (Arc<Bell>, Waker),
+    timer: (Arc<Bell>, Waker),
+    stop: Waker,
+    abort: Waker,
+}
+
+/// What the peer takes.
+#[derive(Debug)]
+struct Peer {
+    /// Bytes on all streams.
+    window: i64,
+    /// Bytes on a new stream.
+    stream_window: i64,
+    max_payload: usize,
+    /// It has made its table of fields smaller, and must be told that ours is.
+    shrinks_table: bool,
+}
+
+/// Where a connection is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Open,
+    /// The peer was told that we stop, and may have requests under way.
+    Stopping,
+    /// No new streams; ends with the last of those that are open.
+    Finishing,
+    /// Writes its last words.
+    Closing(Option<Reason>),
+}
+
+/// Finds out whether a peer that says nothing is there.
+struct Watchdog {
+    terms: Keepalive,
+    timer: Pin<Box<Sleep>>,
+    heard: Instant,
+    /// When the ping was sent that waits for an answer.
+    pinged: Option<Instant>,
+}
+
+impl<T, S, F, B> Connection<T, S, F, B>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Request<Body>) -> F,
+    F: Future<Output = Result<Response<B>, BoxError>>,
+    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+{
+    /// Serves the client at `io`, which has not read its preface yet. After `stop` it ends with the requests under way; after `abort` at
+    /// once.
+    pub(in crate::front::listen) fn new(io: T, service: S, limits: Limits, stop: Listener, abort: Listener) -> Self {
+        let calls = Calls::new(limits.connection_window / 4);
+        let bell = |caller| {
+            let bell = calls.bell(caller);
+            (bell.clone(), Waker::from(bell))
+        };
+        let bells = Bells {
+            read: bell(Caller::READ),
+            write: bell(Caller::WRITE),
+            timer: bell(Caller::TIMER),
+            stop: bell(Caller::STOP).1,
+            abort: bell(Caller::ABORT).1,
+        };
+        let mut output = Output::default();
+        let own = OwnSettings {
+            max_streams: limits.max_streams,
+            initial_window: limits.stream_window,
+            max_header_list: limits.max_header_list,
+        };
+        own.put(output.own());
+        frame::put_window_update(output.own(), 0, limits.connection_window.saturating_sub(FIRST_WINDOW));
+        for caller in [Caller::STOP, Caller::ABORT, Caller::TIMER] {
+            calls.call(caller);
+        }
+        Self {
+            io,
+            service,
+            callers: Vec::new(),
+            readable: true,
+            full: false,
+            output,
+            intake: Intake::new(limits.connection_window.max(FIRST_WINDOW)),
+            streams: Streams::new(),
+            peer: Peer {
+                window: i64::from(FIRST_WINDOW),
+                stream_window: i64::from(FIRST_WINDOW),
+                max_payload: MAX_PAYLOAD,
+                shrinks_table: false,
+            },
+            course: Course::Open,
+            watchdog: limits.keepalive.map(|terms| {
+                let now = Instant::now();
+                Watchdog { terms, timer: Box::pin(sleep_until(now + terms.interval)), heard: now, pinged: None }
+            }),
+            limits,
+            stop: Some(stop),
+            abort,
+            calls,
+            bells,
+        }
+    }
+
+    /// One look at all who called. True where the connection is to be dropped at once.
+    fn answer_calls(&mut self) -> Result<bool, Ended> {
+        let mut callers = std::mem::take(&mut self.callers);
+        let mut over = false;
+        for caller in callers.drain(..) {
+            match caller {
+                Caller::READ => {
+                    self.bells.read.0.answered();
+                    self.readable = true;
+                }
+                Caller::WRITE => {
+                    self.bells.write.0.answered();
+                    self.full = false;
+                }
+                Caller::TIMER => {
+                    self.bells.timer.0.answered();
+                    self.watch()?;
+                }
+                Caller::STOP => self.stop(),
+                Caller::ABORT => over |= self.abort.poll(&mut Context::from_waker(&self.bells.abort)).is_ready(),
+                Caller::WINDOW => {
+                    let read = self.calls.take_read();
+                    self.intake.widen(read);
+                    frame::put_window_update(self.output.own(), 0, read);
+                }
+                stream => stream.place().into_iter().for_each(|place| self.streams.queue(place)),
+            }
+        }
+        self.callers = callers;
+        Ok(over)
+    }
+
+    /// Begins to end, if it is told to.
+    fn stop(&mut self) {
+        let Some(stop) = &mut self.stop else { return };
+        if stop.poll(&mut Context::from_waker(&self.bells.stop)).is_ready() {
+            self.stop = None;
+            if self.course == Course::Open {
+                // Requests that are under way when this arrives are served: the answer to the ping tells that there are no more.
+                frame::put_go_away(self.output.own(), MAX_STREAM, Reason::NO_ERROR);
+                frame::put_ping(self.output.own(), false, LAST_CALL);
+                self.course = Course::Stopping;
+            }
+        }
+    }
+
+    /// Asks a peer that has been quiet whether it is there.
+    fn watch(&mut self) -> Result<(), Ended> {
+        let Some(watchdog) = &mut self.watchdog else { return Ok(()) };
+        let cx = &mut Context::from_waker(&self.bells.timer.1);
+        while watchdog.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let next = match watchdog.pinged.take() {
+                Some(pinged) if watchdog.heard < pinged => return Err(Ended::Silent),
+                None if watchdog.heard + watchdog.terms.interval <= now => {
+                    watchdog.pinged = Some(now);
+                    frame::put_ping(self.output.own(), false, PROBE);
+                    now + watchdog.terms.timeout
+                }
+                _ => watchdog.heard + watchdog.terms.interval,
+            };
+            watchdog.timer.as_mut().reset(next);
+        }
+        Ok(())
+    }
+
+    /// Reads what has come. False where the peer has closed its side.
+    fn read(&mut self) -> Result<bool, Ended> {
+        let waker = self.bells.read.1.clone();
+        match self.poll_read(&mut Context::from_waker(&waker)) {
+            Poll::Pending => {
+                self.readable = false;
+                Ok(true)
+            }
+            Poll::Ready(read) => Ok(read?),
+        }
+    }
+
+    /// Runs streams in turns until there is enough to write.
+    fn run(&mut self) {
+        while self.output.len() < FULL
+            && let Some(place) = self.streams.next()
+        {
+            let stream = &mut self.streams.all[place];
+            let mut shared = Shared {
+                output: &mut self.output,
+                calls: &self.calls,
+                window: &mut self.peer.window,
+                max_payload: self.peer.max_payload,
+                shrinks_table: &mut self.peer.shrinks_table,
+                tell_from: self.limits.stream_window / 2,
+            };
+            match stream.run(&mut shared, &self.service) {
+                Ran::Rests => {}
+                Ran::Again => self.streams.queue(place),
+                Ran::WaitsForConnection => self.streams.wait(place),
+                Ran::Over(reset) => {
+                    let id = stream.id;
+                    if let Some(reason) = reset {
+                        self.intake.remember_reset(id);
+                        frame::put_reset(self.output.own(), id, reason);
+                    }
+                    self.intake.count_served();
+                    self.streams.remove(id);
+                }
+            }
+        }
+    }
+
+    /// Ends the connection with an error, once it is told to the peer.
+    fn close(&mut self, reason: Reason) {
+        self.streams.clear();
+        frame::put_go_away(self.output.own(), self.intake.last, reason);
+        self.course = Course::Closing(Some(reason));
+    }
+
+    fn is_idle(&self) -> bool {
+        let may_read = self.readable && self.output.len() < BACKLOG && !matches!(self.course, Course::Closing(_));
+        let may_run = !self.full && !self.streams.is_at_rest();
+        !may_read && !may_run
+    }
+}
+
+// Handlers are pinned in boxes of their own; nothing else here is ever pinned.
+impl<T: Unpin, S, F, B: http_body::Body> Unpin for Connection<T, S, F, B> {}
+
+impl<T, S, F, B> Future for Connection<T, S, F, B>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Request<Body>) -> F,
+    F: Future<Output = Result<Response<B>, BoxError>>,
+    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+{
+    type Output = Result<(), Ended>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        for _ in 0..ROUNDS {
+            if this.calls.look(&mut this.callers, cx) {
+                if this.answer_calls()? {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if this.is_idle() {
+                return Poll::Pending;
+            }
+            if this.readable
+                && this.output.len() < BACKLOG
+                && !matches!(this.course, Course::Closing(_))
+                && !this.read()?
+            {
+                // Whoever has closed does not wait for answers.
+                return Poll::Ready(Ok(()));
+            }
+            if !this.full {
+                this.run();
+                let write = &mut Context::from_waker(&this.bells.write.1);
+                match this.output.poll_write(&mut this.io, write) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => this.full = true,
+                }
+            }
+            let finishes = this.course == Course::Finishing || this.intake.leaves && this.course != Course::Stopping;
+            if finishes && this.streams.all.is_empty() && !matches!(this.course, Course::Closing(_)) {
+                this.course = Course::Closing(None);
+            }
+            if let Course::Closing(reason) = this.course
+                && this.output.is_empty()
+            {
+                let write = &mut Context::from_waker(&this.bells.write.1);
+                ready!(Pin::new(&mut this.io).poll_shutdown(write))?;
+                return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
+            }
+        }
+        // Others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

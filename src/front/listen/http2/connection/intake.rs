@@ -1,0 +1,433 @@
+//! What a connection takes in: bytes into frames, and what each frame does.
+//!
+//! Not here: what is sent, see `stream`. Always holds: a frame is acted on when it is whole, in order; what the peer may make us do
+//! for nothing, such as streams that it resets at once, is counted and has an end.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use h2::Reason;
+use http::{Response, StatusCode};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+use super::{
+    super::{
+        body::Body,
+        frame::{self, ACK, END_HEADERS, END_STREAM, HEAD, Head, Kind, MAX_PAYLOAD, MAX_WINDOW, Setting},
+        hpack::{self, Decoder},
+        request::{Fields, Rejected},
+        stream::{Stream, put_fields},
+    },
+    Connection, Course, LAST_CALL,
+};
+use crate::front::body::BoxError;
+use http::Request;
+
+/// Bytes of one read; a buffer that all connections of a thread share.
+const READ: usize = 64 << 10;
+/// What each client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Frames over which the fields of one request may be spread.
+const MAX_CONTINUATIONS: u32 = 64;
+/// Streams that were reset by us, whose last frames may still come.
+const REMEMBERED: usize = 64;
+/// Streams that a peer may have opened for nothing, more than those that it let us answer.
+const MAX_WASTED: u32 = 1_000;
+/// Of a table of fields, as long as nothing else was agreed upon.
+const DEFAULT_TABLE: u32 = 4096;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// What a connection keeps of what it has read.
+#[derive(Debug)]
+pub(super) struct Intake {
+    /// The beginning of a frame.
+    partial: Vec<u8>,
+    decoder: Decoder,
+    /// Bytes that the peer may still send.
+    window: i64,
+    /// The highest number of a stream.
+    pub(super) last: u32,
+    /// The peer is about to close: it has no use for the connection once its streams are over.
+    pub(super) leaves: bool,
+    has_greeted: bool,
+    has_settings: bool,
+    fields: Option<Block>,
+    reset: VecDeque<u32>,
+    wasted: u32,
+}
+
+/// A block of fields of which more frames come.
+#[derive(Debug)]
+struct Block {
+    stream: u32,
+    end: bool,
+    bytes: Vec<u8>,
+    frames: u32,
+}
+
+impl Intake {
+    pub(super) fn new(window: u32) -> Self {
+        Self {
+            partial: Vec::new(),
+            decoder: Decoder::new(DEFAULT_TABLE as usize),
+            window: i64::from(window),
+            last: 0,
+            leaves: false,
+            has_greeted: false,
+            has_settings: false,
+            fields: None,
+            reset: VecDeque::new(),
+            wasted: 0,
+        }
+    }
+
+    /// The peer may send so many bytes more.
+    pub(super) fn widen(&mut self, more: u32) {
+        self.window += i64::from(more);
+    }
+
+    /// A stream that we reset, so that what comes for it is no fault of the peer's.
+    pub(super) fn remember_reset(&mut self, id: u32) {
+        if self.reset.len() >= REMEMBERED {
+            self.reset.pop_front();
+        }
+        self.reset.push_back(id);
+    }
+
+    /// A stream was answered, or at least begun.
+    pub(super) fn count_served(&mut self) {
+        self.wasted = self.wasted.saturating_sub(1);
+    }
+
+    fn count_wasted(&mut self) -> Result<(), Reason> {
+        self.wasted += 1;
+        if self.wasted > MAX_WASTED { Err(Reason::ENHANCE_YOUR_CALM) } else { Ok(()) }
+    }
+}
+
+impl<T, S, F, B> Connection<T, S, F, B>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Request<Body>) -> F,
+    F: Future<Output = Result<Response<B>, BoxError>>,
+    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+{
+    /// Reads, and acts on what came. Ready with false where the peer has closed its side.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
+        let mut buffer = BUFFER.take();
+        if buffer.is_empty() {
+            buffer = vec![0; READ];
+        }
+        let outcome = loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut self.io).poll_read(cx, &mut read) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let read = read.filled();
+            if read.is_empty() {
+                break Poll::Ready(Ok(false));
+            }
+            if let Err(reason) = self.take_bytes(read) {
+                self.close(reason);
+                break Poll::Ready(Ok(true));
+            }
+            if read.len() == READ {
+                // There may be more, for the next turn.
+                break Poll::Ready(Ok(true));
+            }
+        };
+        BUFFER.set(buffer);
+        outcome
+    }
+
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), Reason> {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.heard = Instant::now();
+        }
+        if self.intake.partial.is_empty() {
+            let taken = self.take_frames(bytes)?;
+            self.intake.partial = bytes[taken..].to_vec();
+            return Ok(());
+        }
+        let mut joined = std::mem::take(&mut self.intake.partial);
+        joined.extend_from_slice(bytes);
+        let taken = self.take_frames(&joined)?;
+        if taken < joined.len() {
+            joined.drain(..taken);
+            self.intake.partial = joined;
+        }
+        Ok(())
+    }
+
+    /// Acts on the whole frames in `bytes`. How many bytes these are.
+    fn take_frames(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        let mut taken = 0;
+        if !self.intake.has_greeted {
+            let known = bytes.len().min(PREFACE.len());
+            if bytes[..known] != PREFACE[..known] {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            if known < PREFACE.len() {
+                return Ok(0);
+            }
+            self.intake.has_greeted = true;
+            taken = known;
+        }
+        while let Some(head) = Head::read(&bytes[taken..]) {
+            if head.len > MAX_PAYLOAD {
+                return Err(Reason::FRAME_SIZE_ERROR);
+            }
+            let Some(payload) = bytes[taken + HEAD..].get(..head.len) else { break };
+            self.take(head, payload)?;
+            taken += HEAD + head.len;
+        }
+        Ok(taken)
+    }
+
+    fn take(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+        if !self.intake.has_settings {
+            // The first of all.
+            if head.kind != Kind::Settings || head.has(ACK) {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            self.intake.has_settings = true;
+        }
+        if let Some(fields) = &self.intake.fields
+            && (head.kind != Kind::Continuation || head.stream != fields.stream)
+        {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let of_stream = match head.kind {
+            Kind::Data | Kind::Headers | Kind::Priority | Kind::Reset | Kind::Continuation => Some(true),
+            Kind::Settings | Kind::Ping | Kind::GoAway => Some(false),
+            Kind::WindowUpdate | Kind::Push | Kind::Unknown => None,
+        };
+        if of_stream.is_some_and(|of_stream| of_stream != (head.stream != 0)) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        match head.kind {
+            Kind::Data => self.take_data(head, payload),
+            Kind::Headers => {
+                let block = head.block(payload)?;
+                if head.has(END_HEADERS) {
+                    return self.take_fields(head.stream, head.has(END_STREAM), block);
+                }
+                let (stream, end) = (head.stream, head.has(END_STREAM));
+                self.intake.fields = Some(Block { stream, end, bytes: block.to_vec(), frames: 0 });
+                Ok(())
+            }
+            Kind::Continuation => self.take_continuation(head, payload),
+            Kind::Priority => frame::check_priority(head.stream, payload),
+            Kind::Reset => self.take_reset(head.stream, frame::number(payload)?),
+            Kind::Settings => self.take_settings(head, payload),
+            Kind::Ping => self.take_ping(head, payload),
+            Kind::GoAway if payload.len() < 8 => Err(Reason::FRAME_SIZE_ERROR),
+            Kind::GoAway => {
+                self.intake.leaves = true;
+                Ok(())
+            }
+            Kind::WindowUpdate => self.take_window_update(head.stream, frame::number(payload)?),
+            Kind::Push => Err(Reason::PROTOCOL_ERROR),
+            Kind::Unknown => Ok(()),
+        }
+    }
+
+    fn take_data(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+        let data = head.unpadded(payload)?;
+        self.intake.window -= payload.len() as i64;
+        if self.intake.window < 0 {
+            return Err(Reason::FLOW_CONTROL_ERROR);
+        }
+        let Some((_, stream)) = self.streams.get_mut(head.stream) else {
+            self.calls.count_read(payload.len() as u32);
+            return self.closed(head.stream);
+        };
+        if let Err(reason) = stream.receive(data, payload.len(), &self.calls) {
+            self.calls.count_read(payload.len() as u32);
+            return self.reset(head.stream, reason);
+        }
+        let ended = if head.has(END_STREAM) { stream.end(None) } else { Ok(()) };
+        ended.or_else(|reason| self.reset(head.stream, reason))
+    }
+
+    /// A frame for a stream that is not open.
+    fn closed(&mut self, id: u32) -> Result<(), Reason> {
+        if id > self.intake.last || id.is_multiple_of(2) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if !self.intake.reset.contains(&id) {
+            self.reset(id, Reason::STREAM_CLOSED)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a stream for a fault of the peer's.
+    fn reset(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+        self.intake.count_wasted()?;
+        self.intake.remember_reset(id);
+        frame::put_reset(self.output.own(), id, reason);
+        if let Some(stream) = self.streams.remove(id) {
+            stream.break_off(reason);
+        }
+        Ok(())
+    }
+
+    fn take_continuation(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+        let fields = self.intake.fields.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
+        fields.frames += 1;
+        // Compressed fields are no larger than what they say, so more than fits is no request that could be served.
+        if fields.frames > MAX_CONTINUATIONS
+            || fields.bytes.len() + payload.len() > self.limits.max_header_list as usize
+        {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        fields.bytes.extend_from_slice(payload);
+        if head.has(END_HEADERS)
+            && let Some(Block { stream, end, bytes, .. }) = self.intake.fields.take()
+        {
+            return self.take_fields(stream, end, &bytes);
+        }
+        Ok(())
+    }
+
+    fn take_fields(&mut self, id: u32, end: bool, block: &[u8]) -> Result<(), Reason> {
+        let mut fields = Fields::new(self.limits.max_header_list as usize);
+        let decoded = self.intake.decoder.decode(block, |field, size| fields.add(field, size));
+        if let Err(malformed) = decoded {
+            tracing::debug!(%malformed, "A client sent fields that cannot be decoded");
+            return Err(Reason::COMPRESSION_ERROR);
+        }
+        if let Some((_, stream)) = self.streams.get_mut(id) {
+            // Trailers, which are the last there is.
+            let ended = match fields.trailers() {
+                _ if stream.has_ended() => Err(Reason::STREAM_CLOSED),
+                Ok(trailers) if end => stream.end(Some(trailers)),
+                _ => Err(Reason::PROTOCOL_ERROR),
+            };
+            return ended.or_else(|reason| self.reset(id, reason));
+        }
+        if id <= self.intake.last || id.is_multiple_of(2) {
+            return if self.intake.reset.contains(&id) { Ok(()) } else { Err(Reason::PROTOCOL_ERROR) };
+        }
+        if matches!(self.course, Course::Finishing | Course::Closing(_)) {
+            // It was told which is the last that is served.
+            return Ok(());
+        }
+        self.intake.last = id;
+        if self.streams.all.len() >= self.limits.max_streams as usize {
+            return self.reset(id, Reason::REFUSED_STREAM);
+        }
+        let asked = match fields.request() {
+            Ok(asked) => asked,
+            Err(Rejected::Malformed) => return self.reset(id, Reason::PROTOCOL_ERROR),
+            Err(Rejected::TooLarge) => {
+                self.intake.count_wasted()?;
+                put_fields(self.output.own(), id, true, self.peer.max_payload, |out| {
+                    hpack::encode_head(out, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &http::HeaderMap::new());
+                });
+                if !end {
+                    self.intake.remember_reset(id);
+                    frame::put_reset(self.output.own(), id, Reason::NO_ERROR);
+                }
+                return Ok(());
+            }
+        };
+        let windows = (self.peer.stream_window, i64::from(self.limits.stream_window));
+        let entry = self.streams.all.vacant_entry();
+        let place = entry.key();
+        let mut stream = Stream::new(id, &self.calls, place, asked, windows);
+        let ended = if end { stream.end(None) } else { Ok(()) };
+        entry.insert(stream);
+        self.streams.places.insert(id, place);
+        self.streams.queue(place);
+        ended.or_else(|reason| self.reset(id, reason))
+    }
+
+    fn take_reset(&mut self, id: u32, reason: u32) -> Result<(), Reason> {
+        match self.streams.remove(id) {
+            Some(stream) => {
+                if stream.is_new() {
+                    // Opened and reset at once: nothing but work for us.
+                    self.intake.count_wasted()?;
+                }
+                stream.break_off(reason.into());
+                Ok(())
+            }
+            None if id > self.intake.last || id.is_multiple_of(2) => Err(Reason::PROTOCOL_ERROR),
+            None => Ok(()),
+        }
+    }
+
+    fn take_settings(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+        if head.has(ACK) {
+            return if payload.is_empty() { Ok(()) } else { Err(Reason::FRAME_SIZE_ERROR) };
+        }
+        for setting in frame::settings(payload)? {
+            match setting? {
+                Setting::InitialWindow(window) => {
+                    let more = i64::from(window) - self.peer.stream_window;
+                    self.peer.stream_window = i64::from(window);
+                    if !self.streams.widen_all(more) {
+                        return Err(Reason::FLOW_CONTROL_ERROR);
+                    }
+                }
+                Setting::MaxPayload(len) => self.peer.max_payload = len,
+                Setting::TableSize(size) => self.peer.shrinks_table |= size < DEFAULT_TABLE,
+                Setting::Other => {}
+            }
+        }
+        frame::put_settings_ack(self.output.own());
+        Ok(())
+    }
+
+    fn take_ping(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+        let opaque: [u8; 8] = payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?;
+        if !head.has(ACK) {
+            frame::put_ping(self.output.own(), true, opaque);
+        } else if opaque == LAST_CALL && self.course == Course::Stopping {
+            // All requests that were under way have come.
+            frame::put_go_away(self.output.own(), self.intake.last, Reason::NO_ERROR);
+            self.course = Course::Finishing;
+        }
+        Ok(())
+    }
+
+    fn take_window_update(&mut self, id: u32, more: u32) -> Result<(), Reason> {
+        let more = i64::from(more) & MAX_WINDOW;
+        if id == 0 {
+            if more == 0 {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            self.peer.window += more;
+            if self.peer.window > MAX_WINDOW {
+                return Err(Reason::FLOW_CONTROL_ERROR);
+            }
+            self.streams.queue_waiting();
+            return Ok(());
+        }
+        match self.streams.get_mut(id) {
+            None if id > self.intake.last || id.is_multiple_of(2) => Err(Reason::PROTOCOL_ERROR),
+            None => Ok(()),
+            Some(_) if more == 0 => self.reset(id, Reason::PROTOCOL_ERROR),
+            Some((place, stream)) => {
+                if !stream.widen(more) {
+                    return self.reset(id, Reason::FLOW_CONTROL_ERROR);
+                }
+                self.streams.queue(place);
+                Ok(())
+            }
+        }
+    }
+}

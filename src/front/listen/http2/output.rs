@@ -1,0 +1,243 @@
+//! [`Output`]: frames on their way to the socket: small ones side by side in one buffer, large data as they are.
+//!
+//! Not here: what is written. Always holds: bytes leave in the order in which they came; shared bytes are not copied from
+//! [`SHARE_FROM`] on; a connection that has nothing to write holds no buffer, since all connections of a thread borrow one.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+
+/// From this size on bytes are passed on; below, copied beside their neighbours: each buffer has its cost in the system call.
+pub(super) const SHARE_FROM: usize = 2048;
+/// Buffers in one system call.
+const SLICES: usize = 64;
+/// Largest buffer that a thread keeps for its connections.
+const KEPT: usize = 128 << 10;
+
+thread_local! {
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    /// Bytes of our own, and those that were copied.
+    own: Vec<u8>,
+    /// Of `own`, what is written.
+    written: usize,
+    /// Shared bytes, each behind so many of `own` in all.
+    shared: VecDeque<(usize, Bytes)>,
+    shared_len: usize,
+}
+
+impl Output {
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.own.len() - self.written + self.shared_len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where to put bytes behind all that waits.
+    pub(super) fn own(&mut self) -> &mut Vec<u8> {
+        if self.own.capacity() == 0 {
+            self.own = SPARE.take();
+        }
+        &mut self.own
+    }
+
+    /// Takes `len` bytes of `data`, which has them.
+    pub(super) fn take(&mut self, data: &mut impl Buf, mut len: usize) {
+        while len > 0 {
+            let count = data.chunk().len().min(len);
+            if count >= SHARE_FROM {
+                // Of bytes in one piece this is a reference.
+                let bytes = data.copy_to_bytes(count);
+                let behind = self.own().len();
+                self.shared_len += count;
+                self.shared.push_back((behind, bytes));
+            } else {
+                let bytes = &data.chunk()[..count];
+                self.own().extend_from_slice(bytes);
+                data.advance(count);
+            }
+            len -= count;
+        }
+    }
+
+    /// Writes all that waits. Pending where the socket takes no more for now.
+    pub(super) fn poll_write<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let written = if self.shared.is_empty() {
+                Pin::new(&mut *io).poll_write(cx, &self.own[self.written..])
+            } else {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = self.slices(&mut slices);
+                Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count])
+            };
+            let Poll::Ready(written) = written else {
+                self.settle();
+                return Poll::Pending;
+            };
+            match written? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.advance(written),
+            }
+        }
+        self.rest();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Keeps no more memory than what waits for a socket that is full, which may take long.
+    fn settle(&mut self) {
+        if self.written == 0 && self.own.len() == self.own.capacity() {
+            return;
+        }
+        let left = self.own[self.written..].to_vec();
+        for (behind, _) in &mut self.shared {
+            *behind -= self.written;
+        }
+        let mut spare = std::mem::replace(&mut self.own, left);
+        self.written = 0;
+        keep(&mut spare);
+    }
+
+    /// Lets go of memory that others can use, once all is written.
+    fn rest(&mut self) {
+        keep(&mut std::mem::take(&mut self.own));
+        self.written = 0;
+        self.shared = VecDeque::new();
+    }
+
+    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+        let mut count = 0;
+        let mut at = self.written;
+        let mut put = |bytes: &'a [u8]| {
+            if !bytes.is_empty() && count < SLICES {
+                slices[count] = IoSlice::new(bytes);
+                count += 1;
+            }
+            count < SLICES
+        };
+        for (behind, bytes) in &self.shared {
+            if !put(&self.own[at..*behind]) || !put(bytes) {
+                return count;
+            }
+            at = *behind;
+        }
+        put(&self.own[at..]);
+        count
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some((behind, bytes)) = self.shared.front_mut() else {
+                self.written += count;
+                return;
+            };
+            let own = (*behind - self.written).min(count);
+            self.written += own;
+            count -= own;
+            let shared = bytes.len().min(count);
+            bytes.advance(shared);
+            self.shared_len -= shared;
+            count -= shared;
+            if bytes.is_empty() {
+                self.shared.pop_front();
+            }
+        }
+    }
+}
+
+/// Gives a buffer to the next connection of this thread.
+fn keep(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > 0 && buffer.capacity() <= KEPT {
+        buffer.clear();
+        SPARE.set(std::mem::take(buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes a few bytes at a time.
+    struct Slow(Vec<u8>, usize);
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let count = buf.len().min(self.1);
+            self.0.extend_from_slice(&buf[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let mut left = self.1;
+            for buf in bufs {
+                let count = buf.len().min(left);
+                self.0.extend_from_slice(&buf[..count]);
+                left -= count;
+            }
+            Poll::Ready(Ok(self.1 - left))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn bytes_leave_as_they_came_however_the_socket_takes_them() {
+        for step in [1, 7, 1000, 5000, 1 << 20] {
+            let mut output = Output::default();
+            let mut expected = Vec::new();
+            for round in 0..100_u8 {
+                let small = vec![round; usize::from(round)];
+                output.own().extend_from_slice(&small);
+                let large = Bytes::from(vec![round ^ 0xff; SHARE_FROM + usize::from(round)]);
+                output.take(&mut large.clone(), large.len());
+                output.take(&mut &small[..], small.len());
+                expected.extend([&small[..], &large, &small].concat());
+            }
+            assert_eq!(output.len(), expected.len());
+            let mut socket = Slow(Vec::new(), step);
+            let written = output.poll_write(&mut socket, &mut Context::from_waker(Waker::noop()));
+            assert!(matches!(written, Poll::Ready(Ok(()))));
+            assert!(socket.0 == expected && output.is_empty(), "{step} at a time");
+            assert_eq!(output.own.capacity(), 0, "no buffer is held");
+        }
+    }
+
+    #[test]
+    fn large_bytes_are_passed_on_and_small_ones_copied() {
+        let mut output = Output::default();
+        let bytes = Bytes::from(vec![1; SHARE_FROM]);
+        output.take(&mut bytes.clone(), SHARE_FROM);
+        output.take(&mut bytes.slice(1..), SHARE_FROM - 1);
+        assert!(std::ptr::eq(output.shared[0].1.as_ptr(), bytes.as_ptr()));
+        assert_eq!((output.shared.len(), output.own.len()), (1, SHARE_FROM - 1));
+    }
+}

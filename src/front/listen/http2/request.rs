@@ -1,0 +1,228 @@
+//! [`Fields`]: the fields of a header block, and the request or the trailers that they make (RFC 9113, section 8).
+//!
+//! Not here: how they are compressed, see `hpack`. Always holds: what the RFC calls malformed becomes no request; what is too
+//! large is told apart from it, and holds no memory beyond the limit.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use super::hpack::{Field, Invalid};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Fields {
+    method: Option<Method>,
+    scheme: Option<Scheme>,
+    authority: Option<Authority>,
+    path: Option<PathAndQuery>,
+    headers: HeaderMap,
+    /// Room that is left for them.
+    room: usize,
+    fault: Option<Rejected>,
+}
+
+/// Why fields make no request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejected {
+    Malformed,
+    TooLarge,
+}
+
+/// A request without its body.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) request: Request<()>,
+    /// Bytes that its body has, if it says so.
+    pub(super) length: Option<u64>,
+}
+
+impl Fields {
+    /// No fields yet, and room for so many bytes of them.
+    pub(super) fn new(room: usize) -> Self {
+        Self { method: None, scheme: None, authority: None, path: None, headers: HeaderMap::new(), room, fault: None }
+    }
+
+    /// Adds a field of `size` bytes.
+    pub(super) fn add(&mut self, field: Field, size: usize) {
+        let Some(room) = self.room.checked_sub(size) else {
+            self.fault.get_or_insert(Rejected::TooLarge);
+            return;
+        };
+        self.room = room;
+        if let Err(fault) = self.put(field) {
+            self.fault.get_or_insert(fault);
+        }
+    }
+
+    fn put(&mut self, field: Field) -> Result<(), Rejected> {
+        match field {
+            Field::Method(method) => self.pseudo(|fields| &mut fields.method, method),
+            Field::Scheme(scheme) => self.pseudo(|fields| &mut fields.scheme, scheme),
+            Field::Authority(authority) => self.pseudo(|fields| &mut fields.authority, authority),
+            Field::Path(path) => self.pseudo(|fields| &mut fields.path, path),
+            Field::Header(name, value) => {
+                if !may_be(&name, &value) {
+                    return Err(Rejected::Malformed);
+                }
+                if self.headers.capacity() == 0 {
+                    self.headers.reserve(12);
+                }
+                self.headers.try_append(name, value).map(drop).map_err(|_| Rejected::TooLarge)
+            }
+            // Nothing here goes by it, and clients of etcd 3.5.0 name their resolver there.
+            Field::Invalid(Invalid::Authority) => Ok(()),
+            Field::Invalid(_) => Err(Rejected::Malformed),
+        }
+    }
+
+    /// Fields that begin with a colon come once, and before all others.
+    fn pseudo<T>(&mut self, place: impl FnOnce(&mut Self) -> &mut Option<T>, value: T) -> Result<(), Rejected> {
+        if !self.headers.is_empty() || place(self).replace(value).is_some() {
+            return Err(Rejected::Malformed);
+        }
+        Ok(())
+    }
+
+    /// The request that the fields make.
+    pub(super) fn request(self) -> Result<Asked, Rejected> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let method = self.method.ok_or(Rejected::Malformed)?;
+        let mut uri = http::uri::Parts::default();
+        if method == Method::CONNECT {
+            if self.scheme.is_some() || self.path.is_some() {
+                return Err(Rejected::Malformed);
+            }
+            uri.authority = self.authority;
+        } else {
+            let (Some(scheme), Some(path)) = (self.scheme, self.path) else { return Err(Rejected::Malformed) };
+            // A URI has its scheme with an authority only.
+            uri.scheme = self.authority.is_some().then_some(scheme);
+            uri.authority = self.authority;
+            uri.path_and_query = Some(path);
+        }
+        let length = length(&self.headers)?;
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Rejected::Malformed)?;
+        *request.method_mut() = method;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers;
+        Ok(Asked { request, length })
+    }
+
+    /// The trailers that the fields make.
+    pub(super) fn trailers(self) -> Result<HeaderMap, Rejected> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None if self.method.is_some()
+                || self.scheme.is_some()
+                || self.authority.is_some()
+                || self.path.is_some() =>
+            {
+                Err(Rejected::Malformed)
+            }
+            None => Ok(self.headers),
+        }
+    }
+}
+
+/// Whether a header may be in a message of HTTP/2: what is about a connection may not.
+fn may_be(name: &HeaderName, value: &HeaderValue) -> bool {
+    if *name == header::TE {
+        return value == "trailers";
+    }
+    !is_of_connection(name)
+}
+
+/// Whether a header is about a connection, which HTTP/2 has other means for.
+pub(super) fn is_of_connection(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == "keep-alive"
+        || *name == "proxy-connection"
+}
+
+fn length(headers: &HeaderMap) -> Result<Option<u64>, Rejected> {
+    let mut length = None;
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let value: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or(Rejected::Malformed)?;
+        if length.replace(value).is_some_and(|other| other != value) {
+            return Err(Rejected::Malformed);
+        }
+    }
+    Ok(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &'static str, value: &'static str) -> Field {
+        Field::Header(HeaderName::from_static(name), HeaderValue::from_static(value))
+    }
+
+    fn get() -> Vec<Field> {
+        vec![
+            Field::Method(Method::GET),
+            Field::Scheme(Scheme::HTTP),
+            Field::Path(PathAndQuery::from_static("/a?b")),
+            Field::Authority(Authority::from_static("host:1")),
+        ]
+    }
+
+    fn fields(fields: impl IntoIterator<Item = Field>) -> Fields {
+        let mut all = Fields::new(1000);
+        fields.into_iter().for_each(|field| all.add(field, 40));
+        all
+    }
+
+    #[test]
+    fn fields_make_a_request() {
+        let asked = fields(get().into_iter().chain([header("content-length", "7"), header("te", "trailers")]));
+        let asked = asked.request().expect("a request");
+        assert_eq!((asked.request.uri().to_string().as_str(), asked.length), ("http://host:1/a?b", Some(7)));
+        assert_eq!((asked.request.method(), asked.request.version()), (&Method::GET, Version::HTTP_2));
+        let mut without_authority = get();
+        without_authority.pop();
+        assert_eq!(fields(without_authority).request().expect("a request").request.uri(), "/a?b");
+        let connect = [Field::Method(Method::CONNECT), Field::Authority(Authority::from_static("host:1"))];
+        assert_eq!(fields(connect).request().expect("a request").request.uri(), "host:1");
+    }
+
+    #[test]
+    fn what_the_rfc_calls_malformed_is_no_request() {
+        let with = |more: &[Field]| fields(get().into_iter().chain(more.iter().cloned())).request();
+        for more in [
+            &[Field::Method(Method::GET)][..],
+            &[header("connection", "close")],
+            &[header("transfer-encoding", "chunked")],
+            &[header("te", "gzip")],
+            &[header("content-length", "+7")],
+            &[header("content-length", "7"), header("content-length", "8")],
+            &[Field::Invalid(Invalid::Name)],
+        ] {
+            assert_eq!(with(more).expect_err("malformed"), Rejected::Malformed, "{more:?}");
+        }
+        let mut late = get();
+        late.insert(1, header("a", "b"));
+        assert!(fields(late).request().is_err(), "a field with a colon after others");
+        for missing in 0..3 {
+            let mut some = get();
+            some.remove(missing);
+            assert!(fields(some).request().is_err());
+        }
+        assert!(fields([header("a", "b"), Field::Path(PathAndQuery::from_static("/"))]).trailers().is_err());
+        assert_eq!(fields([header("a", "b")]).trailers().expect("trailers").len(), 1);
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_apart() {
+        let many = get().into_iter().chain(std::iter::repeat_n(header("a", "b"), 30));
+        assert_eq!(fields(many).request().expect_err("too large"), Rejected::TooLarge);
+    }
+}
