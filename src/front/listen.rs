@@ -1,6 +1,7 @@
 //! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2 without TLS.
 //!
-//! Not here: what is answered. Bound by the composition root before anything is served, so that addresses are known.
+//! HTTP/1.1 is hyper's, HTTP/2 our own (`http2`). Not here: what is answered. Bound by the composition root before anything is served,
+//! so that addresses are known.
 //! Always holds:
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
 //! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay

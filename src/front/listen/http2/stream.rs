@@ -51,6 +51,10 @@ pub(super) struct Stream<F, B: http_body::Body> {
 }
 
 /// How far an answer is.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be made for each request, to spare what the body needs anyway"
+)]
 enum Answer<F, B> {
     /// The request is not given to its handler yet.
     Asked(Request<()>),
