@@ -115,7 +115,7 @@ impl EtcdApi {
         };
         counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
         match message {
-            Some(message) => respond(EtcdBody::Reply(Reply::ok(message))),
+            Some(message) => respond(EtcdBody::Reply(message)),
             None => {
                 let request = Request::from_parts(parts, Body::new(Full::new(body)));
                 let Ok(response) = self.forward.clone().oneshot(request).await;

@@ -9,27 +9,60 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use tonic::Status;
 
-use super::pieces::{MAX_REQUEST, Pieces};
+use super::{
+    pieces::{MAX_REQUEST, Pieces, Writer},
+    range::Rest,
+};
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const OK: HeaderValue = HeaderValue::from_static("0");
 
 /// The body of such an answer.
 #[derive(Debug, Default)]
 pub struct Reply {
     message: Option<Pieces>,
-    trailers: Option<HeaderMap>,
+    /// What of the message is still to be made.
+    rest: Option<Box<Rest>>,
+    /// Whether the status OK is still to come.
+    ends_ok: bool,
 }
 
 impl Reply {
     /// One gRPC message with its prefix, then the status OK.
     pub(super) fn ok(message: Pieces) -> Self {
-        Self { message: Some(message), trailers: Some(trailers(&Status::ok(""))) }
+        Self { message: Some(message), rest: None, ends_ok: true }
+    }
+
+    /// One gRPC message with its prefix, begun in `writer` and made as it is taken, then the status OK.
+    pub(super) fn of_parts(mut writer: Writer, mut rest: Rest) -> Self {
+        let more = rest.write(&mut writer);
+        Self { message: Some(writer.finish()), rest: more.then(|| Box::new(rest)), ends_ok: true }
+    }
+
+    fn next_data(&mut self) -> Option<Pieces> {
+        if let Some(message) = self.message.take() {
+            return Some(message);
+        }
+        let mut writer = Writer::default();
+        if !self.rest.as_mut()?.write(&mut writer) {
+            self.rest = None;
+        }
+        Some(writer.finish())
+    }
+
+    fn next_trailers(&mut self) -> Option<HeaderMap> {
+        std::mem::take(&mut self.ends_ok).then(|| {
+            let mut trailers = HeaderMap::with_capacity(1);
+            trailers.insert(GRPC_STATUS, OK);
+            trailers
+        })
     }
 }
 
@@ -38,12 +71,12 @@ impl http_body::Body for Reply {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
-        let data = self.message.take().map(Frame::data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+        let data = self.next_data().map(Frame::data);
+        Poll::Ready(data.or_else(|| self.next_trailers().map(Frame::trailers)).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.message.is_none() && self.trailers.is_none()
+        self.message.is_none() && self.rest.is_none() && !self.ends_ok
     }
 }
 
@@ -66,7 +99,7 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     if status.add_header(&mut trailers).is_err() {
         // A text that no header can carry; the code is what counts.
-        trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+        trailers.insert(GRPC_STATUS, HeaderValue::from(status.code() as i32));
     }
     trailers
 }
