@@ -57,32 +57,26 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
         return Answer::Refuse(Status::invalid_argument(BAD_SORT));
     }
-    let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
+    let serializable = request.serializable;
+    let Some(query) = query(request) else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
     if !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
     }
     let off = access.is_off();
-    if !off {
-        let range = WireRange { key: request.key.clone(), range_end: request.range_end.clone() };
-        // Unknown is no time to wait here: etcd can answer.
-        if access.known().auth != Auth::On || !access.permits(&Caller::of(headers), &range).await {
-            return Answer::Forward(Read::ForwardedAccess);
-        }
+    // Boxed, since reads without a check would have to be as large.
+    if !off && !Box::pin(is_granted(access, headers, &query.range)).await {
+        return Answer::Forward(Read::ForwardedAccess);
     }
     feed.touch();
     let mut how = Read::Snapshot;
-    if !request.serializable {
+    if !serializable {
         match reach_current(hub, access, &feed, query.revision).await {
             Ok(()) => how = Read::Confirmed,
             Err(why) => return Answer::Forward(why),
         }
-    } else if query.revision > Revision::ZERO {
-        // Where etcd cannot say whether the past is compacted, what is known of it does for a serializable read.
-        let confirm = hub.confirmer().confirm(Some(query.revision));
-        if matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted) {
-            return Answer::Forward(Read::ForwardedOther);
-        }
+    } else if query.revision > Revision::ZERO && Box::pin(is_compacted(hub, query.revision)).await {
+        return Answer::Forward(Read::ForwardedOther);
     }
     if off && !access.is_off() {
         // Authentication was enabled meanwhile.
@@ -104,6 +98,18 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
     }
 }
 
+/// Whether the client that sent these headers may read the range. Unknown is no time to wait here: etcd can answer.
+async fn is_granted(access: &Access, headers: &HeaderMap, range: &KeyRange) -> bool {
+    // The very bytes that came: a range with a key is written as it was read.
+    access.known().auth == Auth::On && access.permits(&Caller::of(headers), &WireRange::of(range)).await
+}
+
+/// Whether etcd says that a revision is compacted. Where it cannot say so in time, what is known of the past does.
+async fn is_compacted(hub: &Hub, revision: Revision) -> bool {
+    let confirm = hub.confirmer().confirm(Some(revision));
+    matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted)
+}
+
 /// Waits until the feed has the revision that is current now. A past revision must not be compacted at etcd.
 async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<(), Read> {
     let past = (past > Revision::ZERO).then_some(past);
@@ -116,7 +122,11 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
-    feed.wait_for(confirmed.header.revision, PATIENCE).await.map_err(|error| match error {
+    let revision = confirmed.header.revision;
+    if feed.revision() >= revision {
+        return Ok(());
+    }
+    Box::pin(feed.wait_for(revision, PATIENCE)).await.map_err(|error| match error {
         WaitError::Timeout | WaitError::Denied => Read::ForwardedLate,
         WaitError::Unknown => Read::ForwardedUntrusted,
     })
@@ -133,7 +143,7 @@ fn parse(body: &Bytes) -> Option<RangeRequest> {
 }
 
 /// The query, where etcd would not refuse the request.
-fn query(request: &RangeRequest) -> Option<RangeQuery> {
+fn query(request: RangeRequest) -> Option<RangeQuery> {
     if request.key.is_empty() {
         return None;
     }
@@ -150,7 +160,7 @@ fn query(request: &RangeRequest) -> Option<RangeQuery> {
         range_request::SortTarget::Value => SortTarget::Value,
     };
     Some(RangeQuery {
-        range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()).ok()?,
+        range: KeyRange::from_wire(request.key, request.range_end).ok()?,
         // etcd takes a negative limit for none.
         limit: usize::try_from(request.limit).unwrap_or(0),
         revision: Revision::new(request.revision),

@@ -4,15 +4,15 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
 use tonic::Status;
 
 use super::{
@@ -104,18 +104,37 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// All of a request's body, of a bounded size.
+/// All of a request's body, of a bounded size. One buffer, as nearly every request has, is passed on as it is.
 ///
 /// # Errors
 /// The status to refuse it with, where it is larger or breaks off.
-pub(super) async fn read(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_REQUEST).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Status::resource_exhausted(format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes")))
+pub(super) async fn read<B>(mut body: B) -> Result<Bytes, Status>
+where
+    B: http_body::Body<Data = Bytes, Error: fmt::Display> + Unpin,
+{
+    let mut read = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::unavailable(format!("etcd-relay: the request broke off: {error}")))?
+            .into_data();
+        // Trailers of requests say nothing.
+        let Ok(data) = frame else { continue };
+        if read.len() + joined.len() + data.len() > MAX_REQUEST {
+            let text = format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes");
+            return Err(Status::resource_exhausted(text));
         }
-        Err(error) => Err(Status::unavailable(format!("etcd-relay: the request broke off: {error}"))),
+        if read.is_empty() && joined.is_empty() {
+            read = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut read));
+            joined.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
     }
+    Ok(if joined.is_empty() { read } else { joined.freeze() })
 }
 
 /// Refuses compressed requests, named `what`, by name.
@@ -128,5 +147,32 @@ pub(super) fn refuse_compressed(headers: &HeaderMap, what: &str) -> Result<(), S
         Some(encoding) => Err(Status::unimplemented(format!(
             "etcd-relay: {what} compressed with {encoding:?} are not supported; send them plain"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    async fn read_in(parts: &[usize]) -> Result<Bytes, Status> {
+        let frames: Vec<Result<_, Infallible>> =
+            parts.iter().map(|len| Ok(Frame::data(Bytes::from(vec![*len as u8; *len])))).collect();
+        read(StreamBody::new(futures_util::stream::iter(frames))).await
+    }
+
+    #[tokio::test]
+    async fn a_request_is_read_whole_however_it_comes() {
+        assert_eq!(read_in(&[]).await.expect("read"), "");
+        assert_eq!(read_in(&[0, 3, 0, 2]).await.expect("read"), [3, 3, 3, 2, 2][..]);
+        let whole = Bytes::from(vec![1; 100]);
+        assert_eq!(read(Full::new(whole.clone())).await.expect("read").as_ptr(), whole.as_ptr(), "not copied");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_large_is_refused() {
+        assert_eq!(read_in(&[MAX_REQUEST - 1, 1]).await.expect("read").len(), MAX_REQUEST);
+        assert_eq!(read_in(&[MAX_REQUEST, 1]).await.expect_err("refused").code(), tonic::Code::ResourceExhausted);
     }
 }

@@ -29,7 +29,7 @@ fn hub() -> (Arc<Hub>, Arc<Feed>) {
 
 /// The answer to a request, and the sizes of the parts in which it comes.
 async fn ask((hub, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (RangeResponse, Vec<usize>) {
-    let query = query(&request).expect("a query");
+    let query = query(request).expect("a query");
     let mut reply = message(hub, &query, query.read(feed).expect("a reply")).expect("not too large");
     let (mut message, mut parts) = (Vec::new(), Vec::new());
     let trailers = loop {
