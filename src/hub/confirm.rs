@@ -15,6 +15,10 @@ use parking_lot::Mutex;
 use super::upstream::{Confirmed, Upstream, UpstreamError};
 use crate::types::{Revision, UpstreamHeader};
 
+/// How often all that is ready goes before the next ask, where many were answered: with three times it serves a quarter more of
+/// 160 readers at a time, with more no more.
+const TURNS: usize = 3;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Confirmer {
@@ -125,7 +129,13 @@ impl Confirmer {
 impl Asking {
     async fn run(mut self) {
         while let Some((round, wanted)) = self.next() {
-            round.close(self.confirmer.answer(wanted).await);
+            if round.close(self.confirmer.answer(wanted).await) > 1 {
+                // Many ask again once they are answered. What is ready goes first, so that their next questions share one ask
+                // too; a task that has nothing else to wait for is back at once.
+                for _ in 0..TURNS {
+                    tokio::task::yield_now().await;
+                }
+            }
         }
     }
 
@@ -159,12 +169,14 @@ impl Drop for Asking {
 }
 
 impl Round {
-    /// Tells all who wait. The first answer counts.
-    fn close(&self, answer: Answer) {
+    /// Tells all who wait, and says how many they were. The first answer counts.
+    fn close(&self, answer: Answer) -> usize {
         let _ = self.answer.set(answer);
         // Whoever is not in the list by now looks for the answer before it waits.
         let waiting = std::mem::take(&mut *self.waiting.lock());
+        let many = waiting.len();
         waiting.into_iter().flatten().for_each(Waker::wake);
+        many
     }
 }
 
