@@ -106,12 +106,33 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// A thousand keys of half a million from the snapshot.
+/// A thousand keys of half a million from the snapshot, as buffers that go to a connection.
 #[divan::bench]
 fn range_of_a_thousand_keys(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
     let query = query(KeyRange::prefix("key0001".into()), false);
-    bencher.bench_local(|| black_box(query.read(&feed)).expect("a reply"));
+    bencher.bench_local(|| taken(&query, &feed));
+}
+
+/// The same, each time after a write of one of them.
+#[divan::bench]
+fn range_of_a_thousand_keys_after_a_write(bencher: Bencher<'_, '_>) {
+    let feed = feed(500_000);
+    let query = query(KeyRange::prefix("key0001".into()), false);
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        revision = revision.next();
+        feed.publish(&[put(revision, "key0001500")]).expect("in order");
+        taken(&query, &feed)
+    });
+}
+
+/// One key of half a million.
+#[divan::bench]
+fn range_of_one_key(bencher: Bencher<'_, '_>) {
+    let feed = feed(500_000);
+    let query = query(KeyRange::single("key0001500".into()), false);
+    bencher.bench_local(|| taken(&query, &feed));
 }
 
 /// How many keys a large range has.
@@ -189,6 +210,14 @@ fn put(revision: Revision, key: &str) -> Changes {
     };
     let events = vec![EventFields { kind: EventKind::Put, kv }];
     Changes { revision, events, prev: Vec::new(), received: Instant::now() }
+}
+
+/// Takes all of an answer, as a front does; its buffers and bytes.
+fn taken(query: &RangeQuery, feed: &Feed) -> (usize, usize) {
+    let mut reply = query.read(feed).expect("a reply");
+    let mut taken = (0, 0);
+    reply.kvs.take(usize::MAX, |bytes| taken = (taken.0 + 1, taken.1 + black_box(bytes).len()));
+    taken
 }
 
 fn query(range: KeyRange, count_only: bool) -> RangeQuery {

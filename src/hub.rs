@@ -12,7 +12,9 @@ mod fill;
 mod history;
 mod index;
 mod interval;
+mod listing;
 mod outbox;
+mod pages;
 mod payload;
 mod read;
 mod snapshot;
@@ -27,18 +29,19 @@ use parking_lot::RwLock;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 
-use self::upstream::Upstream;
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
     feed::{Feed, FeedKind, FeedState, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
+    listing::Listing,
     outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
     payload::Payload,
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},
 };
+use self::{pages::Pages, upstream::Upstream};
 use crate::types::{KeyRange, UpstreamHeader};
 
 /// Bounds of the hub and of what it serves.
@@ -62,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) upstream: Arc<dyn Upstream>,
     pub(crate) fills: Semaphore,
+    pub(crate) pages: Arc<Pages>,
 }
 
 /// Starts the driver of a new feed. Implemented by `source::driver`.
@@ -108,7 +112,7 @@ impl Hub {
         runner: Box<dyn FeedRunner>,
     ) -> Arc<Self> {
         let confirmer = Confirmer::new(upstream.clone(), header.clone(), limits.confirm_patience);
-        let shared = Arc::new(Shared { limits, upstream, fills: Semaphore::new(limits.fills) });
+        let shared = Arc::new(Shared { limits, upstream, fills: Semaphore::new(limits.fills), pages: Arc::default() });
         Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
     }
 

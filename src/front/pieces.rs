@@ -5,7 +5,7 @@
 
 use std::io::IoSlice;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use crate::view::Parts;
@@ -77,6 +77,22 @@ impl Buf for Pieces {
             *slice = IoSlice::new(piece);
         }
         left.len().min(slices.len())
+    }
+
+    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
+        if let Some(piece) = self.list.get_mut(self.done)
+            && len <= piece.len()
+        {
+            self.remaining -= len;
+            let taken = piece.split_to(len);
+            if piece.is_empty() {
+                self.done += 1;
+            }
+            return taken;
+        }
+        let mut joined = BytesMut::with_capacity(len);
+        joined.put(self.take(len));
+        joined.freeze()
     }
 
     fn advance(&mut self, mut count: usize) {
@@ -169,5 +185,18 @@ mod tests {
             pieces.advance(step);
         }
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn bytes_of_one_piece_are_taken_as_they_are_and_others_joined() {
+        let (one, two) = (Bytes::from(vec![1; 10]), Bytes::from(vec![2; 10]));
+        let mut pieces = Pieces::default();
+        pieces.push(one.clone());
+        pieces.push(two.clone());
+        let taken = pieces.copy_to_bytes(4);
+        assert!(std::ptr::eq(taken.as_ptr(), one.as_ptr()) && pieces.remaining() == 16);
+        assert_eq!(pieces.copy_to_bytes(10), [&one[4..], &two[..4]].concat());
+        let last = pieces.copy_to_bytes(6);
+        assert!(std::ptr::eq(last.as_ptr(), &raw const two[4]) && !pieces.has_remaining());
     }
 }

@@ -3,13 +3,21 @@
 //! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer comes
 //! from an ask that began after the question, so it is at least the revision that was current then.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use super::upstream::{Confirmed, Upstream, UpstreamError};
 use crate::types::{Revision, UpstreamHeader};
+
+/// How often all that is ready goes before the next ask, where many were answered: with three times it serves a quarter more of
+/// 160 readers at a time, with more no more.
+const TURNS: usize = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,13 +31,43 @@ pub struct Confirmer {
 #[derive(Debug, Default)]
 struct State {
     asking: bool,
-    waiting: Vec<Question>,
+    /// For those who come now: the ask that begins next.
+    next: Option<Arc<Round>>,
+    /// The revisions that they ask about.
+    wanted: Vec<Revision>,
+}
+
+/// One ask, and all who wait for its answer.
+#[derive(Debug, Default)]
+struct Round {
+    answer: OnceLock<Answer>,
+    /// Each at its place, until it is woken or gives up.
+    waiting: Mutex<Vec<Option<Waker>>>,
 }
 
 #[derive(Debug)]
+struct Answer {
+    confirmed: Result<Confirmed, UpstreamError>,
+    /// The first of the revisions asked about that upstream still has.
+    readable: Option<Revision>,
+}
+
+/// Who waits for a round. Dropped, it waits no more.
+#[derive(Debug)]
 struct Question {
+    round: Arc<Round>,
     oldest: Option<Revision>,
-    answer: oneshot::Sender<Result<Confirmed, UpstreamError>>,
+    place: Option<usize>,
+}
+
+/// The task that asks, while it runs.
+#[derive(Debug)]
+struct Asking {
+    confirmer: Arc<Confirmer>,
+    /// The round that it asks for.
+    round: Option<Arc<Round>>,
+    /// Whether it came to its end.
+    over: bool,
 }
 
 impl Confirmer {
@@ -42,44 +80,26 @@ impl Confirmer {
     /// # Errors
     /// As upstream fails, or [`UpstreamError::Timeout`] after the request timeout.
     pub async fn confirm(self: &Arc<Self>, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        let (answer, answered) = oneshot::channel();
-        let ask = {
+        let (round, ask) = {
             let mut state = self.state.lock();
-            state.waiting.push(Question { oldest, answer });
-            !std::mem::replace(&mut state.asking, true)
+            state.wanted.extend(oldest);
+            (state.next.get_or_insert_default().clone(), !std::mem::replace(&mut state.asking, true))
         };
         if ask {
             // A task of its own: whoever asked first may give up without the others losing their answer.
-            tokio::spawn(self.clone().ask());
+            tokio::spawn(Asking { confirmer: self.clone(), round: None, over: false }.run());
         }
-        // The task answers every question, unless the runtime ends.
-        answered.await.unwrap_or_else(|_| Err(UpstreamError::Unavailable("the relay is stopping".into())))
-    }
-
-    async fn ask(self: Arc<Self>) {
-        loop {
-            let questions = {
-                let mut state = self.state.lock();
-                if state.waiting.is_empty() {
-                    state.asking = false;
-                    return;
-                }
-                std::mem::take(&mut state.waiting)
-            };
-            self.answer(questions).await;
-        }
+        Question { round, oldest, place: None }.await
     }
 
     /// One ask for all, at the oldest revision. Only where that one is compacted does it take more to tell for the others.
-    async fn answer(&self, mut questions: Vec<Question>) {
-        questions.sort_by_key(|question| question.oldest);
-        let oldest = questions.iter().find_map(|question| question.oldest);
-        let mut answer = self.ask_once(oldest).await;
-        let mut wanted: Vec<Revision> = questions.iter().filter_map(|question| question.oldest).collect();
+    async fn answer(&self, mut wanted: Vec<Revision>) -> Answer {
+        wanted.sort_unstable();
         wanted.dedup();
+        let mut confirmed = self.ask_once(wanted.first().copied()).await;
         // The first of `wanted` that upstream still has.
         let mut readable = 0;
-        if matches!(&answer, Ok(confirmed) if confirmed.compacted) {
+        if matches!(&confirmed, Ok(confirmed) if confirmed.compacted) {
             let mut known_readable = wanted.len();
             readable = 1;
             while readable < known_readable {
@@ -88,19 +108,13 @@ impl Confirmer {
                     Ok(confirmed) if confirmed.compacted => readable = middle + 1,
                     Ok(_) => known_readable = middle,
                     Err(error) => {
-                        answer = Err(error);
+                        confirmed = Err(error);
                         break;
                     }
                 }
             }
         }
-        let first_readable = wanted.get(readable).copied();
-        for question in questions {
-            let compacted = question.oldest.is_some_and(|oldest| first_readable.is_none_or(|first| oldest < first));
-            let answer = answer.clone().map(|confirmed| Confirmed { compacted, ..confirmed });
-            // Whoever gave up does not want it.
-            let _ = question.answer.send(answer);
-        }
+        Answer { confirmed, readable: wanted.get(readable).copied() }
     }
 
     async fn ask_once(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
@@ -112,9 +126,110 @@ impl Confirmer {
     }
 }
 
+impl Asking {
+    async fn run(mut self) {
+        while let Some((round, wanted)) = self.next() {
+            if round.close(self.confirmer.answer(wanted).await) > 1 {
+                // Many ask again once they are answered. What is ready goes first, so that their next questions share one ask
+                // too; a task that has nothing else to wait for is back at once.
+                for _ in 0..TURNS {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// The next round, which nobody joins from now on; `None`, and the end, where nobody waits.
+    fn next(&mut self) -> Option<(Arc<Round>, Vec<Revision>)> {
+        let mut state = self.confirmer.state.lock();
+        self.round = state.next.take();
+        self.over = self.round.is_none();
+        state.asking = !self.over;
+        Some((self.round.clone()?, std::mem::take(&mut state.wanted)))
+    }
+}
+
+/// Where the task does not come to its end, since the runtime ends or it failed, nobody waits in vain.
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let next = {
+            let mut state = self.confirmer.state.lock();
+            state.asking = false;
+            state.wanted.clear();
+            state.next.take()
+        };
+        for round in [self.round.take(), next].into_iter().flatten() {
+            let stopping = UpstreamError::Unavailable("the relay is stopping".into());
+            round.close(Answer { confirmed: Err(stopping), readable: None });
+        }
+    }
+}
+
+impl Round {
+    /// Tells all who wait, and says how many they were. The first answer counts.
+    fn close(&self, answer: Answer) -> usize {
+        let _ = self.answer.set(answer);
+        // Whoever is not in the list by now looks for the answer before it waits.
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        let many = waiting.len();
+        waiting.into_iter().flatten().for_each(Waker::wake);
+        many
+    }
+}
+
+impl Answer {
+    fn to(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        let compacted = oldest.is_some_and(|oldest| self.readable.is_none_or(|first| oldest < first));
+        self.confirmed.clone().map(|confirmed| Confirmed { compacted, ..confirmed })
+    }
+}
+
+impl Future for Question {
+    type Output = Result<Confirmed, UpstreamError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let question = self.get_mut();
+        if let Some(answer) = question.round.answer.get() {
+            question.place = None;
+            return Poll::Ready(answer.to(question.oldest));
+        }
+        let mut waiting = question.round.waiting.lock();
+        // It may have come until then.
+        if let Some(answer) = question.round.answer.get() {
+            question.place = None;
+            return Poll::Ready(answer.to(question.oldest));
+        }
+        match question.place.and_then(|place| waiting.get_mut(place)) {
+            Some(Some(waker)) => waker.clone_from(cx.waker()),
+            Some(place) => *place = Some(cx.waker().clone()),
+            None => {
+                question.place = Some(waiting.len());
+                waiting.push(Some(cx.waker().clone()));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if let Some(place) = self.place
+            && let Some(waker) = self.round.waiting.lock().get_mut(place)
+        {
+            *waker = None;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+    use std::{
+        sync::atomic::{AtomicI64, AtomicUsize, Ordering},
+        task::Wake,
+    };
 
     use async_trait::async_trait;
     use tokio::sync::Semaphore;
@@ -173,7 +288,8 @@ mod tests {
         // The first ask is under way and has read revision 10: it must not answer those who come now.
         fake.revision.store(11, Ordering::SeqCst);
         let others: Vec<_> = (0..50).map(|_| ask(&confirmer)).collect();
-        while confirmer.state.lock().waiting.len() < 50 {
+        let waiting = || confirmer.state.lock().next.as_ref().map_or(0, |round| round.waiting.lock().len());
+        while waiting() < 50 {
             tokio::task::yield_now().await;
         }
         fake.gate.add_permits(2);
@@ -196,5 +312,88 @@ mod tests {
             answers.push(ask.await.expect("task"));
         }
         assert_eq!(answers, [false, true, true, false, false]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_is_not_woken_and_takes_nothing_from_the_others() {
+        let (fake, confirmer) = confirmer(0, 0);
+        let mut first = by_hand(confirmer.clone());
+        assert!(first.poll().is_none());
+        while fake.asks.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut gone = by_hand(confirmer.clone());
+        let mut stays = by_hand(confirmer.clone());
+        assert!(gone.poll().is_none() && stays.poll().is_none() && stays.poll().is_none());
+        let round = confirmer.state.lock().next.clone().expect("a round");
+        let left = || round.waiting.lock().iter().flatten().count();
+        assert_eq!(left(), 2, "polled twice, it waits once");
+        drop(gone);
+        assert_eq!(left(), 1);
+        fake.gate.add_permits(2);
+        for task in [&mut first, &mut stays] {
+            while !task.woken() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(task.poll(), Some(10));
+        }
+    }
+
+    #[test]
+    fn nobody_waits_in_vain_when_the_runtime_ends() {
+        let (_, confirmer) = confirmer(0, 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let asked = |confirmer: &Arc<Confirmer>| {
+            let confirmer = confirmer.clone();
+            Box::pin(async move { confirmer.confirm(None).await })
+        };
+        let (mut first, mut second) = (asked(&confirmer), asked(&confirmer));
+        let mut cx = Context::from_waker(Waker::noop());
+        runtime.block_on(async {
+            assert!(first.as_mut().poll(&mut cx).is_pending());
+            // The task asks; whoever comes now waits for the next round.
+            while confirmer.state.lock().next.is_some() {
+                tokio::task::yield_now().await;
+            }
+            assert!(second.as_mut().poll(&mut cx).is_pending());
+        });
+        drop(runtime);
+        for mut question in [first, second] {
+            let answer = question.as_mut().poll(&mut cx);
+            assert!(matches!(answer, Poll::Ready(Err(UpstreamError::Unavailable(_)))), "{answer:?}");
+        }
+    }
+
+    /// A question that is polled by hand.
+    struct Task {
+        question: Pin<Box<dyn Future<Output = Result<Confirmed, UpstreamError>>>>,
+        woken: Arc<Woken>,
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Task {
+        fn poll(&mut self) -> Option<i64> {
+            let waker = self.woken.clone().into();
+            match self.question.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(answer) => Some(answer.expect("an answer").header.revision.get()),
+                Poll::Pending => None,
+            }
+        }
+
+        fn woken(&self) -> bool {
+            self.woken.0.load(Ordering::SeqCst) == 1
+        }
+    }
+
+    fn by_hand(confirmer: Arc<Confirmer>) -> Task {
+        Task { question: Box::pin(async move { confirmer.confirm(None).await }), woken: Arc::default() }
     }
 }

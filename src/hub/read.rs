@@ -6,9 +6,10 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::{Feed, Snapshot};
+use super::{Feed, Listing, Snapshot, pages::Pages};
 use crate::types::{KeyRange, KeyValue, Revision};
 
 /// What to sort by.
@@ -59,12 +60,12 @@ pub struct RangeQuery {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RangeReply {
     /// The feed's revision: for the header, also of a read at a past revision.
     pub revision: Revision,
     /// The key-values, sorted and limited. Values are there even for `keys_only`.
-    pub kvs: Vec<Arc<KeyValue>>,
+    pub kvs: Listing,
     /// Whether the limit left some out.
     pub more: bool,
     /// Keys in the range, whatever limit and filters say.
@@ -88,13 +89,14 @@ impl RangeQuery {
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self, feed: &Feed) -> Result<RangeReply, ReadError> {
+        let pages = &feed.shared.pages;
         if self.revision <= Revision::ZERO {
-            return Ok(self.answer(&feed.snapshot(), Source::Current));
+            return Ok(self.current(feed.snapshot(), pages));
         }
         let (snapshot, entries) = feed.since(self.revision);
         match self.revision.cmp(&snapshot.revision) {
             Ordering::Greater => Err(ReadError::Future),
-            Ordering::Equal => Ok(self.answer(&snapshot, Source::Current)),
+            Ordering::Equal => Ok(self.current(snapshot, pages)),
             Ordering::Less => {
                 let entries = entries.ok_or(ReadError::BeforeHistory)?;
                 let mut before: BTreeMap<&[u8], Option<&Arc<KeyValue>>> = BTreeMap::new();
@@ -104,48 +106,67 @@ impl RangeQuery {
                         before.entry(event.kv.key()).or_insert(event.prev.as_ref());
                     }
                 }
-                Ok(self.answer(&snapshot, Source::Past(before)))
+                let past = undo(&snapshot, &self.range, before);
+                let count = past.len();
+                Ok(self.answer(snapshot.revision, count, past))
             }
         }
     }
 
-    fn answer(&self, snapshot: &Snapshot, source: Source<'_>) -> RangeReply {
+    fn current(&self, snapshot: Arc<Snapshot>, pages: &Arc<Pages>) -> RangeReply {
         let revision = snapshot.revision;
-        let past;
-        let current = match source {
-            Source::Current => None,
-            Source::Past(before) => {
-                past = undo(snapshot, &self.range, before);
-                Some(&past)
-            }
-        };
-        let count = current.map_or_else(|| snapshot.map.count(&self.range), Vec::len);
+        if self.range.is_single() {
+            // The most frequent question: one look.
+            let kv = snapshot.map.get(self.range.start());
+            return self.answer(revision, usize::from(kv.is_some()), kv.cloned().into_iter().collect());
+        }
+        let mut places = snapshot.map.places(&self.range);
+        let count = places.len();
+        let by_key =
+            matches!((self.sort_target, self.sort_order), (SortTarget::Key, SortOrder::None | SortOrder::Ascend));
         if self.count_only {
-            return RangeReply { revision, kvs: Vec::new(), more: false, count };
+            return self.answer(revision, count, SmallVec::new());
         }
-        let filtered =
-            [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision]
-                .iter()
-                .any(|bound| *bound != Revision::ZERO);
-        // One more than the limit tells whether there is more. Where all must be seen first, the limit comes last.
-        let fetch = match self.limit {
-            0 => usize::MAX,
-            _ if self.sort_order != SortOrder::None || filtered => usize::MAX,
-            limit => limit.saturating_add(1),
-        };
-        let mut kvs: Vec<Arc<KeyValue>> = match current {
-            Some(past) => past.iter().take(fetch).cloned().collect(),
-            None => snapshot.map.range(&self.range).take(fetch).cloned().collect(),
-        };
-        if filtered {
-            kvs.retain(|kv| self.keeps(kv));
+        if by_key && !self.is_filtered() {
+            let more = self.limit > 0 && count > self.limit;
+            if more {
+                places.end = places.start + self.limit;
+            }
+            return RangeReply { revision, kvs: Listing::neighbours(snapshot, pages.clone(), places), more, count };
         }
+        let kvs = snapshot.map.range(&self.range).filter(|kv| self.keeps(kv)).take(self.fetched()).cloned().collect();
+        self.answer(revision, count, kvs)
+    }
+
+    /// Of `kvs`, which are in the order of their keys, those that the query wants.
+    fn answer(&self, revision: Revision, count: usize, mut kvs: SmallVec<[Arc<KeyValue>; 1]>) -> RangeReply {
+        if self.count_only {
+            return RangeReply { revision, kvs: Listing::picked(SmallVec::new()), more: false, count };
+        }
+        kvs.truncate(self.fetched());
+        kvs.retain(|kv| self.keeps(kv));
         self.sort(&mut kvs);
         let more = self.limit > 0 && kvs.len() > self.limit;
         if more {
             kvs.truncate(self.limit);
         }
-        RangeReply { revision, kvs, more, count }
+        RangeReply { revision, kvs: Listing::picked(kvs), more, count }
+    }
+
+    /// How many key-values are looked at, in the order of their keys: where all must be seen first, the limit comes last. One more
+    /// than the limit tells whether there is more.
+    fn fetched(&self) -> usize {
+        match self.limit {
+            0 => usize::MAX,
+            _ if self.sort_order != SortOrder::None || self.is_filtered() => usize::MAX,
+            limit => limit.saturating_add(1),
+        }
+    }
+
+    fn is_filtered(&self) -> bool {
+        [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision]
+            .iter()
+            .any(|bound| *bound != Revision::ZERO)
     }
 
     fn keeps(&self, kv: &KeyValue) -> bool {
@@ -178,15 +199,13 @@ impl RangeQuery {
     }
 }
 
-enum Source<'a> {
-    Current,
-    /// What each key that changed since was before; `None` where it did not exist.
-    Past(BTreeMap<&'a [u8], Option<&'a Arc<KeyValue>>>),
-}
-
 /// The range as it was before the changes.
-fn undo(snapshot: &Snapshot, range: &KeyRange, before: BTreeMap<&[u8], Option<&Arc<KeyValue>>>) -> Vec<Arc<KeyValue>> {
-    let mut past = Vec::new();
+fn undo(
+    snapshot: &Snapshot,
+    range: &KeyRange,
+    before: BTreeMap<&[u8], Option<&Arc<KeyValue>>>,
+) -> SmallVec<[Arc<KeyValue>; 1]> {
+    let mut past = SmallVec::new();
     let mut changed = before.into_iter().peekable();
     for kv in snapshot.map.range(range) {
         while let Some((_, was)) = changed.next_if(|(key, _)| *key < kv.key()) {

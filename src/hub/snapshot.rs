@@ -1,13 +1,17 @@
 //! [`Snapshot`]: the current state of a feed, an immutable ordered map at a revision.
 //!
 //! Not here: past states, see `history`. Written by `feed`, read by whoever holds it. A version shares all that did not
-//! change with the one before it: a persistent B+ tree, whose inner nodes count their keys so that a count costs no walk.
+//! change with the one before it: a persistent B+ tree, whose inner nodes know the number of their keys and their bytes, so that
+//! to count costs no walk. Its tests are in `snapshot/tests.rs`.
 //! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
 
-use std::sync::Arc;
+mod leaf;
+
+use std::{ops::Range as Span, sync::Arc};
 
 use bytes::Bytes;
 
+pub(super) use self::leaf::Leaf;
 use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
 
 /// Most entries of a node: small enough that copying a path stays near a microsecond, large enough for a flat tree.
@@ -36,7 +40,7 @@ pub struct KeyMap {
 
 #[derive(Clone, Debug)]
 enum Node {
-    Leaf(Vec<Arc<KeyValue>>),
+    Leaf(Leaf),
     Inner(Vec<Child>),
 }
 
@@ -45,6 +49,7 @@ struct Child {
     /// No key of this child is below it; of the first child it says nothing.
     lower: Bytes,
     count: usize,
+    bytes: usize,
     node: Arc<Node>,
 }
 
@@ -73,7 +78,7 @@ impl KeyMap {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(entries) => return position(entries, key).ok().map(|index| &entries[index]),
+                Node::Leaf(leaf) => return position(leaf.entries(), key).ok().map(|index| &leaf.entries()[index]),
                 Node::Inner(children) => node = &children[route(children, key)].node,
             }
         }
@@ -85,10 +90,7 @@ impl KeyMap {
         let (replaced, split) = Arc::make_mut(&mut self.root).insert(kv);
         if let Some((lower, right)) = split {
             let left = std::mem::take(&mut self.root);
-            let children = vec![
-                Child { lower: Bytes::new(), count: left.count(), node: left },
-                Child { lower, count: right.count(), node: Arc::new(right) },
-            ];
+            let children = vec![Child::new(Bytes::new(), left), Child::new(lower, Arc::new(right))];
             self.root = Arc::new(Node::Inner(children));
         }
         self.bytes -= replaced.as_ref().map_or(0, |old| old.encoded().len());
@@ -118,9 +120,9 @@ impl KeyMap {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(entries) => {
-                    let from = entries.partition_point(|kv| kv.key() < &range.start()[..]);
-                    iter.leaf = entries[from..].iter();
+                Node::Leaf(leaf) => {
+                    let from = leaf.entries().partition_point(|kv| kv.key() < &range.start()[..]);
+                    iter.leaf = leaf.entries()[from..].iter();
                     return iter;
                 }
                 Node::Inner(children) => {
@@ -137,9 +139,46 @@ impl KeyMap {
     pub fn count(&self, range: &KeyRange) -> usize {
         match range.end() {
             RangeEnd::Single => usize::from(self.get(range.start()).is_some()),
-            RangeEnd::Before(end) => self.rank(end) - self.rank(range.start()),
-            RangeEnd::Unbounded => self.len() - self.rank(range.start()),
+            _ => self.places(range).len(),
         }
+    }
+
+    /// Where the keys of `range` are among all, counted from the first.
+    pub(super) fn places(&self, range: &KeyRange) -> Span<usize> {
+        let from = self.rank(range.start());
+        match range.end() {
+            RangeEnd::Single => from..from + usize::from(self.get(range.start()).is_some()),
+            RangeEnd::Before(end) => from..self.rank(end),
+            RangeEnd::Unbounded => from..self.len(),
+        }
+    }
+
+    /// Encoded bytes of the first `count` key-values.
+    pub(super) fn bytes_of_first(&self, mut count: usize) -> usize {
+        let mut bytes = 0;
+        let mut node = &*self.root;
+        'down: loop {
+            match node {
+                Node::Leaf(leaf) => return bytes + size(leaf.entries().iter().take(count)),
+                Node::Inner(children) => {
+                    for child in children {
+                        if count < child.count {
+                            node = &child.node;
+                            continue 'down;
+                        }
+                        count -= child.count;
+                        bytes += child.bytes;
+                    }
+                    return bytes;
+                }
+            }
+        }
+    }
+
+    /// Calls `with` with each leaf that has key-values of `places`, and where in it they are, while it says to go on.
+    pub(super) fn leaves<'a>(&'a self, places: Span<usize>, mut with: impl FnMut(&'a Leaf, Span<usize>) -> bool) {
+        let (mut skip, mut left) = (places.start, places.len());
+        self.root.leaves(&mut skip, &mut left, &mut with);
     }
 
     /// How many keys are below `key`.
@@ -148,7 +187,7 @@ impl KeyMap {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(entries) => return below + entries.partition_point(|kv| kv.key() < key),
+                Node::Leaf(leaf) => return below + leaf.entries().partition_point(|kv| kv.key() < key),
                 Node::Inner(children) => {
                     let index = route(children, key);
                     below += children[..index].iter().map(|child| child.count).sum::<usize>();
@@ -161,47 +200,97 @@ impl KeyMap {
 
 impl Default for Node {
     fn default() -> Self {
-        Self::Leaf(Vec::new())
+        Self::Leaf(Leaf::default())
+    }
+}
+
+impl Child {
+    fn new(lower: Bytes, node: Arc<Node>) -> Self {
+        Self { lower, count: node.count(), bytes: node.bytes(), node }
     }
 }
 
 impl Node {
     fn count(&self) -> usize {
         match self {
-            Self::Leaf(entries) => entries.len(),
+            Self::Leaf(leaf) => leaf.entries().len(),
             Self::Inner(children) => children.iter().map(|child| child.count).sum(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => size(leaf.entries()),
+            Self::Inner(children) => children.iter().map(|child| child.bytes).sum(),
         }
     }
 
     fn width(&self) -> usize {
         match self {
-            Self::Leaf(entries) => entries.len(),
+            Self::Leaf(leaf) => leaf.entries().len(),
             Self::Inner(children) => children.len(),
+        }
+    }
+
+    /// See [`KeyMap::leaves`]. False where `with` said to stop.
+    fn leaves<'a>(
+        &'a self,
+        skip: &mut usize,
+        left: &mut usize,
+        with: &mut impl FnMut(&'a Leaf, Span<usize>) -> bool,
+    ) -> bool {
+        match self {
+            Self::Leaf(leaf) => {
+                let from = std::mem::take(skip).min(leaf.entries().len());
+                let to = leaf.entries().len().min(from + *left);
+                *left -= to - from;
+                with(leaf, from..to)
+            }
+            Self::Inner(children) => {
+                for child in children {
+                    if *left == 0 {
+                        break;
+                    }
+                    if *skip >= child.count {
+                        *skip -= child.count;
+                    } else if !child.node.leaves(skip, left, with) {
+                        return false;
+                    }
+                }
+                true
+            }
         }
     }
 
     /// Inserts below this node; gives back what was replaced, and the right part where the node had to split.
     fn insert(&mut self, kv: Arc<KeyValue>) -> (Option<Arc<KeyValue>>, Option<(Bytes, Self)>) {
         match self {
-            Self::Leaf(entries) => match position(entries, kv.key()) {
-                Ok(index) => (Some(std::mem::replace(&mut entries[index], kv)), None),
-                Err(index) => {
-                    entries.insert(index, kv);
-                    (None, split(entries, index).map(|right| (lower_of(&right[0]), Self::Leaf(right))))
+            Self::Leaf(leaf) => {
+                let entries = leaf.entries_mut();
+                match position(entries, kv.key()) {
+                    Ok(index) => (Some(std::mem::replace(&mut entries[index], kv)), None),
+                    Err(index) => {
+                        entries.insert(index, kv);
+                        let right = split(entries, index);
+                        (None, right.map(|right| (lower_of(&right[0]), Self::Leaf(Leaf::of(right)))))
+                    }
                 }
-            },
+            }
             Self::Inner(children) => {
                 let index = route(children, kv.key());
                 let child = &mut children[index];
+                let bytes = kv.encoded().len();
                 let (replaced, right) = Arc::make_mut(&mut child.node).insert(kv);
                 if let Some((lower, right)) = right {
-                    child.count = child.node.count();
-                    children.insert(index + 1, Child { lower, count: right.count(), node: Arc::new(right) });
+                    (child.count, child.bytes) = (child.node.count(), child.node.bytes());
+                    children.insert(index + 1, Child::new(lower, Arc::new(right)));
                     let right = split(children, index + 1);
                     return (replaced, right.map(|right| (right[0].lower.clone(), Self::Inner(right))));
                 }
-                if replaced.is_none() {
-                    child.count += 1;
+                child.bytes += bytes;
+                match &replaced {
+                    Some(replaced) => child.bytes -= replaced.encoded().len(),
+                    None => child.count += 1,
                 }
                 (replaced, None)
             }
@@ -210,12 +299,16 @@ impl Node {
 
     fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
         match self {
-            Self::Leaf(entries) => position(entries, key).ok().map(|index| entries.remove(index)),
+            Self::Leaf(leaf) => {
+                let entries = leaf.entries_mut();
+                position(entries, key).ok().map(|index| entries.remove(index))
+            }
             Self::Inner(children) => {
                 let index = route(children, key);
                 let child = &mut children[index];
                 let removed = Arc::make_mut(&mut child.node).remove(key)?;
                 child.count -= 1;
+                child.bytes -= removed.encoded().len();
                 let width = child.node.width();
                 if width == 0 {
                     children.remove(index);
@@ -241,8 +334,9 @@ fn join(children: &mut Vec<Child>, index: usize) {
     let right = children.remove(left + 1);
     let target = &mut children[left];
     target.count += right.count;
+    target.bytes += right.bytes;
     match (Arc::make_mut(&mut target.node), &*right.node) {
-        (Node::Leaf(entries), Node::Leaf(more)) => entries.extend_from_slice(more),
+        (Node::Leaf(leaf), Node::Leaf(more)) => leaf.entries_mut().extend_from_slice(more.entries()),
         (Node::Inner(entries), Node::Inner(more)) => {
             entries.extend_from_slice(more);
         }
@@ -262,6 +356,11 @@ fn split<T>(entries: &mut Vec<T>, inserted: usize) -> Option<Vec<T>> {
 /// A copy of the key, so that a separator does not hold on to a value that is long gone.
 fn lower_of(kv: &KeyValue) -> Bytes {
     Bytes::copy_from_slice(kv.key())
+}
+
+/// Encoded bytes of some key-values.
+pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> usize {
+    entries.into_iter().map(|kv| kv.encoded().len()).sum()
 }
 
 fn position(entries: &[Arc<KeyValue>], key: &[u8]) -> Result<usize, usize> {
@@ -305,101 +404,12 @@ impl<'a> Iterator for Range<'a> {
                 self.path.push(children[1..].iter());
                 node = &children[0].node;
             }
-            if let Node::Leaf(entries) = node {
-                self.leaf = entries.iter();
+            if let Node::Leaf(leaf) = node {
+                self.leaf = leaf.entries().iter();
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::types::KeyValueFields;
-
-    fn kv(key: &[u8], revision: i64) -> Arc<KeyValue> {
-        Arc::new(KeyValue::new(&KeyValueFields {
-            key: Bytes::copy_from_slice(key),
-            value: revision.to_string().into(),
-            mod_revision: Revision::new(revision),
-            ..KeyValueFields::default()
-        }))
-    }
-
-    fn keys(map: &KeyMap, range: &KeyRange) -> Vec<Vec<u8>> {
-        map.range(range).map(|kv| kv.key().to_vec()).collect()
-    }
-
-    fn everything() -> KeyRange {
-        KeyRange::prefix(Bytes::new())
-    }
-
-    #[test]
-    fn a_held_version_does_not_change_when_the_map_does() {
-        let mut map = KeyMap::default();
-        for i in 0..1000u32 {
-            map.insert(kv(&i.to_be_bytes(), 1));
-        }
-        let held = map.clone();
-        for i in 0..1000u32 {
-            if i % 2 == 0 {
-                map.remove(&i.to_be_bytes());
-            } else {
-                map.insert(kv(&i.to_be_bytes(), 2));
-            }
-        }
-        assert_eq!(held.len(), 1000);
-        assert!(held.range(&everything()).all(|kv| kv.mod_revision.get() == 1));
-        assert_eq!(map.len(), 500);
-        assert!(map.range(&everything()).all(|kv| kv.mod_revision.get() == 2));
-    }
-
-    #[test]
-    fn rising_keys_leave_full_nodes() {
-        let mut map = KeyMap::default();
-        for i in 0..10_000u32 {
-            map.insert(kv(&i.to_be_bytes(), 1));
-        }
-        fn leaves(node: &Node) -> usize {
-            match node {
-                Node::Leaf(_) => 1,
-                Node::Inner(children) => children.iter().map(|child| leaves(&child.node)).sum(),
-            }
-        }
-        assert!(leaves(&map.root) <= 10_000 / NODE_MAX + 1);
-    }
-
-    proptest! {
-        #[test]
-        fn behaves_as_an_ordered_map(
-            ops in prop::collection::vec((any::<bool>(), prop::collection::vec(0u8..8, 0..4)), 0..2000),
-            bounds in prop::collection::vec((prop::collection::vec(0u8..8, 0..4), prop::collection::vec(0u8..8, 0..4)), 8),
-        ) {
-            let mut map = KeyMap::default();
-            let mut model = BTreeMap::new();
-            for (step, (put, key)) in ops.into_iter().enumerate() {
-                if put {
-                    let new = kv(&key, step as i64);
-                    prop_assert_eq!(map.insert(new.clone()), model.insert(key, new));
-                } else {
-                    prop_assert_eq!(map.remove(&key), model.remove(&key));
-                }
-            }
-            prop_assert_eq!(map.len(), model.len());
-            prop_assert_eq!(map.bytes(), model.values().map(|kv| kv.encoded().len()).sum::<usize>());
-            for (key, value) in &model {
-                prop_assert_eq!(map.get(key), Some(value));
-            }
-            for (from, to) in bounds {
-                let Ok(range) = KeyRange::from_wire(from.into(), to.into()) else { continue };
-                let expected: Vec<_> = model.keys().filter(|key| range.contains(key)).cloned().collect();
-                prop_assert_eq!(map.count(&range), expected.len());
-                prop_assert_eq!(keys(&map, &range), expected);
-            }
-        }
-    }
-}
+mod tests;

@@ -432,7 +432,7 @@ impl Sim {
             };
             match query.read(&feed) {
                 Ok(reply) => {
-                    let held: Vec<_> = reply.kvs.iter().map(|kv| kv.fields()).collect();
+                    let held: Vec<_> = reply.kvs.kvs().into_iter().map(|kv| kv.fields()).collect();
                     let was = self.world.state(revision.get(), feed.range());
                     ensure(Some(&held) == was.as_ref(), || format!("at {revision} {held:?}, not {was:?}"))?;
                 }

@@ -3,6 +3,7 @@
 //! Not here: how; see `watch`, `watch_body` and `range`. All other calls are forwarded by the port.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -11,9 +12,9 @@ use std::{
 
 use dashmap::DashMap;
 use http::{Request, Response};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::Full;
-use metrics::counter;
+use metrics::{Counter, counter};
 use serde_json::{Map, Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Streaming, body::Body, codec::BufferSettings};
@@ -47,9 +48,14 @@ const REQUEST_BUFFER: usize = 256;
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
 
-/// See the module. Cloned for each request.
+/// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct EtcdApi {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     hub: Arc<Hub>,
     access: Access,
     forward: GrpcService,
@@ -57,6 +63,29 @@ pub struct EtcdApi {
     progress_interval: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
+    reads: Reads,
+}
+
+/// The counters of reads, found once instead of at each.
+struct Reads(Vec<Counter>);
+
+impl Reads {
+    fn new() -> Self {
+        Self(Read::ALL.iter().map(|how| counter!(names::READS, Read::LABEL => how.as_str())).collect())
+    }
+
+    fn count(&self, how: Read) {
+        // In the order of the enum.
+        if let Some(counter) = self.0.get(how as usize) {
+            counter.increment(1);
+        }
+    }
+}
+
+impl fmt::Debug for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reads").finish_non_exhaustive()
+    }
 }
 
 impl EtcdApi {
@@ -72,57 +101,60 @@ impl EtcdApi {
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { hub, access, forward, streams, progress_interval, tasks, stop }
+        let reads = Reads::new();
+        Self { shared: Arc::new(Shared { hub, access, forward, streams, progress_interval, tasks, stop, reads }) }
     }
 
     fn watch(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         if let Err(status) = refuse_compressed(request.headers(), "watch requests") {
             return refuse(&status).map(EtcdBody::Reply);
         }
-        let outbox = Outbox::new(self.hub.limits().outbox);
+        let shared = &*self.shared;
+        let outbox = Outbox::new(shared.hub.limits().outbox);
         let listed =
-            request.extensions().get::<ConnectionId>().map(|connection| self.streams.list(*connection, &outbox));
+            request.extensions().get::<ConnectionId>().map(|connection| shared.streams.list(*connection, &outbox));
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
         let caller = Caller::of(request.headers());
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
-        let body = WatchBody::new(outbox.clone(), self.hub.header().clone(), listed);
+        let body = WatchBody::new(outbox.clone(), shared.hub.header().clone(), listed);
         let requests = Requests {
-            hub: self.hub.clone(),
-            access: StreamAccess { access: self.access.clone(), caller, outbox: outbox.clone() },
+            hub: shared.hub.clone(),
+            access: StreamAccess { access: shared.access.clone(), caller, outbox: outbox.clone() },
             outbox,
             requests,
             requires_leader,
-            progress_interval: self.progress_interval,
-            stop: self.stop.clone(),
+            progress_interval: shared.progress_interval,
+            stop: shared.stop.clone(),
             current: Revision::ZERO,
         };
-        self.tasks.spawn(requests.run());
+        shared.tasks.spawn(requests.run());
         respond(EtcdBody::Watch(body))
     }
 
     async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
+        let shared = &*self.shared;
         let (parts, body) = request.into_parts();
         let body = match read(body).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
-        let (message, how) = match range::answer(&self.hub, &self.access, &parts.headers, &body).await {
-            Answer::Local(message, how) => (Some(message), how),
-            Answer::Forward(how) => (None, how),
-            Answer::Refuse(status) => {
-                counter!(names::READS, Read::LABEL => Read::Refused.as_str()).increment(1);
-                return refuse(&status).map(EtcdBody::Reply);
+        match range::answer(&shared.hub, &shared.access, &parts.headers, &body).await {
+            Answer::Local(reply, how) => {
+                shared.reads.count(how);
+                respond(EtcdBody::Reply(reply))
             }
-        };
-        counter!(names::READS, Read::LABEL => how.as_str()).increment(1);
-        match message {
-            Some(message) => respond(EtcdBody::Reply(Reply::ok(message))),
-            None => {
+            Answer::Forward(how) => {
+                shared.reads.count(how);
                 let request = Request::from_parts(parts, Body::new(Full::new(body)));
-                let Ok(response) = self.forward.clone().oneshot(request).await;
+                // Boxed, since the calls that are answered here would have to be as large.
+                let Ok(response) = Box::pin(shared.forward.clone().oneshot(request)).await;
                 response.map(EtcdBody::Forwarded)
+            }
+            Answer::Refuse(status) => {
+                shared.reads.count(Read::Refused);
+                refuse(&status).map(EtcdBody::Reply)
             }
         }
     }
@@ -170,6 +202,14 @@ impl http_body::Body for EtcdBody {
             Self::Watch(body) => body.is_end_stream(),
             Self::Reply(reply) => reply.is_end_stream(),
             Self::Forwarded(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Watch(body) => body.size_hint(),
+            Self::Reply(reply) => reply.size_hint(),
+            Self::Forwarded(body) => body.size_hint(),
         }
     }
 }

@@ -26,7 +26,8 @@ impl Local for Locals {
         if self.etcd.answers(request.uri().path()) {
             self.etcd.call(request).await.map(Either::Left)
         } else {
-            self.lainlet.call(request).await.map(Either::Right)
+            // Boxed, since all calls would have to be as large.
+            Box::pin(self.lainlet.call(request)).await.map(Either::Right)
         }
     }
 }

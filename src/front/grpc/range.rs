@@ -6,15 +6,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::{BufMut as _, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
-use prost::Message as _;
+use prost::{Message as _, encoding::encoded_len_varint};
 use tonic::Status;
 
-use super::pieces::{PREFIX, Pieces, Writer, put_header, put_int};
+use super::{
+    pieces::{PREFIX, Writer, put_header, put_int},
+    reply::Reply,
+};
 use crate::{
     front::access::{Access, Auth, Caller, WireRange},
-    hub::{Feed, Hub, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
+    hub::{Feed, Hub, Listing, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
     pb::etcdserverpb::{RangeRequest, range_request},
     telemetry::names::Read,
     types::{KeyRange, KeyValue, Revision},
@@ -25,10 +28,17 @@ const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Most bytes of the key-values of an answer: etcd sends no message of 2 GiB.
+const MAX_ANSWER: usize = i32::MAX as usize - 128;
+/// About how much of an answer is made at a time: a large one is made as its connection takes it.
+const PART: usize = 512 << 10;
+/// Room for key-values that are copied into an answer.
+const SMALL: usize = 2 << 10;
+
 /// How a read was decided.
 pub(super) enum Answer {
-    /// From memory: the gRPC message to send.
-    Local(Pieces, Read),
+    /// From memory.
+    Local(Reply, Read),
     /// By upstream, for this reason.
     Forward(Read),
     /// By the relay, with an error: what etcd must not see.
@@ -47,32 +57,26 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
         return Answer::Refuse(Status::invalid_argument(BAD_SORT));
     }
-    let Some(query) = query(&request) else { return Answer::Forward(Read::ForwardedOther) };
+    let serializable = request.serializable;
+    let Some(query) = query(request) else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
     if !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
     }
     let off = access.is_off();
-    if !off {
-        let range = WireRange { key: request.key.clone(), range_end: request.range_end.clone() };
-        // Unknown is no time to wait here: etcd can answer.
-        if access.known().auth != Auth::On || !access.permits(&Caller::of(headers), &range).await {
-            return Answer::Forward(Read::ForwardedAccess);
-        }
+    // Boxed, since reads without a check would have to be as large.
+    if !off && !Box::pin(is_granted(access, headers, &query.range)).await {
+        return Answer::Forward(Read::ForwardedAccess);
     }
     feed.touch();
     let mut how = Read::Snapshot;
-    if !request.serializable {
+    if !serializable {
         match reach_current(hub, access, &feed, query.revision).await {
             Ok(()) => how = Read::Confirmed,
             Err(why) => return Answer::Forward(why),
         }
-    } else if query.revision > Revision::ZERO {
-        // Where etcd cannot say whether the past is compacted, what is known of it does for a serializable read.
-        let confirm = hub.confirmer().confirm(Some(query.revision));
-        if matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted) {
-            return Answer::Forward(Read::ForwardedOther);
-        }
+    } else if query.revision > Revision::ZERO && Box::pin(is_compacted(hub, query.revision)).await {
+        return Answer::Forward(Read::ForwardedOther);
     }
     if off && !access.is_off() {
         // Authentication was enabled meanwhile.
@@ -87,10 +91,23 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
             if query.revision > Revision::ZERO && query.revision < reply.revision {
                 how = Read::History;
             }
-            Answer::Local(message(hub, &query, &reply), how)
+            // etcd says in its own words that an answer is too large.
+            message(hub, &query, reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
         }
         Err(_) => Answer::Forward(Read::ForwardedOther),
     }
+}
+
+/// Whether the client that sent these headers may read the range. Unknown is no time to wait here: etcd can answer.
+async fn is_granted(access: &Access, headers: &HeaderMap, range: &KeyRange) -> bool {
+    // The very bytes that came: a range with a key is written as it was read.
+    access.known().auth == Auth::On && access.permits(&Caller::of(headers), &WireRange::of(range)).await
+}
+
+/// Whether etcd says that a revision is compacted. Where it cannot say so in time, what is known of the past does.
+async fn is_compacted(hub: &Hub, revision: Revision) -> bool {
+    let confirm = hub.confirmer().confirm(Some(revision));
+    matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted)
 }
 
 /// Waits until the feed has the revision that is current now. A past revision must not be compacted at etcd.
@@ -105,7 +122,11 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
-    feed.wait_for(confirmed.header.revision, PATIENCE).await.map_err(|error| match error {
+    let revision = confirmed.header.revision;
+    if feed.revision() >= revision {
+        return Ok(());
+    }
+    Box::pin(feed.wait_for(revision, PATIENCE)).await.map_err(|error| match error {
         WaitError::Timeout | WaitError::Denied => Read::ForwardedLate,
         WaitError::Unknown => Read::ForwardedUntrusted,
     })
@@ -122,7 +143,7 @@ fn parse(body: &Bytes) -> Option<RangeRequest> {
 }
 
 /// The query, where etcd would not refuse the request.
-fn query(request: &RangeRequest) -> Option<RangeQuery> {
+fn query(request: RangeRequest) -> Option<RangeQuery> {
     if request.key.is_empty() {
         return None;
     }
@@ -139,7 +160,7 @@ fn query(request: &RangeRequest) -> Option<RangeQuery> {
         range_request::SortTarget::Value => SortTarget::Value,
     };
     Some(RangeQuery {
-        range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()).ok()?,
+        range: KeyRange::from_wire(request.key, request.range_end).ok()?,
         // etcd takes a negative limit for none.
         limit: usize::try_from(request.limit).unwrap_or(0),
         revision: Revision::new(request.revision),
@@ -154,30 +175,61 @@ fn query(request: &RangeRequest) -> Option<RangeQuery> {
     })
 }
 
-/// The `RangeResponse`, made of the encoded key-values that the snapshot holds.
-fn message(hub: &Hub, query: &RangeQuery, reply: &RangeReply) -> Pieces {
-    let bare: Vec<KeyValue>;
-    let encoded: Vec<&Bytes> = if query.keys_only {
-        bare = reply.kvs.iter().map(|kv| without_value(kv)).collect();
-        bare.iter().map(KeyValue::encoded).collect()
-    } else {
-        reply.kvs.iter().map(|kv| kv.encoded()).collect()
-    };
-    let shared: usize = encoded.iter().map(|kv| kv.len()).sum();
-    let mut end = bytes::BytesMut::new();
-    put_int(&mut end, 3, u64::from(reply.more));
-    put_int(&mut end, 4, reply.count as u64);
-    let small: usize = encoded.iter().map(|kv| kv.len().min(1024)).sum();
-    let mut writer = Writer::with_capacity(small + 128);
-    let header = hub.header().at(reply.revision);
-    writer.message(shared + end.len(), |own| put_header(own, &header));
-    encoded.into_iter().for_each(|kv| writer.shared(kv));
-    writer.tail(|own| own.put_slice(&end));
-    writer.finish()
+/// The `RangeResponse`, made of the encoded key-values that the snapshot holds. `None` where one message cannot be so long.
+fn message(hub: &Hub, query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
+    let RangeReply { revision, kvs, more, count } = reply;
+    let kvs = if query.keys_only { kvs.kvs().into_iter().map(without_value).collect() } else { kvs };
+    let shared = kvs.encoded_len();
+    if shared > MAX_ANSWER {
+        return None;
+    }
+    let tail = Tail { more, count: count as u64 };
+    let mut writer = Writer::with_capacity(shared.min(SMALL) + 96);
+    writer.message(shared + tail.len(), |own| put_header(own, &hub.header().at(revision)));
+    Some(Reply::of_parts(writer, Rest { kvs, tail }))
 }
 
-fn without_value(kv: &KeyValue) -> KeyValue {
+fn without_value(kv: &Arc<KeyValue>) -> Arc<KeyValue> {
     let mut fields = kv.fields();
     fields.value = Bytes::new();
-    KeyValue::new(&fields)
+    Arc::new(KeyValue::new(&fields))
 }
+
+/// What follows the header of a `RangeResponse`, made as the connection takes it.
+#[derive(Debug)]
+pub(super) struct Rest {
+    kvs: Listing,
+    tail: Tail,
+}
+
+/// The last fields of a `RangeResponse`.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    more: bool,
+    count: u64,
+}
+
+impl Rest {
+    /// Writes the next part; false where it is the last.
+    pub(super) fn write(&mut self, writer: &mut Writer) -> bool {
+        self.kvs.take(PART, |bytes| writer.shared(bytes));
+        let last = self.kvs.is_empty();
+        if last {
+            writer.tail(|own| {
+                put_int(own, 3, u64::from(self.tail.more));
+                put_int(own, 4, self.tail.count);
+            });
+        }
+        !last
+    }
+}
+
+impl Tail {
+    fn len(self) -> usize {
+        let count = if self.count == 0 { 0 } else { 1 + encoded_len_varint(self.count) };
+        2 * usize::from(self.more) + count
+    }
+}
+
+#[cfg(test)]
+mod tests;

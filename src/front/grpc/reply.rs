@@ -4,32 +4,65 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
-use http_body::Frame;
-use http_body_util::{BodyExt as _, Limited};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tonic::Status;
 
-use super::pieces::{MAX_REQUEST, Pieces};
-use crate::front::body::RequestBody;
+use super::{
+    pieces::{MAX_REQUEST, Pieces, Writer},
+    range::Rest,
+};
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const OK: HeaderValue = HeaderValue::from_static("0");
 
 /// The body of such an answer.
 #[derive(Debug, Default)]
 pub struct Reply {
     message: Option<Pieces>,
-    trailers: Option<HeaderMap>,
+    /// What of the message is still to be made.
+    rest: Option<Box<Rest>>,
+    /// Whether the status OK is still to come.
+    ends_ok: bool,
 }
 
 impl Reply {
     /// One gRPC message with its prefix, then the status OK.
     pub(super) fn ok(message: Pieces) -> Self {
-        Self { message: Some(message), trailers: Some(trailers(&Status::ok(""))) }
+        Self { message: Some(message), rest: None, ends_ok: true }
+    }
+
+    /// One gRPC message with its prefix, begun in `writer` and made as it is taken, then the status OK.
+    pub(super) fn of_parts(mut writer: Writer, mut rest: Rest) -> Self {
+        let more = rest.write(&mut writer);
+        Self { message: Some(writer.finish()), rest: more.then(|| Box::new(rest)), ends_ok: true }
+    }
+
+    fn next_data(&mut self) -> Option<Pieces> {
+        if let Some(message) = self.message.take() {
+            return Some(message);
+        }
+        let mut writer = Writer::default();
+        if !self.rest.as_mut()?.write(&mut writer) {
+            self.rest = None;
+        }
+        Some(writer.finish())
+    }
+
+    fn next_trailers(&mut self) -> Option<HeaderMap> {
+        std::mem::take(&mut self.ends_ok).then(|| {
+            let mut trailers = HeaderMap::with_capacity(1);
+            trailers.insert(GRPC_STATUS, OK);
+            trailers
+        })
     }
 }
 
@@ -38,12 +71,17 @@ impl http_body::Body for Reply {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Infallible>>> {
-        let data = self.message.take().map(Frame::data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+        let data = self.next_data().map(Frame::data);
+        Poll::Ready(data.or_else(|| self.next_trailers().map(Frame::trailers)).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.message.is_none() && self.trailers.is_none()
+        self.message.is_none() && self.rest.is_none() && !self.ends_ok
+    }
+
+    /// Tells when no data come any more, so that the end need not wait for room.
+    fn size_hint(&self) -> SizeHint {
+        if self.message.is_none() && self.rest.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
 }
 
@@ -66,23 +104,42 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     if status.add_header(&mut trailers).is_err() {
         // A text that no header can carry; the code is what counts.
-        trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+        trailers.insert(GRPC_STATUS, HeaderValue::from(status.code() as i32));
     }
     trailers
 }
 
-/// All of a request's body, of a bounded size.
+/// All of a request's body, of a bounded size. One buffer, as nearly every request has, is passed on as it is.
 ///
 /// # Errors
 /// The status to refuse it with, where it is larger or breaks off.
-pub(super) async fn read(body: RequestBody) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_REQUEST).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Status::resource_exhausted(format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes")))
+pub(super) async fn read<B>(mut body: B) -> Result<Bytes, Status>
+where
+    B: http_body::Body<Data = Bytes, Error: fmt::Display> + Unpin,
+{
+    let mut read = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::unavailable(format!("etcd-relay: the request broke off: {error}")))?
+            .into_data();
+        // Trailers of requests say nothing.
+        let Ok(data) = frame else { continue };
+        if read.len() + joined.len() + data.len() > MAX_REQUEST {
+            let text = format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes");
+            return Err(Status::resource_exhausted(text));
         }
-        Err(error) => Err(Status::unavailable(format!("etcd-relay: the request broke off: {error}"))),
+        if read.is_empty() && joined.is_empty() {
+            read = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut read));
+            joined.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
     }
+    Ok(if joined.is_empty() { read } else { joined.freeze() })
 }
 
 /// Refuses compressed requests, named `what`, by name.
@@ -95,5 +152,32 @@ pub(super) fn refuse_compressed(headers: &HeaderMap, what: &str) -> Result<(), S
         Some(encoding) => Err(Status::unimplemented(format!(
             "etcd-relay: {what} compressed with {encoding:?} are not supported; send them plain"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    async fn read_in(parts: &[usize]) -> Result<Bytes, Status> {
+        let frames: Vec<Result<_, Infallible>> =
+            parts.iter().map(|len| Ok(Frame::data(Bytes::from(vec![*len as u8; *len])))).collect();
+        read(StreamBody::new(futures_util::stream::iter(frames))).await
+    }
+
+    #[tokio::test]
+    async fn a_request_is_read_whole_however_it_comes() {
+        assert_eq!(read_in(&[]).await.expect("read"), "");
+        assert_eq!(read_in(&[0, 3, 0, 2]).await.expect("read"), [3, 3, 3, 2, 2][..]);
+        let whole = Bytes::from(vec![1; 100]);
+        assert_eq!(read(Full::new(whole.clone())).await.expect("read").as_ptr(), whole.as_ptr(), "not copied");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_large_is_refused() {
+        assert_eq!(read_in(&[MAX_REQUEST - 1, 1]).await.expect("read").len(), MAX_REQUEST);
+        assert_eq!(read_in(&[MAX_REQUEST, 1]).await.expect_err("refused").code(), tonic::Code::ResourceExhausted);
     }
 }

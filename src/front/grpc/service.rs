@@ -12,7 +12,7 @@ use crate::front::body::{BoxError, PortBody, RequestBody};
 /// A gRPC service of which only the paths are known.
 pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// Calls that the relay answers itself, from memory.
+/// Calls that the relay answers itself, from memory. Cloned for each call, so that has to be cheap.
 pub trait Local: Clone + Send + Sync + 'static {
     /// What it answers with; its buffers go to the connection as they are.
     type Body: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static;
@@ -40,7 +40,8 @@ pub struct GrpcPort<L> {
 }
 
 impl<L: Local> GrpcPort<L> {
-    async fn answer(self, request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
+    /// Answers what `local` does not.
+    async fn pass(self, request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
             let Ok(response) = self.member.oneshot(request).await;
             return response.map(|body| PortBody::Plain(Body::new(body)));
@@ -49,9 +50,6 @@ impl<L: Local> GrpcPort<L> {
             return needs_http2();
         }
         let path = request.uri().path();
-        if self.local.answers(path) {
-            return self.local.call(request).await.map(PortBody::Local);
-        }
         let service = if path.starts_with("/grpc.health.v1.Health/") {
             self.health
         } else if path.starts_with("/grpc.reflection.") {
@@ -70,8 +68,16 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
+        // Most calls are these, and they need nothing of the others.
+        if self.local.answers(request.uri().path())
+            && is_grpc(request.headers())
+            && request.version() == Version::HTTP_2
+        {
+            let local = self.local.clone();
+            return Box::pin(async move { Ok(local.call(request).await.map(PortBody::Local)) });
+        }
         let port = self.clone();
-        Box::pin(async move { Ok(port.answer(request).await) })
+        Box::pin(async move { Ok(port.pass(request).await) })
     }
 }
 

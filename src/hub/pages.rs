@@ -1,0 +1,166 @@
+//! [`Pages`]: the encoded key-values of whole leaves of a snapshot, side by side in one buffer each, for replies that list them.
+//!
+//! Not here: what a leaf is, see `snapshot`; replies, see `listing`. A page is made by the first reply that needs the whole leaf,
+//! shared by all that follow, and goes with its leaf: a write makes one leaf new and leaves the pages of all others.
+//! Always holds: a page is what its leaf's key-values are encoded as; pages take at most [`BUDGET`] bytes and a page or two more,
+//! of which those that were not asked for lately go first.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use crate::types::KeyValue;
+
+/// Most bytes of all pages of a hub.
+const BUDGET: usize = 64 << 20;
+/// Leaves of fewer bytes are copied into each reply: more buffers would cost more. Of leaves with more bytes each large value is a
+/// buffer of its own anyway.
+const WORTH: std::ops::RangeInclusive<usize> = 1 << 10..=32 << 10;
+
+/// Keeps count of pages. Two generations: a page that is asked for comes into the young one; once that is full it is the old
+/// one, and what is in the old one by then goes.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    half: usize,
+    /// The number of the young generation.
+    young: AtomicU64,
+    generations: Mutex<Generations>,
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: Vec<Weak<Slot>>,
+    young_bytes: usize,
+    old: Vec<Weak<Slot>>,
+}
+
+/// Where a leaf has its page, if it has one.
+#[derive(Debug)]
+pub(super) struct Slot {
+    page: Mutex<Option<Bytes>>,
+    /// In which it was asked for last.
+    generation: AtomicU64,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self::within(BUDGET)
+    }
+}
+
+impl Pages {
+    fn within(budget: usize) -> Self {
+        // The first number is not that of a new slot.
+        Self { half: budget / 2, young: AtomicU64::new(1), generations: Mutex::default() }
+    }
+
+    /// Whether a leaf of so many bytes has a page.
+    pub(super) fn are_worth_it(bytes: usize) -> bool {
+        WORTH.contains(&bytes)
+    }
+
+    /// The page of a leaf with these entries, made where it is not there.
+    pub(super) fn page(&self, slot: &Arc<Slot>, entries: &[Arc<KeyValue>]) -> Bytes {
+        let page = {
+            let mut page = slot.page.lock();
+            // Under the lock, since others who come for it now would make the same.
+            page.get_or_insert_with(|| encode(entries)).clone()
+        };
+        let young = self.young.load(Ordering::Relaxed);
+        if slot.generation.swap(young, Ordering::Relaxed) != young {
+            self.note(slot, page.len());
+        }
+        page
+    }
+
+    /// Counts a page into the young generation.
+    fn note(&self, slot: &Arc<Slot>, bytes: usize) {
+        let (forgotten, old) = {
+            let mut generations = self.generations.lock();
+            generations.young.push(Arc::downgrade(slot));
+            generations.young_bytes += bytes;
+            if generations.young_bytes < self.half {
+                return;
+            }
+            generations.young_bytes = 0;
+            let old = self.young.fetch_add(1, Ordering::Relaxed) - 1;
+            let full = std::mem::take(&mut generations.young);
+            (std::mem::replace(&mut generations.old, full), old)
+        };
+        // A leaf that is gone took its page along.
+        for slot in forgotten.iter().filter_map(Weak::upgrade) {
+            // Under the page's lock: whoever asks for it now finds it, or makes it anew and counts it.
+            let mut page = slot.page.lock();
+            if slot.generation.load(Ordering::Relaxed) <= old {
+                *page = None;
+            }
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { page: Mutex::default(), generation: AtomicU64::new(0) })
+    }
+}
+
+fn encode(entries: &[Arc<KeyValue>]) -> Bytes {
+    let mut page = BytesMut::with_capacity(entries.iter().map(|kv| kv.encoded().len()).sum());
+    entries.iter().for_each(|kv| page.extend_from_slice(kv.encoded()));
+    page.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::KeyValueFields;
+
+    fn leaf(bytes: usize) -> (Arc<Slot>, Vec<Arc<KeyValue>>) {
+        let kv =
+            |key: &'static str| KeyValueFields { key: key.into(), value: vec![7; bytes].into(), ..Default::default() };
+        (Slot::new(), ["a", "b"].map(|key| Arc::new(KeyValue::new(&kv(key)))).to_vec())
+    }
+
+    fn has_page((slot, _): &(Arc<Slot>, Vec<Arc<KeyValue>>)) -> bool {
+        slot.page.lock().is_some()
+    }
+
+    #[test]
+    fn a_page_is_made_once_and_shared() {
+        let pages = Pages::default();
+        let (slot, entries) = leaf(1000);
+        let first = pages.page(&slot, &entries);
+        assert_eq!(first, [&entries[0].encoded()[..], &entries[1].encoded()[..]].concat());
+        assert_eq!(pages.page(&slot, &entries).as_ptr(), first.as_ptr());
+    }
+
+    #[test]
+    fn pages_stay_within_the_budget_and_those_asked_for_lately_stay() {
+        let pages = Pages::within(100_000);
+        let leaves: Vec<_> = (0..200).map(|_| leaf(1000)).collect();
+        let often = &leaves[0];
+        let first = pages.page(&often.0, &often.1);
+        for leaf in &leaves {
+            pages.page(&leaf.0, &leaf.1);
+            assert_eq!(pages.page(&often.0, &often.1).as_ptr(), first.as_ptr(), "what is asked for stays");
+            let held: usize =
+                leaves.iter().filter(|leaf| has_page(leaf)).map(|leaf| 2 * leaf.1[0].encoded().len()).sum();
+            assert!(held <= 100_000 + 2 * first.len(), "{held} bytes");
+        }
+        assert!(!has_page(&leaves[1]), "what was not asked for went");
+        assert!(has_page(&leaves[199]));
+    }
+
+    #[test]
+    fn a_page_goes_with_its_leaf() {
+        let pages = Pages::default();
+        let (slot, entries) = leaf(1000);
+        let page = pages.page(&slot, &entries);
+        drop(slot);
+        assert!(page.is_unique(), "nothing but the reply has it");
+    }
+}
