@@ -21,7 +21,7 @@ use std::{
 };
 
 use http::{Request, Response, request::Parts};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -165,6 +165,13 @@ impl http_body::Body for LainletBody {
         match self {
             Self::Reply(body) => body.is_end_stream(),
             Self::Watch(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Reply(body) => body.size_hint(),
+            Self::Watch(body) => body.size_hint(),
         }
     }
 }
