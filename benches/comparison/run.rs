@@ -133,7 +133,9 @@ impl Lab {
             && run.args.first().is_some_and(|load| load == "watch")
         {
             args.extend(["--metrics-url".to_owned(), format!("relay=http://{http}/metrics")]);
-            args.extend(["--metric", "etcd_relay_publish_seconds"].map(ToOwned::to_owned));
+            for metric in ["etcd_relay_publish_seconds", "etcd_relay_turn_seconds"] {
+                args.extend(["--metric".to_owned(), metric.to_owned()]);
+            }
         }
         self.load(&args, run.patience).await
     }

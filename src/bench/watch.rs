@@ -35,7 +35,6 @@ use super::{
     usage::{Usage, Watched},
     writer::{self, Load},
 };
-use crate::types::KeyRange;
 
 /// Writes of the history that are on the way at a time.
 const HISTORY_IN_FLIGHT: usize = 64;
@@ -137,12 +136,11 @@ impl Watch {
         let runtime = runtime()?;
         let base = runtime.block_on(calls::revision(&self.put_endpoint))?;
         let prefix = Plan::prefix_below(&self.prefix);
-        let plan = Arc::new(Plan::new(prefix.clone(), self.keys, self.value_size, self.puts_per_write, base));
+        let plan = Arc::new(Plan::new(prefix, self.keys, self.value_size, self.puts_per_write, base));
         let measured = self.measure(&plan);
         // A run that failed leaves no keys behind either; then its own error counts.
         if !self.keep {
-            let (key, range_end) = KeyRange::prefix(prefix.into()).to_wire();
-            let deleted = runtime.block_on(calls::delete(&self.put_endpoint, key, range_end));
+            let deleted = runtime.block_on(calls::delete(&self.put_endpoint, &plan));
             return measured.and_then(|report| deleted.map(|()| report));
         }
         measured

@@ -50,6 +50,8 @@ pub const BYTES_DELIVERED: &str = "etcd_relay_bytes_delivered_total";
 pub const DELIVERY_LAG_SECONDS: &str = "etcd_relay_delivery_lag_seconds";
 /// How long the publishing of what came at a time took, by [`Part`].
 pub const PUBLISH_SECONDS: &str = "etcd_relay_publish_seconds";
+/// How late a task gets its turn.
+pub const TURN_SECONDS: &str = "etcd_relay_turn_seconds";
 /// Revisions in the histories of all feeds.
 pub const HISTORY_ENTRIES: &str = "etcd_relay_history_entries";
 /// Bytes that the histories of all feeds keep.
@@ -104,7 +106,7 @@ pub const LAG_BUCKETS: [f64; 15] = [
     0.5, 1.0, 5.0, 30.0, // 30 s
 ];
 
-/// Buckets of [`PUBLISH_SECONDS`]: 10 µs (one revision to a few) to 1 s, close together about 5 ms, which nobody who joins may hold a
+/// Buckets of [`PUBLISH_SECONDS`] and [`TURN_SECONDS`]: 10 µs (one revision to a few) to 1 s, close together about 5 ms, which nobody who joins may hold a
 /// feed up for.
 pub const PUBLISH_BUCKETS: [f64; 16] = [
     0.000_01, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
@@ -415,6 +417,12 @@ pub fn describe() {
         metrics::Unit::Seconds,
         "Seconds that revisions which came at a time took to be pushed to all live watches, by part: reading them, waiting for the feed, pushing"
     );
+    describe_histogram!(
+        TURN_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds by which a task got its turn late, looked at 50 times a second: feeds and deliveries wait for theirs as long"
+    );
+    drop(histogram!(TURN_SECONDS));
     for part in Part::ALL {
         drop(histogram!(PUBLISH_SECONDS, Part::LABEL => part.as_str()));
     }

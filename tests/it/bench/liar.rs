@@ -42,8 +42,6 @@ pub enum Lie {
     End,
     /// It leaves a key out of a list.
     LeaveOut,
-    /// It lists the newest values, whatever revision it names.
-    Mix,
     /// It begins a watch that is to begin at a revision one too late.
     Late,
 }
@@ -114,7 +112,7 @@ impl Watch for Teller {
                         return stream::iter(told);
                     }
                     match lie {
-                        Lie::None | Lie::LeaveOut | Lie::Mix | Lie::Late => {}
+                        Lie::None | Lie::LeaveOut | Lie::Late => {}
                         Lie::Forget => return stream::iter(told),
                         Lie::Repeat => told.push(Ok(response.clone())),
                         Lie::Swap => {
@@ -146,11 +144,7 @@ impl Kv for Teller {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let connected = KvClient::connect(self.upstream.clone()).await;
         let mut upstream = connected.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut request = request.into_inner();
-        if self.lie == Lie::Mix {
-            request.revision = 0;
-        }
-        let mut response = upstream.range(request).await?.into_inner();
+        let mut response = upstream.range(request.into_inner()).await?.into_inner();
         if self.lie == Lie::LeaveOut {
             response.kvs.remove(response.kvs.len() / 2);
             response.count -= 1;
