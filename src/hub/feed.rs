@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Most revisions of the history that [`Feed::since`] takes at a time.
-const SINCE_STEP: usize = 1024;
+const SINCE_STEP: usize = 64;
 
 /// Where a feed stands with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
