@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The columns of the figures.
-const COLUMNS: [(&str, Figure); 20] = [
+const COLUMNS: [(&str, Figure); 21] = [
     ("deliveries/s", Figure::Run("deliveries_per_second")),
     ("reads/s", Figure::Run("reads_per_second")),
     ("delay 50 % ms", Figure::Run("delay_50_ms")),
@@ -25,6 +25,7 @@ const COLUMNS: [(&str, Figure); 20] = [
     ("delay meanwhile 99 %", Figure::Run("joining_delay_99_ms")),
     ("delay meanwhile most", Figure::Run("joining_delay_max_ms")),
     ("feed waits most", Figure::Metric("etcd_relay_publish_seconds{part=\"waiting\"}", "max_at_most_ms")),
+    ("feed works most", Figure::Metric("etcd_relay_publish_seconds{part=\"pushing\"}", "max_at_most_ms")),
     ("task waits most", Figure::Metric("etcd_relay_turn_seconds", "max_at_most_ms")),
     ("latency 99 % ms", Figure::Run("latency_99_ms")),
     ("CPU µs each", Figure::Server("cpu_us_each")),

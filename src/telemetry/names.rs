@@ -108,10 +108,10 @@ pub const LAG_BUCKETS: [f64; 15] = [
 
 /// Buckets of [`PUBLISH_SECONDS`] and [`TURN_SECONDS`]: 10 µs (one revision to a few) to 1 s, close together about 5 ms, which nobody who joins may hold a
 /// feed up for.
-pub const PUBLISH_BUCKETS: [f64; 16] = [
+pub const PUBLISH_BUCKETS: [f64; 18] = [
     0.000_01, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
     0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01, // 10 ms
-    0.025, 0.05, 0.1, 1.0,
+    0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 ];
 
 /// A closed set of label values.
