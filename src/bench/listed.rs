@@ -138,9 +138,13 @@ mod tests {
         Plan::new(b"/l/".to_vec(), 4, 64, 1, 100)
     }
 
-    /// A page with these keys, as (key, number of the put, revision).
-    fn page(plan: &Plan, revision: i64, keys: &[(u64, u64, i64)], count: i64, more: bool) -> Vec<u8> {
-        let kv = |(key, number, mod_revision): &(u64, u64, i64)| mvccpb::KeyValue {
+    /// A key, the number of its put, and its revision.
+    type Kv = (u64, u64, i64);
+    /// Its revision, its keys, how many it counts, and whether it says that there are more.
+    type Page<'a> = (i64, &'a [Kv], i64, bool);
+
+    fn page(plan: &Plan, (revision, keys, count, more): Page<'_>) -> Vec<u8> {
+        let kv = |(key, number, mod_revision): &Kv| mvccpb::KeyValue {
             key: plan.key(*key).into(),
             value: plan.value(*number, 0).into(),
             mod_revision: *mod_revision,
@@ -150,18 +154,18 @@ mod tests {
         RangeResponse { header, kvs: keys.iter().map(kv).collect(), more, count }.encode_to_vec()
     }
 
-    /// Key 1 was written at 101 and 103, key 2 at 102. What is wrong with these pages, as (revision, keys, count, more)?
-    fn judge(pages: &[(i64, &[(u64, u64, i64)], i64, bool)]) -> Result<(), Wrong> {
+    /// Key 1 was written at 101 and 103, key 2 at 102. What is wrong with these pages?
+    fn judge(pages: &[Page<'_>]) -> Result<(), Wrong> {
         let plan = plan();
         let mut listed = Listed::default();
-        for (revision, keys, count, more) in pages {
-            listed.page(&plan, 101, &page(&plan, *revision, keys, *count, *more))?;
+        for told in pages {
+            listed.page(&plan, 101, &page(&plan, *told))?;
         }
         let writes = [(101, 5), (102, 6), (103, 9)].map(|(revision, first)| Write { revision, first });
         listed.conclude(&plan, &Truth::new(&plan, writes.to_vec()))
     }
 
-    const AT_102: [(u64, u64, i64); 4] = [(0, 0, 97), (1, 5, 101), (2, 6, 102), (3, 3, 100)];
+    const AT_102: [Kv; 4] = [(0, 0, 97), (1, 5, 101), (2, 6, 102), (3, 3, 100)];
 
     #[test]
     fn a_whole_list_passes_in_one_page_or_in_many() {
