@@ -27,7 +27,7 @@ use clap::Parser;
 use comparison::{cases, run::Lab, table};
 
 /// etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads, and a table of how they compare. Takes about
-/// twelve minutes, and wants the machine for itself.
+/// a quarter of an hour, and wants the machine for itself.
 #[derive(Debug, Parser)]
 #[command(name = "compare", max_term_width = 120)]
 struct Args {

@@ -143,6 +143,7 @@ mod tests {
     /// Its revision, its keys, how many it counts, and whether it says that there are more.
     type Page<'a> = (i64, &'a [Kv], i64, bool);
 
+    /// As it comes.
     fn page(plan: &Plan, (revision, keys, count, more): Page<'_>) -> Vec<u8> {
         let kv = |(key, number, mod_revision): &Kv| mvccpb::KeyValue {
             key: plan.key(*key).into(),
