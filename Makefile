@@ -27,7 +27,7 @@ check: ## All that CI does: formatting, lints, documentation, licences, tests
 build: tools ## Build the program: target/release/etcd-relay
 	cargo build --locked --release
 
-bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, half an hour: docs/benchmarks.md (ARGS=--quick)
+bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, a quarter of an hour: docs/benchmarks.md (ARGS=--quick)
 	@etcd=$$(scripts/etcd) && \
 		echo "etcd of the benchmark: $$etcd" && \
 		export ETCD="$$etcd/etcd" && \

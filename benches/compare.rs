@@ -26,8 +26,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use comparison::{cases, run::Lab, table};
 
-/// etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads, and a table of how they compare. Takes up to half an
-/// hour, and wants the machine for itself.
+/// etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads, and a table of how they compare. Takes about
+/// a quarter of an hour, and wants the machine for itself.
 #[derive(Debug, Parser)]
 #[command(name = "compare", max_term_width = 120)]
 struct Args {

@@ -5,7 +5,7 @@
 //! should have and did not, fails the run, and no figure does.
 //!
 //! `wire` and `link` are a client that takes little of the machine that it shares with the server; `plan` says what is written,
-//! `writer` writes it, `check` judges what comes; `watch`, `range`, `views` and `floor` are the loads; `report` tells.
+//! `writer` writes it, `check` and `listed` judge what comes; `watch`, `range`, `views` and `floor` are the loads; `report` tells.
 
 mod calls;
 mod check;
@@ -13,11 +13,13 @@ mod floor;
 mod hpack;
 pub mod http;
 mod link;
+mod listed;
 mod message;
 mod plan;
 mod progress;
 mod range;
 mod report;
+mod scrape;
 pub mod sse;
 mod usage;
 mod views;
@@ -35,6 +37,7 @@ pub use self::{
     plan::{KEYS_MAX, VALUE_MIN},
     range::Range,
     report::Report,
+    scrape::{MetricsUrl, Scrape},
     usage::Watched,
     views::{ViewWrites, Views},
     watch::Watch,
@@ -91,6 +94,14 @@ pub enum BenchError {
     /// A process to measure is not there.
     #[error("there is no process {0}")]
     Process(u32),
+    /// The metrics of a server cannot be had.
+    #[error("cannot read the metrics at {url}: {why}")]
+    Metrics {
+        /// Where they should be.
+        url: String,
+        /// Why not.
+        why: String,
+    },
     /// The system gives no threads.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

@@ -1,6 +1,8 @@
 //! [`Lab`]: servers for one run, the load on them, and what it reported.
 //!
-//! Not here: what is compared. Always holds: a run that fails or takes too long is an outcome with its reason, and ends no other.
+//! Not here: what is compared. Runs of a case that are made more than once take turns, so that what else the machine does meets all alike;
+//! the median counts. Always holds: each run has new servers; one that fails or takes too long is an outcome with its reason, and ends no
+//! other; no run is left out.
 
 use std::{
     io::Read as _,
@@ -44,8 +46,29 @@ pub struct Outcome {
     /// The run's label.
     pub label: &'static str,
     target: Target,
-    /// The report, or why there is none.
-    pub report: Result<Value, String>,
+    /// The reports in the order of the runs, each or why there is none.
+    pub reports: Vec<Result<Value, String>>,
+}
+
+/// A figure of one or more runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// The one in the middle; of an even number the lower of two.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+    /// Of how many.
+    pub of: usize,
+}
+
+/// A server under load.
+struct Server {
+    process: Process,
+    endpoint: String,
+    /// Where it tells metrics.
+    http: Option<String>,
 }
 
 /// The programs.
@@ -80,12 +103,13 @@ impl Lab {
 
     /// All runs of a case.
     pub async fn measure(&self, case: &Case) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
-        for run in &case.runs {
-            let report = self.run(run).await.map_err(|error| format!("{error:#}"));
-            let outcome = Outcome { label: run.label, target: run.target, report };
-            eprintln!("  {}: {}", run.label, outcome.in_short());
-            outcomes.push(outcome);
+        let mut outcomes: Vec<Outcome> = case.runs.iter().map(Outcome::of).collect();
+        for turn in 0..case.runs.iter().map(|run| run.times).max().unwrap_or(0) {
+            for (run, outcome) in case.runs.iter().zip(&mut outcomes).filter(|(run, _)| turn < run.times) {
+                let report = self.run(run).await.map_err(|error| format!("{error:#}"));
+                eprintln!("  {}: {}", run.label, in_short(&report));
+                outcome.reports.push(report);
+            }
         }
         outcomes
     }
@@ -100,16 +124,25 @@ impl Lab {
         let etcd = Etcd::start().await?;
         let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let server = self.start(run.target, &etcd, &folder).await?;
-        let endpoint = server.as_ref().map_or_else(|| etcd.endpoint(), |(_, endpoint)| endpoint.clone());
-        let pid = server.as_ref().map_or(etcd.process().pid(), |(process, _)| process.pid());
+        let endpoint = server.as_ref().map_or_else(|| etcd.endpoint(), |server| server.endpoint.clone());
+        let pid = server.as_ref().map_or(etcd.process().pid(), |server| server.process.pid());
         args.extend(["--endpoint".to_owned(), endpoint, "--put-endpoint".to_owned(), etcd.endpoint()]);
         args.extend(["--pid".to_owned(), format!("server={pid}")]);
         args.extend(["--pid".to_owned(), format!("etcd={}", etcd.process().pid())]);
+        if let Some(http) = server.as_ref().and_then(|server| server.http.as_ref())
+            && run.args.first().is_some_and(|load| load == "watch")
+        {
+            args.extend(["--metrics-url".to_owned(), format!("relay=http://{http}/metrics")]);
+            for metric in ["etcd_relay_publish_seconds", "etcd_relay_turn_seconds"] {
+                args.extend(["--metric".to_owned(), metric.to_owned()]);
+            }
+        }
         self.load(&args, run.patience).await
     }
 
-    async fn start(&self, target: Target, etcd: &Etcd, folder: &TempDir) -> Result<Option<(Process, String)>> {
+    async fn start(&self, target: Target, etcd: &Etcd, folder: &TempDir) -> Result<Option<Server>> {
         let addr = format!("127.0.0.1:{}", free_port()?);
+        let http = format!("127.0.0.1:{}", free_port()?);
         let program = |path: &Path| path.display().to_string();
         let command = match target {
             Target::Etcd | Target::Floor => return Ok(None),
@@ -127,7 +160,7 @@ impl Lab {
                 "serve".to_owned(),
                 format!("--etcd={}", etcd.endpoint()),
                 format!("--listen-grpc={addr}"),
-                "--listen-http=127.0.0.1:0".to_owned(),
+                format!("--listen-http={http}"),
                 "--prefix=/etcd-relay-bench/".to_owned(),
                 "--lainlet=off".to_owned(),
                 "--log-level=warn".to_owned(),
@@ -141,7 +174,8 @@ impl Lab {
             }
             sleep(PAUSE).await;
         }
-        Ok(Some((process, format!("http://{addr}"))))
+        let http = (target == Target::Relay).then_some(http);
+        Ok(Some(Server { process, endpoint: format!("http://{addr}"), http }))
     }
 
     /// Runs the load, and gives its report.
@@ -174,38 +208,61 @@ impl Lab {
 }
 
 impl Outcome {
-    /// A figure of the report.
-    pub fn figure(&self, figure: Figure) -> Option<f64> {
-        let report = self.report.as_ref().ok()?;
-        match figure {
-            Figure::Run(name) => &report["figures"][name],
-            // The sender of bare sockets is a thread, with a figure of its own.
-            Figure::Server(name) if self.target == Target::Floor => &report["figures"][name],
-            Figure::Server(name) => &report["processes"]["server"][name],
-            Figure::Etcd(name) => &report["processes"]["etcd"][name],
-        }
-        .as_f64()
+    fn of(run: &Run) -> Self {
+        Self { label: run.label, target: run.target, reports: Vec::new() }
     }
 
-    /// What was wrong with the answers.
-    pub fn wrong(&self) -> Option<String> {
-        let wrong = &self.report.as_ref().ok()?["wrong"];
-        let count = wrong["count"].as_u64().filter(|count| *count > 0)?;
-        Some(format!("{count} findings, the first: {}", wrong["first"][0].as_str().unwrap_or_default()))
+    /// A figure of the reports.
+    pub fn figure(&self, figure: Figure) -> Option<Measured> {
+        let of = |report: &Value| match figure {
+            // The sender of bare sockets is a thread, with a figure of its own.
+            Figure::Server(name) if self.target == Target::Floor => report["figures"][name].as_f64(),
+            Figure::Run(name) => report["figures"][name].as_f64(),
+            Figure::Server(name) => report["processes"]["server"][name].as_f64(),
+            Figure::Etcd(name) => report["processes"]["etcd"][name].as_f64(),
+            // Beyond all buckets there is no bound.
+            Figure::Metric(metric, part) => match &report["metrics"]["relay"][metric][part] {
+                Value::String(_) => Some(f64::INFINITY),
+                value => value.as_f64(),
+            },
+        };
+        let mut figures: Vec<f64> = self.reports.iter().flatten().filter_map(of).collect();
+        figures.sort_unstable_by(f64::total_cmp);
+        let (least, most) = (*figures.first()?, *figures.last()?);
+        Some(Measured { median: figures[(figures.len() - 1) / 2], least, most, of: figures.len() })
+    }
+
+    /// Whether there is any report.
+    pub fn is_measured(&self) -> bool {
+        self.reports.iter().any(Result::is_ok)
+    }
+
+    /// What was wrong with the answers, and the runs that failed.
+    pub fn findings(&self) -> Vec<String> {
+        let told = |report: &Result<Value, String>| match report {
+            Ok(report) => wrong(report).map(|wrong| format!("**wrong**: {wrong}")),
+            Err(error) => Some(format!("not measured: {error}")),
+        };
+        self.reports.iter().filter_map(told).collect()
     }
 
     /// Whether nothing was wrong that the relay is to blame for.
     pub fn is_right_or_of_others(&self) -> bool {
         let is_ours = matches!(self.target, Target::Relay | Target::Floor);
-        !is_ours || self.report.is_ok() && self.wrong().is_none()
+        !is_ours || self.findings().is_empty()
     }
+}
 
-    fn in_short(&self) -> String {
-        match (&self.report, self.wrong()) {
-            (Err(error), _) => format!("failed: {error}"),
-            (Ok(_), Some(wrong)) => format!("WRONG: {wrong}"),
-            (Ok(report), None) => report["figures"].to_string(),
-        }
+fn wrong(report: &Value) -> Option<String> {
+    let wrong = &report["wrong"];
+    let count = wrong["count"].as_u64().filter(|count| *count > 0)?;
+    Some(format!("{count} findings, the first: {}", wrong["first"][0].as_str().unwrap_or_default()))
+}
+
+fn in_short(report: &Result<Value, String>) -> String {
+    match report {
+        Err(error) => format!("failed: {error}"),
+        Ok(report) => wrong(report).map_or_else(|| report["figures"].to_string(), |wrong| format!("WRONG: {wrong}")),
     }
 }
 

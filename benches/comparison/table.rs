@@ -7,24 +7,33 @@ use std::{fmt::Write as _, fs, process::Command, thread, time::SystemTime};
 use anyhow::Result;
 
 use super::{
-    cases::{self, Bound, Case, Figure, Goal},
-    run::{Lab, Outcome},
+    cases::{Bound, Case, Figure, Goal},
+    run::{Lab, Measured, Outcome},
 };
 
 /// The columns of the figures.
-const COLUMNS: [(&str, Figure); 12] = [
+const COLUMNS: [(&str, Figure); 21] = [
     ("deliveries/s", Figure::Run("deliveries_per_second")),
     ("reads/s", Figure::Run("reads_per_second")),
     ("delay 50 % ms", Figure::Run("delay_50_ms")),
     ("99 %", Figure::Run("delay_99_ms")),
     ("99.9 %", Figure::Run("delay_99_9_ms")),
     ("worst subscriber", Figure::Run("subscriber_mean_delay_worst_ms")),
+    ("list 50 % ms", Figure::Run("list_50_ms")),
+    ("join 50 % ms", Figure::Run("join_50_ms")),
+    ("join most", Figure::Run("join_max_ms")),
+    ("delay meanwhile 99 %", Figure::Run("joining_delay_99_ms")),
+    ("delay meanwhile most", Figure::Run("joining_delay_max_ms")),
+    ("feed waits most", Figure::Metric("etcd_relay_publish_seconds{part=\"waiting\"}", "max_at_most_ms")),
+    ("feed works most", Figure::Metric("etcd_relay_publish_seconds{part=\"pushing\"}", "max_at_most_ms")),
+    ("task waits most", Figure::Metric("etcd_relay_turn_seconds", "max_at_most_ms")),
     ("latency 99 % ms", Figure::Run("latency_99_ms")),
     ("CPU µs each", Figure::Server("cpu_us_each")),
     ("of it system", Figure::Server("system_us_each")),
     ("create s", Figure::Run("create_seconds")),
     ("RSS MiB", Figure::Server("rss_mib")),
     ("etcd CPU %", Figure::Etcd("cpu_percent")),
+    ("etcd CPU µs per write", Figure::Etcd("cpu_us_per_write")),
 ];
 
 /// The whole document.
@@ -34,7 +43,10 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
         text,
         "etcd, etcd's grpc-proxy, the relay, and bare sockets (a plain program that writes the same bytes to as many sockets)\n\
          under the same loads, one after the other on one machine that the load shares. `make bench` writes this file.\n\
-         CPU is per delivery or read, of the server alone; writes go to etcd. Compare figures within one run.\n"
+         CPU is per delivery or read, of the server alone; writes go to etcd. Compare figures within one run.\n\n\
+         Each run has servers of its own. Where a label says `3 ×`, the runs of the case took turns that often, one of each, so that what\n\
+         else the machine does meets all sides alike: the figure is the median of all of them, with the least and the most beside it, and the\n\
+         ratio is that of the medians. Of a pause, the worst run counts. Delays are those of healthy subscribers alone.\n"
     )?;
     if quick {
         writeln!(text, "**A smoke run: small and short. Its figures mean nothing.**\n")?;
@@ -51,18 +63,13 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
             writeln!(text, "| {what} | {}", goal_row(goal, outcomes))?;
         }
     }
-    for (what, why) in cases::NOT_MEASURED {
-        writeln!(text, "| {what} | – | – | – | – | – | not measured: {why} |")?;
-    }
     writeln!(text, "\n## Figures\n")?;
     for (case, outcomes) in measured {
         writeln!(text, "### {}: {}\n", case.name, case.what)?;
         figures(&mut text, outcomes)?;
         for outcome in outcomes {
-            if let Err(error) = &outcome.report {
-                writeln!(text, "- {}: not measured: {error}", outcome.label)?;
-            } else if let Some(wrong) = outcome.wrong() {
-                writeln!(text, "- {}: **wrong**: {wrong}", outcome.label)?;
+            for finding in outcome.findings() {
+                writeln!(text, "- {}: {finding}", outcome.label)?;
             }
         }
         writeln!(text)?;
@@ -75,8 +82,10 @@ fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
     let ours = find(goal.of).and_then(|outcome| outcome.figure(goal.figure));
     let theirs = goal.against.and_then(find).and_then(|outcome| outcome.figure(goal.figure));
     let now = match (ours, goal.against) {
-        (ours, None) => ours,
-        (Some(ours), Some(_)) => theirs.filter(|theirs| *theirs > 0.0).map(|theirs| ours / theirs),
+        // The longest pause of all.
+        (Some(ours), None) if matches!(goal.figure, Figure::Metric(..)) => Some(ours.most),
+        (Some(ours), None) => Some(ours.median),
+        (Some(ours), Some(_)) => theirs.filter(|theirs| theirs.median > 0.0).map(|theirs| ours.median / theirs.median),
         (None, _) => None,
     };
     let (sign, bound) = match goal.bound {
@@ -93,8 +102,8 @@ fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
     format!(
         "{} | {against} | {} | {} | {} | {sign} {} | {verdict} |",
         goal.what,
-        shown(theirs),
-        shown(ours),
+        with_spread(theirs),
+        with_spread(ours),
         shown(now),
         shown(Some(bound))
     )
@@ -106,18 +115,36 @@ fn figures(text: &mut String, outcomes: &[Outcome]) -> Result<()> {
         COLUMNS.iter().filter(|(_, figure)| outcomes.iter().any(|outcome| outcome.figure(*figure).is_some())).collect();
     writeln!(text, "| |{}", columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>())?;
     writeln!(text, "|---|{}", "--:|".repeat(columns.len()))?;
-    for outcome in outcomes.iter().filter(|outcome| outcome.report.is_ok()) {
-        let cells = columns.iter().map(|(_, figure)| format!(" {} |", shown(outcome.figure(*figure))));
-        writeln!(text, "| {} |{}", outcome.label, cells.collect::<String>())?;
+    for outcome in outcomes.iter().filter(|outcome| outcome.is_measured()) {
+        let cells = columns.iter().map(|(_, figure)| {
+            let median = outcome.figure(*figure).map(|measured| measured.median);
+            format!(" {} |", shown(median))
+        });
+        let times = match outcome.reports.len() {
+            1 => String::new(),
+            times => format!(" ({times} ×)"),
+        };
+        writeln!(text, "| {}{times} |{}", outcome.label, cells.collect::<String>())?;
     }
     writeln!(text)?;
     Ok(())
+}
+
+/// The median, with the least and the most of several.
+fn with_spread(measured: Option<Measured>) -> String {
+    match measured {
+        Some(Measured { median, least, most, of }) if of > 1 => {
+            format!("{} ({}–{})", shown(Some(median)), shown(Some(least)), shown(Some(most)))
+        }
+        measured => shown(measured.map(|measured| measured.median)),
+    }
 }
 
 /// Three digits that say something.
 fn shown(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
+        Some(value) if value.is_infinite() => "∞".to_owned(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
         Some(value) if value.abs() >= 1.0 => format!("{value:.2}"),

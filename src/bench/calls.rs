@@ -15,14 +15,18 @@ use super::{
     BenchError, Endpoint,
     link::Link,
     message,
+    plan::Plan,
     wire::{Event, STREAM_WINDOW, Status},
 };
-use crate::pb::etcdserverpb as pb;
+use crate::{pb::etcdserverpb as pb, types::KeyRange};
 
 pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
 pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
 const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
+
+/// Keys that are deleted at a time.
+const DELETED: u64 = 5_000;
 
 /// Who is told of an answer.
 type OnAnswer<'a, T> = &'a mut dyn FnMut(T, &[u8]) -> Result<(), BenchError>;
@@ -102,8 +106,38 @@ pub(super) async fn exists(endpoint: &Endpoint, key: &str) -> Result<bool, Bench
     Ok(message::range_response(&answer)?.count > 0)
 }
 
-/// Removes the keys of a run.
-pub(super) async fn delete(endpoint: &Endpoint, key: Bytes, range_end: Bytes) -> Result<(), BenchError> {
-    let request = pb::DeleteRangeRequest { key, range_end, prev_kv: false };
+/// Removes one key.
+pub(super) async fn delete_one(endpoint: &Endpoint, key: &str) -> Result<(), BenchError> {
+    let request = pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() };
     once(endpoint, DELETE_RANGE, &request.encode_to_vec()).await.map(|_| ())
+}
+
+/// Removes the keys of a run, some at a time: etcd takes seconds to delete half a million at once, and serves nobody else meanwhile.
+pub(super) async fn delete(endpoint: &Endpoint, plan: &Plan) -> Result<(), BenchError> {
+    let mut calls = Calls::connect(endpoint).await?;
+    let mut buffer = vec![0; 16 << 10];
+    let mut first = 0;
+    poll_fn(|context| {
+        loop {
+            if calls.in_flight() == 0 {
+                if first >= plan.keys {
+                    return Poll::Ready(Ok(()));
+                }
+                // The last piece takes all that is left.
+                let (key, prefix_end) = KeyRange::prefix(plan.prefix.clone().into()).to_wire();
+                let key = if first == 0 { key } else { plan.key(first).into() };
+                first = first.saturating_add(DELETED);
+                let range_end = if first < plan.keys { plan.key(first).into() } else { prefix_end };
+                let request = pb::DeleteRangeRequest { key, range_end, prev_kv: false };
+                calls.start(DELETE_RANGE, &request.encode_to_vec(), ());
+            }
+            if let Poll::Ready(error) = calls.poll(context, &mut buffer, &mut |(), _| Ok(())) {
+                return Poll::Ready(Err(error));
+            }
+            if calls.in_flight() > 0 {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{
     link::LinkError,
+    listed,
     message::{self, Unreadable},
     plan::Plan,
     wire::WireError,
@@ -41,6 +42,8 @@ pub(super) enum Wrong {
     Ended(String),
     #[error("the connection ended: {0}")]
     Lost(String),
+    #[error("a wrong list: {0}")]
+    Listed(#[from] listed::Wrong),
 }
 
 impl From<LinkError> for Wrong {
@@ -90,6 +93,8 @@ pub(super) struct Write {
 pub(super) struct Truth {
     all: Line,
     by_key: Vec<Line>,
+    /// The state of the keys: each revision with the number and sum of the newest puts of all keys that were written up to it.
+    state: Line,
 }
 
 /// Revisions in order, each with the number and sum of all puts up to it.
@@ -176,13 +181,15 @@ impl Seen {
 impl Truth {
     pub(super) fn new(plan: &Plan, mut writes: Vec<Write>) -> Self {
         writes.sort_unstable_by_key(|write| write.revision);
-        let mut truth = Self { all: Line::default(), by_key: Vec::new() };
+        let mut truth = Self { all: Line::default(), by_key: Vec::new(), state: Line::default() };
         truth.by_key.resize_with(usize::try_from(plan.keys).unwrap_or(0), Line::default);
         for write in writes {
             let Some(revision) = plan.relative(write.revision) else { continue };
             for number in write.first..write.first + plan.puts_per_write {
                 truth.all.push(revision, number);
-                truth.by_key[(number % plan.keys) as usize].push(revision, number);
+                let line = &mut truth.by_key[(number % plan.keys) as usize];
+                truth.state.replace(revision, line.newest(), number);
+                line.push(revision, number);
             }
         }
         truth
@@ -195,6 +202,11 @@ impl Truth {
             Scope::Key(index) => self.by_key[index as usize].after(revision),
         }
     }
+
+    /// Of the keys as they were at this revision, those that the run had written: their number, and the sum of their newest puts.
+    pub(super) fn state_at(&self, revision: u32) -> (u32, u32) {
+        self.state.until(revision)
+    }
 }
 
 impl Line {
@@ -203,16 +215,34 @@ impl Line {
         self.0.push((revision, count + 1, sum.wrapping_add(mark(revision, number))));
     }
 
+    /// Adds a put in the place of the one with this mark.
+    fn replace(&mut self, revision: u32, replaced: Option<u32>, number: u64) {
+        let (_, count, sum) = self.0.last().copied().unwrap_or_default();
+        let sum = sum.wrapping_sub(replaced.unwrap_or(0)).wrapping_add(mark(revision, number));
+        self.0.push((revision, count + u32::from(replaced.is_none()), sum));
+    }
+
+    /// The mark of the last put.
+    fn newest(&self) -> Option<u32> {
+        let (last, before) = self.0.split_last()?;
+        Some(last.2.wrapping_sub(before.last().map_or(0, |before| before.2)))
+    }
+
     fn after(&self, revision: u32) -> (u32, u32) {
         let (_, count, sum) = self.0.last().copied().unwrap_or_default();
-        let until = self.0.partition_point(|(at, ..)| *at <= revision);
-        let (_, count_until, sum_until) = until.checked_sub(1).map(|last| self.0[last]).unwrap_or_default();
+        let (count_until, sum_until) = self.until(revision);
         (count - count_until, sum.wrapping_sub(sum_until))
+    }
+
+    fn until(&self, revision: u32) -> (u32, u32) {
+        let until = self.0.partition_point(|(at, ..)| *at <= revision);
+        let (_, count, sum) = until.checked_sub(1).map(|last| self.0[last]).unwrap_or_default();
+        (count, sum)
     }
 }
 
 /// A number that other puts and revisions hardly have.
-fn mark(revision: u32, number: u64) -> u32 {
+pub(super) fn mark(revision: u32, number: u64) -> u32 {
     let mixed = (number << 32 ^ number ^ u64::from(revision).rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32
 }

@@ -42,6 +42,8 @@ use crate::{
 
 /// Keys that are written in turns.
 const KEYS: u64 = 100;
+/// What their names begin with.
+const PREFIX: &str = "/etcd-relay-bench/";
 
 /// A load of bare sockets.
 #[derive(Clone, Debug)]
@@ -71,7 +73,8 @@ struct Sent {
 
 impl Floor {
     pub(super) fn run(&self) -> Result<Report, BenchError> {
-        let plan = Arc::new(Plan::new(b"/floor/".to_vec(), KEYS, self.value_size, 1, 0));
+        // Keys as long as those of a run against a server.
+        let plan = Arc::new(Plan::new(Plan::prefix_below(PREFIX), KEYS, self.value_size, 1, 0));
         let progress = Progress::new();
         let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(LinkError::Io)?;
         let addr = listener.local_addr().map_err(LinkError::Io)?.to_string();

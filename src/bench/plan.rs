@@ -45,6 +45,16 @@ impl Plan {
         Self { prefix, keys, puts_per_write, base, tag: random.random(), filler, clock: Instant::now() }
     }
 
+    /// The same keys and values, for writes after this revision.
+    pub(super) fn after(&self, base: i64) -> Self {
+        Self { base, ..self.clone() }
+    }
+
+    /// The same for transactions of so many puts.
+    pub(super) fn in_transactions_of(&self, puts_per_write: u64) -> Self {
+        Self { puts_per_write, ..self.clone() }
+    }
+
     /// A prefix below this one that no other run has.
     pub(super) fn prefix_below(prefix: &str) -> Vec<u8> {
         format!("{prefix}{:016x}/", rand::rng().random::<u64>()).into_bytes()

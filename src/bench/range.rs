@@ -111,13 +111,12 @@ impl Range {
         let runtime = runtime()?;
         let base = runtime.block_on(calls::revision(&self.put_endpoint))?;
         let prefix = Plan::prefix_below(&self.prefix);
-        let plan = Plan::new(prefix.clone(), self.keys, self.value_size, 1, base);
-        let measured = runtime.block_on(self.measure(plan));
+        let plan = Plan::new(prefix, self.keys, self.value_size, 1, base);
+        let measured = runtime.block_on(self.measure(plan.clone()));
         if self.keep {
             return measured;
         }
-        let (key, range_end) = KeyRange::prefix(prefix.into()).to_wire();
-        let deleted = runtime.block_on(calls::delete(&self.put_endpoint, key, range_end));
+        let deleted = runtime.block_on(calls::delete(&self.put_endpoint, &plan));
         measured.and_then(|report| deleted.map(|()| report))
     }
 

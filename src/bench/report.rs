@@ -22,6 +22,9 @@ pub struct Report {
     settings: Map<String, Value>,
     figures: Map<String, Value>,
     processes: Map<String, Value>,
+    /// What servers' own metrics say, by server and metric.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    metrics: Map<String, Value>,
     wrong: Findings,
 }
 
@@ -58,8 +61,8 @@ impl Findings {
 
 impl Report {
     pub(super) fn new(case: &'static str) -> Self {
-        let (settings, figures, processes) = Default::default();
-        Self { case, settings, figures, processes, wrong: Findings::default() }
+        let (settings, figures, processes, metrics) = Default::default();
+        Self { case, settings, figures, processes, metrics, wrong: Findings::default() }
     }
 
     pub(super) fn setting(&mut self, name: &str, value: impl Into<Value>) {
@@ -91,10 +94,10 @@ impl Report {
         let cpu = taken.end.since(&taken.begin);
         let mut figures = json!({
             "pid": process.pid,
-            "cpu_us_each": each(cpu.cpu()),
+            "cpu_us_each": each(cpu.all()),
             "user_us_each": each(cpu.user),
             "system_us_each": each(cpu.system),
-            "cpu_percent": rounded(100.0 * cpu.cpu().as_secs_f64() / elapsed.as_secs_f64().max(1e-9)),
+            "cpu_percent": rounded(100.0 * cpu.all().as_secs_f64() / elapsed.as_secs_f64().max(1e-9)),
             "rss_mib": rounded(mib(taken.end.resident)),
         });
         if let Some((idle, watches, connections)) = taken.idle {
@@ -102,9 +105,21 @@ impl Report {
             figures["rss_idle_mib"] = rounded(mib(idle.resident));
             figures["bytes_per_watch"] = per(grown, watches);
             figures["kib_per_connection"] = per(grown / 1024.0, connections);
-            figures["create_cpu_us_per_watch"] = per(taken.begin.since(&idle).cpu().as_secs_f64() * 1e6, watches);
+            figures["create_cpu_us_per_watch"] = per(taken.begin.since(&idle).all().as_secs_f64() * 1e6, watches);
         }
         self.processes.insert(process.name.clone(), figures);
+    }
+
+    /// What a process that was told of took for each of so many writes.
+    pub(super) fn per_write(&mut self, process: &Watched, taken: Taken, writes: u64) {
+        if let Some(figures) = self.processes.get_mut(&process.name) {
+            figures["cpu_us_per_write"] = per(taken.end.since(&taken.begin).all().as_secs_f64() * 1e6, writes);
+        }
+    }
+
+    /// What servers' own metrics say of the run.
+    pub(super) fn metrics(&mut self, metrics: Map<String, Value>) {
+        self.metrics.extend(metrics);
     }
 
     pub(super) fn wrong(&mut self, findings: Findings) {
@@ -135,6 +150,15 @@ impl fmt::Display for Report {
         for (name, figures) in &self.processes {
             writeln!(f, "\n  process {name}")?;
             table(f, figures.as_object().unwrap_or(&Map::new()))?;
+        }
+        for (name, metrics) in &self.metrics {
+            writeln!(f, "\n  metrics of {name}")?;
+            for (metric, value) in metrics.as_object().unwrap_or(&Map::new()) {
+                let parts = value.as_object().map(|parts| {
+                    parts.iter().map(|(part, value)| format!("{part} {}", shown(value))).collect::<Vec<_>>().join(", ")
+                });
+                writeln!(f, "    {metric}  {}", parts.unwrap_or_else(|| shown(value)))?;
+            }
         }
         if self.passed() {
             return writeln!(f, "\n  All was as it should be.");
@@ -173,7 +197,12 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn rounded(value: f64) -> Value {
+/// To three digits that say something.
+pub(super) fn rounded(value: f64) -> Value {
+    if value.is_infinite() {
+        // JSON has no such number.
+        return json!("∞");
+    }
     let scale = match value.abs() {
         0.0..1.0 => 1000.0,
         1.0..100.0 => 100.0,
@@ -220,18 +249,25 @@ mod tests {
         let mut delays = histogram();
         (1..=1000).for_each(|millis| note(&mut delays, millis * 1_000_000));
         report.quantiles("delay", &delays);
-        let usage = |millis, resident| Usage { user: Duration::from_millis(millis), system: Duration::ZERO, resident };
+        let usage = |millis, resident| Usage { user: Duration::from_millis(millis), resident, ..Usage::default() };
         let taken =
             Taken { idle: Some((usage(0, 1 << 20), 1024, 2)), begin: usage(10, 3 << 20), end: usage(40, 3 << 20) };
         let process = Watched { name: "relay".to_owned(), pid: 1 };
         report.process(&process, taken, 10_000, Duration::from_secs(1));
+        report.per_write(&process, taken, 10);
+        let metrics = json!({ "told": { "a_seconds": { "max_at_most_ms": 5.0 } } });
+        report.metrics(metrics.as_object().cloned().unwrap_or_default());
         let json = serde_json::to_value(&report).expect("JSON");
         let p99 = json["figures"]["delay_99_ms"].as_f64().expect("a number");
         assert!((989.0..992.0).contains(&p99), "{p99}");
         assert_eq!(json["processes"]["relay"]["cpu_us_each"], 3.0);
+        assert_eq!(json["processes"]["relay"]["cpu_us_per_write"], 3000.0);
+        assert_eq!(json["metrics"]["told"]["a_seconds"]["max_at_most_ms"], 5.0);
         assert_eq!(json["processes"]["relay"]["bytes_per_watch"], 2048.0);
         assert_eq!(json["processes"]["relay"]["kib_per_connection"], 1024.0);
         let text = report.to_string();
-        assert!(text.contains("delay_99_ms") && text.contains("All was as it should be"), "{text}");
+        for shown in ["delay_99_ms", "metrics of told", "a_seconds  max_at_most_ms 5", "All was as it should be"] {
+            assert!(text.contains(shown), "{shown}: {text}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! What processes take of the machine: CPU time and memory, from `/proc`.
 //!
-//! Not here: what it is divided by, see `report`. Linux only. CPU time is the kernel's own account of a whole process, ended threads
-//! included, in hundredths of a second; it is exact in sum, and its split in user and system is sampled.
+//! Not here: what it is divided by, see `report`. Linux only. CPU time is the scheduler's account of each thread, in nanoseconds, and
+//! misses threads that have ended; the kernel's account of the whole process has these, in hundredths of a second, which is too coarse
+//! for a server that does little. So the first counts, unless the second shows that threads with time of their own have ended. The split
+//! in user and system is the second's, and sampled.
 
 use std::{fs, str::FromStr, time::Duration};
 
@@ -19,42 +21,75 @@ pub struct Watched {
 /// What a process has taken up to now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
+    /// Of the whole process, in ticks.
     pub(super) user: Duration,
     pub(super) system: Duration,
+    /// Of the threads that live; nothing where the kernel keeps no account of them.
+    pub(super) threads: Option<Duration>,
     /// Resident memory in bytes.
     pub(super) resident: u64,
 }
 
+/// CPU time between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cpu {
+    pub(super) user: Duration,
+    pub(super) system: Duration,
+}
+
+/// By how much the ticks of user and system together may differ from the scheduler's account, with a little for the time between the
+/// two looks.
+const ROUNDING_TICKS: u64 = 3;
+
 impl Usage {
     pub(super) fn of(pid: u32) -> Result<Self, BenchError> {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
-        let usage = || Self::parse(&read("stat")?, &read("status")?);
+        let usage = || Some(Self { threads: threads(pid), ..Self::parse(&read("stat")?, &read("status")?)? });
         usage().ok_or(BenchError::Process(pid))
     }
 
     /// CPU time since then.
-    pub(super) fn since(&self, then: &Self) -> Self {
-        Self {
-            user: self.user.saturating_sub(then.user),
-            system: self.system.saturating_sub(then.system),
-            resident: self.resident,
-        }
-    }
-
-    pub(super) fn cpu(&self) -> Duration {
-        self.user + self.system
+    pub(super) fn since(&self, then: &Self) -> Cpu {
+        let user = self.user.saturating_sub(then.user);
+        let system = self.system.saturating_sub(then.system);
+        let ticks = user + system;
+        let threads = self.threads.zip(then.threads).map(|(now, then)| now.saturating_sub(then));
+        let all = threads.filter(|threads| *threads + tick() * ROUNDING_TICKS as u32 >= ticks).unwrap_or(ticks);
+        let share = if ticks.is_zero() { 1.0 } else { user.as_secs_f64() / ticks.as_secs_f64() };
+        let user = all.mul_f64(share).min(all);
+        Cpu { user, system: all - user }
     }
 
     fn parse(stat: &str, status: &str) -> Option<Self> {
         // The name, in parentheses, may itself have spaces; utime and stime are fields 14 and 15.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
-        let tick = 1000 / rustix::param::clock_ticks_per_second().max(1);
-        let mut time = || Some(Duration::from_millis(fields.next()?.parse::<u64>().ok()? * tick));
+        let mut time = || Some(tick() * u32::try_from(fields.next()?.parse::<u64>().ok()?).ok()?);
         let (user, system) = (time()?, time()?);
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let resident = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024;
-        Some(Self { user, system, resident })
+        Some(Self { user, system, threads: None, resident })
     }
+}
+
+impl Cpu {
+    pub(super) fn all(&self) -> Duration {
+        self.user + self.system
+    }
+}
+
+fn tick() -> Duration {
+    Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second().max(1)).unwrap_or(100)
+}
+
+/// What all threads that live now have had of the processors.
+fn threads(pid: u32) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        // One may end between the listing and the reading.
+        let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        sum += Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
+    }
+    (!sum.is_zero()).then_some(sum)
 }
 
 impl FromStr for Watched {
@@ -80,6 +115,25 @@ mod tests {
         assert_eq!(usage.resident, 2 << 20);
         assert!(Usage::of(std::process::id()).expect("this one").resident > 1 << 20);
         assert!(Usage::of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn the_finer_account_counts_unless_it_misses_ended_threads() {
+        let ms = Duration::from_millis;
+        let at = |user, system, threads: Option<u64>| Usage {
+            user: ms(user),
+            system: ms(system),
+            threads: threads.map(ms),
+            resident: 0,
+        };
+        let then = at(1000, 500, Some(1503));
+        assert_eq!(at(1030, 510, Some(1551)).since(&then), Cpu { user: ms(36), system: ms(12) });
+        assert_eq!(at(1300, 600, Some(1600)).since(&then).all(), ms(400), "a thread has ended");
+        assert_eq!(at(1300, 600, Some(1400)).since(&then).all(), ms(400), "an old one");
+        assert_eq!(at(1300, 600, None).since(&then).all(), ms(400));
+        assert_eq!(at(1000, 500, Some(1504)).since(&then), Cpu { user: ms(1), system: ms(0) });
+        let of = Usage::of(std::process::id()).expect("this one");
+        assert!(of.threads.is_some_and(|threads| threads > Duration::ZERO), "{of:?}");
     }
 
     #[test]

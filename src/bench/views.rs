@@ -101,7 +101,7 @@ impl Views {
         // The view is to show something from the start.
         put(writes, 0).await?;
         let measured = self.measure().await;
-        let deleted = calls::delete(&writes.endpoint, writes.key.clone().into(), bytes::Bytes::new()).await;
+        let deleted = calls::delete_one(&writes.endpoint, &writes.key).await;
         measured.and_then(|report| deleted.map(|()| report))
     }
 

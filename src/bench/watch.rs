@@ -1,16 +1,17 @@
 //! `bench watch`: many watches, writes, and whether each write came to each watch as it should.
 //!
-//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`.
-//! A run: read the revision; write the history, if there is to be one; open everything; write; wait until all has come, or nothing
-//! does any more; judge; take the keys away.
+//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`; those that come later, see `joiner`.
+//! A run: read the revision; write what is to be listed and the history, if there is to be any; open everything; write, while others
+//! join if they are to; wait until all has come, or nothing does any more; judge; take the keys away.
 
 mod fleet;
+mod joiner;
 mod subscriber;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -18,7 +19,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use self::fleet::{Fleet, Stage};
+use self::{
+    fleet::{Fleet, Stage},
+    joiner::Joiners,
+};
 use super::{
     BenchError, Endpoint, calls,
     check::{Truth, Write},
@@ -27,13 +31,18 @@ use super::{
     progress::{Progress, TICK},
     report::Report,
     runtime,
+    scrape::{self, Scrape},
     usage::{Usage, Watched},
     writer::{self, Load},
 };
-use crate::types::KeyRange;
 
 /// Writes of the history that are on the way at a time.
 const HISTORY_IN_FLIGHT: usize = 64;
+/// Most puts of a transaction that writes what is to be listed, and most bytes of it: what etcd takes by default, and somewhat less.
+const FILL_PUTS: u64 = 128;
+const FILL_BYTES: usize = 1 << 20;
+/// Transactions of these on the way at a time.
+const FILL_IN_FLIGHT: usize = 8;
 
 /// A load of watches.
 #[derive(Clone, Debug)]
@@ -66,6 +75,12 @@ pub struct Watch {
     pub reconnecting: u64,
     /// How long these stay.
     pub reconnect_every: Duration,
+    /// Connections that come while there are writes, each to list all keys, which were written before, and to watch on from there.
+    pub join: u64,
+    /// How long after the first write.
+    pub join_after: Duration,
+    /// Most keys of one answer to them; zero for all in one.
+    pub join_page: u64,
     /// Threads that read.
     pub threads: u64,
     /// How long nothing may happen.
@@ -76,6 +91,8 @@ pub struct Watch {
     pub keep: bool,
     /// Processes to measure.
     pub processes: Vec<Watched>,
+    /// Metrics to read before and after.
+    pub metrics: Vec<Scrape>,
 }
 
 /// What threads count for all to see.
@@ -89,7 +106,29 @@ pub(super) struct Counts {
     judges: AtomicU64,
     /// When the last delivery came, in nanoseconds of the run's clock.
     last: AtomicU64,
+    /// The newest revision that a write was acknowledged with.
+    acknowledged: AtomicI64,
+    /// Keys that joiners were sent, and how many of these are through or have failed.
+    listed: AtomicU64,
+    joined: AtomicU64,
+    /// When the first began and the last was through, in nanoseconds of the run's clock; zero as long as that is to come.
+    joining_from: AtomicU64,
+    joined_at: AtomicU64,
     failure: Mutex<Option<BenchError>>,
+}
+
+impl Counts {
+    fn delivered(&self, events: u64, now: u64) {
+        self.last.store(now, Ordering::Release);
+        self.delivered.fetch_add(events, Ordering::Release);
+    }
+
+    /// One more of `all` joiners is through, or has failed.
+    fn joined(&self, all: u64, now: u64) {
+        if self.joined.fetch_add(1, Ordering::AcqRel) + 1 == all {
+            self.joined_at.store(now, Ordering::Release);
+        }
+    }
 }
 
 impl Watch {
@@ -97,12 +136,11 @@ impl Watch {
         let runtime = runtime()?;
         let base = runtime.block_on(calls::revision(&self.put_endpoint))?;
         let prefix = Plan::prefix_below(&self.prefix);
-        let plan = Arc::new(Plan::new(prefix.clone(), self.keys, self.value_size, self.puts_per_write, base));
+        let plan = Arc::new(Plan::new(prefix, self.keys, self.value_size, self.puts_per_write, base));
         let measured = self.measure(&plan);
         // A run that failed leaves no keys behind either; then its own error counts.
         if !self.keep {
-            let (key, range_end) = KeyRange::prefix(prefix.into()).to_wire();
-            let deleted = runtime.block_on(calls::delete(&self.put_endpoint, key, range_end));
+            let deleted = runtime.block_on(calls::delete(&self.put_endpoint, &plan));
             return measured.and_then(|report| deleted.map(|()| report));
         }
         measured
@@ -110,11 +148,19 @@ impl Watch {
 
     fn measure(&self, plan: &Arc<Plan>) -> Result<Report, BenchError> {
         let progress = Progress::new();
+        let filled;
+        let plan = if self.join > 0 {
+            filled = Arc::new(self.fill(plan, &progress)?);
+            &filled
+        } else {
+            plan
+        };
         let mut writes = Vec::new();
+        let nothing = Counts::default();
         if self.history > 0 {
             progress.stage("history", Some(self.history));
             let load = Load { rate: None, writes: Some(self.history), duration: None, in_flight: HISTORY_IN_FLIGHT };
-            writes = self.write(plan, load, 0, &progress, &mut || Ok(()))?;
+            writes = self.write(plan, load, self.filled(), &nothing, &progress)?;
         }
         let counts = Arc::new(Counts::default());
         let idle = self.usages()?;
@@ -128,34 +174,41 @@ impl Watch {
         })?;
         let creating = begun.elapsed();
 
+        let metrics = scrape::all(&self.metrics)?;
         let (own_begin, begin) = (Usage::of(std::process::id())?, self.usages()?);
         let (begun, begun_at) = (Instant::now(), plan.now());
         let before = counts.delivered.load(Ordering::Acquire);
-        let first = self.history * self.puts_per_write;
         progress.stage("write", self.load.writes);
-        let new =
-            self.write(plan, self.load, first, &progress, &mut || counts.failure.lock().take().map_or(Ok(()), Err))?;
+        let joiners = (self.join > 0).then(|| Joiners::start(self, plan, &counts, fleet.stages())).transpose()?;
+        let new = self.write(plan, self.load, self.first_measured(), &counts, &progress)?;
         let (written, writing) = (new.len() as u64, begun.elapsed());
         writes.extend(new);
+        if self.join > 0 {
+            progress.stage("join", Some(self.join * self.keys));
+            // Those that are stuck are for the judge, too.
+            not_stalled(wait(self.patience, "keys listed", &counts, &progress, || {
+                let joined = counts.joined.load(Ordering::Acquire);
+                (counts.listed.load(Ordering::Acquire), self.join * self.keys, joined >= self.join)
+            }))?;
+        }
 
         let truth = Arc::new(Truth::new(plan, writes));
         fleet.tell(Stage::Settling(truth));
         progress.stage("settle", None);
         let settled = wait(self.patience, "deliveries", &counts, &progress, || {
-            let counted = counts.judges.load(Ordering::Acquire) == self.threads;
+            let counted = counts.judges.load(Ordering::Acquire) == self.threads + u64::from(self.join > 0);
             let (done, all) = (counts.delivered.load(Ordering::Acquire), counts.expected.load(Ordering::Acquire));
             (done, all, counted && done >= all)
         });
         let (own_end, end) = (Usage::of(std::process::id())?, self.usages()?);
+        let metrics = scrape::since(&self.metrics, metrics)?;
         let elapsed = begun.elapsed();
         let delivering = Duration::from_nanos(counts.last.load(Ordering::Acquire).saturating_sub(begun_at));
         let delivered = counts.delivered.load(Ordering::Acquire) - before;
         let tally = fleet.finish()?;
+        let joined = joiners.map(Joiners::finish).transpose()?;
         // That something did not come is for the judge to say, watch by watch.
-        match settled {
-            Ok(()) | Err(BenchError::Stalled { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        not_stalled(settled)?;
 
         let mut report = Report::new("watch");
         self.settings(&mut report);
@@ -172,15 +225,76 @@ impl Watch {
         if self.reconnecting > 0 {
             report.count("reconnects", counts.reconnects.load(Ordering::Acquire));
         }
+        if let Some(joined) = joined {
+            let at = |time: &AtomicU64| time.load(Ordering::Acquire);
+            report.count("joins", joined.joins.len());
+            report.count("listed_keys", at(&counts.listed));
+            let joining = at(&counts.joined_at).saturating_sub(at(&counts.joining_from));
+            report.figure("joining_seconds", Duration::from_nanos(joining).as_secs_f64());
+            report.quantiles("list", &joined.lists);
+            report.quantiles("join", &joined.joins);
+            report.quantiles("joining_delay", &tally.joining_delays);
+            report.wrong(joined.findings);
+        }
         for (process, ((idle, begin), end)) in self.processes.iter().zip(idle.into_iter().zip(begin).zip(end)) {
             let taken = super::report::Taken { idle: Some((idle, watches, self.connections)), begin, end };
             report.process(process, taken, delivered, elapsed);
+            report.per_write(process, taken, written);
         }
         let own = Watched { name: "bench".to_owned(), pid: std::process::id() };
         let taken = super::report::Taken { idle: None, begin: own_begin, end: own_end };
         report.process(&own, taken, delivered, elapsed);
         report.wrong(tally.findings);
+        report.metrics(metrics);
         Ok(report)
+    }
+
+    /// Writes all keys, for those who list them. The plan for what is written after that.
+    fn fill(&self, plan: &Plan, progress: &Progress) -> Result<Plan, BenchError> {
+        progress.stage("keys", Some(self.keys));
+        let runtime = runtime()?;
+        let size = FILL_BYTES / (self.value_size + 2 * plan.key(0).len());
+        let puts = FILL_PUTS.min(size as u64).clamp(1, self.keys);
+        let (mut newest, mut written) = (plan.base, 0);
+        for (first, puts) in [(0, puts), (self.keys - self.keys % puts, self.keys % puts)] {
+            let writes = if first == 0 { self.keys / puts } else { u64::from(puts > 0) };
+            let load = Load { rate: None, writes: Some(writes), duration: None, in_flight: FILL_IN_FLIGHT };
+            let each = |write: Write| {
+                newest = newest.max(write.revision);
+                written += puts;
+                progress.at(written);
+            };
+            runtime.block_on(writer::write(&self.put_endpoint, &plan.in_transactions_of(puts), load, first, each))?;
+        }
+        Ok(plan.after(newest))
+    }
+
+    /// Puts that were made for those who list.
+    fn filled(&self) -> u64 {
+        if self.join > 0 { self.keys } else { 0 }
+    }
+
+    /// The number of the first put whose delay counts.
+    fn first_measured(&self) -> u64 {
+        self.filled() + self.history * self.puts_per_write
+    }
+
+    /// Whether there is to be another write although it is time to end: as long as someone joins and gets on with it, and once more, so
+    /// that each has something to be sent.
+    fn writes_on<'a>(&'a self, counts: &'a Counts, written: &'a AtomicU64) -> impl FnMut() -> bool + use<'a> {
+        let mut last = (0, Instant::now());
+        let mut written_then = None;
+        move || {
+            if counts.joined.load(Ordering::Acquire) >= self.join {
+                let now = written.load(Ordering::Relaxed);
+                return self.join > 0 && now <= *written_then.get_or_insert(now);
+            }
+            let listed = counts.listed.load(Ordering::Acquire);
+            if listed != last.0 {
+                last = (listed, Instant::now());
+            }
+            last.1.elapsed() < self.join_after + self.patience
+        }
     }
 
     /// Writes from a thread of its own, so that reading delays no write.
@@ -189,17 +303,19 @@ impl Watch {
         plan: &Plan,
         load: Load,
         first: u64,
+        counts: &Counts,
         progress: &Progress,
-        check: &mut dyn FnMut() -> Result<(), BenchError>,
     ) -> Result<Vec<Write>, BenchError> {
         let done = AtomicU64::new(0);
         let writes = Mutex::new(Vec::new());
         let write = || {
-            let each = |write| {
+            let each = |write: Write| {
+                counts.acknowledged.fetch_max(write.revision, Ordering::AcqRel);
                 writes.lock().push(write);
                 done.fetch_add(1, Ordering::Relaxed);
             };
-            runtime()?.block_on(writer::write(&self.put_endpoint, plan, load, first, each))
+            let more = self.writes_on(counts, &done);
+            runtime()?.block_on(writer::write_while(&self.put_endpoint, plan, load, first, more, each))
         };
         thread::scope(|scope| {
             let writer = thread::Builder::new().name("writer".to_owned()).spawn_scoped(scope, write);
@@ -213,7 +329,7 @@ impl Watch {
                     last = (now, Instant::now());
                 }
                 if failed.is_ok() {
-                    failed = check();
+                    failed = counts.failure.lock().take().map_or(Ok(()), Err);
                 }
                 pause(TICK);
             }
@@ -240,6 +356,18 @@ impl Watch {
         report.setting("rate", self.load.rate);
         report.setting("slow", self.slow);
         report.setting("reconnecting", self.reconnecting);
+        report.setting("join", self.join);
+        if self.join > 0 {
+            report.setting("join_page", self.join_page);
+        }
+    }
+}
+
+/// That nothing more happened is no error where a judge looks at what did.
+fn not_stalled(waited: Result<(), BenchError>) -> Result<(), BenchError> {
+    match waited {
+        Err(BenchError::Stalled { .. }) => Ok(()),
+        waited => waited,
     }
 }
 

@@ -41,6 +41,18 @@ pub(super) async fn write(
     plan: &Plan,
     load: Load,
     first: u64,
+    each: impl FnMut(Write),
+) -> Result<(), BenchError> {
+    write_while(endpoint, plan, load, first, || false, each).await
+}
+
+/// The same, beyond the load's duration as long as `more` says so.
+pub(super) async fn write_while(
+    endpoint: &Endpoint,
+    plan: &Plan,
+    load: Load,
+    first: u64,
+    mut more: impl FnMut() -> bool,
     mut each: impl FnMut(Write),
 ) -> Result<(), BenchError> {
     let mut calls = Calls::connect(endpoint).await?;
@@ -53,7 +65,8 @@ pub(super) async fn write(
     poll_fn(|context| {
         loop {
             let now = Instant::now();
-            let over = load.writes.is_some_and(|writes| sent >= writes) || end.is_some_and(|end| now >= end);
+            let late = end.is_some_and(|end| now >= end);
+            let over = load.writes.is_some_and(|writes| sent >= writes) || late && !more();
             if over && calls.in_flight() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -82,7 +95,7 @@ pub(super) async fn write(
                 continue;
             }
             // What may be due next; answers wake by themselves.
-            let next = due(sent).filter(|_| !over).into_iter().chain(end.filter(|_| !over)).min();
+            let next = due(sent).filter(|_| !over).into_iter().chain(end.filter(|_| !late)).min();
             let Some(next) = next else { return Poll::Pending };
             timer.as_mut().reset(next);
             if timer.as_mut().poll(context).is_pending() {

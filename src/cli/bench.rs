@@ -8,7 +8,7 @@ use std::{num::NonZeroU64, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::{Exit, Task, values::PositiveTime};
-use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, VALUE_MIN, ViewWrites, Watched};
+use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched};
 
 /// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. Ends with 1 where an answer was wrong, and
 /// says what; whatever the figures are, they are no error.
@@ -140,6 +140,27 @@ struct WatchFlags {
     /// How long these stay each time
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_millis(500)))]
     reconnect_every: PositiveTime,
+
+    /// Connections that come while there are writes: each lists all keys, which are written before, and watches on from its list.
+    /// The writes go on until all are there
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    join: u64,
+
+    /// How long after the first write these come, all at once
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(1)))]
+    join_after: PositiveTime,
+
+    /// Most keys of one answer to these, as Kubernetes' API server asks; 0 for all in one
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    join_page: u64,
+
+    /// Metrics of a server to read before the writes and after all has come, such as relay=http://127.0.0.1:9001/metrics; repeatable
+    #[arg(long, value_name = "[NAME=]URL", requires = "metric")]
+    metrics_url: Vec<MetricsUrl>,
+
+    /// Name of a metric to tell the difference of; repeatable
+    #[arg(long, value_name = "METRIC", requires = "metrics_url")]
+    metric: Vec<String>,
 
     /// Threads that read
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
@@ -294,11 +315,15 @@ impl WatchFlags {
             slow: self.slow,
             reconnecting: self.reconnect,
             reconnect_every: self.reconnect_every.0,
+            join: self.join,
+            join_after: self.join_after.0,
+            join_page: self.join_page,
             threads: self.threads,
             patience: self.common.patience.0,
             prefix: self.writes.prefix.clone(),
             keep: self.writes.keep,
             processes: self.common.pid.clone(),
+            metrics: self.metrics_url.iter().map(|url| url.clone().of(&self.metric)).collect(),
         })
     }
 }

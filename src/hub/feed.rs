@@ -42,6 +42,9 @@ use crate::{
     types::{Entry, KeyRange, Revision},
 };
 
+/// Most revisions of the history that [`Feed::since`] takes at a time.
+const SINCE_STEP: usize = 64;
+
 /// Where a feed stands with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -234,9 +237,24 @@ impl Feed {
     /// window does not reach back that far.
     #[must_use]
     pub fn since(&self, revision: Revision) -> (Arc<Snapshot>, Option<Vec<Arc<Entry>>>) {
-        let inner = self.lock();
-        let entries = inner.history.read(revision.next(), usize::MAX);
-        (self.snapshot.load_full(), entries)
+        let mut entries: Vec<Arc<Entry>> = Vec::new();
+        let mut from = revision.next();
+        let mut epoch = None;
+        loop {
+            // In steps: whoever reads far back must not hold the feed up for as long as that takes.
+            let inner = self.lock();
+            let step = inner.history.read(from, SINCE_STEP);
+            let (Some(step), true) = (step, *epoch.get_or_insert(inner.epoch) == inner.epoch) else {
+                return (self.snapshot.load_full(), None);
+            };
+            let last = step.last().filter(|_| step.len() == SINCE_STEP).map(|last| last.revision);
+            entries.extend(step);
+            match last {
+                Some(last) => from = last.next(),
+                // The newest entry and the snapshot under one lock.
+                None => return (self.snapshot.load_full(), Some(entries)),
+            }
+        }
     }
 
     /// The cluster that its revisions are of; zero before the first snapshot.

@@ -2,13 +2,13 @@
 //!
 //! Not here: names and label values, see `telemetry::names`.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Instant};
 
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::{FeedState, delivery::Cancellation, upstream::Changes};
 use crate::{
-    telemetry::names::{self, CancelReason},
+    telemetry::names::{self, CancelReason, Part},
     types::Revision,
 };
 
@@ -18,6 +18,9 @@ static PARKED: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_PARKED))
 static CATCHING_UP: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_CATCHING_UP));
 static GAP_FILLS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::GAP_FILLS));
 static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
+static READING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Reading));
+static WAITING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Waiting));
+static PUSHING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Pushing));
 static REVISIONS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_REVISIONS));
 
 pub(super) fn subscribed() {
@@ -58,7 +61,27 @@ pub(super) fn filling(up: bool) {
     if up { CATCHING_UP.increment(1.0) } else { CATCHING_UP.decrement(1.0) }
 }
 
-pub(super) fn published(batch: &[Changes]) {
+fn publishing(part: Part) -> Histogram {
+    histogram!(names::PUBLISH_SECONDS, Part::LABEL => part.as_str())
+}
+
+/// When what came at a time was published.
+#[derive(Clone, Copy)]
+pub(super) struct Published {
+    /// The feed was asked for.
+    pub(super) asked: Instant,
+    /// It was had.
+    pub(super) began: Instant,
+    /// It was let go.
+    pub(super) done: Instant,
+}
+
+pub(super) fn published(batch: &[Changes], at: Published) {
+    if let Some(first) = batch.first() {
+        READING.record((at.asked - first.received).as_secs_f64());
+        WAITING.record((at.began - at.asked).as_secs_f64());
+        PUSHING.record((at.done - at.began).as_secs_f64());
+    }
     REVISIONS.increment(batch.len() as u64);
     EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());
 }

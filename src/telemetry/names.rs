@@ -4,7 +4,7 @@
 //! Always holds: label values come from closed enums, never from keys, clients or addresses; [`describe`] starts every
 //! counter and gauge series at zero, so that a rate over it is right from the first scrape.
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// Watches that exist now, on all streams.
 pub const WATCHES: &str = "etcd_relay_watches";
@@ -48,6 +48,10 @@ pub const RESPONSES_DELIVERED: &str = "etcd_relay_responses_delivered_total";
 pub const BYTES_DELIVERED: &str = "etcd_relay_bytes_delivered_total";
 /// From the receipt of a revision to its hand-over to a subscriber's connection.
 pub const DELIVERY_LAG_SECONDS: &str = "etcd_relay_delivery_lag_seconds";
+/// How long the publishing of what came at a time took, by [`Part`].
+pub const PUBLISH_SECONDS: &str = "etcd_relay_publish_seconds";
+/// How late a task gets its turn.
+pub const TURN_SECONDS: &str = "etcd_relay_turn_seconds";
 /// Revisions in the histories of all feeds.
 pub const HISTORY_ENTRIES: &str = "etcd_relay_history_entries";
 /// Bytes that the histories of all feeds keep.
@@ -100,6 +104,14 @@ pub const LAG_BUCKETS: [f64; 15] = [
     0.002_5, 0.005, 0.01, // 10 ms: etcd's documentation speaks of this delay
     0.025, 0.05, 0.1, // 100 ms
     0.5, 1.0, 5.0, 30.0, // 30 s
+];
+
+/// Buckets of [`PUBLISH_SECONDS`] and [`TURN_SECONDS`]: 10 µs (one revision to a few) to 1 s, close together about 5 ms, which nobody who joins may hold a
+/// feed up for.
+pub const PUBLISH_BUCKETS: [f64; 18] = [
+    0.000_01, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
+    0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01, // 10 ms
+    0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 ];
 
 /// A closed set of label values.
@@ -190,6 +202,17 @@ labels! {
         Timeout = "timeout",
         /// The relay's own identity was refused.
         Denied = "denied",
+    }
+}
+labels! {
+    /// What publishing consists of.
+    Part as "part" {
+        /// From the receipt of the revisions to the wait for the feed: they are read and cut into revisions.
+        Reading = "reading",
+        /// The wait for the feed, which joins, cancels and streams that catch up hold for a moment.
+        Waiting = "waiting",
+        /// The work in the feed, which others wait for: all is pushed to all live watches.
+        Pushing = "pushing",
     }
 }
 labels! {
@@ -389,6 +412,20 @@ pub fn describe() {
         metrics::Unit::Seconds,
         "Seconds from the receipt of a change to the hand-over of the view that it makes to a subscriber's connection"
     );
+    describe_histogram!(
+        PUBLISH_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds that revisions which came at a time took to be pushed to all live watches, by part: reading them, waiting for the feed, pushing"
+    );
+    describe_histogram!(
+        TURN_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds by which a task got its turn late, looked at 50 times a second: feeds and deliveries wait for theirs as long"
+    );
+    drop(histogram!(TURN_SECONDS));
+    for part in Part::ALL {
+        drop(histogram!(PUBLISH_SECONDS, Part::LABEL => part.as_str()));
+    }
     for name in [
         WATCHES,
         WATCHES_PARKED,

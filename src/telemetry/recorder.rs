@@ -4,15 +4,18 @@
 
 use std::time::Duration;
 
-use metrics::gauge;
+use metrics::{gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::names;
 
 /// How often histograms are drained of their raw samples, so that a process nobody scrapes does not keep them.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often it is looked how late a task gets its turn: seldom enough to cost an idle relay nothing that shows.
+const PULSE: Duration = Duration::from_millis(20);
 
 /// Renders the metrics of this process.
 #[derive(Clone)]
@@ -42,6 +45,8 @@ impl Metrics {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(names::DELIVERY_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::VIEW_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full(names::PUBLISH_SECONDS.into()), &names::PUBLISH_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full(names::TURN_SECONDS.into()), &names::PUBLISH_BUCKETS)?
             .build_recorder();
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;
@@ -59,12 +64,18 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Drains histograms for ever; run it as a task.
+    /// Drains histograms for ever, and notes how late a task gets its turn meanwhile; run it as a task of the runtime that serves.
     pub async fn upkeep(self) {
-        let mut ticks = tokio::time::interval(UPKEEP);
+        let turn = histogram!(names::TURN_SECONDS);
+        let mut drained = Instant::now();
         loop {
-            ticks.tick().await;
-            self.handle.run_upkeep();
+            let due = Instant::now() + PULSE;
+            tokio::time::sleep_until(due).await;
+            turn.record(due.elapsed().as_secs_f64());
+            if drained.elapsed() >= UPKEEP {
+                drained = Instant::now();
+                self.handle.run_upkeep();
+            }
         }
     }
 }

@@ -227,6 +227,78 @@ async fn a_server_that_misbehaves_fails_the_load() {
     }
 }
 
+/// Keys that those who join list, some to a page, while they change.
+const JOINING: [&str; 14] = [
+    "--join",
+    "3",
+    "--join-after",
+    "50ms",
+    "--keys",
+    "300",
+    "--connections",
+    "2",
+    "--rate",
+    "300",
+    "--duration",
+    "300ms",
+    "--patience",
+    "2s",
+];
+
+#[tokio::test]
+async fn who_joins_lists_all_and_misses_nothing_after_it() {
+    let (etcd, relay, endpoints) = servers().await;
+    let metrics = format!("relay=http://{}/metrics", relay.http_addr());
+    for endpoint in &endpoints {
+        for page in ["7", "300", "0"] {
+            let own = ["watch", "--endpoint", endpoint, "--put-endpoint", &etcd.endpoint(), "--join-page", page];
+            let measured = ["--metrics-url", &metrics, "--metric", "etcd_relay_publish_seconds"];
+            let joined = report(&[&own[..], &JOINING, &measured].concat()).await;
+            assert_eq!((count(&joined, "joins"), count(&joined, "listed_keys")), (3, 900), "{joined}");
+            // Both who were there and those who came were sent what was written since they were.
+            let (writes, deliveries) = (count(&joined, "writes"), count(&joined, "deliveries"));
+            assert!(2 * writes < deliveries && deliveries < 5 * writes, "{joined}");
+            assert!(joined["figures"]["join_99_ms"].is_number(), "{joined}");
+            assert!(joined["figures"]["joining_delay_max_ms"].is_number(), "{joined}");
+            for part in ["reading", "waiting", "pushing"] {
+                let told = &joined["metrics"]["relay"][format!("etcd_relay_publish_seconds{{part=\"{part}\"}}")];
+                // Where etcd itself is joined, the relay has nothing to do.
+                let is_relay = *endpoint == relay.endpoint();
+                assert_eq!(told["count"].as_f64().is_some_and(|count| count > 0.0), is_relay, "{part}: {joined}");
+                assert_eq!(told["max_at_most_ms"].is_number(), is_relay, "{part}: {joined}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_list_or_a_gap_after_it_fails_the_load() {
+    let store = RelayCommand::demo().start().await;
+    for (lie, told) in [(Lie::None, None), (Lie::LeaveOut, Some("a wrong list: key")), (Lie::Late, Some("1 of "))] {
+        let liar = Liar::over(&store.endpoint(), lie).await;
+        let own = ["watch", "--endpoint", liar.endpoint(), "--put-endpoint", &store.endpoint(), "--join-page", "20"];
+        let (code, stdout, stderr) = bench(&[&own[..], &JOINING].concat()).await;
+        match told {
+            None => assert_eq!(code, Some(0), "{stdout}{stderr}"),
+            Some(told) => {
+                assert_eq!(code, Some(1), "{lie:?}: {stdout}{stderr}");
+                assert!(stdout.contains("joiner ") && stdout.contains(told), "{lie:?}: {stdout}{stderr}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_that_are_not_there_fail_the_load() {
+    let store = RelayCommand::demo().start().await;
+    let url = format!("http://{}/metrics", store.http_addr());
+    let args =
+        ["watch", "--endpoint", &store.endpoint(), "--puts", "1", "--metrics-url", &url, "--metric", "none_such"];
+    let (code, stdout, stderr) = bench(&args).await;
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stderr.contains("none_such"), "{stderr}");
+}
+
 #[tokio::test]
 async fn where_nobody_listens_it_ends_with_the_reason() {
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");

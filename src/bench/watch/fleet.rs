@@ -6,8 +6,12 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
+    ops::Range,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Poll,
     thread::{self, JoinHandle},
 };
@@ -61,6 +65,8 @@ pub(super) struct Thread {
     pub(super) plan: Arc<Plan>,
     pub(super) buffer: Vec<u8>,
     pub(super) delays: Histogram<u64>,
+    /// Of these, the ones while others joined.
+    pub(super) joining_delays: Histogram<u64>,
     counts: Arc<Counts>,
 }
 
@@ -68,6 +74,8 @@ pub(super) struct Thread {
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) delays: Histogram<u64>,
+    /// Of these, the ones while others joined.
+    pub(super) joining_delays: Histogram<u64>,
     pub(super) findings: Findings,
     /// Mean delays of healthy subscribers.
     means: Vec<f64>,
@@ -82,13 +90,19 @@ impl Fleet {
             let (options, plan, counts) = (options.clone(), plan.clone(), counts.clone());
             let stages = stages.clone();
             let run = move || {
-                let thread = Thread { options, plan, buffer: vec![0; READ_BYTES], delays: report::histogram(), counts };
+                let (delays, joining_delays) = (report::histogram(), report::histogram());
+                let thread = Thread { options, plan, buffer: vec![0; READ_BYTES], delays, joining_delays, counts };
                 runtime()?.block_on(LocalSet::new().run_until(read(thread, index, stages)))
             };
             thread::Builder::new().name(format!("reader-{index}")).spawn(run).map_err(BenchError::Thread)
         };
         let threads = (0..options.threads).map(start).collect::<Result<_, _>>()?;
         Ok(Self { stage, threads })
+    }
+
+    /// Where the run is, for who goes along.
+    pub(super) fn stages(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
     }
 
     pub(super) fn tell(&self, stage: Stage) {
@@ -102,10 +116,12 @@ impl Fleet {
                 *stage = Stage::Done(truth.clone());
             }
         });
-        let mut all = Tally { delays: report::histogram(), findings: Findings::default(), means: Vec::new() };
+        let (delays, joining_delays) = (report::histogram(), report::histogram());
+        let mut all = Tally { delays, joining_delays, findings: Findings::default(), means: Vec::new() };
         for thread in self.threads {
             let tally = thread.join().map_err(|_| BenchError::Lost)??;
             all.delays.add(&tally.delays).map_err(|_| BenchError::Lost)?;
+            all.joining_delays.add(&tally.joining_delays).map_err(|_| BenchError::Lost)?;
             all.findings.join(tally.findings);
             all.means.extend(tally.means);
         }
@@ -132,8 +148,17 @@ impl Thread {
     }
 
     pub(super) fn delivered(&self, events: u64, now: u64) {
-        self.counts.last.store(now, Ordering::Release);
-        self.counts.delivered.fetch_add(events, Ordering::Release);
+        self.counts.delivered(events, now);
+    }
+
+    /// When others joined, in nanoseconds of the run's clock; nothing as long as nobody has.
+    pub(super) fn joining(&self) -> Range<u64> {
+        let at = |time: &AtomicU64| time.load(Ordering::Relaxed);
+        match (at(&self.counts.joining_from), at(&self.counts.joined_at)) {
+            (0, _) => 0..0,
+            (from, 0) => from..u64::MAX,
+            (from, until) => from..until,
+        }
     }
 }
 
@@ -175,8 +200,8 @@ async fn read(thread: Thread, index: u64, mut stages: watch::Receiver<Stage>) ->
         }
     }
     let means = subscribers.iter().filter_map(|subscriber| subscriber.borrow().mean_delay()).collect();
-    let delays = thread.borrow().delays.clone();
-    Ok(Tally { delays, findings, means })
+    let thread = thread.borrow();
+    Ok(Tally { delays: thread.delays.clone(), joining_delays: thread.joining_delays.clone(), findings, means })
 }
 
 /// One connection, as long as nothing is wrong.

@@ -22,7 +22,7 @@ use crate::{
     types::KeyRange,
 };
 
-const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 /// Watches of a connection that are being created at a time.
 const CREATING: u64 = 4096;
 
@@ -233,14 +233,18 @@ impl Watches {
             return Ok(());
         }
         let now = thread.plan.now();
-        let history = thread.options.history * thread.options.puts_per_write;
+        let first = thread.options.first_measured();
         let counts = self.role == Role::Healthy;
-        let Thread { plan, delays, .. } = thread;
+        let joining = thread.joining();
+        let Thread { plan, delays, joining_delays, .. } = thread;
         let (measured, sum) = (&mut self.measured, &mut self.delays);
         let events = seen.response(plan, scope, bytes, |number, sent| {
-            if counts && number >= history {
+            if counts && number >= first {
                 let delay = now.saturating_sub(sent);
                 report::note(delays, delay);
+                if joining.contains(&now) || joining.contains(&sent) {
+                    report::note(joining_delays, delay);
+                }
                 *measured += 1;
                 *sum += delay;
             }

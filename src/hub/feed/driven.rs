@@ -63,13 +63,17 @@ impl Feed {
     /// [`PublishError::Stale`] at the first revision that is not after the feed's; the ones before it are published.
     pub fn publish(&self, batch: &[Changes]) -> Result<(), PublishError> {
         let mut wakers = Vec::new();
+        // Read once for each batch, not for each delivery.
+        let asked = Instant::now();
+        let began;
         let result = {
             let mut inner = self.lock();
+            began = Instant::now();
             let result = batch.iter().try_for_each(|changes| inner.publish(changes, &mut wakers));
             self.show(&inner);
             result
         };
-        stats::published(batch);
+        stats::published(batch, stats::Published { asked, began, done: Instant::now() });
         wakers.into_iter().for_each(Waker::wake);
         result
     }

@@ -187,6 +187,33 @@ fn a_key_deleted_and_made_again_in_one_revision_replaces_nothing() {
 }
 
 #[test]
+fn what_happened_since_is_whole_and_ends_with_the_snapshot_while_more_happens() {
+    let feed = feed(&hub(), "", 10);
+    let last = 20_000;
+    std::thread::scope(|scope| {
+        let writes = scope.spawn(|| (11..=last).for_each(|revision| publish(&feed, revision)));
+        let mut read = 0;
+        loop {
+            let is_over = writes.is_finished();
+            // More than one step, and nearly all that there is.
+            let from = feed.revision().get() - 90;
+            let (snapshot, entries) = feed.since(Revision::new(from));
+            if let Some(entries) = entries.filter(|_| from > 10) {
+                let revisions: Vec<_> = entries.iter().map(|entry| entry.revision.get()).collect();
+                assert_eq!(revisions, (from + 1..=snapshot.revision.get()).collect::<Vec<_>>());
+                read += 1;
+            }
+            if is_over {
+                break;
+            }
+        }
+        writes.join().expect("the writes");
+        assert!(read > 0, "nothing was read");
+    });
+    assert!(feed.since(Revision::new(last - 200)).1.is_none(), "it is no longer in the history");
+}
+
+#[test]
 fn a_feed_that_is_to_be_always_on_is_shared_with_a_configured_one_alone() {
     let hub = hub();
     let configured = feed(&hub, "/a/", 1);

@@ -1,12 +1,16 @@
-//! [`Liar`]: a server that passes watches on to another and tells one thing of what comes back wrongly.
+//! [`Liar`]: a server that passes watches and reads on to another and tells one thing of what comes back wrongly.
 //!
-//! Not here: anything but `Watch`; loads write elsewhere. Always holds: it lies about the tenth response with events, and about no
-//! other.
+//! Not here: anything but `Watch` and `Range`; loads write elsewhere. Always holds: it lies about the tenth response with events, or
+//! about lists, or about watches that begin at a revision, and about nothing else.
 
 use etcd_relay::pb::{
     etcdserverpb::{
-        WatchRequest, WatchResponse,
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+        RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchRequest, WatchResponse,
+        kv_client::KvClient,
+        kv_server::{Kv, KvServer},
         watch_client::WatchClient,
+        watch_request::RequestUnion,
         watch_server::{Watch, WatchServer},
     },
     mvccpb::Event,
@@ -36,6 +40,10 @@ pub enum Lie {
     Cancel,
     /// It ends the stream.
     End,
+    /// It leaves a key out of a list.
+    LeaveOut,
+    /// It begins a watch that is to begin at a revision one too late.
+    Late,
 }
 
 /// A running one.
@@ -50,8 +58,10 @@ impl Liar {
     pub async fn over(endpoint: &str, lie: Lie) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
-        let service = WatchServer::new(Teller { upstream: endpoint.to_owned(), lie });
-        let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        let teller = Teller { upstream: endpoint.to_owned(), lie };
+        let services =
+            Server::builder().add_service(WatchServer::new(teller.clone())).add_service(KvServer::new(teller));
+        let serving = services.serve_with_incoming(TcpListenerStream::new(listener));
         let task = tokio::spawn(async move { serving.await.expect("it serves") });
         Self { endpoint: format!("http://{addr}"), task }
     }
@@ -68,6 +78,7 @@ impl Drop for Liar {
     }
 }
 
+#[derive(Clone)]
 struct Teller {
     upstream: String,
     lie: Lie,
@@ -80,9 +91,14 @@ impl Watch for Teller {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
         let connected = WatchClient::connect(self.upstream.clone()).await;
         let mut upstream = connected.map_err(|error| Status::unavailable(error.to_string()))?;
-        let requests = tokio_stream::StreamExt::filter_map(request.into_inner(), Result::ok);
-        let responses = upstream.watch(requests).await?.into_inner();
         let lie = self.lie;
+        let requests = tokio_stream::StreamExt::filter_map(request.into_inner(), Result::ok).map(move |mut request| {
+            if let (Lie::Late, Some(RequestUnion::CreateRequest(create))) = (lie, &mut request.request_union) {
+                create.start_revision += i64::from(create.start_revision > 0);
+            }
+            request
+        });
+        let responses = upstream.watch(requests).await?.into_inner();
         let mut seen = 0;
         let mut held: Option<WatchResponse> = None;
         let told = responses.flat_map(move |response| {
@@ -96,7 +112,7 @@ impl Watch for Teller {
                         return stream::iter(told);
                     }
                     match lie {
-                        Lie::None => {}
+                        Lie::None | Lie::LeaveOut | Lie::Late => {}
                         Lie::Forget => return stream::iter(told),
                         Lie::Repeat => told.push(Ok(response.clone())),
                         Lie::Swap => {
@@ -120,6 +136,36 @@ impl Watch for Teller {
             stream::iter(told)
         });
         Ok(Response::new(told.boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Teller {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let connected = KvClient::connect(self.upstream.clone()).await;
+        let mut upstream = connected.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut response = upstream.range(request.into_inner()).await?.into_inner();
+        if self.lie == Lie::LeaveOut {
+            response.kvs.remove(response.kvs.len() / 2);
+            response.count -= 1;
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        Err(Status::unimplemented("loads write elsewhere"))
+    }
+
+    async fn delete_range(&self, _: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
+        Err(Status::unimplemented("loads write elsewhere"))
+    }
+
+    async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        Err(Status::unimplemented("loads write elsewhere"))
+    }
+
+    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        Err(Status::unimplemented("loads write elsewhere"))
     }
 }
 
