@@ -106,8 +106,9 @@ impl RangeQuery {
                         before.entry(event.kv.key()).or_insert(event.prev.as_ref());
                     }
                 }
-                let past = undo(&snapshot, &self.range, before);
-                let count = past.len();
+                let count = count_before(&snapshot, &self.range, &before);
+                let most = if self.count_only { 0 } else { self.fetched() };
+                let past = undo(&snapshot, &self.range, before, most);
                 Ok(self.answer(snapshot.revision, count, past))
             }
         }
@@ -199,15 +200,25 @@ impl RangeQuery {
     }
 }
 
-/// The range as it was before the changes.
+/// How many keys the range had before the changes: those that it has, with those that are gone since and without those that are new.
+fn count_before(snapshot: &Snapshot, range: &KeyRange, before: &BTreeMap<&[u8], Option<&Arc<KeyValue>>>) -> usize {
+    let is = |key: &[u8]| usize::from(snapshot.map.get(key).is_some());
+    before.iter().fold(snapshot.map.count(range), |count, (key, was)| count + usize::from(was.is_some()) - is(key))
+}
+
+/// The range as it was before the changes, as far as `most` keys: a page of a long list must not cost the rest of it.
 fn undo(
     snapshot: &Snapshot,
     range: &KeyRange,
     before: BTreeMap<&[u8], Option<&Arc<KeyValue>>>,
+    most: usize,
 ) -> SmallVec<[Arc<KeyValue>; 1]> {
     let mut past = SmallVec::new();
     let mut changed = before.into_iter().peekable();
     for kv in snapshot.map.range(range) {
+        if past.len() >= most {
+            return past;
+        }
         while let Some((_, was)) = changed.next_if(|(key, _)| *key < kv.key()) {
             past.extend(was.cloned());
         }
