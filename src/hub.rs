@@ -16,6 +16,7 @@ mod listing;
 mod outbox;
 mod pages;
 mod payload;
+mod pins;
 mod read;
 mod snapshot;
 mod stats;

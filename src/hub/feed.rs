@@ -34,6 +34,7 @@ use super::{
     history::History,
     index::{Index, Member, WatchOptions},
     outbox::{LiveWatch, Outbox, Phase, Watch, wake},
+    pins::Pins,
     snapshot::{KeyMap, Snapshot},
     stats,
 };
@@ -79,6 +80,8 @@ pub struct Feed {
     pub(super) shared: Arc<Shared>,
     inner: Mutex<Inner>,
     snapshot: ArcSwap<Snapshot>,
+    /// Snapshots that lists in pages go on from.
+    pub(super) pins: Pins,
     revision: watch::Sender<Revision>,
     state: watch::Sender<FeedState>,
     last_error: Mutex<Option<String>>,
@@ -186,6 +189,7 @@ impl Feed {
             shared,
             inner: Mutex::new(inner),
             snapshot: ArcSwap::default(),
+            pins: Pins::default(),
             revision: watch::Sender::new(Revision::ZERO),
             state: watch::Sender::new(FeedState::Starting),
             last_error: Mutex::default(),

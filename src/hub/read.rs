@@ -72,6 +72,9 @@ pub struct RangeReply {
     pub count: usize,
 }
 
+/// From this limit on the rest of a reply is believed to be asked for next.
+const PAGE: usize = 100;
+
 /// Why the feed cannot answer.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ReadError {
@@ -91,7 +94,19 @@ impl RangeQuery {
     pub fn read(&self, feed: &Feed) -> Result<RangeReply, ReadError> {
         let pages = &feed.shared.pages;
         if self.revision <= Revision::ZERO {
-            return Ok(self.current(feed.snapshot(), pages));
+            let snapshot = feed.snapshot();
+            let reply = self.current(snapshot.clone(), pages);
+            if reply.more && self.limit >= PAGE {
+                feed.pins.keep(&snapshot);
+            }
+            return Ok(reply);
+        }
+        if let Some(past) = feed.pins.at(self.revision) {
+            let newest = feed.snapshot();
+            // One of another epoch may come from another cluster.
+            if past.epoch == newest.epoch {
+                return Ok(RangeReply { revision: newest.revision, ..self.current(past, pages) });
+            }
         }
         let (snapshot, entries) = feed.since(self.revision);
         match self.revision.cmp(&snapshot.revision) {

@@ -55,6 +55,7 @@ impl Feed {
         inner.revision = revision;
         inner.epoch += 1;
         self.show(&inner);
+        self.pins.clear();
     }
 
     /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
@@ -73,8 +74,10 @@ impl Feed {
             self.show(&inner);
             result
         };
-        stats::published(batch, stats::Published { asked, began, done: Instant::now() });
+        let done = Instant::now();
+        stats::published(batch, stats::Published { asked, began, done });
         wakers.into_iter().for_each(Waker::wake);
+        self.pins.expire(done);
         result
     }
 
@@ -140,6 +143,7 @@ impl Feed {
         inner.revision = revision;
         inner.epoch += 1;
         self.show(&inner);
+        self.pins.clear();
         drop(inner);
         for (outbox, filled) in fills {
             fill::spawn(self.clone(), outbox, filled);
@@ -163,6 +167,7 @@ impl Feed {
             inner.map = KeyMap::default();
             inner.history = History::new(inner.revision.next(), self.shared.limits.history);
             self.show(&inner);
+            self.pins.clear();
             drop(inner);
             self.set_state(FeedState::Closed, None);
         }

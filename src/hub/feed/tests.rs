@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::{
-    hub::{Drained, Hub, OutboxLimits, ProgressAnswer, testing, upstream::Changes},
-    types::{EventFields, EventKind, KeyValueFields},
+    hub::{
+        Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, SortOrder, SortTarget, testing,
+        upstream::Changes,
+    },
+    types::{EventFields, EventKind, KeyValue, KeyValueFields},
 };
 
 const WATCHES: i64 = 20_000;
@@ -222,4 +225,46 @@ fn a_feed_that_is_to_be_always_on_is_shared_with_a_configured_one_alone() {
     assert!(!Arc::ptr_eq(&other, &configured));
     assert_eq!(other.kind(), FeedKind::Prefix);
     assert!(Arc::ptr_eq(&hub.always(KeyRange::prefix("/b/".into())), &other));
+}
+
+#[test]
+fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
+    let hub = hub();
+    let feed = hub.open(KeyRange::prefix("".into()));
+    let mut map = KeyMap::default();
+    for key in 0..250 {
+        let fields = KeyValueFields { key: format!("{key:03}").into(), ..KeyValueFields::default() };
+        map.insert(Arc::new(KeyValue::new(&fields)));
+    }
+    feed.install(map.clone(), Revision::new(10));
+    let page = |from: &str, revision: i64| {
+        let query = RangeQuery {
+            range: KeyRange::from_wire(from.to_owned().into(), "\0".into()).expect("a range"),
+            limit: 100,
+            revision: Revision::new(revision),
+            sort_order: SortOrder::None,
+            sort_target: SortTarget::Key,
+            keys_only: false,
+            count_only: false,
+            min_mod_revision: Revision::ZERO,
+            max_mod_revision: Revision::ZERO,
+            min_create_revision: Revision::ZERO,
+            max_create_revision: Revision::ZERO,
+        };
+        query.read(&feed).map(|reply| {
+            let keys: Vec<_> = reply.kvs.kvs().into_iter().map(|kv| kv.key().to_vec()).collect();
+            (reply.revision.get(), reply.count, reply.more, keys)
+        })
+    };
+    let keys = |from: usize, to: usize| (from..to).map(|key| format!("{key:03}").into_bytes()).collect::<Vec<_>>();
+    assert_eq!(page("\0", 0), Ok((10, 250, true, keys(0, 100))));
+    // A new key, and more revisions than the history keeps.
+    (11..200).for_each(|revision| publish(&feed, revision));
+    assert_eq!(page("099\0", 10), Ok((199, 150, true, keys(100, 200))));
+    assert_eq!(page("199\0", 10), Ok((199, 50, false, keys(200, 250))));
+    assert_eq!(page("099\0", 11), Err(ReadError::BeforeHistory), "nobody lists at this revision");
+    // The same revision of another cluster.
+    feed.reset(map, Revision::new(10), &Reset::Replaced);
+    publish(&feed, 11);
+    assert_eq!(page("099\0", 10), Ok((11, 150, true, keys(100, 200))));
 }

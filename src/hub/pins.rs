@@ -1,0 +1,106 @@
+//! [`Pins`]: the snapshots that lists in pages are read from.
+//!
+//! Who lists in pages reads the later ones at the revision of the first (Kubernetes' API server does), so that the list is of one
+//! moment. A snapshot that was answered from in part is kept for a while: the other pages are then as cheap as the first. Without
+//! it they are made by undoing the history (`read`). Always holds: at most [`MOST`] snapshots, none that was not asked for in
+//! [`KEPT`] once there is something newer; they share what did not change, so what they hold is what was replaced since.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::Snapshot;
+use crate::types::Revision;
+
+/// Lists that are read at a time, at as many revisions.
+const MOST: usize = 64;
+/// Between two pages of a list.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Mutex<Vec<Pin>>);
+
+#[derive(Debug)]
+struct Pin {
+    snapshot: Arc<Snapshot>,
+    used: Instant,
+}
+
+impl Pins {
+    /// Keeps a snapshot of which only a part was shown.
+    pub(super) fn keep(&self, snapshot: &Arc<Snapshot>) {
+        let mut pins = self.0.lock();
+        let used = Instant::now();
+        if let Some(pin) = pins.iter_mut().find(|pin| pin.snapshot.revision == snapshot.revision) {
+            pin.used = used;
+            return;
+        }
+        if pins.len() >= MOST
+            && let Some(oldest) = (0..pins.len()).min_by_key(|at| pins[*at].used)
+        {
+            pins.swap_remove(oldest);
+        }
+        pins.push(Pin { snapshot: snapshot.clone(), used });
+    }
+
+    /// The snapshot of exactly this revision, if it is kept.
+    pub(super) fn at(&self, revision: Revision) -> Option<Arc<Snapshot>> {
+        let mut pins = self.0.lock();
+        let pin = pins.iter_mut().find(|pin| pin.snapshot.revision == revision)?;
+        pin.used = Instant::now();
+        Some(pin.snapshot.clone())
+    }
+
+    /// Something changed: lets go of what nobody reads any more. Until then it held nothing but what the feed has.
+    pub(super) fn expire(&self, now: Instant) {
+        // Replaced trees are large, and freed behind the lock.
+        let expired: Vec<Pin> = self.0.lock().extract_if(.., |pin| now.duration_since(pin.used) >= KEPT).collect();
+        drop(expired);
+    }
+
+    /// What was kept is of another history.
+    pub(super) fn clear(&self) {
+        let gone = std::mem::take(&mut *self.0.lock());
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::snapshot::KeyMap;
+
+    fn snapshot(revision: i64) -> Arc<Snapshot> {
+        Arc::new(Snapshot { revision: Revision::new(revision), map: KeyMap::default(), epoch: 1 })
+    }
+
+    #[test]
+    fn a_snapshot_is_found_by_its_revision_until_it_is_no_longer_used() {
+        let pins = Pins::default();
+        let kept = snapshot(5);
+        pins.keep(&kept);
+        assert!(pins.at(Revision::new(5)).is_some_and(|found| Arc::ptr_eq(&found, &kept)));
+        assert!(pins.at(Revision::new(6)).is_none());
+        pins.expire(Instant::now());
+        assert!(pins.at(Revision::new(5)).is_some());
+        pins.expire(Instant::now() + KEPT);
+        assert!(pins.at(Revision::new(5)).is_none());
+    }
+
+    #[test]
+    fn beyond_the_most_the_one_that_was_not_used_longest_goes() {
+        let pins = Pins::default();
+        for revision in 0..MOST as i64 {
+            pins.keep(&snapshot(revision));
+        }
+        pins.at(Revision::new(0)).expect("kept");
+        pins.keep(&snapshot(1_000));
+        assert!(pins.at(Revision::new(0)).is_some() && pins.at(Revision::new(1)).is_none());
+        pins.clear();
+        assert!(pins.at(Revision::new(1_000)).is_none());
+    }
+}
