@@ -15,6 +15,7 @@ mod interval;
 mod outbox;
 mod payload;
 mod read;
+mod runs;
 mod snapshot;
 mod stats;
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub use self::{
     history::HistoryLimits,
     index::WatchOptions,
     outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
-    payload::Payload,
+    payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},
 };

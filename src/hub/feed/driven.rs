@@ -65,7 +65,7 @@ impl Feed {
         let mut wakers = Vec::new();
         let result = {
             let mut inner = self.lock();
-            let result = batch.iter().try_for_each(|changes| inner.publish(changes, &mut wakers));
+            let result = inner.publish(batch, &mut wakers);
             self.show(&inner);
             result
         };
