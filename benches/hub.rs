@@ -39,6 +39,23 @@ fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
     });
 }
 
+/// A hundred revisions that came together, for streams that watch the whole prefix.
+#[divan::bench(args = [1, 100, 1_000])]
+fn publish_a_burst_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
+    let feed = feed(0);
+    let outboxes: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
+    let mut revision = feed.revision();
+    bencher.bench_local(|| {
+        let mut next = || {
+            revision = revision.next();
+            put(revision, "key")
+        };
+        let burst: Vec<_> = (0..100).map(|_| next()).collect();
+        feed.publish(&burst).expect("in order");
+        outboxes.iter().for_each(drain);
+    });
+}
+
 /// A revision that concerns one of many watches, each on a key of its own: must not grow with their number.
 #[divan::bench(args = [1, 1_000, 100_000])]
 fn publish_to_one_of_many_keys(bencher: Bencher<'_, '_>, keys: usize) {
@@ -103,6 +120,26 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>) {
         subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
         drain(&outbox);
         outbox.leave();
+    });
+}
+
+/// The same for many streams that all begin at the same revision, which share what they read.
+#[divan::bench(args = [1, 100])]
+fn replay_a_thousand_revisions_to_streams(bencher: Bencher<'_, '_>, streams: usize) {
+    let feed = feed(0);
+    let start = feed.revision().next();
+    let mut revision = feed.revision();
+    for _ in 0..1_000 {
+        revision = revision.next();
+        feed.publish(&[put(revision, "key")]).expect("in order");
+    }
+    bencher.bench_local(|| {
+        for _ in 0..streams {
+            let outbox = Outbox::new(LIMITS.outbox);
+            subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
+            drain(&outbox);
+            outbox.leave();
+        }
     });
 }
 

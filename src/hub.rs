@@ -18,6 +18,7 @@ mod pages;
 mod payload;
 mod pins;
 mod read;
+mod runs;
 mod snapshot;
 mod stats;
 #[cfg(test)]
@@ -38,7 +39,7 @@ pub use self::{
     index::WatchOptions,
     listing::Listing,
     outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
-    payload::Payload,
+    payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},
 };

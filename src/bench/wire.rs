@@ -23,6 +23,9 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Longest gRPC message that is believed.
 const MESSAGE_MAX: usize = 512 << 20;
 
+/// Most memory that is taken for a message before it has come.
+const MESSAGE_RESERVED: usize = 256 << 10;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
@@ -280,6 +283,10 @@ impl Session {
             let have = stream.message.len();
             let wanted = message_length(&stream.message)?.unwrap_or(5);
             let (part, rest) = bytes.split_at(bytes.len().min(wanted - have));
+            if have <= 5 {
+                // So that it is not moved as it grows, within what a server's word alone may cost.
+                stream.message.reserve_exact((wanted - have).min(MESSAGE_RESERVED));
+            }
             stream.message.extend_from_slice(part);
             bytes = rest;
             if message_length(&stream.message)? == Some(stream.message.len()) {

@@ -1,8 +1,10 @@
 //! Reads history for the parked watches of a stream, as far as its queue has room, and makes them live again at its end.
 //!
 //! Called by [`Outbox::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
+//! Watches of ranges get runs: a chunk of history as their group gets it, put together by the first that needs it and kept for
+//! the others. For watches of single keys, which share little, a step goes through the entries once for all of them.
 //! Always holds: a watch is made live under the feed's lock, at the very revision up to which it was given everything; the
-//! feed's lock is held for taking pointers, never while events are matched.
+//! feed's lock is held for taking pointers, never while events are matched or copied.
 
 use std::sync::Arc;
 
@@ -11,121 +13,213 @@ use smallvec::SmallVec;
 
 use super::{
     Feed,
+    feed::Inner,
     fill::{self, Filled},
-    index::WatchOptions,
-    outbox::{Outbox, OutboxLimits, Phase, wake},
-    payload::Payload,
+    history::{Ahead, Task},
+    index::{Group, WatchOptions},
+    outbox::{Outbox, OutboxLimits, Phase, State, Watch},
+    payload::{Payload, Picks},
+    runs::{Run, RunKey},
 };
 use crate::types::{Entry, KeyRange, Revision};
 
-/// Most revisions that one step reads.
+/// Most revisions that one step reads for single keys.
 const STEP_ENTRIES: usize = 512;
 /// Most watches that one step serves: bounds how long the feed's lock is held to find them.
 const STEP_WATCHES: usize = 4096;
+/// Most runs that one step makes.
+const STEP_MADE: usize = 8;
+/// Most runs that one step passes on. Where a watch wants little, most of them are empty.
+const STEP_RUNS: usize = 512;
 
-/// A parked watch, as it was when the step began.
-struct Parked {
+/// A parked watch of a single key, as it was when the step began.
+struct Single {
     slot: usize,
-    id: i64,
     serial: u64,
     next: Revision,
     range: KeyRange,
     options: WatchOptions,
 }
 
-/// One step for one feed: parked watches come closer to live, or are handed to a fill.
-pub(super) fn step(outbox: &Arc<Outbox>) {
-    let (feed, slots) = {
-        let mut state = outbox.lock();
-        let slots = state.take_parked(STEP_WATCHES);
-        let Some(last) = slots.last() else { return };
-        let attachment = state.watches[*last as usize].attachment;
-        (state.feeds[attachment as usize].feed.clone(), slots)
-    };
-    let (watches, entries) = begin(&feed, outbox, &slots);
-    let mut payloads = Vec::new();
-    let through = read(&watches, &entries, &outbox.limits, &mut payloads);
-    finish(&feed, outbox, &watches, through, payloads);
+/// A run that is missing, and how its group wants it.
+struct Missing {
+    key: RunKey,
+    task: Task,
+    range: KeyRange,
+    options: WatchOptions,
 }
 
-/// Takes the entries that the watches need. Watches behind the history are handed to fills, those of other feeds are put back.
-fn begin(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: &[u32]) -> (Vec<Parked>, Vec<Arc<Entry>>) {
-    let inner = feed.lock();
+/// Runs that were made, and of which feed and which history of it they are.
+struct Made {
+    feed: Arc<Feed>,
+    epoch: u64,
+    runs: Vec<(RunKey, Run)>,
+}
+
+/// What is to be done once the locks are let go.
+enum Next {
+    /// Nothing: there is something to send, or nobody is parked.
+    Done,
+    /// Read these entries for these watches.
+    Read(Vec<Single>, Vec<Arc<Entry>>),
+    /// Make these runs, and come again.
+    Make(u64, Vec<Missing>),
+}
+
+/// One step for one feed: parked watches come closer to live, or are handed to a fill.
+pub(super) fn step(outbox: &Arc<Outbox>) {
+    let mut made = None;
+    // The second time with the runs that were missing at the first.
+    for _ in 0..2 {
+        // Not under the feed's lock: of a million parked watches this takes a while.
+        let (feed, slots) = {
+            let mut state = outbox.lock();
+            let slots = state.take_parked(STEP_WATCHES);
+            let Some(feed) = state.furthest_behind(&slots).cloned() else { return };
+            (feed, slots)
+        };
+        match serve(&feed, outbox, slots, made.take()) {
+            Next::Done => return,
+            Next::Read(watches, entries) => {
+                let mut payloads = Vec::new();
+                let through = read(&watches, &entries, &outbox.limits, &mut payloads);
+                return finish(&feed, outbox, &watches, through, payloads);
+            }
+            Next::Make(epoch, missing) => {
+                let run = |Missing { key, task, range, options }: &Missing| (*key, task.make(range, *options));
+                made = Some(Made { feed, epoch, runs: missing.iter().map(run).collect() });
+            }
+        }
+    }
+}
+
+/// Passes on what runs there are to those that are furthest behind, or takes the entries for single keys, where those are.
+/// Watches behind the history are handed to fills, those of other feeds are put back.
+fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<Made>) -> Next {
+    let mut inner = feed.lock();
     let mut state = outbox.lock();
-    let mut watches = Vec::new();
+    // Else the history that they were of is gone, or it is another feed's turn.
+    if let Some(made) = made.filter(|made| made.epoch == inner.epoch && Arc::ptr_eq(&made.feed, feed)) {
+        made.runs.into_iter().for_each(|(key, run)| inner.history.keep(key, run));
+    }
     let mut behind = Vec::new();
     let mut others = Vec::new();
+    let (mut singles, mut ranges) = (Vec::new(), Vec::new());
     for slot in slots {
         // Cancelled meanwhile, perhaps.
-        let Some(watch) = state.watches.get(*slot as usize).filter(|watch| watch.phase == Phase::Parked) else {
+        let Some(watch) = state.watches.get(slot as usize).filter(|watch| watch.phase == Phase::Parked) else {
             continue;
         };
         if !Arc::ptr_eq(&state.feeds[watch.attachment as usize].feed, feed) {
-            others.push(*slot);
+            others.push(slot);
             continue;
         }
         let group = inner.index.group(watch.group);
-        let parked = Parked {
-            slot: *slot as usize,
-            id: watch.id,
-            serial: watch.serial,
-            next: watch.next,
-            range: group.range.clone(),
-            options: group.options,
-        };
-        if watch.next < inner.history.start() { behind.push(parked) } else { watches.push(parked) }
+        if watch.next < inner.history.start() {
+            behind.push((slot, filled(watch, group)));
+        } else if group.range.is_single() {
+            singles.push((watch.next, slot));
+        } else {
+            ranges.push((watch.next, slot));
+        }
     }
     state.put_parked(others);
-    for watch in &behind {
-        state.set_phase(watch.slot, Phase::Filling);
+    for (slot, _) in &behind {
+        state.set_phase(*slot as usize, Phase::Filling);
     }
-    let from = watches.iter().map(|watch| watch.next).min();
-    let entries = from.and_then(|from| inner.history.read(from, STEP_ENTRIES)).unwrap_or_default();
+    singles.sort_unstable();
+    ranges.sort_unstable();
+    let next = match (singles.first(), ranges.first()) {
+        (Some((single, _)), Some((range, _))) if range < single => pass(&inner, &mut state, outbox, &mut ranges),
+        (Some((from, _)), _) => {
+            let entries = inner.history.read(*from, STEP_ENTRIES).unwrap_or_default();
+            let watches = singles.drain(..).map(|(_, slot)| single(&inner, &state, slot as usize)).collect();
+            Next::Read(watches, entries)
+        }
+        _ => pass(&inner, &mut state, outbox, &mut ranges),
+    };
+    state.put_parked(singles.into_iter().chain(ranges).map(|(_, slot)| slot));
     drop(state);
     drop(inner);
-    for watch in behind {
-        let Parked { id: watch_id, serial, range, options, .. } = watch;
-        fill::spawn(feed.clone(), outbox.clone(), Filled { watch_id, serial, range, options });
+    behind.into_iter().for_each(|(_, filled)| fill::spawn(feed.clone(), outbox.clone(), filled));
+    next
+}
+
+/// Gives each watch one run after the other, in turns, until the queue is full. Watches that have come to the end of the history
+/// are live from here on; those that wait for a run, or for room, stay in `ranges`.
+fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, ranges: &mut Vec<(Revision, u32)>) -> Next {
+    let mut missing: Vec<Missing> = Vec::new();
+    let mut waiting = Vec::new();
+    let mut passed = 0;
+    while !ranges.is_empty() && passed < STEP_RUNS && !state.is_full(&outbox.limits) {
+        for (next, slot) in std::mem::take(ranges) {
+            if passed == STEP_RUNS || state.is_full(&outbox.limits) {
+                waiting.push((next, slot));
+                continue;
+            }
+            passed += 1;
+            let group = inner.index.group(state.watches[slot as usize].group);
+            match inner.history.ahead(next, group.serial) {
+                Ahead::Nothing => state.set_phase(slot as usize, Phase::Live),
+                Ahead::Run(run) => {
+                    if let Some(payload) = &run.payload {
+                        state.enqueue_events(slot as usize, payload.clone(), inner.revision);
+                    }
+                    let watch = &mut state.watches[slot as usize];
+                    watch.next = watch.next.max(run.through.next());
+                    ranges.push((watch.next, slot));
+                }
+                Ahead::Missing(key) => {
+                    waiting.push((next, slot));
+                    if missing.len() < STEP_MADE && missing.iter().all(|missing| missing.key != key) {
+                        let (range, options) = (group.range.clone(), group.options);
+                        missing.push(Missing { key, task: inner.history.task(key), range, options });
+                    }
+                }
+            }
+        }
     }
-    (watches, entries)
+    ranges.append(&mut waiting);
+    // What can be sent at once does not wait for what is to be made.
+    if missing.is_empty() || !state.queue.is_empty() { Next::Done } else { Next::Make(inner.epoch, missing) }
+}
+
+fn filled(watch: &Watch, group: &Group) -> Filled {
+    Filled { watch_id: watch.id, serial: watch.serial, range: group.range.clone(), options: group.options }
+}
+
+fn single(inner: &Inner, state: &State, slot: usize) -> Single {
+    let watch = &state.watches[slot];
+    let group = inner.index.group(watch.group);
+    Single { slot, serial: watch.serial, next: watch.next, range: group.range.clone(), options: group.options }
 }
 
 /// Matches entries with watches until about as much as `limits` allow is found, whole revisions only. Gives back the last revision done.
 fn read(
-    watches: &[Parked],
+    watches: &[Single],
     entries: &[Arc<Entry>],
     limits: &OutboxLimits,
     payloads: &mut Vec<(usize, Arc<Payload>)>,
 ) -> Option<Revision> {
     let mut exact: HashMap<&[u8], SmallVec<[usize; 2]>> = HashMap::new();
-    let mut ranges = Vec::new();
     for (index, watch) in watches.iter().enumerate() {
-        if watch.range.is_single() {
-            exact.entry(&watch.range.start()[..]).or_default().push(index);
-        } else {
-            ranges.push(index);
-        }
+        exact.entry(&watch.range.start()[..]).or_default().push(index);
     }
     let mut bytes = 0;
     let mut through = None;
     for entry in entries {
-        let mut concerned: HashMap<usize, SmallVec<[u32; 4]>> = HashMap::new();
+        let mut concerned: HashMap<usize, Picks> = HashMap::new();
         for (pick, event) in entry.events().iter().enumerate() {
-            let mut concern = |index: usize| {
+            let concern = |index: usize| {
                 if watches[index].next <= entry.revision && watches[index].options.wants(event.kind) {
                     concerned.entry(index).or_default().push(pick as u32);
                 }
             };
-            exact.get(event.kv.key()).into_iter().flatten().copied().for_each(&mut concern);
-            ranges
-                .iter()
-                .copied()
-                .filter(|index| watches[*index].range.contains(event.kv.key()))
-                .for_each(&mut concern);
+            exact.get(event.kv.key()).into_iter().flatten().copied().for_each(concern);
         }
         for (index, picks) in concerned {
             let payload = Payload::some(entry, watches[index].options.prev_kv, picks);
-            bytes += payload.bytes().len();
+            bytes += payload.size(0);
             payloads.push((index, payload));
         }
         through = Some(entry.revision);
@@ -140,7 +234,7 @@ fn read(
 fn finish(
     feed: &Feed,
     outbox: &Outbox,
-    watches: &[Parked],
+    watches: &[Single],
     through: Option<Revision>,
     payloads: Vec<(usize, Arc<Payload>)>,
 ) {
@@ -149,29 +243,27 @@ fn finish(
     // Cancelled, ended or moved meanwhile: not ours any more.
     let ours: Vec<bool> = watches
         .iter()
-        .map(|parked| {
-            state.watches.get(parked.slot).is_some_and(|watch| {
-                watch.serial == parked.serial && watch.phase == Phase::Parked && watch.next == parked.next
+        .map(|single| {
+            state.watches.get(single.slot).is_some_and(|watch| {
+                watch.serial == single.serial && watch.phase == Phase::Parked && watch.next == single.next
             })
         })
         .collect();
-    let mut waker = None;
     for (index, payload) in payloads {
         if ours[index] {
-            waker = state.enqueue_events(watches[index].slot, payload, inner.revision).or(waker);
+            state.enqueue_events(watches[index].slot, payload, inner.revision);
         }
     }
-    for parked in watches.iter().zip(&ours).filter(|(_, ours)| **ours).map(|(parked, _)| parked) {
-        let watch = &mut state.watches[parked.slot];
+    for single in watches.iter().zip(&ours).filter(|(_, ours)| **ours).map(|(single, _)| single) {
+        let watch = &mut state.watches[single.slot];
         watch.next = watch.next.max(through.map_or(Revision::ZERO, Revision::next));
-        let next = watch.next;
-        if inner.history.since(next).next().is_none() {
-            state.set_phase(parked.slot, Phase::Live);
+        if inner.history.ends_before(watch.next) {
+            state.set_phase(single.slot, Phase::Live);
         } else {
-            state.put_parked([parked.slot as u32]);
+            state.put_parked([single.slot as u32]);
         }
     }
-    drop(state);
-    drop(inner);
-    wake(waker);
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,12 +20,14 @@ pub enum Delivery {
         /// The revision at registration: events after it follow (or from the start revision, where one was given).
         revision: Revision,
     },
-    /// Events of one revision.
+    /// Events of one revision, or of several.
     Events {
         /// The watch.
         watch_id: i64,
         /// The events.
         payload: Arc<Payload>,
+        /// How many revisions of the payload are not for this watch: it has them already, or begins after them.
+        from: u32,
         /// Whether the client allows the response to be cut between events.
         fragment: bool,
         /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
@@ -62,7 +64,7 @@ pub struct Cancellation {
 impl Delivery {
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Events { payload, .. } => payload.bytes().len(),
+            Self::Events { payload, from, .. } => payload.size(*from as usize),
             _ => 0,
         }
     }

@@ -26,7 +26,8 @@ use slab::Slab;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
-use self::inner::{Inner, UNLINKED};
+pub(super) use self::inner::Inner;
+use self::inner::UNLINKED;
 use super::{
     Shared,
     delivery::{Cancellation, Delivery, StreamEnd},
@@ -375,7 +376,7 @@ impl Feed {
         let fill = past && (subscribe.compacted || start < inner.history.start());
         if fill {
             state.set_phase(slot, Phase::Filling);
-        } else if past && inner.history.since(start).next().is_some() {
+        } else if past && !inner.history.ends_before(start) {
             state.set_phase(slot, Phase::Parked);
         }
         let watch = &mut state.watches[slot];
@@ -515,6 +516,7 @@ impl Feed {
             history_start: inner.history.start(),
             history_entries: inner.history.len(),
             history_bytes: inner.history.bytes(),
+            run_bytes: inner.history.run_bytes(),
             streams: inner.outboxes.len(),
             watches: inner.index.len(),
             trusts_progress: self.trusts_progress.load(Ordering::Relaxed),
@@ -553,6 +555,8 @@ pub struct FeedStats {
     pub history_entries: usize,
     /// Bytes in the history.
     pub history_bytes: usize,
+    /// Bytes of parts of the history that are kept as streams that are behind get them.
+    pub run_bytes: usize,
     /// Streams with a watch here.
     pub streams: usize,
     /// Watches here.

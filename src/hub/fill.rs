@@ -202,7 +202,6 @@ impl Fill {
         let mut state = self.outbox.lock();
         let slot = self.slot(&state)?;
         let mut given = 0;
-        let mut waker = None;
         for changes in revisions {
             if given > 0 && state.is_full(&self.outbox.limits) {
                 break;
@@ -211,11 +210,12 @@ impl Fill {
             if changes.revision < state.watches[slot].next {
                 continue;
             }
-            state.watches[slot].next = changes.revision.next();
             if let Some(payload) = self.payload(changes) {
-                waker = state.enqueue_events(slot, payload, as_of).or(waker);
+                state.enqueue_events(slot, payload, as_of);
             }
+            state.watches[slot].next = changes.revision.next();
         }
+        let waker = if state.queue.is_empty() { None } else { state.wake() };
         drop(state);
         wake(waker);
         Some(given)
@@ -227,7 +227,7 @@ impl Fill {
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
-        Payload::matching(&entry, &self.filled.range, self.filled.options)
+        Payload::matching(&[entry], &self.filled.range, self.filled.options)
     }
 
     /// Upstream has nothing more up to `revision`.

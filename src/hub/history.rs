@@ -2,11 +2,22 @@
 //!
 //! Not here: current values, see `snapshot`. Written by `feed`; read by parked subscriptions and by reads at a past revision.
 //! Always holds: revisions strictly rise; an entry is a whole revision; every revision of the range from `start()` on is
-//! here; `start()` never falls. Memory: at most the bytes and entries of its limits, or the newest entry alone.
+//! here; `start()` never falls. Memory: at most the bytes and entries of its limits, or the newest entry alone, and an eighth
+//! of the bytes again for runs.
+//! Entries are cut into chunks, which begin and end at the same revisions for all who read, so that what a group gets of a chunk is
+//! put together once (`runs`).
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::types::{Entry, Revision};
+use super::{
+    index::WatchOptions,
+    payload::Payload,
+    runs::{RUN_BYTES, RUN_REVISIONS, Run, RunKey, Runs, is_large, weight},
+};
+use crate::types::{Entry, KeyRange, Revision};
+
+/// The part of its bytes that a history may take again for runs.
+const RUNS_SHARE: usize = 8;
 
 /// How much history a feed keeps. A subscriber that falls further behind costs etcd a watch of its own.
 #[derive(Clone, Copy, Debug)]
@@ -20,17 +31,68 @@ pub struct HistoryLimits {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct History {
-    entries: VecDeque<(Arc<Entry>, usize)>,
+    entries: VecDeque<Kept>,
+    /// Entries that were let go: the number of the first that is here.
+    evicted: u64,
+    /// Where the entries are cut; the last one is open.
+    chunks: VecDeque<Chunk>,
+    runs: Runs,
     start: Revision,
     bytes: usize,
     limits: HistoryLimits,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// Beside the pointer, so that a search touches no entry.
+    revision: Revision,
+    entry: Arc<Entry>,
+    cost: usize,
+}
+
+/// Consecutive entries that are put together for who reads them all.
+#[derive(Debug)]
+struct Chunk {
+    /// The number of its first entry.
+    number: u64,
+    first: Revision,
+    weight: usize,
+}
+
+/// What comes next for a watch that reads history.
+#[derive(Debug)]
+pub(super) enum Ahead<'a> {
+    /// There is nothing: it is at the end.
+    Nothing,
+    /// A run that has the next revision.
+    Run(&'a Run),
+    /// A run that is to be made first, see [`History::task`].
+    Missing(RunKey),
+}
+
+/// What a run is to be made of.
+#[derive(Debug)]
+pub(super) struct Task(Vec<Arc<Entry>>);
+
+impl Task {
+    /// Puts together what a group with this range and these options gets. Not to be done under a lock.
+    #[must_use]
+    pub(super) fn make(&self, range: &KeyRange, options: WatchOptions) -> Run {
+        let (from, through) = match (self.0.first(), self.0.last()) {
+            (Some(first), Some(last)) => (first.revision, last.revision),
+            _ => (Revision::ZERO, Revision::ZERO),
+        };
+        Run { from, through, payload: Payload::matching(&self.0, range, options) }
+    }
 }
 
 impl History {
     /// An empty window that begins at `start`.
     #[must_use]
     pub(super) fn new(start: Revision, limits: HistoryLimits) -> Self {
-        Self { entries: VecDeque::new(), start, bytes: 0, limits }
+        let runs = Runs::new(limits.bytes / RUNS_SHARE);
+        let (entries, chunks) = (VecDeque::new(), VecDeque::new());
+        Self { entries, evicted: 0, chunks, runs, start, bytes: 0, limits }
     }
 
     /// The first revision from which on nothing is missing.
@@ -51,16 +113,45 @@ impl History {
         self.bytes
     }
 
+    /// Bytes of runs that are kept.
+    #[must_use]
+    pub(super) fn run_bytes(&self) -> usize {
+        self.runs.bytes()
+    }
+
     /// Adds the next revision and lets go of the oldest ones that no longer fit.
     pub(super) fn push(&mut self, entry: Arc<Entry>) {
-        debug_assert!(self.entries.back().is_none_or(|(last, _)| last.revision < entry.revision));
-        let cost = entry.cost();
+        debug_assert!(self.entries.back().is_none_or(|last| last.revision < entry.revision));
+        let (revision, cost) = (entry.revision, entry.cost());
+        self.place(&entry);
         self.bytes += cost;
-        self.entries.push_back((entry, cost));
+        self.entries.push_back(Kept { revision, entry, cost });
         while self.entries.len() > 1 && (self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries) {
-            if let Some((evicted, cost)) = self.entries.pop_front() {
+            if let Some(evicted) = self.entries.pop_front() {
                 self.start = evicted.revision.next();
-                self.bytes -= cost;
+                self.bytes -= evicted.cost;
+                self.evicted += 1;
+            }
+        }
+        while self.chunks.get(1).is_some_and(|second| second.number <= self.evicted) {
+            self.chunks.pop_front();
+        }
+    }
+
+    /// Puts an entry that is about to be added into the open chunk, or begins another with it.
+    fn place(&mut self, entry: &Entry) {
+        let number = self.evicted + self.entries.len() as u64;
+        let revisions = (self.limits.entries as u64 / 4).clamp(1, RUN_REVISIONS as u64);
+        let most = (self.limits.bytes / 8).min(RUN_BYTES);
+        let (weight, alone) = (weight(entry), is_large(entry));
+        match self.chunks.back_mut() {
+            Some(open) if !alone && open.weight + weight <= most && number - open.number < revisions => {
+                open.weight += weight;
+            }
+            // A large entry is sent as it is, so its chunk is closed at once.
+            _ => {
+                let weight = if alone { most } else { weight };
+                self.chunks.push_back(Chunk { number, first: entry.revision, weight });
             }
         }
     }
@@ -73,8 +164,52 @@ impl History {
 
     /// All entries from revision `from` on that the window has, oldest first.
     pub(super) fn since(&self, from: Revision) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
-        let first = self.entries.partition_point(|(entry, _)| entry.revision < from);
-        self.entries.range(first..).map(|(entry, _)| entry)
+        let first = self.entries.partition_point(|kept| kept.revision < from);
+        self.entries.range(first..).map(|kept| &kept.entry)
+    }
+
+    /// Whether there is no revision from `from` on.
+    #[must_use]
+    pub(super) fn ends_before(&self, from: Revision) -> bool {
+        self.entries.back().is_none_or(|last| last.revision < from)
+    }
+
+    /// What comes next for a watch of this group that needs `next`, which the window must reach.
+    #[must_use]
+    pub(super) fn ahead(&self, next: Revision, group: u64) -> Ahead<'_> {
+        if self.ends_before(next) {
+            return Ahead::Nothing;
+        }
+        let mut index = self.chunks.partition_point(|chunk| chunk.first <= next).saturating_sub(1);
+        if self.entries_of(index).next_back().is_none_or(|last| last.revision < next) {
+            // The next revision of the window is the first of the chunk after.
+            index += 1;
+        }
+        let Some(chunk) = self.chunks.get(index) else { return Ahead::Nothing };
+        let key = RunKey { chunk: chunk.number, group };
+        let first = self.entries_of(index).next().map_or(next, |first| first.revision);
+        let run = self.runs.get(key).filter(|run| run.from <= next.max(first) && run.through >= next);
+        run.map_or(Ahead::Missing(key), Ahead::Run)
+    }
+
+    /// What is needed to make a run that is missing.
+    #[must_use]
+    pub(super) fn task(&self, key: RunKey) -> Task {
+        let index = self.chunks.partition_point(|chunk| chunk.number < key.chunk);
+        Task(self.entries_of(index).map(|kept| kept.entry.clone()).collect())
+    }
+
+    /// Keeps a run for the next who need it.
+    pub(super) fn keep(&mut self, key: RunKey, run: Run) {
+        self.runs.insert(key, run);
+    }
+
+    /// What the window still has of a chunk.
+    fn entries_of(&self, index: usize) -> impl DoubleEndedIterator<Item = &Kept> {
+        let place = |chunk: &Chunk| (chunk.number.saturating_sub(self.evicted) as usize).min(self.entries.len());
+        let from = self.chunks.get(index).map_or(self.entries.len(), place);
+        let to = self.chunks.get(index + 1).map_or(self.entries.len(), place);
+        self.entries.range(from..to)
     }
 }
 
@@ -120,5 +255,64 @@ mod tests {
         assert_eq!((history.len(), history.start()), (1, Revision::new(5)));
         history.push(entry(6, 100));
         assert_eq!((history.len(), history.bytes()), (1, one));
+    }
+
+    /// What a group of everything gets from `next` on, run by run, made where it is missing; the revisions of each run.
+    fn walk(history: &mut History, mut next: Revision) -> Vec<Vec<i64>> {
+        let mut runs = Vec::new();
+        loop {
+            let key = match history.ahead(next, 7) {
+                Ahead::Nothing => return runs,
+                Ahead::Missing(key) => key,
+                Ahead::Run(run) => {
+                    let payload = run.payload.as_ref().expect("everything is wanted");
+                    runs.push(payload.each(payload.before(next)).map(|whole| whole.revision.get()).collect());
+                    next = run.through.next();
+                    continue;
+                }
+            };
+            let run = history.task(key).make(&KeyRange::prefix("".into()), WatchOptions::default());
+            history.keep(key, run);
+        }
+    }
+
+    #[test]
+    fn runs_leave_nothing_out_and_repeat_nothing_wherever_one_begins() {
+        for (bytes, entries) in [(usize::MAX, 40), (3000, 1000), (20_000, 17), (1, 1), (usize::MAX, 3)] {
+            let mut history = History::new(Revision::new(1), HistoryLimits { bytes, entries });
+            let mut revision = 0;
+            for number in 0..300_i64 {
+                // With gaps between revisions, and some entries too large for a run.
+                revision += 1 + number % 3;
+                history.push(entry(revision, if number % 11 == 0 { 9000 } else { 20 + number as usize % 90 }));
+                for start in [history.start().get(), revision - 30, revision - 4, revision, revision + 1] {
+                    let start = Revision::new(start.max(history.start().get()));
+                    let expected = revisions(&history.read(start, usize::MAX).expect("in the window"));
+                    let runs = walk(&mut history, start);
+                    assert_eq!(runs.concat(), expected, "from {start}, {bytes} bytes, {entries} entries");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_begins_at_the_same_revision_for_all() {
+        let limits = HistoryLimits { bytes: usize::MAX, entries: 40 };
+        let mut history = history(limits, 1..=35);
+        let whole: Vec<i64> = (1..=10).collect();
+        assert_eq!(walk(&mut history, Revision::new(1))[0], whole);
+        assert_eq!(walk(&mut history, Revision::new(9))[..2], [whole[8..].to_vec(), (11..=20).collect()]);
+    }
+
+    #[test]
+    fn a_large_revision_is_no_part_of_a_run() {
+        let mut history = History::new(Revision::new(1), HistoryLimits { bytes: 1 << 20, entries: 100 });
+        for revision in 1..=5 {
+            history.push(entry(revision, if revision == 3 { 10_000 } else { 100 }));
+        }
+        assert_eq!(walk(&mut history, Revision::new(1)), [vec![1, 2], vec![3], vec![4, 5]]);
+        let third = history.entries[2].entry.encoded(false).as_ptr();
+        let Ahead::Run(run) = history.ahead(Revision::new(3), 7) else { panic!("made before") };
+        assert_eq!(run.payload.as_ref().map(|payload| payload.bytes(0).as_ptr()), Some(third), "not copied");
     }
 }

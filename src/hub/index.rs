@@ -48,6 +48,8 @@ pub(super) struct Member {
 /// Subscriptions that get the same bytes.
 #[derive(Debug)]
 pub(super) struct Group {
+    /// Given to no other group later, as its id is.
+    pub(super) serial: u64,
     pub(super) range: KeyRange,
     pub(super) options: WatchOptions,
     pub(super) members: Vec<Member>,
@@ -62,6 +64,7 @@ pub(super) struct Index {
     exact: HashMap<Bytes, GroupIds>,
     ranges: IntervalTree<GroupIds>,
     subscriptions: usize,
+    next_serial: u64,
 }
 
 impl Index {
@@ -79,7 +82,9 @@ impl Index {
         let found = ids.iter().copied().find(|id| self.groups[*id as usize].options == options);
         let id = found.unwrap_or_else(|| {
             // A copy, as above.
-            let id = self.groups.insert(Group { range: range.detached(), options, members: Vec::new() }) as GroupId;
+            let group = Group { serial: self.next_serial, range: range.detached(), options, members: Vec::new() };
+            self.next_serial += 1;
+            let id = self.groups.insert(group) as GroupId;
             ids.push(id);
             id
         });

@@ -324,9 +324,10 @@ impl Outbox {
         if watch.phase != Phase::Live || payload.revision() < watch.next || state.end.is_some() || state.gone {
             return None;
         }
+        let from = payload.before(watch.next);
         if state.queued_bytes >= self.limits.bytes || state.queue.len() >= self.limits.deliveries {
             // What is missed is read from the history once the client reads again.
-            watch.next = payload.revision();
+            watch.next = payload.revision_at(from);
             let slot = slot as usize;
             state.set_phase(slot, Phase::Parked);
             return None;
@@ -335,6 +336,7 @@ impl Outbox {
         let delivery = Delivery::Events {
             watch_id: watch.id,
             payload: payload.clone(),
+            from: from as u32,
             fragment: watch.fragment,
             as_of: None,
             replay: false,

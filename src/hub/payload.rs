@@ -1,9 +1,11 @@
-//! [`Payload`]: the events of one revision that a group of subscriptions gets, as shared bytes.
+//! [`Payload`]: events that a group of subscriptions gets, as shared bytes: of one revision, or of a run of them.
 //!
-//! Made by `feed` once per revision and group, by `catch_up` and `fill` for one subscription; sent by a front.
-//! Always holds: a payload is never empty, and has all wanted events of its revision, so a revision is never split.
+//! Made by `feed` once per group, for a revision or for several that came together; by `catch_up` once per group and chunk of
+//! history; by `catch_up` and `fill` for one subscription.
+//! Sent by a front. Always holds: a payload is never empty; it has all wanted events of each of its revisions and of every
+//! revision between two of them, so a revision is never split and never left out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -11,20 +13,44 @@ use smallvec::SmallVec;
 use super::index::WatchOptions;
 use crate::types::{Entry, KeyRange, Revision};
 
-/// Events of one revision, encoded as protobuf fields 11 of a `WatchResponse`.
+/// Which events of an entry, by index, rising.
+pub(super) type Picks = SmallVec<[u32; 4]>;
+
+/// Events encoded as protobuf fields 11 of a `WatchResponse`.
 #[derive(Debug)]
 pub struct Payload {
-    entry: Arc<Entry>,
-    prev_kv: bool,
-    picks: Picks,
+    of: Of,
     bytes: Bytes,
 }
 
-/// Which events of the entry.
 #[derive(Debug)]
-enum Picks {
-    All,
-    Some(SmallVec<[u32; 4]>),
+enum Of {
+    /// One revision: all of its events, or some.
+    One { entry: Arc<Entry>, prev_kv: bool, picks: Option<Picks> },
+    /// Several revisions, rising, whose bytes lie one after the other.
+    Run(Box<[Step]>),
+}
+
+/// One revision of a run.
+#[derive(Debug)]
+struct Step {
+    revision: Revision,
+    received: Instant,
+    /// Where its bytes end.
+    end: u32,
+    /// Where its events end, counted from the run's first.
+    events: u32,
+}
+
+/// One revision of a payload.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// The revision.
+    pub revision: Revision,
+    /// Number of its events.
+    pub events: usize,
+    /// All its events, encoded.
+    pub bytes: Bytes,
 }
 
 impl Payload {
@@ -32,12 +58,12 @@ impl Payload {
     #[must_use]
     pub(super) fn whole(entry: &Arc<Entry>, prev_kv: bool) -> Arc<Self> {
         let bytes = entry.encoded(prev_kv).clone();
-        Arc::new(Self { entry: entry.clone(), prev_kv, picks: Picks::All, bytes })
+        Arc::new(Self { of: Of::One { entry: entry.clone(), prev_kv, picks: None }, bytes })
     }
 
-    /// The events of `entry` with these indexes, which rise.
+    /// The events of `entry` with these indexes.
     #[must_use]
-    pub(super) fn some(entry: &Arc<Entry>, prev_kv: bool, picks: SmallVec<[u32; 4]>) -> Arc<Self> {
+    pub(super) fn some(entry: &Arc<Entry>, prev_kv: bool, picks: Picks) -> Arc<Self> {
         if picks.len() == entry.events().len() {
             return Self::whole(entry, prev_kv);
         }
@@ -48,69 +74,173 @@ impl Payload {
                 entry.encoded(prev_kv).slice(place(*first).start..place(*last).end)
             }
             _ => {
-                let mut joined = BytesMut::with_capacity(picks.iter().map(|index| place(*index).len()).sum());
-                picks.iter().for_each(|index| joined.extend_from_slice(&entry.encoded(prev_kv)[place(*index)]));
+                let mut joined = BytesMut::with_capacity(encoded_len(entry, prev_kv, &picks));
+                append(&mut joined, entry, prev_kv, &picks);
                 joined.freeze()
             }
         };
-        Arc::new(Self { entry: entry.clone(), prev_kv, picks: Picks::Some(picks), bytes })
+        Arc::new(Self { of: Of::One { entry: entry.clone(), prev_kv, picks: Some(picks) }, bytes })
     }
 
-    /// The events of `entry` that lie in `range` and that `options` want; `None` where there is none.
+    /// The events of these entries, which rise, with these indexes; `None` where there is no entry. Small entries: their bytes
+    /// are copied, once for all who get the run.
     #[must_use]
-    pub(super) fn matching(entry: &Arc<Entry>, range: &KeyRange, options: WatchOptions) -> Option<Arc<Self>> {
-        let picks: SmallVec<[u32; 4]> = entry
-            .events()
-            .iter()
-            .enumerate()
-            .filter(|(_, event)| options.wants(event.kind) && range.contains(event.kv.key()))
-            .map(|(index, _)| index as u32)
-            .collect();
-        (!picks.is_empty()).then(|| Self::some(entry, options.prev_kv, picks))
+    pub(super) fn run(found: Vec<(&Arc<Entry>, Picks)>, prev_kv: bool) -> Option<Arc<Self>> {
+        if found.len() < 2 {
+            return found.into_iter().next().map(|(entry, picks)| Self::some(entry, prev_kv, picks));
+        }
+        let total = found.iter().map(|(entry, picks)| encoded_len(entry, prev_kv, picks)).sum();
+        let mut bytes = BytesMut::with_capacity(total);
+        let mut events = 0;
+        let step = |(entry, picks): (&Arc<Entry>, Picks)| {
+            append(&mut bytes, entry, prev_kv, &picks);
+            events += picks.len() as u32;
+            Step { revision: entry.revision, received: entry.received, end: bytes.len() as u32, events }
+        };
+        let steps: Box<[Step]> = found.into_iter().map(step).collect();
+        Some(Arc::new(Self { of: Of::Run(steps), bytes: bytes.freeze() }))
     }
 
-    /// The revision of the events.
+    /// The events of these entries, which rise, that lie in `range` and that `options` want; `None` where there is none.
+    #[must_use]
+    pub(super) fn matching(entries: &[Arc<Entry>], range: &KeyRange, options: WatchOptions) -> Option<Arc<Self>> {
+        let picks = |entry: &Entry| -> Picks {
+            let events = entry.events().iter().enumerate();
+            let wanted = events.filter(|(_, event)| options.wants(event.kind) && range.contains(event.kv.key()));
+            wanted.map(|(index, _)| index as u32).collect()
+        };
+        let found = entries.iter().map(|entry| (entry, picks(entry))).filter(|(_, picks)| !picks.is_empty());
+        Self::run(found.collect(), options.prev_kv)
+    }
+
+    /// The last revision of the events.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.entry.revision
-    }
-
-    /// The revision that the events are from, with the time of its arrival.
-    #[must_use]
-    pub fn entry(&self) -> &Entry {
-        &self.entry
-    }
-
-    /// All events of the payload, encoded.
-    #[must_use]
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-
-    /// Number of events.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match &self.picks {
-            Picks::All => self.entry.events().len(),
-            Picks::Some(picks) => picks.len(),
+        match &self.of {
+            Of::One { entry, .. } => entry.revision,
+            Of::Run(steps) => steps.last().map_or(Revision::ZERO, |step| step.revision),
         }
     }
 
-    /// Never true; here because `len` is.
+    /// Number of revisions.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
+    pub fn revisions(&self) -> usize {
+        match &self.of {
+            Of::One { .. } => 1,
+            Of::Run(steps) => steps.len(),
+        }
     }
 
-    /// The events one by one, encoded. Used where a response must be sent in fragments.
-    pub fn pieces(&self) -> impl Iterator<Item = Bytes> + '_ {
-        let encoded = self.entry.encoded(self.prev_kv);
-        (0..self.len()).map(move |index| {
-            let index = match &self.picks {
-                Picks::All => index,
-                Picks::Some(picks) => picks[index] as usize,
+    /// How many revisions of the payload are before `next`.
+    #[must_use]
+    pub(super) fn before(&self, next: Revision) -> usize {
+        match &self.of {
+            Of::One { entry, .. } => usize::from(entry.revision < next),
+            Of::Run(steps) => match steps.first() {
+                Some(first) if first.revision >= next => 0,
+                _ => steps.partition_point(|step| step.revision < next),
+            },
+        }
+    }
+
+    /// The revision that has this many before it; the last one for all beyond.
+    #[must_use]
+    pub(super) fn revision_at(&self, from: usize) -> Revision {
+        match &self.of {
+            Of::Run(steps) => steps.get(from).map_or_else(|| self.revision(), |step| step.revision),
+            Of::One { .. } => self.revision(),
+        }
+    }
+
+    /// When the revision that has this many before it came to the relay.
+    #[must_use]
+    pub fn received(&self, from: usize) -> Option<Instant> {
+        match &self.of {
+            Of::One { entry, .. } => Some(entry.received),
+            Of::Run(steps) => steps.get(from).map(|step| step.received),
+        }
+    }
+
+    /// All events, encoded, but for those of the first `from` revisions.
+    #[must_use]
+    pub fn bytes(&self, from: usize) -> Bytes {
+        match self.place(from) {
+            (0, _) => self.bytes.clone(),
+            (start, _) => self.bytes.slice(start..),
+        }
+    }
+
+    /// Number of these bytes.
+    #[must_use]
+    pub fn size(&self, from: usize) -> usize {
+        self.bytes.len() - self.place(from).0
+    }
+
+    /// Number of events, but for those of the first `from` revisions.
+    #[must_use]
+    pub fn events(&self, from: usize) -> usize {
+        let all = match &self.of {
+            Of::One { entry, picks, .. } => picks.as_ref().map_or(entry.events().len(), |picks| picks.len()),
+            Of::Run(steps) => steps.last().map_or(0, |step| step.events as usize),
+        };
+        all - self.place(from).1
+    }
+
+    /// The revisions one by one, but for the first `from`.
+    pub fn each(&self, from: usize) -> impl Iterator<Item = Whole> {
+        (from..self.revisions()).map(move |index| {
+            let ((start, first), (end, last)) = match &self.of {
+                Of::One { .. } => ((0, 0), (self.bytes.len(), self.events(0))),
+                Of::Run(_) => (self.place(index), self.place(index + 1)),
             };
-            encoded.slice(self.entry.place(index, self.prev_kv))
+            Whole { revision: self.revision_at(index), events: last - first, bytes: self.bytes.slice(start..end) }
         })
+    }
+
+    /// The events of a single revision one by one, encoded; nothing for a run, which is far too small to be sent in fragments.
+    pub fn pieces(&self) -> impl Iterator<Item = Bytes> {
+        let one = match &self.of {
+            Of::One { entry, prev_kv, picks } => Some((entry, *prev_kv, picks)),
+            Of::Run(_) => None,
+        };
+        one.into_iter().flat_map(move |(entry, prev_kv, picks)| {
+            let encoded = entry.encoded(prev_kv);
+            (0..self.events(0)).map(move |index| {
+                let index = picks.as_ref().map_or(index, |picks| picks[index] as usize);
+                encoded.slice(entry.place(index, prev_kv))
+            })
+        })
+    }
+
+    /// Bytes that a run keeps alive.
+    #[must_use]
+    pub(super) fn cost(&self) -> usize {
+        self.bytes.len() + self.revisions() * size_of::<Step>()
+    }
+
+    /// Bytes and events of the first `from` revisions of a run.
+    fn place(&self, from: usize) -> (usize, usize) {
+        match (&self.of, from.checked_sub(1)) {
+            (Of::Run(steps), Some(before)) => {
+                steps.get(before).or(steps.last()).map_or((0, 0), |step| (step.end as usize, step.events as usize))
+            }
+            _ => (0, 0),
+        }
+    }
+}
+
+fn encoded_len(entry: &Entry, prev_kv: bool, picks: &[u32]) -> usize {
+    if picks.len() == entry.events().len() {
+        return entry.encoded(prev_kv).len();
+    }
+    picks.iter().map(|index| entry.place(*index as usize, prev_kv).len()).sum()
+}
+
+fn append(bytes: &mut BytesMut, entry: &Entry, prev_kv: bool, picks: &[u32]) {
+    let encoded = entry.encoded(prev_kv);
+    if picks.len() == entry.events().len() {
+        bytes.extend_from_slice(encoded);
+    } else {
+        picks.iter().for_each(|index| bytes.extend_from_slice(&encoded[entry.place(*index as usize, prev_kv)]));
     }
 }

@@ -151,8 +151,8 @@ impl Default for Feeds {
 impl Feeds {
     /// 64 MiB.
     pub const HISTORY_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).expect("not zero");
-    /// At 100 changes a second, 100 seconds: longer than a client takes to come back.
-    pub const HISTORY_ENTRIES: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+    /// At 500 changes a second, 100 seconds: longer than a client takes to come back.
+    pub const HISTORY_ENTRIES: NonZeroUsize = NonZeroUsize::new(50_000).expect("not zero");
 }
 
 impl OnDemand {

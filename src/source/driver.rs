@@ -9,6 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use futures_util::FutureExt as _;
 use metrics::counter;
 use tokio::{
     sync::watch,
@@ -19,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     hub::{
         Feed, FeedRunner, FeedState, KeyMap, Reset,
-        upstream::{Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+        upstream::{Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     },
     telemetry::names::{self, ReconnectReason, ResyncReason},
     types::{Header, KeyValue, UpstreamHeader},
@@ -34,6 +35,8 @@ const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
 /// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
 const PROGRESS_IDLE: Duration = Duration::from_secs(30);
 
+/// From how many revisions and bytes on no more are read before they are published: bounds how long the feed's lock is held.
+const TOGETHER: (usize, usize) = (256, 1 << 20);
 /// How many failures in a row make one line in the log.
 const WARN_EVERY: u32 = 30;
 
@@ -269,11 +272,12 @@ impl Driving {
             tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
         idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut ahead = None;
         loop {
             let ask_again = asked.map(|at| at + PROGRESS_PATIENCE);
             // Cancel safe: every arm says so.
             let ask = tokio::select! {
-                message = upstream.next() => {
+                message = next(upstream, &mut ahead) => {
                     heard = Instant::now();
                     match message {
                         Ok(message) => match self.take(message, trusts_progress) {
@@ -367,6 +371,38 @@ impl Driving {
     }
 }
 
+/// The next message; of events, those that have arrived with them too, so that a burst is published together. What was read beyond
+/// them stays in `ahead`. Cancel safe.
+async fn next(
+    upstream: &mut dyn UpstreamWatch,
+    ahead: &mut Option<Result<WatchMessage, UpstreamError>>,
+) -> Result<WatchMessage, UpstreamError> {
+    let first = match ahead.take() {
+        Some(read) => read,
+        None => upstream.next().await,
+    };
+    let Ok(WatchMessage::Events { mut header, mut revisions }) = first else { return first };
+    let bytes = |revisions: &[Changes]| -> usize {
+        let events = revisions.iter().flat_map(|changes| &changes.events);
+        events.map(|event| event.kv.key.len() + event.kv.value.len()).sum()
+    };
+    let mut gathered = bytes(&revisions);
+    while revisions.len() < TOGETHER.0 && gathered < TOGETHER.1 {
+        match upstream.next().now_or_never() {
+            Some(Ok(WatchMessage::Events { header: newer, revisions: more })) => {
+                header = newer;
+                gathered += bytes(&more);
+                revisions.extend(more);
+            }
+            other => {
+                *ahead = other;
+                break;
+            }
+        }
+    }
+    Ok(WatchMessage::Events { header, revisions })
+}
+
 fn delays(config: &DriverConfig) -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(config.min_delay)
@@ -375,3 +411,6 @@ fn delays(config: &DriverConfig) -> ExponentialBackoff {
         .without_max_times()
         .build()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use etcd_relay::{
-    hub::{Cancellation, Delivery, NO_WATCH_ID, Payload, WatchOptions},
+    hub::{Cancellation, Delivery, NO_WATCH_ID, Payload, WatchOptions, Whole},
     pb::etcdserverpb::WatchResponse,
     types::KeyRange,
 };
@@ -51,6 +51,8 @@ pub(crate) struct StreamCheck {
     pending: VecDeque<Spec>,
     watches: HashMap<i64, Watch>,
     pub(crate) events: usize,
+    /// Payloads of several revisions.
+    pub(crate) runs: usize,
     pub(crate) progress: usize,
     pub(crate) compacted: usize,
 }
@@ -97,7 +99,7 @@ impl StreamCheck {
     pub(crate) fn take(&mut self, world: &World, delivery: &Delivery) -> Result<(), String> {
         match delivery {
             Delivery::Created { watch_id, revision } => self.created(world, *watch_id, revision.get()),
-            Delivery::Events { watch_id, payload, .. } => self.events(world, *watch_id, payload),
+            Delivery::Events { watch_id, payload, from, .. } => self.events(world, *watch_id, payload, *from as usize),
             Delivery::Progress { watch_id: NO_WATCH_ID, revision } => self.stream_progress(world, revision.get()),
             Delivery::Progress { watch_id, revision } => {
                 let watch = self.live(*watch_id)?;
@@ -150,10 +152,26 @@ impl StreamCheck {
         Ok(watch)
     }
 
-    fn events(&mut self, world: &World, id: i64, payload: &Payload) -> Result<(), String> {
+    fn events(&mut self, world: &World, id: i64, payload: &Payload, from: usize) -> Result<(), String> {
         let watch = self.live(id)?;
-        watch.events(world, payload).map_err(|error| format!("{error}: {watch:?}"))?;
-        self.events += 1;
+        let mut bytes = Vec::new();
+        let mut events = 0;
+        for whole in payload.each(from) {
+            watch.events(world, &whole).map_err(|error| format!("{error}: {watch:?}"))?;
+            bytes.extend_from_slice(&whole.bytes);
+            events += whole.events;
+        }
+        self.events += payload.revisions() - from;
+        self.runs += usize::from(payload.revisions() > 1);
+        let sent = payload.bytes(from);
+        ensure(sent == bytes && sent.len() == payload.size(from), || {
+            format!("what is sent is not the revisions one after the other: {payload:?} from {from}")
+        })?;
+        ensure(events > 0 && events == payload.events(from), || format!("length of {payload:?} from {from}"))?;
+        if payload.revisions() == 1 {
+            let pieces: Vec<u8> = payload.pieces().flatten().collect();
+            ensure(pieces == bytes, || format!("the pieces of {payload:?} are not the whole"))?;
+        }
         Ok(())
     }
 
@@ -200,14 +218,11 @@ impl StreamCheck {
 }
 
 impl Watch {
-    fn events(&mut self, world: &World, payload: &Payload) -> Result<(), String> {
+    fn events(&mut self, world: &World, whole: &Whole) -> Result<(), String> {
         let Spec { range, options, epoch, .. } = &self.spec;
-        let revision = payload.revision().get();
-        let response = WatchResponse::decode(payload.bytes().clone()).map_err(|error| error.to_string())?;
-        let pieces: Vec<u8> = payload.pieces().flatten().collect();
-        ensure(pieces == payload.bytes()[..], || format!("the pieces of {revision} are not the whole"))?;
-        let events = response.events;
-        ensure(!events.is_empty() && events.len() == payload.len(), || format!("length of {revision}"))?;
+        let revision = whole.revision.get();
+        let events = WatchResponse::decode(whole.bytes.clone()).map_err(|error| error.to_string())?.events;
+        ensure(!events.is_empty() && events.len() == whole.events, || format!("length of {revision}"))?;
         ensure(world.epoch_of(revision) == Some(*epoch), || format!("revision {revision} of another cluster"))?;
         // Filter.
         let key =

@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 use prost::encoding::encode_varint;
 
 pub use crate::front::pieces::Pieces;
-pub(super) use crate::front::pieces::Writer;
+pub(super) use crate::front::pieces::{SHARE_FROM, Writer};
 
 /// A gRPC message begins with a flag (not compressed) and its length.
 pub(super) const PREFIX: usize = 5;

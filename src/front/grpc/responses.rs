@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::pieces::{MAX_REQUEST, Pieces, Writer, put_bytes, put_header, put_int};
+use super::pieces::{MAX_REQUEST, Pieces, SHARE_FROM, Writer, put_bytes, put_header, put_int};
 use crate::{
-    hub::{Cancellation, Delivery, Payload},
+    hub::{Cancellation, Delivery, Payload, Whole},
     types::{Revision, UpstreamHeader},
 };
 
@@ -32,49 +32,75 @@ pub(super) struct Written {
 
 /// Writes all deliveries of `batch`, in order, and empties it.
 pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Pieces, Written) {
-    let small: usize = batch
-        .iter()
-        .map(|delivery| match delivery {
-            Delivery::Events { payload, .. } => HEAD_BYTES + payload.bytes().len().min(1024),
-            _ => HEAD_BYTES,
-        })
-        .sum();
+    let (mut small, mut waiting) = (0, 0);
+    for delivery in &*batch {
+        small += HEAD_BYTES;
+        waiting += 1;
+        if let Delivery::Events { payload, from, .. } = delivery {
+            let size = payload.size(*from as usize);
+            small += if size < SHARE_FROM { size } else { 0 };
+            waiting += payload.revisions() - *from as usize - 1;
+        }
+    }
     let mut response = Response { writer: Writer::with_capacity(small), header, written: Written::default() };
-    let burst = batch.len() >= BURST;
+    let burst = waiting >= BURST;
     let mut deliveries = batch.drain(..).peekable();
-    let mut joined = Vec::new();
+    let mut joined = Joined::default();
     while let Some(delivery) = deliveries.next() {
         match delivery {
             Delivery::Created { watch_id, revision } => response.plain(watch_id, revision, |own| put_int(own, 3, 1)),
             Delivery::Progress { watch_id, revision } => response.plain(watch_id, revision, |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
-            Delivery::Events { watch_id, payload, fragment, mut as_of, .. } => {
-                if fragment && payload.bytes().len() + HEAD_BYTES >= MAX_REQUEST && payload.len() > 1 {
+            Delivery::Events { watch_id, payload, from, fragment, mut as_of, .. } => {
+                let from = from as usize;
+                if fragment
+                    && payload.size(from) + HEAD_BYTES >= MAX_REQUEST
+                    && payload.revisions() == 1
+                    && payload.events(0) > 1
+                {
                     response.fragments(watch_id, &payload);
                     continue;
                 }
-                let mut bytes = payload.bytes().len();
-                joined.push(payload);
-                while bytes < JOINED.0 && joined.len() < JOINED.1 {
-                    let Some(Delivery::Events { payload, as_of: later, .. }) = deliveries.next_if(|next| {
-                        matches!(next, Delivery::Events { watch_id: id, payload, as_of: later, .. }
-                            if *id == watch_id
-                                && (burst || as_of.is_some() && later.is_some())
-                                && payload.bytes().len() + bytes <= JOINED.0)
-                    }) else {
-                        break;
-                    };
-                    as_of = later;
-                    bytes += payload.bytes().len();
-                    joined.push(payload);
+                if !burst && as_of.is_none() {
+                    payload.each(from).for_each(|whole| response.revision(watch_id, &whole));
+                    continue;
                 }
-                response.events(watch_id, &joined, bytes, as_of);
-                joined.clear();
+                joined.add(payload, from);
+                while let Some(Delivery::Events { payload, from, as_of: later, .. }) = deliveries.next_if(|next| {
+                    matches!(next, Delivery::Events { watch_id: id, payload, from, as_of: later, .. }
+                        if *id == watch_id
+                            && (burst || as_of.is_some() && later.is_some())
+                            && joined.has_room(payload, *from as usize))
+                }) {
+                    as_of = later;
+                    joined.add(payload, from as usize);
+                }
+                response.events(watch_id, &mut joined, as_of);
             }
         }
     }
     drop(deliveries);
     (response.writer.finish(), response.written)
+}
+
+/// What goes into one response.
+#[derive(Default)]
+struct Joined {
+    payloads: Vec<(Arc<Payload>, usize)>,
+    bytes: usize,
+    revisions: usize,
+}
+
+impl Joined {
+    fn add(&mut self, payload: Arc<Payload>, from: usize) {
+        self.bytes += payload.size(from);
+        self.revisions += payload.revisions() - from;
+        self.payloads.push((payload, from));
+    }
+
+    fn has_room(&self, payload: &Payload, from: usize) -> bool {
+        self.bytes + payload.size(from) <= JOINED.0 && self.revisions + payload.revisions() - from <= JOINED.1
+    }
 }
 
 struct Response<'a> {
@@ -103,17 +129,30 @@ impl Response<'_> {
         });
     }
 
-    fn events(&mut self, watch_id: i64, payloads: &[Arc<Payload>], bytes: usize, as_of: Option<Revision>) {
-        let Some(last) = payloads.last() else { return };
-        let header = self.header.at(last.revision().max(as_of.unwrap_or_default()));
+    /// All that was joined, in one response.
+    fn events(&mut self, watch_id: i64, joined: &mut Joined, as_of: Option<Revision>) {
+        let Some((last, _)) = joined.payloads.last() else { return };
+        self.head(watch_id, last.revision().max(as_of.unwrap_or_default()), joined.bytes);
+        for (payload, from) in joined.payloads.drain(..) {
+            self.writer.shared(&payload.bytes(from));
+            self.written.events += payload.events(from) as u64;
+        }
+        (joined.bytes, joined.revisions) = (0, 0);
+    }
+
+    /// One revision in one response, as etcd sends it.
+    fn revision(&mut self, watch_id: i64, whole: &Whole) {
+        self.head(watch_id, whole.revision, whole.bytes.len());
+        self.writer.shared(&whole.bytes);
+        self.written.events += whole.events as u64;
+    }
+
+    fn head(&mut self, watch_id: i64, revision: Revision, bytes: usize) {
+        let header = self.header.at(revision);
         self.writer.message(bytes, |own| {
             put_header(own, &header);
             put_int(own, 2, watch_id as u64);
         });
-        for payload in payloads {
-            self.writer.shared(payload.bytes());
-            self.written.events += payload.len() as u64;
-        }
         self.written.responses += 1;
     }
 
@@ -139,6 +178,79 @@ impl Response<'_> {
             fragment.iter().for_each(|piece| self.writer.shared(piece));
             self.written.responses += 1;
         }
-        self.written.events += payload.len() as u64;
+        self.written.events += payload.events(0) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        task::{Context, Poll, Waker},
+        time::Instant,
+    };
+
+    use bytes::{Buf as _, Bytes};
+    use prost::Message as _;
+
+    use super::{super::pieces::PREFIX, *};
+    use crate::{
+        hub::{Drained, FeedState, KeyMap, Outbox, OutboxLimits, Subscribe, WatchOptions, testing, upstream::Changes},
+        pb::etcdserverpb::WatchResponse,
+        types::{EventFields, EventKind, KeyRange, KeyValueFields},
+    };
+
+    /// What a watch is sent of so many revisions that came together: of each response the header's revision and those of its events.
+    fn sent(revisions: i64) -> Vec<(i64, Vec<i64>)> {
+        let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 1 });
+        let feed = hub.open(KeyRange::prefix("".into()));
+        feed.install(KeyMap::default(), Revision::ZERO);
+        feed.set_state(FeedState::Live, None);
+        let outbox = Outbox::new(hub.limits().outbox);
+        let subscribe = Subscribe {
+            watch_id: 7,
+            range: KeyRange::prefix("".into()),
+            options: WatchOptions::default(),
+            start_revision: Revision::ZERO,
+            progress_notify: false,
+            fragment: false,
+            compacted: false,
+        };
+        feed.subscribe(&outbox, &subscribe).expect("subscribed");
+        let changes = |revision| {
+            let mod_revision = Revision::new(revision);
+            let kv = KeyValueFields { key: "k".into(), mod_revision, ..KeyValueFields::default() };
+            let events = vec![EventFields { kind: EventKind::Put, kv }];
+            Changes { revision: mod_revision, events, prev: Vec::new(), received: Instant::now() }
+        };
+        feed.publish(&(1..=revisions).map(changes).collect::<Vec<_>>()).expect("in order");
+        let mut batch = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), Poll::Ready(Drained::Some));
+        batch.remove(0);
+        let (mut pieces, written) = write(&mut batch, &UpstreamHeader::default());
+        let mut bytes = pieces.copy_to_bytes(pieces.remaining());
+        let responses: Vec<_> = std::iter::from_fn(|| response(&mut bytes)).collect();
+        assert_eq!((written.responses, written.events), (responses.len() as u64, revisions as u64));
+        responses
+    }
+
+    fn response(bytes: &mut Bytes) -> Option<(i64, Vec<i64>)> {
+        let head = (!bytes.is_empty()).then(|| bytes.split_to(PREFIX))?;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let response = WatchResponse::decode(bytes.split_to(length as usize)).expect("a response");
+        assert_eq!(response.watch_id, 7);
+        let revisions = response.events.iter().filter_map(|event| Some(event.kv.as_ref()?.mod_revision)).collect();
+        Some((response.header.map_or(0, |header| header.revision), revisions))
+    }
+
+    #[test]
+    fn a_few_revisions_that_came_together_go_out_as_etcd_sends_them() {
+        assert_eq!(sent(3), [(1, vec![1]), (2, vec![2]), (3, vec![3])]);
+    }
+
+    #[test]
+    fn a_burst_goes_out_in_one_response() {
+        let burst = BURST as i64;
+        assert_eq!(sent(burst), [(burst, (1..=burst).collect())]);
     }
 }

@@ -63,7 +63,9 @@ impl http_body::Body for WatchBody {
             Poll::Ready(Drained::Some) => {
                 // The oldest of the frame has waited longest. A client that asks for the past does not wait for it.
                 let waited = this.batch.iter().find_map(|delivery| match delivery {
-                    Delivery::Events { payload, replay: false, .. } => Some(payload.entry().received.elapsed()),
+                    Delivery::Events { payload, from, replay: false, .. } => {
+                        payload.received(*from as usize).map(|received| received.elapsed())
+                    }
                     _ => None,
                 });
                 let (pieces, written) = responses::write(&mut this.batch, &this.header);

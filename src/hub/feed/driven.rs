@@ -70,7 +70,7 @@ impl Feed {
         let result = {
             let mut inner = self.lock();
             began = Instant::now();
-            let result = batch.iter().try_for_each(|changes| inner.publish(changes, &mut wakers));
+            let result = inner.publish(batch, &mut wakers);
             self.show(&inner);
             result
         };

@@ -7,7 +7,6 @@ use std::{sync::Arc, task::Waker, time::Instant};
 
 use hashbrown::HashMap;
 use slab::Slab;
-use smallvec::SmallVec;
 
 use super::{Feed, PublishError};
 use crate::{
@@ -16,7 +15,8 @@ use crate::{
         history::History,
         index::{Group, Index},
         outbox::{Outbox, Phase, State, Watch},
-        payload::Payload,
+        payload::{Payload, Picks},
+        runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
         snapshot::KeyMap,
         upstream::Changes,
     },
@@ -37,10 +37,36 @@ pub(in crate::hub) struct Inner {
 }
 
 impl Inner {
-    pub(in crate::hub) fn publish(&mut self, changes: &Changes, wakers: &mut Vec<Waker>) -> Result<(), PublishError> {
-        if changes.revision <= self.revision {
-            return Err(PublishError::Stale { got: changes.revision, at: self.revision });
+    /// Takes over the next revisions and pushes them to every live watch that they concern: those that came together in one
+    /// piece, so that a burst costs a watch little more than a revision does. At an error the ones before it are published.
+    pub(in crate::hub) fn publish(&mut self, batch: &[Changes], wakers: &mut Vec<Waker>) -> Result<(), PublishError> {
+        let mut together = Vec::new();
+        let mut bytes = 0;
+        let mut result = Ok(());
+        for changes in batch {
+            if changes.revision <= self.revision {
+                result = Err(PublishError::Stale { got: changes.revision, at: self.revision });
+                break;
+            }
+            let entry = self.apply(changes);
+            let (alone, weight) = (is_large(&entry), weight(&entry));
+            if alone || bytes + weight > RUN_BYTES || together.len() >= RUN_REVISIONS {
+                self.dispatch(&mut together, wakers);
+                bytes = 0;
+            }
+            together.push(entry);
+            bytes += weight;
+            if alone {
+                self.dispatch(&mut together, wakers);
+                bytes = 0;
+            }
         }
+        self.dispatch(&mut together, wakers);
+        result
+    }
+
+    /// Makes the entry of a revision and puts it into the map.
+    fn apply(&mut self, changes: &Changes) -> Arc<Entry> {
         let prev = |change: &EventFields| if change.is_create() { None } else { self.map.get(&change.kv.key).cloned() };
         let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, prev));
         for event in entry.events() {
@@ -49,15 +75,23 @@ impl Inner {
                 EventKind::Delete => drop(self.map.remove(event.kv.key())),
             }
         }
-        self.dispatch(&entry, wakers);
-        // After the dispatch, so that the cost counts the second encoding where it was asked for.
-        self.history.push(entry);
         self.revision = changes.revision;
-        Ok(())
+        entry
     }
 
-    /// Pushes a revision to every live watch that it concerns: work for those that match, none for the others.
-    pub(in crate::hub) fn dispatch(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
+    /// Pushes revisions to every live watch that they concern, and puts them into the history.
+    fn dispatch(&mut self, entries: &mut Vec<Arc<Entry>>, wakers: &mut Vec<Waker>) {
+        match &entries[..] {
+            [] => {}
+            [entry] => self.dispatch_one(entry, wakers),
+            entries => self.dispatch_run(entries, wakers),
+        }
+        // After the dispatch, so that the cost counts the second encoding where it was asked for.
+        entries.drain(..).for_each(|entry| self.history.push(entry));
+    }
+
+    /// Work for the groups that match, none for the others.
+    fn dispatch_one(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
         if let [event] = entry.events() {
             // Nearly every revision has one event: both its forms are made at most once for all groups.
             let mut made: [Option<Arc<Payload>>; 2] = [None, None];
@@ -71,21 +105,45 @@ impl Inner {
             });
             return;
         }
-        let mut concerned: HashMap<u32, SmallVec<[u32; 4]>> = HashMap::new();
-        for (index, event) in entry.events().iter().enumerate() {
-            self.index.matches(event.kv.key(), |id| {
-                if self.index.group(id).options.wants(event.kind) {
-                    concerned.entry(id).or_default().push(index as u32);
-                }
-            });
-        }
+        let mut concerned: HashMap<u32, Picks> = HashMap::new();
+        self.each_match(entry, |id, pick| concerned.entry(id).or_default().push(pick));
         for (id, picks) in concerned {
             let group = self.index.group(id);
             self.push(group, &Payload::some(entry, group.options.prev_kv, picks), wakers);
         }
     }
 
-    pub(in crate::hub) fn push(&self, group: &Group, payload: &Arc<Payload>, wakers: &mut Vec<Waker>) {
+    /// The same for several revisions, each group's in one piece.
+    fn dispatch_run(&self, entries: &[Arc<Entry>], wakers: &mut Vec<Waker>) {
+        let mut concerned: HashMap<u32, Vec<(&Arc<Entry>, Picks)>> = HashMap::new();
+        for entry in entries {
+            self.each_match(entry, |id, pick| {
+                let found = concerned.entry(id).or_default();
+                match found.last_mut() {
+                    Some((last, picks)) if last.revision == entry.revision => picks.push(pick),
+                    _ => found.push((entry, Picks::from_iter([pick]))),
+                }
+            });
+        }
+        for (id, found) in concerned {
+            let group = self.index.group(id);
+            if let Some(payload) = Payload::run(found, group.options.prev_kv) {
+                self.push(group, &payload, wakers);
+            }
+        }
+    }
+
+    fn each_match(&self, entry: &Entry, mut found: impl FnMut(u32, u32)) {
+        for (index, event) in entry.events().iter().enumerate() {
+            self.index.matches(event.kv.key(), |id| {
+                if self.index.group(id).options.wants(event.kind) {
+                    found(id, index as u32);
+                }
+            });
+        }
+    }
+
+    fn push(&self, group: &Group, payload: &Arc<Payload>, wakers: &mut Vec<Waker>) {
         for member in &group.members {
             wakers.extend(self.outboxes[member.outbox as usize].push(member.watch, payload));
         }

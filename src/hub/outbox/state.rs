@@ -91,26 +91,31 @@ impl State {
     /// Adds a delivery and gives back the task to wake. On a stream that has ended nothing is added: its client goes on from the
     /// last that it got, and a busy feed must not put the end off for ever.
     pub(in crate::hub) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
-        if self.is_over() {
-            return None;
-        }
-        self.queued_bytes += delivery.bytes();
-        self.queue.push_back(delivery);
-        self.waker.take()
+        self.append(delivery).then(|| self.waker.take()).flatten()
     }
 
-    /// Adds the events of a watch that is not live and gives back the task to wake.
-    pub(in crate::hub) fn enqueue_events(
-        &mut self,
-        slot: usize,
-        payload: Arc<Payload>,
-        as_of: Revision,
-    ) -> Option<Waker> {
-        let watch = self.watches.get_mut(slot)?;
+    /// The same where the task needs no wake-up. Whether it was added.
+    fn append(&mut self, delivery: Delivery) -> bool {
+        let open = !self.is_over();
+        if open {
+            self.queued_bytes += delivery.bytes();
+            self.queue.push_back(delivery);
+        }
+        open
+    }
+
+    /// Adds the events of a watch that is not live, from the revision on that it needs next. The task is the caller's to wake,
+    /// where that is another one.
+    pub(in crate::hub) fn enqueue_events(&mut self, slot: usize, payload: Arc<Payload>, as_of: Revision) {
+        let Some(watch) = self.watches.get_mut(slot) else { return };
+        let from = payload.before(watch.next);
+        if from == payload.revisions() {
+            return;
+        }
         watch.quiet = false;
         watch.next = payload.revision().next();
         let (watch_id, fragment, replay) = (watch.id, watch.fragment, watch.replay);
-        self.enqueue(Delivery::Events { watch_id, payload, fragment, as_of: Some(as_of), replay })
+        self.append(Delivery::Events { watch_id, payload, from: from as u32, fragment, as_of: Some(as_of), replay });
     }
 
     /// Takes the wish for an id, or gives one as etcd does: the next of a counter that skips those in use.
@@ -216,6 +221,12 @@ impl State {
         parked_slots.sort_unstable();
         parked_slots.dedup();
         parked_slots.split_off(parked_slots.len().saturating_sub(most))
+    }
+
+    /// The feed of that one of these parked watches which is furthest behind: revisions of several feeds are of one store.
+    pub(in crate::hub) fn furthest_behind(&self, slots: &[u32]) -> Option<&Arc<Feed>> {
+        let watches = slots.iter().filter_map(|slot| self.watches.get(*slot as usize));
+        watches.min_by_key(|watch| watch.next).map(|watch| &self.feeds[watch.attachment as usize].feed)
     }
 
     #[cfg(test)]

@@ -1,0 +1,190 @@
+//! Tests of watches that are behind: what they get, in which pieces, and when they are live again.
+
+use std::{
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use super::*;
+use crate::{
+    hub::{Delivery, Drained, FeedState, Hub, KeyMap, Subscribe, testing, upstream::Changes},
+    types::{EventFields, EventKind, KeyValueFields},
+};
+
+/// Small enough that a watch is parked after some revisions.
+const LIMITS: OutboxLimits = OutboxLimits { bytes: 1000, deliveries: 100, watches: 100 };
+
+fn feed(hub: &Hub) -> Arc<Feed> {
+    let feed = hub.open(KeyRange::prefix("".into()));
+    feed.install(KeyMap::default(), Revision::ZERO);
+    feed.set_state(FeedState::Live, None);
+    feed
+}
+
+fn changes(revision: i64, key: &'static str) -> Changes {
+    let kv = KeyValueFields { key: key.into(), value: vec![0; 50].into(), ..KeyValueFields::default() };
+    let events = vec![EventFields { kind: EventKind::Put, kv }];
+    Changes { revision: Revision::new(revision), events, prev: Vec::new(), received: Instant::now() }
+}
+
+/// Puts of the key `a`, each published alone.
+fn publish(feed: &Feed, revisions: impl IntoIterator<Item = i64>) {
+    revisions.into_iter().for_each(|revision| feed.publish(&[changes(revision, "a")]).expect("in order"));
+}
+
+fn watch(feed: &Arc<Feed>, range: KeyRange, start: i64) -> Arc<Outbox> {
+    let outbox = Outbox::new(LIMITS);
+    add(feed, &outbox, range, start);
+    outbox
+}
+
+fn add(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start: i64) {
+    let subscribe = Subscribe {
+        watch_id: 0,
+        range,
+        options: WatchOptions::default(),
+        start_revision: Revision::new(start),
+        progress_notify: false,
+        fragment: false,
+        compacted: false,
+    };
+    feed.subscribe(outbox, &subscribe).expect("subscribed");
+}
+
+fn everything() -> KeyRange {
+    KeyRange::prefix("".into())
+}
+
+/// The next deliveries with events: the watch, the payload, and how much of it is not for the watch.
+fn poll(outbox: &Arc<Outbox>) -> Vec<(i64, Arc<Payload>, usize)> {
+    let mut batch = Vec::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    while batch.is_empty() && outbox.poll_drain(&mut cx, &mut batch, 1) == Poll::Ready(Drained::Some) {
+        batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
+    }
+    let events = |delivery| match delivery {
+        Delivery::Events { watch_id, payload, from, .. } => Some((watch_id, payload, from as usize)),
+        _ => None,
+    };
+    batch.into_iter().filter_map(events).collect()
+}
+
+/// All that there is for the stream, as (watch, revision).
+fn drain(outbox: &Arc<Outbox>) -> Vec<(i64, i64)> {
+    let mut all = Vec::new();
+    loop {
+        let polled = poll(outbox);
+        if polled.is_empty() {
+            return all;
+        }
+        for (watch, payload, from) in polled {
+            all.extend(payload.each(from).map(|whole| (watch, whole.revision.get())));
+        }
+    }
+}
+
+fn of(watch: i64, revisions: impl IntoIterator<Item = i64>) -> Vec<(i64, i64)> {
+    revisions.into_iter().map(|revision| (watch, revision)).collect()
+}
+
+#[test]
+fn what_came_together_is_one_delivery_for_all_of_a_group() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    let (one, other) = (watch(&feed, everything(), 0), watch(&feed, everything(), 3));
+    let batch: Vec<Changes> = (1..=5).map(|revision| changes(revision, "a")).collect();
+    feed.publish(&batch).expect("in order");
+    let (first, second) = (poll(&one), poll(&other));
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert!(Arc::ptr_eq(&first[0].1, &second[0].1), "made once");
+    let revisions = |polled: &[(i64, Arc<Payload>, usize)]| -> Vec<i64> {
+        polled[0].1.each(polled[0].2).map(|whole| whole.revision.get()).collect()
+    };
+    assert_eq!(revisions(&first), [1, 2, 3, 4, 5]);
+    assert_eq!(revisions(&second), [3, 4, 5], "it begins at 3");
+    publish(&feed, [6]);
+    assert_eq!((drain(&one), drain(&other)), (of(0, [6]), of(0, [6])));
+}
+
+#[test]
+fn streams_that_are_behind_share_what_was_put_together_for_the_first() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    publish(&feed, 1..=80);
+    let (one, other) = (watch(&feed, everything(), 1), watch(&feed, everything(), 7));
+    let (first, second) = (poll(&one), poll(&other));
+    assert_eq!(first[0].1.revisions(), 25, "a chunk in one piece");
+    assert!(Arc::ptr_eq(&first[0].1, &second[0].1), "made once");
+    assert_eq!((first[0].2, second[0].2), (0, 6));
+    assert!(feed.stats().run_bytes > 0);
+    let rest = |from: i64| of(0, from..=80);
+    assert_eq!(drain(&one), rest(26));
+    assert_eq!(drain(&other), rest(26));
+    publish(&feed, [81]);
+    assert_eq!((drain(&one), drain(&other)), (of(0, [81]), of(0, [81])), "live again");
+}
+
+#[test]
+fn a_watch_that_is_behind_gets_each_revision_once_whatever_it_begins_with() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    let live = watch(&feed, everything(), 0);
+    publish(&feed, 1..=60);
+    for start in 1..=61 {
+        let outbox = watch(&feed, everything(), start);
+        assert_eq!(drain(&outbox), of(0, start..=60), "from {start}");
+        assert_eq!(outbox.stats().parked, 0);
+    }
+    assert_eq!(live.stats().parked, 1, "more than its queue takes");
+    let mut got = Vec::new();
+    for revision in 61..=99 {
+        got.extend(poll(&live).into_iter().flat_map(|(_, payload, from)| {
+            payload.each(from).map(|whole| (0, whole.revision.get())).collect::<Vec<_>>()
+        }));
+        publish(&feed, [revision]);
+    }
+    got.extend(drain(&live));
+    assert_eq!(got, of(0, 1..=99), "while the history goes on");
+}
+
+#[test]
+fn watches_of_ranges_and_of_keys_take_turns() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    for revision in 1..=60 {
+        feed.publish(&[changes(revision, if revision % 2 == 0 { "a" } else { "b" })]).expect("in order");
+    }
+    let outbox = watch(&feed, everything(), 1);
+    add(&feed, &outbox, KeyRange::single("a".into()), 1);
+    add(&feed, &outbox, KeyRange::prefix("b".into()), 1);
+    add(&feed, &outbox, KeyRange::prefix("c".into()), 1);
+    let mut first = poll(&outbox);
+    first.extend(poll(&outbox));
+    let early = first.iter().map(|(_, payload, _)| payload.revision().get()).max().expect("events");
+    assert!(early < 60, "none is served to its end while another waits");
+    let mut all = drain(&outbox);
+    for (watch, payload, from) in first {
+        all.extend(payload.each(from).map(|whole| (watch, whole.revision.get())));
+    }
+    all.sort_unstable();
+    let odd = (1..=60).filter(|revision| revision % 2 == 1);
+    let even = (1..=60).filter(|revision| revision % 2 == 0);
+    assert_eq!(all, [of(0, 1..=60), of(1, even), of(2, odd)].concat());
+    assert_eq!(outbox.stats().parked, 0);
+}
+
+#[test]
+fn runs_of_a_history_that_is_gone_are_not_passed_on() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    publish(&feed, 1..=60);
+    let outbox = watch(&feed, everything(), 1);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert_eq!(outbox.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    let Next::Make(epoch, missing) = serve(&feed, &outbox, vec![0], None) else { panic!("nothing is made yet") };
+    feed.install(KeyMap::default(), Revision::ZERO);
+    publish(&feed, 1..=10);
+    let runs = missing.iter().map(|Missing { key, task, range, options }| (*key, task.make(range, *options))).collect();
+    serve(&feed, &outbox, vec![0], Some(Made { feed: feed.clone(), epoch, runs }));
+    assert_eq!(drain(&outbox), of(0, 1..=10));
+}

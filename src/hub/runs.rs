@@ -1,0 +1,172 @@
+//! [`Runs`]: what a group of watches gets of a chunk of history, put together once for all of its watches that read it.
+//!
+//! Not here: where history is cut and who reads it, see `history` and `catch_up`. Kept under the feed's lock, made outside of it.
+//! Always holds: a run has all that its group wants from `from` through `through`; the oldest runs are let go where all together
+//! are more than the bound, but the newest run stays.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use hashbrown::HashMap;
+
+use super::payload::Payload;
+use crate::types::{Entry, Revision};
+
+/// Most bytes of a run, by [`weight`]: large enough that what a run costs beside its bytes is nothing, small enough that a slow
+/// client pins little.
+pub(super) const RUN_BYTES: usize = 64 << 10;
+/// Most revisions of a run.
+pub(super) const RUN_REVISIONS: usize = 512;
+/// From this size on a revision is sent as it is: a copy would cost more than one more buffer in a system call.
+const LARGE: usize = 8 << 10;
+/// Bytes that a run takes beside its payload, and again for a payload beside its contents.
+const RUN_OVERHEAD: usize = 128;
+
+/// What an entry may add to a run at the most.
+pub(super) fn weight(entry: &Entry) -> usize {
+    let replaced = entry.events().iter().filter_map(|event| event.prev.as_ref());
+    entry.encoded(false).len() + replaced.map(|prev| prev.encoded().len() + 8).sum::<usize>()
+}
+
+/// Whether an entry is sent as it is, and not as a part of a run.
+pub(super) fn is_large(entry: &Entry) -> bool {
+    weight(entry) >= LARGE
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Runs {
+    runs: HashMap<RunKey, Kept>,
+    /// Oldest first, with the stamp of the time; those whose run has another stamp are void.
+    order: VecDeque<(RunKey, u64)>,
+    stamp: u64,
+    bytes: usize,
+    most: usize,
+}
+
+/// Which run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RunKey {
+    /// The number of the chunk's first entry.
+    pub(super) chunk: u64,
+    /// The serial of the group.
+    pub(super) group: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// The first revision that it is about.
+    pub(super) from: Revision,
+    /// The last one.
+    pub(super) through: Revision,
+    /// `None` where the group wants none of them.
+    pub(super) payload: Option<Arc<Payload>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    run: Run,
+    stamp: u64,
+}
+
+impl Runs {
+    /// None, and room for so many bytes.
+    pub(super) fn new(most: usize) -> Self {
+        Self { runs: HashMap::new(), order: VecDeque::new(), stamp: 0, bytes: 0, most }
+    }
+
+    pub(super) fn get(&self, key: RunKey) -> Option<&Run> {
+        self.runs.get(&key).map(|kept| &kept.run)
+    }
+
+    /// Bytes of all runs.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Keeps a run, in the place of an older one of the same chunk and group.
+    pub(super) fn insert(&mut self, key: RunKey, run: Run) {
+        self.stamp += 1;
+        let stamp = self.stamp;
+        self.bytes += cost(&run);
+        if let Some(old) = self.runs.insert(key, Kept { run, stamp }) {
+            self.bytes -= cost(&old.run);
+        }
+        self.order.push_back((key, stamp));
+        while self.bytes > self.most && self.runs.len() > 1 {
+            let Some((key, stamp)) = self.order.pop_front() else { break };
+            self.remove(key, stamp);
+        }
+        if self.order.len() > 64 + 2 * self.runs.len() {
+            // A chunk that grows is put together again and again.
+            let Self { runs, order, .. } = self;
+            order.retain(|(key, stamp)| runs.get(key).is_some_and(|kept| kept.stamp == *stamp));
+        }
+    }
+
+    fn remove(&mut self, key: RunKey, stamp: u64) {
+        if self.runs.get(&key).is_some_and(|kept| kept.stamp == stamp)
+            && let Some(kept) = self.runs.remove(&key)
+        {
+            self.bytes -= cost(&kept.run);
+        }
+    }
+}
+
+fn cost(run: &Run) -> usize {
+    RUN_OVERHEAD + run.payload.as_ref().map_or(0, |payload| RUN_OVERHEAD + payload.cost())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{
+        hub::index::WatchOptions,
+        types::{EventFields, EventKind, KeyRange, KeyValueFields},
+    };
+
+    fn run(revision: i64) -> Run {
+        let kv = KeyValueFields { key: "k".into(), value: vec![0; 100].into(), ..KeyValueFields::default() };
+        let changes = [EventFields { kind: EventKind::Put, kv }];
+        let revision = Revision::new(revision);
+        let entry = Arc::new(Entry::encode(revision, Instant::now(), &changes, |_| None));
+        let payload = Payload::matching(&[entry], &KeyRange::prefix("".into()), WatchOptions::default());
+        Run { from: revision, through: revision, payload }
+    }
+
+    fn key(chunk: u64) -> RunKey {
+        RunKey { chunk, group: 0 }
+    }
+
+    #[test]
+    fn the_oldest_runs_make_room() {
+        let one = cost(&run(1));
+        let mut runs = Runs::new(2 * one);
+        (1..=3).for_each(|number| runs.insert(key(number), run(number as i64)));
+        assert!(runs.get(key(1)).is_none() && runs.get(key(2)).is_some() && runs.get(key(3)).is_some());
+        assert_eq!(runs.bytes(), 2 * one);
+        // One that was made anew is the youngest.
+        runs.insert(key(2), run(4));
+        runs.insert(key(5), run(5));
+        assert!(runs.get(key(3)).is_none());
+        assert_eq!(runs.get(key(2)).map(|run| run.through), Some(Revision::new(4)));
+        assert_eq!(runs.bytes(), 2 * one);
+    }
+
+    #[test]
+    fn what_is_made_again_and_again_leaves_nothing_behind() {
+        let mut runs = Runs::new(usize::MAX);
+        (0..10_000).for_each(|number| runs.insert(key(number % 2), run(number as i64)));
+        assert_eq!(runs.bytes(), 2 * cost(&run(1)));
+        assert!(runs.order.len() <= 100, "{}", runs.order.len());
+    }
+
+    #[test]
+    fn the_newest_run_stays_whatever_its_size() {
+        let mut runs = Runs::new(0);
+        (1..=2).for_each(|number| runs.insert(key(number), run(number as i64)));
+        assert!(runs.get(key(1)).is_none() && runs.get(key(2)).is_some());
+    }
+}
