@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use divan::{Bencher, black_box};
 use etcd_relay::{
     hub::{
-        Drained, Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, Outbox, OutboxLimits, RangeQuery,
-        SortOrder, SortTarget, Subscribe, WatchOptions,
+        Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, Outbox, OutboxLimits, RangeQuery, SortOrder,
+        SortTarget, Subscribe, WatchOptions,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::{EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
@@ -230,7 +230,7 @@ fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start_revi
 fn drain(outbox: &Arc<Outbox>) {
     let mut cx = Context::from_waker(Waker::noop());
     let mut batch = Vec::new();
-    while outbox.poll_drain(&mut cx, &mut batch, 64 << 10) == Poll::Ready(Drained::Some) {
+    while outbox.poll_drain(&mut cx, &mut batch, 64 << 10).is_ready() {
         black_box(&batch);
         batch.clear();
     }

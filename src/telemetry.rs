@@ -2,6 +2,7 @@
 //!
 //! A leaf: any layer may use it, it uses none. Metrics are named in [`names`] and nowhere else.
 
+pub mod delivered;
 pub mod logging;
 pub mod names;
 mod ready;

@@ -62,7 +62,7 @@ impl Outbox {
 
     /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
     ///
-    /// Ready with [`Drained::Some`] where there was something. Registers the task to be woken otherwise.
+    /// Ready where there was something. Registers the task to be woken when there is more, but for [`Drained::Some`] and the end.
     pub fn poll_drain(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
@@ -86,24 +86,30 @@ impl Outbox {
             let low = state.queued_bytes <= self.limits.bytes / 2 && state.queue.len() <= self.limits.deliveries / 2;
             let others_wait = low && state.waiting > 0;
             let read_on = low && state.parked > 0 && state.end.is_none();
-            if state.queue.is_empty() && state.queue.capacity() > 256 {
-                // A burst is over: its memory goes back.
-                state.queue.shrink_to(16);
+            if state.queue.is_empty() {
+                // The next goes where the last was, whose memory is at hand.
+                state.queue.clear();
+                if state.queue.capacity() > 256 {
+                    // A burst is over: its memory goes back.
+                    state.queue.shrink_to(16);
+                }
             }
             if !batch.is_empty() {
+                let all = state.queue.is_empty() && !read_on && state.end.is_none();
+                if all {
+                    state.call_back(cx);
+                }
                 drop(state);
                 if others_wait {
                     self.room.notify_waiters();
                 }
-                return Poll::Ready(Drained::Some);
+                return Poll::Ready(if all { Drained::All } else { Drained::Some });
             }
             if !read_on {
                 if let Some(end) = &state.end {
                     return Poll::Ready(Drained::End(end.clone()));
                 }
-                if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    state.waker = Some(cx.waker().clone());
-                }
+                state.call_back(cx);
                 return Poll::Pending;
             }
             drop(state);

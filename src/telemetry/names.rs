@@ -48,6 +48,9 @@ pub const RESPONSES_DELIVERED: &str = "etcd_relay_responses_delivered_total";
 pub const BYTES_DELIVERED: &str = "etcd_relay_bytes_delivered_total";
 /// From the receipt of a revision to its hand-over to a subscriber's connection.
 pub const DELIVERY_LAG_SECONDS: &str = "etcd_relay_delivery_lag_seconds";
+/// What [`DELIVERY_LAG_SECONDS`] means; `delivered` renders it.
+pub(super) const DELIVERY_LAG: &str =
+    "Seconds from the receipt of a revision to its hand-over to a subscriber's connection";
 /// How long the publishing of what came at a time took, by [`Part`].
 pub const PUBLISH_SECONDS: &str = "etcd_relay_publish_seconds";
 /// How late a task gets its turn.
@@ -402,11 +405,6 @@ pub fn describe() {
     for (name, meaning) in COUNTERS {
         describe_counter!(*name, *meaning);
     }
-    describe_histogram!(
-        DELIVERY_LAG_SECONDS,
-        metrics::Unit::Seconds,
-        "Seconds from the receipt of a revision to its hand-over to a subscriber's connection"
-    );
     describe_histogram!(
         VIEW_LAG_SECONDS,
         metrics::Unit::Seconds,

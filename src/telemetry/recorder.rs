@@ -10,7 +10,7 @@ use metrics_process::Collector;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::names;
+use super::{delivered, names};
 
 /// How often histograms are drained of their raw samples, so that a process nobody scrapes does not keep them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -43,7 +43,6 @@ impl Metrics {
     /// [`RecorderError::Installed`] when called twice in a process.
     pub fn install() -> Result<Self, RecorderError> {
         let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(names::DELIVERY_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::VIEW_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::PUBLISH_SECONDS.into()), &names::PUBLISH_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::TURN_SECONDS.into()), &names::PUBLISH_BUCKETS)?
@@ -61,7 +60,10 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         self.process.collect();
-        self.handle.render()
+        delivered::record();
+        let mut text = self.handle.render();
+        delivered::render(&mut text);
+        text
     }
 
     /// Drains histograms for ever, and notes how late a task gets its turn meanwhile; run it as a task of the runtime that serves.

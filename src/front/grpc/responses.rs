@@ -225,7 +225,7 @@ mod tests {
         feed.publish(&(1..=revisions).map(changes).collect::<Vec<_>>()).expect("in order");
         let mut batch = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
-        assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), Poll::Ready(Drained::Some));
+        assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), Poll::Ready(Drained::All));
         batch.remove(0);
         let (mut pieces, written) = write(&mut batch, &UpstreamHeader::default());
         let mut bytes = pieces.copy_to_bytes(pieces.remaining());

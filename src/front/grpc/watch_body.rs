@@ -4,6 +4,7 @@
 //! Always holds: dropping the body, for whatever reason, takes the stream's watches out of the hub.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -12,13 +13,13 @@ use std::{
 
 use bytes::Buf as _;
 use http_body::Frame;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Gauge, gauge};
 use tonic::Status;
 
 use super::{etcd::Listed, pieces::Pieces, reply::trailers, responses};
 use crate::{
     hub::{Delivery, Drained, Outbox, StreamEnd},
-    telemetry::names,
+    telemetry::{delivered, names},
     types::UpstreamHeader,
 };
 
@@ -26,18 +27,24 @@ use crate::{
 const FRAME_BYTES: usize = 64 << 10;
 
 static STREAMS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCH_STREAMS));
-static RESPONSES: LazyLock<Counter> = LazyLock::new(|| counter!(names::RESPONSES_DELIVERED));
-static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::EVENTS_DELIVERED));
-static BYTES: LazyLock<Counter> = LazyLock::new(|| counter!(names::BYTES_DELIVERED));
-static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!(names::DELIVERY_LAG_SECONDS));
+
+/// Deliveries for which a thread keeps room.
+const BATCH_KEPT: usize = 64;
+
+thread_local! {
+    /// Where deliveries are for the moment between queue and frame: in a place that all streams of a thread share, so that it is
+    /// not fetched anew for each.
+    static BATCH: Cell<Vec<Delivery>> = const { Cell::new(Vec::new()) };
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct WatchBody {
     outbox: Arc<Outbox>,
     header: Arc<UpstreamHeader>,
-    batch: Vec<Delivery>,
     ended: bool,
+    /// There was nothing more when the last frame was made.
+    rests: bool,
     _listed: Option<Listed>,
 }
 
@@ -45,7 +52,26 @@ impl WatchBody {
     /// The body of the stream that writes into `outbox`.
     pub(super) fn new(outbox: Arc<Outbox>, header: Arc<UpstreamHeader>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { outbox, header, batch: Vec::new(), ended: false, _listed: listed }
+        Self { outbox, header, ended: false, rests: false, _listed: listed }
+    }
+}
+
+impl WatchBody {
+    /// The bytes of a batch, which it empties, counted.
+    fn write(&self, batch: &mut Vec<Delivery>) -> Pieces {
+        // The oldest of the frame has waited longest. A client that asks for the past does not wait for it.
+        let waited = batch.iter().find_map(|delivery| match delivery {
+            Delivery::Events { payload, from, replay: false, .. } => {
+                payload.received(*from as usize).map(|received| received.elapsed())
+            }
+            _ => None,
+        });
+        let (pieces, written) = responses::write(batch, &self.header);
+        if let Some(waited) = waited {
+            delivered::count_lag(waited);
+        }
+        delivered::count(written.responses, written.events, pieces.remaining() as u64);
+        pieces
     }
 }
 
@@ -58,29 +84,26 @@ impl http_body::Body for WatchBody {
         if this.ended {
             return Poll::Ready(None);
         }
-        match this.outbox.poll_drain(cx, &mut this.batch, FRAME_BYTES) {
+        if std::mem::take(&mut this.rests) {
+            // The outbox said so, and wakes the task if that has changed.
+            return Poll::Pending;
+        }
+        let mut batch = BATCH.take();
+        let drained = this.outbox.poll_drain(cx, &mut batch, FRAME_BYTES);
+        let data = match &drained {
+            Poll::Ready(Drained::Some | Drained::All) => Some(this.write(&mut batch)),
+            Poll::Ready(Drained::End(_)) | Poll::Pending => None,
+        };
+        batch.shrink_to(BATCH_KEPT);
+        BATCH.set(batch);
+        this.rests = drained == Poll::Ready(Drained::All);
+        match drained {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Drained::Some) => {
-                // The oldest of the frame has waited longest. A client that asks for the past does not wait for it.
-                let waited = this.batch.iter().find_map(|delivery| match delivery {
-                    Delivery::Events { payload, from, replay: false, .. } => {
-                        payload.received(*from as usize).map(|received| received.elapsed())
-                    }
-                    _ => None,
-                });
-                let (pieces, written) = responses::write(&mut this.batch, &this.header);
-                if let Some(waited) = waited {
-                    LAG.record(waited.as_secs_f64());
-                }
-                EVENTS.increment(written.events);
-                RESPONSES.increment(written.responses);
-                BYTES.increment(pieces.remaining() as u64);
-                Poll::Ready(Some(Ok(Frame::data(pieces))))
-            }
             Poll::Ready(Drained::End(end)) => {
                 this.ended = true;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers(&status(end))))))
             }
+            Poll::Ready(Drained::Some | Drained::All) => Poll::Ready(data.map(|data| Ok(Frame::data(data)))),
         }
     }
 

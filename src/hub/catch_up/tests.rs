@@ -59,7 +59,7 @@ fn everything() -> KeyRange {
 fn poll(outbox: &Arc<Outbox>) -> Vec<(i64, Arc<Payload>, usize)> {
     let mut batch = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
-    while batch.is_empty() && outbox.poll_drain(&mut cx, &mut batch, 1) == Poll::Ready(Drained::Some) {
+    while batch.is_empty() && outbox.poll_drain(&mut cx, &mut batch, 1).is_ready() {
         batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
     }
     let events = |delivery| match delivery {

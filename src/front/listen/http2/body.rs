@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn has_called(calls: &Calls) -> bool {
-        calls.look(&mut Vec::new(), &Context::from_waker(Waker::noop()))
+        calls.look(&mut super::super::wake::Callers::new(), &Context::from_waker(Waker::noop()))
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ use super::{
     output::Output,
     stream::{FULL, Ran, Shared},
     streams::Streams,
-    wake::{Bell, Caller, Calls},
+    wake::{Bell, Caller, Callers, Calls},
 };
 use crate::front::{body::BoxError, listen::Keepalive, signal::Listener};
 
@@ -72,21 +72,29 @@ pub(in crate::front::listen) enum Ended {
 /// See the module.
 pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
     io: T,
-    service: S,
     calls: Arc<Calls>,
-    bells: Bells,
     /// Those who called, while they are looked at.
-    callers: Vec<Caller>,
+    callers: Callers,
     /// The socket may have bytes for us.
     readable: bool,
     /// The socket takes no more.
     full: bool,
     output: Output,
-    intake: Intake,
     streams: Streams<F, B>,
-    limits: Limits,
     peer: Peer,
     course: Course,
+    tell_from: u32,
+    write: (Arc<Bell>, Waker),
+    // In boxes: a delivery touches what is above, and each line of memory that it need not fetch is time.
+    intake: Box<Intake>,
+    rare: Box<Rare>,
+    service: S,
+}
+
+/// What a connection looks at when it begins, ends, or is quiet for long.
+struct Rare {
+    bells: Bells,
+    limits: Limits,
     watchdog: Option<Watchdog>,
     stop: Option<Listener>,
     abort: Listener,
@@ -95,7 +103,6 @@ pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
 /// By whom the parts of a connection call it.
 struct Bells {
     read: (Arc<Bell>, Waker),
-    write: (Arc<Bell>, Waker),
     timer: (Arc<Bell>, Waker),
     stop: Waker,
     abort: Waker,
@@ -151,7 +158,6 @@ where
         };
         let bells = Bells {
             read: bell(Caller::READ),
-            write: bell(Caller::WRITE),
             timer: bell(Caller::TIMER),
             stop: bell(Caller::STOP).1,
             abort: bell(Caller::ABORT).1,
@@ -167,14 +173,17 @@ where
         for caller in [Caller::STOP, Caller::ABORT, Caller::TIMER] {
             calls.call(caller);
         }
+        let watchdog = limits.keepalive.map(|terms| {
+            let now = Instant::now();
+            Watchdog { terms, timer: Box::pin(sleep_until(now + terms.interval)), heard: now, pinged: None }
+        });
         Self {
             io,
             service,
-            callers: Vec::new(),
+            callers: Callers::new(),
             readable: true,
             full: false,
             output,
-            intake: Intake::new(limits.connection_window.max(FIRST_WINDOW)),
             streams: Streams::new(),
             peer: Peer {
                 window: i64::from(FIRST_WINDOW),
@@ -183,15 +192,11 @@ where
                 shrinks_table: false,
             },
             course: Course::Open,
-            watchdog: limits.keepalive.map(|terms| {
-                let now = Instant::now();
-                Watchdog { terms, timer: Box::pin(sleep_until(now + terms.interval)), heard: now, pinged: None }
-            }),
-            limits,
-            stop: Some(stop),
-            abort,
+            tell_from: limits.stream_window / 2,
+            write: bell(Caller::WRITE),
+            intake: Box::new(Intake::new(limits.connection_window.max(FIRST_WINDOW))),
+            rare: Box::new(Rare { bells, limits, watchdog, stop: Some(stop), abort }),
             calls,
-            bells,
         }
     }
 
@@ -202,19 +207,21 @@ where
         for caller in callers.drain(..) {
             match caller {
                 Caller::READ => {
-                    self.bells.read.0.answered();
+                    self.rare.bells.read.0.answered();
                     self.readable = true;
                 }
                 Caller::WRITE => {
-                    self.bells.write.0.answered();
+                    self.write.0.answered();
                     self.full = false;
                 }
                 Caller::TIMER => {
-                    self.bells.timer.0.answered();
+                    self.rare.bells.timer.0.answered();
                     self.watch()?;
                 }
                 Caller::STOP => self.stop(),
-                Caller::ABORT => over |= self.abort.poll(&mut Context::from_waker(&self.bells.abort)).is_ready(),
+                Caller::ABORT => {
+                    over |= self.rare.abort.poll(&mut Context::from_waker(&self.rare.bells.abort)).is_ready()
+                }
                 Caller::WINDOW => {
                     let read = self.calls.take_read();
                     self.intake.widen(read);
@@ -229,9 +236,9 @@ where
 
     /// Begins to end, if it is told to.
     fn stop(&mut self) {
-        let Some(stop) = &mut self.stop else { return };
-        if stop.poll(&mut Context::from_waker(&self.bells.stop)).is_ready() {
-            self.stop = None;
+        let Some(stop) = &mut self.rare.stop else { return };
+        if stop.poll(&mut Context::from_waker(&self.rare.bells.stop)).is_ready() {
+            self.rare.stop = None;
             if self.course == Course::Open {
                 // Requests that are under way when this arrives are served: the answer to the ping tells that there are no more.
                 frame::put_go_away(self.output.own(), MAX_STREAM, Reason::NO_ERROR);
@@ -243,8 +250,8 @@ where
 
     /// Asks a peer that has been quiet whether it is there.
     fn watch(&mut self) -> Result<(), Ended> {
-        let Some(watchdog) = &mut self.watchdog else { return Ok(()) };
-        let cx = &mut Context::from_waker(&self.bells.timer.1);
+        let Some(watchdog) = &mut self.rare.watchdog else { return Ok(()) };
+        let cx = &mut Context::from_waker(&self.rare.bells.timer.1);
         while watchdog.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let next = match watchdog.pinged.take() {
@@ -263,7 +270,7 @@ where
 
     /// Reads what has come. False where the peer has closed its side.
     fn read(&mut self) -> Result<bool, Ended> {
-        let waker = self.bells.read.1.clone();
+        let waker = self.rare.bells.read.1.clone();
         match self.poll_read(&mut Context::from_waker(&waker)) {
             Poll::Pending => {
                 self.readable = false;
@@ -278,28 +285,33 @@ where
         while self.output.len() < FULL
             && let Some(place) = self.streams.next()
         {
-            let stream = &mut self.streams.all[place];
-            let mut shared = Shared {
-                output: &mut self.output,
-                calls: &self.calls,
-                window: &mut self.peer.window,
-                max_payload: self.peer.max_payload,
-                shrinks_table: &mut self.peer.shrinks_table,
-                tell_from: self.limits.stream_window / 2,
-            };
-            match stream.run(&mut shared, &self.service) {
-                Ran::Rests => {}
-                Ran::Again => self.streams.queue(place),
-                Ran::WaitsForConnection => self.streams.wait(place),
-                Ran::Over(reset) => {
-                    let id = stream.id;
-                    if let Some(reason) = reset {
-                        self.intake.remember_reset(id);
-                        frame::put_reset(self.output.own(), id, reason);
-                    }
-                    self.intake.count_served();
-                    self.streams.remove(id);
+            self.run_one(place);
+        }
+    }
+
+    /// Runs the stream at `place`, if there is one.
+    fn run_one(&mut self, place: usize) {
+        let Some(stream) = self.streams.all.get_mut(place) else { return };
+        let mut shared = Shared {
+            output: &mut self.output,
+            calls: &self.calls,
+            window: &mut self.peer.window,
+            max_payload: self.peer.max_payload,
+            shrinks_table: &mut self.peer.shrinks_table,
+            tell_from: self.tell_from,
+        };
+        match stream.run(&mut shared, &self.service) {
+            Ran::Rests => {}
+            Ran::Again => self.streams.queue(place),
+            Ran::WaitsForConnection => self.streams.wait(place),
+            Ran::Over(reset) => {
+                let id = stream.id;
+                if let Some(reason) = reset {
+                    self.intake.remember_reset(id);
+                    frame::put_reset(self.output.own(), id, reason);
                 }
+                self.intake.count_served();
+                self.streams.remove(id);
             }
         }
     }
@@ -313,8 +325,13 @@ where
 
     fn is_idle(&self) -> bool {
         let may_read = self.readable && self.output.len() < BACKLOG && !matches!(self.course, Course::Closing(_));
-        let may_run = !self.full && !self.streams.is_at_rest();
+        let may_run = self.may_run() && !self.streams.is_at_rest();
         !may_read && !may_run
+    }
+
+    /// Whether what streams give can be written.
+    fn may_run(&self) -> bool {
+        !self.full && self.output.len() < FULL
     }
 }
 
@@ -334,7 +351,15 @@ where
         let this = self.get_mut();
         for _ in 0..ROUNDS {
             if this.calls.look(&mut this.callers, cx) {
-                if this.answer_calls()? {
+                if let [caller] = this.callers[..]
+                    && let Some(place) = caller.place()
+                    && this.may_run()
+                    && this.streams.is_at_rest()
+                {
+                    // What nearly all look-ups find: one stream has something to say, and its turn is now.
+                    this.callers.clear();
+                    this.run_one(place);
+                } else if this.answer_calls()? {
                     return Poll::Ready(Ok(()));
                 }
             } else if this.is_idle() {
@@ -350,7 +375,7 @@ where
             }
             if !this.full {
                 this.run();
-                let write = &mut Context::from_waker(&this.bells.write.1);
+                let write = &mut Context::from_waker(&this.write.1);
                 match this.output.poll_write(&mut this.io, write) {
                     Poll::Ready(written) => written?,
                     Poll::Pending => this.full = true,
@@ -363,7 +388,7 @@ where
             if let Course::Closing(reason) = this.course
                 && this.output.is_empty()
             {
-                let write = &mut Context::from_waker(&this.bells.write.1);
+                let write = &mut Context::from_waker(&this.write.1);
                 ready!(Pin::new(&mut this.io).poll_shutdown(write))?;
                 return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
             }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 /// What called, as a number: below [`Caller::FIRST_STREAM`] a part of the connection, from there on the place of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,9 @@ impl Caller {
     }
 }
 
+/// Those who called. Few at a time, so they need no memory of their own.
+pub(super) type Callers = SmallVec<[Caller; 4]>;
+
 /// What the task of a connection and those who call it share.
 #[derive(Debug)]
 pub(super) struct Calls {
@@ -50,7 +54,7 @@ pub(super) struct Calls {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    callers: Vec<Caller>,
+    callers: Callers,
     /// The task, while it rests.
     task: Option<Waker>,
 }
@@ -78,7 +82,7 @@ impl Calls {
     }
 
     /// Moves those who called into `callers`, which is empty. Where nobody did, the task of `cx` is woken by the next, and this is false.
-    pub(super) fn look(&self, callers: &mut Vec<Caller>, cx: &Context<'_>) -> bool {
+    pub(super) fn look(&self, callers: &mut Callers, cx: &Context<'_>) -> bool {
         let mut waiting = self.waiting.lock();
         if waiting.callers.is_empty() {
             waiting.task = Some(cx.waker().clone());
@@ -160,14 +164,14 @@ mod tests {
         let counting = Arc::new(Counting::default());
         let task = Waker::from(counting.clone());
         let cx = Context::from_waker(&task);
-        let mut callers = Vec::new();
+        let mut callers = Callers::new();
         assert!(!calls.look(&mut callers, &cx));
         one.ring();
         two.ring();
         one.ring();
         assert_eq!(counting.0.load(Ordering::Relaxed), 1);
         assert!(calls.look(&mut callers, &cx));
-        assert_eq!(callers, [Caller::READ, Caller::stream(3)]);
+        assert_eq!(callers[..], [Caller::READ, Caller::stream(3)]);
         assert_eq!((callers[0].place(), callers[1].place()), (None, Some(3)));
         callers.clear();
         one.ring();
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn reading_much_is_told_once() {
         let calls = Calls::new(1000);
-        let mut callers = Vec::new();
+        let mut callers = Callers::new();
         let cx = Context::from_waker(Waker::noop());
         calls.count_read(1000 - 1);
         assert!(!calls.look(&mut callers, &cx));

@@ -153,7 +153,7 @@ where
     }
 
     fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), Reason> {
-        if let Some(watchdog) = &mut self.watchdog {
+        if let Some(watchdog) = &mut self.rare.watchdog {
             watchdog.heard = Instant::now();
         }
         if self.intake.partial.is_empty() {
@@ -289,7 +289,7 @@ where
         fields.frames += 1;
         // Compressed fields are no larger than what they say, so more than fits is no request that could be served.
         if fields.frames > MAX_CONTINUATIONS
-            || fields.bytes.len() + payload.len() > self.limits.max_header_list as usize
+            || fields.bytes.len() + payload.len() > self.rare.limits.max_header_list as usize
         {
             return Err(Reason::ENHANCE_YOUR_CALM);
         }
@@ -303,7 +303,7 @@ where
     }
 
     fn take_fields(&mut self, id: u32, end: bool, block: &[u8]) -> Result<(), Reason> {
-        let mut fields = Fields::new(self.limits.max_header_list as usize);
+        let mut fields = Fields::new(self.rare.limits.max_header_list as usize);
         let decoded = self.intake.decoder.decode(block, |field, size| fields.add(field, size));
         if let Err(malformed) = decoded {
             tracing::debug!(%malformed, "A client sent fields that cannot be decoded");
@@ -326,7 +326,7 @@ where
             return Ok(());
         }
         self.intake.last = id;
-        if self.streams.all.len() >= self.limits.max_streams as usize {
+        if self.streams.all.len() >= self.rare.limits.max_streams as usize {
             return self.reset(id, Reason::REFUSED_STREAM);
         }
         let asked = match fields.request() {
@@ -344,7 +344,7 @@ where
                 return Ok(());
             }
         };
-        let windows = (self.peer.stream_window, i64::from(self.limits.stream_window));
+        let windows = (self.peer.stream_window, i64::from(self.rare.limits.stream_window));
         let entry = self.streams.all.vacant_entry();
         let place = entry.key();
         let mut stream = Stream::new(id, &self.calls, place, asked, windows);
