@@ -48,7 +48,8 @@ struct Watch {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct StreamCheck {
-    pending: VecDeque<Spec>,
+    /// Creates without their answer, and whether the client has asked for the end of what they will make.
+    pending: VecDeque<(Spec, bool)>,
     watches: HashMap<i64, Watch>,
     pub(crate) events: usize,
     /// Payloads of several revisions.
@@ -60,17 +61,17 @@ pub(crate) struct StreamCheck {
 impl StreamCheck {
     /// A create is about to be asked for; `Created`s come in this order.
     pub(crate) fn expect(&mut self, spec: Spec) {
-        self.pending.push_back(spec);
+        self.pending.push_back((spec, false));
     }
 
     /// The create was refused.
-    pub(crate) fn refused(&mut self) -> Option<Spec> {
-        self.pending.pop_back()
+    pub(crate) fn refused(&mut self) {
+        self.pending.pop_back();
     }
 
     /// Whether the id is taken, as far as the client can know.
     pub(crate) fn is_taken(&self, id: i64) -> bool {
-        self.pending.iter().any(|spec| spec.id == id)
+        self.pending.iter().any(|(spec, _)| spec.id == id)
             || self.watches.get(&id).is_some_and(|watch| watch.end != End::Canceled && !watch.cancel_asked)
     }
 
@@ -87,6 +88,12 @@ impl StreamCheck {
         if let Some(watch) = self.watches.get_mut(&id) {
             watch.cancel_asked = true;
         }
+        // Upstream may have ended that one, which the client has not read yet; then it is the next with this id that is meant.
+        // A wish for 0 is one for any id, and never brings one back.
+        self.pending
+            .iter_mut()
+            .filter(|(spec, _)| id != 0 && spec.id == id)
+            .for_each(|(_, cancel_asked)| *cancel_asked = true);
     }
 
     /// Whether etcd would answer a progress request on the stream, once all watches have caught up with `revision`.
@@ -112,7 +119,7 @@ impl StreamCheck {
 
     /// What is still owed when everything has settled.
     pub(crate) fn overdue(&self, world: &World) -> Option<String> {
-        if let Some(spec) = self.pending.front() {
+        if let Some((spec, _)) = self.pending.front() {
             return Some(format!("no answer to {spec:?}"));
         }
         self.watches.values().find_map(|watch| {
@@ -133,7 +140,7 @@ impl StreamCheck {
     }
 
     fn created(&mut self, world: &World, id: i64, revision: i64) -> Result<(), String> {
-        let spec = self.pending.pop_front().ok_or_else(|| format!("created {id} without a create"))?;
+        let (spec, cancel_asked) = self.pending.pop_front().ok_or_else(|| format!("created {id} without a create"))?;
         ensure(spec.id == 0 || spec.id == id, || format!("created {id} for {spec:?}"))?;
         let taken = self.watches.get(&id).is_some_and(|watch| watch.end != End::Canceled);
         ensure(!taken, || format!("created {id} twice"))?;
@@ -141,7 +148,7 @@ impl StreamCheck {
             format!("created {id} at {revision} of another cluster")
         })?;
         let position = if spec.start == 0 { revision + 1 } else { spec.start };
-        let watch = Watch { spec, position, last_event: 0, last_progress: 0, end: End::None, cancel_asked: false };
+        let watch = Watch { spec, position, last_event: 0, last_progress: 0, end: End::None, cancel_asked };
         self.watches.insert(id, watch);
         Ok(())
     }

@@ -1,0 +1,114 @@
+//! How long a fill waits where there are more than may be at work: a turn for each that is before it, and no longer.
+//!
+//! Not here: random schedules, see `main`, which allows for this wait at their end. Always holds: time is paused, so a wait costs
+//! nothing and is the same in each run.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use etcd_relay::{
+    hub::{Delivery, Drained, HistoryLimits, Hub, Limits, Outbox, OutboxLimits, Subscribe, WatchOptions},
+    source::{Driver, DriverConfig},
+    types::{KeyRange, Revision, UpstreamHeader},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    TURN,
+    world::{World, WorldUpstream},
+};
+
+/// Watches whose keys are quiet, before the one that is owed something.
+const QUIET: [&str; 3] = ["a", "b", "c"];
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it() {
+    // One whose progress cannot be believed: a fill whose keys are quiet does not hear that it is through.
+    let world = (0..).map(World::new).find(|world| !world.trusted()).expect("some world");
+    world.settle();
+    let hub = hub(&world);
+    let feed = hub.open(KeyRange::prefix(Bytes::new()));
+    feed.wait_serving(Duration::from_secs(1)).await.expect("the snapshot");
+    let put = |keys: &[&'static str]| {
+        world.write(&keys.iter().map(|key| (Bytes::from_static(key.as_bytes()), false)).collect());
+    };
+    put(&["owed"]);
+    let owed = world.revision();
+    // So that history has it no more.
+    put(&["other"]);
+    let newest = Revision::new(world.revision());
+    feed.watch_revision().wait_for(|now| *now == newest).await.expect("the feed");
+
+    let outbox = Outbox::new(hub.limits().outbox);
+    for (id, key) in (1..).zip(QUIET.into_iter().chain(["owed"])) {
+        let subscribe = Subscribe {
+            watch_id: id,
+            range: KeyRange::single(Bytes::from_static(key.as_bytes())),
+            options: WatchOptions::default(),
+            start_revision: Revision::new(owed),
+            progress_notify: false,
+            fragment: false,
+            compacted: false,
+        };
+        feed.subscribe(&outbox, &subscribe).expect("a watch");
+    }
+    let asked = Instant::now();
+    assert_eq!(next_event(&outbox).await, owed);
+    let waited = asked.elapsed();
+    let turns = TURN * QUIET.len() as u32;
+    assert!((turns..turns + Duration::from_secs(1)).contains(&waited), "{waited:?} for {} turns", QUIET.len());
+
+    // The quiet ones are still in the queue, and hear of what comes.
+    assert_eq!(outbox.stats().filling, QUIET.len());
+    put(&QUIET);
+    let asked = Instant::now();
+    for _ in QUIET {
+        assert!(next_event(&outbox).await > owed);
+    }
+    assert!(asked.elapsed() < TURN, "{:?} although each has something", asked.elapsed());
+    outbox.leave();
+}
+
+/// With one fill at work, and a history of one revision.
+fn hub(world: &Arc<World>) -> Arc<Hub> {
+    let limits = Limits {
+        history: HistoryLimits { bytes: 1 << 20, entries: 1 },
+        outbox: OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 },
+        on_demand: None,
+        fills: 1,
+        confirm_patience: Duration::from_secs(1),
+    };
+    let upstream = Arc::new(WorldUpstream(world.clone()));
+    let header = Arc::new(UpstreamHeader::default());
+    let leaderless = Arc::new(watch::Sender::new(false));
+    let driver = Driver::new(
+        DriverConfig::default(),
+        upstream.clone(),
+        header.clone(),
+        leaderless.clone(),
+        TaskTracker::new(),
+        CancellationToken::new(),
+    );
+    Hub::new(limits, upstream, header, leaderless, Box::new(driver))
+}
+
+/// The revision of the next event on the stream.
+async fn next_event(outbox: &Arc<Outbox>) -> i64 {
+    loop {
+        let mut batch = Vec::new();
+        let drain = poll_fn(|cx| outbox.poll_drain(cx, &mut batch, 1));
+        let drained = timeout(Duration::from_secs(60), drain).await.expect("the event never came");
+        assert!(matches!(drained, Drained::Some), "nobody ended the stream");
+        let event = batch.iter().find_map(|delivery| match delivery {
+            Delivery::Events { payload, .. } => Some(payload.revision().get()),
+            _ => None,
+        });
+        if let Some(revision) = event {
+            return revision;
+        }
+    }
+}
