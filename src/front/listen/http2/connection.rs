@@ -81,6 +81,8 @@ pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
     readable: bool,
     /// The socket takes no more.
     full: bool,
+    /// It is time to look whether the peer is there.
+    is_due: bool,
     output: Output,
     intake: Intake,
     streams: Streams<F, B>,
@@ -108,6 +110,9 @@ struct Peer {
     window: i64,
     /// Bytes on a new stream.
     stream_window: i64,
+    /// By how much that has changed for streams that do not know yet. They are told once a round: it costs a look at all of them, and a
+    /// peer can change it with each few bytes.
+    ahead: i64,
     max_payload: usize,
     /// It has made its table of fields smaller, and must be told that ours is.
     shrinks_table: bool,
@@ -173,12 +178,14 @@ where
             callers: Vec::new(),
             readable: true,
             full: false,
+            is_due: false,
             output,
             intake: Intake::new(limits.connection_window.max(FIRST_WINDOW)),
             streams: Streams::new(),
             peer: Peer {
                 window: i64::from(FIRST_WINDOW),
                 stream_window: i64::from(FIRST_WINDOW),
+                ahead: 0,
                 max_payload: MAX_PAYLOAD,
                 shrinks_table: false,
             },
@@ -196,7 +203,7 @@ where
     }
 
     /// One look at all who called. True where the connection is to be dropped at once.
-    fn answer_calls(&mut self) -> Result<bool, Ended> {
+    fn answer_calls(&mut self) -> bool {
         let mut callers = std::mem::take(&mut self.callers);
         let mut over = false;
         for caller in callers.drain(..) {
@@ -211,7 +218,7 @@ where
                 }
                 Caller::TIMER => {
                     self.bells.timer.0.answered();
-                    self.watch()?;
+                    self.is_due = true;
                 }
                 Caller::STOP => self.stop(),
                 Caller::ABORT => over |= self.abort.poll(&mut Context::from_waker(&self.bells.abort)).is_ready(),
@@ -224,7 +231,7 @@ where
             }
         }
         self.callers = callers;
-        Ok(over)
+        over
     }
 
     /// Begins to end, if it is told to.
@@ -275,8 +282,12 @@ where
 
     /// Runs streams in turns until there is enough to write.
     fn run(&mut self) {
+        let more = std::mem::take(&mut self.peer.ahead);
+        if more != 0 && !self.streams.widen_all(more) {
+            return self.close(Reason::FLOW_CONTROL_ERROR);
+        }
         while self.output.len() < FULL
-            && let Some(place) = self.streams.next()
+            && let Some(place) = self.streams.next(self.peer.window > 0)
         {
             let stream = &mut self.streams.all[place];
             let mut shared = Shared {
@@ -313,7 +324,7 @@ where
 
     fn is_idle(&self) -> bool {
         let may_read = self.readable && self.output.len() < BACKLOG && !matches!(self.course, Course::Closing(_));
-        let may_run = !self.full && !self.streams.is_at_rest();
+        let may_run = !self.full && !self.streams.is_at_rest(self.peer.window > 0);
         !may_read && !may_run
     }
 }
@@ -334,7 +345,7 @@ where
         let this = self.get_mut();
         for _ in 0..ROUNDS {
             if this.calls.look(&mut this.callers, cx) {
-                if this.answer_calls()? {
+                if this.answer_calls() {
                     return Poll::Ready(Ok(()));
                 }
             } else if this.is_idle() {
@@ -347,6 +358,10 @@ where
             {
                 // Whoever has closed does not wait for answers.
                 return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut this.is_due) {
+                // After what has come is read: where all were held up, an answer may be among it.
+                this.watch()?;
             }
             if !this.full {
                 this.run();
