@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     error::Error,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -234,7 +235,7 @@ where
             let cx = &mut Context::from_waker(&self.waker);
             match &mut self.answer {
                 Answer::Asked(_) => self.ask(shared, call),
-                Answer::Awaited(answer) => match answer.as_mut().poll(cx) {
+                Answer::Awaited(answer) => match guarded(|| answer.as_mut().poll(cx)) {
                     Poll::Pending => return Ran::Rests,
                     Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
                     Poll::Ready(Ok(response)) => {
@@ -249,14 +250,14 @@ where
                     if room <= 0 && body.size_hint().upper() != Some(0) {
                         return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
                     }
-                    match Pin::new(body).poll_frame(cx) {
+                    match guarded(|| Pin::new(body).poll_frame(cx).map_err(Into::into).map(Ok)) {
                         Poll::Pending => return Ran::Rests,
-                        Poll::Ready(None) => {
+                        Poll::Ready(Ok(None)) => {
                             frame::put_data(shared.output.own(), 0, true, self.id);
                             return self.over();
                         }
-                        Poll::Ready(Some(Err(error))) => return Ran::Over(Some(reason(&*error.into()))),
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Poll::Ready(Err(error) | Ok(Some(Err(error)))) => return Ran::Over(Some(reason(&*error))),
+                        Poll::Ready(Ok(Some(Ok(frame)))) => match frame.into_data() {
                             Ok(data) => self.data = Some(data),
                             Err(frame) => {
                                 if let Ok(trailers) = frame.into_trailers() {
@@ -349,6 +350,12 @@ where
             frame::put_window_update(shared.output.own(), self.id, read);
         }
     }
+}
+
+/// Polls what is not of the connection. A panic there is an error of the stream, for many others are in the same task.
+fn guarded<T>(poll: impl FnOnce() -> Poll<Result<T, BoxError>>) -> Poll<Result<T, BoxError>> {
+    // Whatever panicked is dropped with its stream.
+    catch_unwind(AssertUnwindSafe(poll)).unwrap_or_else(|_| Poll::Ready(Err("a handler panicked".into())))
 }
 
 /// A head that says how long the body is says it twice in gRPC, whose messages do.

@@ -126,7 +126,7 @@ mod tests {
     fn those_that_wait_for_the_connection_go_on_in_order_and_leave_nothing_behind() {
         let calls = Calls::new(1000);
         let mut streams = Streams::<Never, Full<Bytes>>::new();
-        let mut open = |streams: &mut Streams<_, _>, id| {
+        let open = |streams: &mut Streams<_, _>, id| {
             let entry = streams.all.vacant_entry();
             let place = entry.key();
             let asked = Asked { request: Request::new(()), length: None };

@@ -666,6 +666,33 @@ async fn a_body_that_fails_resets_its_stream_with_its_reason() {
     }
 }
 
+/// A body with a fault.
+struct Panicking;
+
+impl http_body::Body for Panicking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        panic!("as a test wants")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_an_answer_ends_its_stream_alone() {
+    let Served { client, mut asked, .. } = serve(LIMITS);
+    let mut raw = Raw::greet(client).await;
+    raw.ask(1, true).await;
+    let first = asked.recv().await.expect("a request");
+    raw.ask(3, true).await;
+    let (_, answer) = asked.recv().await.expect("a request");
+    let _ = answer.send(Response::new(Panicking.boxed_unsync()));
+    let reset = raw.until(Kind::Reset).await;
+    assert_eq!((reset.stream, reset.reason()), (3, Reason::INTERNAL_ERROR));
+    echo(first);
+    assert_eq!(raw.until(Kind::Headers).await.stream, 1);
+}
+
 #[tokio::test]
 async fn an_answer_to_head_has_the_length_and_no_body() {
     let Served { client, mut asked, .. } = serve(LIMITS);
