@@ -18,6 +18,9 @@ use parking_lot::Mutex;
 
 use super::wake::Bell;
 
+/// Up to this size data that wait are joined.
+const SMALL: usize = 4 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Body(Kind);
@@ -58,9 +61,10 @@ impl Body {
         Self(Kind::Whole(data))
     }
 
-    /// A body of which more comes. `bell` is rung when `tell_from` bytes were read.
-    pub(super) fn arriving(bell: Arc<Bell>, tell_from: u32) -> (Feeder, Self) {
-        let shared = Arc::new(Shared { state: Mutex::default(), bell, tell_from });
+    /// A body that begins with `data` and of which more comes. `bell` is rung when `tell_from` bytes were read.
+    pub(super) fn arriving(bell: Arc<Bell>, tell_from: u32, data: VecDeque<Bytes>) -> (Feeder, Self) {
+        let state = State { data, ..State::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), bell, tell_from });
         (Feeder(shared.clone()), Self(Kind::Arriving(shared)))
     }
 }
@@ -74,7 +78,7 @@ impl Feeder {
                 self.0.count_read(data.len());
                 return;
             }
-            state.data.push_back(data);
+            join(&mut state.data, data);
             state.reader.take()
         };
         wake(reader);
@@ -182,6 +186,23 @@ impl Drop for Body {
     }
 }
 
+/// Adds `data` to those that wait. Small ones become one: windows count their bytes, but not what each costs beside them.
+pub(super) fn join(waiting: &mut VecDeque<Bytes>, data: Bytes) {
+    if let Some(last) = waiting.back_mut()
+        && last.len() + data.len() <= SMALL
+    {
+        match std::mem::take(last).try_into_mut() {
+            Ok(mut joined) => {
+                joined.extend_from_slice(&data);
+                *last = joined.freeze();
+                return;
+            }
+            Err(shared) => *last = shared,
+        }
+    }
+    waiting.push_back(data);
+}
+
 fn wake(reader: Option<Waker>) {
     if let Some(reader) = reader {
         reader.wake();
@@ -199,7 +220,7 @@ mod tests {
 
     fn arriving(tell_from: u32) -> (Arc<Calls>, Feeder, Body) {
         let calls = Calls::new(1000);
-        let (feeder, body) = Body::arriving(calls.bell(Caller::stream(0)), tell_from);
+        let (feeder, body) = Body::arriving(calls.bell(Caller::stream(0)), tell_from, VecDeque::new());
         (calls, feeder, body)
     }
 
@@ -246,6 +267,24 @@ mod tests {
         assert!(has_called(&calls));
         assert_eq!((feeder.take_read(), feeder.take_read()), (Some(6), None));
         assert_eq!(calls.take_read(), 6);
+    }
+
+    #[test]
+    fn small_data_that_wait_are_joined_and_counted_once() {
+        let (calls, feeder, mut body) = arriving(1000);
+        for byte in 0..10_000 {
+            feeder.push(Bytes::copy_from_slice(&[byte as u8]));
+        }
+        let mut read = Vec::new();
+        let mut frames = 0;
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(Ok(frame))) = http_body::Body::poll_frame(Pin::new(&mut body), &mut cx) {
+            read.extend_from_slice(&frame.into_data().expect("data"));
+            frames += 1;
+        }
+        assert_eq!(frames, 10_000_usize.div_ceil(SMALL));
+        assert!(read.iter().enumerate().all(|(at, byte)| *byte == at as u8));
+        assert_eq!((read.len(), calls.take_read(), feeder.take_read()), (10_000, 10_000, Some(10_000)));
     }
 
     #[test]

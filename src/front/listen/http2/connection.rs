@@ -79,6 +79,8 @@ pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
     readable: bool,
     /// The socket takes no more.
     full: bool,
+    /// It is time to look whether the peer is there.
+    is_due: bool,
     output: Output,
     streams: Streams<F, B>,
     peer: Peer,
@@ -115,6 +117,9 @@ struct Peer {
     window: i64,
     /// Bytes on a new stream.
     stream_window: i64,
+    /// By how much that has changed for streams that do not know yet. They are told once a round: it costs a look at all of them, and a
+    /// peer can change it with each few bytes.
+    ahead: i64,
     max_payload: usize,
     /// It has made its table of fields smaller, and must be told that ours is.
     shrinks_table: bool,
@@ -183,11 +188,13 @@ where
             callers: Callers::new(),
             readable: true,
             full: false,
+            is_due: false,
             output,
             streams: Streams::new(),
             peer: Peer {
                 window: i64::from(FIRST_WINDOW),
                 stream_window: i64::from(FIRST_WINDOW),
+                ahead: 0,
                 max_payload: MAX_PAYLOAD,
                 shrinks_table: false,
             },
@@ -201,7 +208,7 @@ where
     }
 
     /// One look at all who called. True where the connection is to be dropped at once.
-    fn answer_calls(&mut self) -> Result<bool, Ended> {
+    fn answer_calls(&mut self) -> bool {
         let mut callers = std::mem::take(&mut self.callers);
         let mut over = false;
         for caller in callers.drain(..) {
@@ -216,7 +223,7 @@ where
                 }
                 Caller::TIMER => {
                     self.rare.bells.timer.0.answered();
-                    self.watch()?;
+                    self.is_due = true;
                 }
                 Caller::STOP => self.stop(),
                 Caller::ABORT => {
@@ -231,7 +238,7 @@ where
             }
         }
         self.callers = callers;
-        Ok(over)
+        over
     }
 
     /// Begins to end, if it is told to.
@@ -282,8 +289,12 @@ where
 
     /// Runs streams in turns until there is enough to write.
     fn run(&mut self) {
+        let more = std::mem::take(&mut self.peer.ahead);
+        if more != 0 && !self.streams.widen_all(more) {
+            return self.close(Reason::FLOW_CONTROL_ERROR);
+        }
         while self.output.len() < FULL
-            && let Some(place) = self.streams.next()
+            && let Some(place) = self.streams.next(self.peer.window > 0)
         {
             self.run_one(place);
         }
@@ -325,7 +336,7 @@ where
 
     fn is_idle(&self) -> bool {
         let may_read = self.readable && self.output.len() < BACKLOG && !matches!(self.course, Course::Closing(_));
-        let may_run = self.may_run() && !self.streams.is_at_rest();
+        let may_run = self.may_run() && !self.streams.is_at_rest(self.peer.window > 0);
         !may_read && !may_run
     }
 
@@ -354,12 +365,12 @@ where
                 if let [caller] = this.callers[..]
                     && let Some(place) = caller.place()
                     && this.may_run()
-                    && this.streams.is_at_rest()
+                    && this.streams.is_at_rest(this.peer.window > 0)
                 {
                     // What nearly all look-ups find: one stream has something to say, and its turn is now.
                     this.callers.clear();
                     this.run_one(place);
-                } else if this.answer_calls()? {
+                } else if this.answer_calls() {
                     return Poll::Ready(Ok(()));
                 }
             } else if this.is_idle() {
@@ -372,6 +383,10 @@ where
             {
                 // Whoever has closed does not wait for answers.
                 return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut this.is_due) {
+                // After what has come is read: where all were held up, an answer may be among it.
+                this.watch()?;
             }
             if !this.full {
                 this.run();

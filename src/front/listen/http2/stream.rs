@@ -5,7 +5,9 @@
 //! allow; a body is not polled while the last data that it gave wait.
 
 use std::{
+    collections::VecDeque,
     error::Error,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -16,7 +18,7 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
-    body::{Body, Feeder},
+    body::{Body, Feeder, join},
     frame::{self, MAX_WINDOW},
     hpack,
     output::Output,
@@ -66,11 +68,11 @@ enum Answer<F, B> {
 /// What the peer sends of the request.
 enum Coming {
     /// What came before the handler was called.
-    Early(Vec<Bytes>),
+    Early(VecDeque<Bytes>),
     ToBody(Feeder),
     Ended,
     /// All that came before the handler was called.
-    Whole(Vec<Bytes>),
+    Whole(VecDeque<Bytes>),
 }
 
 /// What streams of a connection share when they are run.
@@ -118,7 +120,7 @@ where
             is_head: asked.request.method() == Method::HEAD,
             answer: Answer::Asked(asked.request),
             data: None,
-            coming: Coming::Early(Vec::new()),
+            coming: Coming::Early(VecDeque::new()),
             receive_window: windows.1,
             length: asked.length,
         }
@@ -134,14 +136,19 @@ where
         matches!(self.coming, Coming::Ended | Coming::Whole(_))
     }
 
-    /// Changes how much the peer takes; false where that is more than may be.
-    pub(super) fn widen(&mut self, more: i64) -> bool {
+    /// Changes how much the peer takes; false where that is more than may be, once what is `ahead` for all streams is added.
+    pub(super) fn widen(&mut self, more: i64, ahead: i64) -> bool {
         self.window += more;
-        self.window <= MAX_WINDOW
+        self.window + ahead <= MAX_WINDOW
     }
 
-    /// Takes `data`, for which the peer used `used` bytes of the window, padding with them.
-    pub(super) fn receive(&mut self, data: &[u8], used: usize, calls: &Calls) -> Result<(), Reason> {
+    /// Whether the peer takes anything on this stream.
+    pub(super) fn has_room(&self) -> bool {
+        self.window > 0
+    }
+
+    /// Takes `data`, for which the peer used `used` bytes of the window, padding with them. How many the peer is to be given back at once.
+    pub(super) fn receive(&mut self, data: &[u8], used: usize, calls: &Calls) -> Result<u32, Reason> {
         if self.has_ended() {
             return Err(Reason::STREAM_CLOSED);
         }
@@ -155,16 +162,15 @@ where
         let padding = used - data.len();
         calls.count_read(padding as u32);
         self.receive_window += padding as i64;
-        if data.is_empty() {
-            return Ok(());
+        if !data.is_empty() {
+            let bytes = Bytes::copy_from_slice(data);
+            match &mut self.coming {
+                Coming::Early(early) => join(early, bytes),
+                Coming::ToBody(feeder) => feeder.push(bytes),
+                Coming::Ended | Coming::Whole(_) => {}
+            }
         }
-        let bytes = Bytes::copy_from_slice(data);
-        match &mut self.coming {
-            Coming::Early(early) => early.push(bytes),
-            Coming::ToBody(feeder) => feeder.push(bytes),
-            Coming::Ended | Coming::Whole(_) => {}
-        }
-        Ok(())
+        Ok(padding as u32)
     }
 
     /// No more of the request comes.
@@ -187,10 +193,14 @@ where
         Ok(())
     }
 
-    /// Tells the reader of the request's body that the stream was reset.
-    pub(super) fn break_off(self, reason: Reason) {
-        if let Coming::ToBody(feeder) = &self.coming {
-            feeder.end(None, Err(reason));
+    /// Tells the reader of the request's body that the stream was reset. What never got a reader is given back.
+    pub(super) fn break_off(self, reason: Reason, calls: &Calls) {
+        match self.coming {
+            Coming::ToBody(feeder) => feeder.end(None, Err(reason)),
+            Coming::Early(data) | Coming::Whole(data) => {
+                calls.count_read(data.iter().map(Bytes::len).sum::<usize>() as u32)
+            }
+            Coming::Ended => {}
         }
     }
 
@@ -225,7 +235,7 @@ where
             let cx = &mut Context::from_waker(&self.waker);
             match &mut self.answer {
                 Answer::Asked(_) => self.ask(shared, call),
-                Answer::Awaited(answer) => match answer.as_mut().poll(cx) {
+                Answer::Awaited(answer) => match guarded(|| answer.as_mut().poll(cx)) {
                     Poll::Pending => return Ran::Rests,
                     Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
                     Poll::Ready(Ok(response)) => {
@@ -240,14 +250,14 @@ where
                     if room <= 0 && body.size_hint().upper() != Some(0) {
                         return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
                     }
-                    match Pin::new(body).poll_frame(cx) {
+                    match guarded(|| Pin::new(body).poll_frame(cx).map_err(Into::into).map(Ok)) {
                         Poll::Pending => return Ran::Rests,
-                        Poll::Ready(None) => {
+                        Poll::Ready(Ok(None)) => {
                             frame::put_data(shared.output.own(), 0, true, self.id);
                             return self.over();
                         }
-                        Poll::Ready(Some(Err(error))) => return Ran::Over(Some(reason(&*error.into()))),
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Poll::Ready(Err(error) | Ok(Some(Err(error)))) => return Ran::Over(Some(reason(&*error))),
+                        Poll::Ready(Ok(Some(Ok(frame)))) => match frame.into_data() {
                             Ok(data) => self.data = Some(data),
                             Err(frame) => {
                                 if let Ok(trailers) = frame.into_trailers() {
@@ -274,13 +284,18 @@ where
         let Answer::Asked(request) = std::mem::replace(&mut self.answer, Answer::Done) else { return };
         let body = match std::mem::replace(&mut self.coming, Coming::Ended) {
             Coming::Early(early) => {
-                let (feeder, body) = Body::arriving(self.bell.clone(), shared.tell_from);
-                early.into_iter().for_each(|data| feeder.push(data));
+                let (feeder, body) = Body::arriving(self.bell.clone(), shared.tell_from, early);
                 self.coming = Coming::ToBody(feeder);
                 body
             }
             Coming::Whole(mut early) => {
-                let data = if early.len() == 1 { early.swap_remove(0) } else { early.concat().into() };
+                let first = early.pop_front().unwrap_or_default();
+                let data = if early.is_empty() {
+                    first
+                } else {
+                    early.push_front(first);
+                    early.make_contiguous().concat().into()
+                };
                 shared.calls.count_read(data.len() as u32);
                 Body::whole(data)
             }
@@ -335,6 +350,12 @@ where
             frame::put_window_update(shared.output.own(), self.id, read);
         }
     }
+}
+
+/// Polls what is not of the connection. A panic there is an error of the stream, for many others are in the same task.
+fn guarded<T>(poll: impl FnOnce() -> Poll<Result<T, BoxError>>) -> Poll<Result<T, BoxError>> {
+    // Whatever panicked is dropped with its stream.
+    catch_unwind(AssertUnwindSafe(poll)).unwrap_or_else(|_| Poll::Ready(Err("a handler panicked".into())))
 }
 
 /// A head that says how long the body is says it twice in gRPC, whose messages do.

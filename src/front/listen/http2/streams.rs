@@ -1,7 +1,8 @@
 //! [`Streams`]: the open streams of a connection, and whose turn it is.
 //!
 //! Always holds: a stream has a number for the peer and a place here, and is listed under both or neither; it is queued once at a time,
-//! whatever calls it.
+//! whatever calls it; it waits for the connection's window once at a time, and those that wait go on in their order, as far as the window
+//! goes: so none takes all of it, and room for one costs no look at the others.
 
 use std::collections::VecDeque;
 
@@ -17,8 +18,8 @@ pub(super) struct Streams<F, B: http_body::Body> {
     pub(super) all: Slab<Stream<F, B>>,
     pub(super) places: HashMap<u32, usize>,
     runnable: VecDeque<usize>,
-    /// Those that wait for the connection's window, first come first served.
-    waiting: VecDeque<usize>,
+    /// The numbers of those that wait for the connection's window, first come first served. Some may be gone.
+    waiting: VecDeque<u32>,
 }
 
 impl<F, B> Streams<F, B>
@@ -44,8 +45,14 @@ where
         }
     }
 
-    /// Whose turn it is.
-    pub(super) fn next(&mut self) -> Option<usize> {
+    /// Whose turn it is, where the connection's window has `room` or none: those that have waited for it come first.
+    pub(super) fn next(&mut self, room: bool) -> Option<usize> {
+        while room && let Some(id) = self.waiting.pop_front() {
+            if let Some((place, stream)) = self.get_mut(id) {
+                stream.waits_for_connection = false;
+                return Some(place);
+            }
+        }
         loop {
             let place = self.runnable.pop_front()?;
             // One that was queued may be gone, and another be in its place.
@@ -57,8 +64,8 @@ where
         }
     }
 
-    pub(super) fn is_at_rest(&self) -> bool {
-        self.runnable.is_empty()
+    pub(super) fn is_at_rest(&self, room: bool) -> bool {
+        self.runnable.is_empty() && (!room || self.waiting.is_empty())
     }
 
     /// The stream at `place` goes on when the connection's window is wider.
@@ -66,27 +73,24 @@ where
         if let Some(stream) = self.all.get_mut(place)
             && !std::mem::replace(&mut stream.waits_for_connection, true)
         {
-            self.waiting.push_back(place);
-        }
-    }
-
-    /// The connection's window is wider.
-    pub(super) fn queue_waiting(&mut self) {
-        while let Some(place) = self.waiting.pop_front() {
-            if let Some(stream) = self.all.get_mut(place)
-                && std::mem::replace(&mut stream.waits_for_connection, false)
-            {
-                self.queue(place);
+            self.waiting.push_back(stream.id);
+            if self.waiting.len() > 2 * self.all.len() {
+                // A peer that gives no room could else leave as many behind as it likes.
+                self.waiting.retain(|id| self.places.contains_key(id));
             }
         }
     }
 
     /// Changes how much the peer takes on each stream. False where that is more than may be.
     pub(super) fn widen_all(&mut self, more: i64) -> bool {
-        let places: Vec<usize> = self.all.iter().map(|(place, _)| place).collect();
-        places.into_iter().all(|place| {
-            self.queue(place);
-            self.all.get_mut(place).is_none_or(|stream| stream.widen(more))
+        let Self { all, runnable, .. } = self;
+        all.iter_mut().all(|(place, stream)| {
+            let had_room = stream.has_room();
+            let fits = stream.widen(more, 0);
+            if !had_room && stream.has_room() && !std::mem::replace(&mut stream.queued, true) {
+                runnable.push_back(place);
+            }
+            fits
         })
     }
 
@@ -102,5 +106,47 @@ where
 
     pub(super) fn clear(&mut self) {
         *self = Self::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Request;
+    use http_body_util::Full;
+
+    use super::{
+        super::{request::Asked, wake::Calls},
+        *,
+    };
+
+    type Never = std::future::Pending<Result<Response<Full<Bytes>>, BoxError>>;
+
+    #[test]
+    fn those_that_wait_for_the_connection_go_on_in_order_and_leave_nothing_behind() {
+        let calls = Calls::new(1000);
+        let mut streams = Streams::<Never, Full<Bytes>>::new();
+        let open = |streams: &mut Streams<_, _>, id| {
+            let entry = streams.all.vacant_entry();
+            let place = entry.key();
+            let asked = Asked { request: Request::new(()), length: None };
+            entry.insert(Stream::new(id, &calls, place, asked, (1000, 1000)));
+            streams.places.insert(id, place);
+            streams.wait(place);
+            place
+        };
+        let first = open(&mut streams, 1);
+        for id in (3..10_000).step_by(2) {
+            open(&mut streams, id);
+            streams.remove(id);
+        }
+        assert!(streams.waiting.len() < 10, "{}", streams.waiting.len());
+        let last = open(&mut streams, 10_001);
+        assert!(streams.is_at_rest(false) && !streams.is_at_rest(true));
+        assert_eq!(streams.next(false), None);
+        assert_eq!([streams.next(true), streams.next(true), streams.next(true)], [Some(first), Some(last), None]);
+        assert!(streams.is_at_rest(true));
+        streams.wait(first);
+        assert_eq!(streams.next(true), Some(first));
     }
 }

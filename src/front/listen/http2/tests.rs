@@ -433,14 +433,181 @@ async fn a_stream_that_waits_for_the_connections_window_goes_on_when_there_is_ro
         got += raw.until(Kind::Data).await.payload.len();
     }
     assert_eq!(got, 65_535);
-    raw.frame(8, 0, 0, &[0, 0, 0x4e, 0x20]).await;
-    let mut streams = std::collections::BTreeSet::new();
-    while got < 85_535 {
-        let data = raw.until(Kind::Data).await;
-        got += data.payload.len();
-        streams.insert(data.stream);
+    // Each time as much as one of them alone could take.
+    let mut turns = Vec::new();
+    for turn in 1..=4 {
+        raw.frame(8, 0, 0, &[0, 0, 0x4e, 0x20]).await;
+        while got < 65_535 + turn * 20_000 {
+            let data = raw.until(Kind::Data).await;
+            got += data.payload.len();
+            turns.push(data.stream);
+        }
     }
-    assert!(!streams.is_empty());
+    turns.dedup();
+    assert!(turns == [1, 3, 1, 3] || turns == [3, 1, 3, 1], "{turns:?}");
+}
+
+#[tokio::test]
+async fn windows_are_right_however_often_they_change_at_once() {
+    let Served { client, mut asked, .. } = serve(LIMITS);
+    let mut raw = Raw::greet(client).await;
+    let settings = |out: &mut Vec<u8>, window: u8| {
+        frame::put_head(out, 6, 4, 0, 0);
+        out.extend_from_slice(&[0, 4, 0, 0, 0, window]);
+    };
+    let mut out = Vec::new();
+    settings(&mut out, 50);
+    frame::put_headers(&mut out, POST, true, 1, 16_384);
+    settings(&mut out, 100);
+    frame::put_headers(&mut out, POST, true, 3, 16_384);
+    raw.send(&out).await;
+    for stream in [1, 3] {
+        let (_, answer) = asked.recv().await.expect("a request");
+        let _ = answer.send(Response::new(Endless(Arc::default()).boxed_unsync()));
+        let data = raw.until(Kind::Data).await;
+        assert_eq!((data.stream, data.payload.len()), (stream, 100));
+    }
+    out.clear();
+    settings(&mut out, 0);
+    frame::put_window_update(&mut out, 1, 130);
+    settings(&mut out, 90);
+    frame::put_ping(&mut out, false, [1; 8]);
+    raw.send(&out).await;
+    let data = raw.until(Kind::Data).await;
+    assert_eq!((data.stream, data.payload.len()), (1, 120), "130, and 10 less than before");
+    out.clear();
+    frame::put_window_update(&mut out, 3, 10);
+    settings(&mut out, 91);
+    raw.send(&out).await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let data = raw.until(Kind::Data).await;
+        assert_eq!(data.payload.len(), 1);
+        streams.push(data.stream);
+    }
+    streams.sort_unstable();
+    assert_eq!(streams, [1, 3]);
+}
+
+#[tokio::test]
+async fn a_request_that_is_reset_before_its_handler_is_called_gives_its_window_back() {
+    let Served { client, asked: _asked, .. } = serve(LIMITS);
+    let mut raw = Raw::greet(client).await;
+    // More than the window of the connection, in all.
+    for stream in 0..400 {
+        let (id, end) = (stream * 2 + 1, stream % 2 == 0);
+        let mut out = Vec::new();
+        frame::put_headers(&mut out, POST, false, id, 16_384);
+        frame::put_data(&mut out, 900, end, id);
+        out.resize(out.len() + 900, 0);
+        frame::put_reset(&mut out, id, Reason::CANCEL);
+        raw.send(&out).await;
+    }
+    raw.frame(6, 0, 0, &[1; 8]).await;
+    raw.until(Kind::Ping).await;
+}
+
+#[tokio::test]
+async fn padding_is_given_back_to_the_stream_that_it_came_on() {
+    let Served { client, asked: _asked, .. } = serve(LIMITS);
+    let mut raw = Raw::greet(client).await;
+    raw.ask(1, false).await;
+    let padded = [&[255][..], b"abc", &[0; 255]].concat();
+    for _ in 0..3 {
+        raw.frame(0, 8, 1, &padded).await;
+        let update = loop {
+            let update = raw.until(Kind::WindowUpdate).await;
+            if update.stream == 1 {
+                break update;
+            }
+        };
+        assert_eq!(update.payload, [0, 0, 1, 0]);
+    }
+}
+
+/// Gives a ping with each read, for ever, and takes nothing.
+struct Pinging {
+    read: usize,
+}
+
+impl tokio::io::AsyncRead for Pinging {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        assert!(self.read < 10_000_000, "it does not come to its end");
+        let before = buffer.filled().len();
+        if self.read == 0 {
+            buffer.put_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        } else {
+            buffer.put_slice(b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        }
+        self.read += buffer.filled().len() - before;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Pinging {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+type Unanswered = BoxFuture<'static, Result<Answer, BoxError>>;
+
+/// A connection that is polled by hand and whose requests nobody answers.
+fn by_hand<T>(io: T, limits: Limits) -> impl Future<Output = Result<(), Ended>>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let (stop, abort) = (Signal::of(CancellationToken::new()), Signal::of(CancellationToken::new()));
+    let service = |_: Request<Body>| -> Unanswered { Box::pin(std::future::pending()) };
+    let connection = Connection::new(io, service, limits, stop.listener(), abort.listener());
+    async move {
+        let ended = connection.await;
+        drop((stop, abort));
+        ended
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_little_at_a_time_without_end_is_not_read_from_for_ever() {
+    let mut connection = std::pin::pin!(by_hand(Pinging { read: 0 }, LIMITS));
+    assert!(futures_util::poll!(connection.as_mut()).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_ping_that_could_not_be_read_in_time_is_an_answer() {
+    let keepalive = Keepalive { interval: Duration::from_secs(60), timeout: Duration::from_secs(20) };
+    let (client, io) = tokio::io::duplex(10_000);
+    let mut connection = std::pin::pin!(by_hand(io, Limits { keepalive: Some(keepalive), ..LIMITS }));
+    let mut raw = Raw::greet(client).await;
+    assert!(futures_util::poll!(connection.as_mut()).is_pending());
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert!(futures_util::poll!(connection.as_mut()).is_pending());
+    let ping = raw.until(Kind::Ping).await;
+    raw.frame(6, 1, 0, &ping.payload).await;
+    // The process was held up meanwhile.
+    tokio::time::advance(Duration::from_secs(100)).await;
+    assert!(futures_util::poll!(connection.as_mut()).is_pending());
+    // It asks again, and this time nobody answers.
+    for _ in 0..2 {
+        tokio::time::advance(Duration::from_secs(61)).await;
+        if let Poll::Ready(ended) = futures_util::poll!(connection.as_mut()) {
+            assert!(matches!(ended, Err(Ended::Silent)));
+            return;
+        }
+    }
+    panic!("it stays for ever");
 }
 
 #[tokio::test]
@@ -497,6 +664,33 @@ async fn a_body_that_fails_resets_its_stream_with_its_reason() {
         let _ = answer.send(Response::new(http_body_util::StreamBody::new(frames).boxed_unsync()));
         assert_eq!(raw.until(Kind::Reset).await.reason(), reason);
     }
+}
+
+/// A body with a fault.
+struct Panicking;
+
+impl http_body::Body for Panicking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        panic!("as a test wants")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_an_answer_ends_its_stream_alone() {
+    let Served { client, mut asked, .. } = serve(LIMITS);
+    let mut raw = Raw::greet(client).await;
+    raw.ask(1, true).await;
+    let first = asked.recv().await.expect("a request");
+    raw.ask(3, true).await;
+    let (_, answer) = asked.recv().await.expect("a request");
+    let _ = answer.send(Response::new(Panicking.boxed_unsync()));
+    let reset = raw.until(Kind::Reset).await;
+    assert_eq!((reset.stream, reset.reason()), (3, Reason::INTERNAL_ERROR));
+    echo(first);
+    assert_eq!(raw.until(Kind::Headers).await.stream, 1);
 }
 
 #[tokio::test]
@@ -588,7 +782,11 @@ async fn a_stop_serves_what_was_under_way_and_nothing_later() {
     raw.ask(3, true).await;
     raw.frame(6, 1, 0, &ping.payload).await;
     assert_eq!(raw.until(Kind::GoAway).await.payload[..4], [0, 0, 0, 3]);
-    raw.ask(5, true).await;
+    // Too late, and no reason to drop those that are served.
+    raw.ask(5, false).await;
+    raw.frame(0, 0, 5, b"late").await;
+    raw.frame(8, 0, 5, &[0, 0, 0, 1]).await;
+    raw.frame(3, 0, 5, &[0, 0, 0, 8]).await;
     echo(first);
     echo(asked.recv().await.expect("a request"));
     assert_eq!(raw.until(Kind::Headers).await.stream, 1);

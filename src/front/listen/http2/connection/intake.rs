@@ -25,7 +25,7 @@ use super::{
         request::{Fields, Rejected},
         stream::{Stream, put_fields},
     },
-    Connection, Course, LAST_CALL,
+    BACKLOG, Connection, Course, LAST_CALL,
 };
 use crate::front::body::BoxError;
 use http::Request;
@@ -143,7 +143,7 @@ where
                 self.close(reason);
                 break Poll::Ready(Ok(true));
             }
-            if read.len() == READ {
+            if read.len() == READ || self.output.len() >= BACKLOG {
                 // There may be more, for the next turn.
                 break Poll::Ready(Ok(true));
             }
@@ -164,10 +164,8 @@ where
         let mut joined = std::mem::take(&mut self.intake.partial);
         joined.extend_from_slice(bytes);
         let taken = self.take_frames(&joined)?;
-        if taken < joined.len() {
-            joined.drain(..taken);
-            self.intake.partial = joined;
-        }
+        // With no more room than the beginning of a frame needs: it may stay for long.
+        self.intake.partial = if taken == 0 { joined } else { joined[taken..].to_vec() };
         Ok(())
     }
 
@@ -254,23 +252,35 @@ where
             self.calls.count_read(payload.len() as u32);
             return self.closed(head.stream);
         };
-        if let Err(reason) = stream.receive(data, payload.len(), &self.calls) {
-            self.calls.count_read(payload.len() as u32);
-            return self.reset(head.stream, reason);
-        }
-        let ended = if head.has(END_STREAM) { stream.end(None) } else { Ok(()) };
+        let ended = match stream.receive(data, payload.len(), &self.calls) {
+            Err(reason) => {
+                self.calls.count_read(payload.len() as u32);
+                Err(reason)
+            }
+            Ok(_) if head.has(END_STREAM) => stream.end(None),
+            Ok(0) => Ok(()),
+            Ok(padding) => {
+                frame::put_window_update(self.output.own(), head.stream, padding);
+                Ok(())
+            }
+        };
         ended.or_else(|reason| self.reset(head.stream, reason))
     }
 
     /// A frame for a stream that is not open.
     fn closed(&mut self, id: u32) -> Result<(), Reason> {
-        if id > self.intake.last || id.is_multiple_of(2) {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        if !self.intake.reset.contains(&id) {
+        self.check_opened(id)?;
+        if id <= self.intake.last && !self.intake.reset.contains(&id) {
             self.reset(id, Reason::STREAM_CLOSED)?;
         }
         Ok(())
+    }
+
+    /// Whether the peer has opened this stream at some time. One that it opened too late to be served counts, and is not known.
+    fn check_opened(&self, id: u32) -> Result<(), Reason> {
+        let too_late = id > self.intake.last && self.course == Course::Finishing;
+        let opened = !id.is_multiple_of(2) && (id <= self.intake.last || too_late);
+        if opened { Ok(()) } else { Err(Reason::PROTOCOL_ERROR) }
     }
 
     /// Ends a stream for a fault of the peer's.
@@ -279,7 +289,7 @@ where
         self.intake.remember_reset(id);
         frame::put_reset(self.output.own(), id, reason);
         if let Some(stream) = self.streams.remove(id) {
-            stream.break_off(reason);
+            stream.break_off(reason, &self.calls);
         }
         Ok(())
     }
@@ -334,7 +344,11 @@ where
             Err(Rejected::Malformed) => return self.reset(id, Reason::PROTOCOL_ERROR),
             Err(Rejected::TooLarge) => {
                 self.intake.count_wasted()?;
+                let shrinks_table = std::mem::take(&mut self.peer.shrinks_table);
                 put_fields(self.output.own(), id, true, self.peer.max_payload, |out| {
+                    if shrinks_table {
+                        hpack::encode_table_size(out, 0);
+                    }
                     hpack::encode_head(out, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &http::HeaderMap::new());
                 });
                 if !end {
@@ -344,7 +358,7 @@ where
                 return Ok(());
             }
         };
-        let windows = (self.peer.stream_window, i64::from(self.rare.limits.stream_window));
+        let windows = (self.peer.stream_window - self.peer.ahead, i64::from(self.rare.limits.stream_window));
         let entry = self.streams.all.vacant_entry();
         let place = entry.key();
         let mut stream = Stream::new(id, &self.calls, place, asked, windows);
@@ -362,11 +376,10 @@ where
                     // Opened and reset at once: nothing but work for us.
                     self.intake.count_wasted()?;
                 }
-                stream.break_off(reason.into());
+                stream.break_off(reason.into(), &self.calls);
                 Ok(())
             }
-            None if id > self.intake.last || id.is_multiple_of(2) => Err(Reason::PROTOCOL_ERROR),
-            None => Ok(()),
+            None => self.check_opened(id),
         }
     }
 
@@ -377,11 +390,8 @@ where
         for setting in frame::settings(payload)? {
             match setting? {
                 Setting::InitialWindow(window) => {
-                    let more = i64::from(window) - self.peer.stream_window;
+                    self.peer.ahead += i64::from(window) - self.peer.stream_window;
                     self.peer.stream_window = i64::from(window);
-                    if !self.streams.widen_all(more) {
-                        return Err(Reason::FLOW_CONTROL_ERROR);
-                    }
                 }
                 Setting::MaxPayload(len) => self.peer.max_payload = len,
                 Setting::TableSize(size) => self.peer.shrinks_table |= size < DEFAULT_TABLE,
@@ -414,15 +424,13 @@ where
             if self.peer.window > MAX_WINDOW {
                 return Err(Reason::FLOW_CONTROL_ERROR);
             }
-            self.streams.queue_waiting();
             return Ok(());
         }
         match self.streams.get_mut(id) {
-            None if id > self.intake.last || id.is_multiple_of(2) => Err(Reason::PROTOCOL_ERROR),
-            None => Ok(()),
+            None => self.check_opened(id),
             Some(_) if more == 0 => self.reset(id, Reason::PROTOCOL_ERROR),
             Some((place, stream)) => {
-                if !stream.widen(more) {
+                if !stream.widen(more, self.peer.ahead) {
                     return self.reset(id, Reason::FLOW_CONTROL_ERROR);
                 }
                 self.streams.queue(place);
