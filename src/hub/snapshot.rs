@@ -10,6 +10,7 @@ mod leaf;
 use std::{ops::Range as Span, sync::Arc};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 pub(super) use self::leaf::Leaf;
 use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
@@ -361,6 +362,14 @@ fn lower_of(kv: &KeyValue) -> Bytes {
 /// Encoded bytes of some key-values.
 pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> usize {
     entries.into_iter().map(|kv| kv.encoded().len()).sum()
+}
+
+/// Frees what may be a whole tree, or a whole history: of half a million keys that takes a while, which no feed and no reader is to
+/// wait for.
+pub(super) fn free(held: impl Send + 'static) {
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn_blocking(move || drop(held));
+    }
 }
 
 fn position(entries: &[Arc<KeyValue>], key: &[u8]) -> Result<usize, usize> {
