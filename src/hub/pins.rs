@@ -30,6 +30,13 @@ struct Pin {
     used: Instant,
 }
 
+impl Pin {
+    /// The most that it alone may keep alive.
+    fn keys(&self) -> usize {
+        self.snapshot.map.len()
+    }
+}
+
 impl Pins {
     /// Keeps a snapshot of which only a part was shown.
     pub(super) fn keep(&self, snapshot: &Arc<Snapshot>) {
@@ -43,9 +50,8 @@ impl Pins {
         let gone = oldest.map(|oldest| pins.swap_remove(oldest));
         pins.push(Pin { snapshot: snapshot.clone(), used });
         drop(pins);
-        if let Some(gone) = gone {
-            free(gone);
-        }
+        let keys = gone.as_ref().map_or(0, Pin::keys);
+        free(gone, keys);
     }
 
     /// The snapshot of exactly this revision, if it is kept.
@@ -59,17 +65,15 @@ impl Pins {
     /// Lets go of what nobody reads any more.
     pub(super) fn expire(&self, now: Instant) {
         let expired: Vec<Pin> = self.0.lock().extract_if(.., |pin| now.duration_since(pin.used) >= KEPT).collect();
-        if !expired.is_empty() {
-            free(expired);
-        }
+        let keys = expired.iter().map(Pin::keys).sum();
+        free(expired, keys);
     }
 
     /// What was kept is of another history.
     pub(super) fn clear(&self) {
         let gone = std::mem::take(&mut *self.0.lock());
-        if !gone.is_empty() {
-            free(gone);
-        }
+        let keys = gone.iter().map(Pin::keys).sum();
+        free(gone, keys);
     }
 
     /// As if all that is kept had been used so much earlier.

@@ -19,6 +19,8 @@ use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
 const NODE_MAX: usize = 32;
 /// A node below this joins a neighbour where both fit into one.
 const NODE_MIN: usize = NODE_MAX / 4;
+/// Entries that take about a millisecond to be freed.
+const MANY: usize = 10_000;
 
 /// The state of a key range at a revision.
 #[derive(Clone, Debug, Default)]
@@ -364,10 +366,11 @@ pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> 
     entries.into_iter().map(|kv| kv.encoded().len()).sum()
 }
 
-/// Frees what may be a whole tree, or a whole history: of half a million keys that takes a while, which no feed and no reader is to
-/// wait for.
-pub(super) fn free(held: impl Send + 'static) {
-    if let Ok(runtime) = Handle::try_current() {
+/// Frees what keeps about so many entries alive. Of very many that takes a while, which no feed and no reader is to wait for.
+pub(super) fn free(held: impl Send + 'static, entries: usize) {
+    if entries >= MANY
+        && let Ok(runtime) = Handle::try_current()
+    {
         runtime.spawn_blocking(move || drop(held));
     }
 }

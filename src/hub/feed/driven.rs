@@ -52,7 +52,7 @@ impl Feed {
         let mut inner = self.lock();
         let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
-        drop(replaced);
+        replaced.free();
     }
 
     /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
@@ -143,7 +143,7 @@ impl Feed {
         }
         let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
-        free(replaced);
+        replaced.free();
         for (outbox, filled) in fills {
             fill::spawn(self.clone(), outbox, filled);
         }
@@ -162,12 +162,14 @@ impl Feed {
         let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
         if close {
             inner.closed = true;
-            // Readers that have found the feed before may still hold it; its data go now.
+            drop(inner);
+            // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
+            self.set_state(FeedState::Closed, None);
+            let mut inner = self.lock();
             let revision = inner.revision;
             let replaced = self.replace(&mut inner, KeyMap::default(), revision);
             drop(inner);
-            free(replaced);
-            self.set_state(FeedState::Closed, None);
+            replaced.free();
         }
         close
     }
@@ -191,15 +193,15 @@ impl Feed {
     }
 
     /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.
-    #[must_use]
-    fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> (History, KeyMap, Arc<Snapshot>) {
+    fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
         let history = History::new(revision.next(), self.shared.limits.history);
-        let (history, map) = (std::mem::replace(&mut inner.history, history), std::mem::replace(&mut inner.map, map));
+        let history = std::mem::replace(&mut inner.history, history);
+        let map = std::mem::replace(&mut inner.map, map);
         inner.revision = revision;
         inner.epoch += 1;
         let shown = self.show(inner);
         self.pins.clear();
-        (history, map, shown)
+        Replaced { history, map, shown }
     }
 
     /// Makes the state under the lock visible to those who read without it. Gives back what they saw before.
@@ -208,6 +210,22 @@ impl Feed {
         let before = self.snapshot.swap(Arc::new(snapshot));
         self.revision.send_replace(inner.revision);
         before
+    }
+}
+
+/// What a feed had before it began again.
+#[must_use]
+struct Replaced {
+    history: History,
+    map: KeyMap,
+    shown: Arc<Snapshot>,
+}
+
+impl Replaced {
+    fn free(self) {
+        let Self { history, map, shown } = self;
+        let entries = history.len() + map.len();
+        free((history, map, shown), entries);
     }
 }
 
