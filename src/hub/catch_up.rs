@@ -27,8 +27,8 @@ use crate::types::{Entry, KeyRange, Revision};
 const STEP_ENTRIES: usize = 512;
 /// Most watches that one step serves: bounds how long the feed's lock is held to find them.
 const STEP_WATCHES: usize = 4096;
-/// Most runs that one step makes.
-const STEP_MADE: usize = 8;
+/// Most runs that a step makes before it looks again.
+const STEP_MADE: usize = 4;
 /// Most runs that one step passes on. Where a watch wants little, most of them are empty.
 const STEP_RUNS: usize = 512;
 
@@ -69,8 +69,8 @@ enum Next {
 /// One step for one feed: parked watches come closer to live, or are handed to a fill.
 pub(super) fn step(outbox: &Arc<Outbox>) {
     let mut made = None;
-    // The second time with the runs that were missing at the first.
-    for _ in 0..2 {
+    // Each time with the runs that were missing before; the last time nothing is made, since nobody would take it.
+    for may_make in [true, true, false] {
         // Not under the feed's lock: of a million parked watches this takes a while.
         let (feed, slots) = {
             let mut state = outbox.lock();
@@ -85,6 +85,7 @@ pub(super) fn step(outbox: &Arc<Outbox>) {
                 let through = read(&watches, &entries, &outbox.limits, &mut payloads);
                 return finish(&feed, outbox, &watches, through, payloads);
             }
+            Next::Make(..) if !may_make => return,
             Next::Make(epoch, missing) => {
                 let run = |Missing { key, task, range, options }: &Missing| (*key, task.make(range, *options));
                 made = Some(Made { feed, epoch, runs: missing.iter().map(run).collect() });

@@ -212,10 +212,13 @@ impl Payload {
         })
     }
 
-    /// Bytes that a run keeps alive.
+    /// Bytes that the payload keeps alive: of a single revision all that its entry has, however few of them are wanted.
     #[must_use]
     pub(super) fn cost(&self) -> usize {
-        self.bytes.len() + self.revisions() * size_of::<Step>()
+        match &self.of {
+            Of::One { entry, .. } => entry.cost(),
+            Of::Run(steps) => self.bytes.len() + size_of_val(&**steps),
+        }
     }
 
     /// Bytes and events of the first `from` revisions of a run.

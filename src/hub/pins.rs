@@ -3,7 +3,7 @@
 //! Who lists in pages reads the later ones at the revision of the first (Kubernetes' API server does), so that the list is of one
 //! moment. A snapshot that was answered from in part is kept for a while: the other pages are then as cheap as the first. Without
 //! it they are made by undoing the history (`read`). Always holds: at most [`MOST`] snapshots, none that was not asked for in
-//! [`KEPT`] once there is something newer; they share what did not change, so what they hold is what was replaced since.
+//! [`KEPT`] once the feed's revision rises; they share what did not change, so what they hold is what was replaced since.
 
 use std::{
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::Snapshot;
+use super::{Snapshot, snapshot::free};
 use crate::types::Revision;
 
 /// Lists that are read at a time, at as many revisions.
@@ -30,6 +30,13 @@ struct Pin {
     used: Instant,
 }
 
+impl Pin {
+    /// The most that it alone may keep alive.
+    fn keys(&self) -> usize {
+        self.snapshot.map.len()
+    }
+}
+
 impl Pins {
     /// Keeps a snapshot of which only a part was shown.
     pub(super) fn keep(&self, snapshot: &Arc<Snapshot>) {
@@ -39,12 +46,12 @@ impl Pins {
             pin.used = used;
             return;
         }
-        if pins.len() >= MOST
-            && let Some(oldest) = (0..pins.len()).min_by_key(|at| pins[*at].used)
-        {
-            pins.swap_remove(oldest);
-        }
+        let oldest = (0..pins.len()).min_by_key(|at| pins[*at].used).filter(|_| pins.len() >= MOST);
+        let gone = oldest.map(|oldest| pins.swap_remove(oldest));
         pins.push(Pin { snapshot: snapshot.clone(), used });
+        drop(pins);
+        let keys = gone.as_ref().map_or(0, Pin::keys);
+        free(gone, keys);
     }
 
     /// The snapshot of exactly this revision, if it is kept.
@@ -55,17 +62,24 @@ impl Pins {
         Some(pin.snapshot.clone())
     }
 
-    /// Something changed: lets go of what nobody reads any more. Until then it held nothing but what the feed has.
+    /// Lets go of what nobody reads any more.
     pub(super) fn expire(&self, now: Instant) {
-        // Replaced trees are large, and freed behind the lock.
         let expired: Vec<Pin> = self.0.lock().extract_if(.., |pin| now.duration_since(pin.used) >= KEPT).collect();
-        drop(expired);
+        let keys = expired.iter().map(Pin::keys).sum();
+        free(expired, keys);
     }
 
     /// What was kept is of another history.
     pub(super) fn clear(&self) {
         let gone = std::mem::take(&mut *self.0.lock());
-        drop(gone);
+        let keys = gone.iter().map(Pin::keys).sum();
+        free(gone, keys);
+    }
+
+    /// As if all that is kept had been used so much earlier.
+    #[cfg(test)]
+    pub(super) fn age(&self, by: Duration) {
+        self.0.lock().iter_mut().for_each(|pin| pin.used -= by);
     }
 }
 

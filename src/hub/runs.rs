@@ -18,7 +18,7 @@ pub(super) const RUN_BYTES: usize = 64 << 10;
 pub(super) const RUN_REVISIONS: usize = 512;
 /// From this size on a revision is sent as it is: a copy would cost more than one more buffer in a system call.
 const LARGE: usize = 8 << 10;
-/// Bytes that a run takes beside its payload, and again for a payload beside its contents.
+/// Bytes that a run takes beside its payload, and again for a payload beside what it keeps alive.
 const RUN_OVERHEAD: usize = 128;
 
 /// What an entry may add to a run at the most.
@@ -36,9 +36,8 @@ pub(super) fn is_large(entry: &Entry) -> bool {
 #[derive(Debug)]
 pub(super) struct Runs {
     runs: HashMap<RunKey, Kept>,
-    /// Oldest first, with the stamp of the time; those whose run has another stamp are void.
-    order: VecDeque<(RunKey, u64)>,
-    stamp: u64,
+    /// The keys of all runs, oldest first.
+    order: VecDeque<RunKey>,
     bytes: usize,
     most: usize,
 }
@@ -66,13 +65,14 @@ pub(super) struct Run {
 #[derive(Debug)]
 struct Kept {
     run: Run,
-    stamp: u64,
+    /// As it was counted: an entry may get a second encoding later.
+    cost: usize,
 }
 
 impl Runs {
     /// None, and room for so many bytes.
     pub(super) fn new(most: usize) -> Self {
-        Self { runs: HashMap::new(), order: VecDeque::new(), stamp: 0, bytes: 0, most }
+        Self { runs: HashMap::new(), order: VecDeque::new(), bytes: 0, most }
     }
 
     pub(super) fn get(&self, key: RunKey) -> Option<&Run> {
@@ -84,31 +84,22 @@ impl Runs {
         self.bytes
     }
 
-    /// Keeps a run, in the place of an older one of the same chunk and group.
+    /// Keeps a run, in the place of an older one of the same chunk and group: a chunk that grows is put together again and again.
     pub(super) fn insert(&mut self, key: RunKey, run: Run) {
-        self.stamp += 1;
-        let stamp = self.stamp;
-        self.bytes += cost(&run);
-        if let Some(old) = self.runs.insert(key, Kept { run, stamp }) {
-            self.bytes -= cost(&old.run);
+        let cost = cost(&run);
+        self.bytes += cost;
+        match self.runs.insert(key, Kept { run, cost }) {
+            Some(old) => self.bytes -= old.cost,
+            None => self.order.push_back(key),
         }
-        self.order.push_back((key, stamp));
         while self.bytes > self.most && self.runs.len() > 1 {
-            let Some((key, stamp)) = self.order.pop_front() else { break };
-            self.remove(key, stamp);
-        }
-        if self.order.len() > 64 + 2 * self.runs.len() {
-            // A chunk that grows is put together again and again.
-            let Self { runs, order, .. } = self;
-            order.retain(|(key, stamp)| runs.get(key).is_some_and(|kept| kept.stamp == *stamp));
-        }
-    }
-
-    fn remove(&mut self, key: RunKey, stamp: u64) {
-        if self.runs.get(&key).is_some_and(|kept| kept.stamp == stamp)
-            && let Some(kept) = self.runs.remove(&key)
-        {
-            self.bytes -= cost(&kept.run);
+            let Some(oldest) = self.order.pop_front() else { break };
+            if oldest == key {
+                // Whoever made it has not had it yet.
+                self.order.push_back(oldest);
+            } else if let Some(old) = self.runs.remove(&oldest) {
+                self.bytes -= old.cost;
+            }
         }
     }
 }
@@ -128,7 +119,11 @@ mod tests {
     };
 
     fn run(revision: i64) -> Run {
-        let kv = KeyValueFields { key: "k".into(), value: vec![0; 100].into(), ..KeyValueFields::default() };
+        run_of(revision, 100)
+    }
+
+    fn run_of(revision: i64, value: usize) -> Run {
+        let kv = KeyValueFields { key: "k".into(), value: vec![0; value].into(), ..KeyValueFields::default() };
         let changes = [EventFields { kind: EventKind::Put, kv }];
         let revision = Revision::new(revision);
         let entry = Arc::new(Entry::encode(revision, Instant::now(), &changes, |_| None));
@@ -147,11 +142,11 @@ mod tests {
         (1..=3).for_each(|number| runs.insert(key(number), run(number as i64)));
         assert!(runs.get(key(1)).is_none() && runs.get(key(2)).is_some() && runs.get(key(3)).is_some());
         assert_eq!(runs.bytes(), 2 * one);
-        // One that was made anew is the youngest.
+        // One that was made anew is as old as it was.
         runs.insert(key(2), run(4));
-        runs.insert(key(5), run(5));
-        assert!(runs.get(key(3)).is_none());
         assert_eq!(runs.get(key(2)).map(|run| run.through), Some(Revision::new(4)));
+        runs.insert(key(5), run(5));
+        assert!(runs.get(key(2)).is_none() && runs.get(key(3)).is_some());
         assert_eq!(runs.bytes(), 2 * one);
     }
 
@@ -160,7 +155,7 @@ mod tests {
         let mut runs = Runs::new(usize::MAX);
         (0..10_000).for_each(|number| runs.insert(key(number % 2), run(number as i64)));
         assert_eq!(runs.bytes(), 2 * cost(&run(1)));
-        assert!(runs.order.len() <= 100, "{}", runs.order.len());
+        assert_eq!(runs.order.len(), 2);
     }
 
     #[test]
@@ -168,5 +163,27 @@ mod tests {
         let mut runs = Runs::new(0);
         (1..=2).for_each(|number| runs.insert(key(number), run(number as i64)));
         assert!(runs.get(key(1)).is_none() && runs.get(key(2)).is_some());
+    }
+
+    #[test]
+    fn a_run_that_was_just_made_anew_stays_though_it_is_the_oldest() {
+        let mut runs = Runs::new(2 * cost(&run(1)));
+        (1..=2).for_each(|number| runs.insert(key(number), run(number as i64)));
+        runs.insert(key(1), run_of(3, 200));
+        assert!(runs.get(key(2)).is_none());
+        assert_eq!(runs.get(key(1)).map(|run| run.through), Some(Revision::new(3)));
+    }
+
+    #[test]
+    fn a_few_events_of_a_large_revision_count_as_all_that_they_keep_alive() {
+        let change = |key: &'static str, value: usize| {
+            let kv = KeyValueFields { key: key.into(), value: vec![0; value].into(), ..KeyValueFields::default() };
+            EventFields { kind: EventKind::Put, kv }
+        };
+        let changes = [change("small", 1), change("large", 100_000)];
+        let entry = Arc::new(Entry::encode(Revision::new(1), Instant::now(), &changes, |_| None));
+        let payload = Payload::matching(&[entry], &KeyRange::prefix("s".into()), WatchOptions::default());
+        let run = Run { from: Revision::new(1), through: Revision::new(1), payload };
+        assert!(cost(&run) > 100_000, "{} bytes", cost(&run));
     }
 }

@@ -10,6 +10,7 @@ mod leaf;
 use std::{ops::Range as Span, sync::Arc};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 pub(super) use self::leaf::Leaf;
 use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
@@ -18,6 +19,8 @@ use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
 const NODE_MAX: usize = 32;
 /// A node below this joins a neighbour where both fit into one.
 const NODE_MIN: usize = NODE_MAX / 4;
+/// Entries that take about a millisecond to be freed.
+const MANY: usize = 10_000;
 
 /// The state of a key range at a revision.
 #[derive(Clone, Debug, Default)]
@@ -361,6 +364,15 @@ fn lower_of(kv: &KeyValue) -> Bytes {
 /// Encoded bytes of some key-values.
 pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> usize {
     entries.into_iter().map(|kv| kv.encoded().len()).sum()
+}
+
+/// Frees what keeps about so many entries alive. Of very many that takes a while, which no feed and no reader is to wait for.
+pub(super) fn free(held: impl Send + 'static, entries: usize) {
+    if entries >= MANY
+        && let Ok(runtime) = Handle::try_current()
+    {
+        runtime.spawn_blocking(move || drop(held));
+    }
 }
 
 fn position(entries: &[Arc<KeyValue>], key: &[u8]) -> Result<usize, usize> {

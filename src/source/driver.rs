@@ -321,9 +321,11 @@ impl Driving {
         match message {
             WatchMessage::Events { header, revisions } => {
                 self.driver.header.observe(&header);
-                self.feed
-                    .publish(&revisions)
-                    .map_err(|error| Ended::Failed(UpstreamError::Protocol(error.to_string())))?;
+                for batch in batches(&revisions) {
+                    self.feed
+                        .publish(batch)
+                        .map_err(|error| Ended::Failed(UpstreamError::Protocol(error.to_string())))?;
+                }
                 Ok(false)
             }
             WatchMessage::Progress(header) => {
@@ -382,16 +384,12 @@ async fn next(
         None => upstream.next().await,
     };
     let Ok(WatchMessage::Events { mut header, mut revisions }) = first else { return first };
-    let bytes = |revisions: &[Changes]| -> usize {
-        let events = revisions.iter().flat_map(|changes| &changes.events);
-        events.map(|event| event.kv.key.len() + event.kv.value.len()).sum()
-    };
-    let mut gathered = bytes(&revisions);
+    let mut gathered: usize = revisions.iter().map(bytes).sum();
     while revisions.len() < TOGETHER.0 && gathered < TOGETHER.1 {
         match upstream.next().now_or_never() {
             Some(Ok(WatchMessage::Events { header: newer, revisions: more })) => {
                 header = newer;
-                gathered += bytes(&more);
+                gathered += more.iter().map(bytes).sum::<usize>();
                 revisions.extend(more);
             }
             other => {
@@ -401,6 +399,26 @@ async fn next(
         }
     }
     Ok(WatchMessage::Events { header, revisions })
+}
+
+/// The revisions in parts that are published together: to who is behind, etcd sends a thousand in one response.
+fn batches(mut revisions: &[Changes]) -> impl Iterator<Item = &[Changes]> {
+    std::iter::from_fn(move || {
+        let mut gathered = 0;
+        let fits = |changes: &&Changes| {
+            let room = gathered < TOGETHER.1;
+            gathered += bytes(changes);
+            room
+        };
+        let together = revisions.iter().take(TOGETHER.0).take_while(fits).count();
+        let batch = revisions.split_off(..together)?;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// Bytes of keys and values.
+fn bytes(changes: &Changes) -> usize {
+    changes.events.iter().map(|event| event.kv.key.len() + event.kv.value.len()).sum()
 }
 
 fn delays(config: &DriverConfig) -> ExponentialBackoff {

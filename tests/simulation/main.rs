@@ -434,6 +434,10 @@ impl Sim {
     fn read(&mut self) -> Result<(), String> {
         for feed in self.hub.feeds().into_iter().filter(|feed| feed.is_serving()) {
             let (snapshot, _) = feed.since(feed.revision());
+            if !feed.is_serving() {
+                // It ended meanwhile.
+                continue;
+            }
             let held: Vec<_> = snapshot.map.range(feed.range()).map(|kv| kv.fields()).collect();
             let was = self.world.state(snapshot.revision.get(), feed.range());
             ensure(Some(&held) == was.as_ref(), || format!("snapshot {snapshot:?}, not {was:?}"))?;

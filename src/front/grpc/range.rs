@@ -82,11 +82,13 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         // Authentication was enabled meanwhile.
         return Answer::Forward(Read::ForwardedAccess);
     }
-    // Checked again: a feed that starts again has nothing to answer with.
-    if !feed.is_serving() {
+    // Checked again, before and after the look: a feed that starts again, or ends, has nothing to answer with.
+    let served = feed.is_serving();
+    let looked = query.read(&feed);
+    if !served || !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
     }
-    match query.read(&feed) {
+    match looked {
         Ok(reply) => {
             if query.revision > Revision::ZERO && query.revision < reply.revision {
                 how = Read::History;

@@ -58,7 +58,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
                     && payload.revisions() == 1
                     && payload.events(0) > 1
                 {
-                    response.fragments(watch_id, &payload);
+                    response.fragments(watch_id, &payload, as_of);
                     continue;
                 }
                 if !burst && as_of.is_none() {
@@ -157,8 +157,8 @@ impl Response<'_> {
     }
 
     /// One revision in several responses, cut where etcd would cut: each has at least one event, and as many as fit.
-    fn fragments(&mut self, watch_id: i64, payload: &Payload) {
-        let header = self.header.at(payload.revision());
+    fn fragments(&mut self, watch_id: i64, payload: &Payload, as_of: Option<Revision>) {
+        let header = self.header.at(payload.revision().max(as_of.unwrap_or_default()));
         let mut pieces = payload.pieces().peekable();
         while pieces.peek().is_some() {
             let mut bytes = 0;
@@ -185,7 +185,7 @@ impl Response<'_> {
 #[cfg(test)]
 mod tests {
     use std::{
-        task::{Context, Poll, Waker},
+        task::{Context, Waker},
         time::Instant,
     };
 
@@ -194,19 +194,41 @@ mod tests {
 
     use super::{super::pieces::PREFIX, *};
     use crate::{
-        hub::{Drained, FeedState, KeyMap, Outbox, OutboxLimits, Subscribe, WatchOptions, testing, upstream::Changes},
+        hub::{Feed, FeedState, KeyMap, Outbox, OutboxLimits, Subscribe, WatchOptions, testing, upstream::Changes},
         pb::etcdserverpb::WatchResponse,
         types::{EventFields, EventKind, KeyRange, KeyValueFields},
     };
 
-    /// What a watch is sent of so many revisions that came together: of each response the header's revision and those of its events.
-    fn sent(revisions: i64) -> Vec<(i64, Vec<i64>)> {
+    /// What a watch that is created before `publish` is called, or after it where that is the `past`, is sent once it was `created`:
+    /// of each response the header's revision and those of its events.
+    fn sent(subscribe: &Subscribe, past: bool, publish: impl Fn(&Feed)) -> (Vec<(i64, Vec<i64>)>, Written) {
         let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 1 });
         let feed = hub.open(KeyRange::prefix("".into()));
         feed.install(KeyMap::default(), Revision::ZERO);
         feed.set_state(FeedState::Live, None);
         let outbox = Outbox::new(hub.limits().outbox);
-        let subscribe = Subscribe {
+        if past {
+            publish(&feed);
+        }
+        feed.subscribe(&outbox, subscribe).expect("subscribed");
+        if !past {
+            publish(&feed);
+        }
+        let mut batch = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while batch.is_empty() {
+            assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+            batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
+        }
+        let (mut pieces, written) = write(&mut batch, &UpstreamHeader::default());
+        let mut bytes = pieces.copy_to_bytes(pieces.remaining());
+        let responses: Vec<_> = std::iter::from_fn(|| response(&mut bytes)).collect();
+        assert_eq!(written.responses, responses.len() as u64);
+        (responses, written)
+    }
+
+    fn everything() -> Subscribe {
+        Subscribe {
             watch_id: 7,
             range: KeyRange::prefix("".into()),
             options: WatchOptions::default(),
@@ -214,23 +236,21 @@ mod tests {
             progress_notify: false,
             fragment: false,
             compacted: false,
-        };
-        feed.subscribe(&outbox, &subscribe).expect("subscribed");
-        let changes = |revision| {
-            let mod_revision = Revision::new(revision);
-            let kv = KeyValueFields { key: "k".into(), mod_revision, ..KeyValueFields::default() };
-            let events = vec![EventFields { kind: EventKind::Put, kv }];
-            Changes { revision: mod_revision, events, prev: Vec::new(), received: Instant::now() }
-        };
-        feed.publish(&(1..=revisions).map(changes).collect::<Vec<_>>()).expect("in order");
-        let mut batch = Vec::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), Poll::Ready(Drained::All));
-        batch.remove(0);
-        let (mut pieces, written) = write(&mut batch, &UpstreamHeader::default());
-        let mut bytes = pieces.copy_to_bytes(pieces.remaining());
-        let responses: Vec<_> = std::iter::from_fn(|| response(&mut bytes)).collect();
-        assert_eq!((written.responses, written.events), (responses.len() as u64, revisions as u64));
+        }
+    }
+
+    fn changes(revision: i64, events: usize, value: usize) -> Changes {
+        let mod_revision = Revision::new(revision);
+        let kv = KeyValueFields { key: "k".into(), mod_revision, value: vec![0; value].into(), ..Default::default() };
+        let events = vec![EventFields { kind: EventKind::Put, kv }; events];
+        Changes { revision: mod_revision, events, prev: Vec::new(), received: Instant::now() }
+    }
+
+    /// What a watch is sent of so many revisions that came together.
+    fn sent_together(revisions: i64) -> Vec<(i64, Vec<i64>)> {
+        let batch: Vec<_> = (1..=revisions).map(|revision| changes(revision, 1, 0)).collect();
+        let (responses, written) = sent(&everything(), false, |feed| feed.publish(&batch).expect("in order"));
+        assert_eq!(written.events, revisions as u64);
         responses
     }
 
@@ -245,12 +265,24 @@ mod tests {
 
     #[test]
     fn a_few_revisions_that_came_together_go_out_as_etcd_sends_them() {
-        assert_eq!(sent(3), [(1, vec![1]), (2, vec![2]), (3, vec![3])]);
+        assert_eq!(sent_together(3), [(1, vec![1]), (2, vec![2]), (3, vec![3])]);
     }
 
     #[test]
     fn a_burst_goes_out_in_one_response() {
         let burst = BURST as i64;
-        assert_eq!(sent(burst), [(burst, (1..=burst).collect())]);
+        assert_eq!(sent_together(burst), [(burst, (1..=burst).collect())]);
+    }
+
+    #[test]
+    fn fragments_of_the_past_name_the_newest_revision_as_whole_responses_do() {
+        let publish = |feed: &Feed| {
+            feed.publish(&[changes(3, 3, MAX_REQUEST / 2)]).expect("in order");
+            feed.advance(Revision::new(9));
+        };
+        let fragments = Subscribe { fragment: true, ..everything() };
+        assert_eq!(sent(&fragments, false, publish).0, [(3, vec![3]), (3, vec![3]), (3, vec![3])], "live");
+        let past = Subscribe { start_revision: Revision::new(3), ..fragments };
+        assert_eq!(sent(&past, true, publish).0, [(9, vec![3]), (9, vec![3]), (9, vec![3])]);
     }
 }

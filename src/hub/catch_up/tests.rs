@@ -125,6 +125,20 @@ fn streams_that_are_behind_share_what_was_put_together_for_the_first() {
 }
 
 #[test]
+fn what_a_step_makes_is_kept_also_where_nothing_of_it_is_wanted() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    publish(&feed, 1..=80);
+    let outbox = watch(&feed, KeyRange::prefix("z".into()), 1);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert_eq!(outbox.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    // Four chunks, each put together once: two a step.
+    (0..2).for_each(|_| step(&outbox));
+    assert_eq!(outbox.stats().parked, 0);
+    assert_eq!(drain(&outbox), of(0, []));
+}
+
+#[test]
 fn a_watch_that_is_behind_gets_each_revision_once_whatever_it_begins_with() {
     let hub = testing::hub(LIMITS);
     let feed = feed(&hub);

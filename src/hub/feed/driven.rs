@@ -15,7 +15,7 @@ use crate::{
         fill::{self, Filled},
         history::History,
         outbox::Phase,
-        snapshot::{KeyMap, Snapshot},
+        snapshot::{KeyMap, Snapshot, free},
         stats,
         upstream::Changes,
     },
@@ -50,12 +50,9 @@ impl Feed {
     /// The first snapshot, at `revision`. Nobody has subscribed before.
     pub fn install(&self, map: KeyMap, revision: Revision) {
         let mut inner = self.lock();
-        inner.history = History::new(revision.next(), self.shared.limits.history);
-        inner.map = map;
-        inner.revision = revision;
-        inner.epoch += 1;
-        self.show(&inner);
-        self.pins.clear();
+        let replaced = self.replace(&mut inner, map, revision);
+        drop(inner);
+        replaced.free();
     }
 
     /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
@@ -66,28 +63,34 @@ impl Feed {
         let mut wakers = Vec::new();
         // Read once for each batch, not for each delivery.
         let asked = Instant::now();
-        let began;
+        let (began, shown);
         let result = {
             let mut inner = self.lock();
             began = Instant::now();
             let result = inner.publish(batch, &mut wakers);
-            self.show(&inner);
+            shown = self.show(&inner);
             result
         };
         let done = Instant::now();
         stats::published(batch, stats::Published { asked, began, done });
         wakers.into_iter().for_each(Waker::wake);
+        // What the revisions replaced is freed here, where nobody waits.
+        drop(shown);
         self.pins.expire(done);
         result
     }
 
     /// Upstream says that every event up to `revision` has been delivered. Older news are ignored.
     pub fn advance(&self, revision: Revision) {
-        let mut inner = self.lock();
-        if revision > inner.revision {
+        {
+            let mut inner = self.lock();
+            if revision <= inner.revision {
+                return;
+            }
             inner.revision = revision;
             self.show(&inner);
         }
+        self.pins.expire(Instant::now());
     }
 
     /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is filled from upstream if
@@ -138,13 +141,9 @@ impl Feed {
                 wakers.extend(waker);
             }
         }
-        inner.history = History::new(revision.next(), self.shared.limits.history);
-        inner.map = map;
-        inner.revision = revision;
-        inner.epoch += 1;
-        self.show(&inner);
-        self.pins.clear();
+        let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
+        replaced.free();
         for (outbox, filled) in fills {
             fill::spawn(self.clone(), outbox, filled);
         }
@@ -163,13 +162,14 @@ impl Feed {
         let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
         if close {
             inner.closed = true;
-            // Readers that have found the feed before may still hold it; its data go now.
-            inner.map = KeyMap::default();
-            inner.history = History::new(inner.revision.next(), self.shared.limits.history);
-            self.show(&inner);
-            self.pins.clear();
             drop(inner);
+            // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
             self.set_state(FeedState::Closed, None);
+            let mut inner = self.lock();
+            let revision = inner.revision;
+            let replaced = self.replace(&mut inner, KeyMap::default(), revision);
+            drop(inner);
+            replaced.free();
         }
         close
     }
@@ -192,14 +192,40 @@ impl Feed {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Makes the state under the lock visible to those who read without it.
-    fn show(&self, inner: &Inner) {
-        self.snapshot.store(Arc::new(Snapshot {
-            revision: inner.revision,
-            map: inner.map.clone(),
-            epoch: inner.epoch,
-        }));
+    /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.
+    fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
+        let history = History::new(revision.next(), self.shared.limits.history);
+        let history = std::mem::replace(&mut inner.history, history);
+        let map = std::mem::replace(&mut inner.map, map);
+        inner.revision = revision;
+        inner.epoch += 1;
+        let shown = self.show(inner);
+        self.pins.clear();
+        Replaced { history, map, shown }
+    }
+
+    /// Makes the state under the lock visible to those who read without it. Gives back what they saw before.
+    fn show(&self, inner: &Inner) -> Arc<Snapshot> {
+        let snapshot = Snapshot { revision: inner.revision, map: inner.map.clone(), epoch: inner.epoch };
+        let before = self.snapshot.swap(Arc::new(snapshot));
         self.revision.send_replace(inner.revision);
+        before
+    }
+}
+
+/// What a feed had before it began again.
+#[must_use]
+struct Replaced {
+    history: History,
+    map: KeyMap,
+    shown: Arc<Snapshot>,
+}
+
+impl Replaced {
+    fn free(self) {
+        let Self { history, map, shown } = self;
+        let entries = history.len() + map.len();
+        free((history, map, shown), entries);
     }
 }
 

@@ -79,3 +79,20 @@ async fn what_is_read_together_is_bounded() {
     let mut upstream = Arrived((1..=9).map(|revision| put(revision, TOGETHER.1 / 4)).collect());
     assert_eq!(read(&mut upstream, &mut ahead).await.1, [1, 2, 3, 4]);
 }
+
+#[test]
+fn what_comes_in_one_message_is_published_in_parts_that_leave_nothing_out() {
+    let parts = |revisions: std::ops::RangeInclusive<i64>, value: usize| -> Vec<Vec<i64>> {
+        let of = |revision| match put(revision, value) {
+            WatchMessage::Events { revisions, .. } => revisions,
+            other => panic!("{other:?}"),
+        };
+        let message: Vec<Changes> = revisions.flat_map(of).collect();
+        batches(&message).map(|batch| batch.iter().map(|changes| changes.revision.get()).collect()).collect()
+    };
+    let most = TOGETHER.0 as i64;
+    let many = [(1..=most).collect(), (most + 1..=2 * most).collect(), vec![2 * most + 1]];
+    assert_eq!(parts(1..=2 * most + 1, 1), many);
+    assert_eq!(parts(1..=9, TOGETHER.1 / 4), [vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9]]);
+    assert_eq!(parts(1..=2, 2 * TOGETHER.1), [[1], [2]], "one is published whatever its size");
+}
