@@ -73,10 +73,8 @@ impl Delivery {
 /// What a front gets from [`super::Outbox::poll_drain`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Deliveries were added to the batch, and there may be more.
+    /// Deliveries were added to the batch.
     Some,
-    /// Deliveries were added to the batch, and there are no more. The task is woken when there are.
-    All,
     /// The stream has ended and all it had to say is said.
     End(StreamEnd),
 }

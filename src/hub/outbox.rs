@@ -62,7 +62,7 @@ impl Outbox {
 
     /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
     ///
-    /// Ready where there was something. Registers the task to be woken when there is more, but for [`Drained::Some`] and the end.
+    /// Ready with [`Drained::Some`] where there was something. Registers the task to be woken otherwise.
     pub fn poll_drain(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
@@ -95,21 +95,19 @@ impl Outbox {
                 }
             }
             if !batch.is_empty() {
-                let all = state.queue.is_empty() && !read_on && state.end.is_none();
-                if all {
-                    state.call_back(cx);
-                }
                 drop(state);
                 if others_wait {
                     self.room.notify_waiters();
                 }
-                return Poll::Ready(if all { Drained::All } else { Drained::Some });
+                return Poll::Ready(Drained::Some);
             }
             if !read_on {
                 if let Some(end) = &state.end {
                     return Poll::Ready(Drained::End(end.clone()));
                 }
-                state.call_back(cx);
+                if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    state.waker = Some(cx.waker().clone());
+                }
                 return Poll::Pending;
             }
             drop(state);

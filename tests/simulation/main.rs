@@ -582,8 +582,6 @@ impl Stream {
         match self.outbox.poll_drain(&mut Context::from_waker(&waker), &mut batch, most_bytes) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Drained::Some) => self.woken.0.store(true, Ordering::SeqCst),
-            // It is woken for more.
-            Poll::Ready(Drained::All) => {}
             Poll::Ready(Drained::End(end)) => return Err(format!("nobody ended the stream: {end:?}")),
         }
         let mut check = self.check.lock();

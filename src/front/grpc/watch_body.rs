@@ -43,8 +43,6 @@ pub struct WatchBody {
     outbox: Arc<Outbox>,
     header: Arc<UpstreamHeader>,
     ended: bool,
-    /// There was nothing more when the last frame was made.
-    rests: bool,
     _listed: Option<Listed>,
 }
 
@@ -52,7 +50,7 @@ impl WatchBody {
     /// The body of the stream that writes into `outbox`.
     pub(super) fn new(outbox: Arc<Outbox>, header: Arc<UpstreamHeader>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { outbox, header, ended: false, rests: false, _listed: listed }
+        Self { outbox, header, ended: false, _listed: listed }
     }
 }
 
@@ -84,26 +82,21 @@ impl http_body::Body for WatchBody {
         if this.ended {
             return Poll::Ready(None);
         }
-        if std::mem::take(&mut this.rests) {
-            // The outbox said so, and wakes the task if that has changed.
-            return Poll::Pending;
-        }
         let mut batch = BATCH.take();
         let drained = this.outbox.poll_drain(cx, &mut batch, FRAME_BYTES);
         let data = match &drained {
-            Poll::Ready(Drained::Some | Drained::All) => Some(this.write(&mut batch)),
+            Poll::Ready(Drained::Some) => Some(this.write(&mut batch)),
             Poll::Ready(Drained::End(_)) | Poll::Pending => None,
         };
         batch.shrink_to(BATCH_KEPT);
         BATCH.set(batch);
-        this.rests = drained == Poll::Ready(Drained::All);
         match drained {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Drained::End(end)) => {
                 this.ended = true;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers(&status(end))))))
             }
-            Poll::Ready(Drained::Some | Drained::All) => Poll::Ready(data.map(|data| Ok(Frame::data(data)))),
+            Poll::Ready(Drained::Some) => Poll::Ready(data.map(|data| Ok(Frame::data(data)))),
         }
     }
 

@@ -3,11 +3,7 @@
 //! Not here: who changes it and when; see `outbox`, `feed`, `catch_up` and `fill`. Always holds: the counts agree with the
 //! phases; a slot of a parked watch is in `parked_slots` or in the hands of `catch_up`.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    task::{Context, Waker},
-};
+use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use hashbrown::HashMap;
 use slab::Slab;
@@ -96,13 +92,6 @@ impl State {
     /// last that it got, and a busy feed must not put the end off for ever.
     pub(in crate::hub) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
         self.append(delivery).then(|| self.waker.take()).flatten()
-    }
-
-    /// Leaves the task of `cx` to be woken.
-    pub(in crate::hub) fn call_back(&mut self, cx: &Context<'_>) {
-        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            self.waker = Some(cx.waker().clone());
-        }
     }
 
     /// The same where the task needs no wake-up. Whether it was added.
