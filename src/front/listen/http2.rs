@@ -2,8 +2,8 @@
 //!
 //! A connection is one task: it reads frames, calls the handler for each request, polls handlers and answers that have something to
 //! say, and writes what they give in one system call. hyper's server hands each piece from a task of the stream to one of the
-//! connection through a lock and a queue; with a thousand watchers that took as long as all the rest, and ten times the memory
-//! (docs/benchmarks.md). Here an event costs its stream's queue, a frame's head and the write.
+//! connection through a lock and a queue; with a thousand watchers that took as long as all the rest, and four times the memory
+//! (docs/performance.md). Here an event costs its stream's queue, a frame's head and the write.
 //!
 //! Not here: what is answered (the port's service); the client's side, which has hyper's. Parts: `frame` (the wire), `hpack`
 //! (compressed fields), `request` (what fields mean), `body` (a request's), `stream`, `output`, `wake`, `intake` (what frames do), and

@@ -182,7 +182,7 @@ where
             return Err(Reason::PROTOCOL_ERROR);
         }
         self.coming = match std::mem::replace(&mut self.coming, Coming::Ended) {
-            // Nobody waits for trailers of requests, but where they come late nothing else shall be different.
+            // Trailers are dropped: no call of a request that comes whole has any that mean something.
             Coming::Early(early) => Coming::Whole(early),
             Coming::ToBody(feeder) => {
                 feeder.end(trailers, Ok(()));
