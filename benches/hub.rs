@@ -105,27 +105,10 @@ fn join_and_leave(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// A watch from the past: 1,000 revisions from the history.
-#[divan::bench]
-fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>) {
-    let feed = feed(0);
-    let start = feed.revision().next();
-    let mut revision = feed.revision();
-    for _ in 0..1_000 {
-        revision = revision.next();
-        feed.publish(&[put(revision, "key")]).expect("in order");
-    }
-    bencher.bench_local(|| {
-        let outbox = Outbox::new(LIMITS.outbox);
-        subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
-        drain(&outbox);
-        outbox.leave();
-    });
-}
-
-/// The same for many streams that all begin at the same revision, which share what they read.
+/// Watches from the past: 1,000 revisions from the history, to one stream and to many that begin at the same revision, which share
+/// what they read.
 #[divan::bench(args = [1, 100])]
-fn replay_a_thousand_revisions_to_streams(bencher: Bencher<'_, '_>, streams: usize) {
+fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
     let feed = feed(0);
     let start = feed.revision().next();
     let mut revision = feed.revision();

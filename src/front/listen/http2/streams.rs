@@ -13,6 +13,9 @@ use slab::Slab;
 use super::stream::Stream;
 use crate::front::body::BoxError;
 
+/// Streams for which a connection without any keeps room, so that one call after the other makes none anew.
+const KEPT: usize = 8;
+
 /// See the module.
 pub(super) struct Streams<F, B: http_body::Body> {
     pub(super) all: Slab<Stream<F, B>>,
@@ -98,8 +101,12 @@ where
         let place = self.places.remove(&id)?;
         let stream = self.all.try_remove(place);
         if self.all.is_empty() {
-            // A burst is over: its memory goes back.
-            *self = Self::new();
+            self.runnable.clear();
+            self.waiting.clear();
+            if self.all.capacity() > KEPT {
+                // A burst is over: its memory goes back.
+                *self = Self::new();
+            }
         }
         stream
     }
@@ -148,5 +155,15 @@ mod tests {
         assert!(streams.is_at_rest(true));
         streams.wait(first);
         assert_eq!(streams.next(true), Some(first));
+        for id in 11..21 {
+            open(&mut streams, id);
+        }
+        assert!(streams.all.capacity() > KEPT);
+        let all: Vec<u32> = streams.places.keys().copied().collect();
+        all.into_iter().for_each(|id| drop(streams.remove(id)));
+        assert!(streams.is_at_rest(true) && streams.all.capacity() == 0, "a burst leaves nothing behind");
+        open(&mut streams, 23);
+        streams.remove(23);
+        assert!(streams.is_at_rest(true) && streams.all.capacity() > 0, "there is room for the next call");
     }
 }
