@@ -3,6 +3,7 @@
 //! Not here: anything that waits, locks or talks. Every layer uses these types; they use no other layer.
 //! Always holds: bytes that go to subscribers are encoded once, here, and shared from then on.
 
+mod client_key;
 mod entry;
 mod header;
 mod key_range;
@@ -10,6 +11,7 @@ mod key_value;
 mod revision;
 mod version;
 
+pub use client_key::ClientKey;
 pub use entry::{Entry, Event, EventFields, EventKind};
 pub use header::{Header, UpstreamHeader};
 pub use key_range::{EmptyRange, KeyRange, RangeEnd};
