@@ -2,7 +2,7 @@
 //!
 //! Not here: the wire form and the wait for a revision, see `front`. A read at a past revision undoes, in the range alone,
 //! what the history says happened since. Always holds: a reply is of one revision. Source of the semantics: etcd's
-//! server/etcdserver/txn/range.go and contract section 2.5.
+//! server/etcdserver/txn/range.go and docs/promises.md, section 5.
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! [`StreamCheck`]: says of each delivery on a watch stream whether etcd's promises allow it, and of the end of a schedule
 //! whether they were kept.
 //!
-//! Named after the checks of etcd's robustness tests (contract section 2.6); `reliable` looks at each gap as it appears, and
+//! Named after the checks of etcd's robustness tests (docs/promises.md, section 6); `reliable` looks at each gap as it appears, and
 //! `overdue` at the one that is left. Called by the schedules with what an outbox gives, in order.
 
 use std::collections::{HashMap, VecDeque};

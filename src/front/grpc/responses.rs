@@ -1,7 +1,7 @@
 //! Puts `WatchResponse`s together from what an outbox gives: a small head for each, and the hub's shared bytes.
 //!
 //! Always holds: a response has whole revisions; the header's revision of live events is that of the last of them; of events
-//! from the past it is the newest when they were read, as etcd does it (contract section 2.3).
+//! from the past it is the newest when they were read, as etcd does it (docs/promises.md, section 3).
 
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@
 //! feed has it: so that answers name the revision that etcd would name, and a watch "from now" shows no write made before.
 //! Where upstream does not answer, requests are served from what the feed has, as by an etcd member without a leader.
 //! Always holds: answers come in the order of the requests; a client that does not read is not read from.
-//! Source of the semantics: contract section 2.2, etcd's v3rpc/watch.go.
+//! Source of the semantics: docs/promises.md, section 2; etcd's v3rpc/watch.go.
 
 use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
