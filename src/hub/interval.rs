@@ -1,194 +1,222 @@
 //! [`IntervalTree`]: finds every range that contains a key.
 //!
-//! Used by `index` for subscriptions to more than one key. A treap (a search tree kept balanced by random priorities)
-//! ordered by range, in which each node knows the furthest end below it.
-//! Always holds: insertion, removal and lookup cost O(log n) expected, a lookup also its matches; one value a range.
+//! Used by `index` for subscriptions to more than one key. An AVL tree ordered by range, in which each node knows the
+//! furthest end below it. Its nodes lie side by side in one allocation and are walked without recursion.
+//! Always holds: the two subtrees of a node differ in height by one at most, whatever is inserted or removed in whatever order, so
+//! the tree is never higher than 1.45 · log2 n; insertion and removal cost O(log n), a lookup visits O(log n) nodes and as many again
+//! for each match at the most (fewer where many match); one value a range.
 
 use std::cmp::Ordering;
 
 use bytes::Bytes;
+use slab::Slab;
+use smallvec::SmallVec;
 
 use crate::types::{KeyRange, RangeEnd};
+
+/// Stands for "no node".
+const NONE: u32 = u32::MAX;
+/// Children of a node.
+const LEFT: usize = 0;
+const RIGHT: usize = 1;
+/// Higher than a tree of as many nodes as fit into memory: a walk needs no allocation.
+const HEIGHT: usize = 48;
+
+/// The nodes from the root down, each with the side on which the next one lies.
+type Path = SmallVec<[(u32, usize); HEIGHT]>;
 
 /// A map from ranges to values that can be asked by key.
 #[derive(Debug)]
 pub(super) struct IntervalTree<V> {
-    root: Option<Box<Node<V>>>,
-    random: u64,
+    nodes: Slab<Node<V>>,
+    root: u32,
 }
 
 #[derive(Debug)]
 struct Node<V> {
     range: KeyRange,
     value: V,
+    /// The first key after the range.
+    end: RangeEnd,
     /// The furthest end in this subtree.
     reach: RangeEnd,
-    priority: u64,
-    left: Option<Box<Node<V>>>,
-    right: Option<Box<Node<V>>>,
+    children: [u32; 2],
+    /// Of this subtree; a leaf has 1.
+    height: u8,
 }
 
 impl<V> Default for IntervalTree<V> {
     fn default() -> Self {
-        // Any odd seed serves: nobody gains from guessing the shape, and equal runs give equal trees.
-        Self { root: None, random: 0x9e37_79b9_7f4a_7c15 }
+        Self { nodes: Slab::new(), root: NONE }
     }
 }
 
 impl<V: Default> IntervalTree<V> {
     /// The value of `range`, made where there is none.
     pub(super) fn entry(&mut self, range: &KeyRange) -> &mut V {
-        // xorshift64: plenty for priorities.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        if self.find(range).is_none() {
-            insert(&mut self.root, range, self.random);
-        }
-        let mut node = self.root.as_mut();
-        loop {
-            // Just inserted, or found before.
-            let here = node.expect("the range is in the tree");
-            node = match range.cmp(&here.range) {
-                Ordering::Less => here.left.as_mut(),
-                Ordering::Greater => here.right.as_mut(),
-                Ordering::Equal => return &mut here.value,
-            };
-        }
+        let (path, found) = self.find(range);
+        let node = if found == NONE { self.insert(path, range) } else { found };
+        &mut self.nodes[node as usize].value
     }
 
+    fn insert(&mut self, path: Path, range: &KeyRange) -> u32 {
+        let range = range.detached();
+        let end = exclusive_end(&range);
+        let node = Node { range, value: V::default(), reach: end.clone(), end, children: [NONE; 2], height: 1 };
+        let node = self.nodes.insert(node) as u32;
+        self.hang(path, node);
+        node
+    }
+}
+
+impl<V> IntervalTree<V> {
     /// Takes `range` out.
     pub(super) fn remove(&mut self, range: &KeyRange) {
-        remove(&mut self.root, range);
+        let (mut path, found) = self.find(range);
+        if found == NONE {
+            return;
+        }
+        let mut gone = found;
+        if let [left, right] = self.nodes[found as usize].children
+            && left != NONE
+            && right != NONE
+        {
+            // The next range in order has no left child. It takes the place of the one that goes.
+            path.push((found, RIGHT));
+            gone = right;
+            while self.nodes[gone as usize].children[LEFT] != NONE {
+                path.push((gone, LEFT));
+                gone = self.nodes[gone as usize].children[LEFT];
+            }
+            if let Some((place, next)) = self.nodes.get2_mut(found as usize, gone as usize) {
+                std::mem::swap(&mut place.range, &mut next.range);
+                std::mem::swap(&mut place.value, &mut next.value);
+                std::mem::swap(&mut place.end, &mut next.end);
+            }
+        }
+        let [left, right] = self.nodes.remove(gone as usize).children;
+        self.hang(path, if left == NONE { right } else { left });
+        if self.nodes.is_empty() {
+            // The memory of many ranges goes back.
+            self.nodes = Slab::new();
+        }
     }
 
     /// Calls `found` with the value of each range that contains `key`.
     pub(super) fn stab(&self, key: &[u8], found: &mut impl FnMut(&V)) {
-        stab(self.root.as_deref(), key, found);
+        self.walk(key, |node, matches| {
+            if matches {
+                found(&node.value);
+            }
+        });
     }
 
-    fn find(&self, range: &KeyRange) -> Option<&V> {
-        let mut node = self.root.as_deref();
-        while let Some(here) = node {
-            node = match range.cmp(&here.range) {
-                Ordering::Less => here.left.as_deref(),
-                Ordering::Greater => here.right.as_deref(),
-                Ordering::Equal => return Some(&here.value),
-            };
-        }
-        None
-    }
-}
-
-fn stab<V>(node: Option<&Node<V>>, key: &[u8], found: &mut impl FnMut(&V)) {
-    let Some(node) = node else { return };
-    let reached = match &node.reach {
-        RangeEnd::Before(end) => key < &end[..],
-        RangeEnd::Unbounded => true,
-        // `reach` is made by `further`, which never gives it.
-        RangeEnd::Single => false,
-    };
-    if !reached {
-        return;
-    }
-    stab(node.left.as_deref(), key, found);
-    if key >= &node.range.start()[..] {
-        if node.range.contains(key) {
-            found(&node.value);
-        }
-        stab(node.right.as_deref(), key, found);
-    }
-}
-
-fn insert<V: Default>(slot: &mut Option<Box<Node<V>>>, range: &KeyRange, priority: u64) {
-    let Some(node) = slot else {
-        let reach = exclusive_end(range);
-        *slot = Some(Box::new(Node {
-            range: range.detached(),
-            value: V::default(),
-            reach,
-            priority,
-            left: None,
-            right: None,
-        }));
-        return;
-    };
-    if range < &node.range {
-        insert(&mut node.left, range, priority);
-        if node.left.as_ref().is_some_and(|left| left.priority > node.priority) {
-            rotate_right(slot);
-        }
-    } else {
-        insert(&mut node.right, range, priority);
-        if node.right.as_ref().is_some_and(|right| right.priority > node.priority) {
-            rotate_left(slot);
-        }
-    }
-    if let Some(node) = slot {
-        node.update();
-    }
-}
-
-fn remove<V>(slot: &mut Option<Box<Node<V>>>, range: &KeyRange) {
-    let Some(node) = slot else { return };
-    match range.cmp(&node.range) {
-        Ordering::Less => remove(&mut node.left, range),
-        Ordering::Greater => remove(&mut node.right, range),
-        Ordering::Equal => match (&node.left, &node.right) {
-            (None, _) => *slot = node.right.take(),
-            (_, None) => *slot = node.left.take(),
-            // Sink the node below its heavier child, then go after it.
-            (Some(left), Some(right)) => {
-                if left.priority > right.priority {
-                    rotate_right(slot);
-                    slot.iter_mut().for_each(|node| remove(&mut node.right, range));
-                } else {
-                    rotate_left(slot);
-                    slot.iter_mut().for_each(|node| remove(&mut node.left, range));
+    /// Calls `visit` with each node below which there may be a range that contains `key`, and whether its own does.
+    fn walk(&self, key: &[u8], mut visit: impl FnMut(&Node<V>, bool)) {
+        let mut ahead: SmallVec<[u32; HEIGHT]> = SmallVec::new();
+        let mut node = self.root;
+        loop {
+            if let Some(here) = self.nodes.get(node as usize).filter(|node| is_before(key, &node.reach)) {
+                let begun = key >= &here.range.start()[..];
+                visit(here, begun && is_before(key, &here.end));
+                if begun {
+                    ahead.push(here.children[RIGHT]);
+                }
+                node = here.children[LEFT];
+            } else {
+                match ahead.pop() {
+                    Some(next) => node = next,
+                    None => return,
                 }
             }
-        },
+        }
     }
-    if let Some(node) = slot {
-        node.update();
-    }
-}
 
-fn rotate_right<V>(slot: &mut Option<Box<Node<V>>>) {
-    if let Some(mut node) = slot.take() {
-        match node.left.take() {
-            Some(mut left) => {
-                node.left = left.right.take();
-                node.update();
-                left.right = Some(node);
-                *slot = Some(left);
+    /// The node of `range`, or [`NONE`], and the way to it or to where it would hang.
+    fn find(&self, range: &KeyRange) -> (Path, u32) {
+        let mut path = Path::new();
+        let mut node = self.root;
+        while let Some(here) = self.nodes.get(node as usize) {
+            let side = match range.cmp(&here.range) {
+                Ordering::Less => LEFT,
+                Ordering::Greater => RIGHT,
+                Ordering::Equal => break,
+            };
+            path.push((node, side));
+            node = here.children[side];
+        }
+        (path, node)
+    }
+
+    /// Hangs a subtree at the end of a path, and brings all nodes of the path into order again.
+    fn hang(&mut self, mut path: Path, subtree: u32) {
+        let mut below = subtree;
+        while let Some((node, side)) = path.pop() {
+            self.nodes[node as usize].children[side] = below;
+            below = self.balance(node);
+        }
+        self.root = below;
+    }
+
+    /// Makes the heights of a node's subtrees differ by one at most, where they differ by two at most. Gives back the node that
+    /// is on top now.
+    fn balance(&mut self, node: u32) -> u32 {
+        let [left, right] = self.nodes[node as usize].children;
+        let (heavy, child) = match (self.height(left), self.height(right)) {
+            (left_height, right_height) if left_height > right_height + 1 => (LEFT, left),
+            (left_height, right_height) if right_height > left_height + 1 => (RIGHT, right),
+            _ => {
+                self.update(node);
+                return node;
             }
-            None => *slot = Some(node),
+        };
+        let grandchildren = self.nodes[child as usize].children;
+        if self.height(grandchildren[1 - heavy]) > self.height(grandchildren[heavy]) {
+            self.nodes[node as usize].children[heavy] = self.rotate(child, 1 - heavy);
         }
+        self.rotate(node, heavy)
     }
-}
 
-fn rotate_left<V>(slot: &mut Option<Box<Node<V>>>) {
-    if let Some(mut node) = slot.take() {
-        match node.right.take() {
-            Some(mut right) => {
-                node.right = right.left.take();
-                node.update();
-                right.left = Some(node);
-                *slot = Some(right);
+    /// Lifts the child on this side above the node. Gives back the child.
+    fn rotate(&mut self, node: u32, side: usize) -> u32 {
+        let child = self.nodes[node as usize].children[side];
+        let moved = std::mem::replace(&mut self.nodes[child as usize].children[1 - side], node);
+        self.nodes[node as usize].children[side] = moved;
+        self.update(node);
+        self.update(child);
+        child
+    }
+
+    /// What a node knows of its subtree, from its children.
+    fn update(&mut self, node: u32) {
+        let here = &self.nodes[node as usize];
+        let (mut height, mut reach) = (0, &here.end);
+        for child in here.children {
+            if let Some(child) = self.nodes.get(child as usize) {
+                height = height.max(child.height);
+                // `Unbounded` is the greatest, and an exclusive end is never `Single`.
+                reach = reach.max(&child.reach);
             }
-            None => *slot = Some(node),
         }
+        let reach = (*reach != here.reach).then(|| reach.clone());
+        let here = &mut self.nodes[node as usize];
+        here.height = height + 1;
+        if let Some(reach) = reach {
+            here.reach = reach;
+        }
+    }
+
+    fn height(&self, node: u32) -> u8 {
+        self.nodes.get(node as usize).map_or(0, |node| node.height)
     }
 }
 
-impl<V> Node<V> {
-    fn update(&mut self) {
-        let mut reach = exclusive_end(&self.range);
-        for child in [&self.left, &self.right].into_iter().flatten() {
-            reach = further(reach, &child.reach);
-        }
-        self.reach = reach;
+fn is_before(key: &[u8], end: &RangeEnd) -> bool {
+    match end {
+        RangeEnd::Before(end) => key < &end[..],
+        RangeEnd::Unbounded => true,
+        // Made by `exclusive_end`, which never gives it.
+        RangeEnd::Single => false,
     }
 }
 
@@ -203,27 +231,57 @@ fn exclusive_end(range: &KeyRange) -> RangeEnd {
     }
 }
 
-fn further(one: RangeEnd, other: &RangeEnd) -> RangeEnd {
-    match (one, other) {
-        (RangeEnd::Before(one), RangeEnd::Before(other)) => RangeEnd::Before(one.max(other.clone())),
-        _ => RangeEnd::Unbounded,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
+    impl<V> IntervalTree<V> {
+        /// Looks at each node: order, heights and ends. Gives back the height.
+        fn check(&self) -> usize {
+            let mut seen = 0;
+            let mut ahead = vec![self.root];
+            while let Some(index) = ahead.pop() {
+                let Some(node) = self.nodes.get(index as usize) else { continue };
+                seen += 1;
+                let [left, right] = node.children.map(|child| self.nodes.get(child as usize));
+                let heights = [left, right].map(|child| child.map_or(0, |child| child.height));
+                assert!(heights[0].abs_diff(heights[1]) <= 1, "unbalanced: {heights:?}");
+                assert_eq!(node.height, 1 + heights[0].max(heights[1]));
+                let ends = [left, right].into_iter().flatten().map(|child| &child.reach).chain([&node.end]);
+                assert_eq!(Some(&node.reach), ends.max());
+                assert!(left.is_none_or(|left| left.range < node.range));
+                assert!(right.is_none_or(|right| right.range > node.range));
+                ahead.extend(node.children);
+            }
+            assert_eq!(seen, self.nodes.len(), "every node is reached once");
+            usize::from(self.height(self.root))
+        }
+    }
+
+    fn numbered(number: u32) -> KeyRange {
+        KeyRange::prefix(number.to_be_bytes().to_vec().into())
+    }
+
+    fn most_height(count: usize) -> usize {
+        (1.45 * (count as f64 + 2.0).log2()) as usize
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(0u8..5, 0..3)
+    }
+
     proptest! {
         #[test]
         fn finds_exactly_the_ranges_that_contain_a_key(
-            ops in prop::collection::vec((any::<bool>(), prop::collection::vec(0u8..5, 0..3), prop::collection::vec(0u8..5, 0..3)), 0..200),
+            ops in prop::collection::vec((any::<bool>(), bytes(), bytes()), 0..150),
             keys in prop::collection::vec(prop::collection::vec(0u8..5, 0..4), 20),
         ) {
             let mut tree = IntervalTree::<Vec<KeyRange>>::default();
-            let mut model = std::collections::BTreeSet::new();
+            let mut model = BTreeSet::new();
             for (put, from, to) in ops {
                 let Ok(range) = KeyRange::from_wire(from.into(), to.into()) else { continue };
                 if put {
@@ -234,6 +292,7 @@ mod tests {
                     tree.remove(&range);
                     model.remove(&range);
                 }
+                prop_assert!(tree.check() <= most_height(model.len()));
             }
             for key in keys {
                 let mut found = Vec::new();
@@ -245,15 +304,75 @@ mod tests {
         }
 
         #[test]
-        fn stays_shallow_when_ranges_come_in_order(count in 1u32..3000) {
+        fn stays_low_whatever_the_order_of_what_comes_and_goes(
+            order in Just((0..300).collect::<Vec<u32>>()).prop_shuffle(),
+            left in 0..300_usize,
+        ) {
             let mut tree = IntervalTree::<u32>::default();
-            for i in 0..count {
-                tree.entry(&KeyRange::prefix(i.to_be_bytes().to_vec().into()));
+            for number in 0..300 {
+                *tree.entry(&numbered(number)) = number;
             }
-            fn depth(node: Option<&Node<u32>>) -> u32 {
-                node.map_or(0, |node| 1 + depth(node.left.as_deref()).max(depth(node.right.as_deref())))
+            assert!(tree.check() <= most_height(300));
+            for number in &order[left..] {
+                tree.remove(&numbered(*number));
             }
-            prop_assert!(depth(tree.root.as_deref()) <= 4 * (32 - count.leading_zeros()) + 4);
+            assert!(tree.check() <= most_height(left));
+            let mut found = Vec::new();
+            order.iter().for_each(|number| tree.stab(&number.to_be_bytes(), &mut |value| found.push(*value)));
+            assert_eq!(found, order[..left]);
+        }
+    }
+
+    /// A treap that draws priorities from a generator whose seed is known becomes a list where the ranges come in the order of the
+    /// priorities. The stack is that of a small thread.
+    #[test]
+    fn no_order_of_ranges_makes_it_high_or_takes_stack() {
+        const RANGES: u32 = 100_000;
+        let work = || {
+            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut priorities: Vec<(u64, u32)> = (0..RANGES)
+                .map(|number| {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    (random, number)
+                })
+                .collect();
+            priorities.sort_unstable();
+            let mut order = vec![0; RANGES as usize];
+            for (place, (_, number)) in (0..).zip(&priorities) {
+                order[*number as usize] = place;
+            }
+            let mut tree = IntervalTree::<u32>::default();
+            order.iter().for_each(|number| *tree.entry(&numbered(*number)) = *number);
+            assert!(tree.check() <= most_height(RANGES as usize));
+            let mut found = Vec::new();
+            tree.stab(&7_u32.to_be_bytes(), &mut |value| found.push(*value));
+            assert_eq!(found, [7]);
+            order.iter().for_each(|number| tree.remove(&numbered(*number)));
+            assert_eq!((tree.check(), tree.nodes.capacity()), (0, 0));
+        };
+        std::thread::Builder::new().stack_size(256 << 10).spawn(work).expect("a thread").join().expect("no panic");
+    }
+
+    #[test]
+    fn a_lookup_visits_a_path_and_what_matches() {
+        // Each contains those after it; a key is in the first ones.
+        let mut tree = IntervalTree::<u32>::default();
+        for number in 0..4096_u32 {
+            let (from, to) = (number.to_be_bytes(), (10_000 - number).to_be_bytes());
+            let range = KeyRange::from_wire(from.to_vec().into(), to.to_vec().into()).expect("a range");
+            *tree.entry(&range) = number;
+        }
+        for last in [0_u32, 1, 100, 4095] {
+            let (mut visited, mut found) = (0, Vec::new());
+            tree.walk(&last.to_be_bytes(), |node, matches| {
+                visited += 1;
+                found.extend(matches.then_some(node.value));
+            });
+            found.sort_unstable();
+            assert_eq!(found, (0..=last).collect::<Vec<_>>());
+            assert!(visited <= found.len() + most_height(4096), "{visited} for {}", found.len());
         }
     }
 }
