@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::config::{Config, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, Upstream, Views, Watches};
+pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
     front::{

@@ -22,14 +22,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use metrics::counter;
 use parking_lot::Mutex;
-use rand::Rng as _;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::Instant,
+};
 
 pub use self::ask::{Denial, WireRange};
 use self::{
@@ -163,7 +165,7 @@ impl Access {
                     wait
                 }
             };
-            let jitter = rand::rng().random_range(0.8..=1.0);
+            let jitter = 0.8 + 0.2 * fastrand::f64();
             // Cancel safe: both arms leave nothing behind.
             tokio::select! {
                 () = tokio::time::sleep(wait.mul_f64(jitter)) => {}

@@ -17,14 +17,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use thiserror::Error;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub(super) use self::inner::Inner;
 use self::inner::UNLINKED;

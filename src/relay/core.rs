@@ -1,6 +1,7 @@
 //! Wires the hub between its upstream and the calls that it answers.
 //!
-//! Not here: ports and what is forwarded, see `relay`. Always holds: the process is not ready while a configured feed does not
+//! Not here: ports and what is forwarded, see `relay`. Called by `relay`, and by simulations, which have a made-up cluster and
+//! connections of their own. Always holds: the process is not ready while a configured feed does not
 //! serve.
 
 use std::{sync::Arc, time::Duration};
@@ -26,20 +27,26 @@ const OUTBOX_DELIVERIES: usize = 4096;
 /// Most fills at work at once. Each is a watch on etcd, which replays from disk for it.
 const FILLS: usize = 16;
 
-/// The heart of a relay.
-pub(super) struct Core {
-    pub(super) hub: Arc<Hub>,
-    pub(super) access: Access,
-    pub(super) api: EtcdApi,
+/// The heart of a relay: all of it but its ports.
+#[derive(Debug)]
+pub struct Core {
+    /// The feeds.
+    pub hub: Arc<Hub>,
+    /// Who may read what.
+    pub access: Access,
+    /// The calls that are answered from memory.
+    pub api: EtcdApi,
     /// All calls that `api` does not answer.
-    pub(super) forward: GrpcService,
-    pub(super) streams: Streams,
-    /// None where views are off.
-    pub(super) lainlet: Option<Lainlet>,
+    pub forward: GrpcService,
+    /// The open watch streams.
+    pub streams: Streams,
+    /// Lainlet's views; none where they are off.
+    pub lainlet: Option<Lainlet>,
 }
 
 /// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from it.
-pub(super) fn wire(
+#[must_use]
+pub fn wire(
     config: &Config,
     upstream: Arc<dyn Upstream>,
     confirm_patience: Duration,

@@ -275,8 +275,22 @@ impl Driving {
         let mut ahead = None;
         loop {
             let ask_again = asked.map(|at| at + PROGRESS_PATIENCE);
-            // Cancel safe: every arm says so.
+            // Cancel safe: every arm says so. The order is fixed, so that a simulation repeats. Messages come last because they may
+            // never pause; each of the other arms is at rest after it was taken once or twice.
             let ask = tokio::select! {
+                biased;
+                () = self.feed.nudged(), if !newcomers => {
+                    newcomers = unanswered;
+                    !unanswered
+                }
+                () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
+                    if ask_again.is_some() && self.feed.is_awaited() => true,
+                _ = idle.tick() => {
+                    if self.feed.close_if_idle(self.driver.config.idle) {
+                        return Ended::Idle;
+                    }
+                    heard.elapsed() >= PROGRESS_IDLE
+                }
                 message = next(upstream, &mut ahead) => {
                     heard = Instant::now();
                     match message {
@@ -290,18 +304,6 @@ impl Driving {
                         },
                         Err(error) => return Ended::Failed(error),
                     }
-                }
-                () = self.feed.nudged() => {
-                    newcomers = unanswered;
-                    !unanswered
-                }
-                () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
-                    if ask_again.is_some() && self.feed.is_awaited() => true,
-                _ = idle.tick() => {
-                    if self.feed.close_if_idle(self.driver.config.idle) {
-                        return Ended::Idle;
-                    }
-                    heard.elapsed() >= PROGRESS_IDLE
                 }
             };
             if ask && trusts_progress {

@@ -3,9 +3,10 @@
 //! Not here: denials, which are asked for each time, as etcd itself would be. Always holds: bounded in entries and in the size
 //! of each; nothing asked before the last change that the relay saw.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hashbrown::HashMap;
+use tokio::time::Instant;
 
 use super::{Caller, WireRange};
 

@@ -69,7 +69,7 @@ impl StreamAccess {
         }
     }
 
-    async fn look_again(&self, since: std::time::Instant) {
+    async fn look_again(&self, since: tokio::time::Instant) {
         if let Some(feed) = self.outbox.feeds().into_iter().find(|feed| feed.is_denied()) {
             let why = feed.last_error().unwrap_or_default();
             self.outbox.cut(StreamEnd::Unavailable(format!("etcd-relay: {why}")));

@@ -156,7 +156,7 @@ impl Feed {
         let mut inner = self.lock();
         let in_use = !inner.index.is_empty() || !inner.outboxes.is_empty() || self.waiting.load(Ordering::Relaxed) > 0;
         if in_use {
-            inner.idle_since = Instant::now();
+            inner.idle_since = tokio::time::Instant::now();
             return false;
         }
         let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
@@ -177,7 +177,7 @@ impl Feed {
     /// Somebody read from the feed: it is not idle.
     pub fn touch(&self) {
         if self.kind == FeedKind::OnDemand {
-            self.lock().idle_since = Instant::now();
+            self.lock().idle_since = tokio::time::Instant::now();
         }
     }
 

@@ -3,10 +3,11 @@
 //! Not here: who calls and when, see `feed` and `driven`. Always holds: nothing here waits or wakes; one outbox is locked at a
 //! time.
 
-use std::{sync::Arc, task::Waker, time::Instant};
+use std::{sync::Arc, task::Waker};
 
 use hashbrown::HashMap;
 use slab::Slab;
+use tokio::time::Instant;
 
 use super::{Feed, PublishError};
 use crate::{

@@ -46,7 +46,7 @@ fn publish(feed: &Feed, revision: i64) {
         revision: Revision::new(revision),
         events: vec![EventFields { kind: EventKind::Put, kv }],
         prev: Vec::new(),
-        received: Instant::now(),
+        received: std::time::Instant::now(),
     };
     feed.publish(&[changes]).expect("the next revision");
 }
@@ -180,7 +180,7 @@ fn a_key_deleted_and_made_again_in_one_revision_replaces_nothing() {
         [vec![change(EventKind::Put, put(11))], vec![change(EventKind::Delete, gone), change(EventKind::Put, put(12))]];
     for (revision, events) in (11..).zip(revisions) {
         let revision = Revision::new(revision);
-        let changes = Changes { revision, events, prev: Vec::new(), received: Instant::now() };
+        let changes = Changes { revision, events, prev: Vec::new(), received: std::time::Instant::now() };
         feed.publish(&[changes]).expect("the next revision");
     }
     let entries = feed.since(Revision::new(11)).1.expect("in the history");
