@@ -19,6 +19,7 @@ test: tools ## Run all tests, against a real etcd too (ARGS=… goes to cargo te
 	@etcd=$$(scripts/etcd) && \
 		echo "etcd of the tests: $$etcd" && \
 		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
+		versions=$$(scripts/etcd-versions) && export ETCD_VERSIONS="$$versions" && \
 		cargo test --locked --no-fail-fast $(ARGS)
 
 check: ## All that CI does: formatting, lints, documentation, licences, tests

@@ -9,6 +9,7 @@ mod endpoint;
 mod etcd;
 pub mod forward;
 pub mod probe;
+mod version;
 
 pub use self::{
     driver::{Driver, DriverConfig},

@@ -72,18 +72,18 @@ impl Data {
 
 fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
     let forward = Forward::new(&etcd.forward(), phases.streams.clone());
-    let probe = Probe::new(etcd.endpoints.clone(), etcd.request_timeout, ready.clone());
-    let version = probe.version();
-    phases.spawn_upkeep(probe.run());
     let patience = etcd.request_timeout;
     let upstream = EtcdUpstream::new(EtcdConfig {
-        endpoints: etcd.endpoints,
+        endpoints: etcd.endpoints.clone(),
         connect_timeout: etcd.connect_timeout,
         request_timeout: etcd.request_timeout,
         keepalive: etcd.keepalive,
         identity: etcd.identity,
         probe_key,
     });
+    let probe = Probe::new(etcd.endpoints, upstream.clone(), patience, ready.clone());
+    let version = probe.version();
+    phases.spawn_upkeep(probe.run());
     Running { upstream, forward: forward.boxed(), version, patience }
 }
 

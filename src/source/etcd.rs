@@ -24,6 +24,7 @@ use super::{
     Endpoint,
     causes::{chain, with_causes},
     forward::Keepalive,
+    version::{Belief, Versions, over_http},
 };
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
@@ -71,6 +72,7 @@ pub struct EtcdUpstream {
     config: EtcdConfig,
     members: Vec<MemberLink>,
     preferred: AtomicUsize,
+    versions: Arc<Versions>,
 }
 
 /// The connections to one member.
@@ -107,7 +109,44 @@ impl EtcdUpstream {
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
         let members = config.endpoints.iter().map(|_| MemberLink::default()).collect();
-        Arc::new(Self { config, members, preferred: AtomicUsize::new(0) })
+        let versions = Arc::new(Versions::new(config.endpoints.len()));
+        Arc::new(Self { config, members, preferred: AtomicUsize::new(0), versions })
+    }
+
+    /// Whether a member answers over gRPC at all, whatever it says.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub(super) async fn reach(&self, member: usize) -> Result<(), UpstreamError> {
+        let attempt = async {
+            let client = self.client(member, Lane::Bulk).await?;
+            let options = GetOptions::new().with_count_only().with_serializable();
+            let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
+            asked.map(drop).map_err(|error| refused(&error))
+        };
+        let patience = self.config.request_timeout;
+        match tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience))) {
+            // It is there, and as useful as its cluster.
+            Err(UpstreamError::Denied(_) | UpstreamError::NoLeader) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The version of a member, by whichever way it tells; `None` where it does not.
+    async fn ask_version(&self, member: usize, client: &Client) -> Option<String> {
+        // A quarter of the time each, so that a port that swallows one kind of question leaves enough for the watch.
+        let patience = self.config.request_timeout / 4;
+        match over_http(&self.config.endpoints[member], patience).await {
+            Ok(version) => return Some(version.etcdserver),
+            Err(error) => tracing::debug!(%error, "An etcd member does not tell its version over HTTP"),
+        }
+        let mut maintenance = client.maintenance_client();
+        match tokio::time::timeout(patience, maintenance.status()).await {
+            Ok(Ok(status)) => return Some(status.version().to_owned()),
+            Ok(Err(error)) => tracing::debug!(%error, "An etcd member does not tell its version by Status"),
+            Err(_) => tracing::debug!("An etcd member does not tell its version by Status: no answer in time"),
+        }
+        None
     }
 
     /// Runs `call` against the preferred member. Where it fails in a way that another member may not, that one is preferred
@@ -129,7 +168,25 @@ impl EtcdUpstream {
     where
         F: Future<Output = Result<T, UpstreamError>>,
     {
-        let member = self.preferred.load(Ordering::Relaxed) % self.members.len();
+        self.call_member(self.preferred(), patience, lane, call).await
+    }
+
+    /// The member that calls go to.
+    fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed) % self.members.len()
+    }
+
+    /// The same at this member.
+    async fn call_member<T, F>(
+        &self,
+        member: usize,
+        patience: Duration,
+        lane: Lane,
+        call: impl FnOnce(Client) -> F,
+    ) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>>,
+    {
         let attempt = async {
             let client = self.client(member, lane).await?;
             call(client).await
@@ -222,9 +279,10 @@ impl Upstream for EtcdUpstream {
         if request.prev_kv {
             options = options.with_prev_key();
         }
-        self.call(Lane::Watch, async |client| {
-            let status = client.maintenance_client().status().await.map_err(|error| refused(&error))?;
-            let trusts_progress = trusts_progress(status.version());
+        let member = self.preferred();
+        let patience = self.config.request_timeout;
+        self.call_member(member, patience, Lane::Watch, async |client| {
+            let belief = self.versions.of(member, async || self.ask_version(member, &client).await).await;
             let mut watch = client.watch_client().max_decoding_message_size(usize::MAX);
             let (sender, mut stream) = watch.watch(key, Some(options)).await.map_err(|error| refused(&error))?.split();
             let created = stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
@@ -235,7 +293,8 @@ impl Upstream for EtcdUpstream {
                 return Err(canceled(created.cancel_reason));
             }
             let created = header(created.header.as_ref())?;
-            Ok(Box::new(EtcdWatch { sender, stream, fragments: Vec::new(), trusts_progress, created }) as Box<_>)
+            let versions = self.versions.clone();
+            Ok(Box::new(EtcdWatch { sender, stream, fragments: Vec::new(), versions, belief, created }) as Box<_>)
         })
         .await
     }
@@ -275,13 +334,38 @@ struct EtcdWatch {
     stream: WatchResponseStream,
     /// Events of a response that has not come to its end.
     fragments: Vec<PbEvent>,
-    trusts_progress: bool,
+    versions: Arc<Versions>,
+    belief: Belief,
     created: Header,
 }
 
 #[async_trait]
 impl UpstreamWatch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
+        let message = self.read().await;
+        if message.is_err() {
+            // The member may come back as another version.
+            self.versions.outdate(self.belief);
+        }
+        message
+    }
+
+    async fn request_progress(&mut self) -> Result<(), UpstreamError> {
+        self.sender.request_progress().await.map_err(|error| refused(&error))
+    }
+
+    fn trusts_progress(&self) -> bool {
+        self.belief.trusts_progress
+    }
+
+    fn created(&self) -> Header {
+        self.created
+    }
+}
+
+impl EtcdWatch {
+    /// The next message. Cancel safe: what has arrived of a response in fragments is kept.
+    async fn read(&mut self) -> Result<WatchMessage, UpstreamError> {
         loop {
             let response = self.stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
             if response.created {
@@ -307,18 +391,6 @@ impl UpstreamWatch for EtcdWatch {
             }
             return Ok(WatchMessage::Events { header, revisions: revisions(events)? });
         }
-    }
-
-    async fn request_progress(&mut self) -> Result<(), UpstreamError> {
-        self.sender.request_progress().await.map_err(|error| refused(&error))
-    }
-
-    fn trusts_progress(&self) -> bool {
-        self.trusts_progress
-    }
-
-    fn created(&self) -> Header {
-        self.created
     }
 }
 
@@ -415,30 +487,9 @@ fn is_auth_off(error: &Error) -> bool {
         && status.message().contains("authentication is not enabled"))
 }
 
-/// etcd 3.4.31 and 3.5.13 mended progress that overtook events (issue 15220).
-fn trusts_progress(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let mut number = || numbers.next().unwrap_or(0);
-    match (number(), number(), number()) {
-        (3, 4, patch) => patch >= 31,
-        (3, 5, patch) => patch >= 13,
-        (major, minor, _) => (major, minor) > (3, 5),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn progress_is_believed_from_the_versions_that_mended_it() {
-        for version in ["3.4.31", "3.5.13", "3.5.16", "3.6.0-rc.1", "3.8.0-alpha.0", "4.0.0"] {
-            assert!(trusts_progress(version), "{version}");
-        }
-        for version in ["", "nonsense", "2.3.8", "3.3.27", "3.4.30", "3.5.0", "3.5.12"] {
-            assert!(!trusts_progress(version), "{version}");
-        }
-    }
 
     fn event(key: &str, revision: i64) -> PbEvent {
         let kv = PbKeyValue { key: key.into(), mod_revision: revision, ..PbKeyValue::default() };

@@ -1,19 +1,18 @@
 //! Asks etcd for its version, again and again: what `/version` repeats, and whether etcd can be reached at all.
 //!
-//! Not here: whether feeds are up to date; each feed holds readiness for itself.
-//! Always holds: not ready while no member answers; the last known version stays.
+//! Not here: how a version is asked for, and whether progress is believed, see `version`; whether feeds are up to date: each feed
+//! holds readiness for itself. Always holds: not ready while no member answers; the last known version stays. A member that serves
+//! no HTTP (`--listen-client-http-urls`) counts as reached where it answers over gRPC; then there is no version to repeat.
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Request, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
 use rand::Rng as _;
-use thiserror::Error;
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::sync::watch;
 
-use super::Endpoint;
+use super::{
+    Endpoint, EtcdUpstream,
+    version::{VersionError, over_http},
+};
 use crate::{telemetry::ReadyBoard, types::MemberVersion};
 
 /// Between answers: how long a member that vanished goes unnoticed, with the patience for one answer.
@@ -22,39 +21,23 @@ const STEADY: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// What a member calls its cluster's version until the members have agreed, some seconds after their first start.
 const UNSETTLED: &str = "not_decided";
-/// `/version` answers with less than 100 bytes.
-const MAX_ANSWER: usize = 4096;
 
 /// Asks the members in turn.
 #[derive(Debug)]
 pub struct Probe {
     endpoints: Vec<Endpoint>,
+    upstream: Arc<EtcdUpstream>,
     patience: Duration,
     ready: ReadyBoard,
     version: watch::Sender<Option<Arc<MemberVersion>>>,
 }
 
-/// Why a member did not tell its version.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-enum ProbeError {
-    #[error("{0}")]
-    Connect(#[from] std::io::Error),
-    #[error("{0}")]
-    Http(#[from] hyper::Error),
-    #[error("no answer within {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
-    #[error("/version answers with status {0}; is this etcd's client port?")]
-    Status(http::StatusCode),
-    #[error("/version answers with something else than etcd's JSON: {0}")]
-    Answer(Box<dyn std::error::Error + Send + Sync>),
-}
-
 impl Probe {
-    /// Makes a probe of `endpoints` with `patience` for one answer, which holds `ready` back while none answers.
+    /// Makes a probe of the members of `upstream`, which are at `endpoints`, with `patience` for one answer. It holds `ready` back
+    /// while none answers.
     #[must_use]
-    pub fn new(endpoints: Vec<Endpoint>, patience: Duration, ready: ReadyBoard) -> Self {
-        Self { endpoints, patience, ready, version: watch::Sender::new(None) }
+    pub fn new(endpoints: Vec<Endpoint>, upstream: Arc<EtcdUpstream>, patience: Duration, ready: ReadyBoard) -> Self {
+        Self { endpoints, upstream, patience, ready, version: watch::Sender::new(None) }
     }
 
     /// The last known version; `None` until the first answer.
@@ -70,8 +53,8 @@ impl Probe {
         loop {
             let mut failures = Vec::new();
             let mut answer = None;
-            for endpoint in &self.endpoints {
-                match self.ask(endpoint).await {
+            for (member, endpoint) in self.endpoints.iter().enumerate() {
+                match self.ask(member, endpoint).await {
                     Ok(version) => {
                         answer = Some(version);
                         break;
@@ -80,15 +63,19 @@ impl Probe {
                 }
             }
             let wait = if let Some(version) = answer {
-                let settled = version.etcdcluster != UNSETTLED;
                 if hold.take().is_some() {
-                    tracing::info!(etcdserver = version.etcdserver, etcdcluster = version.etcdcluster, "Reached etcd");
+                    let server = version.as_ref().map(|version| &*version.etcdserver);
+                    let cluster = version.as_ref().map(|version| &*version.etcdcluster);
+                    tracing::info!(etcdserver = server, etcdcluster = cluster, "Reached etcd");
                 }
-                self.version.send_if_modified(|known| {
-                    let changed = known.as_deref() != Some(&version);
-                    *known = Some(Arc::new(version));
-                    changed
-                });
+                let settled = version.as_ref().is_none_or(|version| version.etcdcluster != UNSETTLED);
+                if let Some(version) = version {
+                    self.version.send_if_modified(|known| {
+                        let changed = known.as_deref() != Some(&version);
+                        *known = Some(Arc::new(version));
+                        changed
+                    });
+                }
                 pause = RETRY.0;
                 if settled { STEADY } else { RETRY.0 }
             } else {
@@ -96,12 +83,12 @@ impl Probe {
                 match &hold {
                     Some(hold) => {
                         if pause == RETRY.0 {
-                            tracing::warn!(reason, "Cannot reach etcd; trying on");
+                            tracing::warn!(reason, "Cannot reach etcd; retrying");
                         }
                         hold.explain(reason);
                     }
                     None => {
-                        tracing::warn!(reason, "Lost etcd; trying on");
+                        tracing::warn!(reason, "Lost etcd; retrying");
                         hold = Some(self.ready.hold(reason));
                     }
                 }
@@ -114,34 +101,16 @@ impl Probe {
         }
     }
 
-    async fn ask(&self, endpoint: &Endpoint) -> Result<MemberVersion, ProbeError> {
-        timeout(self.patience, fetch(endpoint)).await.unwrap_or(Err(ProbeError::Timeout(self.patience)))
-    }
-}
-
-async fn fetch(endpoint: &Endpoint) -> Result<MemberVersion, ProbeError> {
-    let stream = TcpStream::connect(endpoint.host_and_port()).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/version")
-        .header(header::HOST, endpoint.authority().as_str())
-        .body(Empty::<Bytes>::new())
-        .expect("a constant request");
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            return Err(ProbeError::Status(response.status()));
-        }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(ProbeError::Answer)?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| ProbeError::Answer(error.into()))
-    };
-    tokio::pin!(exchange, connection);
-    // The connection has to be driven for the exchange to move; it may end first, once the answer is in.
-    tokio::select! {
-        biased;
-        answer = &mut exchange => answer,
-        ended = &mut connection => {
-            ended?;
-            exchange.await
+    /// What a member answers: its version, or `None` where it answers over gRPC alone.
+    async fn ask(&self, member: usize, endpoint: &Endpoint) -> Result<Option<MemberVersion>, VersionError> {
+        match over_http(endpoint, self.patience).await {
+            Ok(version) => Ok(Some(version)),
+            // Nobody listens there, whatever the protocol.
+            Err(error @ VersionError::Connect(_)) => Err(error),
+            Err(error) => match self.upstream.reach(member).await {
+                Ok(()) => Ok(None),
+                Err(_) => Err(error),
+            },
         }
     }
 }
@@ -154,6 +123,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::source::EtcdConfig;
 
     async fn member(answer: &'static str) -> Endpoint {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -169,6 +139,19 @@ mod tests {
         endpoint
     }
 
+    fn probe(endpoints: Vec<Endpoint>, ready: &ReadyBoard) -> Probe {
+        let patience = Duration::from_secs(5);
+        let upstream = EtcdUpstream::new(EtcdConfig {
+            endpoints: endpoints.clone(),
+            connect_timeout: patience,
+            request_timeout: patience,
+            keepalive: None,
+            identity: None,
+            probe_key: bytes::Bytes::from_static(b"k"),
+        });
+        Probe::new(endpoints, upstream, patience, ready.clone())
+    }
+
     #[tokio::test]
     async fn the_version_is_that_of_the_first_member_that_answers() {
         let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -180,7 +163,7 @@ mod tests {
             member(r#"{"etcdserver":"3.5.16","etcdcluster":"3.5.0"}"#).await,
         ];
         let ready = ReadyBoard::new();
-        let probe = Probe::new(endpoints, Duration::from_secs(5), ready.clone());
+        let probe = probe(endpoints, &ready);
         let mut version = probe.version();
         let task = tokio::spawn(probe.run());
         let known = version.wait_for(Option::is_some).await.expect("the probe runs").clone();
@@ -192,7 +175,7 @@ mod tests {
     #[tokio::test]
     async fn not_ready_while_no_member_answers_as_etcd_does() {
         let ready = ReadyBoard::new();
-        let probe = Probe::new(vec![member("{}").await], Duration::from_secs(5), ready.clone());
+        let probe = probe(vec![member("{}").await], &ready);
         let task = tokio::spawn(probe.run());
         ready.wait_for(false).await;
         while !ready.reasons().iter().any(|reason| reason.contains("something else than etcd's JSON")) {

@@ -4,6 +4,7 @@
 //! relay's memory. Always holds: what etcd itself answers to the same client is asked and compared, never assumed.
 
 mod users;
+mod versions;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
 use tonic::Code;

@@ -79,12 +79,15 @@ impl Users {
 
     /// A relay with a user of its own and a feed over all their keys.
     pub(super) async fn relay(&self, etcd: &Etcd) -> Relay {
+        self.relay_command(etcd).start().await
+    }
+
+    /// How it is started.
+    pub(super) fn relay_command(&self, etcd: &Etcd) -> RelayCommand {
         RelayCommand::serve(&[etcd.endpoint()])
             .prefix("/")
             .arg("--upstream-user=relay")
             .arg(&format!("--upstream-password-file={}", self.password.path().display()))
-            .start()
-            .await
     }
 
     pub(super) async fn enable(&self) {

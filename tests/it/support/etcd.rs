@@ -1,6 +1,7 @@
 //! [`Etcd`]: a real etcd, of one member or three, on loopback, with its data in a temporary folder.
 //!
-//! Not here: what is asked of it; see `kv` and `client`. The binary is the one that `ETCD` names, else `etcd` on `PATH`.
+//! Not here: what is asked of it; see `kv` and `client`. The binary is the one that `ETCD` names, else `etcd` on `PATH`; other
+//! versions are looked for in the folder that `ETCD_VERSIONS` names, else in the cache that `scripts/etcd-versions` fills.
 //! Always holds: a member keeps its ports and data over kill and restart; everything ends and is removed with the value.
 
 use std::{
@@ -20,16 +21,28 @@ const START_ATTEMPTS: usize = 5;
 /// A running etcd.
 #[derive(Debug)]
 pub struct Etcd {
+    program: PathBuf,
     members: Vec<Member>,
     flags: Vec<String>,
     cluster_token: String,
     root: TempDir,
 }
 
+/// Where a member serves plain HTTP, such as `/version`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http {
+    /// On the port for gRPC, as it does by default.
+    Shared,
+    /// On a port of its own, by `--listen-client-http-urls`.
+    Apart,
+}
+
 #[derive(Debug)]
 struct Member {
     name: String,
     client_port: u16,
+    /// Where plain HTTP is served; the client port, unless it has a port of its own.
+    http_port: u16,
     peer_port: u16,
     process: Option<Process>,
 }
@@ -42,34 +55,56 @@ impl Etcd {
 
     /// One member, with these flags besides.
     pub async fn start_with(flags: &[&str]) -> Self {
-        Self::new(1, flags, None).await
+        Self::new(tool("ETCD", "etcd"), 1, flags, Http::Shared, None).await
+    }
+
+    /// One member of this version, such as `3.5.31`. `None`, with the reason printed, where this machine does not have it.
+    pub async fn of_version(version: &str, flags: &[&str], http: Http) -> Option<Self> {
+        let folder = match std::env::var_os("ETCD_VERSIONS") {
+            Some(folder) => PathBuf::from(folder),
+            None => match std::env::var_os("XDG_CACHE_HOME") {
+                Some(cache) => PathBuf::from(cache).join("etcd-relay"),
+                None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/etcd-relay"),
+            },
+        };
+        let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let program = folder.join(format!("etcd-{version}-{arch}/etcd"));
+        if !program.is_file() {
+            println!("SKIPPED: there is no etcd {version} at {}; scripts/etcd-versions brings it", program.display());
+            return None;
+        }
+        Some(Self::new(program, 1, flags, http, None).await)
     }
 
     /// Three members.
     pub async fn cluster_of_three() -> Self {
-        Self::new(3, &[], None).await
+        Self::new(tool("ETCD", "etcd"), 3, &[], Http::Shared, None).await
     }
 
     /// One member of a new cluster with the data of a snapshot that [`Self::save_snapshot`] wrote: what an operator's restore
     /// from backup gives, with another cluster id.
     pub async fn restored_from(snapshot: &Path) -> Self {
-        Self::new(1, &[], Some(snapshot)).await
+        Self::new(tool("ETCD", "etcd"), 1, &[], Http::Shared, Some(snapshot)).await
     }
 
-    async fn new(size: usize, flags: &[&str], snapshot: Option<&Path>) -> Self {
+    async fn new(program: PathBuf, size: usize, flags: &[&str], http: Http, snapshot: Option<&Path>) -> Self {
         for attempt in 1.. {
             let root = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
             let members = (0..size)
-                .map(|index| Member {
-                    name: format!("m{index}"),
-                    client_port: free_port(),
-                    peer_port: free_port(),
-                    process: None,
+                .map(|index| {
+                    let client_port = free_port();
+                    Member {
+                        name: format!("m{index}"),
+                        client_port,
+                        http_port: if http == Http::Apart { free_port() } else { client_port },
+                        peer_port: free_port(),
+                        process: None,
+                    }
                 })
                 .collect();
             let cluster_token = root.path().file_name().expect("a folder has a name").to_string_lossy().into_owned();
             let flags = flags.iter().map(ToString::to_string).collect();
-            let mut etcd = Self { members, flags, cluster_token, root };
+            let mut etcd = Self { program: program.clone(), members, flags, cluster_token, root };
             if let Some(snapshot) = snapshot {
                 etcd.restore(snapshot);
             }
@@ -171,8 +206,18 @@ impl Etcd {
 
     /// A metric of the first member, summed over its series.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = http::get(&self.addr(), "/metrics").await.expect("etcd answers /metrics").body;
+        let addr = format!("127.0.0.1:{}", self.members[0].http_port);
+        let text = http::get(&addr, "/metrics").await.expect("etcd answers /metrics").body;
         http::metric(&text, name).unwrap_or_else(|| panic!("etcd has no metric {name}"))
+    }
+
+    /// How often a method was called at the first member, by whomever.
+    pub async fn calls(&self, method: &str) -> u64 {
+        let addr = format!("127.0.0.1:{}", self.members[0].http_port);
+        let text = http::get(&addr, "/metrics").await.expect("etcd answers /metrics").body;
+        let label = format!(r#"grpc_method="{method}""#);
+        let of_method = http::series(&text, "grpc_server_started_total").filter(|(labels, _)| labels.contains(&label));
+        count(of_method.map(|(_, value)| value).sum())
     }
 
     /// The watches that etcd holds at the first member.
@@ -222,7 +267,7 @@ impl Etcd {
         let member = &self.members[index];
         let client_url = self.member_endpoint(index);
         let data_dir = self.data_dir(member).display().to_string();
-        let mut command = vec![tool("ETCD", "etcd").display().to_string()];
+        let mut command = vec![self.program.display().to_string()];
         for (flag, value) in [
             ("--name", member.name.as_str()),
             ("--data-dir", &data_dir),
@@ -233,10 +278,15 @@ impl Etcd {
             ("--initial-cluster", &self.initial_cluster()),
             ("--initial-cluster-token", &self.cluster_token),
             ("--log-level", "warn"),
-            // The page cache survives the death of a process, and these tests do not pull the plug.
-            ("--unsafe-no-fsync", "true"),
         ] {
             command.push(format!("{flag}={value}"));
+        }
+        if !self.program.to_string_lossy().contains("etcd-3.4.") {
+            // The page cache survives the death of a process, and these tests do not pull the plug.
+            command.push("--unsafe-no-fsync".to_owned());
+        }
+        if member.http_port != member.client_port {
+            command.push(format!("--listen-client-http-urls=http://127.0.0.1:{}", member.http_port));
         }
         command.extend(self.flags.iter().cloned());
         let log = self.root.path().join(format!("{}.log", member.name));
@@ -252,7 +302,7 @@ impl Etcd {
                 if !member.process.as_mut().is_some_and(Process::is_running) {
                     return Some(false);
                 }
-                let answer = http::get(&format!("127.0.0.1:{}", member.client_port), "/health").await.ok()?;
+                let answer = http::get(&format!("127.0.0.1:{}", member.http_port), "/health").await.ok()?;
                 if !answer.body.contains(r#""health":"true""#) {
                     return None;
                 }
