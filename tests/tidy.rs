@@ -19,13 +19,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("latest", &[]),
     ("pb", &[]),
+    ("http2", &[]),
     ("shutdown", &["telemetry"]),
     ("bench", &["types", "telemetry", "pb"]),
     ("hub", &["types", "telemetry"]),
     ("source", &["types", "hub", "telemetry", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
     ("view", &["types", "hub", "latest", "telemetry", "pb"]),
-    ("front", &["types", "hub", "view", "latest", "telemetry", "pb", "shutdown"]),
+    ("front", &["types", "hub", "view", "latest", "http2", "telemetry", "pb", "shutdown"]),
     ("relay", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
     ("cli", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown", "relay", "bench"]),
     ("main", &["cli", "relay", "telemetry", "shutdown"]),
@@ -38,6 +39,11 @@ const BARRED: &[(&str, &[&str], &str)] = &[
     ("hub", &["tonic", "hyper", "axum", "etcd_client"], "the hub knows no transport"),
     ("view", &["tonic", "hyper", "axum", "etcd_client"], "a view knows no transport"),
     ("store", &["etcd_client"], "the embedded store has no upstream"),
+    (
+        "http2",
+        &["etcd_client", "tonic", "hyper", "axum", "metrics", "TcpStream", "TcpListener"],
+        "the HTTP/2 server knows neither the relay, nor sockets, nor another server",
+    ),
     ("front", &["etcd_client"], "a front never sees a source"),
 ];
 

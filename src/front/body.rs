@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::body::Body;
 
-use super::listen::Http2Body;
+use crate::http2;
 
 /// Any error, as hyper takes it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -24,7 +24,7 @@ pub enum RequestBody {
     /// Over HTTP/1.1.
     Http1(Incoming),
     /// Over HTTP/2.
-    Http2(Http2Body),
+    Http2(http2::Body),
 }
 
 impl http_body::Body for RequestBody {

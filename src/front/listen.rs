@@ -1,6 +1,6 @@
 //! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2 without TLS.
 //!
-//! HTTP/1.1 is hyper's, HTTP/2 our own (`http2`). Not here: what is answered. Bound by the composition root before anything is served,
+//! HTTP/1.1 is hyper's, HTTP/2 our own (`crate::http2`). Not here: what is answered. Bound by the composition root before anything is served,
 //! so that addresses are known.
 //! Always holds:
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
@@ -11,9 +11,9 @@
 //! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
+mod accept;
 mod connections;
 mod files;
-mod http2;
 mod lasting;
 mod preface;
 mod serve;
@@ -29,16 +29,16 @@ use std::{
 
 use rustix::net::sockopt;
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
 pub use self::{
     connections::{ConnectionId, Connections},
     files::fit_connections,
-    http2::Body as Http2Body,
     lasting::Lasting,
-    serve::Stop,
+    serve::{Refused, Server, Stop},
 };
-use crate::telemetry::names;
+pub use crate::http2::Keepalive;
+use crate::{http2, telemetry::names};
 
 /// How a port serves.
 #[derive(Clone, Debug)]
@@ -59,30 +59,6 @@ pub struct Config {
     pub write_stall: Duration,
 }
 
-/// Pings that find out whether a client is still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Time between pings.
-    pub interval: Duration,
-    /// A connection without an answer for this long is closed.
-    pub timeout: Duration,
-}
-
-impl Keepalive {
-    /// Probes of TCP that may stay without an answer.
-    const PROBES: u32 = 4;
-
-    /// The same by means of TCP, for clients that speak HTTP/1.1. Accepted connections take it over from the listener.
-    fn of_tcp(self, listener: &StdListener) -> io::Result<()> {
-        // Linux takes whole seconds in this range.
-        let fit = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
-        sockopt::set_tcp_keepidle(listener, fit(self.interval))?;
-        sockopt::set_tcp_keepintvl(listener, fit(self.timeout / Self::PROBES))?;
-        sockopt::set_tcp_keepcnt(listener, Self::PROBES)?;
-        Ok(sockopt::set_socket_keepalive(listener, true)?)
-    }
-}
-
 impl Config {
     /// A relay serves a rack; beyond this, files and memory want a look first.
     pub const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
@@ -90,8 +66,8 @@ impl Config {
     pub const MAX_STREAMS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero");
     /// 128 KiB: as much as a socket buffer; what is more waits as a position in the history, at no cost.
     pub const STREAM_BUFFER: NonZeroUsize = NonZeroUsize::new(128 << 10).expect("not zero");
-    /// Notices a vanished client in 80 s at the most.
-    pub const KEEPALIVE: Keepalive = Keepalive { interval: Duration::from_secs(60), timeout: Duration::from_secs(20) };
+    /// See there.
+    pub const KEEPALIVE: Keepalive = Keepalive::DEFAULT;
     /// How long a connection may take for its first bytes. A client that connects has them ready.
     pub const FIRST_BYTES: Duration = Duration::from_secs(10);
     /// Longer than any pause of a client that will read on; what waits for it meanwhile is bounded.
@@ -109,6 +85,11 @@ impl Config {
             keepalive: Some(Self::KEEPALIVE),
             write_stall: Self::WRITE_STALL,
         }
+    }
+
+    /// How much a client may ask for over HTTP/2.
+    fn http2(&self) -> http2::Limits {
+        http2::Limits { max_streams: self.max_streams.get(), keepalive: self.keepalive, ..http2::Limits::default() }
     }
 }
 
@@ -132,7 +113,6 @@ pub struct Bound {
     listener: TcpListener,
     addr: SocketAddr,
     config: Config,
-    permits: Arc<Semaphore>,
     connections: Arc<Connections>,
 }
 
@@ -149,12 +129,11 @@ impl Bound {
         let listener = StdListener::bind(config.addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         if let Some(keepalive) = config.keepalive {
-            keepalive.of_tcp(&listener).map_err(failed)?;
+            probe(&listener, keepalive).map_err(failed)?;
         }
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
-        Ok(Self { listener, addr, config, permits, connections })
+        Ok(Self { listener, addr, config, connections })
     }
 
     /// Where it listens, with the real port.
@@ -168,6 +147,19 @@ impl Bound {
     pub fn port(&self) -> names::Port {
         self.config.port
     }
+}
+
+/// Probes of TCP that may stay without an answer.
+const PROBES: u32 = 4;
+
+/// Has TCP do what pings do, for clients that speak HTTP/1.1. Accepted connections take it over from the listener.
+fn probe(listener: &StdListener, keepalive: Keepalive) -> io::Result<()> {
+    // Linux takes whole seconds in this range.
+    let fit = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+    sockopt::set_tcp_keepidle(listener, fit(keepalive.interval))?;
+    sockopt::set_tcp_keepintvl(listener, fit(keepalive.timeout / PROBES))?;
+    sockopt::set_tcp_keepcnt(listener, PROBES)?;
+    Ok(sockopt::set_socket_keepalive(listener, true)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! is polled; here that is one load. Always holds: who listens is woken, or sees it when it looks next.
 
 use std::{
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -58,6 +59,14 @@ impl Listener {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+impl Future for Listener {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.get_mut().poll(cx)
     }
 }
 

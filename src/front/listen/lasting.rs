@@ -26,7 +26,7 @@ use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1::Connection, service::HttpService};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::socket::Socket;
 use crate::front::{body::BoxError, signal::Listener};
@@ -69,12 +69,13 @@ impl<B> Takeover<B> {
     }
 
     /// Drives a connection to its end, or to an answer that takes it over.
-    pub(super) fn poll<S>(
+    pub(super) fn poll<T, S>(
         &self,
-        connection: Pin<&mut Connection<TokioIo<Socket>, S>>,
+        connection: Pin<&mut Connection<TokioIo<Socket<T>>, S>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<B>, hyper::Result<()>>>
     where
+        T: AsyncRead + AsyncWrite + Unpin,
         S: HttpService<Incoming, ResBody = B, Error: Into<BoxError>>,
         B: Body<Error: Into<BoxError>> + 'static,
     {
@@ -91,34 +92,37 @@ impl<B> Takeover<B> {
 
 /// Writes a response to a socket until its body ends, the client closes, or it is told to stop. By hand, since there are
 /// thousands of them: a future made by the compiler has twice the size.
-pub(super) struct Stream<B: Body> {
-    socket: Socket,
+pub(super) struct Stream<T, B: Body> {
+    socket: Socket<T>,
     abort: Listener,
     out: Out<B::Data>,
     body: B,
     ended: bool,
+    /// Bytes were written that the socket may keep to itself until it is flushed, as TLS does.
+    unflushed: bool,
 }
 
-impl<B: Body> Stream<B> {
-    pub(super) fn new(socket: Socket, response: Response<B>, abort: Listener) -> Self {
+impl<T, B: Body> Stream<T, B> {
+    pub(super) fn new(socket: Socket<T>, response: Response<B>, abort: Listener) -> Self {
         let (parts, body) = response.into_parts();
         let out = Out { head: head(parts.status, &parts.headers), data: None };
-        Self { socket, abort, out, body, ended: false }
+        Self { socket, abort, out, body, ended: false, unflushed: false }
     }
 }
 
 // None of the fields is ever pinned but the body.
-impl<B: Body + Unpin> Unpin for Stream<B> {}
+impl<T: Unpin, B: Body + Unpin> Unpin for Stream<T, B> {}
 
-impl<B> Future for Stream<B>
+impl<T, B> Future for Stream<T, B>
 where
+    T: AsyncRead + AsyncWrite + Unpin,
     B: Body<Error: Into<BoxError>> + Unpin,
 {
     /// The error is the body's, or the socket's.
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { socket, abort, out, body, ended } = self.get_mut();
+        let Self { socket, abort, out, body, ended, unflushed } = self.get_mut();
         if abort.poll(cx).is_ready() || poll_closed(socket, cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -132,7 +136,12 @@ where
                     Poll::Pending => waits = true,
                 }
             }
+            *unflushed |= out.has_remaining();
             ready!(out.poll_write(socket, cx))?;
+            if *unflushed {
+                ready!(Pin::new(&mut *socket).poll_flush(cx))?;
+                *unflushed = false;
+            }
             if *ended {
                 return Pin::new(socket).poll_shutdown(cx).map_err(Into::into);
             }
@@ -144,7 +153,7 @@ where
 }
 
 /// Reads and drops what the client sends; ready when it has closed.
-fn poll_closed(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+fn poll_closed<T: AsyncRead + Unpin>(socket: &mut Socket<T>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     loop {
         let mut scratch = [MaybeUninit::uninit(); SCRATCH];
         let mut dropped = ReadBuf::uninit(&mut scratch);
@@ -163,7 +172,10 @@ struct Out<D> {
 
 impl<D: Buf> Out<D> {
     /// Writes all.
-    fn poll_write(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write<T>(&mut self, socket: &mut Socket<T>, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        T: AsyncWrite + Unpin,
+    {
         let mut socket = Pin::new(socket);
         while self.has_remaining() {
             let first = self.chunk();

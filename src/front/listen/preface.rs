@@ -4,7 +4,7 @@
 
 use std::io;
 
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::socket::{FIRST, Socket, Terms};
 
@@ -19,7 +19,10 @@ pub(super) enum Protocol {
 }
 
 /// Reads until the protocol is known. `None` where the peer closes before that.
-pub(super) async fn open(mut stream: TcpStream, terms: Terms) -> io::Result<Option<(Protocol, Socket)>> {
+pub(super) async fn open<T>(mut stream: T, terms: Terms) -> io::Result<Option<(Protocol, Socket<T>)>>
+where
+    T: AsyncRead + Unpin,
+{
     let mut first = [0; FIRST];
     let mut filled = 0;
     let protocol = loop {
@@ -40,29 +43,30 @@ pub(super) async fn open(mut stream: TcpStream, terms: Terms) -> io::Result<Opti
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+    use std::net::SocketAddr;
+
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
     use crate::{front::listen::Config, telemetry::names::Port};
 
     async fn opened(pieces: &[&[u8]]) -> Option<(Protocol, Vec<u8>)> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("an address");
-        let (client, server) = tokio::join!(TcpStream::connect(addr), listener.accept());
-        let (mut client, (server, peer)) = (client.expect("connected"), server.expect("accepted"));
+        let (mut client, server) = tokio::io::duplex(8);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let terms = Terms { port: Port::Http, peer, write_stall: Config::WRITE_STALL };
-        client.set_nodelay(true).expect("nodelay");
         let send = async move {
             for piece in pieces {
                 client.write_all(piece).await.expect("sent");
                 tokio::task::yield_now().await;
             }
         };
-        let ((), opened) = tokio::join!(send, open(server, terms));
-        let (protocol, mut stream) = opened.expect("no error")?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await.expect("all bytes");
-        Some((protocol, bytes))
+        let receive = async move {
+            let (protocol, mut stream) = open(server, terms).await.expect("no error")?;
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await.expect("all bytes");
+            Some((protocol, bytes))
+        };
+        tokio::join!(send, receive).1
     }
 
     #[tokio::test]

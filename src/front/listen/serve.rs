@@ -1,13 +1,16 @@
-//! The accept loop and the life of one connection.
+//! The life of one connection, over whatever stream of bytes it comes.
+//!
+//! Not here: where connections come from, see `accept`; a simulation serves a relay over streams in memory by the same [`Server`].
+//! Always holds: each connection that is served is listed and holds one of the permits until its last task has ended.
 
 use std::{
+    fmt,
     future::poll_fn,
-    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{FutureExt as _, TryFutureExt as _};
@@ -19,13 +22,17 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::counter;
-use tokio::{net::TcpStream, time::timeout};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Bound, ClientAddr, Config,
-    connections::{ConnectionId, Listed},
-    http2::{self, Body as Http2Body},
+    ClientAddr, Config,
+    connections::{ConnectionId, Connections, Listed},
     lasting::{self, Takeover},
     preface::{self, Protocol},
     socket::{Socket, Terms},
@@ -35,20 +42,12 @@ use crate::{
         body::{BoxError, RequestBody},
         signal::Signal,
     },
+    http2,
     telemetry::names::{self, Port, Turned},
 };
 
-/// Pause after the system refused a connection, such as for too many open files: others must close first.
-const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
-/// Between two log lines about the same trouble.
-const LOG_PAUSE: Duration = Duration::from_secs(5);
 /// How long an HTTP/1.1 connection may be without a whole head of a request: longer than most pauses between two scrapes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// Largest size of a request's headers: etcd's tokens have some KiB.
-const MAX_HEADERS: u32 = 64 << 10;
-/// Windows for requests. A client's largest request is some MiB; many small ones share a connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// When a port stops.
 #[derive(Clone, Debug)]
@@ -59,11 +58,52 @@ pub struct Stop {
     pub abort: CancellationToken,
 }
 
-impl Bound {
-    /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. `service` is cloned for each
-    /// connection; its requests carry [`ClientAddr`] and [`super::ConnectionId`] as extensions.
-    pub async fn serve<S, B>(self, service: S, stop: Stop)
+/// Why a connection is not served. It is to be closed, and is counted already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// The port has as many connections as it may.
+    #[error("the largest number of connections is reached (--max-connections)")]
+    Limit,
+}
+
+/// Serves the connections of one port with one service.
+pub struct Server<S> {
+    service: S,
+    config: Arc<Config>,
+    permits: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    tasks: TaskTracker,
+    stop: Stop,
+    signals: Signals,
+}
+
+/// What [`Stop`] says, for streams and connections, of which there are thousands.
+#[derive(Clone, Debug)]
+struct Signals {
+    accept: Signal,
+    abort: Signal,
+}
+
+impl<S> Server<S> {
+    /// A server without connections. `service` is cloned for each; its requests carry [`ClientAddr`] and [`ConnectionId`] as
+    /// extensions. `connections` shows those of all ports.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(service: S, config: Config, connections: Arc<Connections>, stop: Stop) -> Self {
+        let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
+        let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
+        let tasks = TaskTracker::new();
+        Self { service, config: Arc::new(config), permits, connections, tasks, stop, signals }
+    }
+
+    /// Serves the client at `stream` until one side ends or the port stops, in a task of its own.
+    ///
+    /// # Errors
+    /// Where the port has too many connections; the stream is dropped.
+    pub fn serve<T, B>(&self, stream: T, peer: SocketAddr) -> Result<(), Refused>
     where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
@@ -71,101 +111,60 @@ impl Bound {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let Self { listener, config, permits, connections, .. } = self;
-        let config = Arc::new(config);
-        let tasks = TaskTracker::new();
-        let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
-        let mut troubles = Quiet::default();
-        loop {
-            // Both arms are cancel safe.
-            let accepted = tokio::select! {
-                biased;
-                () = stop.accept.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_the_peers(&error) => continue,
-                Err(error) => {
-                    counter!(names::ACCEPT_ERRORS, Port::LABEL => config.port.as_str()).increment(1);
-                    if troubles.may_log() {
-                        tracing::error!(port = config.port.as_str(), %error, "Cannot accept connections; raise the limit of open files or lower --max-connections");
-                    }
-                    tokio::select! {
-                        () = stop.accept.cancelled() => break,
-                        () = tokio::time::sleep(SYSTEM_PAUSE) => continue,
-                    }
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            turned_away(self.config.port, Turned::Limit);
+            return Err(Refused::Limit);
+        };
+        let listed = self.connections.open(self.config.port, peer);
+        let (service, config, stop) = (self.service.clone(), self.config.clone(), self.stop.clone());
+        let (spawner, signals) = (self.tasks.clone(), self.signals.clone());
+        self.tasks.spawn(async move {
+            let Stop { accept, abort } = stop;
+            // Dropping a connection in the middle cuts it off, which is what abort is for.
+            let connection = connection(stream, peer, listed, &service, &config, &accept);
+            let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
+            let log = move |result: Result<(), BoxError>| {
+                if let Err(error) = result {
+                    tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                 }
+                drop((listed, permit));
             };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                turned_away(config.port, Turned::Limit);
-                if troubles.may_log() {
-                    tracing::warn!(
-                        port = config.port.as_str(),
-                        limit = config.max_connections,
-                        "Closing new connections: their largest number is reached (--max-connections)"
-                    );
+            // In a task of its own, since this one is as large as what reads requests.
+            match next {
+                Next::Lasting(socket, response) => {
+                    spawner.spawn(lasting::Stream::new(socket, *response, signals.abort.listener()).map(log));
                 }
-                continue;
-            };
-            let listed = connections.open(config.port, peer);
-            let (service, config, stop) = (service.clone(), config.clone(), stop.clone());
-            let (spawner, signals) = (tasks.clone(), signals.clone());
-            tasks.spawn(async move {
-                let Stop { accept, abort } = stop;
-                // Dropping a connection in the middle cuts it off, which is what abort is for.
-                let connection = connection(stream, peer, listed, &service, &config, &accept);
-                let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
-                let log = move |result: Result<(), BoxError>| {
-                    if let Err(error) = result {
-                        tracing::debug!(%peer, error = &*error, "Connection ended with an error");
-                    }
-                    drop((listed, permit));
-                };
-                // In a task of its own, since this one is as large as what reads requests.
-                match next {
-                    Next::Lasting(socket, response) => {
-                        spawner.spawn(lasting::Stream::new(socket, *response, signals.abort.listener()).map(log));
-                    }
-                    Next::Http2(socket, id) => {
-                        let service = move |request: Request<Http2Body>| {
-                            service.call(request_of(request.map(RequestBody::Http2), peer, id)).map_err(Into::into)
-                        };
-                        let (stop, abort) = (signals.accept.listener(), signals.abort.listener());
-                        let connection = http2::Connection::new(socket, service, limits(&config), stop, abort);
-                        spawner.spawn(connection.map_err(Into::into).map(log));
-                    }
+                Next::Http2(socket, id) => {
+                    let service = move |request: Request<http2::Body>| {
+                        service.call(request_of(request.map(RequestBody::Http2), peer, id)).map_err(Into::into)
+                    };
+                    let (stop, abort) = (signals.accept.listener(), signals.abort.listener());
+                    let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
+                    spawner.spawn(connection.map_err(Into::into).map(log));
                 }
-            });
-        }
-        drop(listener);
-        tasks.close();
-        tasks.wait().await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits until all connections have ended, which [`Stop`] brings about. None may be served after that.
+    pub async fn finish(self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 
-/// The same for streams and connections, of which there are thousands.
-#[derive(Clone, Debug)]
-struct Signals {
-    accept: Signal,
-    abort: Signal,
+impl<S> fmt::Debug for Server<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// Who goes on with a connection.
-enum Next<B> {
+enum Next<T, B> {
     /// An answer that took it over.
-    Lasting(Socket, Box<Response<B>>),
-    Http2(Socket, ConnectionId),
-}
-
-fn limits(config: &Config) -> http2::Limits {
-    http2::Limits {
-        max_streams: config.max_streams.get(),
-        max_header_list: MAX_HEADERS,
-        stream_window: STREAM_WINDOW,
-        connection_window: CONNECTION_WINDOW,
-        keepalive: config.keepalive,
-    }
+    Lasting(Socket<T>, Box<Response<B>>),
+    Http2(Socket<T>, ConnectionId),
 }
 
 /// A request with what handlers want to know of its connection.
@@ -176,15 +175,16 @@ fn request_of(mut request: Request<RequestBody>, peer: SocketAddr, id: Connectio
 }
 
 /// Serves a connection to its end, or until it is known who goes on with it.
-async fn connection<S, B>(
-    stream: TcpStream,
+async fn connection<T, S, B>(
+    stream: T,
     peer: SocketAddr,
     listed: Listed,
     service: &S,
     config: &Config,
     stop: &CancellationToken,
-) -> Option<(Next<B>, Listed)>
+) -> Option<(Next<T, B>, Listed)>
 where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<RequestBody>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
@@ -192,9 +192,6 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
-    }
     let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
         opened = timeout(Config::FIRST_BYTES, preface::open(stream, terms)) => opened,
@@ -223,7 +220,7 @@ where
             let mut connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(MAX_HEADERS as usize)
+                .max_buf_size(config.http2().max_header_list as usize)
                 .serve_connection(TokioIo::new(socket), service);
             let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
             match finish(Pin::new(&mut connection), poll, stop, http1::Connection::graceful_shutdown).await {
@@ -266,32 +263,4 @@ pub(super) fn turned_away(port: Port, reason: Turned) {
         Turned::LABEL => reason.as_str()
     )
     .increment(1);
-}
-
-/// Whether an error of `accept` concerns only the connection that was about to be accepted.
-fn is_the_peers(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
-}
-
-/// Lets a log line through now and then.
-#[derive(Debug, Default)]
-struct Quiet {
-    last: Option<Instant>,
-}
-
-impl Quiet {
-    fn may_log(&mut self) -> bool {
-        let now = Instant::now();
-        let may = self.last.is_none_or(|last| now.duration_since(last) >= LOG_PAUSE);
-        if may {
-            self.last = Some(now);
-        }
-        may
-    }
 }

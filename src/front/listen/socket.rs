@@ -1,10 +1,11 @@
-//! [`Socket`]: a client's socket as HTTP reads and writes it, with a limit on how long it may take no bytes.
+//! [`Socket`]: a client's stream of bytes as HTTP reads and writes it, with a limit on how long it may take none.
 //!
-//! Not here: what the bytes mean. Made by `preface`, which has read the first of them.
+//! Not here: what the bytes mean, and what carries them: TCP, or anything else that reads and writes, TLS among it. Made by `preface`,
+//! which has read the first of them.
 //! Always holds:
 //! - bytes that were read before come first, and once;
-//! - a socket that takes no byte for the limit while there are bytes to write fails, is counted and logged; there is a timer
-//!   only while it takes none;
+//! - a socket that takes no byte for the limit while there are bytes to write, or does not finish a flush or a shutdown within it,
+//!   fails, is counted and logged; there is a timer only while it waits;
 //! - [`Socket::written`] tells true while all that its writer had is written: HTTP/1.1 flushes only then.
 
 use std::{
@@ -22,7 +23,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Sleep, sleep},
 };
 
@@ -33,8 +33,8 @@ use crate::telemetry::names::{Port, Turned};
 pub(super) const FIRST: usize = 24;
 
 /// A socket whose first bytes may have been read already.
-pub(super) struct Socket {
-    stream: TcpStream,
+pub(super) struct Socket<T> {
+    stream: T,
     first: [u8; FIRST],
     given: u8,
     filled: u8,
@@ -56,9 +56,9 @@ struct Stall {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Socket {
+impl<T> Socket<T> {
     /// A socket from which the first `filled` bytes of `first` were read.
-    pub(super) fn new(stream: TcpStream, first: [u8; FIRST], filled: usize, terms: Terms) -> Self {
+    pub(super) fn new(stream: T, first: [u8; FIRST], filled: usize, terms: Terms) -> Self {
         Self {
             stream,
             first,
@@ -87,8 +87,8 @@ impl Socket {
 }
 
 impl Stall {
-    /// Passes on the outcome of a write, but not for ever that it must wait.
-    fn bound(&mut self, outcome: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Passes on the outcome of a write, a flush or a shutdown, but not for ever that it must wait.
+    fn bound<R>(&mut self, outcome: Poll<io::Result<R>>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
         if outcome.is_ready() {
             self.timer = None;
             return outcome;
@@ -103,7 +103,7 @@ impl Stall {
     }
 }
 
-impl AsyncRead for Socket {
+impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.given < self.filled {
             let first = &self.first[usize::from(self.given)..usize::from(self.filled)];
@@ -116,7 +116,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.tell(false);
@@ -139,17 +139,23 @@ impl AsyncWrite for Socket {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tell(true);
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_flush(cx);
+        if outcome.is_ready() {
+            this.tell(true);
+        }
+        this.stall.bound(outcome, cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.stall.bound(outcome, cx)
     }
 }
 
-impl fmt::Debug for Socket {
+impl<T> fmt::Debug for Socket<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket").field("peer", &self.stall.terms.peer).finish_non_exhaustive()
     }

@@ -17,7 +17,7 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::front::body::RequestBody;
+use crate::{front::body::RequestBody, http2::tests::sockets::Buffering};
 
 /// A port that says who asks, and can be told to take its time.
 struct Served {
@@ -361,6 +361,56 @@ async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
     }
     let counted = recorder.handle().render();
     assert!(counted.contains(r#"turned_away_total{port="http",reason="stalled"} 3"#), "{counted}");
+}
+
+#[tokio::test]
+async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
+    let service = service_fn(|request: Request<RequestBody>| async move {
+        let mut response = Response::new(Full::new(Bytes::from_static(b"hello")).boxed());
+        if request.uri().path() == "/lasting" {
+            response.extensions_mut().insert(Lasting);
+        }
+        Ok::<_, Infallible>(response)
+    });
+    let peer = SocketAddr::from(([127, 0, 0, 1], 7));
+    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let config = Config { max_connections: NonZeroUsize::MIN, ..Config::new(names::Port::Http, peer) };
+    let connections = Arc::new(Connections::default());
+    let server = Server::new(service, config, connections.clone(), stop.clone());
+    for path in ["/", "/lasting", "http2"] {
+        let (mut client, stream) = tokio::io::duplex(64);
+        server.serve(Buffering::over(stream), peer).expect("room for one");
+        let one_more = server.serve(tokio::io::duplex(1).0, peer);
+        assert_eq!(one_more, Err(Refused::Limit));
+        let told = soon("all of the answer", async {
+            if path == "http2" {
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await?;
+                let driver = tokio::spawn(connection);
+                let request = Request::get("http://x/").body(Full::<Bytes>::default()).expect("a request");
+                let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+                drop(sender);
+                driver.await.expect("no panic")?;
+                return hyper::Result::Ok(body.to_vec());
+            }
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            client.write_all(request.as_bytes()).await.expect("sent");
+            let mut told = Vec::new();
+            client.read_to_end(&mut told).await.expect("all of it");
+            Ok(told)
+        });
+        let told = told.await.expect("no error");
+        let told = if path == "http2" { &told } else { told.strip_suffix(Buffering::GOODBYE).expect("shut down") };
+        assert!(told.ends_with(b"hello"), "{path}: {}", String::from_utf8_lossy(told));
+        soon("the connection is closed", async {
+            while !connections.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    stop.accept.cancel();
+    server.finish().await;
 }
 
 #[tokio::test]

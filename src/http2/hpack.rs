@@ -13,6 +13,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use decode::Decoder;
-pub(crate) use encode::{encode_head, encode_table_size, encode_trailers};
-pub(crate) use field::{Field, Invalid};
+pub use decode::Decoder;
+pub use encode::{encode_head, encode_table_size, encode_trailers};
+pub use field::{Field, Invalid};

@@ -11,7 +11,7 @@ use std::{
 };
 
 use h2::Reason;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -19,27 +19,21 @@ use tokio::{
 
 use super::{
     super::{
+        Failure,
         body::Body,
         frame::{self, ACK, END_HEADERS, END_STREAM, HEAD, Head, Kind, MAX_PAYLOAD, MAX_WINDOW, Setting},
         hpack::{self, Decoder},
+        limits::Limits,
         request::{Fields, Rejected},
         stream::{Stream, put_fields},
     },
     BACKLOG, Connection, Course, LAST_CALL,
 };
-use crate::front::body::BoxError;
-use http::Request;
 
 /// Bytes of one read; a buffer that all connections of a thread share.
 const READ: usize = 64 << 10;
 /// What each client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Frames over which the fields of one request may be spread.
-const MAX_CONTINUATIONS: u32 = 64;
-/// Streams that were reset by us, whose last frames may still come.
-const REMEMBERED: usize = 64;
-/// Streams that a peer may have opened for nothing, more than those that it let us answer.
-const MAX_WASTED: u32 = 1_000;
 /// Of a table of fields, as long as nothing else was agreed upon.
 const DEFAULT_TABLE: u32 = 4096;
 
@@ -98,7 +92,7 @@ impl Intake {
 
     /// A stream that we reset, so that what comes for it is no fault of the peer's.
     pub(super) fn remember_reset(&mut self, id: u32) {
-        if self.reset.len() >= REMEMBERED {
+        if self.reset.len() >= Limits::REMEMBERED_RESETS {
             self.reset.pop_front();
         }
         self.reset.push_back(id);
@@ -111,16 +105,17 @@ impl Intake {
 
     fn count_wasted(&mut self) -> Result<(), Reason> {
         self.wasted += 1;
-        if self.wasted > MAX_WASTED { Err(Reason::ENHANCE_YOUR_CALM) } else { Ok(()) }
+        if self.wasted > Limits::WASTED_STREAMS { Err(Reason::ENHANCE_YOUR_CALM) } else { Ok(()) }
     }
 }
 
-impl<T, S, F, B> Connection<T, S, F, B>
+impl<T, S, F, B, E> Connection<T, S, F, B, E>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Request<Body>) -> F,
-    F: Future<Output = Result<Response<B>, BoxError>>,
-    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+    F: Future<Output = Result<Response<B>, Failure>>,
+    B: http_body::Body<Error: Into<Failure>> + Unpin,
+    E: Future<Output = ()> + Unpin,
 {
     /// Reads, and acts on what came. Ready with false where the peer has closed its side.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
@@ -298,7 +293,7 @@ where
         let fields = self.intake.fields.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
         fields.frames += 1;
         // Compressed fields are no larger than what they say, so more than fits is no request that could be served.
-        if fields.frames > MAX_CONTINUATIONS
+        if fields.frames > Limits::CONTINUATIONS
             || fields.bytes.len() + payload.len() > self.rare.limits.max_header_list as usize
         {
             return Err(Reason::ENHANCE_YOUR_CALM);

@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -35,6 +35,8 @@ pub(super) struct Output {
     /// Shared bytes, each behind so many of `own` in all.
     shared: VecDeque<(usize, Bytes)>,
     shared_len: usize,
+    /// Bytes were written that the socket may keep to itself until it is flushed, as TLS does.
+    unflushed: bool,
 }
 
 impl Output {
@@ -74,7 +76,7 @@ impl Output {
         }
     }
 
-    /// Writes all that waits. Pending where the socket takes no more for now.
+    /// Writes all that waits, and flushes it. Pending where the socket takes no more for now.
     pub(super) fn poll_write<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -94,10 +96,17 @@ impl Output {
             };
             match written? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.advance(written),
+                written => {
+                    self.advance(written);
+                    self.unflushed = true;
+                }
             }
         }
         self.rest();
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
         Poll::Ready(Ok(()))
     }
 

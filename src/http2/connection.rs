@@ -7,10 +7,10 @@
 mod intake;
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use h2::Reason;
@@ -23,18 +23,19 @@ use tokio::{
 
 use self::intake::Intake;
 use super::{
+    Failure,
     body::Body,
     frame::{self, MAX_PAYLOAD, MAX_STREAM, OwnSettings},
+    limits::{Keepalive, Limits},
     output::Output,
-    stream::{FULL, Ran, Shared},
+    stream::{Ran, Shared},
     streams::Streams,
     wake::{Bell, Caller, Callers, Calls},
 };
-use crate::front::{body::BoxError, listen::Keepalive, signal::Listener};
 
 /// Bytes that wait for the socket from which on nothing is read: what streams give until they are not asked, and as much again for
 /// answers to the peer's own frames.
-const BACKLOG: usize = 2 * FULL + MAX_PAYLOAD;
+const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
 /// Rounds of one turn.
 const ROUNDS: usize = 16;
 /// The window that each connection has before it says another.
@@ -43,34 +44,22 @@ const FIRST_WINDOW: u32 = 65_535;
 const PROBE: [u8; 8] = *b"alive? .";
 const LAST_CALL: [u8; 8] = *b"stopping";
 
-/// How much a peer may ask for.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::front::listen) struct Limits {
-    /// Open streams.
-    pub(in crate::front::listen) max_streams: u32,
-    /// Bytes of a request's fields.
-    pub(in crate::front::listen) max_header_list: u32,
-    /// Bytes of a request's body that wait for its handler.
-    pub(in crate::front::listen) stream_window: u32,
-    /// The same for all requests.
-    pub(in crate::front::listen) connection_window: u32,
-    /// Pings that find out whether the peer is there.
-    pub(in crate::front::listen) keepalive: Option<Keepalive>,
-}
-
 /// Why a connection ended.
 #[derive(Debug, Error)]
-pub(in crate::front::listen) enum Ended {
+pub enum Ended {
+    /// Reading or writing failed.
     #[error("the socket failed")]
     Socket(#[from] io::Error),
+    /// The peer was told this reason with GOAWAY.
     #[error("the client broke the protocol: {0}")]
     Protocol(Reason),
+    /// A ping was not answered in time.
     #[error("the client does not answer pings")]
     Silent,
 }
 
 /// See the module.
-pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
+pub struct Connection<T, S, F, B: http_body::Body, E> {
     io: T,
     calls: Arc<Calls>,
     /// Those who called, while they are looked at.
@@ -89,25 +78,25 @@ pub(in crate::front::listen) struct Connection<T, S, F, B: http_body::Body> {
     write: (Arc<Bell>, Waker),
     // In boxes: a delivery touches what is above, and each line of memory that it need not fetch is time.
     intake: Box<Intake>,
-    rare: Box<Rare>,
+    rare: Box<Rare<E>>,
     service: S,
 }
 
 /// What a connection looks at when it begins, ends, or is quiet for long.
-struct Rare {
+struct Rare<E> {
     bells: Bells,
     limits: Limits,
     watchdog: Option<Watchdog>,
-    stop: Option<Listener>,
-    abort: Listener,
+    stop: Option<E>,
+    abort: E,
 }
 
 /// By whom the parts of a connection call it.
 struct Bells {
     read: (Arc<Bell>, Waker),
     timer: (Arc<Bell>, Waker),
-    stop: Waker,
-    abort: Waker,
+    stop: (Arc<Bell>, Waker),
+    abort: (Arc<Bell>, Waker),
 }
 
 /// What the peer takes.
@@ -146,16 +135,22 @@ struct Watchdog {
     pinged: Option<Instant>,
 }
 
-impl<T, S, F, B> Connection<T, S, F, B>
+impl<T, S, F, B, E> Connection<T, S, F, B, E>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Request<Body>) -> F,
-    F: Future<Output = Result<Response<B>, BoxError>>,
-    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+    F: Future<Output = Result<Response<B>, Failure>>,
+    B: http_body::Body<Error: Into<Failure>> + Unpin,
+    E: Future<Output = ()> + Unpin,
 {
-    /// Serves the client at `io`, which has not read its preface yet. After `stop` it ends with the requests under way; after `abort` at
-    /// once.
-    pub(in crate::front::listen) fn new(io: T, service: S, limits: Limits, stop: Listener, abort: Listener) -> Self {
+    /// Serves the peer at `io`, whose preface is still to be read. When `stop` is ready the connection ends with the requests under way;
+    /// when `abort` is ready it ends at once. Neither is polled again after that.
+    ///
+    /// How long the peer may take no bytes is for `io` to bound: an error from it ends the connection.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with time, where `limits` has a keepalive.
+    pub fn new(io: T, service: S, limits: Limits, stop: E, abort: E) -> Self {
         let calls = Calls::new(limits.connection_window / 4);
         let bell = |caller| {
             let bell = calls.bell(caller);
@@ -164,8 +159,8 @@ where
         let bells = Bells {
             read: bell(Caller::READ),
             timer: bell(Caller::TIMER),
-            stop: bell(Caller::STOP).1,
-            abort: bell(Caller::ABORT).1,
+            stop: bell(Caller::STOP),
+            abort: bell(Caller::ABORT),
         };
         let mut output = Output::default();
         let own = OwnSettings {
@@ -227,7 +222,9 @@ where
                 }
                 Caller::STOP => self.stop(),
                 Caller::ABORT => {
-                    over |= self.rare.abort.poll(&mut Context::from_waker(&self.rare.bells.abort)).is_ready()
+                    let (bell, waker) = &self.rare.bells.abort;
+                    bell.answered();
+                    over |= Pin::new(&mut self.rare.abort).poll(&mut Context::from_waker(waker)).is_ready();
                 }
                 Caller::WINDOW => {
                     let read = self.calls.take_read();
@@ -244,7 +241,9 @@ where
     /// Begins to end, if it is told to.
     fn stop(&mut self) {
         let Some(stop) = &mut self.rare.stop else { return };
-        if stop.poll(&mut Context::from_waker(&self.rare.bells.stop)).is_ready() {
+        let (bell, waker) = &self.rare.bells.stop;
+        bell.answered();
+        if Pin::new(stop).poll(&mut Context::from_waker(waker)).is_ready() {
             self.rare.stop = None;
             if self.course == Course::Open {
                 // Requests that are under way when this arrives are served: the answer to the ping tells that there are no more.
@@ -293,7 +292,7 @@ where
         if more != 0 && !self.streams.widen_all(more) {
             return self.close(Reason::FLOW_CONTROL_ERROR);
         }
-        while self.output.len() < FULL
+        while self.output.len() < Limits::OUTPUT
             && let Some(place) = self.streams.next(self.peer.window > 0)
         {
             self.run_one(place);
@@ -342,19 +341,26 @@ where
 
     /// Whether what streams give can be written.
     fn may_run(&self) -> bool {
-        !self.full && self.output.len() < FULL
+        !self.full && self.output.len() < Limits::OUTPUT
+    }
+}
+
+impl<T, S, F, B: http_body::Body, E> fmt::Debug for Connection<T, S, F, B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("course", &self.course).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
 // Handlers are pinned in boxes of their own; nothing else here is ever pinned.
-impl<T: Unpin, S, F, B: http_body::Body> Unpin for Connection<T, S, F, B> {}
+impl<T: Unpin, S, F, B: http_body::Body, E> Unpin for Connection<T, S, F, B, E> {}
 
-impl<T, S, F, B> Future for Connection<T, S, F, B>
+impl<T, S, F, B, E> Future for Connection<T, S, F, B, E>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Request<Body>) -> F,
-    F: Future<Output = Result<Response<B>, BoxError>>,
-    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+    F: Future<Output = Result<Response<B>, Failure>>,
+    B: http_body::Body<Error: Into<Failure>> + Unpin,
+    E: Future<Output = ()> + Unpin,
 {
     type Output = Result<(), Ended>;
 
@@ -401,11 +407,18 @@ where
                 this.course = Course::Closing(None);
             }
             if let Course::Closing(reason) = this.course
+                && !this.full
                 && this.output.is_empty()
             {
                 let write = &mut Context::from_waker(&this.write.1);
-                ready!(Pin::new(&mut this.io).poll_shutdown(write))?;
-                return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
+                match Pin::new(&mut this.io).poll_shutdown(write) {
+                    Poll::Ready(shut) => {
+                        shut?;
+                        return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
+                    }
+                    // It calls when it can go on. Only a look that finds no callers has this task woken by it.
+                    Poll::Pending => this.full = true,
+                }
             }
         }
         // Others have their turn.

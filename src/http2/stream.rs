@@ -18,17 +18,15 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
+    Failure,
     body::{Body, Feeder, join},
     frame::{self, MAX_WINDOW},
     hpack,
+    limits::Limits,
     output::Output,
     request::{Asked, is_of_connection},
     wake::{Bell, Caller, Calls},
 };
-use crate::front::body::BoxError;
-
-/// Most bytes that wait for the socket before streams are asked for more.
-pub(super) const FULL: usize = 128 << 10;
 
 /// See the module.
 pub(super) struct Stream<F, B: http_body::Body> {
@@ -104,8 +102,8 @@ pub(super) enum Ran {
 
 impl<F, B> Stream<F, B>
 where
-    F: Future<Output = Result<Response<B>, BoxError>>,
-    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+    F: Future<Output = Result<Response<B>, Failure>>,
+    B: http_body::Body<Error: Into<Failure>> + Unpin,
 {
     /// A stream of `asked`, at `place` among the connection's streams.
     pub(super) fn new(id: u32, calls: &Arc<Calls>, place: usize, asked: Asked, windows: (i64, i64)) -> Self {
@@ -227,7 +225,7 @@ where
                 if end {
                     return self.over();
                 }
-                if shared.output.len() >= FULL {
+                if shared.output.len() >= Limits::OUTPUT {
                     return Ran::Again;
                 }
                 continue;
@@ -353,7 +351,7 @@ where
 }
 
 /// Polls what is not of the connection. A panic there is an error of the stream, for many others are in the same task.
-fn guarded<T>(poll: impl FnOnce() -> Poll<Result<T, BoxError>>) -> Poll<Result<T, BoxError>> {
+fn guarded<T>(poll: impl FnOnce() -> Poll<Result<T, Failure>>) -> Poll<Result<T, Failure>> {
     // Whatever panicked is dropped with its stream.
     catch_unwind(AssertUnwindSafe(poll)).unwrap_or_else(|_| Poll::Ready(Err("a handler panicked".into())))
 }

@@ -5,9 +5,12 @@
 //! connection through a lock and a queue; with a thousand watchers that took as long as all the rest, and four times the memory
 //! (docs/performance.md). Here an event costs its stream's queue, a frame's head and the write.
 //!
-//! Not here: what is answered (the port's service); the client's side, which has hyper's. Parts: `frame` (the wire), `hpack`
-//! (compressed fields), `request` (what fields mean), `body` (a request's), `stream`, `output`, `wake`, `intake` (what frames do), and
-//! `connection`, which is the task.
+//! This layer knows nothing of the relay: [`Connection::new`] takes any stream of bytes, a service, the [`Limits`], and two futures
+//! that tell when to end. So it can be fuzzed and simulated alone.
+//!
+//! Not here: what is answered (the service); sockets, and what a peer may do before it speaks HTTP/2 (`front::listen`); the client's
+//! side, which has hyper's. Parts: `limits`, `frame` (the wire), `hpack` (compressed fields), `request` (what fields mean), `body` (a
+//! request's), `stream`, `streams`, `output`, `wake`, `intake` (what frames do), and `connection`, which is the task.
 //!
 //! Always holds:
 //! - what a peer can make us keep is bounded: by windows for bodies, by a size for fields, by a number for streams, and we do
@@ -18,15 +21,23 @@
 mod body;
 mod connection;
 mod frame;
-mod hpack;
+pub mod hpack;
+mod limits;
 mod output;
 mod request;
 mod stream;
 mod streams;
 mod wake;
 
-pub use self::body::Body;
-pub(super) use self::connection::{Connection, Limits};
+pub use self::{
+    body::Body,
+    connection::{Connection, Ended},
+    limits::{Keepalive, Limits},
+};
+
+/// Why a handler or the body of an answer failed. It resets its stream: with the reason of an [`h2::Error`] that is among its causes,
+/// otherwise with `INTERNAL_ERROR`.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

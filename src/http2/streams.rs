@@ -10,8 +10,7 @@ use hashbrown::HashMap;
 use http::Response;
 use slab::Slab;
 
-use super::stream::Stream;
-use crate::front::body::BoxError;
+use super::{Failure, stream::Stream};
 
 /// Streams for which a connection without any keeps room, so that one call after the other makes none anew.
 const KEPT: usize = 8;
@@ -27,8 +26,8 @@ pub(super) struct Streams<F, B: http_body::Body> {
 
 impl<F, B> Streams<F, B>
 where
-    F: Future<Output = Result<Response<B>, BoxError>>,
-    B: http_body::Body<Error: Into<BoxError>> + Unpin,
+    F: Future<Output = Result<Response<B>, Failure>>,
+    B: http_body::Body<Error: Into<Failure>> + Unpin,
 {
     pub(super) fn new() -> Self {
         Self { all: Slab::new(), places: HashMap::new(), runnable: VecDeque::new(), waiting: VecDeque::new() }
@@ -127,7 +126,7 @@ mod tests {
         *,
     };
 
-    type Never = std::future::Pending<Result<Response<Full<Bytes>>, BoxError>>;
+    type Never = std::future::Pending<Result<Response<Full<Bytes>>, Failure>>;
 
     #[test]
     fn those_that_wait_for_the_connection_go_on_in_order_and_leave_nothing_behind() {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::table::{FIXED, HEADERS, STATUS};
 
 /// Appends the block of a response's head. The headers have to be such as HTTP/2 has: no `connection` and the like.
-pub(crate) fn encode_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+pub fn encode_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
     let value = status.as_str();
     match FIXED[STATUS - 1..HEADERS - 1].iter().position(|(_, fixed)| *fixed == value) {
         Some(at) => integer(out, 0x80, 7, STATUS + at),
@@ -21,7 +21,7 @@ pub(crate) fn encode_head(out: &mut Vec<u8>, status: StatusCode, headers: &Heade
 }
 
 /// Appends the block of trailers.
-pub(crate) fn encode_trailers(out: &mut Vec<u8>, headers: &HeaderMap) {
+pub fn encode_trailers(out: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
         header(out, name, value);
     }
@@ -29,7 +29,7 @@ pub(crate) fn encode_trailers(out: &mut Vec<u8>, headers: &HeaderMap) {
 
 /// Appends a change of the table's size, to be sent before the next block when the client has made SETTINGS_HEADER_TABLE_SIZE smaller.
 /// The table is not used either way, but clients insist.
-pub(crate) fn encode_table_size(out: &mut Vec<u8>, size: usize) {
+pub fn encode_table_size(out: &mut Vec<u8>, size: usize) {
     integer(out, 0x20, 5, size);
 }
 

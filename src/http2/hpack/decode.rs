@@ -19,7 +19,7 @@ const CONTINUATIONS: u32 = 4;
 /// Why a block cannot be decoded. What the client means by later blocks is then unknown as well: the connection ends, with
 /// COMPRESSION_ERROR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Malformed {
+pub enum Malformed {
     /// The block ends within a field.
     #[error("a header block ends within a field")]
     Truncated,
@@ -42,7 +42,7 @@ pub(crate) enum Malformed {
 
 /// Decodes the blocks of one connection.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     table: Table,
     max_table: usize,
 }
@@ -50,13 +50,13 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// With the table's size as the settings announce it. Less than the default of 4096 would be wrong for a client that has not read
     /// the settings yet.
-    pub(crate) fn new(max_table: usize) -> Self {
+    pub fn new(max_table: usize) -> Self {
         Self { table: Table::new(max_table.min(DEFAULT_TABLE)), max_table }
     }
 
     /// Decodes a whole block and gives its fields in their order, with their sizes as RFC 9113 counts them for
     /// SETTINGS_MAX_HEADER_LIST_SIZE. After an error, nothing more may be decoded.
-    pub(crate) fn decode(&mut self, block: &[u8], mut each: impl FnMut(Field, usize)) -> Result<(), Malformed> {
+    pub fn decode(&mut self, block: &[u8], mut each: impl FnMut(Field, usize)) -> Result<(), Malformed> {
         let mut block = Block(block);
         while let Some(first) = block.peek()
             && first & 0xe0 == 0x20

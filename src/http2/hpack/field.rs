@@ -25,7 +25,7 @@ static VALUES: [HeaderValue; 4] = [
 
 /// One field of a header block. Clones share their strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Field {
+pub enum Field {
     /// `:method`.
     Method(Method),
     /// `:scheme`.
@@ -42,7 +42,7 @@ pub(crate) enum Field {
 
 /// Why a field has no place in a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Invalid {
+pub enum Invalid {
     /// No name, or one with capitals or other bytes that names do not have.
     #[error("a header's name is empty or has bytes that it must not have")]
     Name,

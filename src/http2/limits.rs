@@ -1,0 +1,63 @@
+//! [`Limits`]: how much a peer may make a connection do and keep.
+//!
+//! Not here: what happens when a limit is reached, which is said at each of them and done where it is met.
+
+use std::time::Duration;
+
+/// How much a peer may ask for. What is a field differs between ports; what is a constant follows from the protocol or from the costs
+/// of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open streams. More are refused with `REFUSED_STREAM`, which a client may try again.
+    pub max_streams: u32,
+    /// Bytes of a request's fields, as RFC 9113 counts them. A request with more is answered with 431; a block that is longer even
+    /// when it is compressed ends the connection.
+    pub max_header_list: u32,
+    /// Bytes of a request's body that wait for its handler. The peer has no room to send more.
+    pub stream_window: u32,
+    /// The same for all requests together.
+    pub connection_window: u32,
+    /// Pings that find out whether the peer is there; `None` sends none.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// Pings that find out whether a client is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Time between pings.
+    pub interval: Duration,
+    /// A connection without an answer for this long is closed.
+    pub timeout: Duration,
+}
+
+impl Limits {
+    /// Bytes that wait for the socket before streams are asked for more: as much as a socket takes at once.
+    pub const OUTPUT: usize = 128 << 10;
+    /// Frames over which the fields of one request may be spread. More end the connection.
+    pub const CONTINUATIONS: u32 = 64;
+    /// Streams that a peer may have opened for nothing, such as to reset them at once, more than those that it let us answer. One more
+    /// ends the connection.
+    pub const WASTED_STREAMS: u32 = 1_000;
+    /// Streams that were reset by us and whose last frames, which may still come, are no fault of the peer's.
+    pub const REMEMBERED_RESETS: usize = 64;
+}
+
+impl Default for Limits {
+    /// Those of a port with its defaults.
+    fn default() -> Self {
+        Self {
+            max_streams: 100_000,
+            // etcd's tokens have some KiB.
+            max_header_list: 64 << 10,
+            // A client's largest request is some MiB; many small ones share a connection.
+            stream_window: 1 << 20,
+            connection_window: 4 << 20,
+            keepalive: Some(Keepalive::DEFAULT),
+        }
+    }
+}
+
+impl Keepalive {
+    /// Notices a vanished client in 80 s at the most.
+    pub const DEFAULT: Self = Self { interval: Duration::from_secs(60), timeout: Duration::from_secs(20) };
+}
