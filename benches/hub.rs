@@ -182,8 +182,8 @@ fn feed(keys: usize) -> Arc<Feed> {
         let fields = &put(revision, &format!("key{key:07}")).events[0].kv;
         map.insert(Arc::new(KeyValue::new(fields)));
     }
-    feed.install(map, revision);
-    feed.set_state(FeedState::Live, None);
+    feed.install(Arc::default(), map, revision);
+    feed.set_state(FeedState::Live);
     feed
 }
 

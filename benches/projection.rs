@@ -117,8 +117,8 @@ impl Views {
                 revision = revision.next();
                 map.insert(Arc::new(KeyValue::new(&fields(revision, key.clone(), Some(value.clone())))));
             }
-            feed.install(map, revision);
-            feed.set_state(FeedState::Live, None);
+            feed.install(Arc::default(), map, revision);
+            feed.set_state(FeedState::Live);
         }
         let [_, feed, ..] = feeds;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -20,6 +20,7 @@ mod pins;
 mod read;
 mod runs;
 mod snapshot;
+mod standing;
 mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -34,7 +35,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedState, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
+    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,
@@ -42,6 +43,7 @@ pub use self::{
     payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},
+    standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
 };
 use self::{pages::Pages, upstream::Upstream};
 use crate::types::{KeyRange, UpstreamHeader};
@@ -164,6 +166,13 @@ impl Hub {
     #[must_use]
     pub fn feeds(&self) -> Vec<Arc<Feed>> {
         self.feeds.read().iter().filter(|feed| feed.state() != FeedState::Closed).cloned().collect()
+    }
+
+    /// Who may read what may have changed upstream: every configured feed finds out whether the relay itself still may. A feed
+    /// on demand finds out when it watches again.
+    pub fn doubt_permission(&self) {
+        let feeds = self.feeds();
+        feeds.iter().filter(|feed| feed.kind() == FeedKind::Prefix).for_each(|feed| feed.doubt(Doubt::Permission));
     }
 
     /// Whether every configured feed serves.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::payload::Payload;
-use crate::types::Revision;
+use crate::types::{Header, Revision};
 
 /// The watch id of responses that are about no watch, or about all of a stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -18,7 +18,7 @@ pub enum Delivery {
         /// Its id.
         watch_id: i64,
         /// The revision at registration: events after it follow (or from the start revision, where one was given).
-        revision: Revision,
+        header: Header,
     },
     /// Events of one revision, or of several.
     Events {
@@ -35,12 +35,12 @@ pub enum Delivery {
         /// The watch began in the past and has not caught up yet: the events are late by its own wish.
         replay: bool,
     },
-    /// Every event up to `revision` was sent before this.
+    /// Every event up to the header's revision was sent before this.
     Progress {
         /// The watch, or [`NO_WATCH_ID`] for all of the stream.
         watch_id: i64,
-        /// The revision.
-        revision: Revision,
+        /// The revision, and whose it is.
+        header: Header,
     },
     /// A watch ended, or was refused.
     Canceled(Box<Cancellation>),
@@ -53,8 +53,8 @@ pub struct Cancellation {
     pub watch_id: i64,
     /// Whether this answers a create that was refused.
     pub refused: bool,
-    /// For the header; zero after a compaction, as etcd does it.
-    pub revision: Revision,
+    /// With the revision zero after a compaction, as etcd does it.
+    pub header: Header,
     /// The oldest revision that can be watched; zero where compaction is not the reason.
     pub compact_revision: Revision,
     /// etcd's text, or the relay's own where etcd has none.

@@ -15,7 +15,7 @@ mod inner;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,31 +40,16 @@ use super::{
     outbox::{LiveWatch, Outbox, Phase, Watch, wake},
     pins::Pins,
     snapshot::{KeyMap, Snapshot},
+    standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
     stats,
 };
 use crate::{
     telemetry::names::CancelReason,
-    types::{Entry, KeyRange, Revision},
+    types::{Cluster, Entry, Header, KeyRange, Revision},
 };
 
 /// Most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
-
-/// Where a feed stands with its upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FeedState {
-    /// Reading its first snapshot; serves nobody yet.
-    Starting,
-    /// Watching.
-    Live,
-    /// The watch broke; watching again from the next revision. Serves what it has.
-    Resuming,
-    /// The revisions it needs are gone upstream; reading a new snapshot.
-    Resyncing,
-    /// Ended after its idle time; serves nobody any more.
-    Closed,
-}
 
 /// Why a feed exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -86,17 +71,14 @@ pub struct Feed {
     snapshot: ArcSwap<Snapshot>,
     /// Snapshots that lists in pages go on from.
     pub(super) pins: Pins,
+    /// Tells those who wait for a revision. The snapshot's is the one that counts: this one follows once the lock is let go.
     revision: watch::Sender<Revision>,
-    state: watch::Sender<FeedState>,
-    last_error: Mutex<Option<String>>,
+    standing: watch::Sender<Standing>,
     /// Readers that wait for a revision; the driver asks for progress while there are any.
     waiting: AtomicUsize,
     nudge: Notify,
-    trusts_progress: AtomicBool,
-    /// The cluster that the feed's revisions are of; zero before the first snapshot.
-    cluster_id: AtomicU64,
-    /// Upstream refuses the relay's own identity.
-    denied: AtomicBool,
+    /// Tells the driver of a doubt.
+    doubts: Notify,
 }
 
 /// What a watch asks for.
@@ -172,12 +154,16 @@ pub enum WaitError {
     /// Upstream refuses the relay's own identity.
     #[error("etcd denies the relay access")]
     Denied,
+    /// What answered is not the cluster that the feed's data came from, or no more as it was then.
+    #[error("another etcd cluster answers than the one that the feed's data came from")]
+    Replaced,
 }
 
 impl Feed {
     pub(super) fn new(range: KeyRange, kind: FeedKind, shared: Arc<Shared>) -> Arc<Self> {
         let inner = Inner {
             map: KeyMap::default(),
+            cluster: Arc::default(),
             history: History::new(Revision::ZERO, shared.limits.history),
             index: Index::default(),
             outboxes: Slab::new(),
@@ -195,13 +181,10 @@ impl Feed {
             snapshot: ArcSwap::default(),
             pins: Pins::default(),
             revision: watch::Sender::new(Revision::ZERO),
-            state: watch::Sender::new(FeedState::Starting),
-            last_error: Mutex::default(),
+            standing: watch::Sender::new(Standing::new()),
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
-            trusts_progress: AtomicBool::new(false),
-            cluster_id: AtomicU64::new(0),
-            denied: AtomicBool::new(false),
+            doubts: Notify::new(),
         })
     }
 
@@ -220,13 +203,13 @@ impl Feed {
     /// Where it stands with upstream.
     #[must_use]
     pub fn state(&self) -> FeedState {
-        *self.state.borrow()
+        self.standing.borrow().state
     }
 
     /// Every event up to this revision has been published.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        *self.revision.borrow()
+        self.snapshot.load().revision
     }
 
     /// The revision, and its changes to come.
@@ -265,35 +248,108 @@ impl Feed {
         }
     }
 
-    /// The cluster that its revisions are of; zero before the first snapshot.
+    /// The cluster that its data came from.
     #[must_use]
-    pub fn cluster_id(&self) -> u64 {
-        self.cluster_id.load(Ordering::Relaxed)
+    pub fn cluster(&self) -> Arc<Cluster> {
+        self.snapshot.load().cluster.clone()
     }
 
-    /// Whether it can serve: it has a snapshot that upstream has not left behind, and the relay may read what comes next.
+    /// Where it stands with upstream, as of one moment.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Where it stands, and its changes to come.
+    #[must_use]
+    pub fn watch_standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Whether it can serve, see [`Standing::is_serving`].
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        matches!(self.state(), FeedState::Live | FeedState::Resuming) && !self.is_denied()
+        self.standing.borrow().is_serving()
     }
 
-    /// Whether upstream refuses the relay's own identity. The feed does not serve then: what it has may be out of date for
-    /// ever. [`Feed::last_error`] has upstream's words.
+    /// Whether upstream refuses the relay's own identity. The feed does not serve then. [`Feed::last_error`] has upstream's words.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        self.denied.load(Ordering::Acquire)
+        self.standing.borrow().permission == Permission::Denied
     }
 
-    /// The state, and its changes to come.
-    #[must_use]
-    pub fn watch_state(&self) -> watch::Receiver<FeedState> {
-        self.state.subscribe()
-    }
-
-    /// What upstream's last error was, if there ever was one.
+    /// Upstream's last error, while it lasts.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
+        self.standing.borrow().error().map(str::to_owned)
+    }
+
+    /// Where it stands now: to be had before upstream is asked, for [`Feed::reach`].
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        let snapshot = self.snapshot.load();
+        Mark { epoch: snapshot.epoch, revision: snapshot.revision }
+    }
+
+    /// Whether an `answer` of upstream's, to a question that was put after `mark`, is about the data that the feed has. Where it
+    /// cannot be, the feed is doubted, and does not serve until its driver knows more.
+    ///
+    /// # Errors
+    /// [`WaitError::Replaced`].
+    pub fn check(&self, mark: Mark, answer: &Header) -> Result<(), WaitError> {
+        let snapshot = self.snapshot.load();
+        if snapshot.epoch == 0 {
+            // It has nothing yet that could be another cluster's.
+            return Ok(());
+        }
+        let same_cluster = snapshot.cluster.id() == answer.cluster_id;
+        if snapshot.epoch != mark.epoch {
+            // The feed has begun again since. Of which cluster the answer speaks is known, but not of which of its pasts.
+            return if same_cluster { Ok(()) } else { Err(WaitError::Replaced) };
+        }
+        let doubt = match same_cluster {
+            true if answer.revision >= mark.revision => return Ok(()),
+            true => Doubt::WentBack,
+            false => Doubt::Cluster,
+        };
+        let epoch = snapshot.epoch;
+        drop(snapshot);
+        tracing::debug!(range = %self.range, ?answer, ?doubt, "Upstream's answer does not fit the feed");
+        self.raise(doubt, epoch);
+        Err(WaitError::Replaced)
+    }
+
+    /// Waits until the feed has everything up to `answer`, which upstream gave to a question that was put after `mark`. Cancel
+    /// safe.
+    ///
+    /// # Errors
+    /// As [`Feed::check`] and [`Feed::wait_for`].
+    pub async fn reach(&self, mark: Mark, answer: &Header, patience: Duration) -> Result<(), WaitError> {
+        self.check(mark, answer)?;
+        if self.revision() < answer.revision {
+            Box::pin(self.wait_for(answer.revision, patience)).await?;
+        }
+        // It may have begun again meanwhile, with another cluster's revisions.
+        if self.snapshot.load().cluster.id() == answer.cluster_id { Ok(()) } else { Err(WaitError::Replaced) }
+    }
+
+    /// Lets the driver find out whether the feed is still what its upstream is.
+    pub fn doubt(&self, doubt: Doubt) {
+        self.raise(doubt, self.snapshot.load().epoch);
+    }
+
+    fn raise(&self, doubt: Doubt, epoch: u64) {
+        let raised = self.standing.send_if_modified(|standing| {
+            // A doubt about a snapshot that is gone would be settled by nobody.
+            let graver = self.snapshot.load().epoch == epoch && standing.doubt.is_none_or(|(known, _)| known < doubt);
+            if graver {
+                standing.doubt = Some((doubt, epoch));
+            }
+            graver
+        });
+        if raised {
+            self.doubts.notify_one();
+        }
     }
 
     /// Waits until the feed serves. Cancel safe.
@@ -302,12 +358,13 @@ impl Feed {
     /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once where upstream refuses the relay;
     /// [`WaitError::Unknown`] where the feed has ended.
     pub async fn wait_serving(&self, patience: Duration) -> Result<(), WaitError> {
-        let mut state = self.state.subscribe();
-        let serving =
-            state.wait_for(|state| self.is_denied() || !matches!(state, FeedState::Starting | FeedState::Resyncing));
-        match tokio::time::timeout(patience, serving).await {
-            Ok(Ok(_)) if self.is_denied() => Err(WaitError::Denied),
-            Ok(Ok(state)) if *state != FeedState::Closed => Ok(()),
+        let mut standing = self.standing.subscribe();
+        let decided = standing.wait_for(|standing| {
+            standing.is_serving() || standing.permission == Permission::Denied || standing.state == FeedState::Closed
+        });
+        match tokio::time::timeout(patience, decided).await {
+            Ok(Ok(standing)) if standing.is_serving() => Ok(()),
+            Ok(Ok(standing)) if standing.permission == Permission::Denied => Err(WaitError::Denied),
             Ok(_) => Err(WaitError::Unknown),
             Err(_) => Err(WaitError::Timeout),
         }
@@ -322,9 +379,11 @@ impl Feed {
         if self.revision() >= revision {
             return Ok(());
         }
-        match self.state() {
-            FeedState::Closed => return Err(WaitError::Unknown),
-            FeedState::Live if !self.trusts_progress.load(Ordering::Relaxed) => return Err(WaitError::Unknown),
+        match &*self.standing.borrow() {
+            Standing { state: FeedState::Closed, .. }
+            | Standing { state: FeedState::Live, trusts_progress: false, .. } => {
+                return Err(WaitError::Unknown);
+            }
             _ => {}
         }
         let mut reached = self.revision.subscribe();
@@ -374,7 +433,7 @@ impl Feed {
             quiet: true,
             replay: false,
         });
-        let waker = state.enqueue(Delivery::Created { watch_id: id, revision: now });
+        let waker = state.enqueue(Delivery::Created { watch_id: id, header: inner.cluster.at(now) });
         let past = !from_now && start <= now;
         let fill = past && (subscribe.compacted || start < inner.history.start());
         if fill {
@@ -399,14 +458,14 @@ impl Feed {
     /// Ends a watch at the client's wish and queues the answer.
     pub(super) fn cancel(&self, outbox: &Outbox, watch_id: i64) {
         let mut inner = self.lock();
-        let revision = inner.revision;
+        let header = inner.cluster.at(inner.revision);
         let mut state = outbox.lock();
         let Some(slot) = state.slot_of(watch_id) else { return };
         if !std::ptr::eq(Arc::as_ptr(&state.feeds[state.watches[slot].attachment as usize].feed), self) {
             return;
         }
         let (watch, last) = state.remove(slot);
-        let cancellation = Cancellation { watch_id, revision, ..Cancellation::default() };
+        let cancellation = Cancellation { watch_id, header, ..Cancellation::default() };
         let waker = state.enqueue(Delivery::Canceled(Box::new(cancellation)));
         drop(state);
         inner.unlink(&watch, last);
@@ -433,14 +492,14 @@ impl Feed {
     pub(super) fn revoke(&self, outbox: &Outbox, watch: &LiveWatch, reason: String) {
         let LiveWatch { watch_id, serial, .. } = *watch;
         let mut inner = self.lock();
-        let revision = inner.revision;
+        let header = inner.cluster.at(inner.revision);
         let mut state = outbox.lock();
         let Some(slot) = state.slot_of(watch_id) else { return };
         // The same serial is the same watch, so it is of this feed.
         if state.watches[slot].serial != serial || state.watches[slot].phase == Phase::Compacted {
             return;
         }
-        let cancellation = Cancellation { watch_id, revision, reason, ..Cancellation::default() };
+        let cancellation = Cancellation { watch_id, header, reason, ..Cancellation::default() };
         let ((watch, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
         inner.unlink(&watch, last);
@@ -495,10 +554,11 @@ impl Feed {
         stats::unsubscribed(forgotten, if stopping { CancelReason::Shutdown } else { CancelReason::Client });
     }
 
-    /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published meanwhile.
-    pub(super) fn with_revision<T>(&self, with: impl FnOnce(Revision) -> T) -> T {
+    /// Calls `with` with the header of the revision up to which every live watch has been given everything; nothing is published
+    /// meanwhile.
+    pub(super) fn with_header<T>(&self, with: impl FnOnce(Header) -> T) -> T {
         let inner = self.lock();
-        with(inner.revision)
+        with(inner.cluster.at(inner.revision))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -508,11 +568,15 @@ impl Feed {
     /// Numbers for `/debug/state` and metrics.
     #[must_use]
     pub fn stats(&self) -> FeedStats {
+        let standing = self.standing();
         let inner = self.lock();
         FeedStats {
             range: self.range.to_string(),
             kind: self.kind,
-            state: self.state(),
+            cluster_id: inner.cluster.id(),
+            state: standing.state,
+            permission: standing.permission,
+            doubted: standing.doubt.is_some(),
             revision: inner.revision,
             keys: inner.map.len(),
             bytes: inner.map.bytes(),
@@ -522,8 +586,8 @@ impl Feed {
             run_bytes: inner.history.run_bytes(),
             streams: inner.outboxes.len(),
             watches: inner.index.len(),
-            trusts_progress: self.trusts_progress.load(Ordering::Relaxed),
-            last_error: self.last_error.lock().clone(),
+            trusts_progress: standing.trusts_progress,
+            last_error: standing.trouble.map(Arc::unwrap_or_clone),
         }
     }
 }
@@ -544,8 +608,14 @@ pub struct FeedStats {
     pub range: String,
     /// Why it exists.
     pub kind: FeedKind,
-    /// Where it stands with upstream.
+    /// The cluster that its data came from; zero before the first snapshot.
+    pub cluster_id: u64,
+    /// How far it is with its upstream.
     pub state: FeedState,
+    /// Whether upstream lets the relay read it.
+    pub permission: Permission,
+    /// Whether its driver has to find out that it still is what its upstream is.
+    pub doubted: bool,
     /// The feed's revision.
     pub revision: Revision,
     /// Keys in the snapshot.
@@ -567,7 +637,7 @@ pub struct FeedStats {
     /// Whether upstream's progress is believed.
     pub trusts_progress: bool,
     /// Upstream's last error, if there ever was one.
-    pub last_error: Option<String>,
+    pub last_error: Option<Trouble>,
 }
 
 #[cfg(test)]

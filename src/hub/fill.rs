@@ -22,7 +22,7 @@ use super::{
     stats,
     upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},
 };
-use crate::types::{Entry, KeyRange, KeyValue, Revision};
+use crate::types::{Cluster, Entry, KeyRange, KeyValue, Revision};
 
 /// How often a fill that is not through asks upstream where it stands; etcd is silent while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -87,8 +87,8 @@ impl Fill {
                 Outcome::MakeWay => {}
                 // Once may be a token that is too old; the next attempt brings a new one.
                 Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
-                    let (revision, reason) = (self.feed.revision(), format!("etcd-relay: {error}"));
-                    return self.end(Cancellation { revision, reason, ..Cancellation::default() });
+                    let (header, reason) = (self.feed.snapshot().header(), format!("etcd-relay: {error}"));
+                    return self.end(Cancellation { header, reason, ..Cancellation::default() });
                 }
                 Outcome::Again(error) => {
                     denied = matches!(error, UpstreamError::Denied(_));
@@ -126,7 +126,8 @@ impl Fill {
             Ok(upstream) => upstream,
             Err(error) => return Outcome::Again(error),
         };
-        if upstream.created().cluster_id != self.feed.cluster_id() {
+        let cluster = self.feed.cluster();
+        if upstream.created().cluster_id != cluster.id() {
             // The feed's driver will find out too, and end the watch or keep it.
             return Outcome::Again(UpstreamError::Unavailable("another cluster answers".into()));
         }
@@ -168,7 +169,7 @@ impl Fill {
                                 return Outcome::MakeWay;
                             }
                         }
-                        let Some(given) = self.give(rest, header.revision) else { return Outcome::Done };
+                        let Some(given) = self.give(&cluster, rest, header.revision) else { return Outcome::Done };
                         rest = &rest[given..];
                     }
                     heard = Instant::now();
@@ -176,11 +177,16 @@ impl Fill {
                 Ok(WatchMessage::Progress(header)) if trusts_progress => self.passed(header.revision),
                 Ok(WatchMessage::Progress(_)) => {}
                 Ok(WatchMessage::Compacted { compact_revision }) => {
-                    self.end(Cancellation { compact_revision, ..Cancellation::default() });
+                    let header = cluster.at(Revision::ZERO);
+                    self.end(Cancellation { header, compact_revision, ..Cancellation::default() });
                     return Outcome::Done;
                 }
                 Ok(WatchMessage::Canceled { reason }) => {
-                    self.end(Cancellation { revision: self.feed.revision(), reason, ..Cancellation::default() });
+                    self.end(Cancellation {
+                        header: cluster.at(self.feed.revision()),
+                        reason,
+                        ..Cancellation::default()
+                    });
                     return Outcome::Done;
                 }
                 Err(error) => return Outcome::Again(error),
@@ -198,7 +204,7 @@ impl Fill {
 
     /// Queues revisions while there is room, at least one, together: the stream sends in one response what came in one. Gives
     /// back how many; `None` where the watch is gone.
-    fn give(&self, revisions: &[Changes], as_of: Revision) -> Option<usize> {
+    fn give(&self, cluster: &Arc<Cluster>, revisions: &[Changes], as_of: Revision) -> Option<usize> {
         let mut state = self.outbox.lock();
         let slot = self.slot(&state)?;
         let mut given = 0;
@@ -210,7 +216,7 @@ impl Fill {
             if changes.revision < state.watches[slot].next {
                 continue;
             }
-            if let Some(payload) = self.payload(changes) {
+            if let Some(payload) = self.payload(cluster, changes) {
                 state.enqueue_events(slot, payload, as_of);
             }
             state.watches[slot].next = changes.revision.next();
@@ -222,9 +228,9 @@ impl Fill {
     }
 
     /// What the watch wants of a revision, encoded for it alone.
-    fn payload(&self, changes: &Changes) -> Option<Arc<Payload>> {
+    fn payload(&self, cluster: &Arc<Cluster>, changes: &Changes) -> Option<Arc<Payload>> {
         let mut prev = changes.prev.iter();
-        let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, |_| {
+        let entry = Arc::new(Entry::encode(cluster, changes.revision, changes.received, &changes.events, |_| {
             prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
         }));
         Payload::matching(&[entry], &self.filled.range, self.filled.options)

@@ -223,7 +223,7 @@ mod tests {
     fn entry(revision: i64, value: usize) -> Arc<Entry> {
         let kv = KeyValueFields { key: "k".into(), value: vec![0; value].into(), ..KeyValueFields::default() };
         let changes = [EventFields { kind: EventKind::Put, kv }];
-        Arc::new(Entry::encode(Revision::new(revision), Instant::now(), &changes, |_| None))
+        Arc::new(Entry::encode(&Arc::default(), Revision::new(revision), Instant::now(), &changes, |_| None))
     }
 
     fn history(limits: HistoryLimits, revisions: impl IntoIterator<Item = i64>) -> History {

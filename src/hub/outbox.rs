@@ -29,7 +29,7 @@ use super::{
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
     payload::Payload,
 };
-use crate::types::{KeyRange, Revision};
+use crate::types::{Header, KeyRange, Revision};
 
 /// How much a stream may have waiting.
 #[derive(Clone, Copy, Debug)]
@@ -118,9 +118,9 @@ impl Outbox {
     }
 
     /// Queues the answer to a create that is refused.
-    pub fn refuse(&self, revision: Revision, reason: String) {
+    pub fn refuse(&self, header: Header, reason: String) {
         let cancellation =
-            Cancellation { watch_id: NO_WATCH_ID, refused: true, revision, reason, ..Cancellation::default() };
+            Cancellation { watch_id: NO_WATCH_ID, refused: true, header, reason, ..Cancellation::default() };
         self.say(Delivery::Canceled(Box::new(cancellation)));
     }
 
@@ -242,11 +242,15 @@ impl Outbox {
         let feeds = self.feeds();
         let (answer, waker) = match &feeds[..] {
             [] => return ProgressAnswer::Silence,
-            [feed] => feed.with_revision(|revision| self.lock().progress(revision)),
-            // Several feeds stand at several revisions. The lowest one holds for all.
-            feeds => {
-                let revision = feeds.iter().map(|feed| feed.revision()).min().unwrap_or_default();
-                self.lock().progress(revision)
+            [feed] => feed.with_header(|header| self.lock().progress(header)),
+            // Several feeds stand at several revisions. The lowest one holds for all, where they are of one cluster.
+            [first, ..] => {
+                let headers = feeds.iter().map(|feed| feed.snapshot().header());
+                let lowest = headers.min_by_key(|header| header.revision).unwrap_or_default();
+                if feeds.iter().any(|feed| feed.cluster().id() != first.cluster().id()) {
+                    return ProgressAnswer::Later;
+                }
+                self.lock().progress(lowest)
             }
         };
         wake(waker);
@@ -257,7 +261,7 @@ impl Outbox {
     /// told where it stands. With `all`, also those that got something.
     pub fn notify_progress(&self, all: bool) {
         for feed in self.feeds() {
-            let waker = feed.with_revision(|revision| {
+            let waker = feed.with_header(|header| {
                 let mut state = self.lock();
                 if state.is_full(&self.limits) && !all {
                     // The client does not read. One that has closed its side is not held back by its requests either.
@@ -267,17 +271,17 @@ impl Outbox {
                 let State { watches, feeds, .. } = &mut *state;
                 for (_, watch) in watches.iter_mut() {
                     if watch.progress_notify && Arc::ptr_eq(&feeds[watch.attachment as usize].feed, &feed) {
-                        let synced = watch.phase == Phase::Live && watch.next <= revision.next();
+                        let synced = watch.phase == Phase::Live && watch.next <= header.revision.next();
                         if synced && (watch.quiet || all) {
                             due.push(watch.id);
-                            watch.next = revision.next();
+                            watch.next = header.revision.next();
                         }
                         watch.quiet = true;
                     }
                 }
                 let mut waker = None;
                 for watch_id in due {
-                    waker = state.enqueue(Delivery::Progress { watch_id, revision }).or(waker);
+                    waker = state.enqueue(Delivery::Progress { watch_id, header }).or(waker);
                 }
                 waker
             });

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::index::WatchOptions;
-use crate::types::{Entry, KeyRange, Revision};
+use crate::types::{Cluster, Entry, KeyRange, Revision};
 
 /// Which events of an entry, by index, rising.
 pub(super) type Picks = SmallVec<[u32; 4]>;
@@ -28,7 +28,7 @@ enum Of {
     /// One revision: all of its events, or some.
     One { entry: Arc<Entry>, prev_kv: bool, picks: Option<Picks> },
     /// Several revisions, rising, whose bytes lie one after the other.
-    Run(Box<[Step]>),
+    Run { cluster: Arc<Cluster>, steps: Box<[Step]> },
 }
 
 /// One revision of a run.
@@ -89,6 +89,7 @@ impl Payload {
         if found.len() < 2 {
             return found.into_iter().next().map(|(entry, picks)| Self::some(entry, prev_kv, picks));
         }
+        let cluster = found.last().map(|(entry, _)| entry.cluster.clone()).unwrap_or_default();
         let total = found.iter().map(|(entry, picks)| encoded_len(entry, prev_kv, picks)).sum();
         let mut bytes = BytesMut::with_capacity(total);
         let mut events = 0;
@@ -98,7 +99,7 @@ impl Payload {
             Step { revision: entry.revision, received: entry.received, end: bytes.len() as u32, events }
         };
         let steps: Box<[Step]> = found.into_iter().map(step).collect();
-        Some(Arc::new(Self { of: Of::Run(steps), bytes: bytes.freeze() }))
+        Some(Arc::new(Self { of: Of::Run { cluster, steps }, bytes: bytes.freeze() }))
     }
 
     /// The events of these entries, which rise, that lie in `range` and that `options` want; `None` where there is none.
@@ -113,12 +114,21 @@ impl Payload {
         Self::run(found.collect(), options.prev_kv)
     }
 
+    /// The cluster that made the events: within a feed's epoch, and so within a payload, it is one.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        match &self.of {
+            Of::One { entry, .. } => &entry.cluster,
+            Of::Run { cluster, .. } => cluster,
+        }
+    }
+
     /// The last revision of the events.
     #[must_use]
     pub fn revision(&self) -> Revision {
         match &self.of {
             Of::One { entry, .. } => entry.revision,
-            Of::Run(steps) => steps.last().map_or(Revision::ZERO, |step| step.revision),
+            Of::Run { steps, .. } => steps.last().map_or(Revision::ZERO, |step| step.revision),
         }
     }
 
@@ -127,7 +137,7 @@ impl Payload {
     pub fn revisions(&self) -> usize {
         match &self.of {
             Of::One { .. } => 1,
-            Of::Run(steps) => steps.len(),
+            Of::Run { steps, .. } => steps.len(),
         }
     }
 
@@ -136,7 +146,7 @@ impl Payload {
     pub(super) fn before(&self, next: Revision) -> usize {
         match &self.of {
             Of::One { entry, .. } => usize::from(entry.revision < next),
-            Of::Run(steps) => match steps.first() {
+            Of::Run { steps, .. } => match steps.first() {
                 Some(first) if first.revision >= next => 0,
                 _ => steps.partition_point(|step| step.revision < next),
             },
@@ -147,7 +157,7 @@ impl Payload {
     #[must_use]
     pub(super) fn revision_at(&self, from: usize) -> Revision {
         match &self.of {
-            Of::Run(steps) => steps.get(from).map_or_else(|| self.revision(), |step| step.revision),
+            Of::Run { steps, .. } => steps.get(from).map_or_else(|| self.revision(), |step| step.revision),
             Of::One { .. } => self.revision(),
         }
     }
@@ -157,7 +167,7 @@ impl Payload {
     pub fn received(&self, from: usize) -> Option<Instant> {
         match &self.of {
             Of::One { entry, .. } => Some(entry.received),
-            Of::Run(steps) => steps.get(from).map(|step| step.received),
+            Of::Run { steps, .. } => steps.get(from).map(|step| step.received),
         }
     }
 
@@ -181,7 +191,7 @@ impl Payload {
     pub fn events(&self, from: usize) -> usize {
         let all = match &self.of {
             Of::One { entry, picks, .. } => picks.as_ref().map_or(entry.events().len(), |picks| picks.len()),
-            Of::Run(steps) => steps.last().map_or(0, |step| step.events as usize),
+            Of::Run { steps, .. } => steps.last().map_or(0, |step| step.events as usize),
         };
         all - self.place(from).1
     }
@@ -191,7 +201,7 @@ impl Payload {
         (from..self.revisions()).map(move |index| {
             let ((start, first), (end, last)) = match &self.of {
                 Of::One { .. } => ((0, 0), (self.bytes.len(), self.events(0))),
-                Of::Run(_) => (self.place(index), self.place(index + 1)),
+                Of::Run { .. } => (self.place(index), self.place(index + 1)),
             };
             Whole { revision: self.revision_at(index), events: last - first, bytes: self.bytes.slice(start..end) }
         })
@@ -201,7 +211,7 @@ impl Payload {
     pub fn pieces(&self) -> impl Iterator<Item = Bytes> {
         let one = match &self.of {
             Of::One { entry, prev_kv, picks } => Some((entry, *prev_kv, picks)),
-            Of::Run(_) => None,
+            Of::Run { .. } => None,
         };
         one.into_iter().flat_map(move |(entry, prev_kv, picks)| {
             let encoded = entry.encoded(prev_kv);
@@ -217,14 +227,14 @@ impl Payload {
     pub(super) fn cost(&self) -> usize {
         match &self.of {
             Of::One { entry, .. } => entry.cost(),
-            Of::Run(steps) => self.bytes.len() + size_of_val(&**steps),
+            Of::Run { steps, .. } => self.bytes.len() + size_of_val(&**steps),
         }
     }
 
     /// Bytes and events of the first `from` revisions of a run.
     fn place(&self, from: usize) -> (usize, usize) {
         match (&self.of, from.checked_sub(1)) {
-            (Of::Run(steps), Some(before)) => {
+            (Of::Run { steps, .. }, Some(before)) => {
                 steps.get(before).or(steps.last()).map_or((0, 0), |step| (step.end as usize, step.events as usize))
             }
             _ => (0, 0),

@@ -86,10 +86,9 @@ impl Pins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::snapshot::KeyMap;
 
     fn snapshot(revision: i64) -> Arc<Snapshot> {
-        Arc::new(Snapshot { revision: Revision::new(revision), map: KeyMap::default(), epoch: 1 })
+        Arc::new(Snapshot { revision: Revision::new(revision), epoch: 1, ..Snapshot::default() })
     }
 
     #[test]

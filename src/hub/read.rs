@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::{Feed, Listing, Snapshot, pages::Pages};
-use crate::types::{KeyRange, KeyValue, Revision};
+use crate::types::{Header, KeyRange, KeyValue, Revision};
 
 /// What to sort by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ pub struct RangeQuery {
 /// The answer.
 #[derive(Clone, Debug)]
 pub struct RangeReply {
-    /// The feed's revision: for the header, also of a read at a past revision.
-    pub revision: Revision,
+    /// The feed's cluster and revision, also of a read at a past revision.
+    pub header: Header,
     /// The key-values, sorted and limited. Values are there even for `keys_only`.
     pub kvs: Listing,
     /// Whether the limit left some out.
@@ -105,7 +105,7 @@ impl RangeQuery {
             let newest = feed.snapshot();
             // One of another epoch may come from another cluster.
             if past.epoch == newest.epoch {
-                return Ok(RangeReply { revision: newest.revision, ..self.current(past, pages) });
+                return Ok(RangeReply { header: newest.header(), ..self.current(past, pages) });
             }
         }
         let (snapshot, entries) = feed.since(self.revision);
@@ -124,40 +124,40 @@ impl RangeQuery {
                 let count = count_before(&snapshot, &self.range, &before);
                 let most = if self.count_only { 0 } else { self.fetched() };
                 let past = undo(&snapshot, &self.range, before, most);
-                Ok(self.answer(snapshot.revision, count, past))
+                Ok(self.answer(snapshot.header(), count, past))
             }
         }
     }
 
     fn current(&self, snapshot: Arc<Snapshot>, pages: &Arc<Pages>) -> RangeReply {
-        let revision = snapshot.revision;
+        let header = snapshot.header();
         if self.range.is_single() {
             // The most frequent question: one look.
             let kv = snapshot.map.get(self.range.start());
-            return self.answer(revision, usize::from(kv.is_some()), kv.cloned().into_iter().collect());
+            return self.answer(header, usize::from(kv.is_some()), kv.cloned().into_iter().collect());
         }
         let mut places = snapshot.map.places(&self.range);
         let count = places.len();
         let by_key =
             matches!((self.sort_target, self.sort_order), (SortTarget::Key, SortOrder::None | SortOrder::Ascend));
         if self.count_only {
-            return self.answer(revision, count, SmallVec::new());
+            return self.answer(header, count, SmallVec::new());
         }
         if by_key && !self.is_filtered() {
             let more = self.limit > 0 && count > self.limit;
             if more {
                 places.end = places.start + self.limit;
             }
-            return RangeReply { revision, kvs: Listing::neighbours(snapshot, pages.clone(), places), more, count };
+            return RangeReply { header, kvs: Listing::neighbours(snapshot, pages.clone(), places), more, count };
         }
         let kvs = snapshot.map.range(&self.range).filter(|kv| self.keeps(kv)).take(self.fetched()).cloned().collect();
-        self.answer(revision, count, kvs)
+        self.answer(header, count, kvs)
     }
 
     /// Of `kvs`, which are in the order of their keys, those that the query wants.
-    fn answer(&self, revision: Revision, count: usize, mut kvs: SmallVec<[Arc<KeyValue>; 1]>) -> RangeReply {
+    fn answer(&self, header: Header, count: usize, mut kvs: SmallVec<[Arc<KeyValue>; 1]>) -> RangeReply {
         if self.count_only {
-            return RangeReply { revision, kvs: Listing::picked(SmallVec::new()), more: false, count };
+            return RangeReply { header, kvs: Listing::picked(SmallVec::new()), more: false, count };
         }
         kvs.truncate(self.fetched());
         kvs.retain(|kv| self.keeps(kv));
@@ -166,7 +166,7 @@ impl RangeQuery {
         if more {
             kvs.truncate(self.limit);
         }
-        RangeReply { revision, kvs: Listing::picked(kvs), more, count }
+        RangeReply { header, kvs: Listing::picked(kvs), more, count }
     }
 
     /// How many key-values are looked at, in the order of their keys: where all must be seen first, the limit comes last. One more

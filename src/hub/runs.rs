@@ -126,7 +126,7 @@ mod tests {
         let kv = KeyValueFields { key: "k".into(), value: vec![0; value].into(), ..KeyValueFields::default() };
         let changes = [EventFields { kind: EventKind::Put, kv }];
         let revision = Revision::new(revision);
-        let entry = Arc::new(Entry::encode(revision, Instant::now(), &changes, |_| None));
+        let entry = Arc::new(Entry::encode(&Arc::default(), revision, Instant::now(), &changes, |_| None));
         let payload = Payload::matching(&[entry], &KeyRange::prefix("".into()), WatchOptions::default());
         Run { from: revision, through: revision, payload }
     }
@@ -181,7 +181,7 @@ mod tests {
             EventFields { kind: EventKind::Put, kv }
         };
         let changes = [change("small", 1), change("large", 100_000)];
-        let entry = Arc::new(Entry::encode(Revision::new(1), Instant::now(), &changes, |_| None));
+        let entry = Arc::new(Entry::encode(&Arc::default(), Revision::new(1), Instant::now(), &changes, |_| None));
         let payload = Payload::matching(&[entry], &KeyRange::prefix("s".into()), WatchOptions::default());
         let run = Run { from: Revision::new(1), through: Revision::new(1), payload };
         assert!(cost(&run) > 100_000, "{} bytes", cost(&run));

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 pub(super) use self::leaf::Leaf;
-use crate::types::{KeyRange, KeyValue, RangeEnd, Revision};
+use crate::types::{Cluster, Header, KeyRange, KeyValue, RangeEnd, Revision};
 
 /// Most entries of a node: small enough that copying a path stays near a microsecond, large enough for a flat tree.
 const NODE_MAX: usize = 32;
@@ -32,6 +32,16 @@ pub struct Snapshot {
     /// Rises with each new snapshot that the feed reads from upstream: within an epoch each state follows from the one before
     /// by the history's entries.
     pub epoch: u64,
+    /// The cluster that all of it came from.
+    pub cluster: Arc<Cluster>,
+}
+
+impl Snapshot {
+    /// The header of an answer that is made of it.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        self.cluster.at(self.revision)
+    }
 }
 
 /// A persistent ordered map from keys to key-values. Cloning costs a pointer.

@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use super::{Config, LainletFeeds, OnDemand};
 use crate::{
     front::{
-        access::Access,
+        access::{Access, Auth, INTERVAL},
         grpc::{EtcdApi, GrpcService, Streams},
     },
-    hub::{Feed, FeedState, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
+    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
-    telemetry::ReadyBoard,
+    telemetry::{Hold, ReadyBoard},
     types::{KeyRange, UpstreamHeader},
     view::Lainlet,
 };
@@ -51,7 +51,6 @@ pub fn wire(
     upstream: Arc<dyn Upstream>,
     confirm_patience: Duration,
     forward: GrpcService,
-    own: GrpcService,
     phases: &Phases,
     ready: &ReadyBoard,
 ) -> Core {
@@ -85,8 +84,9 @@ pub fn wire(
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
         phases.spawn_upkeep(hold_ready(feed, ready.clone()));
     }
-    let access = Access::new(own, confirm_patience);
+    let access = Access::new(forward.clone(), confirm_patience);
     phases.spawn_upkeep(access.clone().run(ready.clone()));
+    phases.spawn_upkeep(doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.
     let forward = access.noticing(forward);
     let streams = Streams::default();
@@ -111,27 +111,40 @@ pub fn wire(
     Core { hub, access, api, forward, streams, lainlet }
 }
 
-/// Holds readiness back while `feed` does not serve.
+/// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch.
 async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
-    let mut states = feed.watch_state();
-    let mut held = None;
+    let mut standing = feed.watch_standing();
+    let mut held: Option<Hold> = None;
     loop {
-        let state = *states.borrow_and_update();
-        let hold = match state {
-            FeedState::Live | FeedState::Resuming if !feed.is_denied() => None,
-            FeedState::Live | FeedState::Resuming => {
-                let why = feed.last_error().unwrap_or_default();
-                Some(ready.hold(format!("feed {}: {why}", feed.range())))
-            }
-            FeedState::Starting | FeedState::Resyncing | FeedState::Closed => {
-                let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
-                Some(ready.hold(format!("feed {} has no snapshot{why}", feed.range())))
-            }
-        };
-        // The new one before the old one goes: nobody is to see a moment without either.
-        drop(std::mem::replace(&mut held, hold));
-        if states.changed().await.is_err() {
+        let why = standing.borrow_and_update().unready().map(|why| format!("feed {}: {why}", feed.range()));
+        match (why, &held) {
+            (Some(why), Some(hold)) => hold.explain(why),
+            (Some(why), None) => held = Some(ready.hold(why)),
+            (None, _) => held = None,
+        }
+        if standing.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Lets the feeds find out whether the relay itself may still read them, when authentication is turned on or off, and again and
+/// again while it is on: etcd goes on with a watch that it would not open any more.
+async fn doubt_permission(access: Access, hub: Arc<Hub>) {
+    let mut known = access.watch();
+    let mut before = Auth::Unknown;
+    loop {
+        let auth = known.borrow_and_update().auth;
+        if auth != Auth::Unknown && (auth == Auth::On || before == Auth::On) {
+            hub.doubt_permission();
+        }
+        if auth != Auth::Unknown {
+            before = auth;
+        }
+        // Between two looks while nothing changes.
+        match tokio::time::timeout(INTERVAL, known.changed()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => return,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! Always holds: the feed's revision follows event revisions and believed progress only, never a header; it goes back only
 //! with a reset that every subscriber is told of, when the cluster is another one or was restored.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::FutureExt as _;
@@ -19,11 +19,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     hub::{
-        Feed, FeedRunner, FeedState, KeyMap, Reset,
+        Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset,
         upstream::{Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     },
     telemetry::names::{self, ReconnectReason, ResyncReason},
-    types::{Header, KeyValue, UpstreamHeader},
+    types::{Cluster, Header, KeyRange, KeyValue, Revision, UpstreamHeader},
 };
 
 /// Bytes that a page of a snapshot should have: large enough to be cheap, small enough to be bounded.
@@ -37,6 +37,9 @@ const PROGRESS_IDLE: Duration = Duration::from_secs(30);
 
 /// From how many revisions and bytes on no more are read before they are published: bounds how long the feed's lock is held.
 const TOGETHER: (usize, usize) = (256, 1 << 20);
+/// How long a cluster stays before it may be replaced again at once. Two that answer in turns at one address make a feed read as
+/// many snapshots as the delays after failures allow.
+const REPLACED_PATIENCE: Duration = Duration::from_secs(30);
 /// How many failures in a row make one line in the log.
 const WARN_EVERY: u32 = 30;
 
@@ -87,7 +90,16 @@ impl Driver {
 impl FeedRunner for Driver {
     fn run(&self, feed: Arc<Feed>) {
         let stop = self.stop.clone();
-        let driver = Driving { driver: self.clone(), delays: delays(&self.config), feed, failures: 0, denied: false };
+        let driver = Driving {
+            driver: self.clone(),
+            delays: delays(&self.config),
+            cluster: feed.cluster(),
+            feed,
+            failures: 0,
+            said: Vec::new(),
+            denied: false,
+            replaced: None,
+        };
         self.tasks.spawn(async move {
             stop.run_until_cancelled(driver.run()).await;
         });
@@ -98,12 +110,33 @@ impl FeedRunner for Driver {
 struct Driving {
     driver: Driver,
     feed: Arc<Feed>,
+    /// The cluster that the feed's data came from.
+    cluster: Arc<Cluster>,
     delays: ExponentialBackoff,
     /// Failures in a row.
     failures: u32,
+    /// The kinds of them that the log has since its last line that counts them.
+    said: Vec<ReconnectReason>,
     /// The last failure was a denial.
     denied: bool,
+    /// When the cluster was last replaced by another one, and the delays before it may be again.
+    replaced: Option<(Instant, ExponentialBackoff)>,
 }
+
+/// What upstream says to a doubt.
+enum Verdict {
+    /// Nothing, for there is nothing to ask: the cluster went back.
+    Proved,
+    /// Who answers now, and where it stands.
+    Answer(Header),
+    /// The relay may read the range.
+    Permitted,
+    /// Upstream did not let the relay ask, or not answer.
+    Failed(UpstreamError),
+}
+
+/// A question about a doubt, under way.
+type Asking = Pin<Box<dyn Future<Output = (Doubt, Verdict)> + Send>>;
 
 /// Why a watch ended.
 enum Ended {
@@ -139,7 +172,10 @@ impl Driving {
             };
             tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), cause = ?gone,
                 "Feed needs a new snapshot; subscribers that miss revisions are told");
-            self.feed.set_state(FeedState::Resyncing, None);
+            self.feed.set_state(FeedState::Resyncing);
+            if gone == Reset::Replaced {
+                self.wait_replaced().await;
+            }
             reset = Some(gone);
         }
     }
@@ -161,10 +197,11 @@ impl Driving {
             }
         };
         tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
-        let another = self.feed.cluster_id() != header.cluster_id;
+        let another = self.cluster.id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
+        self.cluster = self.driver.header.observe(&header);
         match reset {
-            None => self.feed.install(map, header.revision),
+            None => self.feed.install(self.cluster.clone(), map, header.revision),
             Some(reset) => {
                 let (reset, reason) = match reset {
                     _ if another => (Reset::Replaced, ResyncReason::ClusterReplaced),
@@ -174,14 +211,10 @@ impl Driving {
                     reset => (reset, ResyncReason::Compacted),
                 };
                 counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
-                self.feed.reset(map, header.revision, &reset);
+                self.feed.reset(&self.cluster, map, header.revision, &reset);
             }
         }
-        // Only now: a fill takes a cluster with this id for the one that its watch is about, and the reset has ended those that
-        // are about another.
-        self.feed.set_cluster_id(header.cluster_id);
-        self.feed.set_denied(false);
-        self.feed.set_state(FeedState::Resuming, None);
+        self.feed.loaded();
         true
     }
 
@@ -209,12 +242,17 @@ impl Driving {
             }
         }
         let header = first.ok_or_else(|| UpstreamError::Protocol("a range without a page".into()))?;
-        self.driver.header.observe(&header);
         Ok((map, header))
     }
 
     /// Watches from the feed's next revision until that ends.
     async fn follow(&mut self) -> Ended {
+        while let Some(doubt) = self.feed.doubted() {
+            let verdict = ask(self.driver.upstream.clone(), self.feed.range().clone(), doubt).await;
+            if let Some(ended) = self.judge(verdict) {
+                return ended;
+            }
+        }
         let request = WatchRequest {
             range: self.feed.range().clone(),
             start_revision: self.feed.revision().next(),
@@ -225,13 +263,13 @@ impl Driving {
             Err(error) => return Ended::Failed(error),
         };
         let created = upstream.created();
-        if created.cluster_id != self.feed.cluster_id() {
+        if !self.cluster.observe(&created) {
             return Ended::Gone(Reset::Replaced);
         }
         if created.revision < self.feed.revision() {
             // This member is behind, and will give what is to come when it gets there; or the cluster itself went back.
             match self.driver.upstream.confirm(None).await {
-                Ok(confirmed) if confirmed.header.revision < self.feed.revision() => {
+                Ok(confirmed) if self.is_another(&confirmed.header) => {
                     return Ended::Gone(Reset::Replaced);
                 }
                 Ok(_) => {
@@ -240,22 +278,17 @@ impl Driving {
                 }
                 Err(error) => return Ended::Failed(error),
             }
-        } else {
-            self.driver.header.observe(&created);
         }
         self.driver.leaderless.send_if_modified(std::mem::take);
-        self.feed.set_trusts_progress(upstream.trusts_progress());
         self.denied = false;
-        self.feed.set_denied(false);
-        self.feed.set_state(FeedState::Live, None);
+        self.feed.follows(upstream.trusts_progress());
         if self.failures > 0 {
             tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures = self.failures,
                 "Feed follows etcd again");
             self.failures = 0;
+            self.said.clear();
         }
-        let ended = self.read(&mut *upstream).await;
-        self.feed.set_trusts_progress(false);
-        ended
+        self.read(&mut *upstream).await
     }
 
     async fn read(&mut self, upstream: &mut dyn UpstreamWatch) -> Ended {
@@ -273,11 +306,17 @@ impl Driving {
         idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut ahead = None;
+        let mut asking: Option<Asking> = None;
         loop {
+            if asking.is_none()
+                && let Some(doubt) = self.feed.doubted()
+            {
+                asking = Some(Box::pin(ask(self.driver.upstream.clone(), self.feed.range().clone(), doubt)));
+            }
             let ask_again = asked.map(|at| at + PROGRESS_PATIENCE);
             // Cancel safe: every arm says so. The order is fixed, so that a simulation repeats. Messages come last because they may
             // never pause; each of the other arms is at rest after it was taken once or twice.
-            let ask = tokio::select! {
+            let ask_progress = tokio::select! {
                 biased;
                 () = self.feed.nudged(), if !newcomers => {
                     newcomers = unanswered;
@@ -285,6 +324,16 @@ impl Driving {
                 }
                 () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
                     if ask_again.is_some() && self.feed.is_awaited() => true,
+                () = self.feed.in_doubt(), if asking.is_none() => false,
+                verdict = async { asking.as_mut().expect("the arm is off where nothing is asked").await },
+                    if asking.is_some() =>
+                {
+                    asking = None;
+                    if let Some(ended) = self.judge(verdict) {
+                        return ended;
+                    }
+                    false
+                }
                 _ = idle.tick() => {
                     if self.feed.close_if_idle(self.driver.config.idle) {
                         return Ended::Idle;
@@ -306,7 +355,7 @@ impl Driving {
                     }
                 }
             };
-            if ask && trusts_progress {
+            if ask_progress && trusts_progress {
                 if let Err(error) = upstream.request_progress().await {
                     return Ended::Failed(error);
                 }
@@ -322,7 +371,9 @@ impl Driving {
         self.delays = delays(&self.driver.config);
         match message {
             WatchMessage::Events { header, revisions } => {
-                self.driver.header.observe(&header);
+                if !self.cluster.observe(&header) {
+                    return Err(Ended::Gone(Reset::Replaced));
+                }
                 for batch in batches(&revisions) {
                     self.feed
                         .publish(batch)
@@ -331,8 +382,10 @@ impl Driving {
                 Ok(false)
             }
             WatchMessage::Progress(header) => {
+                if !self.cluster.observe(&header) {
+                    return Err(Ended::Gone(Reset::Replaced));
+                }
                 if trusts_progress {
-                    self.driver.header.observe(&header);
                     self.feed.advance(header.revision);
                 }
                 Ok(true)
@@ -342,7 +395,53 @@ impl Driving {
         }
     }
 
-    /// Waits before the next attempt.
+    /// Whether an answer that was agreed on by its cluster, to a question put now, shows that it is not the feed's, or went back.
+    fn is_another(&self, answer: &Header) -> bool {
+        answer.cluster_id != self.cluster.id() || answer.revision < self.feed.revision()
+    }
+
+    /// Acts on what upstream said to a doubt. The way in which the watch is to end, where it is.
+    fn judge(&mut self, (doubt, verdict): (Doubt, Verdict)) -> Option<Ended> {
+        match verdict {
+            Verdict::Proved => return Some(Ended::Gone(Reset::Replaced)),
+            Verdict::Answer(header) if self.is_another(&header) => return Some(Ended::Gone(Reset::Replaced)),
+            Verdict::Answer(_) => {
+                tracing::warn!(range = %self.feed.range(), cluster_id = self.cluster.id(),
+                    "Another cluster answered, and now the one that the feed follows does again; do all of --etcd name members \
+                     of one cluster?");
+            }
+            Verdict::Permitted => self.feed.permission(None),
+            Verdict::Failed(UpstreamError::Denied(why)) if doubt == Doubt::Permission => {
+                let error = UpstreamError::Denied(why);
+                if self.feed.standing().error().is_none() {
+                    tracing::warn!(range = %self.feed.range(), %error,
+                        "The feed's watch goes on, and etcd would refuse the next one");
+                }
+                self.feed.permission(Some(error.to_string()));
+            }
+            // It is asked again when it changes again, and when the watch breaks.
+            Verdict::Failed(error) if doubt == Doubt::Permission => {
+                tracing::debug!(range = %self.feed.range(), %error, "Cannot find out whether the relay may read on");
+            }
+            Verdict::Failed(error) => return Some(Ended::Failed(error)),
+        }
+        self.feed.settled(doubt);
+        None
+    }
+
+    /// Waits where the cluster was replaced a moment ago as well.
+    async fn wait_replaced(&mut self) {
+        match &mut self.replaced {
+            Some((at, delays)) if at.elapsed() < REPLACED_PATIENCE => {
+                *at = Instant::now();
+                let delay = delays.next().unwrap_or(self.driver.config.max_delay);
+                tokio::time::sleep(delay).await;
+            }
+            other => *other = Some((Instant::now(), delays(&self.driver.config))),
+        }
+    }
+
+    /// Waits before the next attempt. A doubt is no reason to wait: what it is about answers.
     async fn pause(&mut self, state: FeedState, error: &UpstreamError) {
         let reason = match error {
             UpstreamError::NoLeader => ReconnectReason::NoLeader,
@@ -357,10 +456,14 @@ impl Driving {
             self.driver.leaderless.send_replace(true);
         }
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
-        // Said at once, then now and then: an outage of an hour must not drown the log.
+        // Each kind is said at once, then now and then: an outage of an hour must not drown the log.
         if self.failures.is_multiple_of(WARN_EVERY) {
+            self.said.clear();
+        }
+        if !self.said.contains(&reason) {
+            self.said.push(reason);
             tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, failures = self.failures,
-                "Feed has no upstream; trying on");
+                "Feed has no upstream; it goes on trying");
         } else {
             tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
                 "Feed has no upstream");
@@ -368,10 +471,46 @@ impl Driving {
         self.failures = self.failures.saturating_add(1);
         // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.
         let denied = matches!(error, UpstreamError::Denied(_));
-        self.feed.set_denied(denied && self.denied);
-        self.denied = denied;
-        self.feed.set_state(state, Some(error.to_string()));
-        tokio::time::sleep(delay).await;
+        let denied_before = std::mem::replace(&mut self.denied, denied);
+        let doubted = self.feed.doubted();
+        self.feed.failed(state, error.to_string(), denied && denied_before);
+        let doubts = async {
+            while self.feed.doubted() <= doubted {
+                self.feed.in_doubt().await;
+            }
+        };
+        // Cancel safe, both. Where it had been in doubt before, the question about it may be what failed.
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = doubts => {}
+        }
+    }
+}
+
+/// Asks upstream about a doubt.
+async fn ask(upstream: Arc<dyn Upstream>, range: KeyRange, doubt: Doubt) -> (Doubt, Verdict) {
+    let verdict = match doubt {
+        // By now the cluster may be ahead again.
+        Doubt::WentBack => Verdict::Proved,
+        Doubt::Cluster => match upstream.confirm(None).await {
+            Ok(confirmed) => Verdict::Answer(confirmed.header),
+            Err(error) => Verdict::Failed(error),
+        },
+        Doubt::Permission => match may_read(&*upstream, &range).await {
+            // Once may be a token that is too old; the next question brings a new one.
+            Err(UpstreamError::Denied(_)) => may_read(&*upstream, &range).await,
+            answer => answer,
+        }
+        .map_or_else(Verdict::Failed, |()| Verdict::Permitted),
+    };
+    (doubt, verdict)
+}
+
+/// Whether the relay may read a range. Permission is checked before the revision, which no store reaches: the answer is no read.
+async fn may_read(upstream: &dyn Upstream, range: &KeyRange) -> Result<(), UpstreamError> {
+    match upstream.page(range, Some(Revision::new(i64::MAX)), 1).await {
+        Ok(_) | Err(UpstreamError::Future | UpstreamError::Compacted) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-use super::{KeyValue, KeyValueFields, Revision};
+use super::{Cluster, KeyValue, KeyValueFields, Revision};
 
 /// Tag byte of field 11, length-delimited: `WatchResponse.events`.
 const EVENTS_TAG: u8 = 0x5a;
@@ -63,6 +63,8 @@ pub struct Event {
 /// One whole revision.
 #[derive(Debug)]
 pub struct Entry {
+    /// The cluster that made it: whose header it is sent with.
+    pub cluster: Arc<Cluster>,
     /// The revision.
     pub revision: Revision,
     /// When the relay received it: the start of the delivery lag.
@@ -80,8 +82,9 @@ struct WithPrev {
 }
 
 impl Entry {
-    /// Encodes a revision. `prev` gives the key-value that an event replaces, asked in event order.
+    /// Encodes a revision of `cluster`. `prev` gives the key-value that an event replaces, asked in event order.
     pub fn encode(
+        cluster: &Arc<Cluster>,
         revision: Revision,
         received: Instant,
         changes: &[EventFields],
@@ -116,7 +119,7 @@ impl Entry {
                 Event { kind: change.kind, kv: Arc::new(kv), prev: prev(change), place: start as u32..end as u32 }
             })
             .collect();
-        Self { revision, received, events, encoded, with_prev: OnceLock::new() }
+        Self { cluster: cluster.clone(), revision, received, events, encoded, with_prev: OnceLock::new() }
     }
 
     /// The events, in etcd's order.

@@ -1,9 +1,15 @@
-//! [`Header`]: who answered and where it stood, as etcd puts it into every response, and [`UpstreamHeader`], the newest one
-//! seen, which the relay repeats to its own subscribers.
+//! [`Header`]: who answered and where it stood, as etcd puts it into every response; [`Cluster`], who speaks for a cluster; and
+//! [`UpstreamHeader`], the cluster that answered last.
 //!
-//! Always holds: cluster id, member id and term are ones that an etcd member sent; they are never invented.
+//! What a feed has is shown under the name of the cluster that it came from, so feeds, their snapshots and their entries hold a
+//! [`Cluster`]. Always holds: cluster id, member id and term are ones that an etcd member sent; they are never invented.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwap;
 
 use super::Revision;
 
@@ -20,30 +26,95 @@ pub struct Header {
     pub raft_term: u64,
 }
 
-/// The identity part of the newest upstream header. Shared by all feeds and fronts; read on each delivery without a lock.
+/// One cluster as it shows in headers: its id, which never changes, and the member and the term that were seen last.
 #[derive(Debug, Default)]
-pub struct UpstreamHeader {
-    cluster_id: AtomicU64,
+pub struct Cluster {
+    id: u64,
     member_id: AtomicU64,
     raft_term: AtomicU64,
 }
 
-impl UpstreamHeader {
-    /// Remembers who answered last.
-    pub fn observe(&self, header: &Header) {
-        self.cluster_id.store(header.cluster_id, Ordering::Relaxed);
-        self.member_id.store(header.member_id, Ordering::Relaxed);
-        self.raft_term.store(header.raft_term, Ordering::Relaxed);
+impl Cluster {
+    /// The cluster that sent `header`.
+    #[must_use]
+    pub fn of(header: &Header) -> Self {
+        let (member_id, raft_term) = (AtomicU64::new(header.member_id), AtomicU64::new(header.raft_term));
+        Self { id: header.cluster_id, member_id, raft_term }
     }
 
-    /// The header of a response made now at `revision`.
+    /// Its id; zero for that of a feed which has read nothing yet.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Remembers which member answered last. False, and nothing, where the header is another cluster's.
+    #[must_use]
+    pub fn observe(&self, header: &Header) -> bool {
+        let same = header.cluster_id == self.id;
+        if same {
+            self.member_id.store(header.member_id, Ordering::Relaxed);
+            self.raft_term.store(header.raft_term, Ordering::Relaxed);
+        }
+        same
+    }
+
+    /// The header of a response made now of what this cluster had at `revision`.
     #[must_use]
     pub fn at(&self, revision: Revision) -> Header {
         Header {
-            cluster_id: self.cluster_id.load(Ordering::Relaxed),
+            cluster_id: self.id,
             member_id: self.member_id.load(Ordering::Relaxed),
             revision,
             raft_term: self.raft_term.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// The cluster that answered last: what feeds that follow the same one share, and who speaks where no feed is concerned.
+#[derive(Debug, Default)]
+pub struct UpstreamHeader {
+    newest: ArcSwap<Cluster>,
+}
+
+impl UpstreamHeader {
+    /// Remembers who answered last, and gives the cluster back.
+    pub fn observe(&self, header: &Header) -> Arc<Cluster> {
+        let newest = self.newest.load();
+        if newest.observe(header) {
+            return newest.clone();
+        }
+        let another = Arc::new(Cluster::of(header));
+        self.newest.store(another.clone());
+        another
+    }
+
+    /// The header of a response that is about no feed.
+    #[must_use]
+    pub fn at(&self, revision: Revision) -> Header {
+        self.newest.load().at(revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(cluster_id: u64, raft_term: u64) -> Header {
+        Header { cluster_id, raft_term, member_id: 7, revision: Revision::new(3) }
+    }
+
+    #[test]
+    fn what_came_from_a_cluster_keeps_its_name_when_another_one_answers() {
+        let upstream = UpstreamHeader::default();
+        let first = upstream.observe(&header(1, 2));
+        assert!(Arc::ptr_eq(&first, &upstream.observe(&header(1, 3))), "those of one cluster share it");
+        let second = upstream.observe(&header(2, 9));
+        let at = Revision::new(5);
+        assert_eq!(first.at(at), Header { revision: at, ..header(1, 3) });
+        assert_eq!(second.at(at), Header { revision: at, ..header(2, 9) });
+        assert_eq!(upstream.at(at), second.at(at));
+        assert!(!first.observe(&header(2, 11)));
+        assert_eq!(first.at(at).raft_term, 3);
     }
 }

@@ -157,12 +157,12 @@ impl<D: Document> Engine<D> {
 
     async fn run(&self, feed: &Feed, stop: &CancellationToken) {
         let mut revisions = feed.watch_revision();
-        let mut states = feed.watch_state();
+        let mut standing = feed.watch_standing();
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             revisions.borrow_and_update();
-            let serving = !matches!(*states.borrow_and_update(), FeedState::Starting | FeedState::Closed);
+            let serving = !matches!(standing.borrow_and_update().state, FeedState::Starting | FeedState::Closed);
             if serving {
                 self.catch_up(feed);
             }
@@ -170,7 +170,7 @@ impl<D: Document> Engine<D> {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = revisions.changed() => if changed.is_err() { return },
-                changed = states.changed() => if changed.is_err() { return },
+                changed = standing.changed() => if changed.is_err() { return },
                 _ = sweep.tick() => self.sweep(),
             }
         }

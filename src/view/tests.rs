@@ -31,8 +31,8 @@ type Plain = BTreeMap<String, (i64, String)>;
 fn feed(directory: Directory, state: &Plain, revision: i64) -> Arc<Feed> {
     let hub = testing::hub(OutboxLimits { bytes: 1 << 10, deliveries: 10, watches: 10 });
     let feed = hub.always(directory.range());
-    feed.install(map(directory, state), Revision::new(revision));
-    feed.set_state(FeedState::Live, None);
+    feed.install(Arc::default(), map(directory, state), Revision::new(revision));
+    feed.set_state(FeedState::Live);
     feed
 }
 
@@ -180,7 +180,7 @@ fn run<D: Document>(
         if random.random_bool(0.05) {
             // A gap: the history of what happened is lost.
             let reset = Reset::Compacted { compact_revision: Revision::new(revision) };
-            feed.reset(map(directory, &state), Revision::new(revision), &reset);
+            feed.reset(&Arc::default(), map(directory, &state), Revision::new(revision), &reset);
         } else if !batch.is_empty() {
             feed.publish(&batch).expect("in order");
         }
@@ -272,7 +272,7 @@ fn a_restored_cluster_is_read_anew() {
     next(&mut subscription).expect("the first version");
     // The same revision of the key with another value, in another cluster.
     let new = Plain::from([("a".into(), at(5, "new"))]);
-    feed.reset(map(Directory::Config, &new), Revision::new(50), &Reset::Replaced);
+    feed.reset(&Arc::default(), map(Directory::Config, &new), Revision::new(50), &Reset::Replaced);
     for revision in 51..=101 {
         feed.publish(&[changes(Directory::Config, revision, &[("b".into(), Some(revision.to_string()))])])
             .expect("in order");

@@ -9,7 +9,6 @@ mod history;
 mod outage;
 mod replaced;
 mod scale;
-mod shares;
 mod shutdown;
 mod slow_readers;
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use etcd_relay::{
     hub::{Cancellation, Delivery, NO_WATCH_ID, Payload, WatchOptions, Whole},
     pb::etcdserverpb::WatchResponse,
-    types::KeyRange,
+    types::{Header, KeyRange},
 };
 use prost::Message as _;
 
@@ -43,6 +43,12 @@ struct Watch {
     last_progress: i64,
     end: End,
     cancel_asked: bool,
+}
+
+/// What a cluster had is shown under its own name.
+fn named(world: &World, header: &Header) -> Result<(), String> {
+    let made_by = world.cluster_of(header.revision.get());
+    ensure(made_by == Some(header.cluster_id), || format!("{header:?} of what cluster {made_by:?} had"))
 }
 
 /// See the module.
@@ -105,13 +111,23 @@ impl StreamCheck {
     /// One delivery.
     pub(crate) fn take(&mut self, world: &World, delivery: &Delivery) -> Result<(), String> {
         match delivery {
-            Delivery::Created { watch_id, revision } => self.created(world, *watch_id, revision.get()),
-            Delivery::Events { watch_id, payload, from, .. } => self.events(world, *watch_id, payload, *from as usize),
-            Delivery::Progress { watch_id: NO_WATCH_ID, revision } => self.stream_progress(world, revision.get()),
-            Delivery::Progress { watch_id, revision } => {
+            Delivery::Created { watch_id, header } => {
+                named(world, header)?;
+                self.created(world, *watch_id, header.revision.get())
+            }
+            Delivery::Events { watch_id, payload, from, .. } => {
+                named(world, &payload.cluster().at(payload.revision()))?;
+                self.events(world, *watch_id, payload, *from as usize)
+            }
+            Delivery::Progress { watch_id: NO_WATCH_ID, header } => {
+                named(world, header)?;
+                self.stream_progress(world, header.revision.get())
+            }
+            Delivery::Progress { watch_id, header } => {
+                named(world, header)?;
                 let watch = self.live(*watch_id)?;
                 ensure(watch.spec.progress_notify, || format!("progress for {watch_id}, which did not ask for it"))?;
-                watch.bookmarkable(world, revision.get())
+                watch.bookmarkable(world, header.revision.get())
             }
             Delivery::Canceled(cancellation) => self.canceled(world, cancellation),
         }
@@ -210,7 +226,9 @@ impl StreamCheck {
             } else {
                 ensure(world.epoch() != epoch, || format!("not replaced: {cancellation:?} of {watch:?}"))?;
             }
-            ensure(cancellation.revision.get() == 0, || format!("a compaction with a revision: {cancellation:?}"))?;
+            ensure(cancellation.header.revision.get() == 0, || {
+                format!("a compaction with a revision: {cancellation:?}")
+            })?;
             watch.end = End::Compacted;
             self.compacted += 1;
             return Ok(());

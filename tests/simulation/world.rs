@@ -239,6 +239,11 @@ impl World {
         self.inner.lock().clusters.iter().position(|cluster| (cluster.base..cluster.base + BAND).contains(&revision))
     }
 
+    /// The id of the cluster that made a revision.
+    pub(crate) fn cluster_of(&self, revision: i64) -> Option<u64> {
+        self.epoch_of(revision).map(|epoch| self.inner.lock().clusters[epoch].id)
+    }
+
     /// Whether a cluster was ever compacted at just this revision.
     pub(crate) fn was_compacted_at(&self, epoch: usize, revision: i64) -> bool {
         self.inner.lock().clusters[epoch].compactions.contains(&revision)

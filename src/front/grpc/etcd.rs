@@ -26,7 +26,6 @@ use super::{
     pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
     reply::{Reply, read, refuse, refuse_compressed, respond},
-    service::mark_client,
     watch::Requests,
     watch_access::StreamAccess,
     watch_body::WatchBody,
@@ -119,7 +118,7 @@ impl EtcdApi {
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
-        let body = WatchBody::new(outbox.clone(), shared.hub.header().clone(), listed);
+        let body = WatchBody::new(outbox.clone(), listed);
         let requests = Requests {
             hub: shared.hub.clone(),
             access: StreamAccess { access: shared.access.clone(), caller, outbox: outbox.clone() },
@@ -128,7 +127,7 @@ impl EtcdApi {
             requires_leader,
             progress_interval: shared.progress_interval,
             stop: shared.stop.clone(),
-            current: Revision::ZERO,
+            current: shared.hub.header().at(Revision::ZERO),
         };
         shared.tasks.spawn(requests.run());
         respond(EtcdBody::Watch(body))
@@ -136,7 +135,7 @@ impl EtcdApi {
 
     async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let shared = &*self.shared;
-        let (mut parts, body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let body = match read(body).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
@@ -148,7 +147,6 @@ impl EtcdApi {
             }
             Answer::Forward(how) => {
                 shared.reads.count(how);
-                mark_client(&mut parts.extensions);
                 let request = Request::from_parts(parts, Body::new(Full::new(body)));
                 // Boxed, since the calls that are answered here would have to be as large.
                 let Ok(response) = Box::pin(shared.forward.clone().oneshot(request)).await;

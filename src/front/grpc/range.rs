@@ -2,7 +2,8 @@
 //!
 //! A linearizable read asks etcd for its current revision, once for all readers that wait, and waits until the feed has it.
 //! Whatever the relay cannot answer exactly as etcd would, errors included, is forwarded as it came, so that etcd answers.
-//! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came.
+//! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came, and of the cluster
+//! that said so; its header names the cluster that the data came from, and no revision at which they were compacted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use crate::{
     hub::{Feed, Hub, Listing, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
     pb::etcdserverpb::{RangeRequest, range_request},
     telemetry::names::Read,
-    types::{KeyRange, KeyValue, Revision},
+    types::{Header, KeyRange, KeyValue, Revision},
 };
 
 /// How long a serializable read of the past waits to hear that the past is compacted.
@@ -69,35 +70,59 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         return Answer::Forward(Read::ForwardedAccess);
     }
     feed.touch();
-    let mut how = Read::Snapshot;
-    if !serializable {
-        match reach_current(hub, access, &feed, query.revision).await {
-            Ok(()) => how = Read::Confirmed,
-            Err(why) => return Answer::Forward(why),
-        }
-    } else if query.revision > Revision::ZERO && Box::pin(is_compacted(hub, query.revision)).await {
-        return Answer::Forward(Read::ForwardedOther);
-    }
+    let (reply, how) = match look(hub, access, &feed, &query, serializable).await {
+        Ok(found) => found,
+        Err(why) => return Answer::Forward(why),
+    };
     if off && !access.is_off() {
         // Authentication was enabled meanwhile.
         return Answer::Forward(Read::ForwardedAccess);
     }
-    // Checked again, before and after the look: a feed that starts again, or ends, has nothing to answer with.
+    // etcd says in its own words that an answer is too large.
+    message(&query, reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
+}
+
+/// What the feed answers, with the header that goes with it.
+async fn look(
+    hub: &Hub,
+    access: &Access,
+    feed: &Feed,
+    query: &RangeQuery,
+    serializable: bool,
+) -> Result<(RangeReply, Read), Read> {
+    let is_past = query.revision > Revision::ZERO;
+    let confirmed = if !serializable {
+        Some(reach_current(hub, access, feed, query.revision).await?)
+    } else if is_past {
+        Box::pin(readable_at(hub, feed, query.revision)).await?
+    } else {
+        None
+    };
+    // Checked before and after the look: a feed that starts again, or ends, has nothing to answer with.
     let served = feed.is_serving();
-    let looked = query.read(&feed);
+    let looked = query.read(feed);
     if !served || !feed.is_serving() {
-        return Answer::Forward(Read::ForwardedLate);
+        return Err(Read::ForwardedLate);
     }
-    match looked {
-        Ok(reply) => {
-            if query.revision > Revision::ZERO && query.revision < reply.revision {
-                how = Read::History;
-            }
-            // etcd says in its own words that an answer is too large.
-            message(hub, &query, reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
+    let mut reply = looked.map_err(|_| Read::ForwardedOther)?;
+    if let Some(confirmed) = &confirmed
+        && (reply.header.cluster_id != confirmed.cluster_id
+            || !serializable && reply.header.revision < confirmed.revision)
+    {
+        // It began again between the answer and the look.
+        return Err(Read::ForwardedLate);
+    }
+    let mut how = if serializable { Read::Snapshot } else { Read::Confirmed };
+    if is_past {
+        if query.revision < reply.header.revision {
+            how = Read::History;
         }
-        Err(_) => Answer::Forward(Read::ForwardedOther),
+        // By the feed's own revision the past may be compacted. It was not at the one that was confirmed with it, nor is it ever at
+        // its own.
+        let known = confirmed.map_or(Revision::ZERO, |confirmed| confirmed.revision).max(query.revision);
+        reply.header.revision = reply.header.revision.min(known);
     }
+    Ok((reply, how))
 }
 
 /// Whether the client that sent these headers may read the range. Unknown is no time to wait here: etcd can answer.
@@ -106,15 +131,27 @@ async fn is_granted(access: &Access, headers: &HeaderMap, range: &KeyRange) -> b
     access.known().auth == Auth::On && access.permits(&Caller::of(headers), &WireRange::of(range)).await
 }
 
-/// Whether etcd says that a revision is compacted. Where it cannot say so in time, what is known of the past does.
-async fn is_compacted(hub: &Hub, revision: Revision) -> bool {
-    let confirm = hub.confirmer().confirm(Some(revision));
-    matches!(tokio::time::timeout(PAST_PATIENCE, confirm).await, Ok(Ok(confirmed)) if confirmed.compacted)
+/// Up to when etcd says that a past revision can be read; `None` where it cannot say so in time.
+///
+/// # Errors
+/// Where the revision is compacted, or another cluster answers than the feed's.
+async fn readable_at(hub: &Hub, feed: &Feed, past: Revision) -> Result<Option<Header>, Read> {
+    let mark = feed.mark();
+    match tokio::time::timeout(PAST_PATIENCE, hub.confirmer().confirm(Some(past))).await {
+        Ok(Ok(confirmed)) if confirmed.compacted => Err(Read::ForwardedOther),
+        Ok(Ok(confirmed)) => {
+            feed.check(mark, &confirmed.header).map_err(|_| Read::ForwardedLate)?;
+            Ok(Some(confirmed.header))
+        }
+        Ok(Err(_)) | Err(_) => Ok(None),
+    }
 }
 
-/// Waits until the feed has the revision that is current now. A past revision must not be compacted at etcd.
-async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<(), Read> {
+/// Waits until the feed has the revision that is current now, and gives back what upstream said. A past revision must not be
+/// compacted at etcd.
+async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Header, Read> {
     let past = (past > Revision::ZERO).then_some(past);
+    let mark = feed.mark();
     let confirmed = hub.confirmer().confirm(past).await.map_err(|error| {
         if matches!(error, UpstreamError::Denied(_)) && access.is_off() {
             access.doubt();
@@ -124,14 +161,11 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
-    let revision = confirmed.header.revision;
-    if feed.revision() >= revision {
-        return Ok(());
-    }
-    Box::pin(feed.wait_for(revision, PATIENCE)).await.map_err(|error| match error {
-        WaitError::Timeout | WaitError::Denied => Read::ForwardedLate,
+    feed.reach(mark, &confirmed.header, PATIENCE).await.map_err(|error| match error {
+        WaitError::Timeout | WaitError::Denied | WaitError::Replaced => Read::ForwardedLate,
         WaitError::Unknown => Read::ForwardedUntrusted,
-    })
+    })?;
+    Ok(confirmed.header)
 }
 
 /// The request, where the body is one uncompressed gRPC message.
@@ -178,8 +212,8 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
 }
 
 /// The `RangeResponse`, made of the encoded key-values that the snapshot holds. `None` where one message cannot be so long.
-fn message(hub: &Hub, query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
-    let RangeReply { revision, kvs, more, count } = reply;
+fn message(query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
+    let RangeReply { header, kvs, more, count } = reply;
     let kvs = if query.keys_only { kvs.kvs().into_iter().map(without_value).collect() } else { kvs };
     let shared = kvs.encoded_len();
     if shared > MAX_ANSWER {
@@ -187,7 +221,7 @@ fn message(hub: &Hub, query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
     }
     let tail = Tail { more, count: count as u64 };
     let mut writer = Writer::with_capacity(shared.min(SMALL) + 96);
-    writer.message(shared + tail.len(), |own| put_header(own, &hub.header().at(revision)));
+    writer.message(shared + tail.len(), |own| put_header(own, &header));
     Some(Reply::of_parts(writer, Rest { kvs, tail }))
 }
 

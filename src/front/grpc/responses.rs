@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use super::pieces::{MAX_REQUEST, Pieces, SHARE_FROM, Writer, put_bytes, put_header, put_int};
 use crate::{
     hub::{Cancellation, Delivery, Payload, Whole},
-    types::{Revision, UpstreamHeader},
+    types::{Cluster, Header, Revision},
 };
 
 /// From this many waiting deliveries on, live events of one watch are joined into one response, as those from the past always
@@ -31,7 +31,7 @@ pub(super) struct Written {
 }
 
 /// Writes all deliveries of `batch`, in order, and empties it.
-pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Pieces, Written) {
+pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
     let (mut small, mut waiting) = (0, 0);
     for delivery in &*batch {
         small += HEAD_BYTES;
@@ -42,14 +42,14 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
             waiting += payload.revisions() - *from as usize - 1;
         }
     }
-    let mut response = Response { writer: Writer::with_capacity(small), header, written: Written::default() };
+    let mut response = Response { writer: Writer::with_capacity(small), written: Written::default() };
     let burst = waiting >= BURST;
     let mut deliveries = batch.drain(..).peekable();
     let mut joined = Joined::default();
     while let Some(delivery) = deliveries.next() {
         match delivery {
-            Delivery::Created { watch_id, revision } => response.plain(watch_id, revision, |own| put_int(own, 3, 1)),
-            Delivery::Progress { watch_id, revision } => response.plain(watch_id, revision, |_| {}),
+            Delivery::Created { watch_id, header } => response.plain(watch_id, &header, |own| put_int(own, 3, 1)),
+            Delivery::Progress { watch_id, header } => response.plain(watch_id, &header, |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
             Delivery::Events { watch_id, payload, from, fragment, mut as_of, .. } => {
                 let from = from as usize;
@@ -62,7 +62,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>, header: &UpstreamHeader) -> (Piec
                     continue;
                 }
                 if !burst && as_of.is_none() {
-                    payload.each(from).for_each(|whole| response.revision(watch_id, &whole));
+                    payload.each(from).for_each(|whole| response.revision(watch_id, payload.cluster(), &whole));
                     continue;
                 }
                 joined.add(payload, from);
@@ -103,17 +103,15 @@ impl Joined {
     }
 }
 
-struct Response<'a> {
+struct Response {
     writer: Writer,
-    header: &'a UpstreamHeader,
     written: Written,
 }
 
-impl Response<'_> {
-    fn plain(&mut self, watch_id: i64, revision: Revision, more: impl FnOnce(&mut BytesMut)) {
-        let header = self.header.at(revision);
+impl Response {
+    fn plain(&mut self, watch_id: i64, header: &Header, more: impl FnOnce(&mut BytesMut)) {
         self.writer.message(0, |own| {
-            put_header(own, &header);
+            put_header(own, header);
             put_int(own, 2, watch_id as u64);
             more(own);
         });
@@ -121,7 +119,7 @@ impl Response<'_> {
     }
 
     fn canceled(&mut self, cancellation: &Cancellation) {
-        self.plain(cancellation.watch_id, cancellation.revision, |own| {
+        self.plain(cancellation.watch_id, &cancellation.header, |own| {
             put_int(own, 3, u64::from(cancellation.refused));
             put_int(own, 4, 1);
             put_int(own, 5, cancellation.compact_revision.get() as u64);
@@ -132,7 +130,8 @@ impl Response<'_> {
     /// All that was joined, in one response.
     fn events(&mut self, watch_id: i64, joined: &mut Joined, as_of: Option<Revision>) {
         let Some((last, _)) = joined.payloads.last() else { return };
-        self.head(watch_id, last.revision().max(as_of.unwrap_or_default()), joined.bytes);
+        let header = last.cluster().at(last.revision().max(as_of.unwrap_or_default()));
+        self.head(watch_id, &header, joined.bytes);
         for (payload, from) in joined.payloads.drain(..) {
             self.writer.shared(&payload.bytes(from));
             self.written.events += payload.events(from) as u64;
@@ -141,16 +140,15 @@ impl Response<'_> {
     }
 
     /// One revision in one response, as etcd sends it.
-    fn revision(&mut self, watch_id: i64, whole: &Whole) {
-        self.head(watch_id, whole.revision, whole.bytes.len());
+    fn revision(&mut self, watch_id: i64, cluster: &Cluster, whole: &Whole) {
+        self.head(watch_id, &cluster.at(whole.revision), whole.bytes.len());
         self.writer.shared(&whole.bytes);
         self.written.events += whole.events as u64;
     }
 
-    fn head(&mut self, watch_id: i64, revision: Revision, bytes: usize) {
-        let header = self.header.at(revision);
+    fn head(&mut self, watch_id: i64, header: &Header, bytes: usize) {
         self.writer.message(bytes, |own| {
-            put_header(own, &header);
+            put_header(own, header);
             put_int(own, 2, watch_id as u64);
         });
         self.written.responses += 1;
@@ -158,7 +156,7 @@ impl Response<'_> {
 
     /// One revision in several responses, cut where etcd would cut: each has at least one event, and as many as fit.
     fn fragments(&mut self, watch_id: i64, payload: &Payload, as_of: Option<Revision>) {
-        let header = self.header.at(payload.revision().max(as_of.unwrap_or_default()));
+        let header = payload.cluster().at(payload.revision().max(as_of.unwrap_or_default()));
         let mut pieces = payload.pieces().peekable();
         while pieces.peek().is_some() {
             let mut bytes = 0;
@@ -204,8 +202,8 @@ mod tests {
     fn sent(subscribe: &Subscribe, past: bool, publish: impl Fn(&Feed)) -> (Vec<(i64, Vec<i64>)>, Written) {
         let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 1 });
         let feed = hub.open(KeyRange::prefix("".into()));
-        feed.install(KeyMap::default(), Revision::ZERO);
-        feed.set_state(FeedState::Live, None);
+        feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
+        feed.set_state(FeedState::Live);
         let outbox = Outbox::new(hub.limits().outbox);
         if past {
             publish(&feed);
@@ -220,7 +218,7 @@ mod tests {
             assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
             batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
         }
-        let (mut pieces, written) = write(&mut batch, &UpstreamHeader::default());
+        let (mut pieces, written) = write(&mut batch);
         let mut bytes = pieces.copy_to_bytes(pieces.remaining());
         let responses: Vec<_> = std::iter::from_fn(|| response(&mut bytes)).collect();
         assert_eq!(written.responses, responses.len() as u64);

@@ -30,7 +30,7 @@ use crate::{
         WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion,
     },
     telemetry::names::{self, Refusal},
-    types::{KeyRange, Revision},
+    types::{Header, KeyRange, Revision},
 };
 
 /// Most requests that are acted on together, and about how many bytes of them.
@@ -61,8 +61,8 @@ pub(super) struct Requests {
     pub(super) progress_interval: Duration,
     /// The relay stops.
     pub(super) stop: CancellationToken,
-    /// What the cluster's revision was when last asked.
-    pub(super) current: Revision,
+    /// Who answered when the cluster's revision was last asked, and what it was.
+    pub(super) current: Header,
 }
 
 /// One request, parsed.
@@ -243,6 +243,7 @@ impl Requests {
     async fn reach_current(&mut self, feeds: &[Arc<Feed>], oldest: Option<Revision>) -> bool {
         // A snapshot read before the ask would be older than it.
         join_all(feeds.iter().map(|feed| feed.wait_serving(SNAPSHOT_PATIENCE))).await;
+        let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
         let confirm = self.hub.confirmer().confirm(oldest);
         let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
             Ok(Ok(confirmed)) => confirmed,
@@ -258,8 +259,9 @@ impl Requests {
                 return false;
             }
         };
-        self.current = confirmed.header.revision;
-        let waits = feeds.iter().map(|feed| feed.wait_for(confirmed.header.revision, CURRENT_PATIENCE));
+        self.current = confirmed.header;
+        // A feed of another cluster does not serve until it has begun again; creates wait for that.
+        let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
         for waited in join_all(waits).await {
             if let Err(error) = waited {
                 tracing::debug!(%error, "Watch requests are served from an older revision than the current one");

@@ -20,7 +20,6 @@ use super::{etcd::Listed, pieces::Pieces, reply::trailers, responses};
 use crate::{
     hub::{Delivery, Drained, Outbox, StreamEnd},
     telemetry::{delivered, names},
-    types::UpstreamHeader,
 };
 
 /// About how many event bytes go into one frame. Larger frames save little; smaller ones keep other streams waiting less.
@@ -41,16 +40,15 @@ thread_local! {
 #[derive(Debug)]
 pub struct WatchBody {
     outbox: Arc<Outbox>,
-    header: Arc<UpstreamHeader>,
     ended: bool,
     _listed: Option<Listed>,
 }
 
 impl WatchBody {
     /// The body of the stream that writes into `outbox`.
-    pub(super) fn new(outbox: Arc<Outbox>, header: Arc<UpstreamHeader>, listed: Option<Listed>) -> Self {
+    pub(super) fn new(outbox: Arc<Outbox>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { outbox, header, ended: false, _listed: listed }
+        Self { outbox, ended: false, _listed: listed }
     }
 }
 
@@ -64,7 +62,7 @@ impl WatchBody {
             }
             _ => None,
         });
-        let (pieces, written) = responses::write(batch, &self.header);
+        let (pieces, written) = responses::write(batch);
         if let Some(waited) = waited {
             delivered::count_lag(waited);
         }

@@ -16,8 +16,8 @@ const LIMITS: OutboxLimits = OutboxLimits { bytes: 1000, deliveries: 100, watche
 
 fn feed(hub: &Hub) -> Arc<Feed> {
     let feed = hub.open(KeyRange::prefix("".into()));
-    feed.install(KeyMap::default(), Revision::ZERO);
-    feed.set_state(FeedState::Live, None);
+    feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
+    feed.set_state(FeedState::Live);
     feed
 }
 
@@ -196,7 +196,7 @@ fn runs_of_a_history_that_is_gone_are_not_passed_on() {
     let mut cx = Context::from_waker(Waker::noop());
     assert_eq!(outbox.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
     let Next::Make(epoch, missing) = serve(&feed, &outbox, vec![0], None) else { panic!("nothing is made yet") };
-    feed.install(KeyMap::default(), Revision::ZERO);
+    feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
     publish(&feed, 1..=10);
     let runs = missing.iter().map(|Missing { key, task, range, options }| (*key, task.make(range, *options))).collect();
     serve(&feed, &outbox, vec![0], Some(Made { feed: feed.clone(), epoch, runs }));

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Feed, FeedKind, FeedState, PublishError, Reset, inner::Inner};
+use super::{Feed, FeedKind, PublishError, Reset, inner::Inner};
 use crate::{
     hub::{
         delivery::Cancellation,
@@ -16,42 +16,106 @@ use crate::{
         history::History,
         outbox::Phase,
         snapshot::{KeyMap, Snapshot, free},
+        standing::{Doubt, FeedState, Permission, Standing},
         stats,
         upstream::Changes,
     },
-    types::Revision,
+    types::{Cluster, Revision},
 };
 
 impl Feed {
-    /// Sets the state, for readers, metrics and `/debug/state`.
-    pub fn set_state(&self, state: FeedState, error: Option<String>) {
-        if error.is_some() {
-            *self.last_error.lock() = error;
+    /// Changes where the feed stands, as a whole, for readers, metrics, `/ready` and `/debug/state`.
+    pub(crate) fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        let mut states = None;
+        self.standing.send_modify(|standing| {
+            let old = standing.state;
+            change(standing);
+            states = Some((old, standing.state));
+        });
+        if let Some((old, new)) = states.filter(|(old, new)| old != new) {
+            stats::feed_state(Some(old), new);
         }
-        let old = self.state.send_replace(state);
-        stats::feed_state(Some(old), state);
     }
 
-    /// Says whether upstream refuses the relay's own identity. To be called before [`Feed::set_state`], which tells who waits.
-    pub fn set_denied(&self, denied: bool) {
-        self.denied.store(denied, Ordering::Release);
+    /// Sets the state alone. The feed is believed to be up to date with what it has, and no more.
+    pub fn set_state(&self, state: FeedState) {
+        self.stand(|standing| {
+            standing.state = state;
+            standing.trusts_progress = false;
+        });
     }
 
-    /// Says of which cluster the feed's revisions are from now on.
-    pub fn set_cluster_id(&self, cluster_id: u64) {
-        self.cluster_id.store(cluster_id, Ordering::Relaxed);
+    /// A snapshot was read, which settles what was in doubt before: the feed can serve, and watches from here on.
+    pub fn loaded(&self) {
+        let epoch = self.snapshot.load().epoch;
+        self.stand(|standing| {
+            standing.state = FeedState::Resuming;
+            standing.permission = Permission::Granted;
+            standing.doubt = standing.doubt.filter(|(_, of)| *of == epoch);
+        });
     }
 
-    /// Says whether [`Feed::advance`] will be called with progress that can be believed.
-    pub fn set_trusts_progress(&self, trusts: bool) {
-        self.trusts_progress.store(trusts, Ordering::Relaxed);
+    /// A watch is open from the feed's next revision on.
+    pub fn follows(&self, trusts_progress: bool) {
+        self.stand(|standing| {
+            standing.state = FeedState::Live;
+            standing.trusts_progress = trusts_progress;
+            standing.permission = Permission::Granted;
+            standing.recovered();
+        });
     }
 
-    /// The first snapshot, at `revision`. Nobody has subscribed before.
-    pub fn install(&self, map: KeyMap, revision: Revision) {
+    /// Upstream failed. Where it `denied` the relay more than once in a row, the relay may not read the range; any other failure
+    /// tells nothing of that.
+    pub fn failed(&self, state: FeedState, error: String, denied: bool) {
+        self.stand(|standing| {
+            standing.state = state;
+            standing.trusts_progress = false;
+            if denied {
+                standing.permission = Permission::Denied;
+            }
+            standing.failed(error);
+        });
+    }
+
+    /// Waits until a doubt is raised. Cancel safe.
+    pub async fn in_doubt(&self) {
+        self.doubts.notified().await;
+    }
+
+    /// What has to be found out, if anything.
+    #[must_use]
+    pub fn doubted(&self) -> Option<Doubt> {
+        let epoch = self.snapshot.load().epoch;
+        self.standing.borrow().doubt.filter(|(_, of)| *of == epoch).map(|(doubt, _)| doubt)
+    }
+
+    /// The doubt is settled: the feed is what its upstream is. One that is graver stays.
+    pub fn settled(&self, doubt: Doubt) {
+        self.stand(|standing| standing.doubt = standing.doubt.filter(|(known, _)| *known != doubt));
+    }
+
+    /// What was found out about the relay's permission to read on, while its watch goes on.
+    pub fn permission(&self, lost: Option<String>) {
+        self.stand(|standing| match lost {
+            Some(error) => {
+                standing.permission = Permission::Lost;
+                standing.failed(error);
+            }
+            None => {
+                standing.permission = Permission::Granted;
+                standing.recovered();
+            }
+        });
+    }
+
+    /// The first snapshot, at `revision` of `cluster`. Nobody has subscribed before.
+    pub fn install(&self, cluster: Arc<Cluster>, map: KeyMap, revision: Revision) {
         let mut inner = self.lock();
+        inner.cluster = cluster;
         let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
+        self.announce(revision);
         replaced.free();
     }
 
@@ -63,17 +127,19 @@ impl Feed {
         let mut wakers = Vec::new();
         // Read once for each batch, not for each delivery.
         let asked = Instant::now();
-        let (began, shown);
+        let (began, shown, revision);
         let result = {
             let mut inner = self.lock();
             began = Instant::now();
             let result = inner.publish(batch, &mut wakers);
             shown = self.show(&inner);
+            revision = inner.revision;
             result
         };
         let done = Instant::now();
         stats::published(batch, stats::Published { asked, began, done });
         wakers.into_iter().for_each(Waker::wake);
+        self.announce(revision);
         // What the revisions replaced is freed here, where nobody waits.
         drop(shown);
         self.pins.expire(done);
@@ -90,15 +156,18 @@ impl Feed {
             inner.revision = revision;
             self.show(&inner);
         }
+        self.announce(revision);
         self.pins.expire(Instant::now());
     }
 
     /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is filled from upstream if
     /// that still has it; and is ended otherwise.
-    pub fn reset(self: &Arc<Self>, map: KeyMap, revision: Revision, reset: &Reset) {
+    pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
         let mut wakers = Vec::new();
         let mut fills = Vec::new();
         let mut inner = self.lock();
+        // From here on all that is said is the new one's word; what is queued keeps the name of the one that it came from.
+        inner.cluster = cluster.clone();
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
@@ -133,7 +202,13 @@ impl Feed {
                     Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
                 };
                 let watch_id = watch.id;
-                let cancellation = Cancellation { watch_id, compact_revision, reason, ..Cancellation::default() };
+                let cancellation = Cancellation {
+                    watch_id,
+                    refused: false,
+                    header: cluster.at(Revision::ZERO),
+                    compact_revision,
+                    reason,
+                };
                 stats::canceled(&cancellation);
                 let ((watch, last), waker) = state.end_watch(slot, cancellation);
                 drop(state);
@@ -143,6 +218,7 @@ impl Feed {
         }
         let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
+        self.announce(revision);
         replaced.free();
         for (outbox, filled) in fills {
             fill::spawn(self.clone(), outbox, filled);
@@ -164,7 +240,7 @@ impl Feed {
             inner.closed = true;
             drop(inner);
             // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
-            self.set_state(FeedState::Closed, None);
+            self.set_state(FeedState::Closed);
             let mut inner = self.lock();
             let revision = inner.revision;
             let replaced = self.replace(&mut inner, KeyMap::default(), revision);
@@ -206,10 +282,14 @@ impl Feed {
 
     /// Makes the state under the lock visible to those who read without it. Gives back what they saw before.
     fn show(&self, inner: &Inner) -> Arc<Snapshot> {
-        let snapshot = Snapshot { revision: inner.revision, map: inner.map.clone(), epoch: inner.epoch };
-        let before = self.snapshot.swap(Arc::new(snapshot));
-        self.revision.send_replace(inner.revision);
-        before
+        let (map, cluster) = (inner.map.clone(), inner.cluster.clone());
+        self.snapshot.swap(Arc::new(Snapshot { revision: inner.revision, map, epoch: inner.epoch, cluster }))
+    }
+
+    /// Tells those who wait for a revision that it has come. Not under the lock: who is woken there runs into it. The driver alone
+    /// calls this, so revisions are announced in the order in which they were shown.
+    fn announce(&self, revision: Revision) {
+        self.revision.send_replace(revision);
     }
 }
 

@@ -21,11 +21,13 @@ use crate::{
         snapshot::KeyMap,
         upstream::Changes,
     },
-    types::{Entry, EventFields, EventKind, Revision},
+    types::{Cluster, Entry, EventFields, EventKind, Revision},
 };
 
 #[derive(Debug)]
 pub(in crate::hub) struct Inner {
+    /// The cluster that all of it came from.
+    pub(in crate::hub) cluster: Arc<Cluster>,
     pub(in crate::hub) map: KeyMap,
     pub(in crate::hub) history: History,
     pub(in crate::hub) index: Index,
@@ -69,7 +71,7 @@ impl Inner {
     /// Makes the entry of a revision and puts it into the map.
     fn apply(&mut self, changes: &Changes) -> Arc<Entry> {
         let prev = |change: &EventFields| if change.is_create() { None } else { self.map.get(&change.kv.key).cloned() };
-        let entry = Arc::new(Entry::encode(changes.revision, changes.received, &changes.events, prev));
+        let entry = Arc::new(Entry::encode(&self.cluster, changes.revision, changes.received, &changes.events, prev));
         for event in entry.events() {
             match event.kind {
                 EventKind::Put => drop(self.map.insert(event.kv.clone())),

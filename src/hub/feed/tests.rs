@@ -17,8 +17,8 @@ fn hub() -> Arc<Hub> {
 
 fn feed(hub: &Hub, prefix: &'static str, revision: i64) -> Arc<Feed> {
     let feed = hub.open(KeyRange::prefix(prefix.into()));
-    feed.install(KeyMap::default(), Revision::new(revision));
-    feed.set_state(FeedState::Live, None);
+    feed.install(Arc::default(), KeyMap::default(), Revision::new(revision));
+    feed.set_state(FeedState::Live);
     feed
 }
 
@@ -74,7 +74,7 @@ fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
         all.extend(batch.drain(..).map(|delivery| match delivery {
-            Delivery::Progress { watch_id, revision } => format!("{watch_id}: progress {revision}"),
+            Delivery::Progress { watch_id, header } => format!("{watch_id}: progress {}", header.revision),
             other => format!("{other:?}"),
         }));
     }
@@ -236,7 +236,7 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
         let fields = KeyValueFields { key: format!("{key:03}").into(), ..KeyValueFields::default() };
         map.insert(Arc::new(KeyValue::new(&fields)));
     }
-    feed.install(map.clone(), Revision::new(10));
+    feed.install(Arc::default(), map.clone(), Revision::new(10));
     let page = |from: &str, revision: i64| {
         let query = RangeQuery {
             range: KeyRange::from_wire(from.to_owned().into(), "\0".into()).expect("a range"),
@@ -253,7 +253,7 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
         };
         query.read(&feed).map(|reply| {
             let keys: Vec<_> = reply.kvs.kvs().into_iter().map(|kv| kv.key().to_vec()).collect();
-            (reply.revision.get(), reply.count, reply.more, keys)
+            (reply.header.revision.get(), reply.count, reply.more, keys)
         })
     };
     let keys = |from: usize, to: usize| (from..to).map(|key| format!("{key:03}").into_bytes()).collect::<Vec<_>>();
@@ -264,7 +264,7 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
     assert_eq!(page("199\0", 10), Ok((199, 50, false, keys(200, 250))));
     assert_eq!(page("099\0", 11), Err(ReadError::BeforeHistory), "nobody lists at this revision");
     // The same revision of another cluster.
-    feed.reset(map, Revision::new(10), &Reset::Replaced);
+    feed.reset(&Arc::default(), map, Revision::new(10), &Reset::Replaced);
     publish(&feed, 11);
     assert_eq!(page("099\0", 10), Ok((11, 150, true, keys(100, 200))));
 }
@@ -280,4 +280,146 @@ fn a_list_that_nobody_goes_on_with_is_let_go_also_where_only_other_keys_change()
     feed.pins.age(Duration::from_secs(60));
     feed.advance(Revision::new(13));
     assert!(feed.pins.at(Revision::new(10)).is_none());
+}
+
+/// Fails where it is woken while the feed's lock is held.
+struct Unlocked {
+    feed: Arc<Feed>,
+    woken: AtomicUsize,
+}
+
+impl std::task::Wake for Unlocked {
+    fn wake(self: Arc<Self>) {
+        assert!(self.feed.inner.try_lock().is_some(), "woken under the feed's lock");
+        self.woken.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn nobody_is_woken_under_the_feeds_lock() {
+    let feed = feed(&hub(), "", 10);
+    let outbox = Outbox::new(feed.shared.limits.outbox);
+    subscribe(&feed, &outbox, 1, "k");
+    drain(&outbox);
+    type Act = fn(&Arc<Feed>, &Arc<Outbox>);
+    let acts: [(&str, Act); 5] = [
+        ("publish", |feed, _| publish(feed, 11)),
+        ("advance", |feed, _| feed.advance(Revision::new(12))),
+        ("reset", |feed, _| feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(5), &Reset::Replaced)),
+        ("stand", |feed, _| feed.set_state(FeedState::Resyncing)),
+        ("cancel", |_, outbox| outbox.cancel(1)),
+    ];
+    for (name, act) in acts {
+        let woken = Arc::new(Unlocked { feed: feed.clone(), woken: AtomicUsize::new(0) });
+        let waker = std::task::Waker::from(woken.clone());
+        let mut cx = std::task::Context::from_waker(&waker);
+        let (mut revisions, mut standings) = (feed.watch_revision(), feed.watch_standing());
+        let (mut revision, mut standing) = (Box::pin(revisions.changed()), Box::pin(standings.changed()));
+        assert!(revision.as_mut().poll(&mut cx).is_pending() && standing.as_mut().poll(&mut cx).is_pending());
+        assert!(outbox.poll_drain(&mut cx, &mut Vec::new(), usize::MAX).is_pending());
+        act(&feed, &outbox);
+        assert!(woken.woken.load(Ordering::SeqCst) > 0, "{name} wakes somebody");
+        drain(&outbox);
+    }
+}
+
+/// An answer of upstream's.
+fn answer(cluster_id: u64, revision: i64) -> Header {
+    Header { cluster_id, revision: Revision::new(revision), ..Header::default() }
+}
+
+/// A feed of cluster 7 at revision 10.
+fn feed_of_cluster() -> Arc<Feed> {
+    let feed = hub().open(KeyRange::prefix("".into()));
+    feed.install(Arc::new(Cluster::of(&answer(7, 1))), KeyMap::default(), Revision::new(10));
+    feed.loaded();
+    feed.follows(true);
+    feed
+}
+
+#[test]
+fn an_answer_of_another_cluster_or_from_before_the_question_puts_the_feed_in_doubt() {
+    for (cluster_id, revision, doubt) in [
+        (7, 10, None),
+        (7, 11, None),
+        (7, 9, Some(Doubt::WentBack)),
+        (8, 9, Some(Doubt::Cluster)),
+        (8, 10, Some(Doubt::Cluster)),
+        (8, 11, Some(Doubt::Cluster)),
+    ] {
+        let feed = feed_of_cluster();
+        let mark = feed.mark();
+        // What comes while upstream is asked proves nothing: the answer may be older.
+        publish(&feed, 12);
+        let expected = if doubt.is_none() { Ok(()) } else { Err(WaitError::Replaced) };
+        assert_eq!(feed.check(mark, &answer(cluster_id, revision)), expected, "{cluster_id} at {revision}");
+        assert_eq!((feed.doubted(), feed.is_serving()), (doubt, doubt.is_none()), "{cluster_id} at {revision}");
+        if let Some(doubt) = doubt {
+            feed.settled(Doubt::Permission);
+            assert!(!feed.is_serving(), "another doubt was settled");
+            feed.settled(doubt);
+            assert!(feed.is_serving());
+        }
+    }
+}
+
+#[test]
+fn a_doubt_ends_with_the_snapshot_that_it_was_about() {
+    let feed = feed_of_cluster();
+    let mark = feed.mark();
+    assert!(feed.check(mark, &answer(8, 3)).is_err());
+    let new = Arc::new(Cluster::of(&answer(8, 3)));
+    feed.reset(&new, KeyMap::default(), Revision::new(3), &Reset::Replaced);
+    feed.loaded();
+    assert!(feed.is_serving() && feed.doubted().is_none());
+    // The question was put to the old one; what it says of the new one is no proof that this went back.
+    assert_eq!(feed.check(mark, &answer(8, 2)), Ok(()));
+    assert_eq!(feed.check(mark, &answer(7, 30)), Err(WaitError::Replaced));
+    feed.raise(Doubt::WentBack, mark.epoch);
+    assert!(feed.is_serving() && feed.doubted().is_none(), "of a snapshot that is gone");
+}
+
+#[tokio::test]
+async fn a_wait_does_not_end_with_another_clusters_revision() {
+    let feed = feed_of_cluster();
+    let mark = feed.mark();
+    let wait = tokio::spawn({
+        let feed = feed.clone();
+        async move { feed.reach(mark, &answer(7, 20), Duration::from_secs(60)).await }
+    });
+    while feed.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let new = Arc::new(Cluster::of(&answer(8, 30)));
+    feed.reset(&new, KeyMap::default(), Revision::new(30), &Reset::Replaced);
+    assert_eq!(wait.await.expect("the wait"), Err(WaitError::Replaced));
+}
+
+#[test]
+fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
+    let feed = feed_of_cluster();
+    let outbox = Outbox::new(feed.shared.limits.outbox);
+    subscribe(&feed, &outbox, 1, "k");
+    publish(&feed, 11);
+    publish(&feed, 12);
+    outbox.notify_progress(true);
+    let new = Arc::new(Cluster::of(&answer(8, 30)));
+    feed.reset(&new, KeyMap::default(), Revision::new(30), &Reset::Replaced);
+    feed.loaded();
+    subscribe(&feed, &outbox, 2, "k");
+    publish(&feed, 31);
+    let mut batch = Vec::new();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+    let told: Vec<_> = batch
+        .iter()
+        .map(|delivery| match delivery {
+            Delivery::Created { header, .. } => ("created", header.cluster_id),
+            Delivery::Events { payload, .. } => ("events", payload.cluster().id()),
+            Delivery::Progress { header, .. } => ("progress", header.cluster_id),
+            Delivery::Canceled(cancellation) => ("canceled", cancellation.header.cluster_id),
+        })
+        .collect();
+    let old = [("created", 7), ("events", 7), ("events", 7), ("progress", 7)];
+    assert_eq!(told, [&old[..], &[("canceled", 8), ("created", 8), ("events", 8)]].concat());
 }

@@ -17,7 +17,7 @@ use crate::{
         payload::Payload,
         stats,
     },
-    types::Revision,
+    types::{Header, Revision},
 };
 
 /// Guarded by the outbox's lock.
@@ -246,7 +246,8 @@ impl State {
 
     /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
     /// come.
-    pub(in crate::hub) fn progress(&mut self, revision: Revision) -> (ProgressAnswer, Option<Waker>) {
+    pub(in crate::hub) fn progress(&mut self, header: Header) -> (ProgressAnswer, Option<Waker>) {
+        let revision = header.revision;
         let ahead = |watch: &Watch| {
             let of_feed = self.feeds[watch.attachment as usize].feed.revision();
             watch.next > revision.next() && watch.next <= of_feed.next()
@@ -263,7 +264,7 @@ impl State {
         for (_, watch) in &mut self.watches {
             watch.next = watch.next.max(revision.next());
         }
-        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, revision });
+        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, header });
         (ProgressAnswer::Sent, waker)
     }
 }

@@ -235,6 +235,21 @@ impl Etcd {
         path
     }
 
+    /// A copy of the data of a member that was killed, for [`Self::roll_back`]. The copy goes with this value.
+    pub fn copy_data(&self) -> PathBuf {
+        let copy = self.root.path().join("copy");
+        run(Command::new("cp").arg("-a").arg(self.data_dir(&self.members[0])).arg(&copy));
+        copy
+    }
+
+    /// Puts a copy of its data in place of what a member that was killed has: its cluster goes back to what it was then, and
+    /// keeps its id.
+    pub fn roll_back(&self, copy: &Path) {
+        let data = self.data_dir(&self.members[0]);
+        std::fs::remove_dir_all(&data).expect("remove the data");
+        run(Command::new("cp").arg("-a").arg(copy).arg(&data));
+    }
+
     /// What all members printed.
     pub fn log(&self) -> String {
         self.members.iter().filter_map(|member| member.process.as_ref()).map(Process::log).collect()

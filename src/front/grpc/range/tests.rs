@@ -22,15 +22,15 @@ fn hub() -> (Arc<Hub>, Arc<Feed>) {
         let fields = KeyValueFields { key, value, create_revision, mod_revision, version: 2, lease: 0 };
         map.insert(Arc::new(KeyValue::new(&fields)));
     }
-    feed.install(map, Revision::new(7));
-    feed.set_state(FeedState::Live, None);
+    feed.install(Arc::default(), map, Revision::new(7));
+    feed.set_state(FeedState::Live);
     (hub, feed)
 }
 
 /// The answer to a request, and the sizes of the parts in which it comes.
-async fn ask((hub, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (RangeResponse, Vec<usize>) {
+async fn ask((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (RangeResponse, Vec<usize>) {
     let query = query(request).expect("a query");
-    let mut reply = message(hub, &query, query.read(feed).expect("a reply")).expect("not too large");
+    let mut reply = message(&query, query.read(feed).expect("a reply")).expect("not too large");
     let (mut message, mut parts) = (Vec::new(), Vec::new());
     let trailers = loop {
         assert!(!reply.is_end_stream());
