@@ -110,8 +110,8 @@ impl Relay {
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let upstream::Running { upstream, forward, version, patience } = data.run(&phases, &ready);
-        let core = core::wire(&config, upstream, patience, forward, &phases, &ready);
+        let upstream::Running { upstream, forward, own, version, patience } = data.run(&phases, &ready);
+        let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,

@@ -4,10 +4,12 @@
 //! sees this module).
 
 mod causes;
+mod dial;
 mod driver;
 mod endpoint;
 mod etcd;
 pub mod forward;
+mod pool;
 pub mod probe;
 mod version;
 

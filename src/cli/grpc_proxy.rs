@@ -130,6 +130,7 @@ impl Given {
                     connect_timeout: forward::Config::CONNECT_TIMEOUT,
                     request_timeout: Etcd::REQUEST_TIMEOUT,
                     keepalive: self.dial_keepalive()?,
+                    max_forwarded_per_client: forward::Config::MAX_PER_CLIENT,
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),

@@ -69,6 +69,16 @@ struct UpstreamFlags {
         default_value_t = PositiveTime(Etcd::REQUEST_TIMEOUT)
     )]
     request_timeout: PositiveTime,
+
+    /// Largest number of forwarded calls that one client address may have under way at a time, those that wait for a lock or keep a
+    /// lease alive among them; one more is refused. Each costs some ten KiB here, and a stream at etcd
+    #[arg(
+        long,
+        env = "ETCD_RELAY_MAX_FORWARDED_PER_CLIENT",
+        value_name = "NUMBER",
+        default_value_t = forward::Config::MAX_PER_CLIENT
+    )]
+    max_forwarded_per_client: NonZeroUsize,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +166,7 @@ impl UpstreamFlags {
             connect_timeout: self.connect_timeout.0,
             request_timeout: self.request_timeout.0,
             keepalive: Some(forward::Config::KEEPALIVE),
+            max_forwarded_per_client: self.max_forwarded_per_client,
         })
     }
 }
@@ -216,6 +227,7 @@ mod tests {
             (&["--etcd", "https://etcd:2379"], "TLS upstream isn't supported yet"),
             (&["--etcd", "ftp://etcd"], "the scheme `ftp` isn't supported"),
             (&["--etcd", ""], "--etcd"),
+            (&["--etcd", ETCD, "--max-forwarded-per-client", "0"], "--max-forwarded-per-client"),
             (&["--etcd", ETCD, "--history-bytes", "0"], "--history-bytes"),
             (&["--etcd", ETCD, "--history-entries", "0"], "--history-entries"),
             (&["--etcd", ETCD, "--max-connections", "0"], "--max-connections"),
@@ -264,6 +276,7 @@ mod tests {
             &["--etcd", "http://other:2379"][..],
             &["--connect-timeout", "9s"],
             &["--request-timeout", "9s"],
+            &["--max-forwarded-per-client", "9"],
             &["--prefix", "/x"],
             &["--on-demand", "deny", "--prefix", "/"],
             &["--on-demand-idle", "9s"],

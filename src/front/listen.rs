@@ -38,7 +38,7 @@ pub use self::{
     serve::{Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{http2, telemetry::names};
+use crate::{http2, telemetry::names, types::ClientKey};
 
 /// How a port serves.
 #[derive(Clone, Debug)]
@@ -106,6 +106,14 @@ pub struct BindError {
 /// The address of a client, put into the extensions of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddr(pub SocketAddr);
+
+impl ClientAddr {
+    /// Whose share of the relay what comes from there counts for.
+    #[must_use]
+    pub fn key(self) -> ClientKey {
+        ClientKey::from(self.0.ip())
+    }
+}
 
 /// A bound port that serves nothing yet; clients can connect and wait.
 #[derive(Debug)]

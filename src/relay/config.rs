@@ -84,6 +84,8 @@ pub struct Etcd {
     pub request_timeout: Duration,
     /// Pings on connections upstream.
     pub keepalive: Option<forward::Keepalive>,
+    /// Largest number of forwarded calls that one client may have under way.
+    pub max_forwarded_per_client: NonZeroUsize,
 }
 
 /// What is kept in memory.
@@ -133,6 +135,7 @@ impl Etcd {
             connect_timeout: self.connect_timeout,
             keepalive: self.keepalive,
             stream_window: forward::Config::STREAM_WINDOW,
+            max_per_client: self.max_forwarded_per_client,
         }
     }
 }

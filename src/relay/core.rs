@@ -51,6 +51,7 @@ pub fn wire(
     upstream: Arc<dyn Upstream>,
     confirm_patience: Duration,
     forward: GrpcService,
+    own: GrpcService,
     phases: &Phases,
     ready: &ReadyBoard,
 ) -> Core {
@@ -84,7 +85,7 @@ pub fn wire(
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
         phases.spawn_upkeep(hold_ready(feed, ready.clone()));
     }
-    let access = Access::new(forward.clone(), confirm_patience);
+    let access = Access::new(own, confirm_patience);
     phases.spawn_upkeep(access.clone().run(ready.clone()));
     phases.spawn_upkeep(doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.

@@ -37,6 +37,8 @@ pub(super) struct Running {
     pub(super) upstream: Arc<dyn Upstream>,
     /// All calls that the relay does not answer.
     pub(super) forward: GrpcService,
+    /// The same for the relay's own questions, over connections that no client's call takes.
+    pub(super) own: GrpcService,
     /// What clients choose features by.
     pub(super) version: watch::Receiver<Option<Arc<MemberVersion>>>,
     /// How long one question may take.
@@ -84,7 +86,7 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
     let probe = Probe::new(etcd.endpoints, upstream.clone(), patience, ready.clone());
     let version = probe.version();
     phases.spawn_upkeep(probe.run());
-    Running { upstream, forward: forward.boxed(), version, patience }
+    Running { upstream, own: forward.own(), forward: forward.boxed(), version, patience }
 }
 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
@@ -99,5 +101,5 @@ fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) ->
     };
     let version = watch::Sender::new(Some(Arc::new(version))).subscribe();
     let forward = grpc::ending(store.forward_service(), phases.streams.clone());
-    Running { forward, upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
+    Running { own: forward.clone(), forward, upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
 }

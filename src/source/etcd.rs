@@ -2,9 +2,11 @@
 //!
 //! Not here: when to try again and from where, see `driver`; calls that are passed through, see `forward`.
 //! Always holds: a call goes to one member, the preferred one; where that one fails, the next call goes to another.
-//! Watches and bulk reads have connections of their own, so that a large snapshot does not hold up events.
+//! Watches, bulk reads and questions have connections of their own, so that a large snapshot does not hold up events, and a question
+//! is asked however many watches there are.
 
 use std::{
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Channel, Client, ConnectOptions, Error, GetOptions, WatchOptions, WatchRequestSender, WatchResponseStream,
+    Client, ConnectOptions, Error, GetOptions, WatchOptions, WatchRequestSender, WatchResponseStream,
     proto::{PbEvent, PbKeyValue, PbResponseHeader},
 };
 use parking_lot::Mutex;
@@ -23,16 +25,17 @@ use parking_lot::Mutex;
 use super::{
     Endpoint,
     causes::{chain, with_causes},
-    forward::Keepalive,
+    pool::{Keepalive, Pool, Settings},
     version::{Belief, Versions, over_http},
 };
 use crate::{
     hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    telemetry::names,
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
 
 /// Bytes that may be under way to the relay on one connection: enough for a burst of large values.
-const WINDOW: u32 = 8 << 20;
+const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
@@ -76,10 +79,16 @@ pub struct EtcdUpstream {
 }
 
 /// The connections to one member.
-#[derive(Default)]
 struct MemberLink {
-    watch: Mutex<Option<Client>>,
-    bulk: Mutex<Option<Client>>,
+    watch: LaneLink,
+    bulk: LaneLink,
+    ask: LaneLink,
+}
+
+/// Those of one lane, and the client that uses them, once there is one.
+struct LaneLink {
+    pool: Pool,
+    client: Mutex<Option<Client>>,
 }
 
 impl std::fmt::Debug for MemberLink {
@@ -89,26 +98,42 @@ impl std::fmt::Debug for MemberLink {
 }
 
 impl MemberLink {
-    fn slot(&self, lane: Lane) -> &Mutex<Option<Client>> {
+    fn new(endpoint: &Endpoint, config: &EtcdConfig) -> Self {
+        let settings = Settings {
+            connect_timeout: config.connect_timeout,
+            keepalive: config.keepalive,
+            stream_window: WINDOW,
+            connection_window: WINDOW,
+        };
+        let link = |lane| LaneLink { pool: Pool::new(endpoint.clone(), settings, lane), client: Mutex::default() };
+        Self { watch: link(names::Lane::Feeds), bulk: link(names::Lane::Snapshots), ask: link(names::Lane::Own) }
+    }
+
+    fn lane(&self, lane: Lane) -> &LaneLink {
         match lane {
             Lane::Watch => &self.watch,
             Lane::Bulk => &self.bulk,
+            Lane::Ask => &self.ask,
         }
     }
 }
 
-/// Which connection a call takes.
+/// Which connections a call takes.
 #[derive(Clone, Copy)]
 enum Lane {
+    /// Watches, which never end by themselves.
     Watch,
+    /// Reads of whole ranges.
     Bulk,
+    /// Questions of a few bytes that somebody waits for.
+    Ask,
 }
 
 impl EtcdUpstream {
     /// An upstream that connects when it is first asked.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
-        let members = config.endpoints.iter().map(|_| MemberLink::default()).collect();
+        let members = config.endpoints.iter().map(|endpoint| MemberLink::new(endpoint, &config)).collect();
         let versions = Arc::new(Versions::new(config.endpoints.len()));
         Arc::new(Self { config, members, preferred: AtomicUsize::new(0), versions })
     }
@@ -119,7 +144,7 @@ impl EtcdUpstream {
     /// Where it does not.
     pub(super) async fn reach(&self, member: usize) -> Result<(), UpstreamError> {
         let attempt = async {
-            let client = self.client(member, Lane::Bulk).await?;
+            let client = self.client(member, Lane::Ask).await?;
             let options = GetOptions::new().with_count_only().with_serializable();
             let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
             asked.map(drop).map_err(|error| refused(&error))
@@ -196,7 +221,7 @@ impl EtcdUpstream {
             && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
         {
             // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
-            *self.members[member].slot(lane).lock() = None;
+            *self.members[member].lane(lane).client.lock() = None;
         }
         result.map_err(|error| self.failed(member, error))
     }
@@ -218,24 +243,11 @@ impl EtcdUpstream {
     }
 
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
-        let slot = self.members[member].slot(lane);
+        let LaneLink { pool, client: slot } = self.members[member].lane(lane);
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }
-        let mut endpoint = tonic::transport::Endpoint::from_shared(self.config.endpoints[member].url())
-            .map_err(|error| UpstreamError::Unavailable(error.to_string()))?
-            .connect_timeout(self.config.connect_timeout)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .tcp_nodelay(true);
-        if let Some(keepalive) = self.config.keepalive {
-            endpoint = endpoint
-                .http2_keep_alive_interval(keepalive.interval)
-                .keep_alive_timeout(keepalive.timeout)
-                .keep_alive_while_idle(keepalive.while_idle);
-        }
-        let channel = endpoint.connect_lazy();
-        let channel = Channel::Tonic(channel);
+        let channel = pool.channel();
         let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         let client = match &self.config.identity {
             Some(Identity { user, password }) => {
@@ -304,7 +316,7 @@ impl Upstream for EtcdUpstream {
             let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
             // A share of the time each, so that a member that is frozen leaves some for another.
             let patience = self.config.request_timeout / self.members.len() as u32;
-            self.call_within(patience, Lane::Watch, async |client| {
+            self.call_within(patience, Lane::Ask, async |client| {
                 let mut kv = client.kv_client();
                 let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
                 header(reply.header.as_ref())

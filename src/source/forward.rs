@@ -3,44 +3,49 @@
 //! It does not look into messages, buffers none, retries no call that etcd may have seen, and bounds no call's time: a
 //! `grpc-timeout` goes to etcd, which ends the call, and a client that gives up resets the stream here and so upstream.
 //! Called by the gRPC port for all that the relay does not answer itself.
-//! Always holds: one call here is one call upstream; a call that ends here, for whatever reason, ends upstream.
+//! Always holds: one call here is one call upstream; a call that ends here, for whatever reason, ends upstream; no client's calls
+//! keep another's waiting. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
+//! once, and so have the relay's own questions; a client has a bounded number of calls, and a fair part of the connections (`pool`).
 //!
 //! Not tonic's `Channel`: it would add to `user-agent`, answer `grpc-timeout` itself, and not say whether a call that failed
 //! had been sent, which is what decides whether the next endpoint may be tried.
 
 mod body;
-mod link;
+mod clients;
 mod status;
 
 use std::{
     convert::Infallible,
     future::Future,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, Version,
     header::{self, HeaderName},
-    uri::{PathAndQuery, Scheme, Uri},
 };
 use metrics::{counter, gauge};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tower::util::BoxCloneSyncService;
+use tower::{service_fn, util::BoxCloneSyncService};
 
 use self::{
-    body::{Call, RequestBody, ResponseBody},
-    link::{Link, Settings},
+    body::{Call, ResponseBody},
+    clients::Clients,
 };
-use super::Endpoint;
-use crate::telemetry::names;
+pub use super::pool::Keepalive;
+use super::{
+    Endpoint,
+    pool::{Answer, Pool, RequestBody, SendError, Settings, WIDE},
+};
+use crate::{telemetry::names, types::ClientKey};
 
 /// Forwards calls, with the type hidden, for fronts.
 pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -68,17 +73,8 @@ pub struct Config {
     /// Largest number of bytes of one call's answer on its way through the relay, when the client reads slower than etcd
     /// writes. More memory a stalled call; less limits throughput to window ÷ round trip.
     pub stream_window: NonZeroU32,
-}
-
-/// Pings that find out whether the other side is still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Time between pings.
-    pub interval: Duration,
-    /// A connection without an answer for this long is closed.
-    pub timeout: Duration,
-    /// Whether to ping while no call is running.
-    pub while_idle: bool,
+    /// Most calls of one client that are under way at a time; one more is refused.
+    pub max_per_client: NonZeroUsize,
 }
 
 impl Config {
@@ -89,6 +85,9 @@ impl Config {
         Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: true };
     /// 1 MiB: 10 Gbit/s at a round trip of 0.8 ms.
     pub const STREAM_WINDOW: NonZeroU32 = NonZeroU32::new(1 << 20).expect("not zero");
+    /// A host with as many leases to keep alive, or a relay behind this one with as many clients, is a large one. A call costs some ten
+    /// KiB.
+    pub const MAX_PER_CLIENT: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 }
 
 /// Forwards calls. Cheap to clone; clones share connections.
@@ -102,15 +101,27 @@ struct Shared {
     members: Vec<Member>,
     /// Which member answered last: calls stay with it until it cannot be reached.
     current: AtomicUsize,
+    clients: Arc<Clients>,
     drain: CancellationToken,
 }
 
-/// One member with two connections, so that answers nobody reads (streams) cannot use up the flow control that calls need.
+/// One member with its connections, by what goes over them.
 #[derive(Debug)]
 struct Member {
     endpoint: Endpoint,
-    calls: Link,
-    streams: Link,
+    calls: Pool,
+    waiting: Pool,
+    own: Pool,
+}
+
+impl Member {
+    fn pool(&self, lane: names::Lane) -> &Pool {
+        match lane {
+            names::Lane::Waiting => &self.waiting,
+            names::Lane::Own => &self.own,
+            _ => &self.calls,
+        }
+    }
 }
 
 impl Forward {
@@ -122,17 +133,30 @@ impl Forward {
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
             stream_window: config.stream_window,
+            connection_window: WIDE,
         };
-        let members = config
-            .endpoints
-            .iter()
-            .map(|endpoint| Member {
+        let member = |endpoint: &Endpoint| {
+            let pool = |lane| Pool::new(endpoint.clone(), settings, lane);
+            Member {
                 endpoint: endpoint.clone(),
-                calls: Link::new(endpoint.clone(), settings),
-                streams: Link::new(endpoint.clone(), settings),
-            })
-            .collect();
-        Self { shared: Arc::new(Shared { members, current: AtomicUsize::new(0), drain }) }
+                calls: pool(names::Lane::Calls),
+                waiting: pool(names::Lane::Waiting),
+                own: pool(names::Lane::Own),
+            }
+        };
+        let members = config.endpoints.iter().map(member).collect();
+        let clients = Clients::new(config.max_per_client);
+        Self { shared: Arc::new(Shared { members, current: AtomicUsize::new(0), clients, drain }) }
+    }
+
+    /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
+    #[must_use]
+    pub fn own(&self) -> ForwardService {
+        let forward = self.clone();
+        BoxCloneSyncService::new(service_fn(move |request| {
+            let forward = forward.clone();
+            async move { Ok(forward.pass(request, Some(names::Lane::Own)).await) }
+        }))
     }
 
     /// The same with its type hidden.
@@ -141,24 +165,35 @@ impl Forward {
         BoxCloneSyncService::new(self)
     }
 
-    /// Forwards one call. Never fails: where etcd cannot be reached, the answer is a gRPC status that says so.
+    /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. Never fails: where etcd cannot be reached, the
+    /// answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
+        self.pass(request, None).await
+    }
+
+    async fn pass(&self, request: Request<Body>, lane: Option<names::Lane>) -> Response<Body> {
         let (mut head, body) = request.into_parts();
         let Some(path) = head.uri.path_and_query().cloned() else {
             return status::malformed("the request has no path").into_http();
         };
         let method = Method::of(path.path());
+        let lane = lane.unwrap_or(method.lane);
+        // Requests without a key come from the relay itself.
+        let client = head.extensions.get().copied().unwrap_or(ClientKey::RELAY);
+        let Some(counted) = self.shared.clients.enter(client) else {
+            count(method.service, names::Outcome::Refused);
+            return status::too_many(self.shared.clients.most()).into_http();
+        };
+        let mut call = Call::start(method.service, counted);
         strip_hop_by_hop(&mut head.headers);
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
         head.version = Version::HTTP_2;
         head.extensions.clear();
 
         let (body, guard) = RequestBody::new(body);
-        let call = Call::start(method.service, guard);
         let mut request = Request::from_parts(head, body);
         let members = &self.shared.members;
         let first = self.shared.current.load(Ordering::Relaxed);
-        let asked = Instant::now();
         let mut failures = Vec::new();
         // Each member twice: a connection that turns out to be closed says nothing about the member.
         let attempts = (0..members.len()).flat_map(|step| [(first + step) % members.len(); 2]);
@@ -168,40 +203,36 @@ impl Forward {
                 continue;
             }
             let member = &members[index];
-            let link = if method.long { &member.streams } else { &member.calls };
-            let mut sender = match link.sender(asked).await {
-                Ok(sender) => sender,
+            let place = match member.pool(lane).place(client).await {
+                Ok(place) => place,
                 Err(error) => {
                     failures.push(error);
                     unreachable = Some(index);
                     continue;
                 }
             };
-            *request.uri_mut() = upstream_uri(&member.endpoint, path.clone());
-            match sender.try_send_request(request).await {
-                Ok(response) => {
+            *request.uri_mut() = Pool::uri(&member.endpoint, path.clone());
+            match place.send(request).await {
+                Ok((response, place)) => {
                     if index != first {
                         // Lost races only mean that another call chose another member that works.
                         self.shared.current.store(index, Ordering::Relaxed);
                     }
                     let drain = method.endless.then(|| self.shared.drain.clone());
                     let (head, body) = response.into_parts();
-                    let body = Body::new(ResponseBody::new(&head.headers, body, call, drain));
+                    call.note(&head.headers);
+                    let body = Body::new(ResponseBody::new(Answer::new(body, place, guard), call, drain));
                     return Response::from_parts(head, body);
                 }
-                Err(mut error) => match error.take_message() {
-                    // Not sent: the connection closed before.
-                    Some(unsent) => {
-                        request = unsent;
-                        failures.push(link.broken(error.error()));
-                        link.forget();
-                    }
-                    None => {
-                        let status = status::broken(&member.endpoint, error.error());
-                        call.finish(status.code());
-                        return status.into_http();
-                    }
-                },
+                Err(SendError::Unsent(unsent, error)) => {
+                    request = *unsent;
+                    failures.push(error);
+                }
+                Err(SendError::Broken(error)) => {
+                    let status = status::broken(&member.endpoint, &error);
+                    call.finish(status.code());
+                    return status.into_http();
+                }
             }
         }
         let status = status::unreachable(&failures);
@@ -229,8 +260,8 @@ impl tower::Service<Request<Body>> for Forward {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Method {
     service: names::Service,
-    /// Whether its answer may be long or slow, and so goes over the connection for streams.
-    long: bool,
+    /// Over which connections it goes: those for calls that wait for something, or have a long answer, or for the others.
+    lane: names::Lane,
     /// Whether it ends only when one side goes away.
     endless: bool,
 }
@@ -252,10 +283,17 @@ impl Method {
             path,
             "/etcdserverpb.Watch/Watch" | "/etcdserverpb.Lease/LeaseKeepAlive" | "/v3electionpb.Election/Observe"
         );
-        let long = endless
-            || matches!(path, "/etcdserverpb.Maintenance/Snapshot" | "/etcdserverpb.KV/RangeStream")
-            || service == names::Service::Other;
-        Self { service, long, endless }
+        let waits = endless
+            || service == names::Service::Other
+            || matches!(
+                path,
+                "/etcdserverpb.Maintenance/Snapshot"
+                    | "/etcdserverpb.Maintenance/Defragment"
+                    | "/etcdserverpb.KV/RangeStream"
+                    | "/v3lockpb.Lock/Lock"
+                    | "/v3electionpb.Election/Campaign"
+            );
+        Self { service, lane: if waits { names::Lane::Waiting } else { names::Lane::Calls }, endless }
     }
 }
 
@@ -271,14 +309,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
-}
-
-fn upstream_uri(endpoint: &Endpoint, path: PathAndQuery) -> Uri {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(endpoint.authority().clone());
-    parts.path_and_query = Some(path);
-    Uri::from_parts(parts).expect("scheme, authority and path make a URI")
 }
 
 /// Counts a running call; dropped, it is over.

@@ -17,9 +17,9 @@ use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-use super::Endpoint;
+use super::{Endpoint, dial::dial};
 use crate::types::MemberVersion;
 
 /// `/version` answers with less than 100 bytes.
@@ -132,7 +132,7 @@ pub(super) async fn over_http(endpoint: &Endpoint, patience: Duration) -> Result
 }
 
 async fn fetch(endpoint: &Endpoint) -> Result<MemberVersion, VersionError> {
-    let stream = TcpStream::connect(endpoint.host_and_port()).await?;
+    let stream = dial(endpoint).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/version")
         .header(header::HOST, endpoint.authority().as_str())

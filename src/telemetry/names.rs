@@ -95,6 +95,10 @@ pub const VIEW_LAG_SECONDS: &str = "etcd_relay_view_lag_seconds";
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
 pub const FORWARDS: &str = "etcd_relay_forwards";
+/// Connections upstream that are open now, by [`Lane`].
+pub const UPSTREAM_CONNECTIONS: &str = "etcd_relay_upstream_connections";
+/// Calls that wait now until a connection upstream has room for them, by [`Lane`].
+pub const UPSTREAM_WAITING: &str = "etcd_relay_upstream_waiting_calls";
 /// 1 while `/ready` says so.
 pub const READY: &str = "etcd_relay_ready";
 /// Always 1; the label `version` is the relay's.
@@ -394,6 +398,23 @@ labels! {
         Canceled = "canceled",
         /// The relay ended it because it stops.
         Shutdown = "shutdown",
+        /// The relay refused it: its client has as many under way as it may.
+        Refused = "refused",
+    }
+}
+labels! {
+    /// What a connection upstream is for. Calls of one kind never wait for those of another.
+    Lane as "lane" {
+        /// Forwarded calls that end soon.
+        Calls = "calls",
+        /// Forwarded calls that wait for something, such as a lock, or have a long answer.
+        Waiting = "waiting",
+        /// The relay's own questions.
+        Own = "own",
+        /// Watches of feeds.
+        Feeds = "feeds",
+        /// Snapshots of feeds.
+        Snapshots = "snapshots",
     }
 }
 
@@ -489,6 +510,10 @@ pub fn describe() {
                 .absolute(0);
         }
     }
+    for lane in Lane::ALL {
+        gauge!(UPSTREAM_CONNECTIONS, Lane::LABEL => lane.as_str()).set(0.0);
+        gauge!(UPSTREAM_WAITING, Lane::LABEL => lane.as_str()).set(0.0);
+    }
     for state in FeedState::ALL {
         gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
     }
@@ -518,6 +543,8 @@ pub const GAUGES: &[(&str, &str)] = &[
     (VIEW_BYTES, "Memory of what the selections of views show"),
     (VIEW_UNREADABLE, "Values that views cannot read now"),
     (FORWARDS, "Forwarded calls that are running now"),
+    (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what goes over them"),
+    (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
 ];
@@ -534,7 +561,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),
     (UPSTREAM_RECONNECTS, "Broken upstream watches of feeds, by reason"),
     (UPSTREAM_RESYNCS, "New snapshots of running feeds, by reason"),
-    (UPSTREAM_CONNECTS, "Attempts to connect upstream for forwarded calls"),
+    (UPSTREAM_CONNECTS, "Attempts to connect upstream"),
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),

@@ -4,7 +4,7 @@
 //! where there is one; compared by all that divides something between clients: the hub, the ports, the calls that are forwarded.
 //! Always holds: it tells nothing but sameness. Two clients behind one address are one client here.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// See the module.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,8 +21,40 @@ impl ClientKey {
     }
 }
 
+impl From<IpAddr> for ClientKey {
+    /// The key of an address. Addresses of version 6 are one client for each network of 64 bits, since a host may have all of one.
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            // Behind what no network of version 6 has.
+            IpAddr::V4(v4) => Self(1 << 32 | u64::from(v4.to_bits())),
+            // Loopback is of network zero, which is the relay's.
+            IpAddr::V6(v6) => Self(((v6.to_bits() >> 64) as u64).max(1)),
+        }
+    }
+}
+
 impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientKey({:x})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(address: &str) -> ClientKey {
+        ClientKey::from(address.parse::<IpAddr>().expect("an address"))
+    }
+
+    #[test]
+    fn addresses_of_one_host_are_one_client_and_none_is_the_relay() {
+        assert_eq!(key("10.0.0.1"), key("::ffff:10.0.0.1"));
+        assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        for address in ["0.0.0.0", "::", "::1", "127.0.0.1"] {
+            assert_ne!(key(address), ClientKey::RELAY, "{address}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod history;
 mod outage;
 mod replaced;
 mod scale;
+mod shares;
 mod shutdown;
 mod slow_readers;
 

@@ -26,6 +26,7 @@ use super::{
     pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
     reply::{Reply, read, refuse, refuse_compressed, respond},
+    service::mark_client,
     watch::Requests,
     watch_access::StreamAccess,
     watch_body::WatchBody,
@@ -135,7 +136,7 @@ impl EtcdApi {
 
     async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let shared = &*self.shared;
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let body = match read(body).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
@@ -147,6 +148,7 @@ impl EtcdApi {
             }
             Answer::Forward(how) => {
                 shared.reads.count(how);
+                mark_client(&mut parts.extensions);
                 let request = Request::from_parts(parts, Body::new(Full::new(body)));
                 // Boxed, since the calls that are answered here would have to be as large.
                 let Ok(response) = Box::pin(shared.forward.clone().oneshot(request)).await;

@@ -3,11 +3,14 @@
 use std::{convert::Infallible, future::Future, pin::Pin};
 
 use axum::Router;
-use http::{HeaderMap, Request, Response, StatusCode, Version, header};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use crate::front::body::{BoxError, PortBody, RequestBody};
+use crate::front::{
+    body::{BoxError, PortBody, RequestBody},
+    listen::ClientAddr,
+};
 
 /// A gRPC service of which only the paths are known.
 pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -41,7 +44,7 @@ pub struct GrpcPort<L> {
 
 impl<L: Local> GrpcPort<L> {
     /// Answers what `local` does not.
-    async fn pass(self, request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
+    async fn pass(self, mut request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
             let Ok(response) = self.member.oneshot(request).await;
             return response.map(|body| PortBody::Plain(Body::new(body)));
@@ -55,6 +58,7 @@ impl<L: Local> GrpcPort<L> {
         } else if path.starts_with("/grpc.reflection.") {
             self.reflection
         } else {
+            mark_client(request.extensions_mut());
             self.forward
         };
         let Ok(response) = service.oneshot(request.map(Body::new)).await;
@@ -88,6 +92,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+/// Tells those who forward a call whose it is, by a [`crate::types::ClientKey`].
+pub(super) fn mark_client(extensions: &mut Extensions) {
+    if let Some(addr) = extensions.get::<ClientAddr>().copied() {
+        extensions.insert(addr.key());
+    }
 }
 
 fn needs_http2<B>() -> Response<PortBody<B>> {

@@ -1,7 +1,7 @@
-//! The two bodies of a forwarded call, tied together so that the call ends on both sides or on none.
+//! The answer of a forwarded call, and how the call ended.
 //!
 //! Always holds: bytes pass as they come, with the flow control of both connections; when the answer is dropped, the request
-//! ends with a reset; a call is counted once.
+//! ends with a reset (`pool::Answer`); a call is counted once.
 
 use std::{
     pin::Pin,
@@ -12,66 +12,27 @@ use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status};
 
-use super::{Running, count, status};
+use super::{Running, clients::Counted, count, status};
 use crate::{
-    source::causes::chain,
+    source::{causes::chain, pool::Answer},
     telemetry::names::{Outcome, Service},
 };
-
-/// What the client sends.
-#[derive(Debug)]
-pub(super) struct RequestBody {
-    inner: Body,
-    /// Ends when the answer, or the call before there is one, is dropped.
-    call: oneshot::Receiver<()>,
-}
-
-impl RequestBody {
-    /// Returns the body and the guard that ends it.
-    pub(super) fn new(inner: Body) -> (Self, oneshot::Sender<()>) {
-        let (guard, call) = oneshot::channel();
-        (Self { inner, call }, guard)
-    }
-}
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if Pin::new(&mut self.call).poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(Reason::CANCEL.into())));
-        }
-        // The client's reset or lost connection becomes a reset upstream.
-        Pin::new(&mut self.inner).poll_frame(cx).map_err(|_| Reason::CANCEL.into())
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
 
 /// A call that is running. Dropped without [`Call::finish`], the client went away.
 #[derive(Debug)]
 pub(super) struct Call {
     service: Service,
     outcome: Outcome,
-    _guard: oneshot::Sender<()>,
+    _counted: Counted,
     _running: Running,
 }
 
 impl Call {
-    pub(super) fn start(service: Service, guard: oneshot::Sender<()>) -> Self {
-        Self { service, outcome: Outcome::Canceled, _guard: guard, _running: Running::start() }
+    pub(super) fn start(service: Service, counted: Counted) -> Self {
+        Self { service, outcome: Outcome::Canceled, _counted: counted, _running: Running::start() }
     }
 
     /// Says how the call ended when the relay itself answered.
@@ -80,7 +41,7 @@ impl Call {
     }
 
     /// Notes what the answer's headers or trailers say.
-    fn note(&mut self, headers: &HeaderMap) {
+    pub(super) fn note(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get("grpc-status") {
             self.outcome = if code.as_bytes() == b"0" { Outcome::Ok } else { Outcome::Error };
         }
@@ -96,15 +57,14 @@ impl Drop for Call {
 /// What etcd answers.
 pub(super) struct ResponseBody {
     /// Gone when the answer has ended.
-    inner: Option<Incoming>,
+    inner: Option<Answer>,
     call: Call,
     /// For calls that never end by themselves: when to end them.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(head: &HeaderMap, inner: Incoming, mut call: Call, drain: Option<CancellationToken>) -> Self {
-        call.note(head);
+    pub(super) fn new(inner: Answer, call: Call, drain: Option<CancellationToken>) -> Self {
         Self { inner: Some(inner), call, drain: drain.map(|drain| Box::pin(drain.cancelled_owned())) }
     }
 
@@ -168,7 +128,7 @@ impl http_body::Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
+        self.inner.as_ref().is_none_or(Answer::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

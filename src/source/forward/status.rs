@@ -7,8 +7,7 @@ use std::{error::Error, fmt::Write as _, iter};
 use h2::Reason;
 use tonic::{Code, Status};
 
-use super::link::LinkError;
-use crate::source::{Endpoint, causes::chain};
+use crate::source::{Endpoint, causes::chain, pool::LinkError};
 
 /// etcd's own words when a member stops; its clients then go on elsewhere.
 pub(super) fn stopped() -> Status {
@@ -18,6 +17,14 @@ pub(super) fn stopped() -> Status {
 /// The request makes no sense.
 pub(super) fn malformed(what: &str) -> Status {
     Status::invalid_argument(format!("etcd-relay: {what}"))
+}
+
+/// The client has as many calls under way as it may; nothing was sent.
+pub(super) fn too_many(most: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "etcd-relay: {most} calls from this client's address are under way to etcd, as many as --max-forwarded-per-client allows; \
+         wait for some to end, or raise it"
+    ))
 }
 
 /// No member could be reached; nothing was sent.

@@ -12,6 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
 
+mod shares;
+
 type UpstreamBody = BoxBody<Bytes, h2::Error>;
 
 /// An upstream, and the task that serves it.
@@ -22,6 +24,15 @@ struct Server {
 
 impl Server {
     async fn new<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<UpstreamBody>> + Send + 'static,
+    {
+        Self::with_streams(None, answer).await
+    }
+
+    /// One that takes so many calls at once on a connection.
+    async fn with_streams<F, R>(most: Option<u32>, answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<UpstreamBody>> + Send + 'static,
@@ -39,8 +50,8 @@ impl Server {
                         let answer = answer(request);
                         async move { Ok::<_, Infallible>(answer.await) }
                     });
-                    let _ =
-                        http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let mut builder = http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.max_concurrent_streams(most).serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
@@ -63,6 +74,7 @@ fn forward(endpoints: &[&Endpoint], drain: &CancellationToken) -> Forward {
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
         stream_window: Config::STREAM_WINDOW,
+        max_per_client: Config::MAX_PER_CLIENT,
     };
     Forward::new(&config, drain.clone())
 }
@@ -104,8 +116,8 @@ fn status_of(headers: &HeaderMap) -> tonic::Status {
 #[test]
 fn the_path_decides_connection_and_end() {
     let of = |path| {
-        let Method { service, long, endless } = Method::of(path);
-        (service.as_str(), long, endless)
+        let Method { service, lane, endless } = Method::of(path);
+        (service.as_str(), lane == names::Lane::Waiting, endless)
     };
     assert_eq!(of("/etcdserverpb.KV/Put"), ("kv", false, false));
     assert_eq!(of("/etcdserverpb.Watch/Watch"), ("watch", true, true));
@@ -258,7 +270,7 @@ async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
             () = call => {}
         }
         // A call that is sent before the end is noticed may have been seen, and is not sent again.
-        while forward.shared.members[0].calls.open().is_some() {
+        while !forward.shared.members[0].calls.busy().is_empty() {
             tokio::task::yield_now().await;
         }
     }

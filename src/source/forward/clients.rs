@@ -1,0 +1,78 @@
+//! [`Clients`]: how many forwarded calls each client has under way.
+//!
+//! Not here: whose turn it is, see `pool`. Always holds: a call is counted from before it is sent until it has ended; a client without a
+//! call is not kept; the relay's own calls are not bounded here.
+
+use std::{num::NonZeroUsize, sync::Arc};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use crate::types::ClientKey;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Clients {
+    most: usize,
+    /// A plain mutex: it is held for a look-up.
+    calls: Mutex<HashMap<ClientKey, usize>>,
+}
+
+/// A call that is counted while this lives.
+#[derive(Debug)]
+pub(super) struct Counted {
+    clients: Arc<Clients>,
+    client: ClientKey,
+}
+
+impl Clients {
+    pub(super) fn new(most: NonZeroUsize) -> Arc<Self> {
+        Arc::new(Self { most: most.get(), calls: Mutex::default() })
+    }
+
+    /// Most calls of a client.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Counts a call; `None` where its client has as many as it may.
+    pub(super) fn enter(self: &Arc<Self>, client: ClientKey) -> Option<Counted> {
+        let mut calls = self.calls.lock();
+        let running = calls.entry(client).or_default();
+        if *running >= self.most && client != ClientKey::RELAY {
+            return None;
+        }
+        *running += 1;
+        Some(Counted { clients: self.clone(), client })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut calls = self.clients.calls.lock();
+        if let Some(running) = calls.get_mut(&self.client) {
+            *running -= 1;
+            if *running == 0 {
+                calls.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_as_many_calls_as_it_may_and_others_have_theirs() {
+        let clients = Clients::new(NonZeroUsize::new(2).expect("not zero"));
+        let (one, another) = (ClientKey::new(1), ClientKey::new(2));
+        let held = [clients.enter(one), clients.enter(one), clients.enter(another)];
+        assert!(held.iter().all(Option::is_some));
+        assert!(clients.enter(one).is_none());
+        assert!((0..10).map(|_| clients.enter(ClientKey::RELAY)).collect::<Vec<_>>().iter().all(Option::is_some));
+        drop(held);
+        assert!(clients.calls.lock().is_empty(), "who has no call is not kept");
+        assert!(clients.enter(one).is_some());
+    }
+}

@@ -1,0 +1,167 @@
+//! Who gets a place where a member takes few calls at once: nobody's calls keep another's waiting.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::source::pool::MAX_LINKS;
+
+const LOCK: &str = "/v3lockpb.Lock/Lock";
+const PUT: &str = "/etcdserverpb.KV/Put";
+
+/// A member that takes two calls at once on a connection, tells of each call that came, and answers locks when it is let.
+struct Busy {
+    server: Server,
+    came: mpsc::Receiver<String>,
+    unlock: Arc<Semaphore>,
+}
+
+impl Busy {
+    const STREAMS: usize = 2;
+    const PLACES: usize = Self::STREAMS * MAX_LINKS;
+
+    async fn new() -> Self {
+        let (sender, came) = mpsc::channel(10_000);
+        let unlock = Arc::new(Semaphore::new(0));
+        let until = unlock.clone();
+        let server = Server::with_streams(Some(Self::STREAMS as u32), move |request: Request<Incoming>| {
+            let (sender, until) = (sender.clone(), until.clone());
+            async move {
+                let path = request.uri().path().to_owned();
+                let locks = path == LOCK;
+                sender.send(path).await.expect("room");
+                if locks {
+                    until.acquire().await.expect("open").forget();
+                }
+                Response::new(full(b"done"))
+            }
+        })
+        .await;
+        Self { server, came, unlock }
+    }
+
+    /// Waits until so many more calls have come.
+    async fn came(&mut self, count: usize) {
+        for _ in 0..count {
+            self.came.recv().await.expect("the server runs");
+        }
+    }
+}
+
+/// Starts calls of a client that nobody waits for.
+fn start(forward: &Forward, client: u64, path: &'static str, count: usize) -> tokio::task::JoinSet<Bytes> {
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let forward = forward.clone();
+        calls.spawn(async move { answer(&forward, client, path).await });
+    }
+    calls
+}
+
+async fn answer(forward: &Forward, client: u64, path: &str) -> Bytes {
+    let mut request = request(path, Body::empty());
+    request.extensions_mut().insert(ClientKey::new(client));
+    forward.call(request).await.into_body().collect().await.expect("an answer").to_bytes()
+}
+
+fn waiting(forward: &Forward) -> Vec<usize> {
+    forward.shared.members[0].waiting.busy()
+}
+
+fn config(endpoint: &Endpoint) -> Config {
+    Config {
+        endpoints: vec![endpoint.clone()],
+        connect_timeout: Duration::from_secs(5),
+        keepalive: None,
+        stream_window: Config::STREAM_WINDOW,
+        max_per_client: Config::MAX_PER_CLIENT,
+    }
+}
+
+#[tokio::test]
+async fn calls_that_wait_hold_up_no_call_that_ends_and_no_question_of_the_relays_own() {
+    let mut member = Busy::new().await;
+    let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
+    let _locks = start(&forward, 1, LOCK, 300);
+    member.came(Busy::PLACES / 2).await;
+    assert_eq!(answer(&forward, 1, PUT).await, "done");
+    assert_eq!(answer(&forward, 2, PUT).await, "done");
+    let question = request("/etcdserverpb.Auth/AuthStatus", Body::empty());
+    let response = tower::ServiceExt::oneshot(forward.own(), question).await.expect("never fails");
+    assert_eq!(response.into_body().collect().await.expect("an answer").to_bytes(), "done");
+    assert_eq!(forward.shared.members[0].own.busy(), [0], "by a connection of its own");
+}
+
+#[tokio::test]
+async fn as_many_connections_are_made_as_are_needed_and_those_that_are_idle_go() {
+    let mut member = Busy::new().await;
+    let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
+    let mut locks = start(&forward, 1, LOCK, 5);
+    member.came(5).await;
+    let open = waiting(&forward);
+    assert_eq!(open.iter().sum::<usize>(), 5);
+    assert!(open.len() >= 3 && open.iter().all(|busy| *busy <= Busy::STREAMS), "{open:?}");
+    member.unlock.add_permits(5);
+    while let Some(answer) = locks.join_next().await {
+        assert_eq!(answer.expect("a call"), "done");
+    }
+    assert_eq!(waiting(&forward), [0]);
+}
+
+#[tokio::test]
+async fn one_client_with_calls_that_never_end_leaves_places_for_others() {
+    let mut member = Busy::new().await;
+    let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
+    let mut calls = Vec::new();
+    let mut left = Busy::PLACES;
+    // Each takes half of what the one before it left, however much it wants.
+    for client in 1..=4 {
+        calls.push(start(&forward, client, LOCK, 300));
+        member.came(left / 2).await;
+        left -= left / 2;
+    }
+    calls.push(start(&forward, 5, LOCK, 1));
+    member.came(1).await;
+    assert_eq!(waiting(&forward).iter().sum::<usize>(), Busy::PLACES - left + 1);
+}
+
+#[tokio::test]
+async fn a_client_has_a_bounded_number_of_calls() {
+    let mut member = Busy::new().await;
+    let most = NonZeroUsize::new(3).expect("not zero");
+    let config = Config { max_per_client: most, ..config(&member.server.endpoint) };
+    let forward = Forward::new(&config, CancellationToken::new());
+    let _locks = start(&forward, 1, LOCK, 3);
+    member.came(3).await;
+    let mut fourth = request(PUT, Body::empty());
+    fourth.extensions_mut().insert(ClientKey::new(1));
+    let refused = status_of(forward.call(fourth).await.headers());
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert!(refused.message().contains("--max-forwarded-per-client"), "{refused}");
+    assert_eq!(answer(&forward, 2, PUT).await, "done");
+}
+
+#[tokio::test]
+async fn calls_that_give_up_while_they_wait_leave_nothing_behind() {
+    let mut member = Busy::new().await;
+    let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
+    let mut locks = start(&forward, 1, LOCK, 300);
+    member.came(Busy::PLACES / 2).await;
+    locks.shutdown().await;
+    assert_eq!(waiting(&forward).iter().sum::<usize>(), 0);
+    let _after = start(&forward, 2, LOCK, 3);
+    member.came(3).await;
+}
+
+#[tokio::test]
+async fn a_member_that_never_says_its_settings_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = endpoint(listener.local_addr().expect("an address"));
+    let config = Config { connect_timeout: Duration::from_millis(50), ..config(&silent) };
+    let forward = Forward::new(&config, CancellationToken::new());
+    let response = forward.call(request(PUT, Body::empty())).await;
+    let status = status_of(response.headers());
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    assert!(status.message().contains("no connection within"), "{status}");
+}

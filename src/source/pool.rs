@@ -1,0 +1,392 @@
+//! [`Pool`]: the connections to one member for one kind of call, as many as are needed.
+//!
+//! Not here: which member to use, and what is sent. A member takes so many calls at once on a connection (its HTTP/2 setting
+//! MAX_CONCURRENT_STREAMS; etcd's flag `--max-concurrent-streams`). When they are used up another connection is made, up to
+//! [`MAX_LINKS`]; then calls wait for a [`Place`], in fair turns by client (`turns`).
+//! Always holds: no connection has more calls than its member takes; at most one connection attempt at a time; whoever waited for an
+//! attempt that failed is told of that failure, so that a hundred waiting calls wait one connect timeout and not a hundred.
+
+mod channel;
+mod link;
+mod request;
+mod turns;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use metrics::{counter, gauge};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+pub(super) use self::{
+    channel::Answer,
+    link::{LinkError, Settings, WIDE},
+    request::{Guard, RequestBody},
+};
+use self::{
+    link::{Opened, StreamLimit},
+    turns::Turns,
+};
+use super::Endpoint;
+use crate::{telemetry::names, types::ClientKey};
+
+/// Most connections of a pool. With etcd's `--max-concurrent-streams` at a hundred these are as many calls as a relay has in a bad
+/// moment; without it, one connection takes all. Each costs etcd a goroutine or three and some ten KiB.
+pub(super) const MAX_LINKS: usize = 16;
+/// From how many calls on a connection gets another beside it, if the member takes more: one task drives a connection, and so does one
+/// goroutine at the member.
+const COMFORTABLE: usize = 1_000;
+/// Pause before a further connection is tried again while others work.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Pings that find out whether the other side is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Time between pings.
+    pub interval: Duration,
+    /// A connection without an answer for this long is closed.
+    pub timeout: Duration,
+    /// Whether to ping while no call is running.
+    pub while_idle: bool,
+}
+
+/// See the module. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    endpoint: Endpoint,
+    settings: Settings,
+    lane: names::Lane,
+    /// A plain mutex: nothing waits and nobody is woken under it.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    links: Vec<Link>,
+    links_made: u64,
+    /// An attempt to connect runs, or a pause before the next.
+    growing: bool,
+    /// The last attempt failed.
+    failing: bool,
+    turns: Turns<Waiter>,
+}
+
+type Waiter = oneshot::Sender<Result<Place, LinkError>>;
+
+struct Link {
+    id: u64,
+    sender: SendRequest<RequestBody>,
+    limit: Arc<StreamLimit>,
+    /// Calls that have a place here.
+    busy: usize,
+}
+
+/// A call's place on a connection; dropped, it is free again.
+#[must_use]
+pub(super) struct Place {
+    pool: Arc<Shared>,
+    link: u64,
+    client: ClientKey,
+    sender: SendRequest<RequestBody>,
+    held: bool,
+}
+
+/// Why a call was not answered.
+pub(super) enum SendError {
+    /// The connection had closed before; nothing was sent.
+    Unsent(Box<Request<RequestBody>>, LinkError),
+    /// The connection broke, or the member reset the call: it may have acted on it.
+    Broken(hyper::Error),
+}
+
+impl Pool {
+    /// A pool that connects when it is first used.
+    pub(super) fn new(endpoint: Endpoint, settings: Settings, lane: names::Lane) -> Self {
+        Self { shared: Arc::new(Shared { endpoint, settings, lane, state: Mutex::default() }) }
+    }
+
+    /// The member.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.shared.endpoint
+    }
+
+    /// A place for a call of `client`, as soon as there is one. Waits without limit while the member is busy. Cancel safe.
+    ///
+    /// # Errors
+    /// Where there is no connection and none can be made.
+    pub(super) async fn place(&self, client: ClientKey) -> Result<Place, LinkError> {
+        let shared = &self.shared;
+        let (waiter, answer) = oneshot::channel();
+        let (ticket, granted) = {
+            let mut state = shared.state.lock();
+            if let Some(place) = shared.at_once(&mut state, client) {
+                return Ok(place);
+            }
+            (state.turns.wait(client, waiter), shared.serve(&mut state))
+        };
+        let _waiting = Waiting::start(shared, client, ticket);
+        shared.settle(granted);
+        match answer.await {
+            Ok(result) => result,
+            // Whoever drops a waiter answers it, or is the runtime at its end.
+            Err(_) => Err(LinkError::Http2 { endpoint: shared.endpoint.clone(), cause: "the relay stops".into() }),
+        }
+    }
+
+    /// Open connections, for tests: each with the number of its calls.
+    #[cfg(test)]
+    pub(super) fn busy(&self) -> Vec<usize> {
+        let open = |link: &&Link| !link.sender.is_closed();
+        self.shared.state.lock().links.iter().filter(open).map(|link| link.busy).collect()
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("endpoint", &self.shared.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    /// Sends a call and waits for the head of its answer. The place is given back with the answer, to be kept until that has ended.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub(super) async fn send(mut self, request: Request<RequestBody>) -> Result<(Response<Incoming>, Self), SendError> {
+        match self.sender.try_send_request(request).await {
+            Ok(response) => Ok((response, self)),
+            Err(mut error) => Err(match error.take_message() {
+                Some(unsent) => {
+                    self.pool.lost(self.link);
+                    SendError::Unsent(Box::new(unsent), link::broken(&self.pool.endpoint, error.error()))
+                }
+                None => SendError::Broken(error.into_error()),
+            }),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::mem::take(&mut self.held) {
+            let granted = self.pool.release(self.link, self.client);
+            self.pool.settle(granted);
+        }
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A place without a wait, where nobody waits.
+    fn at_once(self: &Arc<Self>, state: &mut State, client: ClientKey) -> Option<Place> {
+        state.drop_closed();
+        if !state.turns.is_empty() || !state.turns.may_take(client, state.free()) {
+            return None;
+        }
+        let index = state.roomy()?;
+        state.turns.take(client);
+        let place = self.give(state, index, client);
+        self.grow_if_wanted(state);
+        Some(place)
+    }
+
+    /// Gives free places to those who wait, and has another connection made where there are too few.
+    fn serve(self: &Arc<Self>, state: &mut State) -> Vec<(Waiter, Place)> {
+        state.drop_closed();
+        let mut granted = Vec::new();
+        while let Some(index) = state.roomy() {
+            let free = state.free();
+            let Some((client, waiter)) = state.turns.next(free) else { break };
+            granted.push((waiter, self.give(state, index, client)));
+        }
+        self.grow_if_wanted(state);
+        granted
+    }
+
+    /// Hands places over. Not to be called under the lock: it wakes.
+    fn settle(self: &Arc<Self>, mut granted: Vec<(Waiter, Place)>) {
+        while let Some((waiter, place)) = granted.pop() {
+            // A caller that went away in this moment: the next one gets its place. In a loop, since there may be many of them.
+            if let Err(Ok(mut place)) = waiter.send(Ok(place)) {
+                place.held = false;
+                granted.extend(self.release(place.link, place.client));
+            }
+        }
+    }
+
+    fn give(self: &Arc<Self>, state: &mut State, index: usize, client: ClientKey) -> Place {
+        let link = &mut state.links[index];
+        link.busy += 1;
+        Place { pool: self.clone(), link: link.id, client, sender: link.sender.clone(), held: true }
+    }
+
+    #[must_use]
+    fn release(self: &Arc<Self>, link: u64, client: ClientKey) -> Vec<(Waiter, Place)> {
+        let mut state = self.state.lock();
+        state.turns.release(client);
+        if let Some(link) = state.links.iter_mut().find(|known| known.id == link) {
+            link.busy -= 1;
+        }
+        let granted = self.serve(&mut state);
+        // One idle connection stays for the next call.
+        let mut idle = 0;
+        state.links.retain(|link| {
+            idle += usize::from(link.busy == 0);
+            link.busy > 0 || idle == 1
+        });
+        granted
+    }
+
+    /// A connection is of no use for new calls any more. Those that run on it go on.
+    fn lost(self: &Arc<Self>, link: u64) {
+        let granted = {
+            let mut state = self.state.lock();
+            state.links.retain(|known| known.id != link);
+            self.serve(&mut state)
+        };
+        self.settle(granted);
+    }
+
+    fn grow_if_wanted(self: &Arc<Self>, state: &mut State) {
+        if state.wants_link() {
+            state.growing = true;
+            tokio::spawn(grow(self.clone()));
+        }
+    }
+
+    async fn connect(&self) -> Result<Opened, LinkError> {
+        let result = link::open(&self.endpoint, &self.settings, self.lane).await;
+        let outcome = if result.is_ok() { names::Connect::Ok } else { names::Connect::Error };
+        counter!(names::UPSTREAM_CONNECTS, names::Connect::LABEL => outcome.as_str()).increment(1);
+        match &result {
+            Ok(opened) => {
+                tracing::debug!(endpoint = %self.endpoint, lane = self.lane.as_str(), calls = opened.limit.get(), "Connected upstream");
+            }
+            Err(error) => tracing::debug!(%error, "Cannot connect upstream"),
+        }
+        result
+    }
+}
+
+/// Makes a connection. While calls wait and others work, it does not give up.
+async fn grow(shared: Arc<Shared>) {
+    loop {
+        let attempt = shared.connect().await;
+        let (granted, refused, error) = {
+            let mut state = shared.state.lock();
+            match attempt {
+                Ok(Opened { sender, limit, end }) => {
+                    state.links_made += 1;
+                    let id = state.links_made;
+                    state.links.push(Link { id, sender, limit, busy: 0 });
+                    (state.growing, state.failing) = (false, false);
+                    tokio::spawn(forget_at(end, id, Arc::downgrade(&shared)));
+                    (shared.serve(&mut state), Vec::new(), None)
+                }
+                Err(error) => {
+                    state.failing = true;
+                    state.drop_closed();
+                    let refused = if state.links.is_empty() { state.turns.drain() } else { Vec::new() };
+                    state.growing = !state.turns.is_empty();
+                    (Vec::new(), refused, Some((error, state.growing)))
+                }
+            }
+        };
+        shared.settle(granted);
+        let Some((error, again)) = error else { return };
+        for waiter in refused {
+            // One that went away needs no answer.
+            let _ = waiter.send(Err(error.clone()));
+        }
+        if !again {
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Takes a connection out of its pool when it has ended.
+async fn forget_at(end: oneshot::Receiver<()>, link: u64, pool: Weak<Shared>) {
+    // Ends by being dropped.
+    let _ = end.await;
+    if let Some(pool) = pool.upgrade() {
+        pool.lost(link);
+    }
+}
+
+impl State {
+    fn drop_closed(&mut self) {
+        self.links.retain(|link| !link.sender.is_closed());
+    }
+
+    /// The connection that the next call takes: the first that is comfortable, so that the later ones can end; else the least busy.
+    fn roomy(&self) -> Option<usize> {
+        let comfortable = self.links.iter().position(|link| link.busy < link.comfortable());
+        comfortable.or_else(|| {
+            let roomy = self.links.iter().enumerate().filter(|(_, link)| link.room() > 0);
+            roomy.min_by_key(|(_, link)| link.busy).map(|(index, _)| index)
+        })
+    }
+
+    /// Places that are free, with those of connections that could still be made.
+    fn free(&self) -> usize {
+        let open = self.links.iter().fold(0, |sum: usize, link| sum.saturating_add(link.room()));
+        match self.links.last() {
+            Some(link) if !self.failing => {
+                open.saturating_add(link.limit.get().saturating_mul(MAX_LINKS.saturating_sub(self.links.len())))
+            }
+            _ => open,
+        }
+    }
+
+    fn wants_link(&self) -> bool {
+        let full = || self.links.iter().all(|link| link.busy >= link.comfortable());
+        let waiting = !self.turns.is_empty();
+        let wanted = if self.links.is_empty() { waiting } else { full() && (waiting || !self.failing) };
+        !self.growing && self.links.len() < MAX_LINKS && wanted
+    }
+}
+
+impl Link {
+    fn room(&self) -> usize {
+        self.limit.get().saturating_sub(self.busy)
+    }
+
+    fn comfortable(&self) -> usize {
+        self.limit.get().min(COMFORTABLE)
+    }
+}
+
+/// A call that waits; dropped, it waits no more.
+struct Waiting<'a> {
+    pool: &'a Shared,
+    client: ClientKey,
+    ticket: u64,
+}
+
+impl<'a> Waiting<'a> {
+    fn start(pool: &'a Shared, client: ClientKey, ticket: u64) -> Self {
+        gauge!(names::UPSTREAM_WAITING, names::Lane::LABEL => pool.lane.as_str()).increment(1.0);
+        Self { pool, client, ticket }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        gauge!(names::UPSTREAM_WAITING, names::Lane::LABEL => self.pool.lane.as_str()).decrement(1.0);
+        self.pool.state.lock().turns.cancel(self.client, self.ticket);
+    }
+}

@@ -1,0 +1,235 @@
+//! [`open`]: one HTTP/2 connection to one member, ready for calls.
+//!
+//! Not here: when one is needed and who may use it, see `pool`. Always holds: a connection is handed out when the member has said how
+//! many calls it takes at once, so nobody counts on more.
+
+use std::{
+    future::poll_fn,
+    io,
+    num::NonZeroU32,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use metrics::gauge;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
+
+use super::{Keepalive, request::RequestBody};
+use crate::{
+    source::{
+        Endpoint,
+        causes::chain,
+        dial::{self, Stream},
+    },
+    telemetry::names,
+};
+
+/// Largest size of all headers and trailers of an answer: as grpc-go's, so that etcd can send what its clients take.
+const MAX_HEADERS: u32 = 16 << 20;
+
+/// How to connect.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::source) struct Settings {
+    pub(in crate::source) connect_timeout: Duration,
+    pub(in crate::source) keepalive: Option<Keepalive>,
+    /// Bytes of one call's answer that may be under way.
+    pub(in crate::source) stream_window: NonZeroU32,
+    /// The same for all answers of a connection together.
+    pub(in crate::source) connection_window: NonZeroU32,
+}
+
+/// The largest window that HTTP/2 knows. Where each stream has its own, small one, the connection's must never be what stops it,
+/// or clients that do not read their streams would stop those that do.
+pub(in crate::source) const WIDE: NonZeroU32 = NonZeroU32::new((1 << 31) - 1).expect("not zero");
+
+/// Why there is no connection to a member.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub(in crate::source) enum LinkError {
+    /// Name resolution or TCP failed.
+    #[error("{endpoint}: {cause}")]
+    Connect { endpoint: Endpoint, cause: Arc<io::Error> },
+    /// No answer in time.
+    #[error("{endpoint}: no connection within {}", humantime::format_duration(*.after))]
+    Timeout { endpoint: Endpoint, after: Duration },
+    /// What answers does not speak HTTP/2, or went away.
+    #[error("{endpoint}: {cause}")]
+    Http2 { endpoint: Endpoint, cause: String },
+}
+
+/// A connection.
+pub(super) struct Opened {
+    pub(super) sender: SendRequest<RequestBody>,
+    pub(super) limit: Arc<StreamLimit>,
+    /// Done when the connection has ended.
+    pub(super) end: oneshot::Receiver<()>,
+}
+
+/// How many calls a member takes at once on a connection: zero until it has said so.
+#[derive(Debug, Default)]
+pub(super) struct StreamLimit {
+    most: AtomicUsize,
+    /// Looks again.
+    waker: AtomicWaker,
+}
+
+impl StreamLimit {
+    pub(super) fn get(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+/// Connects and waits for the member's settings. Cancel safe: an attempt that is dropped leaves nothing behind.
+pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::Lane) -> Result<Opened, LinkError> {
+    let attempt = async {
+        let failed = |cause: io::Error| LinkError::Connect { endpoint: endpoint.clone(), cause: Arc::new(cause) };
+        let stream = dial::dial(endpoint).await.map_err(failed)?;
+        greet(stream, endpoint, settings, lane).await
+    };
+    match tokio::time::timeout(settings.connect_timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(LinkError::Timeout { endpoint: endpoint.clone(), after: settings.connect_timeout }),
+    }
+}
+
+/// The error of a connection that closed before a call could be sent on it.
+pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LinkError {
+    LinkError::Http2 { endpoint: endpoint.clone(), cause: chain(error) }
+}
+
+async fn greet(
+    stream: impl Stream,
+    endpoint: &Endpoint,
+    settings: &Settings,
+    lane: names::Lane,
+) -> Result<Opened, LinkError> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(settings.stream_window.get())
+        .initial_connection_window_size(settings.connection_window.get())
+        // Replaced by the member's first settings; what differs from it was said by the member.
+        .initial_max_send_streams(0)
+        .max_header_list_size(MAX_HEADERS);
+    if let Some(keepalive) = settings.keepalive {
+        builder
+            .keep_alive_interval(keepalive.interval)
+            .keep_alive_timeout(keepalive.timeout)
+            .keep_alive_while_idle(keepalive.while_idle);
+    }
+    let limit = Arc::new(StreamLimit::default());
+    let stream = Heard { inner: stream, limit: limit.clone(), heard: false };
+    let (sender, connection) =
+        builder.handshake(TokioIo::new(stream)).await.map_err(|error| broken(endpoint, &error))?;
+    let (settled, greeting) = oneshot::channel();
+    let (ended, end) = oneshot::channel();
+    let (known, at) = (limit.clone(), endpoint.clone());
+    // Ends when the connection breaks, or when the last sender is dropped and the last call has ended.
+    tokio::spawn(async move {
+        let _open = Open::count(lane);
+        let mut settled = Some(settled);
+        let mut connection = pin!(connection);
+        let result = poll_fn(|cx| {
+            known.waker.register(cx.waker());
+            let polled = connection.as_mut().poll(cx);
+            let most = connection.current_max_send_streams();
+            known.most.store(most, Ordering::Relaxed);
+            if most > 0
+                && let Some(settled) = settled.take()
+            {
+                // Nobody waits where the attempt was given up.
+                let _ = settled.send(());
+            }
+            polled
+        })
+        .await;
+        if let Err(error) = result {
+            tracing::debug!(endpoint = %at, error = chain(&error), "Lost the connection upstream");
+        }
+        drop(ended);
+    });
+    match greeting.await {
+        Ok(()) => Ok(Opened { sender, limit, end }),
+        Err(_) => Err(LinkError::Http2 {
+            endpoint: endpoint.clone(),
+            cause: "the connection ended before the member said its HTTP/2 settings; is this etcd's client port?"
+                .into(),
+        }),
+    }
+}
+
+/// Counts an open connection.
+struct Open(names::Lane);
+
+impl Open {
+    fn count(lane: names::Lane) -> Self {
+        gauge!(names::UPSTREAM_CONNECTIONS, names::Lane::LABEL => lane.as_str()).increment(1.0);
+        Self(lane)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge!(names::UPSTREAM_CONNECTIONS, names::Lane::LABEL => self.0.as_str()).decrement(1.0);
+    }
+}
+
+/// Wakes the connection's owner when the member's first frames were read: HTTP/2's client does not tell of settings by itself.
+struct Heard<S> {
+    inner: S,
+    limit: Arc<StreamLimit>,
+    heard: bool,
+}
+
+impl<S: Stream> AsyncRead for Heard<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if self.limit.get() == 0 {
+            self.heard |= buffer.filled().len() > before;
+            // Whoever asks for more has acted on what it read before.
+            if polled.is_pending() && std::mem::take(&mut self.heard) {
+                self.limit.waker.wake();
+            }
+        }
+        polled
+    }
+}
+
+impl<S: Stream> AsyncWrite for Heard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
