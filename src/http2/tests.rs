@@ -3,7 +3,6 @@
 mod course;
 mod faults;
 pub(crate) mod sockets;
-mod turns;
 mod windows;
 
 use std::{

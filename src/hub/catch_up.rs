@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
@@ -209,7 +210,7 @@ fn read(
     let mut bytes = 0;
     let mut through = None;
     for entry in entries {
-        let mut concerned: HashMap<usize, Picks> = HashMap::new();
+        let mut concerned: HashMap<usize, Picks, FixedState> = HashMap::default();
         for (pick, event) in entry.events().iter().enumerate() {
             let concern = |index: usize| {
                 if watches[index].next <= entry.revision && watches[index].options.wants(event.kind) {

@@ -16,7 +16,6 @@ use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use metrics::{Counter, counter};
 use serde_json::{Map, Value, json};
-use slab::Slab;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
@@ -217,11 +216,10 @@ impl http_body::Body for EtcdBody {
     }
 }
 
-/// The open watch streams of each connection. A connection may have a hundred thousand, all of which end with it, so each is found by its
-/// place.
+/// The open watch streams of each connection.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
-    open: Arc<DashMap<ConnectionId, Slab<Arc<Outbox>>>>,
+    open: Arc<DashMap<ConnectionId, Vec<Arc<Outbox>>>>,
 }
 
 /// A stream is listed exactly while this lives.
@@ -229,20 +227,20 @@ pub struct Streams {
 pub(super) struct Listed {
     streams: Streams,
     connection: ConnectionId,
-    place: usize,
+    outbox: Arc<Outbox>,
 }
 
 impl Streams {
     fn list(&self, connection: ConnectionId, outbox: &Arc<Outbox>) -> Listed {
-        let place = self.open.entry(connection).or_default().insert(outbox.clone());
-        Listed { streams: self.clone(), connection, place }
+        self.open.entry(connection).or_default().push(outbox.clone());
+        Listed { streams: self.clone(), connection, outbox: outbox.clone() }
     }
 
     /// For `/debug/state`: each watch stream of a connection, with its watches and how far they are behind.
     #[must_use]
     pub fn describe(&self, connection: ConnectionId) -> Map<String, Value> {
         let streams: Vec<OutboxStats> = match self.open.get(&connection) {
-            Some(outboxes) => outboxes.iter().map(|(_, outbox)| outbox.stats()).collect(),
+            Some(outboxes) => outboxes.iter().map(|outbox| outbox.stats()).collect(),
             None => Vec::new(),
         };
         let mut map = Map::new();
@@ -255,11 +253,9 @@ impl Streams {
 impl Drop for Listed {
     fn drop(&mut self) {
         let Some(mut outboxes) = self.streams.open.get_mut(&self.connection) else { return };
-        let outbox = outboxes.try_remove(self.place);
+        outboxes.retain(|outbox| !Arc::ptr_eq(outbox, &self.outbox));
         let empty = outboxes.is_empty();
         drop(outboxes);
-        // What goes with it is none of the list's.
-        drop(outbox);
         if empty {
             self.streams.open.remove_if(&self.connection, |_, outboxes| outboxes.is_empty());
         }

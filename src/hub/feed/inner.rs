@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, task::Waker};
 
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 use tokio::time::Instant;
@@ -93,7 +94,8 @@ impl Inner {
         entries.drain(..).for_each(|entry| self.history.push(entry));
     }
 
-    /// Work for the groups that match, none for the others.
+    /// Work for the groups that match, none for the others. Groups are numbered by us, so a fixed hash is no danger, and the same groups
+    /// are given their events in the same order in every process: a simulation repeats.
     fn dispatch_one(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
         if let [event] = entry.events() {
             // Nearly every revision has one event: both its forms are made at most once for all groups.
@@ -108,7 +110,7 @@ impl Inner {
             });
             return;
         }
-        let mut concerned: HashMap<u32, Picks> = HashMap::new();
+        let mut concerned: HashMap<u32, Picks, FixedState> = HashMap::default();
         self.each_match(entry, |id, pick| concerned.entry(id).or_default().push(pick));
         for (id, picks) in concerned {
             let group = self.index.group(id);
@@ -118,7 +120,7 @@ impl Inner {
 
     /// The same for several revisions, each group's in one piece.
     fn dispatch_run(&self, entries: &[Arc<Entry>], wakers: &mut Vec<Waker>) {
-        let mut concerned: HashMap<u32, Vec<(&Arc<Entry>, Picks)>> = HashMap::new();
+        let mut concerned: HashMap<u32, Vec<(&Arc<Entry>, Picks)>, FixedState> = HashMap::default();
         for entry in entries {
             self.each_match(entry, |id, pick| {
                 let found = concerned.entry(id).or_default();

@@ -1,0 +1,509 @@
+//! [`Cluster`]: an etcd cluster made up in memory, which remembers all that it ever did: the relay's upstream and the oracles' memory.
+//!
+//! Not here: how the relay talks to it (`upstream` for its own questions, `service` for calls that it forwards) and what the relay must make
+//! of it (`watcher`, `reads`). It behaves as etcd may: it answers late, in pages and batches of any size, is down, frozen, without a leader or
+//! behind, breaks and cancels watches, compacts, is replaced or restored, and changes who may read what.
+//! Always holds: the revisions of each cluster lie in a band of their own, so a revision tells which cluster made it.
+
+mod service;
+mod upstream;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use etcd_relay::{
+    pb::mvccpb,
+    types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
+};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use self::upstream::OwnUpstream;
+
+/// Revisions that one cluster may make.
+const BAND: i64 = 100_000;
+/// What a watch that the cluster cancels is told.
+const CANCELED: &str = "the cluster canceled it";
+/// How long the past of who might read what is kept.
+const RIGHTS_KEPT: Duration = Duration::from_secs(600);
+
+/// A moment of the data: which cluster, in order of appearance, and which of its revisions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) epoch: usize,
+    pub(crate) revision: i64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    inner: Mutex<Inner>,
+    /// Told of each change. Not a watch channel: that one wakes its receivers in an order that no seed repeats.
+    changed: Notify,
+    /// What it was asked and said.
+    log: Mutex<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    rng: StdRng,
+    epochs: Vec<Epoch>,
+    faults: Faults,
+    /// Counts what went wrong, so that a check can ask whether anything did meanwhile.
+    troubles: u64,
+    last_trouble: Option<Instant>,
+    /// Whether progress can be believed. Where not, it lies.
+    trusted: bool,
+    watches: u64,
+    open: BTreeSet<u64>,
+    broken: BTreeSet<u64>,
+    canceled: BTreeSet<u64>,
+    stalled: BTreeSet<u64>,
+    /// What held from when on, and how many there were before those that are kept.
+    rights: Vec<(Instant, Rights)>,
+    forgotten: usize,
+}
+
+/// What is wrong with the cluster now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Faults {
+    /// No call is answered, and open watches break.
+    pub(crate) down: bool,
+    /// No member knows a leader: what needs one fails, watches stay open and say nothing.
+    pub(crate) leaderless: bool,
+    /// Nothing moves: calls wait, watches say nothing.
+    pub(crate) frozen: bool,
+    /// The relay's questions for its clients are not answered; feeds go on.
+    pub(crate) deaf: bool,
+    /// How far watches are behind at most, and how long calls take at most.
+    pub(crate) lag: Duration,
+    pub(crate) latency: Duration,
+    /// Now and then a call fails, a member is behind, progress is silent.
+    pub(crate) rough: bool,
+}
+
+impl Faults {
+    /// A cluster in good health.
+    pub(crate) const NONE: Self = Self {
+        down: false,
+        leaderless: false,
+        frozen: false,
+        deaf: false,
+        lag: Duration::from_millis(2),
+        latency: Duration::from_millis(2),
+        rough: false,
+    };
+}
+
+/// Who may read what. Everyone everything while `on` is false.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rights {
+    pub(crate) on: bool,
+    /// Of each token. Those of deleted users are not here.
+    pub(crate) granted: BTreeMap<&'static str, Vec<KeyRange>>,
+}
+
+impl Rights {
+    /// Whether the holder of `token` may read all of `range`.
+    pub(crate) fn permit(&self, token: Option<&str>, range: &KeyRange) -> bool {
+        let granted = || token.and_then(|token| self.granted.get(token));
+        !self.on || granted().is_some_and(|ranges| ranges.iter().any(|granted| granted.covers(range)))
+    }
+}
+
+/// One cluster, from its first revision to the last.
+#[derive(Debug)]
+struct Epoch {
+    id: u64,
+    base: i64,
+    compact_revision: i64,
+    /// Each compaction: to which revision, and the newest one at the time.
+    compactions: Vec<(i64, i64)>,
+    /// Of revision `base + 1 + index`.
+    changes: Vec<Changed>,
+    /// After revision `base + index`.
+    states: Vec<BTreeMap<Bytes, KeyValueFields>>,
+}
+
+#[derive(Clone, Debug)]
+struct Changed {
+    when: Instant,
+    events: Vec<Happened>,
+}
+
+#[derive(Clone, Debug)]
+struct Happened {
+    event: EventFields,
+    prev: Option<KeyValueFields>,
+}
+
+impl Epoch {
+    fn new(id: u64, base: i64) -> Self {
+        let states = vec![BTreeMap::new()];
+        Self { id, base, compact_revision: base, compactions: Vec::new(), changes: Vec::new(), states }
+    }
+
+    fn revision(&self) -> i64 {
+        self.base + self.changes.len() as i64
+    }
+
+    fn header_at(&self, revision: i64) -> Header {
+        Header { cluster_id: self.id, member_id: self.id + 7, revision: Revision::new(revision), raft_term: 3 }
+    }
+
+    fn header(&self) -> Header {
+        self.header_at(self.revision())
+    }
+
+    fn at(&self, revision: i64) -> Option<&Changed> {
+        usize::try_from(revision - self.base - 1).ok().and_then(|index| self.changes.get(index))
+    }
+
+    fn state(&self, revision: i64) -> Option<&BTreeMap<Bytes, KeyValueFields>> {
+        usize::try_from(revision - self.base).ok().and_then(|index| self.states.get(index))
+    }
+
+    /// The newest revision that is at least this old.
+    fn visible(&self, before: Instant) -> i64 {
+        self.base + self.changes.partition_point(|changed| changed.when <= before) as i64
+    }
+
+    fn has(&self, revision: i64) -> bool {
+        (self.base..self.base + BAND).contains(&revision)
+    }
+}
+
+/// What can happen to an open watch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Harm {
+    Break,
+    Cancel,
+    Stall,
+}
+
+/// The changes of one transaction: each key with its new value, or none where it is deleted.
+pub(crate) type Changes = BTreeMap<Bytes, Option<Bytes>>;
+
+impl Cluster {
+    /// Beyond this a cluster is not in good health.
+    const SLOW: Duration = Duration::from_millis(100);
+    /// How long feeds may take until they follow again: the longest delay between two attempts, and the attempt.
+    const RECOVERY: Duration = Duration::from_secs(4);
+
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let inner = Inner {
+            epochs: vec![Epoch::new(11, 50 * BAND)],
+            faults: Faults::NONE,
+            troubles: 0,
+            last_trouble: None,
+            trusted: rng.random_bool(0.9),
+            rng,
+            watches: 0,
+            open: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            canceled: BTreeSet::new(),
+            stalled: BTreeSet::new(),
+            rights: vec![(Instant::now(), Rights::default())],
+            forgotten: 0,
+        };
+        Arc::new(Self { inner: Mutex::new(inner), changed: Notify::new(), log: Mutex::default() })
+    }
+
+    /// One transaction. Deletes of what is not there change nothing; no revision where nothing changes.
+    pub(crate) fn write(&self, changes: &Changes) -> Place {
+        self.change(|inner| inner.write(changes));
+        self.now()
+    }
+
+    /// Forgets the revisions before one at `share` of the way from the last compaction to now.
+    pub(crate) fn compact(&self, share: f64) -> i64 {
+        self.change(|inner| {
+            let epoch = inner.epoch();
+            let from = epoch.compact_revision;
+            let to = from + ((epoch.revision() - from) as f64 * share) as i64;
+            inner.compact(to);
+        });
+        self.inner.lock().epoch().compact_revision
+    }
+
+    /// Another cluster takes its place, or the same one, restored to an older revision.
+    pub(crate) fn replace(&self) -> Place {
+        self.change(|inner| {
+            let newer = inner.rng.random_bool(0.5);
+            let bases = inner.epochs.iter().map(|epoch| epoch.base);
+            let base = if newer { bases.max().unwrap_or(0) + BAND } else { bases.min().unwrap_or(0) - BAND };
+            let restored = !newer && inner.rng.random_bool(0.5);
+            let highest = inner.epochs.iter().map(|epoch| epoch.id).max().unwrap_or(0);
+            let id = if restored { inner.epoch().id } else { highest + 1 };
+            inner.epochs.push(Epoch::new(id, base));
+            inner.trouble();
+            inner.break_all();
+        });
+        self.now()
+    }
+
+    /// Sets what is wrong from now on.
+    pub(crate) fn set_faults(&self, faults: Faults) {
+        self.change(|inner| {
+            if inner.faults != faults {
+                inner.trouble();
+            }
+            inner.faults = faults;
+            if faults.down {
+                inner.break_all();
+            }
+        });
+    }
+
+    pub(crate) fn faults(&self) -> Faults {
+        self.inner.lock().faults
+    }
+
+    fn log(&self, line: String) {
+        self.log.lock().push(line);
+    }
+
+    /// What it was asked and said since this was asked last.
+    pub(crate) fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock())
+    }
+
+    /// From now on nothing goes wrong any more.
+    pub(crate) fn settle(&self) {
+        self.set_faults(Faults::NONE);
+        self.change(|inner| inner.stalled.clear());
+    }
+
+    /// Does something to one of the open watches.
+    pub(crate) fn harm(&self, how: Harm) {
+        self.change(|inner| {
+            let index = inner.rng.random_range(0..inner.open.len().max(1));
+            let Some(id) = inner.open.iter().nth(index).copied() else { return };
+            inner.trouble();
+            match how {
+                Harm::Break => inner.broken.insert(id),
+                Harm::Cancel => inner.canceled.insert(id),
+                Harm::Stall => inner.stalled.insert(id),
+            };
+        });
+    }
+
+    /// Changes who may read what.
+    pub(crate) fn set_rights(&self, change: impl FnOnce(&mut Rights)) {
+        self.change(|inner| {
+            let now = Instant::now();
+            let mut rights = inner.rights.last().map(|(_, rights)| rights.clone()).unwrap_or_default();
+            change(&mut rights);
+            inner.rights.push((now, rights));
+            // The last one before what is kept says what held when that began.
+            let keep = inner.rights.partition_point(|(since, _)| *since + RIGHTS_KEPT < now);
+            inner.forgotten += inner.rights.drain(..keep.saturating_sub(1)).count();
+        });
+    }
+
+    pub(crate) fn rights(&self) -> Rights {
+        self.inner.lock().rights.last().map(|(_, rights)| rights.clone()).unwrap_or_default()
+    }
+
+    /// Whether the holder of `token` might read `range` at any moment since `since`.
+    pub(crate) fn permitted_since(&self, since: Instant, token: Option<&str>, range: &KeyRange) -> bool {
+        let inner = self.inner.lock();
+        let first = inner.rights.partition_point(|(from, _)| *from < since).saturating_sub(1);
+        inner.rights[first..].iter().any(|(_, rights)| rights.permit(token, range))
+    }
+
+    /// The rights that hold now, by their number.
+    pub(crate) fn rights_now(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.forgotten + inner.rights.len() - 1
+    }
+
+    /// Whether the holder of `token` might read `range` under these rights and all that came since.
+    pub(crate) fn permitted_always(&self, since: usize, token: Option<&str>, range: &KeyRange) -> bool {
+        let inner = self.inner.lock();
+        let first = since.saturating_sub(inner.forgotten);
+        inner.rights[first..].iter().all(|(_, rights)| rights.permit(token, range))
+    }
+
+    /// Where nothing is wrong and nothing was a moment ago, how much went wrong until now: while that stays the same, all was well.
+    pub(crate) fn health(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        let Faults { down, leaderless, frozen, deaf, rough, lag, latency } = inner.faults;
+        let slow = lag.max(latency) > Self::SLOW;
+        let recovers = inner.last_trouble.is_some_and(|last| last.elapsed() < Self::RECOVERY);
+        let ill = down || leaderless || frozen || deaf || rough || slow || recovers || !inner.stalled.is_empty();
+        (!ill).then_some(inner.troubles)
+    }
+
+    pub(crate) fn trusted(&self) -> bool {
+        self.inner.lock().trusted
+    }
+
+    /// Where the cluster stands.
+    pub(crate) fn now(&self) -> Place {
+        let inner = self.inner.lock();
+        Place { epoch: inner.epochs.len() - 1, revision: inner.epoch().revision() }
+    }
+
+    pub(crate) fn compact_revision(&self) -> i64 {
+        self.inner.lock().epoch().compact_revision
+    }
+
+    /// Which cluster made a revision.
+    pub(crate) fn place_of(&self, revision: i64) -> Option<Place> {
+        let inner = self.inner.lock();
+        let epoch = inner.epochs.iter().position(|epoch| epoch.has(revision))?;
+        (revision <= inner.epochs[epoch].revision()).then_some(Place { epoch, revision })
+    }
+
+    /// The id of a cluster.
+    pub(crate) fn id_of(&self, epoch: usize) -> u64 {
+        self.inner.lock().epochs[epoch].id
+    }
+
+    /// Whether a cluster was ever compacted at just this revision.
+    pub(crate) fn was_compacted_at(&self, epoch: usize, revision: i64) -> bool {
+        let inner = self.inner.lock();
+        let epoch = &inner.epochs[epoch];
+        // A new cluster has nothing before its first revision.
+        revision == epoch.base || epoch.compactions.iter().any(|(to, _)| *to == revision)
+    }
+
+    /// To which revision the cluster was compacted before any revision up to `until` was the newest.
+    pub(crate) fn compacted_before(&self, epoch: usize, until: i64) -> i64 {
+        let inner = self.inner.lock();
+        let epoch = &inner.epochs[epoch];
+        let before = epoch.compactions.iter().filter(|(_, newest)| *newest < until).map(|(to, _)| *to);
+        before.max().unwrap_or(epoch.base)
+    }
+
+    /// The first revision in `from..=to` that has something in `range` that `wants`.
+    pub(crate) fn first_wanted(
+        &self,
+        epoch: usize,
+        from: i64,
+        to: i64,
+        range: &KeyRange,
+        wants: impl Fn(EventKind) -> bool,
+    ) -> Option<i64> {
+        let inner = self.inner.lock();
+        let epoch = &inner.epochs[epoch];
+        let wanted = |happened: &Happened| wants(happened.event.kind) && range.contains(&happened.event.kv.key);
+        (from.max(epoch.base + 1)..=to.min(epoch.revision()))
+            .find(|revision| epoch.at(*revision).is_some_and(|changed| changed.events.iter().any(wanted)))
+    }
+
+    /// What a watch must get of a revision, and whether what was before may be compacted, so that `prev_kv` may be absent.
+    pub(crate) fn wanted(
+        &self,
+        place: Place,
+        range: &KeyRange,
+        prev_kv: bool,
+        wants: impl Fn(EventKind) -> bool,
+    ) -> (Vec<mvccpb::Event>, bool) {
+        let inner = self.inner.lock();
+        let epoch = &inner.epochs[place.epoch];
+        let happened = epoch.at(place.revision).map_or(&[][..], |changed| &changed.events);
+        let events = happened
+            .iter()
+            .filter(|happened| wants(happened.event.kind) && range.contains(&happened.event.kv.key))
+            .map(|happened| mvccpb::Event {
+                r#type: i32::from(happened.event.kind == EventKind::Delete),
+                kv: Some(message(&happened.event.kv)),
+                prev_kv: happened.prev.as_ref().filter(|_| prev_kv).map(message),
+            })
+            .collect();
+        (events, place.revision - 1 < epoch.compact_revision)
+    }
+
+    /// What a range holds at a revision.
+    pub(crate) fn state(&self, place: Place, range: &KeyRange) -> Vec<mvccpb::KeyValue> {
+        let inner = self.inner.lock();
+        let state = inner.epochs[place.epoch].state(place.revision);
+        state.into_iter().flat_map(BTreeMap::values).filter(|kv| range.contains(&kv.key)).map(message).collect()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.inner.lock());
+        self.changed.notify_waiters();
+    }
+}
+
+impl Inner {
+    fn epoch(&self) -> &Epoch {
+        self.epochs.last().expect("there is always a cluster")
+    }
+
+    fn epoch_mut(&mut self) -> &mut Epoch {
+        self.epochs.last_mut().expect("there is always a cluster")
+    }
+
+    fn trouble(&mut self) {
+        self.troubles += 1;
+        self.last_trouble = Some(Instant::now());
+    }
+
+    fn break_all(&mut self) {
+        let open = std::mem::take(&mut self.open);
+        self.broken.extend(open);
+    }
+
+    fn write(&mut self, changes: &Changes) {
+        let epoch = self.epoch_mut();
+        let mut state = epoch.states.last().cloned().unwrap_or_default();
+        let revision = Revision::new(epoch.revision() + 1);
+        let mut events = Vec::new();
+        for (key, value) in changes {
+            let prev = state.get(key).cloned();
+            let kv = KeyValueFields { key: key.clone(), mod_revision: revision, ..KeyValueFields::default() };
+            let event = match (&prev, value) {
+                (None, None) => continue,
+                (Some(_), None) => {
+                    state.remove(key);
+                    EventFields { kind: EventKind::Delete, kv }
+                }
+                (_, Some(value)) => {
+                    let kv = KeyValueFields {
+                        value: value.clone(),
+                        create_revision: prev.as_ref().map_or(revision, |prev| prev.create_revision),
+                        version: prev.as_ref().map_or(0, |prev| prev.version) + 1,
+                        ..kv
+                    };
+                    state.insert(key.clone(), kv.clone());
+                    EventFields { kind: EventKind::Put, kv }
+                }
+            };
+            events.push(Happened { event, prev });
+        }
+        if !events.is_empty() {
+            epoch.changes.push(Changed { when: Instant::now(), events });
+            epoch.states.push(state);
+        }
+    }
+
+    fn compact(&mut self, to: i64) {
+        let epoch = self.epoch_mut();
+        if to > epoch.compact_revision && to <= epoch.revision() {
+            epoch.compact_revision = to;
+            let newest = epoch.revision();
+            epoch.compactions.push((to, newest));
+        }
+    }
+}
+
+fn message(kv: &KeyValueFields) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key.clone(),
+        value: kv.value.clone(),
+        create_revision: kv.create_revision.get(),
+        mod_revision: kv.mod_revision.get(),
+        version: kv.version,
+        lease: kv.lease,
+    }
+}

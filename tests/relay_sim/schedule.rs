@@ -1,0 +1,370 @@
+//! One schedule: a relay, its cluster and its clients, and what happens to them.
+//!
+//! Always holds: all that is random comes from the seed; a schedule ends with a cluster in good health, and with all that is owed paid.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use etcd_relay::types::KeyRange;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    check::{Counts, Spec, StreamCheck},
+    client::{Client, Windows},
+    cluster::{Changes, Cluster, Faults, Harm, Place},
+    reads,
+    relay::{Relay, Terms},
+    trace::Trace,
+    watcher::{self, Order, Reading, Watcher},
+};
+
+const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
+/// How often the end of a schedule is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long what is owed may take once all is well: the delays after failures, the patience of questions that were lost, slow reading.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a schedule, and says what was seen, or what was wrong.
+pub(crate) fn run(seed: u64) -> Result<(Counts, Trace), Failure> {
+    // What the relay takes for jitter, on this thread.
+    fastrand::seed(seed);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true);
+    // Without it the order in which tokio wakes those who wait for one value is not the seed's.
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
+    let runtime = builder.build().expect("a runtime");
+    runtime.block_on(async {
+        let mut schedule = Schedule::new(seed);
+        let result = schedule.go().await;
+        let trace = schedule.trace.clone();
+        result.map(|counts| (counts, trace.clone())).map_err(|error| Failure { seed, error, trace })
+    })
+}
+
+/// What was wrong, and what happened before.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) seed: u64,
+    pub(crate) error: String,
+    pub(crate) trace: Trace,
+}
+
+struct Schedule {
+    rng: StdRng,
+    cluster: Arc<Cluster>,
+    relay: Arc<Relay>,
+    watchers: Vec<Watcher>,
+    readers: Vec<Option<Client>>,
+    /// Reads under way, and hostile clients.
+    tasks: JoinSet<Result<(), String>>,
+    with_rights: bool,
+    trace: Trace,
+}
+
+/// Who asks: nobody, and users with a part of the keys.
+const TOKENS: [Option<&str>; 3] = [None, Some("alice"), Some("bob")];
+
+impl Schedule {
+    fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let cluster = Cluster::new(rng.random());
+        let terms = Terms::random(&mut rng);
+        let relay = Arc::new(Relay::new(&cluster, &terms));
+        let with_rights = rng.random_bool(0.5);
+        let trace = Trace::new(&cluster);
+        let mut schedule = Self {
+            rng,
+            cluster,
+            relay,
+            watchers: Vec::new(),
+            readers: TOKENS.map(|_| None).into(),
+            tasks: JoinSet::new(),
+            with_rights,
+            trace,
+        };
+        schedule.note(format!("seed {seed}: {terms:?}, trusted {}, rights {with_rights}", schedule.cluster.trusted()));
+        if with_rights {
+            schedule.grant_all();
+        }
+        for _ in 0..schedule.rng.random_range(1..4) {
+            schedule.write();
+        }
+        for _ in 0..schedule.rng.random_range(1..5) {
+            schedule.join();
+        }
+        schedule
+    }
+
+    fn note(&self, line: String) {
+        self.trace.note(line);
+    }
+
+    async fn go(&mut self) -> Result<Counts, String> {
+        for _ in 0..self.rng.random_range(60..250) {
+            self.step().await?;
+            self.failure()?;
+        }
+        self.settle().await?;
+        self.relay.stop();
+        Ok(self.counts())
+    }
+
+    fn counts(&self) -> Counts {
+        self.watchers.iter().fold(Counts::default(), |sum, watcher| sum.and(watcher.check.lock().counts))
+    }
+
+    fn failure(&mut self) -> Result<(), String> {
+        while let Some(done) = self.tasks.try_join_next() {
+            done.map_err(|error| error.to_string())??;
+        }
+        self.watchers.iter().find_map(Watcher::failure).map_or(Ok(()), Err)
+    }
+
+    async fn step(&mut self) -> Result<(), String> {
+        match self.rng.random_range(0..100) {
+            0..26 => self.write(),
+            26..38 => self.create(),
+            38..43 => self.order(),
+            43..58 => self.read().await,
+            58..66 => {
+                for _ in 0..self.rng.random_range(0..20) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            66..80 => sleep(Duration::from_millis(self.rng.random_range(0..200))).await,
+            80..82 => sleep(Duration::from_millis(self.rng.random_range(0..6_000))).await,
+            82..85 => {
+                let how = *[Harm::Break, Harm::Break, Harm::Stall, Harm::Cancel].choose(&mut self.rng).expect("some");
+                self.note(format!("{how:?}"));
+                self.cluster.harm(how);
+            }
+            85..88 => {
+                let share = self.rng.random_range(0.0..=1.0);
+                let to = self.cluster.compact(share);
+                self.note(format!("compact to {to}"));
+            }
+            88..93 => self.trouble(),
+            93..94 if self.rng.random_bool(0.5) => {
+                self.note("replace".into());
+                let place = self.cluster.replace();
+                self.note(format!("replaced: {place:?} of {}", self.cluster.id_of(place.epoch)));
+                self.write();
+            }
+            94..97 if self.with_rights => self.change_rights(),
+            97..98 => self.hostile(),
+            98..99 if self.watchers.len() < 6 => self.join(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) {
+        for _ in 0..self.rng.random_range(1..4) {
+            let keys = self.rng.random_range(1..4);
+            let mut keys: Vec<&str> = KEYS.choose_multiple(&mut self.rng, keys).copied().collect();
+            keys.sort_unstable();
+            let changes: Changes = keys
+                .into_iter()
+                .map(|key| {
+                    let value = self.rng.random_bool(0.7).then(|| {
+                        let len = if self.rng.random_bool(0.05) { 2_000 } else { self.rng.random_range(0..30) };
+                        Bytes::from(vec![b'v'; len])
+                    });
+                    (Bytes::from_static(key.as_bytes()), value)
+                })
+                .collect();
+            self.cluster.write(&changes);
+        }
+    }
+
+    fn join(&mut self) {
+        let token = *TOKENS.choose(&mut self.rng).expect("some");
+        let reading = if self.rng.random_bool(0.7) { Reading::Prompt } else { Reading::Slow };
+        self.note(format!("a watcher joins: {token:?}, {reading:?}"));
+        let seed = self.rng.random();
+        let check = StreamCheck::new(self.cluster.clone(), self.trace.clone(), token, reading == Reading::Prompt);
+        self.watchers.push(Watcher::start(self.relay.clone(), check, token, reading, seed));
+        self.create();
+    }
+
+    fn create(&mut self) {
+        let wire = self.wire();
+        let Ok(range) = KeyRange::from_wire(wire.0.clone(), wire.1.clone()) else { return };
+        let Place { epoch, revision } = self.cluster.now();
+        let compacted = self.cluster.compact_revision();
+        let start = match self.rng.random_range(0..10) {
+            0..5 => None,
+            5..8 => Some(self.rng.random_range(compacted.max(revision - 6)..=revision + 1)),
+            8 => Some(self.rng.random_range(compacted..=revision)),
+            _ => Some(revision + self.rng.random_range(1..4)),
+        };
+        let rng = &mut self.rng;
+        let spec = Spec {
+            wire,
+            range,
+            no_put: rng.random_bool(0.1),
+            no_delete: rng.random_bool(0.1),
+            prev_kv: rng.random_bool(0.4),
+            progress_notify: rng.random_bool(0.3),
+            fragment: rng.random_bool(0.2),
+            start: start.filter(|start| *start > 0).map(|revision| Place { epoch, revision }),
+        };
+        if let Some(watcher) = self.watchers.choose(rng) {
+            let line = format!("create {} from {start:?} by {:?}", spec.range, watcher.token);
+            watcher.order(Order::Create(spec));
+            self.note(line);
+        }
+    }
+
+    fn order(&mut self) {
+        let order = match self.rng.random_range(0..10) {
+            0..5 => Order::Cancel(self.rng.random_range(0..100)),
+            5..8 => Order::Progress,
+            8 => Order::Reset,
+            _ => Order::Break,
+        };
+        if let Some(watcher) = self.watchers.choose(&mut self.rng) {
+            watcher.order(order);
+        }
+    }
+
+    async fn read(&mut self) {
+        let index = self.rng.random_range(0..self.readers.len());
+        let client = match &self.readers[index] {
+            Some(client) => client.clone(),
+            None => {
+                let Ok(client) = Client::connect(&self.relay, TOKENS[index], Windows::WIDE).await else { return };
+                self.readers[index].insert(client).clone()
+            }
+        };
+        let wire = self.wire();
+        let request = reads::random(&mut self.rng, &self.cluster, wire);
+        let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
+        self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await });
+    }
+
+    fn trouble(&mut self) {
+        let ms = |rng: &mut StdRng, most: u64| Duration::from_millis(rng.random_range(0..most));
+        let rng = &mut self.rng;
+        let mut faults = self.cluster.faults();
+        match rng.random_range(0..11) {
+            0..4 => faults = Faults::NONE,
+            4 => faults.down = !faults.down,
+            5 => faults.leaderless = !faults.leaderless,
+            6 => faults.frozen = !faults.frozen,
+            7 => faults.lag = ms(rng, 3_000),
+            8 => faults.latency = ms(rng, 1_500),
+            9 => (faults.lag, faults.latency) = (ms(rng, 60), ms(rng, 60)),
+            _ => faults.rough = !faults.rough,
+        }
+        self.note(format!("{faults:?}"));
+        self.cluster.set_faults(faults);
+    }
+
+    fn grant_all(&mut self) {
+        self.cluster.set_rights(|rights| {
+            rights.granted.insert("alice", vec![KeyRange::prefix(Bytes::from_static(b"a/"))]);
+            rights.granted.insert("bob", vec![KeyRange::prefix(Bytes::new())]);
+        });
+    }
+
+    fn change_rights(&mut self) {
+        let rng = &mut self.rng;
+        let user = *["alice", "bob"].choose(rng).expect("some");
+        let what = rng.random_range(0..5);
+        self.cluster.set_rights(|rights| match what {
+            0 | 1 => rights.on = !rights.on,
+            2 => drop(rights.granted.remove(user)),
+            3 => drop(rights.granted.insert(user, vec![KeyRange::prefix(Bytes::from_static(b"b/"))])),
+            _ => {}
+        });
+        if what == 4 {
+            self.grant_all();
+        }
+        self.note(format!("{:?}", self.cluster.rights()));
+    }
+
+    /// A client that wants more than its share, or gives nothing back.
+    fn hostile(&mut self) {
+        let (relay, wire) = (self.relay.clone(), self.wire());
+        let life = Duration::from_millis(self.rng.random_range(0..8_000));
+        let (streams, from) = (self.rng.random_range(1..20), self.cluster.compact_revision());
+        match self.rng.random_range(0..3) {
+            0 => self.tasks.spawn(async move {
+                let _ = watcher::never_read(relay, wire, life).await;
+                Ok(())
+            }),
+            1 => self.tasks.spawn(async move {
+                let _ = watcher::flood(relay, wire, from, streams, life).await;
+                Ok(())
+            }),
+            _ => self.tasks.spawn(async move {
+                let _ = watcher::churn(relay, wire, 60).await;
+                Ok(())
+            }),
+        };
+    }
+
+    /// A range as clients write it.
+    fn wire(&mut self) -> (Bytes, Bytes) {
+        let (key, end): (&'static str, &'static [u8]) = *[
+            ("a/", &b"a0"[..]),
+            ("a/", b"a0"),
+            ("a/1", b""),
+            ("a/", b""),
+            ("a/1", b"a/2"),
+            ("b/", b"b0"),
+            ("b/0", b""),
+            ("c", b""),
+            ("\0", b"\0"),
+            ("a", b"c"),
+        ]
+        .choose(&mut self.rng)
+        .expect("some");
+        (Bytes::from_static(key.as_bytes()), Bytes::from_static(end))
+    }
+
+    /// All is well again, and whatever is owed must come.
+    async fn settle(&mut self) -> Result<(), String> {
+        self.note("settle".into());
+        self.cluster.settle();
+        self.cluster.set_rights(|rights| rights.on = false);
+        self.write();
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            self.failure()?;
+            let owed = self.watchers.iter().find_map(|watcher| watcher.check.lock().overdue());
+            let Some(owed) = owed else { break };
+            ensure_patience(patience, &owed)?;
+            sleep(LOOK).await;
+        }
+        while let Some(done) = self.tasks.join_next().await {
+            done.map_err(|error| error.to_string())??;
+        }
+        Ok(())
+    }
+}
+
+fn ensure_patience(patience: Instant, owed: &str) -> Result<(), String> {
+    crate::ensure(Instant::now() < patience, || format!("reliable, in the end: {owed}"))
+}
+
+impl Counts {
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            events: self.events + other.events,
+            progress: self.progress + other.progress,
+            created: self.created + other.created,
+            refused: self.refused + other.refused,
+            compacted: self.compacted + other.compacted,
+            revoked: self.revoked + other.revoked,
+            told: self.told + other.told,
+            resumed: self.resumed + other.resumed,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! [`Trace`]: what happened in a schedule, line by line, for whoever has to find out why.
+//!
+//! Always holds: the lines are a function of the schedule alone, so that two runs of a seed can be compared.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::cluster::{Cluster, Place};
+
+/// Lines that are shown where a schedule failed.
+const SHOWN: usize = 80;
+
+/// See the module. Clones write to the same lines.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace {
+    lines: Arc<Mutex<Vec<String>>>,
+    began: Instant,
+    cluster: Arc<Cluster>,
+}
+
+impl Trace {
+    pub(crate) fn new(cluster: &Arc<Cluster>) -> Self {
+        Self { lines: Arc::default(), began: Instant::now(), cluster: cluster.clone() }
+    }
+
+    pub(crate) fn note(&self, line: impl AsRef<str>) {
+        let Place { epoch, revision } = self.cluster.now();
+        let at = self.began.elapsed().as_secs_f64();
+        let mut lines = self.lines.lock();
+        lines.extend(self.cluster.take_log());
+        lines.push(format!("{at:>8.4} {epoch}@{revision} {}", line.as_ref()));
+    }
+
+    /// The last of it.
+    pub(crate) fn tail(&self) -> String {
+        let lines = self.lines.lock();
+        lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+    }
+
+    /// All of it.
+    #[cfg(tokio_unstable)]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().clone()
+    }
+}

@@ -1,0 +1,282 @@
+//! [`Watcher`]: a client that watches as etcd's own clients do, and checks all that it is told.
+//!
+//! It has one watch stream, creates and cancels watches on it, and when the stream or its connection breaks it comes again and goes on from
+//! the last revision that it got. Not here: whether one response may follow on another, see `check`. Always holds: what is found wrong is kept
+//! until the schedule asks for it, and nothing is checked after it.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use etcd_relay::pb::etcdserverpb::{
+    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    watch_create_request::FilterType, watch_request::RequestUnion,
+};
+use h2::SendStream;
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
+
+use crate::{
+    check::{Spec, StreamCheck},
+    client::{Answer, Client, Windows, frame},
+    relay::Relay,
+};
+
+/// Between two attempts to come again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Orders that wait for the client.
+const ORDERS: usize = 64;
+
+/// How a client reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Whatever comes, at once.
+    Prompt,
+    /// Now and then, a message at a time, with little room.
+    Slow,
+}
+
+/// What a client is to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    Create(Spec),
+    /// One of its watches, by number.
+    Cancel(usize),
+    Progress,
+    /// Breaks its connection and comes again.
+    Break,
+    /// Ends the stream alone and comes again.
+    Reset,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    orders: mpsc::Sender<Order>,
+    pub(crate) check: Arc<Mutex<StreamCheck>>,
+    pub(crate) token: Option<&'static str>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Watcher {
+    pub(crate) fn start(
+        relay: Arc<Relay>,
+        check: StreamCheck,
+        token: Option<&'static str>,
+        reading: Reading,
+        seed: u64,
+    ) -> Self {
+        let (orders, taken) = mpsc::channel(ORDERS);
+        let check = Arc::new(Mutex::new(check));
+        let task =
+            Task { relay, token, reading, orders: taken, check: check.clone(), rng: StdRng::seed_from_u64(seed) };
+        Self { orders, check, token, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+    }
+
+    /// Asks the client to do something, if it has room for orders.
+    pub(crate) fn order(&self, order: Order) {
+        // Who is busy does less.
+        let _ = self.orders.try_send(order);
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.check.lock().failure()
+    }
+}
+
+struct Task {
+    relay: Arc<Relay>,
+    token: Option<&'static str>,
+    reading: Reading,
+    orders: mpsc::Receiver<Order>,
+    check: Arc<Mutex<StreamCheck>>,
+    rng: StdRng,
+}
+
+/// Why a stream is over.
+enum Over {
+    /// The client wants another, on another connection or on the same.
+    Wanted,
+    /// The relay or the connection ended it.
+    Told(Status),
+    /// Nobody wants anything any more.
+    Done,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            let over = match self.stream().await {
+                Ok(over) => over,
+                Err(status) => Over::Told(status),
+            };
+            self.check.lock().ended();
+            match over {
+                Over::Done => return,
+                Over::Wanted => {}
+                Over::Told(status) => {
+                    self.check.lock().told(&status);
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn stream(&mut self) -> Result<Over, Status> {
+        let windows = if self.reading == Reading::Prompt { Windows::WIDE } else { Windows::NARROW };
+        let client = Client::connect(&self.relay, self.token, windows).await?;
+        let (mut send, mut answer) = client.open("Watch/Watch").await?;
+        let again = self.check.lock().resume();
+        for create in again {
+            say(&mut send, RequestUnion::CreateRequest(create))?;
+        }
+        let mut waits: VecDeque<Order> = VecDeque::new();
+        loop {
+            // Cancel safe, both.
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    None => return Ok(Over::Done),
+                    Some(order) => waits.push_back(order),
+                },
+                message = self.reading.next(&mut answer, &mut self.rng) => match message? {
+                    None => return Err(Status::unknown("the stream ended without a reason")),
+                    Some(response) => {
+                        for id in self.check.lock().take(response) {
+                            say(&mut send, cancel(id))?;
+                        }
+                    }
+                },
+            }
+            while let Some(order) = waits.pop_front() {
+                match order {
+                    Order::Create(spec) => {
+                        let create = self.check.lock().expect(spec);
+                        say(&mut send, RequestUnion::CreateRequest(create))?;
+                    }
+                    Order::Cancel(number) => {
+                        let id = self.check.lock().cancel(number);
+                        if let Some(id) = id {
+                            say(&mut send, cancel(id))?;
+                        }
+                    }
+                    Order::Progress => say(&mut send, RequestUnion::ProgressRequest(WatchProgressRequest {}))?,
+                    Order::Reset => {
+                        send.send_reset(h2::Reason::CANCEL);
+                        return Ok(Over::Wanted);
+                    }
+                    Order::Break => return Ok(Over::Wanted),
+                }
+            }
+        }
+    }
+}
+
+impl Reading {
+    /// The next message. Cancel safe.
+    async fn next(self, answer: &mut Answer, rng: &mut StdRng) -> Result<Option<WatchResponse>, Status> {
+        if self == Self::Slow && rng.random_bool(0.5) {
+            sleep(Duration::from_millis(rng.random_range(0..400))).await;
+        }
+        answer.message().await
+    }
+}
+
+fn cancel(watch_id: i64) -> RequestUnion {
+    RequestUnion::CancelRequest(WatchCancelRequest { watch_id })
+}
+
+fn say(send: &mut SendStream<Bytes>, request: RequestUnion) -> Result<(), Status> {
+    send.send_data(frame(&WatchRequest { request_union: Some(request) }), false)
+        .map_err(|error| Status::unavailable(format!("the stream is gone: {error}")))
+}
+
+impl Spec {
+    /// The request that asks for it, from `start` on.
+    pub(crate) fn request(&self, start_revision: i64) -> WatchCreateRequest {
+        let mut filters = Vec::new();
+        if self.no_put {
+            filters.push(FilterType::Noput as i32);
+        }
+        if self.no_delete {
+            filters.push(FilterType::Nodelete as i32);
+        }
+        WatchCreateRequest {
+            key: self.wire.0.clone(),
+            range_end: self.wire.1.clone(),
+            start_revision,
+            progress_notify: self.progress_notify,
+            filters,
+            prev_kv: self.prev_kv,
+            watch_id: 0,
+            fragment: self.fragment,
+        }
+    }
+}
+
+/// A client that opens a watch of everything and never reads.
+pub(crate) async fn never_read(relay: Arc<Relay>, wire: (Bytes, Bytes), life: Duration) -> Result<(), Status> {
+    let client = Client::connect(&relay, None, Windows::NARROW).await?;
+    let (mut send, _answer) = client.open("Watch/Watch").await?;
+    for _ in 0..3 {
+        let create = WatchCreateRequest {
+            key: wire.0.clone(),
+            range_end: wire.1.clone(),
+            prev_kv: true,
+            ..WatchCreateRequest::default()
+        };
+        say(&mut send, RequestUnion::CreateRequest(create))?;
+    }
+    sleep(life).await;
+    Ok(())
+}
+
+/// A client that creates many watches of the past on many streams, and leaves most of them unread.
+pub(crate) async fn flood(
+    relay: Arc<Relay>,
+    wire: (Bytes, Bytes),
+    from: i64,
+    streams: usize,
+    life: Duration,
+) -> Result<(), Status> {
+    let client = Client::connect(&relay, None, Windows::NARROW).await?;
+    let mut open = Vec::new();
+    for _ in 0..streams {
+        let (mut send, answer) = client.open("Watch/Watch").await?;
+        let create = WatchCreateRequest {
+            key: wire.0.clone(),
+            range_end: wire.1.clone(),
+            start_revision: from,
+            ..WatchCreateRequest::default()
+        };
+        say(&mut send, RequestUnion::CreateRequest(create))?;
+        open.push((send, answer));
+    }
+    sleep(life).await;
+    Ok(())
+}
+
+/// A client that creates and cancels as fast as it can, and reads what it is told.
+pub(crate) async fn churn(relay: Arc<Relay>, wire: (Bytes, Bytes), rounds: usize) -> Result<(), Status> {
+    let client = Client::connect(&relay, None, Windows::WIDE).await?;
+    let (mut send, mut answer) = client.open("Watch/Watch").await?;
+    for round in 0..rounds {
+        let create = WatchCreateRequest {
+            key: wire.0.clone(),
+            range_end: wire.1.clone(),
+            watch_id: round as i64 + 1,
+            ..WatchCreateRequest::default()
+        };
+        say(&mut send, RequestUnion::CreateRequest(create))?;
+        say(&mut send, cancel(round as i64 + 1))?;
+        if round % 16 == 0 {
+            while let Ok(Ok(Some(_))) = timeout(Duration::ZERO, answer.message::<WatchResponse>()).await {}
+        }
+    }
+    Ok(())
+}
