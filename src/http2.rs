@@ -10,12 +10,13 @@
 //!
 //! Not here: what is answered (the service); sockets, and what a peer may do before it speaks HTTP/2 (`front::listen`); the client's
 //! side, which has hyper's. Parts: `limits`, `frame` (the wire), `hpack` (compressed fields), `request` (what fields mean), `body` (a
-//! request's), `stream`, `streams`, `output`, `wake`, `intake` (what frames do), and `connection`, which is the task.
+//! request's), `stream`, `streams`, `output`, `wake`, `turn`, `intake` (what frames do), and `connection`, which is the task.
 //!
 //! Always holds:
 //! - what a peer can make us keep is bounded: by windows for bodies, by a size for fields, by a number for streams, and we do
 //!   not read from one who does not take what waits for it;
 //! - an error of a stream ends that stream, one of the connection all of them, with the reason that the RFC names;
+//! - a turn of a connection is bounded in time, whatever its peer sends and however many streams end at once;
 //! - a stream that is over leaves nothing behind but, for a while, its number.
 
 mod body;
@@ -27,6 +28,7 @@ mod output;
 mod request;
 mod stream;
 mod streams;
+mod turn;
 mod wake;
 
 pub use self::{

@@ -1,8 +1,8 @@
 //! [`Connection`]: the task of a connection.
 //!
 //! Not here: what each frame does, see `intake`; how an answer goes out, see `stream`. Always holds: only those who called are
-//! looked at; nothing is read while [`BACKLOG`] waits for the socket, nor is any stream run then; a turn is bounded, so that no
-//! connection keeps its thread.
+//! looked at; nothing is read while [`BACKLOG`] waits for the socket, nor is any stream run then; a turn is bounded in rounds and in time,
+//! so that no connection keeps its thread; when a connection ends its streams are dropped in turns as well.
 
 mod intake;
 
@@ -10,7 +10,7 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use h2::Reason;
@@ -30,6 +30,7 @@ use super::{
     output::Output,
     stream::{Ran, Shared},
     streams::Streams,
+    turn::Turn,
     wake::{Bell, Caller, Callers, Calls},
 };
 
@@ -38,6 +39,8 @@ use super::{
 const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
 /// Rounds of one turn.
 const ROUNDS: usize = 16;
+/// Callers that one turn looks at: a change that all streams of a connection hear of is a call of each.
+const CALLERS: usize = 8 << 10;
 /// The window that each connection has before it says another.
 const FIRST_WINDOW: u32 = 65_535;
 /// What is in our pings, to tell whose answer comes.
@@ -62,7 +65,7 @@ pub enum Ended {
 pub struct Connection<T, S, F, B: http_body::Body, E> {
     io: T,
     calls: Arc<Calls>,
-    /// Those who called, while they are looked at.
+    /// Those who called and were not looked at yet.
     callers: Callers,
     /// The socket may have bytes for us.
     readable: bool,
@@ -74,6 +77,7 @@ pub struct Connection<T, S, F, B: http_body::Body, E> {
     streams: Streams<F, B>,
     peer: Peer,
     course: Course,
+    turn: Turn,
     tell_from: u32,
     write: (Arc<Bell>, Waker),
     // In boxes: a delivery touches what is above, and each line of memory that it need not fetch is time.
@@ -89,6 +93,8 @@ struct Rare<E> {
     watchdog: Option<Watchdog>,
     stop: Option<E>,
     abort: E,
+    /// How the connection has ended, while the last of its streams are dropped.
+    ended: Option<Result<(), Ended>>,
 }
 
 /// By whom the parts of a connection call it.
@@ -194,19 +200,93 @@ where
                 shrinks_table: false,
             },
             course: Course::Open,
+            turn: Turn::default(),
             tell_from: limits.stream_window / 2,
             write: bell(Caller::WRITE),
             intake: Box::new(Intake::new(limits.connection_window.max(FIRST_WINDOW))),
-            rare: Box::new(Rare { bells, limits, watchdog, stop: Some(stop), abort }),
+            rare: Box::new(Rare { bells, limits, watchdog, stop: Some(stop), abort, ended: None }),
             calls,
         }
+    }
+
+    /// One turn, which ends with the connection, when there is nothing to do, or to let others go on.
+    fn take_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        for _ in 0..ROUNDS {
+            if !self.callers.is_empty() || self.calls.look(&mut self.callers, cx) {
+                if let [caller] = self.callers[..]
+                    && let Some(place) = caller.place()
+                    && self.may_run()
+                    && self.peer.ahead == 0
+                    && self.streams.is_at_rest(self.peer.window > 0)
+                {
+                    // What nearly all look-ups find: one stream has something to say, and its turn is now.
+                    self.callers.clear();
+                    self.run_one(place);
+                } else if self.answer_calls() {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if self.is_idle() {
+                return Poll::Pending;
+            }
+            if self.readable
+                && self.output.len() < BACKLOG
+                && !matches!(self.course, Course::Closing(_))
+                && !self.read()?
+            {
+                // Whoever has closed does not wait for answers.
+                return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut self.is_due) {
+                // After what has come is read: where all were held up, an answer may be among it.
+                self.watch()?;
+            }
+            // Who sends without a pause has its answers all the same.
+            let has_read_enough = self.turn.is_over();
+            if has_read_enough {
+                self.turn = Turn::default();
+            }
+            if !self.full {
+                self.run();
+                let write = &mut Context::from_waker(&self.write.1);
+                match self.output.poll_write(&mut self.io, write) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => self.full = true,
+                }
+            }
+            let finishes = self.course == Course::Finishing || self.intake.leaves && self.course != Course::Stopping;
+            if finishes && self.streams.all.is_empty() && !matches!(self.course, Course::Closing(_)) {
+                self.course = Course::Closing(None);
+            }
+            if let Course::Closing(reason) = self.course
+                && self.streams.clear(&mut self.turn)
+                && !self.full
+                && self.output.is_empty()
+            {
+                let write = &mut Context::from_waker(&self.write.1);
+                match Pin::new(&mut self.io).poll_shutdown(write) {
+                    Poll::Ready(shut) => {
+                        shut?;
+                        return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
+                    }
+                    // It calls when it can go on. Only a look that finds no callers has this task woken by it.
+                    Poll::Pending => self.full = true,
+                }
+            }
+            if has_read_enough || self.turn.is_over() {
+                break;
+            }
+        }
+        // Others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// One look at all who called. True where the connection is to be dropped at once.
     fn answer_calls(&mut self) -> bool {
         let mut callers = std::mem::take(&mut self.callers);
         let mut over = false;
-        for caller in callers.drain(..) {
+        let now = callers.len().min(CALLERS);
+        for caller in callers.drain(..now) {
             match caller {
                 Caller::READ => {
                     self.rare.bells.read.0.answered();
@@ -229,10 +309,15 @@ where
                 Caller::WINDOW => {
                     let read = self.calls.take_read();
                     self.intake.widen(read);
-                    frame::put_window_update(self.output.own(), 0, read);
+                    if !matches!(self.course, Course::Closing(_)) {
+                        frame::put_window_update(self.output.own(), 0, read);
+                    }
                 }
                 stream => stream.place().into_iter().for_each(|place| self.streams.queue(place)),
             }
+        }
+        if !callers.is_empty() {
+            self.turn.end();
         }
         self.callers = callers;
         over
@@ -288,11 +373,21 @@ where
 
     /// Runs streams in turns until there is enough to write.
     fn run(&mut self) {
-        let more = std::mem::take(&mut self.peer.ahead);
-        if more != 0 && !self.streams.widen_all(more) {
-            return self.close(Reason::FLOW_CONTROL_ERROR);
+        if matches!(self.course, Course::Closing(_)) {
+            return;
+        }
+        if self.peer.ahead != 0 {
+            if std::mem::replace(&mut self.turn.has_widened, true) {
+                // Until they know, no stream may run.
+                return self.turn.end();
+            }
+            let more = std::mem::take(&mut self.peer.ahead);
+            if !self.streams.widen_all(more) {
+                return self.close(Reason::FLOW_CONTROL_ERROR);
+            }
         }
         while self.output.len() < Limits::OUTPUT
+            && self.turn.step()
             && let Some(place) = self.streams.next(self.peer.window > 0)
         {
             self.run_one(place);
@@ -309,6 +404,7 @@ where
             max_payload: self.peer.max_payload,
             shrinks_table: &mut self.peer.shrinks_table,
             tell_from: self.tell_from,
+            turn: &mut self.turn,
         };
         match stream.run(&mut shared, &self.service) {
             Ran::Rests => {}
@@ -328,20 +424,22 @@ where
 
     /// Ends the connection with an error, once it is told to the peer.
     fn close(&mut self, reason: Reason) {
-        self.streams.clear();
         frame::put_go_away(self.output.own(), self.intake.last, reason);
         self.course = Course::Closing(Some(reason));
     }
 
     fn is_idle(&self) -> bool {
-        let may_read = self.readable && self.output.len() < BACKLOG && !matches!(self.course, Course::Closing(_));
+        if matches!(self.course, Course::Closing(_)) {
+            return self.streams.are_gone();
+        }
+        let may_read = self.readable && self.output.len() < BACKLOG;
         let may_run = self.may_run() && !self.streams.is_at_rest(self.peer.window > 0);
         !may_read && !may_run
     }
 
     /// Whether what streams give can be written.
     fn may_run(&self) -> bool {
-        !self.full && self.output.len() < Limits::OUTPUT
+        !self.full && self.output.len() < Limits::OUTPUT && !matches!(self.course, Course::Closing(_))
     }
 }
 
@@ -366,62 +464,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        for _ in 0..ROUNDS {
-            if this.calls.look(&mut this.callers, cx) {
-                if let [caller] = this.callers[..]
-                    && let Some(place) = caller.place()
-                    && this.may_run()
-                    && this.streams.is_at_rest(this.peer.window > 0)
-                {
-                    // What nearly all look-ups find: one stream has something to say, and its turn is now.
-                    this.callers.clear();
-                    this.run_one(place);
-                } else if this.answer_calls() {
-                    return Poll::Ready(Ok(()));
-                }
-            } else if this.is_idle() {
-                return Poll::Pending;
-            }
-            if this.readable
-                && this.output.len() < BACKLOG
-                && !matches!(this.course, Course::Closing(_))
-                && !this.read()?
-            {
-                // Whoever has closed does not wait for answers.
-                return Poll::Ready(Ok(()));
-            }
-            if std::mem::take(&mut this.is_due) {
-                // After what has come is read: where all were held up, an answer may be among it.
-                this.watch()?;
-            }
-            if !this.full {
-                this.run();
-                let write = &mut Context::from_waker(&this.write.1);
-                match this.output.poll_write(&mut this.io, write) {
-                    Poll::Ready(written) => written?,
-                    Poll::Pending => this.full = true,
-                }
-            }
-            let finishes = this.course == Course::Finishing || this.intake.leaves && this.course != Course::Stopping;
-            if finishes && this.streams.all.is_empty() && !matches!(this.course, Course::Closing(_)) {
-                this.course = Course::Closing(None);
-            }
-            if let Course::Closing(reason) = this.course
-                && !this.full
-                && this.output.is_empty()
-            {
-                let write = &mut Context::from_waker(&this.write.1);
-                match Pin::new(&mut this.io).poll_shutdown(write) {
-                    Poll::Ready(shut) => {
-                        shut?;
-                        return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
-                    }
-                    // It calls when it can go on. Only a look that finds no callers has this task woken by it.
-                    Poll::Pending => this.full = true,
-                }
-            }
+        this.turn = Turn::default();
+        if this.rare.ended.is_none() {
+            let ended = ready!(this.take_turn(cx));
+            this.rare.ended = Some(ended);
         }
-        // Others have their turn.
+        // Who has closed is not there any more to wait for that.
+        if this.streams.clear(&mut this.turn) {
+            return Poll::Ready(this.rare.ended.take().unwrap_or(Ok(())));
+        }
         cx.waker().wake_by_ref();
         Poll::Pending
     }

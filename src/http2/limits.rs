@@ -38,6 +38,8 @@ impl Limits {
     /// Streams that a peer may have opened for nothing, such as to reset them at once, more than those that it let us answer. One more
     /// ends the connection.
     pub const WASTED_STREAMS: u32 = 1_000;
+    /// How long a connection reads, and how long it runs its streams, before the other connections of its thread go on.
+    pub const TURN: Duration = Duration::from_millis(1);
     /// Streams that were reset by us and whose last frames, which may still come, are no fault of the peer's.
     pub const REMEMBERED_RESETS: usize = 64;
 }

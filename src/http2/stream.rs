@@ -25,6 +25,7 @@ use super::{
     limits::Limits,
     output::Output,
     request::{Asked, is_of_connection},
+    turn::Turn,
     wake::{Bell, Caller, Calls},
 };
 
@@ -85,7 +86,11 @@ pub(super) struct Shared<'a> {
     pub(super) shrinks_table: &'a mut bool,
     /// Half of what a stream may receive without a word of ours.
     pub(super) tell_from: u32,
+    pub(super) turn: &'a mut Turn,
 }
+
+/// From this size on a piece of data counts as one that took long to make.
+const LARGE: usize = 4 << 10;
 
 /// Where a stream is after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +230,7 @@ where
                 if end {
                     return self.over();
                 }
-                if shared.output.len() >= Limits::OUTPUT {
+                if shared.output.len() >= Limits::OUTPUT || !shared.turn.step() {
                     return Ran::Again;
                 }
                 continue;
@@ -233,15 +238,21 @@ where
             let cx = &mut Context::from_waker(&self.waker);
             match &mut self.answer {
                 Answer::Asked(_) => self.ask(shared, call),
-                Answer::Awaited(answer) => match guarded(|| answer.as_mut().poll(cx)) {
-                    Poll::Pending => return Ran::Rests,
-                    Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
-                    Poll::Ready(Ok(response)) => {
-                        if self.head(response, shared) {
-                            return self.over();
+                Answer::Awaited(answer) => {
+                    shared.turn.weigh();
+                    match guarded(|| answer.as_mut().poll(cx)) {
+                        Poll::Pending => return Ran::Rests,
+                        Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
+                        Poll::Ready(Ok(response)) => {
+                            if self.head(response, shared) {
+                                return self.over();
+                            }
+                            if !shared.turn.step() {
+                                return Ran::Again;
+                            }
                         }
                     }
-                },
+                }
                 Answer::Sent(body) => {
                     // Without room it is not asked for more, unless there is nothing but trailers to come.
                     let room = self.window.min(*shared.window);
@@ -256,7 +267,12 @@ where
                         }
                         Poll::Ready(Err(error) | Ok(Some(Err(error)))) => return Ran::Over(Some(reason(&*error))),
                         Poll::Ready(Ok(Some(Ok(frame)))) => match frame.into_data() {
-                            Ok(data) => self.data = Some(data),
+                            Ok(data) => {
+                                if data.remaining() >= LARGE {
+                                    shared.turn.weigh();
+                                }
+                                self.data = Some(data);
+                            }
                             Err(frame) => {
                                 if let Ok(trailers) = frame.into_trailers() {
                                     let own = shared.output.own();

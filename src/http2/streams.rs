@@ -2,7 +2,8 @@
 //!
 //! Always holds: a stream has a number for the peer and a place here, and is listed under both or neither; it is queued once at a time,
 //! whatever calls it; it waits for the connection's window once at a time, and those that wait go on in their order, as far as the window
-//! goes: so none takes all of it, and room for one costs no look at the others.
+//! goes: so none takes all of it, and room for one costs no look at the others; all of them are dropped in steps, for one turn may be too
+//! short for it.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,7 @@ use hashbrown::HashMap;
 use http::Response;
 use slab::Slab;
 
-use super::{Failure, stream::Stream};
+use super::{Failure, stream::Stream, turn::Turn};
 
 /// Streams for which a connection without any keeps room, so that one call after the other makes none anew.
 const KEPT: usize = 8;
@@ -22,6 +23,8 @@ pub(super) struct Streams<F, B: http_body::Body> {
     runnable: VecDeque<usize>,
     /// The numbers of those that wait for the connection's window, first come first served. Some may be gone.
     waiting: VecDeque<u32>,
+    /// Those that are dropped, as far as they are not yet.
+    leaving: Option<slab::IntoIter<Stream<F, B>>>,
 }
 
 impl<F, B> Streams<F, B>
@@ -30,7 +33,13 @@ where
     B: http_body::Body<Error: Into<Failure>> + Unpin,
 {
     pub(super) fn new() -> Self {
-        Self { all: Slab::new(), places: HashMap::new(), runnable: VecDeque::new(), waiting: VecDeque::new() }
+        Self {
+            all: Slab::new(),
+            places: HashMap::new(),
+            runnable: VecDeque::new(),
+            waiting: VecDeque::new(),
+            leaving: None,
+        }
     }
 
     pub(super) fn get_mut(&mut self, id: u32) -> Option<(usize, &mut Stream<F, B>)> {
@@ -110,8 +119,25 @@ where
         stream
     }
 
-    pub(super) fn clear(&mut self) {
-        *self = Self::new();
+    /// Whether there are none, and none is left to be dropped.
+    pub(super) fn are_gone(&self) -> bool {
+        self.all.is_empty() && self.leaving.is_none()
+    }
+
+    /// Drops streams as far as `turn` goes. True once all are gone; nothing may be opened or run meanwhile.
+    pub(super) fn clear(&mut self, turn: &mut Turn) -> bool {
+        if !self.all.is_empty() {
+            let Self { all, .. } = std::mem::replace(self, Self::new());
+            self.leaving = Some(all.into_iter());
+        }
+        let Some(leaving) = &mut self.leaving else { return true };
+        while turn.step() {
+            if leaving.next().is_none() {
+                self.leaving = None;
+                return true;
+            }
+        }
+        false
     }
 }
 

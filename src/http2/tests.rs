@@ -3,6 +3,7 @@
 mod course;
 mod faults;
 pub(crate) mod sockets;
+mod turns;
 mod windows;
 
 use std::{

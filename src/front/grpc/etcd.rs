@@ -16,6 +16,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use metrics::{Counter, counter};
 use serde_json::{Map, Value, json};
+use slab::Slab;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
@@ -216,10 +217,11 @@ impl http_body::Body for EtcdBody {
     }
 }
 
-/// The open watch streams of each connection.
+/// The open watch streams of each connection. A connection may have a hundred thousand, all of which end with it, so each is found by its
+/// place.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
-    open: Arc<DashMap<ConnectionId, Vec<Arc<Outbox>>>>,
+    open: Arc<DashMap<ConnectionId, Slab<Arc<Outbox>>>>,
 }
 
 /// A stream is listed exactly while this lives.
@@ -227,20 +229,20 @@ pub struct Streams {
 pub(super) struct Listed {
     streams: Streams,
     connection: ConnectionId,
-    outbox: Arc<Outbox>,
+    place: usize,
 }
 
 impl Streams {
     fn list(&self, connection: ConnectionId, outbox: &Arc<Outbox>) -> Listed {
-        self.open.entry(connection).or_default().push(outbox.clone());
-        Listed { streams: self.clone(), connection, outbox: outbox.clone() }
+        let place = self.open.entry(connection).or_default().insert(outbox.clone());
+        Listed { streams: self.clone(), connection, place }
     }
 
     /// For `/debug/state`: each watch stream of a connection, with its watches and how far they are behind.
     #[must_use]
     pub fn describe(&self, connection: ConnectionId) -> Map<String, Value> {
         let streams: Vec<OutboxStats> = match self.open.get(&connection) {
-            Some(outboxes) => outboxes.iter().map(|outbox| outbox.stats()).collect(),
+            Some(outboxes) => outboxes.iter().map(|(_, outbox)| outbox.stats()).collect(),
             None => Vec::new(),
         };
         let mut map = Map::new();
@@ -253,9 +255,11 @@ impl Streams {
 impl Drop for Listed {
     fn drop(&mut self) {
         let Some(mut outboxes) = self.streams.open.get_mut(&self.connection) else { return };
-        outboxes.retain(|outbox| !Arc::ptr_eq(outbox, &self.outbox));
+        let outbox = outboxes.try_remove(self.place);
         let empty = outboxes.is_empty();
         drop(outboxes);
+        // What goes with it is none of the list's.
+        drop(outbox);
         if empty {
             self.streams.open.remove_if(&self.connection, |_, outboxes| outboxes.is_empty());
         }

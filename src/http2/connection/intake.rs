@@ -44,8 +44,10 @@ thread_local! {
 /// What a connection keeps of what it has read.
 #[derive(Debug)]
 pub(super) struct Intake {
-    /// The beginning of a frame.
+    /// The beginning of a frame; where it `has_more`, with frames before it.
     partial: Vec<u8>,
+    /// There are whole frames that another turn acts on.
+    has_more: bool,
     decoder: Decoder,
     /// Bytes that the peer may still send.
     window: i64,
@@ -73,6 +75,7 @@ impl Intake {
     pub(super) fn new(window: u32) -> Self {
         Self {
             partial: Vec::new(),
+            has_more: false,
             decoder: Decoder::new(DEFAULT_TABLE as usize),
             window: i64::from(window),
             last: 0,
@@ -119,6 +122,17 @@ where
 {
     /// Reads, and acts on what came. Ready with false where the peer has closed its side.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
+        if std::mem::take(&mut self.intake.has_more) {
+            // What was read before, and is more than one turn's work.
+            let left = std::mem::take(&mut self.intake.partial);
+            match self.take_frames(&left) {
+                Ok(taken) => self.intake.partial = left[taken..].to_vec(),
+                Err(reason) => self.close(reason),
+            }
+            if self.intake.has_more || matches!(self.course, Course::Closing(_)) {
+                return Poll::Ready(Ok(true));
+            }
+        }
         let mut buffer = BUFFER.take();
         if buffer.is_empty() {
             buffer = vec![0; READ];
@@ -138,7 +152,7 @@ where
                 self.close(reason);
                 break Poll::Ready(Ok(true));
             }
-            if read.len() == READ || self.output.len() >= BACKLOG {
+            if read.len() == READ || self.output.len() >= BACKLOG || self.intake.has_more {
                 // There may be more, for the next turn.
                 break Poll::Ready(Ok(true));
             }
@@ -183,6 +197,10 @@ where
                 return Err(Reason::FRAME_SIZE_ERROR);
             }
             let Some(payload) = bytes[taken + HEAD..].get(..head.len) else { break };
+            if !self.turn.step() {
+                self.intake.has_more = true;
+                break;
+            }
             self.take(head, payload)?;
             taken += HEAD + head.len;
         }
