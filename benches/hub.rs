@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use divan::{Bencher, black_box};
 use etcd_relay::{
+    critical::Tasks,
     hub::{
         Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, Outbox, OutboxLimits, RangeQuery, SortOrder,
         SortTarget, Subscribe, WatchOptions,
@@ -174,7 +175,14 @@ const LIMITS: Limits = Limits {
 /// A live feed of everything with `keys` keys.
 fn feed(keys: usize) -> Arc<Feed> {
     let leaderless = Arc::new(watch::Sender::new(false));
-    let hub = Hub::new(LIMITS, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver));
+    let hub = Hub::new(
+        LIMITS,
+        Arc::new(Nothing),
+        Arc::new(UpstreamHeader::default()),
+        leaderless,
+        &Tasks::new(),
+        Box::new(NoDriver),
+    );
     let feed = hub.open(KeyRange::prefix("".into()));
     let mut map = KeyMap::default();
     let revision = Revision::new(1);

@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use cluster::{Change, Cluster, Size};
 use divan::{Bencher, black_box, counter::ItemsCount};
 use etcd_relay::{
+    critical::Tasks,
     hub::{
         Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, OutboxLimits,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
@@ -32,7 +33,7 @@ use etcd_relay::{
     view::{Ask, Caller, Config, Directory, Kind, Lainlet, Selected, Trust},
 };
 use tokio::{runtime::Runtime, sync::watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 /// Changes between two looks at what came of them.
 const BATCH: u32 = 100;
@@ -99,15 +100,21 @@ struct Views {
     lainlet: Lainlet,
     feed: Arc<Feed>,
     revision: Revision,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
 impl Views {
     fn over(cluster: &Cluster) -> Self {
         let leaderless = Arc::new(watch::Sender::new(false));
-        let hub =
-            Hub::new(LIMITS, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver));
+        let hub = Hub::new(
+            LIMITS,
+            Arc::new(Nothing),
+            Arc::new(UpstreamHeader::default()),
+            leaderless,
+            &Tasks::new(),
+            Box::new(NoDriver),
+        );
         let mut revision = Revision::ZERO;
         let entries: Vec<_> = cluster.entries().collect();
         let feeds = Directory::ALL.map(|directory| hub.always(directory.range()));
@@ -124,7 +131,7 @@ impl Views {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let config = Config { trust: Trust { everyone: true, ..Trust::default() }, ..Config::default() };
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let lainlet = Lainlet::new(config, hub, tasks.clone(), stop.clone());
         Self { runtime, lainlet, feed, revision, tasks, stop }
     }

@@ -46,7 +46,10 @@ pub use self::{
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
 };
 use self::{pages::Pages, upstream::Upstream};
-use crate::types::{KeyRange, UpstreamHeader};
+use crate::{
+    critical::Tasks,
+    types::{KeyRange, UpstreamHeader},
+};
 
 /// Bounds of the hub and of what it serves.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) upstream: Arc<dyn Upstream>,
     pub(crate) fills: Semaphore,
+    pub(crate) tasks: Tasks,
     pub(crate) pages: Arc<Pages>,
 }
 
@@ -113,10 +117,17 @@ impl Hub {
         upstream: Arc<dyn Upstream>,
         header: Arc<UpstreamHeader>,
         leaderless: Arc<watch::Sender<bool>>,
+        tasks: &Tasks,
         runner: Box<dyn FeedRunner>,
     ) -> Arc<Self> {
-        let confirmer = Confirmer::new(upstream.clone(), header.clone(), limits.confirm_patience);
-        let shared = Arc::new(Shared { limits, upstream, fills: Semaphore::new(limits.fills), pages: Arc::default() });
+        let confirmer = Confirmer::new(upstream.clone(), header.clone(), limits.confirm_patience, tasks.clone());
+        let shared = Arc::new(Shared {
+            limits,
+            upstream,
+            fills: Semaphore::new(limits.fills),
+            tasks: tasks.clone(),
+            pages: Arc::default(),
+        });
         Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
     }
 

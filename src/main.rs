@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use etcd_relay::{
     cli::{self, BenchTask, Start, Task},
+    critical::Failure,
     relay::Relay,
     shutdown::Shutdown,
     telemetry::{logging, recorder::Metrics},
@@ -12,7 +13,7 @@ use etcd_relay::{
 
 fn main() -> ExitCode {
     let ended = match cli::parse(std::env::args_os()) {
-        Ok(Task::Relay(start)) => run(*start).map(|()| ExitCode::SUCCESS),
+        Ok(Task::Relay(start)) => run(*start),
         Ok(Task::Bench(task)) => bench(&task),
         Err(exit) => return exit.report(),
     };
@@ -30,17 +31,24 @@ fn bench(task: &BenchTask) -> anyhow::Result<ExitCode> {
     Ok(if task.run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run(start: Start) -> anyhow::Result<()> {
+fn run(start: Start) -> anyhow::Result<ExitCode> {
     logging::install(&start.logging)?;
     let metrics = Metrics::install()?;
     start.warn();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.on_signals().context("cannot handle signals")?);
         let relay = Relay::build(start.config.clone(), metrics)?;
         start.announce(&relay);
-        relay.run(shutdown).await;
-        Ok(())
+        anyhow::Ok(relay.run(shutdown).await)
+    })?;
+    Ok(match ended {
+        Ok(_drained) => ExitCode::SUCCESS,
+        Err(_logged) => {
+            // Threads that are at work are not waited for: their state is what cannot be trusted.
+            runtime.shutdown_background();
+            ExitCode::from(Failure::EXIT_CODE)
+        }
     })
 }

@@ -22,6 +22,7 @@ pub use self::config::{Config, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, Up
 pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
+    critical::Failure,
     front::{
         Inspect,
         access::Access,
@@ -104,13 +105,24 @@ impl Relay {
     }
 
     /// Serves until `shutdown`, then ends within the drain time.
-    pub async fn run(self, shutdown: Shutdown) -> Drained {
+    ///
+    /// # Errors
+    /// At once, without a word to clients, where a task that holds the relay's state has panicked.
+    pub async fn run(self, shutdown: Shutdown) -> Result<Drained, Failure> {
+        self.serve(shutdown, Data::run).await
+    }
+
+    async fn serve(
+        self,
+        shutdown: Shutdown,
+        run: impl FnOnce(Data, &Phases, &ReadyBoard) -> upstream::Running,
+    ) -> Result<Drained, Failure> {
         let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let upstream::Running { upstream, forward, own, version, patience } = data.run(&phases, &ready);
+        let upstream::Running { upstream, forward, own, version, patience } = run(data, &phases, &ready);
         let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
@@ -130,24 +142,32 @@ impl Relay {
         let lainlet = LainletApi::new(core.lainlet, phases.streams.clone());
         let local = Locals { etcd: core.api, lainlet };
         let port = GrpcPort { local, forward: core.forward, health, reflection, member: member.clone() };
-        phases.clients.spawn(grpc.serve(port, stop.clone()));
+        phases.spawn_port("gRPC port", grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
             let port = HttpPort::with_lainlet(admin.router(), over_http, grpc_addr);
-            phases.clients.spawn(http.serve(port, stop.clone()));
+            phases.spawn_port("HTTP port", http.serve(port, stop.clone()));
         }
         if let Some(metrics_only) = metrics_only {
-            phases.clients.spawn(metrics_only.serve(HttpPort::new(member, grpc_addr), stop));
+            phases.spawn_port("metrics port", metrics_only.serve(HttpPort::new(member, grpc_addr), stop));
         }
-        phases.spawn_upkeep(keep_health);
-        phases.spawn_upkeep(keep_ready_metric(ready.clone()));
-        phases.spawn_upkeep(metrics.upkeep());
+        phases.spawn_upkeep("health", keep_health);
+        phases.spawn_upkeep("readiness metric", keep_ready_metric(ready.clone()));
+        phases.spawn_upkeep("metrics", metrics.upkeep());
 
-        shutdown.begun().await;
-        let _stopping = ready.hold("stopping");
-        let drained = phases.end(config.drain_time, &shutdown).await;
-        tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
-        drained
+        let orderly = async {
+            shutdown.begun().await;
+            let _stopping = ready.hold("stopping");
+            let drained = phases.end(config.drain_time, &shutdown).await;
+            tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
+            drained
+        };
+        // What is left of `orderly` at a failure goes with the process.
+        tokio::select! {
+            biased;
+            failure = phases.upkeep.failed() => Err(failure),
+            drained = orderly => Ok(drained),
+        }
     }
 }
 
@@ -195,3 +215,6 @@ async fn keep_ready_metric(ready: ReadyBoard) {
 
 /// Longest wait for clients at the end: a call takes milliseconds, a client that is told to go goes at once.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

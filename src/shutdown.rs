@@ -11,6 +11,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::critical::Tasks;
+
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -97,7 +99,7 @@ pub struct Phases {
     /// Everything that serves clients.
     pub clients: TaskTracker,
     /// Everything that serves the process: feeds, probes, upkeep.
-    pub upkeep: TaskTracker,
+    pub upkeep: Tasks,
 }
 
 /// How an end went.
@@ -109,10 +111,10 @@ pub enum Drained {
     CutOff,
 }
 
-impl Phases {
-    /// How long tasks may take once they are cut off; they have nothing left to wait for.
-    const LAST_STEPS: Duration = Duration::from_secs(1);
+/// How long tasks may take once they are cut off; they have nothing left to wait for.
+const LAST_STEPS: Duration = Duration::from_secs(1);
 
+impl Phases {
     /// All running.
     #[must_use]
     pub fn new() -> Self {
@@ -123,7 +125,7 @@ impl Phases {
             abort: CancellationToken::new(),
             upstream: CancellationToken::new(),
             clients: TaskTracker::new(),
-            upkeep: TaskTracker::new(),
+            upkeep: Tasks::new(),
         }
     }
 
@@ -134,9 +136,16 @@ impl Phases {
     }
 
     /// Spawns a task of the process, which is dropped when upstream closes.
-    pub fn spawn_upkeep(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_upkeep(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let upstream = self.upstream.clone();
-        self.upkeep.spawn(async move { upstream.run_until_cancelled(task).await });
+        self.upkeep.spawn(name, async move {
+            upstream.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Spawns what accepts a port's connections; the end waits for it as for a client.
+    pub fn spawn_port(&self, name: &'static str, port: impl Future<Output = ()> + Send + 'static) {
+        self.clients.spawn(self.upkeep.guard(name, port));
     }
 
     /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short.
@@ -153,24 +162,24 @@ impl Phases {
             () = tokio::time::sleep(drain_time) => Drained::CutOff,
         };
         self.abort.cancel();
-        Self::ended(&self.clients).await;
+        ended(self.clients.wait(), || self.clients.len()).await;
         self.enter(Phase::Drained);
         self.upstream.cancel();
         self.upkeep.close();
-        Self::ended(&self.upkeep).await;
+        ended(self.upkeep.wait(), || self.upkeep.len()).await;
         self.enter(Phase::Closed);
         drained
-    }
-
-    async fn ended(tasks: &TaskTracker) {
-        if tokio::time::timeout(Self::LAST_STEPS, tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = tasks.len(), "Tasks did not end when told to; leaving them");
-        }
     }
 
     fn enter(&self, phase: Phase) {
         tracing::debug!(?phase, "Ending");
         self.phase.send_replace(phase);
+    }
+}
+
+async fn ended(wait: impl Future<Output = ()>, left: impl FnOnce() -> usize) {
+    if tokio::time::timeout(LAST_STEPS, wait).await.is_err() {
+        tracing::warn!(tasks = left(), "Tasks did not end when told to; leaving them");
     }
 }
 

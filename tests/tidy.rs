@@ -20,16 +20,33 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("latest", &[]),
     ("pb", &[]),
     ("http2", &[]),
-    ("shutdown", &["telemetry"]),
+    ("critical", &[]),
+    ("shutdown", &["telemetry", "critical"]),
     ("bench", &["types", "telemetry", "pb"]),
-    ("hub", &["types", "telemetry"]),
-    ("source", &["types", "hub", "telemetry", "pb"]),
+    ("hub", &["critical", "types", "telemetry"]),
+    ("source", &["critical", "types", "hub", "telemetry", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
-    ("view", &["types", "hub", "latest", "telemetry", "pb"]),
+    ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
     ("front", &["types", "hub", "view", "latest", "http2", "telemetry", "pb", "shutdown"]),
-    ("relay", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
-    ("cli", &["types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown", "relay", "bench"]),
-    ("main", &["cli", "relay", "telemetry", "shutdown"]),
+    ("relay", &["critical", "types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
+    (
+        "cli",
+        &[
+            "critical",
+            "types",
+            "hub",
+            "source",
+            "store",
+            "view",
+            "front",
+            "telemetry",
+            "pb",
+            "shutdown",
+            "relay",
+            "bench",
+        ],
+    ),
+    ("main", &["critical", "cli", "relay", "telemetry", "shutdown"]),
     ("lib", &[]),
 ];
 
@@ -74,6 +91,37 @@ fn layers_use_only_what_is_below_them() {
         }
         if !["cli", "main"].contains(&layer.as_str()) && code.contains("env::var") {
             findings.push(format!("{}: reads the environment, which is for cli to do", file.path.display()));
+        }
+    }
+    assert_tidy(&findings);
+}
+
+/// Where tasks may be spawned by other means than `critical::Tasks`, and why a panic there harms nobody else.
+const SPAWNERS: &[(&str, &str)] = &[
+    ("src/bench", "a program of its own"),
+    ("src/cli/bench", "a program of its own"),
+    ("src/critical.rs", "what all others use"),
+    ("src/shutdown.rs", "wraps them"),
+    ("src/main.rs", "signals, before there is a relay"),
+    ("src/source/pool", "connections upstream: calls on them fail, and others take their place"),
+    ("src/front/grpc/etcd.rs", "the requests of one stream, which it ends"),
+    ("src/front/listen/serve.rs", "connections of clients"),
+    ("src/front/signal.rs", "waits for a token, and has nothing that could fail"),
+    ("src/view/lainlet.rs", "the walk of one request"),
+    ("src/telemetry/delivered.rs", "a test"),
+];
+
+#[test]
+fn tasks_that_hold_state_are_spawned_where_a_panic_is_noticed() {
+    let spawns = ["tokio::spawn(", "thread::spawn(", "tokio::task::spawn", "spawner.spawn(", "TaskTracker::new("];
+    let mut findings = Vec::new();
+    for file in shipped_files() {
+        let path = file.path.to_string_lossy().replace('\\', "/");
+        let code = code_of(&file.text);
+        if !SPAWNERS.iter().any(|(at, _)| path.contains(at)) && spawns.iter().any(|spawn| code.contains(spawn)) {
+            findings.push(format!(
+                "{path}: spawns by itself; use critical::Tasks, or say in SPAWNERS why a panic there harms nobody else"
+            ));
         }
     }
     assert_tidy(&findings);

@@ -13,7 +13,10 @@ use std::{
 use parking_lot::Mutex;
 
 use super::upstream::{Confirmed, Upstream, UpstreamError};
-use crate::types::{Revision, UpstreamHeader};
+use crate::{
+    critical::Tasks,
+    types::{Revision, UpstreamHeader},
+};
 
 /// How often all that is ready goes before the next ask, where many were answered: with three times it serves a quarter more of
 /// 160 readers at a time, with more no more.
@@ -25,6 +28,7 @@ pub struct Confirmer {
     upstream: Arc<dyn Upstream>,
     header: Arc<UpstreamHeader>,
     patience: Duration,
+    tasks: Tasks,
     state: Mutex<State>,
 }
 
@@ -71,8 +75,13 @@ struct Asking {
 }
 
 impl Confirmer {
-    pub(super) fn new(upstream: Arc<dyn Upstream>, header: Arc<UpstreamHeader>, patience: Duration) -> Arc<Self> {
-        Arc::new(Self { upstream, header, patience, state: Mutex::default() })
+    pub(super) fn new(
+        upstream: Arc<dyn Upstream>,
+        header: Arc<UpstreamHeader>,
+        patience: Duration,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        Arc::new(Self { upstream, header, patience, tasks, state: Mutex::default() })
     }
 
     /// The revision that is current in the cluster now, and whether `oldest` is compacted there. Cancel safe.
@@ -87,7 +96,8 @@ impl Confirmer {
         };
         if ask {
             // A task of its own: whoever asked first may give up without the others losing their answer.
-            tokio::spawn(Asking { confirmer: self.clone(), round: None, over: false }.run());
+            let asking = Asking { confirmer: self.clone(), round: None, over: false };
+            self.tasks.detach("confirmer", asking.run());
         }
         Question { round, oldest, place: None }.await
     }
@@ -270,7 +280,7 @@ mod tests {
     fn confirmer(compact_revision: i64, permits: usize) -> (Arc<Fake>, Arc<Confirmer>) {
         let gate = Semaphore::new(permits);
         let fake = Arc::new(Fake { asks: AtomicUsize::new(0), revision: AtomicI64::new(10), compact_revision, gate });
-        let confirmer = Confirmer::new(fake.clone(), Arc::default(), Duration::from_secs(5));
+        let confirmer = Confirmer::new(fake.clone(), Arc::default(), Duration::from_secs(5), Tasks::new());
         (fake, confirmer)
     }
 

@@ -21,7 +21,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use slab::Slab;
 use thiserror::Error;
 use tokio::{
@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub(super) use self::inner::Inner;
-use self::inner::UNLINKED;
+use self::inner::{Locked, UNLINKED};
 use super::{
     Shared,
     delivery::{Cancellation, Delivery, StreamEnd},
@@ -547,7 +547,7 @@ impl Feed {
             }
             if done % 64 == 63 {
                 // The end of a stream with a million watches must not hold up the feed.
-                MutexGuard::bump(&mut inner);
+                Locked::bump(&mut inner);
             }
         }
         drop(inner);
@@ -561,8 +561,8 @@ impl Feed {
         with(inner.cluster.at(inner.revision))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock()
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked { inner: self.inner.lock(), tasks: &self.shared.tasks }
     }
 
     /// Numbers for `/debug/state` and metrics.

@@ -33,7 +33,8 @@ const TURN: Duration = Duration::from_secs(5);
 /// Starts the fill of a watch that has just been put into phase `Filling`.
 pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, filled: Filled) {
     let fill = Fill { feed, outbox, filled };
-    tokio::spawn(async move {
+    let tasks = fill.feed.shared.tasks.clone();
+    tasks.detach("fill", async move {
         let gone = fill.outbox.gone.clone();
         // Dropping the fill drops its upstream watch.
         gone.run_until_cancelled(fill.run()).await;

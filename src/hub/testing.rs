@@ -9,7 +9,10 @@ use super::{
     Feed, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits,
     upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
 };
-use crate::types::{KeyRange, Revision, UpstreamHeader};
+use crate::{
+    critical::Tasks,
+    types::{KeyRange, Revision, UpstreamHeader},
+};
 
 #[derive(Debug)]
 struct Nothing;
@@ -37,6 +40,11 @@ impl FeedRunner for NoDriver {
 
 /// Its histories keep 100 revisions; feeds on demand are off.
 pub(crate) fn hub(outbox: OutboxLimits) -> Arc<Hub> {
+    hub_over(Arc::new(Nothing), outbox)
+}
+
+/// The same, with an upstream that answers something.
+pub(crate) fn hub_over(upstream: Arc<dyn Upstream>, outbox: OutboxLimits) -> Arc<Hub> {
     let limits = Limits {
         history: HistoryLimits { bytes: 1 << 20, entries: 100 },
         outbox,
@@ -45,5 +53,5 @@ pub(crate) fn hub(outbox: OutboxLimits) -> Arc<Hub> {
         confirm_patience: Duration::from_secs(1),
     };
     let leaderless = Arc::new(watch::Sender::new(false));
-    Hub::new(limits, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), leaderless, Box::new(NoDriver))
+    Hub::new(limits, upstream, Arc::new(UpstreamHeader::default()), leaderless, &Tasks::new(), Box::new(NoDriver))
 }

@@ -80,14 +80,14 @@ pub fn wire(
         phases.upkeep.clone(),
         phases.upstream.clone(),
     );
-    let hub = Hub::new(limits, upstream, header, leaderless, Box::new(driver));
+    let hub = Hub::new(limits, upstream, header, leaderless, &phases.upkeep, Box::new(driver));
     for prefix in &config.feeds.prefixes {
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
-        phases.spawn_upkeep(hold_ready(feed, ready.clone()));
+        phases.spawn_upkeep("readiness of a feed", hold_ready(feed, ready.clone()));
     }
     let access = Access::new(own, confirm_patience);
-    phases.spawn_upkeep(access.clone().run(ready.clone()));
-    phases.spawn_upkeep(doubt_permission(access.clone(), hub.clone()));
+    phases.spawn_upkeep("access", access.clone().run(ready.clone()));
+    phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.
     let forward = access.noticing(forward);
     let streams = Streams::default();
@@ -106,7 +106,7 @@ pub fn wire(
     });
     if let Some(lainlet) = lainlet.as_ref().filter(|_| config.views.feeds == LainletFeeds::AtStart) {
         for feed in lainlet.open() {
-            phases.spawn_upkeep(hold_ready(feed.clone(), ready.clone()));
+            phases.spawn_upkeep("readiness of a feed", hold_ready(feed.clone(), ready.clone()));
         }
     }
     Core { hub, access, api, forward, streams, lainlet }

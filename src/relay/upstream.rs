@@ -85,15 +85,16 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
     });
     let probe = Probe::new(etcd.endpoints, upstream.clone(), patience, ready.clone());
     let version = probe.version();
-    phases.spawn_upkeep(probe.run());
+    phases.spawn_upkeep("probe of the version", probe.run());
     Running { upstream, own: forward.own(), forward: forward.boxed(), version, patience }
 }
 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
-    phases.spawn_upkeep(store.clone().expire_leases(phases.upstream.clone()));
+    phases.spawn_upkeep("leases of the store", store.clone().expire_leases(phases.upstream.clone()));
     if let Some(interval) = changes_every {
         let config = store::demo::Config { interval };
-        phases.spawn_upkeep(store::demo::keep_changing(store.clone(), config, phases.upstream.clone()));
+        let changes = store::demo::keep_changing(store.clone(), config, phases.upstream.clone());
+        phases.spawn_upkeep("changes of the store", changes);
     }
     let version = MemberVersion {
         etcdserver: store::ETCD_API_VERSION.to_owned(),

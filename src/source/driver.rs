@@ -15,9 +15,10 @@ use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    critical::Tasks,
     hub::{
         Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset,
         upstream::{Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
@@ -67,7 +68,7 @@ pub struct Driver {
     upstream: Arc<dyn Upstream>,
     header: Arc<UpstreamHeader>,
     leaderless: Arc<watch::Sender<bool>>,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
@@ -80,7 +81,7 @@ impl Driver {
         upstream: Arc<dyn Upstream>,
         header: Arc<UpstreamHeader>,
         leaderless: Arc<watch::Sender<bool>>,
-        tasks: TaskTracker,
+        tasks: Tasks,
         stop: CancellationToken,
     ) -> Self {
         Self { config, upstream, header, leaderless, tasks, stop }
@@ -100,7 +101,7 @@ impl FeedRunner for Driver {
             denied: false,
             replaced: None,
         };
-        self.tasks.spawn(async move {
+        self.tasks.spawn("feed driver", async move {
             stop.run_until_cancelled(driver.run()).await;
         });
     }

@@ -14,7 +14,7 @@ use std::{
 use hashbrown::HashMap;
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     access::{ByAddress, Caller, Rules, Trust},
@@ -28,6 +28,7 @@ use super::{
     views,
 };
 use crate::{
+    critical::Tasks,
     hub::{Feed, Hub},
     types::Revision,
 };
@@ -150,7 +151,7 @@ struct Shared {
     feeds: OnceLock<[Arc<Feed>; 4]>,
     by_path: HashMap<&'static str, &'static Spec>,
     by_service: HashMap<&'static str, &'static Spec>,
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
@@ -205,7 +206,7 @@ impl Lainlet {
     /// Views over `hub`, whose feeds are opened when they are first asked for, or by [`Lainlet::open`]. The threads that follow
     /// them run in `tasks` until `stop`.
     #[must_use]
-    pub fn new(config: Config, hub: Arc<Hub>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+    pub fn new(config: Config, hub: Arc<Hub>, tasks: Tasks, stop: CancellationToken) -> Self {
         let rules = Arc::new(ByAddress::new(config.trust.clone()));
         let [of_config, of_groups, of_portals, of_nodes] = [(); 4].map(|()| rules.clone());
         let engines: [Arc<dyn Shows>; 4] = [
@@ -256,7 +257,7 @@ impl Lainlet {
             for (engine, feed) in self.shared.engines.iter().zip(&feeds) {
                 let (engine, feed, stop) = (engine.clone(), feed.clone(), self.shared.stop.clone());
                 let runtime = Handle::current();
-                self.shared.tasks.spawn_blocking(move || engine.follow(&runtime, &feed, &stop));
+                self.shared.tasks.spawn_blocking("view engine", move || engine.follow(&runtime, &feed, &stop));
             }
             feeds
         })
@@ -280,7 +281,7 @@ impl Lainlet {
         if !engine.has(&select) {
             // It walks over documents, perhaps over all of them.
             let (engine, select) = (engine.clone(), select.clone());
-            let made = self.shared.tasks.spawn_blocking(move || drop(engine.version(&select)));
+            let made = tokio::task::spawn_blocking(move || drop(engine.version(&select)));
             made.await.map_err(|error| Refusal::NotReady(error.to_string()))?;
         }
         Ok(Selected { engine, select })

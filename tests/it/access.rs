@@ -223,6 +223,33 @@ async fn enabling_authentication_elsewhere_ends_nameless_watches_and_disabling_i
 }
 
 #[tokio::test]
+async fn a_relay_that_could_not_watch_again_is_not_ready_though_its_watch_goes_on() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
+    users.enable().await;
+    let why = eventually("/ready says no", async || {
+        let answer = crate::support::http::get(relay.http_addr(), "/ready").await.ok()?;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    assert!(why.body.contains("user name is empty") && why.body.contains("--upstream-user"), "{}", why.body);
+    let feed = relay.state().await["feeds"][0].clone();
+    assert_eq!((&feed["state"], &feed["permission"]), (&"live".into(), &"lost".into()), "{feed}");
+    assert_eq!(relay.metric("etcd_relay_upstream_reconnects_total").await, 0.0, "by itself");
+    // Who may read goes on to be served from the watch that is there.
+    let root = users.token("root").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
+    stream.created(prefix("/a/")).await;
+    let last = users.put("/a/two", &root).await;
+    stream.until_revision(last).await;
+    users.disable(&users.token("root").await).await;
+    relay.ready().await;
+    let feed = relay.state().await["feeds"][0].clone();
+    assert_eq!((&feed["permission"], &feed["last_error"]["over"]), (&"granted".into(), &true.into()), "{feed}");
+}
+
+#[tokio::test]
 async fn a_relay_without_a_user_says_what_it_lacks_and_forwards() {
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
     let users = Users::on(&etcd).await;

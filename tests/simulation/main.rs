@@ -26,6 +26,7 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::{
+    critical::Tasks,
     hub::{
         Delivery, Drained, Feed, FeedKind, FeedState, HistoryLimits, Hub, Limits, NoFeed, Outbox, OutboxLimits,
         RangeQuery, ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions,
@@ -36,7 +37,7 @@ use etcd_relay::{
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::{sync::watch, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     check::{Spec, StreamCheck, ensure},
@@ -163,9 +164,10 @@ impl Sim {
         let leaderless = Arc::new(watch::Sender::new(false));
         let stop = CancellationToken::new();
         let upstream = Arc::new(WorldUpstream(world.clone()));
-        let tasks = TaskTracker::new();
-        let driver = Driver::new(config, upstream.clone(), header.clone(), leaderless.clone(), tasks, stop.clone());
-        let hub = Hub::new(limits, upstream, header, leaderless, Box::new(driver));
+        let tasks = Tasks::new();
+        let driver =
+            Driver::new(config, upstream.clone(), header.clone(), leaderless.clone(), tasks.clone(), stop.clone());
+        let hub = Hub::new(limits, upstream, header, leaderless, &tasks, Box::new(driver));
         let prefixes: &[&'static str] = [&["a/"][..], &["a/", "b/"], &[""]][rng.random_range(0..3)];
         for prefix in prefixes {
             hub.open(KeyRange::prefix(Bytes::from_static(prefix.as_bytes())));

@@ -7,6 +7,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_relay::{
+    critical::Tasks,
     hub::{Delivery, Drained, HistoryLimits, Hub, Limits, Outbox, OutboxLimits, Subscribe, WatchOptions},
     source::{Driver, DriverConfig},
     types::{KeyRange, Revision, UpstreamHeader},
@@ -15,7 +16,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     TURN,
@@ -90,10 +91,10 @@ fn hub(world: &Arc<World>) -> Arc<Hub> {
         upstream.clone(),
         header.clone(),
         leaderless.clone(),
-        TaskTracker::new(),
+        Tasks::new(),
         CancellationToken::new(),
     );
-    Hub::new(limits, upstream, header, leaderless, Box::new(driver))
+    Hub::new(limits, upstream, header, leaderless, &Tasks::new(), Box::new(driver))
 }
 
 /// The revision of the next event on the stream.

@@ -4,6 +4,7 @@
 
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use dashmap::DashMap;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
@@ -38,7 +40,7 @@ use crate::{
         body::{BoxError, RequestBody},
         listen::ConnectionId,
     },
-    hub::{Hub, Outbox, OutboxStats},
+    hub::{Hub, Outbox, OutboxStats, StreamEnd},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
     types::Revision,
@@ -46,6 +48,9 @@ use crate::{
 
 /// Bytes that a stream keeps for reading its requests, which are about fifty each.
 const REQUEST_BUFFER: usize = 256;
+
+/// The end of a stream whose requests nobody acts on any more.
+const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; open another";
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -124,14 +129,20 @@ impl EtcdApi {
         let requests = Requests {
             hub: shared.hub.clone(),
             access: StreamAccess { access: shared.access.clone(), caller, outbox: outbox.clone() },
-            outbox,
+            outbox: outbox.clone(),
             requests,
             requires_leader,
             progress_interval: shared.progress_interval,
             stop: shared.stop.clone(),
             current: shared.hub.header().at(Revision::ZERO),
         };
-        shared.tasks.spawn(requests.run());
+        // A client must not wait for a task that is gone: a panic is an end that it is told of.
+        let run = AssertUnwindSafe(requests.run()).catch_unwind().map(move |ended| {
+            if ended.is_err() {
+                outbox.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
+            }
+        });
+        shared.tasks.spawn(run);
         respond(EtcdBody::Watch(body))
     }
 

@@ -3,15 +3,22 @@
 //! Not here: who calls and when, see `feed` and `driven`. Always holds: nothing here waits or wakes; one outbox is locked at a
 //! time.
 
-use std::{sync::Arc, task::Waker};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    task::Waker,
+    thread,
+};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use parking_lot::MutexGuard;
 use slab::Slab;
 use tokio::time::Instant;
 
 use super::{Feed, PublishError};
 use crate::{
+    critical::Tasks,
     hub::{
         delivery::{Cancellation, Delivery, NO_WATCH_ID},
         history::History,
@@ -170,6 +177,42 @@ impl Inner {
         }
         if self.index.is_empty() {
             self.idle_since = Instant::now();
+        }
+    }
+}
+
+/// What a feed has, locked. A panic meanwhile may leave it half changed, which nobody could tell later.
+#[derive(Debug)]
+pub(in crate::hub) struct Locked<'a> {
+    pub(super) inner: MutexGuard<'a, Inner>,
+    pub(super) tasks: &'a Tasks,
+}
+
+impl Locked<'_> {
+    /// Lets those who wait have it first.
+    pub(in crate::hub) fn bump(this: &mut Self) {
+        MutexGuard::bump(&mut this.inner);
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.tasks.fail("change of a feed", "while the feed was locked".to_owned());
         }
     }
 }

@@ -423,3 +423,17 @@ fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
     let old = [("created", 7), ("events", 7), ("events", 7), ("progress", 7)];
     assert_eq!(told, [&old[..], &[("canceled", 8), ("created", 8), ("events", 8)]].concat());
 }
+
+#[tokio::test]
+async fn a_panic_under_the_feeds_lock_is_a_failure_of_the_process() {
+    let feed = feed_of_cluster();
+    let panicked = std::thread::scope(|scope| {
+        let change = || {
+            let _half_done = feed.lock();
+            panic!("a bug");
+        };
+        scope.spawn(change).join().is_err()
+    });
+    assert!(panicked);
+    assert_eq!(feed.shared.tasks.failed().await.task, "change of a feed");
+}

@@ -3,11 +3,17 @@
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::{
-    hub::{FeedState, KeyMap, OutboxLimits, testing},
+    front::grpc::GrpcService,
+    hub::{
+        FeedState, KeyMap, OutboxLimits, Reset, testing,
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest},
+    },
     pb::etcdserverpb::RangeResponse,
-    types::KeyValueFields,
+    types::{Cluster, EventFields, EventKind, KeyValueFields},
 };
 
 const KEYS: usize = 3000;
@@ -99,4 +105,116 @@ async fn an_order_without_a_direction_sorts_what_the_limit_left() {
     let descending = range_request::SortOrder::Descend.into();
     let (response, _) = ask(&hub, RangeRequest { limit: 2, sort_order: descending, ..everything() }).await;
     assert_eq!(response.kvs[0].key, format!("{:05}", KEYS - 1));
+}
+
+/// An upstream that is asked for its revision once, and answers when it is told to.
+#[derive(Debug)]
+struct Asked {
+    answer: tokio::sync::Semaphore,
+    asked: tokio::sync::Semaphore,
+    compact_revision: std::sync::atomic::AtomicI64,
+}
+
+#[async_trait::async_trait]
+impl Upstream for Asked {
+    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        let compacted = oldest.is_some_and(|oldest| oldest.get() < self.compact_revision.load(Ordering::SeqCst));
+        self.asked.add_permits(1);
+        self.answer.acquire().await.expect("open").forget();
+        let header = Header { cluster_id: 7, revision: Revision::new(5), ..Header::default() };
+        Ok(Confirmed { header, compacted })
+    }
+}
+
+/// A feed of cluster 7 that has revisions 1 to `revision` of the key `k`, whose values are the revisions.
+fn following(revision: i64) -> (Arc<Asked>, Arc<Hub>, Arc<Feed>) {
+    let upstream = Arc::new(Asked {
+        answer: tokio::sync::Semaphore::new(0),
+        asked: tokio::sync::Semaphore::new(0),
+        compact_revision: 0.into(),
+    });
+    let hub = testing::hub_over(upstream.clone(), OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });
+    let feed = hub.open(KeyRange::prefix("".into()));
+    let cluster = Arc::new(Cluster::of(&Header { cluster_id: 7, ..Header::default() }));
+    feed.install(cluster, KeyMap::default(), Revision::ZERO);
+    feed.follows(true);
+    put(&feed, 1..=revision);
+    (upstream, hub, feed)
+}
+
+fn put(feed: &Feed, revisions: std::ops::RangeInclusive<i64>) {
+    let changes = |revision: i64| {
+        let mod_revision = Revision::new(revision);
+        let (key, value) = ("k".into(), revision.to_string().into());
+        let kv =
+            KeyValueFields { key, value, create_revision: Revision::new(1), mod_revision, version: revision, lease: 0 };
+        let events = vec![EventFields { kind: EventKind::Put, kv }];
+        Changes { revision: mod_revision, events, prev: Vec::new(), received: std::time::Instant::now() }
+    };
+    feed.publish(&revisions.map(changes).collect::<Vec<_>>()).expect("in order");
+}
+
+/// What a read of `k` at a past revision gives, as (revision of the header, value), where the feed goes on to `later` and what is read is
+/// compacted after etcd has said that it was not.
+async fn read_past(serializable: bool, later: i64) -> (i64, Bytes) {
+    let (upstream, hub, feed) = following(4);
+    let access = Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
+    let request = RangeRequest { key: "k".into(), revision: 2, ..RangeRequest::default() };
+    let query = query(request).expect("a query");
+    let found = look(&hub, &access, &feed, &query, serializable);
+    let meanwhile = async {
+        upstream.asked.acquire().await.expect("open").forget();
+        upstream.compact_revision.store(3, Ordering::SeqCst);
+        put(&feed, 5..=later);
+        upstream.answer.add_permits(1);
+    };
+    let (found, ()) = tokio::join!(found, meanwhile);
+    let (reply, how) = found.expect("answered from memory");
+    assert_eq!(how, Read::History);
+    let value = reply.kvs.kvs()[0].value().to_vec();
+    (reply.header.revision.get(), value.into())
+}
+
+#[tokio::test]
+async fn a_past_read_is_never_of_what_is_compacted_at_the_revision_in_its_header() {
+    // At revision 5 it was not compacted, by etcd's word; at 6 it is.
+    assert_eq!(read_past(false, 6).await, (5, "2".into()));
+    assert_eq!(read_past(true, 6).await, (5, "2".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_past_read_without_a_word_of_etcd_speaks_for_the_past_alone() {
+    let (_silent, hub, feed) = following(4);
+    let access = Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
+    let request = RangeRequest { key: "k".into(), revision: 2, ..RangeRequest::default() };
+    let query = query(request).expect("a query");
+    let (reply, _) = look(&hub, &access, &feed, &query, true).await.expect("answered from memory");
+    assert_eq!(reply.header.revision.get(), 2);
+}
+
+#[tokio::test]
+async fn a_read_that_another_cluster_confirms_is_forwarded() {
+    for (cluster_id, revision) in [(8, 4), (8, 5), (8, 9), (7, 6)] {
+        let (upstream, hub, _) = following(4);
+        let feed = &hub.feeds()[0];
+        // The feed that is asked: of another cluster than the one that answers, or with a revision that this one has not reached.
+        let cluster = Arc::new(Cluster::of(&Header { cluster_id, ..Header::default() }));
+        feed.reset(&cluster, KeyMap::default(), Revision::new(revision), &Reset::Replaced);
+        feed.follows(true);
+        upstream.answer.add_permits(1);
+        let access =
+            Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
+        let query = query(RangeRequest { key: "k".into(), ..RangeRequest::default() }).expect("a query");
+        let why = look(&hub, &access, feed, &query, false).await.expect_err("forwarded");
+        assert_eq!(why, Read::ForwardedLate, "{cluster_id} at {revision}");
+        assert!(!feed.is_serving() && feed.doubted().is_some());
+    }
 }
