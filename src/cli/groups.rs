@@ -36,6 +36,11 @@ pub(super) struct Ports {
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::Config::MAX_CONNECTIONS)]
     max_connections: NonZeroUsize,
 
+    /// Largest number of connections of one client on each port; one more is closed at once. A client is an address, or a network
+    /// of 64 bits of IPv6, so clients behind one address share it. 0 sets no limit, and one client can then take all connections
+    #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
+    max_connections_per_client: usize,
+
     /// Largest number of calls and watch streams that one connection may have open; its client waits before it opens more
     #[arg(
         long,
@@ -92,6 +97,7 @@ impl Ports {
     fn port(&self, port: Port, addr: SocketAddr) -> listen::Config {
         listen::Config {
             max_connections: self.max_connections,
+            max_connections_per_client: NonZeroUsize::new(self.max_connections_per_client),
             max_streams: self.max_streams_per_connection,
             stream_buffer: self.stream_buffer_bytes.0,
             keepalive: (!self.keepalive_interval.0.is_zero())

@@ -5,13 +5,14 @@
 //! Always holds:
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
 //! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay
-//!   rather than waits in a queue that nobody sees;
+//!   rather than waits in a queue that nobody sees; so is one too many of a client, where [`Config::max_connections_per_client`] says so;
 //! - a connection that sends nothing is closed after [`Config::FIRST_BYTES`], one whose peer vanished after a missed ping,
 //!   one that takes no bytes after [`Config::write_stall`];
 //! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
 mod accept;
+mod clients;
 mod connections;
 mod files;
 mod lasting;
@@ -49,6 +50,8 @@ pub struct Config {
     pub port: names::Port,
     /// Largest number of connections.
     pub max_connections: NonZeroUsize,
+    /// Largest number of connections of one client, by its address; `None` sets none.
+    pub max_connections_per_client: Option<NonZeroUsize>,
     /// Largest number of HTTP/2 streams a connection may have open; more are refused to that connection.
     pub max_streams: NonZeroU32,
     /// Bytes of one stream's answer that may wait for its client to read them, behind what the handler keeps itself.
@@ -80,6 +83,7 @@ impl Config {
             addr,
             port,
             max_connections: Self::MAX_CONNECTIONS,
+            max_connections_per_client: None,
             max_streams: Self::MAX_STREAMS,
             stream_buffer: Self::STREAM_BUFFER,
             keepalive: Some(Self::KEEPALIVE),

@@ -59,6 +59,9 @@ pub enum Ended {
     /// A ping was not answered in time.
     #[error("the client does not answer pings")]
     Silent,
+    /// A frame, or the fields of a request, did not become whole in time.
+    #[error("the client did not finish what it began to send")]
+    Unfinished,
 }
 
 /// See the module.
@@ -90,7 +93,7 @@ pub struct Connection<T, S, F, B: http_body::Body, E> {
 struct Rare<E> {
     bells: Bells,
     limits: Limits,
-    watchdog: Option<Watchdog>,
+    watchdog: Watchdog,
     stop: Option<E>,
     abort: E,
     /// How the connection has ended, while the last of its streams are dropped.
@@ -132,10 +135,11 @@ enum Course {
     Closing(Option<Reason>),
 }
 
-/// Finds out whether a peer that says nothing is there.
+/// Finds out whether a peer that says nothing is there, and whether one that has begun something goes on with it.
 struct Watchdog {
-    terms: Keepalive,
+    keepalive: Option<Keepalive>,
     timer: Pin<Box<Sleep>>,
+    /// When a whole frame came last. A part of one is no sign of life: any peer could give one byte now and then.
     heard: Instant,
     /// When the ping was sent that waits for an answer.
     pinged: Option<Instant>,
@@ -179,10 +183,14 @@ where
         for caller in [Caller::STOP, Caller::ABORT, Caller::TIMER] {
             calls.call(caller);
         }
-        let watchdog = limits.keepalive.map(|terms| {
-            let now = Instant::now();
-            Watchdog { terms, timer: Box::pin(sleep_until(now + terms.interval)), heard: now, pinged: None }
-        });
+        let now = Instant::now();
+        let first = limits.keepalive.map_or(Limits::UNFINISHED, |terms| terms.interval.min(Limits::UNFINISHED));
+        let watchdog = Watchdog {
+            keepalive: limits.keepalive,
+            timer: Box::pin(sleep_until(now + first)),
+            heard: now,
+            pinged: None,
+        };
         Self {
             io,
             service,
@@ -339,24 +347,43 @@ where
         }
     }
 
-    /// Asks a peer that has been quiet whether it is there.
+    /// Asks a peer that has been quiet whether it is there, and ends what it does not go on with.
     fn watch(&mut self) -> Result<(), Ended> {
-        let Some(watchdog) = &mut self.rare.watchdog else { return Ok(()) };
-        let cx = &mut Context::from_waker(&self.rare.bells.timer.1);
-        while watchdog.timer.as_mut().poll(cx).is_ready() {
+        loop {
+            let Rare { bells, watchdog, .. } = &mut *self.rare;
+            if watchdog.timer.as_mut().poll(&mut Context::from_waker(&bells.timer.1)).is_pending() {
+                return Ok(());
+            }
             let now = Instant::now();
-            let next = match watchdog.pinged.take() {
-                Some(pinged) if watchdog.heard < pinged => return Err(Ended::Silent),
-                None if watchdog.heard + watchdog.terms.interval <= now => {
+            let next = match (watchdog.keepalive, watchdog.pinged) {
+                (None, _) => now + Limits::UNFINISHED,
+                (Some(terms), Some(pinged)) if watchdog.heard < pinged => {
+                    if pinged + terms.timeout <= now {
+                        return Err(Ended::Silent);
+                    }
+                    pinged + terms.timeout
+                }
+                (Some(terms), _) if watchdog.heard + terms.interval <= now => {
                     watchdog.pinged = Some(now);
                     frame::put_ping(self.output.own(), false, PROBE);
-                    now + watchdog.terms.timeout
+                    now + terms.timeout
                 }
-                _ => watchdog.heard + watchdog.terms.interval,
+                (Some(terms), _) => {
+                    watchdog.pinged = None;
+                    watchdog.heard + terms.interval
+                }
             };
-            watchdog.timer.as_mut().reset(next);
+            watchdog.timer.as_mut().reset(next.min(now + Limits::UNFINISHED));
+            if self.intake.unfinished_since().is_some_and(|since| since + Limits::UNFINISHED <= now) {
+                return Err(Ended::Unfinished);
+            }
+            while let Some(id) = self.streams.stalled(now) {
+                if let Err(reason) = self.reset(id, Reason::CANCEL) {
+                    self.close(reason);
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     /// Reads what has come. False where the peer has closed its side.
@@ -406,7 +433,9 @@ where
             tell_from: self.tell_from,
             turn: &mut self.turn,
         };
-        match stream.run(&mut shared, &self.service) {
+        let ran = stream.run(&mut shared, &self.service);
+        self.streams.held -= stream.let_go();
+        match ran {
             Ran::Rests => {}
             Ran::Again => self.streams.queue(place),
             Ran::WaitsForConnection => self.streams.wait(place),

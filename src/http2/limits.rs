@@ -17,6 +17,10 @@ pub struct Limits {
     pub stream_window: u32,
     /// The same for all requests together.
     pub connection_window: u32,
+    /// Bytes that all requests together may take which were not answered yet: their fields as they are in memory, their bodies, and what
+    /// each call takes beside them. A request for which there is no room is refused with `REFUSED_STREAM`; one that outgrows it with
+    /// `ENHANCE_YOUR_CALM`. Windows cannot bound this, for a handler that waits for the rest of a body has read what came of it.
+    pub unanswered: usize,
     /// Pings that find out whether the peer is there; `None` sends none.
     pub keepalive: Option<Keepalive>,
 }
@@ -40,6 +44,10 @@ impl Limits {
     pub const WASTED_STREAMS: u32 = 1_000;
     /// How long a connection reads, and how long it runs its streams, before the other connections of its thread go on.
     pub const TURN: Duration = Duration::from_millis(1);
+    /// How long a peer may take for the rest of something that it has begun. A frame, or fields spread over several, that are not whole
+    /// by then end the connection; a request of which a part of the body came, and nothing since then, is reset with `CANCEL`. It is looked
+    /// at as often as that, so it can be twice as long.
+    pub const UNFINISHED: Duration = Duration::from_secs(60);
     /// Streams that were reset by us and whose last frames, which may still come, are no fault of the peer's.
     pub const REMEMBERED_RESETS: usize = 64;
 }
@@ -54,6 +62,8 @@ impl Default for Limits {
             // A client's largest request is some MiB; many small ones share a connection.
             stream_window: 1 << 20,
             connection_window: 4 << 20,
+            // Some ten thousand calls that wait, or thirty of the largest writes.
+            unanswered: 64 << 20,
             keepalive: Some(Keepalive::DEFAULT),
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct Fields {
     headers: HeaderMap,
     /// Room that is left for them.
     room: usize,
+    /// Bytes that they take in memory.
+    cost: usize,
     fault: Option<Rejected>,
 }
 
@@ -36,12 +38,27 @@ pub(super) struct Asked {
     pub(super) request: Request<()>,
     /// Bytes that its body has, if it says so.
     pub(super) length: Option<u64>,
+    /// Bytes that its fields take in memory.
+    pub(super) cost: usize,
 }
+
+/// What a field takes beside its name and value: its place in a map that doubles as it grows. A field that is in the peer's table comes as one
+/// byte, so a request may take a hundred times what was sent for it.
+const FIELD_COST: usize = 200;
 
 impl Fields {
     /// No fields yet, and room for so many bytes of them.
     pub(super) fn new(room: usize) -> Self {
-        Self { method: None, scheme: None, authority: None, path: None, headers: HeaderMap::new(), room, fault: None }
+        Self {
+            method: None,
+            scheme: None,
+            authority: None,
+            path: None,
+            headers: HeaderMap::new(),
+            room,
+            cost: 0,
+            fault: None,
+        }
     }
 
     /// Adds a field of `size` bytes.
@@ -51,6 +68,7 @@ impl Fields {
             return;
         };
         self.room = room;
+        self.cost += size + FIELD_COST;
         if let Err(fault) = self.put(field) {
             self.fault.get_or_insert(fault);
         }
@@ -110,7 +128,7 @@ impl Fields {
         *request.method_mut() = method;
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = self.headers;
-        Ok(Asked { request, length })
+        Ok(Asked { request, length, cost: self.cost })
     }
 
     /// The trailers that the fields make.

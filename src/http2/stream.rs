@@ -16,6 +16,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use tokio::time::Instant;
 
 use super::{
     Failure,
@@ -49,7 +50,14 @@ pub(super) struct Stream<F, B: http_body::Body> {
     receive_window: i64,
     /// Bytes of the request's body still to come, where the request has told.
     length: Option<u64>,
+    /// Bytes that the request takes until it is answered.
+    held: usize,
+    /// When data came last for a request that was not whole and not answered then.
+    heard: Option<Instant>,
 }
+
+/// What a call takes beside what it is made of: its map of fields, its waker, and what its handler makes of it.
+const CALL_COST: usize = 2 << 10;
 
 /// How far an answer is.
 #[expect(
@@ -121,6 +129,8 @@ where
             waits_for_connection: false,
             window: windows.0,
             is_head: asked.request.method() == Method::HEAD,
+            held: size_of::<Self>() + size_of::<F>() + CALL_COST + asked.cost,
+            heard: None,
             answer: Answer::Asked(asked.request),
             data: None,
             coming: Coming::Early(VecDeque::new()),
@@ -132,6 +142,34 @@ where
     /// Whether the handler was not called yet.
     pub(super) fn is_new(&self) -> bool {
         matches!(self.answer, Answer::Asked(_))
+    }
+
+    /// Bytes that the request takes until it is answered.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bytes that are not held any more, since the request was answered.
+    pub(super) fn let_go(&mut self) -> usize {
+        if self.held > 0 && self.is_answered() { std::mem::take(&mut self.held) } else { 0 }
+    }
+
+    fn is_answered(&self) -> bool {
+        matches!(self.answer, Answer::Sent(_) | Answer::Done)
+    }
+
+    /// When data came last, where more must come before the request can be answered.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.heard.filter(|_| !self.has_ended() && !self.is_answered())
+    }
+
+    /// Data came for a request that was not answered: so many bytes more are held. Whether they are the first of a body.
+    pub(super) fn hold(&mut self, more: usize) -> bool {
+        if self.is_answered() {
+            return false;
+        }
+        self.held += more;
+        self.heard.replace(Instant::now()).is_none()
     }
 
     /// Whether the peer has said that no more comes.

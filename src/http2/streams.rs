@@ -10,8 +10,9 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 use http::Response;
 use slab::Slab;
+use tokio::time::Instant;
 
-use super::{Failure, stream::Stream, turn::Turn};
+use super::{Failure, limits::Limits, stream::Stream, turn::Turn};
 
 /// Streams for which a connection without any keeps room, so that one call after the other makes none anew.
 const KEPT: usize = 8;
@@ -23,6 +24,10 @@ pub(super) struct Streams<F, B: http_body::Body> {
     runnable: VecDeque<usize>,
     /// The numbers of those that wait for the connection's window, first come first served. Some may be gone.
     waiting: VecDeque<u32>,
+    /// Bytes that requests take which were not answered yet.
+    pub(super) held: usize,
+    /// The numbers of those whose body has begun, with the time to look whether more of it came. Some may be gone, or whole.
+    bodies: VecDeque<(u32, Instant)>,
     /// Those that are dropped, as far as they are not yet.
     leaving: Option<slab::IntoIter<Stream<F, B>>>,
 }
@@ -38,6 +43,8 @@ where
             places: HashMap::new(),
             runnable: VecDeque::new(),
             waiting: VecDeque::new(),
+            held: 0,
+            bodies: VecDeque::new(),
             leaving: None,
         }
     }
@@ -92,6 +99,36 @@ where
         }
     }
 
+    /// So many bytes of a body came for stream `id`.
+    pub(super) fn hold(&mut self, id: u32, more: usize) {
+        let Some((_, stream)) = self.get_mut(id) else { return };
+        let before = stream.held();
+        let is_first = stream.hold(more);
+        self.held += stream.held() - before;
+        if is_first {
+            self.bodies.push_back((id, Instant::now() + Limits::UNFINISHED));
+            if self.bodies.len() > 2 * self.all.len() + KEPT {
+                self.bodies.retain(|(id, _)| self.places.contains_key(id));
+            }
+        }
+    }
+
+    /// The next stream of whose body nothing came for too long.
+    pub(super) fn stalled(&mut self, now: Instant) -> Option<u32> {
+        while let Some(&(id, at)) = self.bodies.front()
+            && at <= now
+        {
+            self.bodies.pop_front();
+            let since = self.get_mut(id).and_then(|(_, stream)| stream.waits_since());
+            match since.map(|since| since + Limits::UNFINISHED) {
+                Some(over) if over <= now => return Some(id),
+                Some(over) => self.bodies.push_back((id, over.max(at))),
+                None => {}
+            }
+        }
+        None
+    }
+
     /// Changes how much the peer takes on each stream. False where that is more than may be.
     pub(super) fn widen_all(&mut self, more: i64) -> bool {
         let Self { all, runnable, .. } = self;
@@ -108,9 +145,11 @@ where
     pub(super) fn remove(&mut self, id: u32) -> Option<Stream<F, B>> {
         let place = self.places.remove(&id)?;
         let stream = self.all.try_remove(place);
+        self.held -= stream.as_ref().map_or(0, Stream::held);
         if self.all.is_empty() {
             self.runnable.clear();
             self.waiting.clear();
+            self.bodies.clear();
             if self.all.capacity() > KEPT {
                 // A burst is over: its memory goes back.
                 *self = Self::new();
@@ -161,8 +200,10 @@ mod tests {
         let open = |streams: &mut Streams<_, _>, id| {
             let entry = streams.all.vacant_entry();
             let place = entry.key();
-            let asked = Asked { request: Request::new(()), length: None };
-            entry.insert(Stream::new(id, &calls, place, asked, (1000, 1000)));
+            let asked = Asked { request: Request::new(()), length: None, cost: 0 };
+            let stream = Stream::new(id, &calls, place, asked, (1000, 1000));
+            streams.held += stream.held();
+            entry.insert(stream);
             streams.places.insert(id, place);
             streams.wait(place);
             place

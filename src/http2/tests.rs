@@ -2,6 +2,7 @@
 
 mod course;
 mod faults;
+mod held;
 pub(crate) mod sockets;
 mod turns;
 mod windows;
@@ -48,6 +49,7 @@ const LIMITS: Limits = Limits {
     max_header_list: 16 << 10,
     stream_window: 64 << 10,
     connection_window: 256 << 10,
+    unanswered: 1 << 20,
     keepalive: None,
 };
 

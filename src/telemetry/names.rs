@@ -175,6 +175,8 @@ labels! {
     Turned as "reason" {
         /// The port has its largest number of connections.
         Limit = "limit",
+        /// The client has its largest number of connections.
+        Client = "client",
         /// It sent nothing in time.
         Silent = "silent",
         /// It took no bytes for too long.

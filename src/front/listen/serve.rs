@@ -6,7 +6,7 @@
 use std::{
     fmt,
     future::poll_fn,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -32,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ClientAddr, Config,
+    clients::Clients,
     connections::{ConnectionId, Connections, Listed},
     lasting::{self, Takeover},
     preface::{self, Protocol},
@@ -44,6 +45,7 @@ use crate::{
     },
     http2,
     telemetry::names::{self, Port, Turned},
+    types::ClientKey,
 };
 
 /// How long an HTTP/1.1 connection may be without a whole head of a request: longer than most pauses between two scrapes.
@@ -64,6 +66,9 @@ pub enum Refused {
     /// The port has as many connections as it may.
     #[error("the largest number of connections is reached (--max-connections)")]
     Limit,
+    /// The client has as many connections to the port as one may.
+    #[error("{0} has the largest number that one client may have (--max-connections-per-client)")]
+    Client(IpAddr),
 }
 
 /// Serves the connections of one port with one service.
@@ -71,6 +76,7 @@ pub struct Server<S> {
     service: S,
     config: Arc<Config>,
     permits: Arc<Semaphore>,
+    clients: Arc<Clients>,
     connections: Arc<Connections>,
     tasks: TaskTracker,
     stop: Stop,
@@ -93,14 +99,15 @@ impl<S> Server<S> {
     pub fn new(service: S, config: Config, connections: Arc<Connections>, stop: Stop) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
         let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
+        let clients = Clients::new(config.max_connections_per_client);
         let tasks = TaskTracker::new();
-        Self { service, config: Arc::new(config), permits, connections, tasks, stop, signals }
+        Self { service, config: Arc::new(config), permits, clients, connections, tasks, stop, signals }
     }
 
     /// Serves the client at `stream` until one side ends or the port stops, in a task of its own.
     ///
     /// # Errors
-    /// Where the port has too many connections; the stream is dropped.
+    /// Where the port or the client has too many connections; the stream is dropped.
     pub fn serve<T, B>(&self, stream: T, peer: SocketAddr) -> Result<(), Refused>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -115,10 +122,15 @@ impl<S> Server<S> {
             turned_away(self.config.port, Turned::Limit);
             return Err(Refused::Limit);
         };
+        let Ok(counted) = self.clients.count(ClientKey::from(peer.ip())) else {
+            turned_away(self.config.port, Turned::Client);
+            return Err(Refused::Client(peer.ip()));
+        };
         let listed = self.connections.open(self.config.port, peer);
         let (service, config, stop) = (self.service.clone(), self.config.clone(), self.stop.clone());
         let (spawner, signals) = (self.tasks.clone(), self.signals.clone());
         self.tasks.spawn(async move {
+            let held = (permit, counted);
             let Stop { accept, abort } = stop;
             // Dropping a connection in the middle cuts it off, which is what abort is for.
             let connection = connection(stream, peer, listed, &service, &config, &accept);
@@ -127,7 +139,7 @@ impl<S> Server<S> {
                 if let Err(error) = result {
                     tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                 }
-                drop((listed, permit));
+                drop((listed, held));
             };
             // In a task of its own, since this one is as large as what reads requests.
             match next {

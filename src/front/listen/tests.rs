@@ -151,6 +151,41 @@ async fn one_connection_too_many_is_closed_and_the_others_stay() {
     assert!(rest(&mut third).await.starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn a_client_with_its_largest_number_of_connections_is_refused_one_more_and_no_other_client() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _counting = metrics::set_default_local_recorder(&recorder);
+    let service =
+        service_fn(|_: Request<RequestBody>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let addr = |last| SocketAddr::from(([127, 0, 0, last], 7));
+    let config = Config { max_connections_per_client: NonZeroUsize::new(2), ..Config::new(names::Port::Http, addr(1)) };
+    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let connections = Arc::new(Connections::default());
+    let server = Server::new(service, config, connections.clone(), stop);
+    let (first, second, other) = (tokio::io::duplex(64), tokio::io::duplex(64), tokio::io::duplex(64));
+    server.serve(first.0, addr(2)).expect("room");
+    server.serve(second.0, addr(2)).expect("room");
+    let refused = server.serve(tokio::io::duplex(1).0, addr(2));
+    assert_eq!(refused, Err(Refused::Client(addr(2).ip())));
+    server.serve(other.0, addr(3)).expect("the room of another client");
+    drop(first.1);
+    soon("the first is closed", async {
+        while connections.len() > 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Its place is given back just behind its entry in the list.
+    soon("room again", async {
+        while server.serve(tokio::io::duplex(1).0, addr(2)).is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let counted = recorder.handle().render();
+    assert!(counted.contains(r#"turned_away_total{port="http",reason="client"}"#), "{counted}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_says_nothing_or_half_a_word_is_closed() {
     let served = serve(|_| {});

@@ -46,6 +46,8 @@ thread_local! {
 pub(super) struct Intake {
     /// The beginning of a frame; where it `has_more`, with frames before it.
     partial: Vec<u8>,
+    /// When a frame began of which a part came.
+    since: Instant,
     /// There are whole frames that another turn acts on.
     has_more: bool,
     decoder: Decoder,
@@ -69,12 +71,14 @@ struct Block {
     end: bool,
     bytes: Vec<u8>,
     frames: u32,
+    since: Instant,
 }
 
 impl Intake {
     pub(super) fn new(window: u32) -> Self {
         Self {
             partial: Vec::new(),
+            since: Instant::now(),
             has_more: false,
             decoder: Decoder::new(DEFAULT_TABLE as usize),
             window: i64::from(window),
@@ -86,6 +90,12 @@ impl Intake {
             reset: VecDeque::new(),
             wasted: 0,
         }
+    }
+
+    /// Since when something is not whole that nothing else may come before.
+    pub(super) fn unfinished_since(&self) -> Option<Instant> {
+        let frame = (!self.partial.is_empty() && !self.has_more).then_some(self.since);
+        self.fields.as_ref().map(|fields| fields.since).into_iter().chain(frame).min()
     }
 
     /// The peer may send so many bytes more.
@@ -162,20 +172,30 @@ where
     }
 
     fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), Reason> {
-        if let Some(watchdog) = &mut self.rare.watchdog {
-            watchdog.heard = Instant::now();
-        }
         if self.intake.partial.is_empty() {
             let taken = self.take_frames(bytes)?;
+            self.heard(true, taken > 0);
             self.intake.partial = bytes[taken..].to_vec();
             return Ok(());
         }
         let mut joined = std::mem::take(&mut self.intake.partial);
         joined.extend_from_slice(bytes);
         let taken = self.take_frames(&joined)?;
+        self.heard(false, taken > 0);
         // With no more room than the beginning of a frame needs: it may stay for long.
         self.intake.partial = if taken == 0 { joined } else { joined[taken..].to_vec() };
         Ok(())
+    }
+
+    /// Something came, that begins a frame or has whole ones.
+    fn heard(&mut self, begins: bool, has_whole: bool) {
+        if begins || has_whole {
+            let now = Instant::now();
+            self.intake.since = now;
+            if has_whole {
+                self.rare.watchdog.heard = now;
+            }
+        }
     }
 
     /// Acts on the whole frames in `bytes`. How many bytes these are.
@@ -235,8 +255,8 @@ where
                 if head.has(END_HEADERS) {
                     return self.take_fields(head.stream, head.has(END_STREAM), block);
                 }
-                let (stream, end) = (head.stream, head.has(END_STREAM));
-                self.intake.fields = Some(Block { stream, end, bytes: block.to_vec(), frames: 0 });
+                let (stream, end, since) = (head.stream, head.has(END_STREAM), Instant::now());
+                self.intake.fields = Some(Block { stream, end, bytes: block.to_vec(), frames: 0, since });
                 Ok(())
             }
             Kind::Continuation => self.take_continuation(head, payload),
@@ -277,6 +297,12 @@ where
                 Ok(())
             }
         };
+        if ended.is_ok() && !data.is_empty() {
+            self.streams.hold(head.stream, data.len());
+            if self.streams.held > self.rare.limits.unanswered {
+                return self.reset(head.stream, Reason::ENHANCE_YOUR_CALM);
+            }
+        }
         ended.or_else(|reason| self.reset(head.stream, reason))
     }
 
@@ -297,7 +323,7 @@ where
     }
 
     /// Ends a stream for a fault of the peer's.
-    fn reset(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+    pub(super) fn reset(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
         self.intake.count_wasted()?;
         self.intake.remember_reset(id);
         frame::put_reset(self.output.own(), id, reason);
@@ -375,7 +401,11 @@ where
         let entry = self.streams.all.vacant_entry();
         let place = entry.key();
         let mut stream = Stream::new(id, &self.calls, place, asked, windows);
+        if self.streams.held + stream.held() > self.rare.limits.unanswered {
+            return self.reset(id, Reason::REFUSED_STREAM);
+        }
         let ended = if end { stream.end(None) } else { Ok(()) };
+        self.streams.held += stream.held();
         entry.insert(stream);
         self.streams.places.insert(id, place);
         self.streams.queue(place);

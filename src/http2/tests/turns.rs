@@ -76,7 +76,7 @@ async fn costly_handlers_of_one_connection_leave_time_to_others_after_each() {
     let count = polled.clone();
     let service =
         move |_: Request<Body>| Slow { time: Limits::TURN, polled: count.clone(), dropped: None, answers: true };
-    let limits = Limits { max_streams: 1000, ..LIMITS };
+    let limits = Limits { max_streams: 1000, unanswered: usize::MAX, ..LIMITS };
     let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
     client.write_all(&requests(100)).await.expect("sent");
     let turns = turns(&mut connection, &polled, 100);
@@ -94,7 +94,7 @@ async fn what_many_streams_leave_is_dropped_in_turns_however_they_end() {
         let time = Limits::TURN / 10;
         let service =
             move |_: Request<Body>| Slow { time, polled: polls.clone(), dropped: Some(drops.clone()), answers: false };
-        let limits = Limits { max_streams: 1000, ..LIMITS };
+        let limits = Limits { max_streams: 1000, unanswered: usize::MAX, ..LIMITS };
         let abort = CancellationToken::new();
         let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
         let mut connection = Connection::new(io, service, limits, told(&CancellationToken::new()), told(&abort));
@@ -129,7 +129,7 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
             Poll::Pending
         })
     };
-    let limits = Limits { max_streams: STREAMS, ..LIMITS };
+    let limits = Limits { max_streams: STREAMS, unanswered: usize::MAX, ..LIMITS };
     let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
     client.write_all(&requests(STREAMS)).await.expect("sent");
     turns(&mut connection, &polled, STREAMS as usize);
