@@ -4,11 +4,13 @@
 //! |---|---|
 //! | a path that [`Local`] answers (`/etcdserverpb.Watch/Watch`, `/etcdserverpb.KV/Range`, `/message.…`) | the relay, from memory |
 //! | `/grpc.health.v1.Health/…`, `/grpc.reflection.…` | the relay |
+//! | `/etcdserverpb.KV/Txn` and others that can end a member | forwarded to etcd, if they do it no harm (`guard`) |
 //! | any other with content type `application/grpc…` | forwarded to etcd |
 //! | all else | `front::http::member` |
 
 mod ending;
 mod etcd;
+mod guard;
 mod lainlet;
 mod locals;
 mod pieces;

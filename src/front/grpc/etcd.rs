@@ -1,6 +1,7 @@
 //! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory, `Watch.Watch` and `KV.Range`.
 //!
-//! Not here: how; see `watch`, `watch_body` and `range`. All other calls are forwarded by the port.
+//! Not here: how; see `watch`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are looked at
+//! before (`guard`).
 
 use std::{
     fmt,
@@ -11,9 +12,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use metrics::{Counter, counter};
@@ -26,6 +28,7 @@ use tower::ServiceExt as _;
 
 use super::{
     GrpcService, Local,
+    guard::{self, RANGE},
     pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
     reply::{Reply, read, refuse, refuse_compressed, respond},
@@ -53,7 +56,6 @@ const REQUEST_BUFFER: usize = 256;
 const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; open another";
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
-const RANGE: &str = "/etcdserverpb.KV/Range";
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -148,7 +150,7 @@ impl EtcdApi {
 
     async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let shared = &*self.shared;
-        let (mut parts, body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let body = match read(body).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
@@ -160,11 +162,8 @@ impl EtcdApi {
             }
             Answer::Forward(how) => {
                 shared.reads.count(how);
-                mark_client(&mut parts.extensions);
-                let request = Request::from_parts(parts, Body::new(Full::new(body)));
                 // Boxed, since the calls that are answered here would have to be as large.
-                let Ok(response) = Box::pin(shared.forward.clone().oneshot(request)).await;
-                response.map(EtcdBody::Forwarded)
+                Box::pin(self.forward(parts, body)).await
             }
             Answer::Refuse(status) => {
                 shared.reads.count(Read::Refused);
@@ -172,17 +171,42 @@ impl EtcdApi {
             }
         }
     }
+
+    /// Forwards what does etcd no harm.
+    async fn guarded(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
+        let (parts, body) = request.into_parts();
+        let checked = read(body).await.and_then(|body| {
+            guard::check(parts.uri.path(), &parts.headers, &body)?;
+            Ok(body)
+        });
+        match checked {
+            Ok(body) => self.forward(parts, body).await,
+            Err(status) => refuse(&status).map(EtcdBody::Reply),
+        }
+    }
+
+    async fn forward(&self, mut parts: Parts, body: Bytes) -> Response<EtcdBody> {
+        mark_client(&mut parts.extensions);
+        let request = Request::from_parts(parts, Body::new(Full::new(body)));
+        let Ok(response) = self.shared.forward.clone().oneshot(request).await;
+        response.map(EtcdBody::Forwarded)
+    }
 }
 
 impl Local for EtcdApi {
     type Body = EtcdBody;
 
     fn answers(&self, path: &str) -> bool {
-        path == WATCH || path == RANGE
+        path == RANGE || path == WATCH || guard::answers_for(path)
     }
 
     async fn call(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
-        if request.uri().path() == WATCH { self.watch(request) } else { self.range(request).await }
+        match request.uri().path() {
+            WATCH => self.watch(request),
+            RANGE => self.range(request).await,
+            // Boxed, since the calls that are answered here would have to be as large.
+            _ => Box::pin(self.guarded(request)).await,
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use prost::{Message as _, encoding::encoded_len_varint};
 use tonic::Status;
 
 use super::{
+    guard,
     pieces::{PREFIX, Writer, put_header, put_int},
-    reply::Reply,
+    reply::{Reply, refuse_compressed},
 };
 use crate::{
     front::access::{Access, Auth, Caller, WireRange},
@@ -46,17 +47,19 @@ pub(super) enum Answer {
     Refuse(Status),
 }
 
-/// etcd's text for unknown sort options, from the releases on that check them.
-const BAD_SORT: &str = "etcdserver: invalid sort option";
-
 /// Answers the one message of `body`, if the relay can and the client that sent `headers` may read it.
 pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap, body: &Bytes) -> Answer {
-    // What cannot be parsed is for etcd to refuse, in its own words.
-    let Some(request) = parse(body) else { return Answer::Forward(Read::ForwardedOther) };
-    let known_target = range_request::SortTarget::try_from(request.sort_target).is_ok();
-    if !known_target || range_request::SortOrder::try_from(request.sort_order).is_err() {
+    if let Err(status) = refuse_compressed(headers, "Range requests") {
+        return Answer::Refuse(status);
+    }
+    // What cannot be parsed is for etcd to refuse, in its own words, if it does it no harm.
+    let Some(request) = parse(body) else {
+        return guard::check(guard::RANGE, headers, body)
+            .map_or_else(Answer::Refuse, |()| Answer::Forward(Read::ForwardedOther));
+    };
+    if !guard::sorts(request.sort_order, request.sort_target) {
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
-        return Answer::Refuse(Status::invalid_argument(BAD_SORT));
+        return Answer::Refuse(Status::invalid_argument(guard::BAD_SORT));
     }
     let serializable = request.serializable;
     let Some(query) = query(request) else { return Answer::Forward(Read::ForwardedOther) };

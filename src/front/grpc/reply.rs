@@ -147,7 +147,8 @@ where
 /// # Errors
 /// The status to refuse it with.
 pub(super) fn refuse_compressed(headers: &HeaderMap, what: &str) -> Result<(), Status> {
-    match headers.get("grpc-encoding").filter(|encoding| *encoding != "identity") {
+    // All of them: which one counts is up to who reads it.
+    match headers.get_all("grpc-encoding").iter().find(|encoding| *encoding != "identity") {
         None => Ok(()),
         Some(encoding) => Err(Status::unimplemented(format!(
             "etcd-relay: {what} compressed with {encoding:?} are not supported; send them plain"

@@ -6,7 +6,10 @@ mod raw;
 
 use std::time::Duration;
 
-use etcd_relay::pb::etcdserverpb::RangeRequest;
+use etcd_relay::pb::etcdserverpb::{
+    AlarmRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
+};
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -285,4 +288,41 @@ async fn connections_that_break_off_leave_nothing_behind() {
     scene.unharmed().await;
     let connections = async || (scene.relay.metric("etcd_relay_connections").await <= 3.0).then_some(());
     crate::support::eventually("the connections are forgotten", connections).await;
+}
+
+/// Requests that end an etcd member, or each member of a cluster at each start: the relay does not pass them on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_ends_etcd() {
+    let mut scene = Scene::new().await;
+    let endpoint = scene.relay.endpoint();
+    let framed = |message: &[u8]| [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat();
+    let sorted = RangeRequest { key: kv::bytes("k"), sort_target: 9, ..RangeRequest::default() };
+    let range = RequestOp { request: Some(request_op::Request::RequestRange(sorted.clone())) };
+    let nested = TxnRequest { success: vec![range.clone()], ..TxnRequest::default() };
+    let nested = RequestOp { request: Some(request_op::Request::RequestTxn(nested)) };
+    let from = DeleteRangeRequest { key: kv::bytes("a"), range_end: kv::bytes("\0"), ..DeleteRangeRequest::default() };
+    let from = RequestOp { request: Some(request_op::Request::RequestDeleteRange(from)) };
+    let keep = PutRequest { ignore_value: true, ..kv::put("k", "") };
+    let keep = RequestOp { request: Some(request_op::Request::RequestPut(keep)) };
+    let txn = |success| TxnRequest { success, ..TxnRequest::default() }.encode_to_vec();
+    scene.kv.put("k", "v").await;
+    for (path, message) in [
+        ("/etcdserverpb.KV/Range", sorted.encode_to_vec()),
+        ("/etcdserverpb.KV/Txn", txn(vec![range])),
+        ("/etcdserverpb.KV/Txn", txn(vec![kv::op_put("x", "y"), nested])),
+        ("/etcdserverpb.KV/Txn", txn(vec![from, keep])),
+        ("/etcdserverpb.Maintenance/Alarm", AlarmRequest { action: 1, alarm: 9, member_id: 0 }.encode_to_vec()),
+        ("/etcdserverpb.Maintenance/Alarm", AlarmRequest { action: 9, alarm: 1, member_id: 0 }.encode_to_vec()),
+        ("/etcdserverpb.Auth/RoleGrantPermission", vec![]),
+    ] {
+        // Alone, and with an empty message behind it, which a member does not look at.
+        for body in [framed(&message), [framed(&message), framed(&[])].concat()] {
+            let refused = raw::call_framed(&endpoint, path, &body).await.expect_err("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument, "{path}: {refused}");
+        }
+        scene.unharmed().await;
+    }
+    let compressed = raw::call_compressed(&endpoint, "/etcdserverpb.KV/Range", &[1, 0, 0, 0, 1, 0]).await;
+    assert_eq!(compressed.expect_err("refused").code(), Code::Unimplemented);
+    scene.unharmed().await;
 }

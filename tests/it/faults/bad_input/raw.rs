@@ -36,13 +36,22 @@ pub async fn call(endpoint: &str, path: &str, message: Vec<u8>) -> Result<Bytes,
 
 /// Calls a method with these bytes as the body, gRPC's own framing included.
 pub async fn call_framed(endpoint: &str, path: &str, body: &[u8]) -> Result<Bytes, Status> {
-    timeout(patience(), exchange(endpoint, path, body))
-        .await
-        .unwrap_or_else(|_| panic!("{path} was not answered within {:?}", patience()))
+    within_patience(path, exchange(endpoint, path, "identity", body)).await
 }
 
-async fn exchange(endpoint: &str, path: &str, body: &[u8]) -> Result<Bytes, Status> {
+/// The same, said to be compressed with gzip.
+pub async fn call_compressed(endpoint: &str, path: &str, body: &[u8]) -> Result<Bytes, Status> {
+    within_patience(path, exchange(endpoint, path, "gzip", body)).await
+}
+
+async fn within_patience<T>(path: &str, call: impl Future<Output = T>) -> T {
+    let late = |_| panic!("{path} was not answered within {:?}", patience());
+    timeout(patience(), call).await.unwrap_or_else(late)
+}
+
+async fn exchange(endpoint: &str, path: &str, encoding: &str, body: &[u8]) -> Result<Bytes, Status> {
     let request = http::Request::post(path)
+        .header("grpc-encoding", encoding)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(tonic::body::Body::new(Full::new(Bytes::copy_from_slice(body))))

@@ -1,0 +1,286 @@
+//! What must not reach etcd: requests that end the member that takes them, or all members of the cluster, and again at each restart.
+//!
+//! Not here: what else etcd refuses; it does so in its own words. Called for unary calls to [`answers_for`] before they are forwarded.
+//! A request is read as etcd's members read it (they take numbers and lengths that a strict parser refuses), without recursion and
+//! without a copy. What cannot be read so is refused, since a member might read it.
+//!
+//! | request | what it does to etcd | tried with |
+//! |---|---|---|
+//! | `Range` with an unknown `sort_target`, alone or within `Txn` | the member ends; within a `Txn` that etcd takes for a write all do, at each start | 3.4.23, 3.5.16, 3.5.35 |
+//! | `Txn` that deletes from a key on (`range_end` is `"\0"`), and then puts one of these keys with `ignore_value` or `ignore_lease` | all members end, at each start | the same, 3.6.16 |
+//! | `Alarm` that activates an unknown alarm | all members end, at each start | 3.5.16, 3.5.35 |
+//! | `Alarm` with an unknown action | the member ends | all |
+//! | `RoleGrantPermission` without a permission | all members end, at each start | 3.4.23 |
+//!
+//! Always holds: a request that passes is forwarded byte for byte.
+
+use http::HeaderMap;
+use tonic::Status;
+
+use super::{pieces::PREFIX, reply::refuse_compressed};
+
+pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
+const GRANT: &str = "/etcdserverpb.Auth/RoleGrantPermission";
+
+/// Transactions within each other. etcd allows at most its `--max-txn-ops`, 128 by default; what it reads to find out is not bounded.
+const MAX_DEPTH: usize = 1_000;
+
+/// etcd's text for unknown sort options, from the releases on that check them.
+pub(super) const BAD_SORT: &str = "etcdserver: invalid sort option";
+/// etcd's text for a grant of nothing, from 3.5 on.
+const NO_PERMISSION: &str = "etcdserver: permission not given";
+/// etcd's text for operations that meet, which it does not notice here.
+const DUPLICATE: &str = "etcdserver: duplicate key given in txn request";
+
+/// Whether calls to this path are looked at, beside those that the relay answers.
+pub(super) fn answers_for(path: &str) -> bool {
+    [TXN, ALARM, GRANT].contains(&path)
+}
+
+/// Looks at the body of a call to `path`. A compressed one is refused by name, as gRPC provides for servers without a decompressor.
+///
+/// # Errors
+/// The status to refuse it with.
+pub(super) fn check(path: &str, headers: &HeaderMap, body: &[u8]) -> Result<(), Status> {
+    refuse_compressed(headers, "Range, Txn, Alarm and RoleGrantPermission requests")?;
+    // A member reads the first message and does not look behind it. Without a whole one it reads nothing.
+    let Some(message) = first_message(body) else { return Ok(()) };
+    match path {
+        RANGE => range(message),
+        TXN => txn(message),
+        ALARM => alarm(message),
+        GRANT => grant(message),
+        _ => Ok(()),
+    }
+}
+
+fn first_message(body: &[u8]) -> Option<&[u8]> {
+    let (prefix, rest) = body.split_at_checked(PREFIX)?;
+    let len = u32::from_be_bytes(prefix[1..].try_into().ok()?) as usize;
+    rest.get(..len)
+}
+
+/// Whether etcd knows these sort options.
+pub(super) fn sorts(order: i32, target: i32) -> bool {
+    (0..=2).contains(&order) && (0..=4).contains(&target)
+}
+
+fn range(message: &[u8]) -> Result<(), Status> {
+    for field in Fields(message) {
+        let known = match field? {
+            (5, Value::Int(order)) => sorts(order as i32, 0),
+            (6, Value::Int(target)) => sorts(0, target as i32),
+            _ => true,
+        };
+        if !known {
+            return Err(Status::invalid_argument(BAD_SORT));
+        }
+    }
+    Ok(())
+}
+
+fn alarm(message: &[u8]) -> Result<(), Status> {
+    for field in Fields(message) {
+        if let (1 | 3, Value::Int(value)) = field?
+            && !(0..=2).contains(&(value as i32))
+        {
+            return Err(Status::invalid_argument("etcd-relay: an alarm or an action that etcd does not know"));
+        }
+    }
+    Ok(())
+}
+
+fn grant(message: &[u8]) -> Result<(), Status> {
+    for field in Fields(message) {
+        if let (2, Value::Bytes(_)) = field? {
+            return Ok(());
+        }
+    }
+    Err(Status::invalid_argument(NO_PERMISSION))
+}
+
+/// The parts of a transaction that are still to be read.
+enum Part<'a> {
+    /// The operations and comparisons of a transaction, in the branch of the outermost one where they are.
+    Txn(Fields<'a>, Option<Branch>),
+    Operation(Fields<'a>, Branch),
+}
+
+/// Which of the two lists of the outermost transaction: only one of them is done.
+#[derive(Clone, Copy)]
+enum Branch {
+    Success,
+    Failure,
+}
+
+fn txn(message: &[u8]) -> Result<(), Status> {
+    let mut parts = vec![Part::Txn(Fields(message), None)];
+    // The lowest key from which on the branch has deleted everything.
+    let mut deleted: [Option<&[u8]>; 2] = [None, None];
+    while let Some(part) = parts.last_mut() {
+        let (fields, branch) = match part {
+            Part::Txn(fields, branch) => (fields, *branch),
+            Part::Operation(fields, branch) => (fields, Some(*branch)),
+        };
+        let Some(field) = fields.next() else {
+            parts.pop();
+            continue;
+        };
+        let (number, Value::Bytes(inner)) = field? else { continue };
+        let operation = matches!(part, Part::Operation(..));
+        match (operation, number) {
+            (false, 2) => parts.push(Part::Operation(Fields(inner), branch.unwrap_or(Branch::Success))),
+            (false, 3) => parts.push(Part::Operation(Fields(inner), branch.unwrap_or(Branch::Failure))),
+            (true, 1) => range(inner)?,
+            (true, 2) => {
+                let put = Put::read(inner)?;
+                if let Some(branch) = branch
+                    && put.needs_another
+                    && deleted[branch as usize].is_some_and(|from| put.key >= from)
+                {
+                    return Err(Status::invalid_argument(DUPLICATE));
+                }
+            }
+            (true, 3) => {
+                if let (Some(branch), Some(from)) = (branch, deleted_from(inner)?) {
+                    let lowest = &mut deleted[branch as usize];
+                    *lowest = Some(lowest.map_or(from, |lowest| lowest.min(from)));
+                }
+            }
+            (true, 4) => parts.push(Part::Txn(Fields(inner), branch)),
+            _ => {}
+        }
+        // An operation and a transaction for each level.
+        if parts.len() > 2 * MAX_DEPTH {
+            let text = format!("etcd-relay: more than {MAX_DEPTH} transactions within each other");
+            return Err(Status::invalid_argument(text));
+        }
+    }
+    Ok(())
+}
+
+/// What the guard wants to know of a put.
+#[derive(Default)]
+struct Put<'a> {
+    key: &'a [u8],
+    /// It fails where there is no value or lease to keep.
+    needs_another: bool,
+}
+
+impl<'a> Put<'a> {
+    fn read(message: &'a [u8]) -> Result<Self, Status> {
+        let mut put = Self::default();
+        for field in Fields(message) {
+            match field? {
+                (1, Value::Bytes(key)) => put.key = key,
+                (5 | 6, Value::Int(ignore)) => put.needs_another |= ignore != 0,
+                _ => {}
+            }
+        }
+        Ok(put)
+    }
+}
+
+/// The key from which on everything is deleted, where the message says so.
+fn deleted_from(message: &[u8]) -> Result<Option<&[u8]>, Status> {
+    let (mut key, mut all) = (&[][..], false);
+    for field in Fields(message) {
+        match field? {
+            (1, Value::Bytes(bytes)) => key = bytes,
+            (2, Value::Bytes(end)) => all = end == [0],
+            _ => {}
+        }
+    }
+    Ok(all.then_some(key))
+}
+
+/// The fields of a message: number and value.
+struct Fields<'a>(&'a [u8]);
+
+enum Value<'a> {
+    Int(u64),
+    Bytes(&'a [u8]),
+    /// One that no message of etcd's has.
+    Other,
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(i32, Value<'a>), Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_none() {
+            self.0 = &[];
+        }
+        Some(field.ok_or_else(|| Status::internal("grpc: error unmarshalling request: the message is malformed")))
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn field(&mut self) -> Option<(i32, Value<'a>)> {
+        let tag = self.varint()?;
+        // Members cut the number to 32 bits, so a larger one is another field for them.
+        let number = (tag >> 3) as i32;
+        if number <= 0 {
+            return None;
+        }
+        let value = match tag & 7 {
+            0 => Value::Int(self.varint()?),
+            1 => self.skip(8)?,
+            2 => {
+                let len = usize::try_from(self.varint()?).ok()?;
+                Value::Bytes(self.0.split_off(..len)?)
+            }
+            3 => self.group()?,
+            5 => self.skip(4)?,
+            _ => return None,
+        };
+        Some((number, value))
+    }
+
+    /// A group, and the groups in it: obsolete, and taken by members as an unknown field.
+    fn group(&mut self) -> Option<Value<'a>> {
+        let mut depth = 1usize;
+        while depth > 0 {
+            match self.varint()? & 7 {
+                0 => drop(self.varint()?),
+                1 => drop(self.skip(8)?),
+                2 => {
+                    let len = usize::try_from(self.varint()?).ok()?;
+                    self.0.split_off(..len)?;
+                }
+                3 => depth += 1,
+                4 => depth -= 1,
+                5 => drop(self.skip(4)?),
+                _ => return None,
+            }
+        }
+        Some(Value::Other)
+    }
+
+    fn skip(&mut self, len: usize) -> Option<Value<'a>> {
+        self.0.split_off(..len)?;
+        Some(Value::Other)
+    }
+
+    /// Up to ten bytes; what does not fit into 64 bits is lost, as it is to members.
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = *self.0.split_off_first()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
