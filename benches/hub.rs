@@ -18,7 +18,7 @@ use etcd_relay::{
         SortTarget, Subscribe, WatchOptions,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
-    types::{EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
+    types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
 };
 use tokio::sync::watch;
 
@@ -119,7 +119,7 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
     }
     bencher.bench_local(|| {
         for _ in 0..streams {
-            let outbox = Outbox::new(LIMITS.outbox);
+            let outbox = Outbox::new(LIMITS.outbox, ClientKey::RELAY);
             subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
             drain(&outbox);
             outbox.leave();
@@ -196,7 +196,7 @@ fn feed(keys: usize) -> Arc<Feed> {
 }
 
 fn subscribed(feed: &Arc<Feed>, ranges: impl IntoIterator<Item = KeyRange>) -> Arc<Outbox> {
-    let outbox = Outbox::new(LIMITS.outbox);
+    let outbox = Outbox::new(LIMITS.outbox, ClientKey::RELAY);
     for range in ranges {
         subscribe(feed, &outbox, range, Revision::ZERO);
     }

@@ -4,6 +4,7 @@
 //! [`Hub`] is the registry: it finds the feed that covers a range, and opens one on demand where that is allowed.
 //! Always holds: a range is served by a configured feed if one covers it; a feed on demand that has ended is not handed out.
 
+mod backfill;
 mod catch_up;
 mod confirm;
 mod delivery;
@@ -24,6 +25,7 @@ mod standing;
 mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
+mod turns;
 pub mod upstream;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -45,7 +47,7 @@ pub use self::{
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
 };
-use self::{pages::Pages, upstream::Upstream};
+use self::{pages::Pages, turns::Turns, upstream::Upstream};
 use crate::{
     critical::Tasks,
     types::{KeyRange, UpstreamHeader},
@@ -71,8 +73,10 @@ pub struct Limits {
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) upstream: Arc<dyn Upstream>,
-    pub(crate) fills: Semaphore,
     pub(crate) tasks: Tasks,
+    turns: Arc<Turns>,
+    /// For the backfills of feeds on demand.
+    backfills: Semaphore,
     pub(crate) pages: Arc<Pages>,
 }
 
@@ -124,7 +128,8 @@ impl Hub {
         let shared = Arc::new(Shared {
             limits,
             upstream,
-            fills: Semaphore::new(limits.fills),
+            turns: Turns::new(limits.fills),
+            backfills: Semaphore::new(backfill::ON_DEMAND),
             tasks: tasks.clone(),
             pages: Arc::default(),
         });

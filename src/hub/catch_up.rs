@@ -3,6 +3,7 @@
 //! Called by [`Outbox::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
 //! Watches of ranges get runs: a chunk of history as their group gets it, put together by the first that needs it and kept for
 //! the others. For watches of single keys, which share little, a step goes through the entries once for all of them.
+//! Those that are furthest behind come first, so that none waits for another that is ahead of it.
 //! Always holds: a watch is made live under the feed's lock, at the very revision up to which it was given everything; the
 //! feed's lock is held for taking pointers, never while events are matched or copied.
 
@@ -14,10 +15,10 @@ use smallvec::SmallVec;
 
 use super::{
     Feed,
+    backfill::Asks,
     feed::Inner,
-    fill::{self, Filled},
     history::{Ahead, Task},
-    index::{Group, WatchOptions},
+    index::WatchOptions,
     outbox::{Outbox, OutboxLimits, Phase, State, Watch},
     payload::{Payload, Picks},
     runs::{Run, RunKey},
@@ -26,7 +27,7 @@ use crate::types::{Entry, KeyRange, Revision};
 
 /// Most revisions that one step reads for single keys.
 const STEP_ENTRIES: usize = 512;
-/// Most watches that one step serves: bounds how long the feed's lock is held to find them.
+/// Most watches that one step serves, those that are furthest behind: bounds how long the feed's lock is held.
 const STEP_WATCHES: usize = 4096;
 /// Most runs that a step makes before it looks again.
 const STEP_MADE: usize = 4;
@@ -73,12 +74,7 @@ pub(super) fn step(outbox: &Arc<Outbox>) {
     // Each time with the runs that were missing before; the last time nothing is made, since nobody would take it.
     for may_make in [true, true, false] {
         // Not under the feed's lock: of a million parked watches this takes a while.
-        let (feed, slots) = {
-            let mut state = outbox.lock();
-            let slots = state.take_parked(STEP_WATCHES);
-            let Some(feed) = state.furthest_behind(&slots).cloned() else { return };
-            (feed, slots)
-        };
+        let Some((feed, slots)) = outbox.lock().furthest_parked(STEP_WATCHES) else { return };
         match serve(&feed, outbox, slots, made.take()) {
             Next::Done => return,
             Next::Read(watches, entries) => {
@@ -96,7 +92,7 @@ pub(super) fn step(outbox: &Arc<Outbox>) {
 }
 
 /// Passes on what runs there are to those that are furthest behind, or takes the entries for single keys, where those are.
-/// Watches behind the history are handed to fills, those of other feeds are put back.
+/// Watches that the history no longer reaches are to be filled.
 fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<Made>) -> Next {
     let mut inner = feed.lock();
     let mut state = outbox.lock();
@@ -104,75 +100,64 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
     if let Some(made) = made.filter(|made| made.epoch == inner.epoch && Arc::ptr_eq(&made.feed, feed)) {
         made.runs.into_iter().for_each(|(key, run)| inner.history.keep(key, run));
     }
-    let mut behind = Vec::new();
-    let mut others = Vec::new();
+    let mut asks = Asks::default();
     let (mut singles, mut ranges) = (Vec::new(), Vec::new());
     for slot in slots {
         // Cancelled meanwhile, perhaps.
-        let Some(watch) = state.watches.get(slot as usize).filter(|watch| watch.phase == Phase::Parked) else {
-            continue;
-        };
+        let parked = |watch: &&Watch| watch.phase() == Phase::Parked;
+        let Some(watch) = state.watches.get(slot as usize).filter(parked) else { continue };
+        let next = watch.next();
         if !Arc::ptr_eq(&state.feeds[watch.attachment as usize].feed, feed) {
-            others.push(slot);
             continue;
         }
-        let group = inner.index.group(watch.group);
-        if watch.next < inner.history.start() {
-            behind.push((slot, filled(watch, group)));
-        } else if group.range.is_single() {
-            singles.push((watch.next, slot));
+        if next < inner.history.start() {
+            asks |= inner.lag(&mut state, slot as usize, next);
+        } else if inner.index.group(watch.group).range.is_single() {
+            singles.push((next, slot));
         } else {
-            ranges.push((watch.next, slot));
+            ranges.push((next, slot));
         }
     }
-    state.put_parked(others);
-    for (slot, _) in &behind {
-        state.set_phase(*slot as usize, Phase::Filling);
-    }
+    // A slot may have another watch by now, so their order is not certain.
     singles.sort_unstable();
     ranges.sort_unstable();
     let next = match (singles.first(), ranges.first()) {
-        (Some((single, _)), Some((range, _))) if range < single => pass(&inner, &mut state, outbox, &mut ranges),
+        (Some((single, _)), Some((range, _))) if range < single => pass(&inner, &mut state, outbox, ranges),
         (Some((from, _)), _) => {
             let entries = inner.history.read(*from, STEP_ENTRIES).unwrap_or_default();
             let watches = singles.drain(..).map(|(_, slot)| single(&inner, &state, slot as usize)).collect();
             Next::Read(watches, entries)
         }
-        _ => pass(&inner, &mut state, outbox, &mut ranges),
+        _ => pass(&inner, &mut state, outbox, ranges),
     };
-    state.put_parked(singles.into_iter().chain(ranges).map(|(_, slot)| slot));
     drop(state);
     drop(inner);
-    behind.into_iter().for_each(|(_, filled)| fill::spawn(feed.clone(), outbox.clone(), filled));
+    asks.start(feed, [outbox]);
     next
 }
 
 /// Gives each watch one run after the other, in turns, until the queue is full. Watches that have come to the end of the history
-/// are live from here on; those that wait for a run, or for room, stay in `ranges`.
-fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, ranges: &mut Vec<(Revision, u32)>) -> Next {
+/// are live from here on; those that wait for a run, or for room, stay parked.
+fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revision, u32)>) -> Next {
     let mut missing: Vec<Missing> = Vec::new();
-    let mut waiting = Vec::new();
     let mut passed = 0;
     while !ranges.is_empty() && passed < STEP_RUNS && !state.is_full(&outbox.limits) {
-        for (next, slot) in std::mem::take(ranges) {
+        for (next, slot) in std::mem::take(&mut ranges) {
             if passed == STEP_RUNS || state.is_full(&outbox.limits) {
-                waiting.push((next, slot));
-                continue;
+                break;
             }
             passed += 1;
             let group = inner.index.group(state.watches[slot as usize].group);
             match inner.history.ahead(next, group.serial) {
-                Ahead::Nothing => state.set_phase(slot as usize, Phase::Live),
+                Ahead::Nothing => state.go_live(slot as usize, next),
                 Ahead::Run(run) => {
                     if let Some(payload) = &run.payload {
-                        state.enqueue_events(slot as usize, payload.clone(), inner.revision);
+                        state.give(slot as usize, payload.clone(), inner.revision);
                     }
-                    let watch = &mut state.watches[slot as usize];
-                    watch.next = watch.next.max(run.through.next());
-                    ranges.push((watch.next, slot));
+                    state.pass(slot as usize, run.through);
+                    ranges.push((run.through.next().max(next), slot));
                 }
                 Ahead::Missing(key) => {
-                    waiting.push((next, slot));
                     if missing.len() < STEP_MADE && missing.iter().all(|missing| missing.key != key) {
                         let (range, options) = (group.range.clone(), group.options);
                         missing.push(Missing { key, task: inner.history.task(key), range, options });
@@ -181,19 +166,14 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, ranges: &mut Vec<(Rev
             }
         }
     }
-    ranges.append(&mut waiting);
     // What can be sent at once does not wait for what is to be made.
     if missing.is_empty() || !state.queue.is_empty() { Next::Done } else { Next::Make(inner.epoch, missing) }
-}
-
-fn filled(watch: &Watch, group: &Group) -> Filled {
-    Filled { watch_id: watch.id, serial: watch.serial, range: group.range.clone(), options: group.options }
 }
 
 fn single(inner: &Inner, state: &State, slot: usize) -> Single {
     let watch = &state.watches[slot];
     let group = inner.index.group(watch.group);
-    Single { slot, serial: watch.serial, next: watch.next, range: group.range.clone(), options: group.options }
+    Single { slot, serial: watch.serial, next: watch.next(), range: group.range.clone(), options: group.options }
 }
 
 /// Matches entries with watches until about as much as `limits` allow is found, whole revisions only. Gives back the last revision done.
@@ -247,22 +227,22 @@ fn finish(
         .iter()
         .map(|single| {
             state.watches.get(single.slot).is_some_and(|watch| {
-                watch.serial == single.serial && watch.phase == Phase::Parked && watch.next == single.next
+                watch.serial == single.serial && watch.phase() == Phase::Parked && watch.next() == single.next
             })
         })
         .collect();
     for (index, payload) in payloads {
         if ours[index] {
-            state.enqueue_events(watches[index].slot, payload, inner.revision);
+            state.give(watches[index].slot, payload, inner.revision);
         }
     }
     for single in watches.iter().zip(&ours).filter(|(_, ours)| **ours).map(|(single, _)| single) {
-        let watch = &mut state.watches[single.slot];
-        watch.next = watch.next.max(through.map_or(Revision::ZERO, Revision::next));
-        if inner.history.ends_before(watch.next) {
-            state.set_phase(single.slot, Phase::Live);
-        } else {
-            state.put_parked([single.slot as u32]);
+        if let Some(through) = through {
+            state.pass(single.slot, through);
+        }
+        let next = state.watches[single.slot].next();
+        if inner.history.ends_before(next) {
+            state.go_live(single.slot, next);
         }
     }
 }

@@ -30,14 +30,14 @@ use tokio::{
 };
 
 pub(super) use self::inner::Inner;
-use self::inner::{Locked, UNLINKED};
+use self::inner::Locked;
 use super::{
     Shared,
+    backfill::{Asks, Past},
     delivery::{Cancellation, Delivery, StreamEnd},
-    fill::{self, Filled},
     history::History,
     index::{Index, Member, WatchOptions},
-    outbox::{LiveWatch, Outbox, Phase, Watch, wake},
+    outbox::{LiveWatch, NewWatch, Outbox, Phase, UNLINKED, wake},
     pins::Pins,
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
@@ -167,6 +167,7 @@ impl Feed {
             history: History::new(Revision::ZERO, shared.limits.history),
             index: Index::default(),
             outboxes: Slab::new(),
+            past: Past::default(),
             revision: Revision::ZERO,
             epoch: 0,
             closed: false,
@@ -420,37 +421,32 @@ impl Feed {
         let (group, position) = inner.index.insert(&subscribe.range, subscribe.options, member);
         let start = subscribe.start_revision;
         let from_now = start == Revision::ZERO;
-        let slot = state.add(Watch {
+        let past = !from_now && start <= now;
+        let lags = past && (subscribe.compacted || start < inner.history.start());
+        let parked = past && !lags && !inner.history.ends_before(start);
+        let slot = state.add(NewWatch {
             id,
-            serial: 0,
             next: if from_now { now.next() } else { start },
             attachment,
             group,
             position,
-            phase: Phase::Live,
             fragment: subscribe.fragment,
             progress_notify: subscribe.progress_notify,
-            quiet: true,
-            replay: false,
+            replay: lags || parked,
         });
         let waker = state.enqueue(Delivery::Created { watch_id: id, header: inner.cluster.at(now) });
-        let past = !from_now && start <= now;
-        let fill = past && (subscribe.compacted || start < inner.history.start());
-        if fill {
-            state.set_phase(slot, Phase::Filling);
-        } else if past && !inner.history.ends_before(start) {
-            state.set_phase(slot, Phase::Parked);
+        let mut asks = Asks::default();
+        if past && subscribe.compacted {
+            asks = inner.lag_far(&mut state, slot, start);
+        } else if lags {
+            asks = inner.lag(&mut state, slot, start);
+        } else if parked {
+            state.park(slot);
         }
-        let watch = &mut state.watches[slot];
-        watch.replay = watch.phase != Phase::Live;
-        let serial = watch.serial;
         drop(state);
         drop(inner);
         stats::subscribed();
-        if fill {
-            let filled = Filled { watch_id: id, serial, range: subscribe.range.clone(), options: subscribe.options };
-            fill::spawn(self.clone(), outbox.clone(), filled);
-        }
+        asks.start(self, [outbox]);
         wake(waker);
         Ok(())
     }
@@ -468,7 +464,7 @@ impl Feed {
         let cancellation = Cancellation { watch_id, header, ..Cancellation::default() };
         let waker = state.enqueue(Delivery::Canceled(Box::new(cancellation)));
         drop(state);
-        inner.unlink(&watch, last);
+        inner.unlink(watch.link(), last);
         drop(inner);
         stats::unsubscribed(1, CancelReason::Client);
         wake(waker);
@@ -480,9 +476,9 @@ impl Feed {
         let mut state = outbox.lock();
         let Some(slot) = state.filling(cancellation.watch_id, serial) else { return };
         stats::canceled(&cancellation);
-        let ((watch, last), waker) = state.end_watch(slot, cancellation);
+        let ((link, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
-        inner.unlink(&watch, last);
+        inner.unlink(link, last);
         drop(inner);
         wake(waker);
     }
@@ -496,13 +492,13 @@ impl Feed {
         let mut state = outbox.lock();
         let Some(slot) = state.slot_of(watch_id) else { return };
         // The same serial is the same watch, so it is of this feed.
-        if state.watches[slot].serial != serial || state.watches[slot].phase == Phase::Compacted {
+        if state.watches[slot].serial != serial || state.watches[slot].phase() == Phase::Compacted {
             return;
         }
         let cancellation = Cancellation { watch_id, header, reason, ..Cancellation::default() };
-        let ((watch, last), waker) = state.end_watch(slot, cancellation);
+        let ((link, last), waker) = state.end_watch(slot, cancellation);
         drop(state);
-        inner.unlink(&watch, last);
+        inner.unlink(link, last);
         drop(inner);
         stats::revoked();
         wake(waker);
@@ -542,7 +538,7 @@ impl Feed {
                 state.watches.contains(slot).then(|| state.remove(slot))
             };
             if let Some((watch, last)) = removed {
-                inner.unlink(&watch, last);
+                inner.unlink(watch.link(), last);
                 forgotten += 1;
             }
             if done % 64 == 63 {

@@ -1,158 +1,204 @@
-//! Fills the gap between what a watch needs and where its feed's history begins, from a temporary upstream watch.
+//! Fills the gap between what watches need and where their feed's history begins, from a temporary upstream watch.
 //!
-//! Started by `feed` and `catch_up`; one task a watch, at most `Limits::fills` at work. Always holds: a filling watch is
-//! written to by its fill alone; the splice to history happens under the feed's lock, at a revision that history still has;
-//! a fill waits for room in the outbox, so a client that does not read costs one upstream watch that etcd holds back; and where
-//! others wait for their turn, one that cannot go on makes way.
+//! For what the history cannot hold; what it can is read by `backfill`. One upstream watch serves all watches of a group (the same
+//! range and options) that need about the same revision, whose stream ever it was whose turn came (`turns`).
+//! Always holds: a filling watch is written to by its fill alone; the splice to history happens under the feed's lock, at a revision
+//! that history still has; a client that does not read gets no turn, and where others wait or share the fill, it keeps it for
+//! [`GRACE`] at most; a stream with watches that wait is in the queue, at work, or full: then it asks again when it has been read.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::{
-    sync::SemaphorePermit,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Feed,
+    Feed, Shared,
+    backfill::{encode, end_compacted},
     delivery::Cancellation,
-    index::WatchOptions,
-    outbox::{Outbox, Phase, State, wake},
+    feed::Inner,
+    index::{Group, GroupId, WatchOptions},
+    outbox::{Outbox, Phase, State, Watch, wake},
     payload::Payload,
+    runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
     stats,
-    upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},
+    turns::Turn,
+    upstream::{UpstreamError, WatchMessage, WatchRequest},
 };
-use crate::types::{Cluster, Entry, KeyRange, KeyValue, Revision};
+use crate::types::{Cluster, Entry, KeyRange, Revision};
 
-/// How often a fill that is not through asks upstream where it stands; etcd is silent while its watch is behind.
+/// How often a fill asks upstream where it stands, and looks who is still there; etcd is silent while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a fill may keep its turn from others without bringing anything: its client does not read, or its keys are quiet and
-/// progress cannot be believed. Long beside the time that etcd takes to begin.
+/// How long a fill may keep its turn from others while upstream brings nothing: its keys are quiet, and progress cannot be believed.
+/// Long beside the time that etcd takes to begin.
 const TURN: Duration = Duration::from_secs(5);
+/// How long a fill waits for a client that does not read, where others wait.
+const GRACE: Duration = Duration::from_millis(250);
+/// How many revisions a watch may be ahead of another one in the same fill: it waits for these.
+const NEAR: i64 = 1024;
+/// Most watches of one fill, and most streams that are looked at for them while the feed's lock is held.
+const MOST: usize = 4096;
+/// Failures in a row after which the turn goes to others.
+const ATTEMPTS: usize = 4;
 
-/// Starts the fill of a watch that has just been put into phase `Filling`.
-pub(super) fn spawn(feed: Arc<Feed>, outbox: Arc<Outbox>, filled: Filled) {
-    let fill = Fill { feed, outbox, filled };
-    let tasks = fill.feed.shared.tasks.clone();
-    tasks.detach("fill", async move {
-        let gone = fill.outbox.gone.clone();
-        // Dropping the fill drops its upstream watch.
-        gone.run_until_cancelled(fill.run()).await;
-    });
+/// Puts a stream into the queue for fills, unless it is there or nothing of it waits.
+pub(super) fn ask(outbox: &Arc<Outbox>) {
+    let shared = {
+        let mut state = outbox.lock();
+        // One that is full asks again when it has been read.
+        if state.ticket.is_some() || state.is_over() || state.is_full(&outbox.limits) || !state.has_unfilled() {
+            return;
+        }
+        let Some(shared) = state.feeds.iter().next().map(|(_, attachment)| attachment.feed.shared.clone()) else {
+            return;
+        };
+        state.ticket = Some(shared.turns.queue(outbox));
+        shared
+    };
+    start(&shared);
 }
 
-/// The watch to be filled. The client may cancel it and create another one with its id, which is not to be filled from here.
-pub(super) struct Filled {
-    pub(super) watch_id: i64,
-    pub(super) serial: u64,
-    pub(super) range: KeyRange,
-    pub(super) options: WatchOptions,
+/// Starts fills as long as there is a turn for one.
+fn start(shared: &Arc<Shared>) {
+    while let Some((turn, outbox)) = shared.turns.next() {
+        // Else its watches are gone, or it does not read.
+        if let Some(fill) = Fill::begin(&outbox) {
+            let next = shared.clone();
+            shared.tasks.detach("fill", async move {
+                fill.run(turn).await;
+                start(&next);
+            });
+        }
+    }
 }
 
+/// One upstream watch, and whom it is for.
 struct Fill {
     feed: Arc<Feed>,
+    range: KeyRange,
+    options: WatchOptions,
+    members: Vec<Member>,
+}
+
+/// A watch to be filled. The client may cancel it and create another one with its id, which is not to be filled from here.
+struct Member {
     outbox: Arc<Outbox>,
-    filled: Filled,
+    watch_id: i64,
+    serial: u64,
 }
 
 /// Why one upstream watch of a fill ended.
 enum Outcome {
-    /// The watch reads on from history, or is gone.
+    /// Nobody is left in it.
     Done,
     /// Others wait, and this fill cannot go on; again when it is its turn.
     MakeWay,
-    /// Upstream broke off; try again from where the watch stands.
+    /// Upstream broke off; try again from where the watches stand.
     Again(UpstreamError),
 }
 
 impl Fill {
-    async fn run(&self) {
-        let backoff = || {
-            ExponentialBuilder::default()
-                .with_min_delay(Duration::from_millis(50))
-                .with_max_delay(Duration::from_secs(3))
-                .with_jitter()
-                .without_max_times()
-                .build()
-        };
-        let mut delays = backoff();
-        let mut denied = false;
+    /// The fill of the next watch of this stream that waits for one, and of all that can share it.
+    fn begin(outbox: &Arc<Outbox>) -> Option<Self> {
         loop {
-            self.outbox.wait_room().await;
-            let Some(permit) = self.turn().await else { return };
-            let before = self.next();
-            let outcome = self.attempt().await;
-            drop(permit);
-            match outcome {
-                Outcome::Done => return,
-                Outcome::MakeWay => {}
+            let (feed, slot, from) = {
+                let mut state = outbox.lock();
+                state.ticket = None;
+                if state.is_over() || state.is_full(&outbox.limits) {
+                    return None;
+                }
+                state.next_unfilled()?
+            };
+            let inner = feed.lock();
+            let (place, group) = {
+                let state = outbox.lock();
+                let here = |watch: &&Watch| watch.phase() == Phase::Unfilled && watch.next() == from;
+                // Else it was canceled meanwhile.
+                let Some(watch) = state.watches.get(slot).filter(here) else { continue };
+                let attachment = &state.feeds[watch.attachment as usize];
+                if !Arc::ptr_eq(&attachment.feed, &feed) {
+                    continue;
+                }
+                (attachment.slot, watch.group)
+            };
+            let members = gather(&feed, &inner, place, group, from);
+            let Group { range, options, .. } = inner.index.group(group);
+            let (range, options) = (range.clone(), *options);
+            drop(inner);
+            let mut state = outbox.lock();
+            if state.has_unfilled() && !state.is_over() && state.ticket.is_none() {
+                state.ticket = Some(feed.shared.turns.queue(outbox));
+            }
+            drop(state);
+            return Some(Self { feed, range, options, members });
+        }
+    }
+
+    /// Fills until nobody is left in it, or others are to have the turn.
+    async fn run(mut self, turn: Turn) {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(250))
+            .with_max_delay(Duration::from_secs(3))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        let mut denied = false;
+        for attempt in 1.. {
+            match self.attempt().await {
+                Outcome::Done | Outcome::MakeWay => break,
                 // Once may be a token that is too old; the next attempt brings a new one.
                 Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
                     let (header, reason) = (self.feed.snapshot().header(), format!("etcd-relay: {error}"));
-                    return self.end(Cancellation { header, reason, ..Cancellation::default() });
+                    self.end(&Cancellation { header, reason, ..Cancellation::default() });
+                    break;
                 }
                 Outcome::Again(error) => {
                     denied = matches!(error, UpstreamError::Denied(_));
-                    let (range, watch_id) = (&self.filled.range, self.filled.watch_id);
-                    tracing::debug!(%error, %range, watch_id, "Upstream watch of a fill ended");
-                    if self.next() > before {
-                        delays = backoff();
+                    tracing::debug!(%error, range = %self.range, watches = self.members.len(),
+                        "Upstream watch of a fill ended");
+                    tokio::time::sleep(delays.next().unwrap_or(TURN)).await;
+                    if attempt >= ATTEMPTS && self.others_wait() {
+                        break;
                     }
-                    tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(3))).await;
                 }
             }
         }
+        // Who waits may have the turn before those who had it.
+        drop(turn);
+        let members = std::mem::take(&mut self.members);
+        self.release(members);
     }
 
-    /// Waits for a turn; `None` where the watch is gone before it comes. Turns are given in the order in which they were asked for.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        let mut acquire = pin!(self.feed.shared.fills.acquire());
-        loop {
-            // The semaphore is never closed.
-            match tokio::time::timeout(TURN, &mut acquire).await {
-                Ok(permit) => return permit.ok(),
-                // A client that creates and cancels must not fill the queue with watches that are gone.
-                Err(_) => self.next().map(drop)?,
-            }
-        }
-    }
-
-    /// One upstream watch, from where the subscription stands.
-    async fn attempt(&self) -> Outcome {
-        let Some(start_revision) = self.next() else { return Outcome::Done };
+    /// One upstream watch, from where the watch stands that is furthest behind.
+    async fn attempt(&mut self) -> Outcome {
+        let Some(start_revision) = self.look() else { return Outcome::Done };
         let _at_work = stats::Filling::start();
-        let Filled { range, options, .. } = &self.filled;
-        let request = WatchRequest { range: range.clone(), start_revision, prev_kv: options.prev_kv };
+        let request = WatchRequest { range: self.range.clone(), start_revision, prev_kv: self.options.prev_kv };
         let mut upstream = match self.feed.shared.upstream.watch(request).await {
             Ok(upstream) => upstream,
             Err(error) => return Outcome::Again(error),
         };
         let cluster = self.feed.cluster();
         if upstream.created().cluster_id != cluster.id() {
-            // The feed's driver will find out too, and end the watch or keep it.
+            // The feed's driver will find out too, and end the watches or keep them.
             return Outcome::Again(UpstreamError::Unavailable("another cluster answers".into()));
         }
         let trusts_progress = upstream.trusts_progress();
-        let mut ask = tokio::time::interval_at(Instant::now(), PROGRESS_INTERVAL);
+        let mut ask = tokio::time::interval(PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
             let message = tokio::select! {
+                biased;
                 // Cancel safe: each arm says so.
                 message = upstream.next() => message,
-                () = tokio::time::sleep_until(heard + TURN) => {
-                    // Where upstream is silent, nothing else tells that the client has canceled.
-                    if self.next().is_none() {
+                _ = ask.tick() => {
+                    if self.look().is_none() {
                         return Outcome::Done;
                     }
-                    if self.others_wait() {
+                    if heard.elapsed() >= TURN && self.others_wait() {
                         return Outcome::MakeWay;
                     }
-                    heard = Instant::now();
-                    continue;
-                }
-                _ = ask.tick(), if trusts_progress => {
-                    if let Err(error) = upstream.request_progress().await {
+                    if trusts_progress && let Err(error) = upstream.request_progress().await {
                         return Outcome::Again(error);
                     }
                     continue;
@@ -160,120 +206,206 @@ impl Fill {
             };
             match message {
                 Ok(WatchMessage::Events { header, revisions }) => {
-                    let mut rest = &revisions[..];
-                    while !rest.is_empty() {
-                        while tokio::time::timeout(TURN, self.outbox.wait_room()).await.is_err() {
-                            if self.next().is_none() {
-                                return Outcome::Done;
-                            }
-                            if self.others_wait() {
-                                return Outcome::MakeWay;
-                            }
-                        }
-                        let Some(given) = self.give(&cluster, rest, header.revision) else { return Outcome::Done };
-                        rest = &rest[given..];
+                    let entries: Vec<Arc<Entry>> = revisions.iter().map(|changes| encode(&cluster, changes)).collect();
+                    for together in runs(&entries) {
+                        self.wait_room().await;
+                        self.give(together, header.revision);
                     }
                     heard = Instant::now();
                 }
-                Ok(WatchMessage::Progress(header)) if trusts_progress => self.passed(header.revision),
+                Ok(WatchMessage::Progress(header)) if trusts_progress => self.pass(header.revision),
                 Ok(WatchMessage::Progress(_)) => {}
                 Ok(WatchMessage::Compacted { compact_revision }) => {
-                    let header = cluster.at(Revision::ZERO);
-                    self.end(Cancellation { header, compact_revision, ..Cancellation::default() });
-                    return Outcome::Done;
+                    self.end_compacted(&cluster, compact_revision);
+                    let none = self.members.is_empty();
+                    return if none { Outcome::Done } else { Outcome::Again(UpstreamError::Compacted) };
                 }
                 Ok(WatchMessage::Canceled { reason }) => {
-                    self.end(Cancellation {
-                        header: cluster.at(self.feed.revision()),
-                        reason,
-                        ..Cancellation::default()
-                    });
+                    let header = cluster.at(self.feed.revision());
+                    self.end(&Cancellation { header, reason, ..Cancellation::default() });
                     return Outcome::Done;
                 }
                 Err(error) => return Outcome::Again(error),
             }
-            if self.splice() {
+            self.splice();
+            if self.members.is_empty() {
                 return Outcome::Done;
             }
         }
     }
 
-    /// Whether all turns are taken, so that others may be waiting.
     fn others_wait(&self) -> bool {
-        self.feed.shared.fills.available_permits() == 0
+        self.feed.shared.turns.is_awaited()
     }
 
-    /// Queues revisions while there is room, at least one, together: the stream sends in one response what came in one. Gives
-    /// back how many; `None` where the watch is gone.
-    fn give(&self, cluster: &Arc<Cluster>, revisions: &[Changes], as_of: Revision) -> Option<usize> {
-        let mut state = self.outbox.lock();
-        let slot = self.slot(&state)?;
-        let mut given = 0;
-        for changes in revisions {
-            if given > 0 && state.is_full(&self.outbox.limits) {
-                break;
+    /// Lets go of those that are not to be filled any more. The lowest revision that one of the others needs; `None` where there
+    /// is none.
+    fn look(&mut self) -> Option<Revision> {
+        let mut lowest: Option<Revision> = None;
+        self.members.retain(|member| {
+            let next = member.with(|state, slot| state.watches[slot].next());
+            lowest = [lowest, next].into_iter().flatten().min();
+            next.is_some()
+        });
+        lowest
+    }
+
+    /// Waits until all have room. Those that take too long leave the fill, where they hold up others.
+    async fn wait_room(&mut self) {
+        loop {
+            let patience = Instant::now() + GRACE;
+            let mut late = Vec::new();
+            let mut members = Vec::with_capacity(self.members.len());
+            for member in std::mem::take(&mut self.members) {
+                match tokio::time::timeout_at(patience, member.outbox.wait_room()).await {
+                    Ok(()) => members.push(member),
+                    Err(_) => late.push(member),
+                }
             }
-            given += 1;
-            if changes.revision < state.watches[slot].next {
-                continue;
+            self.members = members;
+            if late.is_empty() {
+                return;
             }
-            if let Some(payload) = self.payload(cluster, changes) {
-                state.enqueue_events(slot, payload, as_of);
+            if self.members.is_empty() && !self.others_wait() {
+                // Nobody is held up. But they may be gone.
+                self.members = late;
+                if self.look().is_none() {
+                    return;
+                }
+            } else {
+                self.release(late);
             }
-            state.watches[slot].next = changes.revision.next();
         }
-        let waker = if state.queue.is_empty() { None } else { state.wake() };
-        drop(state);
-        wake(waker);
-        Some(given)
     }
 
-    /// What the watch wants of a revision, encoded for it alone.
-    fn payload(&self, cluster: &Arc<Cluster>, changes: &Changes) -> Option<Arc<Payload>> {
-        let mut prev = changes.prev.iter();
-        let entry = Arc::new(Entry::encode(cluster, changes.revision, changes.received, &changes.events, |_| {
-            prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
-        }));
-        Payload::matching(&[entry], &self.filled.range, self.filled.options)
+    /// Queues consecutive revisions, what there is in them for the watches.
+    fn give(&mut self, entries: &[Arc<Entry>], as_of: Revision) {
+        let Some(through) = entries.last().map(|last| last.revision) else { return };
+        let payload = Payload::matching(entries, &self.range, self.options);
+        self.members.retain(|member| {
+            let waker = member.with(|state, slot| {
+                let was_empty = state.queue.is_empty();
+                if let Some(payload) = &payload {
+                    state.give(slot, payload.clone(), as_of);
+                }
+                state.pass(slot, through);
+                was_empty.then(|| state.wake()).flatten()
+            });
+            waker.map(wake).is_some()
+        });
     }
 
     /// Upstream has nothing more up to `revision`.
-    fn passed(&self, revision: Revision) {
-        let mut state = self.outbox.lock();
-        if let Some(slot) = self.slot(&state) {
-            let watch = &mut state.watches[slot];
-            watch.next = watch.next.max(revision.next());
+    fn pass(&mut self, revision: Revision) {
+        self.members.retain(|member| member.with(|state, slot| state.pass(slot, revision)).is_some());
+    }
+
+    /// Hands those back to history that it reaches.
+    fn splice(&mut self) {
+        let feed = self.feed.clone();
+        self.members.retain(|member| {
+            let inner = feed.lock();
+            let mut state = member.outbox.lock();
+            let Some(slot) = member.slot(&state) else { return false };
+            if !feed.is_serving() || state.watches[slot].next() < inner.history.start() {
+                return true;
+            }
+            state.park(slot);
+            let waker = state.wake();
+            drop(state);
+            drop(inner);
+            wake(waker);
+            false
+        });
+    }
+
+    /// Upstream has compacted what was before a revision, and not for these watches alone.
+    fn end_compacted(&mut self, cluster: &Arc<Cluster>, compact_revision: Revision) {
+        let needs_it = |member: &Member| {
+            member.with(|state, slot| state.watches[slot].next()).is_none_or(|next| next < compact_revision)
+        };
+        let (ended, left) = std::mem::take(&mut self.members).into_iter().partition(needs_it);
+        self.members = ended;
+        self.end(&Cancellation { header: cluster.at(Revision::ZERO), compact_revision, ..Cancellation::default() });
+        self.members = left;
+        end_compacted(&self.feed, cluster, compact_revision);
+    }
+
+    /// Ends all of its watches.
+    fn end(&mut self, cancellation: &Cancellation) {
+        for Member { outbox, watch_id, serial } in self.members.drain(..) {
+            self.feed.cancel_filled(&outbox, serial, Cancellation { watch_id, ..cancellation.clone() });
         }
     }
 
-    /// Hands the watch back to history where that reaches it. True where there is nothing left to fill.
-    fn splice(&self) -> bool {
-        let inner = self.feed.lock();
-        let mut state = self.outbox.lock();
-        let Some(slot) = self.slot(&state) else { return true };
-        if !self.feed.is_serving() || state.watches[slot].next < inner.history.start() {
-            return false;
+    /// Puts watches back to those that wait for a fill.
+    fn release(&self, members: Vec<Member>) {
+        for member in members {
+            let mut inner = self.feed.lock();
+            let mut state = member.outbox.lock();
+            let Some(slot) = member.slot(&state) else { continue };
+            let needs = state.watches[slot].next();
+            let asks = inner.lag_far(&mut state, slot, needs);
+            drop(state);
+            drop(inner);
+            asks.start(&self.feed, [&member.outbox]);
         }
-        state.set_phase(slot, Phase::Parked);
-        let waker = state.wake();
-        drop(state);
-        drop(inner);
-        wake(waker);
-        true
     }
+}
 
-    fn end(&self, cancellation: Cancellation) {
-        let Filled { watch_id, serial, .. } = self.filled;
-        self.feed.cancel_filled(&self.outbox, serial, Cancellation { watch_id, ..cancellation });
-    }
-
-    /// The revision that the watch needs next; `None` where it is not to be filled any more.
-    fn next(&self) -> Option<Revision> {
-        let state = self.outbox.lock();
-        self.slot(&state).map(|slot| state.watches[slot].next)
+impl Member {
+    /// Calls `with` for the watch, while it is to be filled.
+    fn with<T>(&self, with: impl FnOnce(&mut State, usize) -> T) -> Option<T> {
+        let mut state = self.outbox.lock();
+        let slot = self.slot(&state)?;
+        Some(with(&mut state, slot))
     }
 
     fn slot(&self, state: &State) -> Option<usize> {
-        state.filling(self.filled.watch_id, self.filled.serial)
+        state.filling(self.watch_id, self.serial)
     }
+}
+
+/// The watches of a group that wait for a fill from about this revision on, from `place` on and around, as filling ones.
+fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, from: Revision) -> Vec<Member> {
+    let through = Revision::new(from.get().saturating_add(NEAR));
+    let mut members = Vec::new();
+    let mut looked = 0;
+    for place in inner.past.lagging_after(place) {
+        if looked >= MOST {
+            break;
+        }
+        let outbox = &inner.outboxes[place as usize];
+        let mut state = outbox.lock();
+        looked += 1;
+        if state.is_over() || state.is_full(&outbox.limits) {
+            continue;
+        }
+        for slot in state.unfilled_in(feed, from, through, MOST - looked) {
+            looked += 1;
+            let watch = &state.watches[slot];
+            if watch.group == group {
+                members.push(Member { outbox: outbox.clone(), watch_id: watch.id, serial: watch.serial });
+                state.begin_fill(slot);
+            }
+        }
+    }
+    members
+}
+
+/// Entries in parts that are queued as one delivery each.
+fn runs(mut entries: &[Arc<Entry>]) -> impl Iterator<Item = &[Arc<Entry>]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |entry: &&Arc<Entry>| {
+            let alone = is_large(entry);
+            let fits = bytes == 0 || !alone && bytes + weight(entry) <= RUN_BYTES;
+            // What is large ends the run that it begins.
+            bytes += if alone { RUN_BYTES } else { weight(entry) };
+            fits
+        };
+        let together = entries.iter().take(RUN_REVISIONS).take_while(fits).count();
+        let run = entries.split_off(..together)?;
+        (!run.is_empty()).then_some(run)
+    })
 }

@@ -1,9 +1,10 @@
 //! [`History`]: the bounded window of past revisions of a feed, newest last.
 //!
-//! Not here: current values, see `snapshot`. Written by `feed`; read by parked subscriptions and by reads at a past revision.
+//! Not here: current values, see `snapshot`. Written by `feed`, and by `backfill` at its old end; read by parked subscriptions and
+//! by reads at a past revision.
 //! Always holds: revisions strictly rise; an entry is a whole revision; every revision of the range from `start()` on is
-//! here; `start()` never falls. Memory: at most the bytes and entries of its limits, or the newest entry alone, and an eighth
-//! of the bytes again for runs.
+//! here; `start()` falls only while nothing was let go (`grows_back`), and never rises and falls again. Memory: at most the bytes and
+//! entries of its limits, or the newest entry alone, and an eighth of the bytes again for runs.
 //! Entries are cut into chunks, which begin and end at the same revisions for all who read, so that what a group gets of a chunk is
 //! put together once (`runs`).
 
@@ -16,6 +17,8 @@ use super::{
 };
 use crate::types::{Entry, KeyRange, Revision};
 
+/// The number of the first entry that is pushed: those that are put before it count down from here.
+const ORIGIN: u64 = 1 << 62;
 /// The part of its bytes that a history may take again for runs.
 const RUNS_SHARE: usize = 8;
 
@@ -28,12 +31,33 @@ pub struct HistoryLimits {
     pub entries: usize,
 }
 
+impl HistoryLimits {
+    /// Puts an entry that is about to be added into the last chunk, which is open, or begins another with it.
+    fn cut(&self, chunks: &mut VecDeque<Chunk>, number: u64, entry: &Entry) {
+        let revisions = (self.entries as u64 / 4).clamp(1, RUN_REVISIONS as u64);
+        let most = (self.bytes / 8).min(RUN_BYTES);
+        let (weight, alone) = (weight(entry), is_large(entry));
+        match chunks.back_mut() {
+            Some(open) if !alone && open.weight + weight <= most && number - open.number < revisions => {
+                open.weight += weight;
+            }
+            // A large entry is sent as it is, so its chunk is closed at once.
+            _ => {
+                let weight = if alone { most } else { weight };
+                chunks.push_back(Chunk { number, first: entry.revision, weight });
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct History {
     entries: VecDeque<Kept>,
-    /// Entries that were let go: the number of the first that is here.
-    evicted: u64,
+    /// The number of the first entry that is here.
+    first: u64,
+    /// Nothing was let go or turned away: what lies before the window may still be put there.
+    grows_back: bool,
     /// Where the entries are cut; the last one is open.
     chunks: VecDeque<Chunk>,
     runs: Runs,
@@ -92,7 +116,7 @@ impl History {
     pub(super) fn new(start: Revision, limits: HistoryLimits) -> Self {
         let runs = Runs::new(limits.bytes / RUNS_SHARE);
         let (entries, chunks) = (VecDeque::new(), VecDeque::new());
-        Self { entries, evicted: 0, chunks, runs, start, bytes: 0, limits }
+        Self { entries, first: ORIGIN, grows_back: true, chunks, runs, start, bytes: 0, limits }
     }
 
     /// The first revision from which on nothing is missing.
@@ -123,36 +147,70 @@ impl History {
     pub(super) fn push(&mut self, entry: Arc<Entry>) {
         debug_assert!(self.entries.back().is_none_or(|last| last.revision < entry.revision));
         let (revision, cost) = (entry.revision, entry.cost());
-        self.place(&entry);
+        self.limits.cut(&mut self.chunks, self.first + self.entries.len() as u64, &entry);
         self.bytes += cost;
         self.entries.push_back(Kept { revision, entry, cost });
         while self.entries.len() > 1 && (self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries) {
             if let Some(evicted) = self.entries.pop_front() {
                 self.start = evicted.revision.next();
                 self.bytes -= evicted.cost;
-                self.evicted += 1;
+                self.first += 1;
+                self.grows_back = false;
             }
         }
-        while self.chunks.get(1).is_some_and(|second| second.number <= self.evicted) {
+        while self.chunks.get(1).is_some_and(|second| second.number <= self.first) {
             self.chunks.pop_front();
         }
     }
 
-    /// Puts an entry that is about to be added into the open chunk, or begins another with it.
-    fn place(&mut self, entry: &Entry) {
-        let number = self.evicted + self.entries.len() as u64;
-        let revisions = (self.limits.entries as u64 / 4).clamp(1, RUN_REVISIONS as u64);
-        let most = (self.limits.bytes / 8).min(RUN_BYTES);
-        let (weight, alone) = (weight(entry), is_large(entry));
-        match self.chunks.back_mut() {
-            Some(open) if !alone && open.weight + weight <= most && number - open.number < revisions => {
-                open.weight += weight;
+    /// Whether what lies before the window may be put there: nothing was let go for want of room yet. Numbers of entries that were
+    /// let go are never given again, so that a run is of one chunk for ever.
+    #[must_use]
+    pub(super) fn grows_back(&self) -> bool {
+        self.grows_back
+    }
+
+    /// What lies before the window has no room in it.
+    pub(super) fn close(&mut self) {
+        self.grows_back = false;
+    }
+
+    /// Entries and bytes for which there is room.
+    #[must_use]
+    pub(super) fn room(&self) -> (usize, usize) {
+        (self.limits.entries.saturating_sub(self.entries.len()), self.limits.bytes.saturating_sub(self.bytes))
+    }
+
+    /// Puts older entries before the window, those that fit: they rise, and nothing is missing from `from` through the window's start.
+    /// Where one does not fit, the window has come to its bounds and does not grow back any more.
+    pub(super) fn prepend(&mut self, from: Revision, older: Vec<Arc<Entry>>) {
+        debug_assert!(self.grows_back && from <= self.start);
+        debug_assert!(older.last().is_none_or(|last| last.revision < self.start));
+        let mut fits = older.len();
+        let (entries, bytes) = self.room();
+        let (mut added, mut cost) = (0, 0);
+        for entry in older.iter().rev() {
+            cost += entry.cost();
+            if added == entries || cost > bytes {
+                break;
             }
-            // A large entry is sent as it is, so its chunk is closed at once.
-            _ => {
-                let weight = if alone { most } else { weight };
-                self.chunks.push_back(Chunk { number, first: entry.revision, weight });
-            }
+            (added, fits) = (added + 1, fits - 1);
+        }
+        self.start = match fits.checked_sub(1) {
+            Some(turned_away) => older[turned_away].revision.next(),
+            None => from,
+        };
+        self.grows_back = fits == 0;
+        self.first -= added as u64;
+        let mut chunks = VecDeque::new();
+        for (number, entry) in (self.first..).zip(&older[fits..]) {
+            self.limits.cut(&mut chunks, number, entry);
+        }
+        chunks.into_iter().rev().for_each(|chunk| self.chunks.push_front(chunk));
+        for entry in older.into_iter().skip(fits).rev() {
+            let (revision, cost) = (entry.revision, entry.cost());
+            self.bytes += cost;
+            self.entries.push_front(Kept { revision, entry, cost });
         }
     }
 
@@ -206,7 +264,7 @@ impl History {
 
     /// What the window still has of a chunk.
     fn entries_of(&self, index: usize) -> impl DoubleEndedIterator<Item = &Kept> {
-        let place = |chunk: &Chunk| (chunk.number.saturating_sub(self.evicted) as usize).min(self.entries.len());
+        let place = |chunk: &Chunk| (chunk.number.saturating_sub(self.first) as usize).min(self.entries.len());
         let from = self.chunks.get(index).map_or(self.entries.len(), place);
         let to = self.chunks.get(index + 1).map_or(self.entries.len(), place);
         self.entries.range(from..to)
@@ -293,6 +351,54 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_put_before_the_window_is_read_as_if_it_had_been_there() {
+        for (bytes, entries) in [(usize::MAX, 400), (usize::MAX, 90), (30_000, 1000), (20_000, 17), (1, 1)] {
+            let limits = HistoryLimits { bytes, entries };
+            let value = |revision: i64| if revision % 11 == 0 { 9000 } else { 20 + revision as usize % 90 };
+            let even = |revisions: std::ops::Range<i64>| revisions.filter(|revision| revision % 2 == 0);
+            let mut history = History::new(Revision::new(201), limits);
+            let mut last = 200;
+            for (from, to) in [(150, 201), (149, 150), (145, 149), (1, 145)] {
+                for revision in even(last + 1..last + 9) {
+                    history.push(entry(revision, value(revision)));
+                }
+                last += 8;
+                if history.grows_back() && history.start() == Revision::new(to) {
+                    let older = even(from..to).map(|revision| entry(revision, value(revision))).collect();
+                    history.prepend(Revision::new(from), older);
+                    assert!(!history.grows_back() || history.start() == Revision::new(from));
+                }
+                let start = history.start().get();
+                assert!(history.len() == 1 || history.len() <= entries && history.bytes() <= bytes);
+                for next in [start, start + 1, start + 7, 150, 199, 201, last].map(|next| next.clamp(start, last + 1)) {
+                    let expected: Vec<i64> = even(next..last + 1).collect();
+                    let read = history.read(Revision::new(next), usize::MAX).expect("in the window");
+                    assert_eq!(revisions(&read), expected, "from {next}, {bytes} bytes, {entries} entries");
+                    assert_eq!(walk(&mut history, Revision::new(next)).concat(), expected, "in runs from {next}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_that_has_let_go_of_something_does_not_grow_back() {
+        let limits = HistoryLimits { bytes: usize::MAX, entries: 3 };
+        let mut history = History::new(Revision::new(11), limits);
+        history.push(entry(11, 100));
+        history.prepend(Revision::new(5), vec![entry(6, 100), entry(8, 100)]);
+        assert_eq!((history.start(), history.room().0, history.grows_back()), (Revision::new(5), 0, true));
+        history.push(entry(12, 100));
+        assert_eq!((history.start(), history.grows_back()), (Revision::new(7), false));
+        let mut history = History::new(Revision::new(11), limits);
+        history.prepend(Revision::new(1), (1..=8).map(|revision| entry(revision, 100)).collect());
+        assert_eq!(
+            (history.start(), history.grows_back()),
+            (Revision::new(6), false),
+            "the newest of what came before"
+        );
     }
 
     #[test]

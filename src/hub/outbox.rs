@@ -2,8 +2,9 @@
 //!
 //! Not here: the wire form, see `front`; who writes which event into it, see `feed`.
 //! A watch that keeps up is `Live`: `feed` pushes into the queue. When the queue is full a watch is *parked*: it keeps only
-//! the revision it needs next, and reads on from the feed's history when the queue drains (`catch_up`). One that the
-//! history no longer reaches is *filling*: a temporary upstream watch serves it (`fill`).
+//! the revision it needs next, and reads on from the feed's history when the queue drains (`catch_up`). One that needs what was
+//! before the history is *behind* until the feed has read its past (`backfill`), or, where the history cannot hold that much, waits
+//! until a temporary upstream watch serves it (`fill`).
 //!
 //! Always holds: each watch's deliveries are in revision order, each revision once and whole; the queue has at most
 //! `OutboxLimits` plus one delivery a push; no lock is held while anything waits. Lock order: feed, then outbox; never two
@@ -23,13 +24,14 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::state::{Phase, State, Watch};
+pub(super) use self::state::{Link, NewWatch, Phase, State, UNLINKED, Watch};
 use super::{
     Feed, catch_up,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
+    fill,
     payload::Payload,
 };
-use crate::types::{Header, KeyRange, Revision};
+use crate::types::{ClientKey, Header, KeyRange, Revision};
 
 /// How much a stream may have waiting.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +49,8 @@ pub struct OutboxLimits {
 pub struct Outbox {
     state: Mutex<State>,
     pub(super) limits: OutboxLimits,
+    /// Whose stream it is: fills are given to clients in turns.
+    pub(super) client: ClientKey,
     /// Wakes fills that wait for room.
     pub(super) room: Notify,
     /// Done when the stream is gone.
@@ -54,10 +58,10 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty outbox.
+    /// An empty outbox of a stream of this client.
     #[must_use]
-    pub fn new(limits: OutboxLimits) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), limits, room: Notify::new(), gone: CancellationToken::new() })
+    pub fn new(limits: OutboxLimits, client: ClientKey) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limits, client, room: Notify::new(), gone: CancellationToken::new() })
     }
 
     /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
@@ -85,7 +89,8 @@ impl Outbox {
             }
             let low = state.queued_bytes <= self.limits.bytes / 2 && state.queue.len() <= self.limits.deliveries / 2;
             let others_wait = low && state.waiting > 0;
-            let read_on = low && state.parked > 0 && state.end.is_none();
+            let read_on = low && state.parked() > 0 && state.end.is_none();
+            let wants_turn = low && state.has_unfilled() && state.ticket.is_none();
             if state.queue.is_empty() {
                 // The next goes where the last was, whose memory is at hand.
                 state.queue.clear();
@@ -98,6 +103,9 @@ impl Outbox {
                 drop(state);
                 if others_wait {
                     self.room.notify_waiters();
+                }
+                if wants_turn {
+                    fill::ask(self);
                 }
                 return Poll::Ready(Drained::Some);
             }
@@ -222,13 +230,13 @@ impl Outbox {
         let behind = state
             .watches
             .iter()
-            .filter(|(_, watch)| matches!(watch.phase, Phase::Parked | Phase::Filling))
-            .map(|(_, watch)| (watch.next, &state.feeds[watch.attachment as usize].feed))
+            .filter(|(_, watch)| !matches!(watch.phase(), Phase::Live | Phase::Compacted))
+            .map(|(_, watch)| (watch.next(), &state.feeds[watch.attachment as usize].feed))
             .min_by_key(|(next, _)| *next);
         OutboxStats {
             watches: state.watches.len(),
-            parked: state.parked,
-            filling: state.filling,
+            parked: state.parked(),
+            filling: state.catching_up(),
             queued: state.queue.len(),
             queued_bytes: state.queued_bytes,
             behind_from: behind.map(|(next, _)| next),
@@ -267,20 +275,20 @@ impl Outbox {
                     // The client does not read. One that has closed its side is not held back by its requests either.
                     return None;
                 }
-                let mut due: SmallVec<[i64; 8]> = SmallVec::new();
+                let mut due: SmallVec<[(usize, i64); 8]> = SmallVec::new();
                 let State { watches, feeds, .. } = &mut *state;
-                for (_, watch) in watches.iter_mut() {
+                for (slot, watch) in watches.iter_mut() {
                     if watch.progress_notify && Arc::ptr_eq(&feeds[watch.attachment as usize].feed, &feed) {
-                        let synced = watch.phase == Phase::Live && watch.next <= header.revision.next();
+                        let synced = watch.phase() == Phase::Live && watch.next() <= header.revision.next();
                         if synced && (watch.quiet || all) {
-                            due.push(watch.id);
-                            watch.next = header.revision.next();
+                            due.push((slot, watch.id));
                         }
                         watch.quiet = true;
                     }
                 }
                 let mut waker = None;
-                for watch_id in due {
+                for (slot, watch_id) in due {
+                    state.told_progress(slot, header.revision);
                     waker = state.enqueue(Delivery::Progress { watch_id, header }).or(waker);
                 }
                 waker
@@ -310,6 +318,9 @@ impl Outbox {
             state.queue.clear();
             state.queued_bytes = 0;
             state.waker = None;
+            if let Some(ticket) = state.ticket.take() {
+                ticket.withdraw();
+            }
             state.feeds.iter().map(|(_, attachment)| attachment.feed.clone()).collect::<Vec<_>>()
         };
         self.room.notify_waiters();
@@ -325,32 +336,7 @@ impl Outbox {
 
     /// A live watch's next events, from the feed, under its lock. Gives back a task to wake.
     pub(super) fn push(&self, slot: u32, payload: &Arc<Payload>) -> Option<Waker> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        // A member of a group has a watch until the feed removes it.
-        let watch = state.watches.get_mut(slot as usize)?;
-        if watch.phase != Phase::Live || payload.revision() < watch.next || state.end.is_some() || state.gone {
-            return None;
-        }
-        let from = payload.before(watch.next);
-        if state.queued_bytes >= self.limits.bytes || state.queue.len() >= self.limits.deliveries {
-            // What is missed is read from the history once the client reads again.
-            watch.next = payload.revision_at(from);
-            let slot = slot as usize;
-            state.set_phase(slot, Phase::Parked);
-            return None;
-        }
-        watch.quiet = false;
-        let delivery = Delivery::Events {
-            watch_id: watch.id,
-            payload: payload.clone(),
-            from: from as u32,
-            fragment: watch.fragment,
-            as_of: None,
-            replay: false,
-        };
-        watch.next = payload.revision().next();
-        state.enqueue(delivery)
+        self.lock().push(slot as usize, payload, &self.limits)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -385,7 +371,7 @@ pub struct OutboxStats {
     pub watches: usize,
     /// Of these, parked ones.
     pub parked: usize,
-    /// Of these, filling ones.
+    /// Of these, ones that the history does not reach.
     pub filling: usize,
     /// Deliveries waiting.
     pub queued: usize,

@@ -4,7 +4,11 @@
 //! what the history says happened since. Always holds: a reply is of one revision. Source of the semantics: etcd's
 //! server/etcdserver/txn/range.go and docs/promises.md, section 5.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use smallvec::SmallVec;
 use thiserror::Error;
@@ -118,7 +122,13 @@ impl RangeQuery {
                 for event in entries.iter().flat_map(|entry| entry.events()) {
                     if self.range.contains(event.kv.key()) {
                         // The first change since then tells what the key was then.
-                        before.entry(event.kv.key()).or_insert(event.prev.as_ref());
+                        if let Entry::Vacant(first) = before.entry(event.kv.key()) {
+                            if event.prev.is_none() && !event.is_create() {
+                                // Compacted when the relay read it.
+                                return Err(ReadError::BeforeHistory);
+                            }
+                            first.insert(event.prev.as_ref());
+                        }
                     }
                 }
                 let count = count_before(&snapshot, &self.range, &before);

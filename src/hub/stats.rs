@@ -6,9 +6,9 @@ use std::{sync::LazyLock, time::Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{FeedState, delivery::Cancellation, upstream::Changes};
+use super::{FeedState, delivery::Cancellation, outbox::Phase, upstream::Changes};
 use crate::{
-    telemetry::names::{self, CancelReason, Part},
+    telemetry::names::{self, BackfillOutcome, CancelReason, Part},
     types::Revision,
 };
 
@@ -17,6 +17,8 @@ static CREATED: LazyLock<Counter> = LazyLock::new(|| counter!(names::WATCHES_CRE
 static PARKED: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_PARKED));
 static CATCHING_UP: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_CATCHING_UP));
 static GAP_FILLS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::GAP_FILLS));
+static FILLS_WAITING: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::FILLS_WAITING));
+static BACKFILLED: LazyLock<Counter> = LazyLock::new(|| counter!(names::BACKFILLED_REVISIONS));
 static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
 static READING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Reading));
 static WAITING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Waiting));
@@ -53,12 +55,25 @@ pub(super) fn canceled(cancellation: &Cancellation) {
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(1);
 }
 
-pub(super) fn parked(up: bool) {
-    if up { PARKED.increment(1.0) } else { PARKED.decrement(1.0) }
+/// A watch came into a phase, or left it.
+pub(super) fn phase(phase: Phase, up: bool) {
+    let gauges: &[&Gauge] = match phase {
+        Phase::Live | Phase::Compacted => &[],
+        Phase::Parked => &[&PARKED],
+        Phase::Behind | Phase::Filling => &[&CATCHING_UP],
+        Phase::Unfilled => &[&CATCHING_UP, &FILLS_WAITING],
+    };
+    gauges.iter().for_each(|gauge| if up { gauge.increment(1.0) } else { gauge.decrement(1.0) });
 }
 
-pub(super) fn filling(up: bool) {
-    if up { CATCHING_UP.increment(1.0) } else { CATCHING_UP.decrement(1.0) }
+/// A feed read its past, or tried to.
+pub(super) fn backfilled(outcome: BackfillOutcome) {
+    counter!(names::BACKFILLS, BackfillOutcome::LABEL => outcome.as_str()).increment(1);
+}
+
+/// Revisions were put before a history.
+pub(super) fn joined(revisions: usize) {
+    BACKFILLED.increment(revisions as u64);
 }
 
 fn publishing(part: Part) -> Histogram {

@@ -67,6 +67,12 @@ pub const HISTORY_NEWEST_REVISION: &str = "etcd_relay_history_newest_revision";
 pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
 /// Temporary upstream watches that fill a gap behind the history, running now.
 pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
+/// Watches that wait for their turn to be filled.
+pub const FILLS_WAITING: &str = "etcd_relay_fills_waiting";
+/// Reads of a feed's past, which put it before the feed's history, by [`BackfillOutcome`].
+pub const BACKFILLS: &str = "etcd_relay_backfills_total";
+/// Revisions that were put before a feed's history.
+pub const BACKFILLED_REVISIONS: &str = "etcd_relay_backfilled_revisions_total";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
 /// Questions to etcd whether a client may read a range, by [`Check`].
@@ -170,6 +176,23 @@ impl Port {
     }
 }
 
+labels! {
+    /// What came of a read of a feed's past.
+    BackfillOutcome as "outcome" {
+        /// All that was read is in the history.
+        Joined = "joined",
+        /// The history has no room for all of it: it does not grow back any more.
+        Full = "full",
+        /// The feed began another history meanwhile, or does not serve.
+        Moved = "moved",
+        /// etcd has compacted some of what was asked for.
+        Compacted = "compacted",
+        /// etcd did not answer, or broke off. It is tried again.
+        Failed = "failed",
+        /// etcd cannot or will not tell it in one. Each watch that needs it is served by itself.
+        Refused = "refused",
+    }
+}
 labels! {
     /// Why a port closed a connection that its client kept open.
     Turned as "reason" {
@@ -458,14 +481,21 @@ pub fn describe() {
         HISTORY_NEWEST_REVISION,
         SNAPSHOT_KEYS,
         GAP_FILLS,
+        FILLS_WAITING,
         FORWARDS,
         READY,
     ] {
         gauge!(name).set(0.0);
     }
-    for name in
-        [WATCHES_CREATED, UPSTREAM_EVENTS, UPSTREAM_REVISIONS, EVENTS_DELIVERED, RESPONSES_DELIVERED, BYTES_DELIVERED]
-    {
+    for name in [
+        WATCHES_CREATED,
+        UPSTREAM_EVENTS,
+        UPSTREAM_REVISIONS,
+        EVENTS_DELIVERED,
+        RESPONSES_DELIVERED,
+        BYTES_DELIVERED,
+        BACKFILLED_REVISIONS,
+    ] {
         counter!(name).absolute(0);
     }
     macro_rules! zero {
@@ -482,6 +512,7 @@ pub fn describe() {
         ACCEPT_ERRORS by Port,
         UPSTREAM_RECONNECTS by ReconnectReason,
         UPSTREAM_RESYNCS by ResyncReason,
+        BACKFILLS by BackfillOutcome,
         UPSTREAM_CONNECTS by Connect,
         READS by Read,
         ACCESS_CHECKS by Check,
@@ -530,7 +561,7 @@ pub fn describe() {
 pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
     (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
-    (WATCHES_CATCHING_UP, "Watches behind the history, which temporary upstream watches bring to it"),
+    (WATCHES_CATCHING_UP, "Watches that need what is before the history: a backfill or a fill brings them to it"),
     (WATCH_STREAMS, "Watch streams that are open now"),
     (CONNECTIONS, "Connections that are open now"),
     (FEEDS, "Feeds by state"),
@@ -540,6 +571,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
+    (FILLS_WAITING, "Watches that wait for their turn to be filled"),
     (VIEW_STREAMS, "Streams of views that are open now"),
     (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
     (VIEW_BYTES, "Memory of what the selections of views show"),
@@ -563,6 +595,8 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),
     (UPSTREAM_RECONNECTS, "Broken upstream watches of feeds, by reason"),
     (UPSTREAM_RESYNCS, "New snapshots of running feeds, by reason"),
+    (BACKFILLS, "Reads of a feed's past, which put it before the feed's history, by outcome"),
+    (BACKFILLED_REVISIONS, "Revisions that were put before a feed's history"),
     (UPSTREAM_CONNECTS, "Attempts to connect upstream"),
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),

@@ -60,6 +60,14 @@ pub struct Event {
     place: Range<u32>,
 }
 
+impl Event {
+    /// Whether the change made the key.
+    #[must_use]
+    pub fn is_create(&self) -> bool {
+        self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
+    }
+}
+
 /// One whole revision.
 #[derive(Debug)]
 pub struct Entry {

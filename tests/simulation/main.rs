@@ -32,7 +32,7 @@ use etcd_relay::{
         RangeQuery, ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions,
     },
     source::{Driver, DriverConfig},
-    types::{KeyRange, Revision, UpstreamHeader},
+    types::{ClientKey, KeyRange, Revision, UpstreamHeader},
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -270,7 +270,7 @@ impl Sim {
     }
 
     fn open(&mut self) {
-        let outbox = Outbox::new(self.hub.limits().outbox);
+        let outbox = Outbox::new(self.hub.limits().outbox, ClientKey::RELAY);
         let check = Arc::new(Mutex::new(StreamCheck::default()));
         let failure = Arc::new(Mutex::new(None));
         let woken = Arc::new(Woken(AtomicBool::new(true)));
@@ -444,6 +444,10 @@ impl Sim {
             let was = self.world.state(snapshot.revision.get(), feed.range());
             ensure(Some(&held) == was.as_ref(), || format!("snapshot {snapshot:?}, not {was:?}"))?;
             let revision = Revision::new((snapshot.revision.get() - self.rng.random_range(0..12)).max(1));
+            if self.world.epoch_of(revision.get()) != self.world.epoch_of(snapshot.revision.get()) {
+                // Before there was anything: upstream says so to whoever asks.
+                continue;
+            }
             let query = RangeQuery {
                 range: feed.range().clone(),
                 limit: 0,

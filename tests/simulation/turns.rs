@@ -10,7 +10,7 @@ use etcd_relay::{
     critical::Tasks,
     hub::{Delivery, Drained, HistoryLimits, Hub, Limits, Outbox, OutboxLimits, Subscribe, WatchOptions},
     source::{Driver, DriverConfig},
-    types::{KeyRange, Revision, UpstreamHeader},
+    types::{ClientKey, KeyRange, Revision, UpstreamHeader},
 };
 use tokio::{
     sync::watch,
@@ -44,7 +44,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
     let newest = Revision::new(world.revision());
     feed.watch_revision().wait_for(|now| *now == newest).await.expect("the feed");
 
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     for (id, key) in (1..).zip(QUIET.into_iter().chain(["owed"])) {
         let subscribe = Subscribe {
             watch_id: id,

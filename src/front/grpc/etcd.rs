@@ -41,12 +41,12 @@ use crate::{
     front::{
         access::{Access, Caller},
         body::{BoxError, RequestBody},
-        listen::ConnectionId,
+        listen::{ClientAddr, ConnectionId},
     },
     hub::{Hub, Outbox, OutboxStats, StreamEnd},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
-    types::Revision,
+    types::{ClientKey, Revision},
 };
 
 /// Bytes that a stream keeps for reading its requests, which are about fifty each.
@@ -119,7 +119,8 @@ impl EtcdApi {
             return refuse(&status).map(EtcdBody::Reply);
         }
         let shared = &*self.shared;
-        let outbox = Outbox::new(shared.hub.limits().outbox);
+        let client = request.extensions().get().copied().map_or(ClientKey::RELAY, ClientAddr::key);
+        let outbox = Outbox::new(shared.hub.limits().outbox, client);
         let listed =
             request.extensions().get::<ConnectionId>().map(|connection| shared.streams.list(*connection, &outbox));
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");

@@ -194,7 +194,7 @@ mod tests {
     use crate::{
         hub::{Feed, FeedState, KeyMap, Outbox, OutboxLimits, Subscribe, WatchOptions, testing, upstream::Changes},
         pb::etcdserverpb::WatchResponse,
-        types::{EventFields, EventKind, KeyRange, KeyValueFields},
+        types::{ClientKey, EventFields, EventKind, KeyRange, KeyValueFields},
     };
 
     /// What a watch that is created before `publish` is called, or after it where that is the `past`, is sent once it was `created`:
@@ -204,7 +204,7 @@ mod tests {
         let feed = hub.open(KeyRange::prefix("".into()));
         feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
         feed.set_state(FeedState::Live);
-        let outbox = Outbox::new(hub.limits().outbox);
+        let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
         if past {
             publish(&feed);
         }

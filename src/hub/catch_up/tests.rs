@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{
     hub::{Delivery, Drained, FeedState, Hub, KeyMap, Subscribe, testing, upstream::Changes},
-    types::{EventFields, EventKind, KeyValueFields},
+    types::{ClientKey, EventFields, EventKind, KeyValueFields},
 };
 
 /// Small enough that a watch is parked after some revisions.
@@ -33,7 +33,7 @@ fn publish(feed: &Feed, revisions: impl IntoIterator<Item = i64>) {
 }
 
 fn watch(feed: &Arc<Feed>, range: KeyRange, start: i64) -> Arc<Outbox> {
-    let outbox = Outbox::new(LIMITS);
+    let outbox = Outbox::new(LIMITS, ClientKey::RELAY);
     add(feed, &outbox, range, start);
     outbox
 }

@@ -11,8 +11,8 @@ use std::{
 use super::{Feed, FeedKind, PublishError, Reset, inner::Inner};
 use crate::{
     hub::{
+        backfill::Asks,
         delivery::Cancellation,
-        fill::{self, Filled},
         history::History,
         outbox::Phase,
         snapshot::{KeyMap, Snapshot, free},
@@ -160,11 +160,11 @@ impl Feed {
         self.pins.expire(Instant::now());
     }
 
-    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is filled from upstream if
-    /// that still has it; and is ended otherwise.
+    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is served from the
+    /// past where upstream still has it; and is ended otherwise.
     pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
         let mut wakers = Vec::new();
-        let mut fills = Vec::new();
+        let mut asks = Asks::default();
         let mut inner = self.lock();
         // From here on all that is said is the new one's word; what is queued keeps the name of the one that it came from.
         inner.cluster = cluster.clone();
@@ -174,28 +174,24 @@ impl Feed {
             let slots = outbox.lock().slots_in(self);
             for slot in slots {
                 let mut state = outbox.lock();
-                let watch = &mut state.watches[slot];
-                let needs = match watch.phase {
-                    Phase::Live => watch.next.max(was.next()),
-                    Phase::Parked => watch.next,
+                let watch = &state.watches[slot];
+                let needs = match watch.phase() {
+                    Phase::Live => watch.next().max(was.next()),
                     // Upstream itself will tell its fill, unless the cluster is another one.
                     Phase::Filling if *reset != Reset::Replaced => continue,
-                    Phase::Filling => watch.next,
+                    Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
                     Phase::Compacted => continue,
                 };
                 let (compact_revision, reason) = match reset {
                     Reset::Compacted { .. } if needs > revision => {
-                        watch.next = needs;
-                        state.set_phase(slot, Phase::Live);
+                        state.go_live(slot, needs);
                         continue;
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
-                        watch.next = needs;
-                        let group = inner.index.group(watch.group);
-                        let (range, options) = (group.range.clone(), group.options);
-                        let filled = Filled { watch_id: watch.id, serial: watch.serial, range, options };
-                        fills.push((outbox.clone(), filled));
-                        state.set_phase(slot, Phase::Filling);
+                        // The history that begins has room.
+                        if state.watches[slot].phase() != Phase::Behind {
+                            asks |= inner.lag_near(&mut state, slot, needs);
+                        }
                         continue;
                     }
                     Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
@@ -210,9 +206,9 @@ impl Feed {
                     reason,
                 };
                 stats::canceled(&cancellation);
-                let ((watch, last), waker) = state.end_watch(slot, cancellation);
+                let ((link, last), waker) = state.end_watch(slot, cancellation);
                 drop(state);
-                inner.unlink(&watch, last);
+                inner.unlink(link, last);
                 wakers.extend(waker);
             }
         }
@@ -220,9 +216,7 @@ impl Feed {
         drop(inner);
         self.announce(revision);
         replaced.free();
-        for (outbox, filled) in fills {
-            fill::spawn(self.clone(), outbox, filled);
-        }
+        asks.start(self, []);
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -275,6 +269,7 @@ impl Feed {
         let map = std::mem::replace(&mut inner.map, map);
         inner.revision = revision;
         inner.epoch += 1;
+        inner.past.begin();
         let shown = self.show(inner);
         self.pins.clear();
         Replaced { history, map, shown }

@@ -16,14 +16,15 @@ use parking_lot::MutexGuard;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Feed, PublishError};
+use super::PublishError;
 use crate::{
     critical::Tasks,
     hub::{
-        delivery::{Cancellation, Delivery, NO_WATCH_ID},
+        backfill::Past,
+        delivery::{Cancellation, Delivery},
         history::History,
         index::{Group, Index},
-        outbox::{Outbox, Phase, State, Watch},
+        outbox::{Link, Outbox, State, UNLINKED},
         payload::{Payload, Picks},
         runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
         snapshot::KeyMap,
@@ -40,6 +41,7 @@ pub(in crate::hub) struct Inner {
     pub(in crate::hub) history: History,
     pub(in crate::hub) index: Index,
     pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
+    pub(in crate::hub) past: Past,
     pub(in crate::hub) revision: Revision,
     /// See [`crate::hub::Snapshot::epoch`].
     pub(in crate::hub) epoch: u64,
@@ -163,16 +165,17 @@ impl Inner {
 
     /// Takes a watch that left its outbox out of the index, and its outbox out of the feed where `last` gives its place.
     /// No outbox is locked by the caller.
-    pub(in crate::hub) fn unlink(&mut self, watch: &Watch, last: Option<u32>) {
-        if watch.group != UNLINKED
-            && let Some(moved) = self.index.remove(watch.group, watch.position)
+    pub(in crate::hub) fn unlink(&mut self, link: Link, last: Option<u32>) {
+        if link.group != UNLINKED
+            && let Some(moved) = self.index.remove(link.group, link.position)
         {
             let mut state = self.outboxes[moved.outbox as usize].lock();
             if let Some(moved) = state.watches.get_mut(moved.watch as usize) {
-                moved.position = watch.position;
+                moved.position = link.position;
             }
         }
         if let Some(slot) = last {
+            self.past.forget(slot);
             self.outboxes.remove(slot as usize);
         }
         if self.index.is_empty() {
@@ -217,32 +220,20 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The group of a watch that is in no index any more.
-pub(in crate::hub) const UNLINKED: u32 = u32::MAX;
-
 impl State {
-    /// The slots of the watches that this stream has in `feed`.
-    pub(in crate::hub) fn slots_in(&self, feed: &Feed) -> Vec<usize> {
-        let mine = |watch: &Watch| std::ptr::eq(Arc::as_ptr(&self.feeds[watch.attachment as usize].feed), feed);
-        self.watches.iter().filter(|(_, watch)| mine(watch)).map(|(slot, _)| slot).collect()
-    }
-
     /// Ends a watch with `cancellation`. Gives back the watch for [`Inner::unlink`] and the task to wake.
     pub(in crate::hub) fn end_watch(
         &mut self,
         slot: usize,
         cancellation: Cancellation,
-    ) -> ((Watch, Option<u32>), Option<Waker>) {
+    ) -> ((Link, Option<u32>), Option<Waker>) {
         let compacted = cancellation.compact_revision != Revision::ZERO;
         let unlinked = if compacted {
             // The id stays taken until the client cancels it.
-            let watch = &mut self.watches[slot];
-            let (group, position) = (std::mem::replace(&mut watch.group, UNLINKED), watch.position);
-            let gone = Watch { id: NO_WATCH_ID, group, position, ..*watch };
-            self.set_phase(slot, Phase::Compacted);
-            (gone, None)
+            (self.end_compacted(slot), None)
         } else {
-            self.remove(slot)
+            let (watch, last) = self.remove(slot);
+            (watch.link(), last)
         };
         (unlinked, self.enqueue(Delivery::Canceled(Box::new(cancellation))))
     }

@@ -6,7 +6,7 @@ use crate::{
         Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, SortOrder, SortTarget, testing,
         upstream::Changes,
     },
-    types::{EventFields, EventKind, KeyValue, KeyValueFields},
+    types::{ClientKey, EventFields, EventKind, KeyValue, KeyValueFields},
 };
 
 const WATCHES: i64 = 20_000;
@@ -55,7 +55,7 @@ fn publish(feed: &Feed, revision: i64) {
 fn cancels_may_race_with_the_end_of_their_stream() {
     let feed = feed(&hub(), "", 10);
     for _ in 0..10 {
-        let outbox = Outbox::new(feed.shared.limits.outbox);
+        let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
         (1..=WATCHES).for_each(|id| subscribe(&feed, &outbox, id, "k"));
         std::thread::scope(|scope| {
             let cancels = scope.spawn(|| (1..=WATCHES).rev().for_each(|id| outbox.cancel(id)));
@@ -85,7 +85,7 @@ fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
 fn progress_of_a_stream_waits_for_the_feed_that_is_behind() {
     let hub = hub();
     let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     subscribe(&behind, &outbox, 1, "a1");
     subscribe(&ahead, &outbox, 2, "b1");
     drain(&outbox);
@@ -104,7 +104,7 @@ fn progress_of_a_stream_waits_for_the_feed_that_is_behind() {
 fn progress_of_a_stream_does_not_fall_when_a_feed_behind_joins() {
     let hub = hub();
     let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     subscribe(&ahead, &outbox, 2, "b1");
     assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
     subscribe(&behind, &outbox, 1, "a1");
@@ -117,7 +117,7 @@ fn progress_of_a_stream_does_not_fall_when_a_feed_behind_joins() {
 fn a_client_that_does_not_read_does_not_gather_progress() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     (1..=60).for_each(|id| subscribe(&feed, &outbox, id, "k"));
     (0..10).for_each(|_| outbox.notify_progress(false));
     assert_eq!(outbox.stats().queued, 120);
@@ -128,13 +128,13 @@ fn slots_of_watches_that_are_parked_no_more_are_let_go() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
     publish(&feed, 11);
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     for id in 1..100 {
         subscribe_from(&feed, &outbox, id, "k", 11);
         assert_eq!(outbox.stats().parked, 1);
         outbox.cancel(id);
     }
-    assert_eq!(outbox.lock().parked_slots(), 0);
+    assert_eq!(outbox.lock().parked(), 0);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_stream_that_has_ended_is_given_nothing_more() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
     publish(&feed, 11);
-    let outbox = Outbox::new(hub.limits().outbox);
+    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
     subscribe(&feed, &outbox, 1, "k");
     subscribe_from(&feed, &outbox, 2, "k", 11);
     outbox.end(StreamEnd::Stopping, true);
@@ -298,7 +298,7 @@ impl std::task::Wake for Unlocked {
 #[test]
 fn nobody_is_woken_under_the_feeds_lock() {
     let feed = feed(&hub(), "", 10);
-    let outbox = Outbox::new(feed.shared.limits.outbox);
+    let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
     subscribe(&feed, &outbox, 1, "k");
     drain(&outbox);
     type Act = fn(&Arc<Feed>, &Arc<Outbox>);
@@ -398,7 +398,7 @@ async fn a_wait_does_not_end_with_another_clusters_revision() {
 #[test]
 fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
     let feed = feed_of_cluster();
-    let outbox = Outbox::new(feed.shared.limits.outbox);
+    let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
     subscribe(&feed, &outbox, 1, "k");
     publish(&feed, 11);
     publish(&feed, 12);
