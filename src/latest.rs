@@ -7,16 +7,14 @@
 //! Always holds: a value that is replaced wakes everyone who has looked and found nothing new; nobody is woken under a lock.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::{Mutex, RwLock};
 use slab::Slab;
 use smallvec::SmallVec;
+
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 
 /// The number after the last value.
 const NO_MORE: u64 = u64::MAX;

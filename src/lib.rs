@@ -16,6 +16,7 @@ pub mod relay;
 pub mod shutdown;
 pub mod source;
 pub mod store;
+mod sync;
 pub mod telemetry;
 pub mod types;
 pub mod view;

@@ -17,9 +17,10 @@ use std::{
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("telemetry", &[]),
-    ("latest", &[]),
+    ("sync", &[]),
+    ("latest", &["sync"]),
     ("pb", &[]),
-    ("http2", &[]),
+    ("http2", &["sync"]),
     ("critical", &[]),
     ("shutdown", &["telemetry", "critical"]),
     ("bench", &["types", "telemetry", "pb"]),
@@ -129,7 +130,7 @@ fn tasks_that_hold_state_are_spawned_where_a_panic_is_noticed() {
 
 #[test]
 fn every_file_begins_by_saying_what_it_is() {
-    let files = ["src", "tests", "benches"].into_iter().flat_map(source_files);
+    let files = ["src", "tests", "benches", "models"].into_iter().flat_map(source_files);
     let findings: Vec<_> = files
         .filter(|file| file.text.lines().next().and_then(|line| line.strip_prefix("//! ")).is_none_or(str::is_empty))
         .map(|file| format!("{}: the first line is not `//! …`", file.path.display()))

@@ -5,15 +5,13 @@
 //! woken under a lock.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Wake, Waker},
 };
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
+
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 
 /// What called, as a number: below [`Caller::FIRST_STREAM`] a part of the connection, from there on the place of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

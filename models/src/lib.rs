@@ -1,0 +1,165 @@
+//! Models of the relay's hand-overs between threads: the relay's own files over loom, which tries every order in which loads, stores and locks
+//! of several threads can come to pass, also those that the processor at hand does not show.
+//!
+//! Run by `tests/models.rs` of the relay. Not here: the queue of a watch stream and the rounds of the confirmer, which are under one lock each,
+//! so that the lock is all there is to them; and whatever knows no atomics. Always holds: nothing here is a copy of the relay's code.
+
+mod sync;
+
+/// `src/latest.rs`.
+#[path = "../../src/latest.rs"]
+#[expect(dead_code, reason = "the relay uses what the models do not")]
+mod latest;
+
+/// `src/http2/wake.rs`.
+#[path = "../../src/http2/wake.rs"]
+#[expect(dead_code, reason = "the relay uses what the models do not")]
+mod wake;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use loom::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
+use self::{
+    latest::Latest,
+    wake::{Caller, Callers, Calls},
+};
+
+/// A task that is told whether it was woken.
+#[derive(Debug)]
+struct Task(AtomicUsize);
+
+impl Task {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(0)))
+    }
+
+    fn woken(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection answers a bell and looks for news, while whoever rang it has more news and rings again: the look sees them, or there is a call.
+pub fn a_ring_beside_an_answer_is_not_lost() {
+    loom::model(|| {
+        let calls = Calls::new(1_000);
+        let bell = calls.bell(Caller::READ);
+        bell.ring();
+        let mut callers = Callers::new();
+        let cx = Context::from_waker(Waker::noop());
+        assert!(calls.look(&mut callers, &cx), "it was rung");
+        callers.clear();
+        let news = Arc::new(AtomicBool::new(false));
+        let other = {
+            let (bell, news) = (bell.clone(), news.clone());
+            thread::spawn(move || {
+                news.store(true, Ordering::Relaxed);
+                bell.ring();
+            })
+        };
+        bell.answered();
+        let seen = news.load(Ordering::Relaxed);
+        other.join().expect("it rings");
+        assert!(seen || calls.look(&mut callers, &cx), "news were not seen and nobody calls");
+    });
+}
+
+/// Two call while the task looks and goes to rest: it has seen both, or was woken.
+pub fn a_call_finds_the_task_looking_or_wakes_it() {
+    loom::model(|| {
+        let calls = Calls::new(1_000);
+        let others = [Caller::READ, Caller::stream(0)].map(|caller| {
+            let bell = calls.bell(caller);
+            thread::spawn(move || bell.ring())
+        });
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let cx = Context::from_waker(&waker);
+        let mut seen = 0;
+        let mut callers = Callers::new();
+        while calls.look(&mut callers, &cx) {
+            seen += callers.drain(..).count();
+        }
+        others.into_iter().for_each(|other| other.join().expect("it rings"));
+        assert!(task.woken() <= 1, "once for all who call");
+        assert_eq!(task.woken() == 0, seen == 2, "it rests beside a call");
+        while calls.look(&mut callers, &cx) {
+            seen += callers.drain(..).count();
+        }
+        assert_eq!(seen, 2);
+    });
+}
+
+/// Bytes that were read are counted by two streams: the connection is told of all, once there are enough.
+pub fn what_was_read_is_told() {
+    loom::model(|| {
+        let calls = Calls::new(10);
+        let others = [6, 7].map(|bytes| {
+            let calls = calls.clone();
+            thread::spawn(move || calls.count_read(bytes))
+        });
+        others.into_iter().for_each(|other| other.join().expect("it reads"));
+        let mut callers = Callers::new();
+        assert!(calls.look(&mut callers, &Context::from_waker(Waker::noop())), "enough was read");
+        assert_eq!((callers.len(), calls.take_read()), (1, 13));
+    });
+}
+
+/// A follower looks and goes to rest while the value is replaced: it has the newest, or was woken.
+pub fn a_follower_has_the_newest_or_is_woken() {
+    loom::model(|| {
+        let latest = Latest::new(1);
+        let mut follower = latest.follow();
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let cx = &mut Context::from_waker(&waker);
+        assert_eq!(follower.poll_next(cx), Poll::Ready(Some(1)));
+        let other = thread::spawn(move || {
+            latest.replace(2);
+            latest
+        });
+        let first = follower.poll_next(cx);
+        let latest = other.join().expect("it replaces");
+        match first {
+            Poll::Ready(value) => assert_eq!(value, Some(2)),
+            Poll::Pending => {
+                assert!(task.woken() > 0, "it rests beside a value that it does not have");
+                assert_eq!(follower.poll_next(cx), Poll::Ready(Some(2)));
+            }
+        }
+        drop(latest);
+    });
+}
+
+/// The same where there are no more values, and where the follower has moved to another task before.
+pub fn a_follower_that_moved_is_told_of_the_end() {
+    loom::model(|| {
+        let latest = Latest::new(1);
+        let mut follower = latest.follow();
+        let before = Waker::from(Task::new());
+        assert!(follower.poll_next(&mut Context::from_waker(&before)).is_ready());
+        assert!(follower.poll_next(&mut Context::from_waker(&before)).is_pending());
+        let other = thread::spawn(move || drop(latest));
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let first = follower.poll_next(cx);
+        other.join().expect("it ends");
+        if first.is_pending() {
+            assert!(task.woken() > 0, "it rests beside the end");
+        }
+        assert_eq!(follower.poll_next(cx), Poll::Ready(None));
+    });
+}

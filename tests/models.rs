@@ -1,0 +1,28 @@
+//! Models of hand-overs between threads, tried in every order: see `models/`, which has the relay's own files over loom.
+
+use etcd_relay_models as models;
+
+#[test]
+fn a_ring_beside_an_answer_is_not_lost() {
+    models::a_ring_beside_an_answer_is_not_lost();
+}
+
+#[test]
+fn a_call_finds_the_task_looking_or_wakes_it() {
+    models::a_call_finds_the_task_looking_or_wakes_it();
+}
+
+#[test]
+fn what_was_read_is_told() {
+    models::what_was_read_is_told();
+}
+
+#[test]
+fn a_follower_has_the_newest_or_is_woken() {
+    models::a_follower_has_the_newest_or_is_woken();
+}
+
+#[test]
+fn a_follower_that_moved_is_told_of_the_end() {
+    models::a_follower_that_moved_is_told_of_the_end();
+}
