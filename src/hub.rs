@@ -27,6 +27,7 @@ mod stats;
 pub(crate) mod testing;
 mod turns;
 pub mod upstream;
+mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -46,8 +47,9 @@ pub use self::{
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
+    work::Asker,
 };
-use self::{pages::Pages, turns::Turns, upstream::Upstream};
+use self::{pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
 use crate::{
     critical::Tasks,
     types::{KeyRange, UpstreamHeader},
@@ -78,6 +80,8 @@ pub(crate) struct Shared {
     /// For the backfills of feeds on demand.
     backfills: Semaphore,
     pub(crate) pages: Arc<Pages>,
+    /// For reads that take long.
+    workers: Workers,
 }
 
 /// Starts the driver of a new feed. Implemented by `source::driver`.
@@ -132,6 +136,7 @@ impl Hub {
             backfills: Semaphore::new(backfill::ON_DEMAND),
             tasks: tasks.clone(),
             pages: Arc::default(),
+            workers: Workers::default(),
         });
         Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
     }

@@ -51,6 +51,9 @@ use crate::{
 /// Most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
 
+/// See [`Feed::since_step`].
+type Since = (Vec<Arc<Entry>>, Option<Arc<Snapshot>>);
+
 /// Why a feed exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -233,20 +236,28 @@ impl Feed {
         let mut from = revision.next();
         let mut epoch = None;
         loop {
-            // In steps: whoever reads far back must not hold the feed up for as long as that takes.
-            let inner = self.lock();
-            let step = inner.history.read(from, SINCE_STEP);
-            let (Some(step), true) = (step, *epoch.get_or_insert(inner.epoch) == inner.epoch) else {
+            let Some((step, newest)) = self.since_step(from, &mut epoch) else {
                 return (self.snapshot.load_full(), None);
             };
-            let last = step.last().filter(|_| step.len() == SINCE_STEP).map(|last| last.revision);
+            from = step.last().map_or(from, |last| last.revision.next());
             entries.extend(step);
-            match last {
-                Some(last) => from = last.next(),
-                // The newest entry and the snapshot under one lock.
-                None => return (self.snapshot.load_full(), Some(entries)),
+            if let Some(newest) = newest {
+                return (newest, Some(entries));
             }
         }
+    }
+
+    /// Some history entries from revision `from` on, oldest first; with the newest one comes the snapshot of the same moment. In steps,
+    /// since whoever reads far back must not hold the feed up for as long as that takes. `None` where the window does not reach back that
+    /// far, or where the feed is not in `epoch` any more, which the first step fills in.
+    pub(super) fn since_step(&self, from: Revision, epoch: &mut Option<u64>) -> Option<Since> {
+        let inner = self.lock();
+        let step = inner.history.read(from, SINCE_STEP)?;
+        if *epoch.get_or_insert(inner.epoch) != inner.epoch {
+            return None;
+        }
+        let newest = (step.len() < SINCE_STEP).then(|| self.snapshot.load_full());
+        Some((step, newest))
     }
 
     /// The cluster that its data came from.

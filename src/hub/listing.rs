@@ -1,47 +1,88 @@
 //! [`Listing`]: the key-values of a reply, to be taken a part at a time, encoded.
 //!
 //! Not here: which they are, see `read`; how they are sent, see `front`. Neighbours in a snapshot are no list but two places in it:
-//! a reply of half a million keys costs no memory before it is sent, and what is sent is the pages that all replies share.
-//! Always holds: what is taken in parts is of one snapshot, and as long as [`Listing::encoded_len`] says.
+//! a reply of half a million keys costs no memory before it is sent, and what is sent is the pages that all replies share. Without
+//! their values, or from last to first, key-values are copied as they are taken.
+//! Always holds: what is taken in parts is of one snapshot, and as long as [`Listing::encoded_len`] says; to take a part, or to
+//! drop what is left, takes a bounded time, however many key-values there are.
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::{
     pages::Pages,
-    snapshot::{Snapshot, size},
+    snapshot::{MANY, Snapshot, free, size},
+    work::Held,
 };
 use crate::types::KeyValue;
 
-/// See the module.
-#[derive(Clone)]
-pub struct Listing(Source);
+/// Bytes that a key-value counts for at least when a part is taken: small ones take as long as one of about this size.
+const LEAST: usize = 64;
+/// Key-values that are copied at a time from last to first.
+const BACK: usize = 64;
 
-#[derive(Clone)]
+/// See the module.
+pub struct Listing {
+    source: Source,
+    /// Leaves values out.
+    bare: bool,
+    /// Encoded bytes of what is left to be taken.
+    left: usize,
+}
+
 enum Source {
     /// What is left of neighbours in a snapshot, by their places.
-    Neighbours { snapshot: Arc<Snapshot>, pages: Arc<Pages>, places: Range<usize> },
-    /// What is left of some.
-    Picked { kvs: SmallVec<[Arc<KeyValue>; 1]>, next: usize },
+    Neighbours { snapshot: Arc<Snapshot>, pages: Arc<Pages>, places: Range<usize>, order: Order },
+    /// What is left of some, and the memory that is counted for them.
+    Picked { kvs: smallvec::IntoIter<[Arc<KeyValue>; 1]>, held: Option<Held> },
+}
+
+/// The way through a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Rising,
+    Falling,
 }
 
 impl Listing {
-    pub(super) fn neighbours(snapshot: Arc<Snapshot>, pages: Arc<Pages>, places: Range<usize>) -> Self {
-        Self(Source::Neighbours { snapshot, pages, places })
+    pub(super) fn neighbours(
+        snapshot: Arc<Snapshot>,
+        pages: Arc<Pages>,
+        places: Range<usize>,
+        order: Order,
+        bare: bool,
+    ) -> Self {
+        let weight = snapshot.map.weight(&places);
+        let left = if bare { weight.bare_bytes } else { weight.bytes };
+        Self { source: Source::Neighbours { snapshot, pages, places, order }, bare, left }
     }
 
-    pub(super) fn picked(kvs: SmallVec<[Arc<KeyValue>; 1]>) -> Self {
-        Self(Source::Picked { kvs, next: 0 })
+    /// Walks over all of `kvs`, of which there must not be many.
+    pub(super) fn picked(kvs: SmallVec<[Arc<KeyValue>; 1]>, bare: bool) -> Self {
+        let left = kvs.iter().map(|kv| len(kv, bare)).sum();
+        Self::picked_of(kvs, left, bare)
+    }
+
+    /// `bytes` is how long they are, encoded, in this form.
+    pub(super) fn picked_of(kvs: SmallVec<[Arc<KeyValue>; 1]>, bytes: usize, bare: bool) -> Self {
+        Self { source: Source::Picked { kvs: kvs.into_iter(), held: None }, bare, left: bytes }
+    }
+
+    /// Counts the memory of the list itself until it is dropped.
+    pub(super) fn hold(&mut self, memory: Held) {
+        if let Source::Picked { held, .. } = &mut self.source {
+            *held = Some(memory);
+        }
     }
 
     /// How many key-values are left to be taken.
     #[must_use]
     pub fn len(&self) -> usize {
-        match &self.0 {
+        match &self.source {
             Source::Neighbours { places, .. } => places.len(),
-            Source::Picked { kvs, next } => kvs.len() - next,
+            Source::Picked { kvs, .. } => kvs.len(),
         }
     }
 
@@ -54,76 +95,137 @@ impl Listing {
     /// Encoded bytes of what is left to be taken.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        match &self.0 {
-            Source::Neighbours { snapshot, places, .. } => {
-                snapshot.map.bytes_of_first(places.end) - snapshot.map.bytes_of_first(places.start)
-            }
-            Source::Picked { kvs, next } => size(&kvs[*next..]),
-        }
+        self.left
     }
 
-    /// The key-values that are left to be taken.
+    /// The key-values that are left to be taken, with their values.
     #[must_use]
     pub fn kvs(&self) -> Vec<&Arc<KeyValue>> {
-        match &self.0 {
-            Source::Neighbours { snapshot, places, .. } => {
+        match &self.source {
+            Source::Neighbours { snapshot, places, order, .. } => {
                 let mut kvs = Vec::with_capacity(places.len());
                 snapshot.map.leaves(places.clone(), |leaf, places| {
                     kvs.extend(&leaf.entries()[places]);
                     true
                 });
+                if *order == Order::Falling {
+                    kvs.reverse();
+                }
                 kvs
             }
-            Source::Picked { kvs, next } => kvs[*next..].iter().collect(),
+            Source::Picked { kvs, .. } => kvs.as_slice().iter().collect(),
         }
     }
 
-    /// Takes key-values, encoded, in order, some at a time to `with`, until these were `bytes` or a few more, or all.
+    /// Takes key-values, encoded, in order, some at a time to `with`, until these were `bytes` or a few more, or all. Where they are small,
+    /// fewer bytes.
     pub fn take(&mut self, bytes: usize, mut with: impl FnMut(&Bytes)) {
-        let mut taken = 0;
-        match &mut self.0 {
-            Source::Neighbours { snapshot, pages, places } => {
+        let before = self.left;
+        let mut part = Part { bare: self.bare, copied: BytesMut::new(), left: &mut self.left, work: 0, most: bytes };
+        match &mut self.source {
+            Source::Neighbours { snapshot, pages, places, order: Order::Rising } => {
+                if part.bare {
+                    part.copied.reserve(bytes.min(before));
+                }
                 let mut next = places.start;
                 snapshot.map.leaves(places.clone(), |leaf, places| {
                     next += places.len();
                     // For less than half of a leaf none is made.
-                    let page = if 2 * places.len() < leaf.entries().len() { None } else { leaf.page(pages) };
-                    match page {
-                        Some(page) if places.len() == leaf.entries().len() => {
-                            taken += page.len();
-                            with(&page);
-                        }
+                    let is_worth_it = !part.bare && 2 * places.len() >= leaf.entries().len();
+                    match is_worth_it.then(|| leaf.page(pages)).flatten() {
+                        Some(page) if places.len() == leaf.entries().len() => part.page(&page, &mut with),
                         Some(page) => {
                             let before = size(&leaf.entries()[..places.start]);
                             let bytes = size(&leaf.entries()[places]);
-                            taken += bytes;
-                            with(&page.slice(before..before + bytes));
+                            part.page(&page.slice(before..before + bytes), &mut with);
                         }
-                        None => {
-                            for kv in &leaf.entries()[places] {
-                                taken += kv.encoded().len();
-                                with(kv.encoded());
-                            }
-                        }
+                        None => leaf.entries()[places].iter().for_each(|kv| part.one(kv, &mut with)),
                     }
-                    taken < bytes
+                    !part.is_full()
                 });
                 places.start = next;
             }
-            Source::Picked { kvs, next } => {
-                while let Some(kv) = kvs.get(*next).filter(|_| taken < bytes) {
-                    taken += kv.encoded().len();
-                    with(kv.encoded());
-                    *next += 1;
+            Source::Neighbours { snapshot, places, order: Order::Falling, .. } => {
+                let mut last: SmallVec<[&Arc<KeyValue>; BACK]> = SmallVec::new();
+                while places.start < places.end && !part.is_full() {
+                    let from = places.start.max(places.end.saturating_sub(BACK));
+                    snapshot.map.leaves(from..places.end, |leaf, places| {
+                        last.extend(&leaf.entries()[places]);
+                        true
+                    });
+                    last.drain(..).rev().for_each(|kv| part.one(kv, &mut with));
+                    places.end = from;
                 }
             }
+            Source::Picked { kvs, .. } => {
+                while !part.is_full()
+                    && let Some(kv) = kvs.next()
+                {
+                    part.one(&kv, &mut with);
+                }
+            }
+        }
+        if !part.copied.is_empty() {
+            with(&part.copied.freeze());
         }
     }
 }
 
-impl FromIterator<Arc<KeyValue>> for Listing {
-    fn from_iter<T: IntoIterator<Item = Arc<KeyValue>>>(kvs: T) -> Self {
-        Self::picked(kvs.into_iter().collect())
+/// A part while it is taken.
+struct Part<'a> {
+    bare: bool,
+    /// Key-values without their values.
+    copied: BytesMut,
+    left: &'a mut usize,
+    work: usize,
+    most: usize,
+}
+
+impl Part<'_> {
+    fn is_full(&self) -> bool {
+        self.work >= self.most
+    }
+
+    fn page(&mut self, page: &Bytes, with: &mut impl FnMut(&Bytes)) {
+        *self.left -= page.len();
+        self.work += page.len();
+        with(page);
+    }
+
+    fn one(&mut self, kv: &KeyValue, with: &mut impl FnMut(&Bytes)) {
+        let len = len(kv, self.bare);
+        *self.left -= len;
+        self.work += len.max(LEAST);
+        if self.bare {
+            kv.put_bare(&mut self.copied);
+        } else {
+            with(kv.encoded());
+        }
+    }
+}
+
+/// How long a key-value is, encoded.
+pub(super) fn len(kv: &KeyValue, bare: bool) -> usize {
+    if bare { kv.bare_len() } else { kv.encoded().len() }
+}
+
+/// A client that goes leaves what it did not take.
+impl Drop for Listing {
+    fn drop(&mut self) {
+        match &mut self.source {
+            Source::Neighbours { snapshot, .. } => {
+                if Arc::strong_count(snapshot) == 1 && snapshot.map.len() >= MANY {
+                    let keys = snapshot.map.len();
+                    free(std::mem::take(snapshot), keys);
+                }
+            }
+            Source::Picked { kvs, .. } => {
+                let count = kvs.len();
+                if count >= MANY {
+                    free(std::mem::replace(kvs, SmallVec::new().into_iter()), count);
+                }
+            }
+        }
     }
 }
 
@@ -152,7 +254,7 @@ mod tests {
     fn listing(map: &KeyMap, pages: &Arc<Pages>, range: &KeyRange) -> Listing {
         let snapshot = Arc::new(Snapshot { map: map.clone(), ..Snapshot::default() });
         let places = map.places(range);
-        Listing::neighbours(snapshot, pages.clone(), places)
+        Listing::neighbours(snapshot, pages.clone(), places, Order::Rising, false)
     }
 
     /// What is taken so many bytes at a time, and the buffers in which it came.
@@ -196,7 +298,7 @@ mod tests {
         (0..KEYS).for_each(|key| put(&mut map, key, 300));
         let (pages, all) = (Arc::default(), KeyRange::prefix("".into()));
         let first = listing(&map, &pages, &all);
-        let (bytes, buffers) = take(first.clone(), usize::MAX);
+        let (bytes, buffers) = take(listing(&map, &pages, &all), usize::MAX);
         assert!(buffers.len() < KEYS as usize / 16, "{} buffers", buffers.len());
         assert_eq!(take(listing(&map, &pages, &all), usize::MAX).1, buffers);
 
@@ -219,7 +321,38 @@ mod tests {
             .collect();
         let expected: Vec<u8> = kvs.iter().flat_map(|kv| kv.encoded().to_vec()).collect();
         for bytes in [1, usize::MAX] {
-            assert_eq!(take(Listing::picked(kvs.clone()), bytes).0, expected);
+            assert_eq!(take(Listing::picked(kvs.clone(), false), bytes).0, expected);
+        }
+    }
+
+    #[test]
+    fn keys_alone_and_falling_keys_are_as_long_as_was_said_and_each_part_is_bounded() {
+        let mut map = KeyMap::default();
+        (0..KEYS).for_each(|key| put(&mut map, key, key as usize % 400));
+        let snapshot = Arc::new(Snapshot { map, ..Snapshot::default() });
+        for (order, bare) in [(Order::Rising, true), (Order::Falling, false), (Order::Falling, true)] {
+            for places in [0..KEYS as usize, 17..18, 100..731, 5..5] {
+                let mut kvs: Vec<_> = (places.clone()).map(|key| format!("{key:05}")).collect();
+                if order == Order::Falling {
+                    kvs.reverse();
+                }
+                let mut expected = Vec::new();
+                for key in kvs {
+                    let kv = snapshot.map.get(key.as_bytes()).expect("a key");
+                    let value = if bare { Bytes::new() } else { kv.value_bytes() };
+                    let fields = KeyValueFields { value, ..kv.fields() };
+                    expected.extend_from_slice(KeyValue::new(&fields).encoded());
+                }
+                let mut listing = Listing::neighbours(snapshot.clone(), Arc::default(), places, order, bare);
+                let (mut all, len) = (Vec::new(), listing.encoded_len());
+                while !listing.is_empty() {
+                    let before = (all.len(), listing.len());
+                    listing.take(2_000, |part| all.extend_from_slice(part));
+                    assert!(all.len() - before.0 <= 2_000 + BACK * 500, "bytes");
+                    assert!(before.1 - listing.len() <= 2_000 / LEAST + BACK, "key-values");
+                }
+                assert_eq!((all.len(), &all), (len, &expected), "{order:?}, bare: {bare}");
+            }
         }
     }
 }

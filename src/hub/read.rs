@@ -1,20 +1,26 @@
 //! [`RangeQuery`]: etcd's `Range` over a snapshot, option by option as etcd answers it.
 //!
-//! Not here: the wire form and the wait for a revision, see `front`. A read at a past revision undoes, in the range alone,
-//! what the history says happened since. Always holds: a reply is of one revision. Source of the semantics: etcd's
-//! server/etcdserver/txn/range.go and docs/promises.md, section 5.
+//! Not here: the wire form and the wait for a revision, see `front`. What a tree that knows its counts can answer is answered at once. All
+//! else looks at key-values or at the history, which `walk` does in steps, here where that is little, and on the threads of `work` where it
+//! is not. Always holds: a reply is of one revision; a read holds its caller's thread for a millisecond at most. Source of the semantics:
+//! etcd's server/etcdserver/txn/range.go and docs/promises.md, section 5.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
-};
+mod sort;
+mod walk;
+
+use std::{cmp::Ordering, sync::Arc};
 
 use smallvec::SmallVec;
 use thiserror::Error;
+use tokio::sync::oneshot;
 
-use super::{Feed, Listing, Snapshot, pages::Pages};
-use crate::types::{Header, KeyRange, KeyValue, Revision};
+use self::walk::Walk;
+use super::{
+    Feed, Listing, Snapshot,
+    listing::Order,
+    work::{Asker, Busy, Job, Share},
+};
+use crate::types::{Header, KeyRange, KeyValue, RangeEnd, Revision};
 
 /// What to sort by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +70,11 @@ pub struct RangeQuery {
 }
 
 /// The answer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RangeReply {
     /// The feed's cluster and revision, also of a read at a past revision.
     pub header: Header,
-    /// The key-values, sorted and limited. Values are there even for `keys_only`.
+    /// The key-values, sorted and limited, in the form that was asked for.
     pub kvs: Listing,
     /// Whether the limit left some out.
     pub more: bool,
@@ -78,6 +84,12 @@ pub struct RangeReply {
 
 /// From this limit on the rest of a reply is believed to be asked for next.
 const PAGE: usize = 100;
+/// Key-values that a read may look at without being taken for a long one: about a tenth of a millisecond.
+const SHORT: usize = 512;
+/// Steps of a walk that is believed to be short: the beginning, the changes since a revision, the look, the end.
+const SHORT_STEPS: usize = 4;
+/// Revisions that a read of the past may go back without being taken for a long one.
+const SHORT_PAST: i64 = 64;
 
 /// Why the feed cannot answer.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -88,105 +100,143 @@ pub enum ReadError {
     /// The history does not reach back that far; upstream's may.
     #[error("the history does not reach back to the revision")]
     BeforeHistory,
+    /// The feed began again from another snapshot while the read was under way.
+    #[error("the feed began again from another snapshot during the read")]
+    Overtaken,
+    /// The client has as many long reads under way as it may have. The text is etcd's.
+    #[error("etcdserver: too many requests")]
+    Busy,
+    /// The read failed by a fault of the relay's own, which the log names.
+    #[error("the read failed inside the relay")]
+    Failed,
 }
 
 impl RangeQuery {
-    /// Answers from what `feed` has now.
+    /// Answers from what `feed` has now, on this thread, however long that takes.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self, feed: &Feed) -> Result<RangeReply, ReadError> {
-        let pages = &feed.shared.pages;
-        if self.revision <= Revision::ZERO {
-            let snapshot = feed.snapshot();
-            let reply = self.current(snapshot.clone(), pages);
-            if reply.more && self.limit >= PAGE {
-                feed.pins.keep(&snapshot);
-            }
-            return Ok(reply);
-        }
-        if let Some(past) = feed.pins.at(self.revision) {
-            let newest = feed.snapshot();
-            // One of another epoch may come from another cluster.
-            if past.epoch == newest.epoch {
-                return Ok(RangeReply { header: newest.header(), ..self.current(past, pages) });
-            }
-        }
-        let (snapshot, entries) = feed.since(self.revision);
-        match self.revision.cmp(&snapshot.revision) {
-            Ordering::Greater => Err(ReadError::Future),
-            Ordering::Equal => Ok(self.current(snapshot, pages)),
-            Ordering::Less => {
-                let entries = entries.ok_or(ReadError::BeforeHistory)?;
-                let mut before: BTreeMap<&[u8], Option<&Arc<KeyValue>>> = BTreeMap::new();
-                for event in entries.iter().flat_map(|entry| entry.events()) {
-                    if self.range.contains(event.kv.key()) {
-                        // The first change since then tells what the key was then.
-                        if let Entry::Vacant(first) = before.entry(event.kv.key()) {
-                            if event.prev.is_none() && !event.is_create() {
-                                // Compacted when the relay read it.
-                                return Err(ReadError::BeforeHistory);
-                            }
-                            first.insert(event.prev.as_ref());
-                        }
-                    }
-                }
-                let count = count_before(&snapshot, &self.range, &before);
-                let most = if self.count_only { 0 } else { self.fetched() };
-                let past = undo(&snapshot, &self.range, before, most);
-                Ok(self.answer(snapshot.header(), count, past))
+        let mut walk = match self.begin(feed)? {
+            Begun::Reply(reply) => return Ok(reply),
+            Begun::Walk(walk) => walk,
+        };
+        loop {
+            if let Some(reply) = walk.step(feed) {
+                return reply;
             }
         }
     }
 
-    fn current(&self, snapshot: Arc<Snapshot>, pages: &Arc<Pages>) -> RangeReply {
-        let header = snapshot.header();
+    /// Answers from what `feed` has: at once where that is little work, and else by turns with other long reads. Where it is dropped, the
+    /// work ends. What the feed had when this was called may be old by the time it is done; it is never older than that.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn answer(&self, feed: &Arc<Feed>, asker: impl FnOnce() -> Asker) -> Result<RangeReply, ReadError> {
+        match self.begin(feed)? {
+            Begun::Reply(reply) => Ok(reply),
+            // Boxed, since the reads that are answered at once would have to be as large.
+            Begun::Walk(walk) => Box::pin(self.go_on(*walk, feed, asker())).await,
+        }
+    }
+
+    async fn go_on(&self, mut walk: Walk, feed: &Arc<Feed>, asker: Asker) -> Result<RangeReply, ReadError> {
+        if self.is_short(feed) {
+            // A revision may have more changes than was believed.
+            for _ in 0..SHORT_STEPS {
+                if let Some(reply) = walk.step(feed) {
+                    return reply;
+                }
+            }
+        }
+        let (answer, answered) = oneshot::channel();
+        let job = LongRead { walk, feed: feed.clone(), answer: Some(answer) };
+        let place = feed.shared.workers.enter(asker, self.memory(), Box::new(job));
+        let _place = place.map_err(|Busy| ReadError::Busy)?;
+        answered.await.unwrap_or(Err(ReadError::Failed))
+    }
+
+    fn begin(&self, feed: &Feed) -> Result<Begun, ReadError> {
+        let now = feed.snapshot();
+        if let Some(snapshot) = self.snapshot(feed, &now)?
+            && let Some(reply) = self.at_once(feed, &snapshot, now.header())
+        {
+            return Ok(Begun::Reply(reply));
+        }
+        Ok(Begun::Walk(Box::new(Walk::new(self.clone()))))
+    }
+
+    /// What is looked at: `now`, a snapshot of exactly the revision, or `None` where the history must be undone.
+    fn snapshot(&self, feed: &Feed, now: &Arc<Snapshot>) -> Result<Option<Arc<Snapshot>>, ReadError> {
+        if self.revision <= Revision::ZERO {
+            return Ok(Some(now.clone()));
+        }
+        match self.revision.cmp(&now.revision) {
+            Ordering::Greater => Err(ReadError::Future),
+            Ordering::Equal => Ok(Some(now.clone())),
+            // One of another epoch may come from another cluster.
+            Ordering::Less => Ok(feed.pins.at(self.revision).filter(|past| past.epoch == now.epoch)),
+        }
+    }
+
+    /// The reply, where it takes no look at more than one key-value. `header` is that of the newest.
+    fn at_once(&self, feed: &Feed, snapshot: &Arc<Snapshot>, header: Header) -> Option<RangeReply> {
         if self.range.is_single() {
             // The most frequent question: one look.
             let kv = snapshot.map.get(self.range.start());
-            return self.answer(header, usize::from(kv.is_some()), kv.cloned().into_iter().collect());
+            let count = usize::from(kv.is_some());
+            let kv = kv.filter(|kv| !self.count_only && self.keeps(kv));
+            let kvs = Listing::picked(kv.cloned().into_iter().collect(), self.keys_only);
+            return Some(RangeReply { header, kvs, more: false, count });
         }
         let mut places = snapshot.map.places(&self.range);
         let count = places.len();
-        let by_key =
-            matches!((self.sort_target, self.sort_order), (SortTarget::Key, SortOrder::None | SortOrder::Ascend));
         if self.count_only {
-            return self.answer(header, count, SmallVec::new());
+            return Some(RangeReply::of_none(header, count));
         }
-        if by_key && !self.is_filtered() {
-            let more = self.limit > 0 && count > self.limit;
-            if more {
-                places.end = places.start + self.limit;
-            }
-            return RangeReply { header, kvs: Listing::neighbours(snapshot, pages.clone(), places), more, count };
+        if self.is_filtered() {
+            return None;
         }
-        let kvs = snapshot.map.range(&self.range).filter(|kv| self.keeps(kv)).take(self.fetched()).cloned().collect();
-        self.answer(header, count, kvs)
-    }
-
-    /// Of `kvs`, which are in the order of their keys, those that the query wants.
-    fn answer(&self, header: Header, count: usize, mut kvs: SmallVec<[Arc<KeyValue>; 1]>) -> RangeReply {
-        if self.count_only {
-            return RangeReply { header, kvs: Listing::picked(SmallVec::new()), more: false, count };
-        }
-        kvs.truncate(self.fetched());
-        kvs.retain(|kv| self.keeps(kv));
-        self.sort(&mut kvs);
-        let more = self.limit > 0 && kvs.len() > self.limit;
+        let order = match (self.sort_target, self.sort_order) {
+            (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => Order::Rising,
+            (SortTarget::Key, SortOrder::Descend) => Order::Falling,
+            _ => return None,
+        };
+        let more = self.limit > 0 && count > self.limit;
         if more {
-            kvs.truncate(self.limit);
+            match order {
+                Order::Rising => places.end = places.start + self.limit,
+                Order::Falling => places.start = places.end - self.limit,
+            }
+            self.goes_on(feed, snapshot);
         }
-        RangeReply { header, kvs: Listing::picked(kvs), more, count }
+        let kvs = Listing::neighbours(snapshot.clone(), feed.shared.pages.clone(), places, order, self.keys_only);
+        Some(RangeReply { header, kvs, more, count })
     }
 
-    /// How many key-values are looked at, in the order of their keys: where all must be seen first, the limit comes last. One more
-    /// than the limit tells whether there is more.
-    fn fetched(&self) -> usize {
-        match self.limit {
-            0 => usize::MAX,
-            _ if self.sort_order != SortOrder::None || self.is_filtered() => usize::MAX,
-            limit => limit.saturating_add(1),
+    /// The limit left something out, which the client may come for next.
+    fn goes_on(&self, feed: &Feed, snapshot: &Arc<Snapshot>) {
+        if self.revision <= Revision::ZERO && self.limit >= PAGE {
+            feed.pins.keep(snapshot);
         }
+    }
+
+    /// Whether a walk is believed to be over soon.
+    fn is_short(&self, feed: &Feed) -> bool {
+        let snapshot = feed.snapshot();
+        let back = if self.revision <= Revision::ZERO { 0 } else { snapshot.revision.get() - self.revision.get() };
+        let looked_at = if self.count_only { 0 } else { snapshot.map.count(&self.range) };
+        back <= SHORT_PAST && looked_at <= SHORT
+    }
+
+    /// About how much memory the query takes while it waits. Its range may hold on to the request that it came in.
+    fn memory(&self) -> usize {
+        let end = match self.range.end() {
+            RangeEnd::Before(end) => end.len(),
+            RangeEnd::Single | RangeEnd::Unbounded => 0,
+        };
+        size_of::<LongRead>() + self.range.start().len() + end
     }
 
     fn is_filtered(&self) -> bool {
@@ -203,55 +253,41 @@ impl RangeQuery {
             && above(self.min_create_revision, kv.create_revision)
             && below(self.max_create_revision, kv.create_revision)
     }
+}
 
-    /// etcd sorts ascending where a target other than the key is given without an order.
-    fn sort(&self, kvs: &mut [Arc<KeyValue>]) {
-        let order = match (self.sort_target, self.sort_order) {
-            (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => return,
-            (_, SortOrder::None) => SortOrder::Ascend,
-            (_, order) => order,
-        };
-        let compare = |a: &Arc<KeyValue>, b: &Arc<KeyValue>| match self.sort_target {
-            SortTarget::Key => a.key().cmp(b.key()),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => a.value().cmp(b.value()),
-        };
-        match order {
-            SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
-            SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
-        }
+impl RangeReply {
+    /// A reply that has a count and nothing else.
+    fn of_none(header: Header, count: usize) -> Self {
+        Self { header, kvs: Listing::picked(SmallVec::new(), false), more: false, count }
     }
 }
 
-/// How many keys the range had before the changes: those that it has, with those that are gone since and without those that are new.
-fn count_before(snapshot: &Snapshot, range: &KeyRange, before: &BTreeMap<&[u8], Option<&Arc<KeyValue>>>) -> usize {
-    let is = |key: &[u8]| usize::from(snapshot.map.get(key).is_some());
-    before.iter().fold(snapshot.map.count(range), |count, (key, was)| count + usize::from(was.is_some()) - is(key))
+enum Begun {
+    Reply(RangeReply),
+    Walk(Box<Walk>),
 }
 
-/// The range as it was before the changes, as far as `most` keys: a page of a long list must not cost the rest of it.
-fn undo(
-    snapshot: &Snapshot,
-    range: &KeyRange,
-    before: BTreeMap<&[u8], Option<&Arc<KeyValue>>>,
-    most: usize,
-) -> SmallVec<[Arc<KeyValue>; 1]> {
-    let mut past = SmallVec::new();
-    let mut changed = before.into_iter().peekable();
-    for kv in snapshot.map.range(range) {
-        if past.len() >= most {
-            return past;
-        }
-        while let Some((_, was)) = changed.next_if(|(key, _)| *key < kv.key()) {
-            past.extend(was.cloned());
-        }
-        match changed.next_if(|(key, _)| *key == kv.key()) {
-            Some((_, was)) => past.extend(was.cloned()),
-            None => past.push(kv.clone()),
-        }
-    }
-    changed.for_each(|(_, was)| past.extend(was.cloned()));
-    past
+/// A walk that takes turns with others.
+struct LongRead {
+    walk: Walk,
+    feed: Arc<Feed>,
+    answer: Option<oneshot::Sender<Result<RangeReply, ReadError>>>,
 }
+
+impl Job for LongRead {
+    fn step(&mut self, share: &Share) -> bool {
+        let Some(mut reply) = self.walk.step(&self.feed) else { return false };
+        if let Ok(reply) = &mut reply {
+            let memory = Walk::memory(reply);
+            reply.kvs.hold(share.hold(memory));
+        }
+        if let Some(answer) = self.answer.take() {
+            // Whoever asked may be gone.
+            drop(answer.send(reply));
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,15 @@
 //!
 //! Not here: past states, see `history`. Written by `feed`, read by whoever holds it. A version shares all that did not
 //! change with the one before it: a persistent B+ tree, whose inner nodes know the number of their keys and their bytes, so that
-//! to count costs no walk. Its tests are in `snapshot/tests.rs`.
+//! counting costs no walk. Its tests are in `snapshot/tests.rs`.
 //! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
 
 mod leaf;
 
-use std::{ops::Range as Span, sync::Arc};
+use std::{
+    ops::{AddAssign, Range as Span, SubAssign},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -20,7 +23,7 @@ const NODE_MAX: usize = 32;
 /// A node below this joins a neighbour where both fit into one.
 const NODE_MIN: usize = NODE_MAX / 4;
 /// Entries that take about a millisecond to be freed.
-const MANY: usize = 10_000;
+pub(super) const MANY: usize = 10_000;
 
 /// The state of a key range at a revision.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +64,18 @@ enum Node {
 struct Child {
     /// No key of this child is below it; of the first child it says nothing.
     lower: Bytes,
-    count: usize,
-    bytes: usize,
+    weight: Weight,
     node: Arc<Node>,
+}
+
+/// What some key-values amount to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    count: usize,
+    /// Encoded bytes.
+    pub(super) bytes: usize,
+    /// Encoded bytes without the values.
+    pub(super) bare_bytes: usize,
 }
 
 impl KeyMap {
@@ -166,23 +178,32 @@ impl KeyMap {
         }
     }
 
-    /// Encoded bytes of the first `count` key-values.
-    pub(super) fn bytes_of_first(&self, mut count: usize) -> usize {
-        let mut bytes = 0;
+    /// What the key-values at these places amount to, without a walk over them.
+    pub(super) fn weight(&self, places: &Span<usize>) -> Weight {
+        let mut weight = self.weight_of_first(places.end);
+        weight -= self.weight_of_first(places.start);
+        weight
+    }
+
+    fn weight_of_first(&self, mut count: usize) -> Weight {
+        let mut weight = Weight::default();
         let mut node = &*self.root;
         'down: loop {
             match node {
-                Node::Leaf(leaf) => return bytes + size(leaf.entries().iter().take(count)),
+                Node::Leaf(leaf) => {
+                    weight += Weight::of(&leaf.entries()[..count.min(leaf.entries().len())]);
+                    return weight;
+                }
                 Node::Inner(children) => {
                     for child in children {
-                        if count < child.count {
+                        if count < child.weight.count {
                             node = &child.node;
                             continue 'down;
                         }
-                        count -= child.count;
-                        bytes += child.bytes;
+                        count -= child.weight.count;
+                        weight += child.weight;
                     }
-                    return bytes;
+                    return weight;
                 }
             }
         }
@@ -203,7 +224,7 @@ impl KeyMap {
                 Node::Leaf(leaf) => return below + leaf.entries().partition_point(|kv| kv.key() < key),
                 Node::Inner(children) => {
                     let index = route(children, key);
-                    below += children[..index].iter().map(|child| child.count).sum::<usize>();
+                    below += children[..index].iter().map(|child| child.weight.count).sum::<usize>();
                     node = &children[index].node;
                 }
             }
@@ -219,7 +240,36 @@ impl Default for Node {
 
 impl Child {
     fn new(lower: Bytes, node: Arc<Node>) -> Self {
-        Self { lower, count: node.count(), bytes: node.bytes(), node }
+        Self { lower, weight: node.weight(), node }
+    }
+}
+
+impl Weight {
+    fn of<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> Self {
+        entries.into_iter().fold(Self::default(), |mut sum, kv| {
+            sum += Self::of_one(kv);
+            sum
+        })
+    }
+
+    fn of_one(kv: &KeyValue) -> Self {
+        Self { count: 1, bytes: kv.encoded().len(), bare_bytes: kv.bare_len() }
+    }
+}
+
+impl AddAssign for Weight {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+        self.bare_bytes += other.bare_bytes;
+    }
+}
+
+impl SubAssign for Weight {
+    fn sub_assign(&mut self, other: Self) {
+        self.count -= other.count;
+        self.bytes -= other.bytes;
+        self.bare_bytes -= other.bare_bytes;
     }
 }
 
@@ -227,14 +277,17 @@ impl Node {
     fn count(&self) -> usize {
         match self {
             Self::Leaf(leaf) => leaf.entries().len(),
-            Self::Inner(children) => children.iter().map(|child| child.count).sum(),
+            Self::Inner(children) => children.iter().map(|child| child.weight.count).sum(),
         }
     }
 
-    fn bytes(&self) -> usize {
+    fn weight(&self) -> Weight {
         match self {
-            Self::Leaf(leaf) => size(leaf.entries()),
-            Self::Inner(children) => children.iter().map(|child| child.bytes).sum(),
+            Self::Leaf(leaf) => Weight::of(leaf.entries()),
+            Self::Inner(children) => children.iter().fold(Weight::default(), |mut sum, child| {
+                sum += child.weight;
+                sum
+            }),
         }
     }
 
@@ -264,8 +317,8 @@ impl Node {
                     if *left == 0 {
                         break;
                     }
-                    if *skip >= child.count {
-                        *skip -= child.count;
+                    if *skip >= child.weight.count {
+                        *skip -= child.weight.count;
                     } else if !child.node.leaves(skip, left, with) {
                         return false;
                     }
@@ -292,18 +345,17 @@ impl Node {
             Self::Inner(children) => {
                 let index = route(children, kv.key());
                 let child = &mut children[index];
-                let bytes = kv.encoded().len();
+                let added = Weight::of_one(&kv);
                 let (replaced, right) = Arc::make_mut(&mut child.node).insert(kv);
                 if let Some((lower, right)) = right {
-                    (child.count, child.bytes) = (child.node.count(), child.node.bytes());
+                    child.weight = child.node.weight();
                     children.insert(index + 1, Child::new(lower, Arc::new(right)));
                     let right = split(children, index + 1);
                     return (replaced, right.map(|right| (right[0].lower.clone(), Self::Inner(right))));
                 }
-                child.bytes += bytes;
-                match &replaced {
-                    Some(replaced) => child.bytes -= replaced.encoded().len(),
-                    None => child.count += 1,
+                child.weight += added;
+                if let Some(replaced) = &replaced {
+                    child.weight -= Weight::of_one(replaced);
                 }
                 (replaced, None)
             }
@@ -320,8 +372,7 @@ impl Node {
                 let index = route(children, key);
                 let child = &mut children[index];
                 let removed = Arc::make_mut(&mut child.node).remove(key)?;
-                child.count -= 1;
-                child.bytes -= removed.encoded().len();
+                child.weight -= Weight::of_one(&removed);
                 let width = child.node.width();
                 if width == 0 {
                     children.remove(index);
@@ -346,8 +397,7 @@ fn join(children: &mut Vec<Child>, index: usize) {
     };
     let right = children.remove(left + 1);
     let target = &mut children[left];
-    target.count += right.count;
-    target.bytes += right.bytes;
+    target.weight += right.weight;
     match (Arc::make_mut(&mut target.node), &*right.node) {
         (Node::Leaf(leaf), Node::Leaf(more)) => leaf.entries_mut().extend_from_slice(more.entries()),
         (Node::Inner(entries), Node::Inner(more)) => {

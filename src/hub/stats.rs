@@ -19,6 +19,7 @@ static CATCHING_UP: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES_CAT
 static GAP_FILLS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::GAP_FILLS));
 static FILLS_WAITING: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::FILLS_WAITING));
 static BACKFILLED: LazyLock<Counter> = LazyLock::new(|| counter!(names::BACKFILLED_REVISIONS));
+static LONG_READS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::LONG_READS));
 static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
 static READING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Reading));
 static WAITING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Waiting));
@@ -74,6 +75,11 @@ pub(super) fn backfilled(outcome: BackfillOutcome) {
 /// Revisions were put before a history.
 pub(super) fn joined(revisions: usize) {
     BACKFILLED.increment(revisions as u64);
+}
+
+/// A read that takes long is waited for, or not any more.
+pub(super) fn long_read(up: bool) {
+    if up { LONG_READS.increment(1.0) } else { LONG_READS.decrement(1.0) }
 }
 
 fn publishing(part: Part) -> Histogram {

@@ -75,6 +75,8 @@ pub const BACKFILLS: &str = "etcd_relay_backfills_total";
 pub const BACKFILLED_REVISIONS: &str = "etcd_relay_backfilled_revisions_total";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
+/// `Range` calls that look at many keys or far back: those that run and those that wait for their turn.
+pub const LONG_READS: &str = "etcd_relay_long_reads";
 /// Questions to etcd whether a client may read a range, by [`Check`].
 pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
 /// Changes of keys that views are made of, by [`Directory`] and [`Effect`].
@@ -307,6 +309,8 @@ labels! {
         History = "history",
         /// With an error that the relay knew without asking.
         Refused = "refused",
+        /// With an error: the client has too many long reads under way.
+        Busy = "busy",
         /// By upstream: outside every feed.
         ForwardedOutside = "forwarded_outside",
         /// By upstream: the feed was not ready or not up to date in time.
@@ -482,6 +486,7 @@ pub fn describe() {
         SNAPSHOT_KEYS,
         GAP_FILLS,
         FILLS_WAITING,
+        LONG_READS,
         FORWARDS,
         READY,
     ] {
@@ -572,6 +577,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
     (FILLS_WAITING, "Watches that wait for their turn to be filled"),
+    (LONG_READS, "Range calls that look at many keys or far back, running or waiting for their turn"),
     (VIEW_STREAMS, "Streams of views that are open now"),
     (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
     (VIEW_BYTES, "Memory of what the selections of views show"),

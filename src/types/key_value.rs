@@ -110,6 +110,34 @@ impl KeyValue {
         &self.encoded[1..]
     }
 
+    /// How long the field is without the value: what a list of keys alone has of it.
+    #[must_use]
+    pub fn bare_len(&self) -> usize {
+        let message = self.bare_message_len();
+        1 + encoded_len_varint(message as u64) + message
+    }
+
+    /// Writes the field without the value.
+    pub fn put_bare(&self, buffer: &mut BytesMut) {
+        buffer.put_u8(KV_TAG);
+        encode_varint(self.bare_message_len() as u64, buffer);
+        buffer.put_slice(&self.encoded[self.head_len()..self.value_field().start]);
+        buffer.put_slice(&self.encoded[self.value_field().end..]);
+    }
+
+    fn bare_message_len(&self) -> usize {
+        self.encoded.len() - self.head_len() - self.value_field().len()
+    }
+
+    /// Length of the tag and of the message's length: the key is the first field.
+    fn head_len(&self) -> usize {
+        field_of(&self.key).start
+    }
+
+    fn value_field(&self) -> Range<usize> {
+        field_of(&self.value)
+    }
+
     /// The parts, sharing this key-value's bytes.
     #[must_use]
     pub fn fields(&self) -> KeyValueFields {
@@ -132,6 +160,12 @@ impl fmt::Debug for KeyValue {
             .field("version", &self.version)
             .finish_non_exhaustive()
     }
+}
+
+/// Where the field with these bytes is, tag and length included; empty bytes have none.
+fn field_of(bytes: &Range<u32>) -> Range<usize> {
+    let bytes = bytes.start as usize..bytes.end as usize;
+    if bytes.is_empty() { bytes } else { bytes.start - encoded_len_varint(bytes.len() as u64) - 1..bytes.end }
 }
 
 /// Where key and value lie in the encoded field.
@@ -188,5 +222,31 @@ impl KeyValueFields {
         let value = put_bytes(0x2a, &self.value, buffer);
         put_int(0x30, self.lease, buffer);
         Places { key, value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_its_value_a_key_value_is_encoded_as_if_it_had_none() {
+        for value in [0, 1, 10, 127, 128, 300, 20_000, 3 << 20] {
+            for lease in [0, 7] {
+                let fields = KeyValueFields {
+                    key: "a/key".into(),
+                    value: vec![b'v'; value].into(),
+                    create_revision: Revision::new(300),
+                    mod_revision: Revision::new(70_000),
+                    version: 3,
+                    lease,
+                };
+                let mut bare = BytesMut::new();
+                let kv = KeyValue::new(&fields);
+                kv.put_bare(&mut bare);
+                assert_eq!(bare, KeyValue::new(&KeyValueFields { value: Bytes::new(), ..fields }).encoded());
+                assert_eq!(bare.len(), kv.bare_len(), "{value} bytes");
+            }
+        }
     }
 }

@@ -156,7 +156,7 @@ impl EtcdApi {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
-        match range::answer(&shared.hub, &shared.access, &parts.headers, &body).await {
+        match range::answer(&shared.hub, &shared.access, &parts, &body).await {
             Answer::Local(reply, how) => {
                 shared.reads.count(how);
                 respond(EtcdBody::Reply(reply))
@@ -166,8 +166,8 @@ impl EtcdApi {
                 // Boxed, since the calls that are answered here would have to be as large.
                 Box::pin(self.forward(parts, body)).await
             }
-            Answer::Refuse(status) => {
-                shared.reads.count(Read::Refused);
+            Answer::Refuse(status, how) => {
+                shared.reads.count(how);
                 refuse(&status).map(EtcdBody::Reply)
             }
         }

@@ -5,10 +5,13 @@
 //! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came, and of the cluster
 //! that said so; its header names the cluster that the data came from, and no revision at which they were compacted.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, request::Parts};
 use prost::{Message as _, encoding::encoded_len_varint};
 use tonic::Status;
 
@@ -18,17 +21,26 @@ use super::{
     reply::{Reply, refuse_compressed},
 };
 use crate::{
-    front::access::{Access, Auth, Caller, WireRange},
-    hub::{Feed, Hub, Listing, RangeQuery, RangeReply, SortOrder, SortTarget, WaitError, upstream::UpstreamError},
+    front::{
+        access::{Access, Auth, Caller, WireRange},
+        listen::{ClientAddr, ConnectionId},
+    },
+    hub::{
+        Asker, Feed, Hub, Listing, RangeQuery, RangeReply, ReadError, SortOrder, SortTarget, WaitError,
+        upstream::UpstreamError,
+    },
     pb::etcdserverpb::{RangeRequest, range_request},
     telemetry::names::Read,
-    types::{Header, KeyRange, KeyValue, Revision},
+    types::{ClientKey, Header, KeyRange, Revision},
 };
 
 /// How long a serializable read of the past waits to hear that the past is compacted.
 const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a read may have taken before it is asked again whether its client may see the answer.
+const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most bytes of the key-values of an answer: etcd sends no message of 2 GiB.
 const MAX_ANSWER: usize = i32::MAX as usize - 128;
@@ -43,23 +55,24 @@ pub(super) enum Answer {
     Local(Reply, Read),
     /// By upstream, for this reason.
     Forward(Read),
-    /// By the relay, with an error: what etcd must not see.
-    Refuse(Status),
+    /// By the relay, with an error: etcd must not see the request, or the relay has no room for it.
+    Refuse(Status, Read),
 }
 
-/// Answers the one message of `body`, if the relay can and the client that sent `headers` may read it.
-pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap, body: &Bytes) -> Answer {
-    if let Err(status) = refuse_compressed(headers, "Range requests") {
-        return Answer::Refuse(status);
+/// Answers the one message of `body`, if the relay can and the client that sent it with `parts` may read it.
+pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body: &Bytes) -> Answer {
+    let refuse = |status| Answer::Refuse(status, Read::Refused);
+    if let Err(status) = refuse_compressed(&parts.headers, "Range requests") {
+        return refuse(status);
     }
     // What cannot be parsed is for etcd to refuse, in its own words, if it does it no harm.
     let Some(request) = parse(body) else {
-        return guard::check(guard::RANGE, headers, body)
-            .map_or_else(Answer::Refuse, |()| Answer::Forward(Read::ForwardedOther));
+        return guard::check(guard::RANGE, &parts.headers, body)
+            .map_or_else(refuse, |()| Answer::Forward(Read::ForwardedOther));
     };
     if !guard::sorts(request.sort_order, request.sort_target) {
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
-        return Answer::Refuse(Status::invalid_argument(guard::BAD_SORT));
+        return refuse(Status::invalid_argument(guard::BAD_SORT));
     }
     let serializable = request.serializable;
     let Some(query) = query(request) else { return Answer::Forward(Read::ForwardedOther) };
@@ -68,31 +81,62 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, headers: &HeaderMap,
         return Answer::Forward(Read::ForwardedLate);
     }
     let off = access.is_off();
-    // Boxed, since reads without a check would have to be as large.
-    if !off && !Box::pin(is_granted(access, headers, &query.range)).await {
-        return Answer::Forward(Read::ForwardedAccess);
+    let mut granted = None;
+    if !off {
+        // Boxed, since reads without a check would have to be as large.
+        if !Box::pin(is_granted(access, &parts.headers, &query.range)).await {
+            return Answer::Forward(Read::ForwardedAccess);
+        }
+        granted = Some(Instant::now());
     }
     feed.touch();
-    let (reply, how) = match look(hub, access, &feed, &query, serializable).await {
+    let (reply, how) = match look(hub, access, &feed, &query, Origin { serializable, parts }).await {
         Ok(found) => found,
+        Err(Read::Busy) => {
+            return Answer::Refuse(Status::resource_exhausted(ReadError::Busy.to_string()), Read::Busy);
+        }
         Err(why) => return Answer::Forward(why),
     };
     if off && !access.is_off() {
         // Authentication was enabled meanwhile.
         return Answer::Forward(Read::ForwardedAccess);
     }
+    // A long read may have waited for its turn for longer than a grant is believed.
+    if granted.is_some_and(|granted: Instant| granted.elapsed() > GRANT_PATIENCE)
+        && !Box::pin(is_granted(access, &parts.headers, &query.range)).await
+    {
+        return Answer::Forward(Read::ForwardedAccess);
+    }
     // etcd says in its own words that an answer is too large.
-    message(&query, reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
+    message(reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
 }
 
-/// What the feed answers, with the header that goes with it.
+/// How a query came.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    serializable: bool,
+    parts: &'a Parts,
+}
+
+impl Origin<'_> {
+    /// For whose share of the relay's long reads it counts.
+    fn asker(self) -> Asker {
+        let extensions = &self.parts.extensions;
+        let client = extensions.get::<ClientAddr>().map_or(ClientKey::RELAY, |addr| addr.key());
+        Asker { client, connection: extensions.get::<ConnectionId>().map_or(0, |id| id.0) }
+    }
+}
+
+/// What the feed answers, with the header that goes with it. [`Read::Busy`] where the client has too many long reads under way; any other
+/// error is why the request is to be forwarded.
 async fn look(
     hub: &Hub,
     access: &Access,
-    feed: &Feed,
+    feed: &Arc<Feed>,
     query: &RangeQuery,
-    serializable: bool,
+    origin: Origin<'_>,
 ) -> Result<(RangeReply, Read), Read> {
+    let serializable = origin.serializable;
     let is_past = query.revision > Revision::ZERO;
     let confirmed = if !serializable {
         Some(reach_current(hub, access, feed, query.revision).await?)
@@ -103,11 +147,15 @@ async fn look(
     };
     // Checked before and after the look: a feed that starts again, or ends, has nothing to answer with.
     let served = feed.is_serving();
-    let looked = query.read(feed);
+    let looked = query.answer(feed, || origin.asker()).await;
     if !served || !feed.is_serving() {
         return Err(Read::ForwardedLate);
     }
-    let mut reply = looked.map_err(|_| Read::ForwardedOther)?;
+    let mut reply = looked.map_err(|error| match error {
+        ReadError::Busy => Read::Busy,
+        ReadError::Overtaken => Read::ForwardedLate,
+        ReadError::Future | ReadError::BeforeHistory | ReadError::Failed => Read::ForwardedOther,
+    })?;
     if let Some(confirmed) = &confirmed
         && (reply.header.cluster_id != confirmed.cluster_id
             || !serializable && reply.header.revision < confirmed.revision)
@@ -215,9 +263,8 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
 }
 
 /// The `RangeResponse`, made of the encoded key-values that the snapshot holds. `None` where one message cannot be so long.
-fn message(query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
+fn message(reply: RangeReply) -> Option<Reply> {
     let RangeReply { header, kvs, more, count } = reply;
-    let kvs = if query.keys_only { kvs.kvs().into_iter().map(without_value).collect() } else { kvs };
     let shared = kvs.encoded_len();
     if shared > MAX_ANSWER {
         return None;
@@ -226,12 +273,6 @@ fn message(query: &RangeQuery, reply: RangeReply) -> Option<Reply> {
     let mut writer = Writer::with_capacity(shared.min(SMALL) + 96);
     writer.message(shared + tail.len(), |own| put_header(own, &header));
     Some(Reply::of_parts(writer, Rest { kvs, tail }))
-}
-
-fn without_value(kv: &Arc<KeyValue>) -> Arc<KeyValue> {
-    let mut fields = kv.fields();
-    fields.value = Bytes::new();
-    Arc::new(KeyValue::new(&fields))
 }
 
 /// What follows the header of a `RangeResponse`, made as the connection takes it.

@@ -86,7 +86,9 @@ proptest! {
             prop_assert_eq!(map.count(&range), expected.len());
             let places = map.places(&range);
             let sizes: Vec<_> = model.values().map(|kv| kv.encoded().len()).collect();
-            prop_assert_eq!(map.bytes_of_first(places.end), sizes[..places.end].iter().sum::<usize>());
+            let bare: usize = model.values().skip(places.start).take(places.len()).map(|kv| kv.bare_len()).sum();
+            let weight = map.weight(&places);
+            prop_assert_eq!((weight.bytes, weight.bare_bytes), (sizes[places.clone()].iter().sum::<usize>(), bare));
             let mut held = Vec::new();
             map.leaves(places, |leaf, places| {
                 held.extend(leaf.entries()[places].iter().map(|kv| kv.key().to_vec()));

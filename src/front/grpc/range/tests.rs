@@ -13,16 +13,20 @@ use crate::{
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest},
     },
     pb::etcdserverpb::RangeResponse,
-    types::{Cluster, EventFields, EventKind, KeyValueFields},
+    types::{Cluster, EventFields, EventKind, KeyValue, KeyValueFields},
 };
 
 const KEYS: usize = 3000;
 
 fn hub() -> (Arc<Hub>, Arc<Feed>) {
+    hub_of(KEYS)
+}
+
+fn hub_of(keys: usize) -> (Arc<Hub>, Arc<Feed>) {
     let hub = testing::hub(OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });
     let feed = hub.open(KeyRange::prefix("".into()));
     let mut map = KeyMap::default();
-    for key in 0..KEYS {
+    for key in 0..keys {
         let (key, value) = (format!("{key:05}").into(), vec![b'x'; 300].into());
         let (create_revision, mod_revision) = (Revision::new(1), Revision::new(2));
         let fields = KeyValueFields { key, value, create_revision, mod_revision, version: 2, lease: 0 };
@@ -36,7 +40,7 @@ fn hub() -> (Arc<Hub>, Arc<Feed>) {
 /// The answer to a request, and the sizes of the parts in which it comes.
 async fn ask((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (RangeResponse, Vec<usize>) {
     let query = query(request).expect("a query");
-    let mut reply = message(&query, query.read(feed).expect("a reply")).expect("not too large");
+    let mut reply = message(query.read(feed).expect("a reply")).expect("not too large");
     let (mut message, mut parts) = (Vec::new(), Vec::new());
     let trailers = loop {
         assert!(!reply.is_end_stream());
@@ -56,6 +60,11 @@ async fn ask((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (Range
     (RangeResponse::decode(message).expect("a response"), parts)
 }
 
+/// The head of a request.
+fn parts() -> Parts {
+    http::Request::new(()).into_parts().0
+}
+
 fn everything() -> RangeRequest {
     RangeRequest { key: "\0".into(), range_end: "\0".into(), ..RangeRequest::default() }
 }
@@ -70,6 +79,15 @@ async fn a_large_answer_comes_in_parts_and_is_one_message() {
     let keys: Vec<_> = response.kvs.iter().map(|kv| kv.key.clone()).collect();
     assert_eq!(keys, (0..KEYS).map(|key| Bytes::from(format!("{key:05}"))).collect::<Vec<_>>());
     assert!(response.kvs.iter().all(|kv| kv.value == vec![b'x'; 300] && kv.mod_revision == 2 && kv.version == 2));
+}
+
+#[tokio::test]
+async fn a_list_of_keys_alone_comes_in_parts_and_is_made_as_it_is_taken() {
+    let hub = hub_of(10 * KEYS);
+    let (response, parts) = ask(&hub, RangeRequest { keys_only: true, ..everything() }).await;
+    assert!(parts.len() > 2, "{parts:?}");
+    assert_eq!((response.count, response.kvs.len()), (10 * KEYS as i64, 10 * KEYS));
+    assert!(response.kvs.iter().all(|kv| kv.value.is_empty() && kv.mod_revision == 2 && kv.version == 2));
 }
 
 #[tokio::test]
@@ -169,7 +187,8 @@ async fn read_past(serializable: bool, later: i64) -> (i64, Bytes) {
     let access = Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
     let request = RangeRequest { key: "k".into(), revision: 2, ..RangeRequest::default() };
     let query = query(request).expect("a query");
-    let found = look(&hub, &access, &feed, &query, serializable);
+    let parts = parts();
+    let found = look(&hub, &access, &feed, &query, Origin { serializable, parts: &parts });
     let meanwhile = async {
         upstream.asked.acquire().await.expect("open").forget();
         upstream.compact_revision.store(3, Ordering::SeqCst);
@@ -196,7 +215,9 @@ async fn a_past_read_without_a_word_of_etcd_speaks_for_the_past_alone() {
     let access = Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
     let request = RangeRequest { key: "k".into(), revision: 2, ..RangeRequest::default() };
     let query = query(request).expect("a query");
-    let (reply, _) = look(&hub, &access, &feed, &query, true).await.expect("answered from memory");
+    let (reply, _) = look(&hub, &access, &feed, &query, Origin { serializable: true, parts: &parts() })
+        .await
+        .expect("answered from memory");
     assert_eq!(reply.header.revision.get(), 2);
 }
 
@@ -213,7 +234,9 @@ async fn a_read_that_another_cluster_confirms_is_forwarded() {
         let access =
             Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
         let query = query(RangeRequest { key: "k".into(), ..RangeRequest::default() }).expect("a query");
-        let why = look(&hub, &access, feed, &query, false).await.expect_err("forwarded");
+        let why = look(&hub, &access, feed, &query, Origin { serializable: false, parts: &parts() })
+            .await
+            .expect_err("forwarded");
         assert_eq!(why, Read::ForwardedLate, "{cluster_id} at {revision}");
         assert!(!feed.is_serving() && feed.doubted().is_some());
     }

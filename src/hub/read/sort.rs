@@ -1,0 +1,229 @@
+//! [`Sorter`]: takes a read's key-values in the order of their keys, and gives them back sorted and limited.
+//!
+//! Not here: which key-values they are, see `walk`. Called by `walk` alone, which offers a few thousand at a time.
+//! Always holds: no call takes longer than it takes to sort [`RUN`] key-values; among equals, key-values stay in the order of their keys.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+    sync::Arc,
+    vec,
+};
+
+use smallvec::SmallVec;
+
+use super::{RangeQuery, SortOrder, SortTarget};
+use crate::{hub::listing, types::KeyValue};
+
+/// Key-values that are sorted at a time, which takes about a millisecond. Where fewer are wanted, no more are kept.
+const RUN: usize = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Sorter {
+    target: SortTarget,
+    order: SortOrder,
+    bare: bool,
+    /// Key-values that are wanted.
+    most: usize,
+    /// Key-values after which no more need to be looked at.
+    enough: usize,
+    offered: usize,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// In the order of their keys.
+    AsTheyCome(SmallVec<[Arc<KeyValue>; 1]>),
+    /// The first of all, where few are wanted; the last of them on top.
+    First(BinaryHeap<Item>),
+    /// Sorted parts, and what comes next.
+    Runs(Vec<vec::IntoIter<Item>>, Vec<Item>),
+}
+
+/// What a read gives.
+#[derive(Debug, Default)]
+pub(super) struct Sorted {
+    pub(super) kvs: SmallVec<[Arc<KeyValue>; 1]>,
+    /// How long they are, encoded.
+    pub(super) bytes: usize,
+}
+
+/// A key-value with what it is sorted by.
+#[derive(Debug)]
+struct Item {
+    /// Decides for all but long values.
+    rank: u64,
+    /// The place among the keys.
+    number: usize,
+    /// Where the rank is only the beginning of the value.
+    by_value: Option<SortOrder>,
+    kv: Arc<KeyValue>,
+}
+
+impl Sorter {
+    pub(super) fn new(query: &RangeQuery) -> Self {
+        // etcd sorts ascending where a target other than the key is given without an order.
+        let (as_they_come, order) = match (query.sort_target, query.sort_order) {
+            (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => (true, SortOrder::Ascend),
+            (_, SortOrder::None) => (false, SortOrder::Ascend),
+            (_, order) => (false, order),
+        };
+        let most = if query.limit == 0 { usize::MAX } else { query.limit };
+        let kept = if as_they_come {
+            Kept::AsTheyCome(SmallVec::new())
+        } else if most <= RUN {
+            Kept::First(BinaryHeap::new())
+        } else {
+            Kept::Runs(Vec::new(), Vec::new())
+        };
+        // One more than the limit tells whether there is more. etcd reads no more either where no order is named, and sorts these.
+        let all_first = !as_they_come && (query.sort_order != SortOrder::None || query.is_filtered());
+        let enough = if all_first { usize::MAX } else { most.saturating_add(1) };
+        Self { target: query.sort_target, order, bare: query.keys_only, most, enough, offered: 0, kept }
+    }
+
+    /// Takes the next key-value. False where no more are needed.
+    pub(super) fn offer(&mut self, kv: &Arc<KeyValue>) -> bool {
+        let number = self.offered;
+        self.offered += 1;
+        match &mut self.kept {
+            Kept::AsTheyCome(kvs) => {
+                if kvs.len() < self.most {
+                    kvs.push(kv.clone());
+                }
+            }
+            Kept::First(first) => {
+                let item = Item::new(kv, number, self.target, self.order);
+                if first.len() < self.most {
+                    first.push(item);
+                } else if let Some(mut last) = first.peek_mut()
+                    && item < *last
+                {
+                    *last = item;
+                }
+            }
+            Kept::Runs(runs, open) => {
+                open.push(Item::new(kv, number, self.target, self.order));
+                if open.len() == RUN {
+                    runs.push(run(std::mem::take(open)));
+                }
+            }
+        }
+        self.offered < self.enough
+    }
+
+    /// All were offered.
+    pub(super) fn finish(self) -> Finishing {
+        let more = self.offered > self.most;
+        let (runs, sorted) = match self.kept {
+            Kept::AsTheyCome(kvs) => (Vec::new(), Sorted { bytes: 0, kvs }),
+            Kept::First(first) => (vec![first.into_sorted_vec().into_iter()], Sorted::default()),
+            Kept::Runs(mut runs, open) => {
+                runs.push(run(open));
+                (runs, Sorted::default())
+            }
+        };
+        let mut finishing =
+            Finishing { more, bare: self.bare, most: self.most, runs, heads: BinaryHeap::new(), measured: 0, sorted };
+        for run in 0..finishing.runs.len() {
+            finishing.advance(run);
+        }
+        finishing
+    }
+}
+
+fn run(mut items: Vec<Item>) -> vec::IntoIter<Item> {
+    items.sort_unstable();
+    items.into_iter()
+}
+
+/// Puts sorted parts together, and measures them.
+#[derive(Debug)]
+pub(super) struct Finishing {
+    /// Whether the limit left some out.
+    pub(super) more: bool,
+    bare: bool,
+    most: usize,
+    runs: Vec<vec::IntoIter<Item>>,
+    /// The next of each run, and whose it is.
+    heads: BinaryHeap<Reverse<(Item, usize)>>,
+    /// Key-values whose length is counted.
+    measured: usize,
+    sorted: Sorted,
+}
+
+impl Finishing {
+    /// Goes on for about `steps` key-values. What came of it, once it is done.
+    pub(super) fn step(&mut self, steps: usize) -> Option<Sorted> {
+        for _ in 0..steps {
+            if self.sorted.kvs.len() < self.most
+                && let Some(Reverse((item, run))) = self.heads.pop()
+            {
+                self.sorted.kvs.push(item.kv);
+                self.advance(run);
+            }
+            let Some(kv) = self.sorted.kvs.get(self.measured) else { return Some(std::mem::take(&mut self.sorted)) };
+            self.sorted.bytes += listing::len(kv, self.bare);
+            self.measured += 1;
+        }
+        None
+    }
+
+    fn advance(&mut self, run: usize) {
+        if let Some(item) = self.runs[run].next() {
+            self.heads.push(Reverse((item, run)));
+        }
+    }
+}
+
+impl Item {
+    fn new(kv: &Arc<KeyValue>, number: usize, target: SortTarget, order: SortOrder) -> Self {
+        // Signed numbers in the order of unsigned ones.
+        let signed = |value: i64| value as u64 ^ 1 << 63;
+        let rank = match target {
+            SortTarget::Key => number as u64,
+            SortTarget::Version => signed(kv.version),
+            SortTarget::Create => signed(kv.create_revision.get()),
+            SortTarget::Mod => signed(kv.mod_revision.get()),
+            SortTarget::Value => beginning(kv.value()),
+        };
+        let rank = if order == SortOrder::Descend { !rank } else { rank };
+        let by_value = (target == SortTarget::Value).then_some(order);
+        Self { rank, number, by_value, kv: kv.clone() }
+    }
+}
+
+/// The first bytes of a value as a number: most values differ there, and are then compared without a look at their memory.
+fn beginning(value: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let len = value.len().min(bytes.len());
+    bytes[..len].copy_from_slice(&value[..len]);
+    u64::from_be_bytes(bytes)
+}
+
+impl Ord for Item {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_value = || match self.by_value {
+            None => Ordering::Equal,
+            Some(SortOrder::Descend) => other.kv.value().cmp(self.kv.value()),
+            Some(SortOrder::None | SortOrder::Ascend) => self.kv.value().cmp(other.kv.value()),
+        };
+        self.rank.cmp(&other.rank).then_with(by_value).then(self.number.cmp(&other.number))
+    }
+}
+
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Item {}

@@ -1,0 +1,256 @@
+//! [`Walk`]: a read that looks at many key-values or at many changes, in steps.
+//!
+//! Not here: where it runs, see `work`; what needs no walk, see `read`. A read at a past revision first collects, from the history, what the
+//! changes since then replaced, and then looks at the keys as they were.
+//! Always holds: a step takes about a millisecond at most, whatever the request, the snapshot and the history are like; the reply is of one
+//! revision.
+
+use std::{
+    collections::{BTreeMap, VecDeque, btree_map},
+    ops::Range,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    RangeQuery, RangeReply, ReadError,
+    sort::{Finishing, Sorter},
+};
+use crate::{
+    hub::{Feed, Listing, Snapshot},
+    types::{Entry, EventKind, Header, KeyValue, Revision},
+};
+
+/// Key-values, or changes, of a step.
+const STEP: usize = 2048;
+/// Memory that a key-value of a reply takes in its list.
+const POINTER: usize = size_of::<Arc<KeyValue>>();
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Walk {
+    query: RangeQuery,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Beginning,
+    Undoing(Changes),
+    Looking(Box<Look>),
+    Finishing(End),
+}
+
+/// What a reply has beside its key-values.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    header: Header,
+    /// Of the snapshot that was looked at.
+    epoch: u64,
+    count: usize,
+}
+
+#[derive(Debug)]
+struct End {
+    terms: Terms,
+    finishing: Box<Finishing>,
+}
+
+/// What changed since a past revision.
+#[derive(Debug)]
+struct Changes {
+    /// The first revision that is not taken from the history yet.
+    from: Revision,
+    epoch: Option<u64>,
+    /// Taken, and not looked at yet.
+    entries: VecDeque<Arc<Entry>>,
+    /// Events of the first of these that were looked at.
+    seen: usize,
+    /// Where the changes end, once all are taken.
+    newest: Option<Arc<Snapshot>>,
+    before: Before,
+    /// Keys that the range had more, with those that are new taken off.
+    more: isize,
+}
+
+/// What keys were before they changed, `None` where they were not there; and whether they are there now.
+type Before = BTreeMap<Bytes, (Option<Arc<KeyValue>>, bool)>;
+
+/// A look at keys, one after the other.
+#[derive(Debug)]
+struct Look {
+    snapshot: Arc<Snapshot>,
+    terms: Terms,
+    /// Where the keys are that were not looked at.
+    places: Range<usize>,
+    before: Before,
+    sorter: Sorter,
+}
+
+impl Walk {
+    pub(super) fn new(query: RangeQuery) -> Self {
+        Self { query, stage: Stage::Beginning }
+    }
+
+    /// Goes on for about a millisecond. The reply, or why there is none, once it is done.
+    pub(super) fn step(&mut self, feed: &Feed) -> Option<Result<RangeReply, ReadError>> {
+        match &mut self.stage {
+            Stage::Beginning => {
+                let now = feed.snapshot();
+                self.stage = match self.query.snapshot(feed, &now) {
+                    Ok(Some(snapshot)) => {
+                        if let Some(reply) = self.query.at_once(feed, &snapshot, now.header()) {
+                            return Some(Ok(reply));
+                        }
+                        let count = snapshot.map.count(&self.query.range);
+                        let terms = Terms { header: now.header(), epoch: snapshot.epoch, count };
+                        Stage::Looking(Box::new(Look::new(&self.query, snapshot, terms, Before::new())))
+                    }
+                    Ok(None) => Stage::Undoing(Changes::since(self.query.revision)),
+                    Err(error) => return Some(Err(error)),
+                };
+            }
+            Stage::Undoing(changes) => {
+                let snapshot = match changes.step(feed, &self.query) {
+                    Ok(None) => return None,
+                    Ok(Some(snapshot)) => snapshot,
+                    Err(error) => return Some(Err(error)),
+                };
+                let count = snapshot.map.count(&self.query.range).saturating_add_signed(changes.more);
+                if self.query.count_only {
+                    return Some(Ok(RangeReply::of_none(snapshot.header(), count)));
+                }
+                let terms = Terms { header: snapshot.header(), epoch: snapshot.epoch, count };
+                let before = std::mem::take(&mut changes.before);
+                self.stage = Stage::Looking(Box::new(Look::new(&self.query, snapshot, terms, before)));
+            }
+            Stage::Looking(look) => {
+                if look.step(&self.query) {
+                    let sorter = std::mem::replace(&mut look.sorter, Sorter::new(&self.query));
+                    let finishing = Box::new(sorter.finish());
+                    if finishing.more {
+                        self.query.goes_on(feed, &look.snapshot);
+                    }
+                    self.stage = Stage::Finishing(End { terms: look.terms, finishing });
+                }
+            }
+            Stage::Finishing(End { terms: Terms { header, epoch, count }, finishing }) => {
+                let sorted = finishing.step(STEP)?;
+                if feed.snapshot().epoch != *epoch {
+                    return Some(Err(ReadError::Overtaken));
+                }
+                let kvs = Listing::picked_of(sorted.kvs, sorted.bytes, self.query.keys_only);
+                return Some(Ok(RangeReply { header: *header, kvs, more: finishing.more, count: *count }));
+            }
+        }
+        None
+    }
+
+    /// About how much memory a reply has that is not shared with the snapshot.
+    pub(super) fn memory(reply: &RangeReply) -> usize {
+        reply.kvs.len() * POINTER
+    }
+}
+
+impl Changes {
+    fn since(revision: Revision) -> Self {
+        let (entries, before) = (VecDeque::new(), Before::new());
+        Self { from: revision.next(), epoch: None, entries, seen: 0, newest: None, before, more: 0 }
+    }
+
+    /// Looks at some changes. The snapshot that they lead to, once all were looked at.
+    fn step(&mut self, feed: &Feed, query: &RangeQuery) -> Result<Option<Arc<Snapshot>>, ReadError> {
+        for _ in 0..STEP {
+            let Some(entry) = self.entries.front() else {
+                if self.newest.is_some() {
+                    return Ok(self.newest.take());
+                }
+                let (entries, newest) = feed.since_step(self.from, &mut self.epoch).ok_or(ReadError::BeforeHistory)?;
+                self.from = entries.last().map_or(self.from, |last| last.revision.next());
+                self.entries.extend(entries);
+                self.newest = newest;
+                continue;
+            };
+            let Some(event) = entry.events().get(self.seen) else {
+                self.entries.pop_front();
+                self.seen = 0;
+                continue;
+            };
+            self.seen += 1;
+            if query.range.contains(event.kv.key()) {
+                let is_there = event.kind == EventKind::Put;
+                // The first change since then tells what the key was then, the last whether it is there now.
+                let change = match self.before.entry(event.kv.key_bytes()) {
+                    btree_map::Entry::Occupied(known) => known.into_mut(),
+                    // Compacted when the relay read it.
+                    btree_map::Entry::Vacant(_) if event.prev.is_none() && !event.is_create() => {
+                        return Err(ReadError::BeforeHistory);
+                    }
+                    btree_map::Entry::Vacant(first) => {
+                        self.more += isize::from(event.prev.is_some());
+                        first.insert((event.prev.clone(), false))
+                    }
+                };
+                self.more += isize::from(change.1) - isize::from(is_there);
+                change.1 = is_there;
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Look {
+    fn new(query: &RangeQuery, snapshot: Arc<Snapshot>, terms: Terms, before: Before) -> Self {
+        let places = snapshot.map.places(&query.range);
+        Self { snapshot, terms, places, before, sorter: Sorter::new(query) }
+    }
+
+    /// Looks at some keys. True once all that are needed were looked at.
+    fn step(&mut self, query: &RangeQuery) -> bool {
+        let Self { snapshot, places, before, sorter, .. } = self;
+        let mut left = STEP;
+        let mut enough = false;
+        let mut take = |kv: &Arc<KeyValue>| {
+            enough |= query.keeps(kv) && !sorter.offer(kv);
+            enough
+        };
+        let mut next = places.start;
+        snapshot.map.leaves(places.clone(), |leaf, places| {
+            for kv in &leaf.entries()[places] {
+                // What was before this key, and is gone.
+                while let Some(gone) = before.first_entry().filter(|gone| &gone.key()[..] < kv.key()) {
+                    if left == 0 || gone.remove().0.is_some_and(|was| take(&was)) {
+                        return false;
+                    }
+                    left -= 1;
+                }
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                next += 1;
+                let is_enough = match before.first_entry().filter(|changed| &changed.key()[..] == kv.key()) {
+                    Some(changed) => changed.remove().0.is_some_and(|was| take(&was)),
+                    None => take(kv),
+                };
+                if is_enough {
+                    return false;
+                }
+            }
+            true
+        });
+        places.start = next;
+        if places.start == places.end {
+            while left > 0
+                && let Some((_, (was, _))) = before.pop_first()
+            {
+                left -= 1;
+                if was.is_some_and(|was| take(&was)) {
+                    break;
+                }
+            }
+        }
+        enough || places.start == places.end && before.is_empty()
+    }
+}

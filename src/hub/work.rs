@@ -1,0 +1,385 @@
+//! [`Workers`]: the threads for reads that take the longer the more keys there are, and the queue before them.
+//!
+//! Not here: what such a read does, see `read`. On a connection's own thread it would hold up everything else there. Here reads take turns of
+//! about a millisecond: client by client, so that one who asks for much waits for itself and not others for it, and of each client
+//! connection by connection, in the order in which they came.
+//! Always holds:
+//! - no more threads are at work than half of the cores, at the least one; they end when there is nothing to do;
+//! - a client has one read under way, and [`BEGUN`] are under way in all; the others wait, and hold no snapshot meanwhile;
+//! - what waits is bounded for each client and in all, see [`Bounds`]; beyond it a read is refused;
+//! - a read whose [`Place`] is dropped is not gone on with.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::stats;
+use crate::types::ClientKey;
+
+/// Reads under way at a time, which bounds the memory that they take: about 32 bytes for each key of a feed.
+const BEGUN: usize = 8;
+/// How long a thread without work stays.
+const LINGER: Duration = Duration::from_secs(5);
+/// How much the threads stand back behind those that serve connections, where the cores do not do for all. See nice(2).
+const NICE: i32 = 10;
+
+/// What may wait, and what may be held by clients that do not take their replies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Reads of a client that wait.
+    pub(super) waiting: usize,
+    /// Bytes of these. All clients together have sixteen times as much, of which each then has an equal share.
+    pub(super) waiting_bytes: usize,
+    /// Bytes of a client's replies that are not taken yet; from there on its next read waits. All clients together have eight times as
+    /// much, and then only those begin a read who hold nothing.
+    pub(super) held_bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        // A thousand reads wait for some seconds. What is held is eight bytes for each key-value.
+        Self { waiting: 1024, waiting_bytes: 4 << 20, held_bytes: 32 << 20 }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The client.
+    pub client: ClientKey,
+    /// One of its connections, by a number of its own.
+    pub connection: u64,
+}
+
+/// Something that is done in steps.
+pub(super) trait Job: Send {
+    /// Goes on for about a millisecond. True once it is done, and whoever waits for it was told.
+    fn step(&mut self, share: &Share) -> bool;
+}
+
+/// The client has as much waiting as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Busy;
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Workers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wanted: Condvar,
+    bounds: Bounds,
+    most_threads: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    clients: HashMap<ClientKey, Client>,
+    /// Clients that may begin a read, next first.
+    to_begin: VecDeque<ClientKey>,
+    /// Reads under way that no thread has in hand, next first.
+    begun: VecDeque<Begun>,
+    /// All that are under way.
+    under_way: usize,
+    held_bytes: usize,
+    last: u64,
+    threads: usize,
+    idle: usize,
+}
+
+/// What a client has here; it is forgotten when that is nothing.
+#[derive(Default)]
+struct Client {
+    /// By connection, and in the order in which they came.
+    waiting: BTreeMap<Number, Waiting>,
+    waiting_bytes: usize,
+    held_bytes: usize,
+    /// The connection whose read was begun last.
+    last: u64,
+    is_under_way: bool,
+    /// It is in [`Queue::to_begin`].
+    may_begin: bool,
+}
+
+/// A connection and the number of a read.
+type Number = (u64, u64);
+
+struct Waiting {
+    job: Box<dyn Job>,
+    bytes: usize,
+    dropped: Arc<AtomicBool>,
+}
+
+struct Begun {
+    client: ClientKey,
+    job: Box<dyn Job>,
+    dropped: Arc<AtomicBool>,
+}
+
+/// The place of a read in the queue, and then among those under way.
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    client: ClientKey,
+    number: Number,
+    dropped: Arc<AtomicBool>,
+}
+
+/// Counts the memory of a reply for its client.
+pub(super) struct Share {
+    shared: Arc<Shared>,
+    client: ClientKey,
+}
+
+/// Memory of a reply, counted until this is dropped.
+pub(super) struct Held {
+    shared: Arc<Shared>,
+    client: ClientKey,
+    bytes: usize,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self::new(Bounds::default(), (cores / 2).max(1))
+    }
+}
+
+impl Workers {
+    fn new(bounds: Bounds, most_threads: usize) -> Self {
+        let (queue, wanted) = (Mutex::default(), Condvar::new());
+        Self { shared: Arc::new(Shared { queue, wanted, bounds, most_threads }) }
+    }
+
+    /// Queues a job that takes about so many bytes while it waits.
+    ///
+    /// # Errors
+    /// [`Busy`], where the client's bounds are reached, or the system has no thread.
+    pub(super) fn enter(&self, asker: Asker, bytes: usize, job: Box<dyn Job>) -> Result<Place, Busy> {
+        let Asker { client: key, connection } = asker;
+        let dropped = Arc::new(AtomicBool::new(false));
+        let mut queue = self.shared.queue.lock();
+        let Queue { clients, last, .. } = &mut *queue;
+        let others = clients.len();
+        let client = clients.entry(key).or_default();
+        if !client.waiting.is_empty() {
+            let share = self.shared.bounds.waiting_bytes.min(16 * self.shared.bounds.waiting_bytes / others.max(1));
+            if client.waiting.len() >= self.shared.bounds.waiting || client.waiting_bytes + bytes > share {
+                return Err(Busy);
+            }
+        }
+        *last += 1;
+        let number = (connection, *last);
+        client.waiting.insert(number, Waiting { job, bytes, dropped: dropped.clone() });
+        client.waiting_bytes += bytes;
+        queue.list(key, &self.shared.bounds);
+        stats::long_read(true);
+        let place = Place { shared: self.shared.clone(), client: key, number, dropped };
+        self.shared.rouse(queue)?;
+        Ok(place)
+    }
+}
+
+impl Shared {
+    /// Wakes a thread where there is something to do, or starts one.
+    fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) -> Result<(), Busy> {
+        let to_do = queue.to_begin.len() + queue.begun.len();
+        if to_do > 0 && queue.idle > 0 {
+            self.wanted.notify_one();
+        }
+        if to_do <= queue.idle || queue.threads >= self.most_threads {
+            return Ok(());
+        }
+        queue.threads += 1;
+        drop(queue);
+        let shared = self.clone();
+        let started = thread::Builder::new().name("long-reads".to_owned()).spawn(move || shared.work());
+        started.map(drop).or_else(|error| {
+            let mut queue = self.queue.lock();
+            queue.threads -= 1;
+            tracing::error!(%error, threads = queue.threads, "Cannot start a thread for long reads");
+            // Where there is another, it does the work.
+            if queue.threads > 0 { Ok(()) } else { Err(Busy) }
+        })
+    }
+
+    /// The life of a thread.
+    fn work(self: &Arc<Self>) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "Long reads get as much of the cores as anything else");
+        }
+        while let Some(mut begun) = self.next() {
+            let share = Share { shared: self.clone(), client: begun.client };
+            let is_dropped = begun.dropped.load(Ordering::Relaxed);
+            let is_over = is_dropped
+                || catch_unwind(AssertUnwindSafe(|| begun.job.step(&share))).unwrap_or_else(|_| {
+                    // Whoever waits is told by the job's end; the panic itself is in the log by now.
+                    tracing::error!("A long read failed by a fault of the relay's own");
+                    true
+                });
+            if is_over {
+                let client = begun.client;
+                // What it had goes before another begins.
+                drop(begun);
+                self.queue.lock().end(client, &self.bounds);
+            } else {
+                self.queue.lock().begun.push_back(begun);
+            }
+        }
+    }
+
+    /// The next read to go on with. `None` after a while without one.
+    fn next(&self) -> Option<Begun> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(next) = queue.next() {
+                return Some(next);
+            }
+            queue.idle += 1;
+            let waited = self.wanted.wait_for(&mut queue, LINGER);
+            queue.idle -= 1;
+            if waited.timed_out() && queue.begun.is_empty() && queue.to_begin.is_empty() {
+                queue.threads -= 1;
+                return None;
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// Lets a client begin a read when its turn comes, if it has one and may.
+    fn list(&mut self, key: ClientKey, bounds: &Bounds) {
+        let all = 8 * bounds.held_bytes;
+        let Some(client) = self.clients.get_mut(&key) else { return };
+        let fits = client.held_bytes == 0 || client.held_bytes < bounds.held_bytes && self.held_bytes < all;
+        if fits && !client.waiting.is_empty() && !client.is_under_way && !client.may_begin {
+            client.may_begin = true;
+            self.to_begin.push_back(key);
+        }
+    }
+
+    /// The next read to go on with, or to begin.
+    fn next(&mut self) -> Option<Begun> {
+        while self.under_way < BEGUN {
+            let Some(key) = self.to_begin.pop_front() else { break };
+            let Some(client) = self.clients.get_mut(&key) else { continue };
+            client.may_begin = false;
+            if let Some(waiting) = client.next() {
+                client.is_under_way = true;
+                self.under_way += 1;
+                return Some(Begun { client: key, job: waiting.job, dropped: waiting.dropped });
+            }
+            self.forget(key);
+        }
+        self.begun.pop_front()
+    }
+
+    /// A read is over.
+    fn end(&mut self, key: ClientKey, bounds: &Bounds) {
+        self.under_way -= 1;
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.is_under_way = false;
+        }
+        self.list(key, bounds);
+        self.forget(key);
+    }
+
+    /// Forgets a client that has nothing here.
+    fn forget(&mut self, key: ClientKey) {
+        let has_nothing = |client: &Client| {
+            client.waiting.is_empty() && client.held_bytes == 0 && !client.is_under_way && !client.may_begin
+        };
+        if self.clients.get(&key).is_some_and(has_nothing) {
+            self.clients.remove(&key);
+        }
+        if self.clients.is_empty() {
+            self.clients = HashMap::new();
+            self.to_begin = VecDeque::new();
+            self.begun = VecDeque::new();
+        }
+    }
+}
+
+impl Client {
+    /// The next read: the oldest of the connection after the one whose turn it was.
+    fn next(&mut self) -> Option<Waiting> {
+        let after = self.waiting.range((self.last.saturating_add(1), 0)..).next();
+        let number = *after.or_else(|| self.waiting.iter().next())?.0;
+        let waiting = self.waiting.remove(&number)?;
+        self.last = number.0;
+        self.waiting_bytes -= waiting.bytes;
+        Some(waiting)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.dropped.store(true, Ordering::Relaxed);
+        stats::long_read(false);
+        let removed = {
+            let mut queue = self.shared.queue.lock();
+            let client = queue.clients.get_mut(&self.client);
+            let removed = client.and_then(|client| {
+                let removed = client.waiting.remove(&self.number)?;
+                client.waiting_bytes -= removed.bytes;
+                Some(removed)
+            });
+            queue.forget(self.client);
+            removed
+        };
+        // Not under the lock.
+        drop(removed);
+    }
+}
+
+impl Share {
+    /// Counts so many bytes of a reply.
+    pub(super) fn hold(&self, bytes: usize) -> Held {
+        let mut queue = self.shared.queue.lock();
+        queue.held_bytes += bytes;
+        // A client with a read under way is here.
+        queue.clients.entry(self.client).or_default().held_bytes += bytes;
+        Held { shared: self.shared.clone(), client: self.client, bytes }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.held_bytes -= self.bytes;
+        if let Some(client) = queue.clients.get_mut(&self.client) {
+            client.held_bytes -= self.bytes;
+        }
+        queue.list(self.client, &self.shared.bounds);
+        queue.forget(self.client);
+        // Where no thread can be started, the next read that comes tries again.
+        self.shared.rouse(queue).ok();
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queue = self.shared.queue.lock();
+        f.debug_struct("Workers").field("clients", &queue.clients.len()).field("under_way", &queue.under_way).finish()
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
