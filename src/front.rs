@@ -4,12 +4,14 @@
 
 pub mod access;
 pub mod body;
+pub mod client;
 pub mod grpc;
 pub mod http;
 pub mod inspect;
 pub mod lainlet;
 pub mod listen;
 mod pieces;
+pub mod session;
 pub mod signal;
 
 pub use inspect::Inspect;

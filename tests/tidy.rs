@@ -65,6 +65,10 @@ const BARRED: &[(&str, &[&str], &str)] = &[
     ("front", &["etcd_client"], "a front never sees a source"),
 ];
 
+/// Names that must not appear in a part of a layer, which begins with this path, with the reason.
+const BARRED_BELOW: &[(&str, &[&str], &str)] =
+    &[("src/front/session", &["tonic", "hyper", "axum", "http"], "a session knows no transport")];
+
 /// Lines of a source file without its tests: beyond the first it should be split, beyond the second it must be.
 const LONG: usize = 600;
 const TOO_LONG: usize = 800;
@@ -86,6 +90,13 @@ fn layers_use_only_what_is_below_them() {
             }
         }
         for (_, names, reason) in BARRED.iter().filter(|(barred_in, ..)| *barred_in == layer) {
+            for name in names.iter().filter(|name| words(&code).any(|word| word == **name)) {
+                findings.push(format!("{}: names {name}, but {reason}", file.path.display()));
+            }
+        }
+        for (_, names, reason) in
+            BARRED_BELOW.iter().filter(|(below, ..)| file.path.to_string_lossy().starts_with(below))
+        {
             for name in names.iter().filter(|name| words(&code).any(|word| word == **name)) {
                 findings.push(format!("{}: names {name}, but {reason}", file.path.display()));
             }

@@ -9,15 +9,22 @@
 //! a relay should not be; so what is known is asked again every [`INTERVAL`], which is how long a change made elsewhere may take
 //! to show. A change made through this relay shows at once.
 //!
+//! Who may read a range may read each part of it, so the ranges of a stream are asked about together, and apart only where etcd says
+//! no to all of them, or cannot answer for them. Whoever asks what another asks gets the same answer (`memo`), and no client can make
+//! another's questions wait (`turns`).
+//!
 //! Always holds: unknown means no; while authentication is off the cost is one atomic load; a grant is believed for
-//! [`INTERVAL`] from the moment the question was put, and never across a change that the relay saw.
+//! [`INTERVAL`] from the moment the question was put, and never across a change that the relay saw; a denial is never believed by
+//! a read or a create that came after it.
 
 mod ask;
 mod changes;
 mod memo;
+mod turns;
 
 use std::{
     fmt,
+    hash::RandomState,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,21 +32,23 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use metrics::counter;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, watch},
+    task::coop,
     time::Instant,
 };
 
 pub use self::ask::{Denial, WireRange};
 use self::{
     ask::{Verdict, ask},
-    memo::Memo,
+    memo::{Memo, Question},
+    turns::{EACH, Turns},
 };
 use crate::{
-    front::grpc::GrpcService,
+    front::{client::Client, grpc::GrpcService},
     telemetry::{
         ReadyBoard,
         names::{self, Check},
@@ -51,10 +60,19 @@ use crate::{
 /// questions, and lets a client whose permission was taken away, or one without a name after authentication was enabled, see
 /// as much longer what it saw before.
 pub const INTERVAL: Duration = Duration::from_secs(5);
+/// How long a live watch goes on without etcd's word that its client may read it, while etcd's events come: nothing is sent later than
+/// this after a permission was taken away. Longer than [`INTERVAL`] and an answer take together.
+pub const LIMIT: Duration = Duration::from_secs(9);
 /// Between failures to learn whether authentication is on, doubled up to the interval.
 const RETRY: Duration = Duration::from_millis(200);
-/// Most questions under way at once: etcd answers each in well under a millisecond.
-const ASKS: usize = 64;
+/// Longest wait for one answer, where the relay's requests may not wait for less: several have to fit into [`LIMIT`].
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a range of several watches that etcd denied is not asked about again as a whole: its parts are.
+const SPLIT: Duration = Duration::from_secs(60);
+/// Most ranges, and bytes of them, that are looked at together: bounds the time that it takes to put them in order.
+const TOGETHER: (usize, usize) = (1024, 1 << 20);
+/// From how many bytes on a range takes its time to be read, and others get their turn first.
+const LARGE: usize = 64 << 10;
 
 /// Whether etcd asks for names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -77,19 +95,24 @@ pub struct Known {
     pub since: Instant,
 }
 
-/// Who a client says it is: the metadata by which etcd knows it.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Caller {
-    credentials: Arc<[(HeaderName, HeaderValue)]>,
-}
-
 /// Why a client does not get what it asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// etcd says no.
     Denied(Denial),
+    /// etcd answers, but cannot say for this range; in words for a log or a client.
+    Unanswerable(String),
     /// etcd did not say; in words for a log or a client.
     Unknown(String),
+}
+
+/// Which denials count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denials {
+    /// Those to questions that are put from now on: the client may have been given permission a moment ago.
+    New,
+    /// Those that grants would count from too.
+    Known,
 }
 
 /// See the module. Cheap to clone.
@@ -106,7 +129,8 @@ struct Shared {
     off: AtomicBool,
     known: watch::Sender<Known>,
     memo: Mutex<Memo>,
-    asks: Semaphore,
+    hasher: RandomState,
+    turns: Turns,
     doubt: Notify,
 }
 
@@ -118,11 +142,12 @@ impl Access {
         Self {
             shared: Arc::new(Shared {
                 upstream,
-                patience,
+                patience: patience.min(PATIENCE),
                 off: AtomicBool::new(false),
                 known,
                 memo: Mutex::new(Memo::new()),
-                asks: Semaphore::new(ASKS),
+                hasher: RandomState::new(),
+                turns: Turns::new(),
                 doubt: Notify::new(),
             }),
         }
@@ -135,11 +160,11 @@ impl Access {
         let mut said = Auth::Unknown;
         loop {
             let asked = Instant::now();
-            let wait = match self.put(&Caller::nobody(), &WireRange::probe()).await {
+            let wait = match self.put(&Client::relay(), &WireRange::probe()).await {
                 Verdict::Granted => self.learned(Auth::Off, asked),
                 Verdict::Denied(denial) if denial.is_of_caller() => self.learned(Auth::On, asked),
                 Verdict::Denied(denial) => Err(denial.reason()),
-                Verdict::Unknown(why) => Err(why),
+                Verdict::Unanswerable(why) | Verdict::Unknown(why) => Err(why),
             };
             let wait = match wait {
                 Ok(true) => {
@@ -155,7 +180,7 @@ impl Access {
                 Ok(false) => continue,
                 Err(why) => {
                     if pause == RETRY {
-                        tracing::debug!(why, "Cannot learn whether etcd's authentication is on; trying on");
+                        tracing::debug!(why, "Cannot learn whether etcd's authentication is on; asking again");
                     }
                     if let Some(hold) = &hold {
                         hold.explain(format!("etcd does not tell whether its authentication is on: {why}"));
@@ -208,7 +233,8 @@ impl Access {
     /// answers, nobody reads without a check.
     pub fn doubt(&self) {
         let now = Instant::now();
-        self.shared.memo.lock().forget(now);
+        let outdated = self.shared.memo.lock().forget(now);
+        drop(outdated);
         self.shared.known.send_modify(|known| {
             // Where names were asked for, each check tells by itself if that has ended.
             if known.auth == Auth::Off {
@@ -220,15 +246,53 @@ impl Access {
         self.shared.doubt.notify_one();
     }
 
-    /// Checks that `caller` may read `range`: true only where etcd said so within [`INTERVAL`].
-    pub async fn permits(&self, caller: &Caller, range: &WireRange) -> bool {
-        let since = Instant::now().checked_sub(INTERVAL).unwrap_or_else(Instant::now);
-        self.is_off() || self.verdict(caller, range, since).await == Verdict::Granted
+    /// From when on an answer counts in a look at live watches now: the same moment for all who look in the same [`INTERVAL`], so that
+    /// they share their questions.
+    #[must_use]
+    pub fn round(&self) -> Instant {
+        let since = self.known().since;
+        let rounds = since.elapsed().as_secs() / INTERVAL.as_secs();
+        u32::try_from(rounds).ok().and_then(|rounds| since.checked_add(INTERVAL * rounds)).unwrap_or_else(Instant::now)
     }
 
-    /// Checks each of `ranges` for `caller`, by answers to questions put at or after `since`. As few questions as will do: who
-    /// may read a range may read each part of it.
-    pub async fn check(&self, caller: &Caller, ranges: &[WireRange], since: Instant) -> Vec<Result<(), Refused>> {
+    /// Checks that `client` may read `range`: true only where etcd said so within [`INTERVAL`].
+    pub async fn permits(&self, client: &Client, range: &WireRange) -> bool {
+        let now = Instant::now();
+        let since = now.checked_sub(INTERVAL).unwrap_or(now);
+        self.is_off() || self.verdict(client, range, since, now).await == Verdict::Granted
+    }
+
+    /// Checks each of `ranges` for `client`, by grants of questions put at or after `since`. As few questions as will do: who may
+    /// read a range may read each part of it.
+    pub async fn check(
+        &self,
+        client: &Client,
+        ranges: &[WireRange],
+        since: Instant,
+        denials: Denials,
+    ) -> Vec<Result<(), Refused>> {
+        let mut results = Vec::with_capacity(ranges.len());
+        while results.len() < ranges.len() {
+            let rest = &ranges[results.len()..];
+            let mut bytes = 0;
+            let fits = |range: &&WireRange| {
+                bytes += range.bytes();
+                bytes <= TOGETHER.1
+            };
+            let together = rest.iter().take(TOGETHER.0).take_while(fits).count().max(1);
+            results.extend(self.check_together(client, &rest[..together], since, denials).await);
+        }
+        results
+    }
+
+    async fn check_together(
+        &self,
+        client: &Client,
+        ranges: &[WireRange],
+        since: Instant,
+        denials: Denials,
+    ) -> Vec<Result<(), Refused>> {
+        let denied_since = if denials == Denials::New { Instant::now() } else { since };
         let mut results = vec![Ok(()); ranges.len()];
         let mut sorted: Vec<(Option<KeyRange>, usize)> =
             ranges.iter().enumerate().map(|(index, range)| (range.parse(), index)).collect();
@@ -239,53 +303,90 @@ impl Access {
         if !whole.is_empty() {
             todo.push(whole);
         }
-        while let Some(slice) = todo.pop() {
-            let verdict = match slice {
-                [(_, index)] => self.verdict(caller, &ranges[*index], since).await,
-                _ => match span(slice) {
-                    Some(span) => self.verdict(caller, &span, since).await,
-                    None => continue,
-                },
-            };
+        let mut asking = FuturesUnordered::new();
+        loop {
+            while asking.len() < EACH
+                && let Some(slice) = todo.pop()
+            {
+                coop::consume_budget().await;
+                let range = match slice {
+                    [(_, index)] => ranges[*index].clone(),
+                    _ => match span(slice).filter(|span| span.can_be_asked() && !self.is_split(client, span)) {
+                        Some(span) => span,
+                        None => {
+                            todo.extend(halves(slice));
+                            continue;
+                        }
+                    },
+                };
+                asking.push(async move { (slice, self.verdict(client, &range, since, denied_since).await) });
+            }
+            let Some((slice, verdict)) = asking.next().await else { return results };
             let refused = match verdict {
                 Verdict::Granted => continue,
-                Verdict::Denied(denial) if slice.len() > 1 && !denial.is_of_caller() => {
-                    let (low, high) = slice.split_at(slice.len() / 2);
-                    todo.extend([low, high]);
+                Verdict::Denied(denial) if slice.len() == 1 || denial.is_of_caller() => Refused::Denied(denial),
+                Verdict::Unanswerable(why) if slice.len() == 1 => Refused::Unanswerable(why),
+                Verdict::Denied(_) | Verdict::Unanswerable(_) => {
+                    todo.extend(halves(slice));
                     continue;
                 }
-                Verdict::Denied(denial) => Refused::Denied(denial),
+                // Nobody answers: asking about each part would take as much longer.
                 Verdict::Unknown(why) => Refused::Unknown(why),
             };
             slice.iter().for_each(|(_, index)| results[*index] = Err(refused.clone()));
         }
-        results
     }
 
-    /// What etcd says, or said since.
-    async fn verdict(&self, caller: &Caller, range: &WireRange, since: Instant) -> Verdict {
-        if self.shared.memo.lock().has(caller, range, since) {
-            return Verdict::Granted;
+    /// Whether etcd denied a span of several ranges lately.
+    fn is_split(&self, client: &Client, span: &WireRange) -> bool {
+        let now = Instant::now();
+        let question = Question::new(&self.shared.hasher, &client.credentials, span);
+        self.shared.memo.lock().denied(&question, now.checked_sub(SPLIT).unwrap_or(now))
+    }
+
+    /// What etcd says, or said to a question put at `since` or later; where it denies, at `denied_since` or later.
+    async fn verdict(&self, client: &Client, range: &WireRange, mut since: Instant, denied_since: Instant) -> Verdict {
+        if !range.can_be_asked() {
+            return Verdict::Unanswerable(format!("the range is too large to be asked about: {}", range.bytes()));
         }
-        // The semaphore is never closed.
-        let Ok(_permit) = self.shared.asks.acquire().await else { return Verdict::Unknown("stopping".into()) };
-        let asked = Instant::now();
-        let verdict = self.put(caller, range).await;
+        if range.bytes() > LARGE {
+            tokio::task::yield_now().await;
+        }
+        let question = Question::new(&self.shared.hasher, &client.credentials, range);
+        loop {
+            let (answer, outdated) = {
+                let mut memo = self.shared.memo.lock();
+                match memo.find(&question, since, denied_since) {
+                    Some(answer) => (answer, None),
+                    None => memo.begin(&question, Instant::now()),
+                }
+            };
+            drop(outdated);
+            let verdict = answer.verdict(async || self.put_in_turn(client, question.range()).await).await;
+            if matches!(verdict, Verdict::Denied(_)) && answer.asked < denied_since {
+                // Another asked before this client came, and may do now what it could not do then.
+                since = since.max(denied_since);
+                continue;
+            }
+            return verdict;
+        }
+    }
+
+    async fn put_in_turn(&self, client: &Client, range: &WireRange) -> Verdict {
+        let _turn = self.shared.turns.take(client.key()).await;
+        let verdict = self.put(client, range).await;
         let outcome = match &verdict {
             Verdict::Granted => Check::Granted,
             Verdict::Denied(_) => Check::Denied,
-            Verdict::Unknown(_) => Check::Unknown,
+            Verdict::Unanswerable(_) | Verdict::Unknown(_) => Check::Unknown,
         };
         counter!(names::ACCESS_CHECKS, Check::LABEL => outcome.as_str()).increment(1);
-        if verdict == Verdict::Granted {
-            self.shared.memo.lock().remember(caller, range, asked, INTERVAL);
-        }
         verdict
     }
 
-    async fn put(&self, caller: &Caller, range: &WireRange) -> Verdict {
+    async fn put(&self, client: &Client, range: &WireRange) -> Verdict {
         let patience = self.shared.patience;
-        let question = ask(self.shared.upstream.clone(), &caller.credentials, range);
+        let question = ask(self.shared.upstream.clone(), &client.credentials, range);
         tokio::time::timeout(patience, question).await.unwrap_or_else(|_| {
             Verdict::Unknown(format!("etcd did not answer within {}", humantime::format_duration(patience)))
         })
@@ -309,46 +410,15 @@ impl Access {
     }
 }
 
-impl Caller {
-    /// The client that sent these headers.
-    #[must_use]
-    pub fn of(headers: &HeaderMap) -> Self {
-        let named = |name: &'static str| {
-            headers.get_all(name).into_iter().map(move |value| (HeaderName::from_static(name), value.clone()))
-        };
-        // etcd takes the first, and the second where the first is not there.
-        Self { credentials: named("token").chain(named("authorization")).collect() }
-    }
-
-    /// A client without a name.
-    #[must_use]
-    pub fn nobody() -> Self {
-        Self { credentials: Arc::default() }
-    }
-
-    /// Whether it gave anything to be known by.
-    #[must_use]
-    pub fn is_nobody(&self) -> bool {
-        self.credentials.is_empty()
-    }
-
-    /// About how much memory it takes.
-    fn bytes(&self) -> usize {
-        self.credentials.iter().map(|(_, value)| value.len() + 64).sum()
-    }
-}
-
-/// Tokens are secrets.
-impl fmt::Debug for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Caller").field("is_nobody", &self.is_nobody()).finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("known", &*self.known.borrow()).finish_non_exhaustive()
     }
+}
+
+/// Two parts of a slice of two and more.
+fn halves<T>(slice: &[T]) -> [&[T]; 2] {
+    slice.split_at(slice.len() / 2).into()
 }
 
 /// The smallest range that has all of `slice`.

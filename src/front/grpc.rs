@@ -19,8 +19,6 @@ mod reply;
 mod responses;
 mod service;
 mod services;
-mod watch;
-mod watch_access;
 mod watch_body;
 
 pub use self::{

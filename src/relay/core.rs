@@ -13,6 +13,7 @@ use crate::{
     front::{
         access::{Access, Auth, INTERVAL},
         grpc::{EtcdApi, GrpcService, Streams},
+        session::Sessions,
     },
     hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
     shutdown::Phases,
@@ -91,15 +92,13 @@ pub fn wire(
     // What passes through may change who may do what.
     let forward = access.noticing(forward);
     let streams = Streams::default();
-    let api = EtcdApi::new(
-        hub.clone(),
-        access.clone(),
-        forward.clone(),
-        streams.clone(),
-        config.watches.progress_notify_interval,
-        phases.clients.clone(),
-        phases.streams.clone(),
-    );
+    let sessions = Sessions {
+        hub: hub.clone(),
+        access: access.clone(),
+        progress_interval: config.watches.progress_notify_interval,
+        stop: phases.streams.clone(),
+    };
+    let api = EtcdApi::new(sessions, forward.clone(), streams.clone(), phases.clients.clone());
     let lainlet = (config.views.feeds != LainletFeeds::Off).then(|| {
         let (tasks, stop) = (phases.upkeep.clone(), phases.upstream.clone());
         Lainlet::new(config.views.lainlet.clone(), hub.clone(), tasks, stop)

@@ -79,6 +79,8 @@ pub const READS: &str = "etcd_relay_reads_total";
 pub const LONG_READS: &str = "etcd_relay_long_reads";
 /// Questions to etcd whether a client may read a range, by [`Check`].
 pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
+/// Watch streams that were ended because etcd did not confirm in time that their clients may read what they watch.
+pub const STREAMS_UNCONFIRMED: &str = "etcd_relay_watch_streams_unconfirmed_total";
 /// Changes of keys that views are made of, by [`Directory`] and [`Effect`].
 pub const VIEW_CHANGES: &str = "etcd_relay_view_changes_total";
 /// New states of what is asked for of views, by [`Directory`]. Each is rendered once for all who get it.
@@ -296,6 +298,8 @@ labels! {
         OutsideFeeds = "outside_feeds",
         /// The range's feed had no snapshot in time.
         Late = "late",
+        /// The range is too large for etcd to be asked about it.
+        TooLarge = "too_large",
     }
 }
 labels! {
@@ -609,6 +613,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
     (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
+    (
+        STREAMS_UNCONFIRMED,
+        "Watch streams ended because etcd did not confirm in time that their clients may read what they watch",
+    ),
     (VIEW_REQUESTS, "Requests for views, by what became of them"),
     (VIEW_MESSAGES, "Replies written to streams of views"),
     (VIEW_MESSAGE_BYTES, "Bytes of replies written to streams of views"),

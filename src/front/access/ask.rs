@@ -4,19 +4,26 @@
 //! of permission counts as a grant; whatever else comes does not.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use prost::Message as _;
 use tonic::{Code, Status, body::Body};
 use tower::ServiceExt as _;
 
-use crate::{front::grpc::GrpcService, pb::etcdserverpb::RangeRequest, types::KeyRange};
+use crate::{
+    front::{client::Credentials, grpc::GrpcService},
+    pb::etcdserverpb::RangeRequest,
+    types::KeyRange,
+};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// No store comes to this revision, so etcd refuses the read, once it has checked permission, without doing it.
 const NEVER: i64 = i64::MAX;
 /// The answer is an error or, from a server that knows no such revision, a count.
 const MAX_ANSWER: usize = 64 << 10;
+
+/// The largest question that etcd takes, with its default flags.
+const MAX_QUESTION: usize = 2 << 20;
 
 /// A range in the very bytes that a client gave: etcd checks permission before it gives meaning to them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +46,9 @@ pub struct Denial {
 pub(super) enum Verdict {
     Granted,
     Denied(Denial),
+    /// etcd took the question and cannot answer it: another one may do.
+    Unanswerable(String),
+    /// Nobody answered.
     Unknown(String),
 }
 
@@ -53,6 +63,18 @@ impl WireRange {
     pub fn of(range: &KeyRange) -> Self {
         let (key, range_end) = range.to_wire();
         Self { key, range_end }
+    }
+
+    /// Whether etcd takes a question about it. A watch on what cannot be asked about could not be taken away again.
+    #[must_use]
+    pub fn can_be_asked(&self) -> bool {
+        message(self).encoded_len() <= MAX_QUESTION
+    }
+
+    /// The bytes of both keys.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.range_end.len()
     }
 
     /// The keys; `None` where there are none.
@@ -82,17 +104,13 @@ impl Denial {
 }
 
 /// Asks etcd through `upstream` whether a client with these `credentials` may read `range`.
-pub(super) async fn ask(
-    upstream: GrpcService,
-    credentials: &[(HeaderName, HeaderValue)],
-    range: &WireRange,
-) -> Verdict {
+pub(super) async fn ask(upstream: GrpcService, credentials: &Credentials, range: &WireRange) -> Verdict {
     let mut request = Request::new(Body::new(Full::new(question(range))));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = http::Uri::from_static(RANGE);
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    for (name, value) in credentials {
+    for (name, value) in credentials.headers() {
         headers.append(name, value.clone());
     }
     let Ok(response) = upstream.oneshot(request).await;
@@ -111,7 +129,18 @@ pub(super) async fn ask(
 
 /// The gRPC message.
 fn question(range: &WireRange) -> Bytes {
-    let request = RangeRequest {
+    let request = message(range);
+    let len = request.encoded_len();
+    let mut framed = BytesMut::with_capacity(5 + len);
+    framed.put_u8(0);
+    // Larger ranges are not asked about.
+    framed.put_u32(len as u32);
+    framed.put_slice(&request.encode_to_vec());
+    framed.freeze()
+}
+
+fn message(range: &WireRange) -> RangeRequest {
+    RangeRequest {
         key: range.key.clone(),
         range_end: range.range_end.clone(),
         limit: 1,
@@ -119,14 +148,7 @@ fn question(range: &WireRange) -> Bytes {
         serializable: true,
         count_only: true,
         ..RangeRequest::default()
-    };
-    let len = request.encoded_len();
-    let mut message = BytesMut::with_capacity(5 + len);
-    message.put_u8(0);
-    // A request is at most as large as the client's, which was bounded.
-    message.put_u32(len as u32);
-    message.put_slice(&request.encode_to_vec());
-    message.freeze()
+    }
 }
 
 fn verdict(status: &Status) -> Verdict {
@@ -136,7 +158,10 @@ fn verdict(status: &Status) -> Verdict {
         Code::Ok | Code::OutOfRange => Verdict::Granted,
         Code::PermissionDenied | Code::Unauthenticated => denied(),
         Code::InvalidArgument if DENIALS.contains(&status.message()) => denied(),
-        code => Verdict::Unknown(format!("etcd answers {code:?}: {}", status.message())),
+        code @ (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => {
+            Verdict::Unknown(format!("etcd answers {code:?}: {}", status.message()))
+        }
+        code => Verdict::Unanswerable(format!("etcd answers {code:?}: {}", status.message())),
     }
 }
 
@@ -182,14 +207,24 @@ mod tests {
         let future = "etcdserver: mvcc: required revision is a future revision";
         assert_eq!(verdict(&Status::out_of_range(future)), Verdict::Granted);
         for status in [
-            Status::unavailable("no connection"),
+            Status::resource_exhausted("grpc: received message larger than max (2400000 vs. 2097152)"),
             Status::invalid_argument("etcdserver: key is not provided"),
             Status::unknown("?"),
             Status::internal("?"),
             Status::unimplemented("?"),
-            Status::cancelled("?"),
         ] {
+            assert!(matches!(verdict(&status), Verdict::Unanswerable(_)), "{status:?} says nothing");
+        }
+        for status in [Status::unavailable("no connection"), Status::deadline_exceeded("?"), Status::cancelled("?")] {
             assert!(matches!(verdict(&status), Verdict::Unknown(_)), "{status:?} is no answer");
         }
+    }
+
+    #[test]
+    fn what_etcd_would_not_take_is_not_asked() {
+        let range = |bytes: usize| WireRange { key: vec![b'k'; bytes].into(), range_end: Bytes::new() };
+        assert!(range(MAX_QUESTION - 64).can_be_asked());
+        assert!(!range(MAX_QUESTION - 8).can_be_asked());
+        assert_eq!(question(&range(MAX_QUESTION - 64)).len(), message(&range(MAX_QUESTION - 64)).encoded_len() + 5);
     }
 }

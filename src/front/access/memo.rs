@@ -1,116 +1,254 @@
-//! [`Memo`]: the grants that etcd gave lately.
+//! [`Memo`]: the questions that were put to etcd lately, with its answers, and those that are under way.
 //!
-//! Not here: denials, which are asked for each time, as etcd itself would be. Always holds: bounded in entries and in the size
-//! of each; nothing asked before the last change that the relay saw.
+//! Not here: how long an answer counts, which is up to who asks. Whoever asks the same as another waits for the same answer.
+//! Always holds: bounded in bytes, the ranges' own included, and of these each set of credentials has a share; nothing asked before
+//! the last change that the relay saw is found. What does not fit is asked without being kept. Ranges are hashed outside of the lock.
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
 
-use hashbrown::HashMap;
-use tokio::time::Instant;
+use bytes::Bytes;
+use hashbrown::{HashMap, HashTable};
+use tokio::{sync::OnceCell, time::Instant};
 
-use super::{Caller, WireRange};
+use super::{WireRange, ask::Verdict};
+use crate::front::client::Credentials;
 
-/// Most grants, of at most so many bytes each: 16 MiB in all.
-const ENTRIES: usize = 16 << 10;
-const ENTRY_BYTES: usize = 1 << 10;
+/// Bytes of a generation, of which there are two; and of these, most that one set of credentials fills.
+const GENERATION: usize = 16 << 20;
+const SHARE: usize = GENERATION / 16;
+/// About what an entry takes besides its range.
+const OVERHEAD: usize = 256;
+
+/// What is asked: hashed, so that looking for it takes no time under a lock.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    hash: u64,
+    credentials: Credentials,
+    range: WireRange,
+}
+
+/// A question's answer, once it is there.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// It was put at this moment, or later.
+    pub(super) asked: Instant,
+    verdict: OnceCell<Verdict>,
+}
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Memo {
-    /// When each was asked for.
-    grants: HashMap<(Caller, WireRange), Instant>,
+    young: Generation,
+    old: Generation,
     /// What was asked before does not count.
     floor: Instant,
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Generation {
+    answers: HashTable<(Question, Arc<Answer>)>,
+    bytes: usize,
+    shares: HashMap<Credentials, usize>,
+}
+
+impl Question {
+    pub(super) fn new(hasher: &RandomState, credentials: &Credentials, range: &WireRange) -> Self {
+        let hash = hasher.hash_one((credentials, range));
+        Self { hash, credentials: credentials.clone(), range: range.clone() }
+    }
+
+    pub(super) fn range(&self) -> &WireRange {
+        &self.range
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.credentials == other.credentials && self.range == other.range
+    }
+
+    fn bytes(&self) -> usize {
+        OVERHEAD + self.credentials.bytes() + self.range.key.len() + self.range.range_end.len()
+    }
+
+    /// With bytes of its own: what is kept must not hold on to the request that the range came in.
+    fn apart(&self) -> Self {
+        let range = WireRange {
+            key: Bytes::copy_from_slice(&self.range.key),
+            range_end: Bytes::copy_from_slice(&self.range.range_end),
+        };
+        Self { range, ..self.clone() }
+    }
+}
+
+impl Answer {
+    /// The answer, which `ask` brings where nobody else does. Where who asks gives up, another who waits asks in its place.
+    pub(super) async fn verdict<F: Future<Output = Verdict>>(&self, ask: impl FnOnce() -> F) -> Verdict {
+        self.verdict.get_or_init(ask).await.clone()
+    }
+}
+
 impl Memo {
     pub(super) fn new() -> Self {
-        Self { grants: HashMap::new(), floor: Instant::now() }
+        Self { young: Generation::default(), old: Generation::default(), floor: Instant::now() }
     }
 
-    /// Whether etcd granted this in answer to a question put at or after `since`.
-    pub(super) fn has(&self, caller: &Caller, range: &WireRange, since: Instant) -> bool {
-        // Handles only: the bytes are shared.
-        self.grants.get(&(caller.clone(), range.clone())).is_some_and(|asked| *asked >= since.max(self.floor))
-    }
-
-    /// Takes note of a grant asked for at `asked`; grants older than `age` make room first.
-    pub(super) fn remember(&mut self, caller: &Caller, range: &WireRange, asked: Instant, age: Duration) {
-        if asked < self.floor || caller.bytes() + range.key.len() + range.range_end.len() > ENTRY_BYTES {
-            return;
-        }
-        if self.grants.len() >= ENTRIES {
-            self.grants.retain(|_, asked| asked.elapsed() < age);
-            if self.grants.len() >= ENTRIES {
-                // More clients and ranges than fit: they ask again.
-                self.grants.clear();
-            }
-        }
-        // A copy: it must not hold on to the request that the range came in.
-        let range = WireRange {
-            key: bytes::Bytes::copy_from_slice(&range.key),
-            range_end: bytes::Bytes::copy_from_slice(&range.range_end),
+    /// The answer to this question, put at `since` or later, if it is under way or there: a grant, or a denial that was put at
+    /// `denied_since` or later.
+    pub(super) fn find(&self, question: &Question, since: Instant, denied_since: Instant) -> Option<Arc<Answer>> {
+        let answer = self.any(question)?;
+        let counts = match answer.verdict.get() {
+            None | Some(Verdict::Granted) => answer.asked >= since,
+            Some(Verdict::Denied(_)) => answer.asked >= since.max(denied_since),
+            Some(Verdict::Unanswerable(_) | Verdict::Unknown(_)) => false,
         };
-        self.grants.insert((caller.clone(), range), asked);
+        counts.then(|| answer.clone())
+    }
+
+    /// Whether etcd denied this range at `since` or later, to a client that it knows.
+    pub(super) fn denied(&self, question: &Question, since: Instant) -> bool {
+        self.any(question).is_some_and(|answer| {
+            answer.asked >= since
+                && matches!(answer.verdict.get(), Some(Verdict::Denied(denial)) if !denial.is_of_caller())
+        })
+    }
+
+    /// A question that is put now. Gives back memory to free, which is not to be done under a lock.
+    pub(super) fn begin(&mut self, question: &Question, now: Instant) -> (Arc<Answer>, Option<Generation>) {
+        let answer = Arc::new(Answer { asked: now, verdict: OnceCell::new() });
+        let bytes = question.bytes();
+        if let Some((_, known)) = self.young.answers.find_mut(question.hash, |(known, _)| known.is(question)) {
+            *known = answer.clone();
+            return (answer, None);
+        }
+        let mut outdated = None;
+        if self.young.bytes + bytes > GENERATION {
+            outdated = Some(std::mem::replace(&mut self.old, std::mem::take(&mut self.young)));
+        }
+        let share = self.young.shares.get(&question.credentials).copied().unwrap_or(0);
+        if share + bytes <= SHARE {
+            let own = question.apart();
+            self.young.shares.insert(own.credentials.clone(), share + bytes);
+            self.young.bytes += bytes;
+            self.young.answers.insert_unique(own.hash, (own, answer.clone()), |(known, _)| known.hash);
+        }
+        (answer, outdated)
     }
 
     /// Forgets all that was asked before `now`, also where the answer is still to come.
-    pub(super) fn forget(&mut self, now: Instant) {
-        self.grants.clear();
+    pub(super) fn forget(&mut self, now: Instant) -> [Generation; 2] {
         self.floor = now;
+        [std::mem::take(&mut self.young), std::mem::take(&mut self.old)]
+    }
+
+    fn any(&self, question: &Question) -> Option<&Arc<Answer>> {
+        [&self.young, &self.old]
+            .into_iter()
+            .find_map(|generation| generation.answers.find(question.hash, |(known, _)| known.is(question)))
+            .map(|(_, answer)| answer)
+            .filter(|answer| answer.asked >= self.floor)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue};
+    use std::time::Duration;
+
+    use http::{HeaderMap, HeaderName, HeaderValue};
 
     use super::*;
 
-    const AGE: Duration = Duration::from_secs(5);
+    struct Asking {
+        memo: Memo,
+        hasher: RandomState,
+    }
 
-    fn caller(token: &'static str) -> Caller {
-        Caller::of(&HeaderMap::from_iter([(http::HeaderName::from_static("token"), HeaderValue::from_static(token))]))
+    impl Asking {
+        fn new() -> Self {
+            Self { memo: Memo::new(), hasher: RandomState::new() }
+        }
+
+        fn question(&self, who: &Credentials, range: &WireRange) -> Question {
+            Question::new(&self.hasher, who, range)
+        }
+
+        async fn granted(&mut self, who: &Credentials, range: &WireRange) -> Instant {
+            let question = self.question(who, range);
+            let asked = Instant::now();
+            let (answer, _) = self.memo.begin(&question, asked);
+            answer.verdict(async || Verdict::Granted).await;
+            asked
+        }
+
+        fn has(&self, who: &Credentials, range: &WireRange, since: Instant) -> bool {
+            self.memo.find(&self.question(who, range), since, since).is_some()
+        }
+    }
+
+    fn who(token: &str) -> Credentials {
+        let value = HeaderValue::from_str(token).expect("a value");
+        Credentials::of(&HeaderMap::from_iter([(HeaderName::from_static("token"), value)]))
     }
 
     fn range(key: &str) -> WireRange {
-        WireRange { key: bytes::Bytes::copy_from_slice(key.as_bytes()), range_end: bytes::Bytes::new() }
+        WireRange { key: Bytes::copy_from_slice(key.as_bytes()), range_end: Bytes::new() }
     }
 
-    #[test]
-    fn a_grant_is_for_one_caller_and_one_range_and_no_longer_than_asked() {
-        let mut memo = Memo::new();
+    #[tokio::test]
+    async fn a_grant_is_for_one_client_and_one_range_and_no_longer_than_asked() {
+        let mut asking = Asking::new();
+        let asked = asking.granted(&who("alice"), &range("a")).await;
+        assert!(asking.has(&who("alice"), &range("a"), asked));
+        assert!(!asking.has(&who("alice"), &range("a"), asked + Duration::from_nanos(1)));
+        assert!(!asking.has(&who("bob"), &range("a"), asked));
+        assert!(!asking.has(&Credentials::none(), &range("a"), asked));
+        assert!(!asking.has(&who("alice"), &range("b"), asked));
+        let open = WireRange { range_end: Bytes::from_static(&[0]), ..range("a") };
+        assert!(!asking.has(&who("alice"), &open, asked));
+    }
+
+    #[tokio::test]
+    async fn a_change_outdates_what_was_asked_before_it_even_if_the_answer_comes_later() {
+        let mut asking = Asking::new();
+        let question = asking.question(&who("alice"), &range("b"));
+        let asked = asking.granted(&who("alice"), &range("a")).await;
+        let (late, _) = asking.memo.begin(&question, asked);
+        asking.memo.forget(asked + Duration::from_nanos(1));
+        late.verdict(async || Verdict::Granted).await;
+        assert!(!asking.has(&who("alice"), &range("a"), asked));
+        assert!(!asking.has(&who("alice"), &range("b"), asked));
+    }
+
+    #[tokio::test]
+    async fn who_asks_the_same_waits_for_the_same_answer_and_what_etcd_did_not_say_is_asked_again() {
+        let mut asking = Asking::new();
+        let question = asking.question(&who("alice"), &range("a"));
         let asked = Instant::now();
-        memo.remember(&caller("alice"), &range("a"), asked, AGE);
-        assert!(memo.has(&caller("alice"), &range("a"), asked));
-        assert!(!memo.has(&caller("alice"), &range("a"), asked + Duration::from_nanos(1)));
-        assert!(!memo.has(&caller("bob"), &range("a"), asked));
-        assert!(!memo.has(&Caller::nobody(), &range("a"), asked));
-        assert!(!memo.has(&caller("alice"), &range("b"), asked));
-        let open = WireRange { range_end: bytes::Bytes::from_static(&[0]), ..range("a") };
-        assert!(!memo.has(&caller("alice"), &open, asked));
+        let (first, _) = asking.memo.begin(&question, asked);
+        let second = asking.memo.find(&question, asked, asked).expect("it is under way");
+        assert!(Arc::ptr_eq(&first, &second));
+        first.verdict(async || Verdict::Unknown("away".into())).await;
+        let same = second.verdict(async || unreachable!("it was asked")).await;
+        assert_eq!(same, Verdict::Unknown("away".into()));
+        assert!(asking.memo.find(&question, asked, asked).is_none());
     }
 
-    #[test]
-    fn a_change_outdates_what_was_asked_before_it_even_if_the_answer_comes_later() {
-        let mut memo = Memo::new();
-        let asked = Instant::now();
-        memo.remember(&caller("alice"), &range("a"), asked, AGE);
-        memo.forget(asked + Duration::from_millis(1));
-        memo.remember(&caller("alice"), &range("b"), asked, AGE);
-        assert!(!memo.has(&caller("alice"), &range("a"), asked));
-        assert!(!memo.has(&caller("alice"), &range("b"), asked));
-    }
-
-    #[test]
-    fn it_does_not_grow_beyond_its_bounds() {
-        let mut memo = Memo::new();
-        for number in 0..ENTRIES + 10 {
-            memo.remember(&caller("alice"), &range(&number.to_string()), Instant::now(), AGE);
+    #[tokio::test]
+    async fn it_does_not_grow_beyond_its_bounds_and_one_client_fills_its_share_alone() {
+        let mut asking = Asking::new();
+        let asked = asking.granted(&who("bob"), &range("a")).await;
+        let large = "x".repeat(64 << 10);
+        for number in 0..1000 {
+            asking.granted(&who("alice"), &range(&format!("{number}{large}"))).await;
         }
-        assert!(memo.grants.len() <= ENTRIES);
-        let before = memo.grants.len();
-        memo.remember(&caller("alice"), &range(&"x".repeat(ENTRY_BYTES)), Instant::now(), AGE);
-        assert_eq!(memo.grants.len(), before, "what is too large is not kept");
+        assert!(asking.memo.young.bytes <= SHARE + 1024, "{}", asking.memo.young.bytes);
+        assert!(asking.has(&who("bob"), &range("a"), asked), "another's answers stay");
+        for number in 0..64 {
+            for part in 0..15 {
+                asking.granted(&who(&number.to_string()), &range(&format!("{part}{large}"))).await;
+            }
+        }
+        assert!(asking.memo.young.bytes <= GENERATION && asking.memo.old.bytes <= GENERATION);
     }
 }

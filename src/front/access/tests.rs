@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::BodyExt as _;
 use prost::Message as _;
 use tonic::{Status, body::Body};
@@ -26,11 +26,14 @@ struct FakeEtcd {
     users: Arc<Mutex<Option<Users>>>,
     away: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
+    /// Larger questions are refused, as by etcd's `--max-request-bytes`.
+    largest: Arc<AtomicUsize>,
 }
 
 impl FakeEtcd {
     fn with(users: &[(&'static str, &[KeyRange])]) -> Self {
         let etcd = Self::default();
+        etcd.largest.store(usize::MAX, Ordering::Relaxed);
         etcd.set(users);
         etcd
     }
@@ -61,6 +64,9 @@ impl FakeEtcd {
         }
         let token = request.headers().get("token").map(|token| token.to_str().expect("a token").to_owned());
         let body = request.into_body().collect().await.expect("a body").to_bytes();
+        if body.len() > self.largest.load(Ordering::Relaxed).max(1024) {
+            return Status::resource_exhausted("grpc: received message larger than max").into_http();
+        }
         let range = RangeRequest::decode(&body[5..]).expect("a request");
         assert!(range.serializable && range.count_only && range.revision == i64::MAX);
         let range = KeyRange::from_wire(range.key, range.range_end).expect("a range with keys");
@@ -78,8 +84,9 @@ impl FakeEtcd {
     }
 }
 
-fn caller(token: &str) -> Caller {
-    Caller::of(&HeaderMap::from_iter([(HeaderName::from_static("token"), token.parse().expect("a value"))]))
+fn caller(token: &str) -> Client {
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("token"), token.parse().expect("a value"))]);
+    Client::of(&headers, &http::Extensions::new())
 }
 
 fn keys(keys: &[&str]) -> Vec<WireRange> {
@@ -106,7 +113,7 @@ async fn before_etcd_answers_nothing_is_permitted_and_readiness_is_held_back() {
     let task = tokio::spawn(access.clone().run(ready.clone()));
     assert_eq!(access.wait_known(PATIENCE).await, Auth::Unknown);
     assert!(!access.is_off() && !ready.is_ready());
-    assert!(!access.permits(&Caller::nobody(), &keys(&["a"])[0]).await);
+    assert!(!access.permits(&Client::relay(), &keys(&["a"])[0]).await);
     etcd.away.store(false, Ordering::Relaxed);
     assert_eq!(access.wait_known(PATIENCE * 2).await, Auth::Off);
     ready.wait_for(true).await;
@@ -149,16 +156,17 @@ async fn many_ranges_take_few_questions_and_each_gets_its_own_answer() {
     let access = Access::new(etcd.service(), PATIENCE);
     let names: Vec<String> = (0..1000).map(|number| format!("/a/{number}")).collect();
     let inside: Vec<&str> = names.iter().map(String::as_str).collect();
-    let results = access.check(&caller("alice"), &keys(&inside), Instant::now()).await;
+    let results = access.check(&caller("alice"), &keys(&inside), Instant::now(), Denials::New).await;
     assert!(results.iter().all(Result::is_ok));
     assert_eq!(etcd.asked(), 1);
 
-    let results = access.check(&caller("alice"), &keys(&["/c/1", "/b/1", "/a/1", "/b/2"]), Instant::now()).await;
+    let results =
+        access.check(&caller("alice"), &keys(&["/c/1", "/b/1", "/a/1", "/b/2"]), Instant::now(), Denials::New).await;
     let denied: Vec<bool> = results.iter().map(Result::is_err).collect();
     assert_eq!(denied, [false, true, false, true]);
 
     let before = etcd.asked();
-    let results = access.check(&caller("mallory"), &keys(&inside), Instant::now()).await;
+    let results = access.check(&caller("mallory"), &keys(&inside), Instant::now(), Denials::New).await;
     assert!(results.iter().all(|result| matches!(result, Err(Refused::Denied(denial)) if denial.is_of_caller())));
     assert_eq!(etcd.asked(), before + 1, "whom etcd does not know it denies every range");
 }
@@ -170,7 +178,7 @@ async fn a_grant_is_remembered_for_its_caller_alone_and_not_past_a_change() {
     let range = &keys(&["/a/1"])[0];
     assert!(access.permits(&caller("alice"), range).await && access.permits(&caller("alice"), range).await);
     assert_eq!(etcd.asked(), 1);
-    assert!(!access.permits(&caller("bob"), range).await && !access.permits(&Caller::nobody(), range).await);
+    assert!(!access.permits(&caller("bob"), range).await && !access.permits(&Client::relay(), range).await);
     etcd.set(&[("alice", &[])]);
     let forward = access.noticing(etcd.service());
     let revoke = Request::post("/etcdserverpb.Auth/RoleRevokePermission").body(Body::empty()).expect("a request");
@@ -183,6 +191,56 @@ async fn where_etcd_does_not_answer_nothing_is_permitted() {
     let etcd = FakeEtcd::with(&[("alice", &[prefix("/a/")])]);
     let access = Access::new(etcd.service(), PATIENCE);
     etcd.away.store(true, Ordering::Relaxed);
-    let results = access.check(&caller("alice"), &keys(&["/a/1", "/a/2"]), Instant::now()).await;
+    let results = access.check(&caller("alice"), &keys(&["/a/1", "/a/2"]), Instant::now(), Denials::New).await;
     assert!(results.iter().all(|result| matches!(result, Err(Refused::Unknown(_)))));
+}
+
+#[tokio::test]
+async fn what_is_too_much_for_one_question_is_asked_in_parts_and_no_denial_is_missed() {
+    let etcd = FakeEtcd::with(&[("alice", &[prefix("/a/")])]);
+    etcd.largest.store(64 << 10, Ordering::Relaxed);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let long = |start: &str, end: char| format!("{start}{}{end}", "x".repeat(40 << 10));
+    let names = [long("/a/", '1'), long("/a/", '2'), long("/b/", '1'), "/a/3".to_owned()];
+    let ranges = keys(&names.each_ref().map(String::as_str));
+    let results = access.check(&caller("alice"), &ranges, Instant::now(), Denials::New).await;
+    let denied: Vec<bool> = results.iter().map(|result| matches!(result, Err(Refused::Denied(_)))).collect();
+    assert_eq!(denied, [false, false, true, false], "{results:?}");
+    // One that is too much by itself says so, and the others are asked about all the same.
+    let names = [long("/a/", '1').repeat(2), "/b/2".to_owned(), "/a/3".to_owned()];
+    let ranges = keys(&names.each_ref().map(String::as_str));
+    let results = access.check(&caller("alice"), &ranges, Instant::now(), Denials::New).await;
+    assert!(matches!(results[..], [Err(Refused::Unanswerable(_)), Err(Refused::Denied(_)), Ok(())]), "{results:?}");
+}
+
+#[tokio::test]
+async fn streams_of_one_client_share_their_questions_and_what_was_denied_together_is_asked_apart() {
+    let names: Vec<String> = (0..60).map(|number| format!("/k/{number:02}")).collect();
+    let granted: Vec<KeyRange> = names.iter().map(|name| KeyRange::single(name.clone().into())).collect();
+    let etcd = FakeEtcd::with(&[("alice", &granted)]);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let ranges = keys(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let round = async || {
+        let (since, before) = (Instant::now(), etcd.asked());
+        let client = caller("alice");
+        let checks = (0..400).map(|_| access.check(&client, &ranges, since, Denials::Known));
+        let results = futures_util::future::join_all(checks).await;
+        assert!(results.iter().flatten().all(Result::is_ok));
+        etcd.asked() - before
+    };
+    let first = round().await;
+    assert!(first <= 120, "{first} questions for 60 keys and what spans them");
+    let second = round().await;
+    assert_eq!(second, 60, "one question a key");
+}
+
+#[tokio::test]
+async fn a_denial_is_not_believed_by_who_comes_later() {
+    let etcd = FakeEtcd::with(&[("alice", &[])]);
+    let access = Access::new(etcd.service(), PATIENCE);
+    let range = &keys(&["/a/1"])[0];
+    let since = Instant::now();
+    assert!(access.check(&caller("alice"), std::slice::from_ref(range), since, Denials::New).await[0].is_err());
+    etcd.set(&[("alice", &[prefix("/a/")])]);
+    assert!(access.check(&caller("alice"), std::slice::from_ref(range), since, Denials::New).await[0].is_ok());
 }

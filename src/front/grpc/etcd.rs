@@ -1,28 +1,26 @@
 //! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory, `Watch.Watch` and `KV.Range`.
 //!
-//! Not here: how; see `watch`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are looked at
-//! before (`guard`).
+//! Not here: how; see `front::session`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are
+//! looked at before (`guard`).
 
 use std::{
     fmt,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use futures_util::FutureExt as _;
+use futures_util::TryStreamExt as _;
 use http::{Request, Response, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use metrics::{Counter, counter};
 use serde_json::{Map, Value, json};
 use slab::Slab;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Streaming, body::Body, codec::BufferSettings};
+use tokio_util::task::TaskTracker;
+use tonic::{Status, Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
 use tower::ServiceExt as _;
 
@@ -33,27 +31,22 @@ use super::{
     range::{self, Answer},
     reply::{Reply, read, refuse, refuse_compressed, respond},
     service::mark_client,
-    watch::Requests,
-    watch_access::StreamAccess,
     watch_body::WatchBody,
 };
 use crate::{
     front::{
-        access::{Access, Caller},
         body::{BoxError, RequestBody},
-        listen::{ClientAddr, ConnectionId},
+        client::Client,
+        listen::ConnectionId,
+        session::Sessions,
     },
-    hub::{Hub, Outbox, OutboxStats, StreamEnd},
+    hub::{Outbox, OutboxStats, StreamEnd},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
-    types::{ClientKey, Revision},
 };
 
 /// Bytes that a stream keeps for reading its requests, which are about fifty each.
 const REQUEST_BUFFER: usize = 256;
-
-/// The end of a stream whose requests nobody acts on any more.
-const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; open another";
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
@@ -65,13 +58,10 @@ pub struct EtcdApi {
 
 #[derive(Debug)]
 struct Shared {
-    hub: Arc<Hub>,
-    access: Access,
+    sessions: Sessions,
     forward: GrpcService,
     streams: Streams,
-    progress_interval: Duration,
     tasks: TaskTracker,
-    stop: CancellationToken,
     reads: Reads,
 }
 
@@ -98,20 +88,11 @@ impl fmt::Debug for Reads {
 }
 
 impl EtcdApi {
-    /// Answers from `hub` what `access` grants to the client; what it cannot answer goes to `forward`. Watches that ask for it
-    /// are told their progress every `progress_interval`. Streams end when `stop` is done; `tasks` are then done soon.
+    /// Answers watches by `sessions` and reads from their hub; what it cannot answer goes to `forward`. `tasks` are done soon after
+    /// the sessions were told to stop.
     #[must_use]
-    pub fn new(
-        hub: Arc<Hub>,
-        access: Access,
-        forward: GrpcService,
-        streams: Streams,
-        progress_interval: Duration,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
-        let reads = Reads::new();
-        Self { shared: Arc::new(Shared { hub, access, forward, streams, progress_interval, tasks, stop, reads }) }
+    pub fn new(sessions: Sessions, forward: GrpcService, streams: Streams, tasks: TaskTracker) -> Self {
+        Self { shared: Arc::new(Shared { sessions, forward, streams, tasks, reads: Reads::new() }) }
     }
 
     fn watch(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
@@ -119,33 +100,16 @@ impl EtcdApi {
             return refuse(&status).map(EtcdBody::Reply);
         }
         let shared = &*self.shared;
-        let client = request.extensions().get().copied().map_or(ClientKey::RELAY, ClientAddr::key);
-        let outbox = Outbox::new(shared.hub.limits().outbox, client);
-        let listed =
-            request.extensions().get::<ConnectionId>().map(|connection| shared.streams.list(*connection, &outbox));
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
-        let caller = Caller::of(request.headers());
+        let client = Client::of(request.headers(), request.extensions());
+        let connection = client.connection;
+        let session = shared.sessions.open(client, requires_leader);
+        let listed = connection.map(|connection| shared.streams.list(connection, session.outbox()));
+        let body = WatchBody::new(session.outbox().clone(), listed);
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
-        let body = WatchBody::new(outbox.clone(), listed);
-        let requests = Requests {
-            hub: shared.hub.clone(),
-            access: StreamAccess { access: shared.access.clone(), caller, outbox: outbox.clone() },
-            outbox: outbox.clone(),
-            requests,
-            requires_leader,
-            progress_interval: shared.progress_interval,
-            stop: shared.stop.clone(),
-            current: shared.hub.header().at(Revision::ZERO),
-        };
-        // A client must not wait for a task that is gone: a panic is an end that it is told of.
-        let run = AssertUnwindSafe(requests.run()).catch_unwind().map(move |ended| {
-            if ended.is_err() {
-                outbox.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
-            }
-        });
-        shared.tasks.spawn(run);
+        shared.tasks.spawn(session.run(requests.map_err(|status| ended_by(&status))));
         respond(EtcdBody::Watch(body))
     }
 
@@ -156,7 +120,7 @@ impl EtcdApi {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
-        match range::answer(&shared.hub, &shared.access, &parts, &body).await {
+        match range::answer(&shared.sessions.hub, &shared.sessions.access, &parts, &body).await {
             Answer::Local(reply, how) => {
                 shared.reads.count(how);
                 respond(EtcdBody::Reply(reply))
@@ -192,6 +156,14 @@ impl EtcdApi {
         let Ok(response) = self.shared.forward.clone().oneshot(request).await;
         response.map(EtcdBody::Forwarded)
     }
+}
+
+/// The client's side broke off: a request that is too large or cannot be decoded, with etcd's codes; or the connection, and then
+/// nobody is there to hear.
+fn ended_by(status: &Status) -> StreamEnd {
+    let text = format!("etcd-relay: the watch request cannot be read: {}", status.message());
+    // tonic's code for a message over its limit.
+    if status.code() == tonic::Code::OutOfRange { StreamEnd::TooLarge(text) } else { StreamEnd::Malformed(text) }
 }
 
 impl Local for EtcdApi {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, request::Parts};
+use http::request::Parts;
 use prost::{Message as _, encoding::encoded_len_varint};
 use tonic::Status;
 
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     front::{
-        access::{Access, Auth, Caller, WireRange},
+        access::{Access, Auth, WireRange},
+        client::Client,
         listen::{ClientAddr, ConnectionId},
     },
     hub::{
@@ -84,7 +85,7 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
     let mut granted = None;
     if !off {
         // Boxed, since reads without a check would have to be as large.
-        if !Box::pin(is_granted(access, &parts.headers, &query.range)).await {
+        if !Box::pin(is_granted(access, parts, &query.range)).await {
             return Answer::Forward(Read::ForwardedAccess);
         }
         granted = Some(Instant::now());
@@ -103,7 +104,7 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
     }
     // A long read may have waited for its turn for longer than a grant is believed.
     if granted.is_some_and(|granted: Instant| granted.elapsed() > GRANT_PATIENCE)
-        && !Box::pin(is_granted(access, &parts.headers, &query.range)).await
+        && !Box::pin(is_granted(access, parts, &query.range)).await
     {
         return Answer::Forward(Read::ForwardedAccess);
     }
@@ -176,10 +177,11 @@ async fn look(
     Ok((reply, how))
 }
 
-/// Whether the client that sent these headers may read the range. Unknown is no time to wait here: etcd can answer.
-async fn is_granted(access: &Access, headers: &HeaderMap, range: &KeyRange) -> bool {
+/// Whether the client that sent the request may read the range. Unknown is no time to wait here: etcd can answer.
+async fn is_granted(access: &Access, parts: &Parts, range: &KeyRange) -> bool {
     // The very bytes that came: a range with a key is written as it was read.
-    access.known().auth == Auth::On && access.permits(&Caller::of(headers), &WireRange::of(range)).await
+    let client = Client::of(&parts.headers, &parts.extensions);
+    access.known().auth == Auth::On && access.permits(&client, &WireRange::of(range)).await
 }
 
 /// Up to when etcd says that a past revision can be read; `None` where it cannot say so in time.

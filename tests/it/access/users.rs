@@ -9,8 +9,8 @@ use etcd_relay::pb::{
     authpb::{Permission, permission},
     etcdserverpb::{
         AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
-        AuthUserChangePasswordRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthenticateRequest,
-        RangeRequest, RangeResponse, auth_client::AuthClient,
+        AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest,
+        AuthenticateRequest, RangeRequest, RangeResponse, auth_client::AuthClient,
     },
 };
 use tempfile::NamedTempFile;
@@ -109,6 +109,26 @@ impl Users {
         self.auth.clone().user_revoke_role(with_token(Some(root), request)).await.expect("revoke role");
     }
 
+    /// Takes a user away, and all its tokens.
+    pub(super) async fn delete(&self, user: &str, root: &str) {
+        let request = AuthUserDeleteRequest { name: user.into() };
+        self.auth.clone().user_delete(with_token(Some(root), request)).await.expect("delete user");
+    }
+
+    /// Lets a user read each of these keys, while authentication is off.
+    pub(super) async fn grant_keys(&self, user: &str, keys: &[String]) {
+        let mut auth = self.auth.clone();
+        auth.role_add(AuthRoleAddRequest { name: "keys".into() }).await.expect("role add");
+        for key in keys {
+            let perm = Permission { perm_type: permission::Type::Read.into(), key: bytes(key), ..Default::default() };
+            auth.role_grant_permission(AuthRoleGrantPermissionRequest { name: "keys".into(), perm: Some(perm) })
+                .await
+                .expect("grant permission");
+        }
+        let grant = AuthUserGrantRoleRequest { user: user.into(), role: "keys".into() };
+        auth.user_grant_role(grant).await.expect("grant role");
+    }
+
     /// Changes a password to what it was.
     pub(super) async fn change_password(&self, user: &str, root: &str) {
         let request = AuthUserChangePasswordRequest { name: user.into(), password: user.into(), ..Default::default() };
@@ -128,7 +148,8 @@ pub(super) async fn range(endpoint: &str, token: Option<&str>, request: RangeReq
     kv.range(with_token(token, request)).await.map(tonic::Response::into_inner)
 }
 
-fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
+/// The message, as whoever has the token sends it.
+pub(super) fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(token) = token {
         request.metadata_mut().insert("token", token.parse().expect("a token is ASCII"));

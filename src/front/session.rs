@@ -1,0 +1,445 @@
+//! [`Session`]: one client's watches, from its requests to the queue that its answers are taken from. It knows no transport: a front
+//! gives it requests as a stream and sends what the [`Outbox`] gives.
+//!
+//! A request is parsed (`step`), permitted (`permission`), waits until the feeds have the cluster's current revision, and is acted on
+//! in the hub. The relay asks for the current revision once for all requests that came together (and for all streams that ask at the
+//! time): so that answers name the revision that etcd would name, and a watch "from now" shows no write made before. Where upstream does
+//! not answer, requests are served from what the feed has, as by an etcd member without a leader.
+//!
+//! A create whose feed has no snapshot yet waits, and what comes behind it waits with it (`waiting`), but for cancels of other watches
+//! and for progress.
+//! Always holds: answers to creates come in the order of the creates; a client that does not read is not read from; a client whose
+//! requests never pause gets its progress notifications all the same.
+//! Source of the semantics: docs/promises.md, section 2; etcd's v3rpc/watch.go.
+
+mod permission;
+mod step;
+mod waiting;
+
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
+use metrics::counter;
+use prost::Message as _;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    permission::Permission,
+    step::{Step, step},
+    waiting::{Waiting, Wanted},
+};
+use super::{
+    access::{Access, WireRange},
+    client::Client,
+};
+use crate::{
+    hub::{
+        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError,
+        upstream::UpstreamError,
+    },
+    pb::etcdserverpb::WatchRequest,
+    telemetry::names::{self, Refusal},
+    types::{Header, Revision},
+};
+
+/// Most requests that are acted on together, and about how many bytes of them.
+const BATCH: (usize, usize) = (1024, 1 << 20);
+/// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
+/// feed has.
+const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a create waits for its feed's first snapshot before it is refused; on a stream without watches, before the stream is
+/// ended, for the client to try elsewhere.
+const SERVING_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a progress request on several feeds is tried while one is ahead of another.
+const PROGRESS_TRIES: usize = 10;
+
+/// etcd's text for creates that it refuses.
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+
+/// The end of a stream whose requests nobody acts on any more.
+const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; open another";
+
+/// What all sessions of a relay share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Where the feeds are.
+    pub hub: Arc<Hub>,
+    /// Who may watch what.
+    pub access: Access,
+    /// Between progress notifications.
+    pub progress_interval: Duration,
+    /// The relay stops.
+    pub stop: CancellationToken,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    shared: Sessions,
+    outbox: Arc<Outbox>,
+    permission: Permission,
+    /// The client wants the stream to end where there is no leader.
+    requires_leader: bool,
+    /// Who answered when the cluster's revision was last asked, and what it was.
+    current: Header,
+    waiting: Waiting,
+}
+
+/// Requests that came together, and what came behind them.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<WatchRequest>,
+    bytes: usize,
+    /// The end of the requests: the client's word that it has no more, or why they broke off.
+    end: Option<Result<(), StreamEnd>>,
+}
+
+/// What became of a request.
+enum Acted {
+    /// It was answered, or needs no answer.
+    Done,
+    /// Its feed has no snapshot yet.
+    Waits,
+    /// The stream has ended.
+    Ended,
+}
+
+impl Sessions {
+    /// A session of this client. Its answers are for whoever polls [`Session::outbox`].
+    #[must_use]
+    pub fn open(&self, client: Client, requires_leader: bool) -> Session {
+        let outbox = Outbox::new(self.hub.limits().outbox, client.key());
+        Session {
+            permission: Permission { access: self.access.clone(), client, outbox: outbox.clone() },
+            shared: self.clone(),
+            outbox,
+            requires_leader,
+            current: self.hub.header().at(Revision::ZERO),
+            waiting: Waiting::default(),
+        }
+    }
+}
+
+impl Session {
+    /// Where its answers and events come from.
+    #[must_use]
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// Serves the requests until the outbox is left. An error among them ends the session.
+    pub async fn run(mut self, requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
+        let gone = self.outbox.gone().clone();
+        let permission = self.permission.clone();
+        // Side by side: a client that holds up its requests does not hold up the check of its watches.
+        let outbox = self.outbox.clone();
+        let both =
+            pin!(AssertUnwindSafe(async { tokio::join!(self.serve(requests), permission.keep()) }).catch_unwind());
+        // A client must not wait for a task that is gone: a panic is an end that it is told of.
+        if let Some(Err(_)) = gone.run_until_cancelled(both).await {
+            outbox.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
+        }
+    }
+
+    async fn serve(&mut self, mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
+        let mut leaderless = self.shared.hub.leaderless();
+        let interval = self.shared.progress_interval;
+        let mut tick = tokio::time::interval_at(Instant::now() + interval, interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut half_closed = false;
+        let stop = self.shared.stop.clone();
+        loop {
+            // Cancel safe: each arm says so. What a client can make ready without a pause comes last.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.outbox.end(StreamEnd::Stopping, true),
+                () = lost_leader(&mut leaderless), if self.requires_leader => {
+                    return self.outbox.end(StreamEnd::NoLeader, false);
+                }
+                _ = tick.tick() => {
+                    if self.outbox.wants_progress() {
+                        let current = Box::pin(self.reach_current(self.outbox.feeds(), None));
+                        if stop.run_until_cancelled(current).await.is_some() {
+                            self.outbox.notify_progress(false);
+                        }
+                    }
+                }
+                // In a box while it lasts: thousands of streams wait here, and in few of them a create does.
+                () = async { Box::pin(self.waiting.due(&self.shared.hub)).await }, if !self.waiting.is_empty() => {
+                    let act = Box::pin(self.act_on_waiting());
+                    match stop.run_until_cancelled(act).await {
+                        Some(true) => {}
+                        Some(false) => return,
+                        None => return self.outbox.end(StreamEnd::Stopping, true),
+                    }
+                }
+                batch = read(&mut requests, &self.outbox), if !half_closed && self.waiting.has_room() => {
+                    // What is not acted on when the relay stops, the client asks elsewhere.
+                    let act = Box::pin(self.act(batch.requests));
+                    match stop.run_until_cancelled(act).await {
+                        Some(true) => {}
+                        Some(false) => return,
+                        None => return self.outbox.end(StreamEnd::Stopping, true),
+                    }
+                    match batch.end {
+                        None => {}
+                        // The client says no more, and wants to hear all the same.
+                        Some(Ok(())) => half_closed = true,
+                        Some(Err(why)) => return self.outbox.end(why, false),
+                    }
+                }
+            }
+        }
+    }
+
+    /// False where the stream has ended.
+    async fn act(&mut self, requests: Vec<WatchRequest>) -> bool {
+        let until = Instant::now() + SERVING_PATIENCE;
+        // Requests of no known kind are ignored, as etcd ignores them.
+        let wanted = requests
+            .into_iter()
+            .filter_map(|request| request.request_union)
+            .map(|request| Wanted { step: step(request), until })
+            .collect();
+        self.act_on(wanted).await
+    }
+
+    /// The first of those that wait has its snapshot, or has waited long enough. False where the stream has ended.
+    async fn act_on_waiting(&mut self) -> bool {
+        let wanted = self.waiting.take();
+        self.act_on(wanted).await
+    }
+
+    async fn act_on(&mut self, wanted: Vec<Wanted>) -> bool {
+        if wanted.is_empty() {
+            return true;
+        }
+        let Some(wanted) = self.authorized(wanted).await else { return false };
+        let starts: BTreeSet<Revision> = wanted
+            .iter()
+            .filter_map(|wanted| match &wanted.step {
+                Step::Create(_, subscribe) => Some(subscribe.start_revision),
+                _ => None,
+            })
+            .filter(|start| *start > Revision::ZERO)
+            .collect();
+        let mut feeds = self.outbox.feeds();
+        for wanted in &wanted {
+            if let Step::Create(_, subscribe) = &wanted.step
+                && let Ok(feed) = self.shared.hub.feed(&subscribe.range)
+                && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
+            {
+                feeds.push(feed);
+            }
+        }
+        let off = self.permission.access.is_off();
+        let some_compacted = self.reach_current(feeds, starts.first().copied()).await;
+        let wanted = if off && !self.permission.access.is_off() {
+            // Authentication was enabled meanwhile.
+            let Some(wanted) = self.authorized(wanted).await else { return false };
+            wanted
+        } else {
+            wanted
+        };
+        let compacted = if some_compacted { self.compacted(starts).await } else { BTreeSet::new() };
+        for mut wanted in wanted {
+            if let Step::Create(_, subscribe) = &mut wanted.step {
+                subscribe.compacted = compacted.contains(&subscribe.start_revision);
+            }
+            if !self.waiting.is_empty() && !self.waiting.may_be_overtaken_by(&wanted.step, &self.outbox) {
+                self.waiting.add(wanted);
+                continue;
+            }
+            match self.take(&wanted).await {
+                Acted::Done => {}
+                Acted::Waits => self.waiting.add(wanted),
+                Acted::Ended => return false,
+            }
+        }
+        true
+    }
+
+    async fn take(&mut self, wanted: &Wanted) -> Acted {
+        match &wanted.step {
+            Step::Create(_, subscribe) => return self.create(subscribe, wanted.until),
+            Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
+            Step::Refuse(text, why) => self.refuse(text.clone(), *why),
+            Step::Cancel(watch_id) => self.outbox.cancel(*watch_id),
+            Step::Progress => self.progress().await,
+        }
+        Acted::Done
+    }
+
+    /// The steps with refusals in place of creates that the client may not do. `None` where the stream has ended.
+    async fn authorized(&self, mut wanted: Vec<Wanted>) -> Option<Vec<Wanted>> {
+        if self.permission.access.is_off() {
+            return Some(wanted);
+        }
+        let ranges: Vec<WireRange> = wanted.iter().filter_map(|wanted| wanted.step.range()).cloned().collect();
+        match self.permission.check(&ranges).await {
+            Ok(results) => {
+                let asked = wanted.iter_mut().filter(|wanted| wanted.step.range().is_some());
+                for (wanted, result) in asked.zip(results) {
+                    if let Err(reason) = result {
+                        wanted.step = Step::Refuse(reason, Refusal::Denied);
+                    }
+                }
+                Some(wanted)
+            }
+            Err(end) => {
+                self.outbox.end(end, false);
+                None
+            }
+        }
+    }
+
+    /// Asks for the current revision and waits until those of the feeds that serve have it, within bounds. Whether `oldest` is
+    /// compacted.
+    async fn reach_current(&mut self, mut feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
+        // A snapshot read before the ask would be older than it; creates wait for theirs, and ask again.
+        feeds.retain(|feed| feed.is_serving());
+        let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
+        let confirm = self.shared.hub.confirmer().confirm(oldest);
+        let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
+            Ok(Ok(confirmed)) => confirmed,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Watch requests are served without the current revision");
+                if matches!(error, UpstreamError::Denied(_)) && self.permission.access.is_off() {
+                    self.permission.access.doubt();
+                }
+                return false;
+            }
+            Err(_) => {
+                tracing::debug!("Watch requests are served without the current revision: no answer in time");
+                return false;
+            }
+        };
+        self.current = confirmed.header;
+        // A feed of another cluster does not serve until it has begun again; creates wait for that.
+        let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
+        for waited in join_all(waits).await {
+            if let Err(error) = waited {
+                tracing::debug!(%error, "Watch requests are served from an older revision than the current one");
+            }
+        }
+        confirmed.compacted
+    }
+
+    /// Which of `starts` are compacted at etcd. Asked together, they cost few questions.
+    async fn compacted(&self, starts: BTreeSet<Revision>) -> BTreeSet<Revision> {
+        let ask = async |start: Revision| {
+            let confirmed = self.shared.hub.confirmer().confirm(Some(start)).await;
+            confirmed.is_ok_and(|confirmed| confirmed.compacted).then_some(start)
+        };
+        join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()
+    }
+
+    fn create(&self, subscribe: &Subscribe, until: Instant) -> Acted {
+        let feed = match self.shared.hub.feed(&subscribe.range) {
+            Ok(feed) => feed,
+            Err(error) => {
+                let why = match error {
+                    NoFeed::Denied => Refusal::OutsideFeeds,
+                    NoFeed::Limit => Refusal::Limit,
+                };
+                self.refuse(error.to_string(), why);
+                return Acted::Done;
+            }
+        };
+        match feed.subscribe(&self.outbox, subscribe) {
+            Ok(()) => Acted::Done,
+            Err(error @ SubscribeError::DuplicateId) => {
+                self.refuse(error.to_string(), Refusal::DuplicateId);
+                Acted::Done
+            }
+            Err(error @ SubscribeError::TooMany) => {
+                self.refuse(error.to_string(), Refusal::Limit);
+                Acted::Done
+            }
+            Err(SubscribeError::Gone) => Acted::Ended,
+            Err(SubscribeError::NotServing) => self.without_snapshot(&feed, until),
+        }
+    }
+
+    /// What becomes of a create whose feed has no snapshot.
+    fn without_snapshot(&self, feed: &Feed, until: Instant) -> Acted {
+        if feed.is_denied() && feed.kind() == FeedKind::OnDemand {
+            // It will not get better by coming again, and the stream's other watches are none the worse for it.
+            let why = feed.last_error().unwrap_or_default();
+            self.refuse(format!("etcd-relay: {why}"), Refusal::RelayDenied);
+            return Acted::Done;
+        }
+        if !feed.is_denied() && Instant::now() < until {
+            return Acted::Waits;
+        }
+        let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
+        let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
+        if self.outbox.watches() > 0 {
+            // The stream's other watches must not end for this one.
+            self.refuse(text, Refusal::Late);
+            return Acted::Done;
+        }
+        self.outbox.end(StreamEnd::Unavailable(text), false);
+        Acted::Ended
+    }
+
+    async fn progress(&mut self) {
+        for _ in 0..PROGRESS_TRIES {
+            if self.outbox.answer_progress() != ProgressAnswer::Later {
+                return;
+            }
+            self.reach_current(self.outbox.feeds(), None).await;
+        }
+    }
+
+    fn refuse(&self, text: String, why: Refusal) {
+        counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
+        self.outbox.refuse(self.current, text);
+    }
+}
+
+impl Batch {
+    fn add(&mut self, message: Option<Result<WatchRequest, StreamEnd>>) {
+        match message {
+            Some(Ok(request)) => {
+                self.bytes += request.encoded_len();
+                self.requests.push(request);
+            }
+            None => self.end = Some(Ok(())),
+            Some(Err(why)) => self.end = Some(Err(why)),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.end.is_none() && self.requests.len() < BATCH.0 && self.bytes < BATCH.1
+    }
+}
+
+/// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
+async fn read(requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin), outbox: &Outbox) -> Batch {
+    outbox.wait_room().await;
+    let mut batch = Batch::default();
+    batch.add(requests.next().await);
+    while batch.has_room() {
+        match requests.next().now_or_never() {
+            Some(message) => batch.add(message),
+            None => break,
+        }
+    }
+    batch
+}
+
+/// Waits until the cluster has no leader. Cancel safe.
+async fn lost_leader(leaderless: &mut watch::Receiver<bool>) {
+    if leaderless.wait_for(|leaderless| *leaderless).await.is_err() {
+        // The hub is gone, and with it all who could tell.
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! [`Permission`]: what a session's client may watch: what it asks for and, for as long as it watches, what it has.
+//!
+//! Not here: how etcd is asked, see `front::access`. etcd checks a watch when it is created and never again; the relay checks
+//! each live watch again whenever what is known about authentication may have changed, and every five seconds while it is on.
+//! Always holds: a stream's watches are checked with the token that the stream was opened with; checks of live watches do not
+//! wait for the client to read or to write; while etcd's events come, a stream goes on for [`LIMIT`] at most without etcd's word for
+//! each of its watches.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::counter;
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    front::{
+        access::{Access, Auth, Denials, INTERVAL, LIMIT, Refused, WireRange},
+        client::Client,
+    },
+    hub::{FeedState, Outbox, StreamEnd},
+    telemetry::names,
+};
+
+/// How long a create waits until it is known whether authentication is on.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// When to look again where nothing else makes us: a little later than the round that all streams share should begin.
+const NEXT: Duration = INTERVAL.saturating_add(Duration::from_secs(1));
+/// When to look again where etcd did not say all.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Permission {
+    pub(super) access: Access,
+    pub(super) client: Client,
+    pub(super) outbox: Arc<Outbox>,
+}
+
+/// What a look at a stream's live watches found.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// Each watch is permitted, or was ended.
+    Confirmed,
+    /// etcd did not say, for this reason.
+    Unknown(String),
+    /// The stream was ended.
+    Ended,
+}
+
+impl Permission {
+    /// What etcd says to each of `ranges`, in etcd's words where it says no.
+    ///
+    /// # Errors
+    /// Where etcd did not answer: the stream is to end with this.
+    pub(super) async fn check(&self, ranges: &[WireRange]) -> Result<Vec<Result<(), String>>, StreamEnd> {
+        if self.access.is_off() || ranges.is_empty() {
+            return Ok(vec![Ok(()); ranges.len()]);
+        }
+        match self.access.wait_known(KNOWN_PATIENCE).await {
+            Auth::Off => return Ok(vec![Ok(()); ranges.len()]),
+            Auth::On => {}
+            Auth::Unknown => {
+                let text = "etcd-relay: etcd does not tell whether its authentication is on; try again";
+                return Err(StreamEnd::Unavailable(text.into()));
+            }
+        }
+        let known = self.access.known();
+        let results = self.access.check(&self.client, ranges, known.since, Denials::New).await;
+        results
+            .into_iter()
+            .map(|result| match result {
+                Ok(()) => Ok(Ok(())),
+                Err(Refused::Denied(denial)) => Ok(Err(denial.reason())),
+                Err(Refused::Unanswerable(why)) => {
+                    Ok(Err(format!("etcd-relay: cannot ask etcd for this client's permission: {why}")))
+                }
+                Err(Refused::Unknown(why)) => Err(StreamEnd::Unavailable(format!(
+                    "etcd-relay: cannot ask etcd for this client's permission: {why}"
+                ))),
+            })
+            .collect()
+    }
+
+    /// Checks the stream's live watches until it ends it; run it beside the stream and drop it when that is gone.
+    pub(super) async fn keep(&self) {
+        let mut known = self.access.watch();
+        // When etcd last said yes to all, or had no news to give away.
+        let mut confirmed = Instant::now();
+        loop {
+            if known.borrow_and_update().auth == Auth::Off {
+                if known.changed().await.is_err() {
+                    return;
+                }
+                confirmed = Instant::now();
+                continue;
+            }
+            let round = self.access.round();
+            // In a box while it lasts: thousands of streams wait here. Cancel safe: who gives up a question leaves it to the others.
+            let look = tokio::select! {
+                look = Box::pin(self.look_again(round)) => look,
+                () = sleep_until(confirmed + LIMIT) => Look::Unknown("no answer in time".into()),
+            };
+            let again = match look {
+                Look::Confirmed => {
+                    confirmed = confirmed.max(round);
+                    round + NEXT
+                }
+                Look::Unknown(why) => {
+                    if !self.hears_etcd() {
+                        confirmed = Instant::now();
+                    } else if confirmed.elapsed() >= LIMIT {
+                        return self.end_unconfirmed(&why);
+                    }
+                    Instant::now() + RETRY
+                }
+                Look::Ended => return,
+            };
+            // Cancel safe: both arms leave nothing behind.
+            tokio::select! {
+                changed = known.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = sleep_until(again.min(confirmed + LIMIT)) => {}
+            }
+        }
+    }
+
+    async fn look_again(&self, since: Instant) -> Look {
+        if let Some(feed) = self.outbox.feeds().into_iter().find(|feed| feed.is_denied()) {
+            let why = feed.last_error().unwrap_or_default();
+            self.outbox.cut(StreamEnd::Unavailable(format!("etcd-relay: {why}")));
+            return Look::Ended;
+        }
+        let watches = self.outbox.live_watches();
+        let ranges: Vec<_> = watches.iter().map(|watch| WireRange::of(&watch.range)).collect();
+        let results = self.access.check(&self.client, &ranges, since, Denials::Known).await;
+        let mut unknown = None;
+        for (watch, result) in watches.iter().zip(results) {
+            let (watch_id, range) = (watch.watch_id, &watch.range);
+            match result {
+                Ok(()) => {}
+                Err(Refused::Denied(denial)) if denial.is_of_caller() && !self.client.credentials.is_none() => {
+                    // The token is of no use any more, its user may be: the client shall come again with a new one.
+                    let text =
+                        format!("etcd-relay: etcd does not accept this stream's token any more: {}", denial.reason());
+                    tracing::info!(
+                        reason = denial.reason(),
+                        "Ended a watch stream whose token etcd does not accept any more"
+                    );
+                    self.outbox.cut(StreamEnd::Unavailable(text));
+                    return Look::Ended;
+                }
+                Err(Refused::Denied(denial)) => {
+                    tracing::info!(%range, watch_id, reason = denial.reason(), "Ended a watch that its client may not have any more");
+                    self.outbox.revoke(watch, &denial.reason());
+                }
+                Err(Refused::Unanswerable(why) | Refused::Unknown(why)) => {
+                    tracing::debug!(%range, watch_id, why, "Cannot check a live watch again");
+                    unknown.get_or_insert(why);
+                }
+            }
+        }
+        unknown.map_or(Look::Confirmed, Look::Unknown)
+    }
+
+    /// Whether etcd's events reach the stream. Where they do not, because etcd is away, there is nothing to keep from anyone, and
+    /// streams are to outlast that.
+    fn hears_etcd(&self) -> bool {
+        self.outbox.feeds().iter().any(|feed| feed.state() == FeedState::Live)
+    }
+
+    fn end_unconfirmed(&self, why: &str) {
+        let limit = humantime::format_duration(LIMIT);
+        tracing::warn!(why, client = ?self.client, "Ended a watch stream: etcd did not confirm in time that its client may have it");
+        counter!(names::STREAMS_UNCONFIRMED).increment(1);
+        let text = format!(
+            "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); watch again"
+        );
+        self.outbox.cut(StreamEnd::Unavailable(text));
+    }
+}

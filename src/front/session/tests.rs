@@ -1,0 +1,236 @@
+//! Tests of a session over a hub whose feeds the test drives, without any transport.
+
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Poll, Waker},
+};
+
+use http::Request;
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, body::Body};
+use tower::{service_fn, util::BoxCloneSyncService};
+
+use super::*;
+use crate::{
+    hub::{Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing},
+    pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
+    telemetry::ReadyBoard,
+    types::KeyRange,
+};
+
+const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 4096, watches: 10_000 };
+
+/// Sessions over a hub with a feed of `/a/`, which serves, and one of `/slow/`, which has no snapshot yet.
+async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
+    let hub = testing::hub(LIMITS);
+    serve(&hub.open(KeyRange::prefix("/a/".into())));
+    let slow = hub.open(KeyRange::prefix("/slow/".into()));
+    // Authentication is off.
+    let grants = service_fn(|_: Request<Body>| async {
+        Ok::<_, std::convert::Infallible>(Status::out_of_range("future").into_http::<Body>())
+    });
+    let access = Access::new(BoxCloneSyncService::new(grants), Duration::from_secs(5));
+    tokio::spawn(access.clone().run(ReadyBoard::new()));
+    access.wait_known(Duration::from_secs(5)).await;
+    (Sessions { hub, access, progress_interval, stop: CancellationToken::new() }, slow)
+}
+
+fn serve(feed: &Feed) {
+    feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
+    feed.set_state(FeedState::Live);
+}
+
+/// A client of one session.
+struct Client {
+    requests: mpsc::Sender<Result<WatchRequest, StreamEnd>>,
+    outbox: Arc<Outbox>,
+    session: JoinHandle<()>,
+}
+
+impl Client {
+    fn of(sessions: &Sessions) -> Self {
+        let (requests, incoming) = mpsc::channel(10 * BATCH.0);
+        let session = sessions.open(client(), false);
+        let outbox = session.outbox().clone();
+        Self { requests, outbox, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
+    }
+
+    fn send(&self, request: RequestUnion) {
+        self.requests.try_send(Ok(WatchRequest { request_union: Some(request) })).expect("room");
+    }
+
+    fn create(&self, watch_id: i64, key: &'static str) {
+        self.send(create(watch_id, key));
+    }
+
+    fn cancel(&self, watch_id: i64) {
+        self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
+    }
+
+    /// All that is said until nobody has anything left to do.
+    async fn hears(&self) -> Vec<String> {
+        // The clock is paused, so time passes only when all others wait.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        drain(&self.outbox)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.outbox.leave();
+        self.session.abort();
+    }
+}
+
+fn client() -> crate::front::client::Client {
+    crate::front::client::Client::relay()
+}
+
+fn create(watch_id: i64, key: &'static str) -> RequestUnion {
+    RequestUnion::CreateRequest(WatchCreateRequest {
+        key: key.into(),
+        watch_id,
+        progress_notify: true,
+        ..Default::default()
+    })
+}
+
+fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut batch, mut all) = (Vec::new(), Vec::new());
+    while outbox.poll_drain(&mut cx, &mut batch, usize::MAX) == Poll::Ready(Drained::Some) {
+        all.append(&mut batch);
+    }
+    all.into_iter()
+        .map(|delivery| match delivery {
+            Delivery::Created { watch_id, .. } => format!("created {watch_id}"),
+            Delivery::Canceled(cancellation) if cancellation.refused => "refused".to_owned(),
+            Delivery::Canceled(cancellation) => format!("canceled {}", cancellation.watch_id),
+            Delivery::Progress { watch_id, .. } => format!("progress {watch_id}"),
+            Delivery::Events { .. } => "events".to_owned(),
+        })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_waits_for_its_snapshot_holds_up_no_cancel_and_no_progress() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    client.create(0, "/a/2");
+    assert_eq!(client.hears().await, ["created 0", "created 1"]);
+    client.create(0, "/slow/1");
+    client.cancel(0);
+    client.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+    assert_eq!(client.hears().await, ["canceled 0", "progress -1"]);
+    client.cancel(1);
+    assert_eq!(client.hears().await, ["canceled 1"], "what comes later is read, too");
+    serve(&slow);
+    assert_eq!(client.hears().await, ["created 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_to_creates_keep_their_order_behind_one_that_waits() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/slow/1");
+    client.create(0, "/a/1");
+    client.create(0, "outside of all feeds");
+    client.create(0, "/a/2");
+    assert_eq!(client.hears().await, Vec::<String>::new());
+    serve(&slow);
+    assert_eq!(client.hears().await, ["created 0", "created 1", "refused", "created 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_does_not_overtake_the_create_that_it_is_for() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(7, "/a/1");
+    assert_eq!(client.hears().await, ["created 7"]);
+    client.create(5, "/slow/1");
+    client.create(7, "/slow/2");
+    client.cancel(5);
+    client.cancel(7);
+    assert_eq!(client.hears().await, Vec::<String>::new());
+    serve(&slow);
+    // The id 7 was in use when the create came, as it would be at etcd.
+    assert_eq!(client.hears().await, ["created 5", "refused", "canceled 5", "canceled 7"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_waits_for_its_own_time_and_no_longer_and_the_next_goes_on() {
+    let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    client.create(0, "/slow/1");
+    client.create(0, "/a/2");
+    assert_eq!(client.hears().await, ["created 0"]);
+    tokio::time::sleep(SERVING_PATIENCE).await;
+    assert_eq!(client.hears().await, ["refused", "created 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_queue_of_creates_is_full_reads_no_more() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    for _ in 0..5 * BATCH.0 {
+        client.create(0, "/slow/1");
+    }
+    client.cancel(0);
+    assert_eq!(client.hears().await, ["created 0"], "the cancel is not read yet");
+    serve(&slow);
+    let mut heard = client.hears().await;
+    // Its answers fill the queue, which holds up its requests as well.
+    loop {
+        let more = client.hears().await;
+        if more.is_empty() {
+            break;
+        }
+        heard.extend(more);
+    }
+    assert!(heard.contains(&"canceled 0".to_owned()));
+    assert_eq!(heard.len(), 5 * BATCH.0 + 1);
+}
+
+/// Requests that never pause: one more is always there.
+struct Endless {
+    first: Option<RequestUnion>,
+    read: Arc<AtomicBool>,
+}
+
+impl Stream for Endless {
+    type Item = Result<WatchRequest, StreamEnd>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.read.store(true, Ordering::Relaxed);
+        let unknown = RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 99 });
+        let request = self.first.take().unwrap_or(unknown);
+        Poll::Ready(Some(Ok(WatchRequest { request_union: Some(request) })))
+    }
+}
+
+#[tokio::test]
+async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
+    let (sessions, _slow) = sessions(Duration::from_millis(1)).await;
+    let session = sessions.open(client(), false);
+    let outbox = session.outbox().clone();
+    let read = Arc::new(AtomicBool::new(false));
+    let requests = Endless { first: Some(create(0, "/a/1")), read: read.clone() };
+    let running = tokio::spawn(session.run(requests));
+    let told = async {
+        loop {
+            if drain(&outbox).contains(&"progress 0".to_owned()) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.expect("progress, while requests come");
+    assert!(read.load(Ordering::Relaxed));
+    outbox.leave();
+    running.await.expect("the session ends");
+}
