@@ -236,11 +236,7 @@ where
             } else if self.is_idle() {
                 return Poll::Pending;
             }
-            if self.readable
-                && self.output.len() < BACKLOG
-                && !matches!(self.course, Course::Closing(_))
-                && !self.read()?
-            {
+            if self.may_read() && !self.read()? {
                 // Whoever has closed does not wait for answers.
                 return Poll::Ready(Ok(()));
             }
@@ -433,6 +429,7 @@ where
             tell_from: self.tell_from,
             turn: &mut self.turn,
         };
+        self.streams.fresh -= usize::from(stream.is_new());
         let ran = stream.run(&mut shared, &self.service);
         self.streams.held -= stream.let_go();
         match ran {
@@ -461,9 +458,16 @@ where
         if matches!(self.course, Course::Closing(_)) {
             return self.streams.are_gone();
         }
-        let may_read = self.readable && self.output.len() < BACKLOG;
         let may_run = self.may_run() && !self.streams.is_at_rest(self.peer.window > 0);
-        !may_read && !may_run
+        !self.may_read() && !may_run
+    }
+
+    /// Whether there is something to read, and room for what it does. Requests are not read faster than their handlers are called.
+    fn may_read(&self) -> bool {
+        self.readable
+            && self.output.len() < BACKLOG
+            && self.streams.fresh < Limits::FRESH
+            && !matches!(self.course, Course::Closing(_))
     }
 
     /// Whether what streams give can be written.

@@ -44,6 +44,8 @@ impl Limits {
     pub const WASTED_STREAMS: u32 = 1_000;
     /// How long a connection reads, and how long it runs its streams, before the other connections of its thread go on.
     pub const TURN: Duration = Duration::from_millis(1);
+    /// Requests whose handlers were not called yet. Nothing more is read before some of them are.
+    pub const FRESH: usize = 1_000;
     /// How long a peer may take for the rest of something that it has begun. A frame, or fields spread over several, that are not whole
     /// by then end the connection; a request of which a part of the body came, and nothing since then, is reset with `CANCEL`. It is looked
     /// at as often as that, so it can be twice as long.

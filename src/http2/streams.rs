@@ -24,6 +24,8 @@ pub(super) struct Streams<F, B: http_body::Body> {
     runnable: VecDeque<usize>,
     /// The numbers of those that wait for the connection's window, first come first served. Some may be gone.
     waiting: VecDeque<u32>,
+    /// How many were opened whose handler was not called yet.
+    pub(super) fresh: usize,
     /// Bytes that requests take which were not answered yet.
     pub(super) held: usize,
     /// The numbers of those whose body has begun, with the time to look whether more of it came. Some may be gone, or whole.
@@ -43,6 +45,7 @@ where
             places: HashMap::new(),
             runnable: VecDeque::new(),
             waiting: VecDeque::new(),
+            fresh: 0,
             held: 0,
             bodies: VecDeque::new(),
             leaving: None,
@@ -146,6 +149,7 @@ where
         let place = self.places.remove(&id)?;
         let stream = self.all.try_remove(place);
         self.held -= stream.as_ref().map_or(0, Stream::held);
+        self.fresh -= usize::from(stream.as_ref().is_some_and(Stream::is_new));
         if self.all.is_empty() {
             self.runnable.clear();
             self.waiting.clear();
@@ -203,6 +207,7 @@ mod tests {
             let asked = Asked { request: Request::new(()), length: None, cost: 0 };
             let stream = Stream::new(id, &calls, place, asked, (1000, 1000));
             streams.held += stream.held();
+            streams.fresh += 1;
             entry.insert(stream);
             streams.places.insert(id, place);
             streams.wait(place);

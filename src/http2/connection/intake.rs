@@ -217,7 +217,7 @@ where
                 return Err(Reason::FRAME_SIZE_ERROR);
             }
             let Some(payload) = bytes[taken + HEAD..].get(..head.len) else { break };
-            if !self.turn.step() {
+            if !self.turn.step() || self.streams.fresh >= Limits::FRESH {
                 self.intake.has_more = true;
                 break;
             }
@@ -406,6 +406,7 @@ where
         }
         let ended = if end { stream.end(None) } else { Ok(()) };
         self.streams.held += stream.held();
+        self.streams.fresh += 1;
         entry.insert(stream);
         self.streams.places.insert(id, place);
         self.streams.queue(place);

@@ -113,6 +113,31 @@ async fn what_many_streams_leave_is_dropped_in_turns_however_they_end() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn requests_are_not_read_faster_than_their_handlers_are_called() {
+    const STREAMS: u32 = 20_000;
+    let (mut client, io) = tokio::io::duplex(4 << 20);
+    let polled = Rc::new(Cell::new(0));
+    let count = polled.clone();
+    // Each turn calls a few of them, and could read thousands.
+    let time = Limits::TURN / 4;
+    let service = move |_: Request<Body>| Slow { time, polled: count.clone(), dropped: None, answers: true };
+    // All that are asked for at once would not fit.
+    let limits = Limits { max_streams: STREAMS, unanswered: 8 << 20, ..LIMITS };
+    let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
+    client.write_all(&requests(STREAMS)).await.expect("sent");
+    let reading = tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+        client
+    });
+    while polled.get() < STREAMS as usize {
+        tokio::task::yield_now().await;
+        let polled = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "{polled:?}");
+    }
+    reading.abort();
+}
+
 #[tokio::test]
 async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_turns_and_none_is_missed() {
     const STREAMS: u32 = 20_000;
