@@ -8,6 +8,7 @@ mod big_values;
 mod history;
 mod outage;
 mod replaced;
+mod resume;
 mod scale;
 mod shares;
 mod shutdown;

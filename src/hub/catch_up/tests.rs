@@ -202,3 +202,28 @@ fn runs_of_a_history_that_is_gone_are_not_passed_on() {
     serve(&feed, &outbox, vec![0], Some(Made { feed: feed.clone(), epoch, runs }));
     assert_eq!(drain(&outbox), of(0, 1..=10));
 }
+
+#[test]
+fn of_more_watches_than_a_step_serves_none_waits_for_those_that_are_ahead_of_it() {
+    let watches = STEP_WATCHES as i64 + 100;
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    publish(&feed, 1..=30);
+    let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: watches as usize };
+    let outbox = Outbox::new(limits, ClientKey::RELAY);
+    (0..watches).for_each(|_| add(&feed, &outbox, everything(), 1));
+    let mut served = std::collections::BTreeSet::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    // Little more than it takes to give each watch one delivery. Meanwhile more happens, so that who was served falls behind again.
+    for revision in 31..31 + watches / 100 + 5 {
+        publish(&feed, [revision]);
+        let mut batch = Vec::new();
+        assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+        served.extend(batch.iter().filter_map(|delivery| match delivery {
+            Delivery::Events { watch_id, .. } => Some(*watch_id),
+            _ => None,
+        }));
+    }
+    let missing = (0..watches).find(|watch| !served.contains(watch));
+    assert_eq!(missing, None, "{} of {watches} were served", served.len());
+}

@@ -1,0 +1,107 @@
+//! A start of the relay, after which all clients come back with the revisions that they had: what it costs etcd does not depend on how
+//! many they are, and nobody waits for what another one asks for.
+//!
+//! Structural: calls at etcd are counted, not time. With `ETCD_RELAY_TEST_SCALE=full` it tells how long it took.
+
+use std::time::Instant;
+
+use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+
+use super::full_scale;
+use crate::support::{
+    client::{self, WatchStream},
+    etcd::Etcd,
+    kv::{self, Kv},
+    relay::{Relay, RelayCommand},
+    replay::Replay,
+    validate::{Expected, assert_valid},
+};
+
+/// Clients that resume, each on a stream of its own: some want all of it, some a key, some what was before.
+async fn resume(relay: &Relay, count: i64, last: i64) -> Vec<(WatchCreateRequest, WatchStream)> {
+    let mut streams = Vec::new();
+    let mut channels = Vec::new();
+    for _ in 0..8 {
+        channels.push(kv::channel(&relay.endpoint()).await);
+    }
+    for number in 0..count {
+        let start_revision = last - number % 20;
+        let request = match number % 3 {
+            0 => WatchCreateRequest { start_revision, ..client::prefix("k") },
+            1 => WatchCreateRequest { start_revision, prev_kv: true, ..client::prefix("k") },
+            _ => WatchCreateRequest { start_revision, ..client::key(format!("k{}", number % 7)) },
+        };
+        let stream = WatchStream::over(channels[number as usize % channels.len()].clone(), &[]);
+        stream.create(request.clone());
+        streams.push((request, stream));
+    }
+    streams
+}
+
+async fn write(kv: &Kv, count: i64) -> i64 {
+    let mut last = 0;
+    for number in 0..count {
+        last = kv.put(&format!("k{}", number % 7), format!("{number}")).await;
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_together() {
+    let etcd = Etcd::start().await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let before = write(&kv, 300).await;
+    let relay = Relay::over(&etcd.endpoint()).await;
+    let calls = (etcd.calls("Watch").await, etcd.calls("Status").await);
+    let began = Instant::now();
+    let mut streams = resume(&relay, if full_scale() { 3_000 } else { 300 }, before).await;
+    for (_, stream) in &mut streams {
+        stream.until(|response| response.created).await;
+    }
+    let last = kv.txn((0..7).map(|key| kv::op_put(&format!("k{key}"), "last")).collect()).await;
+    for (_, stream) in &mut streams {
+        stream.until_revision(last).await;
+    }
+    if full_scale() {
+        eprintln!("{} watches resumed in {:?}", streams.len(), began.elapsed());
+    }
+    let more = (etcd.calls("Watch").await - calls.0, etcd.calls("Status").await - calls.1);
+    assert!(more.0 <= 4 && more.1 <= 4, "{more:?} watch streams and status calls for {} watches", streams.len());
+    assert!(relay.metric_of("etcd_relay_backfills_total", r#"outcome="joined""#).await >= 1.0);
+    assert!(relay.metric("etcd_relay_backfilled_revisions_total").await >= 20.0);
+    let replay = Replay::read(&etcd.endpoint(), last).await;
+    for (request, stream) in &streams {
+        let expected = Expected { complete_to: Some(last), prev_kv_known: true };
+        assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
+    }
+    relay.assert_no_panic();
+}
+
+/// What the history cannot hold is filled: for those that want the same by one watch on etcd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_want_the_same_past_share_a_fill() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").arg("--history-entries=5").start().await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let before = write(&kv, 300).await;
+    let calls = etcd.calls("Watch").await;
+    let mut streams = Vec::new();
+    let channel = kv::channel(&relay.endpoint()).await;
+    for _ in 0..200 {
+        let request = WatchCreateRequest { start_revision: before - 200, ..client::prefix("k") };
+        let stream = WatchStream::over(channel.clone(), &[]);
+        stream.create(request.clone());
+        streams.push((request, stream));
+    }
+    for (_, stream) in &mut streams {
+        stream.until_revision(before).await;
+    }
+    let more = etcd.calls("Watch").await - calls;
+    assert!(more <= 40, "{more} watch streams for {} watches that want the same", streams.len());
+    let replay = Replay::read(&etcd.endpoint(), before).await;
+    for (request, stream) in &streams {
+        let expected = Expected { complete_to: Some(before), prev_kv_known: true };
+        assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
+    }
+    relay.assert_no_panic();
+}
