@@ -78,7 +78,7 @@ pub struct Standing {
 }
 
 /// Where a feed stood before upstream was asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub(super) epoch: u64,
     pub(super) revision: Revision,

@@ -1,11 +1,21 @@
 //! Tests of what the driver reads at a time.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::*;
-use crate::types::{EventFields, EventKind, KeyValueFields, Revision};
+use crate::{
+    hub::{
+        HistoryLimits, Hub, Limits, OutboxLimits, Standing,
+        upstream::{Confirmed, Page},
+    },
+    types::{EventFields, EventKind, KeyValueFields, Revision},
+};
 
 /// A watch on which these messages have arrived, and nothing more comes.
 struct Arrived(VecDeque<WatchMessage>);
@@ -95,4 +105,138 @@ fn what_comes_in_one_message_is_published_in_parts_that_leave_nothing_out() {
     assert_eq!(parts(1..=2 * most + 1, 1), many);
     assert_eq!(parts(1..=9, TOGETHER.1 / 4), [vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9]]);
     assert_eq!(parts(1..=2, 2 * TOGETHER.1), [[1], [2]], "one is published whatever its size");
+}
+
+/// A cluster that a test makes up: its id and its revision, who else answers instead, and what was asked of it.
+#[derive(Debug)]
+struct MadeUp {
+    answers: Mutex<(u64, i64)>,
+    snapshots: AtomicUsize,
+    confirms: AtomicUsize,
+}
+
+#[async_trait]
+impl Upstream for MadeUp {
+    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        self.snapshots.fetch_add(1, Ordering::SeqCst);
+        Ok(Page { header: self.header(), kvs: Vec::new(), more: false })
+    }
+
+    async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        Ok(Box::new(Quiet(self.header())))
+    }
+
+    async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        self.confirms.fetch_add(1, Ordering::SeqCst);
+        Ok(Confirmed { header: self.header(), compacted: false })
+    }
+}
+
+impl MadeUp {
+    fn header(&self) -> Header {
+        let (cluster_id, revision) = *self.answers.lock();
+        Header { cluster_id, ..header(revision) }
+    }
+}
+
+/// A watch on which nothing happens.
+struct Quiet(Header);
+
+#[async_trait]
+impl UpstreamWatch for Quiet {
+    async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
+        std::future::pending().await
+    }
+
+    async fn request_progress(&mut self) -> Result<(), UpstreamError> {
+        Ok(())
+    }
+
+    fn trusts_progress(&self) -> bool {
+        true
+    }
+
+    fn created(&self) -> Header {
+        self.0
+    }
+}
+
+/// A feed that follows cluster 1 at revision 10.
+async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
+    let (snapshots, confirms) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let upstream = Arc::new(MadeUp { answers: Mutex::new((1, 10)), snapshots, confirms });
+    let (header, leaderless, tasks) = (Arc::default(), Arc::new(watch::Sender::new(false)), Tasks::new());
+    let config = DriverConfig::default();
+    let driver = Driver::new(
+        config,
+        upstream.clone(),
+        Arc::clone(&header),
+        leaderless.clone(),
+        tasks.clone(),
+        CancellationToken::new(),
+    );
+    let outbox = OutboxLimits { bytes: 1, deliveries: 1, watches: 1 };
+    let limits = Limits {
+        history: HistoryLimits { bytes: 1 << 20, entries: 100 },
+        outbox,
+        on_demand: None,
+        fills: 1,
+        confirm_patience: Duration::from_secs(1),
+    };
+    let hub = Hub::new(limits, upstream.clone(), header, leaderless, &tasks, Box::new(driver));
+    let feed = hub.open(KeyRange::prefix("".into()));
+    live(&feed).await;
+    (upstream, hub, feed)
+}
+
+async fn live(feed: &Feed) {
+    let live = |standing: &Standing| standing.state == FeedState::Live && standing.is_serving();
+    feed.watch_standing().wait_for(live).await.expect("the feed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_is_settled_where_upstream_is_what_it_was() {
+    let (upstream, _hub, feed) = followed().await;
+    let mark = feed.mark();
+    assert!(feed.check(mark, &header_of(2, 10)).is_err() && !feed.is_serving());
+    live(&feed).await;
+    let asked = (upstream.confirms.load(Ordering::SeqCst), upstream.snapshots.load(Ordering::SeqCst));
+    assert_eq!((asked, feed.mark()), ((1, 1), mark), "asked once, and nothing was read anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_that_upstream_confirms_ends_in_a_new_snapshot_of_what_answers() {
+    let (upstream, _hub, feed) = followed().await;
+    *upstream.answers.lock() = (2, 3);
+    assert!(feed.check(feed.mark(), &upstream.header()).is_err());
+    live(&feed).await;
+    assert_eq!((feed.cluster().id(), feed.revision().get()), (2, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_went_back_is_read_anew_though_it_is_ahead_by_now() {
+    let (upstream, _hub, feed) = followed().await;
+    *upstream.answers.lock() = (1, 50);
+    assert!(feed.check(feed.mark(), &header_of(1, 4)).is_err());
+    live(&feed).await;
+    let asked = (upstream.confirms.load(Ordering::SeqCst), upstream.snapshots.load(Ordering::SeqCst));
+    assert_eq!((asked, feed.revision().get()), ((0, 2), 50), "it is proved; asking could only find it ahead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clusters_that_answer_in_turns_cost_a_snapshot_for_each_delay_and_not_for_each_answer() {
+    let (upstream, _hub, feed) = followed().await;
+    let begun = Instant::now();
+    for turn in 0..40 {
+        let answer = header_of(2 - turn % 2, 10);
+        *upstream.answers.lock() = (answer.cluster_id, 10);
+        let _ = feed.check(feed.mark(), &answer);
+        live(&feed).await;
+    }
+    // Delays grow to two seconds, each less its jitter.
+    assert!(begun.elapsed() > Duration::from_secs(20), "{:?} for 40 snapshots", begun.elapsed());
+}
+
+fn header_of(cluster_id: u64, revision: i64) -> Header {
+    Header { cluster_id, ..header(revision) }
 }
