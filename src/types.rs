@@ -13,7 +13,7 @@ mod version;
 
 pub use client_key::ClientKey;
 pub use entry::{Entry, Event, EventFields, EventKind};
-pub use header::{Cluster, Header, UpstreamHeader};
+pub use header::{Cluster, Header, Stamp, UpstreamHeader};
 pub use key_range::{EmptyRange, KeyRange, RangeEnd};
 pub use key_value::{KeyValue, KeyValueFields};
 pub use revision::Revision;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::payload::Payload;
-use crate::types::{Header, Revision};
+use crate::types::{Header, Revision, Stamp};
 
 /// The watch id of responses that are about no watch, or about all of a stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -18,7 +18,7 @@ pub enum Delivery {
         /// Its id.
         watch_id: i64,
         /// The revision at registration: events after it follow (or from the start revision, where one was given).
-        header: Header,
+        stamp: Stamp,
     },
     /// Events of one revision, or of several.
     Events {
@@ -35,12 +35,12 @@ pub enum Delivery {
         /// The watch began in the past and has not caught up yet: the events are late by its own wish.
         replay: bool,
     },
-    /// Every event up to the header's revision was sent before this.
+    /// Every event up to the stamp's revision was sent before this.
     Progress {
         /// The watch, or [`NO_WATCH_ID`] for all of the stream.
         watch_id: i64,
         /// The revision, and whose it is.
-        header: Header,
+        stamp: Stamp,
     },
     /// A watch ended, or was refused.
     Canceled(Box<Cancellation>),
@@ -103,4 +103,19 @@ pub enum StreamEnd {
     Malformed(String),
     /// A request is too large; says how large.
     TooLarge(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_is_no_larger_than_its_events() {
+        let events = size_of::<(i64, Arc<Payload>, u32, bool, bool, Option<Revision>)>();
+        assert!(
+            size_of::<Delivery>() <= events,
+            "{} for {events}: each one in each queue is as large",
+            size_of::<Delivery>()
+        );
+    }
 }

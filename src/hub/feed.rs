@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     telemetry::names::CancelReason,
-    types::{Cluster, Entry, Header, KeyRange, Revision},
+    types::{Cluster, Entry, Header, KeyRange, Revision, Stamp},
 };
 
 /// Most revisions of the history that [`Feed::since`] takes at a time.
@@ -445,7 +445,7 @@ impl Feed {
             progress_notify: subscribe.progress_notify,
             replay: lags || parked,
         });
-        let waker = state.enqueue(Delivery::Created { watch_id: id, header: inner.cluster.at(now) });
+        let waker = state.enqueue(Delivery::Created { watch_id: id, stamp: inner.stamp() });
         let mut asks = Asks::default();
         if past && subscribe.compacted {
             asks = inner.lag_far(&mut state, slot, start);
@@ -561,11 +561,11 @@ impl Feed {
         stats::unsubscribed(forgotten, if stopping { CancelReason::Shutdown } else { CancelReason::Client });
     }
 
-    /// Calls `with` with the header of the revision up to which every live watch has been given everything; nothing is published
+    /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published
     /// meanwhile.
-    pub(super) fn with_header<T>(&self, with: impl FnOnce(Header) -> T) -> T {
+    pub(super) fn with_stamp<T>(&self, with: impl FnOnce(&Stamp) -> T) -> T {
         let inner = self.lock();
-        with(inner.cluster.at(inner.revision))
+        with(&inner.stamp())
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {

@@ -250,15 +250,15 @@ impl Outbox {
         let feeds = self.feeds();
         let (answer, waker) = match &feeds[..] {
             [] => return ProgressAnswer::Silence,
-            [feed] => feed.with_header(|header| self.lock().progress(header)),
+            [feed] => feed.with_stamp(|stamp| self.lock().progress(stamp)),
             // Several feeds stand at several revisions. The lowest one holds for all, where they are of one cluster.
             [first, ..] => {
-                let headers = feeds.iter().map(|feed| feed.snapshot().header());
-                let lowest = headers.min_by_key(|header| header.revision).unwrap_or_default();
+                let stamps = feeds.iter().map(|feed| feed.snapshot().stamp());
+                let lowest = stamps.min_by_key(|stamp| stamp.revision).unwrap_or_default();
                 if feeds.iter().any(|feed| feed.cluster().id() != first.cluster().id()) {
                     return ProgressAnswer::Later;
                 }
-                self.lock().progress(lowest)
+                self.lock().progress(&lowest)
             }
         };
         wake(waker);
@@ -269,7 +269,7 @@ impl Outbox {
     /// told where it stands. With `all`, also those that got something.
     pub fn notify_progress(&self, all: bool) {
         for feed in self.feeds() {
-            let waker = feed.with_header(|header| {
+            let waker = feed.with_stamp(|stamp| {
                 let mut state = self.lock();
                 if state.is_full(&self.limits) && !all {
                     // The client does not read. One that has closed its side is not held back by its requests either.
@@ -279,7 +279,7 @@ impl Outbox {
                 let State { watches, feeds, .. } = &mut *state;
                 for (slot, watch) in watches.iter_mut() {
                     if watch.progress_notify && Arc::ptr_eq(&feeds[watch.attachment as usize].feed, &feed) {
-                        let synced = watch.phase() == Phase::Live && watch.next() <= header.revision.next();
+                        let synced = watch.phase() == Phase::Live && watch.next() <= stamp.revision.next();
                         if synced && (watch.quiet || all) {
                             due.push((slot, watch.id));
                         }
@@ -288,8 +288,8 @@ impl Outbox {
                 }
                 let mut waker = None;
                 for (slot, watch_id) in due {
-                    state.told_progress(slot, header.revision);
-                    waker = state.enqueue(Delivery::Progress { watch_id, header }).or(waker);
+                    state.told_progress(slot, stamp.revision);
+                    waker = state.enqueue(Delivery::Progress { watch_id, stamp: stamp.clone() }).or(waker);
                 }
                 waker
             });

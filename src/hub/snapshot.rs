@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 pub(super) use self::leaf::Leaf;
-use crate::types::{Cluster, Header, KeyRange, KeyValue, RangeEnd, Revision};
+use crate::types::{Cluster, Header, KeyRange, KeyValue, RangeEnd, Revision, Stamp};
 
 /// Most entries of a node: small enough that copying a path stays near a microsecond, large enough for a flat tree.
 const NODE_MAX: usize = 32;
@@ -40,6 +40,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// What is said of it.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp { cluster: self.cluster.clone(), revision: self.revision }
+    }
+
     /// The header of an answer that is made of it.
     #[must_use]
     pub fn header(&self) -> Header {

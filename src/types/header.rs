@@ -71,6 +71,23 @@ impl Cluster {
     }
 }
 
+/// What a header is made from when its response is written: a third of its size where many wait.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// The cluster that speaks.
+    pub cluster: Arc<Cluster>,
+    /// Where it stood.
+    pub revision: Revision,
+}
+
+impl Stamp {
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        self.cluster.at(self.revision)
+    }
+}
+
 /// The cluster that answered last: what feeds that follow the same one share, and who speaks where no feed is concerned.
 #[derive(Debug, Default)]
 pub struct UpstreamHeader {

@@ -111,23 +111,23 @@ impl StreamCheck {
     /// One delivery.
     pub(crate) fn take(&mut self, world: &World, delivery: &Delivery) -> Result<(), String> {
         match delivery {
-            Delivery::Created { watch_id, header } => {
-                named(world, header)?;
-                self.created(world, *watch_id, header.revision.get())
+            Delivery::Created { watch_id, stamp } => {
+                named(world, &stamp.header())?;
+                self.created(world, *watch_id, stamp.revision.get())
             }
             Delivery::Events { watch_id, payload, from, .. } => {
                 named(world, &payload.cluster().at(payload.revision()))?;
                 self.events(world, *watch_id, payload, *from as usize)
             }
-            Delivery::Progress { watch_id: NO_WATCH_ID, header } => {
-                named(world, header)?;
-                self.stream_progress(world, header.revision.get())
+            Delivery::Progress { watch_id: NO_WATCH_ID, stamp } => {
+                named(world, &stamp.header())?;
+                self.stream_progress(world, stamp.revision.get())
             }
-            Delivery::Progress { watch_id, header } => {
-                named(world, header)?;
+            Delivery::Progress { watch_id, stamp } => {
+                named(world, &stamp.header())?;
                 let watch = self.live(*watch_id)?;
                 ensure(watch.spec.progress_notify, || format!("progress for {watch_id}, which did not ask for it"))?;
-                watch.bookmarkable(world, header.revision.get())
+                watch.bookmarkable(world, stamp.revision.get())
             }
             Delivery::Canceled(cancellation) => self.canceled(world, cancellation),
         }

@@ -48,8 +48,10 @@ pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
     let mut joined = Joined::default();
     while let Some(delivery) = deliveries.next() {
         match delivery {
-            Delivery::Created { watch_id, header } => response.plain(watch_id, &header, |own| put_int(own, 3, 1)),
-            Delivery::Progress { watch_id, header } => response.plain(watch_id, &header, |_| {}),
+            Delivery::Created { watch_id, stamp } => {
+                response.plain(watch_id, &stamp.header(), |own| put_int(own, 3, 1));
+            }
+            Delivery::Progress { watch_id, stamp } => response.plain(watch_id, &stamp.header(), |_| {}),
             Delivery::Canceled(cancellation) => response.canceled(&cancellation),
             Delivery::Events { watch_id, payload, from, fragment, mut as_of, .. } => {
                 let from = from as usize;

@@ -30,7 +30,7 @@ use crate::{
         snapshot::KeyMap,
         upstream::Changes,
     },
-    types::{Cluster, Entry, EventFields, EventKind, Revision},
+    types::{Cluster, Entry, EventFields, EventKind, Revision, Stamp},
 };
 
 #[derive(Debug)]
@@ -50,6 +50,11 @@ pub(in crate::hub) struct Inner {
 }
 
 impl Inner {
+    /// What is said of all that it has.
+    pub(in crate::hub) fn stamp(&self) -> Stamp {
+        Stamp { cluster: self.cluster.clone(), revision: self.revision }
+    }
+
     /// Takes over the next revisions and pushes them to every live watch that they concern: those that came together in one
     /// piece, so that a burst costs a watch little more than a revision does. At an error the ones before it are published.
     pub(in crate::hub) fn publish(&mut self, batch: &[Changes], wakers: &mut Vec<Waker>) -> Result<(), PublishError> {

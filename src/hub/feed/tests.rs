@@ -74,7 +74,7 @@ fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
         all.extend(batch.drain(..).map(|delivery| match delivery {
-            Delivery::Progress { watch_id, header } => format!("{watch_id}: progress {}", header.revision),
+            Delivery::Progress { watch_id, stamp } => format!("{watch_id}: progress {}", stamp.revision),
             other => format!("{other:?}"),
         }));
     }
@@ -414,9 +414,9 @@ fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
     let told: Vec<_> = batch
         .iter()
         .map(|delivery| match delivery {
-            Delivery::Created { header, .. } => ("created", header.cluster_id),
+            Delivery::Created { stamp, .. } => ("created", stamp.cluster.id()),
             Delivery::Events { payload, .. } => ("events", payload.cluster().id()),
-            Delivery::Progress { header, .. } => ("progress", header.cluster_id),
+            Delivery::Progress { stamp, .. } => ("progress", stamp.cluster.id()),
             Delivery::Canceled(cancellation) => ("canceled", cancellation.header.cluster_id),
         })
         .collect();

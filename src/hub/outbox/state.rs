@@ -25,7 +25,7 @@ use crate::{
         stats,
         turns::Ticket,
     },
-    types::{Header, Revision},
+    types::{Revision, Stamp},
 };
 
 /// Guarded by the outbox's lock.
@@ -507,8 +507,8 @@ impl State {
 
     /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
     /// come.
-    pub(in crate::hub) fn progress(&mut self, header: Header) -> (ProgressAnswer, Option<Waker>) {
-        let revision = header.revision;
+    pub(in crate::hub) fn progress(&mut self, stamp: &Stamp) -> (ProgressAnswer, Option<Waker>) {
+        let revision = stamp.revision;
         let ahead = |watch: &Watch| {
             let of_feed = self.feeds[watch.attachment as usize].feed.revision();
             watch.next > revision.next() && watch.next <= of_feed.next()
@@ -525,7 +525,7 @@ impl State {
         for (_, watch) in &mut self.watches {
             watch.next = watch.next.max(revision.next());
         }
-        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, header });
+        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, stamp: stamp.clone() });
         (ProgressAnswer::Sent, waker)
     }
 }
