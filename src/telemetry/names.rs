@@ -504,6 +504,7 @@ pub fn describe() {
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
         BACKFILLED_REVISIONS,
+        STREAMS_UNCONFIRMED,
     ] {
         counter!(name).absolute(0);
     }
