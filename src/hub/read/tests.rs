@@ -184,6 +184,16 @@ proptest! {
     }
 }
 
+#[test]
+fn a_past_read_looks_at_no_key_beyond_those_that_etcd_sorts() {
+    // Key 3 is gone, and lies behind all that are left. It is older than these, but etcd sorts the first two keys alone.
+    let (feed, states) = feed(&hub(), KeyMap::default(), &[(3, Some(0)), (1, Some(0)), (2, Some(0)), (3, None)]);
+    let query = RangeQuery { limit: 1, sort_target: SortTarget::Create, revision: Revision::new(13), ..everything() };
+    let reply = query.read(&feed).expect("a reply");
+    assert_eq!((reply.kvs.kvs()[0].key(), reply.more, reply.count), (&[1][..], true, 3));
+    assert_eq!(naive(&query, &states[&13]).0[0].key, &[1][..]);
+}
+
 /// More keys than a step looks at, all with different values, in no order.
 const KEYS: usize = 20_000;
 

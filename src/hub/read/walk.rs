@@ -6,6 +6,7 @@
 //! revision.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, VecDeque, btree_map},
     ops::Range,
     sync::Arc,
@@ -210,10 +211,10 @@ impl Look {
     fn step(&mut self, query: &RangeQuery) -> bool {
         let Self { snapshot, places, before, sorter, .. } = self;
         let mut left = STEP;
-        let mut enough = false;
+        let enough = Cell::new(false);
         let mut take = |kv: &Arc<KeyValue>| {
-            enough |= query.keeps(kv) && !sorter.offer(kv);
-            enough
+            enough.set(query.keeps(kv) && !sorter.offer(kv));
+            enough.get()
         };
         let mut next = places.start;
         snapshot.map.leaves(places.clone(), |leaf, places| {
@@ -241,7 +242,7 @@ impl Look {
             true
         });
         places.start = next;
-        if places.start == places.end {
+        if !enough.get() && places.start == places.end {
             while left > 0
                 && let Some((_, (was, _))) = before.pop_first()
             {
@@ -251,6 +252,6 @@ impl Look {
                 }
             }
         }
-        enough || places.start == places.end && before.is_empty()
+        enough.get() || places.start == places.end && before.is_empty()
     }
 }
