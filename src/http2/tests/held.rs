@@ -65,6 +65,7 @@ async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_h
             }
             raw.frame(0, 0, number * 2 + 1, &[0; 16_000]).await;
             sent += 1;
+            assert!(sent < 1000, "all of them are held");
             raw.frame(6, 0, 0, &[1; 8]).await;
             loop {
                 let got = raw.next().await.expect("open");
