@@ -20,6 +20,7 @@ mod payload;
 mod pins;
 mod read;
 mod runs;
+mod shares;
 mod snapshot;
 mod standing;
 mod stats;
@@ -45,6 +46,7 @@ pub use self::{
     outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
     payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
+    shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
     work::Asker,

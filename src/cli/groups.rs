@@ -137,6 +137,11 @@ pub(super) struct Memory {
     )]
     max_watches_per_stream: NonZeroUsize,
 
+    /// Largest number of watches of one client over all its streams; a create beyond it is refused. A client is an address (a network of
+    /// 64 bits of IPv6), and a user where the stream has a token: both are counted. 0 sets no limit
+    #[arg(long, env = "ETCD_RELAY_MAX_WATCHES_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
+    max_watches_per_client: usize,
+
     /// Time between progress notifications to watches that asked for them. Less lets clients resume from nearer, and costs
     /// a message for each such watch
     #[arg(
@@ -152,6 +157,7 @@ impl Memory {
     pub(super) fn watches(&self) -> Watches {
         Watches {
             max_per_stream: self.max_watches_per_stream,
+            max_per_client: NonZeroUsize::new(self.max_watches_per_client),
             progress_notify_interval: self.progress_notify_interval.0,
         }
     }

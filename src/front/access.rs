@@ -19,6 +19,7 @@
 
 mod ask;
 mod changes;
+mod expiry;
 mod memo;
 mod turns;
 
@@ -93,6 +94,8 @@ pub struct Known {
     pub auth: Auth,
     /// Live watches are to be checked again by questions put at or after this moment.
     pub since: Instant,
+    /// Until when authentication was off for sure, where it was.
+    pub off_until: Instant,
 }
 
 /// Why a client does not get what it asked for.
@@ -138,7 +141,8 @@ impl Access {
     /// Asks `upstream`, which passes calls to etcd, with `patience` for one answer. Knows nothing until [`Access::run`] runs.
     #[must_use]
     pub fn new(upstream: GrpcService, patience: Duration) -> Self {
-        let known = watch::Sender::new(Known { auth: Auth::Unknown, since: Instant::now() });
+        let now = Instant::now();
+        let known = watch::Sender::new(Known { auth: Auth::Unknown, since: now, off_until: now });
         Self {
             shared: Arc::new(Shared {
                 upstream,
@@ -236,14 +240,25 @@ impl Access {
         let outdated = self.shared.memo.lock().forget(now);
         drop(outdated);
         self.shared.known.send_modify(|known| {
-            // Where names were asked for, each check tells by itself if that has ended.
-            if known.auth == Auth::Off {
-                self.shared.off.store(false, Ordering::Release);
-                known.auth = Auth::Unknown;
-            }
+            self.not_off(known, now);
             known.since = now;
         });
         self.shared.doubt.notify_one();
+    }
+
+    /// Authentication is not known to be off any more, and was off for sure until `since`.
+    fn doubt_since(&self, since: Instant) {
+        self.shared.known.send_modify(|known| self.not_off(known, since));
+        self.shared.doubt.notify_one();
+    }
+
+    fn not_off(&self, known: &mut Known, off_until: Instant) {
+        // Where names were asked for, each check tells by itself if that has ended.
+        if known.auth == Auth::Off {
+            self.shared.off.store(false, Ordering::Release);
+            known.auth = Auth::Unknown;
+            known.off_until = off_until;
+        }
     }
 
     /// From when on an answer counts in a look at live watches now: the same moment for all who look in the same [`INTERVAL`], so that
@@ -401,7 +416,9 @@ impl Access {
                 return false;
             }
             let changed = known.auth != auth;
-            *known = Known { auth, since: asked.max(known.since) };
+            let since = asked.max(known.since);
+            let off_until = if auth == Auth::Off { since } else { known.off_until };
+            *known = Known { auth, since, off_until };
             self.shared.off.store(auth == Auth::Off, Ordering::Release);
             // Live watches are looked at again each time that names are asked for.
             changed || auth == Auth::On

@@ -4,7 +4,12 @@
 //! fronts from a request; taken by all that decides for, or counts by, a client.
 //! Always holds: the address is that of the connection's other end, and never what a header says.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 
@@ -21,6 +26,9 @@ pub struct Client {
     /// By what etcd knows it.
     pub credentials: Credentials,
 }
+
+/// By what users' keys are made of their tokens: who could foresee them could use up another's share.
+static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The metadata by which etcd knows a client. Equal ones are one user; one user may have several.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -48,6 +56,13 @@ impl Client {
     #[must_use]
     pub fn key(&self) -> ClientKey {
         self.addr.map_or(ClientKey::RELAY, ClientKey::from)
+    }
+
+    /// The key of its user, where it says who it is: counts beside its address where a user is to have no more by having several.
+    #[must_use]
+    pub fn user_key(&self) -> Option<ClientKey> {
+        // Zero is the relay itself.
+        (!self.credentials.is_none()).then(|| ClientKey::new(SECRET.hash_one(&self.credentials).max(1)))
     }
 }
 
@@ -125,6 +140,14 @@ mod tests {
         assert_eq!(alice.key(), client("[::ffff:10.0.0.1]:2000", 3, None).key());
         assert_ne!(alice.key(), client("10.0.0.2:1000", 4, Some("alice.1")).key());
         assert_eq!(Client::relay().key(), ClientKey::RELAY);
+    }
+
+    #[test]
+    fn a_user_is_one_wherever_it_comes_from_and_nobody_is_none() {
+        let alice = client("10.0.0.1:1000", 1, Some("alice.1"));
+        assert_eq!(alice.user_key(), client("10.0.0.2:1000", 2, Some("alice.1")).user_key());
+        assert_ne!(alice.user_key(), client("10.0.0.1:1000", 1, Some("bob.1")).user_key());
+        assert_eq!(client("10.0.0.1:1000", 1, None).user_key(), None);
     }
 
     #[test]

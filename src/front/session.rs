@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     hub::{
-        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, StreamEnd, Subscribe, SubscribeError,
+        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError,
         upstream::UpstreamError,
     },
     pb::etcdserverpb::WatchRequest,
@@ -70,6 +70,8 @@ pub struct Sessions {
     pub hub: Arc<Hub>,
     /// Who may watch what.
     pub access: Access,
+    /// How many watches a client may have.
+    pub shares: Arc<Shares>,
     /// Between progress notifications.
     pub progress_interval: Duration,
     /// The relay stops.
@@ -112,7 +114,9 @@ impl Sessions {
     /// A session of this client. Its answers are for whoever polls [`Session::outbox`].
     #[must_use]
     pub fn open(&self, client: Client, requires_leader: bool) -> Session {
-        let outbox = Outbox::new(self.hub.limits().outbox, client.key());
+        let clients = std::iter::once(client.key()).chain(client.user_key());
+        let counted = self.shares.count_for(clients);
+        let outbox = Outbox::counted(self.hub.limits().outbox, client.key(), counted);
         Session {
             permission: Permission { access: self.access.clone(), client, outbox: outbox.clone() },
             shared: self.clone(),
@@ -358,6 +362,10 @@ impl Session {
             }
             Err(error @ SubscribeError::TooMany) => {
                 self.refuse(error.to_string(), Refusal::Limit);
+                Acted::Done
+            }
+            Err(error @ SubscribeError::ClientFull) => {
+                self.refuse(error.to_string(), Refusal::ClientLimit);
                 Acted::Done
             }
             Err(SubscribeError::Gone) => Acted::Ended,

@@ -115,6 +115,11 @@ pub enum SubscribeError {
     /// The stream has as many watches as it may.
     #[error("etcd-relay: this stream has as many watches as --max-watches-per-stream allows; open another stream")]
     TooMany,
+    /// The client has as many watches as it may, over all its streams.
+    #[error(
+        "etcd-relay: this client has as many watches as --max-watches-per-client allows, over all streams of its address or of its user"
+    )]
+    ClientFull,
     /// The stream is gone.
     #[error("the stream is gone")]
     Gone,
@@ -426,7 +431,11 @@ impl Feed {
         if state.watches.len() >= outbox.limits.watches {
             return Err(SubscribeError::TooMany);
         }
-        let id = state.assign_id(subscribe.watch_id).ok_or(SubscribeError::DuplicateId)?;
+        state.counted.add().map_err(|_| SubscribeError::ClientFull)?;
+        let Some(id) = state.assign_id(subscribe.watch_id) else {
+            state.counted.remove();
+            return Err(SubscribeError::DuplicateId);
+        };
         let attachment = state.attach(self, || inner.outboxes.insert(outbox.clone()) as u32);
         let member = Member { outbox: state.feeds[attachment as usize].slot, watch: state.watches.vacant_key() as u32 };
         let (group, position) = inner.index.insert(&subscribe.range, subscribe.options, member);

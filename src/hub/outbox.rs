@@ -30,6 +30,7 @@ use super::{
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
     fill,
     payload::Payload,
+    shares::Counted,
 };
 use crate::types::{ClientKey, Header, KeyRange, Revision};
 
@@ -62,6 +63,14 @@ impl Outbox {
     #[must_use]
     pub fn new(limits: OutboxLimits, client: ClientKey) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), limits, client, room: Notify::new(), gone: CancellationToken::new() })
+    }
+
+    /// The same for a stream whose watches count for a client.
+    #[must_use]
+    pub fn counted(limits: OutboxLimits, client: ClientKey, counted: Counted) -> Arc<Self> {
+        let outbox = Self::new(limits, client);
+        outbox.lock().counted = counted;
+        outbox
     }
 
     /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
@@ -332,6 +341,7 @@ impl Outbox {
         state.feeds.clear();
         state.watches = Slab::new();
         state.ids = HashMap::new();
+        state.counted = Counted::default();
     }
 
     /// A live watch's next events, from the feed, under its lock. Gives back a task to wake.

@@ -120,6 +120,8 @@ pub enum OnDemand {
 pub struct Watches {
     /// Largest number on one stream.
     pub max_per_stream: NonZeroUsize,
+    /// Largest number of one client over all its streams; `None` sets none.
+    pub max_per_client: Option<NonZeroUsize>,
     /// Time between progress notifications to watches that asked for them.
     pub progress_notify_interval: Duration,
 }
@@ -173,7 +175,11 @@ impl Default for OnDemand {
 
 impl Default for Watches {
     fn default() -> Self {
-        Self { max_per_stream: Self::MAX_PER_STREAM, progress_notify_interval: Self::PROGRESS_NOTIFY_INTERVAL }
+        Self {
+            max_per_stream: Self::MAX_PER_STREAM,
+            max_per_client: None,
+            progress_notify_interval: Self::PROGRESS_NOTIFY_INTERVAL,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         grpc::{EtcdApi, GrpcService, Streams},
         session::Sessions,
     },
-    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, upstream::Upstream},
+    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Shares, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},
@@ -88,6 +88,7 @@ pub fn wire(
     }
     let access = Access::new(own, confirm_patience);
     phases.spawn_upkeep("access", access.clone().run(ready.clone()));
+    phases.spawn_upkeep("age of the answer about access", access.clone().expire(hub.clone()));
     phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.
     let forward = access.noticing(forward);
@@ -95,6 +96,7 @@ pub fn wire(
     let sessions = Sessions {
         hub: hub.clone(),
         access: access.clone(),
+        shares: Shares::new(config.watches.max_per_client),
         progress_interval: config.watches.progress_notify_interval,
         stop: phases.streams.clone(),
     };

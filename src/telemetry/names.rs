@@ -294,6 +294,8 @@ labels! {
         RelayDenied = "relay_denied",
         /// The stream or the relay has its largest number.
         Limit = "limit",
+        /// The client has its largest number, over all its streams.
+        ClientLimit = "client_limit",
         /// The range is outside every feed and on-demand feeds are off.
         OutsideFeeds = "outside_feeds",
         /// The range's feed had no snapshot in time.

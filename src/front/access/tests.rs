@@ -13,7 +13,11 @@ use tonic::{Status, body::Body};
 use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::*;
-use crate::pb::etcdserverpb::RangeRequest;
+use crate::{
+    hub::{FeedState, KeyMap, OutboxLimits, testing},
+    pb::etcdserverpb::RangeRequest,
+    types::Revision,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,6 +138,34 @@ async fn what_was_known_stays_while_etcd_is_away_and_a_doubt_ends_it() {
     etcd.away.store(false, Ordering::Relaxed);
     assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
     task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_authentication_is_off_is_not_believed_for_long_while_events_come_and_answers_do_not() {
+    let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 };
+    let hub = testing::hub(limits);
+    let feed = hub.open(prefix("/a/"));
+    let etcd = FakeEtcd::default();
+    let (access, task) = known(&etcd, Auth::Off).await;
+    let expiry = tokio::spawn(access.clone().expire(hub.clone()));
+    etcd.away.store(true, Ordering::Relaxed);
+    tokio::time::sleep(LIMIT * 10).await;
+    assert!(access.is_off(), "etcd is away, and nothing new comes");
+    feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
+    feed.set_state(FeedState::Live);
+    let heard = Instant::now();
+    tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
+    assert!(access.is_off(), "time to answer");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!access.is_off());
+    assert_eq!(access.known().auth, Auth::Unknown);
+    assert!(access.known().off_until <= heard + Duration::from_millis(500));
+    etcd.away.store(false, Ordering::Relaxed);
+    assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
+    tokio::time::sleep(LIMIT * 3).await;
+    assert!(access.is_off(), "etcd answers");
+    task.abort();
+    expiry.abort();
 }
 
 #[tokio::test(start_paused = true)]

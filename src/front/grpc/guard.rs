@@ -249,14 +249,18 @@ impl<'a> Fields<'a> {
         while depth > 0 {
             match self.varint()? & 7 {
                 0 => drop(self.varint()?),
-                1 => drop(self.skip(8)?),
+                1 => {
+                    self.skip(8)?;
+                }
                 2 => {
                     let len = usize::try_from(self.varint()?).ok()?;
                     self.0.split_off(..len)?;
                 }
                 3 => depth += 1,
                 4 => depth -= 1,
-                5 => drop(self.skip(4)?),
+                5 => {
+                    self.skip(4)?;
+                }
                 _ => return None,
             }
         }

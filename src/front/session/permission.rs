@@ -90,7 +90,7 @@ impl Permission {
                 if known.changed().await.is_err() {
                     return;
                 }
-                confirmed = Instant::now();
+                confirmed = known.borrow().off_until;
                 continue;
             }
             let round = self.access.round();

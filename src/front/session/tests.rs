@@ -34,7 +34,8 @@ async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
     let access = Access::new(BoxCloneSyncService::new(grants), Duration::from_secs(5));
     tokio::spawn(access.clone().run(ReadyBoard::new()));
     access.wait_known(Duration::from_secs(5)).await;
-    (Sessions { hub, access, progress_interval, stop: CancellationToken::new() }, slow)
+    let shares = Shares::new(None);
+    (Sessions { hub, access, shares, progress_interval, stop: CancellationToken::new() }, slow)
 }
 
 fn serve(feed: &Feed) {
@@ -233,4 +234,31 @@ async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
     assert!(read.load(Ordering::Relaxed));
     outbox.leave();
     running.await.expect("the session ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_has_so_many_watches_over_all_its_streams_and_room_again_whatever_ends_them() {
+    let (mut sessions, _slow) = sessions(Duration::from_secs(600)).await;
+    sessions.shares = Shares::new(std::num::NonZeroUsize::new(3));
+    let (one, two) = (Client::of(&sessions), Client::of(&sessions));
+    for client in [&one, &two] {
+        client.create(5, "/a/1");
+        assert_eq!(client.hears().await, ["created 5"]);
+    }
+    one.create(5, "/a/2");
+    assert_eq!(one.hears().await, ["refused"], "a duplicate counts for nothing");
+    one.create(0, "/a/2");
+    one.create(0, "/a/3");
+    assert_eq!(one.hears().await, ["created 0", "refused"]);
+    two.create(0, "/a/4");
+    assert_eq!(two.hears().await, ["refused"], "the streams of a client share");
+    one.cancel(5);
+    assert_eq!(one.hears().await, ["canceled 5"]);
+    two.create(0, "/a/4");
+    assert_eq!(two.hears().await, ["created 0"]);
+    drop(two);
+    one.create(0, "/a/5");
+    one.create(0, "/a/6");
+    one.create(0, "/a/7");
+    assert_eq!(one.hears().await, ["created 1", "created 2", "refused"]);
 }

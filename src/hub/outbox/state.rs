@@ -22,6 +22,7 @@ use crate::{
         delivery::{Delivery, NO_WATCH_ID, ProgressAnswer, StreamEnd},
         index::GroupId,
         payload::Payload,
+        shares::Counted,
         stats,
         turns::Ticket,
     },
@@ -53,6 +54,8 @@ pub(in crate::hub) struct State {
     pub(in crate::hub) waiting: usize,
     pub(in crate::hub) end: Option<StreamEnd>,
     pub(in crate::hub) gone: bool,
+    /// Whose watches these are: one more is counted before it is added.
+    pub(in crate::hub) counted: Counted,
 }
 
 /// Watches of one phase: what they need next, and their slots.
@@ -284,6 +287,7 @@ impl State {
         self.leave_line(slot);
         let watch = self.watches.remove(slot);
         self.ids.remove(&watch.id);
+        self.counted.remove();
         let attachment = &mut self.feeds[watch.attachment as usize];
         attachment.watches -= 1;
         let last = (attachment.watches == 0).then(|| self.feeds.remove(watch.attachment as usize).slot);

@@ -58,7 +58,7 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
     for (_, stream) in &mut streams {
         stream.until(|response| response.created).await;
     }
-    let last = kv.txn((0..7).map(|key| kv::op_put(&format!("k{key}"), "last")).collect()).await;
+    let last = kv.txn((0..7).map(|key| kv::op_put(format!("k{key}"), "last")).collect()).await;
     for (_, stream) in &mut streams {
         stream.until_revision(last).await;
     }
