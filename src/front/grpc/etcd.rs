@@ -116,7 +116,7 @@ impl EtcdApi {
     async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let shared = &*self.shared;
         let (parts, body) = request.into_parts();
-        let body = match read(body).await {
+        let body = match read(body, MAX_REQUEST).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
@@ -140,7 +140,7 @@ impl EtcdApi {
     /// Forwards what does etcd no harm.
     async fn guarded(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let (parts, body) = request.into_parts();
-        let checked = read(body).await.and_then(|body| {
+        let checked = read(body, guard::MAX_REQUEST).await.and_then(|body| {
             guard::check(parts.uri.path(), &parts.headers, &body)?;
             Ok(body)
         });

@@ -29,7 +29,7 @@ use tonic::Status;
 use self::{request::Method, watch::WatchBody};
 use super::{
     Local,
-    pieces::Pieces,
+    pieces::{MAX_REQUEST, Pieces},
     reply::{Reply, read, refuse, refuse_compressed, respond},
 };
 use crate::{
@@ -65,7 +65,7 @@ impl LainletApi {
         };
         let method = Method::of(parts.uri.path().strip_prefix(PACKAGE).unwrap_or_default(), views)?;
         refuse_compressed(&parts.headers, "Lainlet's requests")?;
-        let text = request::text(&read(body).await?)?;
+        let text = request::text(&read(body, MAX_REQUEST).await?)?;
         let response = match method {
             Method::Get(spec) => {
                 let selected = select(views, spec, &parts, text.as_deref()).await?;

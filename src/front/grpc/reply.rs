@@ -16,7 +16,7 @@ use http_body_util::BodyExt as _;
 use tonic::Status;
 
 use super::{
-    pieces::{MAX_REQUEST, Pieces, Writer},
+    pieces::{Pieces, Writer},
     range::Rest,
 };
 
@@ -109,11 +109,11 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// All of a request's body, of a bounded size. One buffer, as nearly every request has, is passed on as it is.
+/// All of a request's body, of `most` bytes at the most. One buffer, as nearly every request has, is passed on as it is.
 ///
 /// # Errors
 /// The status to refuse it with, where it is larger or breaks off.
-pub(super) async fn read<B>(mut body: B) -> Result<Bytes, Status>
+pub(super) async fn read<B>(mut body: B, most: usize) -> Result<Bytes, Status>
 where
     B: http_body::Body<Data = Bytes, Error: fmt::Display> + Unpin,
 {
@@ -125,8 +125,8 @@ where
             .into_data();
         // Trailers of requests say nothing.
         let Ok(data) = frame else { continue };
-        if read.len() + joined.len() + data.len() > MAX_REQUEST {
-            let text = format!("etcd-relay: the request is larger than {MAX_REQUEST} bytes");
+        if read.len() + joined.len() + data.len() > most {
+            let text = format!("etcd-relay: the request is larger than {most} bytes");
             return Err(Status::resource_exhausted(text));
         }
         if read.is_empty() && joined.is_empty() {
@@ -161,11 +161,12 @@ mod tests {
     use http_body_util::{Full, StreamBody};
 
     use super::*;
+    use crate::front::grpc::pieces::MAX_REQUEST;
 
     async fn read_in(parts: &[usize]) -> Result<Bytes, Status> {
         let frames: Vec<Result<_, Infallible>> =
             parts.iter().map(|len| Ok(Frame::data(Bytes::from(vec![*len as u8; *len])))).collect();
-        read(StreamBody::new(futures_util::stream::iter(frames))).await
+        read(StreamBody::new(futures_util::stream::iter(frames)), MAX_REQUEST).await
     }
 
     #[tokio::test]
@@ -173,7 +174,11 @@ mod tests {
         assert_eq!(read_in(&[]).await.expect("read"), "");
         assert_eq!(read_in(&[0, 3, 0, 2]).await.expect("read"), [3, 3, 3, 2, 2][..]);
         let whole = Bytes::from(vec![1; 100]);
-        assert_eq!(read(Full::new(whole.clone())).await.expect("read").as_ptr(), whole.as_ptr(), "not copied");
+        assert_eq!(
+            read(Full::new(whole.clone()), MAX_REQUEST).await.expect("read").as_ptr(),
+            whole.as_ptr(),
+            "not copied"
+        );
     }
 
     #[tokio::test]

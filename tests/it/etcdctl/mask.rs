@@ -17,7 +17,7 @@ const OWN_NUMBERS: [&str; 9] = [
 
 /// The line with all of that replaced.
 pub fn masked(line: &str) -> String {
-    let line = mask_own_numbers(line);
+    let line = narrow(&mask_own_numbers(line));
     let mut masked = String::with_capacity(line.len());
     let mut rest = line.as_str();
     while let Some(first) = rest.chars().next() {
@@ -36,6 +36,20 @@ pub fn masked(line: &str) -> String {
         }
     }
     masked
+}
+
+/// A line of a table without what makes its columns as wide as what is in them: an id may be a digit shorter than another.
+fn narrow(line: &str) -> String {
+    if !line.starts_with(['+', '|']) {
+        return line.to_owned();
+    }
+    let mut narrowed = String::with_capacity(line.len());
+    for char in line.chars() {
+        if !(matches!(char, '-' | ' ') && narrowed.ends_with(char)) {
+            narrowed.push(char);
+        }
+    }
+    narrowed
 }
 
 /// `"Field" : 123` and `"field":123`, whatever the length of the number.
@@ -95,6 +109,8 @@ mod tests {
             ("\"ClusterID\" : 14841639068965178418", "\"ClusterID\" : <own>"),
             ("x, 3.5.16, 20 kB, true", "x, 3.5.16, <measured>, true"),
             ("a/2 deux 17", "a/2 deux 17"),
+            ("|  8e9e05c52164694d |", "| <id> |"),
+            ("+------+--+", "+-+-+"),
         ] {
             assert_eq!(masked(line), expected);
         }
