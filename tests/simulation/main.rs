@@ -32,6 +32,7 @@ use etcd_relay::{
         RangeQuery, ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions,
     },
     source::{Driver, DriverConfig},
+    telemetry::names::{self, BackfillOutcome},
     types::{ClientKey, KeyRange, Revision, UpstreamHeader},
 };
 use parking_lot::Mutex;
@@ -56,12 +57,23 @@ const TURN: Duration = Duration::from_secs(5);
 fn every_schedule_keeps_etcds_promises() {
     let (mut runs, seeds) = (0, seeds(300));
     let many = seeds.end - seeds.start >= 100;
-    for seed in seeds {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
-        runs += runtime.block_on(run(seed, false));
-    }
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        for seed in seeds {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
+            runs += runtime.block_on(run(seed, false));
+        }
+    });
     assert!(runs > 100 || !many, "only {runs} payloads of several revisions: schedules say nothing of them");
+    // Nor of the past of feeds, and of each thing that may come between.
+    let metrics = recorder.handle().render();
+    // A feed that begins anew meanwhile is too rare for schedules; see the tests of `backfill`.
+    for outcome in BackfillOutcome::ALL.iter().filter(|outcome| **outcome != BackfillOutcome::Moved) {
+        let series = format!("{}{{{}=\"{}\"}} ", names::BACKFILLS, BackfillOutcome::LABEL, outcome.as_str());
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok()).unwrap_or(0);
+        assert!(count > 3 || !many, "only {count} backfills that ended with {outcome:?}:\n{metrics}");
+    }
 }
 
 #[test]
