@@ -3,14 +3,20 @@
 //!
 //! Structural: calls at etcd are counted, not time. With `ETCD_RELAY_TEST_SCALE=full` it tells how long it took.
 
-use std::time::Instant;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+
+use tonic::transport::Endpoint;
 
 use super::full_scale;
 use crate::support::{
     client::{self, WatchStream},
     etcd::Etcd,
+    eventually,
     kv::{self, Kv},
     relay::{Relay, RelayCommand},
     replay::Replay,
@@ -55,6 +61,12 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
     let calls = (etcd.calls("Watch").await, etcd.calls("Status").await);
     let began = Instant::now();
     let mut streams = resume(&relay, if full_scale() { 3_000 } else { 300 }, before).await;
+    // One more, of another connection, that wants little.
+    let mut single = WatchStream::open(&relay.endpoint()).await;
+    let asked = Instant::now();
+    single.create(WatchCreateRequest { start_revision: before - 7, ..client::key("k1") });
+    single.until(|response| !response.events.is_empty()).await;
+    let waited = asked.elapsed();
     for (_, stream) in &mut streams {
         stream.until(|response| response.created).await;
     }
@@ -63,7 +75,7 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
         stream.until_revision(last).await;
     }
     if full_scale() {
-        eprintln!("{} watches resumed in {:?}", streams.len(), began.elapsed());
+        eprintln!("{} watches resumed in {:?}, one beside them in {waited:?}", streams.len(), began.elapsed());
     }
     let more = (etcd.calls("Watch").await - calls.0, etcd.calls("Status").await - calls.1);
     assert!(more.0 <= 4 && more.1 <= 4, "{more:?} watch streams and status calls for {} watches", streams.len());
@@ -74,6 +86,51 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
         let expected = Expected { complete_to: Some(last), prev_kv_known: true };
         assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
     }
+    relay.assert_no_panic();
+}
+
+/// Streams that want a past which the history cannot hold, and do not read it, do not hold up another client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_do_not_read_their_past_hold_up_no_other_client() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").arg("--history-entries=5").start().await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let first = kv.put("small", "first").await;
+    let mut last = 0;
+    for number in 0..100 {
+        // Each stalled stream wants something of its own, so that none of them shares a fill.
+        last = kv.put(format!("large/{}", number % 4), vec![b'x'; 100_000]).await;
+    }
+    let mut stalled = Vec::new();
+    for number in 0..200 {
+        let stream = WatchStream::open(&relay.endpoint()).await;
+        stream.pause();
+        let end = format!("large/{number:04}~");
+        stream.create(WatchCreateRequest { start_revision: first, range_end: end.into(), ..client::key("large/") });
+        stalled.push(stream);
+    }
+    eventually("the stalled ones wait for what they do not read", async || {
+        (relay.metric("etcd_relay_watches_catching_up").await >= 100.0).then_some(())
+    })
+    .await;
+    // The second is the stalled streams' own client, which waits until each of them has had its turn.
+    let clients = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::LOCALHOST];
+    for local in &clients[..if full_scale() { 2 } else { 1 }] {
+        let began = Instant::now();
+        let target = Endpoint::from_shared(relay.endpoint()).expect("a URL").local_address(Some(IpAddr::V4(*local)));
+        let mut stream = WatchStream::over(target.connect().await.expect("a connection"), &[]);
+        stream.create(WatchCreateRequest { start_revision: first, ..client::key("small") });
+        stream.until_revision(first).await;
+        if full_scale() {
+            eprintln!("from {local} beside {} stalled streams: {:?}", stalled.len(), began.elapsed());
+        }
+    }
+    assert!(relay.metric("etcd_relay_watches_catching_up").await >= 1.0, "they still do not read");
+    stalled.iter().for_each(WatchStream::resume);
+    for stream in &mut stalled {
+        stream.until(|response| response.events.iter().any(|event| event.kv.is_some())).await;
+    }
+    assert!(last > first);
     relay.assert_no_panic();
 }
 
