@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_relay::pb::{
-    etcdserverpb::{LeaseGrantRequest, lease_client::LeaseClient},
+    etcdserverpb::{LeaseGrantRequest, WatchCreateRequest, lease_client::LeaseClient},
     v3lockpb::{LockRequest, lock_client::LockClient},
 };
 use tokio::task::JoinSet;
@@ -39,9 +39,9 @@ async fn last_event(stream: &mut WatchStream, folder: &str, users: &Users, root:
     last.at.saturating_duration_since(revoked)
 }
 
-/// A key below `/a/` of that many bytes, of which two have most in common.
-fn long(bytes: usize, end: char) -> String {
-    format!("/a/{}{end}", "x".repeat(bytes))
+/// A key below `/a/` of that many bytes more.
+fn long(bytes: usize, of: char) -> String {
+    format!("/a/{}", of.to_string().repeat(bytes))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,13 +51,14 @@ async fn of_a_client_whose_ranges_are_too_long_to_be_asked_about_together() {
     let relay = users.relay(&etcd).await;
     let (root, alice) = (users.token("root").await, users.token("alice").await);
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
-    stream.created(prefix("/a/")).await;
-    stream.created(key(long(1_150_000, '1'))).await;
-    stream.created(key(long(1_150_000, '2'))).await;
-    let first = users.put("/a/before", &root).await;
+    // What spans both has two keys of 1.15 MB, and etcd takes no request above 2 MiB.
+    for (from, to) in [(long(1_150_000, 'x'), "/a/z".to_owned()), ("/a/y".to_owned(), long(1_150_000, 'z'))] {
+        stream.created(WatchCreateRequest { range_end: bytes(to), ..key(from) }).await;
+    }
+    let first = users.put("/a/yes", &root).await;
     stream.until_revision(first).await;
     users.delete("alice", &root).await;
-    let late = last_event(&mut stream, "/a/", &users, &root, Instant::now()).await;
+    let late = last_event(&mut stream, "/a/yes", &users, &root, Instant::now()).await;
     assert!(late < BOUND, "the last event came {late:?} after the user was deleted");
     let status = stream.ended().await.expect_err("an error");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -71,7 +72,7 @@ async fn of_a_client_with_a_range_that_etcd_cannot_be_asked_about() {
     let relay = users.relay(&etcd).await;
     let mut stream = WatchStream::open(&relay.endpoint()).await;
     // While everyone may do everything.
-    stream.created(key(long(1_000_000, '1'))).await;
+    stream.created(key(long(1_000_000, 'x'))).await;
     for range in [prefix("/b/"), prefix("/shared/")] {
         stream.created(range).await;
     }
@@ -97,7 +98,7 @@ async fn a_watch_that_could_not_be_checked_again_is_refused_whether_authenticati
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
     let mut stream = WatchStream::open(&relay.endpoint()).await;
     // Just under the 2 MiB that a request may have.
-    stream.create(key(long((2 << 20) - 18, '1')));
+    stream.create(key(long((2 << 20) - 17, 'x')));
     let refused = stream.next().await;
     assert!(refused.created && refused.canceled && refused.watch_id == -1, "{refused:?}");
     assert!(refused.cancel_reason.contains("too large for etcd to be asked"), "{refused:?}");
