@@ -1,0 +1,28 @@
+//! Fuzz targets: what comes over the network, made up, against the parts that read it.
+//!
+//! A target takes bytes and fails by panicking. Its files in `corpus/` run first, then inputs made from them and from random bytes (`engine`).
+//! `ETCD_RELAY_FUZZ_SECONDS` runs each target for so long, `ETCD_RELAY_TEST_SEED` repeats a run, `ETCD_RELAY_FUZZ_INPUT` runs one file. Not
+//! here: whole schedules of a relay and its cluster, see `tests/relay_sim`. Always holds: targets run one after the other, so that what one
+//! allocates is counted for it alone.
+
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+
+mod draw;
+mod engine;
+mod hpack;
+mod http2;
+
+/// Counts what is allocated: a target says how much an input may take at most.
+#[global_allocator]
+static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+#[test]
+fn hpack_blocks() {
+    engine::run("hpack", 20_000, hpack::target);
+}
+
+#[test]
+fn http2_connections() {
+    let target = http2::Target::new();
+    engine::run("http2", 3_000, |input| target.run(input));
+}
