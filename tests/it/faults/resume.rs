@@ -4,6 +4,7 @@
 //! Structural: calls at etcd are counted, not time. With `ETCD_RELAY_TEST_SCALE=full` it tells how long it took.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr},
     time::Instant,
 };
@@ -86,6 +87,40 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
         let expected = Expected { complete_to: Some(last), prev_kv_known: true };
         assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
     }
+    relay.assert_no_panic();
+}
+
+/// The same for many watches on a few streams, as Kubernetes' API server opens them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_watches_of_a_few_streams_resume_together() {
+    let etcd = Etcd::start().await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let before = write(&kv, 50).await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").arg("--max-watches-per-stream=20000").start().await;
+    let calls = etcd.calls("Watch").await;
+    let watches = if full_scale() { 10_000 } else { 500 };
+    let began = Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        let stream = WatchStream::open(&relay.endpoint()).await;
+        for watch in 0..watches {
+            let start_revision = before - 6 - watch % 5;
+            stream.create(WatchCreateRequest { start_revision, ..client::key(format!("k{}", watch % 7)) });
+        }
+        streams.push(stream);
+    }
+    for stream in &mut streams {
+        let mut caught_up = HashSet::new();
+        while caught_up.len() < watches as usize {
+            let response = stream.until(|response| !response.events.is_empty()).await;
+            caught_up.insert(response.watch_id);
+        }
+    }
+    if full_scale() {
+        eprintln!("{} watches on {} streams resumed in {:?}", 10 * watches, streams.len(), began.elapsed());
+    }
+    let more = etcd.calls("Watch").await - calls;
+    assert!(more <= 4, "{more} watch streams for {} watches", 10 * watches);
     relay.assert_no_panic();
 }
 
