@@ -228,6 +228,7 @@ async fn a_relay_that_could_not_watch_again_is_not_ready_though_its_watch_goes_o
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
     let users = Users::ready(&etcd).await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
+    relay.follows().await;
     users.enable().await;
     let why = eventually("/ready says no", async || {
         let answer = crate::support::http::get(relay.http_addr(), "/ready").await.ok()?;
@@ -277,6 +278,7 @@ async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
     let users = Users::ready(&etcd).await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
+    relay.follows().await;
     // The feed's watch began before and lives on; what is older than its history is for etcd to give.
     users.enable().await;
     let root = users.token("root").await;

@@ -138,6 +138,16 @@ impl Relay {
         eventually("the relay is ready", async || (self.ready_status().await == Some(200)).then_some(())).await;
     }
 
+    /// Waits until the watch of each feed is open. A relay is ready before that, once it has its snapshots.
+    pub async fn follows(&self) {
+        eventually("the watch of each feed is open", async || {
+            let state = self.state().await;
+            let feeds = state["feeds"].as_array().expect("a list of feeds");
+            (!feeds.is_empty() && feeds.iter().all(|feed| feed["state"] == "live")).then_some(())
+        })
+        .await;
+    }
+
     /// What `/ready` answers.
     pub async fn ready_status(&self) -> Option<u16> {
         http::get(self.http_addr(), "/ready").await.ok().map(|answer| answer.status)
