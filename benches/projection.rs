@@ -30,7 +30,7 @@ use etcd_relay::{
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::{EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
-    view::{Ask, Caller, Config, Directory, Kind, Lainlet, Selected, Trust},
+    view::{Ask, Directory, Kind, Lainlet, LainletConfig, Selected, Trust, Viewer},
 };
 use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -130,7 +130,7 @@ impl Views {
         let [_, feed, ..] = feeds;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let config = Config { trust: Trust { everyone: true, ..Trust::default() }, ..Config::default() };
+        let config = LainletConfig { trust: Trust { everyone: true, ..Trust::default() }, ..LainletConfig::default() };
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let lainlet = Lainlet::new(config, hub, tasks.clone(), stop.clone());
         Self { runtime, lainlet, feed, revision, tasks, stop }
@@ -138,7 +138,7 @@ impl Views {
 
     fn select(&self, path: &str, parameter: Option<&str>, revision: Revision) -> Selected {
         let spec = self.lainlet.view_at(path).expect("a view");
-        let caller = Caller::at(Ipv4Addr::LOCALHOST.into());
+        let caller = Viewer::at(Ipv4Addr::LOCALHOST.into());
         let ask = Ask { spec, caller, parameter, node: None, min_revision: Some(revision) };
         self.runtime.block_on(self.lainlet.select(&ask)).expect("a reply")
     }

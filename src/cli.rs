@@ -1,4 +1,4 @@
-//! The command line: flags and environment variables become a [`relay::Config`], or a load to run.
+//! The command line: flags and environment variables become a [`relay::RelayConfig`], or a load to run.
 //!
 //! Not here: anything that runs. Called by `main` alone.
 //! Always holds: a value that makes no sense ends the start with exit code 64 and a text that names the flag, before a port is
@@ -42,9 +42,9 @@ pub enum Task {
 #[derive(Clone, Debug)]
 pub struct Start {
     /// The relay.
-    pub config: relay::Config,
+    pub config: relay::RelayConfig,
     /// What is logged, and how.
-    pub logging: logging::Config,
+    pub logging: logging::LoggingConfig,
     /// To be logged once, at the start.
     warnings: Vec<String>,
     announce: Announce,

@@ -74,7 +74,7 @@ pub struct Limits {
 
 /// What all feeds share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct FeedContext {
     pub(crate) limits: Limits,
     pub(crate) upstream: Arc<dyn Upstream>,
     pub(crate) tasks: Tasks,
@@ -94,7 +94,7 @@ pub trait FeedRunner: Send + Sync + 'static {
 
 /// See the module.
 pub struct Hub {
-    shared: Arc<Shared>,
+    shared: Arc<FeedContext>,
     runner: Box<dyn FeedRunner>,
     feeds: RwLock<Vec<Arc<Feed>>>,
     header: Arc<UpstreamHeader>,
@@ -131,7 +131,7 @@ impl Hub {
         runner: Box<dyn FeedRunner>,
     ) -> Arc<Self> {
         let confirmer = Confirmer::new(upstream.clone(), header.clone(), limits.confirm_patience, tasks.clone());
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FeedContext {
             limits,
             upstream,
             turns: Turns::new(limits.fills),

@@ -24,11 +24,11 @@ const BATCH: usize = 64;
 /// The one who replaces the value. Dropped, there are no more.
 #[derive(Debug)]
 pub struct Latest<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<LatestInner<T>>,
 }
 
 #[derive(Debug)]
-struct Shared<T> {
+struct LatestInner<T> {
     /// Of the newest value, from 1; changes under the lock of the value.
     number: AtomicU64,
     value: RwLock<T>,
@@ -40,7 +40,7 @@ impl<T: Clone> Latest<T> {
     /// Begins with `value`.
     #[must_use]
     pub fn new(value: T) -> Self {
-        let shared = Shared { number: AtomicU64::new(1), value: RwLock::new(value), followers: Mutex::default() };
+        let shared = LatestInner { number: AtomicU64::new(1), value: RwLock::new(value), followers: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -93,7 +93,7 @@ impl<T> Drop for Latest<T> {
     }
 }
 
-impl<T> Shared<T> {
+impl<T> LatestInner<T> {
     fn wake_all(&self) {
         let mut next = 0;
         loop {
@@ -117,7 +117,7 @@ impl<T> Shared<T> {
 /// One who wants the newest value.
 #[derive(Debug)]
 pub struct Follower<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<LatestInner<T>>,
     place: usize,
     /// The number of the value that was given last.
     given: u64,

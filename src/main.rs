@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn bench(task: &BenchTask) -> anyhow::Result<ExitCode> {
-    logging::install(&logging::Config::default())?;
+    logging::install(&logging::LoggingConfig::default())?;
     Ok(if task.run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

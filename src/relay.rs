@@ -1,6 +1,6 @@
 //! The composition root: binds the ports, wires the parts, runs them, ends them in order.
 //!
-//! Not here: flags (`cli` makes a [`Config`]) and logic. Called by `main` and by tests that want a whole relay.
+//! Not here: flags (`cli` makes a [`RelayConfig`]) and logic. Called by `main` and by tests that want a whole relay.
 //! Always holds: all ports are bound, and their addresses known, before anything is served.
 
 mod config;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Config, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, Upstream, Views, Watches};
+pub use self::config::{Embedded, Etcd, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches};
 pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
@@ -44,7 +44,7 @@ use crate::{
 /// A relay whose ports are bound, and that serves nothing yet.
 #[derive(Debug)]
 pub struct Relay {
-    config: Config,
+    config: RelayConfig,
     data: Data,
     reflection: GrpcService,
     metrics: Metrics,
@@ -75,11 +75,11 @@ impl Relay {
     ///
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
-    pub fn build(mut config: Config, metrics: Metrics) -> Result<Self, BuildError> {
+    pub fn build(mut config: RelayConfig, metrics: Metrics) -> Result<Self, BuildError> {
         let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics);
         fit_connections(ports);
         let connections = Arc::new(Connections::default());
-        let bind = |port: &crate::front::listen::Config| {
+        let bind = |port: &crate::front::listen::PortConfig| {
             let bound = Bound::bind(port.clone(), connections.clone())?;
             tracing::info!(protocol = bound.port().protocol(), addr = %bound.addr(), "Listening");
             Ok::<_, BindError>(bound)

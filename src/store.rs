@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::state::State;
+use self::state::StoreState;
 pub use self::{
     error::StoreError,
     service::{ETCD_API_VERSION, ForwardService},
@@ -48,7 +48,7 @@ use crate::{
 
 /// How large a [`Store`] may become.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct StoreConfig {
     /// Revisions that can be watched from and read at; with more, the store compacts the oldest away. Default 100,000.
     pub history_revisions: NonZeroUsize,
     /// Bytes of the events of these revisions, about; with more, the store compacts the oldest away but keeps at least one
@@ -61,7 +61,7 @@ pub struct Config {
     pub client_urls: Vec<String>,
 }
 
-impl Default for Config {
+impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             history_revisions: NonZeroUsize::new(100_000).expect("not zero"),
@@ -75,15 +75,15 @@ impl Default for Config {
 /// A store in memory. Clones are handles of the same store.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreInner>,
 }
 
-struct Shared {
-    config: Config,
+struct StoreInner {
+    config: StoreConfig,
     cluster_id: u64,
     member_id: u64,
     /// Held for the length of one request, never while waiting.
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
     /// The current revision, told after the lock is released: what watches wait for.
     revision: watch::Sender<Revision>,
     /// A lease was granted, which may be the next that ends.
@@ -96,12 +96,12 @@ const RAFT_TERM: u64 = 2;
 impl Store {
     /// An empty store, at revision 1, with ids of its own.
     #[must_use]
-    pub fn new(config: Config) -> Self {
-        let state = State::new(&config);
+    pub fn new(config: StoreConfig) -> Self {
+        let state = StoreState::new(&config);
         let revision = watch::Sender::new(state.mvcc.current());
         let id = || rand::random_range(1..u64::MAX);
         let (state, granted) = (Mutex::new(state), Notify::new());
-        Self { shared: Arc::new(Shared { config, cluster_id: id(), member_id: id(), state, revision, granted }) }
+        Self { shared: Arc::new(StoreInner { config, cluster_id: id(), member_id: id(), state, revision, granted }) }
     }
 
     /// Who the store is, and where it stands.
@@ -257,7 +257,7 @@ impl Store {
     }
 
     /// Runs a change and, after the lock is released, wakes the watches where it made a revision.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn change<T>(&self, change: impl FnOnce(&mut StoreState) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let (result, current) = {
             let mut state = self.shared.state.lock();
             (change(&mut state), state.mvcc.current())
@@ -283,7 +283,7 @@ impl Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self::new(Config::default())
+        Self::new(StoreConfig::default())
     }
 }
 

@@ -36,10 +36,10 @@ mod wire;
 
 pub(crate) use self::json::to_json;
 pub use self::{
-    access::{Caller, Trust},
+    access::{Trust, Viewer},
     directory::Directory,
     engine::{LastEvent, Refused, Stats},
-    lainlet::{Ask, Config, Lainlet, Refusal, Selected},
+    lainlet::{Ask, Lainlet, LainletConfig, Refusal, Selected},
     payload::{Kind, Parts, Payload, Version},
     projection::{Absent, Rule, Shape, Spec, ViewError},
     target::Subscription,

@@ -28,7 +28,7 @@ use loom::{
 
 use self::{
     latest::Latest,
-    wake::{Caller, Callers, Calls},
+    wake::{WakeSource, WakeSources, Calls},
 };
 
 /// A task that is told whether it was woken.
@@ -55,9 +55,9 @@ impl Wake for Task {
 pub fn a_ring_beside_an_answer_is_not_lost() {
     loom::model(|| {
         let calls = Calls::new(1_000);
-        let bell = calls.bell(Caller::READ);
+        let bell = calls.bell(WakeSource::READ);
         bell.ring();
-        let mut callers = Callers::new();
+        let mut callers = WakeSources::new();
         let cx = Context::from_waker(Waker::noop());
         assert!(calls.look(&mut callers, &cx), "it was rung");
         callers.clear();
@@ -80,7 +80,7 @@ pub fn a_ring_beside_an_answer_is_not_lost() {
 pub fn a_call_finds_the_task_looking_or_wakes_it() {
     loom::model(|| {
         let calls = Calls::new(1_000);
-        let others = [Caller::READ, Caller::stream(0)].map(|caller| {
+        let others = [WakeSource::READ, WakeSource::stream(0)].map(|caller| {
             let bell = calls.bell(caller);
             thread::spawn(move || bell.ring())
         });
@@ -88,7 +88,7 @@ pub fn a_call_finds_the_task_looking_or_wakes_it() {
         let waker = Waker::from(task.clone());
         let cx = Context::from_waker(&waker);
         let mut seen = 0;
-        let mut callers = Callers::new();
+        let mut callers = WakeSources::new();
         while calls.look(&mut callers, &cx) {
             seen += callers.drain(..).count();
         }
@@ -111,7 +111,7 @@ pub fn what_was_read_is_told() {
             thread::spawn(move || calls.count_read(bytes))
         });
         others.into_iter().for_each(|other| other.join().expect("it reads"));
-        let mut callers = Callers::new();
+        let mut callers = WakeSources::new();
         assert!(calls.look(&mut callers, &Context::from_waker(Waker::noop())), "enough was read");
         assert_eq!((callers.len(), calls.take_read()), (1, 13));
     });

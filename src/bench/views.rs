@@ -75,7 +75,7 @@ pub struct ViewWrites {
 }
 
 /// What all connections share.
-struct Shared {
+struct LoadState {
     options: Views,
     clock: Instant,
     open: AtomicU64,
@@ -107,7 +107,7 @@ impl Views {
 
     async fn measure(&self) -> Result<Report, BenchError> {
         let progress = Progress::new();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LoadState {
             options: self.clone(),
             clock: Instant::now(),
             open: AtomicU64::new(0),
@@ -176,7 +176,7 @@ impl Views {
     }
 }
 
-impl Shared {
+impl LoadState {
     fn now(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }

@@ -84,7 +84,7 @@ pub(super) struct Session {
     good_trailers: Vec<u8>,
     read: u32,
     stream_window: u32,
-    streams: HashMap<u32, Stream>,
+    streams: HashMap<u32, WireStream>,
     /// Streams with something to send.
     waiting: Vec<u32>,
     sender: Sender,
@@ -105,7 +105,7 @@ pub(super) struct Sender {
 }
 
 #[derive(Debug)]
-struct Stream {
+struct WireStream {
     outgoing: Outgoing,
     /// A message that has not come whole, with its five bytes of head.
     message: Vec<u8>,
@@ -143,7 +143,7 @@ impl Session {
     /// One whose server sends frames of `stream` without being asked.
     pub(super) fn listening(stream: u32) -> Self {
         let mut session = Self::with(Vec::new(), "");
-        session.streams.insert(stream, Stream::new(Outgoing { waiting: Vec::new(), window: 0, end: true }));
+        session.streams.insert(stream, WireStream::new(Outgoing { waiting: Vec::new(), window: 0, end: true }));
         session
     }
 
@@ -364,7 +364,7 @@ impl Session {
             if !outgoing.waiting.is_empty() {
                 self.waiting.push(id);
             }
-            self.streams.insert(id, Stream::new(outgoing));
+            self.streams.insert(id, WireStream::new(outgoing));
         }
         for (id, message) in self.sender.queued.drain(..) {
             if let Some(stream) = self.streams.get_mut(&id) {
@@ -388,7 +388,7 @@ impl Session {
     }
 }
 
-impl Stream {
+impl WireStream {
     fn new(outgoing: Outgoing) -> Self {
         Self { outgoing, message: Vec::new(), read: 0 }
     }

@@ -10,7 +10,7 @@ use super::{
     values::TimeOrNone,
 };
 use crate::{
-    relay::{Config, Embedded, Feeds, OnDemand, Upstream},
+    relay::{Embedded, Feeds, OnDemand, RelayConfig, Upstream},
     store,
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Demo {
         long,
         env = "ETCD_RELAY_CHANGES_EVERY",
         value_name = "TIME",
-        default_value_t = TimeOrNone(Some(store::demo::Config::default().interval))
+        default_value_t = TimeOrNone(Some(store::demo::DemoConfig::default().interval))
     )]
     changes_every: TimeOrNone,
 
@@ -51,7 +51,7 @@ enum Seed {
 impl Demo {
     pub(super) fn start(self) -> Result<Start, Exit> {
         Ok(Start {
-            config: Config {
+            config: RelayConfig {
                 upstream: Upstream::Embedded(Embedded {
                     seeded: self.seed == Seed::Lain,
                     changes_every: self.changes_every.0,

@@ -33,7 +33,7 @@ pub(super) struct Ports {
 
     /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
     /// costs a file and some KiB; what does not fit the limit of open files is left out
-    #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::Config::MAX_CONNECTIONS)]
+    #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::PortConfig::MAX_CONNECTIONS)]
     max_connections: NonZeroUsize,
 
     /// Largest number of connections of one client on each port; one more is closed at once. A client is an address, or a network
@@ -46,7 +46,7 @@ pub(super) struct Ports {
         long,
         env = "ETCD_RELAY_MAX_STREAMS_PER_CONNECTION",
         value_name = "NUMBER",
-        default_value_t = listen::Config::MAX_STREAMS
+        default_value_t = listen::PortConfig::MAX_STREAMS
     )]
     max_streams_per_connection: NonZeroU32,
 
@@ -56,7 +56,7 @@ pub(super) struct Ports {
         long,
         env = "ETCD_RELAY_STREAM_BUFFER_BYTES",
         value_name = "BYTES",
-        default_value_t = ByteCount(listen::Config::STREAM_BUFFER)
+        default_value_t = ByteCount(listen::PortConfig::STREAM_BUFFER)
     )]
     stream_buffer_bytes: ByteCount,
 
@@ -66,7 +66,7 @@ pub(super) struct Ports {
         long,
         env = "ETCD_RELAY_KEEPALIVE_INTERVAL",
         value_name = "TIME",
-        default_value_t = Time(listen::Config::KEEPALIVE.interval)
+        default_value_t = Time(listen::PortConfig::KEEPALIVE.interval)
     )]
     keepalive_interval: Time,
 
@@ -75,7 +75,7 @@ pub(super) struct Ports {
         long,
         env = "ETCD_RELAY_KEEPALIVE_TIMEOUT",
         value_name = "TIME",
-        default_value_t = PositiveTime(listen::Config::KEEPALIVE.timeout)
+        default_value_t = PositiveTime(listen::PortConfig::KEEPALIVE.timeout)
     )]
     keepalive_timeout: PositiveTime,
 
@@ -86,23 +86,23 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn grpc(&self) -> listen::Config {
+    pub(super) fn grpc(&self) -> listen::PortConfig {
         self.port(Port::Grpc, self.listen_grpc)
     }
 
-    pub(super) fn http(&self) -> listen::Config {
+    pub(super) fn http(&self) -> listen::PortConfig {
         self.port(Port::Http, self.listen_http)
     }
 
-    fn port(&self, port: Port, addr: SocketAddr) -> listen::Config {
-        listen::Config {
+    fn port(&self, port: Port, addr: SocketAddr) -> listen::PortConfig {
+        listen::PortConfig {
             max_connections: self.max_connections,
             max_connections_per_client: NonZeroUsize::new(self.max_connections_per_client),
             max_streams: self.max_streams_per_connection,
             stream_buffer: self.stream_buffer_bytes.0,
             keepalive: (!self.keepalive_interval.0.is_zero())
                 .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),
-            ..listen::Config::new(port, addr)
+            ..listen::PortConfig::new(port, addr)
         }
     }
 }
@@ -171,13 +171,13 @@ pub(super) struct Log {
     log_format: Format,
 
     /// What is logged: error, warn, info, debug or trace, or by module, such as info,etcd_relay::hub=debug
-    #[arg(long, env = "ETCD_RELAY_LOG_LEVEL", value_name = "LEVEL", default_value_t = logging::Config::default().filter)]
+    #[arg(long, env = "ETCD_RELAY_LOG_LEVEL", value_name = "LEVEL", default_value_t = logging::LoggingConfig::default().filter)]
     log_level: String,
 }
 
 impl Log {
-    pub(super) fn config(self) -> Result<logging::Config, Exit> {
+    pub(super) fn config(self) -> Result<logging::LoggingConfig, Exit> {
         logging::parse_filter(&self.log_level).map_err(|error| Exit::Usage(format!("--log-level: {error}")))?;
-        Ok(logging::Config { format: self.log_format, filter: self.log_level })
+        Ok(logging::LoggingConfig { format: self.log_format, filter: self.log_level })
     }
 }

@@ -18,7 +18,7 @@ use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{Exit, Start, announce::Announce, values::go_duration};
 use crate::{
     front::listen,
-    relay::{Config, DRAIN_TIME, Etcd, Feeds, LainletFeeds, Upstream, Views, Watches},
+    relay::{DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
     source::{Endpoint, forward},
     telemetry::{logging, names::Port},
 };
@@ -101,7 +101,7 @@ impl Given {
     }
 
     fn start(self) -> Result<Start, Exit> {
-        let mut grpc = listen::Config::new(Port::Grpc, self.addr("listen-addr", flags::LISTEN_ADDR)?);
+        let mut grpc = listen::PortConfig::new(Port::Grpc, self.addr("listen-addr", flags::LISTEN_ADDR)?);
         if let Some(streams) = self.number("max-concurrent-streams")? {
             // As in etcd, zero means no bound of its own.
             grpc.max_streams = NonZeroU32::new(u32::try_from(streams).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MAX);
@@ -114,7 +114,7 @@ impl Given {
             Some(url) if !url.is_empty() => {
                 let endpoint = self.endpoint("metrics-addr", url)?;
                 let addr = resolve("metrics-addr", endpoint.authority().as_str())?;
-                Some(listen::Config::new(Port::Metrics, addr))
+                Some(listen::PortConfig::new(Port::Metrics, addr))
             }
             _ => None,
         };
@@ -123,14 +123,14 @@ impl Given {
             endpoints.split(',').map(|text| self.endpoint("endpoints", text)).collect::<Result<Vec<_>, _>>()?;
         let debug = self.is_set("debug");
         Ok(Start {
-            config: Config {
+            config: RelayConfig {
                 upstream: Upstream::Etcd(Etcd {
                     endpoints,
                     identity: None,
-                    connect_timeout: forward::Config::CONNECT_TIMEOUT,
+                    connect_timeout: forward::ForwardConfig::CONNECT_TIMEOUT,
                     request_timeout: Etcd::REQUEST_TIMEOUT,
                     keepalive: self.dial_keepalive()?,
-                    max_forwarded_per_client: forward::Config::MAX_PER_CLIENT,
+                    max_forwarded_per_client: forward::ForwardConfig::MAX_PER_CLIENT,
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),
@@ -141,9 +141,13 @@ impl Given {
                 metrics,
                 drain_time: DRAIN_TIME,
             },
-            logging: logging::Config {
-                filter: if debug { "info,etcd_relay=debug".to_owned() } else { logging::Config::default().filter },
-                ..logging::Config::default()
+            logging: logging::LoggingConfig {
+                filter: if debug {
+                    "info,etcd_relay=debug".to_owned()
+                } else {
+                    logging::LoggingConfig::default().filter
+                },
+                ..logging::LoggingConfig::default()
             },
             warnings: self.warnings,
             announce: Announce::GrpcProxy,
@@ -153,7 +157,7 @@ impl Given {
     /// etcd's default is no pings at all, and a proxy that never notices that its member vanished; the relay's own serves
     /// where nothing was said.
     fn dial_keepalive(&self) -> Result<Option<forward::Keepalive>, Exit> {
-        let own = forward::Config::KEEPALIVE;
+        let own = forward::ForwardConfig::KEEPALIVE;
         let interval = self.duration("dial-keepalive-time")?.unwrap_or(own.interval);
         let timeout = self.duration("dial-keepalive-timeout")?.unwrap_or(own.timeout);
         let while_idle = match self.values.get("permit-without-stream") {

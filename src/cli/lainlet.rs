@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     relay::{LainletFeeds, Views},
-    view::{Config, Trust},
+    view::{LainletConfig, Trust},
 };
 
 #[derive(Debug, Args)]
@@ -68,7 +68,7 @@ impl LainletFlags {
                 When::AtStart => LainletFeeds::AtStart,
                 When::Off => LainletFeeds::Off,
             },
-            lainlet: Config {
+            lainlet: LainletConfig {
                 trust: Trust {
                     everyone: self.no_auth,
                     own: self.node_ip.map(|addr| addr.to_canonical()),
@@ -76,7 +76,7 @@ impl LainletFlags {
                     nodes: self.trust_nodes,
                 },
                 node_name: self.node_name.or_else(host_name),
-                ..Config::default()
+                ..LainletConfig::default()
             },
         }
     }

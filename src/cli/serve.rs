@@ -13,7 +13,7 @@ use super::{
     values::{PositiveTime, Time},
 };
 use crate::{
-    relay::{Config, Etcd, Feeds, OnDemand, Upstream},
+    relay::{Etcd, Feeds, OnDemand, RelayConfig, Upstream},
     source::{Endpoint, Identity, forward},
 };
 
@@ -56,7 +56,7 @@ struct UpstreamFlags {
         long,
         env = "ETCD_RELAY_CONNECT_TIMEOUT",
         value_name = "TIME",
-        default_value_t = PositiveTime(forward::Config::CONNECT_TIMEOUT)
+        default_value_t = PositiveTime(forward::ForwardConfig::CONNECT_TIMEOUT)
     )]
     connect_timeout: PositiveTime,
 
@@ -76,7 +76,7 @@ struct UpstreamFlags {
         long,
         env = "ETCD_RELAY_MAX_FORWARDED_PER_CLIENT",
         value_name = "NUMBER",
-        default_value_t = forward::Config::MAX_PER_CLIENT
+        default_value_t = forward::ForwardConfig::MAX_PER_CLIENT
     )]
     max_forwarded_per_client: NonZeroUsize,
 }
@@ -117,7 +117,7 @@ impl Serve {
         let mut warnings = Vec::new();
         let (prefixes, on_demand) = self.feeds.parse(&mut warnings)?;
         Ok(Start {
-            config: Config {
+            config: RelayConfig {
                 upstream: Upstream::Etcd(self.upstream.parse()?),
                 feeds: Feeds {
                     prefixes,
@@ -165,7 +165,7 @@ impl UpstreamFlags {
             identity,
             connect_timeout: self.connect_timeout.0,
             request_timeout: self.request_timeout.0,
-            keepalive: Some(forward::Config::KEEPALIVE),
+            keepalive: Some(forward::ForwardConfig::KEEPALIVE),
             max_forwarded_per_client: self.max_forwarded_per_client,
         })
     }

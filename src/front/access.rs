@@ -121,10 +121,10 @@ pub enum Denials {
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Access {
-    shared: Arc<Shared>,
+    shared: Arc<AccessInner>,
 }
 
-struct Shared {
+struct AccessInner {
     upstream: GrpcService,
     /// How long one answer may take.
     patience: Duration,
@@ -144,7 +144,7 @@ impl Access {
         let now = Instant::now();
         let known = watch::Sender::new(Known { auth: Auth::Unknown, since: now, off_until: now });
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(AccessInner {
                 upstream,
                 patience: patience.min(PATIENCE),
                 off: AtomicBool::new(false),
@@ -427,9 +427,9 @@ impl Access {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for AccessInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("known", &*self.known.borrow()).finish_non_exhaustive()
+        f.debug_struct("AccessInner").field("known", &*self.known.borrow()).finish_non_exhaustive()
     }
 }
 

@@ -5,9 +5,9 @@
 //! Always holds:
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
 //! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay
-//!   rather than waits in a queue that nobody sees; so is one too many of a client, where [`Config::max_connections_per_client`] says so;
-//! - a connection that sends nothing is closed after [`Config::FIRST_BYTES`], one whose peer vanished after a missed ping,
-//!   one that takes no bytes after [`Config::write_stall`];
+//!   rather than waits in a queue that nobody sees; so is one too many of a client, where [`PortConfig::max_connections_per_client`] says so;
+//! - a connection that sends nothing is closed after [`PortConfig::FIRST_BYTES`], one whose peer vanished after a missed ping,
+//!   one that takes no bytes after [`PortConfig::write_stall`];
 //! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
 //! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
 
@@ -43,7 +43,7 @@ use crate::{http2, telemetry::names, types::ClientKey};
 
 /// How a port serves.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct PortConfig {
     /// Where to listen; port 0 takes a free one.
     pub addr: SocketAddr,
     /// Which port it is, for metrics and logs.
@@ -62,7 +62,7 @@ pub struct Config {
     pub write_stall: Duration,
 }
 
-impl Config {
+impl PortConfig {
     /// A relay serves a rack; beyond this, files and memory want a look first.
     pub const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
     /// One connection of a busy client has thousands of calls at once, but not more.
@@ -124,7 +124,7 @@ impl ClientAddr {
 pub struct Bound {
     listener: TcpListener,
     addr: SocketAddr,
-    config: Config,
+    config: PortConfig,
     connections: Arc<Connections>,
 }
 
@@ -136,7 +136,7 @@ impl Bound {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn bind(config: Config, connections: Arc<Connections>) -> Result<Self, BindError> {
+    pub fn bind(config: PortConfig, connections: Arc<Connections>) -> Result<Self, BindError> {
         let failed = |cause| BindError { addr: config.addr, port: config.port, cause };
         let listener = StdListener::bind(config.addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;

@@ -92,7 +92,7 @@ fn serve() -> Ports {
     let told = Arc::new(Told::default());
     let connections = Arc::new(Connections::default());
     let bind = |port| {
-        let config = listen::Config::new(port, SocketAddr::from(([127, 0, 0, 1], 0)));
+        let config = listen::PortConfig::new(port, SocketAddr::from(([127, 0, 0, 1], 0)));
         Bound::bind(config, connections.clone()).expect("bound")
     };
     let (grpc, http) = (bind(Port::Grpc), bind(Port::Http));

@@ -28,19 +28,19 @@ pub struct Body(Kind);
 #[derive(Debug)]
 enum Kind {
     Whole(Bytes),
-    Arriving(Arc<Shared>),
+    Arriving(Arc<BodyInner>),
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct BodyInner {
+    state: Mutex<BodyState>,
     /// Tells the stream that enough was read for the peer to send more.
     bell: Arc<Bell>,
     tell_from: u32,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BodyState {
     data: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     end: Option<Result<(), Reason>>,
@@ -53,7 +53,7 @@ struct State {
 
 /// Fills a [`Body`].
 #[derive(Debug)]
-pub(super) struct Feeder(Arc<Shared>);
+pub(super) struct Feeder(Arc<BodyInner>);
 
 impl Body {
     /// A body that is here.
@@ -63,8 +63,8 @@ impl Body {
 
     /// A body that begins with `data` and of which more comes. `bell` is rung when `tell_from` bytes were read.
     pub(super) fn arriving(bell: Arc<Bell>, tell_from: u32, data: VecDeque<Bytes>) -> (Feeder, Self) {
-        let state = State { data, ..State::default() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), bell, tell_from });
+        let state = BodyState { data, ..BodyState::default() };
+        let shared = Arc::new(BodyInner { state: Mutex::new(state), bell, tell_from });
         (Feeder(shared.clone()), Self(Kind::Arriving(shared)))
     }
 }
@@ -110,7 +110,7 @@ impl Drop for Feeder {
     }
 }
 
-impl Shared {
+impl BodyInner {
     fn count_read(&self, bytes: usize) {
         let bytes = bytes as u32;
         self.bell.calls().count_read(bytes);
@@ -214,18 +214,18 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::{
-        super::wake::{Caller, Calls},
+        super::wake::{Calls, WakeSource},
         *,
     };
 
     fn arriving(tell_from: u32) -> (Arc<Calls>, Feeder, Body) {
         let calls = Calls::new(1000);
-        let (feeder, body) = Body::arriving(calls.bell(Caller::stream(0)), tell_from, VecDeque::new());
+        let (feeder, body) = Body::arriving(calls.bell(WakeSource::stream(0)), tell_from, VecDeque::new());
         (calls, feeder, body)
     }
 
     fn has_called(calls: &Calls) -> bool {
-        calls.look(&mut super::super::wake::Callers::new(), &Context::from_waker(Waker::noop()))
+        calls.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()))
     }
 
     #[tokio::test]

@@ -28,10 +28,10 @@ use super::{
     frame::{self, MAX_PAYLOAD, MAX_STREAM, OwnSettings},
     limits::{Keepalive, Limits},
     output::Output,
-    stream::{Ran, Shared},
+    stream::{ConnectionContext, Ran},
     streams::Streams,
     turn::Turn,
-    wake::{Bell, Caller, Callers, Calls},
+    wake::{Bell, Calls, WakeSource, WakeSources},
 };
 
 /// Bytes that wait for the socket from which on nothing is read: what streams give until they are not asked, and as much again for
@@ -39,7 +39,7 @@ use super::{
 const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
 /// Rounds of one turn.
 const ROUNDS: usize = 16;
-/// Callers that one turn looks at: a change that all streams of a connection hear of is a call of each.
+/// WakeSources that one turn looks at: a change that all streams of a connection hear of is a call of each.
 const CALLERS: usize = 8 << 10;
 /// The window that each connection has before it says another.
 const FIRST_WINDOW: u32 = 65_535;
@@ -69,7 +69,7 @@ pub struct Connection<T, S, F, B: http_body::Body, E> {
     io: T,
     calls: Arc<Calls>,
     /// Those who called and were not looked at yet.
-    callers: Callers,
+    callers: WakeSources,
     /// The socket may have bytes for us.
     readable: bool,
     /// The socket takes no more.
@@ -167,10 +167,10 @@ where
             (bell.clone(), Waker::from(bell))
         };
         let bells = Bells {
-            read: bell(Caller::READ),
-            timer: bell(Caller::TIMER),
-            stop: bell(Caller::STOP),
-            abort: bell(Caller::ABORT),
+            read: bell(WakeSource::READ),
+            timer: bell(WakeSource::TIMER),
+            stop: bell(WakeSource::STOP),
+            abort: bell(WakeSource::ABORT),
         };
         let mut output = Output::default();
         let own = OwnSettings {
@@ -180,7 +180,7 @@ where
         };
         own.put(output.own());
         frame::put_window_update(output.own(), 0, limits.connection_window.saturating_sub(FIRST_WINDOW));
-        for caller in [Caller::STOP, Caller::ABORT, Caller::TIMER] {
+        for caller in [WakeSource::STOP, WakeSource::ABORT, WakeSource::TIMER] {
             calls.call(caller);
         }
         let now = Instant::now();
@@ -194,7 +194,7 @@ where
         Self {
             io,
             service,
-            callers: Callers::new(),
+            callers: WakeSources::new(),
             readable: true,
             full: false,
             is_due: false,
@@ -210,7 +210,7 @@ where
             course: Course::Open,
             turn: Turn::default(),
             tell_from: limits.stream_window / 2,
-            write: bell(Caller::WRITE),
+            write: bell(WakeSource::WRITE),
             intake: Box::new(Intake::new(limits.connection_window.max(FIRST_WINDOW))),
             rare: Box::new(Rare { bells, limits, watchdog, stop: Some(stop), abort, ended: None }),
             calls,
@@ -292,25 +292,25 @@ where
         let now = callers.len().min(CALLERS);
         for caller in callers.drain(..now) {
             match caller {
-                Caller::READ => {
+                WakeSource::READ => {
                     self.rare.bells.read.0.answered();
                     self.readable = true;
                 }
-                Caller::WRITE => {
+                WakeSource::WRITE => {
                     self.write.0.answered();
                     self.full = false;
                 }
-                Caller::TIMER => {
+                WakeSource::TIMER => {
                     self.rare.bells.timer.0.answered();
                     self.is_due = true;
                 }
-                Caller::STOP => self.stop(),
-                Caller::ABORT => {
+                WakeSource::STOP => self.stop(),
+                WakeSource::ABORT => {
                     let (bell, waker) = &self.rare.bells.abort;
                     bell.answered();
                     over |= Pin::new(&mut self.rare.abort).poll(&mut Context::from_waker(waker)).is_ready();
                 }
-                Caller::WINDOW => {
+                WakeSource::WINDOW => {
                     let read = self.calls.take_read();
                     self.intake.widen(read);
                     if !matches!(self.course, Course::Closing(_)) {
@@ -420,7 +420,7 @@ where
     /// Runs the stream at `place`, if there is one.
     fn run_one(&mut self, place: usize) {
         let Some(stream) = self.streams.all.get_mut(place) else { return };
-        let mut shared = Shared {
+        let mut context = ConnectionContext {
             output: &mut self.output,
             calls: &self.calls,
             window: &mut self.peer.window,
@@ -430,7 +430,7 @@ where
             turn: &mut self.turn,
         };
         self.streams.fresh -= usize::from(stream.is_new());
-        let ran = stream.run(&mut shared, &self.service);
+        let ran = stream.run(&mut context, &self.service);
         self.streams.held -= stream.let_go();
         match ran {
             Ran::Rests => {}

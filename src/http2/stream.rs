@@ -27,7 +27,7 @@ use super::{
     output::Output,
     request::{Asked, is_of_connection},
     turn::Turn,
-    wake::{Bell, Caller, Calls},
+    wake::{Bell, Calls, WakeSource},
 };
 
 /// See the module.
@@ -84,7 +84,7 @@ enum Coming {
 
 /// What streams of a connection share when they are run.
 #[derive(Debug)]
-pub(super) struct Shared<'a> {
+pub(super) struct ConnectionContext<'a> {
     pub(super) output: &'a mut Output,
     pub(super) calls: &'a Calls,
     /// Bytes that the peer takes on all streams.
@@ -120,7 +120,7 @@ where
 {
     /// A stream of `asked`, at `place` among the connection's streams.
     pub(super) fn new(id: u32, calls: &Arc<Calls>, place: usize, asked: Asked, windows: (i64, i64)) -> Self {
-        let bell = calls.bell(Caller::stream(place));
+        let bell = calls.bell(WakeSource::stream(place));
         Self {
             id,
             waker: Waker::from(bell.clone()),
@@ -246,46 +246,46 @@ where
     }
 
     /// Goes on as far as it can.
-    pub(super) fn run(&mut self, shared: &mut Shared<'_>, call: &impl Fn(Request<Body>) -> F) -> Ran {
+    pub(super) fn run(&mut self, context: &mut ConnectionContext<'_>, call: &impl Fn(Request<Body>) -> F) -> Ran {
         self.bell.answered();
-        self.tell_read(shared);
+        self.tell_read(context);
         loop {
             if let Some(data) = &mut self.data {
-                let room = self.window.min(*shared.window).max(0) as usize;
-                let len = data.remaining().min(room).min(shared.max_payload);
+                let room = self.window.min(*context.window).max(0) as usize;
+                let len = data.remaining().min(room).min(context.max_payload);
                 if len == 0 && data.has_remaining() {
                     return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
                 }
                 let all = len == data.remaining();
                 let end = all && matches!(&self.answer, Answer::Sent(body) if body.is_end_stream());
-                frame::put_data(shared.output.own(), len, end, self.id);
-                shared.output.take(data, len);
+                frame::put_data(context.output.own(), len, end, self.id);
+                context.output.take(data, len);
                 self.window -= len as i64;
-                *shared.window -= len as i64;
+                *context.window -= len as i64;
                 if all {
                     self.data = None;
                 }
                 if end {
                     return self.over();
                 }
-                if shared.output.len() >= Limits::OUTPUT || !shared.turn.step() {
+                if context.output.len() >= Limits::OUTPUT || !context.turn.step() {
                     return Ran::Again;
                 }
                 continue;
             }
             let cx = &mut Context::from_waker(&self.waker);
             match &mut self.answer {
-                Answer::Asked(_) => self.ask(shared, call),
+                Answer::Asked(_) => self.ask(context, call),
                 Answer::Awaited(answer) => {
-                    shared.turn.weigh();
+                    context.turn.weigh();
                     match guarded(|| answer.as_mut().poll(cx)) {
                         Poll::Pending => return Ran::Rests,
                         Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
                         Poll::Ready(Ok(response)) => {
-                            if self.head(response, shared) {
+                            if self.head(response, context) {
                                 return self.over();
                             }
-                            if !shared.turn.step() {
+                            if !context.turn.step() {
                                 return Ran::Again;
                             }
                         }
@@ -293,29 +293,29 @@ where
                 }
                 Answer::Sent(body) => {
                     // Without room it is not asked for more, unless there is nothing but trailers to come.
-                    let room = self.window.min(*shared.window);
+                    let room = self.window.min(*context.window);
                     if room <= 0 && body.size_hint().upper() != Some(0) {
                         return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
                     }
                     match guarded(|| Pin::new(body).poll_frame(cx).map_err(Into::into).map(Ok)) {
                         Poll::Pending => return Ran::Rests,
                         Poll::Ready(Ok(None)) => {
-                            frame::put_data(shared.output.own(), 0, true, self.id);
+                            frame::put_data(context.output.own(), 0, true, self.id);
                             return self.over();
                         }
                         Poll::Ready(Err(error) | Ok(Some(Err(error)))) => return Ran::Over(Some(reason(&*error))),
                         Poll::Ready(Ok(Some(Ok(frame)))) => match frame.into_data() {
                             Ok(data) => {
                                 if data.remaining() >= LARGE {
-                                    shared.turn.weigh();
+                                    context.turn.weigh();
                                 }
                                 self.data = Some(data);
                             }
                             Err(frame) => {
                                 if let Ok(trailers) = frame.into_trailers() {
-                                    let own = shared.output.own();
-                                    put_fields(own, self.id, true, shared.max_payload, |block| {
-                                        if std::mem::take(shared.shrinks_table) {
+                                    let own = context.output.own();
+                                    put_fields(own, self.id, true, context.max_payload, |block| {
+                                        if std::mem::take(context.shrinks_table) {
                                             hpack::encode_table_size(block, 0);
                                         }
                                         hpack::encode_trailers(block, &trailers);
@@ -332,11 +332,11 @@ where
     }
 
     /// Gives the request to its handler.
-    fn ask(&mut self, shared: &Shared<'_>, call: &impl Fn(Request<Body>) -> F) {
+    fn ask(&mut self, context: &ConnectionContext<'_>, call: &impl Fn(Request<Body>) -> F) {
         let Answer::Asked(request) = std::mem::replace(&mut self.answer, Answer::Done) else { return };
         let body = match std::mem::replace(&mut self.coming, Coming::Ended) {
             Coming::Early(early) => {
-                let (feeder, body) = Body::arriving(self.bell.clone(), shared.tell_from, early);
+                let (feeder, body) = Body::arriving(self.bell.clone(), context.tell_from, early);
                 self.coming = Coming::ToBody(feeder);
                 body
             }
@@ -348,7 +348,7 @@ where
                     early.push_front(first);
                     early.make_contiguous().concat().into()
                 };
-                shared.calls.count_read(data.len() as u32);
+                context.calls.count_read(data.len() as u32);
                 Body::whole(data)
             }
             coming @ (Coming::ToBody(_) | Coming::Ended) => {
@@ -360,7 +360,7 @@ where
     }
 
     /// Writes the head of the answer. Whether that was all.
-    fn head(&mut self, response: Response<B>, shared: &mut Shared<'_>) -> bool {
+    fn head(&mut self, response: Response<B>, context: &mut ConnectionContext<'_>) -> bool {
         let (mut parts, body) = response.into_parts();
         let names: Vec<_> = parts.headers.keys().filter(|name| is_of_connection(name)).cloned().collect();
         for name in names {
@@ -379,8 +379,8 @@ where
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         let end = self.is_head || body.is_end_stream();
-        put_fields(shared.output.own(), self.id, end, shared.max_payload, |block| {
-            if std::mem::take(shared.shrinks_table) {
+        put_fields(context.output.own(), self.id, end, context.max_payload, |block| {
+            if std::mem::take(context.shrinks_table) {
                 hpack::encode_table_size(block, 0);
             }
             hpack::encode_head(block, parts.status, &parts.headers);
@@ -394,12 +394,12 @@ where
         Ran::Over((!self.has_ended()).then_some(Reason::NO_ERROR))
     }
 
-    fn tell_read(&mut self, shared: &mut Shared<'_>) {
+    fn tell_read(&mut self, context: &mut ConnectionContext<'_>) {
         if let Coming::ToBody(feeder) = &self.coming
             && let Some(read) = feeder.take_read()
         {
             self.receive_window += i64::from(read);
-            frame::put_window_update(shared.output.own(), self.id, read);
+            frame::put_window_update(context.output.own(), self.id, read);
         }
     }
 }

@@ -13,11 +13,11 @@ use smallvec::SmallVec;
 
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 
-/// What called, as a number: below [`Caller::FIRST_STREAM`] a part of the connection, from there on the place of a stream.
+/// What called, as a number: below [`WakeSource::FIRST_STREAM`] a part of the connection, from there on the place of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Caller(u32);
+pub(super) struct WakeSource(u32);
 
-impl Caller {
+impl WakeSource {
     pub(super) const READ: Self = Self(0);
     pub(super) const WRITE: Self = Self(1);
     pub(super) const TIMER: Self = Self(2);
@@ -38,7 +38,7 @@ impl Caller {
 }
 
 /// Those who called. Few at a time, so they need no memory of their own.
-pub(super) type Callers = SmallVec<[Caller; 4]>;
+pub(super) type WakeSources = SmallVec<[WakeSource; 4]>;
 
 /// What the task of a connection and those who call it share.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct Calls {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    callers: Callers,
+    callers: WakeSources,
     /// The task, while it rests.
     task: Option<Waker>,
 }
@@ -64,11 +64,11 @@ impl Calls {
     }
 
     /// Who calls by it.
-    pub(super) fn bell(self: &Arc<Self>, caller: Caller) -> Arc<Bell> {
+    pub(super) fn bell(self: &Arc<Self>, caller: WakeSource) -> Arc<Bell> {
         Arc::new(Bell { calls: self.clone(), caller, rung: AtomicBool::new(false) })
     }
 
-    pub(super) fn call(&self, caller: Caller) {
+    pub(super) fn call(&self, caller: WakeSource) {
         let task = {
             let mut waiting = self.waiting.lock();
             waiting.callers.push(caller);
@@ -80,7 +80,7 @@ impl Calls {
     }
 
     /// Moves those who called into `callers`, which is empty. Where nobody did, the task of `cx` is woken by the next, and this is false.
-    pub(super) fn look(&self, callers: &mut Callers, cx: &Context<'_>) -> bool {
+    pub(super) fn look(&self, callers: &mut WakeSources, cx: &Context<'_>) -> bool {
         let mut waiting = self.waiting.lock();
         if waiting.callers.is_empty() {
             waiting.task = Some(cx.waker().clone());
@@ -94,7 +94,7 @@ impl Calls {
     pub(super) fn count_read(&self, bytes: u32) {
         let before = self.read.fetch_add(bytes, Ordering::Relaxed);
         if before < self.tell_from && before + bytes >= self.tell_from {
-            self.call(Caller::WINDOW);
+            self.call(WakeSource::WINDOW);
         }
     }
 
@@ -108,7 +108,7 @@ impl Calls {
 #[derive(Debug)]
 pub(super) struct Bell {
     calls: Arc<Calls>,
-    caller: Caller,
+    caller: WakeSource,
     /// It has called, and nobody has come yet.
     rung: AtomicBool,
 }
@@ -163,18 +163,18 @@ mod tests {
     #[test]
     fn the_task_is_woken_once_for_all_who_call_and_sees_each_once() {
         let calls = Calls::new(1000);
-        let (one, two) = (calls.bell(Caller::READ), calls.bell(Caller::stream(3)));
+        let (one, two) = (calls.bell(WakeSource::READ), calls.bell(WakeSource::stream(3)));
         let counting = Arc::new(Counting::default());
         let task = Waker::from(counting.clone());
         let cx = Context::from_waker(&task);
-        let mut callers = Callers::new();
+        let mut callers = WakeSources::new();
         assert!(!calls.look(&mut callers, &cx));
         one.ring();
         two.ring();
         one.ring();
         assert_eq!(counting.0.load(Ordering::Relaxed), 1);
         assert!(calls.look(&mut callers, &cx));
-        assert_eq!(callers[..], [Caller::READ, Caller::stream(3)]);
+        assert_eq!(callers[..], [WakeSource::READ, WakeSource::stream(3)]);
         assert_eq!((callers[0].place(), callers[1].place()), (None, Some(3)));
         callers.clear();
         one.ring();
@@ -188,13 +188,13 @@ mod tests {
     #[test]
     fn reading_much_is_told_once() {
         let calls = Calls::new(1000);
-        let mut callers = Callers::new();
+        let mut callers = WakeSources::new();
         let cx = Context::from_waker(Waker::noop());
         calls.count_read(1000 - 1);
         assert!(!calls.look(&mut callers, &cx));
         calls.count_read(1);
         calls.count_read(1);
         assert!(calls.look(&mut callers, &cx));
-        assert_eq!((callers.as_slice(), calls.take_read()), (&[Caller::WINDOW][..], 1000 + 1));
+        assert_eq!((callers.as_slice(), calls.take_read()), (&[WakeSource::WINDOW][..], 1000 + 1));
     }
 }

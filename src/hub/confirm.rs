@@ -29,11 +29,11 @@ pub struct Confirmer {
     header: Arc<UpstreamHeader>,
     patience: Duration,
     tasks: Tasks,
-    state: Mutex<State>,
+    state: Mutex<ConfirmerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConfirmerState {
     asking: bool,
     /// For those who come now: the ask that begins next.
     next: Option<Arc<Round>>,

@@ -32,7 +32,7 @@ use tokio::{
 pub(super) use self::inner::Inner;
 use self::inner::Locked;
 use super::{
-    Shared,
+    FeedContext,
     backfill::{Asks, Past},
     delivery::{Cancellation, Delivery, StreamEnd},
     history::History,
@@ -69,7 +69,7 @@ pub enum FeedKind {
 pub struct Feed {
     range: KeyRange,
     kind: FeedKind,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<FeedContext>,
     inner: Mutex<Inner>,
     snapshot: ArcSwap<Snapshot>,
     /// Snapshots that lists in pages go on from.
@@ -168,7 +168,7 @@ pub enum WaitError {
 }
 
 impl Feed {
-    pub(super) fn new(range: KeyRange, kind: FeedKind, shared: Arc<Shared>) -> Arc<Self> {
+    pub(super) fn new(range: KeyRange, kind: FeedKind, shared: Arc<FeedContext>) -> Arc<Self> {
         let inner = Inner {
             map: KeyMap::default(),
             cluster: Arc::default(),

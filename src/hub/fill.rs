@@ -12,7 +12,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Feed, Shared,
+    Feed, FeedContext,
     backfill::{encode, end_compacted},
     delivery::Cancellation,
     feed::Inner,
@@ -58,7 +58,7 @@ pub(super) fn ask(outbox: &Arc<Outbox>) {
 }
 
 /// Starts fills as long as there is a turn for one.
-fn start(shared: &Arc<Shared>) {
+fn start(shared: &Arc<FeedContext>) {
     while let Some((turn, outbox)) = shared.turns.next() {
         // Else its watches are gone, or it does not read.
         if let Some(fill) = Fill::begin(&outbox) {

@@ -19,12 +19,12 @@ use crate::types::ClientKey;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Turns {
-    state: Mutex<State>,
+    state: Mutex<TurnsState>,
     most: usize,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TurnsState {
     clients: BTreeMap<ClientKey, Client>,
     /// Who had the last turn.
     last: Option<ClientKey>,
@@ -116,7 +116,7 @@ impl Ticket {
     }
 }
 
-impl State {
+impl TurnsState {
     fn tidy(&mut self, client: ClientKey) {
         if self.clients.get(&client).is_some_and(|client| client.out == 0 && client.waiting.is_empty()) {
             self.clients.remove(&client);

@@ -74,10 +74,10 @@ pub(super) struct Busy;
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
-    shared: Arc<Shared>,
+    shared: Arc<WorkQueue>,
 }
 
-struct Shared {
+struct WorkQueue {
     queue: Mutex<Queue>,
     wanted: Condvar,
     bounds: Bounds,
@@ -130,7 +130,7 @@ struct Begun {
 
 /// The place of a read in the queue, and then among those under way.
 pub(super) struct Place {
-    shared: Arc<Shared>,
+    shared: Arc<WorkQueue>,
     client: ClientKey,
     number: Number,
     dropped: Arc<AtomicBool>,
@@ -138,13 +138,13 @@ pub(super) struct Place {
 
 /// Counts the memory of a reply for its client.
 pub(super) struct Share {
-    shared: Arc<Shared>,
+    shared: Arc<WorkQueue>,
     client: ClientKey,
 }
 
 /// Memory of a reply, counted until this is dropped.
 pub(super) struct Held {
-    shared: Arc<Shared>,
+    shared: Arc<WorkQueue>,
     client: ClientKey,
     bytes: usize,
 }
@@ -159,7 +159,7 @@ impl Default for Workers {
 impl Workers {
     fn new(bounds: Bounds, most_threads: usize) -> Self {
         let (queue, wanted) = (Mutex::default(), Condvar::new());
-        Self { shared: Arc::new(Shared { queue, wanted, bounds, most_threads }) }
+        Self { shared: Arc::new(WorkQueue { queue, wanted, bounds, most_threads }) }
     }
 
     /// Queues a job that takes about so many bytes while it waits.
@@ -191,7 +191,7 @@ impl Workers {
     }
 }
 
-impl Shared {
+impl WorkQueue {
     /// Wakes a thread where there is something to do, or starts one.
     fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) -> Result<(), Busy> {
         let to_do = queue.to_begin.len() + queue.begun.len();

@@ -1,4 +1,4 @@
-//! [`Config`]: all that a relay is told, parsed. Made by `cli` or by a test; the defaults are constants here or at the part
+//! [`RelayConfig`]: all that a relay is told, parsed. Made by `cli` or by a test; the defaults are constants here or at the part
 //! that they belong to.
 
 use std::{num::NonZeroUsize, time::Duration};
@@ -13,7 +13,7 @@ use crate::{
 
 /// A relay.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct RelayConfig {
     /// Where the data is.
     pub upstream: Upstream,
     /// What is kept in memory.
@@ -23,11 +23,11 @@ pub struct Config {
     /// Lainlet's views.
     pub views: Views,
     /// The port for etcd's API.
-    pub grpc: listen::Config,
+    pub grpc: listen::PortConfig,
     /// The operator's port.
-    pub http: Option<listen::Config>,
+    pub http: Option<listen::PortConfig>,
     /// A further port for metrics and health alone.
-    pub metrics: Option<listen::Config>,
+    pub metrics: Option<listen::PortConfig>,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
 }
@@ -38,7 +38,7 @@ pub struct Views {
     /// When their feeds are opened.
     pub feeds: LainletFeeds,
     /// Who may see what, and what they need to know of this machine.
-    pub lainlet: view::Config,
+    pub lainlet: view::LainletConfig,
 }
 
 /// When the feeds of Lainlet's views are opened.
@@ -131,12 +131,12 @@ impl Etcd {
     pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// What the forwarder takes of it.
-    pub(super) fn forward(&self) -> forward::Config {
-        forward::Config {
+    pub(super) fn forward(&self) -> forward::ForwardConfig {
+        forward::ForwardConfig {
             endpoints: self.endpoints.clone(),
             connect_timeout: self.connect_timeout,
             keepalive: self.keepalive,
-            stream_window: forward::Config::STREAM_WINDOW,
+            stream_window: forward::ForwardConfig::STREAM_WINDOW,
             max_per_client: self.max_forwarded_per_client,
         }
     }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{Config, LainletFeeds, OnDemand};
+use super::{LainletFeeds, OnDemand, RelayConfig};
 use crate::{
     front::{
         access::{Access, Auth, INTERVAL},
@@ -48,7 +48,7 @@ pub struct Core {
 /// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from it.
 #[must_use]
 pub fn wire(
-    config: &Config,
+    config: &RelayConfig,
     upstream: Arc<dyn Upstream>,
     confirm_patience: Duration,
     forward: GrpcService,

@@ -53,7 +53,7 @@ impl Data {
                 Ok(Self::Etcd { etcd: etcd.clone(), probe_key })
             }
             Where::Embedded(Embedded { seeded, changes_every }) => {
-                let store = Store::new(store::Config::default());
+                let store = Store::new(store::StoreConfig::default());
                 if *seeded {
                     let keys = store::demo::seed(&store)?;
                     tracing::info!(keys, "Filled the embedded store with example data");
@@ -92,7 +92,7 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
     phases.spawn_upkeep("leases of the store", store.clone().expire_leases(phases.upstream.clone()));
     if let Some(interval) = changes_every {
-        let config = store::demo::Config { interval };
+        let config = store::demo::DemoConfig { interval };
         let changes = store::demo::keep_changing(store.clone(), config, phases.upstream.clone());
         phases.spawn_upkeep("changes of the store", changes);
     }

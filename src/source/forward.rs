@@ -63,7 +63,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// How calls reach etcd.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct ForwardConfig {
     /// The members, in the order in which they are tried; not empty.
     pub endpoints: Vec<Endpoint>,
     /// Longest wait for a connection to one member, before the next is tried.
@@ -77,7 +77,7 @@ pub struct Config {
     pub max_per_client: NonZeroUsize,
 }
 
-impl Config {
+impl ForwardConfig {
     /// Longest wait for a connection: etcd's own clients' default is 5 s; a member in the same network takes milliseconds.
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
     /// Finds a vanished member in 15 s at the most; etcd accepts a ping each 5 s.
@@ -93,11 +93,11 @@ impl Config {
 /// Forwards calls. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Forward {
-    shared: Arc<Shared>,
+    shared: Arc<ForwardInner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ForwardInner {
     members: Vec<Member>,
     /// Which member answered last: calls stay with it until it cannot be reached.
     current: AtomicUsize,
@@ -128,7 +128,7 @@ impl Forward {
     /// Makes a forwarder that connects when first used. When `drain` is cancelled, calls that would never end by themselves
     /// (watches, keep-alives, observers) end with etcd's own `server stopped`; the others may finish.
     #[must_use]
-    pub fn new(config: &Config, drain: CancellationToken) -> Self {
+    pub fn new(config: &ForwardConfig, drain: CancellationToken) -> Self {
         let settings = Settings {
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
@@ -146,7 +146,7 @@ impl Forward {
         };
         let members = config.endpoints.iter().map(member).collect();
         let clients = Clients::new(config.max_per_client);
-        Self { shared: Arc::new(Shared { members, current: AtomicUsize::new(0), clients, drain }) }
+        Self { shared: Arc::new(ForwardInner { members, current: AtomicUsize::new(0), clients, drain }) }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.

@@ -57,19 +57,19 @@ pub struct Keepalive {
 /// See the module. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolInner>,
 }
 
-struct Shared {
+struct PoolInner {
     endpoint: Endpoint,
     settings: Settings,
     lane: names::Lane,
     /// A plain mutex: nothing waits and nobody is woken under it.
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     links: Vec<Link>,
     links_made: u64,
     /// An attempt to connect runs, or a pause before the next.
@@ -92,7 +92,7 @@ struct Link {
 /// A call's place on a connection; dropped, it is free again.
 #[must_use]
 pub(super) struct Place {
-    pool: Arc<Shared>,
+    pool: Arc<PoolInner>,
     link: u64,
     client: ClientKey,
     sender: SendRequest<RequestBody>,
@@ -110,7 +110,7 @@ pub(super) enum SendError {
 impl Pool {
     /// A pool that connects when it is first used.
     pub(super) fn new(endpoint: Endpoint, settings: Settings, lane: names::Lane) -> Self {
-        Self { shared: Arc::new(Shared { endpoint, settings, lane, state: Mutex::default() }) }
+        Self { shared: Arc::new(PoolInner { endpoint, settings, lane, state: Mutex::default() }) }
     }
 
     /// The member.
@@ -189,9 +189,9 @@ impl std::fmt::Debug for Place {
     }
 }
 
-impl Shared {
+impl PoolInner {
     /// A place without a wait, where nobody waits.
-    fn at_once(self: &Arc<Self>, state: &mut State, client: ClientKey) -> Option<Place> {
+    fn at_once(self: &Arc<Self>, state: &mut PoolState, client: ClientKey) -> Option<Place> {
         state.drop_closed();
         if !state.turns.is_empty() || !state.turns.may_take(client, state.free()) {
             return None;
@@ -204,7 +204,7 @@ impl Shared {
     }
 
     /// Gives free places to those who wait, and has another connection made where there are too few.
-    fn serve(self: &Arc<Self>, state: &mut State) -> Vec<(Waiter, Place)> {
+    fn serve(self: &Arc<Self>, state: &mut PoolState) -> Vec<(Waiter, Place)> {
         state.drop_closed();
         let mut granted = Vec::new();
         while let Some(index) = state.roomy() {
@@ -227,7 +227,7 @@ impl Shared {
         }
     }
 
-    fn give(self: &Arc<Self>, state: &mut State, index: usize, client: ClientKey) -> Place {
+    fn give(self: &Arc<Self>, state: &mut PoolState, index: usize, client: ClientKey) -> Place {
         let link = &mut state.links[index];
         link.busy += 1;
         Place { pool: self.clone(), link: link.id, client, sender: link.sender.clone(), held: true }
@@ -260,7 +260,7 @@ impl Shared {
         self.settle(granted);
     }
 
-    fn grow_if_wanted(self: &Arc<Self>, state: &mut State) {
+    fn grow_if_wanted(self: &Arc<Self>, state: &mut PoolState) {
         if state.wants_link() {
             state.growing = true;
             tokio::spawn(grow(self.clone()));
@@ -282,7 +282,7 @@ impl Shared {
 }
 
 /// Makes a connection. While calls wait and others work, it does not give up.
-async fn grow(shared: Arc<Shared>) {
+async fn grow(shared: Arc<PoolInner>) {
     loop {
         let attempt = shared.connect().await;
         let (granted, refused, error) = {
@@ -319,7 +319,7 @@ async fn grow(shared: Arc<Shared>) {
 }
 
 /// Takes a connection out of its pool when it has ended.
-async fn forget_at(end: oneshot::Receiver<()>, link: u64, pool: Weak<Shared>) {
+async fn forget_at(end: oneshot::Receiver<()>, link: u64, pool: Weak<PoolInner>) {
     // Ends by being dropped.
     let _ = end.await;
     if let Some(pool) = pool.upgrade() {
@@ -327,7 +327,7 @@ async fn forget_at(end: oneshot::Receiver<()>, link: u64, pool: Weak<Shared>) {
     }
 }
 
-impl State {
+impl PoolState {
     fn drop_closed(&mut self) {
         self.links.retain(|link| !link.sender.is_closed());
     }
@@ -372,13 +372,13 @@ impl Link {
 
 /// A call that waits; dropped, it waits no more.
 struct Waiting<'a> {
-    pool: &'a Shared,
+    pool: &'a PoolInner,
     client: ClientKey,
     ticket: u64,
 }
 
 impl<'a> Waiting<'a> {
-    fn start(pool: &'a Shared, client: ClientKey, ticket: u64) -> Self {
+    fn start(pool: &'a PoolInner, client: ClientKey, ticket: u64) -> Self {
         gauge!(names::UPSTREAM_WAITING, names::Lane::LABEL => pool.lane.as_str()).increment(1.0);
         Self { pool, client, ticket }
     }

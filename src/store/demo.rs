@@ -31,12 +31,12 @@ const CONTAINER_IP: &str = "\"ContainerIp\":\"172.20.";
 
 /// How the changes go on.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
+pub struct DemoConfig {
     /// Mean time from one change to the next; each is up to a quarter shorter or longer. Default 1 s.
     pub interval: Duration,
 }
 
-impl Default for Config {
+impl Default for DemoConfig {
     fn default() -> Self {
         Self { interval: Duration::from_secs(1) }
     }
@@ -82,7 +82,7 @@ pub fn seed(store: &Store) -> Result<usize, SeedError> {
 
 /// Makes small changes to a store that was seeded, until `cancel`: most rewrite a pod group, some of them with
 /// a container at another address, some flip a switch, some take a machine away and bring it back.
-pub async fn keep_changing(store: Store, config: Config, cancel: CancellationToken) {
+pub async fn keep_changing(store: Store, config: DemoConfig, cancel: CancellationToken) {
     let mut changes = Changes::default();
     loop {
         let pause = config.interval.mul_f64(rand::random_range(0.75..1.25));

@@ -38,7 +38,7 @@ pub enum StoreError {
     /// The revision is not assigned yet.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
-    /// The store is full: delete keys, or give it a larger [`Config::quota_bytes`](super::Config::quota_bytes).
+    /// The store is full: delete keys, or give it a larger [`StoreConfig::quota_bytes`](super::StoreConfig::quota_bytes).
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
     /// There is no such lease.

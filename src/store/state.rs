@@ -7,7 +7,7 @@
 use tokio::time::Instant;
 
 use super::{
-    Config, StoreError, convert,
+    StoreConfig, StoreError, convert,
     lease::Leases,
     mvcc::{HistoryLimits, Mvcc},
     range,
@@ -28,14 +28,14 @@ const MAX_REQUEST_BYTES: usize = 1536 * 1024;
 
 /// Data and leases.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct StoreState {
     pub(super) mvcc: Mvcc,
     pub(super) leases: Leases,
     quota_bytes: usize,
 }
 
-impl State {
-    pub(super) fn new(config: &Config) -> Self {
+impl StoreState {
+    pub(super) fn new(config: &StoreConfig) -> Self {
         let limits = HistoryLimits { revisions: config.history_revisions.get(), bytes: config.history_bytes };
         Self { mvcc: Mvcc::new(limits), leases: Leases::default(), quota_bytes: config.quota_bytes }
     }

@@ -223,7 +223,7 @@ fn lease_ids_and_times_are_bounded_as_in_etcd() {
 #[test]
 fn too_much_history_is_compacted_away() {
     let revisions = NonZeroUsize::new(10).expect("not zero");
-    let store = Store::new(Config { history_revisions: revisions, ..Config::default() });
+    let store = Store::new(StoreConfig { history_revisions: revisions, ..StoreConfig::default() });
     for _ in 0..50 {
         put(&store, "a", "1");
     }
@@ -231,7 +231,7 @@ fn too_much_history_is_compacted_away() {
     assert_eq!(at(41), Err(StoreError::Compacted));
     assert_eq!(at(42).map(|response| response.kvs[0].version), Ok(41));
 
-    let store = Store::new(Config { history_bytes: 10_000, ..Config::default() });
+    let store = Store::new(StoreConfig { history_bytes: 10_000, ..StoreConfig::default() });
     let large = "x".repeat(3000);
     for _ in 0..50 {
         store
@@ -244,7 +244,7 @@ fn too_much_history_is_compacted_away() {
 
 #[test]
 fn a_full_store_refuses_puts_and_takes_deletes() {
-    let store = Store::new(Config { quota_bytes: 4000, ..Config::default() });
+    let store = Store::new(StoreConfig { quota_bytes: 4000, ..StoreConfig::default() });
     let large = PutRequest { key: "a".into(), value: "x".repeat(3000).into(), ..PutRequest::default() };
     store.put(&large).expect("room");
     assert_eq!(store.put(&PutRequest { key: "b".into(), ..large.clone() }), Err(StoreError::NoSpace));
@@ -286,7 +286,7 @@ async fn the_example_data_changes_without_growing() {
     assert_eq!(count(), 68);
     let seeded = store.header().revision;
     let cancel = CancellationToken::new();
-    let config = demo::Config { interval: Duration::from_millis(100) };
+    let config = demo::DemoConfig { interval: Duration::from_millis(100) };
     let changing = tokio::spawn(demo::keep_changing(store.clone(), config, cancel.clone()));
     let mut watch = watch_all(&store, 0).await;
     let (mut puts, mut deletes) = (0, 0);

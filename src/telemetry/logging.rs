@@ -22,14 +22,14 @@ pub enum Format {
 
 /// What is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct LoggingConfig {
     /// The look of a line.
     pub format: Format,
     /// A level (`info`) or a filter by module (`info,etcd_relay::hub=debug`).
     pub filter: String,
 }
 
-impl Default for Config {
+impl Default for LoggingConfig {
     fn default() -> Self {
         Self { format: Format::default(), filter: "info".to_owned() }
     }
@@ -64,7 +64,7 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
 ///
 /// # Errors
 /// Where the filter does not parse or logging was started before.
-pub fn install(config: &Config) -> Result<(), LoggingError> {
+pub fn install(config: &LoggingConfig) -> Result<(), LoggingError> {
     use tracing_subscriber::util::SubscriberInitExt as _;
 
     let filter = parse_filter(&config.filter)?;

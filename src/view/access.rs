@@ -15,12 +15,12 @@ use super::document::{PodGroup, Portal};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub struct Viewer {
     /// The address of the connection's other end; an IPv4 address in IPv6 form counts as the former.
     pub addr: IpAddr,
 }
 
-impl Caller {
+impl Viewer {
     /// The caller at an address.
     #[must_use]
     pub fn at(addr: IpAddr) -> Self {
@@ -31,22 +31,22 @@ impl Caller {
 /// Who may see what. Every answer may change with the next request.
 pub(super) trait Rules: Send + Sync + 'static {
     /// Whether the rules know enough of the caller without looking into any table.
-    fn is_trusted(&self, caller: Caller) -> bool;
+    fn is_trusted(&self, caller: Viewer) -> bool;
 
     /// Whether the caller may see everything.
-    fn is_super(&self, caller: Caller) -> bool;
+    fn is_super(&self, caller: Viewer) -> bool;
 
     /// Whether the caller may see the data of `app`; `*` stands for those of all.
-    fn passes(&self, caller: Caller, app: &str) -> bool;
+    fn passes(&self, caller: Viewer, app: &str) -> bool;
 
     /// The app that the caller belongs to.
-    fn own_app(&self, caller: Caller) -> Option<String>;
+    fn own_app(&self, caller: Viewer) -> Option<String>;
 
     /// The app that an address belongs to.
     fn app_at(&self, addr: IpAddr) -> Option<String>;
 
     /// The name of the node that the caller is.
-    fn node_of(&self, caller: Caller) -> Option<String>;
+    fn node_of(&self, caller: Viewer) -> Option<String>;
 
     /// The name of the node with this name or address.
     fn node_named(&self, name: &str) -> Option<String>;
@@ -134,13 +134,13 @@ impl ByAddress {
 }
 
 impl Rules for ByAddress {
-    fn is_trusted(&self, Caller { addr }: Caller) -> bool {
+    fn is_trusted(&self, Viewer { addr }: Viewer) -> bool {
         let Trust { everyone, own, nets, .. } = &self.trust;
         let is_loopback = addr == IpAddr::from([127, 0, 0, 1]) || addr == IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
         *everyone || is_loopback || *own == Some(addr) || nets.iter().any(|net| net.contains(&addr))
     }
 
-    fn is_super(&self, caller: Caller) -> bool {
+    fn is_super(&self, caller: Viewer) -> bool {
         if self.is_trusted(caller) {
             return true;
         }
@@ -149,7 +149,7 @@ impl Rules for ByAddress {
             || first(&tables.pods, caller.addr).is_some_and(|app| tables.super_apps.contains(app.as_bytes()))
     }
 
-    fn passes(&self, caller: Caller, app: &str) -> bool {
+    fn passes(&self, caller: Viewer, app: &str) -> bool {
         if self.is_super(caller) {
             return true;
         }
@@ -160,7 +160,7 @@ impl Rules for ByAddress {
             || tables.portals.get(&caller.addr).is_some_and(|services| services.values().any(|service| service == app))
     }
 
-    fn own_app(&self, caller: Caller) -> Option<String> {
+    fn own_app(&self, caller: Viewer) -> Option<String> {
         self.app_at(caller.addr)
     }
 
@@ -169,7 +169,7 @@ impl Rules for ByAddress {
         first(&tables.pods, addr).or_else(|| first(&tables.portals, addr)).map(str::to_owned)
     }
 
-    fn node_of(&self, caller: Caller) -> Option<String> {
+    fn node_of(&self, caller: Viewer) -> Option<String> {
         first(&self.tables.read().nodes, caller.addr).map(str::to_owned)
     }
 

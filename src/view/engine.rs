@@ -63,14 +63,14 @@ pub(super) struct Engine<D> {
     directory: Directory,
     views: Vec<Box<dyn Projection<D>>>,
     observer: Observer<D>,
-    state: Mutex<State<D>>,
+    state: Mutex<EngineState<D>>,
     /// The same targets as in the state, for those who ask again.
     targets: DashMap<Select, Arc<Target>>,
     /// Every change up to it has been told; zero until the first snapshot was read.
     revision: watch::Sender<Revision>,
 }
 
-struct State<D> {
+struct EngineState<D> {
     documents: BTreeMap<Bytes, Held<D>>,
     /// The feed's snapshot that the documents follow.
     epoch: u64,
@@ -123,7 +123,7 @@ impl<D: Document> Engine<D> {
             directory,
             views,
             observer,
-            state: Mutex::new(State {
+            state: Mutex::new(EngineState {
                 documents: BTreeMap::new(),
                 epoch: 0,
                 shown,
@@ -297,7 +297,7 @@ impl<D: Document> Engine<D> {
     /// Puts the rows of a changed document into the targets that it concerns, which are added to `touched`.
     fn show(
         &self,
-        state: &mut State<D>,
+        state: &mut EngineState<D>,
         change: &Change<D>,
         documents: (Option<&D>, Option<&D>),
         touched: &mut Vec<(usize, usize)>,
@@ -366,7 +366,7 @@ impl<D: Document> Engine<D> {
         stats::targets(self.directory, self.targets.len(), state.bytes);
     }
 
-    fn drop_idle(&self, state: &mut State<D>, is_idle: impl Fn(&Target) -> bool) {
+    fn drop_idle(&self, state: &mut EngineState<D>, is_idle: impl Fn(&Target) -> bool) {
         for index in &mut state.shown {
             // Whoever subscribes does so under the lock of the map, so nobody can while it is taken out.
             let taken = |shown: &Shown| self.targets.remove_if(&shown.target.select, |_, target| is_idle(target));
@@ -377,7 +377,7 @@ impl<D: Document> Engine<D> {
     }
 }
 
-impl<D: Document> State<D> {
+impl<D: Document> EngineState<D> {
     /// Takes a change in. Gives the document before and after it.
     fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
         let held = self.documents.get(&change.key);
@@ -465,7 +465,7 @@ impl<D: Document> Engine<D> {
             let held = Held { seen: held.seen.clone(), document: held.document.clone(), refused: None };
             (key.clone(), held)
         });
-        let state = State {
+        let state = EngineState {
             documents: documents.collect(),
             epoch: state.epoch,
             shown: views.iter().map(|_| TargetIndex::default()).collect(),

@@ -17,7 +17,7 @@ use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access::{ByAddress, Caller, Rules, Trust},
+    access::{ByAddress, Rules, Trust, Viewer},
     directory::Directory,
     document::Document,
     engine::{Engine, Stats},
@@ -35,7 +35,7 @@ use crate::{
 
 /// What an operator says of the views.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct LainletConfig {
     /// Who is trusted whatever the tables say.
     pub trust: Trust,
     /// The relay's node, for callers that are on no known node.
@@ -44,12 +44,12 @@ pub struct Config {
     pub patience: Duration,
 }
 
-impl Config {
+impl LainletConfig {
     /// Long enough to read some ten thousand keys from a busy cluster; short enough that a caller hears why it waits.
     pub const PATIENCE: Duration = Duration::from_secs(5);
 }
 
-impl Default for Config {
+impl Default for LainletConfig {
     fn default() -> Self {
         Self { trust: Trust { nodes: true, ..Trust::default() }, node_name: None, patience: Self::PATIENCE }
     }
@@ -61,7 +61,7 @@ pub struct Ask<'a> {
     /// The view.
     pub spec: &'static Spec,
     /// Who asks.
-    pub caller: Caller,
+    pub caller: Viewer,
     /// The view's parameter; empty counts as absent.
     pub parameter: Option<&'a str>,
     /// The node, by name or address, for views of one node; empty counts as absent.
@@ -139,11 +139,11 @@ pub(super) fn is_secret(key: &[u8]) -> bool {
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Lainlet {
-    shared: Arc<Shared>,
+    shared: Arc<LainletInner>,
 }
 
-struct Shared {
-    config: Config,
+struct LainletInner {
+    config: LainletConfig,
     hub: Arc<Hub>,
     rules: Arc<dyn Rules>,
     /// In the order of [`Directory::ALL`].
@@ -206,7 +206,7 @@ impl Lainlet {
     /// Views over `hub`, whose feeds are opened when they are first asked for, or by [`Lainlet::open`]. The threads that follow
     /// them run in `tasks` until `stop`.
     #[must_use]
-    pub fn new(config: Config, hub: Arc<Hub>, tasks: Tasks, stop: CancellationToken) -> Self {
+    pub fn new(config: LainletConfig, hub: Arc<Hub>, tasks: Tasks, stop: CancellationToken) -> Self {
         let rules = Arc::new(ByAddress::new(config.trust.clone()));
         let [of_config, of_groups, of_portals, of_nodes] = [(); 4].map(|()| rules.clone());
         let engines: [Arc<dyn Shows>; 4] = [
@@ -235,7 +235,7 @@ impl Lainlet {
         let by_path = specs.iter().flat_map(|spec| spec.paths.iter().map(|path| (*path, *spec))).collect();
         let by_service = specs.iter().map(|spec| (spec.service, *spec)).collect();
         let feeds = OnceLock::new();
-        Self { shared: Arc::new(Shared { config, hub, rules, engines, feeds, by_path, by_service, tasks, stop }) }
+        Self { shared: Arc::new(LainletInner { config, hub, rules, engines, feeds, by_path, by_service, tasks, stop }) }
     }
 
     /// The view at an HTTP path, which has no slash at its end.
@@ -263,7 +263,7 @@ impl Lainlet {
         })
     }
 
-    /// What a request gets to see. Waits for directories and for a revision, [`Config::patience`] at most. Cancel safe.
+    /// What a request gets to see. Waits for directories and for a revision, [`LainletConfig::patience`] at most. Cancel safe.
     ///
     /// # Errors
     /// See [`Refusal`]. That the view cannot be shown as the cluster is, is told by its version instead.
@@ -291,7 +291,7 @@ impl Lainlet {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub async fn app_name(&self, caller: Caller, addr: Option<&str>) -> Result<(Revision, String), Refusal> {
+    pub async fn app_name(&self, caller: Viewer, addr: Option<&str>) -> Result<(Revision, String), Refusal> {
         self.wait_read(caller, &[Directory::PodGroups, Directory::Depends]).await?;
         if !self.shared.rules.is_super(caller) {
             return Err(SUPER);
@@ -323,7 +323,7 @@ impl Lainlet {
     }
 
     /// Waits until `directories`, and those by which `caller` is judged, were read as a whole.
-    async fn wait_read(&self, caller: Caller, directories: &[Directory]) -> Result<(), Refusal> {
+    async fn wait_read(&self, caller: Viewer, directories: &[Directory]) -> Result<(), Refusal> {
         let feeds = self.open();
         let all = if self.shared.rules.is_trusted(caller) { directories } else { &Directory::ALL };
         let deadline = tokio::time::Instant::now() + self.shared.config.patience;

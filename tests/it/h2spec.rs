@@ -8,7 +8,7 @@ use bytes::Bytes;
 use etcd_relay::{
     front::{
         body::RequestBody,
-        listen::{Bound, Config, Connections, Stop},
+        listen::{Bound, Connections, PortConfig, Stop},
     },
     telemetry::names::Port,
 };
@@ -38,7 +38,7 @@ async fn a_port_keeps_to_the_rfcs_of_http2() {
     let h2spec = String::from_utf8(found.stdout).expect("a path");
 
     let bound =
-        Bound::bind(Config::new(Port::Grpc, SocketAddr::from(([127, 0, 0, 1], 0))), Arc::<Connections>::default());
+        Bound::bind(PortConfig::new(Port::Grpc, SocketAddr::from(([127, 0, 0, 1], 0))), Arc::<Connections>::default());
     let bound = bound.expect("a free port");
     let port = bound.addr().port().to_string();
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };

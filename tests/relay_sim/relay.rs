@@ -17,7 +17,7 @@ use etcd_relay::{
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
         listen::{self, Connections, Server, Stop},
     },
-    relay::{self, Config, Embedded, Feeds, LainletFeeds, OnDemand, Upstream, Views, Watches},
+    relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
     shutdown::Phases,
     telemetry::{ReadyBoard, names::Port},
 };
@@ -66,12 +66,15 @@ impl Relay {
     pub(crate) fn new(cluster: &Arc<Cluster>, terms: &Terms) -> Self {
         let size = |size: usize| NonZeroUsize::new(size).expect("not zero");
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 2379));
-        let grpc = listen::Config { stream_buffer: size(terms.stream_buffer), ..listen::Config::new(Port::Grpc, addr) };
+        let grpc = listen::PortConfig {
+            stream_buffer: size(terms.stream_buffer),
+            ..listen::PortConfig::new(Port::Grpc, addr)
+        };
         let on_demand = match terms.on_demand {
             Some(max) => OnDemand::Allow { idle: Duration::from_secs(10), max: size(max) },
             None => OnDemand::Deny,
         };
-        let config = Config {
+        let config = RelayConfig {
             // Not made: the cluster is.
             upstream: Upstream::Embedded(Embedded { seeded: false, changes_every: None }),
             feeds: Feeds {

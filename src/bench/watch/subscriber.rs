@@ -52,7 +52,7 @@ struct Watches {
     role: Role,
     /// The connection's number.
     number: u64,
-    streams: Vec<Stream>,
+    streams: Vec<StreamSeen>,
     /// Streams that are open on this connection, each with the next odd number.
     opened: usize,
     creating: u64,
@@ -65,7 +65,7 @@ struct Watches {
 }
 
 #[derive(Debug)]
-struct Stream(Vec<Seen>);
+struct StreamSeen(Vec<Seen>);
 
 impl Subscriber {
     pub(super) fn new(options: &Watch, number: u64) -> Self {
@@ -76,7 +76,7 @@ impl Subscriber {
         } else {
             Role::Healthy
         };
-        let stream = || Stream(vec![Seen::default(); usize::try_from(options.watches).unwrap_or(0)]);
+        let stream = || StreamSeen(vec![Seen::default(); usize::try_from(options.watches).unwrap_or(0)]);
         let watches = Watches {
             role,
             number,

@@ -36,7 +36,8 @@ fn each_flag_does_what_its_row_says() {
         match flag.means {
             Means::Works => {
                 let start = proxy(&[&argument]);
-                let changed = format!("{:?}", start.config) != plain || start.logging != logging::Config::default();
+                let changed =
+                    format!("{:?}", start.config) != plain || start.logging != logging::LoggingConfig::default();
                 assert!(changed, "{argument} changes nothing");
                 assert!(start.warnings.is_empty(), "{argument} warns");
             }

@@ -53,11 +53,11 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct EtcdApi {
-    shared: Arc<Shared>,
+    shared: Arc<ServiceInner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ServiceInner {
     sessions: Sessions,
     forward: GrpcService,
     streams: Streams,
@@ -92,7 +92,7 @@ impl EtcdApi {
     /// the sessions were told to stop.
     #[must_use]
     pub fn new(sessions: Sessions, forward: GrpcService, streams: Streams, tasks: TaskTracker) -> Self {
-        Self { shared: Arc::new(Shared { sessions, forward, streams, tasks, reads: Reads::new() }) }
+        Self { shared: Arc::new(ServiceInner { sessions, forward, streams, tasks, reads: Reads::new() }) }
     }
 
     fn watch(&self, request: Request<RequestBody>) -> Response<EtcdBody> {

@@ -37,7 +37,7 @@ use crate::{
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
     telemetry::names::{self, Answer, Transport},
     types::Revision,
-    view::{Ask, Caller, Lainlet, Selected, Spec},
+    view::{Ask, Lainlet, Selected, Spec, Viewer},
 };
 
 /// Where all of Lainlet's methods are.
@@ -192,9 +192,9 @@ async fn select(
     views.select(&ask).await.map_err(|refusal| answer::status(&refusal))
 }
 
-fn caller(parts: &Parts) -> Result<Caller, Status> {
+fn caller(parts: &Parts) -> Result<Viewer, Status> {
     let addr = parts.extensions.get::<ClientAddr>();
-    addr.map(|addr| Caller::at(addr.0.ip())).ok_or_else(|| Status::internal("etcd-relay: the caller has no address"))
+    addr.map(|addr| Viewer::at(addr.0.ip())).ok_or_else(|| Status::internal("etcd-relay: the caller has no address"))
 }
 
 fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody> {

@@ -51,7 +51,7 @@ use crate::{
     },
     telemetry::names::Answer,
     types::Revision,
-    view::{Ask, Caller, Lainlet, Refusal, Selected, Spec, to_json},
+    view::{Ask, Lainlet, Refusal, Selected, Spec, Viewer, to_json},
 };
 
 static X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
@@ -84,7 +84,7 @@ pub(super) enum Route {
 struct Asked {
     route: Route,
     uri: Uri,
-    caller: Caller,
+    caller: Viewer,
     version: Version,
 }
 
@@ -157,7 +157,7 @@ impl LainletHttp {
         let Some(ClientAddr(peer)) = parts.extensions.get().copied() else {
             return Answering::now(text(StatusCode::INTERNAL_SERVER_ERROR, "etcd-relay: the caller has no address"));
         };
-        let asked = Asked { route, uri: parts.uri, caller: Caller::at(peer.ip()), version: parts.version };
+        let asked = Asked { route, uri: parts.uri, caller: Viewer::at(peer.ip()), version: parts.version };
         let finish = move |response| if is_head { without_body(response) } else { response };
         // Most views are at hand, and nothing is lost by asking again for one that is not.
         if let Some(response) = self.answer(&asked).now_or_never() {

@@ -7,12 +7,12 @@ use std::num::NonZeroUsize;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::Config;
+use super::PortConfig;
 use crate::telemetry::names::Port;
 
 /// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: half of the
 /// files to the gRPC port, three eighths to the HTTP port, a sixteenth to the port for metrics.
-pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut Config>) {
+pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) {
     // No limit at all is enough.
     let Some(files) = raise() else { return };
     for port in ports {
@@ -56,9 +56,9 @@ mod tests {
 
     #[test]
     fn the_limit_is_raised_and_shared_out() {
-        let port = |port, max_connections| Config {
+        let port = |port, max_connections| PortConfig {
             max_connections: NonZeroUsize::new(max_connections).expect("not zero"),
-            ..Config::new(port, SocketAddr::from(([127, 0, 0, 1], 0)))
+            ..PortConfig::new(port, SocketAddr::from(([127, 0, 0, 1], 0)))
         };
         let mut few = [port(Port::Grpc, 1), port(Port::Http, 1)];
         let mut many = [Port::Grpc, Port::Http, Port::Metrics].map(|kind| port(kind, usize::MAX));

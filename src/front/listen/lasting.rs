@@ -92,7 +92,7 @@ impl<B> Takeover<B> {
 
 /// Writes a response to a socket until its body ends, the client closes, or it is told to stop. By hand, since there are
 /// thousands of them: a future made by the compiler has twice the size.
-pub(super) struct Stream<T, B: Body> {
+pub(super) struct ResponseWriter<T, B: Body> {
     socket: Socket<T>,
     abort: Listener,
     out: Out<B::Data>,
@@ -102,7 +102,7 @@ pub(super) struct Stream<T, B: Body> {
     unflushed: bool,
 }
 
-impl<T, B: Body> Stream<T, B> {
+impl<T, B: Body> ResponseWriter<T, B> {
     pub(super) fn new(socket: Socket<T>, response: Response<B>, abort: Listener) -> Self {
         let (parts, body) = response.into_parts();
         let out = Out { head: head(parts.status, &parts.headers), data: None };
@@ -111,9 +111,9 @@ impl<T, B: Body> Stream<T, B> {
 }
 
 // None of the fields is ever pinned but the body.
-impl<T: Unpin, B: Body + Unpin> Unpin for Stream<T, B> {}
+impl<T: Unpin, B: Body + Unpin> Unpin for ResponseWriter<T, B> {}
 
-impl<T, B> Future for Stream<T, B>
+impl<T, B> Future for ResponseWriter<T, B>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     B: Body<Error: Into<BoxError>> + Unpin,

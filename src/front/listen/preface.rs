@@ -48,12 +48,12 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::{front::listen::Config, telemetry::names::Port};
+    use crate::{front::listen::PortConfig, telemetry::names::Port};
 
     async fn opened(pieces: &[&[u8]]) -> Option<(Protocol, Vec<u8>)> {
         let (mut client, server) = tokio::io::duplex(8);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let terms = Terms { port: Port::Http, peer, write_stall: Config::WRITE_STALL };
+        let terms = Terms { port: Port::Http, peer, write_stall: PortConfig::WRITE_STALL };
         let send = async move {
             for piece in pieces {
                 client.write_all(piece).await.expect("sent");

@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ClientAddr, Config,
+    ClientAddr, PortConfig,
     clients::Clients,
     connections::{ConnectionId, Connections, Listed},
     lasting::{self, Takeover},
@@ -74,7 +74,7 @@ pub enum Refused {
 /// Serves the connections of one port with one service.
 pub struct Server<S> {
     service: S,
-    config: Arc<Config>,
+    config: Arc<PortConfig>,
     permits: Arc<Semaphore>,
     clients: Arc<Clients>,
     connections: Arc<Connections>,
@@ -96,7 +96,7 @@ impl<S> Server<S> {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(service: S, config: Config, connections: Arc<Connections>, stop: Stop) -> Self {
+    pub fn new(service: S, config: PortConfig, connections: Arc<Connections>, stop: Stop) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
         let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
         let clients = Clients::new(config.max_connections_per_client);
@@ -144,7 +144,7 @@ impl<S> Server<S> {
             // In a task of its own, since this one is as large as what reads requests.
             match next {
                 Next::Lasting(socket, response) => {
-                    spawner.spawn(lasting::Stream::new(socket, *response, signals.abort.listener()).map(log));
+                    spawner.spawn(lasting::ResponseWriter::new(socket, *response, signals.abort.listener()).map(log));
                 }
                 Next::Http2(socket, id) => {
                     let service = move |request: Request<http2::Body>| {
@@ -192,7 +192,7 @@ async fn connection<T, S, B>(
     peer: SocketAddr,
     listed: Listed,
     service: &S,
-    config: &Config,
+    config: &PortConfig,
     stop: &CancellationToken,
 ) -> Option<(Next<T, B>, Listed)>
 where
@@ -206,7 +206,7 @@ where
 {
     let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
-        opened = timeout(Config::FIRST_BYTES, preface::open(stream, terms)) => opened,
+        opened = timeout(PortConfig::FIRST_BYTES, preface::open(stream, terms)) => opened,
         () = stop.cancelled() => return None,
     };
     let (protocol, mut socket) = match opened {

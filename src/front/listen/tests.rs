@@ -31,8 +31,8 @@ struct Served {
     streams: mpsc::Receiver<mpsc::Sender<Bytes>>,
 }
 
-fn serve(configure: impl FnOnce(&mut Config)) -> Served {
-    let mut config = Config::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
+fn serve(configure: impl FnOnce(&mut PortConfig)) -> Served {
+    let mut config = PortConfig::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
     configure(&mut config);
     let connections = Arc::new(Connections::default());
     let bound = Bound::bind(config, connections.clone()).expect("bound");
@@ -158,7 +158,8 @@ async fn a_client_with_its_largest_number_of_connections_is_refused_one_more_and
     let service =
         service_fn(|_: Request<RequestBody>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     let addr = |last| SocketAddr::from(([127, 0, 0, last], 7));
-    let config = Config { max_connections_per_client: NonZeroUsize::new(2), ..Config::new(names::Port::Http, addr(1)) };
+    let config =
+        PortConfig { max_connections_per_client: NonZeroUsize::new(2), ..PortConfig::new(names::Port::Http, addr(1)) };
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
     let connections = Arc::new(Connections::default());
     let server = Server::new(service, config, connections.clone(), stop);
@@ -194,7 +195,7 @@ async fn a_connection_that_says_nothing_or_half_a_word_is_closed() {
         stream.write_all(first).await.expect("sent");
         let begun = tokio::time::Instant::now();
         assert_eq!(rest(&mut stream).await, "");
-        assert!(begun.elapsed() >= Config::FIRST_BYTES, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= PortConfig::FIRST_BYTES, "{:?}", begun.elapsed());
     }
 }
 
@@ -409,7 +410,7 @@ async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
     });
     let peer = SocketAddr::from(([127, 0, 0, 1], 7));
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
-    let config = Config { max_connections: NonZeroUsize::MIN, ..Config::new(names::Port::Http, peer) };
+    let config = PortConfig { max_connections: NonZeroUsize::MIN, ..PortConfig::new(names::Port::Http, peer) };
     let connections = Arc::new(Connections::default());
     let server = Server::new(service, config, connections.clone(), stop.clone());
     for path in ["/", "/lasting", "http2"] {
@@ -450,18 +451,18 @@ async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
 
 #[tokio::test]
 async fn accepted_connections_are_probed_by_tcp() {
-    let config = Config::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let config = PortConfig::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
     let bound = Bound::bind(config, Arc::default()).expect("bound");
     let (_client, accepted) = tokio::join!(TcpStream::connect(bound.addr()), bound.listener.accept());
     let (accepted, _) = accepted.expect("accepted");
     assert!(sockopt::socket_keepalive(&accepted).expect("an option"));
-    assert_eq!(sockopt::tcp_keepidle(&accepted).expect("an option"), Config::KEEPALIVE.interval);
+    assert_eq!(sockopt::tcp_keepidle(&accepted).expect("an option"), PortConfig::KEEPALIVE.interval);
 }
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_named() {
     let served = serve(|_| {});
-    let config = Config::new(names::Port::Grpc, served.addr);
+    let config = PortConfig::new(names::Port::Grpc, served.addr);
     let error = Bound::bind(config, Arc::default()).expect_err("taken").to_string();
     assert!(error.contains(&served.addr.to_string()) && error.contains("grpc"), "{error}");
 }

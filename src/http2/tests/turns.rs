@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, pin::pin, rc::Rc, task::Waker};
 
-use super::{super::wake::Caller, *};
+use super::{super::wake::WakeSource, *};
 
 /// Takes so long, by the paused clock.
 fn burn(time: Duration) {
@@ -59,11 +59,11 @@ fn turns(
     while count.get() < done {
         let before = count.get();
         let calls = super::super::wake::Calls::new(1);
-        let bell = calls.bell(Caller::READ);
+        let bell = calls.bell(WakeSource::READ);
         let woken = Waker::from(bell);
         let polled = Pin::new(&mut *connection).poll(&mut Context::from_waker(&woken));
         grown.push(count.get() - before);
-        let is_woken = calls.look(&mut super::super::wake::Callers::new(), &Context::from_waker(Waker::noop()));
+        let is_woken = calls.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()));
         assert!(polled.is_ready() || count.get() == done || is_woken, "it rests with {} of {done}", count.get());
     }
     grown

@@ -69,12 +69,12 @@ async fn nowhere() -> Endpoint {
 }
 
 fn forward(endpoints: &[&Endpoint], drain: &CancellationToken) -> Forward {
-    let config = Config {
+    let config = ForwardConfig {
         endpoints: endpoints.iter().map(|endpoint| (*endpoint).clone()).collect(),
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
-        stream_window: Config::STREAM_WINDOW,
-        max_per_client: Config::MAX_PER_CLIENT,
+        stream_window: ForwardConfig::STREAM_WINDOW,
+        max_per_client: ForwardConfig::MAX_PER_CLIENT,
     };
     Forward::new(&config, drain.clone())
 }

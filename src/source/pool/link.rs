@@ -31,7 +31,7 @@ use crate::{
     source::{
         Endpoint,
         causes::chain,
-        dial::{self, Stream},
+        dial::{self, ByteStream},
     },
     telemetry::names,
 };
@@ -110,7 +110,7 @@ pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LinkError {
 }
 
 async fn greet(
-    stream: impl Stream,
+    stream: impl ByteStream,
     endpoint: &Endpoint,
     settings: &Settings,
     lane: names::Lane,
@@ -193,7 +193,7 @@ struct Heard<S> {
     heard: bool,
 }
 
-impl<S: Stream> AsyncRead for Heard<S> {
+impl<S: ByteStream> AsyncRead for Heard<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
@@ -208,7 +208,7 @@ impl<S: Stream> AsyncRead for Heard<S> {
     }
 }
 
-impl<S: Stream> AsyncWrite for Heard<S> {
+impl<S: ByteStream> AsyncWrite for Heard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }

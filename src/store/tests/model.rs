@@ -104,7 +104,7 @@ async fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let keep = if rng.random() { rng.random_range(1..60) } else { 100_000 };
     let history_revisions = NonZeroUsize::new(keep).expect("not zero");
-    let store = Store::new(Config { history_revisions, ..Config::default() });
+    let store = Store::new(StoreConfig { history_revisions, ..StoreConfig::default() });
     let mut model = Model { states: vec![State::new()], events: vec![Vec::new()], compacted: -1, keep: keep as i64 };
     for step in 0..300 {
         if rng.random_bool(0.03) {

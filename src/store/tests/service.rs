@@ -46,7 +46,7 @@ async fn each_keep_alive_request_has_its_answer() {
 
 #[tokio::test]
 async fn the_store_is_a_cluster_of_one_without_alarms_and_auth() {
-    let store = Store::new(Config { client_urls: vec!["http://127.0.0.1:1".into()], ..Config::default() });
+    let store = Store::new(StoreConfig { client_urls: vec!["http://127.0.0.1:1".into()], ..StoreConfig::default() });
     put(&store, "a", "1");
     let member_id = store.header().member_id;
     let mut maintenance = MaintenanceClient::new(store.forward_service());

@@ -69,13 +69,13 @@ fn waiting(forward: &Forward) -> Vec<usize> {
     forward.shared.members[0].waiting.busy()
 }
 
-fn config(endpoint: &Endpoint) -> Config {
-    Config {
+fn config(endpoint: &Endpoint) -> ForwardConfig {
+    ForwardConfig {
         endpoints: vec![endpoint.clone()],
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
-        stream_window: Config::STREAM_WINDOW,
-        max_per_client: Config::MAX_PER_CLIENT,
+        stream_window: ForwardConfig::STREAM_WINDOW,
+        max_per_client: ForwardConfig::MAX_PER_CLIENT,
     }
 }
 
@@ -130,7 +130,7 @@ async fn one_client_with_calls_that_never_end_leaves_places_for_others() {
 async fn a_client_has_a_bounded_number_of_calls() {
     let mut member = Busy::new().await;
     let most = NonZeroUsize::new(3).expect("not zero");
-    let config = Config { max_per_client: most, ..config(&member.server.endpoint) };
+    let config = ForwardConfig { max_per_client: most, ..config(&member.server.endpoint) };
     let forward = Forward::new(&config, CancellationToken::new());
     let _locks = start(&forward, 1, LOCK, 3);
     member.came(3).await;
@@ -158,7 +158,7 @@ async fn calls_that_give_up_while_they_wait_leave_nothing_behind() {
 async fn a_member_that_never_says_its_settings_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = endpoint(listener.local_addr().expect("an address"));
-    let config = Config { connect_timeout: Duration::from_millis(50), ..config(&silent) };
+    let config = ForwardConfig { connect_timeout: Duration::from_millis(50), ..config(&silent) };
     let forward = Forward::new(&config, CancellationToken::new());
     let response = forward.call(request(PUT, Body::empty())).await;
     let status = status_of(response.headers());
