@@ -15,7 +15,7 @@ use crate::{
         grpc::{EtcdApi, GrpcService, Streams},
         session::Sessions,
     },
-    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Shares, upstream::Upstream},
+    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Shares, Standing, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},
@@ -113,19 +113,19 @@ pub fn wire(
     Core { hub, access, api, forward, streams, lainlet }
 }
 
-/// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch.
-async fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) {
+/// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch: from the call on, not from when the
+/// task first runs, or a relay could be ready before that.
+fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) -> impl Future<Output = ()> + Send {
     let mut standing = feed.watch_standing();
-    let mut held: Option<Hold> = None;
-    loop {
-        let why = standing.borrow_and_update().unready().map(|why| format!("feed {}: {why}", feed.range()));
-        match (why, &held) {
-            (Some(why), Some(hold)) => hold.explain(why),
-            (Some(why), None) => held = Some(ready.hold(why)),
-            (None, _) => held = None,
-        }
-        if standing.changed().await.is_err() {
-            return;
+    let reason = move |standing: &Standing| standing.unready().map(|why| format!("feed {}: {why}", feed.range()));
+    let mut held: Option<Hold> = reason(&standing.borrow_and_update()).map(|why| ready.hold(why));
+    async move {
+        while standing.changed().await.is_ok() {
+            match (reason(&standing.borrow_and_update()), &held) {
+                (Some(why), Some(hold)) => hold.explain(why),
+                (Some(why), None) => held = Some(ready.hold(why)),
+                (None, _) => held = None,
+            }
         }
     }
 }
