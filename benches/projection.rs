@@ -177,6 +177,7 @@ const LIMITS: Limits = Limits {
     history: HistoryLimits { bytes: 64 << 20, entries: 10_000 },
     outbox: OutboxLimits { bytes: 1 << 20, deliveries: 4_096, watches: 1_000 },
     on_demand: None,
+    on_demand_bytes: 1 << 30,
     fills: 1,
     confirm_patience: Duration::from_secs(1),
 };

@@ -14,6 +14,7 @@ mod history;
 mod index;
 mod interval;
 mod listing;
+mod on_demand;
 mod outbox;
 mod pages;
 mod payload;
@@ -39,7 +40,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Subscribe, SubscribeError, WaitError},
+    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Subscribe, SubscribeError, Twins, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,
@@ -51,10 +52,10 @@ pub use self::{
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
     work::Asker,
 };
-use self::{pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
+use self::{on_demand::OnDemand, pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
 use crate::{
     critical::Tasks,
-    types::{KeyRange, UpstreamHeader},
+    types::{ClientKey, KeyRange, UpstreamHeader},
 };
 
 /// Bounds of the hub and of what it serves.
@@ -66,6 +67,8 @@ pub struct Limits {
     pub outbox: OutboxLimits,
     /// Whether feeds are opened on demand, and how many there may be at once.
     pub on_demand: Option<usize>,
+    /// What feeds on demand may hold together, in bytes.
+    pub on_demand_bytes: usize,
     /// Most fills at work at once; more wait. Each is a watch on etcd.
     pub fills: usize,
     /// How long one ask for the current revision may take.
@@ -84,6 +87,23 @@ pub(crate) struct FeedContext {
     pub(crate) pages: Arc<Pages>,
     /// For reads that take long.
     workers: Workers,
+    pub(crate) on_demand: OnDemand,
+}
+
+/// The part of what feeds on demand may hold that one of them may have for its history.
+const HISTORY_SHARE: usize = 64;
+
+impl FeedContext {
+    /// The bounds of a feed's history.
+    pub(crate) fn history_of(&self, kind: FeedKind) -> HistoryLimits {
+        let HistoryLimits { bytes, entries } = self.limits.history;
+        match kind {
+            FeedKind::Prefix => HistoryLimits { bytes, entries },
+            FeedKind::OnDemand => {
+                HistoryLimits { bytes: bytes.min(self.limits.on_demand_bytes / HISTORY_SHARE), entries }
+            }
+        }
+    }
 }
 
 /// Starts the driver of a new feed. Implemented by `source::driver`.
@@ -117,6 +137,23 @@ pub enum NoFeed {
     /// There are as many feeds on demand as there may be.
     #[error("etcd-relay: --on-demand-max feeds are open; configure a --prefix that covers the range, or raise it")]
     Limit,
+    /// The client has its share of them.
+    #[error(
+        "etcd-relay: this client's address has its share of --on-demand-max feeds open; configure a --prefix that covers its ranges, \
+         or raise it"
+    )]
+    ClientLimit,
+    /// They hold as much as they may.
+    #[error(
+        "etcd-relay: feeds on demand hold --on-demand-bytes; configure a --prefix that covers the range, or raise it"
+    )]
+    Bytes,
+    /// The client has its share of that.
+    #[error(
+        "etcd-relay: this client's address has its share of --on-demand-bytes in feeds on demand; configure a --prefix that covers its \
+         ranges, or raise it"
+    )]
+    ClientBytes,
 }
 
 impl Hub {
@@ -139,13 +176,14 @@ impl Hub {
             tasks: tasks.clone(),
             pages: Arc::default(),
             workers: Workers::default(),
+            on_demand: OnDemand::new(limits.on_demand_bytes),
         });
         Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
     }
 
     /// Opens the feed of a configured range.
     pub fn open(&self, range: KeyRange) -> Arc<Feed> {
-        self.start(&mut self.feeds.write(), range, FeedKind::Prefix)
+        self.start(&mut self.feeds.write(), range, FeedKind::Prefix, ClientKey::RELAY)
     }
 
     /// A feed that covers `range` and is always on: a configured one, or one opened now that counts as such.
@@ -154,7 +192,7 @@ impl Hub {
         let configured = feeds.iter().find(|feed| feed.kind() == FeedKind::Prefix && feed.range().covers(&range));
         match configured {
             Some(feed) => feed.clone(),
-            None => self.start(&mut feeds, range, FeedKind::Prefix),
+            None => self.start(&mut feeds, range, FeedKind::Prefix, ClientKey::RELAY),
         }
     }
 
@@ -164,11 +202,11 @@ impl Hub {
         covering(&self.feeds.read(), range)
     }
 
-    /// The feed that covers `range`, opened where none runs and on-demand feeds are allowed.
+    /// The feed that covers `range`, opened for `client` where none runs and on-demand feeds are allowed.
     ///
     /// # Errors
     /// [`NoFeed`], with the reason.
-    pub fn feed(&self, range: &KeyRange) -> Result<Arc<Feed>, NoFeed> {
+    pub fn feed(&self, range: &KeyRange, client: ClientKey) -> Result<Arc<Feed>, NoFeed> {
         if let Some(feed) = self.running(range) {
             return Ok(feed);
         }
@@ -177,12 +215,13 @@ impl Hub {
         if let Some(feed) = covering(&feeds, range) {
             return Ok(feed);
         }
-        feeds.retain(|feed| feed.state() != FeedState::Closed);
-        if feeds.iter().filter(|feed| feed.kind() == FeedKind::OnDemand).count() >= most {
-            return Err(NoFeed::Limit);
+        feeds.retain(|feed| !feed.is_closed());
+        if let Some(refusal) = self.shared.on_demand.refuses(range, client) {
+            return Err(refusal);
         }
+        self.shared.on_demand.admit(client, most)?;
         // A copy: the range must not hold on to the request that it came in.
-        Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand))
+        Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand, client))
     }
 
     /// All feeds, in the order in which they were opened.
@@ -231,12 +270,13 @@ impl Hub {
     /// Sets the gauges of what all feeds hold. Called before a scrape.
     pub fn refresh_metrics(&self) {
         let feeds: Vec<FeedStats> = self.feeds().iter().map(|feed| feed.stats()).collect();
-        stats::totals(&feeds);
+        stats::totals(&feeds, self.shared.on_demand.held());
     }
 
-    fn start(&self, feeds: &mut Vec<Arc<Feed>>, range: KeyRange, kind: FeedKind) -> Arc<Feed> {
-        let feed = Feed::new(range, kind, self.shared.clone());
+    fn start(&self, feeds: &mut Vec<Arc<Feed>>, range: KeyRange, kind: FeedKind, client: ClientKey) -> Arc<Feed> {
+        let feed = Feed::new(range, kind, client, self.shared.clone());
         feeds.push(feed.clone());
+        self.shared.on_demand.add(&feed);
         self.runner.run(feed.clone());
         feed
     }

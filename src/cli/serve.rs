@@ -10,7 +10,7 @@ use super::{
     announce::Announce,
     groups::{Log, Memory, Ports},
     lainlet::LainletFlags,
-    values::{PositiveTime, Time},
+    values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
     relay::{Etcd, Feeds, OnDemand, RelayConfig, Upstream},
@@ -98,9 +98,15 @@ struct FeedFlags {
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_IDLE", value_name = "TIME")]
     on_demand_idle: Option<Time>,
 
-    /// Largest number of feeds on demand; a watch that would open one more is refused. Default: 1024
+    /// Largest number of feeds on demand; a watch that would open one more is refused. The last eighth is kept for client addresses that have
+    /// few of them. Default: 1024
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_MAX", value_name = "NUMBER")]
     on_demand_max: Option<NonZeroUsize>,
+
+    /// What feeds on demand may hold in memory together; keys that several of them have are counted once. Feeds that nobody uses end before
+    /// a watch is refused. The last eighth is kept for client addresses that hold little. Default: 1GiB
+    #[arg(long, env = "ETCD_RELAY_ON_DEMAND_BYTES", value_name = "BYTES")]
+    on_demand_bytes: Option<ByteCount>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -178,11 +184,14 @@ impl FeedFlags {
             OnDemandFlag::Allow => OnDemand::Allow {
                 idle: self.on_demand_idle.map_or(OnDemand::IDLE, |Time(idle)| idle),
                 max: self.on_demand_max.unwrap_or(OnDemand::MAX),
+                bytes: self.on_demand_bytes.map_or(OnDemand::BYTES, |ByteCount(bytes)| bytes),
             },
-            OnDemandFlag::Deny if self.on_demand_idle.is_some() || self.on_demand_max.is_some() => {
+            OnDemandFlag::Deny
+                if self.on_demand_idle.is_some() || self.on_demand_max.is_some() || self.on_demand_bytes.is_some() =>
+            {
                 return Err(Exit::Usage(
-                    "--on-demand deny leaves nothing for --on-demand-idle and --on-demand-max to say; drop them, or \
-                     say --on-demand allow"
+                    "--on-demand deny leaves nothing for --on-demand-idle, --on-demand-max and --on-demand-bytes to say; drop \
+                     them, or say --on-demand allow"
                         .to_owned(),
                 ));
             }
@@ -282,6 +291,7 @@ mod tests {
             &["--on-demand", "deny", "--prefix", "/"],
             &["--on-demand-idle", "9s"],
             &["--on-demand-max", "9"],
+            &["--on-demand-bytes", "9MiB"],
             &["--history-bytes", "9MiB"],
             &["--history-entries", "9"],
             &["--max-watches-per-stream", "9"],

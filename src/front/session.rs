@@ -173,7 +173,7 @@ impl Session {
                     }
                 }
                 // In a box while it lasts: thousands of streams wait here, and in few of them a create does.
-                () = async { Box::pin(self.waiting.due(&self.shared.hub)).await }, if !self.waiting.is_empty() => {
+                () = async { Box::pin(self.waiting.due(&self.shared.hub, self.outbox.client())).await }, if !self.waiting.is_empty() => {
                     let act = Box::pin(self.act_on_waiting());
                     match stop.run_until_cancelled(act).await {
                         Some(true) => {}
@@ -234,7 +234,7 @@ impl Session {
         let mut feeds = self.outbox.feeds();
         for wanted in &wanted {
             if let Step::Create(_, subscribe) = &wanted.step
-                && let Ok(feed) = self.shared.hub.feed(&subscribe.range)
+                && let Ok(feed) = self.shared.hub.feed(&subscribe.range, self.outbox.client())
                 && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
             {
                 feeds.push(feed);
@@ -343,12 +343,12 @@ impl Session {
     }
 
     fn create(&self, subscribe: &Subscribe, until: Instant) -> Acted {
-        let feed = match self.shared.hub.feed(&subscribe.range) {
+        let feed = match self.shared.hub.feed(&subscribe.range, self.outbox.client()) {
             Ok(feed) => feed,
             Err(error) => {
                 let why = match error {
                     NoFeed::Denied => Refusal::OutsideFeeds,
-                    NoFeed::Limit => Refusal::Limit,
+                    NoFeed::Limit | NoFeed::ClientLimit | NoFeed::Bytes | NoFeed::ClientBytes => Refusal::Limit,
                 };
                 self.refuse(error.to_string(), why);
                 return Acted::Done;

@@ -9,6 +9,7 @@
 //! - subscribing and publishing exclude each other, so a watch created at a revision gets each event after it;
 //! - under the feed's lock nothing waits and nobody is woken.
 
+mod demand;
 mod driven;
 mod inner;
 
@@ -29,6 +30,7 @@ use tokio::{
     time::Instant,
 };
 
+pub use self::demand::Twins;
 pub(super) use self::inner::Inner;
 use self::inner::Locked;
 use super::{
@@ -45,7 +47,7 @@ use super::{
 };
 use crate::{
     telemetry::names::CancelReason,
-    types::{Cluster, Entry, Header, KeyRange, Revision, Stamp},
+    types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision, Stamp},
 };
 
 /// Most revisions of the history that [`Feed::since`] takes at a time.
@@ -82,6 +84,11 @@ pub struct Feed {
     nudge: Notify,
     /// Tells the driver of a doubt.
     doubts: Notify,
+    /// Who opened it.
+    client: ClientKey,
+    /// What was read of its first snapshot, until that is whole.
+    partial: ArcSwap<Snapshot>,
+    twins: Mutex<demand::Known>,
 }
 
 /// What a watch asks for.
@@ -168,11 +175,11 @@ pub enum WaitError {
 }
 
 impl Feed {
-    pub(super) fn new(range: KeyRange, kind: FeedKind, shared: Arc<FeedContext>) -> Arc<Self> {
+    pub(super) fn new(range: KeyRange, kind: FeedKind, client: ClientKey, shared: Arc<FeedContext>) -> Arc<Self> {
         let inner = Inner {
             map: KeyMap::default(),
             cluster: Arc::default(),
-            history: History::new(Revision::ZERO, shared.limits.history),
+            history: History::new(Revision::ZERO, shared.history_of(kind)),
             index: Index::default(),
             outboxes: Slab::new(),
             past: Past::default(),
@@ -194,6 +201,9 @@ impl Feed {
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
             doubts: Notify::new(),
+            client,
+            partial: ArcSwap::default(),
+            twins: Mutex::default(),
         })
     }
 
@@ -375,6 +385,9 @@ impl Feed {
     /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once where upstream refuses the relay;
     /// [`WaitError::Unknown`] where the feed has ended.
     pub async fn wait_serving(&self, patience: Duration) -> Result<(), WaitError> {
+        // Somebody wants it: it does not end for want of use.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _expected = Expected(self);
         let mut standing = self.standing.subscribe();
         let decided = standing.wait_for(|standing| {
             standing.is_serving() || standing.permission == Permission::Denied || standing.state == FeedState::Closed
@@ -613,6 +626,16 @@ struct Waiting<'a>(&'a Feed);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts one who waits until the feed serves; then the time without use begins anew.
+struct Expected<'a>(&'a Feed);
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.0.touch();
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -160,6 +160,12 @@ impl Outbox {
         wake(waker);
     }
 
+    /// Whose stream it is.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
+        self.client
+    }
+
     /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may not have it.
     pub fn cut(&self, why: StreamEnd) {
         // First of all, so that no watch is added behind our back.

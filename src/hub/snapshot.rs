@@ -215,6 +215,35 @@ impl KeyMap {
         }
     }
 
+    /// How many keys there are from `from` on and before `to`, where there is one, and their encoded bytes. No walk.
+    pub(super) fn between(&self, from: &[u8], to: Option<&[u8]>) -> (usize, usize) {
+        let (first, behind) = (self.rank(from), to.map_or_else(|| self.len(), |to| self.rank(to)));
+        let bytes = self.bytes_of_first(behind).saturating_sub(self.bytes_of_first(first));
+        (behind.saturating_sub(first), bytes)
+    }
+
+    /// Encoded bytes of the first `count` key-values.
+    fn bytes_of_first(&self, mut count: usize) -> usize {
+        let mut bytes = 0;
+        let mut node = &*self.root;
+        'down: loop {
+            match node {
+                Node::Leaf(leaf) => return bytes + size(leaf.entries().iter().take(count)),
+                Node::Inner(children) => {
+                    for child in children {
+                        if count < child.weight.count {
+                            node = &child.node;
+                            continue 'down;
+                        }
+                        count -= child.weight.count;
+                        bytes += child.weight.bytes;
+                    }
+                    return bytes;
+                }
+            }
+        }
+    }
+
     /// Calls `with` with each leaf that has key-values of `places`, and where in it they are, while it says to go on.
     pub(super) fn leaves<'a>(&'a self, places: Span<usize>, mut with: impl FnMut(&'a Leaf, Span<usize>) -> bool) {
         let (mut skip, mut left) = (places.start, places.len());

@@ -145,7 +145,8 @@ impl Drop for Filling {
 }
 
 /// What all feeds hold together, for the gauges that are set when metrics are scraped.
-pub(super) fn totals(feeds: &[super::FeedStats]) {
+pub(super) fn totals(feeds: &[super::FeedStats], on_demand: usize) {
+    gauge!(names::ON_DEMAND_BYTES).set(on_demand as f64);
     let sum = |of: fn(&super::FeedStats) -> usize| feeds.iter().map(of).sum::<usize>() as f64;
     let max = |of: fn(&super::FeedStats) -> Revision| feeds.iter().map(of).max().map_or(0.0, |max| max.get() as f64);
     gauge!(names::HISTORY_ENTRIES).set(sum(|feed| feed.history_entries));

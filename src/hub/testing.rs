@@ -40,18 +40,28 @@ impl FeedRunner for NoDriver {
 
 /// Its histories keep 100 revisions; feeds on demand are off.
 pub(crate) fn hub(outbox: OutboxLimits) -> Arc<Hub> {
-    hub_over(Arc::new(Nothing), outbox)
+    build(Arc::new(Nothing), |limits| Limits { outbox, ..limits })
 }
 
 /// The same, with an upstream that answers something.
 pub(crate) fn hub_over(upstream: Arc<dyn Upstream>, outbox: OutboxLimits) -> Arc<Hub> {
-    let limits = Limits {
+    build(upstream, |limits| Limits { outbox, ..limits })
+}
+
+/// The same with other bounds.
+pub(crate) fn hub_with(bounds: impl FnOnce(Limits) -> Limits) -> Arc<Hub> {
+    build(Arc::new(Nothing), bounds)
+}
+
+fn build(upstream: Arc<dyn Upstream>, bounds: impl FnOnce(Limits) -> Limits) -> Arc<Hub> {
+    let limits = bounds(Limits {
         history: HistoryLimits { bytes: 1 << 20, entries: 100 },
-        outbox,
+        outbox: OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 },
         on_demand: None,
+        on_demand_bytes: 1 << 30,
         fills: 1,
         confirm_patience: Duration::from_secs(1),
-    };
+    });
     let leaderless = Arc::new(watch::Sender::new(false));
     Hub::new(limits, upstream, Arc::new(UpstreamHeader::default()), leaderless, &Tasks::new(), Box::new(NoDriver))
 }

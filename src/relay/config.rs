@@ -110,6 +110,8 @@ pub enum OnDemand {
         idle: Duration,
         /// Largest number.
         max: NonZeroUsize,
+        /// What they may hold together, in bytes.
+        bytes: NonZeroUsize,
     },
     /// There are none: such a watch is refused.
     Deny,
@@ -165,11 +167,13 @@ impl OnDemand {
     pub const IDLE: Duration = Duration::from_secs(300);
     /// Each costs etcd one watch and the relay a copy of the range.
     pub const MAX: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+    /// 1 GiB: about two million keys with values of 200 bytes.
+    pub const BYTES: NonZeroUsize = NonZeroUsize::new(1 << 30).expect("not zero");
 }
 
 impl Default for OnDemand {
     fn default() -> Self {
-        Self::Allow { idle: Self::IDLE, max: Self::MAX }
+        Self::Allow { idle: Self::IDLE, max: Self::MAX, bytes: Self::BYTES }
     }
 }
 

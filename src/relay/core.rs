@@ -58,9 +58,9 @@ pub fn wire(
 ) -> Core {
     let header = Arc::new(UpstreamHeader::default());
     let leaderless = Arc::new(watch::Sender::new(false));
-    let (on_demand, idle) = match config.feeds.on_demand {
-        OnDemand::Allow { idle, max } => (Some(max.get()), idle),
-        OnDemand::Deny => (None, OnDemand::IDLE),
+    let (on_demand, on_demand_bytes, idle) = match config.feeds.on_demand {
+        OnDemand::Allow { idle, max, bytes } => (Some(max.get()), bytes.get(), idle),
+        OnDemand::Deny => (None, 0, OnDemand::IDLE),
     };
     let limits = Limits {
         history: HistoryLimits { bytes: config.feeds.history_bytes.get(), entries: config.feeds.history_entries.get() },
@@ -70,6 +70,7 @@ pub fn wire(
             watches: config.watches.max_per_stream.get(),
         },
         on_demand,
+        on_demand_bytes,
         fills: FILLS,
         confirm_patience,
     };

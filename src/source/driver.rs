@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     critical::Tasks,
     hub::{
-        Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset,
+        Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset, Snapshot,
         upstream::{Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     },
     telemetry::names::{self, ReconnectReason, ResyncReason},
@@ -187,6 +187,8 @@ impl Driving {
         let (map, header) = loop {
             match self.read_snapshot().await {
                 Ok(loaded) => break loaded,
+                // Nobody used it any more, or there was no room for it.
+                Err(_) if self.feed.is_closed() => return false,
                 // The pages' revision was compacted while they were read.
                 Err(UpstreamError::Compacted) => {
                     tokio::time::sleep(self.delays.next().unwrap_or(self.driver.config.max_delay)).await;
@@ -216,7 +218,7 @@ impl Driving {
             }
         }
         self.feed.loaded();
-        true
+        !self.feed.is_closed()
     }
 
     /// All pages of the range, at one revision.
@@ -233,7 +235,19 @@ impl Driving {
             }
             let before = map.bytes();
             let last = page.kvs.last().map(|last| last.key.clone());
-            page.kvs.iter().for_each(|fields| drop(map.insert(Arc::new(KeyValue::new(fields)))));
+            let turn = self.feed.turn_to_load().await;
+            let twins = self.feed.twins();
+            for fields in &page.kvs {
+                let kv = KeyValue::new(fields);
+                let shared = twins.share(header.cluster_id, &kv);
+                map.insert(shared.unwrap_or_else(|| Arc::new(kv)));
+            }
+            let cluster = Arc::new(Cluster::of(&header));
+            let part = Snapshot { revision: header.revision, map: map.clone(), epoch: 0, cluster };
+            if !self.feed.loads(part) {
+                return Err(UpstreamError::Unavailable("the feed has ended".into()));
+            }
+            drop(turn);
             if page.more {
                 let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
                 rest = range.after(&key);
@@ -309,6 +323,9 @@ impl Driving {
         let mut ahead = None;
         let mut asking: Option<Asking> = None;
         loop {
+            if self.feed.is_closed() {
+                return Ended::Idle;
+            }
             if asking.is_none()
                 && let Some(doubt) = self.feed.doubted()
             {
@@ -336,6 +353,7 @@ impl Driving {
                     false
                 }
                 _ = idle.tick() => {
+                    self.feed.enforce();
                     if self.feed.close_if_idle(self.driver.config.idle) {
                         return Ended::Idle;
                     }

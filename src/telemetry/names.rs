@@ -65,6 +65,8 @@ pub const HISTORY_OLDEST_REVISION: &str = "etcd_relay_history_oldest_revision";
 pub const HISTORY_NEWEST_REVISION: &str = "etcd_relay_history_newest_revision";
 /// Keys in the snapshots of all feeds.
 pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
+/// Bytes that feeds on demand hold together, what they share counted once.
+pub const ON_DEMAND_BYTES: &str = "etcd_relay_on_demand_bytes";
 /// Temporary upstream watches that fill a gap behind the history, running now.
 pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 /// Watches that wait for their turn to be filled.
@@ -490,6 +492,7 @@ pub fn describe() {
         HISTORY_OLDEST_REVISION,
         HISTORY_NEWEST_REVISION,
         SNAPSHOT_KEYS,
+        ON_DEMAND_BYTES,
         GAP_FILLS,
         FILLS_WAITING,
         LONG_READS,
@@ -582,6 +585,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_OLDEST_REVISION, "Highest of the feeds' oldest revisions in memory"),
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
+    (ON_DEMAND_BYTES, "Bytes that feeds on demand hold together, what they share counted once"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
     (FILLS_WAITING, "Watches that wait for their turn to be filled"),
     (LONG_READS, "Range calls that look at many keys or far back, running or waiting for their turn"),

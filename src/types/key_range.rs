@@ -154,7 +154,8 @@ impl KeyRange {
     }
 
     /// The first key after the range; `None` where it has no end.
-    fn before(&self) -> Option<Bytes> {
+    #[must_use]
+    pub fn before(&self) -> Option<Bytes> {
         match &self.end {
             RangeEnd::Single => Some([&self.start[..], &[0]].concat().into()),
             RangeEnd::Before(end) => Some(end.clone()),

@@ -71,7 +71,7 @@ impl Relay {
             ..listen::PortConfig::new(Port::Grpc, addr)
         };
         let on_demand = match terms.on_demand {
-            Some(max) => OnDemand::Allow { idle: Duration::from_secs(10), max: size(max) },
+            Some(max) => OnDemand::Allow { idle: Duration::from_secs(10), max: size(max), bytes: OnDemand::BYTES },
             None => OnDemand::Deny,
         };
         let config = RelayConfig {

@@ -164,6 +164,7 @@ impl Sim {
                 watches: rng.random_range(4..24),
             },
             on_demand: Some(rng.random_range(1..4)),
+            on_demand_bytes: 1 << 30,
             fills: rng.random_range(1..4),
             confirm_patience: Duration::from_secs(1),
         };
@@ -391,7 +392,7 @@ impl Sim {
     /// The feed of a range, once it serves the cluster that stands now; `None` where that is not soon.
     async fn feed(&mut self, range: &KeyRange) -> Result<Option<Arc<Feed>>, String> {
         for _ in 0..20 {
-            match self.hub.feed(range) {
+            match self.hub.feed(range, ClientKey::RELAY) {
                 Ok(feed) => {
                     let current = self.world.epoch_of(feed.revision().get()) == Some(self.world.epoch());
                     if current && feed.is_serving() {

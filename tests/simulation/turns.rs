@@ -80,6 +80,7 @@ fn hub(world: &Arc<World>) -> Arc<Hub> {
         history: HistoryLimits { bytes: 1 << 20, entries: 1 },
         outbox: OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 },
         on_demand: None,
+        on_demand_bytes: 1 << 30,
         fills: 1,
         confirm_patience: Duration::from_secs(1),
     };

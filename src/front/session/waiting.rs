@@ -15,7 +15,10 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use super::step::Step;
-use crate::hub::{Hub, Outbox, WaitError};
+use crate::{
+    hub::{Hub, Outbox, WaitError},
+    types::ClientKey,
+};
 
 /// From how many requests, and how many bytes of their keys, on nothing more is read. What was read together goes beyond it once.
 const FULL: (usize, usize) = (1024, 1 << 20);
@@ -67,9 +70,9 @@ impl Waiting {
     }
 
     /// Waits until there is something to be done about the first: its feed serves, will not, or took too long. Cancel safe.
-    pub(super) async fn due(&self, hub: &Hub) {
+    pub(super) async fn due(&self, hub: &Hub, client: ClientKey) {
         let Some(Wanted { step: Step::Create(_, subscribe), until }) = self.wanted.front() else { return };
-        let Ok(feed) = hub.feed(&subscribe.range) else { return };
+        let Ok(feed) = hub.feed(&subscribe.range, client) else { return };
         // Whatever it says, the create is tried again; where the feed has ended, not at once.
         if feed.wait_serving(until.saturating_duration_since(Instant::now())).await == Err(WaitError::Unknown) {
             tokio::time::sleep(ENDED_PAUSE).await;

@@ -29,6 +29,10 @@ impl Feed {
         let mut states = None;
         self.standing.send_modify(|standing| {
             let old = standing.state;
+            if old == FeedState::Closed {
+                // Whatever its driver was about to say.
+                return;
+            }
             change(standing);
             states = Some((old, standing.state));
         });
@@ -112,11 +116,15 @@ impl Feed {
     /// The first snapshot, at `revision` of `cluster`. Nobody has subscribed before.
     pub fn install(&self, cluster: Arc<Cluster>, map: KeyMap, revision: Revision) {
         let mut inner = self.lock();
+        if inner.closed {
+            return;
+        }
         inner.cluster = cluster;
         let replaced = self.replace(&mut inner, map, revision);
         drop(inner);
         self.announce(revision);
         replaced.free();
+        self.forget_part();
     }
 
     /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
@@ -127,11 +135,12 @@ impl Feed {
         let mut wakers = Vec::new();
         // Read once for each batch, not for each delivery.
         let asked = Instant::now();
+        let twins = self.twins();
         let (began, shown, revision);
         let result = {
             let mut inner = self.lock();
             began = Instant::now();
-            let result = inner.publish(batch, &mut wakers);
+            let result = inner.publish(batch, &twins, &mut wakers);
             shown = self.show(&inner);
             revision = inner.revision;
             result
@@ -216,6 +225,7 @@ impl Feed {
         drop(inner);
         self.announce(revision);
         replaced.free();
+        self.forget_part();
         asks.start(self, []);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -230,18 +240,24 @@ impl Feed {
             return false;
         }
         let close = self.kind == FeedKind::OnDemand && inner.idle_since.elapsed() >= idle;
+        if inner.closed {
+            return true;
+        }
         if close {
             inner.closed = true;
             drop(inner);
-            // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
-            self.set_state(FeedState::Closed);
-            let mut inner = self.lock();
-            let revision = inner.revision;
-            let replaced = self.replace(&mut inner, KeyMap::default(), revision);
-            drop(inner);
-            replaced.free();
+            self.close();
         }
         close
+    }
+
+    /// Lets everything go that a feed without a future has.
+    pub(in crate::hub) fn drop_data(&self) {
+        let mut inner = self.lock();
+        let revision = inner.revision;
+        let replaced = self.replace(&mut inner, KeyMap::default(), revision);
+        drop(inner);
+        replaced.free();
     }
 
     /// Somebody read from the feed: it is not idle.
@@ -264,7 +280,7 @@ impl Feed {
 
     /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.
     fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
-        let history = History::new(revision.next(), self.shared.limits.history);
+        let history = History::new(revision.next(), self.shared.history_of(self.kind));
         let history = std::mem::replace(&mut inner.history, history);
         let map = std::mem::replace(&mut inner.map, map);
         inner.revision = revision;

@@ -16,7 +16,7 @@ use parking_lot::MutexGuard;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::PublishError;
+use super::{PublishError, Twins};
 use crate::{
     critical::Tasks,
     hub::{
@@ -57,7 +57,13 @@ impl Inner {
 
     /// Takes over the next revisions and pushes them to every live watch that they concern: those that came together in one
     /// piece, so that a burst costs a watch little more than a revision does. At an error the ones before it are published.
-    pub(in crate::hub) fn publish(&mut self, batch: &[Changes], wakers: &mut Vec<Waker>) -> Result<(), PublishError> {
+    /// What `twins` have already is taken from them.
+    pub(in crate::hub) fn publish(
+        &mut self,
+        batch: &[Changes],
+        twins: &Twins,
+        wakers: &mut Vec<Waker>,
+    ) -> Result<(), PublishError> {
         let mut together = Vec::new();
         let mut bytes = 0;
         let mut result = Ok(());
@@ -66,7 +72,7 @@ impl Inner {
                 result = Err(PublishError::Stale { got: changes.revision, at: self.revision });
                 break;
             }
-            let entry = self.apply(changes);
+            let entry = self.apply(changes, twins);
             let (alone, weight) = (is_large(&entry), weight(&entry));
             if alone || bytes + weight > RUN_BYTES || together.len() >= RUN_REVISIONS {
                 self.dispatch(&mut together, wakers);
@@ -84,12 +90,15 @@ impl Inner {
     }
 
     /// Makes the entry of a revision and puts it into the map.
-    fn apply(&mut self, changes: &Changes) -> Arc<Entry> {
+    fn apply(&mut self, changes: &Changes, twins: &Twins) -> Arc<Entry> {
         let prev = |change: &EventFields| if change.is_create() { None } else { self.map.get(&change.kv.key).cloned() };
         let entry = Arc::new(Entry::encode(&self.cluster, changes.revision, changes.received, &changes.events, prev));
         for event in entry.events() {
             match event.kind {
-                EventKind::Put => drop(self.map.insert(event.kv.clone())),
+                EventKind::Put => {
+                    let shared = twins.share(self.cluster.id(), &event.kv);
+                    drop(self.map.insert(shared.unwrap_or_else(|| event.kv.clone())));
+                }
                 EventKind::Delete => drop(self.map.remove(event.kv.key())),
             }
         }

@@ -280,9 +280,8 @@ async fn a_long_read_is_answered_by_the_threads_for_it() {
     let query = RangeQuery { sort_target: SortTarget::Value, limit: 1, ..everything() };
     let query = RangeQuery { sort_order: SortOrder::Ascend, ..query };
     let asker = || Asker { client: crate::types::ClientKey::new(1), connection: 1 };
-    let mut asked = std::pin::pin!(query.answer(&feed, asker));
-    assert!(futures_util::poll!(asked.as_mut()).is_pending(), "not here");
-    let reply = asked.await.expect("a reply");
+    assert!(matches!(query.begin(&feed), Ok(Begun::Walk(_))), "not here");
+    let reply = query.answer(&feed, asker).await.expect("a reply");
     assert_eq!((reply.kvs.kvs()[0].value(), reply.more, reply.count), (&b"0"[..], true, KEYS));
 }
 

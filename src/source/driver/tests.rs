@@ -180,6 +180,7 @@ async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
         history: HistoryLimits { bytes: 1 << 20, entries: 100 },
         outbox,
         on_demand: None,
+        on_demand_bytes: 1 << 30,
         fills: 1,
         confirm_patience: Duration::from_secs(1),
     };

@@ -1,0 +1,207 @@
+//! What a feed on demand has beyond others: somebody who opened it, an end before its time, and key-values that it shares with feeds
+//! whose ranges overlap its own.
+//!
+//! Not here: when it has to end, see `on_demand`. Always holds: what is shared is the same to the byte, and of the same cluster.
+
+use std::{
+    sync::{Arc, Weak},
+    task::Waker,
+    time::Duration,
+};
+
+use tokio::sync::MutexGuard;
+
+use super::{Feed, FeedKind, FeedState};
+use crate::{
+    hub::{
+        NoFeed,
+        delivery::Cancellation,
+        outbox::Phase,
+        snapshot::{KeyMap, Snapshot, free},
+        stats,
+    },
+    types::{ClientKey, KeyValue, Revision},
+};
+
+/// Most feeds that one shares with: those that have most in common with it.
+const TWINS: usize = 8;
+
+/// What feeds with overlapping ranges have. Held for a page or a batch of changes.
+#[derive(Debug)]
+pub struct Twins(Vec<Arc<Snapshot>>);
+
+/// The feeds that one shares with, and of when that is.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Known {
+    generation: u64,
+    feeds: Vec<Weak<Feed>>,
+}
+
+impl Twins {
+    /// The same key-value as another feed has it.
+    #[must_use]
+    pub fn share(&self, cluster_id: u64, kv: &KeyValue) -> Option<Arc<KeyValue>> {
+        let same = |known: &&Arc<KeyValue>| known.mod_revision == kv.mod_revision && known.encoded() == kv.encoded();
+        let mut of_cluster = self.0.iter().filter(|snapshot| snapshot.cluster.id() == cluster_id);
+        of_cluster.find_map(|snapshot| snapshot.map.get(kv.key()).filter(same).cloned())
+    }
+}
+
+impl Feed {
+    /// Who opened it.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
+        self.client
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state() == FeedState::Closed
+    }
+
+    /// How long nobody has used it; `None` where somebody does.
+    pub(in crate::hub) fn idle_for(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let in_use = !inner.index.is_empty() || !inner.outboxes.is_empty() || self.is_awaited();
+        (!in_use).then(|| inner.idle_since.elapsed())
+    }
+
+    /// What it has of its range: its snapshot, or as much of it as was read.
+    pub(in crate::hub) fn map(&self) -> KeyMap {
+        let snapshot = self.snapshot();
+        let partial = self.partial.load();
+        if snapshot.map.len() >= partial.map.len() { snapshot.map.clone() } else { partial.map.clone() }
+    }
+
+    pub(in crate::hub) fn history_bytes(&self) -> usize {
+        let inner = self.lock();
+        inner.history.bytes() + inner.history.run_bytes()
+    }
+
+    /// What other feeds have of its range. Nothing for one that is always on: its own copy is the one that counts.
+    #[must_use]
+    pub fn twins(&self) -> Twins {
+        if self.kind != FeedKind::OnDemand {
+            return Twins(Vec::new());
+        }
+        let generation = self.shared.on_demand.generation();
+        let mut known = self.twins.lock();
+        if known.generation != generation {
+            *known = Known { generation, feeds: self.overlapping() };
+        }
+        let of = |feed: Arc<Self>| [feed.snapshot(), feed.partial.load_full()];
+        let snapshots = known.feeds.iter().filter_map(Weak::upgrade).flat_map(of);
+        Twins(snapshots.filter(|snapshot| !snapshot.map.is_empty()).collect())
+    }
+
+    fn overlapping(&self) -> Vec<Weak<Self>> {
+        let mut others: Vec<(usize, Arc<Self>)> = self
+            .shared
+            .on_demand
+            .running()
+            .into_iter()
+            .filter(|feed| !std::ptr::eq(&raw const **feed, self))
+            .filter_map(|feed| {
+                let from = self.range.start().max(feed.range.start()).clone();
+                let to = match (self.range.before(), feed.range.before()) {
+                    (Some(one), Some(other)) => Some(one.min(other)),
+                    (one, other) => one.or(other),
+                };
+                let overlaps = to.as_ref().is_none_or(|to| from < *to);
+                overlaps.then(|| (feed.map().between(&from, to.as_deref()).0, feed))
+            })
+            .collect();
+        others.sort_by_key(|(keys, _)| std::cmp::Reverse(*keys));
+        others.truncate(TWINS);
+        others.iter().map(|(_, feed)| Arc::downgrade(feed)).collect()
+    }
+
+    /// A turn to take over a page of the snapshot. Feeds on demand do so one after the other: each finds what the one before took over.
+    pub async fn turn_to_load(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.kind {
+            FeedKind::OnDemand => Some(self.shared.on_demand.turn().await),
+            FeedKind::Prefix => None,
+        }
+    }
+
+    /// A part of the snapshot was read. False where there is no room for it: the feed has ended then, with the reason.
+    #[must_use]
+    pub fn loads(&self, part: Snapshot) -> bool {
+        if self.kind != FeedKind::OnDemand {
+            return true;
+        }
+        self.partial.store(Arc::new(part));
+        match self.shared.on_demand.loads(self.client) {
+            Ok(()) => !self.is_closed(),
+            Err(refusal) => {
+                tracing::warn!(range = %self.range, "A feed on demand is too large: {refusal}");
+                self.end(refusal);
+                false
+            }
+        }
+    }
+
+    /// What was read is in the snapshot now, or of no use.
+    pub(in crate::hub) fn forget_part(&self) {
+        if self.kind == FeedKind::OnDemand {
+            let part = self.partial.swap(Arc::default());
+            let keys = part.map.len();
+            free(part, keys);
+            self.shared.on_demand.changed();
+        }
+    }
+
+    /// Looks whether feeds on demand have grown too large.
+    pub fn enforce(&self) {
+        if self.kind == FeedKind::OnDemand {
+            self.shared.on_demand.enforce();
+        }
+    }
+
+    /// Ends the feed, and each watch of it with the reason.
+    pub(in crate::hub) fn end(&self, reason: NoFeed) {
+        let mut wakers: Vec<Waker> = Vec::new();
+        let mut inner = self.lock();
+        if std::mem::replace(&mut inner.closed, true) {
+            return;
+        }
+        let header = inner.cluster.at(inner.revision);
+        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
+        for outbox in outboxes {
+            let slots = outbox.lock().slots_in(self);
+            for slot in slots {
+                let mut state = outbox.lock();
+                if state.watches[slot].phase() == Phase::Compacted {
+                    continue;
+                }
+                let cancellation = Cancellation {
+                    watch_id: state.watches[slot].id,
+                    refused: false,
+                    header,
+                    compact_revision: Revision::ZERO,
+                    reason: reason.to_string(),
+                };
+                stats::canceled(&cancellation);
+                let ((link, last), waker) = state.end_watch(slot, cancellation);
+                drop(state);
+                inner.unlink(link, last);
+                wakers.extend(waker);
+            }
+        }
+        drop(inner);
+        // Before anyone comes back for it.
+        self.shared.on_demand.ended(self, reason);
+        wakers.into_iter().for_each(Waker::wake);
+        self.close();
+    }
+
+    /// Tells everyone that the feed has ended, its driver too, and lets its data go. It takes no subscription any more.
+    pub(in crate::hub) fn close(&self) {
+        // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
+        self.set_state(FeedState::Closed);
+        self.drop_data();
+        self.forget_part();
+        self.nudge.notify_one();
+    }
+}
