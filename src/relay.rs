@@ -29,12 +29,13 @@ use crate::{
         grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
+            audience::Gate,
             lainlet::LainletHttp,
-            member,
+            member, metrics_only,
         },
         listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
     },
-    hub::Hub,
+    hub::{FeedStats, Hub, OutboxStats},
     shutdown::{Drained, Phases, Shutdown},
     store::demo::SeedError,
     telemetry::{ReadyBoard, names, recorder::Metrics},
@@ -52,7 +53,7 @@ pub struct Relay {
     connections: Arc<Connections>,
     grpc: Bound,
     http: Option<Bound>,
-    metrics_only: Option<Bound>,
+    metrics_only: Vec<Bound>,
 }
 
 /// Why a relay cannot start.
@@ -81,12 +82,12 @@ impl Relay {
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::PortConfig| {
             let bound = Bound::bind(port.clone(), connections.clone())?;
-            tracing::info!(protocol = bound.port().protocol(), addr = %bound.addr(), "Listening");
+            tracing::info!(protocol = bound.port().protocol(), port = bound.port().as_str(), addr = %bound.addr(), "Listening");
             Ok::<_, BindError>(bound)
         };
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
-        let metrics_only = config.metrics.as_ref().map(bind).transpose()?;
+        let metrics_only = config.metrics.iter().map(bind).collect::<Result<_, _>>()?;
         let data = Data::new(&config.upstream, &config.feeds.prefixes)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
@@ -102,6 +103,11 @@ impl Relay {
     #[must_use]
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http.as_ref().map(Bound::addr)
+    }
+
+    /// Where the ports for metrics alone listen.
+    pub fn metrics_addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.metrics_only.iter().map(Bound::addr)
     }
 
     /// Serves until `shutdown`, then ends within the drain time.
@@ -137,19 +143,34 @@ impl Relay {
         let health = grpc::ending(health, phases.streams.clone());
         let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
-        let member = member::router(process.clone());
+        let trust = Arc::new(config.views.lainlet.trust.clone());
+        let gate = |audience, flag| Gate { audience, trust: trust.clone(), flag };
+        let may_scrape = gate(config.metrics_from, "--metrics-from");
+        let member = member::router(process.clone(), may_scrape.clone());
         let over_http = LainletHttp::new(core.lainlet.clone(), phases.streams.clone());
         let lainlet = LainletApi::new(core.lainlet, phases.streams.clone());
         let local = Locals { etcd: core.api, lainlet };
-        let port = GrpcPort { local, forward: core.forward, health, reflection, member: member.clone() };
+        let port = GrpcPort { local, forward: core.forward, health, reflection, member };
         phases.spawn_port("gRPC port", grpc.serve(port, stop.clone()));
         if let Some(http) = http {
-            let admin = Admin { inspect: process, connections, grpc_addr, started, stop: phases.streams.clone() };
+            let admin = Admin {
+                inspect: process.clone(),
+                connections,
+                grpc_addr,
+                debug: gate(config.debug_from, "--debug-from"),
+                metrics: may_scrape,
+                started,
+                stop: phases.streams.clone(),
+            };
             let port = HttpPort::with_lainlet(admin.router(), over_http, grpc_addr);
             phases.spawn_port("HTTP port", http.serve(port, stop.clone()));
         }
-        if let Some(metrics_only) = metrics_only {
-            phases.spawn_port("metrics port", metrics_only.serve(HttpPort::new(member, grpc_addr), stop));
+        for port in metrics_only {
+            let router = metrics_only::router(process.clone());
+            phases.spawn_port(
+                "metrics port",
+                port.serve(HttpPort::new(router, metrics_only::ABOUT, grpc_addr), stop.clone()),
+            );
         }
         phases.spawn_upkeep("health", keep_health);
         phases.spawn_upkeep("readiness metric", keep_ready_metric(ready.clone()));
@@ -191,12 +212,26 @@ impl Inspect for Process {
     }
 
     fn state(&self) -> Map<String, Value> {
-        let feeds: Vec<Value> = self.hub.feeds().iter().map(|feed| json!(feed.stats())).collect();
-        Map::from_iter([("auth".to_owned(), json!(self.access.known().auth)), ("feeds".to_owned(), feeds.into())])
+        Map::from_iter([("auth".to_owned(), json!(self.access.known().auth))])
     }
 
-    fn connection(&self, id: ConnectionId) -> Map<String, Value> {
-        self.streams.describe(id)
+    fn feeds(&self) -> usize {
+        self.hub.feeds().len()
+    }
+
+    fn feeds_after(&self, after: u64, most: usize) -> Vec<FeedStats> {
+        let mut feeds = self.hub.feeds();
+        feeds.retain(|feed| feed.number() > after);
+        feeds.sort_unstable_by_key(|feed| feed.number());
+        feeds.into_iter().take(most).map(|feed| feed.stats()).collect()
+    }
+
+    fn streams(&self, connection: ConnectionId) -> usize {
+        self.streams.of(connection)
+    }
+
+    fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
+        self.streams.after(connection, after, most)
     }
 
     fn metrics(&self) -> String {

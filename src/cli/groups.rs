@@ -5,14 +5,17 @@ use std::{
     num::{NonZeroU32, NonZeroUsize},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{
     Exit,
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
-    front::listen::{self, Keepalive},
+    front::{
+        http::audience::Audience,
+        listen::{self, Keepalive},
+    },
     relay::{self, Feeds, Watches},
     telemetry::{
         logging::{self, Format},
@@ -30,6 +33,22 @@ pub(super) struct Ports {
     /// Where to serve Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Port 0 takes a free one
     #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9001")]
     listen_http: SocketAddr,
+
+    /// Further address for /metrics, /health, /live and /ready over HTTP, and nothing else; repeatable, or separated by commas. These paths
+    /// stay on the other ports too; --metrics-from says who may scrape there. Default: none
+    #[arg(long, env = "ETCD_RELAY_LISTEN_METRICS", value_name = "ADDR", value_delimiter = ',')]
+    listen_metrics: Vec<SocketAddr>,
+
+    /// Who may read /debug/state, which shows the key ranges that clients watch and their addresses: only callers from 127.0.0.1, ::1,
+    /// --node-ip and each --trusted-net, and not through an HTTP proxy; or everyone; or nobody, for a relay whose callers all come through
+    /// a proxy on its own machine that adds no header
+    #[arg(long, env = "ETCD_RELAY_DEBUG_FROM", value_name = "WHO", value_enum, default_value_t = Who::Trusted)]
+    debug_from: Who,
+
+    /// Who may read /metrics on --listen-http and --listen-grpc: the same choice as for --debug-from. Metrics name no key, no client and no
+    /// address. --listen-metrics is for whoever can reach it
+    #[arg(long, env = "ETCD_RELAY_METRICS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Any)]
+    metrics_from: Who,
 
     /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
     /// costs a file and some KiB; what does not fit the limit of open files is left out
@@ -94,6 +113,18 @@ impl Ports {
         self.port(Port::Http, self.listen_http)
     }
 
+    pub(super) fn metrics(&self) -> Vec<listen::PortConfig> {
+        self.listen_metrics.iter().map(|addr| self.port(Port::Metrics, *addr)).collect()
+    }
+
+    pub(super) fn debug_from(&self) -> Audience {
+        self.debug_from.into()
+    }
+
+    pub(super) fn metrics_from(&self) -> Audience {
+        self.metrics_from.into()
+    }
+
     fn port(&self, port: Port, addr: SocketAddr) -> listen::PortConfig {
         listen::PortConfig {
             max_connections: self.max_connections,
@@ -103,6 +134,26 @@ impl Ports {
             keepalive: (!self.keepalive_interval.0.is_zero())
                 .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),
             ..listen::PortConfig::new(port, addr)
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Who {
+    /// Callers from this machine and from each --trusted-net
+    Trusted,
+    /// Everyone
+    Any,
+    /// No one
+    Nobody,
+}
+
+impl From<Who> for Audience {
+    fn from(who: Who) -> Self {
+        match who {
+            Who::Trusted => Self::Trusted,
+            Who::Any => Self::Any,
+            Who::Nobody => Self::Nobody,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{Exit, Start, announce::Announce, values::go_duration};
 use crate::{
-    front::listen,
+    front::{http::audience::Audience, listen},
     relay::{DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
     source::{Endpoint, forward},
     telemetry::{logging, names::Port},
@@ -112,11 +112,11 @@ impl Given {
         );
         let metrics = match self.values.get("metrics-addr") {
             Some(url) if !url.is_empty() => {
-                let endpoint = self.endpoint("metrics-addr", url)?;
-                let addr = resolve("metrics-addr", endpoint.authority().as_str())?;
-                Some(listen::PortConfig::new(Port::Metrics, addr))
+                let host_and_port = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+                let addr = resolve("metrics-addr", host_and_port)?;
+                vec![listen::PortConfig::new(Port::Metrics, addr)]
             }
-            _ => None,
+            _ => Vec::new(),
         };
         let endpoints = self.values.get("endpoints").map_or(flags::ENDPOINTS, String::as_str);
         let endpoints =
@@ -139,6 +139,9 @@ impl Given {
                 grpc,
                 http: None,
                 metrics,
+                debug_from: Audience::Nobody,
+                // As etcd's.
+                metrics_from: Audience::Any,
                 drain_time: DRAIN_TIME,
             },
             logging: logging::LoggingConfig {

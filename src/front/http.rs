@@ -1,20 +1,44 @@
-//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API on it ([`lainlet`]), and what an etcd member answers beside gRPC
-//! ([`member`]).
+//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API on it ([`lainlet`]), what an etcd member answers beside gRPC
+//! ([`member`]), and ports for metrics alone ([`metrics_only`]).
 
 pub mod admin;
+pub mod audience;
 pub mod lainlet;
 pub mod member;
+pub mod metrics_only;
+mod pages;
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
 use http::{StatusCode, header};
+use serde_json::json;
 
 use super::Inspect;
 
 /// The content type of Prometheus text.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// What a process says that lives.
+const LIVE: &str = "live\n";
 
-fn metrics(inspect: &dyn Inspect) -> Response {
+fn scrape(inspect: &dyn Inspect) -> Response {
     ([(header::CONTENT_TYPE, PROMETHEUS)], inspect.metrics()).into_response()
+}
+
+fn ready(inspect: &dyn Inspect) -> Response {
+    let reasons = inspect.not_ready();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready:\n{}\n", reasons.join("\n"))).into_response()
+}
+
+fn health(inspect: &dyn Inspect) -> Response {
+    let reasons = inspect.not_ready();
+    let (status, health) =
+        if reasons.is_empty() { (StatusCode::OK, "true") } else { (StatusCode::SERVICE_UNAVAILABLE, "false") };
+    (status, Json(json!({ "health": health, "reason": reasons.join("; ") }))).into_response()
 }
 
 fn not_found(text: String) -> Response {

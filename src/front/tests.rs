@@ -19,12 +19,14 @@ use super::{
     body::RequestBody,
     grpc::{self, GrpcPort, GrpcService, Local},
     http::{
-        admin::{Admin, HttpPort},
-        member,
+        admin::{self, Admin, HttpPort},
+        audience::{Audience, Gate},
+        member, metrics_only,
     },
     listen::{self, Bound, ConnectionId, Connections, Stop},
 };
 use crate::{
+    hub::{FeedStats, OutboxStats},
     telemetry::{ReadyBoard, names::Port},
     types::MemberVersion,
 };
@@ -34,6 +36,8 @@ use crate::{
 struct Told {
     ready: ReadyBoard,
     version: Mutex<Option<Arc<MemberVersion>>>,
+    /// Watch streams of each connection.
+    streams: Mutex<usize>,
 }
 
 impl Inspect for Told {
@@ -46,11 +50,24 @@ impl Inspect for Told {
     }
 
     fn state(&self) -> Map<String, Value> {
-        Map::from_iter([("feeds".to_owned(), json!(["a feed"]))])
+        Map::from_iter([("auth".to_owned(), json!("off"))])
     }
 
-    fn connection(&self, id: ConnectionId) -> Map<String, Value> {
-        Map::from_iter([("watches_of".to_owned(), id.0.into())])
+    fn feeds(&self) -> usize {
+        0
+    }
+
+    fn feeds_after(&self, _: u64, _: usize) -> Vec<FeedStats> {
+        Vec::new()
+    }
+
+    fn streams(&self, _: ConnectionId) -> usize {
+        *self.streams.lock()
+    }
+
+    fn streams_after(&self, _: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
+        let stats = OutboxStats { watches: 2, ..OutboxStats::default() };
+        (after + 1..=self.streams(ConnectionId(0)) as u64).take(most).map(|number| (number, stats)).collect()
     }
 
     fn metrics(&self) -> String {
@@ -88,6 +105,10 @@ fn named(name: &'static str) -> GrpcService {
     }))
 }
 
+fn gate(audience: Audience) -> Gate {
+    Gate { audience, trust: Arc::default(), flag: "--some-from" }
+}
+
 fn serve() -> Ports {
     let told = Arc::new(Told::default());
     let connections = Arc::new(Connections::default());
@@ -105,7 +126,7 @@ fn serve() -> Ports {
         forward: named("forwarded"),
         health,
         reflection: grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
-        member: member::router(told.clone()),
+        member: member::router(told.clone(), gate(Audience::Any)),
     };
     tokio::spawn(grpc.serve(port, stop.clone()));
     let streams = CancellationToken::new();
@@ -113,10 +134,12 @@ fn serve() -> Ports {
         inspect: told.clone(),
         connections: connections.clone(),
         grpc_addr,
+        debug: gate(Audience::Trusted),
+        metrics: gate(Audience::Any),
         started: Instant::now(),
         stop: streams.clone(),
     };
-    tokio::spawn(http.serve(HttpPort::new(admin.router(), grpc_addr), stop));
+    tokio::spawn(http.serve(HttpPort::new(admin.router(), admin::ABOUT, grpc_addr), stop));
     Ports { told, grpc: grpc_addr, http: http_addr, streams }
 }
 
@@ -215,10 +238,82 @@ async fn the_operators_port_tells_how_it_is() {
 
     let (_, text) = get(ports.http, "/debug/state").await;
     let state: Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(state["feeds"], json!(["a feed"]));
+    assert_eq!((&state["auth"], &state["feeds"]), (&json!("off"), &json!([])));
     assert_eq!(state["relay"]["not_ready"], json!(["feed /a: no leader"]));
+    let peers = state["connections"].as_array().expect("a list").iter().map(|connection| &connection["peer"]);
+    assert!(peers.clone().all(|peer| peer.as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:"))), "{state}");
+    assert_eq!(json!(peers.count()), state["connections_open"], "{state}");
+}
+
+#[tokio::test]
+async fn connections_and_their_streams_are_told_in_pages() {
+    let ports = serve();
+    let held: Vec<TcpStream> = futures_util::future::join_all(
+        (0..25).map(|_| async { TcpStream::connect(ports.http).await.expect("connected") }),
+    )
+    .await;
+    *ports.told.streams.lock() = 20;
+    let json = async |path: &str| {
+        let (status, text) = get(ports.http, path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {text}");
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    while json("/debug/state").await["connections_open"].as_u64() < Some(26) {}
+    let (mut peers, mut next, mut pages) = (Vec::new(), Some("/debug/state/connections?limit=10".to_owned()), 0);
+    while let Some(path) = next {
+        let page = json(&path).await;
+        let rows = page["connections"].as_array().expect("a list");
+        assert!(rows.len() <= 10, "{page}");
+        peers.extend(rows.iter().map(|row| row["peer"].as_str().expect("a peer").to_owned()));
+        next = page["next"].as_str().map(str::to_owned);
+        pages += 1;
+    }
+    assert!(pages >= 3);
+    for held in &held {
+        let peer = held.local_addr().expect("an address").to_string();
+        assert_eq!(peers.iter().filter(|listed| **listed == peer).count(), 1, "{peer} in {peers:?}");
+    }
+
+    let state = json("/debug/state").await;
     let connection = &state["connections"][0];
-    assert_eq!(connection["watches_of"], connection["id"], "{state}");
+    assert_eq!(connection["watch_streams_open"], 20);
+    let shown = connection["watch_streams"].as_array().expect("a list").len();
+    assert!(shown > 0 && shown < 20 && connection["watches"].is_null(), "{connection}");
+    let all = json(connection["watch_streams_next"].as_str().expect("a path")).await;
+    assert_eq!((all["streams"].as_array().map(Vec::len), &all["next"]), (Some(20), &Value::Null));
+    *ports.told.streams.lock() = 3;
+    assert_eq!(json("/debug/state").await["connections"][0]["watches"], 6);
+
+    for path in ["/debug/state/connections?limit=0", "/debug/state/feeds?limit=1001", "/debug/state?limit=5"] {
+        assert_eq!(get(ports.http, path).await.0, StatusCode::BAD_REQUEST, "{path}");
+    }
+    assert_eq!(get(ports.http, "/debug/state/connections/0/streams").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_port_for_metrics_has_metrics_and_health_and_nothing_else() {
+    let ports = serve();
+    let config = listen::PortConfig::new(Port::Metrics, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let bound = Bound::bind(config, Arc::default()).expect("bound");
+    let addr = bound.addr();
+    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    tokio::spawn(
+        bound.serve(HttpPort::new(metrics_only::router(ports.told.clone()), metrics_only::ABOUT, ports.grpc), stop),
+    );
+    for path in ["/metrics", "/proxy/metrics"] {
+        assert_eq!(get(addr, path).await.1, "etcd_relay_up 1\n");
+    }
+    for path in ["/live", "/ready", "/health", "/proxy/health"] {
+        assert_eq!(get(addr, path).await.0, StatusCode::OK, "{path}");
+    }
+    let _hold = ports.told.ready.hold("feed /a: no leader");
+    for path in ["/ready", "/health"] {
+        assert_eq!(get(addr, path).await.0, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+    }
+    for path in ["/debug/state", "/v2/nodes", "/debug"] {
+        let (status, text) = get(addr, path).await;
+        assert!(status == StatusCode::NOT_FOUND && text.contains(path) && text.contains("/metrics"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ mod inner;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -56,6 +56,9 @@ const SINCE_STEP: usize = 64;
 /// See [`Feed::since_step`].
 type Since = (Vec<Arc<Entry>>, Option<Arc<Snapshot>>);
 
+/// The number of the feed that was opened last.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
 /// Why a feed exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +72,7 @@ pub enum FeedKind {
 /// See the module.
 #[derive(Debug)]
 pub struct Feed {
+    number: u64,
     range: KeyRange,
     kind: FeedKind,
     pub(super) shared: Arc<FeedContext>,
@@ -190,6 +194,7 @@ impl Feed {
         };
         stats::feed_state(None, FeedState::Starting);
         Arc::new(Self {
+            number: OPENED.fetch_add(1, Ordering::Relaxed) + 1,
             range,
             kind,
             shared,
@@ -205,6 +210,12 @@ impl Feed {
             partial: ArcSwap::default(),
             twins: Mutex::default(),
         })
+    }
+
+    /// Names it within this process; a feed that is opened later has a higher number.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The keys it watches.
@@ -600,6 +611,7 @@ impl Feed {
         let standing = self.standing();
         let inner = self.lock();
         FeedStats {
+            number: self.number,
             range: self.range.to_string(),
             kind: self.kind,
             cluster_id: inner.cluster.id(),
@@ -643,6 +655,8 @@ impl Drop for Expected<'_> {
 /// What [`Feed::stats`] tells.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct FeedStats {
+    /// Names it within this process, in the order in which feeds were opened.
+    pub number: u64,
     /// The keys, readable.
     pub range: String,
     /// Why it exists.

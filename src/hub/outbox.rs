@@ -381,7 +381,7 @@ pub struct LiveWatch {
 }
 
 /// What [`Outbox::stats`] counts.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct OutboxStats {
     /// Watches of the stream.
     pub watches: usize,

@@ -6,7 +6,7 @@ use std::{num::NonZeroUsize, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    front::listen,
+    front::{http::audience::Audience, listen},
     source::{Endpoint, Identity, forward},
     view,
 };
@@ -26,8 +26,12 @@ pub struct RelayConfig {
     pub grpc: listen::PortConfig,
     /// The operator's port.
     pub http: Option<listen::PortConfig>,
-    /// A further port for metrics and health alone.
-    pub metrics: Option<listen::PortConfig>,
+    /// Further ports for metrics and health alone.
+    pub metrics: Vec<listen::PortConfig>,
+    /// Who may read `/debug/state`.
+    pub debug_from: Audience,
+    /// Who may read `/metrics` on the other ports.
+    pub metrics_from: Audience,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
 }

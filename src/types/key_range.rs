@@ -184,14 +184,15 @@ impl fmt::Debug for KeyRange {
     }
 }
 
-/// Readable in logs: `"/a/"` for one key, `["/a/", "/a0")` for an interval; other bytes than printable ASCII escaped.
+/// Readable in logs: `"/a/"` for one key, `["/a/", "/a0")` for an interval; other bytes than printable ASCII escaped. Of a long key its
+/// beginning is shown, and its length: clients choose keys, and a log or an answer must not grow with them.
 impl fmt::Display for KeyRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = self.start.escape_ascii();
+        let start = Shown(&self.start);
         match &self.end {
-            RangeEnd::Single => write!(f, "\"{start}\""),
-            RangeEnd::Before(end) => write!(f, "[\"{start}\", \"{}\")", end.escape_ascii()),
-            RangeEnd::Unbounded => write!(f, "[\"{start}\", ∞)"),
+            RangeEnd::Single => write!(f, "{start}"),
+            RangeEnd::Before(end) => write!(f, "[{start}, {})", Shown(end)),
+            RangeEnd::Unbounded => write!(f, "[{start}, ∞)"),
         }
     }
 }
@@ -200,8 +201,25 @@ impl fmt::Debug for RangeEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Single => f.write_str("Single"),
-            Self::Before(end) => write!(f, "Before(\"{}\")", end.escape_ascii()),
+            Self::Before(end) => write!(f, "Before({})", Shown(end)),
             Self::Unbounded => f.write_str("Unbounded"),
+        }
+    }
+}
+
+/// Bytes of a key that are shown; keys that people choose are shorter.
+const SHOWN_BYTES: usize = 256;
+
+/// A key, quoted, or its beginning with its length.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..SHOWN_BYTES) {
+            Some(begin) if begin.len() < self.0.len() => {
+                write!(f, "\"{}…\" ({} bytes)", begin.escape_ascii(), self.0.len())
+            }
+            _ => write!(f, "\"{}\"", self.0.escape_ascii()),
         }
     }
 }
@@ -212,6 +230,16 @@ mod tests {
 
     fn wire(key: &'static str, end: &'static str) -> KeyRange {
         KeyRange::from_wire(key.into(), end.into()).expect("a range with keys")
+    }
+
+    #[test]
+    fn a_long_key_is_shown_in_part_with_its_length() {
+        assert_eq!(wire("/a/", "/a0").to_string(), r#"["/a/", "/a0")"#);
+        let key: Bytes = vec![0xff; 1 << 20].into();
+        assert_eq!(KeyRange::single(key.slice(..256)).to_string().len(), 4 * 256 + 2, "all of it");
+        let shown = KeyRange::from_wire("/a/".into(), key.clone()).expect("a range").to_string();
+        assert!(shown.starts_with(r#"["/a/", "\xff"#) && shown.ends_with("…\" (1048576 bytes))"), "{shown}");
+        assert!(shown.len() < 2_000 && format!("{:?}", RangeEnd::Before(key)).len() < 2_000);
     }
 
     #[test]

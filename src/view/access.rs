@@ -4,7 +4,10 @@
 //! begins; rules that go by token or certificate will implement the same trait.
 //! Always holds: the tables are what the documents say now; an address that no document has any more has no rights left.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -63,6 +66,16 @@ pub struct Trust {
     pub nets: Vec<IpNet>,
     /// The addresses below `/lain/nodes/nodes/`: each node was trusted by its own Lainlet.
     pub nodes: bool,
+}
+
+impl Trust {
+    /// Whether an address is this machine's, or in a network that the operator named.
+    #[must_use]
+    pub fn names(&self, addr: IpAddr) -> bool {
+        let addr = addr.to_canonical();
+        let is_loopback = addr == Ipv4Addr::LOCALHOST || addr == Ipv6Addr::LOCALHOST;
+        is_loopback || self.own == Some(addr) || self.nets.iter().any(|net| net.contains(&addr))
+    }
 }
 
 /// See the module.
@@ -134,10 +147,8 @@ impl ByAddress {
 }
 
 impl Rules for ByAddress {
-    fn is_trusted(&self, Viewer { addr }: Viewer) -> bool {
-        let Trust { everyone, own, nets, .. } = &self.trust;
-        let is_loopback = addr == IpAddr::from([127, 0, 0, 1]) || addr == IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
-        *everyone || is_loopback || *own == Some(addr) || nets.iter().any(|net| net.contains(&addr))
+    fn is_trusted(&self, caller: Viewer) -> bool {
+        self.trust.everyone || self.trust.names(caller.addr)
     }
 
     fn is_super(&self, caller: Viewer) -> bool {

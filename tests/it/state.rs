@@ -2,7 +2,7 @@
 //!
 //! Not here: the names of all metrics, which `tidy` compares with the README. Each figure is shown to follow what it names.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
 use serde_json::Value;
@@ -104,6 +104,93 @@ async fn state_shows_feeds_and_connections() {
     let text = state.to_string();
     assert!(text.contains(PREFIX), "the range of the feed: {state:#}");
     assert!(state["connections"].as_array().is_some_and(|connections| !connections.is_empty()), "{state:#}");
+}
+
+/// What others watch, and where from, is for the operator. Metrics name nobody, and are for everyone unless told otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_is_for_trusted_callers_and_metrics_are_for_whom_the_operator_says() {
+    let stranger = Ipv4Addr::new(127, 0, 0, 2);
+    let relay = RelayCommand::demo().start().await;
+    let asked = async |relay: &Relay, from, path: &str, header: &str| {
+        http::get_as(from, relay.http_addr(), path, header).await.expect("an answer")
+    };
+    for path in ["/debug/state", "/debug/state?watch=1s", "/debug/state/feeds", "/debug/state/connections"] {
+        let refused = asked(&relay, stranger, path, "").await;
+        assert_eq!(refused.status, 403, "{path}");
+        for said in ["127.0.0.2", "--trusted-net", "--debug-from any"] {
+            assert!(refused.body.contains(said), "{said} is not in {:?}", refused.body);
+        }
+    }
+    assert_eq!(asked(&relay, Ipv4Addr::LOCALHOST, "/debug/state", "").await.status, 200);
+    let proxied = asked(&relay, Ipv4Addr::LOCALHOST, "/debug/state", "X-Forwarded-For: 127.0.0.1\r\n").await;
+    assert_eq!(proxied.status, 403, "{}", proxied.body);
+    for path in ["/live", "/ready", "/metrics"] {
+        assert_eq!(asked(&relay, stranger, path, "").await.status, 200, "{path}");
+    }
+    let named = RelayCommand::demo().arg("--trusted-net=127.0.0.2/32").arg("--metrics-from=trusted").start().await;
+    assert_eq!(asked(&named, stranger, "/debug/state", "").await.status, 200);
+    assert_eq!(asked(&named, stranger, "/metrics", "").await.status, 200);
+    let further = Ipv4Addr::new(127, 0, 0, 3);
+    for addr in [named.http_addr(), named.grpc_addr()] {
+        let refused = http::get_as(further, addr, "/metrics", "").await.expect("an answer");
+        assert!(refused.status == 403 && refused.body.contains("--metrics-from any"), "{}", refused.body);
+    }
+    assert_eq!(http::get_as(further, named.grpc_addr(), "/health", "").await.expect("an answer").status, 200);
+    let open = RelayCommand::demo().arg("--debug-from=any").start().await;
+    assert_eq!(asked(&open, stranger, "/debug/state", "").await.status, 200);
+}
+
+/// A client may watch keys of a megabyte, as many as it likes; what the operator reads does not grow with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_has_a_bounded_length_whatever_clients_watch() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).start().await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    let keys = 8;
+    for key in 0..keys {
+        let mut name = vec![0xff; 1 << 20];
+        name[0] = key;
+        stream.created(client::key(name)).await;
+    }
+    let answer = http::get(relay.http_addr(), "/debug/state").await.expect("an answer");
+    assert!(answer.body.len() < 64 << 10, "{} bytes", answer.body.len());
+    let state = parse(&answer.body);
+    assert_eq!((&state["feeds_open"], &state["feeds_next"]), (&Value::from(keys), &Value::Null));
+    assert!(state["feeds"][0]["range"].as_str().is_some_and(|range| range.contains("(1048576 bytes)")), "{state:#}");
+    let page = http::get(relay.http_addr(), "/debug/state/feeds?limit=5").await.expect("an answer");
+    let page = parse(&page.body);
+    assert_eq!(page["feeds"].as_array().map(Vec::len), Some(5));
+    let rest = http::get(relay.http_addr(), page["next"].as_str().expect("a path")).await.expect("an answer");
+    assert_eq!(parse(&rest.body)["feeds"].as_array().map(Vec::len), Some(usize::from(keys) - 5));
+}
+
+/// Prometheus and probes have addresses of their own, which show nothing of what clients do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_and_health_have_ports_of_their_own_where_asked_for() {
+    let command = RelayCommand::demo().arg("--listen-metrics=127.0.0.1:0,127.0.0.1:0").arg("--metrics-from=nobody");
+    let relay = command.start().await;
+    let addrs = relay.metrics_addrs();
+    assert_eq!(addrs.len(), 2, "{addrs:?}");
+    for addr in &addrs {
+        for path in ["/metrics", "/live", "/ready", "/health"] {
+            let answer = http::get(addr, path).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{path}");
+        }
+        let metrics = http::get(addr, "/metrics").await.expect("an answer").body;
+        assert!(http::metric(&metrics, "etcd_relay_ready").is_some(), "{metrics}");
+        for path in ["/debug/state", "/v2/nodes", "/version"] {
+            assert_eq!(http::get(addr, path).await.expect("an answer").status, 404, "{path}");
+        }
+    }
+    for addr in [relay.http_addr(), relay.grpc_addr()] {
+        let closed = http::get(addr, "/metrics").await.expect("an answer");
+        assert!(closed.status == 403 && closed.body.contains("--metrics-from nobody"), "{}", closed.body);
+    }
+    let etcd = Etcd::start().await;
+    let proxy = RelayCommand::grpc_proxy(&[etcd.endpoint()]).arg("--metrics-addr=http://127.0.0.1:0").start().await;
+    let addr = proxy.metrics_addrs().pop().expect("an address");
+    assert_eq!(http::get(&addr, "/metrics").await.expect("an answer").status, 200);
+    assert_eq!(http::get(&addr, "/proxy/health").await.expect("an answer").status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use etcd_relay::{
     front::{
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
+        http::audience::Audience,
         listen::{self, Connections, Server, Stop},
     },
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
@@ -87,7 +88,9 @@ impl Relay {
             views: Views { feeds: LainletFeeds::Off, ..Views::default() },
             grpc: grpc.clone(),
             http: None,
-            metrics: None,
+            metrics: Vec::new(),
+            debug_from: Audience::Nobody,
+            metrics_from: Audience::Nobody,
             drain_time: Duration::from_secs(1),
         };
         let (phases, ready) = (Phases::new(), ReadyBoard::new());

@@ -165,7 +165,11 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Int,
         "requests pass through the relay in pieces, whatever their size; etcd's --max-request-bytes counts",
     ),
-    works("metrics-addr", Kind::String, "a further address for /metrics and /health, such as http://127.0.0.1:4001"),
+    works(
+        "metrics-addr",
+        Kind::String,
+        "a further address for /metrics, /health, /live and /ready, such as http://127.0.0.1:4001",
+    ),
     refused("namespace", Kind::String, "the relay serves keys under their own names; give clients the prefix"),
     works("permit-without-stream", Kind::Bool, "ping etcd also while no call is running (default true)"),
     refused("resolver-prefix", Kind::String, "the relay does not register itself in etcd; give clients its address"),

@@ -4,9 +4,14 @@
 //! looked at before (`guard`).
 
 use std::{
+    collections::BTreeMap,
     fmt,
+    ops::Bound::{Excluded, Unbounded},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -17,8 +22,6 @@ use http::{Request, Response, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use metrics::{Counter, counter};
-use serde_json::{Map, Value, json};
-use slab::Slab;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
@@ -226,10 +229,11 @@ impl http_body::Body for EtcdBody {
 }
 
 /// The open watch streams of each connection. A connection may have a hundred thousand, all of which end with it, so each is found by its
-/// place.
+/// number.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
-    open: Arc<DashMap<ConnectionId, Slab<Arc<Outbox>>>>,
+    last: Arc<AtomicU64>,
+    open: Arc<DashMap<ConnectionId, BTreeMap<u64, Arc<Outbox>>>>,
 }
 
 /// A stream is listed exactly while this lives.
@@ -237,33 +241,41 @@ pub struct Streams {
 pub(super) struct Listed {
     streams: Streams,
     connection: ConnectionId,
-    place: usize,
+    number: u64,
 }
 
 impl Streams {
     fn list(&self, connection: ConnectionId, outbox: &Arc<Outbox>) -> Listed {
-        let place = self.open.entry(connection).or_default().insert(outbox.clone());
-        Listed { streams: self.clone(), connection, place }
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.entry(connection).or_default().insert(number, outbox.clone());
+        Listed { streams: self.clone(), connection, number }
     }
 
-    /// For `/debug/state`: each watch stream of a connection, with its watches and how far they are behind.
+    /// How many watch streams a connection has.
     #[must_use]
-    pub fn describe(&self, connection: ConnectionId) -> Map<String, Value> {
-        let streams: Vec<OutboxStats> = match self.open.get(&connection) {
-            Some(outboxes) => outboxes.iter().map(|(_, outbox)| outbox.stats()).collect(),
+    pub fn of(&self, connection: ConnectionId) -> usize {
+        self.open.get(&connection).map_or(0, |outboxes| outboxes.len())
+    }
+
+    /// For `/debug/state`: the first `most` watch streams of a connection with a number above `after`, with their watches and how far they
+    /// are behind.
+    #[must_use]
+    pub fn after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
+        let page: Vec<(u64, Arc<Outbox>)> = match self.open.get(&connection) {
+            Some(outboxes) => {
+                let rest = outboxes.range((Excluded(after), Unbounded));
+                rest.take(most).map(|(number, outbox)| (*number, outbox.clone())).collect()
+            }
             None => Vec::new(),
         };
-        let mut map = Map::new();
-        map.insert("watches".into(), json!(streams.iter().map(|stream| stream.watches).sum::<usize>()));
-        map.insert("watch_streams".into(), json!(streams));
-        map
+        page.into_iter().map(|(number, outbox)| (number, outbox.stats())).collect()
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
         let Some(mut outboxes) = self.streams.open.get_mut(&self.connection) else { return };
-        let outbox = outboxes.try_remove(self.place);
+        let outbox = outboxes.remove(&self.number);
         let empty = outboxes.is_empty();
         drop(outboxes);
         // What goes with it is none of the list's.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | GET /health | `{"health":"true","reason":""}`, or status 503 with `"false"` and the reason |
 //! | GET /version | the upstream's versions, so that clients choose features by them; 503 while unknown |
-//! | GET /metrics | Prometheus text |
+//! | GET /metrics | Prometheus text, for those whom `--metrics-from` names |
 //! | GET /proxy/health, /proxy/metrics | the same, where etcd's grpc-proxy has its own |
 //! | any /v3/… | 501: etcd's JSON gateway is not served |
 
@@ -17,29 +17,25 @@ use axum::{
     routing::{any, get},
 };
 use http::{StatusCode, Uri};
-use serde_json::json;
 
-use super::not_found;
+use super::{audience::Gate, not_found, scrape};
 use crate::front::Inspect;
 
-/// The router for requests on the gRPC port that are not gRPC.
-pub fn router(inspect: Arc<dyn Inspect>) -> Router {
+/// The router for requests on the gRPC port that are not gRPC. `metrics` says who may read those.
+pub fn router(inspect: Arc<dyn Inspect>, metrics: Gate) -> Router {
+    let gated = Router::new().route("/metrics", get(shown)).route("/proxy/metrics", get(shown));
     Router::new()
         .route("/health", get(health))
         .route("/version", get(version))
-        .route("/metrics", get(metrics))
         .route("/proxy/health", get(health))
-        .route("/proxy/metrics", get(metrics))
         .route("/v3/{*call}", any(gateway))
+        .merge(metrics.before(gated))
         .fallback(other)
         .with_state(inspect)
 }
 
 async fn health(State(inspect): State<Arc<dyn Inspect>>) -> Response {
-    let reasons = inspect.not_ready();
-    let (status, health) =
-        if reasons.is_empty() { (StatusCode::OK, "true") } else { (StatusCode::SERVICE_UNAVAILABLE, "false") };
-    (status, Json(json!({ "health": health, "reason": reasons.join("; ") }))).into_response()
+    super::health(&*inspect)
 }
 
 async fn version(State(inspect): State<Arc<dyn Inspect>>) -> Response {
@@ -51,8 +47,8 @@ async fn version(State(inspect): State<Arc<dyn Inspect>>) -> Response {
     }
 }
 
-async fn metrics(State(inspect): State<Arc<dyn Inspect>>) -> Response {
-    super::metrics(&*inspect)
+async fn shown(State(inspect): State<Arc<dyn Inspect>>) -> Response {
+    scrape(&*inspect)
 }
 
 async fn gateway() -> Response {

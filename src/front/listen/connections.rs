@@ -1,10 +1,13 @@
 //! The open connections of all ports, for `/debug/state`, and their gauges.
 //!
-//! Always holds: a connection is listed exactly while its [`Listed`] lives.
+//! Always holds: a connection is listed exactly while its [`Listed`] lives; the lock is held for the connections of one page at the most,
+//! however many are open.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
+    ops::Bound::{Excluded, Unbounded},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,8 +15,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use dashmap::DashMap;
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::telemetry::names::{self, Port};
@@ -26,10 +29,10 @@ pub struct ConnectionId(pub u64);
 #[derive(Debug, Default)]
 pub struct Connections {
     last: AtomicU64,
-    open: DashMap<ConnectionId, Connection>,
+    open: Mutex<BTreeMap<ConnectionId, Connection>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Connection {
     port: Port,
     peer: SocketAddr,
@@ -41,43 +44,49 @@ impl Connections {
     /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.open.len()
+        self.open.lock().len()
     }
 
     /// Whether none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
+        self.open.lock().is_empty()
     }
 
-    /// The connections, oldest first, `limit` at the most. `more` adds fields to a connection: what others know about it.
-    pub fn describe(&self, limit: usize, more: impl Fn(ConnectionId) -> Map<String, Value>) -> Vec<Value> {
-        let mut open: Vec<_> = self.open.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
-        open.sort_unstable_by_key(|(id, _)| *id);
-        open.truncate(limit);
-        open.into_iter()
-            .map(|(id, connection)| {
-                let mut value = json!({
-                    "id": id.0,
-                    "port": connection.port.as_str(),
-                    "peer": connection.peer.to_string(),
-                    "since": humantime::format_rfc3339_seconds(connection.since).to_string(),
-                    "open_seconds": connection.opened.elapsed().as_secs(),
-                });
-                if let Value::Object(value) = &mut value {
-                    value.extend(more(id));
-                }
-                value
-            })
-            .collect()
+    /// Whether this one is open.
+    #[must_use]
+    pub fn contains(&self, id: ConnectionId) -> bool {
+        self.open.lock().contains_key(&id)
+    }
+
+    /// The first `most` connections that were opened after `after`, in this order, as JSON.
+    #[must_use]
+    pub fn after(&self, after: ConnectionId, most: usize) -> Vec<(ConnectionId, Map<String, Value>)> {
+        let page: Vec<(ConnectionId, Connection)> = {
+            let open = self.open.lock();
+            open.range((Excluded(after), Unbounded)).take(most).map(|(id, connection)| (*id, *connection)).collect()
+        };
+        page.into_iter().map(|(id, connection)| (id, connection.describe(id))).collect()
     }
 
     pub(super) fn open(self: &Arc<Self>, port: Port, peer: SocketAddr) -> Listed {
         let id = ConnectionId(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.open.insert(id, Connection { port, peer, since: SystemTime::now(), opened: Instant::now() });
+        self.open.lock().insert(id, Connection { port, peer, since: SystemTime::now(), opened: Instant::now() });
         counter!(names::CONNECTIONS_ACCEPTED, Port::LABEL => port.as_str()).increment(1);
         gauge!(names::CONNECTIONS, Port::LABEL => port.as_str()).increment(1.0);
         Listed { id, port, connections: self.clone() }
+    }
+}
+
+impl Connection {
+    fn describe(&self, id: ConnectionId) -> Map<String, Value> {
+        Map::from_iter([
+            ("id".to_owned(), json!(id.0)),
+            ("port".to_owned(), json!(self.port.as_str())),
+            ("peer".to_owned(), json!(self.peer.to_string())),
+            ("since".to_owned(), json!(humantime::format_rfc3339_seconds(self.since).to_string())),
+            ("open_seconds".to_owned(), json!(self.opened.elapsed().as_secs())),
+        ])
     }
 }
 
@@ -90,7 +99,7 @@ pub(super) struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.connections.open.remove(&self.id);
+        self.connections.open.lock().remove(&self.id);
         gauge!(names::CONNECTIONS, Port::LABEL => self.port.as_str()).decrement(1.0);
     }
 }

@@ -11,10 +11,12 @@ use super::PortConfig;
 use crate::telemetry::names::Port;
 
 /// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: half of the
-/// files to the gRPC port, three eighths to the HTTP port, a sixteenth to the port for metrics.
+/// files to the gRPC port, three eighths to the HTTP port, a sixteenth to all ports for metrics.
 pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) {
     // No limit at all is enough.
     let Some(files) = raise() else { return };
+    let ports: Vec<_> = ports.into_iter().collect();
+    let kinds: Vec<Port> = ports.iter().map(|port| port.port).collect();
     for port in ports {
         let share = match port.port {
             Port::Grpc => files / 2,
@@ -22,6 +24,8 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
             Port::Http => files / 8 * 3,
             Port::Metrics => files / 16,
         };
+        // Ports of a kind share what is there for it.
+        let share = share / kinds.iter().filter(|kind| **kind == port.port).count().max(1) as u64;
         let share = NonZeroUsize::new(usize::try_from(share).unwrap_or(usize::MAX)).unwrap_or(NonZeroUsize::MIN);
         if port.max_connections > share {
             tracing::info!(
@@ -61,14 +65,18 @@ mod tests {
             ..PortConfig::new(port, SocketAddr::from(([127, 0, 0, 1], 0)))
         };
         let mut few = [port(Port::Grpc, 1), port(Port::Http, 1)];
-        let mut many = [Port::Grpc, Port::Http, Port::Metrics].map(|kind| port(kind, usize::MAX));
+        let mut many = [Port::Grpc, Port::Http, Port::Metrics, Port::Metrics].map(|kind| port(kind, usize::MAX));
         fit_connections(few.iter_mut().chain(&mut many));
         assert_eq!(few.map(|port| port.max_connections.get()), [1, 1]);
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!(current, maximum);
         if let Some(files) = maximum {
-            let [grpc, http, metrics] = many.map(|port| port.max_connections.get() as u64);
-            assert!(grpc + http + metrics < files && metrics > 0, "{grpc} + {http} + {metrics} of {files}");
+            let shares = many.map(|port| port.max_connections.get() as u64);
+            assert!(
+                shares.iter().sum::<u64>() < files && shares.iter().all(|share| *share > 0),
+                "{shares:?} of {files}"
+            );
+            assert_eq!(shares[2], shares[3], "both ports for metrics share what is for them");
         }
     }
 }

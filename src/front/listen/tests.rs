@@ -127,8 +127,8 @@ async fn both_protocols_on_one_port_with_the_clients_address() {
     let response = sender.send_request(request).await.expect("an answer");
     assert!(!response.headers().contains_key("date"), "etcd sends no date over gRPC");
     assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), peer);
-    let listed = served.connections.describe(10, |_| serde_json::Map::new());
-    assert!(listed.iter().any(|connection| connection["peer"] == peer), "{listed:?}");
+    let listed = served.connections.after(ConnectionId(0), 10);
+    assert!(listed.iter().any(|(_, connection)| connection["peer"] == peer), "{listed:?}");
     driver.abort();
 }
 

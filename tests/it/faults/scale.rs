@@ -1,6 +1,9 @@
 //! Many watchers: etcd holds one watch for a feed, and each event comes once to each that asked.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
@@ -161,6 +164,45 @@ async fn creates_beyond_the_bounds_are_refused_by_name_and_harm_nothing() {
     assert!(stream.next().await.canceled);
     assert!(!create(&mut stream, client::prefix(PREFIX)).await.canceled);
     assert_eq!(relay.metric("etcd_relay_watches").await, 3.0);
+}
+
+/// A client is an address: all its streams count, on whatever connections, and nobody else's do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_has_a_bounded_number_of_watches_over_all_its_streams() {
+    let etcd = Etcd::start().await;
+    let command = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX);
+    let relay = command.arg("--max-watches-per-client=3").start().await;
+    let mut one = WatchStream::open(&relay.endpoint()).await;
+    let mut two = WatchStream::open(&relay.endpoint()).await;
+    one.created(client::prefix(PREFIX)).await;
+    one.created(client::prefix(PREFIX)).await;
+    two.created(client::prefix(PREFIX)).await;
+    for stream in [&mut one, &mut two] {
+        stream.create(client::prefix(PREFIX));
+        let refused = stream.next().await;
+        assert!(refused.created && refused.canceled && refused.watch_id == -1, "{refused:?}");
+        assert!(refused.cancel_reason.contains("--max-watches-per-client"), "{:?}", refused.cancel_reason);
+    }
+    let refusals = relay.metric_of("etcd_relay_watches_refused_total", r#"reason="client_limit""#).await;
+    assert_eq!(refusals, 2.0);
+
+    let channel = kv::channel_from(Ipv4Addr::new(127, 0, 0, 2), &relay.endpoint()).await;
+    let mut other = WatchStream::over(channel, &[]);
+    for _ in 0..3 {
+        other.created(client::prefix(PREFIX)).await;
+    }
+    // A watch that goes makes room, and so does a stream.
+    one.cancel(0);
+    assert!(one.next().await.canceled);
+    two.created(client::prefix(PREFIX)).await;
+    drop(two);
+    eventually("the watches of the stream are gone", async || {
+        (relay.metric("etcd_relay_watches").await == 4.0).then_some(())
+    })
+    .await;
+    one.created(client::prefix(PREFIX)).await;
+    one.created(client::prefix(PREFIX)).await;
+    assert_eq!(relay.metric("etcd_relay_watches").await, 6.0);
 }
 
 /// Clients that go, in whichever way, leave nothing behind.

@@ -2,11 +2,11 @@
 //!
 //! Not here: anything a browser needs. HTTP/1.0, because a server may then not answer in chunks.
 
-use std::{io, time::Duration};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -24,7 +24,12 @@ pub struct Answer {
 
 /// Asks `addr` (`host:port`) for `path`.
 pub async fn get(addr: &str, path: &str) -> io::Result<Answer> {
-    timeout(DEADLINE, exchange(addr, path))
+    get_as(Ipv4Addr::LOCALHOST, addr, path, "").await
+}
+
+/// The same from an address of this machine, with a header more (`name: value\r\n`, or nothing).
+pub async fn get_as(from: Ipv4Addr, addr: &str, path: &str, header: &str) -> io::Result<Answer> {
+    timeout(DEADLINE, exchange(from, addr, path, header))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer to GET {addr}{path}"))))
 }
@@ -46,9 +51,15 @@ pub fn series<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str
     })
 }
 
-async fn exchange(addr: &str, path: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(addr).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n").as_bytes()).await?;
+async fn exchange(from: Ipv4Addr, addr: &str, path: &str, header: &str) -> io::Result<Answer> {
+    let mut stream = if from.is_loopback() && from != Ipv4Addr::LOCALHOST {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(addr.parse().map_err(io::Error::other)?).await?
+    } else {
+        TcpStream::connect(addr).await?
+    };
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n{header}\r\n").as_bytes()).await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;
     let text = String::from_utf8_lossy(&bytes);

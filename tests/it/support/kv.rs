@@ -2,7 +2,7 @@
 //!
 //! Not here: watches; see `client`. A failure that a test did not ask for panics; who wants the error uses [`Kv::raw`].
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use bytes::Bytes;
 use etcd_relay::pb::{
@@ -23,6 +23,12 @@ pub const MAX_MESSAGE: usize = 512 << 20;
 pub async fn channel(endpoint: &str) -> Channel {
     let target = Endpoint::from_shared(endpoint.to_owned()).expect("a URL").connect_timeout(Duration::from_secs(5));
     eventually(&format!("{endpoint} accepts a connection"), async || target.connect().await.ok()).await
+}
+
+/// The same from another address of this machine: another client to the server.
+pub async fn channel_from(from: Ipv4Addr, endpoint: &str) -> Channel {
+    let target = Endpoint::from_shared(endpoint.to_owned()).expect("a URL").local_address(Some(from.into()));
+    eventually(&format!("{endpoint} accepts a connection from {from}"), async || target.connect().await.ok()).await
 }
 
 /// A client of the key-value service.

@@ -123,6 +123,12 @@ impl Relay {
         self.http_addr.as_deref().unwrap_or(&self.grpc_addr)
     }
 
+    /// `host:port` of each port for metrics alone.
+    pub fn metrics_addrs(&self) -> Vec<String> {
+        let log = self.process.log();
+        log.lines().filter_map(|line| listens(line, |fields| fields["port"] == "metrics")).collect()
+    }
+
     /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.process.pid()
@@ -249,12 +255,15 @@ impl Relay {
 async fn listening(process: &mut Process, protocol: &str) -> String {
     eventually(&format!("the relay listens for {protocol}"), async || {
         assert!(process.is_running(), "the relay ended at its start; log:\n{}", process.log());
-        process.log().lines().find_map(|line| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            let fields = line.get("fields").unwrap_or(&line);
-            let wanted = fields["message"] == "Listening" && fields["protocol"] == protocol;
-            wanted.then(|| fields["addr"].as_str().expect("an address").to_owned())
-        })
+        process.log().lines().find_map(|line| listens(line, |fields| fields["protocol"] == protocol))
     })
     .await
+}
+
+/// The address that a line of the log names, where it tells of a port that is wanted.
+fn listens(line: &str, wanted: impl Fn(&Value) -> bool) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    let wanted = fields["message"] == "Listening" && wanted(fields);
+    wanted.then(|| fields["addr"].as_str().expect("an address").to_owned())
 }

@@ -1,0 +1,135 @@
+//! [`Audience`]: who may read an operator's path, by the address that the connection comes from.
+//!
+//! Not here: who may see the views, which are shown by more than an address; see `view::Trust`. Put around routes by the ports.
+//! Always holds: a header never opens anything. One that a proxy adds closes what is for trusted callers: behind a proxy everyone has the
+//! proxy's address, which may well be this machine's.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http::{HeaderMap, StatusCode};
+
+use crate::{front::listen::ClientAddr, view::Trust};
+
+/// Whose requests are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Nobody's.
+    Nobody,
+    /// Those from this machine, and from the networks that the operator named.
+    Trusted,
+    /// Everyone's.
+    Any,
+}
+
+/// Answers 403 to all but an audience.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Who is let through.
+    pub audience: Audience,
+    /// Who is trusted.
+    pub trust: Arc<Trust>,
+    /// The flag that says who is let through.
+    pub flag: &'static str,
+}
+
+/// What proxies tell of those whom they ask for.
+const OF_PROXIES: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
+
+impl Gate {
+    /// Puts the gate before each route of a router.
+    pub fn before<S: Clone + Send + Sync + 'static>(self, router: Router<S>) -> Router<S> {
+        router.route_layer(middleware::from_fn_with_state(self, pass))
+    }
+
+    /// Why a request is refused, if it is, and what to do about it.
+    fn refusal(&self, path: &str, client: Option<ClientAddr>, headers: &HeaderMap) -> Option<String> {
+        let Self { flag, .. } = self;
+        match self.audience {
+            Audience::Any => None,
+            Audience::Nobody => Some(format!("{path} is closed by {flag} nobody.\n")),
+            Audience::Trusted => {
+                let Some(ClientAddr(peer)) = client else {
+                    return Some(format!("{path} is for callers with an address; {flag} any opens it to everyone.\n"));
+                };
+                let addr = peer.ip().to_canonical();
+                if !self.trust.names(addr) {
+                    return Some(format!(
+                        "{path} is for 127.0.0.1, ::1, --node-ip and each --trusted-net; you come from {addr}. Ask from one of them, \
+                         name your network with --trusted-net, which opens Lainlet's views to it too, or open {path} to everyone with \
+                         {flag} any.\n"
+                    ));
+                }
+                let proxy = OF_PROXIES.into_iter().find(|name| headers.contains_key(*name))?;
+                Some(format!(
+                    "This request came through a proxy (it has the header {proxy}), so it does not show who asks. Ask the relay's port \
+                     itself, or open {path} to everyone with {flag} any.\n"
+                ))
+            }
+        }
+    }
+}
+
+async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get().copied();
+    match gate.refusal(request.uri().path(), client, request.headers()) {
+        None => next.run(request).await,
+        Some(text) => (StatusCode::FORBIDDEN, text).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn refusal(audience: Audience, addr: &str, header: Option<&'static str>) -> Option<String> {
+        let trust = Trust {
+            everyone: true,
+            own: Some([10, 0, 0, 1].into()),
+            nets: vec!["10.1.0.0/16".parse().expect("a network")],
+            nodes: true,
+        };
+        let gate = Gate { audience, trust: Arc::new(trust), flag: "--debug-from" };
+        let mut headers = HeaderMap::new();
+        headers.extend(header.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("127.0.0.1"))));
+        gate.refusal("/debug/state", Some(ClientAddr(addr.parse().expect("an address"))), &headers)
+    }
+
+    #[test]
+    fn trusted_are_this_machine_and_named_networks_even_where_views_are_for_everyone() {
+        for addr in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "10.0.0.1:1", "10.1.2.3:1"] {
+            assert_eq!(refusal(Audience::Trusted, addr, None), None, "{addr}");
+        }
+        for addr in ["127.0.0.2:1", "10.2.0.1:1", "[2001:db8::1]:1"] {
+            let text = refusal(Audience::Trusted, addr, None).expect("refused");
+            let canonical = addr.parse::<std::net::SocketAddr>().expect("an address").ip().to_string();
+            for said in [&*canonical, "/debug/state", "--trusted-net", "--debug-from any"] {
+                assert!(text.contains(said), "{said} is not in: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_comes_through_a_proxy_is_not_this_machine_and_a_header_opens_nothing() {
+        for header in OF_PROXIES {
+            let text = refusal(Audience::Trusted, "127.0.0.1:1", Some(header)).expect("refused");
+            assert!(text.contains(header), "{text}");
+            assert!(refusal(Audience::Trusted, "10.2.0.1:1", Some(header)).is_some());
+            assert_eq!(refusal(Audience::Any, "10.2.0.1:1", Some(header)), None);
+        }
+    }
+
+    #[test]
+    fn nobody_and_everyone_are_so() {
+        assert_eq!(refusal(Audience::Any, "10.2.0.1:1", None), None);
+        let text = refusal(Audience::Nobody, "127.0.0.1:1", None).expect("refused");
+        assert!(text.contains("--debug-from nobody"), "{text}");
+    }
+}

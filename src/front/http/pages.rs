@@ -1,0 +1,153 @@
+//! Pages of a list that may have any number of rows: after a row, up to a number of rows and of bytes.
+//!
+//! Not here: the lists. Used by `admin`. Always holds: rows come in the order of their numbers, so pages that follow each other show each row
+//! that is there all the time once, whatever comes and goes meanwhile; a list is asked for [`STEP`] rows at a time, with room for others
+//! between.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Most rows of a page, and how many it has where nothing is said.
+pub(super) const MOST_ROWS: usize = 1_000;
+/// A page ends with the row that makes it as long as this.
+pub(super) const PAGE_BYTES: usize = 512 << 10;
+/// Rows that are asked for at a time.
+const STEP: usize = 64;
+
+/// Which part of a list is asked for, in a query.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) struct Asked {
+    /// The number of the row that it begins after.
+    #[serde(default)]
+    after: u64,
+    limit: Option<usize>,
+}
+
+/// A part of a list.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    rows: Vec<Value>,
+    /// The number of its last row, where more rows follow.
+    rest_after: Option<u64>,
+    limit: usize,
+}
+
+impl Asked {
+    /// Whether it can be answered; if not, what to ask instead.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.limit {
+            Some(limit) if !(1..=MOST_ROWS).contains(&limit) => {
+                Err(format!("limit={limit} is not from 1 to {MOST_ROWS}; `next` in an answer leads to more rows\n"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the page. `rows` gives the first rows of the list after a number, as many as asked for or all there are.
+    pub(super) async fn read(self, mut rows: impl FnMut(u64, usize) -> Vec<(u64, Value)>) -> Page {
+        let limit = self.limit.unwrap_or(MOST_ROWS);
+        let mut page = Page { limit, ..Page::default() };
+        let (mut last, mut bytes) = (self.after, 0);
+        loop {
+            // One more than there is room for tells whether there are more.
+            let wanted = STEP.min(limit + 1 - page.rows.len());
+            let step = rows(last, wanted);
+            let is_end = step.len() < wanted;
+            for (number, row) in step {
+                if page.rows.len() == limit || bytes >= PAGE_BYTES {
+                    page.rest_after = Some(last);
+                    return page;
+                }
+                bytes += row.to_string().len();
+                page.rows.push(row);
+                last = number;
+            }
+            if is_end {
+                return page;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Page {
+    /// The rows, and where the next ones are, as fields of a JSON object.
+    pub(super) fn fields(self, name: &str, next: &str, path: &str) -> [(String, Value); 2] {
+        let link = self.rest_after.map(|after| format!("{path}?after={after}&limit={}", self.limit));
+        [(name.to_owned(), self.rows.into()), (next.to_owned(), link.into())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn asked(after: u64, limit: usize) -> Asked {
+        Asked { after, limit: Some(limit) }
+    }
+
+    async fn read(asked: Asked, list: &BTreeMap<u64, usize>) -> (Vec<u64>, Option<u64>, usize) {
+        let mut looked_at = 0;
+        let page = asked
+            .read(|after, most| {
+                assert!(most <= STEP, "{most} rows in one go");
+                let rows = list.range(after + 1..).take(most);
+                let rows: Vec<_> =
+                    rows.map(|(number, size)| (*number, json!({ "id": number, "text": "x".repeat(*size) }))).collect();
+                looked_at += rows.len();
+                rows
+            })
+            .await;
+        (page.rows.iter().map(|row| row["id"].as_u64().expect("an id")).collect(), page.rest_after, looked_at)
+    }
+
+    #[tokio::test]
+    async fn pages_show_each_row_once_while_others_come_and_go() {
+        let mut list: BTreeMap<u64, usize> = (1..=1_000).map(|number| (number * 3, 1)).collect();
+        let (mut seen, mut after, mut next_new) = (Vec::new(), 0, 1);
+        loop {
+            let (rows, rest, _) = read(asked(after, 70), &list).await;
+            seen.extend(rows);
+            let Some(rest) = rest else { break };
+            // The row that the next page begins after goes as well.
+            list.remove(&rest);
+            list.insert(next_new, 1);
+            next_new += 3;
+            after = rest;
+        }
+        let expected: Vec<u64> = (1..=1_000).map(|number| number * 3).collect();
+        assert_eq!(seen.iter().copied().filter(|number| number % 3 == 0).collect::<Vec<_>>(), expected);
+        assert!(seen.is_sorted_by(|one, next| one < next));
+    }
+
+    #[tokio::test]
+    async fn a_page_looks_at_no_more_than_it_shows_and_one_row() {
+        let list: BTreeMap<u64, usize> = (1..=100_000).map(|number| (number, 1)).collect();
+        let (rows, rest, looked_at) = read(asked(0, 500), &list).await;
+        assert_eq!((rows.len(), rest, looked_at), (500, Some(500), 501));
+        let (rows, rest, _) = read(asked(99_500, 500), &list).await;
+        assert_eq!((rows.len(), rest), (500, None), "no next page where nothing is left");
+    }
+
+    #[tokio::test]
+    async fn a_page_is_bounded_in_bytes_and_always_goes_on() {
+        let list: BTreeMap<u64, usize> = (1..=20).map(|number| (number, PAGE_BYTES / 3)).collect();
+        let (rows, rest, _) = read(asked(0, 1_000), &list).await;
+        assert_eq!((rows.len(), rest), (3, Some(3)));
+        let list: BTreeMap<u64, usize> = (1..=3).map(|number| (number, PAGE_BYTES * 2)).collect();
+        let (rows, rest, _) = read(asked(1, 1_000), &list).await;
+        assert_eq!((rows, rest), (vec![2], Some(2)), "one row that is too large for a page is a page");
+    }
+
+    #[test]
+    fn a_limit_that_makes_no_sense_is_refused() {
+        for limit in [0, MOST_ROWS + 1, usize::MAX] {
+            assert!(asked(0, limit).check().is_err_and(|text| text.contains(&limit.to_string())));
+        }
+        assert!(asked(u64::MAX, MOST_ROWS).check().is_ok() && Asked::default().check().is_ok());
+    }
+}
