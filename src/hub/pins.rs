@@ -5,12 +5,10 @@
 //! it they are made by undoing the history (`read`). Always holds: at most [`MOST`] snapshots, none that was not asked for in
 //! [`KEPT`] once the feed's revision rises; they share what did not change, so what they hold is what was replaced since.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{Snapshot, snapshot::free};
 use crate::types::Revision;
@@ -62,9 +60,16 @@ impl Pins {
         Some(pin.snapshot.clone())
     }
 
-    /// Lets go of what nobody reads any more.
-    pub(super) fn expire(&self, now: Instant) {
-        let expired: Vec<Pin> = self.0.lock().extract_if(.., |pin| now.duration_since(pin.used) >= KEPT).collect();
+    /// Lets go of what nobody reads any more. Does not look at the clock where nothing is kept.
+    pub(super) fn expire(&self) {
+        let expired: Vec<Pin> = {
+            let mut pins = self.0.lock();
+            if pins.is_empty() {
+                return;
+            }
+            let now = Instant::now();
+            pins.extract_if(.., |pin| now.duration_since(pin.used) >= KEPT).collect()
+        };
         let keys = expired.iter().map(Pin::keys).sum();
         free(expired, keys);
     }
@@ -74,12 +79,6 @@ impl Pins {
         let gone = std::mem::take(&mut *self.0.lock());
         let keys = gone.iter().map(Pin::keys).sum();
         free(gone, keys);
-    }
-
-    /// As if all that is kept had been used so much earlier.
-    #[cfg(test)]
-    pub(super) fn age(&self, by: Duration) {
-        self.0.lock().iter_mut().for_each(|pin| pin.used -= by);
     }
 }
 
@@ -91,16 +90,18 @@ mod tests {
         Arc::new(Snapshot { revision: Revision::new(revision), epoch: 1, ..Snapshot::default() })
     }
 
-    #[test]
-    fn a_snapshot_is_found_by_its_revision_until_it_is_no_longer_used() {
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_is_found_by_its_revision_until_it_is_no_longer_used() {
         let pins = Pins::default();
         let kept = snapshot(5);
         pins.keep(&kept);
         assert!(pins.at(Revision::new(5)).is_some_and(|found| Arc::ptr_eq(&found, &kept)));
         assert!(pins.at(Revision::new(6)).is_none());
-        pins.expire(Instant::now());
+        tokio::time::advance(KEPT - Duration::from_millis(1)).await;
+        pins.expire();
         assert!(pins.at(Revision::new(5)).is_some());
-        pins.expire(Instant::now() + KEPT);
+        tokio::time::advance(KEPT).await;
+        pins.expire();
         assert!(pins.at(Revision::new(5)).is_none());
     }
 

@@ -151,7 +151,7 @@ impl Feed {
         self.announce(revision);
         // What the revisions replaced is freed here, where nobody waits.
         drop(shown);
-        self.pins.expire(done);
+        self.pins.expire();
         result
     }
 
@@ -166,7 +166,7 @@ impl Feed {
             self.show(&inner);
         }
         self.announce(revision);
-        self.pins.expire(Instant::now());
+        self.pins.expire();
     }
 
     /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is served from the
