@@ -28,7 +28,7 @@ use std::{
     hash::RandomState,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -74,6 +74,13 @@ const SPLIT: Duration = Duration::from_secs(60);
 const TOGETHER: (usize, usize) = (1024, 1 << 20);
 /// From how many bytes on a range takes its time to be read, and others get their turn first.
 const LARGE: usize = 64 << 10;
+
+/// Authentication is on, or it is not known whether it is.
+const NOT_OFF: u8 = 0;
+/// It is off by an answer that still counts.
+const OFF: u8 = 1;
+/// It was off by an answer that is older than [`LIMIT`], and etcd has been away since. This counts until etcd is heard again.
+const OFF_ONCE: u8 = 2;
 
 /// Whether etcd asks for names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -128,8 +135,8 @@ struct AccessInner {
     upstream: GrpcService,
     /// How long one answer may take.
     patience: Duration,
-    /// The same as `known.auth == Off`, for the hot path.
-    off: AtomicBool,
+    /// One of [`NOT_OFF`], [`OFF`] and [`OFF_ONCE`], as `known` has it, for the hot path.
+    off: AtomicU8,
     known: watch::Sender<Known>,
     memo: Mutex<Memo>,
     hasher: RandomState,
@@ -147,7 +154,7 @@ impl Access {
             shared: Arc::new(AccessInner {
                 upstream,
                 patience: patience.min(PATIENCE),
-                off: AtomicBool::new(false),
+                off: AtomicU8::new(NOT_OFF),
                 known,
                 memo: Mutex::new(Memo::new()),
                 hasher: RandomState::new(),
@@ -206,7 +213,15 @@ impl Access {
     /// Whether authentication is known to be off: then everyone may read everything.
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.shared.off.load(Ordering::Acquire)
+        self.shared.off.load(Ordering::Acquire) != NOT_OFF
+    }
+
+    /// etcd answered a question of another kind. If it was away for so long that authentication may have been enabled meanwhile, what
+    /// was known of that ends: whoever waited for the answer has to look at [`Access::is_off`] again.
+    pub fn heard(&self) {
+        if self.shared.off.load(Ordering::Acquire) == OFF_ONCE {
+            self.doubt_since(Instant::now());
+        }
     }
 
     /// What is known now.
@@ -252,10 +267,20 @@ impl Access {
         self.shared.doubt.notify_one();
     }
 
+    /// Nothing newer than the answer to the question put at `asked` says that authentication is off, and that one is too old.
+    fn off_once(&self, asked: Instant) {
+        self.shared.known.send_if_modified(|known| {
+            if known.auth == Auth::Off && known.since == asked {
+                self.shared.off.store(OFF_ONCE, Ordering::Release);
+            }
+            false
+        });
+    }
+
     fn not_off(&self, known: &mut Known, off_until: Instant) {
         // Where names were asked for, each check tells by itself if that has ended.
         if known.auth == Auth::Off {
-            self.shared.off.store(false, Ordering::Release);
+            self.shared.off.store(NOT_OFF, Ordering::Release);
             known.auth = Auth::Unknown;
             known.off_until = off_until;
         }
@@ -419,7 +444,7 @@ impl Access {
             let since = asked.max(known.since);
             let off_until = if auth == Auth::Off { since } else { known.off_until };
             *known = Known { auth, since, off_until };
-            self.shared.off.store(auth == Auth::Off, Ordering::Release);
+            self.shared.off.store(if auth == Auth::Off { OFF } else { NOT_OFF }, Ordering::Release);
             // Live watches are looked at again each time that names are asked for.
             changed || auth == Auth::On
         });

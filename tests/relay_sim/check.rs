@@ -25,7 +25,7 @@ use tonic::Status;
 use crate::{
     cluster::{Cluster, Place},
     ensure,
-    reads::REVOKED,
+    reads::{REVOKED, revoked_before},
     trace::Trace,
 };
 
@@ -253,7 +253,7 @@ impl StreamCheck {
         if prompt {
             for event in &response.events {
                 let key = event.kv.as_ref().map(|kv| kv.key.clone()).unwrap_or_default();
-                let since = Instant::now().checked_sub(REVOKED).unwrap_or_else(Instant::now);
+                let since = cluster.reachable_ago(REVOKED);
                 let range = KeyRange::single(key);
                 ensure(cluster.permitted_since(since, token, &range), || {
                     format!("revoked more than {REVOKED:?} ago: {range} for {token:?}")
@@ -307,7 +307,7 @@ impl StreamCheck {
         ensure(!(self.prompt && soon && well) || place >= pending.asked, || {
             format!("created at {place:?}, which was old when it was asked for: {pending:?}")
         })?;
-        let permitted_since = pending.asked_at.checked_sub(REVOKED).unwrap_or(pending.asked_at);
+        let permitted_since = revoked_before(&self.cluster, pending.asked_at);
         ensure(self.cluster.permitted_since(permitted_since, self.token, &watch.spec.range), || {
             format!("created for who may not read it: {watch:?}")
         })?;

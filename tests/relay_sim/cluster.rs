@@ -64,6 +64,9 @@ struct Inner {
     broken: BTreeSet<u64>,
     canceled: BTreeSet<u64>,
     stalled: BTreeSet<u64>,
+    /// When nothing reached the relay: from when until when, and since when where it is so now.
+    away: Vec<(Instant, Instant)>,
+    away_since: Option<Instant>,
     /// What held from when on, and how many there were before those that are kept.
     rights: Vec<(Instant, Rights)>,
     forgotten: usize,
@@ -209,6 +212,8 @@ impl Cluster {
             broken: BTreeSet::new(),
             canceled: BTreeSet::new(),
             stalled: BTreeSet::new(),
+            away: Vec::new(),
+            away_since: None,
             rights: vec![(Instant::now(), Rights::default())],
             forgotten: 0,
         };
@@ -255,6 +260,15 @@ impl Cluster {
                 inner.trouble();
             }
             inner.faults = faults;
+            let now = Instant::now();
+            match (faults.down || faults.frozen, inner.away_since) {
+                (true, None) => inner.away_since = Some(now),
+                (false, Some(since)) => {
+                    inner.away.push((since, now));
+                    inner.away_since = None;
+                }
+                _ => {}
+            }
             if faults.down {
                 inner.break_all();
             }
@@ -316,6 +330,29 @@ impl Cluster {
         let inner = self.inner.lock();
         let first = inner.rights.partition_point(|(from, _)| *from < since).saturating_sub(1);
         inner.rights[first..].iter().any(|(_, rights)| rights.permit(token, range))
+    }
+
+    /// Whether nothing reached the relay at some time since `since`.
+    pub(crate) fn was_away(&self, since: Instant) -> bool {
+        let inner = self.inner.lock();
+        inner.away_since.is_some() || inner.away.last().is_some_and(|(_, until)| *until >= since)
+    }
+
+    /// The moment so long ago, by a clock that stands still while nothing reaches the relay, and until its feeds follow again.
+    pub(crate) fn reachable_ago(&self, ago: Duration) -> Instant {
+        let inner = self.inner.lock();
+        let (mut at, mut left) = (Instant::now(), ago);
+        let running = inner.away_since.map(|since| (since, at));
+        for (since, until) in inner.away.iter().copied().chain(running).rev() {
+            let until = (until + Self::RECOVERY).min(at);
+            let between = at.duration_since(until);
+            if between >= left {
+                break;
+            }
+            left -= between;
+            at = at.min(since);
+        }
+        at.checked_sub(left).unwrap_or(at)
     }
 
     /// The rights that hold now, by their number.

@@ -64,11 +64,14 @@ fn a_seed_gives_the_same_schedule_again() {
 }
 
 fn seeds(rounds: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     match number("ETCD_RELAY_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("ETCD_RELAY_SIM_ROUNDS").unwrap_or(rounds),
     }
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
 fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {

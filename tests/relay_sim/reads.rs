@@ -25,6 +25,13 @@ use crate::{
 /// How long after a permission was taken away data may still be shown, by README.
 pub(crate) const REVOKED: Duration = Duration::from_secs(10);
 
+/// Who had no permission since this moment is to be shown nothing by an answer to what was asked at `asked_at`. While nothing reaches the
+/// relay it knows no better than before, as a member that is cut off from its cluster.
+pub(crate) fn revoked_before(cluster: &Cluster, asked_at: Instant) -> Instant {
+    let strict = asked_at.checked_sub(REVOKED).unwrap_or(asked_at);
+    if cluster.was_away(asked_at) { strict.min(cluster.reachable_ago(REVOKED)) } else { strict }
+}
+
 /// A read of a range.
 pub(crate) fn random(rng: &mut StdRng, cluster: &Cluster, (key, range_end): (Bytes, Bytes)) -> RangeRequest {
     let now = cluster.now();
@@ -84,8 +91,7 @@ pub(crate) async fn read(
     check(cluster, &request, &range, asked, compacted, &answer)
         .map_err(|error| format!("{error}: {answer:?} to {}", what()))?;
     if Instant::now().duration_since(asked_at) < Duration::from_secs(1) {
-        let permitted =
-            cluster.permitted_since(asked_at.checked_sub(REVOKED).unwrap_or(asked_at), client.token(), &range);
+        let permitted = cluster.permitted_since(revoked_before(cluster, asked_at), client.token(), &range);
         ensure(permitted, || format!("shown to who may not see it: {answer:?} to {}", what()))?;
     }
     Ok(())

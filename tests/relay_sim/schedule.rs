@@ -9,7 +9,7 @@ use etcd_relay::types::KeyRange;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, advance, sleep},
 };
 
 use crate::{
@@ -25,6 +25,8 @@ use crate::{
 const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
 /// How often the end of a schedule is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// The least time between two changes that answers are held against.
+const TICK: Duration = Duration::from_micros(1);
 /// How long what is owed may take once all is well: the delays after failures, the patience of questions that were lost, slow reading.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -155,7 +157,7 @@ impl Schedule {
                 self.note(format!("replaced: {place:?} of {}", self.cluster.id_of(place.epoch)));
                 self.write();
             }
-            94..97 if self.with_rights => self.change_rights(),
+            94..97 if self.with_rights => self.change_rights().await,
             97..98 => self.hostile(),
             98..99 if self.watchers.len() < 6 => self.join(),
             _ => {}
@@ -252,7 +254,7 @@ impl Schedule {
         let ms = |rng: &mut StdRng, most: u64| Duration::from_millis(rng.random_range(0..most));
         let rng = &mut self.rng;
         let mut faults = self.cluster.faults();
-        match rng.random_range(0..11) {
+        match rng.random_range(0..12) {
             0..4 => faults = Faults::NONE,
             4 => faults.down = !faults.down,
             5 => faults.leaderless = !faults.leaderless,
@@ -260,6 +262,7 @@ impl Schedule {
             7 => faults.lag = ms(rng, 3_000),
             8 => faults.latency = ms(rng, 1_500),
             9 => (faults.lag, faults.latency) = (ms(rng, 60), ms(rng, 60)),
+            10 => faults.deaf = !faults.deaf,
             _ => faults.rough = !faults.rough,
         }
         self.note(format!("{faults:?}"));
@@ -273,7 +276,9 @@ impl Schedule {
         });
     }
 
-    fn change_rights(&mut self) {
+    async fn change_rights(&mut self) {
+        // No answer is of the same moment as a change, as by a real clock.
+        advance(TICK).await;
         let rng = &mut self.rng;
         let user = *["alice", "bob"].choose(rng).expect("some");
         let what = rng.random_range(0..5);
@@ -287,6 +292,7 @@ impl Schedule {
             self.grant_all();
         }
         self.note(format!("{:?}", self.cluster.rights()));
+        advance(TICK).await;
     }
 
     /// A client that wants more than its share, or gives nothing back.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Place};
 
-/// Lines that are shown where a schedule failed.
+/// Lines that are shown where a schedule failed. `ETCD_RELAY_SIM_LINES` sets another number.
 const SHOWN: usize = 80;
 
 /// See the module. Clones write to the same lines.
@@ -36,7 +36,8 @@ impl Trace {
     /// The last of it.
     pub(crate) fn tail(&self) -> String {
         let lines = self.lines.lock();
-        lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+        let shown = crate::number("ETCD_RELAY_SIM_LINES").map_or(SHOWN, |lines| lines as usize);
+        lines[lines.len().saturating_sub(shown)..].join("\n")
     }
 
     /// All of it.

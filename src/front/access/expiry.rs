@@ -1,7 +1,8 @@
 //! How long it is believed that authentication is off, where etcd does not say so any more.
 //!
-//! While etcd is away that is believed for as long as it takes: nothing new comes, and what is in memory was for everyone. Where
-//! etcd's events come and its answers do not, authentication may have been enabled meanwhile, so that is believed for [`LIMIT`].
+//! An answer counts for [`LIMIT`] while etcd's events come: authentication may have been enabled since. While etcd is away it counts for as
+//! long as that takes, since nothing new comes, and what is in memory was for everyone; it ends when etcd is heard again, by a feed
+//! (here) or by an answer of another kind ([`Access::heard`]).
 //! Not here: what follows, which is the same as after any doubt.
 
 use std::{sync::Arc, time::Duration};
@@ -27,19 +28,21 @@ impl Access {
             let asked = self.known().since;
             sleep_until(asked + OVERDUE).await;
             // Since when etcd's events have come without its answer.
-            let mut deaf = Some(asked);
+            let mut since = asked;
             while self.known().auth == Auth::Off && self.known().since == asked {
-                if hub.feeds().iter().any(|feed| feed.state() == FeedState::Live) {
-                    let since = *deaf.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= LIMIT {
+                let away = !hub.feeds().iter().any(|feed| feed.state() == FeedState::Live);
+                if away {
+                    since = Instant::now();
+                }
+                match (asked.elapsed() >= LIMIT, away) {
+                    (true, true) => self.off_once(asked),
+                    (true, false) => {
                         tracing::warn!(
                             "etcd's events come, and it does not say whether its authentication is still off"
                         );
                         self.doubt_since(since);
-                        break;
                     }
-                } else {
-                    deaf = None;
+                    (false, _) => {}
                 }
                 sleep(LOOK).await;
             }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 
 use bytes::Bytes;
@@ -149,21 +152,50 @@ async fn that_authentication_is_off_is_not_believed_for_long_while_events_come_a
     let (access, task) = known(&etcd, Auth::Off).await;
     let expiry = tokio::spawn(access.clone().expire(hub.clone()));
     etcd.away.store(true, Ordering::Relaxed);
-    tokio::time::sleep(LIMIT * 10).await;
-    assert!(access.is_off(), "etcd is away, and nothing new comes");
     feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
     feed.set_state(FeedState::Live);
-    let heard = Instant::now();
+    let asked = access.known().since;
     tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
     assert!(access.is_off(), "time to answer");
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!access.is_off());
     assert_eq!(access.known().auth, Auth::Unknown);
-    assert!(access.known().off_until <= heard + Duration::from_millis(500));
+    assert_eq!(access.known().off_until, asked, "nothing was heard for sure after the last answer");
     etcd.away.store(false, Ordering::Relaxed);
     assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
     tokio::time::sleep(LIMIT * 3).await;
     assert!(access.is_off(), "etcd answers");
+    task.abort();
+    expiry.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_authentication_was_off_before_etcd_went_away_counts_until_it_is_heard_again() {
+    let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 });
+    let feed = hub.open(prefix("/a/"));
+    let etcd = FakeEtcd::default();
+    let (access, task) = known(&etcd, Auth::Off).await;
+    let expiry = tokio::spawn(access.clone().expire(hub.clone()));
+    for by_feed in [true, false] {
+        access.heard();
+        assert!(access.is_off(), "its answer counts");
+        etcd.away.store(true, Ordering::Relaxed);
+        tokio::time::sleep(LIMIT * 10).await;
+        assert!(access.is_off(), "etcd is away, and nothing new comes");
+        let back = Instant::now();
+        if by_feed {
+            feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
+            feed.set_state(FeedState::Live);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        } else {
+            access.heard();
+        }
+        assert_eq!((access.is_off(), access.known().auth), (false, Auth::Unknown), "{by_feed}");
+        let since = access.known().off_until.duration_since(back);
+        assert!(since <= Duration::from_millis(500), "live watches have time from when it is back: {since:?}");
+        feed.set_state(FeedState::Resuming);
+        etcd.away.store(false, Ordering::Relaxed);
+        assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
+    }
     task.abort();
     expiry.abort();
 }

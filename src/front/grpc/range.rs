@@ -5,14 +5,12 @@
 //! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came, and of the cluster
 //! that said so; its header names the cluster that the data came from, and no revision at which they were compacted.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::request::Parts;
 use prost::{Message as _, encoding::encoded_len_varint};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
@@ -142,7 +140,7 @@ async fn look(
     let confirmed = if !serializable {
         Some(reach_current(hub, access, feed, query.revision).await?)
     } else if is_past {
-        Box::pin(readable_at(hub, feed, query.revision)).await?
+        Box::pin(readable_at(hub, access, feed, query.revision)).await?
     } else {
         None
     };
@@ -188,9 +186,13 @@ async fn is_granted(access: &Access, parts: &Parts, range: &KeyRange) -> bool {
 ///
 /// # Errors
 /// Where the revision is compacted, or another cluster answers than the feed's.
-async fn readable_at(hub: &Hub, feed: &Feed, past: Revision) -> Result<Option<Header>, Read> {
+async fn readable_at(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Option<Header>, Read> {
     let mark = feed.mark();
-    match tokio::time::timeout(PAST_PATIENCE, hub.confirmer().confirm(Some(past))).await {
+    let confirmed = tokio::time::timeout(PAST_PATIENCE, hub.confirmer().confirm(Some(past))).await;
+    if let Ok(Ok(_)) = &confirmed {
+        access.heard();
+    }
+    match confirmed {
         Ok(Ok(confirmed)) if confirmed.compacted => Err(Read::ForwardedOther),
         Ok(Ok(confirmed)) => {
             feed.check(mark, &confirmed.header).map_err(|_| Read::ForwardedLate)?;
@@ -211,6 +213,7 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
         }
         Read::ForwardedLate
     })?;
+    access.heard();
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
