@@ -166,7 +166,7 @@ impl Session {
                 }
                 _ = tick.tick() => {
                     if self.outbox.wants_progress() {
-                        let current = Box::pin(self.reach_current(self.outbox.feeds(), None));
+                        let current = Box::pin(self.reach_current(serving(self.outbox.feeds()), None));
                         if stop.run_until_cancelled(current).await.is_some() {
                             self.outbox.notify_progress(false);
                         }
@@ -241,7 +241,8 @@ impl Session {
             }
         }
         let off = self.permission.access.is_off();
-        let some_compacted = self.reach_current(feeds, starts.first().copied()).await;
+        let feeds = serving(feeds);
+        let some_compacted = self.reach_current(feeds.clone(), starts.first().copied()).await;
         let wanted = if off && !self.permission.access.is_off() {
             // Authentication was enabled meanwhile.
             let Some(wanted) = self.authorized(wanted).await else { return false };
@@ -258,7 +259,7 @@ impl Session {
                 self.waiting.add(wanted);
                 continue;
             }
-            match self.take(&wanted).await {
+            match self.take(&wanted, &feeds).await {
                 Acted::Done => {}
                 Acted::Waits => self.waiting.add(wanted),
                 Acted::Ended => return false,
@@ -267,9 +268,10 @@ impl Session {
         true
     }
 
-    async fn take(&mut self, wanted: &Wanted) -> Acted {
+    /// Acts on a request. `asked` are the feeds that served when the current revision was asked for.
+    async fn take(&mut self, wanted: &Wanted, asked: &[Arc<Feed>]) -> Acted {
         match &wanted.step {
-            Step::Create(_, subscribe) => return self.create(subscribe, wanted.until),
+            Step::Create(_, subscribe) => return self.create(subscribe, wanted.until, asked),
             Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
             Step::Refuse(text, why) => self.refuse(text.clone(), *why),
             Step::Cancel(watch_id) => self.outbox.cancel(*watch_id),
@@ -301,11 +303,8 @@ impl Session {
         }
     }
 
-    /// Asks for the current revision and waits until those of the feeds that serve have it, within bounds. Whether `oldest` is
-    /// compacted.
-    async fn reach_current(&mut self, mut feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
-        // A snapshot read before the ask would be older than it; creates wait for theirs, and ask again.
-        feeds.retain(|feed| feed.is_serving());
+    /// Asks for the current revision and waits until `feeds`, which serve, have it, within bounds. Whether `oldest` is compacted.
+    async fn reach_current(&mut self, feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
         let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
         let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
@@ -322,6 +321,7 @@ impl Session {
                 return false;
             }
         };
+        self.permission.access.heard();
         self.current = confirmed.header;
         // A feed of another cluster does not serve until it has begun again; creates wait for that.
         let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
@@ -342,7 +342,7 @@ impl Session {
         join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()
     }
 
-    fn create(&self, subscribe: &Subscribe, until: Instant) -> Acted {
+    fn create(&self, subscribe: &Subscribe, until: Instant, asked: &[Arc<Feed>]) -> Acted {
         let feed = match self.shared.hub.feed(&subscribe.range, self.outbox.client()) {
             Ok(feed) => feed,
             Err(error) => {
@@ -354,6 +354,11 @@ impl Session {
                 return Acted::Done;
             }
         };
+        let was_asked = || asked.iter().any(|known| Arc::ptr_eq(known, &feed));
+        if feed.is_serving() && !was_asked() && Instant::now() < until {
+            // Its snapshot came while the current revision was asked for, and may have been read before: it is asked for again.
+            return Acted::Waits;
+        }
         match feed.subscribe(&self.outbox, subscribe) {
             Ok(()) => Acted::Done,
             Err(error @ SubscribeError::DuplicateId) => {
@@ -400,7 +405,7 @@ impl Session {
             if self.outbox.answer_progress() != ProgressAnswer::Later {
                 return;
             }
-            self.reach_current(self.outbox.feeds(), None).await;
+            self.reach_current(serving(self.outbox.feeds()), None).await;
         }
     }
 
@@ -425,6 +430,12 @@ impl Batch {
     fn has_room(&self) -> bool {
         self.end.is_none() && self.requests.len() < BATCH.0 && self.bytes < BATCH.1
     }
+}
+
+/// Those that serve. A snapshot that is still to come may have been read before a question that is put now.
+fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
+    feeds.retain(|feed| feed.is_serving());
+    feeds
 }
 
 /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.

@@ -6,15 +6,22 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use async_trait::async_trait;
 use http::Request;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, body::Body};
 use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::{
-    hub::{Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing},
+    hub::{
+        Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing,
+        upstream::{Confirmed, Page, Upstream, UpstreamWatch, WatchRequest as UpstreamRequest},
+    },
     pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
     telemetry::ReadyBoard,
     types::KeyRange,
@@ -24,7 +31,10 @@ const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 4096, wa
 
 /// Sessions over a hub with a feed of `/a/`, which serves, and one of `/slow/`, which has no snapshot yet.
 async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
-    let hub = testing::hub(LIMITS);
+    sessions_over(testing::hub(LIMITS), progress_interval).await
+}
+
+async fn sessions_over(hub: Arc<Hub>, progress_interval: Duration) -> (Sessions, Arc<Feed>) {
     serve(&hub.open(KeyRange::prefix("/a/".into())));
     let slow = hub.open(KeyRange::prefix("/slow/".into()));
     // Authentication is off.
@@ -41,6 +51,28 @@ async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
 fn serve(feed: &Feed) {
     feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
     feed.set_state(FeedState::Live);
+}
+
+/// Says that the current revision is 5, each time that it is let.
+#[derive(Debug)]
+struct AtFive {
+    lets: Semaphore,
+}
+
+#[async_trait]
+impl Upstream for AtFive {
+    async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn watch(&self, _: UpstreamRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        self.lets.acquire().await.expect("open").forget();
+        Ok(Confirmed { header: Header { revision: Revision::new(5), ..Header::default() }, compacted: false })
+    }
 }
 
 /// A client of one session.
@@ -106,6 +138,9 @@ fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
     }
     all.into_iter()
         .map(|delivery| match delivery {
+            Delivery::Created { watch_id, stamp } if stamp.revision > Revision::new(1) => {
+                format!("created {watch_id} at {}", stamp.revision)
+            }
             Delivery::Created { watch_id, .. } => format!("created {watch_id}"),
             Delivery::Canceled(cancellation) if cancellation.refused => "refused".to_owned(),
             Delivery::Canceled(cancellation) => format!("canceled {}", cancellation.watch_id),
@@ -130,6 +165,21 @@ async fn a_create_that_waits_for_its_snapshot_holds_up_no_cancel_and_no_progress
     assert_eq!(client.hears().await, ["canceled 1"], "what comes later is read, too");
     serve(&slow);
     assert_eq!(client.hears().await, ["created 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_taken_for_the_newest() {
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0) });
+    let (sessions, slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/slow/1");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "the current revision is being asked for");
+    serve(&slow);
+    slow.follows(true);
+    upstream.lets.add_permits(2);
+    assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, and the feed is not there yet");
+    slow.advance(Revision::new(5));
+    assert_eq!(client.hears().await, ["created 0 at 5"]);
 }
 
 #[tokio::test(start_paused = true)]
