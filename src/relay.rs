@@ -37,6 +37,7 @@ use crate::{
     },
     hub::{FeedStats, Hub, OutboxStats},
     shutdown::{Drained, Phases, Shutdown},
+    source::Members,
     store::demo::SeedError,
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::MemberVersion,
@@ -128,12 +129,13 @@ impl Relay {
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let upstream::Running { upstream, forward, own, version, patience } = run(data, &phases, &ready);
+        let upstream::Running { upstream, forward, own, version, patience, members } = run(data, &phases, &ready);
         let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,
             hub: core.hub,
+            members,
             access: core.access,
             streams: core.streams,
             metrics: metrics.clone(),
@@ -197,6 +199,7 @@ struct Process {
     ready: ReadyBoard,
     version: watch::Receiver<Option<Arc<MemberVersion>>>,
     hub: Arc<Hub>,
+    members: Option<Members>,
     access: Access,
     streams: Streams,
     metrics: Metrics,
@@ -212,7 +215,10 @@ impl Inspect for Process {
     }
 
     fn state(&self) -> Map<String, Value> {
-        Map::from_iter([("auth".to_owned(), json!(self.access.known().auth))])
+        let mut state = Map::from_iter([("auth".to_owned(), json!(self.access.known().auth))]);
+        // As many as there are endpoints on the command line.
+        state.extend(self.members.as_ref().map(|members| ("members".to_owned(), json!(members.state()))));
+        state
     }
 
     fn feeds(&self) -> usize {

@@ -9,6 +9,7 @@ mod driver;
 mod endpoint;
 mod etcd;
 pub mod forward;
+mod members;
 mod pool;
 pub mod probe;
 mod version;
@@ -17,4 +18,5 @@ pub use self::{
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
     etcd::{EtcdConfig, EtcdUpstream, Identity},
+    members::{MemberState, Members, judge::Judge},
 };

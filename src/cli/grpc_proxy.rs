@@ -131,6 +131,7 @@ impl Given {
                     request_timeout: Etcd::REQUEST_TIMEOUT,
                     keepalive: self.dial_keepalive()?,
                     max_forwarded_per_client: forward::ForwardConfig::MAX_PER_CLIENT,
+                    forward_wait: forward::ForwardConfig::WAIT,
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),

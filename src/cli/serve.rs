@@ -37,7 +37,7 @@ pub(super) struct Serve {
 #[command(next_help_heading = "Upstream")]
 struct UpstreamFlags {
     /// Client URLs of the etcd cluster's members, or of another relay; repeated or separated by commas. The first that
-    /// answers is used until it does not
+    /// answers is used until another one is better
     #[arg(long, env = "ETCD_RELAY_ETCD", value_name = "URL", value_delimiter = ',', required = true)]
     etcd: Vec<Endpoint>,
 
@@ -79,6 +79,11 @@ struct UpstreamFlags {
         default_value_t = forward::ForwardConfig::MAX_PER_CLIENT
     )]
     max_forwarded_per_client: NonZeroUsize,
+
+    /// Longest wait of a forwarded call, within its own timeout, until a member can be reached, as etcd's own clients wait for one. 0s
+    /// refuses it at once. More lets calls outlast a longer restart of etcd, and as many more wait meanwhile
+    #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
+    forward_wait: Time,
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +180,7 @@ impl UpstreamFlags {
             request_timeout: self.request_timeout.0,
             keepalive: Some(forward::ForwardConfig::KEEPALIVE),
             max_forwarded_per_client: self.max_forwarded_per_client,
+            forward_wait: self.forward_wait.0,
         })
     }
 }

@@ -90,6 +90,8 @@ pub struct Etcd {
     pub keepalive: Option<forward::Keepalive>,
     /// Largest number of forwarded calls that one client may have under way.
     pub max_forwarded_per_client: NonZeroUsize,
+    /// Longest wait of a call that was not sent until a member can be reached.
+    pub forward_wait: Duration,
 }
 
 /// What is kept in memory.
@@ -139,11 +141,11 @@ impl Etcd {
     /// What the forwarder takes of it.
     pub(super) fn forward(&self) -> forward::ForwardConfig {
         forward::ForwardConfig {
-            endpoints: self.endpoints.clone(),
             connect_timeout: self.connect_timeout,
             keepalive: self.keepalive,
             stream_window: forward::ForwardConfig::STREAM_WINDOW,
             max_per_client: self.max_forwarded_per_client,
+            wait: self.forward_wait,
         }
     }
 }

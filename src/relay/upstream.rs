@@ -15,7 +15,7 @@ use crate::{
     front::grpc::{self, GrpcService},
     hub::upstream::Upstream,
     shutdown::Phases,
-    source::{EtcdConfig, EtcdUpstream, forward::Forward, probe::Probe},
+    source::{EtcdConfig, EtcdUpstream, Judge, Members, forward::Forward, probe::Probe},
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
     types::MemberVersion,
@@ -43,6 +43,8 @@ pub(super) struct Running {
     pub(super) version: watch::Receiver<Option<Arc<MemberVersion>>>,
     /// How long one question may take.
     pub(super) patience: Duration,
+    /// What is known of etcd's members, where there are any.
+    pub(super) members: Option<Members>,
 }
 
 impl Data {
@@ -73,7 +75,7 @@ impl Data {
 }
 
 fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
-    let forward = Forward::new(&etcd.forward(), phases.streams.clone());
+    let calls = etcd.forward();
     let patience = etcd.request_timeout;
     let upstream = EtcdUpstream::new(EtcdConfig {
         endpoints: etcd.endpoints.clone(),
@@ -83,10 +85,14 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
         identity: etcd.identity,
         probe_key,
     });
-    let probe = Probe::new(etcd.endpoints, upstream.clone(), patience, ready.clone());
+    let members = upstream.members().clone();
+    phases.spawn_upkeep("judge of the members", Judge::new(upstream.clone(), ready.clone()).run());
+    let probe = Probe::new(members.clone(), patience);
     let version = probe.version();
     phases.spawn_upkeep("probe of the version", probe.run());
-    Running { upstream, own: forward.own(), forward: forward.boxed(), version, patience }
+    let forward = Forward::new(&calls, members.clone(), phases.streams.clone());
+    let (own, forward) = (forward.own(), forward.boxed());
+    Running { upstream, own, forward, version, patience, members: Some(members) }
 }
 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
@@ -102,5 +108,6 @@ fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) ->
     };
     let version = watch::Sender::new(Some(Arc::new(version))).subscribe();
     let forward = grpc::ending(store.forward_service(), phases.streams.clone());
-    Running { own: forward.clone(), forward, upstream: Arc::new(store), version, patience: Etcd::REQUEST_TIMEOUT }
+    let (own, patience) = (forward.clone(), Etcd::REQUEST_TIMEOUT);
+    Running { own, forward, upstream: Arc::new(store), version, patience, members: None }
 }

@@ -1,16 +1,14 @@
 //! [`EtcdUpstream`]: an etcd v3 cluster as the hub's upstream, through etcd-client.
 //!
 //! Not here: when to try again and from where, see `driver`; calls that are passed through, see `forward`.
-//! Always holds: a call goes to one member, the preferred one; where that one fails, the next call goes to another.
+//! Always holds: a call goes to one member, the one that `members` prefers; a call and a watch whose member is left for another one end,
+//! and whoever made them tries again there.
 //! Watches, bulk reads and questions have connections of their own, so that a large snapshot does not hold up events, and a question
 //! is asked however many watches there are.
 
 use std::{
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,11 +18,13 @@ use etcd_client::{
     Client, ConnectOptions, Error, GetOptions, WatchOptions, WatchRequestSender, WatchResponseStream,
     proto::{PbEvent, PbKeyValue, PbResponseHeader},
 };
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::{
     Endpoint,
     causes::{chain, with_causes},
+    members::{Members, race::race},
     pool::{Keepalive, Pool, Settings},
     version::{Belief, Versions, over_http},
 };
@@ -73,8 +73,8 @@ impl std::fmt::Debug for Identity {
 #[derive(Debug)]
 pub struct EtcdUpstream {
     config: EtcdConfig,
-    members: Vec<MemberLink>,
-    preferred: AtomicUsize,
+    links: Vec<MemberLink>,
+    members: Members,
     versions: Arc<Versions>,
 }
 
@@ -83,6 +83,8 @@ struct MemberLink {
     watch: LaneLink,
     bulk: LaneLink,
     ask: LaneLink,
+    /// On the connections of `ask`, for questions that need no name.
+    nameless: Mutex<Option<Client>>,
 }
 
 /// Those of one lane, and the client that uses them, once there is one.
@@ -106,7 +108,12 @@ impl MemberLink {
             connection_window: WINDOW,
         };
         let link = |lane| LaneLink { pool: Pool::new(endpoint.clone(), settings, lane), client: Mutex::default() };
-        Self { watch: link(names::Lane::Feeds), bulk: link(names::Lane::Snapshots), ask: link(names::Lane::Own) }
+        Self {
+            watch: link(names::Lane::Feeds),
+            bulk: link(names::Lane::Snapshots),
+            ask: link(names::Lane::Own),
+            nameless: Mutex::default(),
+        }
     }
 
     fn lane(&self, lane: Lane) -> &LaneLink {
@@ -133,26 +140,56 @@ impl EtcdUpstream {
     /// An upstream that connects when it is first asked.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
-        let members = config.endpoints.iter().map(|endpoint| MemberLink::new(endpoint, &config)).collect();
+        let links = config.endpoints.iter().map(|endpoint| MemberLink::new(endpoint, &config)).collect();
+        let members = Members::new(&config.endpoints);
         let versions = Arc::new(Versions::new(config.endpoints.len()));
-        Arc::new(Self { config, members, preferred: AtomicUsize::new(0), versions })
+        Arc::new(Self { config, links, members, versions })
+    }
+
+    /// What is known of its members.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Asks a member something that it can answer only in touch with its cluster.
+    ///
+    /// # Errors
+    /// Where it does not answer, or not as such a member does.
+    pub(super) async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
+        self.nameless(member, patience, GetOptions::new().with_count_only()).await
     }
 
     /// Whether a member answers over gRPC at all, whatever it says.
     ///
     /// # Errors
     /// Where it does not.
-    pub(super) async fn reach(&self, member: usize) -> Result<(), UpstreamError> {
+    pub(super) async fn reach(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
+        match self.nameless(member, patience, GetOptions::new().with_count_only().with_serializable()).await {
+            // It is there, and as useful as its cluster.
+            Err(UpstreamError::NoLeader) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// A question without a name. What etcd denies to whom it does not know, it denies when it has done the rest.
+    async fn nameless(&self, member: usize, patience: Duration, options: GetOptions) -> Result<(), UpstreamError> {
+        let link = &self.links[member];
         let attempt = async {
-            let client = self.client(member, Lane::Ask).await?;
-            let options = GetOptions::new().with_count_only().with_serializable();
+            let known = link.nameless.lock().clone();
+            let client = match known {
+                Some(client) => client,
+                None => {
+                    let leader = ConnectOptions::new().with_require_leader(true);
+                    let client = Client::from_channel(link.ask.pool.channel(), Some(leader)).await;
+                    link.nameless.lock().insert(client.map_err(|error| refused(&error))?).clone()
+                }
+            };
             let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
             asked.map(drop).map_err(|error| refused(&error))
         };
-        let patience = self.config.request_timeout;
         match tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience))) {
-            // It is there, and as useful as its cluster.
-            Err(UpstreamError::Denied(_) | UpstreamError::NoLeader) => Ok(()),
+            Err(UpstreamError::Denied(_)) => Ok(()),
             result => result,
         }
     }
@@ -174,66 +211,36 @@ impl EtcdUpstream {
         None
     }
 
-    /// Runs `call` against the preferred member. Where it fails in a way that another member may not, that one is preferred
-    /// from then on.
-    async fn call<T, F>(&self, lane: Lane, call: impl FnOnce(Client) -> F) -> Result<T, UpstreamError>
+    /// Runs `call` against this member, with the request timeout.
+    async fn call<T, F>(&self, member: usize, lane: Lane, call: impl FnOnce(Client) -> F) -> Result<T, UpstreamError>
     where
         F: Future<Output = Result<T, UpstreamError>>,
     {
-        self.call_within(self.config.request_timeout, lane, call).await
-    }
-
-    /// The same with a time limit of its own.
-    async fn call_within<T, F>(
-        &self,
-        patience: Duration,
-        lane: Lane,
-        call: impl FnOnce(Client) -> F,
-    ) -> Result<T, UpstreamError>
-    where
-        F: Future<Output = Result<T, UpstreamError>>,
-    {
-        self.call_member(self.preferred(), patience, lane, call).await
-    }
-
-    /// The member that calls go to.
-    fn preferred(&self) -> usize {
-        self.preferred.load(Ordering::Relaxed) % self.members.len()
-    }
-
-    /// The same at this member.
-    async fn call_member<T, F>(
-        &self,
-        member: usize,
-        patience: Duration,
-        lane: Lane,
-        call: impl FnOnce(Client) -> F,
-    ) -> Result<T, UpstreamError>
-    where
-        F: Future<Output = Result<T, UpstreamError>>,
-    {
+        let patience = self.config.request_timeout;
         let attempt = async {
             let client = self.client(member, lane).await?;
             call(client).await
         };
-        let result = tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience)));
+        // Cancel safe: what has not come of the answer is not wanted any more.
+        let result = tokio::select! {
+            result = tokio::time::timeout(patience, attempt) => result.unwrap_or(Err(UpstreamError::Timeout(patience))),
+            () = self.members.left(member) => Err(UpstreamError::Unavailable(LEFT.to_owned())),
+        };
         if self.config.identity.is_some()
             && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
         {
             // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
-            *self.members[member].lane(lane).client.lock() = None;
+            *self.links[member].lane(lane).client.lock() = None;
         }
         result.map_err(|error| self.failed(member, error))
     }
 
-    /// Prefers another member than the one that failed, and names the one that failed.
+    /// Puts the member that failed in doubt, and names it.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        // Another member would say the same.
-        if matches!(error, UpstreamError::Compacted | UpstreamError::Future) || lacks_permission(&error) {
+        if !is_of_member(&error) {
             return error;
         }
-        let next = (member + 1) % self.members.len();
-        let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        self.members.doubt(member);
         match error {
             UpstreamError::Unavailable(text) => {
                 UpstreamError::Unavailable(format!("{}: {text}", self.config.endpoints[member]))
@@ -242,8 +249,14 @@ impl EtcdUpstream {
         }
     }
 
+    /// Where a feed's watch or a part of its snapshot goes.
+    async fn for_feed(&self) -> usize {
+        self.members.settled().await;
+        self.members.preferred()
+    }
+
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
-        let LaneLink { pool, client: slot } = self.members[member].lane(lane);
+        let LaneLink { pool, client: slot } = self.links[member].lane(lane);
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }
@@ -272,7 +285,8 @@ impl Upstream for EtcdUpstream {
         let (key, end) = range.to_wire();
         let options =
             GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(revision.map_or(0, Revision::get));
-        self.call(Lane::Bulk, async |client| {
+        let member = self.for_feed().await;
+        self.call(member, Lane::Bulk, async |client| {
             let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
             let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
             let header = header(reply.header.as_ref())?;
@@ -291,9 +305,8 @@ impl Upstream for EtcdUpstream {
         if request.prev_kv {
             options = options.with_prev_key();
         }
-        let member = self.preferred();
-        let patience = self.config.request_timeout;
-        self.call_member(member, patience, Lane::Watch, async |client| {
+        let member = self.for_feed().await;
+        self.call(member, Lane::Watch, async |client| {
             let belief = self.versions.of(member, async || self.ask_version(member, &client).await).await;
             let mut watch = client.watch_client().max_decoding_message_size(usize::MAX);
             let (sender, mut stream) = watch.watch(key, Some(options)).await.map_err(|error| refused(&error))?.split();
@@ -305,38 +318,48 @@ impl Upstream for EtcdUpstream {
                 return Err(canceled(created.cancel_reason));
             }
             let created = header(created.header.as_ref())?;
-            let versions = self.versions.clone();
-            Ok(Box::new(EtcdWatch { sender, stream, fragments: Vec::new(), versions, belief, created }) as Box<_>)
+            let (members, versions) = (self.members.clone(), self.versions.clone());
+            let left = Box::pin(async move { members.left_by_watches(member).await });
+            let (members, fragments) = (self.members.clone(), Vec::new());
+            Ok(Box::new(EtcdWatch { sender, stream, fragments, versions, belief, created, member, members, left })
+                as Box<_>)
         })
         .await
     }
 
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        let ask = async |revision: Option<Revision>| {
+        let ask = async |member: usize, revision: Option<Revision>| {
             let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
-            // A share of the time each, so that a member that is frozen leaves some for another.
-            let patience = self.config.request_timeout / self.members.len() as u32;
-            self.call_within(patience, Lane::Ask, async |client| {
+            self.call(member, Lane::Ask, async |client| {
                 let mut kv = client.kv_client();
                 let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
                 header(reply.header.as_ref())
             })
             .await
         };
-        // Another member may answer where the preferred one does not.
-        let mut last = None;
-        for _ in 0..self.members.len() {
-            match ask(oldest).await {
-                Ok(header) => return Ok(Confirmed { header, compacted: false }),
-                // What is still to come is not compacted.
-                Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
-                    let compacted = matches!(error, UpstreamError::Compacted);
-                    return ask(None).await.map(|header| Confirmed { header, compacted });
-                }
-                Err(error) => last = Some(error),
+        let confirm = async |member: usize| match ask(member, oldest).await {
+            Ok(header) => Ok(Ok(Confirmed { header, compacted: false })),
+            // What is still to come is not compacted.
+            Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
+                let compacted = matches!(error, UpstreamError::Compacted);
+                ask(member, None).await.map(|header| Ok(Confirmed { header, compacted }))
             }
+            Err(error) if is_of_member(&error) => Err(error),
+            // Another member would say the same.
+            Err(error) => Ok(Err(error)),
+        };
+        // Another member may answer where the preferred one does not.
+        let is_late = |member| {
+            self.members.doubt(member);
+            true
+        };
+        match race(self.members.ranked(), confirm, is_late).await {
+            Ok((_, answer)) => answer,
+            Err(failures) => Err(failures
+                .into_iter()
+                .next_back()
+                .map_or_else(|| UpstreamError::Unavailable("no endpoint is configured".into()), |(_, error)| error)),
         }
-        Err(last.unwrap_or_else(|| UpstreamError::Unavailable("no endpoint is configured".into())))
     }
 }
 
@@ -349,15 +372,25 @@ struct EtcdWatch {
     versions: Arc<Versions>,
     belief: Belief,
     created: Header,
+    member: usize,
+    members: Members,
+    /// Done when feeds had better be on another member.
+    left: BoxFuture<'static, ()>,
 }
 
 #[async_trait]
 impl UpstreamWatch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
-        let message = self.read().await;
+        // Cancel safe, both: what was read of a message is kept. What has come comes before an end.
+        let message = tokio::select! {
+            biased;
+            message = Self::read(&mut self.stream, &mut self.fragments) => message,
+            () = &mut self.left => Err(UpstreamError::Unavailable(LEFT.to_owned())),
+        };
         if message.is_err() {
             // The member may come back as another version.
             self.versions.outdate(self.belief);
+            self.members.doubt(self.member);
         }
         message
     }
@@ -377,9 +410,12 @@ impl UpstreamWatch for EtcdWatch {
 
 impl EtcdWatch {
     /// The next message. Cancel safe: what has arrived of a response in fragments is kept.
-    async fn read(&mut self) -> Result<WatchMessage, UpstreamError> {
+    async fn read(
+        stream: &mut WatchResponseStream,
+        fragments: &mut Vec<PbEvent>,
+    ) -> Result<WatchMessage, UpstreamError> {
         loop {
-            let response = self.stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
+            let response = stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
             if response.created {
                 return Err(UpstreamError::Protocol("a watch was created twice".into()));
             }
@@ -392,12 +428,12 @@ impl EtcdWatch {
                     revision => Ok(WatchMessage::Compacted { compact_revision: Revision::new(revision) }),
                 };
             }
-            self.fragments.extend(response.events);
+            fragments.extend(response.events);
             if response.fragment {
                 continue;
             }
             let header = header(response.header.as_ref())?;
-            let events = std::mem::take(&mut self.fragments);
+            let events = std::mem::take(fragments);
             if events.is_empty() {
                 return Ok(WatchMessage::Progress(header));
             }
@@ -452,6 +488,14 @@ fn header(header: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
         revision: Revision::new(header.revision),
         raft_term: header.raft_term,
     })
+}
+
+/// What ended for want of an answer, while another member answers.
+const LEFT: &str = "the member does not answer, and another one does";
+
+/// Whether another member may not fail in this way.
+fn is_of_member(error: &UpstreamError) -> bool {
+    !matches!(error, UpstreamError::Compacted | UpstreamError::Future) && !lacks_permission(error)
 }
 
 fn ended() -> UpstreamError {
@@ -531,24 +575,11 @@ mod tests {
         let compacted = error("etcdserver: mvcc: required revision has been compacted");
         assert!(matches!(future, UpstreamError::Future), "{future:?}");
         assert!(matches!(compacted, UpstreamError::Compacted), "{compacted:?}");
-        let endpoints =
-            ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().expect("an endpoint")).to_vec();
-        let upstream = EtcdUpstream::new(EtcdConfig {
-            endpoints,
-            connect_timeout: Duration::from_secs(1),
-            request_timeout: Duration::from_secs(1),
-            keepalive: None,
-            identity: None,
-            probe_key: Bytes::from_static(b"k"),
-        });
         let denied = |status: tonic::Status| refused(&Error::GRpcStatus(status));
         let not_permitted = denied(tonic::Status::permission_denied("etcdserver: permission denied"));
         assert!(lacks_permission(&not_permitted), "{not_permitted:?}");
-        for error in [future, compacted, not_permitted] {
-            let _ = upstream.failed(0, error);
-            assert_eq!(upstream.preferred.load(Ordering::Relaxed), 0);
-        }
+        assert!([future, compacted, not_permitted].iter().all(|error| !is_of_member(error)));
         let stale_token = denied(tonic::Status::unauthenticated("etcdserver: invalid auth token"));
-        assert!(!lacks_permission(&stale_token), "{stale_token:?}");
+        assert!(!lacks_permission(&stale_token) && is_of_member(&stale_token), "{stale_token:?}");
     }
 }

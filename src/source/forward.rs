@@ -1,9 +1,10 @@
 //! [`Forward`]: passes any gRPC call to etcd byte for byte, streams, metadata, trailers and errors included.
 //!
-//! It does not look into messages, buffers none, retries no call that etcd may have seen, and bounds no call's time: a
+//! It does not look into messages, sends no write again that etcd may have seen, and bounds no call's time: a
 //! `grpc-timeout` goes to etcd, which ends the call, and a client that gives up resets the stream here and so upstream.
+//! Which member a call goes to, and what happens to it when that one does not answer, is in `send`.
 //! Called by the gRPC port for all that the relay does not answer itself.
-//! Always holds: one call here is one call upstream; a call that ends here, for whatever reason, ends upstream; no client's calls
+//! Always holds: one call here is one call upstream at a time; a call that ends here, for whatever reason, ends upstream; no client's calls
 //! keep another's waiting. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
 //! once, and so have the relay's own questions; a client has a bounded number of calls, and a fair part of the connections (`pool`).
 //!
@@ -12,6 +13,8 @@
 
 mod body;
 mod clients;
+mod method;
+mod send;
 mod status;
 
 use std::{
@@ -19,19 +22,18 @@ use std::{
     future::Future,
     num::{NonZeroU32, NonZeroUsize},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Request, Response, Version,
     header::{self, HeaderName},
 };
 use metrics::{counter, gauge};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{service_fn, util::BoxCloneSyncService};
@@ -39,11 +41,13 @@ use tower::{service_fn, util::BoxCloneSyncService};
 use self::{
     body::{Call, ResponseBody},
     clients::Clients,
+    method::Method,
+    send::{Sending, Sent},
 };
 pub use super::pool::Keepalive;
 use super::{
-    Endpoint,
-    pool::{Answer, Pool, RequestBody, SendError, Settings, WIDE},
+    Members,
+    pool::{Pool, Settings, WIDE},
 };
 use crate::{telemetry::names, types::ClientKey};
 
@@ -64,8 +68,6 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 /// How calls reach etcd.
 #[derive(Clone, Debug)]
 pub struct ForwardConfig {
-    /// The members, in the order in which they are tried; not empty.
-    pub endpoints: Vec<Endpoint>,
     /// Longest wait for a connection to one member, before the next is tried.
     pub connect_timeout: Duration,
     /// Pings on connections upstream; `None` sends none, and a member that vanishes is then noticed by TCP alone.
@@ -75,6 +77,8 @@ pub struct ForwardConfig {
     pub stream_window: NonZeroU32,
     /// Most calls of one client that are under way at a time; one more is refused.
     pub max_per_client: NonZeroUsize,
+    /// Longest wait of a call that was not sent until a member can be reached; zero refuses it at once.
+    pub wait: Duration,
 }
 
 impl ForwardConfig {
@@ -88,6 +92,8 @@ impl ForwardConfig {
     /// A host with as many leases to keep alive, or a relay behind this one with as many clients, is a large one. A call costs some ten
     /// KiB.
     pub const MAX_PER_CLIENT: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+    /// etcd's clients wait for a member as long as their calls may last. A cluster of one that is restarted takes some five seconds.
+    pub const WAIT: Duration = Duration::from_secs(10);
 }
 
 /// Forwards calls. Cheap to clone; clones share connections.
@@ -98,23 +104,22 @@ pub struct Forward {
 
 #[derive(Debug)]
 struct ForwardInner {
-    members: Vec<Member>,
-    /// Which member answered last: calls stay with it until it cannot be reached.
-    current: AtomicUsize,
+    members: Members,
+    links: Vec<Link>,
+    wait: Duration,
     clients: Arc<Clients>,
     drain: CancellationToken,
 }
 
-/// One member with its connections, by what goes over them.
+/// The connections to one member, by what goes over them.
 #[derive(Debug)]
-struct Member {
-    endpoint: Endpoint,
+struct Link {
     calls: Pool,
     waiting: Pool,
     own: Pool,
 }
 
-impl Member {
+impl Link {
     fn pool(&self, lane: names::Lane) -> &Pool {
         match lane {
             names::Lane::Waiting => &self.waiting,
@@ -125,28 +130,23 @@ impl Member {
 }
 
 impl Forward {
-    /// Makes a forwarder that connects when first used. When `drain` is cancelled, calls that would never end by themselves
+    /// Makes a forwarder to these members that connects when first used. When `drain` is cancelled, calls that would never end by themselves
     /// (watches, keep-alives, observers) end with etcd's own `server stopped`; the others may finish.
     #[must_use]
-    pub fn new(config: &ForwardConfig, drain: CancellationToken) -> Self {
+    pub fn new(config: &ForwardConfig, members: Members, drain: CancellationToken) -> Self {
         let settings = Settings {
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
             stream_window: config.stream_window,
             connection_window: WIDE,
         };
-        let member = |endpoint: &Endpoint| {
-            let pool = |lane| Pool::new(endpoint.clone(), settings, lane);
-            Member {
-                endpoint: endpoint.clone(),
-                calls: pool(names::Lane::Calls),
-                waiting: pool(names::Lane::Waiting),
-                own: pool(names::Lane::Own),
-            }
+        let link = |member: usize| {
+            let pool = |lane| Pool::new(members.endpoint(member).clone(), settings, lane);
+            Link { calls: pool(names::Lane::Calls), waiting: pool(names::Lane::Waiting), own: pool(names::Lane::Own) }
         };
-        let members = config.endpoints.iter().map(member).collect();
+        let links = (0..members.len()).map(link).collect();
         let clients = Clients::new(config.max_per_client);
-        Self { shared: Arc::new(ForwardInner { members, current: AtomicUsize::new(0), clients, drain }) }
+        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, drain }) }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
@@ -190,54 +190,21 @@ impl Forward {
         head.version = Version::HTTP_2;
         head.extensions.clear();
 
-        let (body, guard) = RequestBody::new(body);
-        let mut request = Request::from_parts(head, body);
-        let members = &self.shared.members;
-        let first = self.shared.current.load(Ordering::Relaxed);
-        let mut failures = Vec::new();
-        // Each member twice: a connection that turns out to be closed says nothing about the member.
-        let attempts = (0..members.len()).flat_map(|step| [(first + step) % members.len(); 2]);
-        let mut unreachable = None;
-        for index in attempts {
-            if unreachable == Some(index) {
-                continue;
+        let until = Instant::now() + self.shared.patience(&head.headers, lane);
+        let sending = Sending { shared: &self.shared, method, lane, client, path, until };
+        match sending.send(head, body).await {
+            Ok(Sent { head, body, member }) => {
+                call.note(&head.headers);
+                let drain = method.endless.then(|| self.shared.drain.clone());
+                let left = method.leaves.then(|| self.shared.left(member));
+                let body = Body::new(ResponseBody::new(body, call, drain, left));
+                Response::from_parts(head, body)
             }
-            let member = &members[index];
-            let place = match member.pool(lane).place(client).await {
-                Ok(place) => place,
-                Err(error) => {
-                    failures.push(error);
-                    unreachable = Some(index);
-                    continue;
-                }
-            };
-            *request.uri_mut() = Pool::uri(&member.endpoint, path.clone());
-            match place.send(request).await {
-                Ok((response, place)) => {
-                    if index != first {
-                        // Lost races only mean that another call chose another member that works.
-                        self.shared.current.store(index, Ordering::Relaxed);
-                    }
-                    let drain = method.endless.then(|| self.shared.drain.clone());
-                    let (head, body) = response.into_parts();
-                    call.note(&head.headers);
-                    let body = Body::new(ResponseBody::new(Answer::new(body, place, guard), call, drain));
-                    return Response::from_parts(head, body);
-                }
-                Err(SendError::Unsent(unsent, error)) => {
-                    request = *unsent;
-                    failures.push(error);
-                }
-                Err(SendError::Broken(error)) => {
-                    let status = status::broken(&member.endpoint, &error);
-                    call.finish(status.code());
-                    return status.into_http();
-                }
+            Err(status) => {
+                call.finish(status.code());
+                status.into_http()
             }
         }
-        let status = status::unreachable(&failures);
-        call.finish(status.code());
-        status.into_http()
     }
 }
 
@@ -256,44 +223,21 @@ impl tower::Service<Request<Body>> for Forward {
     }
 }
 
-/// What a call's path says about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Method {
-    service: names::Service,
-    /// Over which connections it goes: those for calls that wait for something, or have a long answer, or for the others.
-    lane: names::Lane,
-    /// Whether it ends only when one side goes away.
-    endless: bool,
-}
+impl ForwardInner {
+    /// How long a call may wait to be sent.
+    fn patience(&self, headers: &HeaderMap, lane: names::Lane) -> Duration {
+        if lane == names::Lane::Own {
+            // Whoever asks for the relay asks again.
+            return Duration::ZERO;
+        }
+        let timeout = headers.get("grpc-timeout").and_then(|value| method::timeout(value.to_str().ok()?));
+        timeout.map_or(self.wait, |timeout| timeout.min(self.wait))
+    }
 
-impl Method {
-    fn of(path: &str) -> Self {
-        let service = match path.strip_prefix('/').and_then(|path| path.split('/').next()) {
-            Some("etcdserverpb.KV") => names::Service::Kv,
-            Some("etcdserverpb.Watch") => names::Service::Watch,
-            Some("etcdserverpb.Lease") => names::Service::Lease,
-            Some("etcdserverpb.Cluster") => names::Service::Cluster,
-            Some("etcdserverpb.Maintenance") => names::Service::Maintenance,
-            Some("etcdserverpb.Auth") => names::Service::Auth,
-            Some("v3lockpb.Lock") => names::Service::Lock,
-            Some("v3electionpb.Election") => names::Service::Election,
-            _ => names::Service::Other,
-        };
-        let endless = matches!(
-            path,
-            "/etcdserverpb.Watch/Watch" | "/etcdserverpb.Lease/LeaseKeepAlive" | "/v3electionpb.Election/Observe"
-        );
-        let waits = endless
-            || service == names::Service::Other
-            || matches!(
-                path,
-                "/etcdserverpb.Maintenance/Snapshot"
-                    | "/etcdserverpb.Maintenance/Defragment"
-                    | "/etcdserverpb.KV/RangeStream"
-                    | "/v3lockpb.Lock/Lock"
-                    | "/v3electionpb.Election/Campaign"
-            );
-        Self { service, lane: if waits { names::Lane::Waiting } else { names::Lane::Calls }, endless }
+    /// Done when calls that wait for this member had better be ended.
+    fn left(&self, member: usize) -> BoxFuture<'static, ()> {
+        let members = self.members.clone();
+        Box::pin(async move { members.left(member).await })
     }
 }
 

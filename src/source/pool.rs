@@ -141,6 +141,19 @@ impl Pool {
         }
     }
 
+    /// Whether a connection is open, however many calls it has.
+    pub(super) fn is_connected(&self) -> bool {
+        self.shared.state.lock().links.iter().any(|link| !link.sender.is_closed())
+    }
+
+    /// The error of a member that is not waited for any longer.
+    pub(super) fn silent(&self) -> LinkError {
+        LinkError::Http2 {
+            endpoint: self.endpoint().clone(),
+            cause: "it does not answer, and another member does".into(),
+        }
+    }
+
     /// Open connections, for tests: each with the number of its calls.
     #[cfg(test)]
     pub(super) fn busy(&self) -> Vec<usize> {

@@ -111,6 +111,16 @@ pub const FORWARDS: &str = "etcd_relay_forwards";
 pub const UPSTREAM_CONNECTIONS: &str = "etcd_relay_upstream_connections";
 /// Calls that wait now until a connection upstream has room for them, by [`Lane`].
 pub const UPSTREAM_WAITING: &str = "etcd_relay_upstream_waiting_calls";
+/// 1 while the etcd member with this [`MEMBER`] number answers for its cluster.
+pub const MEMBER_HEALTHY: &str = "etcd_relay_member_healthy";
+/// The place of a member among the endpoints that the relay was given, counted from 1.
+pub const MEMBER: &str = "member";
+/// How often a member was left for another one, by [`Leave`].
+pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
+/// Forwarded reads that were sent to another member, since the first one did not answer.
+pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
+/// Forwarded calls that wait now until a member can be reached.
+pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
 /// 1 while `/ready` says so.
 pub const READY: &str = "etcd_relay_ready";
 /// Always 1; the label `version` is the relay's.
@@ -240,6 +250,17 @@ labels! {
         Timeout = "timeout",
         /// The relay's own identity was refused.
         Denied = "denied",
+    }
+}
+labels! {
+    /// Why a member was left for another one.
+    Leave as "reason" {
+        /// It did not answer in the time in which another one did.
+        Late = "late",
+        /// It has no leader, and another one has.
+        NoLeader = "no_leader",
+        /// It cannot be reached, or answers with an error that another one does not have.
+        Failed = "failed",
     }
 }
 labels! {
@@ -497,6 +518,7 @@ pub fn describe() {
         FILLS_WAITING,
         LONG_READS,
         FORWARDS,
+        FORWARDS_HELD,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -510,6 +532,7 @@ pub fn describe() {
         BYTES_DELIVERED,
         BACKFILLED_REVISIONS,
         STREAMS_UNCONFIRMED,
+        FORWARD_RETRIES,
     ] {
         counter!(name).absolute(0);
     }
@@ -529,9 +552,11 @@ pub fn describe() {
         UPSTREAM_RESYNCS by ResyncReason,
         BACKFILLS by BackfillOutcome,
         UPSTREAM_CONNECTS by Connect,
+        MEMBER_LEFT by Leave,
         READS by Read,
         ACCESS_CHECKS by Check,
     );
+    gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
     for port in Port::ALL {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
         for reason in Turned::ALL {
@@ -596,6 +621,8 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FORWARDS, "Forwarded calls that are running now"),
     (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what goes over them"),
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
+    (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
+    (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
 ];
@@ -629,6 +656,8 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (VIEW_MESSAGE_BYTES, "Bytes of replies written to streams of views"),
     (VIEW_CHANGES, "Changes of keys that views are made of, by what they meant"),
     (VIEW_VERSIONS, "New states of what is asked for of views"),
+    (MEMBER_LEFT, "How often an etcd member was left for another one, by reason"),
+    (FORWARD_RETRIES, "Forwarded reads that were sent to another member, since the first one did not answer"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 

@@ -6,6 +6,7 @@
 mod bad_input;
 mod big_values;
 mod history;
+mod members;
 mod outage;
 mod replaced;
 mod resume;

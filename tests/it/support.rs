@@ -8,6 +8,7 @@ mod eventually;
 pub mod gate;
 pub mod http;
 pub mod kv;
+pub mod peers;
 mod ports;
 mod process;
 pub mod relay;

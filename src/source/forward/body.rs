@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use h2::Reason;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
@@ -61,11 +62,18 @@ pub(super) struct ResponseBody {
     call: Call,
     /// For calls that never end by themselves: when to end them.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// When to end it since its member says nothing and another one does.
+    left: Option<BoxFuture<'static, ()>>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(inner: Answer, call: Call, drain: Option<CancellationToken>) -> Self {
-        Self { inner: Some(inner), call, drain: drain.map(|drain| Box::pin(drain.cancelled_owned())) }
+    pub(super) fn new(
+        inner: Answer,
+        call: Call,
+        drain: Option<CancellationToken>,
+        left: Option<BoxFuture<'static, ()>>,
+    ) -> Self {
+        Self { inner: Some(inner), call, drain: drain.map(|drain| Box::pin(drain.cancelled_owned())), left }
     }
 
     /// Ends the answer with `status` in its trailers.
@@ -89,6 +97,12 @@ impl http_body::Body for ResponseBody {
         let frame = match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                if let Some(left) = &mut self.left
+                    && left.as_mut().poll(cx).is_ready()
+                {
+                    self.left = None;
+                    return Poll::Ready(self.end(&status::left(), Outcome::Unavailable));
+                }
                 if let Some(drain) = &mut self.drain {
                     ready!(drain.as_mut().poll(cx));
                     return Poll::Ready(self.end(&status::stopped(), Outcome::Shutdown));

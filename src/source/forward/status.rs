@@ -2,12 +2,12 @@
 //!
 //! Not here: etcd's own errors, which pass untouched.
 
-use std::{error::Error, fmt::Write as _, iter};
+use std::{error::Error, iter};
 
 use h2::Reason;
 use tonic::{Code, Status};
 
-use crate::source::{Endpoint, causes::chain, pool::LinkError};
+use crate::source::{Endpoint, causes::chain};
 
 /// etcd's own words when a member stops; its clients then go on elsewhere.
 pub(super) fn stopped() -> Status {
@@ -27,15 +27,22 @@ pub(super) fn too_many(most: usize) -> Status {
     ))
 }
 
-/// No member could be reached; nothing was sent.
-pub(super) fn unreachable(failures: &[LinkError]) -> Status {
-    let mut text = String::from("etcd-relay cannot reach etcd");
-    for failure in failures {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "; {failure}");
+/// The request broke off, or is larger than etcd takes; nothing was sent.
+pub(super) fn unreadable(error: &(dyn Error + 'static)) -> Status {
+    if error.is::<http_body_util::LengthLimitError>() {
+        return Status::resource_exhausted("etcdserver: request is too large");
     }
-    text.push_str(". Check that etcd runs there and that the relay's endpoints name its client URLs");
-    Status::unavailable(text)
+    Status::cancelled(format!("etcd-relay: the request broke off: {}", chain(error)))
+}
+
+/// No member could be reached; nothing was sent. In the words that etcd's clients know, so that they send the call again.
+pub(super) fn unreachable() -> Status {
+    Status::unavailable("there is no connection available")
+}
+
+/// The member did not answer, and another one does: it may have acted on the call. In etcd's own words.
+pub(super) fn left() -> Status {
+    Status::unavailable("etcdserver: request timed out, possibly due to connection lost")
 }
 
 /// The connection broke, or etcd reset the call, before it answered: etcd may or may not have acted on it.

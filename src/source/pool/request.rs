@@ -30,6 +30,11 @@ impl RequestBody {
         let (guard, call) = oneshot::channel();
         (Self { inner, call }, guard)
     }
+
+    /// The body, where nothing of it was sent.
+    pub(in crate::source) fn into_inner(self) -> Body {
+        self.inner
+    }
 }
 
 impl http_body::Body for RequestBody {

@@ -13,7 +13,11 @@ use etcd_relay::pb::etcdserverpb::{MoveLeaderRequest, StatusRequest, maintenance
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{eventually, free_port, http, kv, process::Process};
+use super::{
+    eventually, free_port, http, kv,
+    peers::{Fault, Peers},
+    process::Process,
+};
 
 /// Attempts to start where another process took a port between the choice and the bind.
 const START_ATTEMPTS: usize = 5;
@@ -26,6 +30,8 @@ pub struct Etcd {
     flags: Vec<String>,
     cluster_token: String,
     root: TempDir,
+    /// What is between the members, where a test may cut it.
+    peers: Option<Peers>,
 }
 
 /// Where a member serves plain HTTP, such as `/version`.
@@ -81,6 +87,32 @@ impl Etcd {
         Self::new(tool("ETCD", "etcd"), 3, &[], Http::Shared, None).await
     }
 
+    /// Three members with something between them, see [`Self::between_peers`].
+    pub async fn cluster_of_three_that_can_be_cut() -> Self {
+        for attempt in 1.. {
+            let peers = Peers::new(3).await;
+            let mut etcd = Self::made_of(tool("ETCD", "etcd"), 3, &[], Http::Shared, Some(peers));
+            (0..3).for_each(|index| etcd.spawn(index));
+            if etcd.wait_ready().await {
+                let mut ids = Vec::new();
+                for index in 0..3 {
+                    let channel = kv::channel(&etcd.member_endpoint(index)).await;
+                    let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.expect("status");
+                    ids.push(status.into_inner().header.expect("a header").member_id);
+                }
+                etcd.peers.as_ref().expect("just made").know(ids);
+                return etcd;
+            }
+            assert!(attempt < START_ATTEMPTS, "etcd did not start; log:\n{}", etcd.log());
+        }
+        unreachable!("the loop ends by return or panic")
+    }
+
+    /// What happens between the members from now on.
+    pub fn between_peers(&self, fault: Fault) {
+        self.peers.as_ref().expect("a cluster that can be cut").set(fault);
+    }
+
     /// One member of a new cluster with the data of a snapshot that [`Self::save_snapshot`] wrote: what an operator's restore
     /// from backup gives, with another cluster id.
     pub async fn restored_from(snapshot: &Path) -> Self {
@@ -89,22 +121,7 @@ impl Etcd {
 
     async fn new(program: PathBuf, size: usize, flags: &[&str], http: Http, snapshot: Option<&Path>) -> Self {
         for attempt in 1.. {
-            let root = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
-            let members = (0..size)
-                .map(|index| {
-                    let client_port = free_port();
-                    Member {
-                        name: format!("m{index}"),
-                        client_port,
-                        http_port: if http == Http::Apart { free_port() } else { client_port },
-                        peer_port: free_port(),
-                        process: None,
-                    }
-                })
-                .collect();
-            let cluster_token = root.path().file_name().expect("a folder has a name").to_string_lossy().into_owned();
-            let flags = flags.iter().map(ToString::to_string).collect();
-            let mut etcd = Self { program: program.clone(), members, flags, cluster_token, root };
+            let mut etcd = Self::made_of(program.clone(), size, flags, http, None);
             if let Some(snapshot) = snapshot {
                 etcd.restore(snapshot);
             }
@@ -117,6 +134,27 @@ impl Etcd {
             assert!(attempt < START_ATTEMPTS, "etcd did not start; log:\n{}", etcd.log());
         }
         unreachable!("the loop ends by return or panic")
+    }
+
+    fn made_of(program: PathBuf, size: usize, flags: &[&str], http: Http, peers: Option<Peers>) -> Self {
+        let root = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
+        let member = |index| {
+            let client_port = free_port();
+            Member {
+                name: format!("m{index}"),
+                client_port,
+                http_port: if http == Http::Apart { free_port() } else { client_port },
+                peer_port: free_port(),
+                process: None,
+            }
+        };
+        let members: Vec<_> = (0..size).map(member).collect();
+        if let Some(peers) = &peers {
+            peers.lead_to(members.iter().map(|member| member.peer_port).collect());
+        }
+        let cluster_token = root.path().file_name().expect("a folder has a name").to_string_lossy().into_owned();
+        let flags = flags.iter().map(ToString::to_string).collect();
+        Self { program, members, flags, cluster_token, root, peers }
     }
 
     /// The URL of the first member.
@@ -168,6 +206,13 @@ impl Etcd {
     /// SIGSTOP of every member: connections stay open, nobody answers.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
+    }
+
+    /// SIGSTOP of one member.
+    pub fn pause_member(&mut self, index: usize) {
+        if let Some(process) = &mut self.members[index].process {
+            process.signal(Signal::STOP);
+        }
     }
 
     /// SIGCONT of every member.
@@ -289,7 +334,7 @@ impl Etcd {
             ("--listen-client-urls", &client_url),
             ("--advertise-client-urls", &client_url),
             ("--listen-peer-urls", &peer_url(member)),
-            ("--initial-advertise-peer-urls", &peer_url(member)),
+            ("--initial-advertise-peer-urls", &self.advertised(index)),
             ("--initial-cluster", &self.initial_cluster()),
             ("--initial-cluster-token", &self.cluster_token),
             ("--log-level", "warn"),
@@ -331,9 +376,18 @@ impl Etcd {
         self.root.path().join(&member.name)
     }
 
+    /// Where the others reach a member.
+    fn advertised(&self, index: usize) -> String {
+        self.peers.as_ref().map_or_else(|| peer_url(&self.members[index]), |peers| peers.url(index))
+    }
+
     fn initial_cluster(&self) -> String {
-        let members: Vec<_> =
-            self.members.iter().map(|member| format!("{}={}", member.name, peer_url(member))).collect();
+        let members: Vec<_> = self
+            .members
+            .iter()
+            .enumerate()
+            .map(|(i, member)| format!("{}={}", member.name, self.advertised(i)))
+            .collect();
         members.join(",")
     }
 }

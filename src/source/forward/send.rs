@@ -1,0 +1,250 @@
+//! [`Sending`]: the way of one call to a member, until the head of an answer.
+//!
+//! Members are tried in the order that `members` gives. A call that provably was not sent goes to the next one, and waits for one where none
+//! can be reached, as etcd's own clients do. A call that was sent waits until it is answered or its member is left for another one: then a read is
+//! sent there, and a write ends with etcd's words for a call whose outcome is not known. A read that a member refuses for want of a leader or
+//! of time goes to the next member too.
+//! Not here: what the answer's body does, see `body`. Always holds: a call that may have been sent is sent again only where it only reads; each
+//! member answers it once at most; the request of a read is kept in memory, and is no longer than the port takes (`MAX_KEPT`).
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response, request, response, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use metrics::{counter, gauge};
+use tokio::time::{Instant, sleep, sleep_until};
+use tonic::{Status, body::Body};
+
+use super::{ForwardInner, Method, status};
+use crate::{
+    source::{
+        members::race::race,
+        pool::{Answer, LinkError, Place, Pool, RequestBody, SendError},
+    },
+    telemetry::names,
+    types::ClientKey,
+};
+
+/// Largest request of a read that is kept to be sent again: what etcd takes by default.
+const MAX_KEPT: usize = 2 << 20;
+/// How long a call that ends soon may be without an answer before its member is looked at.
+const SLOW: Duration = Duration::from_millis(300);
+/// Between two attempts of a call that waits for a member.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How often a connection may turn out to be closed, which says nothing about its member, before that is an answer.
+const CLOSED: usize = 3;
+
+/// etcd's refusals that another member may not give.
+const ELSEWHERE: [&str; 5] = [
+    "etcdserver: no leader",
+    "etcdserver: leader changed",
+    "etcdserver: request timed out",
+    "etcdserver: request timed out, possibly due to previous leader failure",
+    "etcdserver: request timed out, possibly due to connection lost",
+];
+
+/// A call on its way.
+pub(super) struct Sending<'a> {
+    pub(super) shared: &'a ForwardInner,
+    pub(super) method: Method,
+    pub(super) lane: names::Lane,
+    pub(super) client: ClientKey,
+    pub(super) path: PathAndQuery,
+    /// Until when it may wait to be sent.
+    pub(super) until: Instant,
+}
+
+/// The head of an answer.
+pub(super) struct Sent {
+    pub(super) head: response::Parts,
+    pub(super) body: Answer,
+    pub(super) member: usize,
+}
+
+/// What is sent.
+enum Payload {
+    /// It can be sent again.
+    Kept(Bytes),
+    /// It passes as it comes; gone when it has been sent.
+    Passing(Option<Body>),
+}
+
+/// What became of an attempt at a member.
+enum Tried {
+    Answered(Box<Sent>),
+    /// Nothing was sent.
+    Unsent(LinkError),
+    /// Sent, and not answered.
+    Unanswered(Status),
+}
+
+impl Sending<'_> {
+    /// Sends the call, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// What its client is told where there is no answer.
+    pub(super) async fn send(self, head: request::Parts, body: Body) -> Result<Sent, Status> {
+        let mut payload = if self.method.repeatable {
+            let whole = Limited::new(body, MAX_KEPT).collect().await;
+            Payload::Kept(whole.map_err(|error| status::unreadable(&*error))?.to_bytes())
+        } else {
+            Payload::Passing(Some(body))
+        };
+        let members = &self.shared.members;
+        // Who was asked and did not answer, or refused.
+        let mut tried = Vec::new();
+        let mut refusal = None;
+        let mut closed = 0;
+        loop {
+            let rest: Vec<usize> = members.ranked().into_iter().filter(|member| !tried.contains(member)).collect();
+            if rest.is_empty() {
+                return refusal.unwrap_or_else(|| Err(status::unreachable()));
+            }
+            let (member, place) = match self.place(rest).await {
+                Ok(place) => place,
+                Err(failures) => match refusal {
+                    Some(refusal) => return refusal,
+                    None => {
+                        self.wait(&failures).await?;
+                        continue;
+                    }
+                },
+            };
+            match self.attempt(member, place, &head, &mut payload).await {
+                Tried::Answered(sent) => {
+                    let refused = is_refusal(&sent.head);
+                    if refused {
+                        members.doubt(member);
+                    }
+                    if !refused || !self.method.repeatable {
+                        return Ok(*sent);
+                    }
+                    refusal = Some(Ok(*sent));
+                }
+                Tried::Unsent(error) => {
+                    closed += 1;
+                    if closed >= CLOSED {
+                        self.wait(&[(member, error)]).await?;
+                    }
+                    continue;
+                }
+                Tried::Unanswered(status) => {
+                    if !self.method.repeatable {
+                        return Err(status);
+                    }
+                    // An answer, if only a refusal, says more.
+                    refusal.get_or_insert(Err(status));
+                }
+            }
+            tried.push(member);
+            counter!(names::FORWARD_RETRIES).increment(1);
+        }
+    }
+
+    /// A place for the call at the first member that can be reached.
+    async fn place(&self, rest: Vec<usize>) -> Result<(usize, Place), Vec<(usize, LinkError)>> {
+        let shared = self.shared;
+        let pool = |member: usize| shared.links[member].pool(self.lane);
+        let place = async |member: usize| {
+            // Cancel safe: a wait for a place ends with it.
+            tokio::select! {
+                place = pool(member).place(self.client) => place,
+                () = shared.members.left(member) => Err(pool(member).silent()),
+            }
+        };
+        // A member whose connections are full is no worse than another.
+        let is_late = |member: usize| !pool(member).is_connected();
+        let result = race(rest, place, is_late).await;
+        if let Err(failures) = &result {
+            failures.iter().for_each(|(member, _)| shared.members.doubt(*member));
+        }
+        result
+    }
+
+    async fn attempt(&self, member: usize, place: Place, head: &request::Parts, payload: &mut Payload) -> Tried {
+        let members = &self.shared.members;
+        let body = match payload {
+            Payload::Kept(bytes) => Body::new(Full::new(bytes.clone())),
+            Payload::Passing(body) => body.take().unwrap_or_else(Body::empty),
+        };
+        let (body, guard) = RequestBody::new(body);
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers.clone();
+        *request.uri_mut() = Pool::uri(members.endpoint(member), self.path.clone());
+        let slow = async {
+            sleep(SLOW).await;
+            if self.lane != names::Lane::Waiting {
+                members.doubt(member);
+            }
+            std::future::pending::<Infallible>().await
+        };
+        // Cancel safe: a call whose answer is not waited for any more is reset, with the guard of its request.
+        let answer = tokio::select! {
+            answer = place.send(request) => answer,
+            () = members.left(member), if self.method.leaves => return Tried::Unanswered(status::left()),
+            never = slow => match never {},
+        };
+        match answer {
+            Ok((response, place)) => {
+                let (head, body): (_, Incoming) = Response::into_parts(response);
+                Tried::Answered(Box::new(Sent { head, body: Answer::new(body, place, guard), member }))
+            }
+            Err(SendError::Unsent(unsent, error)) => {
+                if let Payload::Passing(body) = payload {
+                    *body = Some(unsent.into_body().into_inner());
+                }
+                Tried::Unsent(error)
+            }
+            Err(SendError::Broken(error)) => {
+                members.doubt(member);
+                Tried::Unanswered(status::broken(members.endpoint(member), &error))
+            }
+        }
+    }
+
+    /// Waits until a member may be reached again. Nothing was sent.
+    async fn wait(&self, failures: &[(usize, LinkError)]) -> Result<(), Status> {
+        if Instant::now() >= self.until {
+            for (_, error) in failures {
+                tracing::debug!(%error, "A call could not be sent to etcd");
+            }
+            return Err(status::unreachable());
+        }
+        let _held = Held::count();
+        let again = async {
+            sleep(AGAIN).await;
+            self.shared.members.reached().await;
+        };
+        // Cancel safe, all.
+        tokio::select! {
+            () = again => Ok(()),
+            () = sleep_until(self.until) => Err(status::unreachable()),
+            () = self.shared.drain.cancelled() => Err(status::stopped()),
+        }
+    }
+}
+
+/// Whether the answer is a refusal that another member may not give. etcd sends it without a message.
+fn is_refusal(head: &response::Parts) -> bool {
+    Status::from_header_map(&head.headers).is_some_and(|status| ELSEWHERE.contains(&status.message()))
+}
+
+/// Counts a call that waits.
+struct Held;
+
+impl Held {
+    fn count() -> Self {
+        gauge!(names::FORWARDS_HELD).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        gauge!(names::FORWARDS_HELD).decrement(1.0);
+    }
+}

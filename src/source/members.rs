@@ -1,0 +1,291 @@
+//! [`Members`]: what the relay knows of each etcd member's health, in one place for all who call one: feeds, forwarded calls, questions
+//! about access, confirmations, probes.
+//!
+//! Whoever calls a member reports what makes it [`doubt`](Members::doubt) that one; the [`judge`] then asks all members the same small
+//! question, which only a member with a working cluster can answer, and its verdict is what everybody sees. So no single slow call moves
+//! anybody, and a member is left only where another one has answered meanwhile.
+//!
+//! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
+//! Always holds: a member is preferred until another one is better, not the one that was listed first; [`Health::Away`] is said of a
+//! member only by the judge; where no member answers, nobody is told to leave any.
+
+pub(super) mod judge;
+pub(super) mod race;
+
+use std::{
+    cmp::Reverse,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use metrics::{counter, gauge};
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+
+use super::Endpoint;
+use crate::telemetry::names::{self, Leave};
+
+/// How long the first calls wait for the first verdict: a cluster in the same network answers within milliseconds.
+const FIRST_VERDICT: Duration = Duration::from_secs(1);
+/// What is known of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Health {
+    /// It answered the last question that was put to it.
+    Healthy,
+    /// Nobody has asked it yet.
+    Unknown,
+    /// It let a question wait that another member has answered: no new call goes to it.
+    Suspect,
+    /// It does not answer, or says that it has no leader, while another member answers: calls that wait for it are ended.
+    Away,
+}
+
+/// See the module. Cheap to clone; clones share what they know.
+#[derive(Clone, Debug)]
+pub struct Members {
+    shared: Arc<MembersInner>,
+}
+
+#[derive(Debug)]
+struct MembersInner {
+    endpoints: Box<[Endpoint]>,
+    view: watch::Sender<View>,
+    /// Asks the judge to look now.
+    doubts: Notify,
+}
+
+#[derive(Debug)]
+struct View {
+    members: Box<[Member]>,
+    /// The member that new calls go to.
+    preferred: usize,
+    quorum: Quorum,
+}
+
+/// Whether any member can say what the cluster agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Quorum {
+    /// Nobody has asked yet.
+    Unknown,
+    /// One can.
+    Held,
+    /// None can.
+    Lost,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    health: Health,
+    since: SystemTime,
+    /// Why it is not healthy.
+    why: Option<String>,
+    /// Whether it answers at all, if only for what it has itself.
+    reached: bool,
+}
+
+/// What `/debug/state` shows of a member.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberState {
+    endpoint: String,
+    health: Health,
+    preferred: bool,
+    /// Whether it answers at all, which is of interest where none can say what the cluster agrees on.
+    #[serde(skip)]
+    reached: bool,
+    /// Seconds since its health changed.
+    for_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+/// What the judge found out about a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Finding {
+    /// It said what the cluster agrees on.
+    Answered,
+    /// It has not answered for longer than another one took.
+    Late,
+    /// It failed, or did not answer in time.
+    Failed {
+        why: String,
+        /// Whether it answers at all.
+        reached: bool,
+        leave: Leave,
+    },
+}
+
+impl Members {
+    /// The members at these endpoints, of which nothing is known yet; not empty.
+    #[must_use]
+    pub fn new(endpoints: &[Endpoint]) -> Self {
+        let member = Member { health: Health::Unknown, since: SystemTime::now(), why: None, reached: false };
+        let view = View { members: vec![member; endpoints.len()].into(), preferred: 0, quorum: Quorum::Unknown };
+        (0..endpoints.len()).for_each(|index| healthy_metric(index, false));
+        let shared =
+            MembersInner { endpoints: endpoints.into(), view: watch::Sender::new(view), doubts: Notify::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.shared.endpoints.len()
+    }
+
+    /// Where one is.
+    pub(super) fn endpoint(&self, member: usize) -> &Endpoint {
+        &self.shared.endpoints[member]
+    }
+
+    /// All members, the one that a call should go to first.
+    pub(super) fn ranked(&self) -> Vec<usize> {
+        let view = self.shared.view.borrow();
+        let mut ranked: Vec<usize> = (0..view.members.len()).collect();
+        ranked.sort_by_key(|&index| (view.members[index].health, index != view.preferred));
+        ranked
+    }
+
+    /// The member that a call goes to.
+    pub(super) fn preferred(&self) -> usize {
+        self.shared.view.borrow().preferred
+    }
+
+    /// Waits for the first verdict, for a second at most.
+    pub(super) async fn settled(&self) {
+        let mut view = self.shared.view.subscribe();
+        // Without a verdict the first member is as good as any.
+        let _ = tokio::time::timeout(FIRST_VERDICT, view.wait_for(|view| view.quorum != Quorum::Unknown)).await;
+    }
+
+    /// Waits until calls that wait for this member had better be ended. Cancel safe.
+    pub(super) async fn left(&self, member: usize) {
+        self.until(|view| view.members[member].health == Health::Away && view.has_healthy()).await;
+    }
+
+    /// Waits until a feed's watch on this member had better be elsewhere. Cancel safe.
+    pub(super) async fn left_by_watches(&self, member: usize) {
+        self.until(|view| view.members[member].health >= Health::Suspect && view.has_healthy()).await;
+    }
+
+    /// Waits until a member answers, whichever. Cancel safe.
+    pub(super) async fn reached(&self) {
+        self.until(|view| view.members.iter().any(|member| member.reached)).await;
+    }
+
+    async fn until(&self, holds: impl FnMut(&View) -> bool) {
+        // Fails only when the sender is gone, and `self` has one.
+        let _ = self.shared.view.subscribe().wait_for(holds).await;
+    }
+
+    /// Something that a call to this member saw may be the member's fault: the judge looks now.
+    pub(super) fn doubt(&self, member: usize) {
+        tracing::trace!(endpoint = %self.endpoint(member), "An etcd member is in doubt");
+        self.shared.doubts.notify_one();
+    }
+
+    /// What is known, for `/debug/state`.
+    #[must_use]
+    pub fn state(&self) -> Vec<MemberState> {
+        let view = self.shared.view.borrow();
+        let endpoints = self.shared.endpoints.iter();
+        let state = |(index, (member, endpoint)): (usize, (&Member, &Endpoint))| MemberState {
+            endpoint: endpoint.to_string(),
+            health: member.health,
+            preferred: index == view.preferred,
+            reached: member.reached,
+            for_seconds: member.since.elapsed().unwrap_or_default().as_secs(),
+            why: member.why.clone(),
+        };
+        view.members.iter().zip(endpoints).enumerate().map(state).collect()
+    }
+
+    /// Takes note of findings. `fastest` is the member whose answer came first.
+    fn found(&self, findings: impl IntoIterator<Item = (usize, Finding)>, fastest: Option<usize>) {
+        self.shared.view.send_if_modified(|view| {
+            let mut changed = false;
+            for (index, finding) in findings {
+                changed |= view.note(index, finding, &self.shared.endpoints[index], fastest.is_some());
+            }
+            let quorum = match fastest {
+                Some(_) => Quorum::Held,
+                None => view.quorum,
+            };
+            changed |= std::mem::replace(&mut view.quorum, quorum) != quorum;
+            let best = |view: &View| view.members.iter().map(|member| member.health).min();
+            if let Some(fastest) = fastest
+                && Some(view.members[view.preferred].health) > best(view)
+                && view.members[fastest].health == Health::Healthy
+            {
+                view.preferred = fastest;
+                tracing::debug!(endpoint = %self.shared.endpoints[fastest], "Calls go to this etcd member");
+                changed = true;
+            }
+            changed
+        });
+    }
+
+    /// No member could say what the cluster agrees on.
+    fn without_quorum(&self) {
+        self.shared.view.send_if_modified(|view| {
+            let changed = std::mem::replace(&mut view.quorum, Quorum::Lost) != Quorum::Lost;
+            // Who answers at all is better than who does not.
+            let best = (0..view.members.len())
+                .max_by_key(|&index| (view.members[index].reached, index == view.preferred, Reverse(index)));
+            let best = best.unwrap_or(view.preferred);
+            let moved = std::mem::replace(&mut view.preferred, best) != best;
+            changed || moved
+        });
+    }
+}
+
+impl View {
+    fn has_healthy(&self) -> bool {
+        self.members.iter().any(|member| member.health == Health::Healthy)
+    }
+
+    /// True where something changed.
+    fn note(&mut self, index: usize, finding: Finding, endpoint: &Endpoint, others_answer: bool) -> bool {
+        let member = &mut self.members[index];
+        let (health, why, reached, leave) = match finding {
+            Finding::Answered => (Health::Healthy, None, true, None),
+            Finding::Late => {
+                let late = "it lets questions wait that another member answers".to_owned();
+                (Health::Suspect.max(member.health), Some(late), member.reached, Some(Leave::Late))
+            }
+            Finding::Failed { why, reached, leave } => (Health::Away, Some(why), reached, Some(leave)),
+        };
+        let before = std::mem::replace(&mut member.health, health);
+        let changed = before != health || member.reached != reached;
+        member.why = why;
+        member.reached = reached;
+        if before == health {
+            return changed;
+        }
+        member.since = SystemTime::now();
+        healthy_metric(index, health == Health::Healthy);
+        if let Some(leave) = leave
+            && before <= Health::Unknown
+        {
+            counter!(names::MEMBER_LEFT, Leave::LABEL => leave.as_str()).increment(1);
+        }
+        match &member.why {
+            // Where none answers, that is one fault and not one of each member.
+            Some(why) if others_answer && before != Health::Away => {
+                tracing::warn!(%endpoint, why, ?health, "An etcd member is of no use; others serve");
+            }
+            Some(why) => tracing::debug!(%endpoint, why, ?health, "An etcd member is of no use"),
+            None if before >= Health::Suspect => tracing::info!(%endpoint, "An etcd member serves again"),
+            None => tracing::debug!(%endpoint, "An etcd member serves"),
+        }
+        true
+    }
+}
+
+/// Members are named by their place among the endpoints, which no client chooses.
+fn healthy_metric(index: usize, healthy: bool) {
+    gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(if healthy { 1.0 } else { 0.0 });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! Who is preferred, suspected and left. What the judge finds is said by each test.
+
+use std::{future::pending, pin::pin};
+
+use futures_util::FutureExt as _;
+
+use tokio::time::Instant;
+
+use super::{race::race, *};
+
+fn members(count: usize) -> Members {
+    let endpoints: Vec<Endpoint> =
+        (1..=count).map(|port| format!("http://127.0.0.1:{port}").parse().expect("an endpoint")).collect();
+    Members::new(&endpoints)
+}
+
+fn failed(why: &str) -> Finding {
+    Finding::Failed { why: why.to_owned(), reached: false, leave: Leave::Failed }
+}
+
+impl Members {
+    fn health(&self, member: usize) -> Health {
+        self.shared.view.borrow().members[member].health
+    }
+
+    fn is_left(&self, member: usize) -> (bool, bool) {
+        let watches = pin!(self.left_by_watches(member)).now_or_never().is_some();
+        (watches, pin!(self.left(member)).now_or_never().is_some())
+    }
+}
+
+#[test]
+fn the_first_to_answer_is_preferred_and_stays_so() {
+    let members = members(3);
+    assert_eq!(members.ranked(), [0, 1, 2]);
+    members.found([(2, Finding::Answered)], Some(2));
+    assert_eq!((members.preferred(), members.ranked()), (2, vec![2, 0, 1]));
+    members.found([(0, Finding::Answered)], Some(0));
+    assert_eq!((members.preferred(), members.ranked()), (2, vec![2, 0, 1]), "nobody moves without a reason");
+}
+
+#[test]
+fn a_member_that_is_late_gets_no_new_call_and_one_that_is_away_keeps_none() {
+    let members = members(3);
+    members.found((0..3).map(|member| (member, Finding::Answered)), Some(0));
+    assert_eq!(members.is_left(0), (false, false));
+    members.found([(0, Finding::Late)], Some(1));
+    assert_eq!((members.preferred(), members.ranked()), (1, vec![1, 2, 0]));
+    assert_eq!(members.is_left(0), (true, false), "feeds move, and calls have some time");
+    members.found([(0, failed("no answer"))], Some(1));
+    assert_eq!(members.is_left(0), (true, true));
+    members.found([(0, Finding::Answered)], Some(1));
+    assert_eq!((members.health(0), members.preferred()), (Health::Healthy, 1));
+    assert_eq!(members.is_left(0), (false, false));
+}
+
+#[test]
+fn where_no_member_answers_nobody_is_told_to_leave() {
+    let members = members(2);
+    members.found([(0, Finding::Answered), (1, Finding::Answered)], Some(0));
+    members.found([(0, failed("refused")), (1, failed("refused"))], None);
+    members.without_quorum();
+    assert_eq!(members.is_left(0), (false, false));
+    assert!(pin!(members.reached()).now_or_never().is_none());
+    members.found([(1, Finding::Failed { why: "no leader".into(), reached: true, leave: Leave::NoLeader })], None);
+    members.without_quorum();
+    assert_eq!(members.preferred(), 1, "one that answers at all is better than none");
+    assert!(pin!(members.reached()).now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_race_asks_the_next_when_one_fails_at_once_or_is_late() {
+    let asked = parking_lot::Mutex::new(Vec::new());
+    let ask = |member: usize| {
+        asked.lock().push(member);
+        async move {
+            match member {
+                0 => Err("refused"),
+                1 => pending().await,
+                _ => Ok(member),
+            }
+        }
+    };
+    let began = Instant::now();
+    assert_eq!(race([0, 1, 2, 3], ask, |_| true).await, Ok((2, 2)));
+    assert_eq!((asked.lock().as_slice(), began.elapsed()), (&[0, 1, 2][..], race::HEDGE));
+    let all = race([0, 0], |member: usize| async move { Err::<(), _>(member) }, |_| true).await;
+    assert_eq!(all, Err(vec![(0, 0), (0, 0)]));
+}
+
+/// A member whose connections are full is no worse than another.
+#[tokio::test(start_paused = true)]
+async fn a_race_waits_for_a_member_that_is_late_through_no_fault_of_its_own() {
+    let ask = |member: usize| async move {
+        assert_eq!(member, 0, "nobody else is asked");
+        tokio::time::sleep(race::HEDGE * 10).await;
+        Ok::<_, ()>(())
+    };
+    assert_eq!(race([0, 1], ask, |_| false).await, Ok((0, ())));
+}
