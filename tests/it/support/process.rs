@@ -20,7 +20,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::eventually_within;
 
 /// `$1` is the log, the rest the command. Prints the id of the server, and ends with its exit code. Where the server ends because
-/// the test binary is done with it, its folder goes as well: that of a static is removed by nobody else.
+/// the test binary is done with it, its folder goes as well: that of a static is removed by nobody else. Another server of the same folder may have
+/// removed it by then: `true`, since `:` would end the shell where it cannot write.
 const SUPERVISOR: &str = r#"
 exec 3<&0
 log=$1
@@ -28,7 +29,7 @@ shift
 "$@" 3<&- >>"$log" 2>&1 </dev/null &
 server=$!
 echo $server
-(read -r _ <&3; : >"$log.done"; kill -KILL $server) >/dev/null 2>&1 &
+(read -r _ <&3; true >"$log.done"; kill -KILL $server) >/dev/null 2>&1 &
 guard=$!
 wait $server
 code=$?
