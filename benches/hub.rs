@@ -14,8 +14,8 @@ use divan::{Bencher, black_box};
 use etcd_relay::{
     critical::Tasks,
     hub::{
-        Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, Outbox, OutboxLimits, RangeQuery, SortOrder,
-        SortTarget, Subscribe, WatchOptions,
+        Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, OutboxLimits, RangeQuery, SortOrder,
+        SortTarget, Subscribe, WatchOptions, WatchStream,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
@@ -31,12 +31,12 @@ fn main() {
 #[divan::bench(args = [1, 100, 1_000, 10_000])]
 fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
     let feed = feed(0);
-    let outboxes: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
+    let streams: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
     let mut revision = feed.revision();
     bencher.bench_local(|| {
         revision = revision.next();
         feed.publish(&[put(revision, "key")]).expect("in order");
-        outboxes.iter().for_each(drain);
+        streams.iter().for_each(drain);
     });
 }
 
@@ -44,7 +44,7 @@ fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
 #[divan::bench(args = [1, 100, 1_000])]
 fn publish_a_burst_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
     let feed = feed(0);
-    let outboxes: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
+    let streams: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
     let mut revision = feed.revision();
     bencher.bench_local(|| {
         let mut next = || {
@@ -53,7 +53,7 @@ fn publish_a_burst_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: u
         };
         let burst: Vec<_> = (0..100).map(|_| next()).collect();
         feed.publish(&burst).expect("in order");
-        outboxes.iter().for_each(drain);
+        streams.iter().for_each(drain);
     });
 }
 
@@ -61,12 +61,12 @@ fn publish_a_burst_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: u
 #[divan::bench(args = [1, 1_000, 100_000])]
 fn publish_to_one_of_many_keys(bencher: Bencher<'_, '_>, keys: usize) {
     let feed = feed(0);
-    let outbox = subscribed(&feed, (0..keys).map(|key| KeyRange::single(format!("key{key}").into())));
+    let stream = subscribed(&feed, (0..keys).map(|key| KeyRange::single(format!("key{key}").into())));
     let mut revision = feed.revision();
     bencher.bench_local(|| {
         revision = revision.next();
         feed.publish(&[put(revision, "key0")]).expect("in order");
-        drain(&outbox);
+        drain(&stream);
     });
 }
 
@@ -74,12 +74,12 @@ fn publish_to_one_of_many_keys(bencher: Bencher<'_, '_>, keys: usize) {
 #[divan::bench(args = [1, 1_000, 100_000])]
 fn publish_to_one_of_many_ranges(bencher: Bencher<'_, '_>, ranges: usize) {
     let feed = feed(0);
-    let outbox = subscribed(&feed, (0..ranges).map(|range| KeyRange::prefix(format!("{range}/").into())));
+    let stream = subscribed(&feed, (0..ranges).map(|range| KeyRange::prefix(format!("{range}/").into())));
     let mut revision = feed.revision();
     bencher.bench_local(|| {
         revision = revision.next();
         feed.publish(&[put(revision, "0/key")]).expect("in order");
-        drain(&outbox);
+        drain(&stream);
     });
 }
 
@@ -101,8 +101,8 @@ fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
 fn join_and_leave(bencher: Bencher<'_, '_>) {
     let feed = feed(0);
     bencher.bench_local(|| {
-        let outbox = subscribed(&feed, [KeyRange::prefix("".into())]);
-        outbox.leave();
+        let stream = subscribed(&feed, [KeyRange::prefix("".into())]);
+        stream.leave();
     });
 }
 
@@ -119,10 +119,10 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
     }
     bencher.bench_local(|| {
         for _ in 0..streams {
-            let outbox = Outbox::new(LIMITS.outbox, ClientKey::RELAY);
-            subscribe(&feed, &outbox, KeyRange::prefix("".into()), start);
-            drain(&outbox);
-            outbox.leave();
+            let stream = WatchStream::new(LIMITS.outbox, ClientKey::RELAY);
+            subscribe(&feed, &stream, KeyRange::prefix("".into()), start);
+            drain(&stream);
+            stream.leave();
         }
     });
 }
@@ -196,16 +196,16 @@ fn feed(keys: usize) -> Arc<Feed> {
     feed
 }
 
-fn subscribed(feed: &Arc<Feed>, ranges: impl IntoIterator<Item = KeyRange>) -> Arc<Outbox> {
-    let outbox = Outbox::new(LIMITS.outbox, ClientKey::RELAY);
+fn subscribed(feed: &Arc<Feed>, ranges: impl IntoIterator<Item = KeyRange>) -> Arc<WatchStream> {
+    let stream = WatchStream::new(LIMITS.outbox, ClientKey::RELAY);
     for range in ranges {
-        subscribe(feed, &outbox, range, Revision::ZERO);
+        subscribe(feed, &stream, range, Revision::ZERO);
     }
-    drain(&outbox);
-    outbox
+    drain(&stream);
+    stream
 }
 
-fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start_revision: Revision) {
+fn subscribe(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start_revision: Revision) {
     let subscribe = Subscribe {
         watch_id: 0,
         range,
@@ -215,14 +215,14 @@ fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start_revi
         fragment: false,
         compacted: false,
     };
-    feed.subscribe(outbox, &subscribe).expect("subscribed");
+    stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
 /// Takes all that waits, as a front does.
-fn drain(outbox: &Arc<Outbox>) {
+fn drain(stream: &Arc<WatchStream>) {
     let mut cx = Context::from_waker(Waker::noop());
     let mut batch = Vec::new();
-    while outbox.poll_drain(&mut cx, &mut batch, 64 << 10).is_ready() {
+    while stream.poll_drain(&mut cx, &mut batch, 64 << 10).is_ready() {
         black_box(&batch);
         batch.clear();
     }

@@ -8,6 +8,7 @@ mod backfill;
 mod catch_up;
 mod confirm;
 mod delivery;
+mod ends;
 mod feed;
 mod fill;
 mod history;
@@ -20,6 +21,7 @@ mod pages;
 mod payload;
 mod pins;
 mod read;
+mod reset;
 mod runs;
 mod shares;
 mod snapshot;
@@ -29,6 +31,7 @@ mod stats;
 pub(crate) mod testing;
 mod turns;
 pub mod upstream;
+mod watch_stream;
 mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -40,16 +43,17 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Subscribe, SubscribeError, Twins, WaitError},
+    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Twins, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,
-    outbox::{LiveWatch, Outbox, OutboxLimits, OutboxStats},
+    outbox::OutboxLimits,
     payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
+    watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStream, WatchStreamStats},
     work::Asker,
 };
 use self::{on_demand::OnDemand, pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
@@ -270,7 +274,7 @@ impl Hub {
     /// Sets the gauges of what all feeds hold. Called before a scrape.
     pub fn refresh_metrics(&self) {
         let feeds: Vec<FeedStats> = self.feeds().iter().map(|feed| feed.stats()).collect();
-        stats::totals(&feeds, self.shared.on_demand.held());
+        FeedStats::set_gauges(&feeds, self.shared.on_demand.held());
     }
 
     fn start(&self, feeds: &mut Vec<Arc<Feed>>, range: KeyRange, kind: FeedKind, client: ClientKey) -> Arc<Feed> {

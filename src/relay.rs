@@ -35,7 +35,7 @@ use crate::{
         },
         listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
     },
-    hub::{FeedStats, Hub, OutboxStats},
+    hub::{FeedStats, Hub, WatchStreamStats},
     shutdown::{Drained, Phases, Shutdown},
     source::Members,
     store::demo::SeedError,
@@ -236,7 +236,7 @@ impl Inspect for Process {
         self.streams.of(connection)
     }
 
-    fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
+    fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
         self.streams.after(connection, after, most)
     }
 

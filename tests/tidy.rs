@@ -51,6 +51,47 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
+/// The modules of the hub from the ground up. Each may use those that are named with it, which all stand before it, so that nothing goes
+/// round in a circle; `hub` stands for what `hub.rs` itself defines.
+const HUB: &[(&str, &[&str])] = &[
+    ("interval", &[]),
+    ("pages", &[]),
+    ("shares", &[]),
+    ("standing", &[]),
+    ("turns", &[]),
+    ("upstream", &[]),
+    ("stats", &["upstream"]),
+    ("confirm", &["upstream"]),
+    ("work", &["stats"]),
+    ("index", &["interval"]),
+    ("payload", &["index"]),
+    ("runs", &["payload"]),
+    ("history", &["index", "payload", "runs"]),
+    ("delivery", &["payload"]),
+    ("snapshot", &["pages"]),
+    ("pins", &["snapshot"]),
+    ("listing", &["pages", "snapshot", "work"]),
+    ("outbox", &["delivery", "index", "payload", "shares", "stats", "turns"]),
+    (
+        "feed",
+        &[
+            "hub", "delivery", "history", "index", "outbox", "payload", "pins", "runs", "snapshot", "standing",
+            "stats", "upstream",
+        ],
+    ),
+    ("on_demand", &["hub", "feed", "snapshot"]),
+    ("read", &["feed", "listing", "snapshot", "work"]),
+    ("ends", &["delivery", "feed", "outbox", "stats"]),
+    ("fill", &["delivery", "ends", "feed", "index", "outbox", "payload", "runs", "stats", "turns", "upstream"]),
+    ("backfill", &["ends", "feed", "fill", "outbox", "stats", "upstream"]),
+    ("catch_up", &["backfill", "feed", "history", "index", "outbox", "payload", "runs"]),
+    ("reset", &["backfill", "delivery", "feed", "outbox", "snapshot"]),
+    (
+        "watch_stream",
+        &["backfill", "catch_up", "delivery", "ends", "feed", "fill", "index", "outbox", "shares", "stats"],
+    ),
+];
+
 /// Names that must not appear in a layer, with the reason.
 const BARRED: &[(&str, &[&str], &str)] = &[
     ("types", &["tonic", "hyper", "axum", "tokio", "etcd_client"], "types do nothing but hold values"),
@@ -106,6 +147,38 @@ fn layers_use_only_what_is_below_them() {
         }
     }
     assert_tidy(&findings);
+}
+
+#[test]
+fn modules_of_the_hub_use_only_what_is_below_them() {
+    let mut findings = Vec::new();
+    for (place, (module, may_use)) in HUB.iter().enumerate() {
+        let below = |used: &str| used == "hub" || HUB[..place].iter().any(|(below, _)| *below == used);
+        let circles = may_use.iter().filter(|used| !below(used));
+        findings.extend(circles.map(|used| format!("HUB: {module} may use {used}, which does not stand before it")));
+    }
+    let exports = exports(&uncommented(&read("src/hub.rs")));
+    for file in shipped_files().filter(|file| file.path.starts_with("src/hub") && !is_part_of_a_test(&file.path)) {
+        let module = module_of_hub(&file.path);
+        let Some((_, may_use)) = HUB.iter().find(|(known, _)| *known == module) else {
+            findings.push(format!("{}: {module} is no known module of the hub; add it to HUB", file.path.display()));
+            continue;
+        };
+        for name in used_in_hub(&code_of(&file.text), &file.path) {
+            let is_module = HUB.iter().any(|(known, _)| *known == name);
+            let used = if is_module { &name } else { exports.get(&name).map_or("hub", String::as_str) };
+            if used != module && !may_use.contains(&used) {
+                let path = file.path.display();
+                findings.push(format!("{path}: {module} uses {used} (for {name}), and may use {may_use:?} only"));
+            }
+        }
+    }
+    assert_tidy(&findings);
+}
+
+/// What only tests have, though it is no file of tests.
+fn is_part_of_a_test(path: &Path) -> bool {
+    path.ends_with("hub/testing.rs")
 }
 
 /// Where tasks may be spawned by other means than `critical::Tasks`, and why a panic there harms nobody else.
@@ -372,46 +445,82 @@ fn used_layers(code: &str, path: &Path) -> BTreeSet<String> {
     // Elsewhere the library's own name stands in log filters, not in paths.
     let from_outside = if layer_of(path) == "main" { "etcd_relay::" } else { "crate::" };
     let roots = ["crate::".to_owned(), from_outside.to_owned(), "super::".repeat(depth)];
-    let mut used = BTreeSet::new();
-    for root in &roots {
-        for (at, _) in code.match_indices(root.as_str()) {
-            let before = code[..at].chars().next_back();
-            if before.is_some_and(|before| is_word(before) || before == ':') {
-                continue;
-            }
-            let rest = &code[at + root.len()..];
-            match rest.strip_prefix('{') {
-                Some(group) => used.extend(group_heads(group)),
-                None => used.extend(words(rest).next().map(str::to_owned)),
+    roots.iter().flat_map(|root| paths_after(code, root)).collect()
+}
+
+/// `src/hub/feed.rs` and `src/hub/feed/inner.rs` are of the module `feed`.
+fn module_of_hub(path: &Path) -> String {
+    layer_of(&path.components().skip(1).collect::<PathBuf>())
+}
+
+/// The first segments of all paths from the hub's root, in a file below it: `super::…` where that is the root, `crate::hub::…` and
+/// `crate::{…, hub::…}`.
+fn used_in_hub(code: &str, path: &Path) -> BTreeSet<String> {
+    let root = "super::".repeat(path.components().count() - 2);
+    let mut used: BTreeSet<String> = paths_after(code, "crate::hub::").chain(paths_after(code, &root)).collect();
+    for (at, group) in code.match_indices("crate::{") {
+        for member in members(&code[at + group.len()..]) {
+            if let Some(rest) = member.strip_prefix("hub::") {
+                used.extend(heads(rest));
             }
         }
     }
     used
 }
 
-/// The first word of each member of a `{…}` whose opening brace is gone.
-fn group_heads(group: &str) -> Vec<String> {
-    let mut heads = Vec::new();
-    let mut depth = 0;
-    let mut head = String::new();
-    let mut in_head = true;
-    for char in group.chars() {
-        match char {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => {
-                heads.push(std::mem::take(&mut head));
-                in_head = true;
+/// The first segments of all paths that begin with `root`.
+fn paths_after<'a>(code: &'a str, root: &'a str) -> impl Iterator<Item = String> + 'a {
+    let begins = |at: &usize| !code[..*at].chars().next_back().is_some_and(|before| is_word(before) || before == ':');
+    let places = code.match_indices(root).map(|(at, _)| at).filter(move |at| begins(at));
+    places.flat_map(move |at| heads(&code[at + root.len()..]))
+}
+
+/// The first segment of a path, or those of all members of a `{…}`.
+fn heads(rest: &str) -> Vec<String> {
+    match rest.strip_prefix('{') {
+        Some(group) => group_heads(group),
+        None => words(rest).next().map(str::to_owned).into_iter().collect(),
+    }
+}
+
+/// Name → module, of all that a module hands on: `pub use self::{feed::{Feed, FeedKind}, outbox::OutboxLimits};`.
+fn exports(code: &str) -> BTreeMap<String, String> {
+    let mut exports = BTreeMap::new();
+    for (at, start) in code.match_indices("pub use self::{") {
+        for member in members(&code[at + start.len()..]) {
+            if let Some((module, names)) = member.split_once("::") {
+                exports.extend(heads(names).into_iter().map(|name| (name, module.to_owned())));
             }
-            _ if in_head && is_word(char) => head.push(char),
-            _ if char.is_whitespace() && head.is_empty() => {}
-            _ => in_head = false,
         }
     }
-    heads.push(head);
-    heads.retain(|head| !head.is_empty());
-    heads
+    exports
+}
+
+/// The members of a `{…}` whose opening brace is gone, trimmed.
+fn members(group: &str) -> Vec<&str> {
+    let mut members = Vec::new();
+    let (mut depth, mut from) = (0, 0);
+    for (at, char) in group.char_indices() {
+        match char {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                members.push(&group[from..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                members.push(&group[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    members.into_iter().map(str::trim).filter(|member| !member.is_empty()).collect()
+}
+
+/// The first word of each member of a `{…}` whose opening brace is gone.
+fn group_heads(group: &str) -> Vec<String> {
+    members(group).into_iter().filter_map(|member| words(member).next()).map(str::to_owned).collect()
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -517,6 +626,36 @@ mod the_checks_find {
             let used = used_layers(&code_of(text), Path::new(path));
             assert_eq!(used.iter().map(String::as_str).collect::<Vec<_>>(), *expected, "{path}: {text}");
         }
+    }
+
+    #[test]
+    fn every_form_of_an_edge_within_the_hub() {
+        let cases: &[(&str, &str, &[&str])] = &[
+            (
+                "src/hub/outbox.rs",
+                "use super::{\n    Feed, feed,\n    delivery::{A, B},\n};",
+                &["Feed", "delivery", "feed"],
+            ),
+            ("src/hub/outbox.rs", "fn f(x: &super::feed::Inner) {}", &["feed"]),
+            ("src/hub/outbox.rs", "use self::state::State;", &[]),
+            ("src/hub/outbox/state.rs", "use super::Watches;\nuse super::super::feed::Inner;", &["feed"]),
+            (
+                "src/hub/outbox/state.rs",
+                "use crate::{\n    hub::{\n        Feed,\n        stats,\n    },\n    types::{B},\n};",
+                &["Feed", "stats"],
+            ),
+            ("src/hub/outbox/state.rs", "use crate::{hub::feed::Inner, types::B};", &["feed"]),
+            ("src/hub/outbox/state.rs", "let x = crate::hub::Feed::new();", &["Feed"]),
+        ];
+        for (path, text, expected) in cases {
+            let used = used_in_hub(&code_of(text), Path::new(path));
+            assert_eq!(used.iter().map(String::as_str).collect::<Vec<_>>(), *expected, "{path}: {text}");
+        }
+        let exports = exports("pub use self::{\n    feed::{Feed, FeedKind},\n    outbox::OutboxLimits,\n};");
+        let found: Vec<_> = exports.iter().map(|(name, module)| (name.as_str(), module.as_str())).collect();
+        assert_eq!(found, [("Feed", "feed"), ("FeedKind", "feed"), ("OutboxLimits", "outbox")]);
+        assert_eq!(module_of_hub(Path::new("src/hub/feed/inner.rs")), "feed");
+        assert_eq!(module_of_hub(Path::new("src/hub/feed.rs")), "feed");
     }
 
     #[test]

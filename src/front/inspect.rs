@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::listen::ConnectionId;
 use crate::{
-    hub::{FeedStats, OutboxStats},
+    hub::{FeedStats, WatchStreamStats},
     types::MemberVersion,
 };
 
@@ -33,7 +33,7 @@ pub trait Inspect: Send + Sync + 'static {
     fn streams(&self, connection: ConnectionId) -> usize;
 
     /// The first `most` watch streams of a connection with a number above `after`, in the order of their numbers.
-    fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)>;
+    fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)>;
 
     /// All metrics as Prometheus text.
     fn metrics(&self) -> String;

@@ -1,5 +1,5 @@
 //! [`Session`]: one client's watches, from its requests to the queue that its answers are taken from. It knows no transport: a front
-//! gives it requests as a stream and sends what the [`Outbox`] gives.
+//! gives it requests as a stream and sends what the [`WatchStream`] gives.
 //!
 //! A request is parsed (`step`), permitted (`permission`), waits until the feeds have the cluster's current revision, and is acted on
 //! in the hub. The relay asks for the current revision once for all requests that came together (and for all streams that ask at the
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     hub::{
-        Feed, FeedKind, Hub, NoFeed, Outbox, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError,
+        Feed, FeedKind, Hub, NoFeed, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError, WatchStream,
         upstream::UpstreamError,
     },
     pb::etcdserverpb::WatchRequest,
@@ -82,7 +82,7 @@ pub struct Sessions {
 #[derive(Debug)]
 pub struct Session {
     shared: Sessions,
-    outbox: Arc<Outbox>,
+    stream: Arc<WatchStream>,
     permission: Permission,
     /// The client wants the stream to end where there is no leader.
     requires_leader: bool,
@@ -111,16 +111,16 @@ enum Acted {
 }
 
 impl Sessions {
-    /// A session of this client. Its answers are for whoever polls [`Session::outbox`].
+    /// A session of this client. Its answers are for whoever polls [`Session::stream`].
     #[must_use]
     pub fn open(&self, client: Client, requires_leader: bool) -> Session {
         let clients = std::iter::once(client.key()).chain(client.user_key());
         let counted = self.shares.count_for(clients);
-        let outbox = Outbox::counted(self.hub.limits().outbox, client.key(), counted);
+        let stream = WatchStream::counted(self.hub.limits().outbox, client.key(), counted);
         Session {
-            permission: Permission { access: self.access.clone(), client, outbox: outbox.clone() },
+            permission: Permission { access: self.access.clone(), client, stream: stream.clone() },
             shared: self.clone(),
-            outbox,
+            stream,
             requires_leader,
             current: self.hub.header().at(Revision::ZERO),
             waiting: Waiting::default(),
@@ -131,21 +131,21 @@ impl Sessions {
 impl Session {
     /// Where its answers and events come from.
     #[must_use]
-    pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+    pub fn stream(&self) -> &Arc<WatchStream> {
+        &self.stream
     }
 
-    /// Serves the requests until the outbox is left. An error among them ends the session.
+    /// Serves the requests until the stream is left. An error among them ends the session.
     pub async fn run(mut self, requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
-        let gone = self.outbox.gone().clone();
+        let gone = self.stream.gone().clone();
         let permission = self.permission.clone();
         // Side by side: a client that holds up its requests does not hold up the check of its watches.
-        let outbox = self.outbox.clone();
+        let stream = self.stream.clone();
         let both =
             pin!(AssertUnwindSafe(async { tokio::join!(self.serve(requests), permission.keep()) }).catch_unwind());
         // A client must not wait for a task that is gone: a panic is an end that it is told of.
         if let Some(Err(_)) = gone.run_until_cancelled(both).await {
-            outbox.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
+            stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
         }
     }
 
@@ -160,40 +160,40 @@ impl Session {
             // Cancel safe: each arm says so. What a client can make ready without a pause comes last.
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.outbox.end(StreamEnd::Stopping, true),
+                () = stop.cancelled() => return self.stream.end(StreamEnd::Stopping, true),
                 () = lost_leader(&mut leaderless), if self.requires_leader => {
-                    return self.outbox.end(StreamEnd::NoLeader, false);
+                    return self.stream.end(StreamEnd::NoLeader, false);
                 }
                 _ = tick.tick() => {
-                    if self.outbox.wants_progress() {
-                        let current = Box::pin(self.reach_current(serving(self.outbox.feeds()), None));
+                    if self.stream.wants_progress() {
+                        let current = Box::pin(self.reach_current(serving(self.stream.feeds()), None));
                         if stop.run_until_cancelled(current).await.is_some() {
-                            self.outbox.notify_progress(false);
+                            self.stream.notify_progress(false);
                         }
                     }
                 }
                 // In a box while it lasts: thousands of streams wait here, and in few of them a create does.
-                () = async { Box::pin(self.waiting.due(&self.shared.hub, self.outbox.client())).await }, if !self.waiting.is_empty() => {
+                () = async { Box::pin(self.waiting.due(&self.shared.hub, self.stream.client())).await }, if !self.waiting.is_empty() => {
                     let act = Box::pin(self.act_on_waiting());
                     match stop.run_until_cancelled(act).await {
                         Some(true) => {}
                         Some(false) => return,
-                        None => return self.outbox.end(StreamEnd::Stopping, true),
+                        None => return self.stream.end(StreamEnd::Stopping, true),
                     }
                 }
-                batch = read(&mut requests, &self.outbox), if !half_closed && self.waiting.has_room() => {
+                batch = read(&mut requests, &self.stream), if !half_closed && self.waiting.has_room() => {
                     // What is not acted on when the relay stops, the client asks elsewhere.
                     let act = Box::pin(self.act(batch.requests));
                     match stop.run_until_cancelled(act).await {
                         Some(true) => {}
                         Some(false) => return,
-                        None => return self.outbox.end(StreamEnd::Stopping, true),
+                        None => return self.stream.end(StreamEnd::Stopping, true),
                     }
                     match batch.end {
                         None => {}
                         // The client says no more, and wants to hear all the same.
                         Some(Ok(())) => half_closed = true,
-                        Some(Err(why)) => return self.outbox.end(why, false),
+                        Some(Err(why)) => return self.stream.end(why, false),
                     }
                 }
             }
@@ -231,10 +231,10 @@ impl Session {
             })
             .filter(|start| *start > Revision::ZERO)
             .collect();
-        let mut feeds = self.outbox.feeds();
+        let mut feeds = self.stream.feeds();
         for wanted in &wanted {
             if let Step::Create(_, subscribe) = &wanted.step
-                && let Ok(feed) = self.shared.hub.feed(&subscribe.range, self.outbox.client())
+                && let Ok(feed) = self.shared.hub.feed(&subscribe.range, self.stream.client())
                 && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
             {
                 feeds.push(feed);
@@ -255,7 +255,7 @@ impl Session {
             if let Step::Create(_, subscribe) = &mut wanted.step {
                 subscribe.compacted = compacted.contains(&subscribe.start_revision);
             }
-            if !self.waiting.is_empty() && !self.waiting.may_be_overtaken_by(&wanted.step, &self.outbox) {
+            if !self.waiting.is_empty() && !self.waiting.may_be_overtaken_by(&wanted.step, &self.stream) {
                 self.waiting.add(wanted);
                 continue;
             }
@@ -274,7 +274,7 @@ impl Session {
             Step::Create(_, subscribe) => return self.create(subscribe, wanted.until, asked),
             Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
             Step::Refuse(text, why) => self.refuse(text.clone(), *why),
-            Step::Cancel(watch_id) => self.outbox.cancel(*watch_id),
+            Step::Cancel(watch_id) => self.stream.cancel(*watch_id),
             Step::Progress => self.progress().await,
         }
         Acted::Done
@@ -297,7 +297,7 @@ impl Session {
                 Some(wanted)
             }
             Err(end) => {
-                self.outbox.end(end, false);
+                self.stream.end(end, false);
                 None
             }
         }
@@ -343,7 +343,7 @@ impl Session {
     }
 
     fn create(&self, subscribe: &Subscribe, until: Instant, asked: &[Arc<Feed>]) -> Acted {
-        let feed = match self.shared.hub.feed(&subscribe.range, self.outbox.client()) {
+        let feed = match self.shared.hub.feed(&subscribe.range, self.stream.client()) {
             Ok(feed) => feed,
             Err(error) => {
                 let why = match error {
@@ -359,7 +359,7 @@ impl Session {
             // Its snapshot came while the current revision was asked for, and may have been read before: it is asked for again.
             return Acted::Waits;
         }
-        match feed.subscribe(&self.outbox, subscribe) {
+        match self.stream.subscribe(&feed, subscribe) {
             Ok(()) => Acted::Done,
             Err(error @ SubscribeError::DuplicateId) => {
                 self.refuse(error.to_string(), Refusal::DuplicateId);
@@ -391,27 +391,27 @@ impl Session {
         }
         let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
         let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
-        if self.outbox.watches() > 0 {
+        if self.stream.watches() > 0 {
             // The stream's other watches must not end for this one.
             self.refuse(text, Refusal::Late);
             return Acted::Done;
         }
-        self.outbox.end(StreamEnd::Unavailable(text), false);
+        self.stream.end(StreamEnd::Unavailable(text), false);
         Acted::Ended
     }
 
     async fn progress(&mut self) {
         for _ in 0..PROGRESS_TRIES {
-            if self.outbox.answer_progress() != ProgressAnswer::Later {
+            if self.stream.answer_progress() != ProgressAnswer::Later {
                 return;
             }
-            self.reach_current(serving(self.outbox.feeds()), None).await;
+            self.reach_current(serving(self.stream.feeds()), None).await;
         }
     }
 
     fn refuse(&self, text: String, why: Refusal) {
         counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
-        self.outbox.refuse(self.current, text);
+        self.stream.refuse(self.current, text);
     }
 }
 
@@ -439,8 +439,11 @@ fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
 }
 
 /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
-async fn read(requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin), outbox: &Outbox) -> Batch {
-    outbox.wait_room().await;
+async fn read(
+    requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin),
+    stream: &WatchStream,
+) -> Batch {
+    stream.wait_room().await;
     let mut batch = Batch::default();
     batch.add(requests.next().await);
     while batch.has_room() {

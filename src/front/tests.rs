@@ -26,7 +26,7 @@ use super::{
     listen::{self, Bound, ConnectionId, Connections, Stop},
 };
 use crate::{
-    hub::{FeedStats, OutboxStats},
+    hub::{FeedStats, WatchStreamStats},
     telemetry::{ReadyBoard, names::Port},
     types::MemberVersion,
 };
@@ -65,8 +65,8 @@ impl Inspect for Told {
         *self.streams.lock()
     }
 
-    fn streams_after(&self, _: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
-        let stats = OutboxStats { watches: 2, ..OutboxStats::default() };
+    fn streams_after(&self, _: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
+        let stats = WatchStreamStats { watches: 2, ..WatchStreamStats::default() };
         (after + 1..=self.streams(ConnectionId(0)) as u64).take(most).map(|number| (number, stats)).collect()
     }
 

@@ -28,29 +28,22 @@
 //! where upstream had compacted it (`read` minds that); a watch that is behind has no writer; while one is, there is a task; what is
 //! read and not joined yet is never more than one history, in as many feeds as there are configured and [`ON_DEMAND`] others.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    ops::{BitOr, BitOrAssign},
-    sync::Arc,
-    task::Waker,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Feed, FeedKind,
-    delivery::Cancellation,
-    feed::Inner,
+    Feed, FeedKind, ends,
+    feed::Asks,
     fill,
-    outbox::{Outbox, State, wake},
+    outbox::{Outbox, Watch, wake},
     stats,
     upstream::{Changes, UpstreamError, WatchMessage, WatchRequest},
 };
 use crate::{
     telemetry::names::BackfillOutcome,
-    types::{Cluster, Entry, KeyValue, Revision},
+    types::{Cluster, Entry, Revision},
 };
 
 /// Most feeds on demand that are backfilled at once: clients decide how many there are. Configured ones do not wait.
@@ -61,116 +54,22 @@ const MARGIN: i64 = 256;
 const STAGE: i64 = 8192;
 /// How much longer a stage may be than the one before.
 const GROWTH: i64 = 8;
-/// Most entries that are joined, and streams that are looked at, while the feed's lock is held.
-const STEP: (usize, usize) = (1024, 64);
+/// Most entries that are joined while the feed's lock is held.
+const STEP: usize = 1024;
 /// Most watches of a stream that are moved while its lock is held.
 const STEP_WATCHES: usize = 1024;
 /// How often upstream is asked where it stands; etcd is silent while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// How long upstream may be silent before the watch is given up. It reads all revisions since the start before it says something.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long fills serve after upstream would not let the relay read the feed's past.
-const REFUSED: Duration = Duration::from_secs(10);
 
-/// What a feed knows of those who need what is before its history. Under the feed's lock.
-#[derive(Debug, Default)]
-pub(super) struct Past {
-    /// Places of the outboxes that have watches which are behind or unfilled; some have none any more.
-    lagging: BTreeSet<u32>,
-    /// There is a task.
-    at_work: bool,
-    /// A watch fell behind since the last plan was begun.
-    asked: bool,
-    /// When upstream refused.
-    refused: Option<Instant>,
-}
-
-impl Past {
-    /// An outbox has left the feed.
-    pub(super) fn forget(&mut self, outbox: u32) {
-        self.lagging.remove(&outbox);
+/// Starts what is asked for, for watches of these streams in `feed`.
+pub(super) fn start<'a>(asks: Asks, feed: &Arc<Feed>, outboxes: impl IntoIterator<Item = &'a Arc<Outbox>>) {
+    if asks.backfill {
+        feed.shared.tasks.detach("backfill", run(feed.clone()));
     }
-
-    /// The feed has begun another history.
-    pub(super) fn begin(&mut self) {
-        self.refused = None;
-    }
-
-    /// Places of outboxes after `place`, around, that have watches for a fill.
-    pub(super) fn lagging_after(&self, place: u32) -> impl Iterator<Item = u32> {
-        self.lagging.range(place..).chain(self.lagging.range(..place)).copied()
-    }
-}
-
-/// What is to be started for watches that lag, once the locks are let go.
-#[derive(Clone, Copy, Debug, Default)]
-#[must_use]
-pub(super) struct Asks {
-    backfill: bool,
-    fill: bool,
-}
-
-impl BitOr for Asks {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self { backfill: self.backfill || other.backfill, fill: self.fill || other.fill }
-    }
-}
-
-impl BitOrAssign for Asks {
-    fn bitor_assign(&mut self, other: Self) {
-        *self = *self | other;
-    }
-}
-
-impl Asks {
-    /// Starts it, for watches of these streams in `feed`.
-    pub(super) fn start<'a>(self, feed: &Arc<Feed>, outboxes: impl IntoIterator<Item = &'a Arc<Outbox>>) {
-        if self.backfill {
-            feed.shared.tasks.detach("backfill", run(feed.clone()));
-        }
-        if self.fill {
-            outboxes.into_iter().for_each(fill::ask);
-        }
-    }
-}
-
-impl Inner {
-    /// A watch that is live or parked needs what is before the history.
-    pub(super) fn lag(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
-        if self.may_backfill() { self.lag_near(state, slot, needs) } else { self.lag_far(state, slot, needs) }
-    }
-
-    /// The same where the history has room, or is to begin anew.
-    pub(super) fn lag_near(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
-        self.note(state, slot);
-        state.fall_behind(slot, needs);
-        self.past.asked = true;
-        Asks { backfill: !std::mem::replace(&mut self.past.at_work, true), fill: false }
-    }
-
-    /// The same for what upstream alone can tell.
-    pub(super) fn lag_far(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
-        self.note(state, slot);
-        state.await_fill(slot, needs);
-        Asks { backfill: false, fill: true }
-    }
-
-    fn note(&mut self, state: &State, slot: usize) {
-        let attachment = state.watches[slot].attachment;
-        self.past.lagging.insert(state.feeds[attachment as usize].slot);
-    }
-
-    fn may_backfill(&self) -> bool {
-        self.history.grows_back() && self.past.refused.is_none_or(|refused| refused.elapsed() >= REFUSED)
-    }
-
-    /// Some outboxes with watches that lag, from a place on, and the place to go on from.
-    fn lagging_from(&self, place: u32) -> (Vec<(u32, Arc<Outbox>)>, Option<u32>) {
-        let places: Vec<u32> = self.past.lagging.range(place..).take(STEP.1).copied().collect();
-        let next = places.last().filter(|_| places.len() == STEP.1).map(|last| last + 1);
-        (places.iter().map(|place| (*place, self.outboxes[*place as usize].clone())).collect(), next)
+    if asks.fill {
+        outboxes.into_iter().for_each(|outbox| fill::ask(feed, outbox));
     }
 }
 
@@ -225,7 +124,7 @@ async fn run(feed: Arc<Feed>) {
             }
             Ended::Compacted(compact_revision) => {
                 oldest = compact_revision;
-                end_compacted(&feed, &plan.cluster, compact_revision);
+                ends::compacted(&feed, &plan.cluster, compact_revision);
                 BackfillOutcome::Compacted
             }
             Ended::Failed(error) => {
@@ -255,7 +154,7 @@ fn plan(feed: &Feed, stage: i64, oldest: Revision) -> Option<Plan> {
         while let Some(from) = place {
             let (outboxes, next) = feed.lock().lagging_from(from);
             for (_, outbox) in outboxes {
-                let needs = outbox.lock().furthest_behind_in(feed);
+                let needs = outbox.lock().watches.furthest_behind_in(feed.id());
                 lowest = [lowest, needs].into_iter().flatten().min();
             }
             place = next;
@@ -353,7 +252,7 @@ async fn read(feed: &Feed, plan: &Plan) -> Ended {
 impl Read {
     /// Adds the next revision and lets go of the oldest ones that do not fit into the history.
     fn add(&mut self, cluster: &Arc<Cluster>, changes: &Changes, room: (usize, usize)) {
-        let entry = encode(cluster, changes);
+        let entry = changes.entry(cluster);
         let cost = entry.cost();
         self.seen = (self.seen.0 + 1, self.seen.1 + cost);
         self.bytes += cost;
@@ -364,14 +263,6 @@ impl Read {
             self.from = oldest.revision.next();
         }
     }
-}
-
-/// A revision as upstream gave it, with what it replaced.
-pub(super) fn encode(cluster: &Arc<Cluster>, changes: &Changes) -> Arc<Entry> {
-    let mut prev = changes.prev.iter();
-    Arc::new(Entry::encode(cluster, changes.revision, changes.received, &changes.events, |_| {
-        prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
-    }))
 }
 
 /// Revisions of the next stage: more than of this one, but not so many that the history would have no room for what they bring, if
@@ -390,7 +281,7 @@ fn join(feed: &Feed, plan: &Plan, mut read: Read) -> BackfillOutcome {
     // What was too much for the history is too much for good.
     let mut complete = read.from == plan.from;
     loop {
-        let rest = read.entries.len().saturating_sub(STEP.0);
+        let rest = read.entries.len().saturating_sub(STEP);
         let newest: Vec<Arc<Entry>> = read.entries.drain(rest..).map(|(entry, _)| entry).collect();
         let from = read.entries.back().map_or(read.from, |(older, _)| older.revision.next());
         let joined = newest.len();
@@ -432,64 +323,25 @@ fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
     let mut inner = feed.lock();
     let mut state = outbox.lock();
     let mut asks = Asks::default();
-    let mut slots = state.behind_from(feed, inner.history.start(), STEP_WATCHES);
+    let mut slots = state.watches.behind_from(feed.id(), inner.history.start(), STEP_WATCHES);
     slots.iter().for_each(|slot| state.park(*slot));
     let waker = if slots.is_empty() { None } else { state.wake() };
     if slots.is_empty() && !inner.may_backfill() {
-        slots = state.behind_from(feed, Revision::ZERO, STEP_WATCHES);
+        slots = state.watches.behind_from(feed.id(), Revision::ZERO, STEP_WATCHES);
         for slot in &slots {
-            let needs = state.watches[*slot].next();
+            let Some(needs) = state.watches.get(*slot).map(Watch::next) else { continue };
             asks |= inner.lag_far(&mut state, *slot, needs);
         }
     }
     // By now it may be another stream's place.
     let is_here = inner.outboxes.get(place as usize).is_some_and(|there| Arc::ptr_eq(there, outbox));
-    if is_here && !state.lags_in(feed) {
+    if is_here && !state.watches.lags_in(feed.id()) {
         inner.past.forget(place);
     }
     drop(state);
     drop(inner);
     wake(waker);
-    asks.start(feed, [outbox]);
-    !slots.is_empty()
-}
-
-/// Upstream has compacted what was before a revision: each watch that lags and needs some of it is told, whichever asked.
-pub(super) fn end_compacted(feed: &Feed, cluster: &Arc<Cluster>, compact_revision: Revision) {
-    let mut place = Some(0);
-    while let Some(from) = place {
-        let (outboxes, next) = feed.lock().lagging_from(from);
-        for (_, outbox) in outboxes {
-            while end_some(feed, &outbox, cluster, compact_revision) {}
-        }
-        place = next;
-    }
-}
-
-/// The same for some watches of a stream. True where there may be more.
-fn end_some(feed: &Feed, outbox: &Outbox, cluster: &Arc<Cluster>, compact_revision: Revision) -> bool {
-    let mut inner = feed.lock();
-    if inner.cluster.id() != cluster.id() {
-        // What it has compacted is nothing to these.
-        return false;
-    }
-    let slots = outbox.lock().lagging_before(feed, compact_revision, STEP_WATCHES);
-    let mut wakers: Vec<Waker> = Vec::new();
-    for slot in &slots {
-        let mut state = outbox.lock();
-        // Phases change under the feed's lock, which is held. But a stream may end: then it has no watches.
-        let Some(watch) = state.watches.get(*slot) else { break };
-        let (watch_id, header) = (watch.id, cluster.at(Revision::ZERO));
-        let cancellation = Cancellation { watch_id, header, compact_revision, ..Cancellation::default() };
-        stats::canceled(&cancellation);
-        let ((link, last), waker) = state.end_watch(*slot, cancellation);
-        wakers.extend(waker);
-        drop(state);
-        // One by one: the place in the index of one that is still to come may be another after it.
-        inner.unlink(link, last);
-    }
-    drop(inner);
-    wakers.into_iter().for_each(Waker::wake);
+    start(asks, feed, [outbox]);
     !slots.is_empty()
 }
 

@@ -1,6 +1,6 @@
 //! Reads history for the parked watches of a stream, as far as its queue has room, and makes them live again at its end.
 //!
-//! Called by [`Outbox::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
+//! Called by [`super::WatchStream::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
 //! Watches of ranges get runs: a chunk of history as their group gets it, put together by the first that needs it and kept for
 //! the others. For watches of single keys, which share little, a step goes through the entries once for all of them.
 //! Those that are furthest behind come first, so that none waits for another that is ahead of it.
@@ -14,12 +14,11 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::{
-    Feed,
-    backfill::Asks,
-    feed::Inner,
+    Feed, backfill,
+    feed::{Asks, Inner},
     history::{Ahead, Task},
     index::WatchOptions,
-    outbox::{Outbox, OutboxLimits, Phase, State, Watch},
+    outbox::{FeedId, Outbox, OutboxLimits, Phase, State, Watch},
     payload::{Payload, Picks},
     runs::{Run, RunKey},
 };
@@ -69,12 +68,13 @@ enum Next {
 }
 
 /// One step for one feed: parked watches come closer to live, or are handed to a fill.
-pub(super) fn step(outbox: &Arc<Outbox>) {
+pub(super) fn step(outbox: &Arc<Outbox>, feed_of: impl Fn(FeedId) -> Option<Arc<Feed>>) {
     let mut made = None;
     // Each time with the runs that were missing before; the last time nothing is made, since nobody would take it.
     for may_make in [true, true, false] {
         // Not under the feed's lock: of a million parked watches this takes a while.
-        let Some((feed, slots)) = outbox.lock().furthest_parked(STEP_WATCHES) else { return };
+        let Some((feed, slots)) = outbox.lock().watches.furthest_parked(STEP_WATCHES) else { return };
+        let Some(feed) = feed_of(feed) else { return };
         match serve(&feed, outbox, slots, made.take()) {
             Next::Done => return,
             Next::Read(watches, entries) => {
@@ -107,12 +107,12 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
         let parked = |watch: &&Watch| watch.phase() == Phase::Parked;
         let Some(watch) = state.watches.get(slot as usize).filter(parked) else { continue };
         let next = watch.next();
-        if !Arc::ptr_eq(&state.feeds[watch.attachment as usize].feed, feed) {
+        if state.watches.feed_of(slot as usize) != Some(feed.id()) {
             continue;
         }
         if next < inner.history.start() {
             asks |= inner.lag(&mut state, slot as usize, next);
-        } else if inner.index.group(watch.group).range.is_single() {
+        } else if inner.index.group(watch.group()).range.is_single() {
             singles.push((next, slot));
         } else {
             ranges.push((next, slot));
@@ -125,14 +125,14 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
         (Some((single, _)), Some((range, _))) if range < single => pass(&inner, &mut state, outbox, ranges),
         (Some((from, _)), _) => {
             let entries = inner.history.read(*from, STEP_ENTRIES).unwrap_or_default();
-            let watches = singles.drain(..).map(|(_, slot)| single(&inner, &state, slot as usize)).collect();
+            let watches = singles.drain(..).filter_map(|(_, slot)| single(&inner, &state, slot as usize)).collect();
             Next::Read(watches, entries)
         }
         _ => pass(&inner, &mut state, outbox, ranges),
     };
     drop(state);
     drop(inner);
-    asks.start(feed, [outbox]);
+    backfill::start(asks, feed, [outbox]);
     next
 }
 
@@ -147,9 +147,10 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revi
                 break;
             }
             passed += 1;
-            let group = inner.index.group(state.watches[slot as usize].group);
+            let Some(watch) = state.watches.get(slot as usize) else { continue };
+            let group = inner.index.group(watch.group());
             match inner.history.ahead(next, group.serial) {
-                Ahead::Nothing => state.go_live(slot as usize, next),
+                Ahead::Nothing => state.catch_up(slot as usize),
                 Ahead::Run(run) => {
                     if let Some(payload) = &run.payload {
                         state.give(slot as usize, payload.clone(), inner.revision);
@@ -170,10 +171,10 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revi
     if missing.is_empty() || !state.queue.is_empty() { Next::Done } else { Next::Make(inner.epoch, missing) }
 }
 
-fn single(inner: &Inner, state: &State, slot: usize) -> Single {
-    let watch = &state.watches[slot];
-    let group = inner.index.group(watch.group);
-    Single { slot, serial: watch.serial, next: watch.next(), range: group.range.clone(), options: group.options }
+fn single(inner: &Inner, state: &State, slot: usize) -> Option<Single> {
+    let watch = state.watches.get(slot)?;
+    let group = inner.index.group(watch.group());
+    Some(Single { slot, serial: watch.serial, next: watch.next(), range: group.range.clone(), options: group.options })
 }
 
 /// Matches entries with watches until about as much as `limits` allow is found, whole revisions only. Gives back the last revision done.
@@ -240,9 +241,9 @@ fn finish(
         if let Some(through) = through {
             state.pass(single.slot, through);
         }
-        let next = state.watches[single.slot].next();
-        if inner.history.ends_before(next) {
-            state.go_live(single.slot, next);
+        let next = state.watches.get(single.slot).map(Watch::next);
+        if next.is_some_and(|next| inner.history.ends_before(next)) {
+            state.catch_up(single.slot);
         }
     }
 }

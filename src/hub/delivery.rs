@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use super::payload::Payload;
-use crate::types::{Header, Revision, Stamp};
+use crate::{
+    telemetry::names::CancelReason,
+    types::{Header, Revision, Stamp},
+};
 
 /// The watch id of responses that are about no watch, or about all of a stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -61,6 +64,19 @@ pub struct Cancellation {
     pub reason: String,
 }
 
+impl Cancellation {
+    /// Why upstream or the relay ended the watch, for metrics.
+    pub(super) fn why(&self) -> CancelReason {
+        if self.compact_revision == Revision::ZERO {
+            CancelReason::Upstream
+        } else if self.reason.is_empty() {
+            CancelReason::Compacted
+        } else {
+            CancelReason::Replaced
+        }
+    }
+}
+
 impl Delivery {
     pub(super) fn bytes(&self) -> usize {
         match self {
@@ -70,7 +86,7 @@ impl Delivery {
     }
 }
 
-/// What a front gets from [`super::Outbox::poll_drain`].
+/// What a front gets from [`super::WatchStream::poll_drain`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Deliveries were added to the batch.
@@ -79,7 +95,7 @@ pub enum Drained {
     End(StreamEnd),
 }
 
-/// What [`super::Outbox::answer_progress`] did.
+/// What [`super::WatchStream::answer_progress`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgressAnswer {
     /// It queued the answer.

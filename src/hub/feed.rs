@@ -1,7 +1,7 @@
 //! [`Feed`]: one watched range, its snapshot, its history, and the subscriptions that it serves.
 //!
-//! Not here: where the events come from, see `source`; how they are sent, see `front`. Its driver alone writes
-//! (`install`, `publish`, `advance`, `reset`); fronts and views subscribe and read.
+//! Not here: where the events come from, see `source`; how they are sent, see `front`; how watches come and go, see `watch_stream`. Its
+//! driver alone writes (`install`, `publish`, `advance`, `reset`); fronts and views subscribe and read.
 //!
 //! Always holds:
 //! - the feed's revision only rises, but for a reset; every event of the range up to it is in snapshot and history, and was
@@ -12,11 +12,13 @@
 mod demand;
 mod driven;
 mod inner;
+mod lag;
+mod stats;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,34 +32,28 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::demand::Twins;
-pub(super) use self::inner::Inner;
-use self::inner::Locked;
+use self::lag::Past;
+pub use self::{demand::Twins, stats::FeedStats};
+pub(super) use self::{
+    inner::{Inner, Locked},
+    lag::Asks,
+};
 use super::{
     FeedContext,
-    backfill::{Asks, Past},
-    delivery::{Cancellation, Delivery, StreamEnd},
     history::History,
-    index::{Index, Member, WatchOptions},
-    outbox::{LiveWatch, NewWatch, Outbox, Phase, UNLINKED, wake},
+    index::Index,
+    outbox::FeedId,
     pins::Pins,
     snapshot::{KeyMap, Snapshot},
-    standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
-    stats,
+    standing::{Doubt, FeedState, Mark, Permission, Standing},
 };
-use crate::{
-    telemetry::names::CancelReason,
-    types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision, Stamp},
-};
+use crate::types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision};
 
 /// Most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
 
 /// See [`Feed::since_step`].
 type Since = (Vec<Arc<Entry>>, Option<Arc<Snapshot>>);
-
-/// The number of the feed that was opened last.
-static OPENED: AtomicU64 = AtomicU64::new(0);
 
 /// Why a feed exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -72,7 +68,7 @@ pub enum FeedKind {
 /// See the module.
 #[derive(Debug)]
 pub struct Feed {
-    number: u64,
+    id: FeedId,
     range: KeyRange,
     kind: FeedKind,
     pub(super) shared: Arc<FeedContext>,
@@ -93,47 +89,6 @@ pub struct Feed {
     /// What was read of its first snapshot, until that is whole.
     partial: ArcSwap<Snapshot>,
     twins: Mutex<demand::Known>,
-}
-
-/// What a watch asks for.
-#[derive(Clone, Debug)]
-pub struct Subscribe {
-    /// The id that the client wishes; zero for any.
-    pub watch_id: i64,
-    /// The keys; inside the feed's range.
-    pub range: KeyRange,
-    /// Filters and form.
-    pub options: WatchOptions,
-    /// The first revision wanted; zero for "from now on".
-    pub start_revision: Revision,
-    /// Whether the client wants progress notifications.
-    pub progress_notify: bool,
-    /// Whether large responses may be cut between events.
-    pub fragment: bool,
-    /// Upstream said that `start_revision` is compacted there, so the history must not serve it either.
-    pub compacted: bool,
-}
-
-/// Why a subscription was not made.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum SubscribeError {
-    /// The feed ended, or has no snapshot: look for one again.
-    #[error("the feed is not serving")]
-    NotServing,
-    /// The stream has a watch with this id.
-    #[error("mvcc: duplicate watch ID provided on the WatchStream")]
-    DuplicateId,
-    /// The stream has as many watches as it may.
-    #[error("etcd-relay: this stream has as many watches as --max-watches-per-stream allows; open another stream")]
-    TooMany,
-    /// The client has as many watches as it may, over all its streams.
-    #[error(
-        "etcd-relay: this client has as many watches as --max-watches-per-client allows, over all streams of its address or of its user"
-    )]
-    ClientFull,
-    /// The stream is gone.
-    #[error("the stream is gone")]
-    Gone,
 }
 
 /// What was wrong with what the driver wrote.
@@ -192,9 +147,9 @@ impl Feed {
             closed: false,
             idle_since: Instant::now(),
         };
-        stats::feed_state(None, FeedState::Starting);
+        super::stats::feed_state(None, FeedState::Starting.label());
         Arc::new(Self {
-            number: OPENED.fetch_add(1, Ordering::Relaxed) + 1,
+            id: FeedId::new(),
             range,
             kind,
             shared,
@@ -215,7 +170,12 @@ impl Feed {
     /// Names it within this process; a feed that is opened later has a higher number.
     #[must_use]
     pub fn number(&self) -> u64 {
-        self.number
+        self.id.number()
+    }
+
+    /// By which outboxes know it.
+    pub(super) fn id(&self) -> FeedId {
+        self.id
     }
 
     /// The keys it watches.
@@ -438,198 +398,8 @@ impl Feed {
         }
     }
 
-    /// Creates a watch: queues its `Created`, then its events follow.
-    ///
-    /// # Errors
-    /// See [`SubscribeError`]; nothing was queued then.
-    pub fn subscribe(self: &Arc<Self>, outbox: &Arc<Outbox>, subscribe: &Subscribe) -> Result<(), SubscribeError> {
-        let mut inner = self.lock();
-        if inner.closed || !self.is_serving() {
-            return Err(SubscribeError::NotServing);
-        }
-        let now = inner.revision;
-        let mut state = outbox.lock();
-        if state.is_over() {
-            return Err(SubscribeError::Gone);
-        }
-        if state.watches.len() >= outbox.limits.watches {
-            return Err(SubscribeError::TooMany);
-        }
-        state.counted.add().map_err(|_| SubscribeError::ClientFull)?;
-        let Some(id) = state.assign_id(subscribe.watch_id) else {
-            state.counted.remove();
-            return Err(SubscribeError::DuplicateId);
-        };
-        let attachment = state.attach(self, || inner.outboxes.insert(outbox.clone()) as u32);
-        let member = Member { outbox: state.feeds[attachment as usize].slot, watch: state.watches.vacant_key() as u32 };
-        let (group, position) = inner.index.insert(&subscribe.range, subscribe.options, member);
-        let start = subscribe.start_revision;
-        let from_now = start == Revision::ZERO;
-        let past = !from_now && start <= now;
-        let lags = past && (subscribe.compacted || start < inner.history.start());
-        let parked = past && !lags && !inner.history.ends_before(start);
-        let slot = state.add(NewWatch {
-            id,
-            next: if from_now { now.next() } else { start },
-            attachment,
-            group,
-            position,
-            fragment: subscribe.fragment,
-            progress_notify: subscribe.progress_notify,
-            replay: lags || parked,
-        });
-        let waker = state.enqueue(Delivery::Created { watch_id: id, stamp: inner.stamp() });
-        let mut asks = Asks::default();
-        if past && subscribe.compacted {
-            asks = inner.lag_far(&mut state, slot, start);
-        } else if lags {
-            asks = inner.lag(&mut state, slot, start);
-        } else if parked {
-            state.park(slot);
-        }
-        drop(state);
-        drop(inner);
-        stats::subscribed();
-        asks.start(self, [outbox]);
-        wake(waker);
-        Ok(())
-    }
-
-    /// Ends a watch at the client's wish and queues the answer.
-    pub(super) fn cancel(&self, outbox: &Outbox, watch_id: i64) {
-        let mut inner = self.lock();
-        let header = inner.cluster.at(inner.revision);
-        let mut state = outbox.lock();
-        let Some(slot) = state.slot_of(watch_id) else { return };
-        if !std::ptr::eq(Arc::as_ptr(&state.feeds[state.watches[slot].attachment as usize].feed), self) {
-            return;
-        }
-        let (watch, last) = state.remove(slot);
-        let cancellation = Cancellation { watch_id, header, ..Cancellation::default() };
-        let waker = state.enqueue(Delivery::Canceled(Box::new(cancellation)));
-        drop(state);
-        inner.unlink(watch.link(), last);
-        drop(inner);
-        stats::unsubscribed(1, CancelReason::Client);
-        wake(waker);
-    }
-
-    /// Ends a watch that was being filled, for a reason of upstream's. After a compaction the id stays taken, as in etcd.
-    pub(super) fn cancel_filled(&self, outbox: &Outbox, serial: u64, cancellation: Cancellation) {
-        let mut inner = self.lock();
-        let mut state = outbox.lock();
-        let Some(slot) = state.filling(cancellation.watch_id, serial) else { return };
-        stats::canceled(&cancellation);
-        let ((link, last), waker) = state.end_watch(slot, cancellation);
-        drop(state);
-        inner.unlink(link, last);
-        drop(inner);
-        wake(waker);
-    }
-
-    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone, and one
-    /// that has its id by now is left alone.
-    pub(super) fn revoke(&self, outbox: &Outbox, watch: &LiveWatch, reason: String) {
-        let LiveWatch { watch_id, serial, .. } = *watch;
-        let mut inner = self.lock();
-        let header = inner.cluster.at(inner.revision);
-        let mut state = outbox.lock();
-        let Some(slot) = state.slot_of(watch_id) else { return };
-        // The same serial is the same watch, so it is of this feed.
-        if state.watches[slot].serial != serial || state.watches[slot].phase() == Phase::Compacted {
-            return;
-        }
-        let cancellation = Cancellation { watch_id, header, reason, ..Cancellation::default() };
-        let ((link, last), waker) = state.end_watch(slot, cancellation);
-        drop(state);
-        inner.unlink(link, last);
-        drop(inner);
-        stats::revoked();
-        wake(waker);
-    }
-
-    /// The watches of a stream here that can still be given events, each with its range. Takes the lock for some at a time.
-    pub(super) fn ranges_of(&self, outbox: &Outbox) -> Vec<LiveWatch> {
-        let slots = outbox.lock().slots_in(self);
-        let mut ranges = Vec::with_capacity(slots.len());
-        for slots in slots.chunks(1024) {
-            let inner = self.lock();
-            let state = outbox.lock();
-            ranges.extend(slots.iter().filter_map(|slot| {
-                // Between two locks it may have become another watch, of another feed.
-                let watch = state.watches.get(*slot)?;
-                let mine = std::ptr::eq(Arc::as_ptr(&state.feeds[watch.attachment as usize].feed), self);
-                let alive = mine && watch.group != UNLINKED;
-                let range = || inner.index.group(watch.group).range.clone();
-                alive.then(|| LiveWatch { watch_id: watch.id, serial: watch.serial, range: range() })
-            }));
-        }
-        ranges
-    }
-
-    /// Takes all of a stream's watches out. Called when the stream is gone.
-    pub(super) fn forget(&self, outbox: &Outbox) {
-        let mut inner = self.lock();
-        let (slots, stopping) = {
-            let state = outbox.lock();
-            (state.slots_in(self), state.end == Some(StreamEnd::Stopping))
-        };
-        let mut forgotten = 0;
-        for (done, slot) in slots.into_iter().enumerate() {
-            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
-            let removed = {
-                let mut state = outbox.lock();
-                state.watches.contains(slot).then(|| state.remove(slot))
-            };
-            if let Some((watch, last)) = removed {
-                inner.unlink(watch.link(), last);
-                forgotten += 1;
-            }
-            if done % 64 == 63 {
-                // The end of a stream with a million watches must not hold up the feed.
-                Locked::bump(&mut inner);
-            }
-        }
-        drop(inner);
-        stats::unsubscribed(forgotten, if stopping { CancelReason::Shutdown } else { CancelReason::Client });
-    }
-
-    /// Calls `with` with the revision up to which every live watch has been given everything; nothing is published
-    /// meanwhile.
-    pub(super) fn with_stamp<T>(&self, with: impl FnOnce(&Stamp) -> T) -> T {
-        let inner = self.lock();
-        with(&inner.stamp())
-    }
-
     pub(super) fn lock(&self) -> Locked<'_> {
         Locked { inner: self.inner.lock(), tasks: &self.shared.tasks }
-    }
-
-    /// Numbers for `/debug/state` and metrics.
-    #[must_use]
-    pub fn stats(&self) -> FeedStats {
-        let standing = self.standing();
-        let inner = self.lock();
-        FeedStats {
-            number: self.number,
-            range: self.range.to_string(),
-            kind: self.kind,
-            cluster_id: inner.cluster.id(),
-            state: standing.state,
-            permission: standing.permission,
-            doubted: standing.doubt.is_some(),
-            revision: inner.revision,
-            keys: inner.map.len(),
-            bytes: inner.map.bytes(),
-            history_start: inner.history.start(),
-            history_entries: inner.history.len(),
-            history_bytes: inner.history.bytes(),
-            run_bytes: inner.history.run_bytes(),
-            streams: inner.outboxes.len(),
-            watches: inner.index.len(),
-            trusts_progress: standing.trusts_progress,
-            last_error: standing.trouble.map(Arc::unwrap_or_clone),
-        }
     }
 }
 
@@ -650,47 +420,6 @@ impl Drop for Expected<'_> {
         self.0.touch();
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// What [`Feed::stats`] tells.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct FeedStats {
-    /// Names it within this process, in the order in which feeds were opened.
-    pub number: u64,
-    /// The keys, readable.
-    pub range: String,
-    /// Why it exists.
-    pub kind: FeedKind,
-    /// The cluster that its data came from; zero before the first snapshot.
-    pub cluster_id: u64,
-    /// How far it is with its upstream.
-    pub state: FeedState,
-    /// Whether upstream lets the relay read it.
-    pub permission: Permission,
-    /// Whether its driver has to find out that it still is what its upstream is.
-    pub doubted: bool,
-    /// The feed's revision.
-    pub revision: Revision,
-    /// Keys in the snapshot.
-    pub keys: usize,
-    /// Encoded bytes of the snapshot.
-    pub bytes: usize,
-    /// The first revision from which on the history misses nothing.
-    pub history_start: Revision,
-    /// Revisions in the history.
-    pub history_entries: usize,
-    /// Bytes in the history.
-    pub history_bytes: usize,
-    /// Bytes of parts of the history that are kept as streams that are behind get them.
-    pub run_bytes: usize,
-    /// Streams with a watch here.
-    pub streams: usize,
-    /// Watches here.
-    pub watches: usize,
-    /// Whether upstream's progress is believed.
-    pub trusts_progress: bool,
-    /// Upstream's last error, if there ever was one.
-    pub last_error: Option<Trouble>,
 }
 
 #[cfg(test)]

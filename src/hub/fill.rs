@@ -4,7 +4,8 @@
 //! range and options) that need about the same revision, whose stream ever it was whose turn came (`turns`).
 //! Always holds: a filling watch is written to by its fill alone; the splice to history happens under the feed's lock, at a revision
 //! that history still has; a client that does not read gets no turn, and where others wait or share the fill, it keeps it for
-//! [`GRACE`] at most; a stream with watches that wait is in the queue, at work, or full: then it asks again when it has been read.
+//! [`GRACE`] at most; a stream with watches that wait has a place in the queue for each feed of theirs, is at work, or is full: then it asks
+//! again when it has been read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,16 +13,16 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Feed, FeedContext,
-    backfill::{encode, end_compacted},
+    Feed,
     delivery::Cancellation,
+    ends,
     feed::Inner,
     index::{Group, GroupId, WatchOptions},
     outbox::{Outbox, Phase, State, Watch, wake},
     payload::Payload,
     runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
     stats,
-    turns::Turn,
+    turns::{Candidate, Turn},
     upstream::{UpstreamError, WatchMessage, WatchRequest},
 };
 use crate::types::{Cluster, Entry, KeyRange, Revision};
@@ -40,32 +41,42 @@ const MOST: usize = 4096;
 /// Failures in a row after which the turn goes to others.
 const ATTEMPTS: usize = 4;
 
-/// Puts a stream into the queue for fills, unless it is there or nothing of it waits.
-pub(super) fn ask(outbox: &Arc<Outbox>) {
-    let shared = {
-        let mut state = outbox.lock();
-        // One that is full asks again when it has been read.
-        if state.ticket.is_some() || state.is_over() || state.is_full(&outbox.limits) || !state.has_unfilled() {
-            return;
-        }
-        let Some(shared) = state.feeds.iter().next().map(|(_, attachment)| attachment.feed.shared.clone()) else {
-            return;
-        };
-        state.ticket = Some(shared.turns.queue(outbox));
-        shared
-    };
-    start(&shared);
+/// Puts a stream into the queue for fills from a feed, unless it is there or nothing of it waits.
+pub(super) fn ask(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
+    let mut state = outbox.lock();
+    // One that is full asks again when it has been read.
+    if state.is_full(&outbox.limits) {
+        return;
+    }
+    queue(feed, outbox, &mut state);
+    drop(state);
+    feed.shared.turns.give();
 }
 
-/// Starts fills as long as there is a turn for one.
-fn start(shared: &Arc<FeedContext>) {
-    while let Some((turn, outbox)) = shared.turns.next() {
+fn queue(feed: &Arc<Feed>, outbox: &Arc<Outbox>, state: &mut State) {
+    if !state.is_over() && state.watches.want_turn_in(feed.id()) {
+        let waiting = Waiting { feed: feed.clone(), outbox: outbox.clone() };
+        let ticket = feed.shared.turns.queue(outbox.client, Box::new(waiting));
+        state.watches.set_ticket(feed.id(), Some(ticket));
+    }
+}
+
+/// A stream with watches that wait for a fill from a feed.
+#[derive(Debug)]
+struct Waiting {
+    feed: Arc<Feed>,
+    outbox: Arc<Outbox>,
+}
+
+impl Candidate for Waiting {
+    fn begin(self: Box<Self>, turn: Turn) {
         // Else its watches are gone, or it does not read.
-        if let Some(fill) = Fill::begin(&outbox) {
-            let next = shared.clone();
-            shared.tasks.detach("fill", async move {
+        if let Some(fill) = Fill::begin(self.feed, &self.outbox) {
+            let turns = fill.feed.shared.turns.clone();
+            let tasks = fill.feed.shared.tasks.clone();
+            tasks.detach("fill", async move {
                 fill.run(turn).await;
-                start(&next);
+                turns.give();
             });
         }
     }
@@ -98,15 +109,15 @@ enum Outcome {
 
 impl Fill {
     /// The fill of the next watch of this stream that waits for one, and of all that can share it.
-    fn begin(outbox: &Arc<Outbox>) -> Option<Self> {
+    fn begin(feed: Arc<Feed>, outbox: &Arc<Outbox>) -> Option<Self> {
         loop {
-            let (feed, slot, from) = {
+            let (slot, from) = {
                 let mut state = outbox.lock();
-                state.ticket = None;
+                state.watches.set_ticket(feed.id(), None);
                 if state.is_over() || state.is_full(&outbox.limits) {
                     return None;
                 }
-                state.next_unfilled()?
+                state.watches.next_unfilled(feed.id())?
             };
             let inner = feed.lock();
             let (place, group) = {
@@ -114,21 +125,16 @@ impl Fill {
                 let here = |watch: &&Watch| watch.phase() == Phase::Unfilled && watch.next() == from;
                 // Else it was canceled meanwhile.
                 let Some(watch) = state.watches.get(slot).filter(here) else { continue };
-                let attachment = &state.feeds[watch.attachment as usize];
-                if !Arc::ptr_eq(&attachment.feed, &feed) {
+                if state.watches.feed_of(slot) != Some(feed.id()) {
                     continue;
                 }
-                (attachment.slot, watch.group)
+                (state.watches.place_of(slot), watch.group())
             };
             let members = gather(&feed, &inner, place, group, from);
             let Group { range, options, .. } = inner.index.group(group);
             let (range, options) = (range.clone(), *options);
             drop(inner);
-            let mut state = outbox.lock();
-            if state.has_unfilled() && !state.is_over() && state.ticket.is_none() {
-                state.ticket = Some(feed.shared.turns.queue(outbox));
-            }
-            drop(state);
+            queue(&feed, outbox, &mut outbox.lock());
             return Some(Self { feed, range, options, members });
         }
     }
@@ -206,7 +212,7 @@ impl Fill {
             };
             match message {
                 Ok(WatchMessage::Events { header, revisions }) => {
-                    let entries: Vec<Arc<Entry>> = revisions.iter().map(|changes| encode(&cluster, changes)).collect();
+                    let entries: Vec<Arc<Entry>> = revisions.iter().map(|changes| changes.entry(&cluster)).collect();
                     for together in runs(&entries) {
                         self.wait_room().await;
                         self.give(together, header.revision);
@@ -243,7 +249,7 @@ impl Fill {
     fn look(&mut self) -> Option<Revision> {
         let mut lowest: Option<Revision> = None;
         self.members.retain(|member| {
-            let next = member.with(|state, slot| state.watches[slot].next());
+            let next = member.next();
             lowest = [lowest, next].into_iter().flatten().min();
             next.is_some()
         });
@@ -307,7 +313,8 @@ impl Fill {
             let inner = feed.lock();
             let mut state = member.outbox.lock();
             let Some(slot) = member.slot(&state) else { return false };
-            if !feed.is_serving() || state.watches[slot].next() < inner.history.start() {
+            let next = state.watches.get(slot).map_or(Revision::ZERO, Watch::next);
+            if !feed.is_serving() || next < inner.history.start() {
                 return true;
             }
             state.park(slot);
@@ -321,20 +328,18 @@ impl Fill {
 
     /// Upstream has compacted what was before a revision, and not for these watches alone.
     fn end_compacted(&mut self, cluster: &Arc<Cluster>, compact_revision: Revision) {
-        let needs_it = |member: &Member| {
-            member.with(|state, slot| state.watches[slot].next()).is_none_or(|next| next < compact_revision)
-        };
+        let needs_it = |member: &Member| member.next().is_none_or(|next| next < compact_revision);
         let (ended, left) = std::mem::take(&mut self.members).into_iter().partition(needs_it);
         self.members = ended;
         self.end(&Cancellation { header: cluster.at(Revision::ZERO), compact_revision, ..Cancellation::default() });
         self.members = left;
-        end_compacted(&self.feed, cluster, compact_revision);
+        ends::compacted(&self.feed, cluster, compact_revision);
     }
 
     /// Ends all of its watches.
     fn end(&mut self, cancellation: &Cancellation) {
         for Member { outbox, watch_id, serial } in self.members.drain(..) {
-            self.feed.cancel_filled(&outbox, serial, Cancellation { watch_id, ..cancellation.clone() });
+            ends::cancel_filled(&self.feed, &outbox, serial, Cancellation { watch_id, ..cancellation.clone() });
         }
     }
 
@@ -344,11 +349,13 @@ impl Fill {
             let mut inner = self.feed.lock();
             let mut state = member.outbox.lock();
             let Some(slot) = member.slot(&state) else { continue };
-            let needs = state.watches[slot].next();
+            let Some(needs) = state.watches.get(slot).map(Watch::next) else { continue };
             let asks = inner.lag_far(&mut state, slot, needs);
             drop(state);
             drop(inner);
-            asks.start(&self.feed, [&member.outbox]);
+            if asks.fill {
+                ask(&self.feed, &member.outbox);
+            }
         }
     }
 }
@@ -359,6 +366,12 @@ impl Member {
         let mut state = self.outbox.lock();
         let slot = self.slot(&state)?;
         Some(with(&mut state, slot))
+    }
+
+    /// What it needs next, while it is to be filled.
+    fn next(&self) -> Option<Revision> {
+        let state = self.outbox.lock();
+        state.watches.get(self.slot(&state)?).map(Watch::next)
     }
 
     fn slot(&self, state: &State) -> Option<usize> {
@@ -381,10 +394,10 @@ fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, from: Revision
         if state.is_over() || state.is_full(&outbox.limits) {
             continue;
         }
-        for slot in state.unfilled_in(feed, from, through, MOST - looked) {
+        for slot in state.watches.unfilled_in(feed.id(), from, through, MOST - looked) {
             looked += 1;
-            let watch = &state.watches[slot];
-            if watch.group == group {
+            let Some(watch) = state.watches.get(slot) else { continue };
+            if watch.group() == group {
                 members.push(Member { outbox: outbox.clone(), watch_id: watch.id, serial: watch.serial });
                 state.begin_fill(slot);
             }

@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use crate::types::Revision;
+use crate::{telemetry::names, types::Revision};
 
 /// How far a feed is with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -24,6 +24,19 @@ pub enum FeedState {
     Resyncing,
     /// Ended after its idle time; serves nobody any more.
     Closed,
+}
+
+impl FeedState {
+    /// For metrics. A closed feed is gone, so it has none.
+    pub(super) const fn label(self) -> Option<names::FeedState> {
+        match self {
+            Self::Starting => Some(names::FeedState::Starting),
+            Self::Live => Some(names::FeedState::Live),
+            Self::Resuming => Some(names::FeedState::Resuming),
+            Self::Resyncing => Some(names::FeedState::Resyncing),
+            Self::Closed => None,
+        }
+    }
 }
 
 /// Whether upstream lets the relay itself read the feed's range.

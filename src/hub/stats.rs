@@ -6,11 +6,8 @@ use std::{sync::LazyLock, time::Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{FeedState, delivery::Cancellation, outbox::Phase, upstream::Changes};
-use crate::{
-    telemetry::names::{self, BackfillOutcome, CancelReason, Part},
-    types::Revision,
-};
+use super::upstream::Changes;
+use crate::telemetry::names::{self, BackfillOutcome, CancelReason, Part};
 
 static WATCHES: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCHES));
 static CREATED: LazyLock<Counter> = LazyLock::new(|| counter!(names::WATCHES_CREATED));
@@ -31,40 +28,30 @@ pub(super) fn subscribed() {
     WATCHES.increment(1.0);
 }
 
-/// Watches ended by their client, or with their stream.
+/// Watches ended and are gone.
 pub(super) fn unsubscribed(count: usize, reason: CancelReason) {
     WATCHES.decrement(count as f64);
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(count as u64);
 }
 
-/// A watch ended because its client may not read its range any more.
-pub(super) fn revoked() {
-    WATCHES.decrement(1.0);
-    counter!(names::WATCHES_CANCELED, CancelReason::LABEL => CancelReason::Denied.as_str()).increment(1);
-}
-
-/// A watch ended by upstream or the relay. After a compaction it still counts as a watch, until its client cancels it.
-pub(super) fn canceled(cancellation: &Cancellation) {
-    let reason = if cancellation.compact_revision == Revision::ZERO {
-        WATCHES.decrement(1.0);
-        CancelReason::Upstream
-    } else if cancellation.reason.is_empty() {
-        CancelReason::Compacted
-    } else {
-        CancelReason::Replaced
-    };
+/// A watch ended whose id stays taken: it still counts as a watch, until its client cancels it.
+pub(super) fn canceled(reason: CancelReason) {
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(1);
 }
 
-/// A watch came into a phase, or left it.
-pub(super) fn phase(phase: Phase, up: bool) {
-    let gauges: &[&Gauge] = match phase {
-        Phase::Live | Phase::Compacted => &[],
-        Phase::Parked => &[&PARKED],
-        Phase::Behind | Phase::Filling => &[&CATCHING_UP],
-        Phase::Unfilled => &[&CATCHING_UP, &FILLS_WAITING],
-    };
-    gauges.iter().for_each(|gauge| if up { gauge.increment(1.0) } else { gauge.decrement(1.0) });
+/// A watch is parked, or not any more.
+pub(super) fn parked(up: bool) {
+    step(&PARKED, up);
+}
+
+/// A watch is not reached by history, or it is again.
+pub(super) fn catching_up(up: bool) {
+    step(&CATCHING_UP, up);
+}
+
+/// A watch waits for a fill, or not any more.
+pub(super) fn waits_for_fill(up: bool) {
+    step(&FILLS_WAITING, up);
 }
 
 /// A feed read its past, or tried to.
@@ -79,7 +66,11 @@ pub(super) fn joined(revisions: usize) {
 
 /// A read that takes long is waited for, or not any more.
 pub(super) fn long_read(up: bool) {
-    if up { LONG_READS.increment(1.0) } else { LONG_READS.decrement(1.0) }
+    step(&LONG_READS, up);
+}
+
+fn step(gauge: &Gauge, up: bool) {
+    if up { gauge.increment(1.0) } else { gauge.decrement(1.0) }
 }
 
 fn publishing(part: Part) -> Histogram {
@@ -107,24 +98,13 @@ pub(super) fn published(batch: &[Changes], at: Published) {
     EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());
 }
 
-/// A feed changed its state, or began: `None` stands for "did not exist".
-pub(super) fn feed_state(old: Option<FeedState>, new: FeedState) {
-    if let Some(old) = old.and_then(label) {
+/// A feed changed its state, began or ended: `None` stands for "does not exist".
+pub(super) fn feed_state(old: Option<names::FeedState>, new: Option<names::FeedState>) {
+    if let Some(old) = old {
         gauge!(names::FEEDS, names::FeedState::LABEL => old.as_str()).decrement(1.0);
     }
-    if let Some(new) = label(new) {
+    if let Some(new) = new {
         gauge!(names::FEEDS, names::FeedState::LABEL => new.as_str()).increment(1.0);
-    }
-}
-
-/// A closed feed is gone, so it has no label.
-fn label(state: FeedState) -> Option<names::FeedState> {
-    match state {
-        FeedState::Starting => Some(names::FeedState::Starting),
-        FeedState::Live => Some(names::FeedState::Live),
-        FeedState::Resuming => Some(names::FeedState::Resuming),
-        FeedState::Resyncing => Some(names::FeedState::Resyncing),
-        FeedState::Closed => None,
     }
 }
 
@@ -142,16 +122,4 @@ impl Drop for Filling {
     fn drop(&mut self) {
         GAP_FILLS.decrement(1.0);
     }
-}
-
-/// What all feeds hold together, for the gauges that are set when metrics are scraped.
-pub(super) fn totals(feeds: &[super::FeedStats], on_demand: usize) {
-    gauge!(names::ON_DEMAND_BYTES).set(on_demand as f64);
-    let sum = |of: fn(&super::FeedStats) -> usize| feeds.iter().map(of).sum::<usize>() as f64;
-    let max = |of: fn(&super::FeedStats) -> Revision| feeds.iter().map(of).max().map_or(0.0, |max| max.get() as f64);
-    gauge!(names::HISTORY_ENTRIES).set(sum(|feed| feed.history_entries));
-    gauge!(names::HISTORY_BYTES).set(sum(|feed| feed.history_bytes));
-    gauge!(names::HISTORY_OLDEST_REVISION).set(max(|feed| feed.history_start));
-    gauge!(names::HISTORY_NEWEST_REVISION).set(max(|feed| feed.revision));
-    gauge!(names::SNAPSHOT_KEYS).set(sum(|feed| feed.keys));
 }

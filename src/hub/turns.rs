@@ -1,20 +1,26 @@
-//! [`Turns`]: which stream's watches are filled next, so that no client waits for what another one asked for.
+//! [`Turns`]: whose watches are filled next, so that no client waits for what another one asked for.
 //!
-//! Not here: what a fill does, see `fill`. A stream with watches that wait for a fill has one place in the queue of its client. Turns
-//! go round the clients, and round each client's streams.
+//! Not here: what is done with a turn, see `fill`. Each client has a queue of its own; turns go round the clients, and round the queue of
+//! each.
 //! Always holds: no more turns are out than there are; a client has at most half of them (one, where there is but one), so that another
-//! finds some free or soon to be; a stream is in the queue once, and a place costs the same however many watches it is for.
+//! finds some free or soon to be; whoever drops the ticket has no place in the queue any more.
 
 use std::{
     collections::BTreeMap,
+    fmt,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
 
 use parking_lot::Mutex;
 
-use super::outbox::Outbox;
 use crate::types::ClientKey;
+
+/// Who waits for a turn.
+pub(super) trait Candidate: fmt::Debug + Send {
+    /// Its turn has come.
+    fn begin(self: Box<Self>, turn: Turn);
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -36,11 +42,11 @@ struct TurnsState {
 /// There is one for each client that waits or has a turn.
 #[derive(Debug, Default)]
 struct Client {
-    waiting: BTreeMap<u64, Arc<Outbox>>,
+    waiting: BTreeMap<u64, Box<dyn Candidate>>,
     out: usize,
 }
 
-/// A stream's place in the queue.
+/// A place in the queue, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
     turns: Arc<Turns>,
@@ -61,19 +67,25 @@ impl Turns {
         Arc::new(Self { state: Mutex::default(), most: most.max(1) })
     }
 
-    /// Puts a stream at the end of its client's queue, which it is not in.
-    pub(super) fn queue(self: &Arc<Self>, outbox: &Arc<Outbox>) -> Ticket {
+    /// Puts a candidate at the end of its client's queue.
+    pub(super) fn queue(self: &Arc<Self>, client: ClientKey, candidate: Box<dyn Candidate>) -> Ticket {
         let mut state = self.state.lock();
         let number = state.next_ticket;
         state.next_ticket += 1;
         state.waiting += 1;
-        let client = outbox.client;
-        state.clients.entry(client).or_default().waiting.insert(number, outbox.clone());
+        state.clients.entry(client).or_default().waiting.insert(number, candidate);
         Ticket { turns: self.clone(), client, number }
     }
 
-    /// The stream whose turn it is, if one is free. Its ticket is of no use any more.
-    pub(super) fn next(self: &Arc<Self>) -> Option<(Turn, Arc<Outbox>)> {
+    /// Lets candidates begin as long as a turn is free. Their tickets are of no use any more.
+    pub(super) fn give(self: &Arc<Self>) {
+        while let Some((turn, candidate)) = self.next() {
+            candidate.begin(turn);
+        }
+    }
+
+    /// Whose turn it is, if one is free.
+    fn next(self: &Arc<Self>) -> Option<(Turn, Box<dyn Candidate>)> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         if state.out >= self.most {
@@ -86,12 +98,12 @@ impl Turns {
         let found = state.clients.range((after, Unbounded)).find_map(may);
         let client = found.or_else(|| state.clients.iter().find_map(may))?;
         let entry = state.clients.get_mut(&client)?;
-        let (_, outbox) = entry.waiting.pop_first()?;
+        let (_, candidate) = entry.waiting.pop_first()?;
         entry.out += 1;
         state.out += 1;
         state.waiting -= 1;
         state.last = Some(client);
-        Some((Turn { turns: self.clone(), client }, outbox))
+        Some((Turn { turns: self.clone(), client }, candidate))
     }
 
     /// Whether anybody waits for a turn.
@@ -100,9 +112,8 @@ impl Turns {
     }
 }
 
-impl Ticket {
-    /// Takes the stream out of the queue, if it is still there.
-    pub(super) fn withdraw(self) {
+impl Drop for Ticket {
+    fn drop(&mut self) {
         let mut guard = self.turns.state.lock();
         let state = &mut *guard;
         let withdrawn = state.clients.get_mut(&self.client).and_then(|client| client.waiting.remove(&self.number));
@@ -111,7 +122,7 @@ impl Ticket {
             state.tidy(self.client);
         }
         drop(guard);
-        // Not under the lock, since it may be the last reference to the stream.
+        // Not under the lock, since it may hold the last reference to something large.
         drop(withdrawn);
     }
 }
@@ -138,45 +149,71 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::OutboxLimits;
 
-    const LIMITS: OutboxLimits = OutboxLimits { bytes: 1, deliveries: 1, watches: 1 };
+    /// Whose turn it was, by client.
+    #[derive(Debug)]
+    struct Noted(u64, Arc<Mutex<Vec<(u64, Turn)>>>);
 
-    fn streams(turns: &Arc<Turns>, client: u64, count: usize) -> Vec<Ticket> {
-        (0..count).map(|_| turns.queue(&Outbox::new(LIMITS, ClientKey::new(client)))).collect()
+    impl Candidate for Noted {
+        fn begin(self: Box<Self>, turn: Turn) {
+            self.1.lock().push((self.0, turn));
+        }
+    }
+
+    #[derive(Default)]
+    struct Game {
+        begun: Arc<Mutex<Vec<(u64, Turn)>>>,
+    }
+
+    impl Game {
+        fn queue(&self, turns: &Arc<Turns>, client: u64, count: usize) -> Vec<Ticket> {
+            let candidate = || Box::new(Noted(client, self.begun.clone()));
+            (0..count).map(|_| turns.queue(ClientKey::new(client), candidate())).collect()
+        }
+
+        /// The clients who have a turn.
+        fn at_work(&self, turns: &Arc<Turns>) -> Vec<u64> {
+            turns.give();
+            self.begun.lock().iter().map(|(client, _)| *client).collect()
+        }
+
+        fn end_first(&self) {
+            let ended = self.begun.lock().remove(0);
+            drop(ended);
+        }
     }
 
     #[test]
     fn a_client_with_one_stream_does_not_wait_for_one_with_a_thousand() {
-        let turns = Turns::new(4);
-        streams(&turns, 1, 1000);
-        let hogged: Vec<_> = std::iter::from_fn(|| turns.next()).collect();
-        assert_eq!(hogged.len(), 2, "half of the turns, and no more");
-        streams(&turns, 2, 1);
-        streams(&turns, 3, 1);
-        let others: Vec<_> = std::iter::from_fn(|| turns.next()).collect();
-        let clients: Vec<ClientKey> = others.iter().map(|(_, outbox)| outbox.client).collect();
-        assert_eq!(clients, [ClientKey::new(2), ClientKey::new(3)]);
+        let (turns, game) = (Turns::new(4), Game::default());
+        let _many = game.queue(&turns, 1, 1000);
+        assert_eq!(game.at_work(&turns), [1, 1], "half of the turns, and no more");
+        let _others = (game.queue(&turns, 2, 1), game.queue(&turns, 3, 1));
+        assert_eq!(game.at_work(&turns), [1, 1, 2, 3]);
     }
 
     #[test]
     fn turns_go_round_the_clients_and_round_their_streams() {
-        let turns = Turns::new(1);
-        (1..=3).for_each(|client| drop(streams(&turns, client, 2)));
+        let (turns, game) = (Turns::new(1), Game::default());
+        let _tickets: Vec<_> = (1..=3).map(|client| game.queue(&turns, client, 2)).collect();
+        let mut order = Vec::new();
         // Each turn is over before the next begins.
-        let order: Vec<ClientKey> = std::iter::from_fn(|| turns.next()).map(|(_, outbox)| outbox.client).collect();
-        assert_eq!(order, [1, 2, 3, 1, 2, 3].map(ClientKey::new));
+        while let [client] = game.at_work(&turns)[..] {
+            order.push(client);
+            game.end_first();
+        }
+        assert_eq!(order, [1, 2, 3, 1, 2, 3]);
     }
 
     #[test]
     fn who_leaves_leaves_no_place_behind() {
-        let turns = Turns::new(1);
-        let tickets = streams(&turns, 1, 10);
-        let turn = turns.next().expect("the first");
+        let (turns, game) = (Turns::new(1), Game::default());
+        let tickets = game.queue(&turns, 1, 10);
+        assert_eq!(game.at_work(&turns), [1]);
         assert!(turns.is_awaited());
-        tickets.into_iter().for_each(Ticket::withdraw);
-        assert!(!turns.is_awaited() && turns.next().is_none());
-        drop(turn);
-        assert!(turns.state.lock().clients.is_empty());
+        drop(tickets);
+        assert!(!turns.is_awaited());
+        game.end_first();
+        assert!(game.at_work(&turns).is_empty() && turns.state.lock().clients.is_empty());
     }
 }

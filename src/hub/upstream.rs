@@ -5,12 +5,12 @@
 //! Always holds: a message carries whole revisions in rising order; `Progress` says that every event up to its revision was
 //! delivered on this stream before it.
 
-use std::{fmt, time::Instant};
+use std::{fmt, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use thiserror::Error;
 
-use crate::types::{EventFields, Header, KeyRange, KeyValueFields, Revision};
+use crate::types::{Cluster, Entry, EventFields, Header, KeyRange, KeyValue, KeyValueFields, Revision};
 
 /// An etcd v3 key space with history, as far as the hub needs it.
 #[async_trait]
@@ -114,6 +114,16 @@ pub struct Changes {
     pub prev: Vec<Option<KeyValueFields>>,
     /// When the relay received it.
     pub received: Instant,
+}
+
+impl Changes {
+    /// The same as a revision of the past, with what it replaced as far as upstream told.
+    pub(super) fn entry(&self, cluster: &Arc<Cluster>) -> Arc<Entry> {
+        let mut prev = self.prev.iter();
+        Arc::new(Entry::encode(cluster, self.revision, self.received, &self.events, |_| {
+            prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
+        }))
+    }
 }
 
 /// The answer to [`Upstream::confirm`].

@@ -300,6 +300,8 @@ labels! {
         Upstream = "upstream",
         /// The relay stops.
         Shutdown = "shutdown",
+        /// A fault of the relay: its log says which.
+        Fault = "fault",
     }
 }
 labels! {

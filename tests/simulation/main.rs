@@ -28,8 +28,8 @@ use bytes::Bytes;
 use etcd_relay::{
     critical::Tasks,
     hub::{
-        Delivery, Drained, Feed, FeedKind, FeedState, HistoryLimits, Hub, Limits, NoFeed, Outbox, OutboxLimits,
-        RangeQuery, ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions,
+        Delivery, Drained, Feed, FeedKind, FeedState, HistoryLimits, Hub, Limits, NoFeed, OutboxLimits, RangeQuery,
+        ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions, WatchStream,
     },
     source::{Driver, DriverConfig},
     telemetry::names::{self, BackfillOutcome},
@@ -121,7 +121,7 @@ struct Sim {
     hub: Arc<Hub>,
     streams: Vec<Stream>,
     /// Streams that have left; nobody may hold on to them.
-    left: Vec<Weak<Outbox>>,
+    left: Vec<Weak<WatchStream>>,
     stop: CancellationToken,
     threads: bool,
     trace: Vec<String>,
@@ -129,7 +129,7 @@ struct Sim {
 
 /// A client's watch stream.
 struct Stream {
-    outbox: Arc<Outbox>,
+    inner: Arc<WatchStream>,
     check: Arc<Mutex<StreamCheck>>,
     /// Polled only when woken, so that a wake-up that is missing shows.
     woken: Arc<Woken>,
@@ -215,13 +215,13 @@ impl Sim {
             76..82 => tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..60))).await,
             82..84 => {
                 if let Some(stream) = self.streams.choose(&mut self.rng) {
-                    stream.outbox.answer_progress();
+                    stream.inner.answer_progress();
                 }
             }
             84..86 => {
                 let all = self.rng.random_bool(0.3);
                 if let Some(stream) = self.streams.choose(&mut self.rng) {
-                    stream.outbox.notify_progress(all);
+                    stream.inner.notify_progress(all);
                 }
             }
             86..90 => {
@@ -283,20 +283,14 @@ impl Sim {
     }
 
     fn open(&mut self) {
-        let outbox = Outbox::new(self.hub.limits().outbox, ClientKey::RELAY);
+        let inner = WatchStream::new(self.hub.limits().outbox, ClientKey::RELAY);
         let check = Arc::new(Mutex::new(StreamCheck::default()));
         let failure = Arc::new(Mutex::new(None));
         let woken = Arc::new(Woken(AtomicBool::new(true)));
         let reader = self.threads.then(|| {
-            tokio::spawn(read_all(
-                outbox.clone(),
-                check.clone(),
-                self.world.clone(),
-                failure.clone(),
-                self.rng.random(),
-            ))
+            tokio::spawn(read_all(inner.clone(), check.clone(), self.world.clone(), failure.clone(), self.rng.random()))
         });
-        self.streams.push(Stream { outbox, check, woken, reader, failure });
+        self.streams.push(Stream { inner, check, woken, reader, failure });
     }
 
     /// A stream leaves, in the middle of whatever it was at, and another comes.
@@ -304,18 +298,18 @@ impl Sim {
         let index = self.rng.random_range(0..self.streams.len());
         let stream = self.streams.swap_remove(index);
         self.note("a stream leaves".into());
-        self.left.push(Arc::downgrade(&stream.outbox));
+        self.left.push(Arc::downgrade(&stream.inner));
         if self.threads {
             // Its requests may be acted on while it goes.
-            let outbox = stream.outbox.clone();
+            let inner = stream.inner.clone();
             let ids = stream.check.lock().cancelable();
-            let canceling = tokio::task::spawn_blocking(move || ids.into_iter().for_each(|id| outbox.cancel(id)));
-            stream.outbox.leave();
+            let canceling = tokio::task::spawn_blocking(move || ids.into_iter().for_each(|id| inner.cancel(id)));
+            stream.inner.leave();
             if let Err(error) = canceling.await {
                 *stream.failure.lock() = Some(format!("a cancel failed: {error}"));
             }
         } else {
-            stream.outbox.leave();
+            stream.inner.leave();
         }
         if let Some(reader) = stream.reader {
             reader.abort();
@@ -374,11 +368,11 @@ impl Sim {
             check.expect(spec.clone());
             taken
         };
-        let result = feed.subscribe(&stream.outbox, &subscribe);
+        let result = stream.inner.subscribe(&feed, &subscribe);
         if result.is_err() {
             stream.check.lock().refused();
         }
-        let full = stream.outbox.watches() >= self.hub.limits().outbox.watches;
+        let full = stream.inner.watches() >= self.hub.limits().outbox.watches;
         self.note(format!("{spec:?}: {result:?}"));
         match result {
             // Whether it was free shows in the order of the answers: upstream may have ended the one that had it.
@@ -440,8 +434,8 @@ impl Sim {
         let Some(id) = check.cancelable().choose(&mut self.rng).copied() else { return };
         check.cancel(id);
         drop(check);
-        stream.outbox.cancel(id);
-        stream.outbox.cancel(4711);
+        stream.inner.cancel(id);
+        stream.inner.cancel(4711);
         self.note(format!("cancel {id}"));
     }
 
@@ -517,7 +511,7 @@ impl Sim {
         if self.world.trusted() {
             return PATIENCE;
         }
-        let watches: usize = self.streams.iter().map(|stream| stream.outbox.watches()).sum();
+        let watches: usize = self.streams.iter().map(|stream| stream.inner.watches()).sum();
         // The one turn more: a watch may fall behind again while its feed catches up.
         PATIENCE + TURN * (watches.div_ceil(self.hub.limits().fills) as u32 + 1)
     }
@@ -537,14 +531,14 @@ impl Sim {
                 if !owed() {
                     break;
                 }
-                for feed in stream.outbox.feeds() {
+                for feed in stream.inner.feeds() {
                     let _ = feed.wait_for(Revision::new(revision), Duration::from_secs(5)).await;
                 }
-                stream.outbox.answer_progress();
+                stream.inner.answer_progress();
                 tokio::time::sleep(LOOK).await;
                 while stream.reader.is_none() && stream.poll(&self.world, 4096)? {}
             }
-            ensure(!owed(), || format!("no progress on {:?}; {}", stream.outbox.stats(), self.describe()))?;
+            ensure(!owed(), || format!("no progress on {:?}; {}", stream.inner.stats(), self.describe()))?;
         }
         self.failure()
     }
@@ -553,19 +547,19 @@ impl Sim {
     async fn leave(&mut self) -> Result<(), String> {
         let events: usize = self.streams.iter().map(|stream| stream.check.lock().events).sum();
         for stream in self.streams.drain(..) {
-            stream.outbox.leave();
+            stream.inner.leave();
             if let Some(reader) = stream.reader {
                 reader.abort();
                 let _ = reader.await;
             }
-            self.left.push(Arc::downgrade(&stream.outbox));
+            self.left.push(Arc::downgrade(&stream.inner));
         }
         let mut left = String::new();
         for _ in 0..600 {
             tokio::time::sleep(LOOK).await;
             left.clear();
             let streams: usize = self.hub.feeds().iter().map(|feed| feed.stats().streams).sum();
-            let held = self.left.iter().filter(|outbox| outbox.upgrade().is_some()).count();
+            let held = self.left.iter().filter(|inner| inner.upgrade().is_some()).count();
             let open = self
                 .hub
                 .feeds()
@@ -585,7 +579,7 @@ impl Sim {
 
     fn describe(&self) -> String {
         let feeds: Vec<_> = self.hub.feeds().iter().map(|feed| feed.stats()).collect();
-        let streams: Vec<_> = self.streams.iter().map(|stream| stream.outbox.stats()).collect();
+        let streams: Vec<_> = self.streams.iter().map(|stream| stream.inner.stats()).collect();
         format!("world at {}, feeds {feeds:#?}, streams {streams:#?}", self.world.revision())
     }
 }
@@ -598,7 +592,7 @@ impl Stream {
         }
         let waker = Waker::from(self.woken.clone());
         let mut batch = Vec::new();
-        match self.outbox.poll_drain(&mut Context::from_waker(&waker), &mut batch, most_bytes) {
+        match self.inner.poll_drain(&mut Context::from_waker(&waker), &mut batch, most_bytes) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Drained::Some) => self.woken.0.store(true, Ordering::SeqCst),
             Poll::Ready(Drained::End(end)) => return Err(format!("nobody ended the stream: {end:?}")),
@@ -610,7 +604,7 @@ impl Stream {
 
 /// Reads a stream by fits and starts, in a task of its own.
 async fn read_all(
-    outbox: Arc<Outbox>,
+    inner: Arc<WatchStream>,
     check: Arc<Mutex<StreamCheck>>,
     world: Arc<World>,
     failure: Arc<Mutex<Option<String>>>,
@@ -620,7 +614,7 @@ async fn read_all(
     loop {
         let most_bytes = rng.random_range(1..400);
         let mut batch = Vec::new();
-        poll_fn(|cx| outbox.poll_drain(cx, &mut batch, most_bytes)).await;
+        poll_fn(|cx| inner.poll_drain(cx, &mut batch, most_bytes)).await;
         let result = {
             let mut check = check.lock();
             batch.iter().try_for_each(|delivery| check.take(&world, delivery))

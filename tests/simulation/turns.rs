@@ -8,7 +8,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 use bytes::Bytes;
 use etcd_relay::{
     critical::Tasks,
-    hub::{Delivery, Drained, HistoryLimits, Hub, Limits, Outbox, OutboxLimits, Subscribe, WatchOptions},
+    hub::{Delivery, Drained, HistoryLimits, Hub, Limits, OutboxLimits, Subscribe, WatchOptions, WatchStream},
     source::{Driver, DriverConfig},
     types::{ClientKey, KeyRange, Revision, UpstreamHeader},
 };
@@ -44,7 +44,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
     let newest = Revision::new(world.revision());
     feed.watch_revision().wait_for(|now| *now == newest).await.expect("the feed");
 
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
     for (id, key) in (1..).zip(QUIET.into_iter().chain(["owed"])) {
         let subscribe = Subscribe {
             watch_id: id,
@@ -55,23 +55,23 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
             fragment: false,
             compacted: false,
         };
-        feed.subscribe(&outbox, &subscribe).expect("a watch");
+        stream.subscribe(&feed, &subscribe).expect("a watch");
     }
     let asked = Instant::now();
-    assert_eq!(next_event(&outbox).await, owed);
+    assert_eq!(next_event(&stream).await, owed);
     let waited = asked.elapsed();
     let turns = TURN * QUIET.len() as u32;
     assert!((turns..turns + Duration::from_secs(1)).contains(&waited), "{waited:?} for {} turns", QUIET.len());
 
     // The quiet ones are still in the queue, and hear of what comes.
-    assert_eq!(outbox.stats().filling, QUIET.len());
+    assert_eq!(stream.stats().filling, QUIET.len());
     put(&QUIET);
     let asked = Instant::now();
     for _ in QUIET {
-        assert!(next_event(&outbox).await > owed);
+        assert!(next_event(&stream).await > owed);
     }
     assert!(asked.elapsed() < TURN, "{:?} although each has something", asked.elapsed());
-    outbox.leave();
+    stream.leave();
 }
 
 /// With one fill at work, and a history of one revision.
@@ -99,10 +99,10 @@ fn hub(world: &Arc<World>) -> Arc<Hub> {
 }
 
 /// The revision of the next event on the stream.
-async fn next_event(outbox: &Arc<Outbox>) -> i64 {
+async fn next_event(stream: &Arc<WatchStream>) -> i64 {
     loop {
         let mut batch = Vec::new();
-        let drain = poll_fn(|cx| outbox.poll_drain(cx, &mut batch, 1));
+        let drain = poll_fn(|cx| stream.poll_drain(cx, &mut batch, 1));
         let drained = timeout(Duration::from_secs(60), drain).await.expect("the event never came");
         assert!(!matches!(drained, Drained::End(_)), "nobody ended the stream");
         let event = batch.iter().find_map(|delivery| match delivery {

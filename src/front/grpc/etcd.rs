@@ -43,7 +43,7 @@ use crate::{
         listen::ConnectionId,
         session::Sessions,
     },
-    hub::{Outbox, OutboxStats, StreamEnd},
+    hub::{StreamEnd, WatchStream, WatchStreamStats},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
 };
@@ -107,8 +107,8 @@ impl EtcdApi {
         let client = Client::of(request.headers(), request.extensions());
         let connection = client.connection;
         let session = shared.sessions.open(client, requires_leader);
-        let listed = connection.map(|connection| shared.streams.list(connection, session.outbox()));
-        let body = WatchBody::new(session.outbox().clone(), listed);
+        let listed = connection.map(|connection| shared.streams.list(connection, session.stream()));
+        let body = WatchBody::new(session.stream().clone(), listed);
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
@@ -233,7 +233,7 @@ impl http_body::Body for EtcdBody {
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
     last: Arc<AtomicU64>,
-    open: Arc<DashMap<ConnectionId, BTreeMap<u64, Arc<Outbox>>>>,
+    open: Arc<DashMap<ConnectionId, BTreeMap<u64, Arc<WatchStream>>>>,
 }
 
 /// A stream is listed exactly while this lives.
@@ -245,43 +245,43 @@ pub(super) struct Listed {
 }
 
 impl Streams {
-    fn list(&self, connection: ConnectionId, outbox: &Arc<Outbox>) -> Listed {
+    fn list(&self, connection: ConnectionId, stream: &Arc<WatchStream>) -> Listed {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.entry(connection).or_default().insert(number, outbox.clone());
+        self.open.entry(connection).or_default().insert(number, stream.clone());
         Listed { streams: self.clone(), connection, number }
     }
 
     /// How many watch streams a connection has.
     #[must_use]
     pub fn of(&self, connection: ConnectionId) -> usize {
-        self.open.get(&connection).map_or(0, |outboxes| outboxes.len())
+        self.open.get(&connection).map_or(0, |open| open.len())
     }
 
     /// For `/debug/state`: the first `most` watch streams of a connection with a number above `after`, with their watches and how far they
     /// are behind.
     #[must_use]
-    pub fn after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, OutboxStats)> {
-        let page: Vec<(u64, Arc<Outbox>)> = match self.open.get(&connection) {
-            Some(outboxes) => {
-                let rest = outboxes.range((Excluded(after), Unbounded));
-                rest.take(most).map(|(number, outbox)| (*number, outbox.clone())).collect()
+    pub fn after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
+        let page: Vec<(u64, Arc<WatchStream>)> = match self.open.get(&connection) {
+            Some(open) => {
+                let rest = open.range((Excluded(after), Unbounded));
+                rest.take(most).map(|(number, stream)| (*number, stream.clone())).collect()
             }
             None => Vec::new(),
         };
-        page.into_iter().map(|(number, outbox)| (number, outbox.stats())).collect()
+        page.into_iter().map(|(number, stream)| (number, stream.stats())).collect()
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        let Some(mut outboxes) = self.streams.open.get_mut(&self.connection) else { return };
-        let outbox = outboxes.remove(&self.number);
-        let empty = outboxes.is_empty();
-        drop(outboxes);
+        let Some(mut open) = self.streams.open.get_mut(&self.connection) else { return };
+        let stream = open.remove(&self.number);
+        let empty = open.is_empty();
+        drop(open);
         // What goes with it is none of the list's.
-        drop(outbox);
+        drop(stream);
         if empty {
-            self.streams.open.remove_if(&self.connection, |_, outboxes| outboxes.is_empty());
+            self.streams.open.remove_if(&self.connection, |_, open| open.is_empty());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Puts `WatchResponse`s together from what an outbox gives: a small head for each, and the hub's shared bytes.
+//! Puts `WatchResponse`s together from what an stream gives: a small head for each, and the hub's shared bytes.
 //!
 //! Always holds: a response has whole revisions; the header's revision of live events is that of the last of them; of events
 //! from the past it is the newest when they were read, as etcd does it (docs/promises.md, section 3).
@@ -194,7 +194,9 @@ mod tests {
 
     use super::{super::pieces::PREFIX, *};
     use crate::{
-        hub::{Feed, FeedState, KeyMap, Outbox, OutboxLimits, Subscribe, WatchOptions, testing, upstream::Changes},
+        hub::{
+            Feed, FeedState, KeyMap, OutboxLimits, Subscribe, WatchOptions, WatchStream, testing, upstream::Changes,
+        },
         pb::etcdserverpb::WatchResponse,
         types::{ClientKey, EventFields, EventKind, KeyRange, KeyValueFields},
     };
@@ -206,18 +208,18 @@ mod tests {
         let feed = hub.open(KeyRange::prefix("".into()));
         feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
         feed.set_state(FeedState::Live);
-        let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
+        let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
         if past {
             publish(&feed);
         }
-        feed.subscribe(&outbox, subscribe).expect("subscribed");
+        stream.subscribe(&feed, subscribe).expect("subscribed");
         if !past {
             publish(&feed);
         }
         let mut batch = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
         while batch.is_empty() {
-            assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+            assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
             batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
         }
         let (mut pieces, written) = write(&mut batch);

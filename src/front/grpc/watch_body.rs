@@ -1,4 +1,4 @@
-//! [`WatchBody`]: the response side of a watch stream, an HTTP/2 body that takes its frames straight from an outbox.
+//! [`WatchBody`]: the response side of a watch stream, an HTTP/2 body that takes its frames straight from an stream.
 //!
 //! Polled by the connection when the client has room for more, which is what lets a slow client park its watches.
 //! Always holds: dropping the body, for whatever reason, takes the stream's watches out of the hub.
@@ -18,7 +18,7 @@ use tonic::Status;
 
 use super::{etcd::Listed, pieces::Pieces, reply::trailers, responses};
 use crate::{
-    hub::{Delivery, Drained, Outbox, StreamEnd},
+    hub::{Delivery, Drained, StreamEnd, WatchStream},
     telemetry::{delivered, names},
 };
 
@@ -39,16 +39,16 @@ thread_local! {
 /// See the module.
 #[derive(Debug)]
 pub struct WatchBody {
-    outbox: Arc<Outbox>,
+    stream: Arc<WatchStream>,
     ended: bool,
     _listed: Option<Listed>,
 }
 
 impl WatchBody {
-    /// The body of the stream that writes into `outbox`.
-    pub(super) fn new(outbox: Arc<Outbox>, listed: Option<Listed>) -> Self {
+    /// The body of the stream that writes into `stream`.
+    pub(super) fn new(stream: Arc<WatchStream>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { outbox, ended: false, _listed: listed }
+        Self { stream, ended: false, _listed: listed }
     }
 }
 
@@ -81,7 +81,7 @@ impl http_body::Body for WatchBody {
             return Poll::Ready(None);
         }
         let mut batch = BATCH.take();
-        let drained = this.outbox.poll_drain(cx, &mut batch, FRAME_BYTES);
+        let drained = this.stream.poll_drain(cx, &mut batch, FRAME_BYTES);
         let data = match &drained {
             Poll::Ready(Drained::Some) => Some(this.write(&mut batch)),
             Poll::Ready(Drained::End(_)) | Poll::Pending => None,
@@ -105,7 +105,7 @@ impl http_body::Body for WatchBody {
 
 impl Drop for WatchBody {
     fn drop(&mut self) {
-        self.outbox.leave();
+        self.stream.leave();
         STREAMS.decrement(1.0);
     }
 }

@@ -59,7 +59,7 @@ use crate::{
         grpc::is_grpc,
         listen::{ConnectionId, Connections, Lasting},
     },
-    hub::OutboxStats,
+    hub::WatchStreamStats,
 };
 
 /// Watch streams that are shown with their connection; the others have a page of their own. Most clients have one to three.
@@ -327,7 +327,7 @@ fn with_streams(admin: &Admin, id: ConnectionId) -> Map<String, Value> {
 struct Stream {
     number: u64,
     #[serde(flatten)]
-    stats: OutboxStats,
+    stats: WatchStreamStats,
 }
 
 fn streams_of(id: ConnectionId) -> String {

@@ -16,7 +16,7 @@ use crate::{
         access::{Access, Auth, Denials, INTERVAL, LIMIT, Refused, WireRange},
         client::Client,
     },
-    hub::{FeedState, Outbox, StreamEnd},
+    hub::{FeedState, StreamEnd, WatchStream},
     telemetry::names,
 };
 
@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) struct Permission {
     pub(super) access: Access,
     pub(super) client: Client,
-    pub(super) outbox: Arc<Outbox>,
+    pub(super) stream: Arc<WatchStream>,
 }
 
 /// What a look at a stream's live watches found.
@@ -127,12 +127,12 @@ impl Permission {
     }
 
     async fn look_again(&self, since: Instant) -> Look {
-        if let Some(feed) = self.outbox.feeds().into_iter().find(|feed| feed.is_denied()) {
+        if let Some(feed) = self.stream.feeds().into_iter().find(|feed| feed.is_denied()) {
             let why = feed.last_error().unwrap_or_default();
-            self.outbox.cut(StreamEnd::Unavailable(format!("etcd-relay: {why}")));
+            self.stream.cut(StreamEnd::Unavailable(format!("etcd-relay: {why}")));
             return Look::Ended;
         }
-        let watches = self.outbox.live_watches();
+        let watches = self.stream.live_watches();
         let ranges: Vec<_> = watches.iter().map(|watch| WireRange::of(&watch.range)).collect();
         let results = self.access.check(&self.client, &ranges, since, Denials::Known).await;
         let mut unknown = None;
@@ -148,12 +148,12 @@ impl Permission {
                         reason = denial.reason(),
                         "Ended a watch stream whose token etcd does not accept any more"
                     );
-                    self.outbox.cut(StreamEnd::Unavailable(text));
+                    self.stream.cut(StreamEnd::Unavailable(text));
                     return Look::Ended;
                 }
                 Err(Refused::Denied(denial)) => {
                     tracing::info!(%range, watch_id, reason = denial.reason(), "Ended a watch that its client may not have any more");
-                    self.outbox.revoke(watch, &denial.reason());
+                    self.stream.revoke(watch, &denial.reason());
                 }
                 Err(Refused::Unanswerable(why) | Refused::Unknown(why)) => {
                     tracing::debug!(%range, watch_id, why, "Cannot check a live watch again");
@@ -167,7 +167,7 @@ impl Permission {
     /// Whether etcd's events reach the stream. Where they do not, because etcd is away, there is nothing to keep from anyone, and
     /// streams are to outlast that.
     fn hears_etcd(&self) -> bool {
-        self.outbox.feeds().iter().any(|feed| feed.state() == FeedState::Live)
+        self.stream.feeds().iter().any(|feed| feed.state() == FeedState::Live)
     }
 
     fn end_unconfirmed(&self, why: &str) {
@@ -177,6 +177,6 @@ impl Permission {
         let text = format!(
             "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); watch again"
         );
-        self.outbox.cut(StreamEnd::Unavailable(text));
+        self.stream.cut(StreamEnd::Unavailable(text));
     }
 }

@@ -78,7 +78,7 @@ impl Upstream for AtFive {
 /// A client of one session.
 struct Client {
     requests: mpsc::Sender<Result<WatchRequest, StreamEnd>>,
-    outbox: Arc<Outbox>,
+    stream: Arc<WatchStream>,
     session: JoinHandle<()>,
 }
 
@@ -86,8 +86,8 @@ impl Client {
     fn of(sessions: &Sessions) -> Self {
         let (requests, incoming) = mpsc::channel(10 * BATCH.0);
         let session = sessions.open(client(), false);
-        let outbox = session.outbox().clone();
-        Self { requests, outbox, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
+        let stream = session.stream().clone();
+        Self { requests, stream, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
     }
 
     fn send(&self, request: RequestUnion) {
@@ -106,13 +106,13 @@ impl Client {
     async fn hears(&self) -> Vec<String> {
         // The clock is paused, so time passes only when all others wait.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        drain(&self.outbox)
+        drain(&self.stream)
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.outbox.leave();
+        self.stream.leave();
         self.session.abort();
     }
 }
@@ -130,10 +130,10 @@ fn create(watch_id: i64, key: &'static str) -> RequestUnion {
     })
 }
 
-fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
+fn drain(stream: &Arc<WatchStream>) -> Vec<String> {
     let mut cx = Context::from_waker(Waker::noop());
     let (mut batch, mut all) = (Vec::new(), Vec::new());
-    while outbox.poll_drain(&mut cx, &mut batch, usize::MAX) == Poll::Ready(Drained::Some) {
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX) == Poll::Ready(Drained::Some) {
         all.append(&mut batch);
     }
     all.into_iter()
@@ -268,13 +268,13 @@ impl Stream for Endless {
 async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
     let (sessions, _slow) = sessions(Duration::from_millis(1)).await;
     let session = sessions.open(client(), false);
-    let outbox = session.outbox().clone();
+    let stream = session.stream().clone();
     let read = Arc::new(AtomicBool::new(false));
     let requests = Endless { first: Some(create(0, "/a/1")), read: read.clone() };
     let running = tokio::spawn(session.run(requests));
     let told = async {
         loop {
-            if drain(&outbox).contains(&"progress 0".to_owned()) {
+            if drain(&stream).contains(&"progress 0".to_owned()) {
                 return;
             }
             tokio::task::yield_now().await;
@@ -282,7 +282,7 @@ async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
     };
     tokio::time::timeout(Duration::from_secs(30), told).await.expect("progress, while requests come");
     assert!(read.load(Ordering::Relaxed));
-    outbox.leave();
+    stream.leave();
     running.await.expect("the session ends");
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::step::Step;
 use crate::{
-    hub::{Hub, Outbox, WaitError},
+    hub::{Hub, WaitError, WatchStream},
     types::ClientKey,
 };
 
@@ -61,10 +61,10 @@ impl Waiting {
     }
 
     /// Whether a step may be acted on before those that wait. See the module.
-    pub(super) fn may_be_overtaken_by(&self, step: &Step, outbox: &Outbox) -> bool {
+    pub(super) fn may_be_overtaken_by(&self, step: &Step, stream: &WatchStream) -> bool {
         match step {
             Step::Progress => true,
-            Step::Cancel(watch_id) => outbox.feed_of(*watch_id).is_some() && !self.names(*watch_id),
+            Step::Cancel(watch_id) => stream.feed_of(*watch_id).is_some() && !self.names(*watch_id),
             Step::Create(..) | Step::Empty(_) | Step::Refuse(..) => false,
         }
     }

@@ -5,9 +5,9 @@ use super::*;
 use crate::{
     hub::{
         Delivery, FeedState, KeyMap, OutboxLimits, RangeQuery, ReadError, Reset, SortOrder, SortTarget, Subscribe,
-        WatchOptions, testing,
+        WatchOptions, WatchStream, testing, upstream::Changes,
     },
-    types::{ClientKey, EventFields, EventKind, KeyRange, KeyValueFields},
+    types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields},
 };
 
 const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 10 };
@@ -83,7 +83,7 @@ fn at(feed: &Feed, revision: i64) -> Result<String, ReadError> {
 
 /// What a watch from a revision on is given of the history.
 fn watched(feed: &Arc<Feed>, start: i64) -> Vec<i64> {
-    let outbox = Outbox::new(LIMITS, ClientKey::RELAY);
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
     let subscribe = Subscribe {
         watch_id: 0,
         range: KeyRange::prefix("".into()),
@@ -93,17 +93,17 @@ fn watched(feed: &Arc<Feed>, start: i64) -> Vec<i64> {
         fragment: false,
         compacted: false,
     };
-    feed.subscribe(&outbox, &subscribe).expect("subscribed");
-    let mut cx = std::task::Context::from_waker(Waker::noop());
+    stream.subscribe(feed, &subscribe).expect("subscribed");
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let (mut batch, mut revisions) = (Vec::new(), Vec::new());
-    while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
         for delivery in batch.drain(..) {
             if let Delivery::Events { payload, from, .. } = delivery {
                 revisions.extend(payload.each(from as usize).map(|whole| whole.revision.get()));
             }
         }
     }
-    outbox.leave();
+    stream.leave();
     revisions
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    hub::{Delivery, Drained, FeedState, Hub, KeyMap, Subscribe, testing, upstream::Changes},
+    hub::{Delivery, Drained, FeedState, Hub, KeyMap, Subscribe, WatchStream, testing, upstream::Changes},
     types::{ClientKey, EventFields, EventKind, KeyValueFields},
 };
 
@@ -32,13 +32,13 @@ fn publish(feed: &Feed, revisions: impl IntoIterator<Item = i64>) {
     revisions.into_iter().for_each(|revision| feed.publish(&[changes(revision, "a")]).expect("in order"));
 }
 
-fn watch(feed: &Arc<Feed>, range: KeyRange, start: i64) -> Arc<Outbox> {
-    let outbox = Outbox::new(LIMITS, ClientKey::RELAY);
-    add(feed, &outbox, range, start);
-    outbox
+fn watch(feed: &Arc<Feed>, range: KeyRange, start: i64) -> Arc<WatchStream> {
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    add(feed, &stream, range, start);
+    stream
 }
 
-fn add(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start: i64) {
+fn add(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start: i64) {
     let subscribe = Subscribe {
         watch_id: 0,
         range,
@@ -48,7 +48,7 @@ fn add(feed: &Arc<Feed>, outbox: &Arc<Outbox>, range: KeyRange, start: i64) {
         fragment: false,
         compacted: false,
     };
-    feed.subscribe(outbox, &subscribe).expect("subscribed");
+    stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
 fn everything() -> KeyRange {
@@ -56,10 +56,10 @@ fn everything() -> KeyRange {
 }
 
 /// The next deliveries with events: the watch, the payload, and how much of it is not for the watch.
-fn poll(outbox: &Arc<Outbox>) -> Vec<(i64, Arc<Payload>, usize)> {
+fn poll(stream: &Arc<WatchStream>) -> Vec<(i64, Arc<Payload>, usize)> {
     let mut batch = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
-    while batch.is_empty() && outbox.poll_drain(&mut cx, &mut batch, 1).is_ready() {
+    while batch.is_empty() && stream.poll_drain(&mut cx, &mut batch, 1).is_ready() {
         batch.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
     }
     let events = |delivery| match delivery {
@@ -70,10 +70,10 @@ fn poll(outbox: &Arc<Outbox>) -> Vec<(i64, Arc<Payload>, usize)> {
 }
 
 /// All that there is for the stream, as (watch, revision).
-fn drain(outbox: &Arc<Outbox>) -> Vec<(i64, i64)> {
+fn drain(stream: &Arc<WatchStream>) -> Vec<(i64, i64)> {
     let mut all = Vec::new();
     loop {
-        let polled = poll(outbox);
+        let polled = poll(stream);
         if polled.is_empty() {
             return all;
         }
@@ -129,13 +129,13 @@ fn what_a_step_makes_is_kept_also_where_nothing_of_it_is_wanted() {
     let hub = testing::hub(LIMITS);
     let feed = feed(&hub);
     publish(&feed, 1..=80);
-    let outbox = watch(&feed, KeyRange::prefix("z".into()), 1);
+    let stream = watch(&feed, KeyRange::prefix("z".into()), 1);
     let mut cx = Context::from_waker(Waker::noop());
-    assert_eq!(outbox.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    assert_eq!(stream.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
     // Four chunks, each put together once: two a step.
-    (0..2).for_each(|_| step(&outbox));
-    assert_eq!(outbox.stats().parked, 0);
-    assert_eq!(drain(&outbox), of(0, []));
+    (0..2).for_each(|_| step(&stream.outbox, |_| Some(feed.clone())));
+    assert_eq!(stream.stats().parked, 0);
+    assert_eq!(drain(&stream), of(0, []));
 }
 
 #[test]
@@ -145,9 +145,9 @@ fn a_watch_that_is_behind_gets_each_revision_once_whatever_it_begins_with() {
     let live = watch(&feed, everything(), 0);
     publish(&feed, 1..=60);
     for start in 1..=61 {
-        let outbox = watch(&feed, everything(), start);
-        assert_eq!(drain(&outbox), of(0, start..=60), "from {start}");
-        assert_eq!(outbox.stats().parked, 0);
+        let stream = watch(&feed, everything(), start);
+        assert_eq!(drain(&stream), of(0, start..=60), "from {start}");
+        assert_eq!(stream.stats().parked, 0);
     }
     assert_eq!(live.stats().parked, 1, "more than its queue takes");
     let mut got = Vec::new();
@@ -168,15 +168,15 @@ fn watches_of_ranges_and_of_keys_take_turns() {
     for revision in 1..=60 {
         feed.publish(&[changes(revision, if revision % 2 == 0 { "a" } else { "b" })]).expect("in order");
     }
-    let outbox = watch(&feed, everything(), 1);
-    add(&feed, &outbox, KeyRange::single("a".into()), 1);
-    add(&feed, &outbox, KeyRange::prefix("b".into()), 1);
-    add(&feed, &outbox, KeyRange::prefix("c".into()), 1);
-    let mut first = poll(&outbox);
-    first.extend(poll(&outbox));
+    let stream = watch(&feed, everything(), 1);
+    add(&feed, &stream, KeyRange::single("a".into()), 1);
+    add(&feed, &stream, KeyRange::prefix("b".into()), 1);
+    add(&feed, &stream, KeyRange::prefix("c".into()), 1);
+    let mut first = poll(&stream);
+    first.extend(poll(&stream));
     let early = first.iter().map(|(_, payload, _)| payload.revision().get()).max().expect("events");
     assert!(early < 60, "none is served to its end while another waits");
-    let mut all = drain(&outbox);
+    let mut all = drain(&stream);
     for (watch, payload, from) in first {
         all.extend(payload.each(from).map(|whole| (watch, whole.revision.get())));
     }
@@ -184,7 +184,7 @@ fn watches_of_ranges_and_of_keys_take_turns() {
     let odd = (1..=60).filter(|revision| revision % 2 == 1);
     let even = (1..=60).filter(|revision| revision % 2 == 0);
     assert_eq!(all, [of(0, 1..=60), of(1, even), of(2, odd)].concat());
-    assert_eq!(outbox.stats().parked, 0);
+    assert_eq!(stream.stats().parked, 0);
 }
 
 #[test]
@@ -192,15 +192,15 @@ fn runs_of_a_history_that_is_gone_are_not_passed_on() {
     let hub = testing::hub(LIMITS);
     let feed = feed(&hub);
     publish(&feed, 1..=60);
-    let outbox = watch(&feed, everything(), 1);
+    let stream = watch(&feed, everything(), 1);
     let mut cx = Context::from_waker(Waker::noop());
-    assert_eq!(outbox.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
-    let Next::Make(epoch, missing) = serve(&feed, &outbox, vec![0], None) else { panic!("nothing is made yet") };
+    assert_eq!(stream.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    let Next::Make(epoch, missing) = serve(&feed, &stream.outbox, vec![0], None) else { panic!("nothing is made yet") };
     feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
     publish(&feed, 1..=10);
     let runs = missing.iter().map(|Missing { key, task, range, options }| (*key, task.make(range, *options))).collect();
-    serve(&feed, &outbox, vec![0], Some(Made { feed: feed.clone(), epoch, runs }));
-    assert_eq!(drain(&outbox), of(0, 1..=10));
+    serve(&feed, &stream.outbox, vec![0], Some(Made { feed: feed.clone(), epoch, runs }));
+    assert_eq!(drain(&stream), of(0, 1..=10));
 }
 
 #[test]
@@ -210,15 +210,15 @@ fn of_more_watches_than_a_step_serves_none_waits_for_those_that_are_ahead_of_it(
     let feed = feed(&hub);
     publish(&feed, 1..=30);
     let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: watches as usize };
-    let outbox = Outbox::new(limits, ClientKey::RELAY);
-    (0..watches).for_each(|_| add(&feed, &outbox, everything(), 1));
+    let stream = WatchStream::new(limits, ClientKey::RELAY);
+    (0..watches).for_each(|_| add(&feed, &stream, everything(), 1));
     let mut served = std::collections::BTreeSet::new();
     let mut cx = Context::from_waker(Waker::noop());
     // Little more than it takes to give each watch one delivery. Meanwhile more happens, so that who was served falls behind again.
     for revision in 31..31 + watches / 100 + 5 {
         publish(&feed, [revision]);
         let mut batch = Vec::new();
-        assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+        assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
         served.extend(batch.iter().filter_map(|delivery| match delivery {
             Delivery::Events { watch_id, .. } => Some(*watch_id),
             _ => None,

@@ -16,11 +16,9 @@ use crate::{
     hub::{
         NoFeed,
         delivery::Cancellation,
-        outbox::Phase,
         snapshot::{KeyMap, Snapshot, free},
-        stats,
     },
-    types::{ClientKey, KeyValue, Revision},
+    types::{ClientKey, KeyValue},
 };
 
 /// Most feeds that one shares with: those that have most in common with it.
@@ -169,24 +167,14 @@ impl Feed {
         let header = inner.cluster.at(inner.revision);
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
-            let slots = outbox.lock().slots_in(self);
+            let slots = outbox.lock().watches.slots_in(self.id);
             for slot in slots {
-                let mut state = outbox.lock();
-                if state.watches[slot].phase() == Phase::Compacted {
-                    continue;
-                }
-                let cancellation = Cancellation {
-                    watch_id: state.watches[slot].id,
-                    refused: false,
-                    header,
-                    compact_revision: Revision::ZERO,
-                    reason: reason.to_string(),
-                };
-                stats::canceled(&cancellation);
-                let ((link, last), waker) = state.end_watch(slot, cancellation);
-                drop(state);
-                inner.unlink(link, last);
-                wakers.extend(waker);
+                let state = outbox.lock();
+                let Some(watch) = state.watches.get(slot).filter(|watch| !watch.phase().is_over()) else { continue };
+                let cancellation =
+                    Cancellation { watch_id: watch.id, header, reason: reason.to_string(), ..Cancellation::default() };
+                let why = cancellation.why();
+                wakers.extend(inner.end_watch(state, slot, cancellation, why));
             }
         }
         drop(inner);

@@ -1,6 +1,6 @@
 //! The driver's side of a feed: what it writes, and what it is told about who waits.
 //!
-//! Called by `source::driver` alone, one driver a feed. Always holds: see `feed`.
+//! Called by `source::driver` alone, one driver a feed. Not here: `reset`, which has a module of its own. Always holds: see `feed`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -8,13 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Feed, FeedKind, PublishError, Reset, inner::Inner};
+use super::{Feed, FeedKind, PublishError, inner::Inner};
 use crate::{
     hub::{
-        backfill::Asks,
-        delivery::Cancellation,
         history::History,
-        outbox::Phase,
         snapshot::{KeyMap, Snapshot, free},
         standing::{Doubt, FeedState, Permission, Standing},
         stats,
@@ -37,7 +34,7 @@ impl Feed {
             states = Some((old, standing.state));
         });
         if let Some((old, new)) = states.filter(|(old, new)| old != new) {
-            stats::feed_state(Some(old), new);
+            stats::feed_state(old.label(), new.label());
         }
     }
 
@@ -169,67 +166,6 @@ impl Feed {
         self.pins.expire();
     }
 
-    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is served from the
-    /// past where upstream still has it; and is ended otherwise.
-    pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
-        let mut wakers = Vec::new();
-        let mut asks = Asks::default();
-        let mut inner = self.lock();
-        // From here on all that is said is the new one's word; what is queued keeps the name of the one that it came from.
-        inner.cluster = cluster.clone();
-        let was = inner.revision;
-        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
-        for outbox in outboxes {
-            let slots = outbox.lock().slots_in(self);
-            for slot in slots {
-                let mut state = outbox.lock();
-                let watch = &state.watches[slot];
-                let needs = match watch.phase() {
-                    Phase::Live => watch.next().max(was.next()),
-                    // Upstream itself will tell its fill, unless the cluster is another one.
-                    Phase::Filling if *reset != Reset::Replaced => continue,
-                    Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
-                    Phase::Compacted => continue,
-                };
-                let (compact_revision, reason) = match reset {
-                    Reset::Compacted { .. } if needs > revision => {
-                        state.go_live(slot, needs);
-                        continue;
-                    }
-                    Reset::Compacted { compact_revision } if needs >= *compact_revision => {
-                        // The history that begins has room.
-                        if state.watches[slot].phase() != Phase::Behind {
-                            asks |= inner.lag_near(&mut state, slot, needs);
-                        }
-                        continue;
-                    }
-                    Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
-                    Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
-                };
-                let watch_id = watch.id;
-                let cancellation = Cancellation {
-                    watch_id,
-                    refused: false,
-                    header: cluster.at(Revision::ZERO),
-                    compact_revision,
-                    reason,
-                };
-                stats::canceled(&cancellation);
-                let ((link, last), waker) = state.end_watch(slot, cancellation);
-                drop(state);
-                inner.unlink(link, last);
-                wakers.extend(waker);
-            }
-        }
-        let replaced = self.replace(&mut inner, map, revision);
-        drop(inner);
-        self.announce(revision);
-        replaced.free();
-        self.forget_part();
-        asks.start(self, []);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
     /// Ends the feed if nobody has used it for `idle`. After it nobody can subscribe.
     #[must_use]
     pub fn close_if_idle(&self, idle: Duration) -> bool {
@@ -279,7 +215,7 @@ impl Feed {
     }
 
     /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.
-    fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
+    pub(in crate::hub) fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
         let history = History::new(revision.next(), self.shared.history_of(self.kind));
         let history = std::mem::replace(&mut inner.history, history);
         let map = std::mem::replace(&mut inner.map, map);
@@ -299,27 +235,23 @@ impl Feed {
 
     /// Tells those who wait for a revision that it has come. Not under the lock: who is woken there runs into it. The driver alone
     /// calls this, so revisions are announced in the order in which they were shown.
-    fn announce(&self, revision: Revision) {
+    pub(in crate::hub) fn announce(&self, revision: Revision) {
         self.revision.send_replace(revision);
     }
 }
 
 /// What a feed had before it began again.
 #[must_use]
-struct Replaced {
+pub(in crate::hub) struct Replaced {
     history: History,
     map: KeyMap,
     shown: Arc<Snapshot>,
 }
 
 impl Replaced {
-    fn free(self) {
+    pub(in crate::hub) fn free(self) {
         let Self { history, map, shown } = self;
         let entries = history.len() + map.len();
         free((history, map, shown), entries);
     }
 }
-
-/// Told to every watch when the cluster behind the relay is another one.
-const REPLACED: &str =
-    "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";

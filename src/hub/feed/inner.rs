@@ -16,20 +16,20 @@ use parking_lot::MutexGuard;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{PublishError, Twins};
+use super::{PublishError, Twins, lag::Past};
 use crate::{
     critical::Tasks,
     hub::{
-        backfill::Past,
-        delivery::{Cancellation, Delivery},
+        delivery::Cancellation,
         history::History,
         index::{Group, Index},
-        outbox::{Link, Outbox, State, UNLINKED},
+        outbox::{Left, Outbox, State},
         payload::{Payload, Picks},
         runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
         snapshot::KeyMap,
         upstream::Changes,
     },
+    telemetry::names::CancelReason,
     types::{Cluster, Entry, EventFields, EventKind, Revision, Stamp},
 };
 
@@ -177,20 +177,30 @@ impl Inner {
         }
     }
 
-    /// Takes a watch that left its outbox out of the index, and its outbox out of the feed where `last` gives its place.
-    /// No outbox is locked by the caller.
-    pub(in crate::hub) fn unlink(&mut self, link: Link, last: Option<u32>) {
-        if link.group != UNLINKED
-            && let Some(moved) = self.index.remove(link.group, link.position)
+    /// Ends a watch that is here, tells its client why, and takes it out. Gives back the task to wake.
+    pub(in crate::hub) fn end_watch(
+        &mut self,
+        mut state: MutexGuard<'_, State>,
+        slot: usize,
+        cancellation: Cancellation,
+        why: CancelReason,
+    ) -> Option<Waker> {
+        let (left, waker) = state.end_watch(slot, cancellation, why);
+        drop(state);
+        self.unlink(left);
+        waker
+    }
+
+    /// Takes out what a watch that left its outbox had here. No outbox is locked by the caller.
+    pub(in crate::hub) fn unlink(&mut self, left: Left) {
+        if let Some(link) = left.link
+            && let Some(moved) = self.index.remove(link.group, link.place)
         {
-            let mut state = self.outboxes[moved.outbox as usize].lock();
-            if let Some(moved) = state.watches.get_mut(moved.watch as usize) {
-                moved.position = link.position;
-            }
+            self.outboxes[moved.outbox as usize].lock().watches.moved(moved.watch, link.place);
         }
-        if let Some(slot) = last {
-            self.past.forget(slot);
-            self.outboxes.remove(slot as usize);
+        if let Some(place) = left.place {
+            self.past.forget(place);
+            self.outboxes.remove(place as usize);
         }
         if self.index.is_empty() {
             self.idle_since = Instant::now();
@@ -231,24 +241,5 @@ impl Drop for Locked<'_> {
         if thread::panicking() {
             self.tasks.fail("change of a feed", "while the feed was locked".to_owned());
         }
-    }
-}
-
-impl State {
-    /// Ends a watch with `cancellation`. Gives back the watch for [`Inner::unlink`] and the task to wake.
-    pub(in crate::hub) fn end_watch(
-        &mut self,
-        slot: usize,
-        cancellation: Cancellation,
-    ) -> ((Link, Option<u32>), Option<Waker>) {
-        let compacted = cancellation.compact_revision != Revision::ZERO;
-        let unlinked = if compacted {
-            // The id stays taken until the client cancels it.
-            (self.end_compacted(slot), None)
-        } else {
-            let (watch, last) = self.remove(slot);
-            (watch.link(), last)
-        };
-        (unlinked, self.enqueue(Delivery::Canceled(Box::new(cancellation))))
     }
 }

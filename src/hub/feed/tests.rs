@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     hub::{
-        Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, SortOrder, SortTarget, testing,
-        upstream::Changes,
+        Delivery, Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, SortOrder, SortTarget, StreamEnd,
+        Subscribe, WatchOptions, WatchStream, testing, upstream::Changes,
     },
     types::{ClientKey, EventFields, EventKind, KeyValue, KeyValueFields},
 };
@@ -22,11 +22,11 @@ fn feed(hub: &Hub, prefix: &'static str, revision: i64) -> Arc<Feed> {
     feed
 }
 
-fn subscribe(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'static str) {
-    subscribe_from(feed, outbox, watch_id, key, 0);
+fn subscribe(feed: &Arc<Feed>, stream: &Arc<WatchStream>, watch_id: i64, key: &'static str) {
+    subscribe_from(feed, stream, watch_id, key, 0);
 }
 
-fn subscribe_from(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'static str, start_revision: i64) {
+fn subscribe_from(feed: &Arc<Feed>, stream: &Arc<WatchStream>, watch_id: i64, key: &'static str, start_revision: i64) {
     let subscribe = Subscribe {
         watch_id,
         range: KeyRange::single(key.into()),
@@ -36,7 +36,7 @@ fn subscribe_from(feed: &Arc<Feed>, outbox: &Arc<Outbox>, watch_id: i64, key: &'
         fragment: false,
         compacted: false,
     };
-    feed.subscribe(outbox, &subscribe).expect("subscribed");
+    stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
 /// The key `k` is put at `revision`.
@@ -55,24 +55,24 @@ fn publish(feed: &Feed, revision: i64) {
 fn cancels_may_race_with_the_end_of_their_stream() {
     let feed = feed(&hub(), "", 10);
     for _ in 0..10 {
-        let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
-        (1..=WATCHES).for_each(|id| subscribe(&feed, &outbox, id, "k"));
+        let stream = WatchStream::new(feed.shared.limits.outbox, ClientKey::RELAY);
+        (1..=WATCHES).for_each(|id| subscribe(&feed, &stream, id, "k"));
         std::thread::scope(|scope| {
-            let cancels = scope.spawn(|| (1..=WATCHES).rev().for_each(|id| outbox.cancel(id)));
-            outbox.leave();
+            let cancels = scope.spawn(|| (1..=WATCHES).rev().for_each(|id| stream.cancel(id)));
+            stream.leave();
             cancels.join().expect("cancels");
         });
-        assert_eq!((outbox.watches(), feed.stats().streams), (0, 0));
+        assert_eq!((stream.watches(), feed.stats().streams), (0, 0));
         assert!(feed.lock().index.is_empty());
     }
 }
 
 /// What is in the queue, as text.
-fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
+fn drain(stream: &Arc<WatchStream>) -> Vec<String> {
     let mut batch = Vec::new();
     let mut all = Vec::new();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    while outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
         all.extend(batch.drain(..).map(|delivery| match delivery {
             Delivery::Progress { watch_id, stamp } => format!("{watch_id}: progress {}", stamp.revision),
             other => format!("{other:?}"),
@@ -85,42 +85,42 @@ fn drain(outbox: &Arc<Outbox>) -> Vec<String> {
 fn progress_of_a_stream_waits_for_the_feed_that_is_behind() {
     let hub = hub();
     let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
-    subscribe(&behind, &outbox, 1, "a1");
-    subscribe(&ahead, &outbox, 2, "b1");
-    drain(&outbox);
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
+    subscribe(&behind, &stream, 1, "a1");
+    subscribe(&ahead, &stream, 2, "b1");
+    drain(&stream);
     assert_eq!(
-        outbox.answer_progress(),
+        stream.answer_progress(),
         ProgressAnswer::Later,
         "the watch on the feed ahead begins after the other feed's revision"
     );
-    assert_eq!(drain(&outbox), [""; 0]);
+    assert_eq!(drain(&stream), [""; 0]);
     behind.advance(Revision::new(12));
-    assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
-    assert_eq!(drain(&outbox), ["-1: progress 12"]);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(drain(&stream), ["-1: progress 12"]);
 }
 
 #[test]
 fn progress_of_a_stream_does_not_fall_when_a_feed_behind_joins() {
     let hub = hub();
     let (behind, ahead) = (feed(&hub, "a", 10), feed(&hub, "b", 12));
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
-    subscribe(&ahead, &outbox, 2, "b1");
-    assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
-    subscribe(&behind, &outbox, 1, "a1");
-    assert_eq!(outbox.answer_progress(), ProgressAnswer::Later, "12 was told");
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
+    subscribe(&ahead, &stream, 2, "b1");
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    subscribe(&behind, &stream, 1, "a1");
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "12 was told");
     behind.advance(Revision::new(13));
-    assert_eq!(outbox.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
 }
 
 #[test]
 fn a_client_that_does_not_read_does_not_gather_progress() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
-    (1..=60).for_each(|id| subscribe(&feed, &outbox, id, "k"));
-    (0..10).for_each(|_| outbox.notify_progress(false));
-    assert_eq!(outbox.stats().queued, 120);
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
+    (1..=60).for_each(|id| subscribe(&feed, &stream, id, "k"));
+    (0..10).for_each(|_| stream.notify_progress(false));
+    assert_eq!(stream.stats().queued, 120);
 }
 
 #[test]
@@ -128,13 +128,13 @@ fn slots_of_watches_that_are_parked_no_more_are_let_go() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
     publish(&feed, 11);
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
     for id in 1..100 {
-        subscribe_from(&feed, &outbox, id, "k", 11);
-        assert_eq!(outbox.stats().parked, 1);
-        outbox.cancel(id);
+        subscribe_from(&feed, &stream, id, "k", 11);
+        assert_eq!(stream.stats().parked, 1);
+        stream.cancel(id);
     }
-    assert_eq!(outbox.lock().parked(), 0);
+    assert_eq!(stream.stats().parked, 0);
 }
 
 #[test]
@@ -142,24 +142,24 @@ fn a_stream_that_has_ended_is_given_nothing_more() {
     let hub = hub();
     let feed = feed(&hub, "", 10);
     publish(&feed, 11);
-    let outbox = Outbox::new(hub.limits().outbox, ClientKey::RELAY);
-    subscribe(&feed, &outbox, 1, "k");
-    subscribe_from(&feed, &outbox, 2, "k", 11);
-    outbox.end(StreamEnd::Stopping, true);
+    let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
+    subscribe(&feed, &stream, 1, "k");
+    subscribe_from(&feed, &stream, 2, "k", 11);
+    stream.end(StreamEnd::Stopping, true);
     publish(&feed, 12);
-    assert_eq!(outbox.stats().parked, 1);
+    assert_eq!(stream.stats().parked, 1);
 
     let mut batch = Vec::new();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), std::task::Poll::Ready(Drained::Some));
+    assert_eq!(stream.poll_drain(&mut cx, &mut batch, usize::MAX), std::task::Poll::Ready(Drained::Some));
     let said: Vec<_> = batch.drain(..).map(|delivery| format!("{delivery:?}")).collect();
     assert!(said.iter().all(|said| said.starts_with("Created") || said.starts_with("Progress")), "{said:?}");
     assert_eq!(said.len(), 3, "two were created, and one knows where it stands: {said:?}");
     let end = std::task::Poll::Ready(Drained::End(StreamEnd::Stopping));
-    assert_eq!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX), end, "whatever is published meanwhile");
+    assert_eq!(stream.poll_drain(&mut cx, &mut batch, usize::MAX), end, "whatever is published meanwhile");
 
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    metrics::with_local_recorder(&recorder, || outbox.leave());
+    metrics::with_local_recorder(&recorder, || stream.leave());
     let metrics = recorder.handle().render();
     assert!(metrics.contains(r#"etcd_relay_watches_canceled_total{reason="shutdown"} 2"#), "{metrics}");
 }
@@ -298,16 +298,16 @@ impl std::task::Wake for Unlocked {
 #[test]
 fn nobody_is_woken_under_the_feeds_lock() {
     let feed = feed(&hub(), "", 10);
-    let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
-    subscribe(&feed, &outbox, 1, "k");
-    drain(&outbox);
-    type Act = fn(&Arc<Feed>, &Arc<Outbox>);
+    let stream = WatchStream::new(feed.shared.limits.outbox, ClientKey::RELAY);
+    subscribe(&feed, &stream, 1, "k");
+    drain(&stream);
+    type Act = fn(&Arc<Feed>, &Arc<WatchStream>);
     let acts: [(&str, Act); 5] = [
         ("publish", |feed, _| publish(feed, 11)),
         ("advance", |feed, _| feed.advance(Revision::new(12))),
         ("reset", |feed, _| feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(5), &Reset::Replaced)),
         ("stand", |feed, _| feed.set_state(FeedState::Resyncing)),
-        ("cancel", |_, outbox| outbox.cancel(1)),
+        ("cancel", |_, stream| stream.cancel(1)),
     ];
     for (name, act) in acts {
         let woken = Arc::new(Unlocked { feed: feed.clone(), woken: AtomicUsize::new(0) });
@@ -316,10 +316,10 @@ fn nobody_is_woken_under_the_feeds_lock() {
         let (mut revisions, mut standings) = (feed.watch_revision(), feed.watch_standing());
         let (mut revision, mut standing) = (Box::pin(revisions.changed()), Box::pin(standings.changed()));
         assert!(revision.as_mut().poll(&mut cx).is_pending() && standing.as_mut().poll(&mut cx).is_pending());
-        assert!(outbox.poll_drain(&mut cx, &mut Vec::new(), usize::MAX).is_pending());
-        act(&feed, &outbox);
+        assert!(stream.poll_drain(&mut cx, &mut Vec::new(), usize::MAX).is_pending());
+        act(&feed, &stream);
         assert!(woken.woken.load(Ordering::SeqCst) > 0, "{name} wakes somebody");
-        drain(&outbox);
+        drain(&stream);
     }
 }
 
@@ -398,19 +398,19 @@ async fn a_wait_does_not_end_with_another_clusters_revision() {
 #[test]
 fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
     let feed = feed_of_cluster();
-    let outbox = Outbox::new(feed.shared.limits.outbox, ClientKey::RELAY);
-    subscribe(&feed, &outbox, 1, "k");
+    let stream = WatchStream::new(feed.shared.limits.outbox, ClientKey::RELAY);
+    subscribe(&feed, &stream, 1, "k");
     publish(&feed, 11);
     publish(&feed, 12);
-    outbox.notify_progress(true);
+    stream.notify_progress(true);
     let new = Arc::new(Cluster::of(&answer(8, 30)));
     feed.reset(&new, KeyMap::default(), Revision::new(30), &Reset::Replaced);
     feed.loaded();
-    subscribe(&feed, &outbox, 2, "k");
+    subscribe(&feed, &stream, 2, "k");
     publish(&feed, 31);
     let mut batch = Vec::new();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(outbox.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+    assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
     let told: Vec<_> = batch
         .iter()
         .map(|delivery| match delivery {

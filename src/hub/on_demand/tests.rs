@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    hub::{Hub, Limits, Outbox, OutboxLimits, Reset, Snapshot, Subscribe, WatchOptions, testing},
+    hub::{Hub, Limits, OutboxLimits, Reset, Snapshot, Subscribe, WatchOptions, WatchStream, testing},
     types::{Cluster, EventFields, EventKind, Header, KeyRange, KeyValue, KeyValueFields, Revision},
 };
 
@@ -53,8 +53,8 @@ fn load(feed: &Feed, keys: std::ops::Range<usize>) -> bool {
     true
 }
 
-fn watch(feed: &Arc<Feed>) -> Arc<Outbox> {
-    let outbox = Outbox::new(OUTBOX, feed.client());
+fn watch(feed: &Arc<Feed>) -> Arc<WatchStream> {
+    let stream = WatchStream::new(OUTBOX, feed.client());
     let subscribe = Subscribe {
         watch_id: 0,
         range: feed.range().clone(),
@@ -64,8 +64,8 @@ fn watch(feed: &Arc<Feed>) -> Arc<Outbox> {
         fragment: false,
         compacted: false,
     };
-    feed.subscribe(&outbox, &subscribe).expect("serving");
-    outbox
+    stream.subscribe(feed, &subscribe).expect("serving");
+    stream
 }
 
 fn held(hub: &Hub) -> usize {
@@ -178,8 +178,8 @@ async fn what_another_client_left_makes_room_for_one_that_has_its_share() {
         .map(|at| {
             let feed = hub.feed(&range(at * 10, at * 10 + 5), ONE).expect("room");
             assert!(load(&feed, at * 10..at * 10 + 5));
-            let outbox = watch(&feed);
-            (feed, outbox)
+            let stream = watch(&feed);
+            (feed, stream)
         })
         .collect();
     assert_eq!(hub.feed(&range(800, 805), ONE).err(), Some(NoFeed::ClientLimit));
@@ -236,8 +236,8 @@ async fn feeds_that_grow_too_large_end_with_a_reason_and_leave_room() {
     assert!(load(&feed, 0..1_000));
     let other = hub.feed(&range(500_000, 500_100), TWO).expect("room");
     assert!(load(&other, 500_000..500_100));
-    let (outbox, _others) = (watch(&feed), watch(&other));
-    assert_eq!(outbox.watches(), 1);
+    let (stream, _others) = (watch(&feed), watch(&other));
+    assert_eq!(stream.watches(), 1);
     for revision in 10..5_000 {
         let changes = crate::hub::upstream::Changes {
             revision: Revision::new(revision),
@@ -251,7 +251,7 @@ async fn feeds_that_grow_too_large_end_with_a_reason_and_leave_room() {
     assert_eq!(hub.feed(&range(0, 100_000), TWO).err(), Some(NoFeed::Bytes));
     tokio::time::advance(REFUSED).await;
     assert!(hub.feed(&range(0, 100_000), TWO).is_ok(), "it may be smaller by now");
-    assert_eq!(outbox.watches(), 0, "the watch was told");
+    assert_eq!(stream.watches(), 0, "the watch was told");
     assert!(!other.is_closed());
     assert!(held(&hub) < 1 << 20);
 }

@@ -1,201 +1,66 @@
-//! What an outbox keeps under its lock: the queue, the watches, and where each of them stands.
+//! What an outbox keeps under its lock: the queue, the watches, and whether the stream goes on.
 //!
-//! Not here: who moves a watch and when; see `feed`, `catch_up`, `backfill` and `fill`. A watch's phase and position are written in this
-//! file alone, by transitions with a name: each says from which phase it may come, and a debug build checks it.
-//! Always holds: a position never falls; each watch that is not live is in the line of its phase, and a line is ordered by
-//! position, so that the watch which is furthest behind comes first; what is counted agrees with the phases.
+//! Not here: where each watch stands, see `watches`; who calls, see `outbox`. Always holds: what is queued for a watch and its position
+//! change together; on a stream that has ended nothing is queued.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    ops::Bound::{self, Excluded, Unbounded},
-    sync::Arc,
-    task::Waker,
+use std::{sync::Arc, task::Waker};
+
+use super::{
+    OutboxLimits, Watches,
+    position::{Impossible, Transition},
+    queue::DeliveryQueue,
+    watches::{FeedId, Left},
 };
-
-use hashbrown::HashMap;
-use slab::Slab;
-
-use super::OutboxLimits;
 use crate::{
     hub::{
-        Feed,
-        delivery::{Delivery, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-        index::GroupId,
+        delivery::{Cancellation, Delivery, NO_WATCH_ID, ProgressAnswer, StreamEnd},
         payload::Payload,
         shares::Counted,
         stats,
-        turns::Ticket,
     },
+    telemetry::names::CancelReason,
     types::{Revision, Stamp},
 };
+
+/// Told to a watch that the relay has lost track of.
+const FAILED: &str =
+    "etcd-relay: this watch failed by a fault of the relay; watch again from the last revision that you have";
 
 /// Guarded by the outbox's lock.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct State {
-    pub(in crate::hub) queue: VecDeque<Delivery>,
-    pub(in crate::hub) queued_bytes: usize,
-    pub(in crate::hub) waker: Option<Waker>,
-    pub(in crate::hub) watches: Slab<Watch>,
-    pub(in crate::hub) ids: HashMap<i64, u32>,
-    pub(in crate::hub) next_id: i64,
-    pub(in crate::hub) next_serial: u64,
-    pub(in crate::hub) feeds: Slab<Attachment>,
-    /// Read from history when there is room.
-    parked: Line,
-    behind: usize,
-    unfilled: usize,
-    filling: usize,
-    compacted: usize,
-    /// The stream's place in the queue for fills, while it has one.
-    pub(in crate::hub) ticket: Option<Ticket>,
-    /// The place in its line of the watch that was filled last: the next one is after it.
-    last_filled: Option<(Revision, u32)>,
+    pub(in crate::hub) queue: DeliveryQueue,
+    pub(in crate::hub) watches: Watches,
+    pub(super) waker: Option<Waker>,
     /// Tasks that wait for room in the queue.
-    pub(in crate::hub) waiting: usize,
+    pub(super) waiting: usize,
     pub(in crate::hub) end: Option<StreamEnd>,
-    pub(in crate::hub) gone: bool,
-    /// Whose watches these are: one more is counted before it is added.
-    pub(in crate::hub) counted: Counted,
+    pub(super) gone: bool,
 }
 
-/// Watches of one phase: what they need next, and their slots.
-type Line = BTreeSet<(Revision, u32)>;
-
-/// A feed in which the stream has watches.
-#[derive(Debug)]
-pub(in crate::hub) struct Attachment {
-    pub(in crate::hub) feed: Arc<Feed>,
-    /// The outbox's place in the feed.
-    pub(in crate::hub) slot: u32,
-    pub(in crate::hub) watches: usize,
-    /// Wait until the feed has read its past.
-    behind: Line,
-    /// Wait for a fill.
-    unfilled: Line,
-}
-
-/// One watch of the stream.
-#[derive(Debug)]
-pub(in crate::hub) struct Watch {
-    pub(in crate::hub) id: i64,
-    /// Given by [`State::add`], and never again on this stream: ids and slots come back after a cancel.
-    pub(in crate::hub) serial: u64,
-    next: Revision,
-    /// Index into [`State::feeds`].
-    pub(in crate::hub) attachment: u32,
-    pub(in crate::hub) group: GroupId,
-    pub(in crate::hub) position: u32,
-    phase: Phase,
-    fragment: bool,
-    pub(in crate::hub) progress_notify: bool,
-    /// Nothing was delivered since the last tick of the progress timer.
-    pub(in crate::hub) quiet: bool,
-    /// It began in the past and has not been live yet.
-    replay: bool,
-}
-
-impl Watch {
-    /// The first revision that it may still be given: after its start, all that it got, and what it was told as progress.
-    pub(in crate::hub) fn next(&self) -> Revision {
-        self.next
-    }
-
-    pub(in crate::hub) fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    pub(in crate::hub) fn link(&self) -> Link {
-        Link { group: self.group, position: self.position }
-    }
-}
-
-/// A watch's place in its feed's index.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::hub) struct Link {
-    pub(in crate::hub) group: GroupId,
-    pub(in crate::hub) position: u32,
-}
-
-/// The group of a watch that is in no index any more.
-pub(in crate::hub) const UNLINKED: GroupId = u32::MAX;
-
-/// What [`State::add`] makes a watch of.
-#[derive(Debug)]
-pub(in crate::hub) struct NewWatch {
-    pub(in crate::hub) id: i64,
-    /// The first revision that it wants.
-    pub(in crate::hub) next: Revision,
-    pub(in crate::hub) attachment: u32,
-    pub(in crate::hub) group: GroupId,
-    pub(in crate::hub) position: u32,
-    pub(in crate::hub) fragment: bool,
-    pub(in crate::hub) progress_notify: bool,
-    /// It begins in the past: what it gets until it is live is late by its own wish.
-    pub(in crate::hub) replay: bool,
-}
-
-/// How a watch gets its events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::hub) enum Phase {
-    /// Pushed by the feed.
-    Live,
-    /// Read from history as the queue drains.
-    Parked,
-    /// Not at all until the feed has read its past: then from history.
-    Behind,
-    /// Not at all until it is its turn to be filled.
-    Unfilled,
-    /// From a temporary upstream watch.
-    Filling,
-    /// Ended by compaction. The id stays taken and blocks progress until the client cancels it, as in etcd.
-    Compacted,
-}
-
-impl Phase {
-    /// Whether a watch may go from this phase to another.
-    const fn leads_to(self, next: Self) -> bool {
-        match self {
-            Self::Live | Self::Parked => matches!(next, Self::Live | Self::Parked | Self::Behind | Self::Unfilled),
-            Self::Behind => matches!(next, Self::Live | Self::Parked | Self::Unfilled),
-            Self::Unfilled => matches!(next, Self::Live | Self::Parked | Self::Behind | Self::Filling),
-            Self::Filling => matches!(next, Self::Parked | Self::Unfilled),
-            Self::Compacted => false,
-        }
-    }
-}
-
-/// The transitions: each moves one watch, and nothing else does.
 impl State {
-    /// Adds a watch that is live; the caller may move it.
-    pub(in crate::hub) fn add(&mut self, new: NewWatch) -> usize {
-        let NewWatch { id, next, attachment, group, position, fragment, progress_notify, replay } = new;
-        self.feeds[attachment as usize].watches += 1;
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let (phase, quiet) = (Phase::Live, true);
-        let watch =
-            Watch { id, serial, next, attachment, group, position, phase, fragment, progress_notify, quiet, replay };
-        let slot = self.watches.insert(watch);
-        self.ids.insert(id, slot as u32);
-        slot
+    pub(super) fn new(counted: Counted) -> Self {
+        Self { watches: Watches::counted(counted), ..Self::default() }
     }
+}
 
+/// What happens to a watch. Where that cannot be, the watch is ended.
+impl State {
     /// A live watch gets its next events, or is parked where the queue is full. Gives back a task to wake.
     pub(in crate::hub) fn push(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
-        // A member of a group has a watch until the feed removes it.
-        let full = self.is_full(limits);
+        let full = self.queue.is_full(limits);
         let over = self.is_over();
+        // A member of a group has a watch until the feed removes it.
         let watch = self.watches.get_mut(slot)?;
-        if watch.phase != Phase::Live || payload.revision() < watch.next || over {
-            return None;
-        }
-        let from = payload.before(watch.next);
+        let through = payload.revision();
+        let pushable = watch.pushable(through).filter(|_| !over)?;
+        let from = payload.before(pushable.next());
         if full {
             // What is missed is read from the history once the client reads again.
-            let next = payload.revision_at(from);
-            self.shift(slot, Phase::Parked, next);
+            self.shift(slot, Transition::Miss, payload.revision_at(from));
             return None;
         }
+        pushable.push(through);
         watch.quiet = false;
         let delivery = Delivery::Events {
             watch_id: watch.id,
@@ -205,248 +70,166 @@ impl State {
             as_of: None,
             replay: false,
         };
-        watch.next = payload.revision().next();
         self.enqueue(delivery)
     }
 
-    /// A live watch was told that it has everything up to `revision`.
-    pub(in crate::hub) fn told_progress(&mut self, slot: usize, revision: Revision) {
-        let watch = &mut self.watches[slot];
-        debug_assert_eq!(watch.phase, Phase::Live, "progress is for those that are live");
-        watch.next = watch.next.max(revision.next());
-    }
-
-    /// History has what the watch needs next.
+    /// The history has what the watch needs next.
     pub(in crate::hub) fn park(&mut self, slot: usize) {
-        self.shift(slot, Phase::Parked, self.watches[slot].next);
+        self.stay(slot, Transition::Park);
     }
 
-    /// History does not reach back to what the watch needs, but it may soon: the feed reads its past.
+    /// See [`Transition::FallBehind`].
     pub(in crate::hub) fn fall_behind(&mut self, slot: usize, needs: Revision) {
-        self.shift(slot, Phase::Behind, needs);
+        self.shift(slot, Transition::FallBehind, needs);
     }
 
-    /// History does not reach back to what the watch needs and will not: it waits for a fill, or for another one.
+    /// See [`Transition::AwaitFill`].
     pub(in crate::hub) fn await_fill(&mut self, slot: usize, needs: Revision) {
-        self.shift(slot, Phase::Unfilled, needs);
+        self.shift(slot, Transition::AwaitFill, needs);
     }
 
     /// It is the watch's turn to be filled.
     pub(in crate::hub) fn begin_fill(&mut self, slot: usize) {
-        self.shift(slot, Phase::Filling, self.watches[slot].next);
+        self.stay(slot, Transition::BeginFill);
     }
 
-    /// The watch was given everything that there is, or all that it needs is still to come: it is at least at `next`.
-    pub(in crate::hub) fn go_live(&mut self, slot: usize, next: Revision) {
-        self.shift(slot, Phase::Live, next.max(self.watches[slot].next));
+    /// A watch that was read for has everything that the feed has.
+    pub(in crate::hub) fn catch_up(&mut self, slot: usize) {
+        self.stay(slot, Transition::CatchUp);
+    }
+
+    /// See [`Transition::Outlast`].
+    pub(in crate::hub) fn outlast(&mut self, slot: usize, needs: Revision) {
+        self.shift(slot, Transition::Outlast, needs);
     }
 
     /// Adds the events of a watch that is parked or filling, from the revision on that it needs next. The task is the caller's to
     /// wake, where that is another one.
     pub(in crate::hub) fn give(&mut self, slot: usize, payload: Arc<Payload>, as_of: Revision) {
         let Some(watch) = self.watches.get_mut(slot) else { return };
-        let from = payload.before(watch.next);
+        let from = payload.before(watch.next());
         if from == payload.revisions() {
             return;
         }
         watch.quiet = false;
         let (watch_id, fragment, replay, through) = (watch.id, watch.fragment, watch.replay, payload.revision());
-        self.pass(slot, through);
-        self.append(Delivery::Events { watch_id, payload, from: from as u32, fragment, as_of: Some(as_of), replay });
-    }
-
-    /// A watch that is parked or filling has everything up to `through`.
-    pub(in crate::hub) fn pass(&mut self, slot: usize, through: Revision) {
-        let watch = &self.watches[slot];
-        let (phase, next) = (watch.phase, watch.next.max(through.next()));
-        debug_assert!(matches!(phase, Phase::Parked | Phase::Filling), "nobody reads for a watch that is {phase:?}");
-        if next > watch.next {
-            if phase == Phase::Parked {
-                self.parked.remove(&(watch.next, slot as u32));
-                self.parked.insert((next, slot as u32));
-            }
-            self.watches[slot].next = next;
+        if self.pass(slot, through) {
+            self.append(Delivery::Events {
+                watch_id,
+                payload,
+                from: from as u32,
+                fragment,
+                as_of: Some(as_of),
+                replay,
+            });
         }
     }
 
-    /// Compaction ended a watch. Its id stays taken. What it had in the feed's index is the caller's matter.
-    pub(in crate::hub) fn end_compacted(&mut self, slot: usize) -> Link {
-        debug_assert_ne!(self.watches[slot].phase, Phase::Compacted, "it ends once");
-        self.leave_line(slot);
-        let watch = &mut self.watches[slot];
-        watch.phase = Phase::Compacted;
-        let link = watch.link();
-        watch.group = UNLINKED;
-        self.join_line(slot);
-        link
+    /// A watch that is parked or filling has everything up to `through`. False where it was ended.
+    pub(in crate::hub) fn pass(&mut self, slot: usize, through: Revision) -> bool {
+        let next = self.watches.get(slot).map(|watch| watch.next().max(through.next()));
+        next.is_some_and(|next| self.shift(slot, Transition::Pass, next))
     }
 
-    /// Takes a watch out. Gives it back with the outbox's place in the feed, where that was the last watch there. Both the
-    /// feed's index and its outboxes are the caller's matter.
-    pub(in crate::hub) fn remove(&mut self, slot: usize) -> (Watch, Option<u32>) {
-        self.leave_line(slot);
-        let watch = self.watches.remove(slot);
-        self.ids.remove(&watch.id);
-        self.counted.remove();
-        let attachment = &mut self.feeds[watch.attachment as usize];
-        attachment.watches -= 1;
-        let last = (attachment.watches == 0).then(|| self.feeds.remove(watch.attachment as usize).slot);
-        (watch, last)
-    }
-
-    fn shift(&mut self, slot: usize, phase: Phase, next: Revision) {
-        let watch = &self.watches[slot];
-        debug_assert!(watch.phase.leads_to(phase), "a watch that is {:?} is to be {phase:?}", watch.phase);
-        debug_assert!(next >= watch.next, "a position falls from {} to {next}", watch.next);
-        self.leave_line(slot);
-        let watch = &mut self.watches[slot];
-        (watch.phase, watch.next) = (phase, next);
-        watch.replay &= phase != Phase::Live;
-        self.join_line(slot);
-    }
-
-    fn join_line(&mut self, slot: usize) {
-        let Watch { phase, next, attachment, .. } = self.watches[slot];
-        let entry = (next, slot as u32);
-        let joined = match phase {
-            Phase::Parked => self.parked.insert(entry),
-            Phase::Behind => self.feeds[attachment as usize].behind.insert(entry),
-            Phase::Unfilled => self.feeds[attachment as usize].unfilled.insert(entry),
-            Phase::Live | Phase::Filling | Phase::Compacted => true,
+    /// Ends a watch with `cancellation`; after a compaction the id stays taken until the client cancels it. Gives back what the feed has
+    /// to take out, and the task to wake.
+    pub(in crate::hub) fn end_watch(
+        &mut self,
+        slot: usize,
+        cancellation: Cancellation,
+        why: CancelReason,
+    ) -> (Left, Option<Waker>) {
+        let left = if cancellation.compact_revision == Revision::ZERO {
+            stats::unsubscribed(1, why);
+            self.watches.remove(slot)
+        } else {
+            let compacted = self.watches.compact(slot);
+            debug_assert!(compacted.is_ok(), "a fault of the relay: {compacted:?}");
+            match compacted {
+                Ok(left) => {
+                    stats::canceled(why);
+                    left
+                }
+                Err(impossible) => {
+                    self.fail(slot, &impossible);
+                    return (Left { link: None, place: None }, None);
+                }
+            }
         };
-        debug_assert!(joined, "a watch is in its line once");
-        self.count(phase, |count| *count += 1);
-        stats::phase(phase, true);
+        (left, self.enqueue(Delivery::Canceled(Box::new(cancellation))))
     }
 
-    fn leave_line(&mut self, slot: usize) {
-        let Watch { phase, next, attachment, .. } = self.watches[slot];
-        let entry = (next, slot as u32);
-        let left = match phase {
-            Phase::Parked => self.parked.remove(&entry),
-            Phase::Behind => self.feeds[attachment as usize].behind.remove(&entry),
-            Phase::Unfilled => self.feeds[attachment as usize].unfilled.remove(&entry),
-            Phase::Live | Phase::Filling | Phase::Compacted => true,
-        };
-        debug_assert!(left, "a watch is in its line until it leaves it");
-        self.count(phase, |count| *count -= 1);
-        stats::phase(phase, false);
+    fn stay(&mut self, slot: usize, transition: Transition) {
+        if let Some(next) = self.watches.get(slot).map(super::Watch::next) {
+            self.shift(slot, transition, next);
+        }
     }
 
-    fn count(&mut self, phase: Phase, step: impl FnOnce(&mut usize)) {
-        match phase {
-            Phase::Live | Phase::Parked => {}
-            Phase::Behind => step(&mut self.behind),
-            Phase::Unfilled => step(&mut self.unfilled),
-            Phase::Filling => step(&mut self.filling),
-            Phase::Compacted => step(&mut self.compacted),
+    /// False where that was impossible.
+    fn shift(&mut self, slot: usize, transition: Transition, next: Revision) -> bool {
+        let shifted = self.watches.shift(slot, transition, next);
+        debug_assert!(shifted.is_ok(), "a fault of the relay: {shifted:?}");
+        if let Err(impossible) = &shifted {
+            self.fail(slot, impossible);
+        }
+        shifted.is_ok()
+    }
+
+    /// Ends a watch that the relay has lost track of: it is told, nothing more is queued for it, and its id stays taken until the client
+    /// cancels it or the stream ends, since only then the feed can let go of it.
+    pub(in crate::hub) fn fail(&mut self, slot: usize, impossible: &Impossible) {
+        let Some(watch) = self.watches.get(slot) else { return };
+        let (watch_id, next) = (watch.id, watch.next());
+        tracing::error!(watch_id, %impossible, "A fault of the relay ended a watch; please report it");
+        if self.watches.shift(slot, Transition::Fail, next).is_ok() {
+            stats::canceled(CancelReason::Fault);
+            let cancellation = Cancellation { watch_id, reason: FAILED.to_owned(), ..Cancellation::default() };
+            // Under the lock, as nowhere else: whoever called expects nobody to be woken. The task finds the lock taken for a moment.
+            if let Some(waker) = self.enqueue(Delivery::Canceled(Box::new(cancellation))) {
+                waker.wake();
+            }
         }
     }
 }
 
-/// What is asked about the watches.
+/// Progress.
 impl State {
-    /// Parked watches.
-    pub(in crate::hub) fn parked(&self) -> usize {
-        self.parked.len()
-    }
-
-    /// Watches that history does not reach.
-    pub(in crate::hub) fn catching_up(&self) -> usize {
-        self.behind + self.unfilled + self.filling
-    }
-
-    /// Whether some watches wait for a fill.
-    pub(in crate::hub) fn has_unfilled(&self) -> bool {
-        self.unfilled > 0
-    }
-
-    /// The feed of the parked watch that is furthest behind (revisions of several feeds are of one store), and up to `most` slots of
-    /// parked watches there, those that are furthest behind of all first.
-    pub(in crate::hub) fn furthest_parked(&self, most: usize) -> Option<(Arc<Feed>, Vec<u32>)> {
-        let (_, first) = self.parked.first()?;
-        let attachment = self.watches[*first as usize].attachment;
-        let slots = self.parked.iter().take(most).map(|(_, slot)| *slot);
-        let slots = slots.filter(|slot| self.watches[*slot as usize].attachment == attachment).collect();
-        Some((self.feeds[attachment as usize].feed.clone(), slots))
-    }
-
-    /// The next watch that waits for a fill, in turns and those that are furthest behind first: its feed, slot and what it needs.
-    pub(in crate::hub) fn next_unfilled(&mut self) -> Option<(Arc<Feed>, usize, Revision)> {
-        let first = |after: Bound<(Revision, u32)>| {
-            let firsts =
-                self.feeds.iter().filter_map(|(_, at)| Some((*at.unfilled.range((after, Unbounded)).next()?, at)));
-            firsts.min_by_key(|(first, _)| *first)
+    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
+    /// come. `reached` gives the revision of a feed.
+    pub(in crate::hub) fn progress(
+        &mut self,
+        stamp: &Stamp,
+        reached: impl Fn(FeedId) -> Revision,
+    ) -> (ProgressAnswer, Option<Waker>) {
+        let beyond = stamp.revision.next();
+        let ahead = |slot: usize, next: Revision| {
+            let of_feed = self.watches.feed_of(slot).map_or(Revision::ZERO, &reached);
+            next > beyond && next <= of_feed.next()
         };
-        let after = self.last_filled.map_or(Unbounded, Excluded);
-        let ((next, slot), at) = first(after).or_else(|| first(Unbounded))?;
-        let feed = at.feed.clone();
-        self.last_filled = Some((next, slot));
-        Some((feed, slot as usize, next))
-    }
-
-    /// Slots of watches in `feed` that wait for a fill and need a revision from `from` through `through` next; the first `most`.
-    pub(in crate::hub) fn unfilled_in(
-        &self,
-        feed: &Feed,
-        from: Revision,
-        through: Revision,
-        most: usize,
-    ) -> Vec<usize> {
-        let Some(at) = self.attachment(feed) else { return Vec::new() };
-        at.unfilled.range((from, 0)..=(through, u32::MAX)).take(most).map(|(_, slot)| *slot as usize).collect()
-    }
-
-    /// What the watch that waits for `feed`'s past and is furthest behind needs.
-    pub(in crate::hub) fn furthest_behind_in(&self, feed: &Feed) -> Option<Revision> {
-        self.attachment(feed)?.behind.first().map(|(next, _)| *next)
-    }
-
-    /// Slots of watches that wait for `feed`'s past and need a revision from `from` on; up to `most`.
-    pub(in crate::hub) fn behind_from(&self, feed: &Feed, from: Revision, most: usize) -> Vec<usize> {
-        let Some(at) = self.attachment(feed) else { return Vec::new() };
-        at.behind.range((from, 0)..).take(most).map(|(_, slot)| *slot as usize).collect()
-    }
-
-    /// Slots of watches that wait for `feed`'s past or for a fill there, and need a revision before `to`; up to `most`.
-    pub(in crate::hub) fn lagging_before(&self, feed: &Feed, to: Revision, most: usize) -> Vec<usize> {
-        let Some(at) = self.attachment(feed) else { return Vec::new() };
-        let lines = [&at.behind, &at.unfilled].into_iter().flat_map(|line| line.range(..(to, 0)));
-        lines.take(most).map(|(_, slot)| *slot as usize).collect()
-    }
-
-    /// Whether a watch waits for `feed`'s past or for a fill there.
-    pub(in crate::hub) fn lags_in(&self, feed: &Feed) -> bool {
-        self.attachment(feed).is_some_and(|at| !at.behind.is_empty() || !at.unfilled.is_empty())
-    }
-
-    fn attachment(&self, feed: &Feed) -> Option<&Attachment> {
-        self.feeds.iter().map(|(_, at)| at).find(|at| std::ptr::eq(Arc::as_ptr(&at.feed), feed))
-    }
-
-    fn is_in(&self, slot: usize, feed: &Feed) -> bool {
-        std::ptr::eq(Arc::as_ptr(&self.feeds[self.watches[slot].attachment as usize].feed), feed)
-    }
-
-    /// The slots of the watches that this stream has in `feed`.
-    pub(in crate::hub) fn slots_in(&self, feed: &Feed) -> Vec<usize> {
-        self.watches.iter().map(|(slot, _)| slot).filter(|slot| self.is_in(*slot, feed)).collect()
-    }
-
-    /// The slot of a watch.
-    pub(in crate::hub) fn slot_of(&self, watch_id: i64) -> Option<usize> {
-        self.ids.get(&watch_id).map(|slot| *slot as usize)
-    }
-
-    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place, or its stream has
-    /// ended.
-    pub(in crate::hub) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
-        if self.is_over() {
-            return None;
+        if self.watches.iter().any(|(slot, watch)| ahead(slot, watch.next())) {
+            // A watch in a feed that is ahead was told of more already, or began after it.
+            return (ProgressAnswer::Later, None);
         }
-        let slot = self.slot_of(watch_id)?;
-        let watch = &self.watches[slot];
-        (watch.serial == serial && watch.phase == Phase::Filling).then_some(slot)
+        let behind = self.watches.parked() + self.watches.catching_up() + self.watches.compacted() > 0;
+        let future = self.watches.iter().any(|(_, watch)| watch.next() > beyond);
+        if behind || future || self.watches.is_empty() {
+            return (ProgressAnswer::Silence, None);
+        }
+        self.watches.tell_all_progress(stamp.revision);
+        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, stamp: stamp.clone() });
+        (ProgressAnswer::Sent, waker)
+    }
+
+    /// The tick of the progress timer for the watches of a feed, which stands at `stamp`: each live one that asked for notifications and
+    /// got nothing since the last tick is told where it stands. With `all`, also those that got something.
+    pub(in crate::hub) fn notify_progress(&mut self, feed: FeedId, stamp: &Stamp, all: bool) -> Option<Waker> {
+        let mut waker = None;
+        for (slot, watch_id) in self.watches.due_for_progress(feed, stamp.revision, all) {
+            if self.shift(slot, Transition::TellProgress, stamp.revision.next()) {
+                waker = self.enqueue(Delivery::Progress { watch_id, stamp: stamp.clone() }).or(waker);
+            }
+        }
+        waker
     }
 }
 
@@ -462,22 +245,9 @@ impl State {
     fn append(&mut self, delivery: Delivery) -> bool {
         let open = !self.is_over();
         if open {
-            self.queued_bytes += delivery.bytes();
-            self.queue.push_back(delivery);
+            self.queue.add(delivery);
         }
         open
-    }
-
-    /// Takes the wish for an id, or gives one as etcd does: the next of a counter that skips those in use.
-    pub(in crate::hub) fn assign_id(&mut self, wish: i64) -> Option<i64> {
-        if wish != 0 {
-            return (!self.ids.contains_key(&wish)).then_some(wish);
-        }
-        while self.ids.contains_key(&self.next_id) {
-            self.next_id += 1;
-        }
-        self.next_id += 1;
-        Some(self.next_id - 1)
     }
 
     /// Gives the stream's task to wake, where nothing was queued but there is something to do.
@@ -490,46 +260,13 @@ impl State {
         self.gone || self.end.is_some()
     }
 
-    /// The place of a feed in [`State::feeds`], made where it is new: `slot` gives the outbox's place in the feed.
-    pub(in crate::hub) fn attach(&mut self, feed: &Arc<Feed>, slot: impl FnOnce() -> u32) -> u32 {
-        if let Some((index, _)) = self.feeds.iter().find(|(_, attachment)| Arc::ptr_eq(&attachment.feed, feed)) {
-            return index as u32;
-        }
-        self.feeds.insert(Attachment {
-            feed: feed.clone(),
-            slot: slot(),
-            watches: 0,
-            behind: Line::new(),
-            unfilled: Line::new(),
-        }) as u32
-    }
-
     /// Whether no more should be queued.
     pub(in crate::hub) fn is_full(&self, limits: &OutboxLimits) -> bool {
-        self.queued_bytes >= limits.bytes || self.queue.len() >= limits.deliveries
+        self.queue.is_full(limits)
     }
 
-    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
-    /// come.
-    pub(in crate::hub) fn progress(&mut self, stamp: &Stamp) -> (ProgressAnswer, Option<Waker>) {
-        let revision = stamp.revision;
-        let ahead = |watch: &Watch| {
-            let of_feed = self.feeds[watch.attachment as usize].feed.revision();
-            watch.next > revision.next() && watch.next <= of_feed.next()
-        };
-        if self.watches.iter().any(|(_, watch)| ahead(watch)) {
-            // A watch in a feed that is ahead was told of more already, or began after it.
-            return (ProgressAnswer::Later, None);
-        }
-        let behind = self.parked() + self.catching_up() + self.compacted > 0;
-        let future = self.watches.iter().any(|(_, watch)| watch.next > revision.next());
-        if behind || future || self.watches.is_empty() {
-            return (ProgressAnswer::Silence, None);
-        }
-        for (_, watch) in &mut self.watches {
-            watch.next = watch.next.max(revision.next());
-        }
-        let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, stamp: stamp.clone() });
-        (ProgressAnswer::Sent, waker)
+    /// The slot of a watch that is being filled; `None` where it is not any more, or its stream has ended.
+    pub(in crate::hub) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
+        if self.is_over() { None } else { self.watches.filling(watch_id, serial) }
     }
 }

@@ -1,0 +1,96 @@
+//! [`FeedStats`]: numbers of a feed for `/debug/state` and for metrics.
+
+use std::sync::Arc;
+
+use metrics::gauge;
+
+use super::{Feed, FeedKind};
+use crate::{
+    hub::standing::{FeedState, Permission, Trouble},
+    telemetry::names,
+    types::Revision,
+};
+
+/// What [`Feed::stats`] tells.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FeedStats {
+    /// Names it within this process, in the order in which feeds were opened.
+    pub number: u64,
+    /// The keys, readable.
+    pub range: String,
+    /// Why it exists.
+    pub kind: FeedKind,
+    /// The cluster that its data came from; zero before the first snapshot.
+    pub cluster_id: u64,
+    /// How far it is with its upstream.
+    pub state: FeedState,
+    /// Whether upstream lets the relay read it.
+    pub permission: Permission,
+    /// Whether its driver has to find out that it still is what its upstream is.
+    pub doubted: bool,
+    /// The feed's revision.
+    pub revision: Revision,
+    /// Keys in the snapshot.
+    pub keys: usize,
+    /// Encoded bytes of the snapshot.
+    pub bytes: usize,
+    /// The first revision from which on the history misses nothing.
+    pub history_start: Revision,
+    /// Revisions in the history.
+    pub history_entries: usize,
+    /// Bytes in the history.
+    pub history_bytes: usize,
+    /// Bytes of parts of the history that are kept as streams that are behind get them.
+    pub run_bytes: usize,
+    /// Streams with a watch here.
+    pub streams: usize,
+    /// Watches here.
+    pub watches: usize,
+    /// Whether upstream's progress is believed.
+    pub trusts_progress: bool,
+    /// Upstream's last error, if there ever was one.
+    pub last_error: Option<Trouble>,
+}
+
+impl Feed {
+    /// Numbers for `/debug/state` and metrics.
+    #[must_use]
+    pub fn stats(&self) -> FeedStats {
+        let standing = self.standing();
+        let inner = self.lock();
+        FeedStats {
+            number: self.number(),
+            range: self.range.to_string(),
+            kind: self.kind,
+            cluster_id: inner.cluster.id(),
+            state: standing.state,
+            permission: standing.permission,
+            doubted: standing.doubt.is_some(),
+            revision: inner.revision,
+            keys: inner.map.len(),
+            bytes: inner.map.bytes(),
+            history_start: inner.history.start(),
+            history_entries: inner.history.len(),
+            history_bytes: inner.history.bytes(),
+            run_bytes: inner.history.run_bytes(),
+            streams: inner.outboxes.len(),
+            watches: inner.index.len(),
+            trusts_progress: standing.trusts_progress,
+            last_error: standing.trouble.map(Arc::unwrap_or_clone),
+        }
+    }
+}
+
+impl FeedStats {
+    /// Sets the gauges of what all feeds hold together, and of what those on demand do, when metrics are scraped.
+    pub(in crate::hub) fn set_gauges(feeds: &[Self], on_demand: usize) {
+        gauge!(names::ON_DEMAND_BYTES).set(on_demand as f64);
+        let sum = |of: fn(&Self) -> usize| feeds.iter().map(of).sum::<usize>() as f64;
+        let max = |of: fn(&Self) -> Revision| feeds.iter().map(of).max().map_or(0.0, |max| max.get() as f64);
+        gauge!(names::HISTORY_ENTRIES).set(sum(|feed| feed.history_entries));
+        gauge!(names::HISTORY_BYTES).set(sum(|feed| feed.history_bytes));
+        gauge!(names::HISTORY_OLDEST_REVISION).set(max(|feed| feed.history_start));
+        gauge!(names::HISTORY_NEWEST_REVISION).set(max(|feed| feed.revision));
+        gauge!(names::SNAPSHOT_KEYS).set(sum(|feed| feed.keys));
+    }
+}

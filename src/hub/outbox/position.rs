@@ -1,0 +1,251 @@
+//! [`Position`]: where a watch stands, which is the revision that it needs next and who brings it.
+//!
+//! Not here: when a watch moves and why, see `watch_stream` and those that read for it; the lines in which watches wait, see `watches`.
+//! A position changes by a [`Transition`] or by a push ([`Pushable`]), and by nothing else. The table below says from which phases each may come and where it leads.
+//! Always holds: a position never falls; a transition that the table does not have changes nothing.
+
+use thiserror::Error;
+
+use crate::types::Revision;
+
+/// How a watch gets its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) enum Phase {
+    /// Pushed by the feed.
+    Live,
+    /// Read from history as the queue drains.
+    Parked,
+    /// Not at all until the feed has read its past: then from history.
+    Behind,
+    /// Not at all until it is its turn to be filled.
+    Unfilled,
+    /// From a temporary upstream watch.
+    Filling,
+    /// Ended by compaction. The id stays taken and blocks progress until the client cancels it, as in etcd.
+    Compacted,
+    /// Ended by a fault of the relay. The id stays taken until the client cancels it.
+    Failed,
+}
+
+/// What happens to a watch. That its feed gives it events, the one that happens all the time, is not here: see [`Pushable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) enum Transition {
+    /// It was told that it has everything up to a revision.
+    TellProgress,
+    /// Its next events did not fit into the queue: they are read from the history later.
+    Miss,
+    /// The history has what it needs next.
+    Park,
+    /// It was given what there is for it up to a revision of the past.
+    Pass,
+    /// It has everything that the feed has.
+    CatchUp,
+    /// The feed begins anew, and all that the watch needs is still to come.
+    Outlast,
+    /// The history does not reach back to what it needs, but it may soon: the feed reads its past.
+    FallBehind,
+    /// The history does not reach back to what it needs and will not: it waits for a fill, or for another one.
+    AwaitFill,
+    /// It is its turn to be filled.
+    BeginFill,
+    /// What it needs is compacted.
+    Compact,
+    /// The relay has lost track of it.
+    Fail,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) struct Position {
+    next: Revision,
+    phase: Phase,
+}
+
+/// A transition that cannot be. It is a fault of the relay: the watch is ended, since what it would get next may not be what it needs.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("{transition:?} to revision {next} is impossible for a watch that is {:?} and needs revision {}", .from.phase, .from.next)]
+pub(in crate::hub) struct Impossible {
+    transition: Transition,
+    from: Position,
+    next: Revision,
+}
+
+/// The position of a live watch that events concern: the proof that its feed may push them.
+#[derive(Debug)]
+pub(in crate::hub) struct Pushable<'a>(&'a mut Position);
+
+impl Transition {
+    /// Where it leads from a phase; `None` where it cannot be.
+    const fn leads(self, from: Phase) -> Option<Phase> {
+        use Phase::{Behind, Compacted, Failed, Filling, Live, Parked, Unfilled};
+        match (self, from) {
+            (Self::TellProgress, Live) => Some(Live),
+            (Self::Miss, Live) => Some(Parked),
+            (Self::Park, Live | Behind | Filling) => Some(Parked),
+            (Self::Pass, Parked | Filling) => Some(from),
+            (Self::CatchUp, Parked) => Some(Live),
+            (Self::Outlast, Live | Parked | Behind | Unfilled) => Some(Live),
+            (Self::FallBehind, Live | Parked | Unfilled) => Some(Behind),
+            (Self::AwaitFill, Live | Parked | Behind | Filling) => Some(Unfilled),
+            (Self::BeginFill, Unfilled) => Some(Filling),
+            (Self::Compact, Live | Parked | Behind | Unfilled | Filling) => Some(Compacted),
+            (Self::Fail, Live | Parked | Behind | Unfilled | Filling) => Some(Failed),
+            _ => None,
+        }
+    }
+}
+
+impl Phase {
+    /// Whether the watch has ended, though its id is still taken.
+    pub(in crate::hub) const fn is_over(self) -> bool {
+        matches!(self, Self::Compacted | Self::Failed)
+    }
+}
+
+impl Position {
+    /// Of a new watch.
+    pub(super) const fn live(next: Revision) -> Self {
+        Self { next, phase: Phase::Live }
+    }
+
+    /// The first revision that the watch may still be given: after its start, all that it got, and what it was told as progress.
+    pub(in crate::hub) const fn next(self) -> Revision {
+        self.next
+    }
+
+    pub(in crate::hub) const fn phase(self) -> Phase {
+        self.phase
+    }
+
+    /// The position after a transition that leaves the watch in need of `next`.
+    pub(super) fn after(self, transition: Transition, next: Revision) -> Result<Self, Impossible> {
+        match transition.leads(self.phase) {
+            Some(phase) if next >= self.next => Ok(Self { next, phase }),
+            _ => Err(Impossible { transition, from: self, next }),
+        }
+    }
+
+    /// The way to push events up to a revision to a watch, where it wants some of them.
+    pub(super) fn pushable(&mut self, through: Revision) -> Option<Pushable<'_>> {
+        (self.phase == Phase::Live && through >= self.next).then_some(Pushable(self))
+    }
+}
+
+impl Pushable<'_> {
+    pub(super) fn next(&self) -> Revision {
+        self.0.next
+    }
+
+    /// The watch was given everything through a revision.
+    pub(super) fn push(self, through: Revision) {
+        self.0.next = self.0.next.max(through.next());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHASES: [Phase; 7] =
+        [Phase::Live, Phase::Parked, Phase::Behind, Phase::Unfilled, Phase::Filling, Phase::Compacted, Phase::Failed];
+
+    /// Each transition, and where it leads from each of [`PHASES`]: the first letter of the phase, `F` for `Filling`, `E` (for "ended") for `Failed`.
+    const TABLE: [(Transition, &str); 11] = [
+        (Transition::TellProgress, "L------"),
+        (Transition::Miss, "P------"),
+        (Transition::Park, "P-P-P--"),
+        (Transition::Pass, "-P--F--"),
+        (Transition::CatchUp, "-L-----"),
+        (Transition::Outlast, "LLLL---"),
+        (Transition::FallBehind, "BB-B---"),
+        (Transition::AwaitFill, "UUU-U--"),
+        (Transition::BeginFill, "---F---"),
+        (Transition::Compact, "CCCCC--"),
+        (Transition::Fail, "EEEEE--"),
+    ];
+
+    fn letter(phase: Phase) -> char {
+        match phase {
+            Phase::Live => 'L',
+            Phase::Parked => 'P',
+            Phase::Behind => 'B',
+            Phase::Unfilled => 'U',
+            Phase::Filling => 'F',
+            Phase::Compacted => 'C',
+            Phase::Failed => 'E',
+        }
+    }
+
+    fn at(revision: i64) -> Revision {
+        Revision::new(revision)
+    }
+
+    #[test]
+    fn each_transition_leads_where_the_table_says_and_nowhere_else() {
+        for (transition, row) in TABLE {
+            let led: String = PHASES
+                .iter()
+                .map(|phase| {
+                    let after = Position { next: at(5), phase: *phase }.after(transition, at(7));
+                    after.map_or('-', |after| {
+                        assert_eq!(after.next(), at(7), "{transition:?} from {phase:?}");
+                        letter(after.phase())
+                    })
+                })
+                .collect();
+            assert_eq!(led, row, "{transition:?}");
+        }
+    }
+
+    #[test]
+    fn no_transition_lets_a_position_fall() {
+        for (transition, _) in TABLE {
+            for phase in PHASES {
+                let from = Position { next: at(5), phase };
+                assert_eq!(from.after(transition, at(4)), Err(Impossible { transition, from, next: at(4) }));
+                let stays = from.after(transition, at(5));
+                assert!(
+                    stays.is_err() || stays.is_ok_and(|after| after.next() == at(5)),
+                    "{transition:?} from {phase:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_watch_that_has_ended_stays_so() {
+        for phase in PHASES.into_iter().filter(|phase| phase.is_over()) {
+            for (transition, _) in TABLE {
+                assert!(
+                    Position { next: at(5), phase }.after(transition, at(7)).is_err(),
+                    "{transition:?} from {phase:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_live_watch_is_pushed_to_and_only_what_it_needs() {
+        for phase in PHASES {
+            let mut position = Position { next: at(5), phase };
+            assert!(position.pushable(at(4)).is_none(), "it has that");
+            let Some(pushable) = position.pushable(at(6)) else {
+                assert_ne!(phase, Phase::Live);
+                continue;
+            };
+            assert_eq!((phase, pushable.next()), (Phase::Live, at(5)));
+            pushable.push(at(6));
+            assert_eq!(position, Position::live(at(7)));
+        }
+    }
+
+    #[test]
+    fn what_is_impossible_is_told_in_words() {
+        let from = Position { next: at(5), phase: Phase::Filling };
+        let error = from.after(Transition::CatchUp, at(9)).expect_err("a fill hands its watches to the history");
+        assert_eq!(
+            error.to_string(),
+            "CatchUp to revision 9 is impossible for a watch that is Filling and needs revision 5"
+        );
+    }
+}

@@ -1,0 +1,522 @@
+//! [`Watches`]: the watches of a stream, where each of them stands, and the lines in which those wait that are not live.
+//!
+//! Not here: who moves a watch and when, see `watch_stream`; what is queued for it, see `state`. Positions are written in this file alone, by
+//! the transitions of `position`. One that is impossible fails a debug build; in a release build the watch is ended (`fail`).
+//! Always holds: each watch that is not live is in the line of its phase, and a line is ordered by position, so that the watch which is
+//! furthest behind comes first; what is counted agrees with the phases; an attachment lives as long as a watch in its feed.
+
+use std::{
+    collections::BTreeSet,
+    ops::Bound::{self, Excluded, Unbounded},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use hashbrown::HashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::position::{Impossible, Phase, Position, Pushable, Transition};
+use crate::{
+    hub::{
+        index::GroupId,
+        shares::{Counted, Full},
+        stats,
+        turns::Ticket,
+    },
+    types::Revision,
+};
+
+/// Names a feed for the outboxes that have watches there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::hub) struct FeedId(u64);
+
+impl FeedId {
+    /// One that no other feed of this process has; a later one is higher.
+    pub(in crate::hub) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: the number protects nothing but itself.
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(in crate::hub) fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Watches {
+    watches: Slab<Watch>,
+    ids: HashMap<i64, u32>,
+    next_id: i64,
+    next_serial: u64,
+    attachments: Slab<Attachment>,
+    /// Read from history when there is room.
+    parked: Line,
+    behind: usize,
+    unfilled: usize,
+    filling: usize,
+    compacted: usize,
+    /// Whose watches these are: one more is counted before it is added.
+    counted: Counted,
+}
+
+/// Watches of one phase: what they need next, and their slots.
+type Line = BTreeSet<(Revision, u32)>;
+
+/// A feed in which the stream has watches.
+#[derive(Debug)]
+struct Attachment {
+    feed: FeedId,
+    /// The outbox's place in the feed.
+    place: u32,
+    watches: u32,
+    /// There where a watch waits for the feed's past or for a fill.
+    lag: Option<Box<Lag>>,
+}
+
+#[derive(Debug, Default)]
+struct Lag {
+    /// Wait until the feed has read its past.
+    behind: Line,
+    /// Wait for a fill.
+    unfilled: Line,
+    /// The stream's place in the queue for fills from this feed, while it has one.
+    ticket: Option<Ticket>,
+    /// The place in its line of the watch that was filled last: the next one is after it.
+    last_filled: Option<(Revision, u32)>,
+}
+
+/// One watch of the stream.
+#[derive(Debug)]
+pub(in crate::hub) struct Watch {
+    pub(in crate::hub) id: i64,
+    /// Given by [`Watches::add`], and never again on this stream: ids and slots come back after a cancel.
+    pub(in crate::hub) serial: u64,
+    position: Position,
+    /// Index into [`Watches::attachments`].
+    attachment: u32,
+    group: GroupId,
+    place: u32,
+    pub(super) fragment: bool,
+    pub(in crate::hub) progress_notify: bool,
+    /// Nothing was delivered since the last tick of the progress timer.
+    pub(super) quiet: bool,
+    /// It began in the past and has not been live yet.
+    pub(super) replay: bool,
+}
+
+impl Watch {
+    /// See [`Position::next`].
+    pub(in crate::hub) fn next(&self) -> Revision {
+        self.position.next()
+    }
+
+    pub(in crate::hub) fn phase(&self) -> Phase {
+        self.position.phase()
+    }
+
+    /// Where it is in its feed's index; `None` where it is there no more.
+    pub(in crate::hub) fn link(&self) -> Option<Link> {
+        (self.group != UNLINKED).then_some(Link { group: self.group, place: self.place })
+    }
+
+    /// The same for a watch that is read for.
+    pub(in crate::hub) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Where events are pushed to it.
+    pub(super) fn pushable(&mut self, through: Revision) -> Option<Pushable<'_>> {
+        self.position.pushable(through)
+    }
+}
+
+/// A watch's place in its feed's index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) struct Link {
+    pub(in crate::hub) group: GroupId,
+    pub(in crate::hub) place: u32,
+}
+
+/// The group of a watch that is in no index any more.
+const UNLINKED: GroupId = u32::MAX;
+
+/// What a watch that has ended had in its feed, for the feed to take out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(in crate::hub) struct Left {
+    pub(in crate::hub) link: Option<Link>,
+    /// The outbox's place in the feed, where that was its last watch there.
+    pub(in crate::hub) place: Option<u32>,
+}
+
+/// What [`Watches::add`] makes a watch of.
+#[derive(Debug)]
+pub(in crate::hub) struct NewWatch {
+    pub(in crate::hub) id: i64,
+    /// The first revision that it wants.
+    pub(in crate::hub) next: Revision,
+    pub(in crate::hub) attachment: u32,
+    pub(in crate::hub) link: Link,
+    pub(in crate::hub) fragment: bool,
+    pub(in crate::hub) progress_notify: bool,
+    /// It begins in the past: what it gets until it is live is late by its own wish.
+    pub(in crate::hub) replay: bool,
+}
+
+/// How watches come and go.
+impl Watches {
+    /// None yet; those that come count for these.
+    pub(super) fn counted(counted: Counted) -> Self {
+        Self { counted, ..Self::default() }
+    }
+
+    /// One more is counted, and has this id or, for zero, one that is given as etcd does: the next of a counter that skips those in
+    /// use.
+    pub(in crate::hub) fn admit(&mut self, wish: i64) -> Result<Option<i64>, Full> {
+        self.counted.add()?;
+        let id = self.assign_id(wish);
+        if id.is_none() {
+            self.counted.remove();
+        }
+        Ok(id)
+    }
+
+    fn assign_id(&mut self, wish: i64) -> Option<i64> {
+        if wish != 0 {
+            return (!self.ids.contains_key(&wish)).then_some(wish);
+        }
+        while self.ids.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        Some(self.next_id - 1)
+    }
+
+    /// The attachment of a feed, made where it is new: `place` gives the outbox's place in the feed. The same for the feed to find the
+    /// next watch: the place, and the slot that it will have.
+    pub(in crate::hub) fn attach(&mut self, feed: FeedId, place: impl FnOnce() -> u32) -> (u32, u32, u32) {
+        let slot = self.watches.vacant_key() as u32;
+        if let Some((index, known)) = self.attachments.iter().find(|(_, known)| known.feed == feed) {
+            return (index as u32, known.place, slot);
+        }
+        let place = place();
+        (self.attachments.insert(Attachment { feed, place, watches: 0, lag: None }) as u32, place, slot)
+    }
+
+    /// Adds a watch that was admitted. It is live; the caller may move it.
+    pub(in crate::hub) fn add(&mut self, new: NewWatch) -> usize {
+        let NewWatch { id, next, attachment, link: Link { group, place }, fragment, progress_notify, replay } = new;
+        self.attachments[attachment as usize].watches += 1;
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let (position, quiet) = (Position::live(next), true);
+        let watch = Watch { id, serial, position, attachment, group, place, fragment, progress_notify, quiet, replay };
+        let slot = self.watches.insert(watch);
+        self.ids.insert(id, slot as u32);
+        slot
+    }
+
+    /// Takes a watch out.
+    pub(in crate::hub) fn remove(&mut self, slot: usize) -> Left {
+        self.leave_line(slot);
+        self.count(self.watches[slot].phase(), false);
+        let watch = self.watches.remove(slot);
+        self.ids.remove(&watch.id);
+        self.counted.remove();
+        let attachment = &mut self.attachments[watch.attachment as usize];
+        attachment.watches -= 1;
+        let is_last = attachment.watches == 0;
+        let place = is_last.then(|| self.attachments.remove(watch.attachment as usize).place);
+        Left { link: watch.link(), place }
+    }
+
+    /// Another watch took its place in the feed's index.
+    pub(in crate::hub) fn moved(&mut self, slot: u32, place: u32) {
+        if let Some(watch) = self.watches.get_mut(slot as usize) {
+            watch.place = place;
+        }
+    }
+}
+
+/// The transitions: each moves one watch, and nothing else does.
+impl Watches {
+    /// A watch that keeps its slot moves. See [`Transition`].
+    pub(in crate::hub) fn shift(
+        &mut self,
+        slot: usize,
+        transition: Transition,
+        next: Revision,
+    ) -> Result<(), Impossible> {
+        let before = self.watches[slot].position;
+        let after = before.after(transition, next)?;
+        if after == before {
+            return Ok(());
+        }
+        self.leave_line(slot);
+        let watch = &mut self.watches[slot];
+        watch.position = after;
+        watch.replay &= after.phase() != Phase::Live;
+        self.join_line(slot);
+        if after.phase() != before.phase() {
+            self.count(before.phase(), false);
+            self.count(after.phase(), true);
+        }
+        Ok(())
+    }
+
+    /// Compaction ended a watch. Its id stays taken.
+    pub(super) fn compact(&mut self, slot: usize) -> Result<Left, Impossible> {
+        self.shift(slot, Transition::Compact, self.watches[slot].next())?;
+        let watch = &mut self.watches[slot];
+        let link = watch.link();
+        watch.group = UNLINKED;
+        Ok(Left { link, place: None })
+    }
+
+    /// Every live watch was told that it has everything up to a revision.
+    pub(super) fn tell_all_progress(&mut self, revision: Revision) {
+        for (_, watch) in &mut self.watches {
+            let next = watch.next().max(revision.next());
+            if let Ok(after) = watch.position.after(Transition::TellProgress, next) {
+                watch.position = after;
+            }
+        }
+    }
+
+    /// The live watches in a feed, which stands at `revision`, that are to be told so: slots and ids.
+    pub(super) fn due_for_progress(
+        &mut self,
+        feed: FeedId,
+        revision: Revision,
+        all: bool,
+    ) -> SmallVec<[(usize, i64); 8]> {
+        let mut due = SmallVec::new();
+        for (slot, watch) in &mut self.watches {
+            if watch.progress_notify && self.attachments[watch.attachment as usize].feed == feed {
+                let synced = watch.phase() == Phase::Live && watch.next() <= revision.next();
+                if synced && (watch.quiet || all) {
+                    due.push((slot, watch.id));
+                }
+                watch.quiet = true;
+            }
+        }
+        due
+    }
+
+    fn join_line(&mut self, slot: usize) {
+        let Watch { position, attachment, .. } = self.watches[slot];
+        let entry = (position.next(), slot as u32);
+        let joined = match position.phase() {
+            Phase::Parked => self.parked.insert(entry),
+            Phase::Behind => self.lag_mut(attachment).behind.insert(entry),
+            Phase::Unfilled => self.lag_mut(attachment).unfilled.insert(entry),
+            Phase::Live | Phase::Filling | Phase::Compacted | Phase::Failed => true,
+        };
+        debug_assert!(joined, "a watch is in its line once");
+    }
+
+    fn leave_line(&mut self, slot: usize) {
+        let Watch { position, attachment, .. } = self.watches[slot];
+        let entry = (position.next(), slot as u32);
+        let left = match position.phase() {
+            Phase::Parked => self.parked.remove(&entry),
+            Phase::Behind => self.lag_mut(attachment).behind.remove(&entry),
+            Phase::Unfilled => self.lag_mut(attachment).unfilled.remove(&entry),
+            Phase::Live | Phase::Filling | Phase::Compacted | Phase::Failed => true,
+        };
+        debug_assert!(left, "a watch is in its line until it leaves it");
+    }
+
+    /// A watch came into a phase, or left it: here, and for the gauges.
+    fn count(&mut self, phase: Phase, up: bool) {
+        let count = match phase {
+            Phase::Live | Phase::Failed => return,
+            Phase::Parked => return stats::parked(up),
+            Phase::Compacted => &mut self.compacted,
+            Phase::Behind => {
+                stats::catching_up(up);
+                &mut self.behind
+            }
+            Phase::Filling => {
+                stats::catching_up(up);
+                &mut self.filling
+            }
+            Phase::Unfilled => {
+                stats::catching_up(up);
+                stats::waits_for_fill(up);
+                &mut self.unfilled
+            }
+        };
+        if up { *count += 1 } else { *count -= 1 }
+    }
+
+    fn lag_mut(&mut self, attachment: u32) -> &mut Lag {
+        self.attachments[attachment as usize].lag.get_or_insert_default()
+    }
+}
+
+/// What is asked about them.
+impl Watches {
+    pub(in crate::hub) fn len(&self) -> usize {
+        self.watches.len()
+    }
+
+    pub(in crate::hub) fn is_empty(&self) -> bool {
+        self.watches.is_empty()
+    }
+
+    pub(in crate::hub) fn get(&self, slot: usize) -> Option<&Watch> {
+        self.watches.get(slot)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut Watch> {
+        self.watches.get_mut(slot)
+    }
+
+    pub(in crate::hub) fn iter(&self) -> impl Iterator<Item = (usize, &Watch)> {
+        self.watches.iter()
+    }
+
+    /// The slot of a watch.
+    pub(in crate::hub) fn slot_of(&self, watch_id: i64) -> Option<usize> {
+        self.ids.get(&watch_id).map(|slot| *slot as usize)
+    }
+
+    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
+    pub(super) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
+        let slot = self.slot_of(watch_id)?;
+        let watch = &self.watches[slot];
+        (watch.serial == serial && watch.phase() == Phase::Filling).then_some(slot)
+    }
+
+    /// The feed of a watch.
+    pub(in crate::hub) fn feed_of(&self, slot: usize) -> Option<FeedId> {
+        Some(self.attachments[self.watches.get(slot)?.attachment as usize].feed)
+    }
+
+    /// The outbox's place in the feed of a watch.
+    pub(in crate::hub) fn place_of(&self, slot: usize) -> u32 {
+        self.attachments[self.watches[slot].attachment as usize].place
+    }
+
+    /// The feeds in which there are watches.
+    pub(in crate::hub) fn feeds(&self) -> impl Iterator<Item = FeedId> {
+        self.attachments.iter().map(|(_, attachment)| attachment.feed)
+    }
+
+    /// The slots of the watches in a feed.
+    pub(in crate::hub) fn slots_in(&self, feed: FeedId) -> Vec<usize> {
+        self.watches.iter().map(|(slot, _)| slot).filter(|slot| self.feed_of(*slot) == Some(feed)).collect()
+    }
+
+    /// Parked watches.
+    pub(in crate::hub) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Watches that history does not reach.
+    pub(in crate::hub) fn catching_up(&self) -> usize {
+        self.behind + self.unfilled + self.filling
+    }
+
+    /// Watches that compaction ended.
+    pub(super) fn compacted(&self) -> usize {
+        self.compacted
+    }
+
+    /// What the watch that is furthest behind needs, and its feed; `None` where none is behind.
+    pub(in crate::hub) fn furthest_behind(&self) -> Option<(Revision, FeedId)> {
+        let behind = self.watches.iter().filter(|(_, watch)| watch.phase() != Phase::Live && !watch.phase().is_over());
+        let (slot, watch) = behind.min_by_key(|(_, watch)| watch.next())?;
+        Some((watch.next(), self.feed_of(slot)?))
+    }
+
+    /// The feed of the parked watch that is furthest behind (revisions of several feeds are of one store), and up to `most` slots of
+    /// parked watches there, those that are furthest behind of all first.
+    pub(in crate::hub) fn furthest_parked(&self, most: usize) -> Option<(FeedId, Vec<u32>)> {
+        let (_, first) = self.parked.first()?;
+        let attachment = self.watches[*first as usize].attachment;
+        let slots = self.parked.iter().take(most).map(|(_, slot)| *slot);
+        let slots = slots.filter(|slot| self.watches[*slot as usize].attachment == attachment).collect();
+        Some((self.attachments[attachment as usize].feed, slots))
+    }
+
+    fn lag_in(&self, feed: FeedId) -> Option<&Lag> {
+        self.attachments.iter().find(|(_, at)| at.feed == feed)?.1.lag.as_deref()
+    }
+
+    /// What the watch that waits for a feed's past and is furthest behind needs.
+    pub(in crate::hub) fn furthest_behind_in(&self, feed: FeedId) -> Option<Revision> {
+        self.lag_in(feed)?.behind.first().map(|(next, _)| *next)
+    }
+
+    /// Slots of watches that wait for a feed's past and need a revision from `from` on; up to `most`.
+    pub(in crate::hub) fn behind_from(&self, feed: FeedId, from: Revision, most: usize) -> Vec<usize> {
+        let Some(lag) = self.lag_in(feed) else { return Vec::new() };
+        lag.behind.range((from, 0)..).take(most).map(|(_, slot)| *slot as usize).collect()
+    }
+
+    /// Slots of watches that wait for a feed's past or for a fill there, and need a revision before `to`; up to `most`.
+    pub(in crate::hub) fn lagging_before(&self, feed: FeedId, to: Revision, most: usize) -> Vec<usize> {
+        let Some(lag) = self.lag_in(feed) else { return Vec::new() };
+        let lines = [&lag.behind, &lag.unfilled].into_iter().flat_map(|line| line.range(..(to, 0)));
+        lines.take(most).map(|(_, slot)| *slot as usize).collect()
+    }
+
+    /// Whether a watch waits for a feed's past or for a fill there.
+    pub(in crate::hub) fn lags_in(&self, feed: FeedId) -> bool {
+        self.lag_in(feed).is_some_and(|lag| !lag.behind.is_empty() || !lag.unfilled.is_empty())
+    }
+}
+
+/// The queue for fills: the stream has one place for each feed in which watches wait.
+impl Watches {
+    /// Whether watches wait for a fill that has no place in the queue yet.
+    pub(super) fn want_turns(&self) -> bool {
+        let wants = |at: &Attachment| at.lag.as_deref().is_some_and(Lag::wants_turn);
+        self.unfilled > 0 && self.attachments.iter().any(|(_, at)| wants(at))
+    }
+
+    /// The same for one feed.
+    pub(in crate::hub) fn want_turn_in(&self, feed: FeedId) -> bool {
+        self.lag_in(feed).is_some_and(Lag::wants_turn)
+    }
+
+    /// The place in the queue that there is from now on, or none any more.
+    pub(in crate::hub) fn set_ticket(&mut self, feed: FeedId, ticket: Option<Ticket>) {
+        let found = self.attachments.iter_mut().find(|(_, at)| at.feed == feed);
+        if let Some(lag) = found.and_then(|(_, at)| at.lag.as_deref_mut()) {
+            lag.ticket = ticket;
+        }
+    }
+
+    /// The next watch that waits for a fill in a feed, in turns and those that are furthest behind first: its slot and what it needs.
+    pub(in crate::hub) fn next_unfilled(&mut self, feed: FeedId) -> Option<(usize, Revision)> {
+        let (_, at) = self.attachments.iter_mut().find(|(_, at)| at.feed == feed)?;
+        let lag = at.lag.as_deref_mut()?;
+        let first = |after: Bound<(Revision, u32)>| lag.unfilled.range((after, Unbounded)).next().copied();
+        let (next, slot) = first(lag.last_filled.map_or(Unbounded, Excluded)).or_else(|| first(Unbounded))?;
+        lag.last_filled = Some((next, slot));
+        Some((slot as usize, next))
+    }
+
+    /// Slots of watches in a feed that wait for a fill and need a revision from `from` through `through` next; the first `most`.
+    pub(in crate::hub) fn unfilled_in(
+        &self,
+        feed: FeedId,
+        from: Revision,
+        through: Revision,
+        most: usize,
+    ) -> Vec<usize> {
+        let Some(lag) = self.lag_in(feed) else { return Vec::new() };
+        lag.unfilled.range((from, 0)..=(through, u32::MAX)).take(most).map(|(_, slot)| *slot as usize).collect()
+    }
+}
+
+impl Lag {
+    fn wants_turn(&self) -> bool {
+        !self.unfilled.is_empty() && self.ticket.is_none()
+    }
+}

@@ -1,0 +1,67 @@
+//! A feed begins anew, with a gap before its snapshot: each of its watches goes on, is served from the past, or ends.
+//!
+//! Called by the driver. Not here: what the feed has then, see `feed`. Always holds: no watch misses a revision without being told.
+
+use std::{sync::Arc, task::Waker};
+
+use super::{Feed, Reset, backfill, delivery::Cancellation, feed::Asks, outbox::Phase, snapshot::KeyMap};
+use crate::types::{Cluster, Revision};
+
+/// Told to every watch when the cluster behind the relay is another one.
+const REPLACED: &str =
+    "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";
+
+impl Feed {
+    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is served from the
+    /// past where upstream still has it; and is ended otherwise.
+    pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
+        let mut wakers: Vec<Waker> = Vec::new();
+        let mut asks = Asks::default();
+        let mut inner = self.lock();
+        // From here on all that is said is the new one's word; what is queued keeps the name of the one that it came from.
+        inner.cluster = cluster.clone();
+        let was = inner.revision;
+        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
+        for outbox in outboxes {
+            let slots = outbox.lock().watches.slots_in(self.id());
+            for slot in slots {
+                let mut state = outbox.lock();
+                let Some(watch) = state.watches.get(slot) else { continue };
+                let (watch_id, phase) = (watch.id, watch.phase());
+                let needs = match phase {
+                    Phase::Live => watch.next().max(was.next()),
+                    // Upstream itself will tell its fill, unless the cluster is another one.
+                    Phase::Filling if *reset != Reset::Replaced => continue,
+                    Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
+                    Phase::Compacted | Phase::Failed => continue,
+                };
+                let (compact_revision, reason) = match reset {
+                    Reset::Compacted { .. } if needs > revision => {
+                        state.outlast(slot, needs);
+                        continue;
+                    }
+                    Reset::Compacted { compact_revision } if needs >= *compact_revision => {
+                        // The history that begins has room.
+                        if phase != Phase::Behind {
+                            asks |= inner.lag_near(&mut state, slot, needs);
+                        }
+                        continue;
+                    }
+                    Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
+                    Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
+                };
+                let header = cluster.at(Revision::ZERO);
+                let cancellation = Cancellation { watch_id, refused: false, header, compact_revision, reason };
+                let why = cancellation.why();
+                wakers.extend(inner.end_watch(state, slot, cancellation, why));
+            }
+        }
+        let replaced = self.replace(&mut inner, map, revision);
+        drop(inner);
+        self.announce(revision);
+        replaced.free();
+        self.forget_part();
+        backfill::start(asks, self, []);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,374 @@
+//! [`WatchStream`]: one downstream watch stream: its outbox, and the feeds in which it has watches. What joins the two is here: a watch is
+//! created, drained, canceled and revoked, and a stream that is gone leaves nothing behind.
+//!
+//! Not here: the wire form, see `front`; what is queued and where watches stand, see `outbox`; how those that are behind are read for, see
+//! `catch_up`, `backfill` and `fill`; how watches end, see `ends`. A feed knows outboxes and no streams, an outbox knows neither, so nothing
+//! goes round in a circle.
+//! Always holds: lock order: feed, then outbox, then the list of feeds; the list has each feed in which the outbox has a watch, and some
+//! feeds for a while in which it had one; from [`WatchStream::leave`] on it is empty.
+
+mod progress;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use hashbrown::HashSet;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Feed, backfill, catch_up,
+    delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
+    ends,
+    feed::Asks,
+    fill,
+    index::{Member, WatchOptions},
+    outbox::{FeedId, Found, Link, NewWatch, Outbox, OutboxLimits, State, Watch, wake},
+    shares::Counted,
+    stats,
+};
+use crate::types::{ClientKey, Header, KeyRange, Revision};
+
+/// Most steps of reading for parked watches in one poll: a long history with few matches must not hold the executor.
+const POLL_STEPS: usize = 8;
+/// Most watches that are looked at while the feed's lock is held.
+const STEP_WATCHES: usize = 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct WatchStream {
+    pub(super) outbox: Arc<Outbox>,
+    feeds: Mutex<Feeds>,
+}
+
+/// Most streams watch within one feed.
+type Feeds = SmallVec<[Arc<Feed>; 1]>;
+
+/// What a watch asks for.
+#[derive(Clone, Debug)]
+pub struct Subscribe {
+    /// The id that the client wishes; zero for any.
+    pub watch_id: i64,
+    /// The keys; inside the feed's range.
+    pub range: KeyRange,
+    /// Filters and form.
+    pub options: WatchOptions,
+    /// The first revision wanted; zero for "from now on".
+    pub start_revision: Revision,
+    /// Whether the client wants progress notifications.
+    pub progress_notify: bool,
+    /// Whether large responses may be cut between events.
+    pub fragment: bool,
+    /// Upstream said that `start_revision` is compacted there, so the history must not serve it either.
+    pub compacted: bool,
+}
+
+/// Why a subscription was not made.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SubscribeError {
+    /// The feed ended, or has no snapshot: look for one again.
+    #[error("the feed is not serving")]
+    NotServing,
+    /// The stream has a watch with this id.
+    #[error("mvcc: duplicate watch ID provided on the WatchStream")]
+    DuplicateId,
+    /// The stream has as many watches as it may.
+    #[error("etcd-relay: this stream has as many watches as --max-watches-per-stream allows; open another stream")]
+    TooMany,
+    /// The client has as many watches as it may, over all its streams.
+    #[error(
+        "etcd-relay: this client has as many watches as --max-watches-per-client allows, over all streams of its address or of its user"
+    )]
+    ClientFull,
+    /// The stream is gone.
+    #[error("the stream is gone")]
+    Gone,
+}
+
+/// A watch as [`WatchStream::live_watches`] saw it.
+#[derive(Clone, Debug)]
+pub struct LiveWatch {
+    /// Its id.
+    pub watch_id: i64,
+    /// Tells it from another watch that has its id later.
+    serial: u64,
+    /// Its keys.
+    pub range: KeyRange,
+}
+
+/// What [`WatchStream::stats`] counts.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct WatchStreamStats {
+    /// Watches of the stream.
+    pub watches: usize,
+    /// Of these, parked ones.
+    pub parked: usize,
+    /// Of these, ones that the history does not reach.
+    pub filling: usize,
+    /// Deliveries waiting.
+    pub queued: usize,
+    /// Event bytes waiting.
+    pub queued_bytes: usize,
+    /// The lowest revision that a watch behind its feed still needs.
+    pub behind_from: Option<Revision>,
+    /// How many revisions that watch is behind its feed; zero where none is behind.
+    pub lag_revisions: i64,
+}
+
+impl WatchStream {
+    /// A stream of this client, without watches.
+    #[must_use]
+    pub fn new(limits: OutboxLimits, client: ClientKey) -> Arc<Self> {
+        Self::counted(limits, client, Counted::default())
+    }
+
+    /// The same where its watches count for a client.
+    #[must_use]
+    pub fn counted(limits: OutboxLimits, client: ClientKey, counted: Counted) -> Arc<Self> {
+        Arc::new(Self { outbox: Outbox::new(limits, client, counted), feeds: Mutex::default() })
+    }
+
+    /// Whose stream it is.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
+        self.outbox.client
+    }
+
+    /// Creates a watch: queues its `Created`, then its events follow.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`]; nothing was queued then.
+    pub fn subscribe(&self, feed: &Arc<Feed>, subscribe: &Subscribe) -> Result<(), SubscribeError> {
+        let mut inner = feed.lock();
+        if inner.closed || !feed.is_serving() {
+            return Err(SubscribeError::NotServing);
+        }
+        let now = inner.revision;
+        let mut state = self.outbox.lock();
+        if state.is_over() {
+            return Err(SubscribeError::Gone);
+        }
+        if state.watches.len() >= self.outbox.limits.watches {
+            return Err(SubscribeError::TooMany);
+        }
+        let admitted = state.watches.admit(subscribe.watch_id).map_err(|_| SubscribeError::ClientFull)?;
+        let id = admitted.ok_or(SubscribeError::DuplicateId)?;
+        let (attachment, outbox, watch) = state.watches.attach(feed.id(), || {
+            self.add_feed(feed);
+            inner.outboxes.insert(self.outbox.clone()) as u32
+        });
+        let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
+        let start = subscribe.start_revision;
+        let from_now = start == Revision::ZERO;
+        let past = !from_now && start <= now;
+        let lags = past && (subscribe.compacted || start < inner.history.start());
+        let parked = past && !lags && !inner.history.ends_before(start);
+        let slot = state.watches.add(NewWatch {
+            id,
+            next: if from_now { now.next() } else { start },
+            attachment,
+            link: Link { group, place },
+            fragment: subscribe.fragment,
+            progress_notify: subscribe.progress_notify,
+            replay: lags || parked,
+        });
+        let waker = state.enqueue(Delivery::Created { watch_id: id, stamp: inner.stamp() });
+        let mut asks = Asks::default();
+        if past && subscribe.compacted {
+            asks = inner.lag_far(&mut state, slot, start);
+        } else if lags {
+            asks = inner.lag(&mut state, slot, start);
+        } else if parked {
+            state.park(slot);
+        }
+        drop(state);
+        drop(inner);
+        stats::subscribed();
+        backfill::start(asks, feed, [&self.outbox]);
+        wake(waker);
+        Ok(())
+    }
+
+    /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
+    ///
+    /// Ready with [`Drained::Some`] where there was something. Registers the task to be woken otherwise.
+    pub fn poll_drain(&self, cx: &mut Context<'_>, batch: &mut Vec<Delivery>, most_bytes: usize) -> Poll<Drained> {
+        for _ in 0..POLL_STEPS {
+            match self.outbox.drain(cx, batch, most_bytes) {
+                Found::Some { want_turns } => {
+                    if want_turns {
+                        self.feeds().iter().for_each(|feed| fill::ask(feed, &self.outbox));
+                    }
+                    return Poll::Ready(Drained::Some);
+                }
+                Found::Parked => catch_up::step(&self.outbox, |feed| self.feed(feed)),
+                Found::Nothing => return Poll::Pending,
+                Found::End(end) => return Poll::Ready(Drained::End(end)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits until the queue has room, or the stream is gone: whoever writes at the client's wish must not outrun its reading.
+    /// Cancel safe.
+    pub async fn wait_room(&self) {
+        self.outbox.wait_room().await;
+    }
+
+    /// Queues the answer to a create that is refused.
+    pub fn refuse(&self, header: Header, reason: String) {
+        let cancellation =
+            Cancellation { watch_id: NO_WATCH_ID, refused: true, header, reason, ..Cancellation::default() };
+        self.outbox.say(Delivery::Canceled(Box::new(cancellation)));
+    }
+
+    /// Ends a watch at the client's wish and queues the answer. An unknown id is no answer, as in etcd.
+    pub fn cancel(&self, watch_id: i64) {
+        if let Some(feed) = self.feed_of(watch_id) {
+            ends::cancel(&feed, &self.outbox, watch_id);
+        }
+    }
+
+    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone, and one
+    /// that has its id by now is left alone.
+    pub fn revoke(&self, watch: &LiveWatch, reason: &str) {
+        if let Some(feed) = self.feed_of(watch.watch_id) {
+            ends::revoke(&feed, &self.outbox, watch.watch_id, watch.serial, reason.to_owned());
+        }
+    }
+
+    /// Ends the stream once all that is queued is sent; nothing more is queued. With `progress`, it is told its last progress where etcd would tell it,
+    /// else each live watch that asked for notifications is: a client that resumes elsewhere starts where it stopped.
+    pub fn end(&self, why: StreamEnd, progress: bool) {
+        if progress && self.answer_progress() != ProgressAnswer::Sent {
+            self.notify_progress(true);
+        }
+        self.outbox.end(why);
+    }
+
+    /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may not have it.
+    pub fn cut(&self, why: StreamEnd) {
+        // First of all, so that no watch is added behind our back.
+        let waker = self.outbox.cut(why);
+        for feed in self.feeds() {
+            ends::forget(&feed, &self.outbox);
+        }
+        wake(waker);
+    }
+
+    /// The stream is gone: takes its watches out of all feeds. Called once, by whoever drops the stream.
+    pub fn leave(&self) {
+        // First of all, so that no watch is added behind our back.
+        self.outbox.leave();
+        let feeds = std::mem::take(&mut *self.feeds.lock());
+        for feed in feeds {
+            ends::forget(&feed, &self.outbox);
+        }
+        let watches = std::mem::take(&mut self.outbox.lock().watches);
+        drop(watches);
+    }
+
+    /// Done when the stream is gone.
+    #[must_use]
+    pub fn gone(&self) -> &CancellationToken {
+        self.outbox.gone()
+    }
+
+    /// The watches that can still be given events, each with its range, in no order.
+    #[must_use]
+    pub fn live_watches(&self) -> Vec<LiveWatch> {
+        self.feeds().iter().flat_map(|feed| self.live_watches_in(feed)).collect()
+    }
+
+    fn live_watches_in(&self, feed: &Feed) -> Vec<LiveWatch> {
+        let slots = self.outbox.lock().watches.slots_in(feed.id());
+        let mut watches = Vec::with_capacity(slots.len());
+        for slots in slots.chunks(STEP_WATCHES) {
+            let inner = feed.lock();
+            let state = self.outbox.lock();
+            // Between two locks it may have become another watch, of another feed.
+            let mine = slots.iter().filter(|slot| state.watches.feed_of(**slot) == Some(feed.id()));
+            let alive = |watch: &&Watch| !watch.phase().is_over();
+            watches.extend(mine.filter_map(|slot| state.watches.get(*slot)).filter(alive).map(|watch| LiveWatch {
+                watch_id: watch.id,
+                serial: watch.serial,
+                range: inner.index.group(watch.group()).range.clone(),
+            }));
+        }
+        watches
+    }
+
+    /// The feeds in which the stream has watches.
+    #[must_use]
+    pub fn feeds(&self) -> Vec<Arc<Feed>> {
+        let state = self.outbox.lock();
+        let mut feeds = self.feeds.lock();
+        let left = prune(&state, &mut feeds);
+        let feeds = feeds.to_vec();
+        drop(state);
+        // Not under a lock, since it may be the last reference to all that a feed had.
+        drop(left);
+        feeds
+    }
+
+    /// The feed of a watch.
+    #[must_use]
+    pub fn feed_of(&self, watch_id: i64) -> Option<Arc<Feed>> {
+        let state = self.outbox.lock();
+        self.feed(state.watches.feed_of(state.watches.slot_of(watch_id)?)?)
+    }
+
+    /// Number of watches.
+    #[must_use]
+    pub fn watches(&self) -> usize {
+        self.outbox.lock().watches.len()
+    }
+
+    /// Counts for `/debug/state`.
+    #[must_use]
+    pub fn stats(&self) -> WatchStreamStats {
+        let state = self.outbox.lock();
+        let behind = state.watches.furthest_behind();
+        let lag = behind.and_then(|(next, feed)| Some(self.feed(feed)?.revision().get() - next.get() + 1));
+        WatchStreamStats {
+            watches: state.watches.len(),
+            parked: state.watches.parked(),
+            filling: state.watches.catching_up(),
+            queued: state.queue.len(),
+            queued_bytes: state.queue.bytes(),
+            behind_from: behind.map(|(next, _)| next),
+            lag_revisions: lag.unwrap_or(0).max(0),
+        }
+    }
+
+    /// A feed in which there is a watch.
+    fn feed(&self, id: FeedId) -> Option<Arc<Feed>> {
+        self.feeds.lock().iter().find(|feed| feed.id() == id).cloned()
+    }
+
+    fn add_feed(&self, feed: &Arc<Feed>) {
+        let mut feeds = self.feeds.lock();
+        if !feeds.iter().any(|known| Arc::ptr_eq(known, feed)) {
+            feeds.push(feed.clone());
+        }
+    }
+}
+
+/// Takes those feeds out of the list in which the stream has no watch any more.
+fn prune(state: &State, feeds: &mut Feeds) -> Feeds {
+    if feeds.len() == state.watches.feeds().count() {
+        return Feeds::new();
+    }
+    let attached: HashSet<FeedId> = state.watches.feeds().collect();
+    let (here, left) = std::mem::take(feeds).into_iter().partition(|feed| attached.contains(&feed.id()));
+    *feeds = here;
+    left
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! Tests of a stream with its feeds: what a fault of the relay does to a watch, and what a stream leaves behind.
+
+use std::{
+    sync::{Weak, atomic::AtomicUsize, atomic::Ordering},
+    task::{Wake, Waker},
+};
+
+use super::*;
+use crate::{
+    hub::{FeedState, Hub, KeyMap, outbox::Transition, testing, upstream::Changes},
+    types::{EventFields, EventKind, KeyValueFields},
+};
+
+const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 };
+
+fn feed(hub: &Hub, prefix: &'static str) -> Arc<Feed> {
+    let feed = hub.open(KeyRange::prefix(prefix.into()));
+    feed.install(Arc::default(), KeyMap::default(), Revision::new(10));
+    feed.set_state(FeedState::Live);
+    feed
+}
+
+fn watch(stream: &WatchStream, feed: &Arc<Feed>, watch_id: i64, start_revision: i64, compacted: bool) {
+    let subscribe = Subscribe {
+        watch_id,
+        range: feed.range().clone(),
+        options: WatchOptions::default(),
+        start_revision: Revision::new(start_revision),
+        progress_notify: true,
+        fragment: false,
+        compacted,
+    };
+    stream.subscribe(feed, &subscribe).expect("subscribed");
+}
+
+fn publish(feed: &Feed, revision: i64) {
+    let kv = KeyValueFields { key: feed.range().start().clone(), ..KeyValueFields::default() };
+    let changes = Changes {
+        revision: Revision::new(revision),
+        events: vec![EventFields { kind: EventKind::Put, kv }],
+        prev: Vec::new(),
+        received: std::time::Instant::now(),
+    };
+    feed.publish(&[changes]).expect("the next revision");
+}
+
+/// What is told, in short.
+fn told(stream: &WatchStream) -> Vec<String> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut batch, mut all) = (Vec::new(), Vec::new());
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX) == Poll::Ready(Drained::Some) {
+        all.extend(batch.drain(..).map(|delivery| match delivery {
+            Delivery::Created { watch_id, .. } => format!("{watch_id} created"),
+            Delivery::Events { watch_id, payload, .. } => format!("{watch_id} events {}", payload.revision()),
+            Delivery::Progress { watch_id, stamp } => format!("{watch_id} progress {}", stamp.revision),
+            Delivery::Canceled(cancellation) => format!("{} canceled", cancellation.watch_id),
+        }));
+    }
+    all
+}
+
+/// Lets the relay lose track of a watch, as a release build goes on after it.
+fn lose(stream: &WatchStream, watch_id: i64) {
+    let mut state = stream.outbox.lock();
+    let slot = state.watches.slot_of(watch_id).expect("a watch");
+    let impossible = state.watches.shift(slot, Transition::BeginFill, Revision::new(99)).expect_err("it is live");
+    state.fail(slot, &impossible);
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_watch_that_the_relay_has_lost_track_of_is_ended_and_no_other() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let hub = testing::hub(LIMITS);
+        let feed = feed(&hub, "k");
+        let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+        watch(&stream, &feed, 1, 0, false);
+        watch(&stream, &feed, 2, 0, false);
+        assert_eq!(told(&stream), ["1 created", "2 created"]);
+
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        assert!(stream.poll_drain(&mut Context::from_waker(&waker), &mut Vec::new(), 1).is_pending());
+        lose(&stream, 1);
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1, "its client is told at once");
+        publish(&feed, 11);
+        assert_eq!(told(&stream), ["1 canceled", "2 events 11"]);
+        assert_eq!(stream.live_watches().iter().map(|watch| watch.watch_id).collect::<Vec<_>>(), [2]);
+
+        // Nothing moves it any more, and it does not hold up the others.
+        stream.notify_progress(true);
+        assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+        assert_eq!(told(&stream), ["2 progress 11", "-1 progress 11"]);
+        feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(20), &crate::hub::Reset::Replaced);
+        assert_eq!(told(&stream), ["2 canceled"]);
+
+        stream.cancel(1);
+        stream.cancel(2);
+        assert_eq!(told(&stream), ["1 canceled", "2 canceled"]);
+        assert_eq!((feed.stats().watches, feed.stats().streams, stream.watches()), (0, 0, 0));
+    });
+    let metrics = recorder.handle().render();
+    assert!(metrics.contains(r#"etcd_relay_watches_canceled_total{reason="fault"} 1"#), "{metrics}");
+}
+
+#[test]
+fn a_transition_that_is_impossible_fails_a_debug_build() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feed, 1, 0, false);
+    let fill = || stream.outbox.lock().begin_fill(0);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(fill));
+    assert_eq!(outcome.is_err(), cfg!(debug_assertions), "nobody put it into the queue for fills");
+}
+
+#[test]
+fn feeds_and_streams_hold_each_other_in_no_circle() {
+    let hub = testing::hub(LIMITS);
+    let feeds = [feed(&hub, "a"), feed(&hub, "b")];
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    for (watch_id, feed) in (1..).zip(&feeds) {
+        watch(&stream, feed, watch_id, 0, false);
+    }
+    let outbox = Arc::downgrade(&stream.outbox);
+    let held: Vec<Weak<Feed>> = feeds.iter().map(Arc::downgrade).collect();
+    // Nobody says goodbye.
+    drop((stream, feeds, hub));
+    assert!(outbox.upgrade().is_none() && held.iter().all(|feed| feed.upgrade().is_none()));
+}
+
+#[test]
+fn a_stream_lets_go_of_feeds_in_which_it_has_no_watch_any_more() {
+    let hub = testing::hub(LIMITS);
+    let feeds = [feed(&hub, "a"), feed(&hub, "b")];
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    for (watch_id, feed) in (1..).zip(&feeds) {
+        watch(&stream, feed, watch_id, 0, false);
+    }
+    stream.cancel(1);
+    assert_eq!(stream.feeds().len(), 1);
+    assert!(Arc::ptr_eq(&stream.feeds()[0], &feeds[1]));
+    // The feed itself may end its last watch.
+    feeds[1].end(crate::hub::NoFeed::Bytes);
+    assert_eq!(stream.feeds().len(), 0);
+    assert_eq!(stream.feeds.lock().len(), 0);
+    watch(&stream, &feeds[0], 3, 0, false);
+    assert_eq!(stream.feeds().len(), 1);
+    stream.leave();
+    assert_eq!((stream.feeds.lock().len(), stream.watches(), feeds[0].stats().streams), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_canceled_takes_its_place_in_the_queue_for_fills_along() {
+    // There is one turn, and upstream does not answer.
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let at_work = WatchStream::new(LIMITS, ClientKey::new(1));
+    watch(&at_work, &feed, 1, 5, true);
+    let waits = WatchStream::new(LIMITS, ClientKey::new(2));
+    for _ in 0..10 {
+        watch(&waits, &feed, 1, 5, true);
+        assert!(feed.shared.turns.is_awaited());
+        waits.cancel(1);
+        assert!(!feed.shared.turns.is_awaited(), "a client could fill the queue with places that are of no use");
+    }
+    at_work.leave();
+}
