@@ -10,7 +10,9 @@ mod demo;
 mod groups;
 mod grpc_proxy;
 mod lainlet;
+mod listen;
 mod serve;
+mod tls;
 mod values;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};

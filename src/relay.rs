@@ -33,7 +33,7 @@ use crate::{
             lainlet::LainletHttp,
             member, metrics_only,
         },
-        listen::{BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
+        listen::{Address, BindError, Bound, ConnectionId, Connections, Stop, fit_connections},
     },
     hub::{FeedStats, Hub, WatchStreamStats},
     shutdown::{Drained, Phases, Shutdown},
@@ -83,7 +83,10 @@ impl Relay {
         let connections = Arc::new(Connections::default());
         let bind = |port: &crate::front::listen::PortConfig| {
             let bound = Bound::bind(port.clone(), connections.clone())?;
-            tracing::info!(protocol = bound.port().protocol(), port = bound.port().as_str(), addr = %bound.addr(), "Listening");
+            for Address { addr, secure } in bound.addresses() {
+                let port = bound.port();
+                tracing::info!(protocol = port.protocol(), port = port.as_str(), %addr, tls = secure, "Listening");
+            }
             Ok::<_, BindError>(bound)
         };
         let grpc = bind(&config.grpc)?;
@@ -109,6 +112,18 @@ impl Relay {
     /// Where the ports for metrics alone listen.
     pub fn metrics_addrs(&self) -> impl Iterator<Item = SocketAddr> {
         self.metrics_only.iter().map(Bound::addr)
+    }
+
+    /// The first address of the gRPC port, and whether TLS is spoken there.
+    #[must_use]
+    pub fn grpc_address(&self) -> Address {
+        self.grpc.address()
+    }
+
+    /// The first address of the HTTP port.
+    #[must_use]
+    pub fn http_address(&self) -> Option<Address> {
+        self.http.as_ref().map(Bound::address)
     }
 
     /// Serves until `shutdown`, then ends within the drain time.
@@ -173,6 +188,11 @@ impl Relay {
                 "metrics port",
                 port.serve(HttpPort::new(router, metrics_only::ABOUT, grpc_addr), stop.clone()),
             );
+        }
+        // All ports have the same certificate.
+        let mut ports = std::iter::once(&config.grpc).chain(&config.http).chain(&config.metrics);
+        if let Some(tls) = ports.find_map(|port| port.tls.clone()) {
+            phases.spawn_upkeep("TLS files for clients", tls.keep());
         }
         phases.spawn_upkeep("health", keep_health);
         phases.spawn_upkeep("readiness metric", keep_ready_metric(ready.clone()));

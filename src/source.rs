@@ -15,6 +15,7 @@ pub mod probe;
 mod version;
 
 pub use self::{
+    dial::Dialler,
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
     etcd::{EtcdConfig, EtcdUpstream, Identity},

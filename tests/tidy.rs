@@ -23,13 +23,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http2", &["sync"]),
     ("critical", &[]),
     ("shutdown", &["telemetry", "critical"]),
-    ("bench", &["types", "telemetry", "pb"]),
+    ("tls", &["telemetry"]),
+    ("bench", &["types", "telemetry", "tls", "pb"]),
     ("hub", &["critical", "types", "telemetry"]),
-    ("source", &["critical", "types", "hub", "telemetry", "pb"]),
+    ("source", &["critical", "types", "hub", "telemetry", "tls", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
-    ("front", &["types", "hub", "view", "latest", "http2", "telemetry", "pb", "shutdown"]),
-    ("relay", &["critical", "types", "hub", "source", "store", "view", "front", "telemetry", "pb", "shutdown"]),
+    ("front", &["types", "hub", "view", "latest", "http2", "telemetry", "tls", "pb", "shutdown"]),
+    ("relay", &["critical", "types", "hub", "source", "store", "view", "front", "telemetry", "tls", "pb", "shutdown"]),
     (
         "cli",
         &[
@@ -41,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "view",
             "front",
             "telemetry",
+            "tls",
             "pb",
             "shutdown",
             "relay",
@@ -193,6 +195,8 @@ const SPAWNERS: &[(&str, &str)] = &[
     ("src/front/listen/serve.rs", "connections of clients"),
     ("src/front/signal.rs", "waits for a token, and has nothing that could fail"),
     ("src/view/lainlet.rs", "the walk of one request"),
+    ("src/tls/handshakes.rs", "handshakes of clients, each of which ends alone"),
+    ("src/tls/follow.rs", "one read of files"),
     ("src/telemetry/delivered.rs", "a test"),
 ];
 

@@ -30,6 +30,8 @@ pub struct Run {
     pub args: Vec<String>,
     /// How often; the runs of a case take turns, and the median counts.
     pub times: usize,
+    /// Whether TLS is spoken on all sides, with certificates of clients.
+    pub tls: bool,
     /// Longest time, in which others than the relay may fail.
     pub patience: Duration,
 }
@@ -73,6 +75,7 @@ pub enum Bound {
 
 const CPU: Figure = Figure::Server("cpu_us_each");
 const P99: Figure = Figure::Run("delay_99_ms");
+const MEMORY: Figure = Figure::Server("kib_per_connection");
 const MINUTE: Duration = Duration::from_secs(60);
 /// Writes come as they do alone, so the same number of them costs etcd the same, or not.
 const CPU_OF_ETCD: Figure = Figure::Etcd("cpu_us_per_write");
@@ -155,6 +158,22 @@ pub fn all(quick: bool) -> Vec<Case> {
             ],
         },
         Case {
+            name: "tls",
+            what: format!("{many} connections × 1 watch, one prefix, 100 puts/s, with TLS on all sides"),
+            runs: vec![
+                run("relay", Target::Relay, &prefix_100).over_tls().times(times(TIMES)),
+                run("relay without TLS", Target::Relay, &prefix_100).times(times(TIMES)),
+                run("grpc-proxy", Target::Proxy, &prefix_100).over_tls().times(times(TIMES)),
+                run("etcd", Target::Etcd, &prefix_100).over_tls(),
+            ],
+            goals: vec![
+                goal("CPU per delivery", "relay", "grpc-proxy", CPU, Bound::Most(0.6)),
+                goal("CPU per delivery", "relay", "relay without TLS", CPU, Bound::Most(1.5)),
+                goal("99 % delay", "relay", "grpc-proxy", P99, Bound::Most(0.2)),
+                goal("memory per connection", "relay", "grpc-proxy", MEMORY, Bound::Most(0.4)),
+            ],
+        },
+        Case {
             name: "many-watches",
             what: format!("{spread} connections × {spread} watches, one prefix, 10 puts/s"),
             runs: vec![
@@ -217,13 +236,7 @@ pub fn all(quick: bool) -> Vec<Case> {
             name: "connections",
             what: format!("{} connections × 1 watch, 2 puts/s", size(8_000, 50)),
             runs: vec![run("relay", Target::Relay, &memory), run("grpc-proxy", Target::Proxy, &memory)],
-            goals: vec![goal(
-                "memory per connection",
-                "relay",
-                "grpc-proxy",
-                Figure::Server("kib_per_connection"),
-                Bound::Most(0.5),
-            )],
+            goals: vec![goal("memory per connection", "relay", "grpc-proxy", MEMORY, Bound::Most(0.5))],
         },
         Case {
             name: "millions",
@@ -295,12 +308,16 @@ pub fn all(quick: bool) -> Vec<Case> {
 
 fn run(label: &'static str, target: Target, args: &str) -> Run {
     let args = args.split_whitespace().map(ToOwned::to_owned).collect();
-    Run { label, target, args, times: 1, patience: 2 * MINUTE }
+    Run { label, target, args, times: 1, tls: false, patience: 2 * MINUTE }
 }
 
 impl Run {
     fn times(self, times: usize) -> Self {
         Self { times, ..self }
+    }
+
+    fn over_tls(self) -> Self {
+        Self { tls: true, ..self }
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, IsCa, KeyPair};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -77,6 +78,8 @@ pub struct Lab {
     relay: PathBuf,
     etcd: PathBuf,
     load_average: String,
+    /// Of an authority, and of all servers and clients.
+    certificates: TempDir,
 }
 
 impl Lab {
@@ -84,7 +87,7 @@ impl Lab {
     pub fn new(relay: Option<PathBuf>) -> Result<Self> {
         let relay = relay.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay")));
         let load_average = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-        Ok(Self { relay, etcd: etcd::program()?, load_average })
+        Ok(Self { relay, etcd: etcd::program()?, load_average, certificates: certificates()? })
     }
 
     /// The first line of what the programs say of their versions.
@@ -121,10 +124,14 @@ impl Lab {
         if run.target == Target::Floor {
             return self.load(&args, run.patience).await;
         }
-        let etcd = Etcd::start().await?;
+        let etcd = Etcd::start_with(run.tls.then(|| self.certificates.path())).await?;
         let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let server = self.start(run.target, &etcd, &folder).await?;
-        let endpoint = server.as_ref().map_or_else(|| etcd.endpoint(), |server| server.endpoint.clone());
+        let own = etcd.secure_endpoint().unwrap_or_else(|| etcd.endpoint());
+        let endpoint = server.as_ref().map_or(own, |server| server.endpoint.clone());
+        if run.tls {
+            args.extend(self.as_client());
+        }
         let pid = server.as_ref().map_or(etcd.process().pid(), |server| server.process.pid());
         args.extend(["--endpoint".to_owned(), endpoint, "--put-endpoint".to_owned(), etcd.endpoint()]);
         args.extend(["--pid".to_owned(), format!("server={pid}")]);
@@ -144,13 +151,15 @@ impl Lab {
         let addr = format!("127.0.0.1:{}", free_port()?);
         let http = format!("127.0.0.1:{}", free_port()?);
         let program = |path: &Path| path.display().to_string();
-        let command = match target {
+        let is_secure = etcd.secure_endpoint().is_some();
+        let upstream = etcd.secure_endpoint().unwrap_or_else(|| etcd.endpoint());
+        let mut command = match target {
             Target::Etcd | Target::Floor => return Ok(None),
             Target::Proxy => vec![
                 program(&self.etcd),
                 "grpc-proxy".to_owned(),
                 "start".to_owned(),
-                format!("--endpoints={}", etcd.endpoint()),
+                format!("--endpoints={upstream}"),
                 format!("--listen-addr={addr}"),
                 "--advertise-client-url=".to_owned(),
                 format!("--data-dir={}", folder.path().display()),
@@ -158,24 +167,43 @@ impl Lab {
             Target::Relay => vec![
                 program(&self.relay),
                 "serve".to_owned(),
-                format!("--etcd={}", etcd.endpoint()),
-                format!("--listen-grpc={addr}"),
+                format!("--etcd={upstream}"),
+                format!("--listen-grpc={}{addr}", if is_secure { "https://" } else { "" }),
                 format!("--listen-http={http}"),
                 "--prefix=/etcd-relay-bench/".to_owned(),
                 "--lainlet=off".to_owned(),
                 "--log-level=warn".to_owned(),
             ],
         };
+        if is_secure {
+            command.extend(self.as_client());
+            for (flag, file) in [("cert-file", "pair.pem"), ("key-file", "pair.key"), ("trusted-ca-file", "ca.pem")] {
+                command.push(format!("--{flag}={}", self.certificates.path().join(file).display()));
+            }
+        }
         let mut process = Process::spawn(&command, &folder.path().join("server.log"))?;
         let deadline = Instant::now() + START_PATIENCE;
-        while !http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200) {
+        let serves = async || match (is_secure, target) {
+            (false, _) => http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200),
+            // Over TLS nobody is asked here: the relay tells at its other port, the proxy once it accepts.
+            (true, Target::Relay) => http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200),
+            (true, _) => tokio::net::TcpStream::connect(&addr).await.is_ok(),
+        };
+        while !serves().await {
             if !process.is_running() || Instant::now() > deadline {
                 bail!("{target:?} does not serve; its log:\n{}", process.log());
             }
             sleep(PAUSE).await;
         }
         let http = (target == Target::Relay).then_some(http);
-        Ok(Some(Server { process, endpoint: format!("http://{addr}"), http }))
+        let scheme = if is_secure { "https" } else { "http" };
+        Ok(Some(Server { process, endpoint: format!("{scheme}://{addr}"), http }))
+    }
+
+    /// Flags of a client that has a certificate.
+    fn as_client(&self) -> [String; 3] {
+        [("cacert", "ca.pem"), ("cert", "pair.pem"), ("key", "pair.key")]
+            .map(|(flag, file)| format!("--{flag}={}", self.certificates.path().join(file).display()))
     }
 
     /// Runs the load, and gives its report.
@@ -205,6 +233,23 @@ impl Lab {
         }
         serde_json::from_str(&out).context("the report is no JSON")
     }
+}
+
+/// An authority, and a certificate for this machine that servers and clients share.
+fn certificates() -> Result<TempDir> {
+    let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
+    let write = |name: &str, pem: String| std::fs::write(folder.path().join(name), pem).context("a certificate");
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+    let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+    // etcd's proxy refuses a certificate with a common name.
+    params.distinguished_name = DistinguishedName::new();
+    let key = KeyPair::generate()?;
+    write("ca.pem", authority.pem())?;
+    write("pair.pem", params.signed_by(&key, &authority)?.pem())?;
+    write("pair.key", key.serialize_pem())?;
+    Ok(folder)
 }
 
 impl Outcome {

@@ -2,7 +2,10 @@
 //!
 //! Not here: what is written; see `cluster`. The program is the one that `ETCD` names, else `etcd` on `PATH`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use etcd_client::{Client, KvClient, Txn, TxnOp, WatchOptions, WatchStream};
@@ -27,15 +30,23 @@ const BATCH_KEYS: usize = 100;
 pub struct Etcd {
     process: Process,
     addr: String,
+    /// Where it speaks TLS, if it does.
+    secure_addr: Option<String>,
     _folder: TempDir,
 }
 
 impl Etcd {
     /// Starts one member and waits until it serves.
     pub async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// The same, and besides with TLS where there is a folder with `ca.pem`, `pair.pem` and `pair.key`: clients need a certificate then.
+    pub async fn start_with(certificates: Option<&Path>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let addr = format!("127.0.0.1:{}", free_port()?);
         let peer = format!("http://127.0.0.1:{}", free_port()?);
+        let secure_addr = certificates.map(|_| free_port().map(|port| format!("127.0.0.1:{port}"))).transpose()?;
         let (url, data) = (format!("http://{addr}"), folder.path().join("data").display().to_string());
         let mut command = vec![program()?.display().to_string()];
         for (flag, value) in [
@@ -53,6 +64,13 @@ impl Etcd {
         ] {
             command.push(format!("{flag}={value}"));
         }
+        if let (Some(folder), Some(addr)) = (certificates, &secure_addr) {
+            command.push(format!("--listen-client-urls={url},https://{addr}"));
+            command.push("--client-cert-auth".to_owned());
+            for (flag, file) in [("cert-file", "pair.pem"), ("key-file", "pair.key"), ("trusted-ca-file", "ca.pem")] {
+                command.push(format!("--{flag}={}", folder.join(file).display()));
+            }
+        }
         let mut process = Process::spawn(&command, &folder.path().join("etcd.log"))?;
         let deadline = Instant::now() + PATIENCE;
         while !http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200) {
@@ -61,12 +79,17 @@ impl Etcd {
             }
             sleep(PAUSE).await;
         }
-        Ok(Self { process, addr, _folder: folder })
+        Ok(Self { process, addr, secure_addr, _folder: folder })
     }
 
     /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Its URL with TLS, where it has one.
+    pub fn secure_endpoint(&self) -> Option<String> {
+        self.secure_addr.as_ref().map(|addr| format!("https://{addr}"))
     }
 
     /// Its process.

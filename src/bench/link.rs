@@ -18,6 +18,10 @@ use tokio::{
 };
 
 use super::wire::{OnEvent, Sender, Session, WireError};
+use crate::tls::{self, Speaks};
+
+/// A connection, with TLS or without.
+type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
 
 /// Longest wait for one connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
@@ -26,9 +30,13 @@ const READS: usize = 16;
 /// What a thread reads at once.
 pub(super) const READ_BYTES: usize = 256 << 10;
 
-/// Where a server listens, without TLS: `http://host:port` or `host:port`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint(String);
+/// Where a server listens: `http://host:port`, `host:port`, or `https://host:port`, which has to be told by what it is believed.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    addr: String,
+    is_secure: bool,
+    tls: Option<tls::Client>,
+}
 
 /// Why a connection cannot go on.
 #[derive(Debug, Error)]
@@ -62,19 +70,25 @@ impl From<WireError> for LinkError {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Link {
-    socket: TcpStream,
+    socket: Socket,
     session: Session,
+    /// Bytes were written that TLS may keep to itself until it is flushed.
+    unflushed: bool,
 }
 
 impl Link {
     /// To a server that may send so much ahead on a stream.
     pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
-        Ok(Self { socket: connect(endpoint).await?, session: Session::open(endpoint.addr(), stream_window) })
+        Ok(Self {
+            socket: connect(endpoint).await?,
+            session: Session::open(endpoint.addr(), stream_window),
+            unflushed: false,
+        })
     }
 
     /// To a server that sends frames of stream 1 without being asked.
     pub(super) async fn listen(endpoint: &Endpoint) -> Result<Self, LinkError> {
-        Ok(Self { socket: connect(endpoint).await?, session: Session::listening(1) })
+        Ok(Self { socket: connect(endpoint).await?, session: Session::listening(1), unflushed: false })
     }
 
     /// To open streams and send on them; it goes out with the next [`Self::poll`].
@@ -111,10 +125,14 @@ impl Link {
         loop {
             let out = self.session.output();
             if out.is_empty() {
+                if self.unflushed && Pin::new(&mut self.socket).poll_flush(context)?.is_ready() {
+                    self.unflushed = false;
+                }
                 return Ok(());
             }
             match Pin::new(&mut self.socket).poll_write(context, out) {
                 Poll::Ready(Ok(written)) => {
+                    self.unflushed = true;
                     out.drain(..written);
                     // What a large beginning took is not kept for thousands of connections.
                     out.shrink_to(4096);
@@ -127,33 +145,65 @@ impl Link {
 }
 
 /// A socket to there, without Nagle's delay.
-pub(super) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, LinkError> {
+pub(super) async fn connect(endpoint: &Endpoint) -> Result<Socket, LinkError> {
     let failed = |source| LinkError::Connect { addr: endpoint.addr().to_owned(), source };
-    let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(endpoint.addr())).await;
-    let socket = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
-    socket.set_nodelay(true)?;
-    Ok(socket)
+    let connected = tokio::time::timeout(CONNECT_PATIENCE, async {
+        let socket = TcpStream::connect(endpoint.addr()).await?;
+        socket.set_nodelay(true)?;
+        Ok::<_, io::Error>(match &endpoint.tls {
+            None => Socket::Plain(socket),
+            Some(tls) => Socket::Tls(Box::new(tls.connect(endpoint.host(), socket, Speaks::Http2).await?)),
+        })
+    });
+    connected.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)
 }
 
 impl Endpoint {
     /// `host:port`.
     #[must_use]
     pub fn addr(&self) -> &str {
-        &self.0
+        &self.addr
+    }
+
+    /// Whether it begins with `https://`.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    /// The same, reached with `tls` where it begins with `https://`.
+    #[must_use]
+    pub fn with(self, tls: Option<&tls::Client>) -> Self {
+        Self { tls: tls.filter(|_| self.is_secure).cloned(), ..self }
+    }
+
+    fn host(&self) -> &str {
+        let host = self.addr.rsplit_once(':').map_or(&*self.addr, |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
     }
 }
+
+/// By where they lead.
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.addr, self.is_secure) == (&other.addr, other.is_secure)
+    }
+}
+
+impl Eq for Endpoint {}
 
 impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("https://") {
-            return Err("TLS isn't supported; name a port without".to_owned());
-        }
-        let addr = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let (is_secure, rest) = match text.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix("http://").unwrap_or(text)),
+        };
+        let addr = rest.trim_end_matches('/');
         match addr.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && !addr.contains('/') && port.parse::<u16>().is_ok() => {
-                Ok(Self(addr.to_owned()))
+                Ok(Self { addr: addr.to_owned(), is_secure, tls: None })
             }
             _ => Err(format!("`{text}` is no endpoint; write it like http://127.0.0.1:2379")),
         }
@@ -162,7 +212,7 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.0)
+        write!(f, "{}://{}", if self.is_secure { "https" } else { "http" }, self.addr)
     }
 }
 
@@ -178,7 +228,8 @@ mod tests {
                 Ok("http://127.0.0.1:2379".to_owned())
             );
         }
-        assert!("https://a:1".parse::<Endpoint>().expect_err("refused").contains("TLS"));
+        let secure: Endpoint = "https://[::1]:1".parse().expect("an endpoint");
+        assert_eq!((secure.to_string().as_str(), secure.host(), secure.is_secure()), ("https://[::1]:1", "::1", true));
         for text in ["", "a", "a:b", ":1", "http://a:1/path", "a:70000"] {
             text.parse::<Endpoint>().expect_err(text);
         }

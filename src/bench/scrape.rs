@@ -54,10 +54,12 @@ impl FromStr for MetricsUrl {
             Some((name, url)) if !name.contains(['/', ':']) => (name, url),
             _ => (text, text),
         };
+        if url.starts_with("https://") {
+            return Err("metrics are read without TLS; name an http:// address (--listen-metrics)".to_owned());
+        }
         let rest = url.strip_prefix("http://").unwrap_or(url);
         let (addr, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let path = if path.is_empty() { "/metrics" } else { path };
-        let addr = if url.starts_with("https://") { url } else { addr };
         Ok(Self { name: name.to_owned(), endpoint: addr.parse()?, path: path.to_owned() })
     }
 }

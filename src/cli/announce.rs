@@ -1,8 +1,8 @@
 //! What is said once the ports are bound: the words that each command's users, and the tools around them, wait for.
 
-use std::{io::Write as _, net::SocketAddr};
+use std::io::Write as _;
 
-use crate::relay::Relay;
+use crate::{front::listen::Address, relay::Relay};
 
 /// Who waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Announce {
             Self::Nothing => {}
             Self::GrpcProxy => tracing::info!(address = %relay.grpc_addr(), "started gRPC proxy"),
             Self::Demo => {
-                let text = to_try(relay.grpc_addr(), relay.http_addr());
+                let text = to_try(relay.grpc_address(), relay.http_address());
                 // A closed standard output is no reason not to serve.
                 let _ = std::io::stdout().write_all(text.as_bytes());
             }
@@ -29,8 +29,10 @@ impl Announce {
     }
 }
 
-fn to_try(grpc: SocketAddr, http: Option<SocketAddr>) -> String {
-    let mut text = format!("\nTry:\n\n  etcdctl --endpoints {grpc} watch --prefix /lain/\n");
+fn to_try(grpc: Address, http: Option<Address>) -> String {
+    // Nobody knows the authority of a certificate that was made a moment ago.
+    let unverified = if grpc.secure { "--insecure-transport=false --insecure-skip-tls-verify " } else { "" };
+    let mut text = format!("\nTry:\n\n  etcdctl --endpoints {grpc} {unverified}watch --prefix /lain/\n");
     if let Some(http) = http {
         for path in [
             "/v2/procwatcher?appname=hello",
@@ -40,7 +42,8 @@ fn to_try(grpc: SocketAddr, http: Option<SocketAddr>) -> String {
             "/metrics",
         ] {
             let follow = if path.contains("watch=") { "-N " } else { "" };
-            text.push_str(&format!("\n  curl {follow}'http://{http}{path}'\n"));
+            let unverified = if http.secure { "-k " } else { "" };
+            text.push_str(&format!("\n  curl {unverified}{follow}'{http}{path}'\n"));
         }
     }
     text.push('\n');

@@ -7,7 +7,7 @@ use std::{num::NonZeroU64, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{Exit, Task, values::PositiveTime};
+use super::{Exit, Task, tls::UpstreamTls, values::PositiveTime};
 use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched};
 
 /// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. Ends with 1 where an answer was wrong, and
@@ -41,9 +41,12 @@ pub struct BenchTask {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Server to measure, without TLS
+    /// Server to measure: http:// or https://
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2379")]
     endpoint: Endpoint,
+
+    #[command(flatten)]
+    tls: UpstreamTls,
 
     /// Process on this machine to measure with it: its CPU time for each delivery or answer, and its memory; repeatable
     #[arg(long, value_name = "[NAME=]PID")]
@@ -300,9 +303,10 @@ impl WatchFlags {
             (None, None) => Some(DURATION),
             (_, duration) => duration.map(|duration| duration.0),
         };
+        let (endpoint, put_endpoint) = self.common.endpoints(self.writes.put_endpoint.as_ref())?;
         Ok(bench::Watch {
-            endpoint: self.common.endpoint.clone(),
-            put_endpoint: self.writes.put_endpoint.clone().unwrap_or_else(|| self.common.endpoint.clone()),
+            endpoint,
+            put_endpoint,
             connections: self.connections.get(),
             streams: self.streams.get(),
             watches: self.watches.get(),
@@ -328,11 +332,23 @@ impl WatchFlags {
     }
 }
 
+impl Common {
+    /// The server to measure, and where to write, each with the certificates that it takes.
+    fn endpoints(&self, put: Option<&Endpoint>) -> Result<(Endpoint, Endpoint), Exit> {
+        let put = put.unwrap_or(&self.endpoint);
+        let is_secure = self.endpoint.is_secure() || put.is_secure();
+        // Whoever measures knows whom it believes.
+        let tls = self.tls.clone().client(is_secure, "--endpoint", &mut Vec::new())?;
+        Ok((self.endpoint.clone().with(tls.as_ref()), put.clone().with(tls.as_ref())))
+    }
+}
+
 impl RangeFlags {
     fn range(&self) -> Result<bench::Range, Exit> {
+        let (endpoint, put_endpoint) = self.common.endpoints(self.writes.put_endpoint.as_ref())?;
         Ok(bench::Range {
-            endpoint: self.common.endpoint.clone(),
-            put_endpoint: self.writes.put_endpoint.clone().unwrap_or_else(|| self.common.endpoint.clone()),
+            endpoint,
+            put_endpoint,
             keys: self.keys,
             all: self.all,
             serializable: self.serializable,
@@ -355,7 +371,11 @@ impl ViewsFlags {
             return Err(Exit::Usage(format!("--path {:?} is no path; write it like /v2/nodes", self.path)));
         }
         let rate = rate(Some(self.rate))?.unwrap_or(self.rate);
-        let writes = match (&self.put_key, &self.put_endpoint) {
+        if self.common.endpoint.is_secure() {
+            return Err(Exit::Usage("--endpoint: views are measured without TLS; name an http:// address".to_owned()));
+        }
+        let (_, put_endpoint) = self.common.endpoints(self.put_endpoint.as_ref())?;
+        let writes = match (&self.put_key, &self.put_endpoint.as_ref().map(|_| put_endpoint)) {
             (Some(key), Some(endpoint)) => Some(ViewWrites { endpoint: endpoint.clone(), key: key.clone(), rate }),
             _ => None,
         };
@@ -449,7 +469,9 @@ mod tests {
             (&["watch", "--keys", "2", "--puts-per-write", "3"], "--puts-per-write"),
             (&["watch", "--rate", "0"], "--rate"),
             (&["watch", "--value-size", "8"], "--value-size"),
-            (&["watch", "--endpoint", "https://a:1"], "TLS"),
+            (&["watch", "--endpoint", "https://a:1", "--cacert", "/nowhere"], "/nowhere"),
+            (&["watch", "--cacert", "/nowhere"], "https://"),
+            (&["views", "--endpoint", "https://a:1", "--path", "/v2/nodes", "--insecure-skip-tls-verify"], "TLS"),
             (&["range", "--keys", "0"], "--keys"),
             (&["views", "--path", "nodes"], "--path"),
             (&["views", "--path", "/v2/nodes", "--put-key", "/a"], "--put-endpoint"),

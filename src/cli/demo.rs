@@ -49,7 +49,9 @@ enum Seed {
 }
 
 impl Demo {
-    pub(super) fn start(self) -> Result<Start, Exit> {
+    pub(super) fn start(mut self) -> Result<Start, Exit> {
+        self.ports.speak_tls_if_asked();
+        let tls = self.ports.tls()?;
         Ok(Start {
             config: RelayConfig {
                 upstream: Upstream::Embedded(Embedded {
@@ -65,9 +67,9 @@ impl Demo {
                 },
                 watches: self.memory.watches(),
                 views: self.lainlet.views(),
-                grpc: self.ports.grpc(),
-                http: Some(self.ports.http()),
-                metrics: self.ports.metrics(),
+                grpc: self.ports.grpc(&tls),
+                http: Some(self.ports.http(&tls)),
+                metrics: self.ports.metrics(&tls),
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
                 drain_time: self.ports.drain_time.0,

@@ -1,14 +1,13 @@
 //! Flags that several commands share, a group for each part of the relay.
 
-use std::{
-    net::SocketAddr,
-    num::{NonZeroU32, NonZeroUsize},
-};
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 
 use super::{
     Exit,
+    listen::ListenUrl,
+    tls::PortTls,
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
@@ -21,23 +20,40 @@ use crate::{
         logging::{self, Format},
         names::Port,
     },
+    tls,
 };
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ports")]
 pub(super) struct Ports {
-    /// Where to serve etcd's v3 API. Port 0 takes a free one, which the log names
-    #[arg(long, env = "ETCD_RELAY_LISTEN_GRPC", value_name = "ADDR", default_value = "127.0.0.1:23790")]
-    listen_grpc: SocketAddr,
+    /// Where to serve etcd's v3 API: http://host:port, https://host:port, or host:port, which is http://; repeatable, or separated by
+    /// commas. Without a host it is all of the machine's addresses. Port 0 takes a free one, which the log names
+    #[arg(
+        long,
+        env = "ETCD_RELAY_LISTEN_GRPC",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:23790"
+    )]
+    listen_grpc: Vec<ListenUrl>,
 
-    /// Where to serve Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Port 0 takes a free one
-    #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:9001")]
-    listen_http: SocketAddr,
+    /// Where to serve Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Written as --listen-grpc
+    #[arg(
+        long,
+        env = "ETCD_RELAY_LISTEN_HTTP",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:9001"
+    )]
+    listen_http: Vec<ListenUrl>,
 
-    /// Further address for /metrics, /health, /live and /ready over HTTP, and nothing else; repeatable, or separated by commas. These paths
+    #[command(flatten)]
+    tls: PortTls,
+
+    /// Further address for /metrics, /health, /live and /ready over HTTP, and nothing else; written as --listen-grpc. These paths
     /// stay on the other ports too; --metrics-from says who may scrape there. Default: none
-    #[arg(long, env = "ETCD_RELAY_LISTEN_METRICS", value_name = "ADDR", value_delimiter = ',')]
-    listen_metrics: Vec<SocketAddr>,
+    #[arg(long, env = "ETCD_RELAY_LISTEN_METRICS", value_name = "URL", value_delimiter = ',')]
+    listen_metrics: Vec<ListenUrl>,
 
     /// Who may read /debug/state, which shows the key ranges that clients watch and their addresses: only callers from 127.0.0.1, ::1,
     /// --node-ip and each --trusted-net, and not through an HTTP proxy; or everyone; or nobody, for a relay whose callers all come through
@@ -105,16 +121,32 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn grpc(&self) -> listen::PortConfig {
-        self.port(Port::Grpc, self.listen_grpc)
+    /// For a demonstration: with `--auto-tls` all addresses speak TLS, without being told each.
+    pub(super) fn speak_tls_if_asked(&mut self) {
+        if self.tls.is_auto() {
+            for url in self.listen_grpc.iter_mut().chain(&mut self.listen_http) {
+                url.0.secure = true;
+            }
+        }
     }
 
-    pub(super) fn http(&self) -> listen::PortConfig {
-        self.port(Port::Http, self.listen_http)
+    /// What TLS is served with, where an address wants it.
+    pub(super) fn tls(&self) -> Result<Option<tls::Server>, Exit> {
+        let urls: Vec<_> =
+            self.listen_grpc.iter().chain(&self.listen_http).chain(&self.listen_metrics).copied().collect();
+        self.tls.server(&urls)
     }
 
-    pub(super) fn metrics(&self) -> Vec<listen::PortConfig> {
-        self.listen_metrics.iter().map(|addr| self.port(Port::Metrics, *addr)).collect()
+    pub(super) fn grpc(&self, tls: &Option<tls::Server>) -> listen::PortConfig {
+        self.port(Port::Grpc, &self.listen_grpc, tls)
+    }
+
+    pub(super) fn http(&self, tls: &Option<tls::Server>) -> listen::PortConfig {
+        self.port(Port::Http, &self.listen_http, tls)
+    }
+
+    pub(super) fn metrics(&self, tls: &Option<tls::Server>) -> Vec<listen::PortConfig> {
+        self.listen_metrics.iter().map(|url| self.port(Port::Metrics, std::slice::from_ref(url), tls)).collect()
     }
 
     pub(super) fn debug_from(&self) -> Audience {
@@ -125,7 +157,7 @@ impl Ports {
         self.metrics_from.into()
     }
 
-    fn port(&self, port: Port, addr: SocketAddr) -> listen::PortConfig {
+    fn port(&self, port: Port, urls: &[ListenUrl], tls: &Option<tls::Server>) -> listen::PortConfig {
         listen::PortConfig {
             max_connections: self.max_connections,
             max_connections_per_client: NonZeroUsize::new(self.max_connections_per_client),
@@ -133,7 +165,9 @@ impl Ports {
             stream_buffer: self.stream_buffer_bytes.0,
             keepalive: (!self.keepalive_interval.0.is_zero())
                 .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),
-            ..listen::PortConfig::new(port, addr)
+            addresses: urls.iter().map(|url| url.0).collect(),
+            tls: tls.clone(),
+            ..listen::PortConfig::new(port, urls[0].0.addr)
         }
     }
 }

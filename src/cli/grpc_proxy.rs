@@ -6,16 +6,16 @@
 
 mod flags;
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    net::{SocketAddr, ToSocketAddrs as _},
-    num::NonZeroU32,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::OsString, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use self::flags::{FLAGS, Flag, Kind, Means};
-use super::{Exit, Start, announce::Announce, values::go_duration};
+use super::{
+    Exit, Start,
+    announce::Announce,
+    listen::{ListenUrl, resolve},
+    tls::{PortTls, UpstreamTls},
+    values::go_duration,
+};
 use crate::{
     front::{http::audience::Audience, listen},
     relay::{DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
@@ -100,8 +100,29 @@ impl Given {
         Ok(Some(parsed))
     }
 
-    fn start(self) -> Result<Start, Exit> {
-        let mut grpc = listen::PortConfig::new(Port::Grpc, self.addr("listen-addr", flags::LISTEN_ADDR)?);
+    fn start(mut self) -> Result<Start, Exit> {
+        let port_tls = self.port_tls()?;
+        let listen_addr = self.values.get("listen-addr").map_or(flags::LISTEN_ADDR, String::as_str);
+        let addr = resolve(listen_addr).map_err(|problem| usage(format!("--listen-addr: {problem}")))?;
+        // As etcd's proxy: whoever has a certificate speaks TLS.
+        let address = listen::Address { addr, secure: port_tls.is_given() };
+        let metrics_address = match self.values.get("metrics-addr") {
+            Some(url) if !url.is_empty() => {
+                let url: ListenUrl = url.parse().map_err(|problem| usage(format!("--metrics-addr: {problem}")))?;
+                Some(url.0)
+            }
+            _ => None,
+        };
+        let server = port_tls.server(&[ListenUrl(address)])?;
+        let at = |port, address: listen::Address| listen::PortConfig {
+            addresses: vec![address],
+            tls: server.clone(),
+            ..listen::PortConfig::new(port, address.addr)
+        };
+        if metrics_address.is_some_and(|address| address.secure) && server.is_none() {
+            return Err(usage("--metrics-addr: https:// needs --cert-file and --key-file, or --auto-tls".to_owned()));
+        }
+        let mut grpc = at(Port::Grpc, address);
         if let Some(streams) = self.number("max-concurrent-streams")? {
             // As in etcd, zero means no bound of its own.
             grpc.max_streams = NonZeroU32::new(u32::try_from(streams).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MAX);
@@ -110,22 +131,24 @@ impl Given {
             self.duration("grpc-keepalive-interval")?.unwrap_or(flags::GRPC_KEEPALIVE_INTERVAL),
             self.duration("grpc-keepalive-timeout")?.unwrap_or(flags::GRPC_KEEPALIVE_TIMEOUT),
         );
-        let metrics = match self.values.get("metrics-addr") {
-            Some(url) if !url.is_empty() => {
-                let host_and_port = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-                let addr = resolve("metrics-addr", host_and_port)?;
-                vec![listen::PortConfig::new(Port::Metrics, addr)]
-            }
-            _ => Vec::new(),
-        };
+        let metrics = metrics_address.map(|address| at(Port::Metrics, address)).into_iter().collect();
         let endpoints = self.values.get("endpoints").map_or(flags::ENDPOINTS, String::as_str);
-        let endpoints =
-            endpoints.split(',').map(|text| self.endpoint("endpoints", text)).collect::<Result<Vec<_>, _>>()?;
+        let tls = self.upstream_tls();
+        // As etcd's own clients: what has no scheme is reached over TLS where there are settings for it.
+        let scheme = if tls.is_given() { "https://" } else { "" };
+        let endpoint = |text: &str| match text.trim() {
+            text if text.contains("://") || text.is_empty() => self.endpoint("endpoints", text),
+            text => self.endpoint("endpoints", &format!("{scheme}{text}")),
+        };
+        let endpoints = endpoints.split(',').map(endpoint).collect::<Result<Vec<_>, _>>()?;
+        let mut warnings = std::mem::take(&mut self.warnings);
+        let tls = tls.client(endpoints.iter().any(Endpoint::is_secure), "--endpoints", &mut warnings)?;
         let debug = self.is_set("debug");
         Ok(Start {
             config: RelayConfig {
                 upstream: Upstream::Etcd(Etcd {
                     endpoints,
+                    tls,
                     identity: None,
                     connect_timeout: forward::ForwardConfig::CONNECT_TIMEOUT,
                     request_timeout: Etcd::REQUEST_TIMEOUT,
@@ -153,9 +176,36 @@ impl Given {
                 },
                 ..logging::LoggingConfig::default()
             },
-            warnings: self.warnings,
+            warnings,
             announce: Announce::GrpcProxy,
         })
+    }
+
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.values.get(name).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    fn port_tls(&self) -> Result<PortTls, Exit> {
+        let suites = self.values.get("listen-cipher-suites").filter(|names| !names.is_empty());
+        Ok(PortTls {
+            cert_file: self.file("cert-file"),
+            key_file: self.file("key-file"),
+            trusted_ca_file: self.file("trusted-ca-file"),
+            client_crl_file: self.file("client-crl-file"),
+            auto_tls: self.is_set("auto-tls"),
+            cipher_suites: suites.map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default(),
+            years: self.number("self-signed-cert-validity")?.map(|years| u32::try_from(years).unwrap_or(u32::MAX)),
+            ..PortTls::default()
+        })
+    }
+
+    fn upstream_tls(&self) -> UpstreamTls {
+        UpstreamTls {
+            cacert: self.file("cacert"),
+            cert: self.file("cert"),
+            key: self.file("key"),
+            insecure_skip_tls_verify: self.is_set("insecure-skip-tls-verify"),
+        }
     }
 
     /// etcd's default is no pings at all, and a proxy that never notices that its member vanished; the relay's own serves
@@ -195,28 +245,6 @@ impl Given {
     fn endpoint(&self, name: &str, text: &str) -> Result<Endpoint, Exit> {
         text.trim().parse().map_err(|error| usage(format!("--{name}: {error}")))
     }
-
-    fn addr(&self, name: &str, default: &str) -> Result<SocketAddr, Exit> {
-        resolve(name, self.values.get(name).map_or(default, String::as_str))
-    }
-}
-
-/// Host names are resolved as etcd does, and `:23790` is all of the machine's addresses.
-fn resolve(name: &str, text: &str) -> Result<SocketAddr, Exit> {
-    let all;
-    let host_and_port = if text.starts_with(':') {
-        all = format!("[::]{text}");
-        &all
-    } else {
-        text
-    };
-    host_and_port
-        .to_socket_addrs()
-        .map_err(|error| {
-            usage(format!("--{name}: `{text}` is no address to listen at ({error}); write it like 127.0.0.1:23790"))
-        })?
-        .next()
-        .ok_or_else(|| usage(format!("--{name}: `{text}` has no address")))
 }
 
 /// Zero disables, as in etcd.

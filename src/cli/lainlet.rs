@@ -35,6 +35,17 @@ pub(super) struct LainletFlags {
     #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',')]
     trusted_net: Vec<IpNet>,
 
+    /// Name in a client's certificate with which it may see every view, from wherever it comes: an alternative name (DNS, address, URI or
+    /// e-mail), or the common name of a certificate without any; repeatable, or separated by commas. Needs --trusted-ca-file
+    #[arg(
+        long,
+        env = "ETCD_RELAY_VIEWS_ALLOW_SAN",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "trusted_ca_file"
+    )]
+    views_allow_san: Vec<String>,
+
     /// Whether callers from the addresses below /lain/nodes/nodes/ may see every view, as each node could of its own Lainlet
     #[arg(
         long,
@@ -73,6 +84,7 @@ impl LainletFlags {
                     everyone: self.no_auth,
                     own: self.node_ip.map(|addr| addr.to_canonical()),
                     nets: self.trusted_net,
+                    certificates: self.views_allow_san,
                     nodes: self.trust_nodes,
                 },
                 node_name: self.node_name.or_else(host_name),

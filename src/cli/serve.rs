@@ -10,6 +10,7 @@ use super::{
     announce::Announce,
     groups::{Log, Memory, Ports},
     lainlet::LainletFlags,
+    tls::UpstreamTls,
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
@@ -84,6 +85,9 @@ struct UpstreamFlags {
     /// refuses it at once. More lets calls outlast a longer restart of etcd, and as many more wait meanwhile
     #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
     forward_wait: Time,
+
+    #[command(flatten)]
+    tls: UpstreamTls,
 }
 
 #[derive(Debug, Args)]
@@ -127,9 +131,10 @@ impl Serve {
     pub(super) fn start(self) -> Result<Start, Exit> {
         let mut warnings = Vec::new();
         let (prefixes, on_demand) = self.feeds.parse(&mut warnings)?;
+        let tls = self.ports.tls()?;
         Ok(Start {
             config: RelayConfig {
-                upstream: Upstream::Etcd(self.upstream.parse()?),
+                upstream: Upstream::Etcd(self.upstream.parse(&mut warnings)?),
                 feeds: Feeds {
                     prefixes,
                     on_demand,
@@ -138,9 +143,9 @@ impl Serve {
                 },
                 watches: self.memory.watches(),
                 views: self.lainlet.views(),
-                grpc: self.ports.grpc(),
-                http: Some(self.ports.http()),
-                metrics: self.ports.metrics(),
+                grpc: self.ports.grpc(&tls),
+                http: Some(self.ports.http(&tls)),
+                metrics: self.ports.metrics(&tls),
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
                 drain_time: self.ports.drain_time.0,
@@ -153,7 +158,7 @@ impl Serve {
 }
 
 impl UpstreamFlags {
-    fn parse(self) -> Result<Etcd, Exit> {
+    fn parse(self, warnings: &mut Vec<String>) -> Result<Etcd, Exit> {
         let identity = match (self.upstream_user, self.upstream_password_file) {
             (Some(user), Some(file)) => {
                 let text = fs::read_to_string(&file).map_err(|error| {
@@ -173,8 +178,10 @@ impl UpstreamFlags {
         let mut endpoints = self.etcd;
         let mut seen = std::collections::HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
+        let tls = self.tls.client(endpoints.iter().any(Endpoint::is_secure), "--etcd", warnings)?;
         Ok(Etcd {
             endpoints,
+            tls,
             identity,
             connect_timeout: self.connect_timeout.0,
             request_timeout: self.request_timeout.0,
@@ -241,7 +248,24 @@ mod tests {
     fn bad_values_are_refused_by_the_name_of_their_flag() {
         for (flags, named) in [
             (&[][..], "--etcd"),
-            (&["--etcd", "https://etcd:2379"], "TLS upstream isn't supported yet"),
+            (&["--etcd", ETCD, "--cacert", "ca.pem"], "--cacert"),
+            (&["--etcd", "https://etcd", "--cacert", "/nowhere/ca.pem"], "/nowhere/ca.pem"),
+            (&["--etcd", "https://etcd", "--cert", "cert.pem"], "--key"),
+            (&["--etcd", ETCD, "--listen-grpc", "https://127.0.0.1:1"], "--cert-file"),
+            (&["--etcd", ETCD, "--listen-grpc", "unix://etcd.sock"], "`unix`"),
+            (&["--etcd", ETCD, "--listen-grpc", "http://127.0.0.1:1/v3"], "--listen-grpc"),
+            (&["--etcd", ETCD, "--auto-tls"], "https://"),
+            (&["--etcd", ETCD, "--cert-file", "cert.pem"], "--key-file"),
+            (&["--etcd", ETCD, "--client-cert-auth"], "--trusted-ca-file"),
+            (&["--etcd", ETCD, "--views-allow-san", "name"], "--trusted-ca-file"),
+            (
+                &["--etcd", ETCD, "--listen-http", "https://127.0.0.1:1", "--auto-tls", "--tls-min-version", "SSL3"],
+                "TLS1.2",
+            ),
+            (
+                &["--etcd", ETCD, "--listen-http", "https://127.0.0.1:1", "--auto-tls", "--cipher-suites", "TLS_NULL"],
+                "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            ),
             (&["--etcd", "ftp://etcd"], "the scheme `ftp` isn't supported"),
             (&["--etcd", ""], "--etcd"),
             (&["--etcd", ETCD, "--max-forwarded-per-client", "0"], "--max-forwarded-per-client"),
@@ -309,6 +333,9 @@ mod tests {
             &["--listen-metrics", "127.0.0.1:9"],
             &["--debug-from", "any"],
             &["--metrics-from", "trusted"],
+            &["--listen-grpc", "127.0.0.1:23790,localhost:9"],
+            &["--listen-grpc", "https://127.0.0.1:23790", "--auto-tls"],
+            &["--listen-grpc", "https://127.0.0.1:9", "--auto-tls", "--tls-min-version", "TLS1.3"],
             &["--max-connections", "9"],
             &["--max-connections-per-client", "9"],
             &["--max-streams-per-connection", "9"],

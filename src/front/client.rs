@@ -13,8 +13,8 @@ use std::{
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 
-use super::listen::{ClientAddr, ConnectionId};
-use crate::types::ClientKey;
+use super::listen::{ClientAddr, ClientCertificate, ConnectionId};
+use crate::{tls, types::ClientKey};
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +23,8 @@ pub struct Client {
     pub addr: Option<IpAddr>,
     /// Its connection.
     pub connection: Option<ConnectionId>,
+    /// What its certificate says, where it had to show one. It gives a client nothing at etcd: only its credentials do.
+    pub certificate: Option<Arc<tls::Names>>,
     /// By what etcd knows it.
     pub credentials: Credentials,
 }
@@ -41,6 +43,7 @@ impl Client {
         Self {
             addr: extensions.get().map(|ClientAddr(peer)| peer.ip().to_canonical()),
             connection: extensions.get().copied(),
+            certificate: extensions.get().map(|ClientCertificate(names)| names.clone()),
             credentials: Credentials::of(headers),
         }
     }
@@ -48,7 +51,13 @@ impl Client {
     /// The relay itself, where it asks on nobody's behalf. It has no name.
     #[must_use]
     pub fn relay() -> Self {
-        Self { addr: None, connection: None, credentials: Credentials::none() }
+        Self { addr: None, connection: None, certificate: None, credentials: Credentials::none() }
+    }
+
+    /// Whether its certificate bears this name.
+    #[must_use]
+    pub fn bears(&self, name: &str) -> bool {
+        self.certificate.as_ref().is_some_and(|certificate| certificate.bears(name))
     }
 
     /// Whose share it takes of what is divided between clients: that of its address. Credentials do not count, since anyone can make up
@@ -113,6 +122,7 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("addr", &self.addr)
             .field("connection", &self.connection)
+            .field("certificate", &self.certificate)
             .field("credentials", &self.credentials)
             .finish()
     }

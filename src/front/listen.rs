@@ -1,7 +1,7 @@
-//! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2 without TLS.
+//! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2, with TLS and without.
 //!
 //! HTTP/1.1 is hyper's, HTTP/2 our own (`crate::http2`). Not here: what is answered. Bound by the composition root before anything is served,
-//! so that addresses are known.
+//! so that addresses are known. A port may have several addresses, some with TLS and some without; its bounds are for all of them together.
 //! Always holds:
 //! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
 //! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay
@@ -16,12 +16,15 @@ mod clients;
 mod connections;
 mod files;
 mod lasting;
+mod mistaken;
 mod preface;
+mod quiet;
+mod secure;
 mod serve;
 mod socket;
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener as StdListener},
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
@@ -36,16 +39,33 @@ pub use self::{
     connections::{ConnectionId, Connections},
     files::fit_connections,
     lasting::Lasting,
-    serve::{Refused, Server, Stop},
+    serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{http2, telemetry::names, types::ClientKey};
+use crate::{http2, telemetry::names, tls, types::ClientKey};
+
+/// Where a port listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// Whether TLS is spoken there.
+    pub secure: bool,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", if self.secure { "https" } else { "http" }, self.addr)
+    }
+}
 
 /// How a port serves.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
-    /// Where to listen; port 0 takes a free one.
-    pub addr: SocketAddr,
+    /// Where to listen; not empty.
+    pub addresses: Vec<Address>,
+    /// With which certificate, at addresses with TLS.
+    pub tls: Option<tls::Server>,
     /// Which port it is, for metrics and logs.
     pub port: names::Port,
     /// Largest number of connections.
@@ -76,11 +96,12 @@ impl PortConfig {
     /// Longer than any pause of a client that will read on; what waits for it meanwhile is bounded.
     pub const WRITE_STALL: Duration = Duration::from_secs(120);
 
-    /// A port of kind `port` at `addr` with defaults for the rest.
+    /// A port of kind `port` at `addr`, without TLS, with defaults for the rest.
     #[must_use]
     pub fn new(port: names::Port, addr: SocketAddr) -> Self {
         Self {
-            addr,
+            addresses: vec![Address { addr, secure: false }],
+            tls: None,
             port,
             max_connections: Self::MAX_CONNECTIONS,
             max_connections_per_client: None,
@@ -119,39 +140,70 @@ impl ClientAddr {
     }
 }
 
+/// What a client's certificate says, put into the extensions of each request of a client that had to show one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate(pub Arc<tls::Names>);
+
 /// A bound port that serves nothing yet; clients can connect and wait.
 #[derive(Debug)]
 pub struct Bound {
-    listener: TcpListener,
-    addr: SocketAddr,
+    listeners: Vec<Listener>,
     config: PortConfig,
     connections: Arc<Connections>,
+}
+
+/// A place where a port listens.
+#[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    address: Address,
 }
 
 impl Bound {
     /// Binds a port. `connections` shows those of all ports.
     ///
     /// # Errors
-    /// Where the address is taken or not this machine's.
+    /// Where an address is taken or not this machine's, or there are no threads for TLS.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn bind(config: PortConfig, connections: Arc<Connections>) -> Result<Self, BindError> {
-        let failed = |cause| BindError { addr: config.addr, port: config.port, cause };
-        let listener = StdListener::bind(config.addr).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        if let Some(keepalive) = config.keepalive {
-            probe(&listener, keepalive).map_err(failed)?;
-        }
-        let listener = TcpListener::from_std(listener).map_err(failed)?;
-        let addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, addr, config, connections })
+        let listeners = config.addresses.iter().map(|address| {
+            let failed = |cause| BindError { addr: address.addr, port: config.port, cause };
+            if address.secure {
+                let none = || io::Error::new(io::ErrorKind::InvalidInput, "there is no certificate for TLS");
+                config.tls.as_ref().ok_or_else(none).and_then(tls::Server::start).map_err(failed)?;
+            }
+            let listener = StdListener::bind(address.addr).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            if let Some(keepalive) = config.keepalive {
+                probe(&listener, keepalive).map_err(failed)?;
+            }
+            let socket = TcpListener::from_std(listener).map_err(failed)?;
+            let addr = socket.local_addr().map_err(failed)?;
+            Ok(Listener { socket, address: Address { addr, ..*address } })
+        });
+        Ok(Self { listeners: listeners.collect::<Result<_, _>>()?, config, connections })
     }
 
-    /// Where it listens, with the real port.
+    /// Where it listens first, with the real port.
+    ///
+    /// # Panics
+    /// Where the configuration had no address.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        self.listeners[0].address
+    }
+
+    /// The same without saying whether TLS is spoken there.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.address().addr
+    }
+
+    /// Everywhere it listens.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.listeners.iter().map(|listener| listener.address)
     }
 
     /// Which port it is.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::{
     front::{http::audience::Audience, listen},
-    source::{Endpoint, Identity, forward},
-    view,
+    source::{Dialler, Endpoint, Identity, forward},
+    tls, view,
 };
 
 /// A relay.
@@ -80,6 +80,8 @@ pub struct Embedded {
 pub struct Etcd {
     /// The members; not empty.
     pub endpoints: Vec<Endpoint>,
+    /// How members with `https://` are reached.
+    pub tls: Option<tls::Client>,
     /// The relay's own identity, for feeds. Forwarded calls carry the client's.
     pub identity: Option<Identity>,
     /// Longest wait for a connection to one member.
@@ -141,6 +143,7 @@ impl Etcd {
     /// What the forwarder takes of it.
     pub(super) fn forward(&self) -> forward::ForwardConfig {
         forward::ForwardConfig {
+            dialler: Dialler::new(self.tls.clone()),
             connect_timeout: self.connect_timeout,
             keepalive: self.keepalive,
             stream_window: forward::ForwardConfig::STREAM_WINDOW,

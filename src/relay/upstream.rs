@@ -15,7 +15,7 @@ use crate::{
     front::grpc::{self, GrpcService},
     hub::upstream::Upstream,
     shutdown::Phases,
-    source::{EtcdConfig, EtcdUpstream, Judge, Members, forward::Forward, probe::Probe},
+    source::{Dialler, EtcdConfig, EtcdUpstream, Judge, Members, forward::Forward, probe::Probe},
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
     types::MemberVersion,
@@ -75,10 +75,14 @@ impl Data {
 }
 
 fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
+    if let Some(tls) = &etcd.tls {
+        phases.spawn_upkeep("TLS files for etcd", tls.clone().keep());
+    }
     let calls = etcd.forward();
     let patience = etcd.request_timeout;
     let upstream = EtcdUpstream::new(EtcdConfig {
         endpoints: etcd.endpoints.clone(),
+        dialler: Dialler::new(etcd.tls.clone()),
         connect_timeout: etcd.connect_timeout,
         request_timeout: etcd.request_timeout,
         keepalive: etcd.keepalive,
@@ -87,7 +91,7 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
     });
     let members = upstream.members().clone();
     phases.spawn_upkeep("judge of the members", Judge::new(upstream.clone(), ready.clone()).run());
-    let probe = Probe::new(members.clone(), patience);
+    let probe = Probe::new(members.clone(), Dialler::new(etcd.tls), patience);
     let version = probe.version();
     phases.spawn_upkeep("probe of the version", probe.run());
     let forward = Forward::new(&calls, members.clone(), phases.streams.clone());

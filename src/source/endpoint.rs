@@ -1,6 +1,6 @@
 //! [`Endpoint`]: the client URL of one etcd member, or of another relay.
 //!
-//! Always holds: scheme `http`, a host, a port, nothing behind them.
+//! Always holds: scheme `http` or `https`, a host, a port, nothing behind them.
 
 use std::{fmt, str::FromStr};
 
@@ -13,6 +13,7 @@ const DEFAULT_PORT: u16 = 2379;
 /// A member's client URL, such as `http://10.0.0.1:2379`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
+    is_secure: bool,
     authority: Authority,
 }
 
@@ -23,11 +24,8 @@ pub enum EndpointError {
     /// It does not parse.
     #[error("`{0}` is not an etcd client URL; write it like http://10.0.0.1:2379")]
     Malformed(String),
-    /// TLS is asked for.
-    #[error("`{0}`: TLS upstream isn't supported yet; use an http:// client URL of the cluster")]
-    Tls(String),
     /// Some other scheme.
-    #[error("`{0}`: the scheme `{1}` isn't supported; use an http:// client URL of the cluster")]
+    #[error("`{0}`: the scheme `{1}` isn't supported; use an http:// or https:// client URL of the cluster")]
     Scheme(String, String),
     /// More than scheme, host and port.
     #[error("`{0}` has a path, query or user name; an etcd client URL is http://host:port and nothing else")]
@@ -35,6 +33,18 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    /// Its scheme, as requests name it.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        if self.is_secure { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+
     /// Host and port.
     #[must_use]
     pub fn authority(&self) -> &Authority {
@@ -52,26 +62,24 @@ impl Endpoint {
     /// The same as a URL, as etcd's clients take it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.authority)
+        self.to_string()
     }
 }
 
 impl FromStr for Endpoint {
     type Err = EndpointError;
 
-    /// Takes `http://host:port`, and, as etcd's own tools do, `host:port`.
+    /// Takes `http://host:port` and `https://host:port`, and, as etcd's own tools do, `host:port`, which is the former.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let malformed = || EndpointError::Malformed(text.to_owned());
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: Uri = url.parse().map_err(|_| malformed())?;
-        match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => {}
-            Some(scheme) if matches!(scheme.as_str(), "https" | "unixs") => {
-                return Err(EndpointError::Tls(text.to_owned()));
-            }
+        let is_secure = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
             Some(scheme) => return Err(EndpointError::Scheme(text.to_owned(), scheme.to_string())),
             None => return Err(malformed()),
-        }
+        };
         let authority = uri.authority().ok_or_else(malformed)?;
         if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(EndpointError::Excess(text.to_owned()));
@@ -86,13 +94,13 @@ impl FromStr for Endpoint {
             None if authority.as_str().len() > authority.host().len() => return Err(malformed()),
             None => format!("{}:{DEFAULT_PORT}", authority.host()).parse().map_err(|_| malformed())?,
         };
-        Ok(Self { authority })
+        Ok(Self { is_secure, authority })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority)
+        write!(f, "{}://{}", self.scheme(), self.authority)
     }
 }
 
@@ -117,6 +125,7 @@ mod tests {
             ("http://etcd-0.etcd:2379/", "http://etcd-0.etcd:2379"),
             ("127.0.0.1:2379", "http://127.0.0.1:2379"),
             ("etcd-0", "http://etcd-0:2379"),
+            ("https://etcd-0", "https://etcd-0:2379"),
             ("http://[::1]:2380", "http://[::1]:2380"),
         ] {
             assert_eq!(parse(text).as_deref(), Ok(want), "{text}");
@@ -128,7 +137,7 @@ mod tests {
     #[test]
     fn refuses_the_rest_by_name() {
         for (text, want) in [
-            ("https://etcd:2379", EndpointError::Tls("https://etcd:2379".into())),
+            ("unixs://etcd:2379", EndpointError::Scheme("unixs://etcd:2379".into(), "unixs".into())),
             ("unix://etcd:2379", EndpointError::Scheme("unix://etcd:2379".into(), "unix".into())),
             ("http://etcd:2379/v3", EndpointError::Excess("http://etcd:2379/v3".into())),
             ("http://u:p@etcd:2379", EndpointError::Excess("http://u:p@etcd:2379".into())),

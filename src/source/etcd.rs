@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::{
-    Endpoint,
+    Dialler, Endpoint,
     causes::{chain, with_causes},
     members::{Members, race::race},
     pool::{Keepalive, Pool, Settings},
@@ -42,6 +42,8 @@ const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
 pub struct EtcdConfig {
     /// Client URLs of its members, tried in order.
     pub endpoints: Vec<Endpoint>,
+    /// What opens connections to them.
+    pub dialler: Dialler,
     /// How long a connection may take.
     pub connect_timeout: Duration,
     /// How long an answer may take.
@@ -102,12 +104,14 @@ impl std::fmt::Debug for MemberLink {
 impl MemberLink {
     fn new(endpoint: &Endpoint, config: &EtcdConfig) -> Self {
         let settings = Settings {
+            dialler: config.dialler.clone(),
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
             stream_window: WINDOW,
             connection_window: WINDOW,
         };
-        let link = |lane| LaneLink { pool: Pool::new(endpoint.clone(), settings, lane), client: Mutex::default() };
+        let link =
+            |lane| LaneLink { pool: Pool::new(endpoint.clone(), settings.clone(), lane), client: Mutex::default() };
         Self {
             watch: link(names::Lane::Feeds),
             bulk: link(names::Lane::Snapshots),
@@ -198,7 +202,7 @@ impl EtcdUpstream {
     async fn ask_version(&self, member: usize, client: &Client) -> Option<String> {
         // A quarter of the time each, so that a port that swallows one kind of question leaves enough for the watch.
         let patience = self.config.request_timeout / 4;
-        match over_http(&self.config.endpoints[member], patience).await {
+        match over_http(&self.config.dialler, &self.config.endpoints[member], patience).await {
             Ok(version) => return Some(version.etcdserver),
             Err(error) => tracing::debug!(%error, "An etcd member does not tell its version over HTTP"),
         }

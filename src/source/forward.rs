@@ -5,7 +5,7 @@
 //! Which member a call goes to, and what happens to it when that one does not answer, is in `send`.
 //! Called by the gRPC port for all that the relay does not answer itself.
 //! Always holds: one call here is one call upstream at a time; a call that ends here, for whatever reason, ends upstream; no client's calls
-//! keep another's waiting. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
+//! keep another's waiting; no call acts as the relay. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
 //! once, and so have the relay's own questions; a client has a bounded number of calls, and a fair part of the connections (`pool`).
 //!
 //! Not tonic's `Channel`: it would add to `user-agent`, answer `grpc-timeout` itself, and not say whether a call that failed
@@ -46,7 +46,7 @@ use self::{
 };
 pub use super::pool::Keepalive;
 use super::{
-    Members,
+    Dialler, Members,
     pool::{Pool, Settings, WIDE},
 };
 use crate::{telemetry::names, types::ClientKey};
@@ -65,9 +65,16 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// What etcd's own HTTP gateway puts into the calls that it passes on: with it etcd takes the name of the connection's certificate for
+/// nobody's (its `AuthInfoFromTLS`, since 3.2.26 and 3.3.11). So a call without a token is one without a user, and never one of the relay,
+/// whatever its certificate says and whenever authentication is turned on.
+const DISOWNED: HeaderName = HeaderName::from_static("grpcgateway-accept");
+
 /// How calls reach etcd.
 #[derive(Clone, Debug)]
 pub struct ForwardConfig {
+    /// What opens connections to members.
+    pub dialler: Dialler,
     /// Longest wait for a connection to one member, before the next is tried.
     pub connect_timeout: Duration,
     /// Pings on connections upstream; `None` sends none, and a member that vanishes is then noticed by TCP alone.
@@ -108,6 +115,8 @@ struct ForwardInner {
     links: Vec<Link>,
     wait: Duration,
     clients: Arc<Clients>,
+    /// Whether calls could be taken for the relay's own, by its certificate.
+    disowns: bool,
     drain: CancellationToken,
 }
 
@@ -135,18 +144,20 @@ impl Forward {
     #[must_use]
     pub fn new(config: &ForwardConfig, members: Members, drain: CancellationToken) -> Self {
         let settings = Settings {
+            dialler: config.dialler.clone(),
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
             stream_window: config.stream_window,
             connection_window: WIDE,
         };
         let link = |member: usize| {
-            let pool = |lane| Pool::new(members.endpoint(member).clone(), settings, lane);
+            let pool = |lane| Pool::new(members.endpoint(member).clone(), settings.clone(), lane);
             Link { calls: pool(names::Lane::Calls), waiting: pool(names::Lane::Waiting), own: pool(names::Lane::Own) }
         };
         let links = (0..members.len()).map(link).collect();
         let clients = Clients::new(config.max_per_client);
-        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, drain }) }
+        let disowns = config.dialler.shows_certificate();
+        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain }) }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
@@ -187,6 +198,9 @@ impl Forward {
         let mut call = Call::start(method.service, counted);
         strip_hop_by_hop(&mut head.headers);
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        if self.shared.disowns {
+            head.headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
+        }
         head.version = Version::HTTP_2;
         head.extensions.clear();
 

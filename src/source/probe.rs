@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use rand::Rng as _;
 use tokio::sync::watch;
 
-use super::{Members, members::race::race, version::over_http};
+use super::{Dialler, Members, members::race::race, version::over_http};
 use crate::types::MemberVersion;
 
 /// Between answers.
@@ -23,15 +23,16 @@ const UNSETTLED: &str = "not_decided";
 #[derive(Debug)]
 pub struct Probe {
     members: Members,
+    dialler: Dialler,
     patience: Duration,
     version: watch::Sender<Option<Arc<MemberVersion>>>,
 }
 
 impl Probe {
-    /// Makes a probe of these members, with `patience` for one answer.
+    /// Makes a probe of these members, reached by `dialler`, with `patience` for one answer.
     #[must_use]
-    pub fn new(members: Members, patience: Duration) -> Self {
-        Self { members, patience, version: watch::Sender::new(None) }
+    pub fn new(members: Members, dialler: Dialler, patience: Duration) -> Self {
+        Self { members, dialler, patience, version: watch::Sender::new(None) }
     }
 
     /// The last known version; `None` until the first answer.
@@ -44,7 +45,7 @@ impl Probe {
     pub async fn run(self) {
         let mut pause = RETRY.0;
         loop {
-            let ask = |member| over_http(self.members.endpoint(member), self.patience);
+            let ask = |member| over_http(&self.dialler, self.members.endpoint(member), self.patience);
             let wait = match race(self.members.ranked(), ask, |_| true).await {
                 Ok((_, version)) => {
                     let settled = version.etcdcluster != UNSETTLED;
@@ -112,7 +113,7 @@ mod tests {
             member("{}").await,
             member(r#"{"etcdserver":"3.5.16","etcdcluster":"3.5.0"}"#).await,
         ];
-        let probe = Probe::new(Members::new(&endpoints), Duration::from_secs(5));
+        let probe = Probe::new(Members::new(&endpoints), Dialler::default(), Duration::from_secs(5));
         let mut version = probe.version();
         let task = tokio::spawn(probe.run());
         let known = version.wait_for(Option::is_some).await.expect("the probe runs").clone();

@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::{Endpoint, dial::dial};
-use crate::types::MemberVersion;
+use super::{Dialler, Endpoint};
+use crate::{tls::Speaks, types::MemberVersion};
 
 /// `/version` answers with less than 100 bytes.
 const MAX_ANSWER: usize = 4096;
@@ -127,12 +127,16 @@ impl Known {
 }
 
 /// Asks a member over HTTP.
-pub(super) async fn over_http(endpoint: &Endpoint, patience: Duration) -> Result<MemberVersion, VersionError> {
-    timeout(patience, fetch(endpoint)).await.unwrap_or(Err(VersionError::Timeout(patience)))
+pub(super) async fn over_http(
+    dialler: &Dialler,
+    endpoint: &Endpoint,
+    patience: Duration,
+) -> Result<MemberVersion, VersionError> {
+    timeout(patience, fetch(dialler, endpoint)).await.unwrap_or(Err(VersionError::Timeout(patience)))
 }
 
-async fn fetch(endpoint: &Endpoint) -> Result<MemberVersion, VersionError> {
-    let stream = dial(endpoint).await?;
+async fn fetch(dialler: &Dialler, endpoint: &Endpoint) -> Result<MemberVersion, VersionError> {
+    let stream = dialler.dial(endpoint, Speaks::Http1).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/version")
         .header(header::HOST, endpoint.authority().as_str())

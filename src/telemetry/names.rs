@@ -121,6 +121,14 @@ pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 /// Forwarded calls that wait now until a member can be reached.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
+/// TLS handshakes with clients, by [`Port`] and [`Handshake`].
+pub const TLS_HANDSHAKES: &str = "etcd_relay_tls_handshakes_total";
+/// TLS handshakes with members of etcd, by [`Connect`].
+pub const TLS_UPSTREAM_HANDSHAKES: &str = "etcd_relay_tls_upstream_handshakes_total";
+/// When a certificate in use ends, in seconds of Unix time, by [`TlsCertificate`]; 0 where there is none.
+pub const TLS_CERTIFICATE_NOT_AFTER: &str = "etcd_relay_tls_certificate_not_after_seconds";
+/// Looks at TLS files that found a change, by [`TlsSide`] and [`Reload`].
+pub const TLS_RELOADS: &str = "etcd_relay_tls_reloads_total";
 /// 1 while `/ready` says so.
 pub const READY: &str = "etcd_relay_ready";
 /// Always 1; the label `version` is the relay's.
@@ -210,6 +218,56 @@ labels! {
     }
 }
 labels! {
+    /// What came of a TLS handshake with a client.
+    Handshake as "outcome" {
+        /// A connection with a new session.
+        Full = "full",
+        /// A connection that goes on with an earlier session.
+        Resumed = "resumed",
+        /// The client's certificate is missing or not accepted.
+        Refused = "refused",
+        /// The client did not go on in time.
+        Timeout = "timeout",
+        /// Too many were under way, and it was the oldest.
+        Crowded = "crowded",
+        /// The client does not speak TLS.
+        Plain = "plain",
+        /// The client went away, does not accept the relay's certificate, or has no version or cipher suite in common.
+        Failed = "failed",
+    }
+}
+labels! {
+    /// A certificate, or the first of several to end.
+    TlsCertificate as "certificate" {
+        /// The relay's own, for clients.
+        Port = "port",
+        /// The authorities of clients.
+        PortCa = "port_ca",
+        /// The relay's own, for etcd.
+        Upstream = "upstream",
+        /// The authorities of etcd, where a file names them.
+        UpstreamCa = "upstream_ca",
+    }
+}
+labels! {
+    /// On which side of the relay TLS is.
+    TlsSide as "side" {
+        /// Towards clients.
+        Port = "port",
+        /// Towards etcd.
+        Upstream = "upstream",
+    }
+}
+labels! {
+    /// What came of a change of files.
+    Reload as "outcome" {
+        /// New handshakes use them.
+        Taken = "taken",
+        /// They cannot be used; what was read before stays in use.
+        Failed = "failed",
+    }
+}
+labels! {
     /// Why a port closed a connection that its client kept open.
     Turned as "reason" {
         /// The port has its largest number of connections.
@@ -220,6 +278,8 @@ labels! {
         Silent = "silent",
         /// It took no bytes for too long.
         Stalled = "stalled",
+        /// It speaks TLS, and the port does not.
+        Tls = "tls",
     }
 }
 labels! {
@@ -555,6 +615,7 @@ pub fn describe() {
         BACKFILLS by BackfillOutcome,
         UPSTREAM_CONNECTS by Connect,
         MEMBER_LEFT by Leave,
+        TLS_UPSTREAM_HANDSHAKES by Connect,
         READS by Read,
         ACCESS_CHECKS by Check,
     );
@@ -564,6 +625,17 @@ pub fn describe() {
         for reason in Turned::ALL {
             counter!(CONNECTIONS_TURNED_AWAY, Port::LABEL => port.as_str(), Turned::LABEL => reason.as_str())
                 .absolute(0);
+        }
+        for outcome in Handshake::ALL {
+            counter!(TLS_HANDSHAKES, Port::LABEL => port.as_str(), Handshake::LABEL => outcome.as_str()).absolute(0);
+        }
+    }
+    for certificate in TlsCertificate::ALL {
+        gauge!(TLS_CERTIFICATE_NOT_AFTER, TlsCertificate::LABEL => certificate.as_str()).set(0.0);
+    }
+    for side in TlsSide::ALL {
+        for outcome in Reload::ALL {
+            counter!(TLS_RELOADS, TlsSide::LABEL => side.as_str(), Reload::LABEL => outcome.as_str()).absolute(0);
         }
     }
     for transport in Transport::ALL {
@@ -625,6 +697,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
     (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
     (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
+    (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use ends, in seconds of Unix time; 0 where there is none"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
 ];
@@ -660,6 +733,9 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (VIEW_VERSIONS, "New states of what is asked for of views"),
     (MEMBER_LEFT, "How often an etcd member was left for another one, by reason"),
     (FORWARD_RETRIES, "Forwarded reads that were sent to another member, since the first one did not answer"),
+    (TLS_HANDSHAKES, "TLS handshakes with clients, by port and outcome"),
+    (TLS_UPSTREAM_HANDSHAKES, "TLS handshakes with etcd"),
+    (TLS_RELOADS, "Changes of TLS files that were seen, by side and outcome; failed ones are counted at each look"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 

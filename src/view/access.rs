@@ -1,7 +1,8 @@
-//! [`Rules`]: who may see what of the views. [`ByAddress`] are Lainlet's: a caller is the address that it comes from.
+//! [`Rules`]: who may see what of the views. [`ByAddress`] are Lainlet's: a caller is the address that it comes from. A name in its
+//! certificate may stand in for a trusted address.
 //!
 //! Not here: what is done with a refusal, and etcd's own users (`front::access`). Asked by `lainlet` when a request or a stream
-//! begins; rules that go by token or certificate will implement the same trait.
+//! begins; rules that go by token will implement the same trait.
 //! Always holds: the tables are what the documents say now; an address that no document has any more has no rights left.
 
 use std::{
@@ -21,13 +22,15 @@ use super::document::{PodGroup, Portal};
 pub struct Viewer {
     /// The address of the connection's other end; an IPv4 address in IPv6 form counts as the former.
     pub addr: IpAddr,
+    /// Whether its certificate, which was verified, has a name that may see everything. See [`Trust::certificates`].
+    pub is_named: bool,
 }
 
 impl Viewer {
     /// The caller at an address.
     #[must_use]
     pub fn at(addr: IpAddr) -> Self {
-        Self { addr: addr.to_canonical() }
+        Self { addr: addr.to_canonical(), is_named: false }
     }
 }
 
@@ -64,6 +67,8 @@ pub struct Trust {
     pub own: Option<IpAddr>,
     /// Networks.
     pub nets: Vec<IpNet>,
+    /// Names in clients' certificates.
+    pub certificates: Vec<String>,
     /// The addresses below `/lain/nodes/nodes/`: each node was trusted by its own Lainlet.
     pub nodes: bool,
 }
@@ -148,7 +153,7 @@ impl ByAddress {
 
 impl Rules for ByAddress {
     fn is_trusted(&self, caller: Viewer) -> bool {
-        self.trust.everyone || self.trust.names(caller.addr)
+        self.trust.everyone || caller.is_named || self.trust.names(caller.addr)
     }
 
     fn is_super(&self, caller: Viewer) -> bool {

@@ -238,6 +238,13 @@ impl Lainlet {
         Self { shared: Arc::new(LainletInner { config, hub, rules, engines, feeds, by_path, by_service, tasks, stop }) }
     }
 
+    /// Who asks from an address. `bears` tells whether its certificate has a name.
+    #[must_use]
+    pub fn viewer(&self, addr: IpAddr, bears: impl Fn(&str) -> bool) -> Viewer {
+        let is_named = self.shared.config.trust.certificates.iter().any(|name| bears(name));
+        Viewer { is_named, ..Viewer::at(addr) }
+    }
+
     /// The view at an HTTP path, which has no slash at its end.
     #[must_use]
     pub fn view_at(&self, path: &str) -> Option<&'static Spec> {

@@ -27,7 +27,10 @@ async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
     let listen = taken.local_addr().expect("an address").to_string();
     for (args, named) in [
         (&["serve", "--listen-grpc", &listen][..], "--etcd"),
-        (&["serve", "--listen-grpc", &listen, "--etcd", "https://etcd:2379"], "TLS upstream isn't supported yet"),
+        (
+            &["serve", "--listen-grpc", &listen, "--etcd", "https://etcd:2379", "--cacert", "/nowhere/ca.pem"],
+            "/nowhere/ca.pem",
+        ),
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--history-bytes", "0"], "--history-bytes"),
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--on-demand", "deny"], "--prefix"),
         (&["demo", "--listen-grpc", &listen, "--log-level", "=x"], "--log-level"),

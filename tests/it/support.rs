@@ -14,6 +14,7 @@ mod process;
 pub mod relay;
 pub mod replay;
 pub mod target;
+pub mod tls;
 pub mod validate;
 pub mod writer;
 

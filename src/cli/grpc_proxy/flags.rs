@@ -98,8 +98,6 @@ const fn refused(name: &'static str, kind: Kind, reason: &'static str) -> Flag {
     Flag { name, kind, means: Means::Refused(reason), about: "" }
 }
 
-const UPSTREAM_TLS: &str = "TLS upstream isn't supported yet; use http:// endpoints on a network you trust";
-const CLIENT_TLS: &str = "TLS for clients isn't supported yet; put the relay on a network you trust";
 const DISCOVERY: &str = "the relay does not look up DNS SRV records; name the members with --endpoints";
 
 /// All flags of `etcd grpc-proxy start`, in the order of its help; `--help` is no row.
@@ -109,11 +107,11 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::String,
         "the relay does not name itself to clients: member lists are the cluster's own",
     ),
-    refused("auto-tls", Kind::Bool, CLIENT_TLS),
-    refused("cacert", Kind::String, UPSTREAM_TLS),
-    refused("cert", Kind::String, UPSTREAM_TLS),
-    refused("cert-file", Kind::String, CLIENT_TLS),
-    refused("client-crl-file", Kind::String, CLIENT_TLS),
+    works("auto-tls", Kind::Bool, "serve TLS with a certificate that is made at the start, and not kept"),
+    works("cacert", Kind::String, "authorities of the members' certificates (default: those that this machine trusts)"),
+    works("cert", Kind::String, "the relay's own certificate for members that ask for one"),
+    works("cert-file", Kind::String, "the relay's own certificate for clients: with it they must speak TLS"),
+    works("client-crl-file", Kind::String, "revoked certificates of clients"),
     accepted("data-dir", Kind::String, "the relay keeps nothing on disk; the directory is not used"),
     works("debug", Kind::Bool, "log at level debug"),
     works("dial-keepalive-time", Kind::Duration, "time between pings to etcd; 0 sends none (default 10s)"),
@@ -145,11 +143,15 @@ pub(super) const FLAGS: &[Flag] = &[
         "how long a client may take to answer a ping; 0 sends none (default 20s)",
     ),
     refused("insecure-discovery", Kind::Bool, DISCOVERY),
-    refused("insecure-skip-tls-verify", Kind::Bool, UPSTREAM_TLS),
-    refused("key", Kind::String, UPSTREAM_TLS),
-    refused("key-file", Kind::String, CLIENT_TLS),
+    works("insecure-skip-tls-verify", Kind::Bool, "believe any certificate of a member; for tests"),
+    works("key", Kind::String, "key of --cert"),
+    works("key-file", Kind::String, "key of --cert-file"),
     works("listen-addr", Kind::String, "where to listen (default 127.0.0.1:23790)"),
-    refused("listen-cipher-suites", Kind::Strings, CLIENT_TLS),
+    works(
+        "listen-cipher-suites",
+        Kind::Strings,
+        "cipher suites of TLS 1.2 for clients, separated by commas (default: all that are supported)",
+    ),
     works(
         "max-concurrent-streams",
         Kind::Uint32,
@@ -174,6 +176,6 @@ pub(super) const FLAGS: &[Flag] = &[
     works("permit-without-stream", Kind::Bool, "ping etcd also while no call is running (default true)"),
     refused("resolver-prefix", Kind::String, "the relay does not register itself in etcd; give clients its address"),
     accepted("resolver-ttl", Kind::Int, "the relay does not register itself in etcd, so there is nothing to expire"),
-    refused("self-signed-cert-validity", Kind::Int, CLIENT_TLS),
-    refused("trusted-ca-file", Kind::String, CLIENT_TLS),
+    works("self-signed-cert-validity", Kind::Int, "years that the certificate of --auto-tls lasts (default 1)"),
+    works("trusted-ca-file", Kind::String, "authorities of clients' certificates: with them each client needs one"),
 ];

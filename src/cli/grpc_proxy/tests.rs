@@ -28,10 +28,75 @@ fn sample(flag: &Flag) -> &'static str {
     }
 }
 
+/// Flags that name files, or do nothing without those.
+const TLS: [&str; 11] = [
+    "auto-tls",
+    "cacert",
+    "cert",
+    "cert-file",
+    "client-crl-file",
+    "insecure-skip-tls-verify",
+    "key",
+    "key-file",
+    "listen-cipher-suites",
+    "self-signed-cert-validity",
+    "trusted-ca-file",
+];
+
+#[test]
+fn flags_of_tls_work_together_and_say_what_they_lack() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let file = |name: &str, pem: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).expect("written");
+        path.display().to_string()
+    };
+    let (cert, key) = (file("cert.pem", cert.pem()), file("key.pem", signing_key.serialize_pem()));
+    let config = |flags: &[String]| proxy(&flags.iter().map(String::as_str).collect::<Vec<_>>()).config;
+    let port = config(&[format!("--cert-file={cert}"), format!("--key-file={key}")]).grpc;
+    assert!(port.addresses[0].secure && port.tls.is_some(), "{port:?}");
+    let port = config(&[
+        "--auto-tls".to_owned(),
+        "--self-signed-cert-validity=2".to_owned(),
+        format!("--trusted-ca-file={cert}"),
+        "--listen-cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".to_owned(),
+    ])
+    .grpc;
+    assert!(port.tls.expect("TLS").asks_for_certificates());
+    let Upstream::Etcd(etcd) = config(&[
+        format!("--cacert={cert}"),
+        format!("--cert={cert}"),
+        format!("--key={key}"),
+        "--endpoints=a:1,http://b:1".to_owned(),
+    ])
+    .upstream
+    else {
+        panic!("no etcd")
+    };
+    assert_eq!(etcd.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["https://a:1", "http://b:1"]);
+    assert!(etcd.tls.expect("TLS").has_certificate());
+    for (flags, named) in [
+        (&["--cert-file", &cert][..], "--key-file"),
+        (&["--cert", &cert], "--key"),
+        (&["--cert-file", &cert, "--key-file", &cert], "private key"),
+        (&["--auto-tls", "--trusted-ca-file", &key], "certificate"),
+        (&["--auto-tls", "--trusted-ca-file=/nowhere"], "/nowhere"),
+        (&["--trusted-ca-file", &cert], "https://"),
+        (&["--insecure-skip-tls-verify", "--endpoints=http://a:1"], "https://"),
+        (&["--auto-tls", "--client-crl-file", &cert], "--trusted-ca-file"),
+        (&["--auto-tls", "--listen-cipher-suites=TLS_RSA_WITH_AES_128_CBC_SHA"], "TLS_RSA_WITH_AES_128_CBC_SHA"),
+    ] {
+        let text = proxy_refused(flags);
+        assert!(text.contains(named), "{flags:?}: {text}");
+    }
+}
+
 #[test]
 fn each_flag_does_what_its_row_says() {
     let plain = format!("{:?}", proxy(&[]).config);
-    for flag in FLAGS {
+    for flag in FLAGS.iter().filter(|flag| !TLS.contains(&flag.name)) {
         let argument = format!("--{}={}", flag.name, sample(flag));
         match flag.means {
             Means::Works => {
@@ -83,10 +148,10 @@ fn the_table_has_each_flag_of_etcds_help() {
 #[test]
 fn flags_are_written_as_go_takes_them() {
     let grpc = |flags: &[&str]| proxy(flags).config.grpc;
-    assert_eq!(grpc(&[]).addr.to_string(), "127.0.0.1:23790");
-    assert_eq!(grpc(&["--listen-addr", "127.0.0.1:1"]).addr.to_string(), "127.0.0.1:1");
-    assert_eq!(grpc(&["--listen-addr=127.0.0.1:1", "--listen-addr=127.0.0.1:2"]).addr.port(), 2);
-    assert_eq!(grpc(&["--listen-addr=:5"]).addr.to_string(), "[::]:5");
+    assert_eq!(grpc(&[]).addresses[0].to_string(), "http://127.0.0.1:23790");
+    assert_eq!(grpc(&["--listen-addr", "127.0.0.1:1"]).addresses[0].to_string(), "http://127.0.0.1:1");
+    assert_eq!(grpc(&["--listen-addr=127.0.0.1:1", "--listen-addr=127.0.0.1:2"]).addresses[0].addr.port(), 2);
+    assert!(grpc(&["--listen-addr=:5"]).addresses[0].addr.ip().is_unspecified());
     assert_eq!(grpc(&["--max-concurrent-streams=0"]).max_streams, NonZeroU32::MAX);
     assert_eq!(grpc(&["--grpc-keepalive-interval=0s"]).keepalive, None);
     let interval = grpc(&["--grpc-keepalive-interval", "1h30m"]).keepalive.expect("pings").interval;
@@ -120,7 +185,7 @@ fn harmless_defaults_are_taken_without_a_word() {
 #[test]
 fn what_makes_no_sense_is_refused_by_name() {
     for (flags, named) in [
-        (&["--endpoints", "https://etcd:2379"][..], "--endpoints"),
+        (&["--endpoints", "ftp://etcd:2379"][..], "--endpoints"),
         (&["--endpoints", ""], "--endpoints"),
         (&["--listen-addr", "nowhere"], "--listen-addr"),
         (&["--metrics-addr", "https://127.0.0.1:1"], "--metrics-addr"),

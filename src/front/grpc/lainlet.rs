@@ -33,7 +33,7 @@ use super::{
     reply::{Reply, read, refuse, refuse_compressed, respond},
 };
 use crate::{
-    front::{body::RequestBody, lainlet as told, listen::ClientAddr},
+    front::{body::RequestBody, client::Client, lainlet as told},
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
     telemetry::names::{self, Answer, Transport},
     types::Revision,
@@ -76,7 +76,7 @@ impl LainletApi {
             }
             Method::Watch(spec) => self.watch(select(views, spec, &parts, text.as_deref()).await?).await?,
             Method::Appname => {
-                let app = views.app_name(caller(&parts)?, text.as_deref()).await;
+                let app = views.app_name(caller(views, &parts)?, text.as_deref()).await;
                 let (revision, app) = app.map_err(|refusal| answer::status(&refusal))?;
                 let data = BTreeMap::from([("appname".to_owned(), app)]);
                 answered(answer::own(&AppnameReply { data }), Some(revision))
@@ -184,7 +184,7 @@ async fn select(
 ) -> Result<Selected, Status> {
     let ask = Ask {
         spec,
-        caller: caller(parts)?,
+        caller: caller(views, parts)?,
         parameter,
         node: request::node_name(&parts.headers, spec)?,
         min_revision: request::min_revision(&parts.headers)?,
@@ -192,9 +192,10 @@ async fn select(
     views.select(&ask).await.map_err(|refusal| answer::status(&refusal))
 }
 
-fn caller(parts: &Parts) -> Result<Viewer, Status> {
-    let addr = parts.extensions.get::<ClientAddr>();
-    addr.map(|addr| Viewer::at(addr.0.ip())).ok_or_else(|| Status::internal("etcd-relay: the caller has no address"))
+fn caller(views: &Lainlet, parts: &Parts) -> Result<Viewer, Status> {
+    let client = Client::of(&parts.headers, &parts.extensions);
+    let addr = client.addr.ok_or_else(|| Status::internal("etcd-relay: the caller has no address"))?;
+    Ok(views.viewer(addr, |name| client.bears(name)))
 }
 
 fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody> {

@@ -95,6 +95,7 @@ mod tests {
             own: Some([10, 0, 0, 1].into()),
             nets: vec!["10.1.0.0/16".parse().expect("a network")],
             nodes: true,
+            ..Trust::default()
         };
         let gate = Gate { audience, trust: Arc::new(trust), flag: "--debug-from" };
         let mut headers = HeaderMap::new();

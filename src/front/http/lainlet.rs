@@ -43,12 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::body::LainletBody;
 use self::{counted::OpenStream, sse::SseBody};
 use crate::{
-    front::{
-        lainlet as told,
-        listen::{ClientAddr, Lasting},
-        pieces::Pieces,
-        signal::Signal,
-    },
+    front::{client::Client, lainlet as told, listen::Lasting, pieces::Pieces, signal::Signal},
     telemetry::names::Answer,
     types::Revision,
     view::{Ask, Lainlet, Refusal, Selected, Spec, Viewer, to_json},
@@ -154,10 +149,13 @@ impl LainletHttp {
         if !is_head && parts.method != Method::GET {
             return Answering::now(wrong_method());
         }
-        let Some(ClientAddr(peer)) = parts.extensions.get().copied() else {
+        let client = Client::of(&parts.headers, &parts.extensions);
+        let Some(addr) = client.addr else {
             return Answering::now(text(StatusCode::INTERNAL_SERVER_ERROR, "etcd-relay: the caller has no address"));
         };
-        let asked = Asked { route, uri: parts.uri, caller: Viewer::at(peer.ip()), version: parts.version };
+        let viewer = |views: &Lainlet| views.viewer(addr, |name| client.bears(name));
+        let caller = self.views.as_ref().map_or(Viewer::at(addr), viewer);
+        let asked = Asked { route, uri: parts.uri, caller, version: parts.version };
         let finish = move |response| if is_head { without_body(response) } else { response };
         // Most views are at hand, and nothing is lost by asking again for one that is not.
         if let Some(response) = self.answer(&asked).now_or_never() {

@@ -1,27 +1,29 @@
-//! The accept loop of a port: where connections come from. TCP is known here and nowhere below, so a port that speaks TLS is this file
-//! with a handshake before [`Server::serve`].
+//! The accept loops of a port, one for each of its addresses: where connections come from. TCP is known here, and by `secure`, which
+//! begins TLS on it, and nowhere below.
 //!
 //! Not here: what happens on a connection, see `serve`. Always holds: an error of one connection does not end the loop.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use http::{Request, Response};
 use hyper::service::Service;
 use metrics::counter;
+use tokio::net::TcpListener;
 
-use super::{Bound, Server, Stop};
+use super::{
+    Bound, Listener, Server, Stop,
+    quiet::Quiet,
+    secure::{self, PortStream},
+};
 use crate::{
     front::body::{BoxError, RequestBody},
     telemetry::names::{self, Port},
+    tls,
 };
 
 /// Pause after the system refused a connection, such as for too many open files: others must close first.
 const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
-/// Between two log lines about the same trouble.
-const LOG_PAUSE: Duration = Duration::from_secs(5);
 
 impl Bound {
     /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. See [`Server::new`] for `service`.
@@ -34,42 +36,74 @@ impl Bound {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let Self { listener, config, connections, .. } = self;
-        let (port, limit) = (config.port, config.max_connections);
+        let Self { listeners, config, connections } = self;
+        let (tls, terms) = (config.tls.clone(), Terms { port: config.port, limit: config.max_connections });
         let server = Server::new(service, config, connections, stop.clone());
-        let mut troubles = Quiet::default();
-        loop {
-            // Both arms are cancel safe.
-            let accepted = tokio::select! {
-                biased;
-                () = stop.accept.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_the_peers(&error) => continue,
-                Err(error) => {
-                    counter!(names::ACCEPT_ERRORS, Port::LABEL => port.as_str()).increment(1);
-                    if troubles.may_log() {
-                        tracing::error!(port = port.as_str(), %error, "Cannot accept connections; raise the limit of open files or lower --max-connections");
-                    }
-                    tokio::select! {
-                        () = stop.accept.cancelled() => break,
-                        () = tokio::time::sleep(SYSTEM_PAUSE) => continue,
-                    }
-                }
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
-            }
-            if let Err(refused) = server.serve(stream, peer)
-                && troubles.may_log()
-            {
-                tracing::warn!(port = port.as_str(), limit, "Closing new connections: {refused}");
-            }
-        }
-        drop(listener);
+        join_all(listeners.into_iter().map(|Listener { socket, address }| {
+            let tls = tls.clone().filter(|_| address.secure);
+            accept(socket, tls, terms, &server, &stop)
+        }))
+        .await;
         server.finish().await;
+    }
+}
+
+/// What is said of a port in the log.
+#[derive(Clone, Copy)]
+struct Terms {
+    port: Port,
+    limit: NonZeroUsize,
+}
+
+/// Accepts at one address until the port stops.
+async fn accept<S, B>(
+    listener: TcpListener,
+    tls: Option<tls::Server>,
+    Terms { port, limit }: Terms,
+    server: &Server<S>,
+    stop: &Stop,
+) where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let (troubles, handshakes) = (Quiet::default(), Arc::new(Quiet::default()));
+    loop {
+        // Both arms are cancel safe.
+        let accepted = tokio::select! {
+            biased;
+            () = stop.accept.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_the_peers(&error) => continue,
+            Err(error) => {
+                counter!(names::ACCEPT_ERRORS, Port::LABEL => port.as_str()).increment(1);
+                if troubles.may_log() {
+                    tracing::error!(port = port.as_str(), %error, "Cannot accept connections; raise the limit of open files or lower --max-connections");
+                }
+                tokio::select! {
+                    () = stop.accept.cancelled() => break,
+                    () = tokio::time::sleep(SYSTEM_PAUSE) => continue,
+                }
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
+        }
+        let served = match &tls {
+            None => server.serve(PortStream::Plain(stream), peer),
+            Some(tls) => server.serve_when(secure::open(stream, peer, port, tls.clone(), handshakes.clone()), peer),
+        };
+        if let Err(refused) = served
+            && troubles.may_log()
+        {
+            tracing::warn!(port = port.as_str(), limit, "Closing new connections: {refused}");
+        }
     }
 }
 
@@ -82,21 +116,4 @@ fn is_the_peers(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
-}
-
-/// Lets a log line through now and then.
-#[derive(Debug, Default)]
-struct Quiet {
-    last: Option<Instant>,
-}
-
-impl Quiet {
-    fn may_log(&mut self) -> bool {
-        let now = Instant::now();
-        let may = self.last.is_none_or(|last| now.duration_since(last) >= LOG_PAUSE);
-        if may {
-            self.last = Some(now);
-        }
-        may
-    }
 }

@@ -1,4 +1,4 @@
-//! Reads the first bytes of a connection to tell HTTP/2 from HTTP/1.1, and gives them back.
+//! Reads the first bytes of a connection to tell HTTP/2 from HTTP/1.1 and from TLS, and gives them back.
 //!
 //! Always holds: no byte is lost; at most the length of HTTP/2's preface is read here.
 
@@ -6,7 +6,10 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::socket::{FIRST, Socket, Terms};
+use super::{
+    mistaken,
+    socket::{FIRST, Socket, Terms},
+};
 
 /// What each HTTP/2 client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; FIRST] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -16,6 +19,8 @@ const PREFACE: &[u8; FIRST] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) enum Protocol {
     Http1,
     Http2,
+    /// TLS, which is spoken below this and not here.
+    Tls,
 }
 
 /// Reads until the protocol is known. `None` where the peer closes before that.
@@ -31,6 +36,9 @@ where
             return Ok(None);
         }
         filled += count;
+        if first[0] == mistaken::TLS {
+            break Protocol::Tls;
+        }
         if first[..filled] != PREFACE[..filled] {
             break Protocol::Http1;
         }
@@ -79,6 +87,7 @@ mod tests {
             opened(&[b"P", b"OST / HTTP/1.1\r\n\r\n"]).await,
             Some((Protocol::Http1, b"POST / HTTP/1.1\r\n\r\n".to_vec()))
         );
+        assert_eq!(opened(&[b"\x16\x03\x01"]).await, Some((Protocol::Tls, b"\x16\x03\x01".to_vec())));
         assert_eq!(opened(&[b"PRI *"]).await, None);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{poll_fn, ready},
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
@@ -31,10 +31,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ClientAddr, PortConfig,
+    ClientAddr, ClientCertificate, PortConfig,
     clients::Clients,
     connections::{ConnectionId, Connections, Listed},
     lasting::{self, Takeover},
+    mistaken::{self, WANTS_NO_TLS},
     preface::{self, Protocol},
     socket::{Socket, Terms},
 };
@@ -45,11 +46,28 @@ use crate::{
     },
     http2,
     telemetry::names::{self, Port, Turned},
+    tls,
     types::ClientKey,
 };
 
 /// How long an HTTP/1.1 connection may be without a whole head of a request: longer than most pauses between two scrapes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A connection that is ready for HTTP.
+#[derive(Debug)]
+pub struct Opened<T> {
+    /// Its bytes.
+    pub stream: T,
+    /// What the client's certificate says, where it was verified.
+    pub certificate: Option<Arc<tls::Names>>,
+}
+
+impl<T> Opened<T> {
+    /// One whose client showed no certificate.
+    pub fn anonymous(stream: T) -> Self {
+        Self { stream, certificate: None }
+    }
+}
 
 /// When a port stops.
 #[derive(Clone, Debug)]
@@ -92,7 +110,7 @@ struct Signals {
 
 impl<S> Server<S> {
     /// A server without connections. `service` is cloned for each; its requests carry [`ClientAddr`] and [`ConnectionId`] as
-    /// extensions. `connections` shows those of all ports.
+    /// extensions, and [`ClientCertificate`] where there is one. `connections` shows those of all ports.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -118,6 +136,28 @@ impl<S> Server<S> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        self.serve_when(ready(Some(Opened::anonymous(stream))), peer)
+    }
+
+    /// The same for a connection that has to be opened first, as with TLS. It counts as a connection meanwhile; `opening` is dropped when
+    /// the port stops, and bounds its own time.
+    ///
+    /// # Errors
+    /// Where the port or the client has too many connections; `opening` is dropped.
+    pub fn serve_when<T, B>(
+        &self,
+        opening: impl Future<Output = Option<Opened<T>>> + Send + 'static,
+        peer: SocketAddr,
+    ) -> Result<(), Refused>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             turned_away(self.config.port, Turned::Limit);
             return Err(Refused::Limit);
@@ -133,7 +173,11 @@ impl<S> Server<S> {
             let held = (permit, counted);
             let Stop { accept, abort } = stop;
             // Dropping a connection in the middle cuts it off, which is what abort is for.
-            let connection = connection(stream, peer, listed, &service, &config, &accept);
+            let connection = async {
+                let opened = accept.run_until_cancelled(opening).await.flatten()?;
+                let origin = Origin { peer, id: listed.id, certificate: opened.certificate.map(ClientCertificate) };
+                connection(opened.stream, origin, listed, &service, &config, &accept).await
+            };
             let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
             let log = move |result: Result<(), BoxError>| {
                 if let Err(error) = result {
@@ -146,9 +190,9 @@ impl<S> Server<S> {
                 Next::Lasting(socket, response) => {
                     spawner.spawn(lasting::ResponseWriter::new(socket, *response, signals.abort.listener()).map(log));
                 }
-                Next::Http2(socket, id) => {
+                Next::Http2(socket, origin) => {
                     let service = move |request: Request<http2::Body>| {
-                        service.call(request_of(request.map(RequestBody::Http2), peer, id)).map_err(Into::into)
+                        service.call(origin.mark(request.map(RequestBody::Http2))).map_err(Into::into)
                     };
                     let (stop, abort) = (signals.accept.listener(), signals.abort.listener());
                     let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
@@ -176,20 +220,33 @@ impl<S> fmt::Debug for Server<S> {
 enum Next<T, B> {
     /// An answer that took it over.
     Lasting(Socket<T>, Box<Response<B>>),
-    Http2(Socket<T>, ConnectionId),
+    Http2(Socket<T>, Origin),
 }
 
-/// A request with what handlers want to know of its connection.
-fn request_of(mut request: Request<RequestBody>, peer: SocketAddr, id: ConnectionId) -> Request<RequestBody> {
-    request.extensions_mut().insert(ClientAddr(peer));
-    request.extensions_mut().insert(id);
-    request
+/// What handlers want to know of the connection of a request.
+#[derive(Clone)]
+struct Origin {
+    peer: SocketAddr,
+    id: ConnectionId,
+    certificate: Option<ClientCertificate>,
+}
+
+impl Origin {
+    fn mark(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+        let extensions = request.extensions_mut();
+        extensions.insert(ClientAddr(self.peer));
+        extensions.insert(self.id);
+        if let Some(certificate) = &self.certificate {
+            extensions.insert(certificate.clone());
+        }
+        request
+    }
 }
 
 /// Serves a connection to its end, or until it is known who goes on with it.
 async fn connection<T, S, B>(
     stream: T,
-    peer: SocketAddr,
+    origin: Origin,
     listed: Listed,
     service: &S,
     config: &PortConfig,
@@ -204,6 +261,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
+    let peer = origin.peer;
     let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
         opened = timeout(PortConfig::FIRST_BYTES, preface::open(stream, terms)) => opened,
@@ -222,10 +280,15 @@ where
             return None;
         }
     };
-    let id = listed.id;
     let result = match protocol {
+        Protocol::Tls => {
+            turned_away(config.port, Turned::Tls);
+            tracing::debug!(%peer, port = config.port.as_str(), "A client speaks TLS; this port does not");
+            mistaken::answer(socket, WANTS_NO_TLS).await;
+            return None;
+        }
         Protocol::Http1 => {
-            let call = |request: Request<Incoming>| service.call(request_of(request.map(RequestBody::Http1), peer, id));
+            let call = |request: Request<Incoming>| service.call(origin.mark(request.map(RequestBody::Http1)));
             let takeover = Arc::new(Takeover::new(socket.written()));
             let offered = takeover.clone();
             let service = service_fn(move |request| offered.clone().offer(call(request)));
@@ -243,7 +306,7 @@ where
                 Err(result) => result,
             }
         }
-        Protocol::Http2 => return Some((Next::Http2(socket, id), listed)),
+        Protocol::Http2 => return Some((Next::Http2(socket, origin), listed)),
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "Connection ended with an error");

@@ -453,7 +453,7 @@ async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
 async fn accepted_connections_are_probed_by_tcp() {
     let config = PortConfig::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
     let bound = Bound::bind(config, Arc::default()).expect("bound");
-    let (_client, accepted) = tokio::join!(TcpStream::connect(bound.addr()), bound.listener.accept());
+    let (_client, accepted) = tokio::join!(TcpStream::connect(bound.addr()), bound.listeners[0].socket.accept());
     let (accepted, _) = accepted.expect("accepted");
     assert!(sockopt::socket_keepalive(&accepted).expect("an option"));
     assert_eq!(sockopt::tcp_keepidle(&accepted).expect("an option"), PortConfig::KEEPALIVE.interval);

@@ -72,6 +72,7 @@ async fn nowhere() -> Endpoint {
 fn forward(endpoints: &[&Endpoint], drain: &CancellationToken) -> Forward {
     let endpoints: Vec<Endpoint> = endpoints.iter().map(|endpoint| (*endpoint).clone()).collect();
     let config = ForwardConfig {
+        dialler: Dialler::default(),
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
         stream_window: ForwardConfig::STREAM_WINDOW,

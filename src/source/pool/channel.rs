@@ -12,7 +12,7 @@ use bytes::Bytes;
 use etcd_client::Channel;
 use http::{
     Request, Response,
-    uri::{PathAndQuery, Scheme, Uri},
+    uri::{PathAndQuery, Uri},
 };
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -60,7 +60,7 @@ impl Pool {
     /// Where a call to `path` goes at a member.
     pub(in crate::source) fn uri(endpoint: &Endpoint, path: PathAndQuery) -> Uri {
         let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
+        parts.scheme = Some(endpoint.scheme());
         parts.authority = Some(endpoint.authority().clone());
         parts.path_and_query = Some(path);
         Uri::from_parts(parts).expect("scheme, authority and path make a URI")

@@ -31,17 +31,19 @@ use crate::{
     source::{
         Endpoint,
         causes::chain,
-        dial::{self, ByteStream},
+        dial::{ByteStream, Dialler},
     },
     telemetry::names,
+    tls::Speaks,
 };
 
 /// Largest size of all headers and trailers of an answer: as grpc-go's, so that etcd can send what its clients take.
 const MAX_HEADERS: u32 = 16 << 20;
 
 /// How to connect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::source) struct Settings {
+    pub(in crate::source) dialler: Dialler,
     pub(in crate::source) connect_timeout: Duration,
     pub(in crate::source) keepalive: Option<Keepalive>,
     /// Bytes of one call's answer that may be under way.
@@ -58,7 +60,7 @@ pub(in crate::source) const WIDE: NonZeroU32 = NonZeroU32::new((1 << 31) - 1).ex
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub(in crate::source) enum LinkError {
-    /// Name resolution or TCP failed.
+    /// Name resolution, TCP or TLS failed.
     #[error("{endpoint}: {cause}")]
     Connect { endpoint: Endpoint, cause: Arc<io::Error> },
     /// No answer in time.
@@ -95,7 +97,7 @@ impl StreamLimit {
 pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::Lane) -> Result<Opened, LinkError> {
     let attempt = async {
         let failed = |cause: io::Error| LinkError::Connect { endpoint: endpoint.clone(), cause: Arc::new(cause) };
-        let stream = dial::dial(endpoint).await.map_err(failed)?;
+        let stream = settings.dialler.dial(endpoint, Speaks::Http2).await.map_err(failed)?;
         greet(stream, endpoint, settings, lane).await
     };
     match tokio::time::timeout(settings.connect_timeout, attempt).await {
@@ -164,7 +166,7 @@ async fn greet(
         Ok(()) => Ok(Opened { sender, limit, end }),
         Err(_) => Err(LinkError::Http2 {
             endpoint: endpoint.clone(),
-            cause: "the connection ended before the member said its HTTP/2 settings; is this etcd's client port?"
+            cause: "the connection ended before the member said its HTTP/2 settings; is this etcd's client port, and does it want https:// or another certificate?"
                 .into(),
         }),
     }

@@ -348,7 +348,8 @@ impl Etcd {
         if member.http_port != member.client_port {
             command.push(format!("--listen-client-http-urls=http://127.0.0.1:{}", member.http_port));
         }
-        command.extend(self.flags.iter().cloned());
+        // For an address besides, such as one with TLS.
+        command.extend(self.flags.iter().map(|flag| flag.replace("{client-url}", &client_url)));
         let log = self.root.path().join(format!("{}.log", member.name));
         let process = Process::spawn(&format!("etcd {}", member.name), &command, &[], &log);
         self.members[index].process = Some(process);

@@ -9,7 +9,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{eventually, http, process::Process};
+use super::{
+    eventually, http,
+    process::Process,
+    tls::{Pair, flag},
+};
 
 /// A warning that depends on the shell that the tests were started from.
 const ABOUT_THE_MACHINE: &str = "The limit of open files";
@@ -66,6 +70,14 @@ impl RelayCommand {
     pub fn listen_http(mut self, addr: &str) -> Self {
         self.args.retain(|arg| !arg.starts_with("--listen-http="));
         self.arg(&format!("--listen-http={addr}"))
+    }
+
+    /// Serves etcd's API over TLS instead, with this certificate.
+    pub fn secure(mut self, pair: &Pair) -> Self {
+        self.args.retain(|arg| !arg.starts_with("--listen-grpc="));
+        self.arg("--listen-grpc=https://127.0.0.1:0")
+            .arg(&flag("--cert-file", &pair.cert))
+            .arg(&flag("--key-file", &pair.key))
     }
 
     /// Does not wait for `/ready` = 200.

@@ -71,6 +71,7 @@ fn waiting(forward: &Forward) -> Vec<usize> {
 
 fn config() -> ForwardConfig {
     ForwardConfig {
+        dialler: Dialler::default(),
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
         stream_window: ForwardConfig::STREAM_WINDOW,

@@ -1,0 +1,216 @@
+//! Flags for TLS, towards clients and towards etcd, and what they make, for `serve` and for `grpc-proxy start`.
+//!
+//! Always holds: files are read here, so that one that cannot be used ends the start before a port is bound; a flag that would do nothing is
+//! refused, since whoever gives it believes that it protects something.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use super::{Exit, listen::ListenUrl};
+use crate::tls::{self, ClientOptions, ServerOptions, Source, Suites, Version};
+
+/// How long a certificate of `--auto-tls` lasts. As etcd's.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "TLS for clients")]
+pub(super) struct PortTls {
+    /// File with the relay's own certificate for clients, in PEM form, with those between it and its authority. It and all other files
+    /// of TLS are read again when they change
+    #[arg(long, env = "ETCD_RELAY_CERT_FILE", value_name = "FILE", requires = "key_file", conflicts_with = "auto_tls")]
+    pub(super) cert_file: Option<PathBuf>,
+
+    /// File with the key of --cert-file
+    #[arg(long, env = "ETCD_RELAY_KEY_FILE", value_name = "FILE", requires = "cert_file")]
+    pub(super) key_file: Option<PathBuf>,
+
+    /// File with the authorities of clients' certificates. With it each client at an https:// address needs a certificate of one of them
+    #[arg(long, env = "ETCD_RELAY_TRUSTED_CA_FILE", value_name = "FILE")]
+    pub(super) trusted_ca_file: Option<PathBuf>,
+
+    /// Says that clients need a certificate, which --trusted-ca-file brings about by itself, as in etcd
+    #[arg(long, env = "ETCD_RELAY_CLIENT_CERT_AUTH", requires = "trusted_ca_file")]
+    pub(super) client_cert_auth: bool,
+
+    /// File with revoked certificates of clients: lists in PEM form, or one in DER. Connections that are open stay
+    #[arg(long, env = "ETCD_RELAY_CLIENT_CRL_FILE", value_name = "FILE", requires = "trusted_ca_file")]
+    pub(super) client_crl_file: Option<PathBuf>,
+
+    /// Host name of which a client's certificate must have one; repeatable, or separated by commas. Default: any
+    #[arg(
+        long,
+        env = "ETCD_RELAY_CLIENT_CERT_ALLOWED_HOSTNAME",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "trusted_ca_file"
+    )]
+    pub(super) client_cert_allowed_hostname: Vec<String>,
+
+    /// Cipher suites of TLS 1.2, in the order in which they are preferred; repeatable, or separated by commas. Those of TLS 1.3 are always
+    /// on. Default: all that are supported
+    #[arg(long, env = "ETCD_RELAY_CIPHER_SUITES", value_name = "SUITE", value_delimiter = ',')]
+    pub(super) cipher_suites: Vec<String>,
+
+    /// Oldest version of TLS for clients: TLS1.2 or TLS1.3. Default: TLS1.2
+    #[arg(long, env = "ETCD_RELAY_TLS_MIN_VERSION", value_name = "VERSION")]
+    pub(super) tls_min_version: Option<Version>,
+
+    /// Newest version of TLS for clients: TLS1.2 or TLS1.3. Default: TLS1.3
+    #[arg(long, env = "ETCD_RELAY_TLS_MAX_VERSION", value_name = "VERSION")]
+    pub(super) tls_max_version: Option<Version>,
+
+    /// Serve TLS with a certificate that is made at the start, signed by itself, and not kept: it hides what is said from those who only
+    /// listen, but clients cannot tell who answers
+    #[arg(long, env = "ETCD_RELAY_AUTO_TLS")]
+    pub(super) auto_tls: bool,
+
+    /// Years that it lasts.
+    #[arg(skip)]
+    pub(super) years: Option<u32>,
+}
+
+impl PortTls {
+    /// Whether there is to be a certificate.
+    pub(super) fn is_given(&self) -> bool {
+        self.cert_file.is_some() || self.key_file.is_some() || self.auto_tls
+    }
+
+    /// Whether it is to be made at the start.
+    pub(super) fn is_auto(&self) -> bool {
+        self.auto_tls
+    }
+
+    /// What TLS is served with at those of `urls` that want it.
+    pub(super) fn server(&self, urls: &[ListenUrl]) -> Result<Option<tls::Server>, Exit> {
+        let usage = |text: &str| Exit::Usage(text.to_owned());
+        let is_secure = urls.iter().any(|url| url.0.secure);
+        let is_told = self.is_given()
+            || self.trusted_ca_file.is_some()
+            || self.client_crl_file.is_some()
+            || !self.cipher_suites.is_empty()
+            || self.tls_min_version.is_some()
+            || self.tls_max_version.is_some();
+        if !is_secure {
+            return if is_told {
+                Err(usage(
+                    "there are flags for TLS (--cert-file, --auto-tls or others), and no address to listen at begins with https://",
+                ))
+            } else {
+                Ok(None)
+            };
+        }
+        let source = match (&self.cert_file, &self.key_file) {
+            (Some(cert), Some(key)) => Source::Files { cert: cert.clone(), key: key.clone() },
+            (None, None) if self.auto_tls => {
+                let years = self.years.unwrap_or(1).clamp(1, 100);
+                Source::SelfSigned { hosts: hosts(urls), validity: YEAR * years }
+            }
+            (None, None) => return Err(usage("https:// needs --cert-file and --key-file, or --auto-tls")),
+            _ => return Err(usage("--cert-file and --key-file belong together; give both or none")),
+        };
+        let suites = self.suites()?;
+        let options = ServerOptions {
+            source,
+            trusted_ca: self.trusted_ca_file.clone(),
+            crl: self.client_crl_file.clone(),
+            allowed_hostnames: self.client_cert_allowed_hostname.clone(),
+            suites,
+        };
+        if options.trusted_ca.is_none() && options.crl.is_some() {
+            return Err(usage("--client-crl-file needs --trusted-ca-file: without it no client has a certificate"));
+        }
+        let flags = "--cert-file, --key-file, --trusted-ca-file, --client-crl-file";
+        tls::Server::load(options).map(Some).map_err(|error| Exit::Usage(format!("{flags}: {error}")))
+    }
+
+    fn suites(&self) -> Result<Suites, Exit> {
+        let all = Suites::default();
+        let (min, max) = (self.tls_min_version.unwrap_or(all.min), self.tls_max_version.unwrap_or(all.max));
+        if min > max {
+            return Err(Exit::Usage("--tls-min-version is newer than --tls-max-version".to_owned()));
+        }
+        if min > Version::Tls12 && !self.cipher_suites.is_empty() {
+            return Err(Exit::Usage("--cipher-suites is for TLS 1.2, which --tls-min-version turns off".to_owned()));
+        }
+        Suites::new(min, max, self.cipher_suites.iter().map(|name| name.trim()))
+            .map_err(|error| Exit::Usage(format!("--cipher-suites: {error}")))
+    }
+}
+
+/// What a certificate of one's own making is for.
+fn hosts(urls: &[ListenUrl]) -> Vec<String> {
+    let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    hosts.extend(rustix::system::uname().nodename().to_str().ok().filter(|name| !name.is_empty()).map(str::to_owned));
+    hosts.extend(urls.iter().map(|url| url.0.addr.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "TLS to etcd")]
+pub(super) struct UpstreamTls {
+    /// File with the certificate authorities, in PEM form, of which members with https:// must have a certificate. Default: those that
+    /// this machine trusts
+    #[arg(long, env = "ETCD_RELAY_CACERT", value_name = "FILE")]
+    pub(super) cacert: Option<PathBuf>,
+
+    /// File with the relay's own certificate for members that ask for one, with those between it and its authority. Forwarded calls
+    /// never act as the user that it names
+    #[arg(long, env = "ETCD_RELAY_CERT", value_name = "FILE", requires = "key")]
+    pub(super) cert: Option<PathBuf>,
+
+    /// File with the key of --cert
+    #[arg(long, env = "ETCD_RELAY_KEY", value_name = "FILE", requires = "cert")]
+    pub(super) key: Option<PathBuf>,
+
+    /// Believe any certificate of a member. Whoever is between the relay and etcd can then read and change everything
+    #[arg(long, env = "ETCD_RELAY_INSECURE_SKIP_TLS_VERIFY")]
+    pub(super) insecure_skip_tls_verify: bool,
+}
+
+impl UpstreamTls {
+    /// Whether any of the flags was given.
+    pub(super) fn is_given(&self) -> bool {
+        self.cacert.is_some() || self.cert.is_some() || self.key.is_some() || self.insecure_skip_tls_verify
+    }
+
+    /// How to reach what the flag `named` names, where that is over TLS.
+    pub(super) fn client(
+        self,
+        is_secure: bool,
+        named: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<tls::Client>, Exit> {
+        if !is_secure {
+            if self.is_given() {
+                return Err(Exit::Usage(format!(
+                    "--cacert, --cert, --key and --insecure-skip-tls-verify are for https://, and no URL of {named} begins with it"
+                )));
+            }
+            return Ok(None);
+        }
+        let pair = match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(Exit::Usage("--cert and --key belong together; give both or none".to_owned())),
+        };
+        if self.insecure_skip_tls_verify {
+            warnings.push(
+                "--insecure-skip-tls-verify: whoever is between the relay and etcd can read and change everything"
+                    .to_owned(),
+            );
+        }
+        let options = ClientOptions { cacert: self.cacert, pair, insecure_skip_verify: self.insecure_skip_tls_verify };
+        let client =
+            tls::Client::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
+        if let Some(name) = client.common_name() {
+            warnings.push(format!(
+                "--cert names `{name}`: where etcd has authentication on, the relay reads its feeds as that user, unless --upstream-user \
+                 says another; calls of clients never act as it"
+            ));
+        }
+        Ok(Some(client))
+    }
+}

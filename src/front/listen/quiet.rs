@@ -1,0 +1,29 @@
+//! [`Quiet`]: lets a log line through now and then, so that clients cannot fill the log.
+//!
+//! Always holds: between two lines is a pause, whoever asks.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Between two log lines about the same trouble.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Quiet {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Quiet {
+    /// Whether a line may be written now; then the pause begins.
+    pub(super) fn may_log(&self) -> bool {
+        let now = Instant::now();
+        let mut last = self.last.lock();
+        let may = last.is_none_or(|last| now.duration_since(last) >= PAUSE);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
+}
