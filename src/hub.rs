@@ -17,6 +17,7 @@ mod interval;
 mod listing;
 mod on_demand;
 mod outbox;
+mod pace;
 mod pages;
 mod payload;
 mod pins;
@@ -48,6 +49,7 @@ pub use self::{
     index::WatchOptions,
     listing::Listing,
     outbox::OutboxLimits,
+    pace::{Beat, Pace},
     payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     shares::{Counted, Shares},

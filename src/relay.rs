@@ -92,7 +92,7 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.iter().map(bind).collect::<Result<_, _>>()?;
-        let data = Data::new(&config.upstream, &config.feeds.prefixes)?;
+        let data = Data::new(&config.upstream, &config.feeds)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }

@@ -64,6 +64,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("upstream", &[]),
     ("stats", &["upstream"]),
     ("confirm", &["upstream"]),
+    ("pace", &["upstream"]),
     ("work", &["stats"]),
     ("index", &["interval"]),
     ("payload", &["index"]),

@@ -227,8 +227,8 @@ pub(super) struct Memory {
     #[arg(long, env = "ETCD_RELAY_MAX_WATCHES_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
     max_watches_per_client: usize,
 
-    /// Time between progress notifications to watches that asked for them. Less lets clients resume from nearer, and costs
-    /// a message for each such watch
+    /// Longest time between progress notifications to watches that asked for them; where etcd notifies its clients more often, the
+    /// relay does so too. Less lets clients resume from nearer, and costs a message for each such watch, and one to etcd for each feed
     #[arg(
         long,
         env = "ETCD_RELAY_PROGRESS_NOTIFY_INTERVAL",

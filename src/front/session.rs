@@ -21,10 +21,7 @@ use std::{collections::BTreeSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, t
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
 use metrics::counter;
 use prost::Message as _;
-use tokio::{
-    sync::watch,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -38,8 +35,8 @@ use super::{
 };
 use crate::{
     hub::{
-        Feed, FeedKind, Hub, NoFeed, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError, WatchStream,
-        upstream::UpstreamError,
+        Beat, Feed, FeedKind, Hub, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError,
+        WatchStream, upstream::UpstreamError,
     },
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Refusal},
@@ -72,8 +69,8 @@ pub struct Sessions {
     pub access: Access,
     /// How many watches a client may have.
     pub shares: Arc<Shares>,
-    /// Between progress notifications.
-    pub progress_interval: Duration,
+    /// How often progress is told.
+    pub pace: Arc<Pace>,
     /// The relay stops.
     pub stop: CancellationToken,
 }
@@ -86,6 +83,8 @@ pub struct Session {
     permission: Permission,
     /// The client wants the stream to end where there is no leader.
     requires_leader: bool,
+    /// Some watch asked for progress, and may be there still.
+    wants_progress: bool,
     /// Who answered when the cluster's revision was last asked, and what it was.
     current: Header,
     waiting: Waiting,
@@ -98,6 +97,15 @@ struct Batch {
     bytes: usize,
     /// The end of the requests: the client's word that it has no more, or why they broke off.
     end: Option<Result<(), StreamEnd>>,
+}
+
+/// The ticks of a stream's progress timer.
+struct Ticks {
+    beat: watch::Receiver<Beat>,
+    /// When the last tick began, or the first watch that asked for progress came.
+    last: Instant,
+    /// Some watch asked for progress.
+    wanted: bool,
 }
 
 /// What became of a request.
@@ -122,6 +130,7 @@ impl Sessions {
             shared: self.clone(),
             stream,
             requires_leader,
+            wants_progress: false,
             current: self.hub.header().at(Revision::ZERO),
             waiting: Waiting::default(),
         }
@@ -151,12 +160,11 @@ impl Session {
 
     async fn serve(&mut self, mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
         let mut leaderless = self.shared.hub.leaderless();
-        let interval = self.shared.progress_interval;
-        let mut tick = tokio::time::interval_at(Instant::now() + interval, interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false };
         let mut half_closed = false;
         let stop = self.shared.stop.clone();
         loop {
+            ticks.want(self.wants_progress);
             // Cancel safe: each arm says so. What a client can make ready without a pause comes last.
             tokio::select! {
                 biased;
@@ -164,13 +172,10 @@ impl Session {
                 () = lost_leader(&mut leaderless), if self.requires_leader => {
                     return self.stream.end(StreamEnd::NoLeader, false);
                 }
-                _ = tick.tick() => {
-                    if self.stream.wants_progress() {
-                        let current = Box::pin(self.reach_current(serving(self.stream.feeds()), None));
-                        if stop.run_until_cancelled(current).await.is_some() {
-                            self.stream.notify_progress(false);
-                        }
-                    }
+                // In a box, as below: few streams want progress, and it has a timer.
+                () = async { Box::pin(ticks.due(&self.stream)).await }, if ticks.wanted => {
+                    ticks.tick(&self.stream);
+                    self.wants_progress = self.stream.wants_progress();
                 }
                 // In a box while it lasts: thousands of streams wait here, and in few of them a create does.
                 () = async { Box::pin(self.waiting.due(&self.shared.hub, self.stream.client())).await }, if !self.waiting.is_empty() => {
@@ -342,7 +347,7 @@ impl Session {
         join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()
     }
 
-    fn create(&self, subscribe: &Subscribe, until: Instant, asked: &[Arc<Feed>]) -> Acted {
+    fn create(&mut self, subscribe: &Subscribe, until: Instant, asked: &[Arc<Feed>]) -> Acted {
         let feed = match self.shared.hub.feed(&subscribe.range, self.stream.client()) {
             Ok(feed) => feed,
             Err(error) => {
@@ -360,7 +365,13 @@ impl Session {
             return Acted::Waits;
         }
         match self.stream.subscribe(&feed, subscribe) {
-            Ok(()) => Acted::Done,
+            Ok(()) => {
+                if subscribe.progress_notify {
+                    self.wants_progress = true;
+                    self.shared.pace.want();
+                }
+                Acted::Done
+            }
             Err(error @ SubscribeError::DuplicateId) => {
                 self.refuse(error.to_string(), Refusal::DuplicateId);
                 Acted::Done
@@ -412,6 +423,35 @@ impl Session {
     fn refuse(&self, text: String, why: Refusal) {
         counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
         self.stream.refuse(self.current, text);
+    }
+}
+
+impl Ticks {
+    fn want(&mut self, wanted: bool) {
+        if wanted && !self.wanted {
+            self.last = Instant::now();
+        }
+        self.wanted = wanted;
+    }
+
+    /// Waits for the next tick, and then until the client has room for it. Cancel safe.
+    async fn due(&mut self, stream: &WatchStream) {
+        loop {
+            let at = self.last + self.beat.borrow_and_update().interval;
+            // Both are cancel safe. Whoever sets the interval lives as long as the relay.
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(at) => return stream.wait_room().await,
+                Ok(()) = self.beat.changed() => {}
+            }
+        }
+    }
+
+    fn tick(&mut self, stream: &WatchStream) {
+        self.last = Instant::now();
+        let stale = self.beat.borrow().stale;
+        stream.feeds().iter().for_each(|feed| feed.refresh(stale));
+        stream.notify_progress(false);
     }
 }
 

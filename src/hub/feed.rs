@@ -11,6 +11,7 @@
 
 mod demand;
 mod driven;
+mod heard;
 mod inner;
 mod lag;
 mod stats;
@@ -32,8 +33,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::lag::Past;
 pub use self::{demand::Twins, stats::FeedStats};
+use self::{heard::Heard, lag::Past};
 pub(super) use self::{
     inner::{Inner, Locked},
     lag::Asks,
@@ -89,6 +90,8 @@ pub struct Feed {
     /// What was read of its first snapshot, until that is whole.
     partial: ArcSwap<Snapshot>,
     twins: Mutex<demand::Known>,
+    /// When upstream last told how far the feed is.
+    heard: Heard,
 }
 
 /// What was wrong with what the driver wrote.
@@ -164,6 +167,7 @@ impl Feed {
             client,
             partial: ArcSwap::default(),
             twins: Mutex::default(),
+            heard: Heard::new(),
         })
     }
 
@@ -395,6 +399,13 @@ impl Feed {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(WaitError::Unknown),
             Err(_) => Err(WaitError::Timeout),
+        }
+    }
+
+    /// Lets the driver ask how far the feed is, unless upstream told within `stale`: one ask for all who want to know meanwhile.
+    pub fn refresh(&self, stale: Duration) {
+        if self.heard.is_older_than(stale) {
+            self.nudge.notify_one();
         }
     }
 

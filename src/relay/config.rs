@@ -165,6 +165,13 @@ impl Default for Feeds {
 }
 
 impl Feeds {
+    /// A key that the relay may read, which hardly ever changes: what it asks about when it wants to know no key's value.
+    #[must_use]
+    pub fn probe_key(&self) -> Bytes {
+        const FIRST: Bytes = Bytes::from_static(&[0]);
+        self.prefixes.first().filter(|prefix| !prefix.is_empty()).cloned().unwrap_or(FIRST)
+    }
+
     /// 64 MiB.
     pub const HISTORY_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).expect("not zero");
     /// At 500 changes a second, 100 seconds: longer than a client takes to come back.

@@ -15,7 +15,7 @@ use crate::{
         grpc::{EtcdApi, GrpcService, Streams},
         session::Sessions,
     },
-    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Shares, Standing, upstream::Upstream},
+    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},
@@ -82,6 +82,7 @@ pub fn wire(
         phases.upkeep.clone(),
         phases.upstream.clone(),
     );
+    let hub_upstream = upstream.clone();
     let hub = Hub::new(limits, upstream, header, leaderless, &phases.upkeep, Box::new(driver));
     for prefix in &config.feeds.prefixes {
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
@@ -94,11 +95,14 @@ pub fn wire(
     // What passes through may change who may do what.
     let forward = access.noticing(forward);
     let streams = Streams::default();
+    let pace = Pace::new(config.watches.progress_notify_interval);
+    let learn = pace.clone().learn(hub_upstream, KeyRange::single(config.feeds.probe_key()));
+    phases.spawn_upkeep("interval of progress", learn);
     let sessions = Sessions {
         hub: hub.clone(),
         access: access.clone(),
         shares: Shares::new(config.watches.max_per_client),
-        progress_interval: config.watches.progress_notify_interval,
+        pace,
         stop: phases.streams.clone(),
     };
     let api = EtcdApi::new(sessions, forward.clone(), streams.clone(), phases.clients.clone());

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{
     Upstream as Where,
-    config::{Embedded, Etcd},
+    config::{Embedded, Etcd, Feeds},
 };
 use crate::{
     front::grpc::{self, GrpcService},
@@ -20,9 +20,6 @@ use crate::{
     telemetry::ReadyBoard,
     types::MemberVersion,
 };
-
-/// What the current revision is asked with where no prefix names a key that the relay may read.
-const FIRST_KEY: Bytes = Bytes::from_static(&[0]);
 
 /// Where the data is, made before anything runs.
 #[derive(Debug)]
@@ -48,12 +45,9 @@ pub(super) struct Running {
 }
 
 impl Data {
-    pub(super) fn new(upstream: &Where, prefixes: &[Bytes]) -> Result<Self, SeedError> {
+    pub(super) fn new(upstream: &Where, feeds: &Feeds) -> Result<Self, SeedError> {
         match upstream {
-            Where::Etcd(etcd) => {
-                let probe_key = prefixes.first().filter(|prefix| !prefix.is_empty()).cloned().unwrap_or(FIRST_KEY);
-                Ok(Self::Etcd { etcd: etcd.clone(), probe_key })
-            }
+            Where::Etcd(etcd) => Ok(Self::Etcd { etcd: etcd.clone(), probe_key: feeds.probe_key() }),
             Where::Embedded(Embedded { seeded, changes_every }) => {
                 let store = Store::new(store::StoreConfig::default());
                 if *seeded {

@@ -18,6 +18,8 @@ pub const WATCHES_CREATED: &str = "etcd_relay_watches_created_total";
 pub const WATCHES_CANCELED: &str = "etcd_relay_watches_canceled_total";
 /// Creates that were answered with a refusal, by [`Refusal`].
 pub const WATCHES_REFUSED: &str = "etcd_relay_watches_refused_total";
+/// How often watches that asked for it are told their progress.
+pub const PROGRESS_NOTIFY_INTERVAL: &str = "etcd_relay_progress_notify_interval_seconds";
 /// Watch streams that are open now.
 pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 /// Connections that are open now, by [`Port`].
@@ -568,6 +570,7 @@ pub fn describe() {
     for name in [
         WATCHES,
         WATCHES_PARKED,
+        PROGRESS_NOTIFY_INTERVAL,
         WATCHES_CATCHING_UP,
         WATCH_STREAMS,
         HISTORY_ENTRIES,
@@ -674,6 +677,7 @@ pub fn describe() {
 /// Every gauge with its meaning.
 pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
+    (PROGRESS_NOTIFY_INTERVAL, "Seconds between progress notifications to watches that asked for them"),
     (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
     (WATCHES_CATCHING_UP, "Watches that need what is before the history: a backfill or a fill brings them to it"),
     (WATCH_STREAMS, "Watch streams that are open now"),

@@ -24,6 +24,7 @@ mod faults;
 mod grpc_proxy;
 mod h2spec;
 mod lainlet;
+mod progress;
 mod state;
 mod store;
 mod support;

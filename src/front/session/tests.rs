@@ -45,7 +45,8 @@ async fn sessions_over(hub: Arc<Hub>, progress_interval: Duration) -> (Sessions,
     tokio::spawn(access.clone().run(ReadyBoard::new()));
     access.wait_known(Duration::from_secs(5)).await;
     let shares = Shares::new(None);
-    (Sessions { hub, access, shares, progress_interval, stop: CancellationToken::new() }, slow)
+    let pace = Pace::new(progress_interval);
+    (Sessions { hub, access, shares, pace, stop: CancellationToken::new() }, slow)
 }
 
 fn serve(feed: &Feed) {

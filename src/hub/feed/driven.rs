@@ -146,6 +146,7 @@ impl Feed {
         stats::published(batch, stats::Published { asked, began, done });
         wakers.into_iter().for_each(Waker::wake);
         self.announce(revision);
+        self.heard.now();
         // What the revisions replaced is freed here, where nobody waits.
         drop(shown);
         self.pins.expire();
@@ -154,6 +155,7 @@ impl Feed {
 
     /// Upstream says that every event up to `revision` has been delivered. Older news are ignored.
     pub fn advance(&self, revision: Revision) {
+        self.heard.now();
         {
             let mut inner = self.lock();
             if revision <= inner.revision {

@@ -1,0 +1,166 @@
+//! [`Pace`]: how often watches that asked for it are told their progress.
+//!
+//! A client of etcd's counts on the interval of etcd's own `--watch-progress-notify-interval`, which no call tells. So the relay keeps one
+//! watch of its own on a key that hardly ever changes, with `progress_notify`, and measures the time between two notifications. What
+//! etcd sends there costs it one message an interval, however many subscribers the relay has.
+//!
+//! Not here: who is told what at a tick, see [`super::Outbox::notify_progress`].
+//! Always holds: the interval is at most the configured one, and shorter than upstream's where that is known; the watch is
+//! opened once somebody wants progress, and not before.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::gauge;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::upstream::{Upstream, UpstreamError, WatchMessage, WatchRequest};
+use crate::{
+    telemetry::names,
+    types::{KeyRange, Revision},
+};
+
+/// etcd's own least interval. What comes faster is a hiccup.
+const LEAST: Duration = Duration::from_millis(100);
+/// Between attempts to watch the key: the first, and the longest. The interval stays as it was meanwhile.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pace {
+    most: Duration,
+    beat: watch::Sender<Beat>,
+    wanted: Notify,
+}
+
+/// The interval of the ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Between two ticks of a stream.
+    pub interval: Duration,
+    /// How long ago a feed may have heard where its upstream stands before it asks. Where upstream's own notifications set the interval,
+    /// they come in time; where the interval is shorter than that, nobody else would tell the feed.
+    pub stale: Duration,
+}
+
+impl Pace {
+    /// Ticks every `most`, or more often.
+    #[must_use]
+    pub fn new(most: Duration) -> Arc<Self> {
+        let beat = Beat::configured(most);
+        gauge!(names::PROGRESS_NOTIFY_INTERVAL).set(beat.interval.as_secs_f64());
+        Arc::new(Self { most, beat: watch::Sender::new(beat), wanted: Notify::new() })
+    }
+
+    /// The interval, and its changes to come.
+    #[must_use]
+    pub fn beat(&self) -> watch::Receiver<Beat> {
+        self.beat.subscribe()
+    }
+
+    /// Somebody wants progress.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Learns upstream's interval by a watch on `key`, from when progress is first wanted, for ever.
+    pub async fn learn(self: Arc<Self>, upstream: Arc<dyn Upstream>, key: KeyRange) {
+        self.wanted.notified().await;
+        let mut delay = RETRY.0;
+        loop {
+            let learned_before = *self.beat.borrow();
+            let error = match self.measure(&*upstream, &key).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            tracing::debug!(%error, "The watch that tells how often etcd notifies of progress has ended");
+            delay = if learned_before == *self.beat.borrow() { (delay * 2).min(RETRY.1) } else { RETRY.0 };
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn measure(
+        &self,
+        upstream: &dyn Upstream,
+        key: &KeyRange,
+    ) -> Result<std::convert::Infallible, UpstreamError> {
+        let request = WatchRequest { range: key.clone(), start_revision: Revision::ZERO, prev_kv: false };
+        let mut watch = upstream.watch(request).await?;
+        let mut last = Instant::now();
+        let mut before: Option<Duration> = None;
+        loop {
+            match watch.next().await? {
+                WatchMessage::Progress(_) => {
+                    let gap = last.elapsed();
+                    last = Instant::now();
+                    // A change of the key leaves out a notification, so the gap behind it is no interval.
+                    let shorter = before.replace(gap).map_or(gap, |before| before.min(gap));
+                    self.set(Beat::learned(shorter, self.most));
+                }
+                WatchMessage::Events { .. } => {}
+                WatchMessage::Canceled { reason } => return Err(UpstreamError::Canceled(reason)),
+                WatchMessage::Compacted { .. } => return Err(UpstreamError::Compacted),
+            }
+        }
+    }
+
+    fn set(&self, beat: Beat) {
+        self.beat.send_if_modified(|current| {
+            // A millisecond more or less is no news to thousands of streams.
+            let news = beat.stale.cmp(&beat.interval) != current.stale.cmp(&current.interval)
+                || beat.interval.abs_diff(current.interval) * 20 > current.interval;
+            if news {
+                gauge!(names::PROGRESS_NOTIFY_INTERVAL).set(beat.interval.as_secs_f64());
+                *current = beat;
+            }
+            news
+        });
+    }
+}
+
+impl Beat {
+    fn configured(most: Duration) -> Self {
+        Self { interval: most, stale: most / 2 }
+    }
+
+    /// etcd adds up to a tenth to its interval, at random for each stream: a tenth less is never less often than what a client would
+    /// get there.
+    fn learned(gap: Duration, most: Duration) -> Self {
+        let interval = (gap * 10 / 11).max(LEAST);
+        if interval < most { Self { interval, stale: interval * 2 } } else { Self::configured(most) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn the_interval_is_no_longer_than_either_sides() {
+        let most = Duration::from_secs(600);
+        let learned = Beat::learned(ms(5_500), most);
+        assert_eq!(learned.interval, ms(5_000));
+        assert!(learned.stale > ms(5_500), "etcd's own notifications come before the feed asks for one");
+        assert_eq!(Beat::learned(Duration::from_secs(3_600), most), Beat::configured(most));
+        assert_eq!(Beat::learned(ms(1), most).interval, LEAST, "a hiccup is no interval");
+    }
+
+    #[test]
+    fn streams_are_told_of_another_interval_and_of_no_jitter() {
+        let pace = Pace::new(Duration::from_secs(600));
+        let mut beat = pace.beat();
+        pace.set(Beat::learned(ms(5_500), pace.most));
+        assert!(beat.has_changed().expect("open"));
+        assert_eq!(beat.borrow_and_update().interval, ms(5_000));
+        pace.set(Beat::learned(ms(5_510), pace.most));
+        assert!(!beat.has_changed().expect("open"));
+        pace.set(Beat::learned(ms(11_000), pace.most));
+        assert_eq!(beat.borrow_and_update().interval, ms(10_000), "etcd started anew, with a longer one");
+    }
+}
