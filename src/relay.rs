@@ -18,7 +18,9 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::config::{Embedded, Etcd, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches};
+pub use self::config::{
+    Advertise, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches,
+};
 pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
@@ -92,7 +94,7 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.iter().map(bind).collect::<Result<_, _>>()?;
-        let data = Data::new(&config.upstream, &config.feeds)?;
+        let data = Data::new(&config)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
     }

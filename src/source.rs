@@ -18,6 +18,6 @@ pub use self::{
     dial::Dialler,
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
-    etcd::{EtcdConfig, EtcdUpstream, Identity},
+    etcd::{EtcdConfig, EtcdUpstream, Identity, Registration},
     members::{MemberState, Members, judge::Judge},
 };

@@ -72,6 +72,7 @@ impl Demo {
                 metrics: self.ports.metrics(&tls),
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
+                advertise: None,
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,

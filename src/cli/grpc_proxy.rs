@@ -12,13 +12,14 @@ use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{
     Exit, Start,
     announce::Announce,
+    fleet,
     listen::{ListenUrl, resolve},
     tls::{PortTls, UpstreamTls},
     values::go_duration,
 };
 use crate::{
     front::{http::audience::Audience, listen},
-    relay::{DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
+    relay::{Advertise, DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
     source::{Endpoint, forward},
     telemetry::{logging, names::Port},
 };
@@ -166,6 +167,7 @@ impl Given {
                 debug_from: Audience::Nobody,
                 // As etcd's.
                 metrics_from: Audience::Any,
+                advertise: self.advertise()?,
                 drain_time: DRAIN_TIME,
             },
             logging: logging::LoggingConfig {
@@ -223,6 +225,22 @@ impl Given {
             timeout,
             while_idle,
         }))
+    }
+
+    /// With the checks that etcd's proxy makes.
+    fn advertise(&self) -> Result<Option<Advertise>, Exit> {
+        let text = |name| self.values.get(name).filter(|value| !value.is_empty()).cloned();
+        let url = text("advertise-client-url");
+        let prefix = text("resolver-prefix");
+        let ttl = self.number("resolver-ttl")?.unwrap_or(0);
+        match (url, prefix, ttl) {
+            (_, Some(_), 0) => Err(usage("--resolver-prefix needs --resolver-ttl, in seconds".to_owned())),
+            (_, None, 1..) => Err(usage("--resolver-ttl is of no use without --resolver-prefix".to_owned())),
+            (None, Some(_), _) => Err(usage("--resolver-prefix needs --advertise-client-url".to_owned())),
+            (None, None, 0) => Ok(None),
+            (Some(url), None, _) => fleet::advertise(url, None, fleet::TTL).map(Some),
+            (Some(url), prefix, ttl) => fleet::advertise(url, prefix, Duration::from_secs(ttl)).map(Some),
+        }
     }
 
     fn is_set(&self, name: &str) -> bool {

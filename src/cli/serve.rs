@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{
     Exit, Start,
     announce::Announce,
+    fleet::FleetFlags,
     groups::{Log, Memory, Ports},
     lainlet::LainletFlags,
     tls::UpstreamTls,
@@ -28,6 +29,8 @@ pub(super) struct Serve {
     memory: Memory,
     #[command(flatten)]
     ports: Ports,
+    #[command(flatten)]
+    fleet: FleetFlags,
     #[command(flatten)]
     lainlet: LainletFlags,
     #[command(flatten)]
@@ -148,6 +151,7 @@ impl Serve {
                 metrics: self.ports.metrics(&tls),
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
+                advertise: self.fleet.advertise()?,
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,
@@ -279,6 +283,9 @@ mod tests {
             (&["--etcd", ETCD, "--log-level", "=loud"], "--log-level"),
             (&["--etcd", ETCD, "--upstream-user", "root"], "--upstream-password-file"),
             (&["--etcd", ETCD, "--on-demand", "deny"], "--prefix"),
+            (&["--etcd", ETCD, "--advertise-client-url", "10.0.0.1"], "--advertise-client-url"),
+            (&["--etcd", ETCD, "--resolver-prefix", "/relays"], "--advertise-client-url"),
+            (&["--etcd", ETCD, "--resolver-ttl", "9s"], "--resolver-prefix"),
             (&["--etcd", ETCD, "--on-demand", "deny", "--prefix", "/", "--on-demand-max", "3"], "--on-demand-max"),
         ] {
             let line: Vec<&str> = std::iter::once("serve").chain(flags.iter().copied()).collect();
@@ -346,6 +353,9 @@ mod tests {
             &["--log-format", "json"],
             &["--log-level", "debug"],
             &["--lainlet", "off"],
+            &["--advertise-client-url", "http://10.0.0.1:9"],
+            &["--advertise-client-url", "http://10.0.0.1:9", "--resolver-prefix", "/relays"],
+            &["--advertise-client-url", "http://10.0.0.1:9", "--resolver-prefix", "/relays", "--resolver-ttl", "9s"],
             &["--node-ip", "10.0.0.1"],
             &["--node-name", "node9"],
             &["--no-auth"],

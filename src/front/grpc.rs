@@ -5,6 +5,7 @@
 //! | a path that [`Local`] answers (`/etcdserverpb.Watch/Watch`, `/etcdserverpb.KV/Range`, `/message.…`) | the relay, from memory |
 //! | `/grpc.health.v1.Health/…`, `/grpc.reflection.…` | the relay |
 //! | `/etcdserverpb.KV/Txn` and others that can end a member | forwarded to etcd, if they do it no harm (`guard`) |
+//! | `/etcdserverpb.Cluster/MemberList`, where the relay advertises itself | the relay (`members`) |
 //! | any other with content type `application/grpc…` | forwarded to etcd |
 //! | all else | `front::http::member` |
 
@@ -13,6 +14,7 @@ mod etcd;
 mod guard;
 mod lainlet;
 mod locals;
+mod members;
 mod pieces;
 mod range;
 mod reply;
@@ -26,6 +28,7 @@ pub use self::{
     etcd::{EtcdApi, EtcdBody, Streams},
     lainlet::{LainletApi, LainletBody},
     locals::Locals,
+    members::{Advertised, Members},
     pieces::Pieces,
     reply::Reply,
     service::{GrpcPort, GrpcService, Local, is_grpc},

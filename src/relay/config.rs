@@ -6,7 +6,7 @@ use std::{num::NonZeroUsize, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    front::{http::audience::Audience, listen},
+    front::{grpc::Advertised, http::audience::Audience, listen},
     source::{Dialler, Endpoint, Identity, forward},
     tls, view,
 };
@@ -32,8 +32,19 @@ pub struct RelayConfig {
     pub debug_from: Audience,
     /// Who may read `/metrics` on the other ports.
     pub metrics_from: Audience,
+    /// How member lists name it; `None` leaves them as etcd has them.
+    pub advertise: Option<Advertise>,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
+}
+
+/// How clients find a relay, and the others beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// What is told.
+    pub advertised: Advertised,
+    /// How long its registration stays without it.
+    pub ttl: Duration,
 }
 
 /// Lainlet's views.

@@ -12,7 +12,7 @@ use super::{LainletFeeds, OnDemand, RelayConfig};
 use crate::{
     front::{
         access::{Access, Auth, INTERVAL},
-        grpc::{EtcdApi, GrpcService, Streams},
+        grpc::{EtcdApi, GrpcService, Members, Streams},
         session::Sessions,
     },
     hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, upstream::Upstream},
@@ -105,7 +105,8 @@ pub fn wire(
         pace,
         stop: phases.streams.clone(),
     };
-    let api = EtcdApi::new(sessions, forward.clone(), streams.clone(), phases.clients.clone());
+    let members = config.advertise.as_ref().map(|advertise| Members::new(&advertise.advertised, hub.clone()));
+    let api = EtcdApi::new(sessions, forward.clone(), streams.clone(), phases.clients.clone(), members);
     let lainlet = (config.views.feeds != LainletFeeds::Off).then(|| {
         let (tasks, stop) = (phases.upkeep.clone(), phases.upstream.clone());
         Lainlet::new(config.views.lainlet.clone(), hub.clone(), tasks, stop)

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    Upstream as Where,
-    config::{Embedded, Etcd, Feeds},
+    RelayConfig, Upstream as Where,
+    config::{Advertise, Embedded, Etcd},
 };
 use crate::{
     front::grpc::{self, GrpcService},
     hub::upstream::Upstream,
     shutdown::Phases,
-    source::{Dialler, EtcdConfig, EtcdUpstream, Judge, Members, forward::Forward, probe::Probe},
+    source::{Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, forward::Forward, probe::Probe},
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
     types::MemberVersion,
@@ -24,7 +24,7 @@ use crate::{
 /// Where the data is, made before anything runs.
 #[derive(Debug)]
 pub(super) enum Data {
-    Etcd { etcd: Etcd, probe_key: Bytes },
+    Etcd { etcd: Etcd, probe_key: Bytes, registration: Option<Registration> },
     Store { store: Store, changes_every: Option<Duration> },
 }
 
@@ -45,9 +45,12 @@ pub(super) struct Running {
 }
 
 impl Data {
-    pub(super) fn new(upstream: &Where, feeds: &Feeds) -> Result<Self, SeedError> {
-        match upstream {
-            Where::Etcd(etcd) => Ok(Self::Etcd { etcd: etcd.clone(), probe_key: feeds.probe_key() }),
+    pub(super) fn new(config: &RelayConfig) -> Result<Self, SeedError> {
+        match &config.upstream {
+            Where::Etcd(etcd) => {
+                let registration = config.advertise.as_ref().and_then(registration);
+                Ok(Self::Etcd { etcd: etcd.clone(), probe_key: config.feeds.probe_key(), registration })
+            }
             Where::Embedded(Embedded { seeded, changes_every }) => {
                 let store = Store::new(store::StoreConfig::default());
                 if *seeded {
@@ -62,13 +65,25 @@ impl Data {
     /// Starts what has to run for it.
     pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
         match self {
-            Self::Etcd { etcd, probe_key } => over_etcd(etcd, probe_key, phases, ready),
+            Self::Etcd { etcd, probe_key, registration } => over_etcd(etcd, probe_key, registration, phases, ready),
             Self::Store { store, changes_every } => over_store(store, changes_every, phases),
         }
     }
 }
 
-fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
+/// What the relay registers, where it does.
+fn registration(advertise: &Advertise) -> Option<Registration> {
+    let (key, value) = advertise.advertised.registration()?;
+    Some(Registration { key, value, ttl: advertise.ttl })
+}
+
+fn over_etcd(
+    etcd: Etcd,
+    probe_key: Bytes,
+    registration: Option<Registration>,
+    phases: &Phases,
+    ready: &ReadyBoard,
+) -> Running {
     if let Some(tls) = &etcd.tls {
         phases.spawn_upkeep("TLS files for etcd", tls.clone().keep());
     }
@@ -86,6 +101,11 @@ fn over_etcd(etcd: Etcd, probe_key: Bytes, phases: &Phases, ready: &ReadyBoard) 
     let members = upstream.members().clone();
     phases.spawn_upkeep("judge of the members", Judge::new(upstream.clone(), ready.clone()).run());
     let probe = Probe::new(members.clone(), Dialler::new(etcd.tls), patience);
+    if let Some(registration) = registration {
+        // Ends with the ports, and is waited for as they are: whoever looks for a relay then finds another.
+        let stop = phases.accept.clone();
+        phases.spawn_port("registration", upstream.clone().keep_registered(registration, stop));
+    }
     let version = probe.version();
     phases.spawn_upkeep("probe of the version", probe.run());
     let forward = Forward::new(&calls, members.clone(), phases.streams.clone());

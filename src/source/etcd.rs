@@ -6,6 +6,8 @@
 //! Watches, bulk reads and questions have connections of their own, so that a large snapshot does not hold up events, and a question
 //! is asked however many watches there are.
 
+mod register;
+
 use std::{
     num::NonZeroU32,
     sync::Arc,
@@ -21,6 +23,7 @@ use etcd_client::{
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
+pub use self::register::Registration;
 use super::{
     Dialler, Endpoint,
     causes::{chain, with_causes},

@@ -20,6 +20,8 @@ pub const WATCHES_CANCELED: &str = "etcd_relay_watches_canceled_total";
 pub const WATCHES_REFUSED: &str = "etcd_relay_watches_refused_total";
 /// How often watches that asked for it are told their progress.
 pub const PROGRESS_NOTIFY_INTERVAL: &str = "etcd_relay_progress_notify_interval_seconds";
+/// Whether the relay is registered in etcd: 1 or 0.
+pub const REGISTERED: &str = "etcd_relay_registered";
 /// Watch streams that are open now.
 pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 /// Connections that are open now, by [`Port`].
@@ -571,6 +573,7 @@ pub fn describe() {
         WATCHES,
         WATCHES_PARKED,
         PROGRESS_NOTIFY_INTERVAL,
+        REGISTERED,
         WATCHES_CATCHING_UP,
         WATCH_STREAMS,
         HISTORY_ENTRIES,
@@ -678,6 +681,7 @@ pub fn describe() {
 pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
     (PROGRESS_NOTIFY_INTERVAL, "Seconds between progress notifications to watches that asked for them"),
+    (REGISTERED, "Whether the relay is registered in etcd, where --resolver-prefix says so"),
     (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
     (WATCHES_CATCHING_UP, "Watches that need what is before the history: a backfill or a fill brings them to it"),
     (WATCH_STREAMS, "Watch streams that are open now"),

@@ -21,6 +21,7 @@ mod conformance;
 mod conversation;
 mod etcdctl;
 mod faults;
+mod fleet;
 mod grpc_proxy;
 mod h2spec;
 mod lainlet;

@@ -91,6 +91,7 @@ impl Relay {
             metrics: Vec::new(),
             debug_from: Audience::Nobody,
             metrics_from: Audience::Nobody,
+            advertise: None,
             drain_time: Duration::from_secs(1),
         };
         let (phases, ready) = (Phases::new(), ReadyBoard::new());

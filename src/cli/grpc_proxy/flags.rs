@@ -102,11 +102,7 @@ const DISCOVERY: &str = "the relay does not look up DNS SRV records; name the me
 
 /// All flags of `etcd grpc-proxy start`, in the order of its help; `--help` is no row.
 pub(super) const FLAGS: &[Flag] = &[
-    accepted(
-        "advertise-client-url",
-        Kind::String,
-        "the relay does not name itself to clients: member lists are the cluster's own",
-    ),
+    works("advertise-client-url", Kind::String, "URL at which clients reach the relay; member lists name it"),
     works("auto-tls", Kind::Bool, "serve TLS with a certificate that is made at the start, and not kept"),
     works("cacert", Kind::String, "authorities of the members' certificates (default: those that this machine trusts)"),
     works("cert", Kind::String, "the relay's own certificate for members that ask for one"),
@@ -174,8 +170,8 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     refused("namespace", Kind::String, "the relay serves keys under their own names; give clients the prefix"),
     works("permit-without-stream", Kind::Bool, "ping etcd also while no call is running (default true)"),
-    refused("resolver-prefix", Kind::String, "the relay does not register itself in etcd; give clients its address"),
-    accepted("resolver-ttl", Kind::Int, "the relay does not register itself in etcd, so there is nothing to expire"),
+    works("resolver-prefix", Kind::String, "prefix of the keys by which the relays register themselves in etcd"),
+    works("resolver-ttl", Kind::Int, "how long a registration stays without its relay, in seconds"),
     works("self-signed-cert-validity", Kind::Int, "years that the certificate of --auto-tls lasts (default 1)"),
     works("trusted-ca-file", Kind::String, "authorities of clients' certificates: with them each client needs one"),
 ];

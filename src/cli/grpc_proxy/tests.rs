@@ -168,6 +168,17 @@ fn flags_are_written_as_go_takes_them() {
 }
 
 #[test]
+fn a_relay_names_itself_and_registers_as_etcds_proxy_does() {
+    let url = ["--advertise-client-url", "http://10.0.0.1:23790/"];
+    let alone = proxy(&url).config.advertise.expect("advertised");
+    assert_eq!((&*alone.advertised.url, alone.advertised.prefix), ("http://10.0.0.1:23790", None));
+    let all = proxy(&[&url[..], &["--resolver-prefix", "/relays", "--resolver-ttl=60"]].concat());
+    let all = all.config.advertise.expect("advertised");
+    assert_eq!((all.advertised.prefix.as_deref(), all.ttl), (Some("/relays"), Duration::from_secs(60)));
+    assert!(proxy(&[]).config.advertise.is_none());
+}
+
+#[test]
 fn harmless_defaults_are_taken_without_a_word() {
     let start = proxy(&[
         "--advertise-client-url",
@@ -193,6 +204,10 @@ fn what_makes_no_sense_is_refused_by_name() {
         (&["--dial-keepalive-time", "20"], "--dial-keepalive-time"),
         (&["--max-concurrent-streams", "-1"], "--max-concurrent-streams"),
         (&["--listen-addr"], "--listen-addr needs a value"),
+        (&["--advertise-client-url", "nowhere"], "--advertise-client-url"),
+        (&["--resolver-prefix", "/relays", "--advertise-client-url", "http://a:1"], "--resolver-ttl"),
+        (&["--resolver-prefix", "/relays", "--resolver-ttl", "9"], "--advertise-client-url"),
+        (&["--resolver-ttl", "9"], "--resolver-prefix"),
         (&["--prefix", "/x"], "--prefix"),
         (&["stray"], "stray"),
     ] {

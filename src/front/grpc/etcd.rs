@@ -1,4 +1,5 @@
-//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory, `Watch.Watch` and `KV.Range`.
+//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory: `Watch.Watch`, `KV.Range`, and `Cluster.MemberList` where it
+//! names itself.
 //!
 //! Not here: how; see `front::session`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are
 //! looked at before (`guard`).
@@ -30,6 +31,7 @@ use tower::ServiceExt as _;
 use super::{
     GrpcService, Local,
     guard::{self, RANGE},
+    members::Members,
     pieces::{MAX_REQUEST, Pieces},
     range::{self, Answer},
     reply::{Reply, read, refuse, refuse_compressed, respond},
@@ -52,6 +54,7 @@ use crate::{
 const REQUEST_BUFFER: usize = 256;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,6 +69,7 @@ struct ServiceInner {
     streams: Streams,
     tasks: TaskTracker,
     reads: Reads,
+    members: Option<Members>,
 }
 
 /// The counters of reads, found once instead of at each.
@@ -91,11 +95,18 @@ impl fmt::Debug for Reads {
 }
 
 impl EtcdApi {
-    /// Answers watches by `sessions` and reads from their hub; what it cannot answer goes to `forward`. `tasks` are done soon after
-    /// the sessions were told to stop.
+    /// Answers watches by `sessions` and reads from their hub, and lists `members` where there are; what it cannot answer goes to
+    /// `forward`. `tasks` are done soon after the sessions were told to stop.
     #[must_use]
-    pub fn new(sessions: Sessions, forward: GrpcService, streams: Streams, tasks: TaskTracker) -> Self {
-        Self { shared: Arc::new(ServiceInner { sessions, forward, streams, tasks, reads: Reads::new() }) }
+    pub fn new(
+        sessions: Sessions,
+        forward: GrpcService,
+        streams: Streams,
+        tasks: TaskTracker,
+        members: Option<Members>,
+    ) -> Self {
+        let shared = ServiceInner { sessions, forward, streams, tasks, reads: Reads::new(), members };
+        Self { shared: Arc::new(shared) }
     }
 
     fn watch(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
@@ -173,13 +184,20 @@ impl Local for EtcdApi {
     type Body = EtcdBody;
 
     fn answers(&self, path: &str) -> bool {
-        path == RANGE || path == WATCH || guard::answers_for(path)
+        path == RANGE
+            || path == WATCH
+            || guard::answers_for(path)
+            || self.shared.members.is_some() && path == MEMBER_LIST
     }
 
     async fn call(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         match request.uri().path() {
             WATCH => self.watch(request),
             RANGE => self.range(request).await,
+            // What the request says, it says to members.
+            MEMBER_LIST if let Some(members) = &self.shared.members => {
+                respond(EtcdBody::Reply(Reply::ok(members.list())))
+            }
             // Boxed, since the calls that are answered here would have to be as large.
             _ => Box::pin(self.guarded(request)).await,
         }

@@ -80,6 +80,12 @@ impl RelayCommand {
             .arg(&flag("--key-file", &pair.key))
     }
 
+    /// Listens for gRPC here instead of at a port that the system chooses.
+    pub fn listen_grpc(mut self, addr: &str) -> Self {
+        self.args.retain(|arg| !arg.starts_with("--listen-grpc="));
+        self.arg(&format!("--listen-grpc={addr}"))
+    }
+
     /// Does not wait for `/ready` = 200.
     pub fn unready(mut self) -> Self {
         self.wait_ready = false;
@@ -208,6 +214,11 @@ impl Relay {
         let (_, rest) = stat.rsplit_once(") ").expect("a name in /proc/…/stat");
         let ticks: u64 = rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 
     /// SIGTERM.

@@ -1,0 +1,60 @@
+//! Flags by which a relay is one of several: how clients reach it, and how they find the others.
+
+use std::time::Duration;
+
+use clap::Args;
+use http::Uri;
+
+use super::{Exit, values::PositiveTime};
+use crate::{front::grpc::Advertised, relay::Advertise};
+
+/// How long a relay that vanished stays in the list of relays.
+pub(super) const TTL: Duration = Duration::from_secs(60);
+/// etcd grants no lease of less than its election timeout, which is a second by default; and a lease has whole seconds.
+const SHORTEST: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fleet")]
+pub(super) struct FleetFlags {
+    /// URL at which clients reach this relay: member lists name it in place of etcd's members, so that clients which ask for the members
+    /// (Go's with auto-sync, `etcdctl --cluster`) stay with the relay. Default: none, and member lists are etcd's own
+    #[arg(long, env = "ETCD_RELAY_ADVERTISE_CLIENT_URL", value_name = "URL")]
+    advertise_client_url: Option<String>,
+
+    /// Prefix of etcd's keys below which the relay registers itself, under a lease; member lists then name all relays that are registered
+    /// there. The format is that of etcd's grpc-proxy and of clientv3's `naming/endpoints`. Default: none
+    #[arg(long, env = "ETCD_RELAY_RESOLVER_PREFIX", value_name = "PREFIX", requires = "advertise_client_url")]
+    resolver_prefix: Option<String>,
+
+    /// How long the registration of a relay stays that ended without a word; whole seconds. Less takes it off the list sooner, and
+    /// renews it more often. Default: 1m
+    #[arg(long, env = "ETCD_RELAY_RESOLVER_TTL", value_name = "TIME", requires = "resolver_prefix")]
+    resolver_ttl: Option<PositiveTime>,
+}
+
+impl FleetFlags {
+    pub(super) fn advertise(self) -> Result<Option<Advertise>, Exit> {
+        let Some(url) = self.advertise_client_url.filter(|url| !url.is_empty()) else { return Ok(None) };
+        let prefix = self.resolver_prefix.filter(|prefix| !prefix.is_empty());
+        advertise(url, prefix, self.resolver_ttl.map_or(TTL, |PositiveTime(ttl)| ttl)).map(Some)
+    }
+}
+
+/// A relay that clients reach at `url`.
+pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> Result<Advertise, Exit> {
+    let parsed: Option<Uri> = url.parse().ok();
+    let usable = parsed.is_some_and(|uri| {
+        let with_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+        with_scheme && uri.port().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
+    });
+    if !usable {
+        return Err(Exit::Usage(format!(
+            "--advertise-client-url: `{url}` is no client URL; write it like http://10.0.0.1:23790"
+        )));
+    }
+    if ttl < SHORTEST || ttl.subsec_nanos() != 0 {
+        return Err(Exit::Usage(format!("--resolver-ttl: a lease has whole seconds, {} or more", SHORTEST.as_secs())));
+    }
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(Advertise { advertised: Advertised { url: url.trim_end_matches('/').to_owned(), name, prefix }, ttl })
+}

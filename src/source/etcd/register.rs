@@ -1,0 +1,126 @@
+//! [`Registration`]: a key of the relay's own in etcd, under a lease, while the relay serves.
+//!
+//! Not here: what the key says, see `front::grpc::members`. Run by `relay` as a task. Always holds: the key goes at most the lease's time
+//! after the relay has ended, however it ended; where the lease or the member is lost, the relay registers again.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use etcd_client::PutOptions;
+use metrics::gauge;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{EtcdUpstream, Lane, refused};
+use crate::{hub::upstream::UpstreamError, telemetry::names};
+
+/// Between attempts to register, as etcd's proxy has it.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the end of the relay waits for etcd to take the key away.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// The key-value is renewed this many times in the time of its lease.
+const RENEWALS: u32 = 3;
+
+/// What is written, and for how long it stays without the relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The key.
+    pub key: Bytes,
+    /// What it says.
+    pub value: Bytes,
+    /// The lease's time; whole seconds.
+    pub ttl: Duration,
+}
+
+impl EtcdUpstream {
+    /// Keeps the key in etcd until `stop`, and takes it away then.
+    pub async fn keep_registered(self: Arc<Self>, registration: Registration, stop: CancellationToken) {
+        let mut failing = false;
+        loop {
+            gauge!(names::REGISTERED).set(0.0);
+            // What was granted before `stop` and is not used ends with its time.
+            let Some(registered) = stop.run_until_cancelled(self.register(&registration)).await else { return };
+            match registered {
+                Ok(lease) => {
+                    failing = false;
+                    gauge!(names::REGISTERED).set(1.0);
+                    tracing::info!(key = %registration.key.escape_ascii(), ttl = ?registration.ttl, "Registered in etcd");
+                    let kept = stop.run_until_cancelled(self.keep_lease(lease, registration.ttl)).await;
+                    if kept.is_none() {
+                        gauge!(names::REGISTERED).set(0.0);
+                        return self.revoke(lease).await;
+                    }
+                    tracing::warn!(key = %registration.key.escape_ascii(), "The registration in etcd was lost; registering again");
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(key = %registration.key.escape_ascii(), %error, "Cannot register in etcd; trying again");
+                }
+                Err(error) => tracing::debug!(%error, "Cannot register in etcd"),
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// The id of the lease under which the key is there.
+    async fn register(&self, registration: &Registration) -> Result<i64, UpstreamError> {
+        let ttl = registration.ttl.as_secs().max(1);
+        let lease = self
+            .call(Lane::Ask, async |client| {
+                let granted = client.lease_client().grant(i64::try_from(ttl).unwrap_or(i64::MAX), None).await;
+                granted.map(|granted| granted.id()).map_err(|error| refused(&error))
+            })
+            .await?;
+        let put = self
+            .call(Lane::Ask, async |client| {
+                let options = PutOptions::new().with_lease(lease);
+                let (key, value) = (registration.key.clone(), registration.value.clone());
+                client.kv_client().put(key, value, Some(options)).await.map_err(|error| refused(&error))
+            })
+            .await;
+        if let Err(error) = put {
+            self.revoke(lease).await;
+            return Err(error);
+        }
+        Ok(lease)
+    }
+
+    /// Renews a lease until it is gone, or may be.
+    async fn keep_lease(&self, lease: i64, ttl: Duration) {
+        let mut renewed = Instant::now();
+        let mut pause = ttl / RENEWALS;
+        while renewed.elapsed() < ttl {
+            tokio::time::sleep(pause).await;
+            let asked = Instant::now();
+            // A stream for each, so that any member will do.
+            let left = self
+                .call(Lane::Ask, async |client| {
+                    let mut leases = client.lease_client();
+                    let (mut keeper, mut answers) = leases.keep_alive(lease).await.map_err(|error| refused(&error))?;
+                    keeper.keep_alive().await.map_err(|error| refused(&error))?;
+                    let answer = answers.message().await.map_err(|error| refused(&error))?;
+                    Ok(answer.map_or(0, |answer| answer.ttl()))
+                })
+                .await;
+            match left {
+                Ok(left) if left > 0 => (renewed, pause) = (asked, ttl / RENEWALS),
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "Cannot renew the lease of the registration");
+                    pause = RETRY.min(ttl / RENEWALS);
+                }
+            }
+        }
+    }
+
+    async fn revoke(&self, lease: i64) {
+        let revoke = self.call_within(LAST_PATIENCE, Lane::Ask, async |client| {
+            client.lease_client().revoke(lease).await.map_err(|error| refused(&error))
+        });
+        if let Err(error) = revoke.await {
+            tracing::debug!(%error, "The lease of the registration ends by its time alone");
+        }
+    }
+}
