@@ -88,9 +88,9 @@ impl Shutdown {
 #[derive(Debug)]
 pub struct Phases {
     phase: watch::Sender<Phase>,
-    /// Cancelled first: ports accept no more and ask their connections to finish.
+    /// Cancelled first: ports accept no more and ask their connections to leave, one after the other.
     pub accept: CancellationToken,
-    /// Cancelled with it: streams that never end by themselves say their last and end.
+    /// Cancelled after the ports had time to ask their connections to leave: what has not ended with its connection says its last.
     pub streams: CancellationToken,
     /// Cancelled when the drain time is over: connections are cut off.
     pub abort: CancellationToken,
@@ -148,19 +148,27 @@ impl Phases {
         self.clients.spawn(self.upkeep.guard(name, port));
     }
 
-    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short.
-    pub async fn end(&self, drain_time: Duration, shutdown: &Shutdown) -> Drained {
+    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short. What does not end with its
+    /// connection is told to after `spread`.
+    pub async fn end(&self, drain_time: Duration, spread: Duration, shutdown: &Shutdown) -> Drained {
         self.enter(Phase::Draining);
         self.accept.cancel();
-        self.streams.cancel();
         self.clients.close();
+        // In an arm, so that all of it together takes no longer than the drain time.
+        let told = async {
+            tokio::time::sleep(spread).await;
+            self.streams.cancel();
+            std::future::pending::<()>().await
+        };
         // All arms are cancel safe; what is left is ended by `abort`.
         let drained = tokio::select! {
             biased;
             () = self.clients.wait() => Drained::Completely,
             () = shutdown.at_once.cancelled() => Drained::CutOff,
             () = tokio::time::sleep(drain_time) => Drained::CutOff,
+            () = told => Drained::CutOff,
         };
+        self.streams.cancel();
         self.abort.cancel();
         ended(self.clients.wait(), || self.clients.len()).await;
         self.enter(Phase::Drained);
@@ -199,7 +207,7 @@ mod tests {
         let streams = phases.streams.clone();
         phases.clients.spawn(async move { streams.cancelled().await });
         let begun = tokio::time::Instant::now();
-        assert_eq!(phases.end(Duration::from_secs(10), &Shutdown::new()).await, Drained::Completely);
+        assert_eq!(phases.end(Duration::from_secs(10), Duration::ZERO, &Shutdown::new()).await, Drained::Completely);
         assert_eq!(begun.elapsed(), Duration::ZERO);
         assert_eq!(*phases.phase().borrow(), Phase::Closed);
     }
@@ -210,8 +218,19 @@ mod tests {
         let abort = phases.abort.clone();
         phases.clients.spawn(async move { abort.cancelled().await });
         let begun = tokio::time::Instant::now();
-        assert_eq!(phases.end(Duration::from_secs(10), &Shutdown::new()).await, Drained::CutOff);
+        assert_eq!(phases.end(Duration::from_secs(10), Duration::ZERO, &Shutdown::new()).await, Drained::CutOff);
         assert_eq!(begun.elapsed(), Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_do_not_end_with_their_connection_are_told_after_the_spread() {
+        let phases = Phases::new();
+        let streams = phases.streams.clone();
+        phases.clients.spawn(async move { streams.cancelled().await });
+        let begun = tokio::time::Instant::now();
+        let spread = Duration::from_secs(4);
+        assert_eq!(phases.end(Duration::from_secs(10), spread, &Shutdown::new()).await, Drained::Completely);
+        assert_eq!(begun.elapsed(), spread);
     }
 
     #[tokio::test(start_paused = true)]
@@ -222,7 +241,7 @@ mod tests {
         let shutdown = Shutdown::new();
         shutdown.at_once();
         let begun = tokio::time::Instant::now();
-        assert_eq!(phases.end(Duration::from_secs(10), &shutdown).await, Drained::CutOff);
+        assert_eq!(phases.end(Duration::from_secs(10), Duration::from_secs(5), &shutdown).await, Drained::CutOff);
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -1,6 +1,9 @@
 //! Flags that several commands share, a group for each part of the relay.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 
@@ -114,8 +117,15 @@ pub(super) struct Ports {
     )]
     keepalive_timeout: PositiveTime,
 
-    /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. More lets
-    /// longer calls finish, and a restart takes as much longer
+    /// How old a connection may be, give or take a quarter; then its client is asked to connect anew, and its watches end with their
+    /// progress, so that they go on elsewhere without a gap. Balances the relays behind one address after one of them was away. Less
+    /// balances sooner, and costs each client a connection as much more often. 0s sets no age
+    #[arg(long, env = "ETCD_RELAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value_t = Time(Duration::ZERO))]
+    max_connection_age: Time,
+
+    /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. Connections are asked to
+    /// leave one after the other: at least 100 a second, and all of them within half of this time. More spares the relays that they go
+    /// to, and lets longer calls finish; a restart takes as much longer
     #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
     pub(super) drain_time: Time,
 }
@@ -162,6 +172,7 @@ impl Ports {
             max_connections: self.max_connections,
             max_connections_per_client: NonZeroUsize::new(self.max_connections_per_client),
             max_streams: self.max_streams_per_connection,
+            max_age: (!self.max_connection_age.0.is_zero()).then_some(self.max_connection_age.0),
             stream_buffer: self.stream_buffer_bytes.0,
             keepalive: (!self.keepalive_interval.0.is_zero())
                 .then_some(Keepalive { interval: self.keepalive_interval.0, timeout: self.keepalive_timeout.0 }),

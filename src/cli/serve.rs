@@ -350,6 +350,7 @@ mod tests {
             &["--keepalive-interval", "9s"],
             &["--keepalive-timeout", "9s"],
             &["--drain-time", "9s"],
+            &["--max-connection-age", "9s"],
             &["--log-format", "json"],
             &["--log-level", "debug"],
             &["--lainlet", "off"],

@@ -9,7 +9,7 @@
 //! - a connection that sends nothing is closed after [`PortConfig::FIRST_BYTES`], one whose peer vanished after a missed ping,
 //!   one that takes no bytes after [`PortConfig::write_stall`];
 //! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
-//! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY), and cut off when told so.
+//! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY) one after the other, and cut off when told so.
 
 mod accept;
 mod clients;
@@ -17,6 +17,7 @@ mod connections;
 mod files;
 mod lasting;
 mod mistaken;
+mod pacing;
 mod preface;
 mod quiet;
 mod secure;
@@ -31,9 +32,11 @@ use std::{
     time::Duration,
 };
 
+use http::Extensions;
 use rustix::net::sockopt;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     connections::{ConnectionId, Connections},
@@ -80,6 +83,10 @@ pub struct PortConfig {
     pub keepalive: Option<Keepalive>,
     /// How long a connection may take no bytes while there are some for it.
     pub write_stall: Duration,
+    /// How long it may take until all connections were asked to leave, once the port stops.
+    pub leave_spread: Duration,
+    /// How old a connection may be, give or take a quarter, before it is asked to leave; `None` sets no age.
+    pub max_age: Option<Duration>,
 }
 
 impl PortConfig {
@@ -109,6 +116,8 @@ impl PortConfig {
             stream_buffer: Self::STREAM_BUFFER,
             keepalive: Some(Self::KEEPALIVE),
             write_stall: Self::WRITE_STALL,
+            leave_spread: Duration::ZERO,
+            max_age: None,
         }
     }
 
@@ -143,6 +152,12 @@ impl ClientAddr {
 /// What a client's certificate says, put into the extensions of each request of a client that had to show one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate(pub Arc<tls::Names>);
+
+/// Cancelled when the connection that a request came over is asked to leave; without a connection, `otherwise`, which is when the relay stops.
+#[must_use]
+pub fn leave(extensions: &Extensions, otherwise: &CancellationToken) -> CancellationToken {
+    extensions.get().unwrap_or(otherwise).clone()
+}
 
 /// A bound port that serves nothing yet; clients can connect and wait.
 #[derive(Debug)]

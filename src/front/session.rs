@@ -71,7 +71,7 @@ pub struct Sessions {
     pub shares: Arc<Shares>,
     /// How often progress is told.
     pub pace: Arc<Pace>,
-    /// The relay stops.
+    /// The relay stops, for those whose connection does not tell.
     pub stop: CancellationToken,
 }
 
@@ -85,6 +85,7 @@ pub struct Session {
     requires_leader: bool,
     /// Some watch asked for progress, and may be there still.
     wants_progress: bool,
+    stop: CancellationToken,
     /// Who answered when the cluster's revision was last asked, and what it was.
     current: Header,
     waiting: Waiting,
@@ -119,9 +120,10 @@ enum Acted {
 }
 
 impl Sessions {
-    /// A session of this client. Its answers are for whoever polls [`Session::stream`].
+    /// A session of this client, which ends with a last progress when `stop` is cancelled. Its answers are for whoever polls
+    /// [`Session::stream`].
     #[must_use]
-    pub fn open(&self, client: Client, requires_leader: bool) -> Session {
+    pub fn open(&self, client: Client, requires_leader: bool, stop: CancellationToken) -> Session {
         let clients = std::iter::once(client.key()).chain(client.user_key());
         let counted = self.shares.count_for(clients);
         let stream = WatchStream::counted(self.hub.limits().outbox, client.key(), counted);
@@ -131,6 +133,7 @@ impl Sessions {
             stream,
             requires_leader,
             wants_progress: false,
+            stop,
             current: self.hub.header().at(Revision::ZERO),
             waiting: Waiting::default(),
         }
@@ -162,7 +165,7 @@ impl Session {
         let mut leaderless = self.shared.hub.leaderless();
         let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false };
         let mut half_closed = false;
-        let stop = self.shared.stop.clone();
+        let stop = self.stop.clone();
         loop {
             ticks.want(self.wants_progress);
             // Cancel safe: each arm says so. What a client can make ready without a pause comes last.

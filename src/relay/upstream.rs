@@ -24,8 +24,16 @@ use crate::{
 /// Where the data is, made before anything runs.
 #[derive(Debug)]
 pub(super) enum Data {
-    Etcd { etcd: Etcd, probe_key: Bytes, registration: Option<Registration> },
+    Etcd(Box<OverEtcd>),
     Store { store: Store, changes_every: Option<Duration> },
+}
+
+/// An etcd cluster, and what the relay asks and writes there for itself.
+#[derive(Debug)]
+pub(super) struct OverEtcd {
+    etcd: Etcd,
+    probe_key: Bytes,
+    registration: Option<Registration>,
 }
 
 /// What the rest of the relay takes of it.
@@ -49,7 +57,8 @@ impl Data {
         match &config.upstream {
             Where::Etcd(etcd) => {
                 let registration = config.advertise.as_ref().and_then(registration);
-                Ok(Self::Etcd { etcd: etcd.clone(), probe_key: config.feeds.probe_key(), registration })
+                let (etcd, probe_key) = (etcd.clone(), config.feeds.probe_key());
+                Ok(Self::Etcd(Box::new(OverEtcd { etcd, probe_key, registration })))
             }
             Where::Embedded(Embedded { seeded, changes_every }) => {
                 let store = Store::new(store::StoreConfig::default());
@@ -65,7 +74,7 @@ impl Data {
     /// Starts what has to run for it.
     pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
         match self {
-            Self::Etcd { etcd, probe_key, registration } => over_etcd(etcd, probe_key, registration, phases, ready),
+            Self::Etcd(over) => over_etcd(*over, phases, ready),
             Self::Store { store, changes_every } => over_store(store, changes_every, phases),
         }
     }
@@ -77,13 +86,8 @@ fn registration(advertise: &Advertise) -> Option<Registration> {
     Some(Registration { key, value, ttl: advertise.ttl })
 }
 
-fn over_etcd(
-    etcd: Etcd,
-    probe_key: Bytes,
-    registration: Option<Registration>,
-    phases: &Phases,
-    ready: &ReadyBoard,
-) -> Running {
+fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
+    let OverEtcd { etcd, probe_key, registration } = over;
     if let Some(tls) = &etcd.tls {
         phases.spawn_upkeep("TLS files for etcd", tls.clone().keep());
     }

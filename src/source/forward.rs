@@ -202,6 +202,8 @@ impl Forward {
             head.headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
         }
         head.version = Version::HTTP_2;
+        // Its connection is asked to leave, or the relay stops.
+        let drain = method.endless.then(|| head.extensions.get().unwrap_or(&self.shared.drain).clone());
         head.extensions.clear();
 
         let until = Instant::now() + self.shared.patience(&head.headers, lane);
@@ -209,7 +211,6 @@ impl Forward {
         match sending.send(head, body).await {
             Ok(Sent { head, body, member }) => {
                 call.note(&head.headers);
-                let drain = method.endless.then(|| self.shared.drain.clone());
                 let left = method.leaves.then(|| self.shared.left(member));
                 let body = Body::new(ResponseBody::new(body, call, drain, left));
                 Response::from_parts(head, body)

@@ -30,6 +30,8 @@ pub const CONNECTIONS: &str = "etcd_relay_connections";
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
 /// Connections that the port closed for its own sake, by [`Port`] and [`Turned`].
 pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
+/// Connections that the relay asked to go elsewhere, by [`Port`] and [`Leave`].
+pub const CONNECTIONS_ASKED_TO_LEAVE: &str = "etcd_relay_connections_asked_to_leave_total";
 /// Failures of `accept` that are not the peer's, by [`Port`].
 pub const ACCEPT_ERRORS: &str = "etcd_relay_accept_errors_total";
 /// Feeds, by [`FeedState`].
@@ -269,6 +271,15 @@ labels! {
         Taken = "taken",
         /// They cannot be used; what was read before stays in use.
         Failed = "failed",
+    }
+}
+labels! {
+    /// Why a connection was asked to go elsewhere.
+    Leave as "reason" {
+        /// The relay stops.
+        Stopping = "stopping",
+        /// It is older than `--max-connection-age`, give or take a quarter.
+        Age = "age",
     }
 }
 labels! {
@@ -628,6 +639,10 @@ pub fn describe() {
     gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
     for port in Port::ALL {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
+        for reason in Leave::ALL {
+            counter!(CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => port.as_str(), Leave::LABEL => reason.as_str())
+                .absolute(0);
+        }
         for reason in Turned::ALL {
             counter!(CONNECTIONS_TURNED_AWAY, Port::LABEL => port.as_str(), Turned::LABEL => reason.as_str())
                 .absolute(0);
@@ -716,6 +731,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (WATCHES_CANCELED, "Watches that ended, by reason"),
     (WATCHES_REFUSED, "Watch creates that were refused, by reason"),
     (CONNECTIONS_ACCEPTED, "Connections accepted"),
+    (CONNECTIONS_ASKED_TO_LEAVE, "Connections that the relay asked to go elsewhere"),
     (CONNECTIONS_TURNED_AWAY, "Connections closed unserved or for taking no bytes, by reason"),
     (ACCEPT_ERRORS, "Failures of accept that are not the peer's, such as too many open files"),
     (UPSTREAM_EVENTS, "Events received from upstream on feeds"),

@@ -2,6 +2,8 @@
 //!
 //! Not here: what one of them serves. Always holds: what is written in etcd is read from etcd.
 
+mod leaving;
+
 use std::{process::Command, time::Duration};
 
 use etcd_relay::pb::etcdserverpb::{
@@ -53,7 +55,7 @@ async fn registered(etcd: &Etcd) -> Vec<String> {
 async fn member_lists_name_the_relay_and_etcds_tools_stay_with_it() {
     let etcd = Etcd::start().await;
     let (relay, url) = advertising(&etcd, &[]).await;
-    assert_eq!(members(&relay.endpoint()).await, [url.clone()]);
+    assert_eq!(members(&relay.endpoint()).await, std::slice::from_ref(&url));
     let status = Command::new(etcdctl())
         .env("ETCDCTL_API", "3")
         .args(["--endpoints", &relay.endpoint(), "endpoint", "status", "--cluster"])
@@ -85,7 +87,7 @@ async fn relays_register_themselves_and_each_names_all_of_them() {
     // One that vanishes is named until its lease ends, and not longer.
     first.kill();
     eventually("the other one is named alone", async || {
-        (members(&second.endpoint()).await == [second_url.clone()]).then_some(())
+        (members(&second.endpoint()).await == std::slice::from_ref(&second_url)).then_some(())
     })
     .await;
     assert_eq!(registered(&etcd).await, [format!("{RELAYS}/{second_url}")]);

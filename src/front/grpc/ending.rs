@@ -1,4 +1,4 @@
-//! [`ending`]: a service whose open answers end when the relay stops.
+//! [`ending`]: a service whose open answers end when the relay stops, or their connection is asked to leave.
 //!
 //! For services inside the process that stream for ever (health's `Watch`, reflection, the embedded store's keep-alives) and
 //! know nothing of the relay's end. Calls that are forwarded to etcd are ended by `source::forward`, watches by `watch`.
@@ -18,12 +18,14 @@ use tonic::{Status, body::Body};
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use super::GrpcService;
+use crate::front::listen;
 
-/// Ends answers of `service` that are still open when `stop` is cancelled.
+/// Ends answers of `service` that are still open when their connection is asked to leave; without one, when `stop` is cancelled.
 #[must_use]
 pub fn ending(service: GrpcService, stop: CancellationToken) -> GrpcService {
     BoxCloneSyncService::new(tower::service_fn(move |request: Request<Body>| {
-        let (service, stop) = (service.clone(), stop.clone());
+        let service = service.clone();
+        let stop = listen::leave(request.extensions(), &stop);
         async move {
             let Ok(response) = service.oneshot(request).await;
             let stop = Box::pin(stop.cancelled_owned());

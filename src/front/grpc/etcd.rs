@@ -42,7 +42,7 @@ use crate::{
     front::{
         body::{BoxError, RequestBody},
         client::Client,
-        listen::ConnectionId,
+        listen::{self, ConnectionId},
         session::Sessions,
     },
     hub::{StreamEnd, WatchStream, WatchStreamStats},
@@ -117,7 +117,8 @@ impl EtcdApi {
         let requires_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
         let client = Client::of(request.headers(), request.extensions());
         let connection = client.connection;
-        let session = shared.sessions.open(client, requires_leader);
+        let stop = listen::leave(request.extensions(), &shared.sessions.stop);
+        let session = shared.sessions.open(client, requires_leader, stop);
         let listed = connection.map(|connection| shared.streams.list(connection, session.stream()));
         let body = WatchBody::new(session.stream().clone(), listed);
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);

@@ -33,7 +33,7 @@ use super::{
     reply::{Reply, read, refuse, refuse_compressed, respond},
 };
 use crate::{
-    front::{body::RequestBody, client::Client, lainlet as told},
+    front::{body::RequestBody, client::Client, lainlet as told, listen},
     pb::lainlet::{AppnameReply, StatusReply, VersionReply, WatcherStatus},
     telemetry::names::{self, Answer, Transport},
     types::Revision,
@@ -74,7 +74,10 @@ impl LainletApi {
                     answer::message(&version).map_err(|status| Refused { status, revision: Some(revision) })?;
                 answered(message, Some(revision))
             }
-            Method::Watch(spec) => self.watch(select(views, spec, &parts, text.as_deref()).await?).await?,
+            Method::Watch(spec) => {
+                let stop = listen::leave(&parts.extensions, &self.stop);
+                watch(select(views, spec, &parts, text.as_deref()).await?, stop).await?
+            }
             Method::Appname => {
                 let app = views.app_name(caller(views, &parts)?, text.as_deref()).await;
                 let (revision, app) = app.map_err(|refusal| answer::status(&refusal))?;
@@ -89,17 +92,17 @@ impl LainletApi {
         };
         Ok(response)
     }
+}
 
-    async fn watch(&self, selected: Selected) -> Result<Response<LainletBody>, Refused> {
-        let (revision, mut subscription) = selected.subscribe().map_err(|refusal| answer::status(&refusal))?;
-        let first = subscription.next().await.ok_or_else(watch::ended)?;
-        if let Err(error) = &first.body {
-            return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
-        }
-        let mut response = respond(LainletBody::Watch(WatchBody::new(first, subscription, self.stop.clone())));
-        answer::put_revision(response.headers_mut(), revision);
-        Ok(response)
+async fn watch(selected: Selected, stop: CancellationToken) -> Result<Response<LainletBody>, Refused> {
+    let (revision, mut subscription) = selected.subscribe().map_err(|refusal| answer::status(&refusal))?;
+    let first = subscription.next().await.ok_or_else(watch::ended)?;
+    if let Err(error) = &first.body {
+        return Err(Refused { status: answer::lost(*error), revision: Some(revision) });
     }
+    let mut response = respond(LainletBody::Watch(WatchBody::new(first, subscription, stop)));
+    answer::put_revision(response.headers_mut(), revision);
+    Ok(response)
 }
 
 impl Local for LainletApi {

@@ -154,10 +154,10 @@ mod tests {
     #[tokio::test]
     async fn all_relays_are_named_or_this_one_while_none_is_known() {
         let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 });
-        let own = ("rack1".to_owned(), "http://10.0.0.1:23790".to_owned());
-        assert_eq!(urls(&Members::new(&advertised(None), hub.clone())), [own.clone()]);
+        let alone = vec![("rack1".to_owned(), "http://10.0.0.1:23790".to_owned())];
+        assert_eq!(urls(&Members::new(&advertised(None), hub.clone())), alone);
         let members = Members::new(&advertised(Some("/relays")), hub.clone());
-        assert_eq!(urls(&members), [own.clone()], "before its feed has read them");
+        assert_eq!(urls(&members), alone, "before its feed has read them");
         let mut map = KeyMap::default();
         let mut put = |key: &str, value: &str| {
             let fields = crate::types::KeyValueFields {

@@ -27,7 +27,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{Path, Query, State},
     response::{
         IntoResponse, Response,
@@ -207,7 +207,11 @@ struct StateQuery {
     limit: Option<usize>,
 }
 
-async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> Response {
+async fn state(
+    State(admin): State<Admin>,
+    leave: Option<Extension<CancellationToken>>,
+    Query(query): Query<StateQuery>,
+) -> Response {
     if query.after.is_some() || query.limit.is_some() {
         let text = format!("/debug/state begins each list; {FEEDS} and {CONNECTIONS} take after= and limit=\n");
         return (StatusCode::BAD_REQUEST, text).into_response();
@@ -220,7 +224,7 @@ async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> R
             return (StatusCode::BAD_REQUEST, text).into_response();
         }
     };
-    let stop = admin.stop.clone().cancelled_owned();
+    let stop = leave.map_or_else(|| admin.stop.clone(), |Extension(leave)| leave).cancelled_owned();
     let states = IntervalStream::new(tokio::time::interval(every))
         .then(move |_| {
             let admin = admin.clone();

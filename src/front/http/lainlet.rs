@@ -43,7 +43,12 @@ use tokio_util::sync::CancellationToken;
 pub use self::body::LainletBody;
 use self::{counted::OpenStream, sse::SseBody};
 use crate::{
-    front::{client::Client, lainlet as told, listen::Lasting, pieces::Pieces, signal::Signal},
+    front::{
+        client::Client,
+        lainlet as told,
+        listen::{self, Lasting},
+        pieces::Pieces,
+    },
     telemetry::names::Answer,
     types::Revision,
     view::{Ask, Lainlet, Refusal, Selected, Spec, Viewer, to_json},
@@ -60,7 +65,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 pub struct LainletHttp {
     views: Option<Lainlet>,
     in_progress: Arc<AtomicUsize>,
-    stop: Signal,
+    stop: CancellationToken,
 }
 
 /// What a path of Lainlet's API asks for.
@@ -81,6 +86,8 @@ struct Asked {
     uri: Uri,
     caller: Viewer,
     version: Version,
+    /// Its connection is asked to leave.
+    leave: CancellationToken,
 }
 
 /// An answer that is there, or will be.
@@ -116,13 +123,10 @@ impl fmt::Debug for Answering {
 }
 
 impl LainletHttp {
-    /// Answers from `views`; without them says that there are none. Streams end when `stop` is done.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// Answers from `views`; without them says that there are none. Streams end when their connection is asked to leave, or with `stop`.
     #[must_use]
     pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
-        Self { views, in_progress: Arc::default(), stop: Signal::of(stop) }
+        Self { views, in_progress: Arc::default(), stop }
     }
 
     /// What is at a path. One slash at its end makes no difference.
@@ -153,9 +157,10 @@ impl LainletHttp {
         let Some(addr) = client.addr else {
             return Answering::now(text(StatusCode::INTERNAL_SERVER_ERROR, "etcd-relay: the caller has no address"));
         };
+        let leave = listen::leave(&parts.extensions, &self.stop);
         let viewer = |views: &Lainlet| views.viewer(addr, |name| client.bears(name));
         let caller = self.views.as_ref().map_or(Viewer::at(addr), viewer);
-        let asked = Asked { route, uri: parts.uri, caller, version: parts.version };
+        let asked = Asked { route, uri: parts.uri, caller, version: parts.version, leave };
         let finish = move |response| if is_head { without_body(response) } else { response };
         // Most views are at hand, and nothing is lost by asking again for one that is not.
         if let Some(response) = self.answer(&asked).now_or_never() {
@@ -224,7 +229,7 @@ impl LainletHttp {
                 counted::answered(Answer::Ok);
                 let heartbeat = query::heartbeat(heartbeat.as_deref());
                 let open = (OpenStream::new(), InProgress::new(&self.in_progress));
-                LainletBody::Events(SseBody::new(first, subscription, heartbeat, self.stop.listener(), open))
+                LainletBody::Events(SseBody::new(first, subscription, heartbeat, asked.leave.clone(), open))
             }
         };
         stream_of(asked.version, body, Some(revision))

@@ -28,7 +28,10 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use super::{
     ClientAddr, ClientCertificate, PortConfig,
@@ -36,13 +39,14 @@ use super::{
     connections::{ConnectionId, Connections, Listed},
     lasting::{self, Takeover},
     mistaken::{self, WANTS_NO_TLS},
+    pacing::Pacing,
     preface::{self, Protocol},
     socket::{Socket, Terms},
 };
 use crate::{
     front::{
         body::{BoxError, RequestBody},
-        signal::Signal,
+        signal::{Listener, Signal},
     },
     http2,
     telemetry::names::{self, Port, Turned},
@@ -72,7 +76,7 @@ impl<T> Opened<T> {
 /// When a port stops.
 #[derive(Clone, Debug)]
 pub struct Stop {
-    /// No new connections; open ones are asked to finish.
+    /// No new connections; open ones are asked to finish, one after the other.
     pub accept: CancellationToken,
     /// Open connections are cut off.
     pub abort: CancellationToken,
@@ -98,28 +102,27 @@ pub struct Server<S> {
     connections: Arc<Connections>,
     tasks: TaskTracker,
     stop: Stop,
-    signals: Signals,
-}
-
-/// What [`Stop`] says, for streams and connections, of which there are thousands.
-#[derive(Clone, Debug)]
-struct Signals {
-    accept: Signal,
     abort: Signal,
+    pacing: Arc<Pacing>,
+    _ages: AbortOnDropHandle<()>,
 }
 
 impl<S> Server<S> {
-    /// A server without connections. `service` is cloned for each; its requests carry [`ClientAddr`] and [`ConnectionId`] as
-    /// extensions, and [`ClientCertificate`] where there is one. `connections` shows those of all ports.
+    /// A server without connections. `service` is cloned for each; its requests carry [`ClientAddr`], [`ConnectionId`] and the token for
+    /// [`super::leave`] as extensions, and [`ClientCertificate`] where there is one. `connections` shows those of all ports.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(service: S, config: PortConfig, connections: Arc<Connections>, stop: Stop) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
-        let signals = Signals { accept: Signal::of(stop.accept.clone()), abort: Signal::of(stop.abort.clone()) };
+        // For connections, of which there are thousands.
+        let abort = Signal::of(stop.abort.clone());
+        let pacing = Pacing::new(config.port, config.leave_spread, config.max_age);
+        let old = pacing.clone();
+        let _ages = AbortOnDropHandle::new(tokio::spawn(async move { old.ask_the_old().await }));
         let clients = Clients::new(config.max_connections_per_client);
         let tasks = TaskTracker::new();
-        Self { service, config: Arc::new(config), permits, clients, connections, tasks, stop, signals }
+        Self { service, config: Arc::new(config), permits, clients, connections, tasks, stop, abort, pacing, _ages }
     }
 
     /// Serves the client at `stream` until one side ends or the port stops, in a task of its own.
@@ -168,14 +171,16 @@ impl<S> Server<S> {
         };
         let listed = self.connections.open(self.config.port, peer);
         let (service, config, stop) = (self.service.clone(), self.config.clone(), self.stop.clone());
-        let (spawner, signals) = (self.tasks.clone(), self.signals.clone());
+        let (spawner, aborted, place) = (self.tasks.clone(), self.abort.clone(), self.pacing.join());
         self.tasks.spawn(async move {
             let held = (permit, counted);
             let Stop { accept, abort } = stop;
             // Dropping a connection in the middle cuts it off, which is what abort is for.
+            let leave = place.token().clone();
             let connection = async {
                 let opened = accept.run_until_cancelled(opening).await.flatten()?;
-                let origin = Origin { peer, id: listed.id, certificate: opened.certificate.map(ClientCertificate) };
+                let origin =
+                    Origin { peer, id: listed.id, certificate: opened.certificate.map(ClientCertificate), leave };
                 connection(opened.stream, origin, listed, &service, &config, &accept).await
             };
             let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
@@ -183,18 +188,19 @@ impl<S> Server<S> {
                 if let Err(error) = result {
                     tracing::debug!(%peer, error = &*error, "Connection ended with an error");
                 }
-                drop((listed, held));
+                drop((listed, held, place));
             };
             // In a task of its own, since this one is as large as what reads requests.
             match next {
                 Next::Lasting(socket, response) => {
-                    spawner.spawn(lasting::ResponseWriter::new(socket, *response, signals.abort.listener()).map(log));
+                    spawner.spawn(lasting::ResponseWriter::new(socket, *response, aborted.listener()).map(log));
                 }
                 Next::Http2(socket, origin) => {
+                    let stop = Word::Leave(Box::pin(origin.leave.clone().cancelled_owned()));
+                    let abort = Word::Abort(aborted.listener());
                     let service = move |request: Request<http2::Body>| {
                         service.call(origin.mark(request.map(RequestBody::Http2))).map_err(Into::into)
                     };
-                    let (stop, abort) = (signals.accept.listener(), signals.abort.listener());
                     let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
                     spawner.spawn(connection.map_err(Into::into).map(log));
                 }
@@ -203,10 +209,18 @@ impl<S> Server<S> {
         Ok(())
     }
 
-    /// Waits until all connections have ended, which [`Stop`] brings about. None may be served after that.
+    /// Asks all connections to leave, within the port's spread, and waits until they have ended. None may be served after that.
     pub async fn finish(self) {
         self.tasks.close();
-        self.tasks.wait().await;
+        let asked = async {
+            self.pacing.ask_all().await;
+            std::future::pending::<()>().await;
+        };
+        // Cancel safe, both.
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = asked => {}
+        }
     }
 }
 
@@ -223,12 +237,31 @@ enum Next<T, B> {
     Http2(Socket<T>, Origin),
 }
 
+/// What a connection waits for.
+enum Word {
+    Leave(Pin<Box<WaitForCancellationFutureOwned>>),
+    Abort(Listener),
+}
+
+impl Future for Word {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.get_mut() {
+            Self::Leave(token) => token.as_mut().poll(cx),
+            Self::Abort(listener) => listener.poll(cx),
+        }
+    }
+}
+
 /// What handlers want to know of the connection of a request.
 #[derive(Clone)]
 struct Origin {
     peer: SocketAddr,
     id: ConnectionId,
     certificate: Option<ClientCertificate>,
+    /// It is asked to leave.
+    leave: CancellationToken,
 }
 
 impl Origin {
@@ -236,6 +269,7 @@ impl Origin {
         let extensions = request.extensions_mut();
         extensions.insert(ClientAddr(self.peer));
         extensions.insert(self.id);
+        extensions.insert(self.leave.clone());
         if let Some(certificate) = &self.certificate {
             extensions.insert(certificate.clone());
         }
@@ -261,7 +295,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let peer = origin.peer;
+    let (peer, leave) = (origin.peer, origin.leave.clone());
     let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
         opened = timeout(PortConfig::FIRST_BYTES, preface::open(stream, terms)) => opened,
@@ -298,7 +332,7 @@ where
                 .max_buf_size(config.http2().max_header_list as usize)
                 .serve_connection(TokioIo::new(socket), service);
             let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
-            match finish(Pin::new(&mut connection), poll, stop, http1::Connection::graceful_shutdown).await {
+            match finish(Pin::new(&mut connection), poll, &leave, http1::Connection::graceful_shutdown).await {
                 Ok(response) => {
                     let socket = connection.into_parts().io.into_inner().untold();
                     return Some((Next::Lasting(socket, Box::new(response)), listed));

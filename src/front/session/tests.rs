@@ -86,7 +86,7 @@ struct Client {
 impl Client {
     fn of(sessions: &Sessions) -> Self {
         let (requests, incoming) = mpsc::channel(10 * BATCH.0);
-        let session = sessions.open(client(), false);
+        let session = sessions.open(client(), false, sessions.stop.clone());
         let stream = session.stream().clone();
         Self { requests, stream, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
     }
@@ -268,7 +268,7 @@ impl Stream for Endless {
 #[tokio::test]
 async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
     let (sessions, _slow) = sessions(Duration::from_millis(1)).await;
-    let session = sessions.open(client(), false);
+    let session = sessions.open(client(), false, sessions.stop.clone());
     let stream = session.stream().clone();
     let read = Arc::new(AtomicBool::new(false));
     let requests = Endless { first: Some(create(0, "/a/1")), read: read.clone() };

@@ -39,13 +39,15 @@ impl EtcdUpstream {
         loop {
             gauge!(names::REGISTERED).set(0.0);
             // What was granted before `stop` and is not used ends with its time.
-            let Some(registered) = stop.run_until_cancelled(self.register(&registration)).await else { return };
+            let Some(registered) = stop.run_until_cancelled(Box::pin(self.register(&registration))).await else {
+                return;
+            };
             match registered {
                 Ok(lease) => {
                     failing = false;
                     gauge!(names::REGISTERED).set(1.0);
                     tracing::info!(key = %registration.key.escape_ascii(), ttl = ?registration.ttl, "Registered in etcd");
-                    let kept = stop.run_until_cancelled(self.keep_lease(lease, registration.ttl)).await;
+                    let kept = stop.run_until_cancelled(Box::pin(self.keep_lease(lease, registration.ttl))).await;
                     if kept.is_none() {
                         gauge!(names::REGISTERED).set(0.0);
                         return self.revoke(lease).await;

@@ -15,13 +15,11 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{InProgress, counted::OpenStream};
 use crate::{
-    front::{
-        pieces::{Pieces, SHARE_FROM},
-        signal::Listener,
-    },
+    front::pieces::{Pieces, SHARE_FROM},
     view::{Kind, Parts, Subscription, Version},
 };
 
@@ -39,7 +37,7 @@ pub struct SseBody {
     subscription: Option<Subscription>,
     sent: u64,
     heartbeat: Option<Heartbeat>,
-    stop: Listener,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     open: (OpenStream, InProgress),
 }
 
@@ -49,7 +47,7 @@ impl SseBody {
         first: Arc<Version>,
         subscription: Subscription,
         heartbeat: Option<Duration>,
-        stop: Listener,
+        stop: CancellationToken,
         open: (OpenStream, InProgress),
     ) -> Self {
         Self {
@@ -57,7 +55,7 @@ impl SseBody {
             subscription: Some(subscription),
             sent: 0,
             heartbeat: heartbeat.map(|every| Heartbeat { every, next: Box::pin(sleep(every)) }),
-            stop,
+            stop: Box::pin(stop.cancelled_owned()),
             open,
         }
     }
@@ -87,7 +85,7 @@ impl http_body::Body for SseBody {
         let this = &mut *self;
         let event = if let Some(first) = this.first.take() {
             this.event(&first, true)
-        } else if this.stop.poll(cx).is_ready() {
+        } else if this.stop.as_mut().poll(cx).is_ready() {
             this.subscription = None;
             return Poll::Ready(None);
         } else {

@@ -1,0 +1,104 @@
+//! How clients leave a relay: one after the other, each with its progress, so that they go on elsewhere without a gap and without a storm.
+
+use std::time::Duration;
+
+use etcd_relay::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, lease_client::LeaseClient};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_stream::StreamExt as _;
+use tonic::Code;
+
+use crate::support::{
+    client::{self, WatchStream, header_revision, is_progress},
+    etcd::Etcd,
+    http,
+    kv::{self, Kv},
+    patience,
+    relay::{Relay, RelayCommand},
+};
+
+/// Connections, each with a watch.
+const CLIENTS: usize = 600;
+/// So many of them at least are still there when the test looks: at 100 a second, more than five seconds after the signal.
+const LATER: usize = CLIENTS / 10;
+
+async fn watching(relay: &Relay, count: usize) -> Vec<WatchStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let mut stream = WatchStream::open(&relay.endpoint()).await;
+        stream.created(client::prefix("/a/")).await;
+        streams.push(stream);
+    }
+    streams
+}
+
+/// Each stream has ended as one does that its client resumes elsewhere, from this revision on.
+async fn ended_with_progress(stream: &mut WatchStream, revision: i64) {
+    let status = stream.ended().await.expect_err("a watch does not end by itself");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    let record = stream.record();
+    let last = &record[record.len() - 1].response;
+    assert!(is_progress(last) && header_revision(last) >= revision, "a last progress, to resume from: {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_end_connections_leave_one_after_the_other() {
+    let etcd = Etcd::start().await;
+    let command = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").arg("--drain-time=20s");
+    let mut relay = command.start().await;
+    let mut streams = watching(&relay, CLIENTS).await;
+    let revision = Kv::connect(&etcd.endpoint()).await.put("/a/k", "1").await;
+    for stream in &mut streams {
+        stream.until_revision(revision).await;
+    }
+    relay.terminate();
+    // Whoever is not asked yet is served as before.
+    assert!(streams.iter().filter(|stream| !stream.has_ended()).count() > LATER);
+    let still = Kv::connect(&etcd.endpoint()).await.put("/a/k", "2").await;
+    let mut told = 0;
+    for stream in &mut streams {
+        ended_with_progress(stream, revision).await;
+        told += usize::from(stream.record().iter().any(|at| client::revisions(&at.response).contains(&still)));
+    }
+    assert!(told > LATER, "{told} of {CLIENTS} were told of what was written while others left");
+    assert_eq!(relay.exit_code(Duration::from_secs(20)).await, 0);
+    relay.assert_log_has_only(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_connections_are_asked_to_leave_whatever_they_do() {
+    let etcd = Etcd::start().await;
+    let command = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").arg("--max-connection-age=2s");
+    let relay = command.start().await;
+    let revision = Kv::connect(&etcd.endpoint()).await.put("/a/k", "1").await;
+    let mut watch = watching(&relay, 1).await.remove(0);
+    let mut leases = LeaseClient::new(kv::channel(&relay.endpoint()).await);
+    let granted = leases.lease_grant(LeaseGrantRequest { id: 0, ttl: 60 }).await.expect("granted").into_inner();
+    let requests = tokio_stream::iter([LeaseKeepAliveRequest { id: granted.id }]).chain(tokio_stream::pending());
+    let mut kept = leases.lease_keep_alive(requests).await.expect("a stream").into_inner();
+    let mut view = TcpStream::connect(relay.http_addr()).await.expect("connected");
+    view.write_all(b"GET /v2/nodes?watch=1 HTTP/1.1\r\nHost: relay\r\n\r\n").await.expect("asked");
+    ended_with_progress(&mut watch, revision).await;
+    let ended = loop {
+        match kept.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("a keep-alive does not end well by itself"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    let mut events = String::new();
+    timeout(patience(), view.read_to_string(&mut events))
+        .await
+        .expect("a view over HTTP/1.1 ends as well")
+        .expect("in order");
+    assert!(events.contains("event: init"), "{events}");
+    // Who comes again is served.
+    drop(watching(&relay, 1).await);
+    let asked = relay.metrics().await;
+    let asked = http::metric(&asked, "etcd_relay_connections_asked_to_leave_total").expect("a metric");
+    assert!(asked >= 3.0, "{asked}");
+}
