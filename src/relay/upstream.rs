@@ -113,7 +113,7 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     let version = probe.version();
     phases.spawn_upkeep("probe of the version", probe.run());
     let forward = Forward::new(&calls, members.clone(), phases.streams.clone());
-    let (own, forward) = (forward.own(), forward.boxed());
+    let (own, forward) = (forward.own(), forward.sharing_keepalives(phases.upkeep.clone()));
     Running { upstream, own, forward, version, patience, members: Some(members) }
 }
 

@@ -1,10 +1,10 @@
 //! [`Forward`]: passes any gRPC call to etcd byte for byte, streams, metadata, trailers and errors included.
 //!
-//! It does not look into messages, sends no write again that etcd may have seen, and bounds no call's time: a
+//! But for keep-alives of leases (`keepalive`), it does not look into messages, sends no write again that etcd may have seen, and bounds no call's time: a
 //! `grpc-timeout` goes to etcd, which ends the call, and a client that gives up resets the stream here and so upstream.
 //! Which member a call goes to, and what happens to it when that one does not answer, is in `send`.
 //! Called by the gRPC port for all that the relay does not answer itself.
-//! Always holds: one call here is one call upstream at a time; a call that ends here, for whatever reason, ends upstream; no client's calls
+//! Always holds: one call here is one call upstream at a time, but for those; a call that ends here, for whatever reason, ends upstream; no client's calls
 //! keep another's waiting; no call acts as the relay. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
 //! once, and so have the relay's own questions; a client has a bounded number of calls, and a fair part of the connections (`pool`).
 //!
@@ -13,6 +13,7 @@
 
 mod body;
 mod clients;
+mod keepalive;
 mod method;
 mod send;
 mod status;
@@ -49,7 +50,7 @@ use super::{
     Dialler, Members,
     pool::{Pool, Settings, WIDE},
 };
-use crate::{telemetry::names, types::ClientKey};
+use crate::{critical::Tasks, telemetry::names, types::ClientKey};
 
 /// Forwards calls, with the type hidden, for fronts.
 pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -174,6 +175,12 @@ impl Forward {
     #[must_use]
     pub fn boxed(self) -> ForwardService {
         BoxCloneSyncService::new(self)
+    }
+
+    /// The same, with keep-alives of leases over a few streams that clients share.
+    #[must_use]
+    pub fn sharing_keepalives(self, tasks: Tasks) -> ForwardService {
+        keepalive::over(self, tasks)
     }
 
     /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. Never fails: where etcd cannot be reached, the

@@ -2,6 +2,7 @@
 //!
 //! Not here: what one of them serves. Always holds: what is written in etcd is read from etcd.
 
+mod keepalives;
 mod leaving;
 
 use std::{process::Command, time::Duration};

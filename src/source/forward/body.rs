@@ -41,6 +41,11 @@ impl Call {
         self.outcome = if code == Code::Unavailable { Outcome::Unavailable } else { Outcome::Error };
     }
 
+    /// Says how a call ended that the relay answered by itself until then.
+    pub(super) fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+
     /// Notes what the answer's headers or trailers say.
     pub(super) fn note(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get("grpc-status") {

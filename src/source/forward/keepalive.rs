@@ -1,0 +1,222 @@
+//! [`KeepAlives`]: `Lease.LeaseKeepAlive` of thousands of clients over a few streams at etcd.
+//!
+//! Each request of a client goes to etcd, and each answer back to the client that asked; the relay keeps nothing alive by itself, so the lease of
+//! a client that is gone ends when etcd says. Shared are the streams alone: those of clients with the same name (token), since etcd looks at
+//! the stream's. etcd answers the requests of a stream one after the other, in order, so an answer is that of the oldest request without
+//! one; and an error, which ends the stream, is that request's too: the others are asked again on the next stream.
+//!
+//! Not here: what goes over one stream, see `lane`. All other calls pass. Always holds: a client has at most one request under way, so its answers come
+//! in order, and one that does not read asks for nothing; clients by address take turns.
+
+mod lane;
+mod line;
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
+use http::{HeaderMap, HeaderName};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, async_trait, body::Body, codegen::BoxStream};
+use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
+
+use self::lane::{Lane, Member};
+use super::{Call, Forward, ForwardService, count, status};
+use crate::{
+    critical::Tasks,
+    pb::etcdserverpb::{
+        LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+        lease_server::{Lease, LeaseServer},
+    },
+    telemetry::names::{self, Outcome},
+    types::ClientKey,
+};
+
+/// The call.
+const PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+/// Clients of one stream. More of them would wait for each other where etcd has to ask its leader about each lease.
+const PER_LANE: usize = 512;
+/// Streams of clients with the same name. Beyond `PER_LANE` clients each, they are shared by more.
+const LANES: usize = 16;
+/// What of a stream's fields etcd looks at.
+const LOOKED_AT: [HeaderName; 4] = [
+    HeaderName::from_static("token"),
+    http::header::AUTHORIZATION,
+    HeaderName::from_static("hasleader"),
+    HeaderName::from_static("client-api-version"),
+];
+
+/// See the module. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct KeepAlives {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    forward: Forward,
+    tasks: Tasks,
+    /// Streams at etcd by what etcd looks at. One without clients is not kept.
+    lanes: Mutex<HashMap<Fields, Vec<Arc<Lane>>>>,
+}
+
+/// Fields of a stream, in the order of [`LOOKED_AT`]; for each, its values as they came.
+type Fields = Vec<(HeaderName, http::HeaderValue)>;
+
+/// Passes all calls to etcd, and keep-alives over shared streams.
+pub(super) fn over(forward: Forward, tasks: Tasks) -> ForwardService {
+    let direct = forward.clone().boxed();
+    let shared = Arc::new(Shared { forward, tasks, lanes: Mutex::default() });
+    BoxCloneSyncService::new(Split { direct, keepalives: LeaseServer::new(KeepAlives { shared }) })
+}
+
+/// Which calls go which way.
+#[derive(Clone)]
+struct Split {
+    direct: ForwardService,
+    keepalives: LeaseServer<KeepAlives>,
+}
+
+impl Service<http::Request<Body>> for Split {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        // A compressed request is for etcd to understand, or not.
+        if request.uri().path() == PATH && !request.headers().contains_key("grpc-encoding") {
+            Box::pin(self.keepalives.clone().oneshot(request))
+        } else {
+            Box::pin(self.direct.clone().oneshot(request))
+        }
+    }
+}
+
+#[async_trait]
+impl Lease for KeepAlives {
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<BoxStream<LeaseKeepAliveResponse>>, Status> {
+        let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
+        let clients = &self.shared.forward.shared.clients;
+        let Some(counted) = clients.enter(client) else {
+            count(names::Service::Lease, Outcome::Refused);
+            return Err(status::too_many(clients.most()));
+        };
+        let stop = request.extensions().get().unwrap_or(&self.shared.forward.shared.drain).clone();
+        let fields = fields(request.metadata().clone().into_headers());
+        let keeping = Keeping {
+            member: self.shared.join(fields, client),
+            requests: request.into_inner(),
+            stop,
+            call: Some(Call::start(names::Service::Lease, counted)),
+        };
+        Ok(Response::new(Box::pin(futures_util::stream::unfold(keeping, Keeping::step))))
+    }
+}
+
+impl Shared {
+    /// A client's place at the least busy of the streams that it may share.
+    fn join(self: &Arc<Self>, fields: Fields, client: ClientKey) -> Member {
+        let mut all = self.lanes.lock();
+        let lanes = all.entry(fields.clone()).or_default();
+        let roomy = lanes.iter().find(|lane| lane.members() < PER_LANE);
+        let lane = match roomy {
+            Some(lane) => lane.clone(),
+            None if lanes.len() < LANES => {
+                let lane = Lane::new(&fields);
+                lanes.push(lane.clone());
+                let (shared, running) = (self.clone(), lane.clone());
+                self.tasks.detach("keep-alives", async move {
+                    loop {
+                        running.run(&shared.forward).await;
+                        if shared.forget(&fields, &running) {
+                            break;
+                        }
+                    }
+                });
+                lane
+            }
+            // There are some, or there would be room for one.
+            None => lanes.iter().min_by_key(|lane| lane.members()).cloned().unwrap_or_else(|| Lane::new(&fields)),
+        };
+        lane.join(client)
+    }
+
+    /// Takes out a stream that nobody needs, so that nobody joins it. False where somebody has joined meanwhile.
+    fn forget(&self, fields: &Fields, lane: &Arc<Lane>) -> bool {
+        let mut all = self.lanes.lock();
+        if lane.is_wanted() {
+            return false;
+        }
+        if let Some(lanes) = all.get_mut(fields) {
+            lanes.retain(|known| !Arc::ptr_eq(known, lane));
+            if lanes.is_empty() {
+                all.remove(fields);
+            }
+        }
+        true
+    }
+}
+
+/// What etcd looks at.
+fn fields(headers: HeaderMap) -> Fields {
+    LOOKED_AT.iter().flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone()))).collect()
+}
+
+/// One client's call.
+struct Keeping {
+    member: Member,
+    requests: Streaming<LeaseKeepAliveRequest>,
+    stop: CancellationToken,
+    /// Gone when the call has ended.
+    call: Option<Call>,
+}
+
+impl Keeping {
+    /// The next answer, made when the client takes it. `None` where the client has asked for all that it wants.
+    async fn step(mut self) -> Option<(Result<LeaseKeepAliveResponse, Status>, Self)> {
+        self.call.as_ref()?;
+        let Self { member, requests, stop, .. } = &mut self;
+        // All are cancel safe: what an arm leaves undone the end of the call undoes.
+        let answer = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err((status::stopped(), Outcome::Shutdown)),
+            lost = member.lost() => Err((lost, Outcome::Error)),
+            request = requests.message() => match request {
+                Ok(Some(request)) => tokio::select! {
+                    biased;
+                    answer = member.ask(request) => answer.map_err(|status| (status, Outcome::Error)),
+                    lost = member.lost() => Err((lost, Outcome::Error)),
+                },
+                Ok(None) => {
+                    self.end(Outcome::Ok);
+                    return None;
+                }
+                Err(status) => Err((status, Outcome::Canceled)),
+            },
+        };
+        let answer = answer.map_err(|(status, outcome)| {
+            let unavailable = outcome == Outcome::Error && status.code() == tonic::Code::Unavailable;
+            self.end(if unavailable { Outcome::Unavailable } else { outcome });
+            status
+        });
+        Some((answer, self))
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if let Some(call) = self.call.take() {
+            call.end(outcome);
+        }
+    }
+}

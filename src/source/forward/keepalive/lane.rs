@@ -1,0 +1,362 @@
+//! [`Lane`]: one `LeaseKeepAlive` stream at etcd, for the clients that share it.
+//!
+//! Not here: who shares which, see `keepalive`. Driven by a task of its own as long as it has clients.
+//! Always holds: the oldest request without an answer is the one that etcd is at; a request gets one answer, or an error; where a stream
+//! ends, requests that etcd has not looked at are asked again; etcd has [`WINDOW`] requests at a time, and [`PATIENCE`] for the oldest.
+
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
+
+use super::{Fields, line::Line};
+use crate::{
+    pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient},
+    source::forward::{Forward, status},
+    types::ClientKey,
+};
+
+/// Requests that etcd has at a time: enough for it never to wait for one, and few, so that turns count.
+const WINDOW: usize = 64;
+/// How long etcd may take for one. It gives up by itself after some seconds; a member that is frozen does not.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pauses between streams that end without an answer.
+const DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// etcd's text where a stream that wants a leader has none.
+const NO_LEADER: &str = "etcdserver: no leader";
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Lane {
+    fields: Fields,
+    state: Mutex<State>,
+    /// Something came, or somebody left.
+    news: Notify,
+    /// Why all calls here end.
+    lost: watch::Sender<Option<Status>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    line: Line<Ask>,
+    members: usize,
+}
+
+/// A request, and who waits for its answer.
+#[derive(Debug)]
+struct Ask {
+    client: ClientKey,
+    request: LeaseKeepAliveRequest,
+    answer: oneshot::Sender<Result<LeaseKeepAliveResponse, Status>>,
+}
+
+/// A client's place on a stream.
+#[derive(Debug)]
+pub(super) struct Member {
+    lane: Arc<Lane>,
+    client: ClientKey,
+    lost: watch::Receiver<Option<Status>>,
+}
+
+/// A stream at etcd.
+struct Open {
+    requests: mpsc::Sender<LeaseKeepAliveRequest>,
+    /// Without answers yet, oldest first.
+    asked: VecDeque<Ask>,
+    /// Since when the oldest waits.
+    since: Instant,
+    /// It gave an answer.
+    works: bool,
+}
+
+/// Why a stream is no more.
+enum Over {
+    /// Nobody needs it.
+    Idle,
+    Failed(Status),
+}
+
+impl Lane {
+    pub(super) fn new(fields: &Fields) -> Arc<Self> {
+        let (state, news) = (Mutex::default(), Notify::new());
+        Arc::new(Self { fields: fields.clone(), state, news, lost: watch::Sender::new(None) })
+    }
+
+    /// Whether it has clients that it can serve.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.lost.borrow().is_none() && self.state.lock().members > 0
+    }
+
+    /// How many clients it has. One that has lost its leader takes no more.
+    pub(super) fn members(&self) -> usize {
+        if self.lost.borrow().is_some() { usize::MAX } else { self.state.lock().members }
+    }
+
+    pub(super) fn join(self: &Arc<Self>, client: ClientKey) -> Member {
+        self.state.lock().members += 1;
+        Member { lane: self.clone(), client, lost: self.lost.subscribe() }
+    }
+
+    /// Serves its clients until the last has left.
+    pub(super) async fn run(&self, forward: &Forward) {
+        let mut delays = delays();
+        loop {
+            if !self.wait_wanted().await {
+                return;
+            }
+            let (over, works) = self.serve(forward).await;
+            let Over::Failed(failed) = over else { continue };
+            tracing::debug!(%failed, "A stream of keep-alives has ended");
+            if works {
+                delays = self::delays();
+            }
+            if !is_of_all(&failed) {
+                continue;
+            }
+            if self.wants_leader() && failed.message() == NO_LEADER {
+                // As etcd ends each of their streams. Whoever comes again gets another one.
+                self.lost.send_replace(Some(failed));
+                return;
+            }
+            tokio::time::sleep(delays.next().unwrap_or(DELAY.1)).await;
+        }
+    }
+
+    /// Waits until a stream is needed; false where the last client has left.
+    async fn wait_wanted(&self) -> bool {
+        loop {
+            {
+                let state = self.state.lock();
+                if state.members == 0 {
+                    return false;
+                }
+                // Whoever wants a leader is told at once that there is none.
+                if !state.line.is_empty() || self.wants_leader() {
+                    return true;
+                }
+            }
+            self.news.notified().await;
+        }
+    }
+
+    fn wants_leader(&self) -> bool {
+        self.fields.iter().any(|(name, value)| name == "hasleader" && value == "true")
+    }
+
+    /// One stream, from its begin to its end; and whether it gave an answer.
+    async fn serve(&self, forward: &Forward) -> (Over, bool) {
+        let (requests, queue) = mpsc::channel(WINDOW);
+        let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
+        let mut request = Request::new(ReceiverStream::new(queue));
+        *request.metadata_mut() = MetadataMap::from_headers(self.fields.iter().cloned().collect());
+        let mut client = LeaseClient::new(forward.clone().boxed());
+        // etcd's answer begins with its first message, so requests go out before.
+        let mut opening = pin!(client.lease_keep_alive(request));
+        let mut answers: Option<Streaming<LeaseKeepAliveResponse>> = None;
+        let over = loop {
+            let waits = !open.asked.is_empty();
+            // All are cancel safe; `opening` goes on in the next round.
+            tokio::select! {
+                biased;
+                opened = &mut opening, if answers.is_none() => match opened {
+                    Ok(response) => answers = Some(response.into_inner()),
+                    Err(status) => break Over::Failed(status),
+                },
+                answer = next(&mut answers), if answers.is_some() => match answer {
+                    Ok(answer) => if let Err(status) = open.take(answer) {
+                        break Over::Failed(status);
+                    },
+                    Err(status) => break Over::Failed(status),
+                },
+                () = tokio::time::sleep_until(open.since + PATIENCE), if waits => {
+                    break Over::Failed(Status::unavailable("etcdserver: request timed out"));
+                }
+                idle = self.send(&mut open), if open.asked.len() < WINDOW => if idle {
+                    break Over::Idle;
+                },
+            }
+        };
+        if let Over::Failed(status) = &over {
+            self.fail(std::mem::take(&mut open.asked), status);
+        }
+        (over, open.works)
+    }
+
+    /// Sends one request that waits, as soon as there is one. True where the last client has left. Cancel safe.
+    async fn send(&self, open: &mut Open) -> bool {
+        loop {
+            let news = self.news.notified();
+            {
+                let mut state = self.state.lock();
+                if state.members == 0 {
+                    return true;
+                }
+                while let Some((_, ask)) = state.line.pop() {
+                    // A client that is gone wants nothing.
+                    if ask.answer.is_closed() {
+                        continue;
+                    }
+                    if open.asked.is_empty() {
+                        open.since = Instant::now();
+                    }
+                    // There is room for as many as have no answer. Where the stream has ended, its end says why.
+                    let _ = open.requests.try_send(ask.request);
+                    open.asked.push_back(ask);
+                    return false;
+                }
+            }
+            news.await;
+        }
+    }
+
+    /// The stream has ended with these requests unanswered, oldest first.
+    fn fail(&self, mut asked: VecDeque<Ask>, status: &Status) {
+        let told = if is_of_all(status) { asked.len() } else { 1 };
+        for ask in asked.drain(..told.min(asked.len())) {
+            // Who is gone needs no answer.
+            let _ = ask.answer.send(Err(status.clone()));
+        }
+        let mut state = self.state.lock();
+        for ask in asked {
+            state.line.push(ask.client, ask);
+        }
+    }
+}
+
+impl Open {
+    /// An answer is that of the oldest request.
+    fn take(&mut self, answer: LeaseKeepAliveResponse) -> Result<(), Status> {
+        let asked = self.asked.front().map(|ask| ask.request.id);
+        if asked != Some(answer.id) {
+            let text = format!("etcd-relay: etcd answered for the lease {:x} when asked for {asked:x?}", answer.id);
+            return Err(Status::unavailable(text));
+        }
+        self.works = true;
+        self.since = Instant::now();
+        if let Some(ask) = self.asked.pop_front() {
+            // Who is gone needs no answer.
+            let _ = ask.answer.send(Ok(answer));
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    /// Asks etcd. Cancel safe: a request that nobody waits for any more may be asked or not.
+    pub(super) async fn ask(&self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+        let (answer, answered) = oneshot::channel();
+        self.lane.state.lock().line.push(self.client, Ask { client: self.client, request, answer });
+        self.lane.news.notify_one();
+        match answered.await {
+            Ok(answer) => answer,
+            // The lane has lost its leader, or the relay ends.
+            Err(_) => Err(self.lost.borrow().clone().unwrap_or_else(status::stopped)),
+        }
+    }
+
+    /// Done when all calls of the stream end, with the reason. Cancel safe.
+    pub(super) async fn lost(&self) -> Status {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_else(status::stopped),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.lane.state.lock().members -= 1;
+        self.lane.news.notify_one();
+    }
+}
+
+/// The next answer. Cancel safe.
+async fn next(answers: &mut Option<Streaming<LeaseKeepAliveResponse>>) -> Result<LeaseKeepAliveResponse, Status> {
+    let Some(answers) = answers else { return std::future::pending().await };
+    answers.message().await?.ok_or_else(|| Status::unavailable("etcd-relay: etcd ended a stream of keep-alives"))
+}
+
+/// Whether an error is about the stream, its member or its name, and so about all requests on it. Others are about the lease that etcd was
+/// at, such as that its user may not keep it.
+fn is_of_all(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::PermissionDenied
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::ResourceExhausted
+            | Code::AlreadyExists
+    )
+}
+
+fn delays() -> ExponentialBackoff {
+    let builder = ExponentialBuilder::default().with_min_delay(DELAY.0).with_max_delay(DELAY.1);
+    builder.with_jitter().without_max_times().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Answered = oneshot::Receiver<Result<LeaseKeepAliveResponse, Status>>;
+
+    fn asked(lane: &Lane, ids: &[i64]) -> (Open, Vec<Answered>) {
+        let (requests, _queue) = mpsc::channel(WINDOW);
+        let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
+        let mut answered = Vec::new();
+        for id in ids {
+            let (answer, receiver) = oneshot::channel();
+            let (client, request) = (ClientKey::new(1), LeaseKeepAliveRequest { id: *id });
+            open.asked.push_back(Ask { client, request, answer });
+            answered.push(receiver);
+        }
+        assert!(lane.state.lock().line.is_empty());
+        (open, answered)
+    }
+
+    fn left(lane: &Lane) -> Vec<i64> {
+        let mut state = lane.state.lock();
+        std::iter::from_fn(|| state.line.pop()).map(|(_, ask)| ask.request.id).collect()
+    }
+
+    #[tokio::test]
+    async fn an_error_about_a_lease_is_its_clients_alone_and_the_others_are_asked_again_in_order() {
+        let lane = Lane::new(&Fields::new());
+        let (open, mut answered) = asked(&lane, &[7, 8, 9]);
+        lane.fail(open.asked, &Status::permission_denied("etcdserver: permission denied"));
+        let told = answered.remove(0).await.expect("an answer").expect_err("an error");
+        assert_eq!(told.code(), Code::PermissionDenied);
+        assert!(answered.iter_mut().all(|answer| answer.try_recv().is_err()), "the others still wait");
+        assert_eq!(left(&lane), [8, 9]);
+    }
+
+    #[tokio::test]
+    async fn an_error_about_the_member_is_told_to_all_who_wait() {
+        let lane = Lane::new(&Fields::new());
+        let (open, answered) = asked(&lane, &[7, 8, 9]);
+        lane.fail(open.asked, &Status::unavailable("etcdserver: request timed out"));
+        for answer in answered {
+            assert_eq!(answer.await.expect("an answer").expect_err("an error").code(), Code::Unavailable);
+        }
+        assert_eq!(left(&lane), [0_i64; 0]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_that_of_the_oldest_request_or_of_none() {
+        let lane = Lane::new(&Fields::new());
+        let (mut open, mut answered) = asked(&lane, &[7, 8]);
+        let answer = |id| LeaseKeepAliveResponse { id, ttl: 10, ..LeaseKeepAliveResponse::default() };
+        open.take(answer(7)).expect("the oldest");
+        assert_eq!(answered.remove(0).await.expect("told").expect("an answer").id, 7);
+        open.take(answer(9)).expect_err("nobody asked for it");
+        assert!(answered.remove(0).try_recv().is_err(), "nobody gets another's answer");
+    }
+}
