@@ -83,6 +83,8 @@ pub const BACKFILLS: &str = "etcd_relay_backfills_total";
 pub const BACKFILLED_REVISIONS: &str = "etcd_relay_backfilled_revisions_total";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
+/// `RangeStream` calls, by [`Read`].
+pub const RANGE_STREAMS: &str = "etcd_relay_range_streams_total";
 /// `Range` calls that look at many keys or far back: those that run and those that wait for their turn.
 pub const LONG_READS: &str = "etcd_relay_long_reads";
 /// Questions to etcd whether a client may read a range, by [`Check`].
@@ -634,6 +636,7 @@ pub fn describe() {
         MEMBER_LEFT by Leave,
         TLS_UPSTREAM_HANDSHAKES by Connect,
         READS by Read,
+        RANGE_STREAMS by Read,
         ACCESS_CHECKS by Check,
     );
     gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
@@ -745,6 +748,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
+    (RANGE_STREAMS, "RangeStream calls by how they were answered"),
     (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
     (
         STREAMS_UNCONFIRMED,

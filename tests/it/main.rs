@@ -26,6 +26,7 @@ mod grpc_proxy;
 mod h2spec;
 mod lainlet;
 mod progress;
+mod range_stream;
 mod state;
 mod store;
 mod support;

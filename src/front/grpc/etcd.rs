@@ -1,4 +1,4 @@
-//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory: `Watch.Watch`, `KV.Range`, and `Cluster.MemberList` where it
+//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory: `Watch.Watch`, `KV.Range`, `KV.RangeStream`, and `Cluster.MemberList` where it
 //! names itself.
 //!
 //! Not here: how; see `front::session`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are
@@ -33,7 +33,7 @@ use super::{
     guard::{self, RANGE},
     members::Members,
     pieces::{MAX_REQUEST, Pieces},
-    range::{self, Answer},
+    range::{self, Answer, Form},
     reply::{Reply, read, refuse, refuse_compressed, respond},
     service::mark_client,
     watch_body::WatchBody,
@@ -54,6 +54,7 @@ use crate::{
 const REQUEST_BUFFER: usize = 256;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
 /// See the module. Cheap to clone.
@@ -69,6 +70,7 @@ struct ServiceInner {
     streams: Streams,
     tasks: TaskTracker,
     reads: Reads,
+    range_streams: Reads,
     members: Option<Members>,
 }
 
@@ -76,8 +78,8 @@ struct ServiceInner {
 struct Reads(Vec<Counter>);
 
 impl Reads {
-    fn new() -> Self {
-        Self(Read::ALL.iter().map(|how| counter!(names::READS, Read::LABEL => how.as_str())).collect())
+    fn new(metric: &'static str) -> Self {
+        Self(Read::ALL.iter().map(|how| counter!(metric, Read::LABEL => how.as_str())).collect())
     }
 
     fn count(&self, how: Read) {
@@ -105,7 +107,8 @@ impl EtcdApi {
         tasks: TaskTracker,
         members: Option<Members>,
     ) -> Self {
-        let shared = ServiceInner { sessions, forward, streams, tasks, reads: Reads::new(), members };
+        let (reads, range_streams) = (Reads::new(names::READS), Reads::new(names::RANGE_STREAMS));
+        let shared = ServiceInner { sessions, forward, streams, tasks, reads, range_streams, members };
         Self { shared: Arc::new(shared) }
     }
 
@@ -128,25 +131,26 @@ impl EtcdApi {
         respond(EtcdBody::Watch(body))
     }
 
-    async fn range(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
+    async fn range(&self, request: Request<RequestBody>, form: Form) -> Response<EtcdBody> {
         let shared = &*self.shared;
+        let reads = if form == Form::Whole { &shared.reads } else { &shared.range_streams };
         let (parts, body) = request.into_parts();
         let body = match read(body, MAX_REQUEST).await {
             Ok(body) => body,
             Err(status) => return refuse(&status).map(EtcdBody::Reply),
         };
-        match range::answer(&shared.sessions.hub, &shared.sessions.access, &parts, &body).await {
+        match range::answer(&shared.sessions.hub, &shared.sessions.access, &parts, &body, form).await {
             Answer::Local(reply, how) => {
-                shared.reads.count(how);
+                reads.count(how);
                 respond(EtcdBody::Reply(reply))
             }
             Answer::Forward(how) => {
-                shared.reads.count(how);
+                reads.count(how);
                 // Boxed, since the calls that are answered here would have to be as large.
                 Box::pin(self.forward(parts, body)).await
             }
             Answer::Refuse(status, how) => {
-                shared.reads.count(how);
+                reads.count(how);
                 refuse(&status).map(EtcdBody::Reply)
             }
         }
@@ -187,6 +191,7 @@ impl Local for EtcdApi {
     fn answers(&self, path: &str) -> bool {
         path == RANGE
             || path == WATCH
+            || path == RANGE_STREAM
             || guard::answers_for(path)
             || self.shared.members.is_some() && path == MEMBER_LIST
     }
@@ -194,7 +199,8 @@ impl Local for EtcdApi {
     async fn call(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         match request.uri().path() {
             WATCH => self.watch(request),
-            RANGE => self.range(request).await,
+            RANGE => self.range(request, Form::Whole).await,
+            RANGE_STREAM => Box::pin(self.range(request, Form::Stream)).await,
             // What the request says, it says to members.
             MEMBER_LIST if let Some(members) = &self.shared.members => {
                 respond(EtcdBody::Reply(Reply::ok(members.list())))

@@ -1,4 +1,5 @@
-//! etcd's `KV.Range`, answered from a feed's snapshot and history where they cover it, and forwarded where not.
+//! etcd's `KV.Range`, answered from a feed's snapshot and history where they cover it, and forwarded where not; and `KV.RangeStream`, which is
+//! the same in several messages.
 //!
 //! A linearizable read asks etcd for its current revision, once for all readers that wait, and waits until the feed has it.
 //! Whatever the relay cannot answer exactly as etcd would, errors included, is forwarded as it came, so that etcd answers.
@@ -7,9 +8,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::request::Parts;
-use prost::{Message as _, encoding::encoded_len_varint};
+use prost::{
+    Message as _,
+    encoding::{encode_varint, encoded_len_varint},
+};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -58,10 +63,19 @@ pub(super) enum Answer {
     Refuse(Status, Read),
 }
 
+/// In how many messages a read is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `Range`: one.
+    Whole,
+    /// `RangeStream`: as many as it takes, each with some key-values, the last with the rest.
+    Stream,
+}
+
 /// Answers the one message of `body`, if the relay can and the client that sent it with `parts` may read it.
-pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body: &Bytes) -> Answer {
+pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body: &Bytes, form: Form) -> Answer {
     let refuse = |status| Answer::Refuse(status, Read::Refused);
-    if let Err(status) = refuse_compressed(&parts.headers, "Range requests") {
+    if let Err(status) = refuse_compressed(&parts.headers, "Range and RangeStream requests") {
         return refuse(status);
     }
     // What cannot be parsed is for etcd to refuse, in its own words, if it does it no harm.
@@ -74,7 +88,8 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
         return refuse(Status::invalid_argument(guard::BAD_SORT));
     }
     let serializable = request.serializable;
-    let Some(query) = query(request) else { return Answer::Forward(Read::ForwardedOther) };
+    let query = query(request).and_then(|query| if form == Form::Whole { Some(query) } else { streamed(query) });
+    let Some(query) = query else { return Answer::Forward(Read::ForwardedOther) };
     let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
     if !feed.is_serving() {
         return Answer::Forward(Read::ForwardedLate);
@@ -105,6 +120,9 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
         && !Box::pin(is_granted(access, parts, &query.range)).await
     {
         return Answer::Forward(Read::ForwardedAccess);
+    }
+    if form == Form::Stream {
+        return Answer::Local(messages(reply), how);
     }
     // etcd says in its own words that an answer is too large.
     message(reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
@@ -267,6 +285,26 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
     })
 }
 
+/// The query as etcd streams it: in the order of the keys, and unfiltered. What it does not stream it refuses, in its own words.
+fn streamed(query: RangeQuery) -> Option<RangeQuery> {
+    // Without an order the target counts for nothing.
+    let by_key = match query.sort_order {
+        SortOrder::None => true,
+        SortOrder::Ascend => query.sort_target == SortTarget::Key,
+        SortOrder::Descend => false,
+    };
+    let bounds = [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
+    let plain = by_key && bounds.iter().all(|bound| *bound == Revision::ZERO);
+    plain.then_some(RangeQuery { sort_target: SortTarget::Key, ..query })
+}
+
+/// The `RangeStreamResponse`s, made of the same as [`message`].
+fn messages(reply: RangeReply) -> Reply {
+    let RangeReply { header, kvs, more, count } = reply;
+    let tail = Tail { more, count: count as u64 };
+    Reply::of_parts(Writer::default(), Rest { kvs, tail, each: Some(header) })
+}
+
 /// The `RangeResponse`, made of the encoded key-values that the snapshot holds. `None` where one message cannot be so long.
 fn message(reply: RangeReply) -> Option<Reply> {
     let RangeReply { header, kvs, more, count } = reply;
@@ -277,14 +315,16 @@ fn message(reply: RangeReply) -> Option<Reply> {
     let tail = Tail { more, count: count as u64 };
     let mut writer = Writer::with_capacity(shared.min(SMALL) + 96);
     writer.message(shared + tail.len(), |own| put_header(own, &header));
-    Some(Reply::of_parts(writer, Rest { kvs, tail }))
+    Some(Reply::of_parts(writer, Rest { kvs, tail, each: None }))
 }
 
-/// What follows the header of a `RangeResponse`, made as the connection takes it.
+/// What follows the header of a `RangeResponse`, or all messages of a stream of them, made as the connection takes it.
 #[derive(Debug)]
 pub(super) struct Rest {
     kvs: Listing,
     tail: Tail,
+    /// Each part is a message of its own, and this the header of the last.
+    each: Option<Header>,
 }
 
 /// The last fields of a `RangeResponse`.
@@ -297,19 +337,46 @@ struct Tail {
 impl Rest {
     /// Writes the next part; false where it is the last.
     pub(super) fn write(&mut self, writer: &mut Writer) -> bool {
+        if let Some(header) = self.each {
+            return self.write_message(&header, writer);
+        }
         self.kvs.take(PART, |bytes| writer.shared(bytes));
         let last = self.kvs.is_empty();
         if last {
-            writer.tail(|own| {
-                put_int(own, 3, u64::from(self.tail.more));
-                put_int(own, 4, self.tail.count);
-            });
+            writer.tail(|own| self.tail.put(own));
         }
         !last
     }
 }
 
+impl Rest {
+    fn write_message(&mut self, header: &Header, writer: &mut Writer) -> bool {
+        let mut taken: SmallVec<[Bytes; 32]> = SmallVec::new();
+        self.kvs.take(PART, |bytes| taken.push(bytes.clone()));
+        let last = self.kvs.is_empty();
+        let mut end = BytesMut::new();
+        if last {
+            put_header(&mut end, header);
+            self.tail.put(&mut end);
+        }
+        let response = taken.iter().map(Bytes::len).sum::<usize>() + end.len();
+        writer.message(response, |own| {
+            // Field 1, the `RangeResponse`, whose fields may come in any order.
+            own.put_u8(0x0a);
+            encode_varint(response as u64, own);
+        });
+        taken.iter().for_each(|bytes| writer.shared(bytes));
+        writer.tail(|own| own.put_slice(&end));
+        !last
+    }
+}
+
 impl Tail {
+    fn put(self, buffer: &mut BytesMut) {
+        put_int(buffer, 3, u64::from(self.more));
+        put_int(buffer, 4, self.count);
+    }
+
     fn len(self) -> usize {
         let count = if self.count == 0 { 0 } else { 1 + encoded_len_varint(self.count) };
         2 * usize::from(self.more) + count

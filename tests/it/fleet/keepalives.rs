@@ -46,7 +46,12 @@ impl Keeper {
 }
 
 async fn grant(channel: &Channel, ttl: i64) -> i64 {
-    LeaseClient::new(channel.clone()).lease_grant(LeaseGrantRequest { id: 0, ttl }).await.expect("granted").into_inner().id
+    LeaseClient::new(channel.clone())
+        .lease_grant(LeaseGrantRequest { id: 0, ttl })
+        .await
+        .expect("granted")
+        .into_inner()
+        .id
 }
 
 /// What is left of a lease, as etcd says; -1 where it is gone.

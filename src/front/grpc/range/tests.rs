@@ -12,7 +12,7 @@ use crate::{
         FeedState, KeyMap, OutboxLimits, Reset, testing,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest},
     },
-    pb::etcdserverpb::RangeResponse,
+    pb::etcdserverpb::{RangeResponse, RangeStreamResponse},
     types::{Cluster, EventFields, EventKind, KeyValue, KeyValueFields},
 };
 
@@ -239,5 +239,69 @@ async fn a_read_that_another_cluster_confirms_is_forwarded() {
             .expect_err("forwarded");
         assert_eq!(why, Read::ForwardedLate, "{cluster_id} at {revision}");
         assert!(!feed.is_serving() && feed.doubted().is_some());
+    }
+}
+
+/// The messages of a stream, decoded.
+async fn ask_stream((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> Vec<RangeResponse> {
+    let query = query(request).and_then(streamed).expect("a query that is streamed");
+    let mut reply = messages(query.read(feed).expect("a reply"));
+    let mut bytes = bytes::BytesMut::new();
+    while let Some(frame) = reply.frame().await {
+        if let Ok(mut part) = frame.expect("no error").into_data() {
+            let length = bytes::Buf::remaining(&part);
+            bytes.extend_from_slice(&bytes::Buf::copy_to_bytes(&mut part, length));
+        }
+    }
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        let prefix = bytes.split_to(PREFIX);
+        let length = u32::from_be_bytes(prefix[1..].try_into().expect("four bytes")) as usize;
+        let message = RangeStreamResponse::decode(bytes.split_to(length)).expect("a message");
+        messages.push(message.range_response.expect("a response"));
+    }
+    messages
+}
+
+#[tokio::test]
+async fn a_stream_is_the_answer_in_several_messages() {
+    let hub = hub();
+    let limited = RangeRequest { limit: 2_500, ..everything() };
+    let counted = RangeRequest { count_only: true, ..everything() };
+    let bare = RangeRequest { keys_only: true, ..everything() };
+    let nothing = RangeRequest { key: "x".into(), ..RangeRequest::default() };
+    for (request, several) in [(everything(), true), (limited, true), (counted, false), (bare, false), (nothing, false)]
+    {
+        let (whole, _) = ask(&hub, request.clone()).await;
+        let mut messages = ask_stream(&hub, request).await;
+        assert_eq!(messages.len() > 1, several, "{} messages", messages.len());
+        let mut last = messages.pop().expect("a last message");
+        let mut kvs = Vec::new();
+        for message in messages {
+            assert_eq!((message.header, message.count, message.more), (None, 0, false), "the last one has them");
+            assert!(!message.kvs.is_empty());
+            kvs.extend(message.kvs);
+        }
+        kvs.append(&mut last.kvs);
+        assert_eq!(RangeResponse { kvs, ..last }, whole);
+    }
+}
+
+#[test]
+fn what_etcd_does_not_stream_is_not_streamed_here() {
+    let by = |order, target| RangeRequest { sort_order: order as i32, sort_target: target as i32, ..everything() };
+    use range_request::{SortOrder as Order, SortTarget as Target};
+    for (request, is_streamed) in [
+        (everything(), true),
+        (by(Order::Ascend, Target::Key), true),
+        (by(Order::Descend, Target::Key), false),
+        (by(Order::None, Target::Mod), true),
+        (by(Order::Ascend, Target::Mod), false),
+        (RangeRequest { min_mod_revision: 3, ..everything() }, false),
+        (RangeRequest { max_create_revision: 3, ..everything() }, false),
+    ] {
+        let query = query(request.clone()).and_then(streamed);
+        assert_eq!(query.is_some(), is_streamed, "{request:?}");
+        assert!(query.is_none_or(|query| query.sort_target == SortTarget::Key));
     }
 }
