@@ -70,6 +70,10 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 /// nobody's (its `AuthInfoFromTLS`, since 3.2.26 and 3.3.11). So a call without a token is one without a user, and never one of the relay,
 /// whatever its certificate says and whenever authentication is turned on.
 const DISOWNED: HeaderName = HeaderName::from_static("grpcgateway-accept");
+/// Names the relays that a call has passed, one after the other: a call that comes back to one of them would go round for ever.
+const VIA: HeaderName = HeaderName::from_static("etcd-relay-via");
+/// Most relays that a call passes.
+const MOST_TIERS: usize = 8;
 
 /// How calls reach etcd.
 #[derive(Clone, Debug)]
@@ -119,6 +123,8 @@ struct ForwardInner {
     /// Whether calls could be taken for the relay's own, by its certificate.
     disowns: bool,
     drain: CancellationToken,
+    /// This relay's name in [`VIA`].
+    name: HeaderValue,
 }
 
 /// The connections to one member, by what goes over them.
@@ -158,7 +164,7 @@ impl Forward {
         let links = (0..members.len()).map(link).collect();
         let clients = Clients::new(config.max_per_client);
         let disowns = config.dialler.shows_certificate();
-        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain }) }
+        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain, name: name() }) }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
@@ -203,6 +209,13 @@ impl Forward {
             return status::too_many(self.shared.clients.most()).into_http();
         };
         let mut call = Call::start(method.service, counted);
+        let via = head.headers.get_all(VIA);
+        if via.iter().any(|relay| relay == self.shared.name) || via.iter().count() >= MOST_TIERS {
+            let status = status::goes_round();
+            call.finish(status.code());
+            return status.into_http();
+        }
+        head.headers.append(VIA, self.shared.name.clone());
         strip_hop_by_hop(&mut head.headers);
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
         if self.shared.disowns {
@@ -261,6 +274,11 @@ impl ForwardInner {
         let members = self.members.clone();
         Box::pin(async move { members.left(member).await })
     }
+}
+
+/// A name that no other relay has.
+fn name() -> HeaderValue {
+    HeaderValue::from(rand::random::<u64>())
 }
 
 /// Drops what belongs to the client's connection, named by the standard or by the `connection` header itself.

@@ -8,9 +8,11 @@ mod leaving;
 use std::{process::Command, time::Duration};
 
 use etcd_relay::pb::etcdserverpb::{
-    LeaseLeasesRequest, LeaseRevokeRequest, MemberListRequest, RangeRequest, cluster_client::ClusterClient,
-    lease_client::LeaseClient,
+    LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest, MemberListRequest, RangeRequest,
+    cluster_client::ClusterClient, lease_client::LeaseClient,
 };
+
+use tonic::Code;
 
 use crate::support::{
     etcd::{Etcd, etcdctl},
@@ -99,4 +101,32 @@ async fn relays_register_themselves_and_each_names_all_of_them() {
     assert!(registered(&etcd).await.is_empty());
     let left = leases.lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner().leases;
     assert!(left.is_empty(), "its lease goes with it: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_that_have_each_other_as_upstream_refuse_what_would_go_round() {
+    let addr = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let url = addr.clone().map(|addr| format!("http://{addr}"));
+    let first =
+        RelayCommand::serve(std::slice::from_ref(&url[1])).prefix("/a/").listen_grpc(&addr[0]).unready().start().await;
+    let second =
+        RelayCommand::serve(std::slice::from_ref(&url[0])).prefix("/a/").listen_grpc(&addr[1]).unready().start().await;
+    let itself = format!("127.0.0.1:{}", free_port());
+    let itself = RelayCommand::serve(&[format!("http://{itself}")]).listen_grpc(&itself).unready().start().await;
+    for relay in [&first, &second, &itself] {
+        let mut kv = Kv::connect(&relay.endpoint()).await.raw;
+        let refused = kv.put(kv::put("/a/k", "1")).await.expect_err("there is no etcd");
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains("--etcd"), "it says what to do: {refused:?}");
+        let (beats, requests) = tokio::sync::mpsc::channel(1);
+        beats.send(LeaseKeepAliveRequest { id: 1 }).await.expect("room");
+        let mut leases = LeaseClient::new(kv::channel(&relay.endpoint()).await);
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let refused = match leases.lease_keep_alive(requests).await {
+            Ok(answers) => answers.into_inner().message().await.expect_err("there is no etcd"),
+            Err(refused) => refused,
+        };
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert_eq!(relay.ready_status().await, Some(503));
+    }
 }

@@ -43,12 +43,13 @@ const PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const PER_LANE: usize = 512;
 /// Streams of clients with the same name. Beyond `PER_LANE` clients each, they are shared by more.
 const LANES: usize = 16;
-/// What of a stream's fields etcd looks at.
-const LOOKED_AT: [HeaderName; 4] = [
+/// What of a stream's fields etcd looks at, or a relay before it.
+const LOOKED_AT: [HeaderName; 5] = [
     HeaderName::from_static("token"),
     http::header::AUTHORIZATION,
     HeaderName::from_static("hasleader"),
     HeaderName::from_static("client-api-version"),
+    super::VIA,
 ];
 
 /// See the module. Cheap to clone.

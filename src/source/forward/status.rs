@@ -19,6 +19,14 @@ pub(super) fn malformed(what: &str) -> Status {
     Status::invalid_argument(format!("etcd-relay: {what}"))
 }
 
+/// The call has been here before; nothing was sent.
+pub(super) fn goes_round() -> Status {
+    Status::failed_precondition(
+        "etcd-relay: this call has passed this relay before, or too many relays: --etcd leads back to it. Let --etcd name etcd's members, or \
+         relays that do not have this one as their upstream",
+    )
+}
+
 /// The client has as many calls under way as it may; nothing was sent.
 pub(super) fn too_many(most: usize) -> Status {
     Status::resource_exhausted(format!(
