@@ -164,7 +164,9 @@ impl Forward {
         let links = (0..members.len()).map(link).collect();
         let clients = Clients::new(config.max_per_client);
         let disowns = config.dialler.shows_certificate();
-        Self { shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain, name: name() }) }
+        Self {
+            shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain, name: name() }),
+        }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
