@@ -4,6 +4,7 @@
 
 mod keepalives;
 mod leaving;
+mod rolling;
 
 use std::{process::Command, time::Duration};
 

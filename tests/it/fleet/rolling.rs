@@ -1,0 +1,142 @@
+//! Two relays that are restarted one after the other, under clients that go on at the other one.
+//!
+//! Prints what the neighbour had to take, for a look; how fast things go fails nothing here.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use crate::support::{
+    client::{self, WatchStream, event_revision, header_revision, is_progress},
+    etcd::Etcd,
+    eventually, free_port,
+    kv::Kv,
+    relay::{Relay, RelayCommand},
+};
+
+/// Clients, each with a connection and a watch. All of a fleet's size where that is asked for.
+fn clients() -> usize {
+    if std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full") { 2_000 } else { 100 }
+}
+
+async fn start(etcd: &Etcd, addr: &str) -> Relay {
+    let command = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").listen_grpc(addr);
+    let relay = command.start().await;
+    relay.follows().await;
+    relay
+}
+
+/// What all clients saw.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When they connected.
+    connects: Mutex<Vec<Instant>>,
+    /// The first thing that went wrong.
+    wrong: Mutex<Option<String>>,
+    stop: AtomicBool,
+    /// The last revision that is to come; zero while it is not known.
+    last: AtomicI64,
+}
+
+/// Watches from `from` on, at one relay and then at the other, until the last revision came. Every revision is a put below `/a/`.
+async fn watch(endpoints: [String; 2], mut at: usize, from: i64, seen: Arc<Seen>) {
+    let mut next = from;
+    loop {
+        // One that is restarting takes no connection.
+        let Ok(target) = tonic::transport::Endpoint::from_shared(endpoints[at].clone()) else { return };
+        let Ok(channel) = target.connect().await else {
+            at = 1 - at;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        seen.connects.lock().push(Instant::now());
+        let mut stream = WatchStream::over(channel, &[]);
+        stream.create(WatchCreateRequest { start_revision: next, ..client::prefix("/a/") });
+        while let Some(recorded) = stream.take_within(Duration::from_secs(60)).await {
+            let response = recorded.response;
+            let mut wrong = response.canceled.then(|| format!("a watch from {next} on was canceled"));
+            for event in &response.events {
+                if event_revision(event) != next {
+                    wrong = Some(format!("revision {} came where {next} was next", event_revision(event)));
+                }
+                next = event_revision(event) + 1;
+            }
+            if is_progress(&response) && header_revision(&response) >= next {
+                wrong = Some(format!("progress {} before the event of {next}", header_revision(&response)));
+            }
+            if let Some(wrong) = wrong {
+                seen.wrong.lock().get_or_insert(wrong);
+                return;
+            }
+            let last = seen.last.load(Ordering::SeqCst);
+            if last > 0 && next > last {
+                return;
+            }
+        }
+        at = 1 - at;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_loses_nothing_and_repeats_nothing() {
+    let etcd = Etcd::start().await;
+    let addr = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut relays = [start(&etcd, &addr[0]).await, start(&etcd, &addr[1]).await];
+    let endpoints = [relays[0].endpoint(), relays[1].endpoint()];
+    let seen = Arc::new(Seen::default());
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let from = kv.revision().await + 1;
+    let mut watching = JoinSet::new();
+    for client in 0..clients() {
+        watching.spawn(watch(endpoints.clone(), client % 2, from, seen.clone()));
+    }
+    eventually("all have connected", async || (seen.connects.lock().len() >= clients()).then_some(())).await;
+    let writing = tokio::spawn({
+        let (kv, seen) = (kv.clone(), seen.clone());
+        async move {
+            for round in 0_u64.. {
+                if seen.stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                kv.put(format!("/a/{}", round % 7), "x").await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    let begun = Instant::now();
+    for (index, relay) in relays.iter_mut().enumerate() {
+        let connected = seen.connects.lock().len();
+        relay.terminate();
+        assert_eq!(relay.exit_code(Duration::from_secs(60)).await, 0);
+        // Half were at the first; at the second are all by then.
+        let moved = if index == 0 { clients() / 2 } else { clients() };
+        eventually("all go on at the other one, or wait for it", async || {
+            (index == 1 || seen.connects.lock().len() >= connected + moved).then_some(())
+        })
+        .await;
+        *relay = start(&etcd, &addr[index]).await;
+    }
+    seen.stop.store(true, Ordering::SeqCst);
+    writing.await.expect("the writer ends");
+    seen.last.store(kv.put("/a/last", "x").await, Ordering::SeqCst);
+    // For those who had that one before they could know it for the last.
+    kv.put("/a/last", "y").await;
+    tokio::time::timeout(crate::support::patience() * 2, async { while watching.join_next().await.is_some() {} })
+        .await
+        .expect("all get to the last revision");
+    assert_eq!(*seen.wrong.lock(), None);
+    let connects = seen.connects.lock();
+    let mut seconds = std::collections::BTreeMap::<u64, usize>::new();
+    for at in connects.iter().filter(|at| **at > begun) {
+        *seconds.entry((*at - begun).as_secs()).or_default() += 1;
+    }
+    println!("{} clients; connections by second of the restart: {seconds:?}", clients());
+}
