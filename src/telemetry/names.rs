@@ -30,7 +30,7 @@ pub const CONNECTIONS: &str = "etcd_relay_connections";
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
 /// Connections that the port closed for its own sake, by [`Port`] and [`Turned`].
 pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
-/// Connections that the relay asked to go elsewhere, by [`Port`] and [`Leave`].
+/// Connections that the relay asked to go elsewhere, by [`Port`] and [`LeaveReason`].
 pub const CONNECTIONS_ASKED_TO_LEAVE: &str = "etcd_relay_connections_asked_to_leave_total";
 /// Failures of `accept` that are not the peer's, by [`Port`].
 pub const ACCEPT_ERRORS: &str = "etcd_relay_accept_errors_total";
@@ -277,7 +277,7 @@ labels! {
 }
 labels! {
     /// Why a connection was asked to go elsewhere.
-    Leave as "reason" {
+    LeaveReason as "reason" {
         /// The relay stops.
         Stopping = "stopping",
         /// It is older than `--max-connection-age`, give or take a quarter.
@@ -642,8 +642,8 @@ pub fn describe() {
     gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
     for port in Port::ALL {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
-        for reason in Leave::ALL {
-            counter!(CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => port.as_str(), Leave::LABEL => reason.as_str())
+        for reason in LeaveReason::ALL {
+            counter!(CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => port.as_str(), LeaveReason::LABEL => reason.as_str())
                 .absolute(0);
         }
         for reason in Turned::ALL {

@@ -22,6 +22,7 @@ fn sample(flag: &Flag) -> &'static str {
         ("metrics-addr", _) => "http://127.0.0.1:4001",
         ("permit-without-stream", _) => "false",
         (_, Kind::Bool) => "true",
+        ("advertise-client-url", _) => "http://10.0.0.1:23790",
         (_, Kind::String | Kind::Strings) => "something",
         (_, Kind::Duration) => "7s",
         (_, Kind::Int | Kind::Uint32) => "7",
@@ -99,6 +100,10 @@ fn each_flag_does_what_its_row_says() {
     for flag in FLAGS.iter().filter(|flag| !TLS.contains(&flag.name)) {
         let argument = format!("--{}={}", flag.name, sample(flag));
         match flag.means {
+            // They say where the relay registers, and are of use together.
+            Means::Works if flag.name.starts_with("resolver-") => {
+                assert!(proxy_refused(&[&argument]).contains("--resolver-"), "{argument}");
+            }
             Means::Works => {
                 let start = proxy(&[&argument]);
                 let changed =

@@ -65,9 +65,9 @@ impl Advertised {
     #[must_use]
     pub fn registration(&self) -> Option<(Bytes, Bytes)> {
         let key = format!("{}/{}", self.prefix.as_ref()?, self.url);
-        let meta = serde_json::json!(Meta { name: self.name.clone() }).to_string();
+        let meta = serde_json::to_string(&Meta { name: self.name.clone() }).ok()?;
         let update = Update { op: 0, addr: self.url.clone(), metadata: meta.into() };
-        Some((key.into(), serde_json::json!(update).to_string().into()))
+        Some((key.into(), serde_json::to_string(&update).ok()?.into()))
     }
 }
 

@@ -350,23 +350,40 @@ impl Rest {
 }
 
 impl Rest {
+    /// Writes a part as messages, more than one where key-values are large; false where it is the last.
     fn write_message(&mut self, header: &Header, writer: &mut Writer) -> bool {
+        // Each of these is one key-value or several, whole.
         let mut taken: SmallVec<[Bytes; 32]> = SmallVec::new();
         self.kvs.take(PART, |bytes| taken.push(bytes.clone()));
         let last = self.kvs.is_empty();
-        let mut end = BytesMut::new();
-        if last {
-            put_header(&mut end, header);
-            self.tail.put(&mut end);
+        let mut left = &taken[..];
+        while !left.is_empty() || last {
+            let mut length = 0;
+            let fits = |bytes: &&Bytes| {
+                let room = length < PART;
+                length += bytes.len();
+                room
+            };
+            let many = left.iter().take_while(fits).count();
+            let (now, later) = left.split_at(many);
+            left = later;
+            let mut end = BytesMut::new();
+            if last && left.is_empty() {
+                put_header(&mut end, header);
+                self.tail.put(&mut end);
+            }
+            let response = now.iter().map(Bytes::len).sum::<usize>() + end.len();
+            writer.message(response, |own| {
+                // Field 1, the `RangeResponse`, whose fields may come in any order.
+                own.put_u8(0x0a);
+                encode_varint(response as u64, own);
+            });
+            now.iter().for_each(|bytes| writer.shared(bytes));
+            writer.tail(|own| own.put_slice(&end));
+            if left.is_empty() {
+                break;
+            }
         }
-        let response = taken.iter().map(Bytes::len).sum::<usize>() + end.len();
-        writer.message(response, |own| {
-            // Field 1, the `RangeResponse`, whose fields may come in any order.
-            own.put_u8(0x0a);
-            encode_varint(response as u64, own);
-        });
-        taken.iter().for_each(|bytes| writer.shared(bytes));
-        writer.tail(|own| own.put_slice(&end));
         !last
     }
 }

@@ -224,7 +224,15 @@ async fn state(
             return (StatusCode::BAD_REQUEST, text).into_response();
         }
     };
-    let stop = leave.map_or_else(|| admin.stop.clone(), |Extension(leave)| leave).cancelled_owned();
+    let stop = admin.stop.clone();
+    let leave = leave.map_or_else(CancellationToken::new, |Extension(leave)| leave);
+    let stop = async move {
+        // Cancel safe, both.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = leave.cancelled() => {}
+        }
+    };
     let states = IntervalStream::new(tokio::time::interval(every))
         .then(move |_| {
             let admin = admin.clone();

@@ -16,7 +16,7 @@ use slab::Slab;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::names::{self, Leave, Port};
+use crate::telemetry::names::{self, LeaveReason, Port};
 
 /// As many connections a second are asked to leave at least, so that a relay with few of them ends soon.
 const LEAST_RATE: u32 = 100;
@@ -82,7 +82,7 @@ impl Pacing {
         loop {
             tokio::time::sleep(AGE_STEP).await;
             while let Some(token) = self.next_old() {
-                self.ask(&token, Leave::Age);
+                self.ask(&token, LeaveReason::Age);
             }
         }
     }
@@ -115,14 +115,14 @@ impl Pacing {
             // Who has left meanwhile needs no asking, and whoever came in its place was asked when it came.
             let token = self.state.lock().open.get(place).map(|(token, _)| token.clone());
             if let Some(token) = token {
-                self.ask(&token, Leave::Stopping);
+                self.ask(&token, LeaveReason::Stopping);
             }
         }
     }
 
-    fn ask(&self, token: &CancellationToken, why: Leave) {
+    fn ask(&self, token: &CancellationToken, why: LeaveReason) {
         if !token.is_cancelled() {
-            counter!(names::CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => self.port.as_str(), Leave::LABEL => why.as_str())
+            counter!(names::CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => self.port.as_str(), LeaveReason::LABEL => why.as_str())
                 .increment(1);
             token.cancel();
         }

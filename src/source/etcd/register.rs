@@ -70,13 +70,13 @@ impl EtcdUpstream {
     async fn register(&self, registration: &Registration) -> Result<i64, UpstreamError> {
         let ttl = registration.ttl.as_secs().max(1);
         let lease = self
-            .call(Lane::Ask, async |client| {
+            .call(self.members.preferred(), Lane::Ask, async |client| {
                 let granted = client.lease_client().grant(i64::try_from(ttl).unwrap_or(i64::MAX), None).await;
                 granted.map(|granted| granted.id()).map_err(|error| refused(&error))
             })
             .await?;
         let put = self
-            .call(Lane::Ask, async |client| {
+            .call(self.members.preferred(), Lane::Ask, async |client| {
                 let options = PutOptions::new().with_lease(lease);
                 let (key, value) = (registration.key.clone(), registration.value.clone());
                 client.kv_client().put(key, value, Some(options)).await.map_err(|error| refused(&error))
@@ -98,7 +98,7 @@ impl EtcdUpstream {
             let asked = Instant::now();
             // A stream for each, so that any member will do.
             let left = self
-                .call(Lane::Ask, async |client| {
+                .call(self.members.preferred(), Lane::Ask, async |client| {
                     let mut leases = client.lease_client();
                     let (mut keeper, mut answers) = leases.keep_alive(lease).await.map_err(|error| refused(&error))?;
                     keeper.keep_alive().await.map_err(|error| refused(&error))?;
@@ -118,10 +118,11 @@ impl EtcdUpstream {
     }
 
     async fn revoke(&self, lease: i64) {
-        let revoke = self.call_within(LAST_PATIENCE, Lane::Ask, async |client| {
+        let revoke = self.call(self.members.preferred(), Lane::Ask, async |client| {
             client.lease_client().revoke(lease).await.map_err(|error| refused(&error))
         });
-        if let Err(error) = revoke.await {
+        let revoked = tokio::time::timeout(LAST_PATIENCE, revoke).await;
+        if let Err(error) = revoked.unwrap_or(Err(UpstreamError::Timeout(LAST_PATIENCE))) {
             tracing::debug!(%error, "The lease of the registration ends by its time alone");
         }
     }

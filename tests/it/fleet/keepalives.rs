@@ -1,7 +1,5 @@
 //! Keep-alives of leases: many clients over a few streams at etcd, each answered as etcd answers it.
 
-use std::time::Duration;
-
 use etcd_relay::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, lease_client::LeaseClient,
 };

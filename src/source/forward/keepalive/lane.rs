@@ -75,6 +75,15 @@ struct Open {
     works: bool,
 }
 
+/// How a stream has ended.
+struct Ended {
+    over: Over,
+    /// It gave an answer.
+    works: bool,
+    /// Somebody waited for one at the end, and was told.
+    told: bool,
+}
+
 /// Why a stream is no more.
 enum Over {
     /// Nobody needs it.
@@ -110,19 +119,21 @@ impl Lane {
             if !self.wait_wanted().await {
                 return;
             }
-            let (over, works) = self.serve(forward).await;
-            let Over::Failed(failed) = over else { continue };
+            let Ended { over: Over::Failed(failed), works, told } = self.serve(forward).await else { continue };
             tracing::debug!(%failed, "A stream of keep-alives has ended");
             if works {
                 delays = self::delays();
             }
-            if !is_of_all(&failed) {
-                continue;
-            }
-            if self.wants_leader() && failed.message() == NO_LEADER {
+            // Nothing was asked on it: what is wrong is wrong with the stream, which is opened for those alone who want a leader.
+            let refused = !works && !told;
+            if self.wants_leader() && (refused || failed.message() == NO_LEADER) {
                 // As etcd ends each of their streams. Whoever comes again gets another one.
                 self.lost.send_replace(Some(failed));
                 return;
+            }
+            if told && !is_of_all(&failed) {
+                // The client that asked is gone, and the others wait.
+                continue;
             }
             tokio::time::sleep(delays.next().unwrap_or(DELAY.1)).await;
         }
@@ -149,8 +160,8 @@ impl Lane {
         self.fields.iter().any(|(name, value)| name == "hasleader" && value == "true")
     }
 
-    /// One stream, from its begin to its end; and whether it gave an answer.
-    async fn serve(&self, forward: &Forward) -> (Over, bool) {
+    /// One stream, from its begin to its end.
+    async fn serve(&self, forward: &Forward) -> Ended {
         let (requests, queue) = mpsc::channel(WINDOW);
         let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
         let mut request = Request::new(ReceiverStream::new(queue));
@@ -182,10 +193,11 @@ impl Lane {
                 },
             }
         };
+        let told = !open.asked.is_empty();
         if let Over::Failed(status) = &over {
             self.fail(std::mem::take(&mut open.asked), status);
         }
-        (over, open.works)
+        Ended { over, works: open.works, told }
     }
 
     /// Sends one request that waits, as soon as there is one. True where the last client has left. Cancel safe.
@@ -263,8 +275,9 @@ impl Member {
     /// Done when all calls of the stream end, with the reason. Cancel safe.
     pub(super) async fn lost(&self) -> Status {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_else(status::stopped),
+        let told = lost.wait_for(Option::is_some).await.map(|why| why.clone());
+        match told {
+            Ok(why) => why.unwrap_or_else(status::stopped),
             Err(_) => std::future::pending().await,
         }
     }
