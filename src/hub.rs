@@ -160,6 +160,11 @@ pub enum NoFeed {
          ranges, or raise it"
     )]
     ClientBytes,
+    /// Upstream has no such ranges.
+    #[error(
+        "etcd-relay: the upstream speaks etcd v2 only, where the keys of one directory (/a/ to /a0) or one key can be watched"
+    )]
+    Unsupported,
 }
 
 impl Hub {
@@ -215,6 +220,9 @@ impl Hub {
     pub fn feed(&self, range: &KeyRange, client: ClientKey) -> Result<Arc<Feed>, NoFeed> {
         if let Some(feed) = self.running(range) {
             return Ok(feed);
+        }
+        if !self.shared.upstream.can_follow(range) {
+            return Err(NoFeed::Unsupported);
         }
         let most = self.shared.limits.on_demand.ok_or(NoFeed::Denied)?;
         let mut feeds = self.feeds.write();

@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::config::{
-    Advertise, Embedded, Etcd, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches,
+    Advertise, Embedded, Etcd, EtcdV2, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches,
 };
 pub use self::core::{Core, wire};
 use self::upstream::Data;

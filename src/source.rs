@@ -1,4 +1,4 @@
-//! Where data comes from: an etcd cluster, or another relay, which speaks the same API.
+//! Where data comes from: an etcd cluster, another relay, which speaks the same API, or a cluster that has its keys in v2 (`v2`).
 //!
 //! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
 //! sees this module).
@@ -12,6 +12,7 @@ pub mod forward;
 mod members;
 mod pool;
 pub mod probe;
+mod v2;
 mod version;
 
 pub use self::{
@@ -20,4 +21,5 @@ pub use self::{
     endpoint::{Endpoint, EndpointError},
     etcd::{EtcdConfig, EtcdUpstream, Identity, Registration},
     members::{MemberState, Members, judge::Judge},
+    v2::{V2Config, V2Upstream},
 };

@@ -192,6 +192,8 @@ const SPAWNERS: &[(&str, &str)] = &[
     ("src/shutdown.rs", "wraps them"),
     ("src/main.rs", "signals, before there is a relay"),
     ("src/source/pool", "connections upstream: calls on them fail, and others take their place"),
+    ("src/source/v2.rs", "the reading of one listing"),
+    ("src/source/v2/", "connections to a v2 member, and the walk of one watch, which ends with it and is begun again"),
     ("src/front/grpc/etcd.rs", "the requests of one stream, which it ends"),
     ("src/front/listen/serve.rs", "connections of clients"),
     ("src/front/signal.rs", "waits for a token, and has nothing that could fail"),

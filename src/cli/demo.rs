@@ -93,7 +93,7 @@ mod tests {
     fn the_store_is_as_asked() {
         let store = |line: &[&str]| match started(line).config.upstream {
             Upstream::Embedded(embedded) => embedded,
-            Upstream::Etcd(etcd) => panic!("{line:?} has {etcd:?}"),
+            other => panic!("{line:?} has {other:?}"),
         };
         assert_eq!(store(&["demo"]), Embedded { seeded: true, changes_every: Some(Duration::from_secs(1)) });
         assert_eq!(

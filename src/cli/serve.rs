@@ -1,4 +1,4 @@
-//! `etcd-relay serve`: a relay over an etcd cluster.
+//! `etcd-relay serve`: a relay over an etcd cluster, by its v3 API or by its v2 API.
 
 use std::{fs, num::NonZeroUsize, path::PathBuf};
 
@@ -15,8 +15,9 @@ use super::{
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
-    relay::{Etcd, Feeds, OnDemand, RelayConfig, Upstream},
-    source::{Endpoint, Identity, forward},
+    relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream},
+    source::{Endpoint, Identity, V2Config, V2Upstream, forward},
+    types::KeyRange,
 };
 
 #[derive(Debug, Args)]
@@ -42,8 +43,25 @@ pub(super) struct Serve {
 struct UpstreamFlags {
     /// Client URLs of the etcd cluster's members, or of another relay; repeated or separated by commas. The first that
     /// answers is used until another one is better
-    #[arg(long, env = "ETCD_RELAY_ETCD", value_name = "URL", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        env = "ETCD_RELAY_ETCD",
+        value_name = "URL",
+        value_delimiter = ',',
+        required_unless_present = "etcd_v2",
+        conflicts_with = "etcd_v2"
+    )]
     etcd: Vec<Endpoint>,
+
+    /// In place of --etcd: client URLs of the members of a cluster that has its keys in etcd's v2 store, etcd 2.3 to 3.5.
+    /// Keys can be watched and read, and not written
+    #[arg(long, env = "ETCD_RELAY_ETCD_V2", value_name = "URL", value_delimiter = ',')]
+    etcd_v2: Vec<Endpoint>,
+
+    /// How long a wait on --etcd-v2 stays open before it is asked again. Less finds sooner what a member failed to tell, and
+    /// costs the cluster a request as much oftener for each feed. Default: 20s
+    #[arg(long, env = "ETCD_RELAY_ETCD_V2_HOLD", value_name = "TIME")]
+    etcd_v2_hold: Option<PositiveTime>,
 
     /// User of etcd as which the relay reads what it keeps in memory, where etcd has authentication on. Forwarded calls
     /// carry their client's own identity
@@ -135,9 +153,13 @@ impl Serve {
         let mut warnings = Vec::new();
         let (prefixes, on_demand) = self.feeds.parse(&mut warnings)?;
         let tls = self.ports.tls()?;
+        let upstream = self.upstream.parse(&mut warnings)?;
+        if matches!(upstream, Upstream::EtcdV2(_)) {
+            refuse_unless_directories(&prefixes)?;
+        }
         Ok(Start {
             config: RelayConfig {
-                upstream: Upstream::Etcd(self.upstream.parse(&mut warnings)?),
+                upstream,
                 feeds: Feeds {
                     prefixes,
                     on_demand,
@@ -162,7 +184,7 @@ impl Serve {
 }
 
 impl UpstreamFlags {
-    fn parse(self, warnings: &mut Vec<String>) -> Result<Etcd, Exit> {
+    fn parse(self, warnings: &mut Vec<String>) -> Result<Upstream, Exit> {
         let identity = match (self.upstream_user, self.upstream_password_file) {
             (Some(user), Some(file)) => {
                 let text = fs::read_to_string(&file).map_err(|error| {
@@ -179,11 +201,12 @@ impl UpstreamFlags {
             // clap requires both or none.
             _ => None,
         };
-        let mut endpoints = self.etcd;
+        let over_v2 = !self.etcd_v2.is_empty();
+        let mut endpoints = if over_v2 { self.etcd_v2 } else { self.etcd };
         let mut seen = std::collections::HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
-        let tls = self.tls.client(endpoints.iter().any(Endpoint::is_secure), "--etcd", warnings)?;
-        Ok(Etcd {
+        let tls = self.tls.client(endpoints.iter().any(Endpoint::is_secure), if over_v2 { "--etcd-v2" } else { "--etcd" }, warnings)?;
+        let etcd = Etcd {
             endpoints,
             tls,
             identity,
@@ -192,7 +215,12 @@ impl UpstreamFlags {
             keepalive: Some(forward::ForwardConfig::KEEPALIVE),
             max_forwarded_per_client: self.max_forwarded_per_client,
             forward_wait: self.forward_wait.0,
-        })
+        };
+        if !over_v2 && self.etcd_v2_hold.is_some() {
+            return Err(Exit::Usage("--etcd-v2-hold is of no use without --etcd-v2; drop it".to_owned()));
+        }
+        let hold = self.etcd_v2_hold.map_or(V2Config::HOLD, |PositiveTime(hold)| hold);
+        Ok(if over_v2 { Upstream::EtcdV2(EtcdV2 { etcd, hold }) } else { Upstream::Etcd(etcd) })
     }
 }
 
@@ -222,6 +250,18 @@ impl FeedFlags {
             OnDemandFlag::Deny => OnDemand::Deny,
         };
         Ok((prefixes, on_demand))
+    }
+}
+
+/// etcd's v2 store has no prefixes but directories.
+fn refuse_unless_directories(prefixes: &[Bytes]) -> Result<(), Exit> {
+    match prefixes.iter().find(|prefix| !V2Upstream::is_place(&KeyRange::prefix((*prefix).clone()))) {
+        None => Ok(()),
+        Some(prefix) => Err(Exit::Usage(format!(
+            "--prefix {:?} is no directory of etcd's v2 store, which is all that can be followed with --etcd-v2; write it with \
+             a slash at its end, such as /lain/",
+            String::from_utf8_lossy(prefix)
+        ))),
     }
 }
 
@@ -270,6 +310,11 @@ mod tests {
                 &["--etcd", ETCD, "--listen-http", "https://127.0.0.1:1", "--auto-tls", "--cipher-suites", "TLS_NULL"],
                 "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
             ),
+            (&["--etcd", ETCD, "--etcd-v2", ETCD], "--etcd-v2"),
+            (&["--etcd-v2", ETCD, "--prefix", "/lain"], "with a slash at its end"),
+            (&["--etcd-v2", ETCD, "--prefix", "/a//b/"], "--prefix"),
+            (&["--etcd-v2", ETCD, "--etcd-v2-hold", "0s"], "--etcd-v2-hold"),
+            (&["--etcd", ETCD, "--etcd-v2-hold", "1s"], "--etcd-v2"),
             (&["--etcd", "ftp://etcd"], "the scheme `ftp` isn't supported"),
             (&["--etcd", ""], "--etcd"),
             (&["--etcd", ETCD, "--max-forwarded-per-client", "0"], "--max-forwarded-per-client"),
@@ -316,6 +361,17 @@ mod tests {
         assert_eq!(start.warnings.len(), 2, "{:?}", start.warnings);
         let whole = started(&["serve", "--etcd", ETCD, "--prefix", "", "--prefix", "/a"]);
         assert_eq!(whole.config.feeds.prefixes, [""]);
+    }
+
+    #[test]
+    fn a_v2_cluster_is_named_in_place_of_a_v3_one() {
+        let of = |line: &[&str]| match started(line).config.upstream {
+            Upstream::EtcdV2(v2) => (v2.etcd.endpoints.len(), v2.hold),
+            other => panic!("{other:?}"),
+        };
+        let line = ["serve", "--etcd-v2", "http://a:1,http://b:2", "--prefix", "/lain/", "--prefix", "/x/"];
+        assert_eq!(of(&line), (2, V2Config::HOLD));
+        assert_eq!(of(&["serve", "--etcd-v2", ETCD, "--prefix", "", "--etcd-v2-hold", "2s"]).1.as_secs(), 2);
     }
 
     #[test]

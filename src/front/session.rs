@@ -357,6 +357,7 @@ impl Session {
                 let why = match error {
                     NoFeed::Denied => Refusal::OutsideFeeds,
                     NoFeed::Limit | NoFeed::ClientLimit | NoFeed::Bytes | NoFeed::ClientBytes => Refusal::Limit,
+                    NoFeed::Unsupported => Refusal::Unsupported,
                 };
                 self.refuse(error.to_string(), why);
                 return Acted::Done;

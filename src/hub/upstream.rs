@@ -15,7 +15,7 @@ use crate::types::{Cluster, Entry, EventFields, Header, KeyRange, KeyValue, KeyV
 /// An etcd v3 key space with history, as far as the hub needs it.
 #[async_trait]
 pub trait Upstream: fmt::Debug + Send + Sync + 'static {
-    /// Reads up to `limit` key-values of `range` in key order, at `revision` or, where `None`, at the current one.
+    /// Reads about `limit` key-values of `range` in key order, at `revision` or, where `None`, at the current one.
     ///
     /// # Errors
     /// [`UpstreamError::Compacted`] where `revision` is gone; the others as the transport fails.
@@ -32,6 +32,11 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As the transport fails, or where no leader answers in time.
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError>;
+
+    /// Whether a feed can have `range`. etcd's v2 store has directories and single keys only.
+    fn can_follow(&self, _range: &KeyRange) -> bool {
+        true
+    }
 }
 
 /// One page of a range.
@@ -74,6 +79,11 @@ pub trait UpstreamWatch: Send {
     /// Whether progress on this stream can be believed. etcd before 3.4.31 and 3.5.13 can report progress ahead of events
     /// (etcd issue 15220).
     fn trusts_progress(&self) -> bool;
+
+    /// Whether progress costs upstream so little that it may be asked for when nobody waits for it.
+    fn has_cheap_progress(&self) -> bool {
+        true
+    }
 
     /// The header of the `created` answer: who serves this watch, and its store revision at registration.
     fn created(&self) -> Header;

@@ -73,6 +73,8 @@ pub enum LainletFeeds {
 pub enum Upstream {
     /// In an etcd cluster, or in another relay.
     Etcd(Etcd),
+    /// In the v2 store of an etcd cluster.
+    EtcdV2(EtcdV2),
     /// In the embedded store.
     Embedded(Embedded),
 }
@@ -105,6 +107,15 @@ pub struct Etcd {
     pub max_forwarded_per_client: NonZeroUsize,
     /// Longest wait of a call that was not sent until a member can be reached.
     pub forward_wait: Duration,
+}
+
+/// An etcd cluster that has its keys in its v2 store.
+#[derive(Clone, Debug)]
+pub struct EtcdV2 {
+    /// How to reach it. The identity is a user of v2's own.
+    pub etcd: Etcd,
+    /// How long a wait stays open before it is asked again.
+    pub hold: Duration,
 }
 
 /// What is kept in memory.

@@ -9,13 +9,15 @@ use tokio::sync::watch;
 
 use super::{
     RelayConfig, Upstream as Where,
-    config::{Advertise, Embedded, Etcd},
+    config::{Advertise, Embedded, Etcd, EtcdV2},
 };
 use crate::{
     front::grpc::{self, GrpcService},
     hub::upstream::Upstream,
     shutdown::Phases,
-    source::{Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, forward::Forward, probe::Probe},
+    source::{
+        Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream, forward::Forward, probe::Probe,
+    },
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
     types::MemberVersion,
@@ -25,6 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Data {
     Etcd(Box<OverEtcd>),
+    EtcdV2 { etcd: Box<EtcdV2>, probe_prefix: Bytes },
     Store { store: Store, changes_every: Option<Duration> },
 }
 
@@ -60,6 +63,10 @@ impl Data {
                 let (etcd, probe_key) = (etcd.clone(), config.feeds.probe_key());
                 Ok(Self::Etcd(Box::new(OverEtcd { etcd, probe_key, registration })))
             }
+            Where::EtcdV2(etcd) => {
+                let probe_prefix = config.feeds.prefixes.first().cloned().unwrap_or_default();
+                Ok(Self::EtcdV2 { etcd: Box::new(etcd.clone()), probe_prefix })
+            }
             Where::Embedded(Embedded { seeded, changes_every }) => {
                 let store = Store::new(store::StoreConfig::default());
                 if *seeded {
@@ -75,6 +82,7 @@ impl Data {
     pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
         match self {
             Self::Etcd(over) => over_etcd(*over, phases, ready),
+            Self::EtcdV2 { etcd, probe_prefix } => over_etcd_v2(*etcd, probe_prefix, phases, ready),
             Self::Store { store, changes_every } => over_store(store, changes_every, phases),
         }
     }
@@ -115,6 +123,27 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     let forward = Forward::new(&calls, members.clone(), phases.streams.clone());
     let (own, forward) = (forward.own(), forward.sharing_keepalives(phases.upkeep.clone()));
     Running { upstream, own, forward, version, patience, members: Some(members) }
+}
+
+fn over_etcd_v2(v2: EtcdV2, probe_prefix: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
+    let EtcdV2 { etcd, hold } = v2;
+    let dialler = Dialler::new(etcd.tls);
+    let probe = Probe::new(Members::new(&etcd.endpoints), dialler.clone(), etcd.request_timeout);
+    let version = probe.version();
+    phases.spawn_upkeep("probe of the version", probe.run());
+    let patience = etcd.request_timeout;
+    let upstream = V2Upstream::new(V2Config {
+        endpoints: etcd.endpoints,
+        dialler,
+        connect_timeout: etcd.connect_timeout,
+        request_timeout: etcd.request_timeout,
+        identity: etcd.identity,
+        hold,
+        probe_prefix,
+    });
+    phases.spawn_upkeep("look at the members", upstream.clone().keep_ready(ready.clone()));
+    let forward = grpc::ending(upstream.forward_service(), phases.streams.clone());
+    Running { own: forward.clone(), forward, upstream, version, patience, members: None }
 }
 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {

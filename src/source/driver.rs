@@ -308,12 +308,13 @@ impl Driving {
 
     async fn read(&mut self, upstream: &mut dyn UpstreamWatch) -> Ended {
         let trusts_progress = upstream.trusts_progress();
-        if trusts_progress && let Err(error) = upstream.request_progress().await {
+        // At the start, since a feed may stand far behind others.
+        let mut unanswered = trusts_progress && (upstream.has_cheap_progress() || self.feed.is_awaited());
+        if unanswered && let Err(error) = upstream.request_progress().await {
             return Ended::Failed(error);
         }
-        // When progress was last asked for: at the start, since a feed may stand far behind others.
-        let mut asked = trusts_progress.then(Instant::now);
-        let mut unanswered = trusts_progress;
+        // When progress was last asked for.
+        let mut asked = unanswered.then(Instant::now);
         // Someone came after the ask, whom its answer does not serve.
         let mut newcomers = false;
         let mut idle =
@@ -357,7 +358,7 @@ impl Driving {
                     if self.feed.close_if_idle(self.driver.config.idle) {
                         return Ended::Idle;
                     }
-                    heard.elapsed() >= PROGRESS_IDLE
+                    heard.elapsed() >= PROGRESS_IDLE && upstream.has_cheap_progress()
                 }
                 message = next(upstream, &mut ahead) => {
                     heard = Instant::now();

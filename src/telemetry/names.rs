@@ -46,6 +46,12 @@ pub const UPSTREAM_RECONNECTS: &str = "etcd_relay_upstream_reconnects_total";
 pub const UPSTREAM_RESYNCS: &str = "etcd_relay_upstream_resyncs_total";
 /// Attempts to connect upstream for forwarded calls, by [`Connect`].
 pub const UPSTREAM_CONNECTS: &str = "etcd_relay_upstream_connects_total";
+/// Listings read from etcd's v2 API, by [`V2Listing`].
+pub const V2_LISTINGS: &str = "etcd_relay_v2_listings_total";
+/// Waits on etcd's v2 API that ended, by [`V2WaitEnd`].
+pub const V2_WAITS: &str = "etcd_relay_v2_waits_total";
+/// Events that a wait found in the history when it was asked again, since the one before it had missed them.
+pub const V2_REPAIRED: &str = "etcd_relay_v2_repaired_events_total";
 /// Events written to subscribers.
 pub const EVENTS_DELIVERED: &str = "etcd_relay_events_delivered_total";
 /// Watch responses written to subscribers.
@@ -341,6 +347,30 @@ labels! {
     }
 }
 labels! {
+    /// Why a directory was listed over etcd's v2 API.
+    V2Listing as "reason" {
+        /// A feed reads its snapshot.
+        Start = "start",
+        /// The store moved on by more than its history while a directory was quiet.
+        Cleared = "cleared",
+        /// Someone wants to know whether a feed has all there is.
+        Asked = "asked",
+        /// A read outside every feed.
+        Read = "read",
+    }
+}
+labels! {
+    /// How a wait on etcd's v2 API ended.
+    V2WaitEnd as "end" {
+        /// With its event.
+        Event = "event",
+        /// It was silent for long and another took its place.
+        Hold = "hold",
+        /// Without an event: the connection broke, or the answer ended.
+        Cut = "cut",
+    }
+}
+labels! {
     /// What publishing consists of.
     Part as "part" {
         /// From the receipt of the revisions to the wait for the feed: they are read and cut into revisions.
@@ -400,6 +430,8 @@ labels! {
         ClientLimit = "client_limit",
         /// The range is outside every feed and on-demand feeds are off.
         OutsideFeeds = "outside_feeds",
+        /// The upstream cannot follow such a range.
+        Unsupported = "unsupported",
         /// The range's feed had no snapshot in time.
         Late = "late",
         /// The range is too large for etcd to be asked about it.
@@ -608,6 +640,7 @@ pub fn describe() {
         WATCHES_CREATED,
         UPSTREAM_EVENTS,
         UPSTREAM_REVISIONS,
+        V2_REPAIRED,
         EVENTS_DELIVERED,
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
@@ -638,6 +671,8 @@ pub fn describe() {
         READS by Read,
         RANGE_STREAMS by Read,
         ACCESS_CHECKS by Check,
+        V2_LISTINGS by V2Listing,
+        V2_WAITS by V2WaitEnd,
     );
     gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
     for port in Port::ALL {
@@ -744,6 +779,9 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (BACKFILLS, "Reads of a feed's past, which put it before the feed's history, by outcome"),
     (BACKFILLED_REVISIONS, "Revisions that were put before a feed's history"),
     (UPSTREAM_CONNECTS, "Attempts to connect upstream"),
+    (V2_LISTINGS, "Listings read from etcd's v2 API, by reason"),
+    (V2_WAITS, "Waits on etcd's v2 API that ended, by how"),
+    (V2_REPAIRED, "Events that a wait on etcd's v2 API had missed, found when it was asked again"),
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),

@@ -5,9 +5,12 @@
 use super::{
     Lain,
     client::{Answer, Client},
-    data::{self, Expected},
+    data::{self, Change, Expected},
 };
-use crate::support::relay::RelayCommand;
+use crate::{
+    support::{etcd::Etcd, relay::RelayCommand},
+    v2::{self, store::Store},
+};
 
 /// Characters shown on each side of the first difference between two bodies.
 const AROUND: usize = 60;
@@ -34,6 +37,39 @@ async fn each_answer_of_the_original_is_given_byte_for_byte() {
     differences.assert_none();
     lain.relay.assert_no_panic();
     afresh.assert_no_panic();
+}
+
+#[tokio::test]
+async fn each_answer_of_the_original_is_given_over_the_v2_store_that_it_read() {
+    let etcd = Etcd::start_with(&[v2::ENABLE]).await;
+    let store = Store::at(&etcd.addr());
+    let mut loaded = 0;
+    for entry in data::small() {
+        loaded = store.set(&entry.key, &entry.value).await;
+    }
+    let relay = RelayCommand::over_v2(&[etcd.endpoint()]).arg(super::NODE[0]).arg(super::NODE[1]).start().await;
+    let local = |peer: &str| Client::new(relay.http_addr(), peer.parse().expect("an address"));
+    let mut differences = Differences::default();
+    let reach = async |revision: i64| {
+        for view in ["configwatcher", "nodes", "depends", "streamrouter/ports"] {
+            let uri = format!("/v2/{view}?min_revision={revision}");
+            let answer = local("127.0.0.1").get(&uri).await;
+            assert!(answer.status != 503 && answer.revision() >= Some(revision), "{uri}: {}", answer.text());
+        }
+    };
+    reach(loaded).await;
+    differences.compare("small", "over v2", local, None).await;
+    let mut changed = loaded;
+    for change in data::changes() {
+        changed = match change {
+            Change::Put { key, value } => store.set(&key, &value).await,
+            Change::Delete { key } => store.delete(&key).await,
+        };
+    }
+    reach(changed).await;
+    differences.compare("final", "over v2, after the changes", local, None).await;
+    differences.assert_none();
+    relay.assert_no_panic();
 }
 
 #[derive(Debug, Default)]

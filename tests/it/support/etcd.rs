@@ -113,6 +113,11 @@ impl Etcd {
         self.peers.as_ref().expect("a cluster that can be cut").set(fault);
     }
 
+    /// Three members, with these flags besides.
+    pub async fn cluster_of_three_with(flags: &[&str]) -> Self {
+        Self::new(tool("ETCD", "etcd"), 3, flags, Http::Shared, None).await
+    }
+
     /// One member of a new cluster with the data of a snapshot that [`Self::save_snapshot`] wrote: what an operator's restore
     /// from backup gives, with another cluster id.
     pub async fn restored_from(snapshot: &Path) -> Self {

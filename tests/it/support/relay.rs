@@ -40,6 +40,11 @@ impl RelayCommand {
         Self::new(&["serve", "--etcd", &endpoints.join(",")]).listen()
     }
 
+    /// `serve`, over the v2 store of these members.
+    pub fn over_v2(endpoints: &[String]) -> Self {
+        Self::new(&["serve", "--etcd-v2", &endpoints.join(",")]).listen()
+    }
+
     /// `demo`: the embedded store, empty and without changes of its own.
     pub fn demo() -> Self {
         Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()

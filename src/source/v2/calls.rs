@@ -1,0 +1,198 @@
+//! The calls that feeds do not answer, over a cluster that has v2 data: `Range` of a directory or a key is read there and then;
+//! all else is refused, with the reason.
+//!
+//! etcd 3.0 to 3.5 with v2 data speaks v3 too, but of another store, which is empty: nothing is ever sent there. Always holds:
+//! a refusal is `Unimplemented`, since a client that hears `Unavailable` tries for ever.
+
+use std::{
+    cmp::Ordering,
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::future::{Either, Ready, ready};
+use http::{Request, Response};
+use tonic::{Status, async_trait, body::Body, service::Routes};
+use tower::{Service, util::BoxCloneSyncService};
+
+use super::{NO_PLACE, V2Upstream};
+use crate::{
+    hub::upstream::{Upstream as _, UpstreamError},
+    pb::{
+        etcdserverpb::{
+            CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+            RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+            kv_server::{Kv, KvServer},
+            range_request::{SortOrder, SortTarget},
+        },
+        mvccpb,
+    },
+    types::{KeyRange, KeyValueFields, Revision},
+};
+
+/// Takes any gRPC request.
+pub(super) type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// The one method that is served.
+const RANGE: &str = "/etcdserverpb.KV/Range";
+/// The largest message taken, as by an etcd member.
+const MAX_MESSAGE_BYTES: usize = 2 << 20;
+/// No store comes to this revision: whoever reads it wants to know whether it may read.
+const NEVER: i64 = i64::MAX;
+
+pub(super) fn service(upstream: Arc<V2Upstream>) -> ForwardService {
+    let kv = KvServer::new(Reads(upstream)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    BoxCloneSyncService::new(ServedOnly { routes: Routes::new(kv).prepare() })
+}
+
+/// Lets `Range` through.
+#[derive(Clone)]
+struct ServedOnly {
+    routes: Routes,
+}
+
+impl Service<Request<Body>> for ServedOnly {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<Ready<Result<Response<Body>, Infallible>>, <Routes as Service<Request<Body>>>::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        <Routes as Service<Request<Body>>>::poll_ready(&mut self.routes, cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path() == RANGE {
+            Either::Right(self.routes.call(request))
+        } else {
+            Either::Left(ready(Ok(refusal().into_http())))
+        }
+    }
+}
+
+fn refusal() -> Status {
+    Status::unimplemented(
+        "etcd-relay: the upstream speaks etcd v2 only: keys can be read and watched through this relay, and written through \
+         etcd's /v2/keys",
+    )
+}
+
+/// Reads of what no feed has.
+#[derive(Clone, Debug)]
+struct Reads(Arc<V2Upstream>);
+
+#[async_trait]
+impl Kv for Reads {
+    async fn range(&self, request: tonic::Request<RangeRequest>) -> Result<tonic::Response<RangeResponse>, Status> {
+        let request = request.into_inner();
+        if request.key.is_empty() {
+            return Err(Status::invalid_argument("etcdserver: key is not provided"));
+        }
+        if self.0.is_auth_on().await.map_err(|error| unavailable(&error))? {
+            // v3's clients have no users of v2's. Their rights are not known, and unknown is no.
+            return Err(Status::invalid_argument("etcdserver: user name is empty"));
+        }
+        if request.revision > 0 {
+            let current = match request.revision {
+                NEVER => Revision::ZERO,
+                _ => self.0.confirm(None).await.map_err(|error| unavailable(&error))?.header.revision,
+            };
+            return Err(Status::out_of_range(if request.revision > current.get() { FUTURE } else { COMPACTED }));
+        }
+        let empty = RangeResponse::default();
+        let Ok(range) = KeyRange::from_wire(request.key.clone(), request.range_end.clone()) else {
+            let header = self.0.confirm(None).await.map_err(|error| unavailable(&error))?.header;
+            return Ok(tonic::Response::new(RangeResponse { header: Some(wire_header(&header)), ..empty }));
+        };
+        if !V2Upstream::is_place(&range) {
+            return Err(Status::unimplemented(format!("etcd-relay: {NO_PLACE}")));
+        }
+        let page = self.0.read(&range).await.map_err(|error| unavailable(&error))?;
+        let mut answer = answer(&request, page.kvs)?;
+        answer.header = Some(wire_header(&page.header));
+        Ok(tonic::Response::new(answer))
+    }
+
+    async fn put(&self, _: tonic::Request<PutRequest>) -> Result<tonic::Response<PutResponse>, Status> {
+        Err(refusal())
+    }
+
+    async fn delete_range(
+        &self,
+        _: tonic::Request<DeleteRangeRequest>,
+    ) -> Result<tonic::Response<DeleteRangeResponse>, Status> {
+        Err(refusal())
+    }
+
+    async fn txn(&self, _: tonic::Request<TxnRequest>) -> Result<tonic::Response<TxnResponse>, Status> {
+        Err(refusal())
+    }
+
+    async fn compact(
+        &self,
+        _: tonic::Request<CompactionRequest>,
+    ) -> Result<tonic::Response<CompactionResponse>, Status> {
+        Err(refusal())
+    }
+}
+
+const FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+fn unavailable(error: &UpstreamError) -> Status {
+    Status::unavailable(format!("etcd-relay cannot read etcd's v2 store: {error}"))
+}
+
+fn wire_header(header: &crate::types::Header) -> ResponseHeader {
+    ResponseHeader {
+        cluster_id: header.cluster_id,
+        member_id: header.member_id,
+        revision: header.revision.get(),
+        raft_term: header.raft_term,
+    }
+}
+
+/// What the request wants of the keys of its range, in etcd's order of doing things.
+fn answer(request: &RangeRequest, mut kvs: Vec<KeyValueFields>) -> Result<RangeResponse, Status> {
+    let bad_sort = |_| Status::invalid_argument("etcdserver: invalid sort option");
+    let order = SortOrder::try_from(request.sort_order).map_err(bad_sort)?;
+    let target = SortTarget::try_from(request.sort_target).map_err(bad_sort)?;
+    kvs.sort_by(|a, b| a.key.cmp(&b.key));
+    let count = kvs.len() as i64;
+    if request.count_only {
+        return Ok(RangeResponse { count, ..RangeResponse::default() });
+    }
+    let within = |revision: Revision, min: i64, max: i64| {
+        (min == 0 || revision.get() >= min) && (max == 0 || revision.get() <= max)
+    };
+    kvs.retain(|kv| {
+        within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
+            && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
+    });
+    let compare = |a: &KeyValueFields, b: &KeyValueFields| -> Ordering {
+        match target {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        }
+    };
+    match order {
+        SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
+        SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
+    }
+    let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+    let more = limit.is_some_and(|limit| kvs.len() > limit);
+    kvs.truncate(limit.unwrap_or(usize::MAX));
+    let shown = |kv: KeyValueFields| mvccpb::KeyValue {
+        key: kv.key,
+        create_revision: kv.create_revision.get(),
+        mod_revision: kv.mod_revision.get(),
+        version: kv.version,
+        value: if request.keys_only { Bytes::new() } else { kv.value },
+        lease: kv.lease,
+    };
+    Ok(RangeResponse { header: None, kvs: kvs.into_iter().map(shown).collect(), more, count })
+}

@@ -1,0 +1,315 @@
+//! [`Members`]: requests to the members of a cluster over HTTP/1.1, and which of them is asked.
+//!
+//! Not here: what is asked for, and when again. Always holds: a request goes to one member; a connection is used again only
+//! after its answer was read to the end; every wait for a member has an end, but that for a wait's event.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{task::AbortHandle, time::timeout};
+
+use super::{
+    V2Config,
+    answer::{Refusal, Standing, UNAUTHORIZED},
+};
+use crate::{
+    hub::upstream::UpstreamError,
+    source::causes::chain,
+    tls::Speaks,
+};
+
+/// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
+const IDLE: usize = 8;
+/// Most bytes of a listing or an event. etcd itself would be out of breath long before.
+const MAX_ANSWER: usize = 1 << 30;
+/// How long the end of an answer may take behind its last line: they mostly come together.
+const END_PATIENCE: Duration = Duration::from_millis(200);
+/// Most bytes of an error, or of what a member says of itself: some hundred.
+const MAX_SELF: usize = 64 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Members {
+    config: V2Config,
+    credentials: Option<HeaderValue>,
+    members: Vec<Member>,
+    preferred: AtomicUsize,
+    /// The newest that any member said.
+    term: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    idle: Mutex<Vec<Connection>>,
+    /// Zero until it is known.
+    id: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The head of an answer, and what is needed to read on.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) member: usize,
+    status: StatusCode,
+    standing: Option<Standing>,
+    body: Incoming,
+    connection: Connection,
+    read: BytesMut,
+}
+
+/// What a member says instead of what it was asked for.
+#[derive(Debug)]
+pub(super) enum Declined {
+    /// An error of v2.
+    Refused(Refusal, Standing),
+    /// Anything else.
+    Failed(UpstreamError),
+}
+
+impl Members {
+    pub(super) fn new(config: V2Config) -> Arc<Self> {
+        let credentials = config.identity.as_ref().map(|identity| {
+            let text = format!("{}:{}", identity.user, identity.password);
+            let text = format!("Basic {}", BASE64_STANDARD.encode(text));
+            let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
+            value.set_sensitive(true);
+            value
+        });
+        let members = config.endpoints.iter().map(|_| Member::default()).collect();
+        Arc::new(Self { config, credentials, members, preferred: AtomicUsize::new(0), term: AtomicU64::new(0) })
+    }
+
+    pub(super) fn config(&self) -> &V2Config {
+        &self.config
+    }
+
+    /// The member to ask.
+    pub(super) fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed) % self.members.len()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Prefers another member than one that failed, and names it in the error.
+    pub(super) fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
+        if matches!(error, UpstreamError::Denied(_)) {
+            // Another member would say the same.
+            return error;
+        }
+        let next = (member + 1) % self.members.len();
+        let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        match error {
+            UpstreamError::Unavailable(text) => {
+                UpstreamError::Unavailable(format!("{}: {text}", self.config.endpoints[member]))
+            }
+            error => error,
+        }
+    }
+
+    /// The term in an answer's head; where it has none, the newest that is known.
+    pub(super) fn term(&self, said: Option<u64>) -> u64 {
+        let known = self.term.fetch_max(said.unwrap_or_default(), Ordering::Relaxed);
+        said.unwrap_or(known)
+    }
+
+    /// The member's id, as it says itself; zero where it does not.
+    pub(super) async fn id(&self, member: usize) -> u64 {
+        let known = self.members[member].id.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        let asked = async {
+            let reply = self.send(member, "/v2/stats/self").await?;
+            reply.whole(self, MAX_SELF).await
+        };
+        let id = asked.await.ok().and_then(|text| {
+            let answer: serde_json::Value = serde_json::from_slice(&text).ok()?;
+            u64::from_str_radix(answer.get("id")?.as_str()?, 16).ok()
+        });
+        self.members[member].id.store(id.unwrap_or_default(), Ordering::Relaxed);
+        id.unwrap_or_default()
+    }
+
+    /// Sends a GET to a member and reads the head of its answer.
+    pub(super) async fn get(&self, member: usize, target: &str) -> Result<(Standing, Reply), Declined> {
+        let sent = self.send(member, target).await;
+        let reply = sent.map_err(|error| Declined::Failed(self.failed(member, error)))?;
+        match reply.standing {
+            Some(standing) if reply.status == StatusCode::OK => Ok((standing, reply)),
+            _ => Err(self.declined(reply).await),
+        }
+    }
+
+    /// Whether v2's own authentication is on. etcd 2.0 has none.
+    pub(super) async fn is_auth_on(&self) -> Result<bool, UpstreamError> {
+        let member = self.preferred();
+        let asked = async {
+            let reply = self.send(member, "/v2/auth/enable").await?;
+            let status = reply.status;
+            let text = reply.whole(self, MAX_SELF).await?;
+            let answer = serde_json::from_slice::<serde_json::Value>(&text).ok();
+            match answer.as_ref().and_then(|answer| answer.get("enabled")?.as_bool()) {
+                Some(enabled) => Ok(enabled),
+                None if status == StatusCode::NOT_FOUND => Ok(false),
+                None => Err(UpstreamError::Unavailable(format!("/v2/auth/enable answers with status {status}"))),
+            }
+        };
+        asked.await.map_err(|error| self.failed(member, error))
+    }
+
+    async fn declined(&self, reply: Reply) -> Declined {
+        let Reply { member, status, standing, .. } = reply;
+        let text = match reply.whole(self, MAX_SELF).await {
+            Ok(text) => text,
+            Err(error) => return Declined::Failed(self.failed(member, error)),
+        };
+        let refusal = serde_json::from_slice::<Refusal>(&text).ok();
+        let error = match (refusal, standing) {
+            (Some(refusal), _) if refusal.error_code == UNAUTHORIZED => UpstreamError::Denied(refusal.to_string()),
+            (Some(refusal), Some(standing)) if status.is_client_error() => {
+                return Declined::Refused(refusal, standing);
+            }
+            (Some(refusal), _) => UpstreamError::Unavailable(format!("etcd v2 answers {refusal}")),
+            (None, _) if status == StatusCode::NOT_FOUND => UpstreamError::Unavailable(
+                "it does not serve etcd's v2 API. From etcd 3.4 on it is off unless etcd runs with --enable-v2, and from 3.6 \
+                 on it is gone: then its data are in v3, and --etcd is the flag"
+                    .to_owned(),
+            ),
+            (None, _) => UpstreamError::Unavailable(format!("it answers with status {status}, and not as etcd v2 does")),
+        };
+        Declined::Failed(self.failed(member, error))
+    }
+
+    /// Keeps a connection, whose last answer was read to the end, for the next request.
+    fn keep(&self, member: usize, connection: Connection) {
+        let mut idle = self.members[member].idle.lock();
+        if idle.len() < IDLE && !connection.sender.is_closed() {
+            idle.push(connection);
+        }
+    }
+
+    async fn send(&self, member: usize, target: &str) -> Result<Reply, UpstreamError> {
+        let patience = self.config.request_timeout;
+        let kept = self.members[member].idle.lock().pop();
+        if let Some(connection) = kept.filter(|kept| !kept.sender.is_closed()) {
+            match timeout(patience, self.send_on(member, connection, target)).await {
+                // The member closes idle connections; a GET can be sent again.
+                Ok(Err(_)) => {}
+                Ok(reply) => return reply,
+                Err(_) => return Err(UpstreamError::Timeout(patience)),
+            }
+        }
+        let connection = timeout(self.config.connect_timeout, self.connect(member))
+            .await
+            .unwrap_or(Err(UpstreamError::Timeout(self.config.connect_timeout)))?;
+        timeout(patience, self.send_on(member, connection, target))
+            .await
+            .unwrap_or(Err(UpstreamError::Timeout(patience)))
+    }
+
+    async fn connect(&self, member: usize) -> Result<Connection, UpstreamError> {
+        let unavailable = |error: &(dyn std::error::Error + 'static)| UpstreamError::Unavailable(chain(error));
+        let stream = self.config.dialler.dial(&self.config.endpoints[member], Speaks::Http1).await.map_err(|error| unavailable(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unavailable(&error))?;
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "Connection to an etcd v2 member ended");
+            }
+        });
+        Ok(Connection { sender, task: task.abort_handle() })
+    }
+
+    async fn send_on(&self, member: usize, mut connection: Connection, target: &str) -> Result<Reply, UpstreamError> {
+        let mut request = Request::get(target)
+            .header(header::HOST, self.config.endpoints[member].authority().as_str())
+            .body(Empty::new())
+            .map_err(|error| UpstreamError::Protocol(error.to_string()))?;
+        if let Some(credentials) = &self.credentials {
+            request.headers_mut().insert(header::AUTHORIZATION, credentials.clone());
+        }
+        let failed = |error: &hyper::Error| UpstreamError::Unavailable(chain(error));
+        connection.sender.ready().await.map_err(|error| failed(&error))?;
+        let response = connection.sender.send_request(request).await.map_err(|error| failed(&error))?;
+        let (head, body) = response.into_parts();
+        let standing = Standing::of(&head.headers);
+        Ok(Reply { member, status: head.status, standing, body, connection, read: BytesMut::new() })
+    }
+}
+
+impl Reply {
+    /// The whole body. As long as some of it keeps coming, it may take any time.
+    pub(super) async fn whole(mut self, members: &Members, most: usize) -> Result<Bytes, UpstreamError> {
+        let patience = members.config.request_timeout;
+        while timeout(patience, self.more(most)).await.unwrap_or(Err(UpstreamError::Timeout(patience)))? {}
+        let Self { member, connection, read, .. } = self;
+        members.keep(member, connection);
+        Ok(read.freeze())
+    }
+
+    /// A whole listing.
+    pub(super) async fn listing(self, members: &Members) -> Result<Bytes, UpstreamError> {
+        let member = self.member;
+        self.whole(members, MAX_ANSWER).await.map_err(|error| members.failed(member, error))
+    }
+
+    /// Waits for the line that ends a wait; empty where the answer ends without one. Cancel safe: what was read is kept.
+    pub(super) async fn line(&mut self) -> Result<Bytes, UpstreamError> {
+        loop {
+            if self.read.ends_with(b"\n") || !self.more(MAX_ANSWER).await? {
+                return Ok(self.read.split().freeze());
+            }
+        }
+    }
+
+    /// Lets the connection be used again, once the end of the answer, which follows its line, is there too.
+    pub(super) async fn recycle(mut self, members: &Members) {
+        if let Ok(Ok(false)) = timeout(END_PATIENCE, self.more(MAX_ANSWER)).await {
+            members.keep(self.member, self.connection);
+        }
+    }
+
+    /// Reads some more; false at the end. Cancel safe.
+    async fn more(&mut self, most: usize) -> Result<bool, UpstreamError> {
+        match self.body.frame().await {
+            None => Ok(false),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    self.read.extend_from_slice(&data);
+                }
+                if self.read.len() > most {
+                    return Err(UpstreamError::Protocol(format!("an answer of more than {most} bytes")));
+                }
+                Ok(true)
+            }
+            Some(Err(error)) => Err(UpstreamError::Unavailable(chain(&error))),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The source against a made-up member that does what members do seldom.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+
+use super::*;
+use crate::hub::upstream::WatchMessage;
+
+/// A member with one directory, `/d`, that its test holds the strings of.
+#[derive(Clone, Debug, Default)]
+struct Member {
+    state: Arc<Mutex<State>>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    index: i64,
+    cluster: u64,
+    keys: BTreeMap<String, (String, i64)>,
+    /// Events by index; what is not here any more is cleared below `oldest`.
+    history: Vec<(i64, String)>,
+    oldest: i64,
+    /// Open waits are told nothing.
+    mute: bool,
+    /// Waits are cut in the middle of their answer.
+    cuts: bool,
+}
+
+impl Member {
+    async fn start() -> (Self, Arc<V2Upstream>) {
+        let member = Self::default();
+        *member.state.lock() = State { index: 10, cluster: 7, oldest: 1, ..State::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let serving = member.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serving.clone().serve(stream));
+            }
+        });
+        let upstream = V2Upstream::new(V2Config {
+            endpoints: vec![endpoint.parse().expect("an endpoint")],
+            dialler: Dialler::default(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            identity: None,
+            hold: Duration::from_millis(100),
+            probe_prefix: Bytes::from_static(b"/d/"),
+        });
+        (member, upstream)
+    }
+
+    fn set(&self, key: &str, value: &str) -> i64 {
+        let mut state = self.state.lock();
+        state.index += 1;
+        let index = state.index;
+        state.keys.insert(key.to_owned(), (value.to_owned(), index));
+        let event = format!(
+            r#"{{"action":"set","node":{{"key":"{key}","value":"{value}","modifiedIndex":{index},"createdIndex":{index}}}}}"#
+        );
+        state.history.push((index, event));
+        drop(state);
+        self.changed.notify_waiters();
+        index
+    }
+
+    /// Writes elsewhere, more than the history has room for.
+    fn move_on(&self, by: i64) {
+        let mut state = self.state.lock();
+        state.index += by;
+        state.oldest = state.index;
+        state.history.clear();
+    }
+
+    async fn serve(self, mut stream: TcpStream) {
+        let mut request = [0; 4096];
+        let read = stream.read(&mut request).await.unwrap_or(0);
+        let text = String::from_utf8_lossy(&request[..read]).into_owned();
+        let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
+        let (index, cluster) = (self.state.lock().index, self.state.lock().cluster);
+        let head = format!("X-Etcd-Index: {index}\r\nX-Etcd-Cluster-Id: {cluster:x}\r\nX-Raft-Term: 2\r\n");
+        let whole = |status: &str, body: &str| {
+            format!("HTTP/1.1 {status}\r\n{head}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        };
+        let wanted = target.split("waitIndex=").nth(1).map(|text| text.parse::<i64>().expect("an index"));
+        let answer = match wanted {
+            _ if target.starts_with("/v2/stats/self") => whole("200 OK", r#"{"id":"9"}"#),
+            None if target.contains("probe") => {
+                whole("404 Not Found", &format!(r#"{{"errorCode":100,"message":"Key not found","index":{index}}}"#))
+            }
+            None => whole("200 OK", &self.listing()),
+            Some(wanted) if wanted < self.state.lock().oldest && wanted <= index => {
+                let cause = r#"{"errorCode":401,"message":"cleared","cause":"x","index":"#;
+                whole("400 Bad Request", &format!("{cause}{index}}}"))
+            }
+            Some(wanted) => {
+                let begin = format!("HTTP/1.1 200 OK\r\n{head}Transfer-Encoding: chunked\r\n\r\n");
+                let _ = stream.write_all(begin.as_bytes()).await;
+                let Some(event) = self.next(wanted, wanted > index).await else { return };
+                format!("{:x}\r\n{event}\n\r\n0\r\n\r\n", event.len() + 1)
+            }
+        };
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+
+    /// The first event at or after an index; `None` where the wait is cut.
+    async fn next(&self, wanted: i64, registered: bool) -> Option<String> {
+        let mut registered = registered;
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.lock();
+                if state.cuts {
+                    return None;
+                }
+                let found = state.history.iter().find(|(index, _)| *index >= wanted);
+                if let Some((_, event)) = found.filter(|_| !(registered && state.mute)) {
+                    return Some(event.clone());
+                }
+            }
+            registered = true;
+            changed.await;
+        }
+    }
+
+    fn listing(&self) -> String {
+        let node = |(key, (value, index)): (&String, &(String, i64))| {
+            format!(r#"{{"key":"{key}","value":"{value}","modifiedIndex":{index},"createdIndex":{index}}}"#)
+        };
+        let nodes: Vec<String> = self.state.lock().keys.iter().map(node).collect();
+        let nodes = nodes.join(",");
+        format!(
+            r#"{{"action":"get","node":{{"key":"/d","dir":true,"nodes":[{nodes}],"modifiedIndex":1,"createdIndex":1}}}}"#
+        )
+    }
+}
+
+fn range() -> KeyRange {
+    KeyRange::prefix(Bytes::from_static(b"/d/"))
+}
+
+/// A watch from where the listing is.
+async fn follow(upstream: &V2Upstream) -> Box<dyn UpstreamWatch> {
+    let page = upstream.page(&range(), None, 1).await.expect("a listing");
+    watch_from(upstream, page.header.revision.next()).await
+}
+
+async fn watch_from(upstream: &V2Upstream, start_revision: Revision) -> Box<dyn UpstreamWatch> {
+    upstream.watch(WatchRequest { range: range(), start_revision, prev_kv: false }).await.expect("a watch")
+}
+
+async fn next(watch: &mut Box<dyn UpstreamWatch>) -> WatchMessage {
+    let message = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.expect("a message in time");
+    message.expect("a message")
+}
+
+async fn next_event(watch: &mut Box<dyn UpstreamWatch>) -> i64 {
+    loop {
+        match next(watch).await {
+            WatchMessage::Events { revisions, .. } => return revisions[0].revision.get(),
+            WatchMessage::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_an_open_wait_is_not_told_is_found_when_it_is_asked_again() {
+    let (member, upstream) = Member::start().await;
+    let mut watch = follow(&upstream).await;
+    member.state.lock().mute = true;
+    let missed = member.set("/d/a", "1");
+    assert_eq!(next_event(&mut watch).await, missed);
+}
+
+#[tokio::test]
+async fn a_wait_that_is_cut_goes_on_from_the_last_event() {
+    let (member, upstream) = Member::start().await;
+    let mut watch = follow(&upstream).await;
+    let first = member.set("/d/a", "1");
+    assert_eq!(next_event(&mut watch).await, first);
+    member.state.lock().cuts = true;
+    let second = member.set("/d/a", "2");
+    let error = loop {
+        match watch.next().await {
+            Ok(WatchMessage::Progress(_)) => {}
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, UpstreamError::Unavailable(_)), "{error:?}");
+    drop(watch);
+    member.state.lock().cuts = false;
+    let mut watch = watch_from(&upstream, Revision::new(first + 1)).await;
+    assert_eq!(next_event(&mut watch).await, second);
+}
+
+#[tokio::test]
+async fn a_quiet_directory_outlives_the_history_and_a_cut_one_does_not() {
+    let (member, upstream) = Member::start().await;
+    let mut watch = follow(&upstream).await;
+    member.move_on(2_000);
+    let WatchMessage::Progress(header) = next(&mut watch).await else { panic!("no progress") };
+    assert_eq!(header.revision.get(), 2_010);
+    let at = member.set("/d/a", "1");
+    assert_eq!(next_event(&mut watch).await, at);
+    drop(watch);
+    member.move_on(2_000);
+    let mut watch = watch_from(&upstream, Revision::new(at + 1)).await;
+    assert!(
+        matches!(next(&mut watch).await, WatchMessage::Compacted { compact_revision } if compact_revision.get() > at + 2_000)
+    );
+}
+
+#[tokio::test]
+async fn progress_is_told_when_a_listing_shows_that_nothing_is_under_way() {
+    let (member, upstream) = Member::start().await;
+    member.set("/d/a", "1");
+    let mut watch = follow(&upstream).await;
+    member.state.lock().index += 5;
+    watch.request_progress().await.expect("asked");
+    let WatchMessage::Progress(header) = next(&mut watch).await else { panic!("no progress") };
+    assert_eq!(header.revision.get(), 16);
+    // A key was made and gone again before that listing, and is told after it: the watch has missed a step, and says so.
+    {
+        let mut state = member.state.lock();
+        let event = r#"{"action":"set","node":{"key":"/d/t","value":"1","modifiedIndex":14,"createdIndex":14}}"#;
+        state.history.push((14, event.to_owned()));
+    }
+    member.changed.notify_waiters();
+    assert!(matches!(next(&mut watch).await, WatchMessage::Compacted { .. }));
+}
+
+#[tokio::test]
+async fn another_cluster_ends_the_watch_and_is_told_by_the_next() {
+    let (member, upstream) = Member::start().await;
+    let watch = follow(&upstream).await;
+    assert_eq!((watch.created().cluster_id, watch.created().member_id), (7, 9));
+    member.state.lock().cluster = 8;
+    let mut watch = watch;
+    assert!(watch.next().await.is_err());
+    drop(watch);
+    let again = watch_from(&upstream, Revision::new(11)).await;
+    assert_eq!(again.created().cluster_id, 8);
+}

@@ -1,0 +1,306 @@
+//! [`Walk`]: the task that asks one wait after the other, and what a wait cannot tell.
+//!
+//! Not here: what events mean; `watch`, which it tells, knows the keys. v2 has no heartbeat, and a wait can miss what it waits
+//! for: the member got a snapshot, lost its leader, or is gone. So a wait that is silent for a while is asked again, from the same
+//! position, beside the open one: the history then has what was missed. No streams (`stream=true`): they fall silent, for good
+//! and without a word, after a burst and when they begin in the past.
+//! Always holds: events are told in order and each once; one wait is open at a time, but while it is replaced.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use metrics::counter;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use super::{
+    Listing, Opened,
+    answer::{Event, Standing},
+    copy::Agreed,
+    link::{Members, Reply},
+    list, open,
+    place::Place,
+    standing,
+};
+use crate::{
+    hub::upstream::UpstreamError,
+    telemetry::names::{self, V2Listing, V2WaitEnd},
+    types::{KeyRange, Revision},
+};
+
+/// A wait that ends empty sooner than this is not to be asked again at once.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// What a walk tells. After `Gone` and `Failed` comes nothing more.
+#[derive(Debug)]
+pub(super) enum Told {
+    Event(Box<Event>),
+    /// The directory as it was at some moment; `unheard` where a wait was open all the time that was not told otherwise, so that
+    /// nothing is under way.
+    Listed {
+        listing: Listing,
+        unheard: bool,
+    },
+    /// What came after the position cannot be told any more.
+    Gone(Standing),
+    Failed(UpstreamError),
+}
+
+/// What a walk is about.
+#[derive(Debug)]
+pub(super) struct Walk {
+    pub(super) members: Arc<Members>,
+    pub(super) range: KeyRange,
+    pub(super) place: Place,
+    pub(super) cluster_id: u64,
+    /// Every change up to here was told.
+    pub(super) walked: Revision,
+    pub(super) agreed: Arc<Agreed>,
+    /// Somebody wants to know what the directory is now.
+    pub(super) ask: Arc<Notify>,
+    pub(super) tell: mpsc::Sender<Told>,
+}
+
+/// A wait that is open.
+struct Wait {
+    reply: Reply,
+    /// The store's index when it was registered.
+    registered: Revision,
+    since: Instant,
+    /// It took the place of one that was silent.
+    repeated: bool,
+}
+
+/// What is asked for besides.
+#[derive(Default)]
+struct UnderWay {
+    opening: Option<Opening>,
+    /// With whether it is for want of history.
+    listing: Option<(BoxFuture<'static, Result<Listing, UpstreamError>>, bool)>,
+}
+
+struct Opening {
+    future: BoxFuture<'static, Result<Opened, UpstreamError>>,
+    /// The position that it was asked from.
+    after: Revision,
+    /// It is to take the place of a wait that is silent.
+    repeats: bool,
+}
+
+/// Why a walk ends.
+enum End {
+    /// Nobody listens.
+    Unheard,
+    Gone(Standing),
+    Failed(UpstreamError),
+}
+
+impl Walk {
+    /// Walks on from the first wait until it cannot.
+    pub(super) async fn run(mut self, standing: Standing, first: Reply) {
+        let wait = self.wait(standing, first, false);
+        let last = match Box::pin(self.walk(wait)).await {
+            End::Unheard => return,
+            End::Gone(standing) => Told::Gone(standing),
+            End::Failed(error) => Told::Failed(error),
+        };
+        // Where nobody listens any more, nobody is to be told.
+        let _ = self.tell.send(last).await;
+    }
+
+    async fn walk(&mut self, first: Wait) -> End {
+        let hold = self.members.config().hold;
+        let mut wait = Some(first);
+        let mut under_way = UnderWay::default();
+        loop {
+            let clears = matches!(under_way.listing, Some((_, true)));
+            if wait.is_none() && under_way.opening.is_none() && !clears {
+                under_way.opening = Some(self.open(self.walked));
+            }
+            let silent_at = wait.as_ref().map_or_else(Instant::now, |wait| wait.since + hold);
+            let is_quiet = wait.is_some() && under_way.opening.is_none() && !clears;
+            let ask = self.ask.clone();
+            // Cancel safe: what is under way stays where it is, and a line keeps what was read of it.
+            let step = tokio::select! {
+                line = next_line(wait.as_mut()) => self.line(line, &mut wait).await,
+                (opened, after, repeats) = opened(&mut under_way.opening) => {
+                    under_way.opening = None;
+                    self.opened(opened, after, repeats, &mut wait, &mut under_way)
+                }
+                (listing, clears) = listed(&mut under_way.listing) => {
+                    under_way.listing = None;
+                    self.listed(listing, clears, &mut under_way).await
+                }
+                () = ask.notified(), if under_way.listing.is_none() => {
+                    under_way.listing = Some((self.list(V2Listing::Asked), false));
+                    Ok(())
+                }
+                () = tokio::time::sleep_until(silent_at), if is_quiet => {
+                    under_way.opening = Some(self.repeat());
+                    Ok(())
+                }
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Tells the event that a wait ended with.
+    async fn line(&mut self, line: Result<bytes::Bytes, UpstreamError>, wait: &mut Option<Wait>) -> Result<(), End> {
+        let Some(Wait { reply, registered, since, repeated }) = wait.take() else { return Ok(()) };
+        let text = line.map_err(|error| {
+            ended(V2WaitEnd::Cut);
+            End::Failed(self.members.failed(reply.member, error))
+        })?;
+        if text.is_empty() {
+            ended(V2WaitEnd::Cut);
+            let error = || UpstreamError::Unavailable("it ends waits as soon as they are asked".to_owned());
+            return if since.elapsed() < SHORT {
+                Err(End::Failed(self.members.failed(reply.member, error())))
+            } else {
+                Ok(())
+            };
+        }
+        ended(V2WaitEnd::Event);
+        let event = serde_json::from_slice::<Event>(&text)
+            .map_err(|error| End::Failed(UpstreamError::Protocol(format!("an event that is none: {error}"))))?;
+        let index = event.index();
+        reply.recycle(&self.members).await;
+        if index <= self.walked {
+            // Told by the wait that this one took the place of.
+            return Ok(());
+        }
+        if repeated && index <= registered {
+            counter!(names::V2_REPAIRED).increment(1);
+        }
+        self.walked = index;
+        self.tell(Told::Event(Box::new(event))).await
+    }
+
+    fn opened(
+        &mut self,
+        opened: Result<Opened, UpstreamError>,
+        after: Revision,
+        repeats: bool,
+        wait: &mut Option<Wait>,
+        under_way: &mut UnderWay,
+    ) -> Result<(), End> {
+        match opened.map_err(End::Failed)? {
+            Opened::Wait(standing, reply) => {
+                self.check(&standing)?;
+                if standing.index < self.walked {
+                    // It may be behind, or the cluster may have gone back: that is found out where watches begin.
+                    return Err(self.failed("it is behind"));
+                }
+                if wait.replace(self.wait(standing, *reply, repeats)).is_some() {
+                    ended(V2WaitEnd::Hold);
+                }
+            }
+            Opened::Cleared(standing) => {
+                self.check(&standing)?;
+                if after < self.walked {
+                    // An event came meanwhile: its index is the position to ask from.
+                } else if let Some(settled) = self.agreed.settled(self.walked) {
+                    self.walked = settled;
+                    under_way.opening = Some(self.open(settled));
+                } else if wait.is_some() {
+                    under_way.listing = Some((self.list(V2Listing::Cleared), true));
+                } else {
+                    return Err(End::Gone(standing));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn listed(
+        &mut self,
+        listing: Result<Listing, UpstreamError>,
+        clears: bool,
+        under_way: &mut UnderWay,
+    ) -> Result<(), End> {
+        let listing = listing.map_err(End::Failed)?;
+        self.check(&listing.standing)?;
+        let index = listing.standing.index;
+        if index < self.walked {
+            if clears {
+                return Err(self.failed("its index went back"));
+            }
+            // An event that came meanwhile says more.
+            return Ok(());
+        }
+        self.tell(Told::Listed { listing, unheard: clears }).await?;
+        if clears {
+            self.walked = index;
+            under_way.opening = Some(self.open(index));
+        }
+        Ok(())
+    }
+
+    fn open(&self, after: Revision) -> Opening {
+        let (members, place) = (self.members.clone(), self.place.clone());
+        Opening { future: async move { open(&members, &place, after).await }.boxed(), after, repeats: false }
+    }
+
+    /// Asks again, a member that has the cluster's consent.
+    fn repeat(&self) -> Opening {
+        let (members, place, after) = (self.members.clone(), self.place.clone(), self.walked);
+        let future = async move {
+            standing(&members, members.preferred(), &place.probe_target()).await?;
+            open(&members, &place, after).await
+        };
+        Opening { future: future.boxed(), after, repeats: true }
+    }
+
+    fn list(&self, why: V2Listing) -> BoxFuture<'static, Result<Listing, UpstreamError>> {
+        let (members, place, range) = (self.members.clone(), self.place.clone(), self.range.clone());
+        async move { list(&members, &place, &range, why).await }.boxed()
+    }
+
+    fn wait(&self, standing: Standing, reply: Reply, repeated: bool) -> Wait {
+        Wait { reply, registered: standing.index, since: Instant::now(), repeated }
+    }
+
+    fn check(&self, standing: &Standing) -> Result<(), End> {
+        if standing.cluster_id == self.cluster_id { Ok(()) } else { Err(self.failed("another cluster answers")) }
+    }
+
+    fn failed(&self, why: &str) -> End {
+        End::Failed(UpstreamError::Unavailable(why.to_owned()))
+    }
+
+    async fn tell(&self, told: Told) -> Result<(), End> {
+        self.tell.send(told).await.map_err(|_| End::Unheard)
+    }
+}
+
+/// The line that ends an open wait. Cancel safe.
+async fn next_line(wait: Option<&mut Wait>) -> Result<bytes::Bytes, UpstreamError> {
+    match wait {
+        Some(wait) => wait.reply.line().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wait that is being opened, with its position and whether it repeats another. Cancel safe.
+async fn opened(opening: &mut Option<Opening>) -> (Result<Opened, UpstreamError>, Revision, bool) {
+    match opening {
+        Some(opening) => ((&mut opening.future).await, opening.after, opening.repeats),
+        None => std::future::pending().await,
+    }
+}
+
+/// The same for a listing.
+async fn listed<T>(future: &mut Option<(BoxFuture<'static, T>, bool)>) -> (T, bool) {
+    match future {
+        Some((future, clears)) => (future.await, *clears),
+        None => std::future::pending().await,
+    }
+}
+
+fn ended(how: V2WaitEnd) {
+    counter!(names::V2_WAITS, V2WaitEnd::LABEL => how.as_str()).increment(1);
+}
