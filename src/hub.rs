@@ -192,6 +192,12 @@ impl Hub {
         Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
     }
 
+    /// Where its data come from.
+    #[must_use]
+    pub fn upstream(&self) -> &Arc<dyn Upstream> {
+        &self.shared.upstream
+    }
+
     /// Opens the feed of a configured range.
     pub fn open(&self, range: KeyRange) -> Arc<Feed> {
         self.start(&mut self.feeds.write(), range, FeedKind::Prefix, ClientKey::RELAY)

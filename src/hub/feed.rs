@@ -115,6 +115,8 @@ pub enum Reset {
         /// The oldest revision that is left there.
         compact_revision: Revision,
     },
+    /// Upstream told a change after it had said that there was none: watches went past it, and cannot go on as if they had it.
+    Missed,
     /// It is another cluster, or one restored to an older revision: no revision held by anyone means anything now.
     Replaced,
 }

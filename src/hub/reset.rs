@@ -48,6 +48,7 @@ impl Feed {
                         continue;
                     }
                     Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
+                    Reset::Missed => (revision.next(), String::new()),
                     Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
                 };
                 let header = cluster.at(Revision::ZERO);

@@ -170,9 +170,15 @@ pub enum UpstreamError {
     /// Upstream ended the watch, with its reason.
     #[error("etcd canceled the watch: {0}")]
     Canceled(String),
+    /// The watch told a change after progress had passed it.
+    #[error("etcd told a change late, which subscribers had gone past")]
+    Missed,
     /// Upstream broke the protocol; says how.
     #[error("etcd sent what its protocol does not allow: {0}")]
     Protocol(String),
+    /// The answer would have more bytes than are read.
+    #[error("etcd's answer has more than {0} bytes")]
+    TooLarge(usize),
     /// No answer in time.
     #[error("etcd did not answer within {0:?}")]
     Timeout(std::time::Duration),

@@ -211,7 +211,8 @@ impl Driving {
                     _ if fell => (Reset::Replaced, ResyncReason::RevisionFell),
                     // It looked like another cluster, and went on meanwhile: what was delivered may not be its past.
                     Reset::Replaced => (Reset::Replaced, ResyncReason::RevisionFell),
-                    reset => (reset, ResyncReason::Compacted),
+                    Reset::Missed => (Reset::Missed, ResyncReason::Missed),
+                    Reset::Compacted { .. } => (reset, ResyncReason::Compacted),
                 };
                 counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
                 self.feed.reset(&self.cluster, map, header.revision, &reset);
@@ -371,6 +372,7 @@ impl Driving {
                             }
                             Err(ended) => return ended,
                         },
+                        Err(UpstreamError::Missed) => return Ended::Gone(Reset::Missed),
                         Err(error) => return Ended::Failed(error),
                     }
                 }

@@ -35,7 +35,7 @@ use self::{
     answer::{CLEARED, NOT_A_DIRECTORY, NOT_FOUND, Standing},
     calls::ForwardService,
     copy::Copy,
-    link::{Declined, Members, Reply},
+    link::{Declined, MAX_ANSWER, Members, Reply},
     listing::Listed,
     place::Place,
     watch::V2Watch,
@@ -51,6 +51,10 @@ use crate::{
 const KEPT: Duration = Duration::from_secs(60);
 /// From how many bytes on a listing is read on a thread of its own.
 const LARGE: usize = 256 << 10;
+/// Most bytes of a listing that a client asks for outside every feed.
+const MAX_READ: usize = 64 << 20;
+/// From how many keys on a copy is made on a thread of its own.
+const MANY: usize = 4096;
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
@@ -148,8 +152,13 @@ impl Upstream for V2Upstream {
         let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Start).await?;
         let header = header(&self.members, member, &standing).await;
         let before = self.copies.take(|copy| copy.range == *range);
-        let copy = Copy::new(range.clone(), place, standing.cluster_id, standing.index, &listed, before);
-        let kvs = listed.into_iter().map(|listed| copy.fields(listed)).collect();
+        let (count, range) = (listed.len(), range.clone());
+        let (copy, kvs) = aside(count >= MANY, move || {
+            let copy = Copy::new(range, place, standing.cluster_id, standing.index, &listed, before);
+            let kvs = listed.into_iter().map(|listed| copy.fields(listed)).collect();
+            (copy, kvs)
+        })
+        .await?;
         self.copies.put(copy);
         Ok(Page { header, kvs, more: false })
     }
@@ -252,6 +261,7 @@ impl Drop for Owned {
 
 /// Reads a directory or a key as it is now, agreed by the cluster. That there is none is a state like any other.
 async fn list(members: &Members, place: &Place, range: &KeyRange, why: V2Listing) -> Result<Listing, UpstreamError> {
+    let most = if why == V2Listing::Read { MAX_READ } else { MAX_ANSWER };
     let member = members.preferred();
     counter!(names::V2_LISTINGS, V2Listing::LABEL => why.as_str()).increment(1);
     let (standing, reply) = match members.get(member, &place.target("quorum=true")).await {
@@ -261,16 +271,23 @@ async fn list(members: &Members, place: &Place, range: &KeyRange, why: V2Listing
         }
         Err(declined) => return Err(failure(members, member, declined)),
     };
-    let text = reply.listing(members).await?;
-    let read = if text.len() < LARGE {
-        listing::read(&text)
-    } else {
-        let on_thread = tokio::task::spawn_blocking(move || listing::read(&text)).await;
-        on_thread.map_err(|error| UpstreamError::Unavailable(error.to_string()))?
-    };
+    let text = reply.listing(members, most).await?;
+    let read = aside(text.len() >= LARGE, move || listing::read(&text)).await?;
     let mut listed = read.map_err(|error| members.failed(member, UpstreamError::Protocol(error.to_string())))?;
     listed.retain(|listed| range.contains(&listed.key));
     Ok(Listing { member, standing, listed })
+}
+
+/// Computes something, on a thread of its own where it is `large`: it would hold up all else that this thread has to do.
+async fn aside<T: Send + 'static>(
+    large: bool,
+    compute: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, UpstreamError> {
+    if !large {
+        return Ok(compute());
+    }
+    let computed = tokio::task::spawn_blocking(compute).await;
+    computed.map_err(|error| UpstreamError::Unavailable(format!("the reading of a listing failed: {error}")))
 }
 
 /// Asks for the first change after a position.
@@ -287,7 +304,7 @@ async fn open(members: &Members, place: &Place, after: Revision) -> Result<Opene
 async fn standing(members: &Members, member: usize, target: &str) -> Result<Standing, UpstreamError> {
     match members.get(member, target).await {
         Ok((standing, reply)) => {
-            reply.listing(members).await?;
+            reply.listing(members, MAX_ANSWER).await?;
             Ok(standing)
         }
         Err(Declined::Refused(refusal, standing)) if matches!(refusal.error_code, NOT_FOUND | NOT_A_DIRECTORY) => {

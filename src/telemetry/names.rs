@@ -52,6 +52,16 @@ pub const V2_LISTINGS: &str = "etcd_relay_v2_listings_total";
 pub const V2_WAITS: &str = "etcd_relay_v2_waits_total";
 /// Events that a wait found in the history when it was asked again, since the one before it had missed them.
 pub const V2_REPAIRED: &str = "etcd_relay_v2_repaired_events_total";
+/// Requests for keys through the facade of etcd's v2 API, by [`FacadeRequest`].
+pub const FACADE_REQUESTS: &str = "etcd_relay_facade_requests_total";
+/// Waits and streams of the facade that are open now.
+pub const FACADE_WAITS: &str = "etcd_relay_facade_waits";
+/// Keys whose time had come and that this relay deleted.
+pub const FACADE_EXPIRED: &str = "etcd_relay_facade_expired_keys_total";
+/// Reads of what was before the facade's history, by [`FacadePast`].
+pub const FACADE_PASTS: &str = "etcd_relay_facade_past_reads_total";
+/// Revisions that changed several v2 keys.
+pub const FACADE_JOINED: &str = "etcd_relay_facade_joined_revisions_total";
 /// Events written to subscribers.
 pub const EVENTS_DELIVERED: &str = "etcd_relay_events_delivered_total";
 /// Watch responses written to subscribers.
@@ -200,6 +210,8 @@ labels! {
         Http = "http",
         /// The additional port for metrics alone.
         Metrics = "metrics",
+        /// etcd's v2 API.
+        V2 = "v2",
     }
 }
 
@@ -210,6 +222,7 @@ impl Port {
         match self {
             Self::Grpc => "grpc",
             Self::Http | Self::Metrics => "http",
+            Self::V2 => "v2",
         }
     }
 }
@@ -371,6 +384,28 @@ labels! {
     }
 }
 labels! {
+    /// What a request for keys over etcd's v2 API is.
+    FacadeRequest as "kind" {
+        /// GET and HEAD.
+        Read = "read",
+        /// A wait or a stream.
+        Wait = "wait",
+        /// PUT, POST and DELETE.
+        Write = "write",
+    }
+}
+labels! {
+    /// What came of a read of the past for those who wait over etcd's v2 API.
+    FacadePast as "outcome" {
+        /// It is in the history now.
+        Read = "read",
+        /// etcd has compacted it.
+        Compacted = "compacted",
+        /// etcd could not be asked.
+        Failed = "failed",
+    }
+}
+labels! {
     /// What publishing consists of.
     Part as "part" {
         /// From the receipt of the revisions to the wait for the feed: they are read and cut into revisions.
@@ -386,6 +421,8 @@ labels! {
     ResyncReason as "reason" {
         /// The next revision was compacted while the feed was away.
         Compacted = "compacted",
+        /// A change was told after subscribers had gone past it.
+        Missed = "missed",
         /// The cluster has another id.
         ClusterReplaced = "cluster_replaced",
         /// The cluster's revision fell: restored from a backup.
@@ -632,6 +669,7 @@ pub fn describe() {
         LONG_READS,
         FORWARDS,
         FORWARDS_HELD,
+        FACADE_WAITS,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -641,6 +679,8 @@ pub fn describe() {
         UPSTREAM_EVENTS,
         UPSTREAM_REVISIONS,
         V2_REPAIRED,
+        FACADE_EXPIRED,
+        FACADE_JOINED,
         EVENTS_DELIVERED,
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
@@ -673,6 +713,8 @@ pub fn describe() {
         ACCESS_CHECKS by Check,
         V2_LISTINGS by V2Listing,
         V2_WAITS by V2WaitEnd,
+        FACADE_REQUESTS by FacadeRequest,
+        FACADE_PASTS by FacadePast,
     );
     gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
     for port in Port::ALL {
@@ -759,6 +801,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
     (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
     (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use ends, in seconds of Unix time; 0 where there is none"),
+    (FACADE_WAITS, "Waits and streams over etcd's v2 API that are open now"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
 ];
@@ -782,6 +825,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (V2_LISTINGS, "Listings read from etcd's v2 API, by reason"),
     (V2_WAITS, "Waits on etcd's v2 API that ended, by how"),
     (V2_REPAIRED, "Events that a wait on etcd's v2 API had missed, found when it was asked again"),
+    (FACADE_REQUESTS, "Requests for keys over etcd's v2 API, by what they are"),
+    (FACADE_EXPIRED, "Keys of etcd's v2 API that this relay deleted when their time had come"),
+    (FACADE_PASTS, "Reads of what was before the history of etcd's v2 API, by outcome"),
+    (FACADE_JOINED, "Revisions that changed several keys of etcd's v2 API, of which a wait is told one"),
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),

@@ -424,6 +424,25 @@ fn what_is_queued_keeps_the_name_of_the_cluster_that_it_came_from() {
     assert_eq!(told, [&old[..], &[("canceled", 8), ("created", 8), ("events", 8)]].concat());
 }
 
+#[test]
+fn a_change_that_was_missed_ends_watches_that_need_only_what_is_to_come() {
+    for (reset, ends) in [(Reset::Compacted { compact_revision: Revision::new(21) }, false), (Reset::Missed, true)] {
+        let feed = feed_of_cluster();
+        let stream = WatchStream::new(feed.shared.limits.outbox, ClientKey::RELAY);
+        subscribe(&feed, &stream, 1, "k");
+        feed.advance(Revision::new(20));
+        feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(20), &reset);
+        let mut batch = Vec::new();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+        let ended = batch.iter().find_map(|delivery| match delivery {
+            Delivery::Canceled(cancellation) => Some(cancellation.compact_revision.get()),
+            _ => None,
+        });
+        assert_eq!(ended, ends.then_some(21), "{reset:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_panic_under_the_feeds_lock_is_a_failure_of_the_process() {
     let feed = feed_of_cluster();

@@ -13,11 +13,14 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, Ready, ready};
+use hashbrown::HashMap;
 use http::{Request, Response};
+use parking_lot::Mutex;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::{Status, async_trait, body::Body, service::Routes};
 use tower::{Service, util::BoxCloneSyncService};
 
-use super::{NO_PLACE, V2Upstream};
+use super::{MANY, NO_PLACE, V2Upstream, aside};
 use crate::{
     hub::upstream::{Upstream as _, UpstreamError},
     pb::{
@@ -29,7 +32,7 @@ use crate::{
         },
         mvccpb,
     },
-    types::{KeyRange, KeyValueFields, Revision},
+    types::{ClientKey, KeyRange, KeyValueFields, Revision},
 };
 
 /// Takes any gRPC request.
@@ -39,11 +42,15 @@ pub(super) type ForwardService = BoxCloneSyncService<Request<Body>, Response<Bod
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// The largest message taken, as by an etcd member.
 const MAX_MESSAGE_BYTES: usize = 2 << 20;
+/// Listings for clients that are read at a time.
+const READS: usize = 8;
+/// Reads of one client that are under way or wait for their turn.
+const CLIENT_READS: usize = 256;
 /// No store comes to this revision: whoever reads it wants to know whether it may read.
 const NEVER: i64 = i64::MAX;
 
 pub(super) fn service(upstream: Arc<V2Upstream>) -> ForwardService {
-    let kv = KvServer::new(Reads(upstream)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let kv = KvServer::new(Reads::of(upstream)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     BoxCloneSyncService::new(ServedOnly { routes: Routes::new(kv).prepare() })
 }
 
@@ -78,39 +85,96 @@ fn refusal() -> Status {
     )
 }
 
-/// Reads of what no feed has.
-#[derive(Clone, Debug)]
-struct Reads(Arc<V2Upstream>);
+/// Reads of what no feed has: each is a listing, which is whole in memory.
+#[derive(Debug)]
+struct Reads {
+    upstream: Arc<V2Upstream>,
+    turns: Semaphore,
+    /// For each client how many it has that read or wait for their turn, and its own turns.
+    clients: Mutex<HashMap<ClientKey, (usize, Arc<Semaphore>)>>,
+}
+
+/// A client's read that is under way.
+struct UnderWay<'a> {
+    reads: &'a Reads,
+    client: ClientKey,
+    turns: Option<(OwnedSemaphorePermit, SemaphorePermit<'a>)>,
+}
+
+impl Reads {
+    fn of(upstream: Arc<V2Upstream>) -> Self {
+        Self { upstream, turns: Semaphore::new(READS), clients: Mutex::default() }
+    }
+
+    /// Counts a read of this client, if it may have one more, and waits for its turn: first among the client's own, so that a client has
+    /// no more than half of all.
+    async fn turn(&self, client: ClientKey) -> Result<UnderWay<'_>, Status> {
+        let own = {
+            let mut clients = self.clients.lock();
+            let (count, own) = clients.entry(client).or_insert_with(|| (0, Arc::new(Semaphore::new(READS / 2))));
+            if *count == CLIENT_READS {
+                return Err(Status::resource_exhausted(format!(
+                    "etcd-relay: {CLIENT_READS} reads of this client outside the relay's feeds are under way; wait for one to \
+                     end, or name what you read with --prefix"
+                )));
+            }
+            *count += 1;
+            own.clone()
+        };
+        let mut under_way = UnderWay { reads: self, client, turns: None };
+        let closed = |closed: AcquireError| Status::internal(closed.to_string());
+        let own = own.acquire_owned().await.map_err(closed)?;
+        under_way.turns = Some((own, self.turns.acquire().await.map_err(closed)?));
+        Ok(under_way)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut clients = self.reads.clients.lock();
+        if let Some((count, _)) = clients.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
+}
 
 #[async_trait]
 impl Kv for Reads {
     async fn range(&self, request: tonic::Request<RangeRequest>) -> Result<tonic::Response<RangeResponse>, Status> {
+        let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
         let request = request.into_inner();
         if request.key.is_empty() {
             return Err(Status::invalid_argument("etcdserver: key is not provided"));
         }
-        if self.0.is_auth_on().await.map_err(|error| unavailable(&error))? {
+        if self.upstream.is_auth_on().await.map_err(|error| unavailable(&error))? {
             // v3's clients have no users of v2's. Their rights are not known, and unknown is no.
             return Err(Status::invalid_argument("etcdserver: user name is empty"));
         }
         if request.revision > 0 {
             let current = match request.revision {
                 NEVER => Revision::ZERO,
-                _ => self.0.confirm(None).await.map_err(|error| unavailable(&error))?.header.revision,
+                _ => self.upstream.confirm(None).await.map_err(|error| unavailable(&error))?.header.revision,
             };
             return Err(Status::out_of_range(if request.revision > current.get() { FUTURE } else { COMPACTED }));
         }
         let empty = RangeResponse::default();
         let Ok(range) = KeyRange::from_wire(request.key.clone(), request.range_end.clone()) else {
-            let header = self.0.confirm(None).await.map_err(|error| unavailable(&error))?.header;
+            let header = self.upstream.confirm(None).await.map_err(|error| unavailable(&error))?.header;
             return Ok(tonic::Response::new(RangeResponse { header: Some(wire_header(&header)), ..empty }));
         };
         if !V2Upstream::is_place(&range) {
             return Err(Status::unimplemented(format!("etcd-relay: {NO_PLACE}")));
         }
-        let page = self.0.read(&range).await.map_err(|error| unavailable(&error))?;
-        let mut answer = answer(&request, page.kvs)?;
-        answer.header = Some(wire_header(&page.header));
+        let _turn = self.turn(client).await?;
+        let page = self.upstream.read(&range).await.map_err(|error| unavailable(&error))?;
+        let header = wire_header(&page.header);
+        let mut answer = aside(page.kvs.len() >= MANY, move || answer(&request, page.kvs))
+            .await
+            .map_err(|error| unavailable(&error))??;
+        answer.header = Some(header);
         Ok(tonic::Response::new(answer))
     }
 
@@ -141,6 +205,11 @@ const FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 fn unavailable(error: &UpstreamError) -> Status {
+    if let UpstreamError::TooLarge(most) = error {
+        return Status::resource_exhausted(format!(
+            "etcd-relay: the listing has more than {most} bytes; read a smaller directory, or name this one with --prefix"
+        ));
+    }
     Status::unavailable(format!("etcd-relay cannot read etcd's v2 store: {error}"))
 }
 

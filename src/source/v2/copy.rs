@@ -24,6 +24,8 @@ use crate::types::{EventFields, EventKind, KeyRange, KeyValueFields, Revision};
 
 /// How long after a listing a change before it may still be under way from a wait.
 const SETTLES: Duration = Duration::from_secs(5);
+/// Keys that are compared before other tasks go on: some hundred microseconds.
+const STEP: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -68,10 +70,22 @@ struct Meta {
     value: u64,
 }
 
+/// A listing that is being compared with the copy, a part at a time: a directory may have a million keys.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    pub(super) revision: Revision,
+    /// Nothing can be under way: whoever waited would have been told.
+    pub(super) unheard: bool,
+    listed: Vec<Listed>,
+    /// How many were looked at.
+    at: usize,
+    refreshed: BTreeMap<Bytes, Revision>,
+}
+
 /// What a listing shows that the copy has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compared {
-    /// Nothing: the copy is now of the listing's index.
+    /// Nothing.
     Same,
     /// Nothing but indexes of keys whose value is as before; another listing tells.
     PerhapsRefreshed,
@@ -175,38 +189,53 @@ impl Copy {
         }
     }
 
-    /// Compares with a listing of `revision`. Where `unheard` nothing can be under way: whoever waited would have been told.
-    pub(super) fn compare(&mut self, revision: Revision, listed: &[Listed], unheard: bool) -> Compared {
-        let mut refreshed = BTreeMap::new();
+    /// Compares some more keys with a listing. The outcome once all were looked at, or as soon as one differs.
+    pub(super) fn compare(&mut self, comparison: &mut Comparison) -> Option<Compared> {
+        let Comparison { unheard, listed, at, refreshed, .. } = comparison;
         if listed.len() != self.keys.len() {
-            return Compared::Different;
+            return Some(Compared::Different);
         }
-        for Listed { key, value, modified, .. } in listed {
+        let step = &listed[*at..listed.len().min(*at + STEP)];
+        for Listed { key, value, modified, .. } in step {
             match self.keys.get(key) {
                 Some(meta) if meta.modified == *modified => {}
                 Some(meta) if meta.value == self.hasher.hash_one(&value[..]) && meta.modified < *modified => {
                     refreshed.insert(key.clone(), *modified);
                 }
-                _ => return Compared::Different,
+                _ => return Some(Compared::Different),
             }
         }
-        let all_known = unheard || refreshed.iter().all(|(key, modified)| self.suspects.get(key) == Some(modified));
+        *at += step.len();
+        if *at < listed.len() {
+            return None;
+        }
+        let all_known = *unheard || refreshed.iter().all(|(key, modified)| self.suspects.get(key) == Some(modified));
         if !all_known {
-            self.suspects = refreshed;
-            return Compared::PerhapsRefreshed;
+            self.suspects = std::mem::take(refreshed);
+            return Some(Compared::PerhapsRefreshed);
         }
         self.suspects.clear();
         for (key, modified) in refreshed {
-            if let Some(meta) = self.keys.get_mut(&key) {
-                meta.modified = modified;
+            if let Some(meta) = self.keys.get_mut(key) {
+                meta.modified = *modified;
             }
         }
+        Some(Compared::Same)
+    }
+
+    /// A listing of `revision` showed the same: nothing has changed up to there.
+    pub(super) fn agree(&mut self, revision: Revision, unheard: bool) {
         self.revision = self.revision.max(revision);
         *self.agreed.0.lock() = (revision, Instant::now());
         if unheard {
             self.walked = self.walked.max(revision);
         }
-        Compared::Same
+    }
+}
+
+impl Comparison {
+    pub(super) fn new(revision: Revision, unheard: bool, listed: Vec<Listed>) -> Self {
+        Self { revision, unheard, listed, at: 0, refreshed: BTreeMap::new() }
     }
 }
 
@@ -224,6 +253,18 @@ mod tests {
         let place = Place::of(&range).expect("a place");
         let listed: Vec<_> = keys.iter().map(|(key, index)| listed(key, "x", *index)).collect();
         Copy::new(range, place, 1, Revision::new(revision), &listed, None)
+    }
+
+    fn compare(copy: &mut Copy, revision: Revision, listed: &[Listed], unheard: bool) -> Compared {
+        let mut comparison = Comparison::new(revision, unheard, listed.to_vec());
+        loop {
+            if let Some(compared) = copy.compare(&mut comparison) {
+                if compared == Compared::Same {
+                    copy.agree(revision, unheard);
+                }
+                return compared;
+            }
+        }
     }
 
     fn event(action: &str, key: &str, rest: &str, index: i64) -> Event {
@@ -284,13 +325,22 @@ mod tests {
     fn a_listing_that_differs_is_not_taken_for_the_copy() {
         let at = Revision::new;
         let mut copy = copy(&[("/a/x", 5), ("/a/y", 6)], 9);
-        assert_eq!(copy.compare(at(20), &[listed("/a/x", "x", 5)], true), Compared::Different);
-        assert_eq!(copy.compare(at(20), &[listed("/a/x", "x", 5), listed("/a/z", "x", 6)], true), Compared::Different);
-        assert_eq!(copy.compare(at(20), &[listed("/a/x", "x", 5), listed("/a/y", "z", 16)], true), Compared::Different);
+        assert_eq!(compare(&mut copy, at(20), &[listed("/a/x", "x", 5)], true), Compared::Different);
+        assert_eq!(
+            compare(&mut copy, at(20), &[listed("/a/x", "x", 5), listed("/a/z", "x", 6)], true),
+            Compared::Different
+        );
+        assert_eq!(
+            compare(&mut copy, at(20), &[listed("/a/x", "x", 5), listed("/a/y", "z", 16)], true),
+            Compared::Different
+        );
         assert_eq!((copy.revision, copy.walked), (at(9), at(9)));
-        assert_eq!(copy.compare(at(20), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], false), Compared::Same);
+        assert_eq!(
+            compare(&mut copy, at(20), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], false),
+            Compared::Same
+        );
         assert_eq!((copy.revision, copy.walked), (at(20), at(9)), "a change may be under way from the wait");
-        assert_eq!(copy.compare(at(30), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], true), Compared::Same);
+        assert_eq!(compare(&mut copy, at(30), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], true), Compared::Same);
         assert_eq!((copy.revision, copy.walked), (at(30), at(30)));
     }
 
@@ -298,10 +348,21 @@ mod tests {
     fn a_refresh_shows_in_two_listings_alike() {
         let at = Revision::new;
         let mut copy = copy(&[("/a/x", 5)], 9);
-        assert_eq!(copy.compare(at(20), &[listed("/a/x", "x", 15)], false), Compared::PerhapsRefreshed);
-        assert_eq!(copy.compare(at(21), &[listed("/a/x", "x", 21)], false), Compared::PerhapsRefreshed);
+        assert_eq!(compare(&mut copy, at(20), &[listed("/a/x", "x", 15)], false), Compared::PerhapsRefreshed);
+        assert_eq!(compare(&mut copy, at(21), &[listed("/a/x", "x", 21)], false), Compared::PerhapsRefreshed);
         assert_eq!(copy.revision, at(9));
-        assert_eq!(copy.compare(at(22), &[listed("/a/x", "x", 21)], false), Compared::Same);
+        assert_eq!(compare(&mut copy, at(22), &[listed("/a/x", "x", 21)], false), Compared::Same);
         assert_eq!(copy.revision, at(22));
+    }
+
+    #[test]
+    fn a_large_listing_is_compared_in_parts() {
+        let keys: Vec<_> = (0..3 * STEP).map(|key| format!("/a/{key:06}")).collect();
+        let keys: Vec<_> = keys.iter().map(|key| (&**key, 5)).collect();
+        let mut copy = copy(&keys, 9);
+        let all: Vec<_> = keys.iter().map(|(key, index)| listed(key, "x", *index)).collect();
+        let mut comparison = Comparison::new(Revision::new(20), true, all);
+        let parts = std::iter::repeat_with(|| copy.compare(&mut comparison)).position(|compared| compared.is_some());
+        assert_eq!(parts, Some(2));
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 /// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
 const IDLE: usize = 8;
 /// Most bytes of a listing or an event. etcd itself would be out of breath long before.
-const MAX_ANSWER: usize = 1 << 30;
+pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// How long the end of an answer may take behind its last line: they mostly come together.
 const END_PATIENCE: Duration = Duration::from_millis(200);
 /// Most bytes of an error, or of what a member says of itself: some hundred.
@@ -120,7 +120,7 @@ impl Members {
 
     /// Prefers another member than one that failed, and names it in the error.
     pub(super) fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
-        if matches!(error, UpstreamError::Denied(_)) {
+        if matches!(error, UpstreamError::Denied(_) | UpstreamError::TooLarge(_)) {
             // Another member would say the same.
             return error;
         }
@@ -274,10 +274,10 @@ impl Reply {
         Ok(read.freeze())
     }
 
-    /// A whole listing.
-    pub(super) async fn listing(self, members: &Members) -> Result<Bytes, UpstreamError> {
+    /// A whole listing of no more than `most` bytes.
+    pub(super) async fn listing(self, members: &Members, most: usize) -> Result<Bytes, UpstreamError> {
         let member = self.member;
-        self.whole(members, MAX_ANSWER).await.map_err(|error| members.failed(member, error))
+        self.whole(members, most).await.map_err(|error| members.failed(member, error))
     }
 
     /// Waits for the line that ends a wait; empty where the answer ends without one. Cancel safe: what was read is kept.
@@ -305,7 +305,7 @@ impl Reply {
                     self.read.extend_from_slice(&data);
                 }
                 if self.read.len() > most {
-                    return Err(UpstreamError::Protocol(format!("an answer of more than {most} bytes")));
+                    return Err(UpstreamError::TooLarge(most));
                 }
                 Ok(true)
             }

@@ -84,7 +84,10 @@ impl Member {
         let read = stream.read(&mut request).await.unwrap_or(0);
         let text = String::from_utf8_lossy(&request[..read]).into_owned();
         let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
-        let (index, cluster) = (self.state.lock().index, self.state.lock().cluster);
+        let (index, cluster) = {
+            let state = self.state.lock();
+            (state.index, state.cluster)
+        };
         let head = format!("X-Etcd-Index: {index}\r\nX-Etcd-Cluster-Id: {cluster:x}\r\nX-Raft-Term: 2\r\n");
         let whole = |status: &str, body: &str| {
             format!("HTTP/1.1 {status}\r\n{head}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
@@ -235,7 +238,7 @@ async fn progress_is_told_when_a_listing_shows_that_nothing_is_under_way() {
         state.history.push((14, event.to_owned()));
     }
     member.changed.notify_waiters();
-    assert!(matches!(next(&mut watch).await, WatchMessage::Compacted { .. }));
+    assert!(matches!(watch.next().await, Err(UpstreamError::Missed)));
 }
 
 #[tokio::test]

@@ -3,18 +3,22 @@
 //! Not here: requests, see `walk`. Always holds: what a watch can no longer tell step by step, it tells as compacted. That is so
 //! after a cut during which the store moved on by more than its history, and where a listing shows what no wait told.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
 
 use async_trait::async_trait;
 use tokio::{
     sync::{Notify, mpsc},
     task::AbortHandle,
+    time::Instant,
 };
 
 use super::{
     Owned,
     answer::Standing,
-    copy::Compared,
+    copy::{Compared, Comparison},
     link::{Members, Reply},
     walk::{Told, Walk},
 };
@@ -25,6 +29,10 @@ use crate::{
 
 /// What a walk may be ahead of who reads.
 const AHEAD: usize = 64;
+
+/// How long a listing that shows nothing new waits for what the open wait may still have to tell: a key that was made and deleted
+/// again, which no listing shows. The listing and the wait's answer are on their way at the same time.
+const UNDER_WAY: Duration = Duration::from_millis(50);
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +50,10 @@ pub(super) struct Open {
     told: mpsc::Receiver<Told>,
     ask: Arc<Notify>,
     walk: AbortHandle,
+    /// A listing that is being compared.
+    comparison: Option<Comparison>,
+    /// A listing that showed nothing else, and when that is believed.
+    settling: Option<(Revision, Instant)>,
     /// Nothing comes after what was given last.
     over: bool,
 }
@@ -68,7 +80,7 @@ impl V2Watch {
             tell,
         };
         let walk = tokio::spawn(walk.run(standing, first)).abort_handle();
-        Self::Open(Box::new(Open { copy, created, told, ask, walk, over: false }))
+        Self::Open(Box::new(Open { copy, created, told, ask, walk, comparison: None, settling: None, over: false }))
     }
 
     /// A watch that says at once that its beginning is compacted.
@@ -119,8 +131,21 @@ impl UpstreamWatch for V2Watch {
 impl Open {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
         loop {
-            // Cancel safe: all else is done at once.
-            let Some(told) = self.told.recv().await.filter(|_| !self.over) else { return Err(ended()) };
+            if let Some(message) = self.compare().await {
+                return Ok(message);
+            }
+            let settles_at = self.settling.map(|(_, at)| at);
+            // Cancel safe: all else is done at once. What was told is looked at before the time is up.
+            let told = tokio::select! {
+                biased;
+                told = self.told.recv() => told,
+                () = until(settles_at) => {
+                    let Some((index, _)) = self.settling.take() else { continue };
+                    self.copy.agree(index, false);
+                    return Ok(WatchMessage::Progress(self.header(index)));
+                }
+            };
+            let Some(told) = told.filter(|_| !self.over) else { return Err(ended()) };
             match told {
                 Told::Event(event) => {
                     let index = event.index();
@@ -129,28 +154,29 @@ impl Open {
                         if self.copy.changes(&event).is_empty() {
                             continue;
                         }
-                        return Ok(self.lost(self.copy.revision));
+                        self.over = true;
+                        return Err(UpstreamError::Missed);
+                    }
+                    if self.settling.is_some_and(|(listed, _)| index <= listed) {
+                        // It was under way when the listing was made, which has to be made again.
+                        self.settling = None;
+                        self.ask.notify_one();
                     }
                     let events = self.copy.apply(&event);
                     let header = self.header(index);
                     return Ok(if events.is_empty() {
                         WatchMessage::Progress(header)
                     } else {
-                        let changes = Changes { revision: index, events, prev: Vec::new(), received: Instant::now() };
+                        let changes =
+                            Changes { revision: index, events, prev: Vec::new(), received: StdInstant::now() };
                         WatchMessage::Events { header, revisions: vec![changes] }
                     });
                 }
                 Told::Listed { listing, unheard } => {
                     let index = listing.standing.index;
-                    if index < self.copy.revision {
-                        continue;
-                    }
-                    match self.copy.compare(index, &listing.listed, unheard) {
-                        Compared::Same => return Ok(WatchMessage::Progress(self.header(index))),
-                        // What is under way will be told; whoever waits asks again.
-                        Compared::PerhapsRefreshed => {}
-                        Compared::Different if !unheard => {}
-                        Compared::Different => return Ok(self.lost(index)),
+                    // Whoever wants to know more than what settles asks again.
+                    if index >= self.copy.revision && (unheard || self.settling.is_none()) {
+                        self.comparison = Some(Comparison::new(index, unheard, listing.listed));
                     }
                 }
                 Told::Gone(standing) => return Ok(self.lost(standing.index)),
@@ -160,6 +186,31 @@ impl Open {
                 }
             }
         }
+    }
+
+    /// Finishes the comparison that is under way, if there is one, and tells what follows from it. Cancel safe: it goes on where it was.
+    async fn compare(&mut self) -> Option<WatchMessage> {
+        while let Some(comparison) = &mut self.comparison {
+            let (index, unheard) = (comparison.revision, comparison.unheard);
+            let Some(compared) = self.copy.compare(comparison) else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            self.comparison = None;
+            match compared {
+                Compared::Same if unheard => {
+                    self.settling = None;
+                    self.copy.agree(index, unheard);
+                    return Some(WatchMessage::Progress(self.header(index)));
+                }
+                Compared::Same => self.settling = Some((index, Instant::now() + UNDER_WAY)),
+                // What is under way will be told; whoever waits asks again.
+                Compared::PerhapsRefreshed => {}
+                Compared::Different if !unheard => {}
+                Compared::Different => return Some(self.lost(index)),
+            }
+        }
+        None
     }
 
     fn header(&self, revision: Revision) -> Header {
@@ -175,6 +226,13 @@ impl Open {
 /// Nothing up to `index` can be told.
 fn compacted(index: Revision) -> WatchMessage {
     WatchMessage::Compacted { compact_revision: index.next() }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn ended() -> UpstreamError {

@@ -369,7 +369,8 @@ impl Etcd {
                     return Some(false);
                 }
                 let answer = http::get(&format!("127.0.0.1:{}", member.http_port), "/health").await.ok()?;
-                if !answer.body.contains(r#""health":"true""#) {
+                // etcd 2 writes a space.
+                if !answer.body.replace(' ', "").contains(r#""health":"true""#) {
                     return None;
                 }
             }
