@@ -1,4 +1,4 @@
-//! What clients see: ports, etcd's v3 API over gRPC, and plain HTTP.
+//! What clients see: ports, etcd's v3 API over gRPC, plain HTTP, and etcd's v2 API (`v2`).
 //!
 //! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
 
@@ -13,6 +13,7 @@ pub mod listen;
 mod pieces;
 pub mod session;
 pub mod signal;
+pub mod v2;
 
 pub use inspect::Inspect;
 

@@ -19,14 +19,14 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::config::{
-    Advertise, Embedded, Etcd, EtcdV2, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches,
+    Advertise, Embedded, Etcd, EtcdV2, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, V2Facade, Views, Watches,
 };
 pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
     critical::Failure,
     front::{
-        Inspect,
+        self, Inspect,
         access::Access,
         grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
@@ -57,6 +57,7 @@ pub struct Relay {
     grpc: Bound,
     http: Option<Bound>,
     metrics_only: Vec<Bound>,
+    v2: Option<Bound>,
 }
 
 /// Why a relay cannot start.
@@ -80,7 +81,8 @@ impl Relay {
     /// # Errors
     /// Where one cannot be bound; none stays bound then.
     pub fn build(mut config: RelayConfig, metrics: Metrics) -> Result<Self, BuildError> {
-        let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics);
+        let v2 = config.v2.as_mut().map(|v2| &mut v2.port);
+        let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics).chain(v2);
         fit_connections(ports);
         let connections = Arc::new(Connections::default());
         let bind = |port: &PortConfig| {
@@ -95,9 +97,21 @@ impl Relay {
         let grpc = bind(&config.grpc)?;
         let http = config.http.as_ref().map(bind).transpose()?;
         let metrics_only = config.metrics.iter().map(bind).collect::<Result<_, _>>()?;
+        let v2 = config.v2.as_ref().map(|v2| bind(&v2.port)).transpose()?;
         let data = Data::new(&config)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
-        Ok(Self { config, data, reflection, metrics, started: Instant::now(), grpc, http, metrics_only, connections })
+        Ok(Self {
+            config,
+            data,
+            reflection,
+            metrics,
+            started: Instant::now(),
+            grpc,
+            http,
+            metrics_only,
+            v2,
+            connections,
+        })
     }
 
     /// Where the gRPC port listens.
@@ -142,13 +156,14 @@ impl Relay {
         shutdown: Shutdown,
         run: impl FnOnce(Data, &Phases, &ReadyBoard) -> upstream::Running,
     ) -> Result<Drained, Failure> {
-        let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only } = self;
+        let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only, v2 } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
         let upstream::Running { upstream, forward, own, version, patience, members } = run(data, &phases, &ready);
         let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
+        let (v2_hub, v2_access) = (core.hub.clone(), core.access.clone());
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,
@@ -158,6 +173,33 @@ impl Relay {
             streams: core.streams,
             metrics: metrics.clone(),
         });
+
+        if let Some((v2, facade)) = v2.zip(config.v2.as_ref()) {
+            let parts = front::v2::Parts {
+                hub: v2_hub,
+                access: v2_access,
+                calls: core.forward.clone(),
+                own: config.upstream.identity().map(|identity| front::v2::Own {
+                    user: identity.user.clone(),
+                    password: identity.password.clone(),
+                }),
+                advertised: if facade.advertised.is_empty() {
+                    v2.addresses()
+                        .map(|at| format!("{}://{}", if at.secure { "https" } else { "http" }, at.addr))
+                        .collect()
+                } else {
+                    facade.advertised.clone()
+                },
+                stop: phases.upstream.clone(),
+                streams: phases.streams.clone(),
+            };
+            let (feed, tasks, running) = front::v2::open(&parts);
+            for (name, task) in tasks {
+                phases.spawn_upkeep(name, task);
+            }
+            phases.spawn_upkeep("readiness of a feed", core::hold_ready(feed, ready.clone()));
+            phases.spawn_port("v2 port", v2.serve(running.port(parts, process.clone()), stop.clone()));
+        }
 
         let (health, keep_health) = grpc::health(ready.clone());
         let health = grpc::ending(health, phases.streams.clone());

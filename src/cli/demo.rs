@@ -51,7 +51,7 @@ enum Seed {
 impl Demo {
     pub(super) fn start(mut self) -> Result<Start, Exit> {
         self.ports.speak_tls_if_asked();
-        let tls = self.ports.tls()?;
+        let tls = self.ports.tls(&[])?;
         Ok(Start {
             config: RelayConfig {
                 upstream: Upstream::Embedded(Embedded {
@@ -73,6 +73,7 @@ impl Demo {
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
                 advertise: None,
+                v2: None,
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,

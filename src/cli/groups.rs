@@ -140,10 +140,10 @@ impl Ports {
         }
     }
 
-    /// What TLS is served with, where an address wants it.
-    pub(super) fn tls(&self) -> Result<Option<tls::Server>, Exit> {
-        let urls: Vec<_> =
-            self.listen_grpc.iter().chain(&self.listen_http).chain(&self.listen_metrics).copied().collect();
+    /// What TLS is served with, where an address, of these or of `more`, wants it.
+    pub(super) fn tls(&self, more: &[ListenUrl]) -> Result<Option<tls::Server>, Exit> {
+        let own = self.listen_grpc.iter().chain(&self.listen_http).chain(&self.listen_metrics);
+        let urls: Vec<_> = own.chain(more).copied().collect();
         self.tls.server(&urls)
     }
 
@@ -165,6 +165,11 @@ impl Ports {
 
     pub(super) fn metrics_from(&self) -> Audience {
         self.metrics_from.into()
+    }
+
+    /// A port for etcd's v2 API; `None` where it has no address.
+    pub(super) fn v2(&self, urls: &[ListenUrl], tls: &Option<tls::Server>) -> Option<listen::PortConfig> {
+        (!urls.is_empty()).then(|| self.port(Port::V2, urls, tls))
     }
 
     fn port(&self, port: Port, urls: &[ListenUrl], tls: &Option<tls::Server>) -> listen::PortConfig {

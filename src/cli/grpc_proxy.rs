@@ -168,6 +168,7 @@ impl Given {
                 // As etcd's.
                 metrics_from: Audience::Any,
                 advertise: self.advertise()?,
+                v2: None,
                 drain_time: DRAIN_TIME,
             },
             logging: logging::LoggingConfig {

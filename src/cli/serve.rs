@@ -11,12 +11,14 @@ use super::{
     fleet::FleetFlags,
     groups::{Log, Memory, Ports},
     lainlet::LainletFlags,
+    listen::ListenUrl,
     tls::UpstreamTls,
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
-    relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream},
+    relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream, V2Facade},
     source::{Endpoint, Identity, V2Config, V2Upstream, forward},
+    tls,
     types::KeyRange,
 };
 
@@ -32,6 +34,8 @@ pub(super) struct Serve {
     ports: Ports,
     #[command(flatten)]
     fleet: FleetFlags,
+    #[command(flatten)]
+    v2: V2Flags,
     #[command(flatten)]
     lainlet: LainletFlags,
     #[command(flatten)]
@@ -112,6 +116,27 @@ struct UpstreamFlags {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "etcd's v2 API")]
+struct V2Flags {
+    /// Where to serve etcd's v2 API over the keys of v3 that begin with /, such as 127.0.0.1:4001, or https://…; port 0 takes a free one.
+    /// It costs a feed over all of them. Default: nowhere
+    #[arg(long, env = "ETCD_RELAY_LISTEN_V2", value_name = "URL", value_delimiter = ',', conflicts_with = "etcd_v2")]
+    listen_v2: Vec<ListenUrl>,
+
+    /// URL at which clients reach --listen-v2, which their first sync tells them; repeated or separated by commas. Default:
+    /// the address that it listens at
+    #[arg(long, env = "ETCD_RELAY_ADVERTISE_V2_URL", value_name = "URL", value_delimiter = ',')]
+    advertise_v2_url: Vec<Endpoint>,
+}
+
+impl V2Flags {
+    fn facade(self, ports: &Ports, tls: &Option<tls::Server>) -> Option<V2Facade> {
+        let advertised = self.advertise_v2_url.iter().map(Endpoint::url).collect();
+        ports.v2(&self.listen_v2, tls).map(|port| V2Facade { port, advertised })
+    }
+}
+
+#[derive(Debug, Args)]
 #[command(next_help_heading = "Feeds")]
 struct FeedFlags {
     /// Key prefix to keep in memory and follow from the start; repeatable, in the environment one a line. "" is the whole key
@@ -152,7 +177,7 @@ impl Serve {
     pub(super) fn start(self) -> Result<Start, Exit> {
         let mut warnings = Vec::new();
         let (prefixes, on_demand) = self.feeds.parse(&mut warnings)?;
-        let tls = self.ports.tls()?;
+        let tls = self.ports.tls(&self.v2.listen_v2)?;
         let upstream = self.upstream.parse(&mut warnings)?;
         if matches!(upstream, Upstream::EtcdV2(_)) {
             refuse_unless_directories(&prefixes)?;
@@ -174,6 +199,7 @@ impl Serve {
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
                 advertise: self.fleet.advertise()?,
+                v2: self.v2.facade(&self.ports, &tls),
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,
@@ -205,7 +231,11 @@ impl UpstreamFlags {
         let mut endpoints = if over_v2 { self.etcd_v2 } else { self.etcd };
         let mut seen = std::collections::HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
-        let tls = self.tls.client(endpoints.iter().any(Endpoint::is_secure), if over_v2 { "--etcd-v2" } else { "--etcd" }, warnings)?;
+        let tls = self.tls.client(
+            endpoints.iter().any(Endpoint::is_secure),
+            if over_v2 { "--etcd-v2" } else { "--etcd" },
+            warnings,
+        )?;
         let etcd = Etcd {
             endpoints,
             tls,

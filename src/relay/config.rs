@@ -34,6 +34,8 @@ pub struct RelayConfig {
     pub metrics_from: Audience,
     /// How member lists name it; `None` leaves them as etcd has them.
     pub advertise: Option<Advertise>,
+    /// The port for etcd's v2 API.
+    pub v2: Option<V2Facade>,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
 }
@@ -45,6 +47,15 @@ pub struct Advertise {
     pub advertised: Advertised,
     /// How long its registration stays without it.
     pub ttl: Duration,
+}
+
+/// The facade of etcd's v2 API.
+#[derive(Clone, Debug)]
+pub struct V2Facade {
+    /// The port.
+    pub port: listen::PortConfig,
+    /// URLs at which clients reach it; empty for the address that it listens at.
+    pub advertised: Vec<String>,
 }
 
 /// Lainlet's views.
@@ -77,6 +88,18 @@ pub enum Upstream {
     EtcdV2(EtcdV2),
     /// In the embedded store.
     Embedded(Embedded),
+}
+
+impl Upstream {
+    /// The relay's own user there, where it has one.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Etcd(etcd) => etcd.identity.as_ref(),
+            Self::EtcdV2(v2) => v2.etcd.identity.as_ref(),
+            Self::Embedded(_) => None,
+        }
+    }
 }
 
 /// The embedded store, as `demo` has it.

@@ -121,7 +121,7 @@ pub fn wire(
 
 /// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch: from the call on, not from when the
 /// task first runs, or a relay could be ready before that.
-fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) -> impl Future<Output = ()> + Send {
+pub(super) fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) -> impl Future<Output = ()> + Send {
     let mut standing = feed.watch_standing();
     let reason = move |standing: &Standing| standing.unready().map(|why| format!("feed {}: {why}", feed.range()));
     let mut held: Option<Hold> = reason(&standing.borrow_and_update()).map(|why| ready.hold(why));

@@ -16,7 +16,8 @@ use crate::{
     hub::upstream::Upstream,
     shutdown::Phases,
     source::{
-        Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream, forward::Forward, probe::Probe,
+        Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream, forward::Forward,
+        probe::Probe,
     },
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
@@ -127,6 +128,9 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
 
 fn over_etcd_v2(v2: EtcdV2, probe_prefix: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
     let EtcdV2 { etcd, hold } = v2;
+    if let Some(tls) = &etcd.tls {
+        phases.spawn_upkeep("TLS files for etcd", tls.clone().keep());
+    }
     let dialler = Dialler::new(etcd.tls);
     let probe = Probe::new(Members::new(&etcd.endpoints), dialler.clone(), etcd.request_timeout);
     let version = probe.version();

@@ -18,6 +18,7 @@ use crate::support::{
     kv::{bytes, prefix_end},
     relay::RelayCommand,
 };
+use crate::v2::store::{Answer, Store};
 
 /// All that a stream answers to a conversation of creates, each answered before the next.
 async fn answers(endpoint: &str, token: Option<&str>, creates: &[WatchCreateRequest]) -> Vec<WatchResponse> {
@@ -103,6 +104,41 @@ async fn nobody_reads_from_memory_what_etcd_would_not_give_them() {
     assert!(local >= 5.0, "those who may read are answered from memory, not {local} times");
     let granted = relay.metric_of("etcd_relay_access_checks_total", r#"outcome="granted""#).await;
     assert!(granted < local, "grants are remembered: {granted} questions for {local} reads");
+}
+
+#[tokio::test]
+async fn over_v2_a_user_may_do_what_etcd_grants_it_and_keys_end_by_the_relays_own_rights() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    users.writer("carol", "/lain/app").await;
+    users.writer("relay", "/lain").await;
+    users.enable().await;
+    let mut relay = users.relay_command(&etcd).arg("--listen-v2=127.0.0.1:0").start().await;
+    let nobody = Store::at(&relay.addr_of("v2").await);
+    // carol:carol, alice:alice, carol:wrong
+    let (carol, alice) = (nobody.as_user("Y2Fyb2w6Y2Fyb2w="), nobody.as_user("YWxpY2U6YWxpY2U="));
+    let wrong = nobody.as_user("Y2Fyb2w6d3Jvbmc=");
+    let denied = |answer: Answer| {
+        assert_eq!((answer.status, answer.index, &answer.body["errorCode"]), (401, 0, &110.into()), "{answer:?}");
+    };
+    let value = [("value", "1")];
+    // She may not look at `/lain`, nor at its mark.
+    assert_eq!(carol.put("/lain/app/x/y", &value).await.status, 201);
+    assert_eq!(carol.ask("GET", "/lain/app?recursive=true&quorum=true", &[]).await.status, 200);
+    assert_eq!(alice.ask("GET", "/a/one", &[]).await.body["node"]["value"], "1");
+    for store in [&nobody, &alice, &wrong] {
+        denied(store.ask("PUT", "/lain/app/x/y", &value).await);
+        denied(store.ask("GET", "/lain/app/x/y", &[]).await);
+        denied(store.ask("GET", "/lain/app?wait=true&recursive=true", &[]).await);
+    }
+    denied(carol.ask("PUT", "/lain/other", &value).await);
+    denied(carol.ask("GET", "/lain?recursive=true", &[]).await);
+    carol.put("/lain/app/ttl", &[("value", "1"), ("ttl", "1")]).await;
+    eventually("the key ends", async || (carol.ask("GET", "/lain/app/ttl", &[]).await.status == 404).then_some(()))
+        .await;
+    assert_eq!(relay.metric("etcd_relay_facade_expired_keys_total").await, 1.0, "its lease ends ten seconds later");
+    let log = relay.log();
+    assert!(!log.contains("Y2Fyb2w6") && !log.contains("carol:carol"), "{log}");
 }
 
 #[tokio::test]

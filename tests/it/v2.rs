@@ -1,12 +1,15 @@
 //! The relay over a cluster that keeps its keys in etcd's v2 store.
 //!
 //! `copy` writes in every way and compares what a watch tells with etcd's own listings; `faults` cuts the relay off, and kills and
-//! stops members; `calls` asks for what there is and for what there is not.
+//! stops members; `calls` asks for what there is and for what there is not; `facade` asks for v3's data over v2's API.
 //! Lainlet's answers are compared in `lainlet::answers`. Not here: the source's parts, which have tests beside them.
 
 mod calls;
 mod copy;
+mod facade;
 mod faults;
+mod race;
+mod recorded;
 pub mod store;
 
 use std::collections::BTreeMap;

@@ -88,6 +88,7 @@ impl Relay {
             views: Views { feeds: LainletFeeds::Off, ..Views::default() },
             grpc: grpc.clone(),
             http: None,
+            v2: None,
             metrics: Vec::new(),
             debug_from: Audience::Nobody,
             metrics_from: Audience::Nobody,

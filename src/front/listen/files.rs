@@ -22,6 +22,7 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
             Port::Grpc => files / 2,
             // Each watcher over HTTP/1.1 has a connection of its own.
             Port::Http => files / 8 * 3,
+            Port::V2 => files / 4,
             Port::Metrics => files / 16,
         };
         // Ports of a kind share what is there for it.

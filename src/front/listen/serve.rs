@@ -330,6 +330,8 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(config.http2().max_header_list as usize)
+                // As Go's server writes them: who reads v2's heads may be a script.
+                .title_case_headers(config.port == Port::V2)
                 .serve_connection(TokioIo::new(socket), service);
             let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
             match finish(Pin::new(&mut connection), poll, &leave, http1::Connection::graceful_shutdown).await {

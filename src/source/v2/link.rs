@@ -27,11 +27,7 @@ use super::{
     V2Config,
     answer::{Refusal, Standing, UNAUTHORIZED},
 };
-use crate::{
-    hub::upstream::UpstreamError,
-    source::causes::chain,
-    tls::Speaks,
-};
+use crate::{hub::upstream::UpstreamError, source::causes::chain, tls::Speaks};
 
 /// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
 const IDLE: usize = 8;
@@ -237,7 +233,12 @@ impl Members {
 
     async fn connect(&self, member: usize) -> Result<Connection, UpstreamError> {
         let unavailable = |error: &(dyn std::error::Error + 'static)| UpstreamError::Unavailable(chain(error));
-        let stream = self.config.dialler.dial(&self.config.endpoints[member], Speaks::Http1).await.map_err(|error| unavailable(&error))?;
+        let stream = self
+            .config
+            .dialler
+            .dial(&self.config.endpoints[member], Speaks::Http1)
+            .await
+            .map_err(|error| unavailable(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unavailable(&error))?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -90,6 +90,25 @@ impl Users {
             .arg(&format!("--upstream-password-file={}", self.password.path().display()))
     }
 
+    /// Lets a user of this name, which is its password too, read and write all that begins with `prefix`; before authentication is on.
+    pub(super) async fn writer(&self, user: &str, prefix: &str) {
+        let mut auth = self.auth.clone();
+        let add = AuthUserAddRequest { name: user.into(), password: user.into(), ..Default::default() };
+        // The relay's own is there already.
+        let _ = auth.user_add(add).await;
+        auth.role_add(AuthRoleAddRequest { name: format!("writer of {prefix}") }).await.expect("role add");
+        let perm = Permission {
+            perm_type: permission::Type::Readwrite.into(),
+            key: bytes(prefix),
+            range_end: prefix_end(prefix),
+        };
+        let name = format!("writer of {prefix}");
+        let grant = AuthRoleGrantPermissionRequest { name: name.clone(), perm: Some(perm) };
+        auth.role_grant_permission(grant).await.expect("grant permission");
+        let grant = AuthUserGrantRoleRequest { user: user.into(), role: name };
+        auth.user_grant_role(grant).await.expect("grant role");
+    }
+
     pub(super) async fn enable(&self) {
         self.auth.clone().auth_enable(AuthEnableRequest {}).await.expect("enable");
     }

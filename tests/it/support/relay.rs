@@ -152,6 +152,11 @@ impl Relay {
         log.lines().filter_map(|line| listens(line, |fields| fields["port"] == "metrics")).collect()
     }
 
+    /// `host:port` where it listens for a further protocol, such as `v2`.
+    pub async fn addr_of(&mut self, protocol: &str) -> String {
+        listening(&mut self.process, protocol).await
+    }
+
     /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.process.pid()

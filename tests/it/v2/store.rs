@@ -15,6 +15,8 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub struct Store {
     addr: String,
+    /// A header of its requests.
+    credentials: String,
 }
 
 /// An answer.
@@ -34,7 +36,17 @@ pub type Keys = BTreeMap<String, (String, i64)>;
 impl Store {
     /// A client of this member.
     pub fn at(addr: &str) -> Self {
-        Self { addr: addr.to_owned() }
+        Self { addr: addr.to_owned(), credentials: String::new() }
+    }
+
+    /// The same as a user with the password that is its name; the argument is `user:password` in base64.
+    pub fn as_user(&self, encoded: &str) -> Self {
+        Self { addr: self.addr.clone(), credentials: format!("Authorization: Basic {encoded}\r\n") }
+    }
+
+    /// `host:port`.
+    pub fn addr(&self) -> &str {
+        &self.addr
     }
 
     /// PUT of these form fields; the answer must be a success.
@@ -78,8 +90,9 @@ impl Store {
         let form = form.join("&");
         let path = key.replace(' ', "%20");
         let request = format!(
-            "{method} /v2/keys{path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
+            "{method} /v2/keys{path} HTTP/1.0\r\nHost: {}\r\n{}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
             self.addr,
+            self.credentials,
             form.len()
         );
         let exchange = async {

@@ -1,0 +1,130 @@
+//! etcd's v2 API over v3 data, for clients that were written for etcd 2.
+//!
+//! A v2 key is the v3 key of the same name, an index is a revision, and a directory is there where a key is below it, or its mark,
+//! the key `DIR/`. Reads are from one feed over all keys that begin with `/`; writes are one transaction each (`operation`); those
+//! who wait are told by one task that follows the feed (`waits`); keys end by a compare when their time comes (`expire`). Not here:
+//! where data comes from. Always holds: nothing is ever half written, whoever else writes at the same time.
+
+mod answer;
+mod events;
+mod expire;
+mod fields;
+mod forms;
+mod gojson;
+mod keys;
+mod listing;
+mod listings;
+mod log;
+mod made;
+mod members;
+mod operation;
+mod outcome;
+mod past;
+mod path;
+mod port;
+mod reply;
+mod server;
+mod store;
+mod time;
+mod tree;
+mod users;
+mod waits;
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    forms::Forms, keys::Keys, listings::Listings, made::Made, past::Past, port::Shared, store::V3, users::Users,
+    waits::Waits,
+};
+pub use self::{port::V2Port, reply::V2Body};
+use super::{Inspect, access::Access, grpc::GrpcService, signal::Signal};
+use crate::{
+    hub::{Feed, Hub},
+    types::{ClientKey, KeyRange},
+};
+
+/// What the facade is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where reads come from.
+    pub hub: Arc<Hub>,
+    /// Who may read what.
+    pub access: Access,
+    /// Where writes go.
+    pub calls: GrpcService,
+    /// Whose rights end keys, where etcd has users.
+    pub own: Option<Own>,
+    /// URLs at which clients reach the facade.
+    pub advertised: Vec<String>,
+    /// Ends those tasks.
+    pub stop: CancellationToken,
+    /// Ends waits and streams, before connections end.
+    pub streams: CancellationToken,
+}
+
+/// The relay's own user of etcd's.
+#[derive(Clone)]
+pub struct Own {
+    /// Name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Own {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Own").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// A task that the facade needs, with its name.
+pub type Task = (&'static str, BoxFuture<'static, ()>);
+
+/// Opens the feed of all keys that v2 can name, and makes the tasks that follow it. Not more than once for a relay.
+pub fn open(parts: &Parts) -> (Arc<Feed>, [Task; 2], Running) {
+    let feed = parts.hub.always(KeyRange::prefix(Bytes::from_static(b"/")));
+    let (waits, made) = (Waits::new(), Arc::new(Made::default()));
+    let v3 = V3 { calls: parts.calls.clone(), token: None, client: ClientKey::RELAY, unseen: 0 };
+    let follow = waits.clone().follow(feed.clone(), made.clone(), parts.stop.clone());
+    let end = expire::run(feed.clone(), v3.clone(), parts.own.clone(), made.clone(), parts.stop.clone());
+    let tasks = [("waits of v2", follow.boxed()), ("ends of v2's keys", end.boxed())];
+    let past = Past::new(parts.hub.upstream().clone(), feed.clone(), waits.clone());
+    let keys =
+        Arc::new(Keys { hub: parts.hub.clone(), feed: feed.clone(), waits, made, past, listings: Listings::new() });
+    (feed, tasks, Running { keys, v3 })
+}
+
+/// A facade that follows its feed and is on no port yet.
+#[derive(Debug)]
+pub struct Running {
+    keys: Arc<Keys>,
+    v3: V3,
+}
+
+impl Running {
+    /// The service of its port.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn port(self, parts: Parts, inspect: Arc<dyn Inspect>) -> V2Port {
+        let shared = Shared {
+            keys: self.keys,
+            v3: self.v3,
+            users: Users::new(parts.access),
+            forms: Forms::new(),
+            inspect,
+            advertised: parts.advertised,
+            started: (SystemTime::now(), Instant::now()),
+            stop: Signal::of(parts.streams),
+        };
+        V2Port { shared: Arc::new(shared) }
+    }
+}

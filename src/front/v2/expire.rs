@@ -1,0 +1,154 @@
+//! Ends keys when their time has come.
+//!
+//! The lease of a key outlives it by some seconds: it is the net under this task, for when no relay runs. Every relay does this, and
+//! whoever is second finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
+//! revision; a directory goes with all below it, in one transaction.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use metrics::counter;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Own,
+    answer::{DENIED, Node, Refusal},
+    events::{end_of, expired},
+    made::{Made, Told},
+    operation::{comparing, delete},
+    path::kids,
+    store::V3,
+    time::Expiry,
+    tree::of_mark,
+};
+use crate::{
+    hub::{Feed, Snapshot},
+    pb::etcdserverpb::{
+        TxnRequest,
+        compare::{CompareResult, CompareTarget, TargetUnion},
+    },
+    telemetry::names,
+    types::{EventKind, KeyRange, KeyValue, Revision},
+};
+
+/// Until the next attempt where etcd did not answer.
+const RETRY: Duration = Duration::from_millis(500);
+/// Keys that are looked at before others go on, where all are.
+const STEP: usize = 1_024;
+/// Most keys that are ended at a time.
+const TOGETHER: usize = 32;
+/// Longest time between two looks: the clock may be set.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Keys with an end, the next first.
+#[derive(Debug, Default)]
+struct Ends(BTreeSet<(Expiry, Bytes)>);
+
+/// Follows the feed until `stop`.
+pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc<Made>, stop: CancellationToken) {
+    let mut revisions = feed.watch_revision();
+    let mut known = (Revision::ZERO, 0);
+    let mut ends = Ends::default();
+    loop {
+        let (snapshot, entries) = feed.since(known.0);
+        match entries.filter(|_| known.0 > Revision::ZERO && snapshot.epoch == known.1) {
+            Some(entries) => {
+                for event in entries.iter().flat_map(|entry| entry.events()) {
+                    event.prev.iter().for_each(|prev| ends.forget(prev));
+                    if event.kind == EventKind::Put {
+                        ends.learn(&event.kv);
+                    }
+                }
+            }
+            None => {
+                ends = Ends::default();
+                for (at, kv) in snapshot.map.range(&KeyRange::prefix(Bytes::new())).enumerate() {
+                    ends.learn(kv);
+                    if at % STEP == STEP - 1 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+        known = (snapshot.revision, snapshot.epoch);
+        let next = ends.0.first().map(|(end, _)| end.wait(SystemTime::now()));
+        if next.is_some_and(|wait| wait.is_zero()) && feed.is_serving() {
+            let due = ends.due(SystemTime::now());
+            // Begun in the order of their ends.
+            let ending = due.iter().map(|(end, key)| expire(&snapshot, key, *end, &v3, &made));
+            let Some(ended) = stop.run_until_cancelled(join_all(ending)).await else { return };
+            let left: Vec<_> =
+                due.iter().zip(ended).filter_map(|(due, ended)| ended.err().map(|why| (due, why))).collect();
+            if let Some((_, why)) = left.last() {
+                let denied = why.code == DENIED;
+                ends.0.extend(left.into_iter().map(|(due, _)| due.clone()));
+                if let Some(own) = own.as_ref().filter(|_| denied) {
+                    v3.token = v3.authenticate(&own.user, &own.password).await.ok();
+                }
+                if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                    return;
+                }
+            }
+            continue;
+        }
+        // Cancel safe: each arm leaves nothing behind.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = revisions.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(next.unwrap_or(LOOK).clamp(Duration::from_millis(5), LOOK)) => {}
+        }
+    }
+}
+
+impl Ends {
+    /// Takes out the first whose time has come.
+    fn due(&mut self, now: SystemTime) -> Vec<(Expiry, Bytes)> {
+        let is_due = |ends: &Self| ends.0.first().is_some_and(|(end, _)| end.wait(now).is_zero());
+        std::iter::from_fn(|| if is_due(self) { self.0.pop_first() } else { None }).take(TOGETHER).collect()
+    }
+
+    fn forget(&mut self, kv: &KeyValue) {
+        if let Some(end) = end_of(kv) {
+            self.0.remove(&(end, kv.key_bytes()));
+        }
+    }
+
+    fn learn(&mut self, kv: &KeyValue) {
+        if let Some(end) = end_of(kv) {
+            self.0.insert((end, kv.key_bytes()));
+        }
+    }
+}
+
+/// Ends a key that still has this end.
+async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &Made) -> Result<(), Refusal> {
+    let Some(kv) = snapshot.map.get(key).filter(|kv| end_of(kv) == Some(end)) else { return Ok(()) };
+    let directory = key.strip_suffix(b"/").filter(|path| !path.is_empty()).map(Bytes::copy_from_slice);
+    let (path, range, node) = match directory {
+        Some(path) => (path.clone(), kids(&path), of_mark(path, kv)),
+        None => (key.clone(), KeyRange::single(key.clone()), Node::file(kv)),
+    };
+    let union = TargetUnion::ModRevision(kv.mod_revision.get());
+    let compare = vec![comparing(&KeyRange::single(key.clone()), CompareTarget::Mod, CompareResult::Equal, union)];
+    let transaction = TxnRequest { compare, success: vec![delete(&range, false)], failure: Vec::new() };
+    let under_way = made.begin(path);
+    match v3.txn(transaction).await {
+        Ok(response) => {
+            if response.succeeded {
+                let at = Revision::new(response.header.map_or(0, |header| header.revision));
+                under_way.done(at, Told::Event(Arc::new(expired(node, at))));
+                counter!(names::FACADE_EXPIRED).increment(1);
+            }
+            Ok(())
+        }
+        Err(refusal) => {
+            tracing::debug!(key = %key.escape_ascii(), cause = %refusal.cause, "A key whose time has come could not be deleted yet");
+            Err(refusal)
+        }
+    }
+}

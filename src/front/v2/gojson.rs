@@ -1,0 +1,58 @@
+//! Text as Go's JSON encoder writes it, which is what etcd's v2 clients have always been given.
+//!
+//! Always holds: what is written is a JSON string, whatever the bytes.
+
+/// Writes a string with its quotes. Bytes that are not UTF-8 become `\ufffd`, each by itself; `<`, `>` and `&` are escaped.
+pub(super) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    for chunk in bytes.utf8_chunks() {
+        let mut rest = chunk.valid();
+        while let Some(at) = rest.find(is_escaped) {
+            let (plain, from) = rest.split_at(at);
+            out.extend_from_slice(plain.as_bytes());
+            let mut characters = from.chars();
+            characters.next().into_iter().for_each(|character| put_escaped(out, character));
+            rest = characters.as_str();
+        }
+        out.extend_from_slice(rest.as_bytes());
+        for _ in chunk.invalid() {
+            out.extend_from_slice(br"\ufffd");
+        }
+    }
+    out.push(b'"');
+}
+
+fn is_escaped(character: char) -> bool {
+    matches!(character, '"' | '\\' | '\0'..='\x1f' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}')
+}
+
+fn put_escaped(out: &mut Vec<u8>, character: char) {
+    match character {
+        '"' => out.extend_from_slice(br#"\""#),
+        '\\' => out.extend_from_slice(br"\\"),
+        '\n' => out.extend_from_slice(br"\n"),
+        '\r' => out.extend_from_slice(br"\r"),
+        '\t' => out.extend_from_slice(br"\t"),
+        other => out.extend_from_slice(format!("\\u{:04x}", u32::from(other)).as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_those_of_go() {
+        for (bytes, want) in [
+            (&b"plain"[..], r#""plain""#),
+            (b"<a>&\"\\", r#""\u003ca\u003e\u0026\"\\""#),
+            (b"\n\r\t\x08\x0c\x01\x7f", "\"\\n\\r\\t\\u0008\\u000c\\u0001\x7f\""),
+            ("é\u{2028}\u{2029}😀".as_bytes(), "\"é\\u2028\\u2029😀\""),
+            (b"a\xff\xfeb\xe2\x82", r#""a\ufffd\ufffdb\ufffd\ufffd""#),
+        ] {
+            let mut out = Vec::new();
+            put_string(&mut out, bytes);
+            assert_eq!(String::from_utf8_lossy(&out), want);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! [`Listing`]: a directory as JSON, made in one walk over the keys below it.
+//!
+//! v3's keys come in the order of their bytes, so those below a directory are neighbours, and each directory is begun and ended once.
+//! v2 sorts each directory by name, which is another order where a name goes on with a byte that is lower than a slash; then the texts of
+//! its children are put in order when it ends. Not here: which listings are kept (`listings`). Always holds: no call recurses, however
+//! deep the tree is; hidden nodes are not shown, and count for the age of the directory that they are in.
+
+use std::{ops::Range, time::SystemTime};
+
+use bytes::Bytes;
+
+use super::{
+    answer::Node,
+    path::{is_sayable, mark},
+    tree::{MAX_DEPTH, of_mark},
+};
+use crate::types::{KeyValue, Revision};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Listing {
+    out: Vec<u8>,
+    recursive: bool,
+    now: SystemTime,
+    /// The directory that is listed, then those that are open below it.
+    open: Vec<Open>,
+    /// A time that is left was shown.
+    pub(super) ticks: bool,
+}
+
+/// A directory that is being shown, or passed over.
+#[derive(Debug)]
+struct Open {
+    /// Its path with a slash at its end.
+    mark: Bytes,
+    /// What its mark says, which comes before all that is below it.
+    node: Option<Node>,
+    /// The first revision of anything below it.
+    created: Option<Revision>,
+    is_shown: bool,
+    /// What is in it is shown.
+    lists: bool,
+    /// Its beginning was written.
+    begun: bool,
+    /// Where its text begins.
+    from: usize,
+    children: Vec<Child>,
+}
+
+/// A child that was shown.
+#[derive(Debug)]
+struct Child {
+    path: Bytes,
+    is_directory: bool,
+    text: Range<usize>,
+}
+
+impl Listing {
+    /// The listing of a directory that is there.
+    pub(super) fn of(path: &[u8], recursive: bool) -> Self {
+        let out = br#"{"action":"get","node":"#.to_vec();
+        let root = Open::new(mark(path), true, true, out.len());
+        Self { out, recursive, now: SystemTime::now(), open: vec![root], ticks: false }
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Takes the next key below the directory, its mark included.
+    pub(super) fn add(&mut self, kv: &KeyValue) {
+        let key = kv.key_bytes();
+        while self.open.len() > 1 && self.open.last().is_some_and(|open| !key.starts_with(&open.mark)) {
+            self.end();
+        }
+        if !is_sayable(&key) || key.iter().filter(|byte| **byte == b'/').nth(MAX_DEPTH).is_some() {
+            return;
+        }
+        // The directories between the last that is open and the key.
+        while let Some(open) = self.open.last().filter(|open| open.lists) {
+            let from = open.mark.len();
+            let Some(len) = key[from..].iter().position(|byte| *byte == b'/') else { break };
+            let is_shown = key[from] != b'_';
+            let at = if is_shown { self.child() } else { self.out.len() };
+            let lists = is_shown && self.recursive;
+            self.open.push(Open::new(key.slice(..=from + len), is_shown, lists, at));
+        }
+        let Some(open) = self.open.last_mut() else { return };
+        open.is_from(kv.create_revision);
+        if key == open.mark {
+            open.node = Some(of_mark(key.slice(..key.len() - 1), kv));
+        } else if open.lists && key[open.mark.len()] != b'_' {
+            let node = Node::file(kv);
+            self.ticks |= node.expiry.is_some();
+            let from = self.child();
+            node.put_head(&mut self.out, self.now);
+            node.put_tail(&mut self.out);
+            self.shown(key, false, from);
+        }
+    }
+
+    /// The whole text.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        while !self.open.is_empty() {
+            self.end();
+        }
+        self.out.extend_from_slice(b"}\n");
+        self.out
+    }
+
+    /// Begins a child of the last directory that is open; where its text begins.
+    fn child(&mut self) -> usize {
+        self.begin();
+        let is_first = self.open.last().is_none_or(|open| open.children.is_empty());
+        self.out.extend_from_slice(if is_first { br#","nodes":["# } else { b"," });
+        self.out.len()
+    }
+
+    fn shown(&mut self, path: Bytes, is_directory: bool, from: usize) {
+        let text = from..self.out.len();
+        if let Some(open) = self.open.last_mut() {
+            open.children.push(Child { path, is_directory, text });
+        }
+    }
+
+    /// Writes what comes before the children of the last directory that is open.
+    fn begin(&mut self) {
+        let Some(open) = self.open.last_mut().filter(|open| !open.begun) else { return };
+        open.begun = true;
+        if open.is_root() {
+            self.out.extend_from_slice(br#"{"dir":true"#);
+        } else {
+            let node = open.node();
+            self.ticks |= node.expiry.is_some();
+            node.put_head(&mut self.out, self.now);
+        }
+    }
+
+    /// Ends the last directory that is open.
+    fn end(&mut self) {
+        if self.open.last().is_some_and(|open| open.is_shown) {
+            self.begin();
+        }
+        let Some(mut open) = self.open.pop() else { return };
+        let node = open.node();
+        if let Some(above) = self.open.last_mut() {
+            above.is_from(node.created);
+        }
+        if !open.is_shown {
+            return;
+        }
+        if !open.children.is_empty() {
+            self.sort(&mut open.children);
+            self.out.push(b']');
+        }
+        if open.is_root() {
+            self.out.push(b'}');
+        } else {
+            node.put_tail(&mut self.out);
+        }
+        self.shown(node.path, true, open.from);
+    }
+
+    /// Brings the texts of children, which end what was written, into the order of their names. Of a file and a directory of one name the
+    /// directory stays.
+    fn sort(&mut self, children: &mut Vec<Child>) {
+        if children.windows(2).all(|pair| pair[0].path < pair[1].path) {
+            return;
+        }
+        let from = children[0].text.start;
+        let texts = self.out.split_off(from);
+        children.sort_by(|a, b| a.path.cmp(&b.path).then(b.is_directory.cmp(&a.is_directory)));
+        children.dedup_by(|later, kept| later.path == kept.path);
+        for (at, child) in children.iter().enumerate() {
+            if at > 0 {
+                self.out.push(b',');
+            }
+            self.out.extend_from_slice(&texts[child.text.start - from..child.text.end - from]);
+        }
+    }
+}
+
+impl Open {
+    fn new(mark: Bytes, is_shown: bool, lists: bool, from: usize) -> Self {
+        Self { mark, node: None, created: None, is_shown, lists, begun: false, from, children: Vec::new() }
+    }
+
+    fn is_root(&self) -> bool {
+        self.mark.len() == 1
+    }
+
+    fn is_from(&mut self, revision: Revision) {
+        self.created = Some(self.created.map_or(revision, |created| created.min(revision)));
+    }
+
+    /// Without a mark its indexes are those of what came into it first.
+    fn node(&self) -> Node {
+        let created = self.created.unwrap_or(Revision::ZERO);
+        let path = self.mark.slice(..self.mark.len() - 1);
+        self.node.clone().unwrap_or_else(|| Node::directory(path, created, created, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::KeyValueFields;
+
+    fn shown(path: &str, recursive: bool, keys: &[(&str, &str)]) -> String {
+        let mut keys: Vec<_> = keys.iter().zip(2..).collect();
+        keys.sort_by_key(|((key, _), _)| *key);
+        let mut listing = Listing::of(path.as_bytes(), recursive);
+        for ((key, value), at) in keys {
+            listing.add(&KeyValue::new(&KeyValueFields {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                value: Bytes::copy_from_slice(value.as_bytes()),
+                create_revision: Revision::new(at),
+                mod_revision: Revision::new(at),
+                version: 1,
+                lease: 0,
+            }));
+        }
+        String::from_utf8(listing.finish()).expect("text")
+    }
+
+    /// The keys that a listing shows, in its order; directories with a slash.
+    fn names(path: &str, recursive: bool, keys: &[&str]) -> Vec<String> {
+        let keys: Vec<_> = keys.iter().map(|key| (*key, "v")).collect();
+        let text = shown(path, recursive, &keys);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let shown = text.split(r#""key":""#).skip(1).map(|rest| {
+            let (key, rest) = rest.split_once('"').expect("an end");
+            format!("{key}{}", if rest.starts_with(r#","dir""#) { "/" } else { "" })
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn keys_are_shown_as_a_tree() {
+        let keys = [("/s/a/x", "1"), ("/s/a-b", "2"), ("/s/", ""), ("/s/e/", ""), ("/s/_h", "3")];
+        assert_eq!(
+            shown("/s", true, &keys),
+            "{\"action\":\"get\",\"node\":{\"key\":\"/s\",\"dir\":true,\"nodes\":[{\"key\":\"/s/a\",\"dir\":true,\"nodes\":[{\"key\":\"/s/a/x\",\"value\":\"1\",\"modifiedIndex\":2,\"createdIndex\":2}],\"modifiedIndex\":2,\"createdIndex\":2},{\"key\":\"/s/a-b\",\"value\":\"2\",\"modifiedIndex\":3,\"createdIndex\":3},{\"key\":\"/s/e\",\"dir\":true,\"modifiedIndex\":5,\"createdIndex\":5}],\"modifiedIndex\":4,\"createdIndex\":4}}\n"
+        );
+        assert_eq!(shown("/", true, &[]), "{\"action\":\"get\",\"node\":{\"dir\":true}}\n");
+        assert_eq!(
+            shown("/", false, &[("/s/a", "1"), ("/s/b", "2")]),
+            "{\"action\":\"get\",\"node\":{\"dir\":true,\"nodes\":[{\"key\":\"/s\",\"dir\":true,\"modifiedIndex\":2,\"createdIndex\":2}]}}\n"
+        );
+    }
+
+    #[test]
+    fn children_are_in_the_order_of_their_names_at_each_level() {
+        let keys = ["/s/a/x/1", "/s/a/x-1", "/s/a-b", "/s/a", "/s/a.c/d", "/s/b", "/s/10", "/s/9/"];
+        let all = [
+            "/s/", "/s/10", "/s/9/", "/s/a/", "/s/a/x/", "/s/a/x/1", "/s/a/x-1", "/s/a-b", "/s/a.c/", "/s/a.c/d",
+            "/s/b",
+        ];
+        assert_eq!(names("/s", true, &keys), all, "a key with keys below it is shown as a directory");
+        let flat = ["/s/", "/s/10", "/s/9/", "/s/a/", "/s/a-b", "/s/a.c/", "/s/b"];
+        assert_eq!(names("/s", false, &keys), flat);
+    }
+
+    #[test]
+    fn what_is_hidden_or_cannot_be_said_is_left_out() {
+        let keys = ["/s/_h/a", "/s/b/_c", "/s/_d", "/s//e", "/s/./f", "/s/g"];
+        assert_eq!(names("/s", true, &keys), ["/s/", "/s/b/", "/s/g"]);
+        assert_eq!(names("/_s", true, &["/_s/a", "/_s/_b"]), ["/_s/", "/_s/a"], "it was asked for");
+    }
+
+    #[test]
+    fn what_is_too_deep_costs_nothing() {
+        let deep = "/d".repeat(300_000);
+        let fits = "/d".repeat(MAX_DEPTH);
+        let text = shown("/", true, &[(&deep, "v"), (&fits, "v")]);
+        assert_eq!(text.matches("\"key\"").count(), MAX_DEPTH);
+    }
+}

@@ -1,0 +1,197 @@
+//! [`Listings`]: directories as JSON, made once for all who ask for the same at a time.
+//!
+//! Not here: how the text is made (`listing`). Always holds: what is shown is the snapshot that was asked for; a long listing lets others go
+//! on while it is made; all listings in memory, those on their way to slow clients included, have a bound together.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{answer::Refusal, listing::Listing, path::kids};
+use crate::{hub::Snapshot, types::Revision};
+
+/// Keys that are shown before others go on.
+const STEP: usize = 512;
+/// Listings that are kept for the next who asks: of a storm, all ask for the same few.
+const KEPT: usize = 32;
+/// How long a listing that shows how much time keys have left is good for.
+const TICK: Duration = Duration::from_millis(250);
+/// What a listing takes of the room for all, at a time.
+const BLOCK: usize = 64 << 10;
+/// The room for all listings.
+const ROOM: usize = 512 << 20;
+/// The longest listing.
+const MOST: usize = 128 << 20;
+/// How long a listing waits for room.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Listings {
+    kept: Mutex<VecDeque<Kept>>,
+    room: Arc<Semaphore>,
+}
+
+/// A listing that is made, or being made.
+#[derive(Clone, Debug)]
+struct Kept {
+    path: Bytes,
+    recursive: bool,
+    revision: Revision,
+    epoch: u64,
+    text: Arc<OnceCell<Made>>,
+}
+
+#[derive(Clone, Debug)]
+struct Made {
+    text: Bytes,
+    /// None where it does not depend on the time.
+    since: Option<Instant>,
+}
+
+/// A text and its part of the room, which it gives back when its last reader is done.
+struct Held {
+    text: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Listings {
+    pub(super) fn new() -> Self {
+        Self { kept: Mutex::default(), room: Arc::new(Semaphore::new(ROOM / BLOCK)) }
+    }
+
+    /// The listing of a directory that is in the snapshot.
+    ///
+    /// # Errors
+    /// Where it is too long, or there is no room for it in time.
+    pub(super) async fn show(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Result<Bytes, Refusal> {
+        let text = self.cell(snapshot, path, recursive);
+        let made = text.get_or_try_init(|| self.make(snapshot, path, recursive)).await?;
+        Ok(made.text.clone())
+    }
+
+    fn cell(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Arc<OnceCell<Made>> {
+        let (revision, epoch) = (snapshot.revision, snapshot.epoch);
+        let mut kept = self.kept.lock();
+        // What is of another moment is for nobody who comes from now on.
+        kept.retain(|kept| {
+            let is_old = |made: &Made| made.since.is_some_and(|since| since.elapsed() >= TICK);
+            (kept.revision, kept.epoch) == (revision, epoch) && !kept.text.get().is_some_and(is_old)
+        });
+        let same = |kept: &&Kept| kept.path == *path && kept.recursive == recursive;
+        if let Some(found) = kept.iter().find(same) {
+            return found.text.clone();
+        }
+        let text = Arc::new(OnceCell::new());
+        let path = path.clone();
+        kept.push_back(Kept { path, recursive, revision, epoch, text: text.clone() });
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        text
+    }
+
+    async fn make(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Result<Made, Refusal> {
+        let mut listing = Listing::of(path, recursive);
+        let mut room: Option<OwnedSemaphorePermit> = None;
+        let since = Instant::now();
+        for (at, kv) in snapshot.map.range(&kids(path)).enumerate() {
+            listing.add(kv);
+            if at % STEP == STEP - 1 {
+                self.take_room(&mut room, listing.len()).await?;
+                tokio::task::yield_now().await;
+            }
+        }
+        let since = listing.ticks.then_some(since);
+        let text = listing.finish();
+        self.take_room(&mut room, text.len()).await?;
+        Ok(Made { text: Bytes::from_owner(Held { text, _room: room }), since })
+    }
+
+    /// Lets `room` be enough for a text that is so long. Short ones need none.
+    async fn take_room(&self, room: &mut Option<OwnedSemaphorePermit>, len: usize) -> Result<(), Refusal> {
+        if len > MOST {
+            let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
+            return Err(Refusal::new(210, cause));
+        }
+        let had = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = (len / BLOCK).saturating_sub(had);
+        if more == 0 {
+            return Ok(());
+        }
+        let busy = || Refusal::unavailable("etcd-relay: too many large listings are on their way to clients");
+        let taken = timeout(PATIENCE, self.room.clone().acquire_many_owned(more as u32)).await;
+        let taken = taken.map_err(|_| busy())?.map_err(|_| busy())?;
+        match room {
+            Some(room) => room.merge(taken),
+            none => *none = Some(taken),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        hub::KeyMap,
+        types::{KeyValue, KeyValueFields},
+    };
+
+    fn snapshot(revision: i64, keys: usize) -> Snapshot {
+        let mut map = KeyMap::default();
+        for key in 0..keys {
+            map.insert(Arc::new(KeyValue::new(&KeyValueFields {
+                key: format!("/d/{key:06}").into(),
+                value: "x".repeat(100).into(),
+                create_revision: Revision::new(1),
+                mod_revision: Revision::new(1),
+                version: 1,
+                lease: 0,
+            })));
+        }
+        Snapshot { revision: Revision::new(revision), map, ..Snapshot::default() }
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_for_the_same_get_the_same_bytes() {
+        let listings = Listings::new();
+        let (path, snapshot) = (Bytes::from("/d"), snapshot(7, 2_000));
+        let first = listings.show(&snapshot, &path, true).await.expect("a listing");
+        let second = listings.show(&snapshot, &path, true).await.expect("a listing");
+        assert_eq!(first.as_ptr(), second.as_ptr());
+        let flat = listings.show(&snapshot, &path, false).await.expect("a listing");
+        assert_eq!(first, flat, "the same keys");
+        assert_ne!(first.as_ptr(), flat.as_ptr());
+        let later = Snapshot { revision: Revision::new(8), ..snapshot.clone() };
+        let later = listings.show(&later, &path, true).await.expect("a listing");
+        assert_ne!(first.as_ptr(), later.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn a_long_listing_has_its_part_of_the_room_until_its_last_reader_is_done() {
+        let listings = Listings::new();
+        let (path, snapshot) = (Bytes::from("/d"), snapshot(7, 5_000));
+        let text = listings.show(&snapshot, &path, true).await.expect("a listing");
+        assert_eq!(listings.room.available_permits(), ROOM / BLOCK - text.len() / BLOCK);
+        listings.kept.lock().clear();
+        assert!(listings.room.available_permits() < ROOM / BLOCK);
+        drop(text);
+        assert_eq!(listings.room.available_permits(), ROOM / BLOCK);
+    }
+}

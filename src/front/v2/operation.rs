@@ -1,0 +1,280 @@
+//! [`Operation`]: what a write means, and the transaction that it is in v3.
+//!
+//! Not here: sending it (`write`). Each is one transaction, whose compares say that nothing stands in the way: nothing is ever half
+//! done, whoever else writes. What its failure shows tells why (`outcome`). Always holds: a transaction has at most 128 operations
+//! in each part, etcd's own limit.
+
+use bytes::Bytes;
+
+use super::{
+    answer::Refusal,
+    fields::Fields,
+    path::{ancestors, kids, mark},
+};
+use crate::{
+    pb::etcdserverpb::{
+        Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+        compare::{CompareResult, CompareTarget, TargetUnion},
+        request_op::Request as Op,
+    },
+    types::KeyRange,
+};
+
+/// Most components of a path that is written: a transaction looks twice at each.
+pub(super) const MAX_DEPTH: usize = 60;
+
+/// What is compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// Zero is none.
+    pub(super) index: u64,
+    pub(super) value: Option<Bytes>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Set {
+        dir: bool,
+    },
+    Create {
+        dir: bool,
+    },
+    Update,
+    UpdateDirectory,
+    CompareAndSwap(Condition),
+    /// Of a file, whatever its flags.
+    Delete {
+        dir: bool,
+        recursive: bool,
+    },
+    DeleteEmpty,
+    DeleteTree,
+    CompareAndDelete(Condition),
+}
+
+impl Operation {
+    /// What a PUT means.
+    pub(super) fn of_put(fields: &Fields) -> Self {
+        let condition = Condition { index: fields.prev_index, value: fields.prev_value.clone() };
+        let compares = condition != Condition::default();
+        match fields.prev_exist {
+            Some(true) if !compares => Self::Update,
+            Some(false) => Self::Create { dir: fields.dir },
+            _ if compares => Self::CompareAndSwap(condition),
+            _ => Self::Set { dir: fields.dir },
+        }
+    }
+
+    /// What a DELETE means.
+    pub(super) fn of_delete(fields: &Fields) -> Self {
+        let condition = Condition { index: fields.prev_index, value: fields.prev_value.clone() };
+        if condition == Condition::default() {
+            Self::Delete { dir: fields.dir, recursive: fields.recursive }
+        } else {
+            Self::CompareAndDelete(condition)
+        }
+    }
+
+    /// Whether it can make directories on the way to its path.
+    pub(super) fn makes(&self) -> bool {
+        matches!(self, Self::Set { .. } | Self::Create { .. })
+    }
+
+    /// Whether a key that it writes can have an end.
+    pub(super) fn puts(&self) -> bool {
+        self.makes() || matches!(self, Self::Update | Self::UpdateDirectory | Self::CompareAndSwap(_))
+    }
+}
+
+/// What a transaction is made with.
+#[derive(Clone, Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) path: &'a [u8],
+    /// How many directories on the way, from the top, the writer may not look at: they are left as they are.
+    pub(super) unseen: usize,
+    pub(super) operation: &'a Operation,
+    pub(super) value: Bytes,
+    pub(super) refresh: bool,
+    /// Zero for none.
+    pub(super) lease: i64,
+    /// The directories on the way that have no mark.
+    pub(super) unmarked: Vec<Bytes>,
+}
+
+impl Plan<'_> {
+    /// The transaction. Its last success operation is the write itself, but for a tree's end.
+    pub(super) fn transaction(&self) -> Result<TxnRequest, Refusal> {
+        if ancestors(self.path).count() >= MAX_DEPTH {
+            return Err(Refusal::new(210, "etcd-relay: a path of more than 60 components cannot be written"));
+        }
+        let key = Bytes::copy_from_slice(self.path);
+        let own = KeyRange::single(key.clone());
+        let below = kids(self.path);
+        let mut compare = Vec::new();
+        let mut success = Vec::new();
+        let makes = self.operation.makes() && !self.refreshes_only();
+        if makes {
+            compare.extend(self.above().map(|above| absent(&KeyRange::single(Bytes::copy_from_slice(above)))));
+            compare.push(absent(&below));
+            for directory in &self.unmarked {
+                let mark = mark(directory);
+                compare.push(absent(&KeyRange::single(mark.clone())));
+                success.push(put(mark, Bytes::new(), 0));
+            }
+        }
+        match self.operation {
+            Operation::Set { dir: false } => {
+                if self.refresh {
+                    compare.push(present(&own));
+                }
+                success.push(self.put_value(key));
+            }
+            Operation::Set { dir: true } => {
+                success.push(delete(&own, true));
+                success.push(put(mark(self.path), Bytes::new(), self.lease));
+            }
+            Operation::Create { dir } => {
+                compare.push(absent(&own));
+                let key = if *dir { mark(self.path) } else { key };
+                // A refresh that makes a key makes an empty one.
+                success.push(put(key, if *dir { Bytes::new() } else { self.value.clone() }, self.lease));
+            }
+            Operation::Update => {
+                compare.push(present(&own));
+                success.push(self.put_value(key));
+            }
+            Operation::UpdateDirectory => {
+                compare.extend([absent(&own), present(&below)]);
+                success.push(put(mark(self.path), Bytes::new(), self.lease));
+            }
+            Operation::CompareAndSwap(condition) => {
+                compare.extend(conditions(&own, condition));
+                success.push(self.put_value(key));
+            }
+            Operation::Delete { .. } => {
+                compare.push(present(&own));
+                success.push(delete(&own, true));
+            }
+            Operation::DeleteEmpty => {
+                let start = [self.path, b"/\0"].concat();
+                let without_mark = KeyRange::from_wire(start.into(), below.to_wire().1).expect("`0` comes after `/`");
+                let own_mark = KeyRange::single(mark(self.path));
+                compare.extend([absent(&own), present(&own_mark), absent(&without_mark)]);
+                success.push(delete(&own_mark, true));
+            }
+            Operation::DeleteTree => {
+                compare.extend([absent(&own), present(&below)]);
+                success.push(read(&KeyRange::single(mark(self.path)), 0, false));
+                success.push(delete(&below, false));
+            }
+            Operation::CompareAndDelete(condition) => {
+                compare.extend(conditions(&own, condition));
+                success.push(delete(&own, true));
+            }
+        }
+        Ok(TxnRequest { compare, success, failure: self.why() })
+    }
+
+    /// The directories on the way that are looked at.
+    pub(super) fn above(&self) -> impl Iterator<Item = &[u8]> {
+        ancestors(self.path).skip(self.unseen)
+    }
+
+    /// A refresh of a key that is to be there makes no directories.
+    fn refreshes_only(&self) -> bool {
+        self.refresh && matches!(self.operation, Operation::Set { .. })
+    }
+
+    /// What tells why nothing was written: each directory on the way as a key and as a directory, then the path itself so.
+    fn why(&self) -> Vec<RequestOp> {
+        let mut reads = Vec::new();
+        for above in self.above() {
+            reads.push(read(&KeyRange::single(Bytes::copy_from_slice(above)), 0, true));
+            reads.push(read(&kids(above), 1, true));
+        }
+        reads.push(read(&KeyRange::single(Bytes::copy_from_slice(self.path)), 0, false));
+        reads.push(read(&kids(self.path), 2, true));
+        reads
+    }
+
+    fn put_value(&self, key: Bytes) -> RequestOp {
+        let request = PutRequest {
+            key,
+            value: if self.refresh { Bytes::new() } else { self.value.clone() },
+            lease: self.lease,
+            prev_kv: true,
+            ignore_value: self.refresh,
+            ..PutRequest::default()
+        };
+        RequestOp { request: Some(Op::RequestPut(request)) }
+    }
+}
+
+/// The in-order keys of a directory from `from` on: as many as there can be names for in all time.
+pub(super) fn names_from(directory: &[u8], from: i64) -> KeyRange {
+    let name = |number: i64| [&mark(directory)[..], format!("{number:020}").as_bytes()].concat();
+    let end = name(from.saturating_add(1_000_000_000));
+    KeyRange::from_wire(name(from).into(), end.into()).expect("a later name comes after")
+}
+
+/// The transaction of a POST: like the creation of `path`, in a directory that has no key of this name or a later one.
+pub(super) fn in_order(plan: &Plan<'_>, directory: &[u8], number: i64) -> Result<TxnRequest, Refusal> {
+    let mut transaction = plan.transaction()?;
+    transaction.compare.push(absent(&names_from(directory, number)));
+    let newest = RangeRequest {
+        sort_order: crate::pb::etcdserverpb::range_request::SortOrder::Descend.into(),
+        ..range(&names_from(directory, number), 1, true)
+    };
+    transaction.failure.push(RequestOp { request: Some(Op::RequestRange(newest)) });
+    Ok(transaction)
+}
+
+fn conditions(own: &KeyRange, condition: &Condition) -> Vec<Compare> {
+    let mut compare = vec![present(own)];
+    if condition.index > 0 {
+        // No revision is larger than what fits, so nothing has it: an absent key is compared in its place.
+        match i64::try_from(condition.index) {
+            Ok(index) => {
+                compare.push(comparing(own, CompareTarget::Mod, CompareResult::Equal, TargetUnion::ModRevision(index)))
+            }
+            Err(_) => compare.push(absent(own)),
+        }
+    }
+    if let Some(value) = &condition.value {
+        compare.push(comparing(own, CompareTarget::Value, CompareResult::Equal, TargetUnion::Value(value.clone())));
+    }
+    compare
+}
+
+fn absent(range: &KeyRange) -> Compare {
+    comparing(range, CompareTarget::Create, CompareResult::Equal, TargetUnion::CreateRevision(0))
+}
+
+fn present(range: &KeyRange) -> Compare {
+    comparing(range, CompareTarget::Create, CompareResult::Greater, TargetUnion::CreateRevision(0))
+}
+
+pub(super) fn comparing(range: &KeyRange, target: CompareTarget, result: CompareResult, union: TargetUnion) -> Compare {
+    let (key, range_end) = range.to_wire();
+    Compare { result: result.into(), target: target.into(), key, range_end, target_union: Some(union) }
+}
+
+fn put(key: Bytes, value: Bytes, lease: i64) -> RequestOp {
+    let request = PutRequest { key, value, lease, prev_kv: true, ..PutRequest::default() };
+    RequestOp { request: Some(Op::RequestPut(request)) }
+}
+
+pub(super) fn delete(range: &KeyRange, prev_kv: bool) -> RequestOp {
+    let (key, range_end) = range.to_wire();
+    RequestOp { request: Some(Op::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv })) }
+}
+
+fn read(keys: &KeyRange, limit: i64, keys_only: bool) -> RequestOp {
+    RequestOp { request: Some(Op::RequestRange(range(keys, limit, keys_only))) }
+}
+
+fn range(keys: &KeyRange, limit: i64, keys_only: bool) -> RangeRequest {
+    let (key, range_end) = keys.to_wire();
+    RangeRequest { key, range_end, limit, keys_only, ..RangeRequest::default() }
+}

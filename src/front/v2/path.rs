@@ -1,0 +1,85 @@
+//! Paths of v2 and keys of v3: a path is the key, and `PATH/` is the mark of a directory.
+//!
+//! Not here: what is at a path. Always holds: a path that a request was read to is clean: it begins with `/`, and has no empty
+//! component, none of dots and no slash at its end; the root is `/`.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::types::KeyRange;
+
+/// The range of all keys below a directory, its own mark included.
+pub(super) fn kids(path: &[u8]) -> KeyRange {
+    let start = mark(path);
+    let mut end = BytesMut::from(&start[..]);
+    // The byte after `/`.
+    if let Some(last) = end.last_mut() {
+        *last = b'0';
+    }
+    KeyRange::from_wire(start, end.freeze()).expect("`0` comes after `/`")
+}
+
+/// The key that marks a directory.
+pub(super) fn mark(path: &[u8]) -> Bytes {
+    if path == b"/" { Bytes::from_static(b"/") } else { [path, b"/"].concat().into() }
+}
+
+/// The directories on the way to a path, from the top, without the root.
+pub(super) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
+}
+
+/// Whether a component of `path` below `directory` is hidden.
+pub(super) fn hides_below(directory: &[u8], path: &[u8]) -> bool {
+    let directory = if directory == b"/" { &[][..] } else { directory };
+    path.get(directory.len()..).is_some_and(|below| below.windows(2).any(|pair| pair == b"/_"))
+}
+
+/// Whether a v3 key can be said in v2: as a key, or, with a slash at its end, as a directory.
+pub(super) fn is_sayable(key: &[u8]) -> bool {
+    let path = key.strip_suffix(b"/").unwrap_or(key);
+    let components = path.strip_prefix(b"/").unwrap_or_default().split(|byte| *byte == b'/');
+    path.first() == Some(&b'/') && components.into_iter().all(|name| !matches!(name, b"" | b"." | b".."))
+}
+
+/// A path without empty components and those of dots, as Go's `path.Clean` makes it of an absolute one.
+pub(super) fn clean(path: &[u8]) -> Vec<u8> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(kept.pop()),
+            name => kept.push(name),
+        }
+    }
+    let mut cleaned = Vec::with_capacity(path.len());
+    for name in kept {
+        cleaned.push(b'/');
+        cleaned.extend_from_slice(name);
+    }
+    if cleaned.is_empty() { b"/".to_vec() } else { cleaned }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_apart_and_cleaned() {
+        assert_eq!(ancestors(b"/a/b/c").collect::<Vec<_>>(), [&b"/a"[..], b"/a/b"]);
+        assert_eq!(ancestors(b"/a").count() + ancestors(b"/").count(), 0);
+        for (path, want) in [("/a//b/", "/a/b"), ("/a/../b/./c", "/b/c"), ("/../..", "/"), ("", "/"), ("//", "/")] {
+            assert_eq!(String::from_utf8_lossy(&clean(path.as_bytes())), want, "{path}");
+        }
+        assert!(is_sayable(b"/a/b") && is_sayable(b"/a/b/") && is_sayable(b"/_a"));
+        for key in ["", "/", "a", "/a//b", "/a/./b", "/a/..", "//"] {
+            assert!(!is_sayable(key.as_bytes()), "{key}");
+        }
+        assert!(hides_below(b"/", b"/_a") && hides_below(b"/a", b"/a/_b/c") && !hides_below(b"/_a", b"/_a/b"));
+    }
+
+    #[test]
+    fn the_range_below_a_directory_has_its_mark() {
+        assert!(kids(b"/a").contains(b"/a/") && kids(b"/a").contains(b"/a/b") && !kids(b"/a").contains(b"/ab"));
+        assert!(kids(b"/").contains(b"/a") && !kids(b"/").contains(b"0"));
+    }
+}

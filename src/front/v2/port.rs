@@ -1,0 +1,239 @@
+//! [`V2Port`]: etcd's v2 API on a port: finds what a path is, reads the request, and answers.
+//!
+//! Not here: keys (`keys`) and what is said of the cluster (`server`, `members`). Always holds: a path that is not clean is never looked
+//! up.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, header, request::Parts};
+use hyper::service::Service;
+use metrics::counter;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
+
+use super::{
+    answer::{DENIED, Refusal},
+    fields::Fields,
+    forms::Forms,
+    keys::{Keys, Said},
+    members,
+    path::clean,
+    reply::{self, V2Body, of_keys, of_refusal, plain_error, wrong_method},
+    server,
+    store::V3,
+    users::Users,
+};
+use crate::{
+    front::{Inspect, body::RequestBody, client::Client, signal::Signal},
+    telemetry::names::{self, FacadeRequest},
+    types::Revision,
+};
+
+/// What Go leaves as it is in a path.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b'/')
+    .remove(b':')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b'@');
+const KEYS: &str = "HEAD,GET,PUT,POST,DELETE";
+
+/// See the module. Cloned for each connection.
+#[derive(Clone)]
+pub struct V2Port {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) keys: Arc<Keys>,
+    pub(super) v3: V3,
+    pub(super) users: Users,
+    pub(super) forms: Forms,
+    pub(super) inspect: Arc<dyn Inspect>,
+    pub(super) advertised: Vec<String>,
+    pub(super) started: (SystemTime, Instant),
+    pub(super) stop: Signal,
+}
+
+impl fmt::Debug for V2Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("V2Port").field("advertised", &self.shared.advertised).finish_non_exhaustive()
+    }
+}
+
+impl Service<Request<RequestBody>> for V2Port {
+    type Response = Response<V2Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<V2Body>, Infallible>>;
+
+    fn call(&self, request: Request<RequestBody>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let is_head = request.method() == Method::HEAD;
+            let mut response = this.answer(request).await;
+            reply::put_cors(response.headers_mut());
+            Ok(if is_head { reply::without_body(response) } else { response })
+        })
+    }
+}
+
+impl V2Port {
+    async fn answer(&self, request: Request<RequestBody>) -> Response<V2Body> {
+        let shared = &*self.shared;
+        let method = request.method().clone();
+        if method == Method::OPTIONS {
+            return reply::bare(200);
+        }
+        let decoded: Vec<u8> = percent_decode(request.uri().path().as_bytes()).collect();
+        let mut cleaned = clean(&decoded);
+        if decoded.ends_with(b"/") && cleaned != b"/" {
+            cleaned.push(b'/');
+        }
+        if cleaned != decoded {
+            return moved(&method, &cleaned, request.uri().query());
+        }
+        if let Some(path) = below(&decoded, b"/v2/keys") {
+            return self.keys(request, path).await;
+        }
+        if let Some(rest) = below(&decoded, b"/v2/members") {
+            return self.members(request, &String::from_utf8_lossy(&rest)).await;
+        }
+        match &decoded[..] {
+            b"/v2/machines" => server::machines(&method, &shared.advertised),
+            b"/v2/stats/self" => server::stats(&shared.v3, &method, "self", shared.started).await,
+            b"/v2/stats/leader" => server::stats(&shared.v3, &method, "leader", shared.started).await,
+            b"/v2/stats/store" => server::stats(&shared.v3, &method, "store", shared.started).await,
+            b"/version" => server::version(&method, shared.inspect.version().as_deref()),
+            b"/health" => server::health(&shared.keys.hub, &method).await,
+            _ => plain_error(404, "404 page not found\n"),
+        }
+    }
+
+    async fn members(&self, request: Request<RequestBody>, below: &str) -> Response<V2Body> {
+        let shared = &*self.shared;
+        let (head, body) = request.into_parts();
+        let v3 = shared.v3.of(&head.extensions);
+        // Who may list members is nobody's secret; who changes them is known by etcd.
+        let token = if head.method == Method::GET { Ok(None) } else { shared.users.token_of(&v3, &head.headers).await };
+        let mut response = match token {
+            Ok(token) => {
+                let v3 = V3 { token, ..v3 };
+                members::answer(&v3, &head.method, below, &head.headers, body, &shared.advertised).await
+            }
+            Err(_) => reply::message(401, "Insufficient credentials"),
+        };
+        if !response.headers().contains_key(header::ALLOW) {
+            reply::put_cluster(response.headers_mut(), &shared.keys.hub.header().at(Revision::ZERO));
+        }
+        response
+    }
+
+    /// Answers as the user that the request names.
+    async fn answer_keys(&self, v3: &V3, asked: &Asked<'_>) -> Result<Said, Refusal> {
+        let Asked { method, path, head, fields } = *asked;
+        let users = &self.shared.users;
+        let token = users.token_of(v3, &head.headers).await?;
+        let client = Client::of(&head.headers, &head.extensions);
+        let unseen = if matches!(*method, Method::GET | Method::HEAD) {
+            users.may_read(&client, token.as_ref(), path).await?;
+            0
+        } else {
+            users.unseen(&client, token.as_ref(), path).await
+        };
+        self.shared.keys.answer(&V3 { token, unseen, ..v3.clone() }, method, path, fields).await
+    }
+
+    async fn keys(&self, request: Request<RequestBody>, path: Vec<u8>) -> Response<V2Body> {
+        let shared = &*self.shared;
+        let method = request.method().clone();
+        if !matches!(method, Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::DELETE) {
+            return wrong_method(KEYS);
+        }
+        let path = Bytes::from(clean(&path));
+        let (head, body) = request.into_parts();
+        let v3 = shared.v3.of(&head.extensions);
+        let answered = async {
+            let form = shared.forms.read(&method, head.headers.get(header::CONTENT_TYPE), body).await?;
+            let fields = Fields::read(&method, head.uri.query().unwrap_or_default(), &form.body)?;
+            count(&method, &fields);
+            let asked = Asked { method: &method, path: &path, head: &head, fields: &fields };
+            let answered = self.answer_keys(&v3, &asked).await;
+            // The token may be one that etcd has forgotten. Whoever is denied has changed nothing.
+            let denied = matches!(&answered, Err(refusal) if refusal.code == DENIED);
+            if denied && shared.users.forget(&head.headers) { self.answer_keys(&v3, &asked).await } else { answered }
+        };
+        let said = answered.await;
+        let header = |revision: Revision| shared.keys.hub.header().at(revision);
+        match said {
+            Ok(Said::Body { status, index, body }) => of_keys(status, &header(index), index, V2Body::whole(body)),
+            Ok(Said::Waits(waiter)) => {
+                let index = waiter.registered;
+                of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener()))
+            }
+            Err(refusal) => of_refusal(&header(Revision::ZERO), &refusal),
+        }
+    }
+}
+
+fn count(method: &Method, fields: &Fields) {
+    let kind = match *method {
+        Method::GET if fields.wait => FacadeRequest::Wait,
+        Method::GET | Method::HEAD => FacadeRequest::Read,
+        _ => FacadeRequest::Write,
+    };
+    counter!(names::FACADE_REQUESTS, FacadeRequest::LABEL => kind.as_str()).increment(1);
+}
+
+/// A request for keys that was read.
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a Bytes,
+    head: &'a Parts,
+    fields: &'a Fields,
+}
+
+/// What is behind a path's beginning, where it is the path or followed by a slash.
+fn below(path: &[u8], prefix: &[u8]) -> Option<Vec<u8>> {
+    let rest = path.strip_prefix(prefix)?;
+    (rest.is_empty() || rest.starts_with(b"/")).then(|| rest.to_vec())
+}
+
+/// Where a path that is not clean is.
+fn moved(method: &Method, cleaned: &[u8], query: Option<&str>) -> Response<V2Body> {
+    let mut location = percent_encode(cleaned, PATH).to_string();
+    if let Some(query) = query {
+        location.push('?');
+        location.push_str(query);
+    }
+    let mut response = if *method == Method::GET || *method == Method::HEAD {
+        let escaped = location
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+            .replace('"', "&#34;")
+            .replace('\'', "&#39;");
+        let mut response = reply::text(301, format!("<a href=\"{escaped}\">Moved Permanently</a>.\n\n"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+        response
+    } else {
+        reply::bare(301)
+    };
+    if let Ok(location) = HeaderValue::try_from(location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}

@@ -1,0 +1,177 @@
+//! Heads of answers: status, content type and `X-Etcd-…`, as etcd's v2 has them, and bodies.
+//!
+//! Always holds: what the protocol leaves out is left out; headers for browsers are on everything.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
+
+use super::{answer::Refusal, waits::Waiter};
+use crate::{
+    front::{body::BoxError, signal::Listener},
+    types::{Header, Revision},
+};
+
+static CLUSTER: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+static INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
+static RAFT_INDEX: HeaderName = HeaderName::from_static("x-raft-index");
+static RAFT_TERM: HeaderName = HeaderName::from_static("x-raft-term");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum V2Body {
+    /// Whole; `None` once it was given.
+    Whole(Option<Bytes>),
+    /// What is waited for, as it comes.
+    Waiting(Waiting),
+}
+
+/// A wait, or a stream, that is open.
+#[derive(Debug)]
+pub struct Waiting {
+    waiter: Waiter,
+    stop: Listener,
+}
+
+impl V2Body {
+    pub(super) fn whole(body: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(body.into()).filter(|body| !body.is_empty()))
+    }
+
+    pub(super) fn waiting(waiter: Waiter, stop: Listener) -> Self {
+        Self::Waiting(Waiting { waiter, stop })
+    }
+
+    /// Bytes, where they are known.
+    fn len(&self) -> Option<usize> {
+        match self {
+            Self::Whole(body) => Some(body.as_ref().map_or(0, Bytes::len)),
+            Self::Waiting(_) => None,
+        }
+    }
+}
+
+impl http_body::Body for V2Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            Self::Waiting(waiting) => waiting.poll(cx).map(|event| event.map(|event| Ok(Frame::data(event)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_none(),
+            Self::Waiting(waiting) => waiting.waiter.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.len().map_or_else(SizeHint::default, |len| SizeHint::with_exact(len as u64))
+    }
+}
+
+impl Waiting {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self.waiter.poll_next(cx) {
+            Poll::Ready(event) => Poll::Ready(event),
+            // Who waits comes back, to another relay, when this one stops.
+            Poll::Pending => self.stop.poll(cx).map(|()| None),
+        }
+    }
+}
+
+/// An answer of `/v2/keys`.
+pub(super) fn of_keys(status: u16, header: &Header, index: Revision, body: V2Body) -> Response<V2Body> {
+    let mut response = json(status, body);
+    let headers = response.headers_mut();
+    put_cluster(headers, header);
+    headers.insert(&INDEX, HeaderValue::from(index.get()));
+    headers.insert(&RAFT_INDEX, HeaderValue::from(header.revision.get()));
+    headers.insert(&RAFT_TERM, HeaderValue::from(header.raft_term));
+    response
+}
+
+/// An error of `/v2/keys`.
+pub(super) fn of_refusal(header: &Header, refusal: &Refusal) -> Response<V2Body> {
+    let mut response = json(refusal.status(), V2Body::whole(refusal.body()));
+    let headers = response.headers_mut();
+    put_cluster(headers, header);
+    headers.insert(&INDEX, HeaderValue::from(refusal.index.get()));
+    response
+}
+
+/// Any answer in JSON.
+pub(super) fn json(status: u16, body: V2Body) -> Response<V2Body> {
+    of_type(status, JSON, body)
+}
+
+/// Any answer in plain text.
+pub(super) fn text(status: u16, body: impl Into<Bytes>) -> Response<V2Body> {
+    of_type(status, TEXT, V2Body::whole(body))
+}
+
+/// An error as Go's library writes it.
+pub(super) fn plain_error(status: u16, body: &'static str) -> Response<V2Body> {
+    let mut response = text(status, body);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// An error of what is not keys.
+pub(super) fn message(status: u16, message: &str) -> Response<V2Body> {
+    let text = serde_json::to_vec(&serde_json::json!({ "message": message })).unwrap_or_default();
+    json(status, V2Body::whole(text))
+}
+
+/// A method that a path does not have.
+pub(super) fn wrong_method(allowed: &'static str) -> Response<V2Body> {
+    let mut response = plain_error(405, "Method Not Allowed\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// Nothing but a status.
+pub(super) fn bare(status: u16) -> Response<V2Body> {
+    let mut response = Response::new(V2Body::whole(Bytes::new()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+pub(super) fn put_cluster(headers: &mut HeaderMap, header: &Header) {
+    if let Ok(id) = HeaderValue::try_from(format!("{:x}", header.cluster_id)) {
+        headers.insert(&CLUSTER, id);
+    }
+}
+
+/// What browsers are told, on every answer.
+pub(super) fn put_cors(headers: &mut HeaderMap) {
+    headers.insert("access-control-allow-methods", HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
+    headers.insert("access-control-allow-origin", HeaderValue::from_static("*"));
+    headers.insert("access-control-allow-headers", HeaderValue::from_static("accept, content-type, authorization"));
+}
+
+/// The answer to HEAD where GET has this one.
+pub(super) fn without_body(mut response: Response<V2Body>) -> Response<V2Body> {
+    if let Some(len) = response.body().len() {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+    }
+    response.map(|_| V2Body::whole(Bytes::new()))
+}
+
+fn of_type(status: u16, kind: HeaderValue, body: V2Body) -> Response<V2Body> {
+    let mut response = bare(status).map(|_| body);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,224 @@
+//! etcd's v2 API over v3 data: what its clients rely on, with several facades and writers at a time.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::store::Store;
+use crate::support::{
+    etcd::Etcd,
+    eventually,
+    kv::Kv,
+    patience,
+    relay::{Relay, RelayCommand},
+};
+
+/// A relay with a facade, and a client of it.
+async fn facade(etcd: &Etcd) -> (Relay, Store) {
+    let mut relay = RelayCommand::serve(&[etcd.endpoint()]).arg("--listen-v2=127.0.0.1:0").start().await;
+    let store = Store::at(&relay.addr_of("v2").await);
+    (relay, store)
+}
+
+/// A wait whose head was read.
+struct Wait {
+    lines: BufReader<TcpStream>,
+    index: i64,
+}
+
+impl Wait {
+    async fn open(store: &Store, target: &str) -> Self {
+        let mut stream = TcpStream::connect(store.addr()).await.expect("a connection");
+        let request = format!("GET /v2/keys{target} HTTP/1.0\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut lines = BufReader::new(stream);
+        let mut index = 0;
+        loop {
+            let mut line = String::new();
+            timeout(patience(), lines.read_line(&mut line)).await.expect("a head at once").expect("a line");
+            if let Some(value) = line.to_lowercase().strip_prefix("x-etcd-index: ") {
+                index = value.trim().parse().expect("an index");
+            }
+            if line == "\r\n" {
+                return Self { lines, index };
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Value {
+        let mut line = String::new();
+        timeout(patience(), self.lines.read_line(&mut line)).await.expect("an event").expect("a line");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    async fn ends(mut self) {
+        let mut rest = Vec::new();
+        timeout(patience(), self.lines.read_to_end(&mut rest)).await.expect("an end").expect("an orderly one");
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+    }
+}
+
+#[tokio::test]
+async fn what_v2_writes_v3_reads_and_the_other_way_round() {
+    let etcd = Etcd::start().await;
+    let (_relay, store) = facade(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let made = store.put("/a/b/c", &[("value", "<1>")]).await;
+    assert_eq!(
+        made.body,
+        json!({"action": "set", "node": {"key": "/a/b/c", "value": "<1>", "modifiedIndex": made.index, "createdIndex": made.index}})
+    );
+    assert_eq!(&kv.get("/a/b/c").await.expect("a key").value[..], b"<1>");
+    assert!(kv.get("/a/b/").await.is_some(), "no mark");
+    let at = kv.put("/x/y", "2").await;
+    let read = store.ask("GET", "/x?recursive=true&quorum=true", &[]).await;
+    let nodes = json!([{"key": "/x/y", "value": "2", "modifiedIndex": at, "createdIndex": at}]);
+    assert_eq!(read.body["node"]["nodes"], nodes);
+    assert_eq!(store.ask("GET", "/a/b/c/d", &[]).await.body["errorCode"], 104);
+    assert_eq!(store.ask("GET", "/q/r", &[]).await.body["cause"], "/q");
+    let gone = store.ask("DELETE", "/a?recursive=true", &[]).await;
+    assert_eq!((gone.status, &gone.body["node"]["dir"]), (200, &json!(true)));
+    assert_eq!(kv.get("/a/b/c").await, None);
+}
+
+#[tokio::test]
+async fn compare_and_swap_counts_right_through_two_facades() {
+    const WRITERS: usize = 6;
+    const EACH: usize = 20;
+    let etcd = Etcd::start().await;
+    let (one, first) = facade(&etcd).await;
+    let (two, second) = facade(&etcd).await;
+    first.set("/counter", "0").await;
+    let count = async |store: Store| {
+        for _ in 0..EACH {
+            loop {
+                let read = store.ask("GET", "/counter?quorum=true", &[]).await;
+                let value: usize = read.body["node"]["value"].as_str().expect("a value").parse().expect("a number");
+                let index = read.body["node"]["modifiedIndex"].to_string();
+                let fields = [("value", &*(value + 1).to_string()), ("prevIndex", &*index)];
+                let written = store.ask("PUT", "/counter", &fields).await;
+                match written.status {
+                    200 => break,
+                    412 => assert_eq!(written.body["errorCode"], 101, "{written:?}"),
+                    _ => panic!("{written:?}"),
+                }
+            }
+        }
+    };
+    let writers = (0..WRITERS).map(|writer| count(if writer % 2 == 0 { first.clone() } else { second.clone() }));
+    futures_util::future::join_all(writers).await;
+    let last = first.ask("GET", "/counter?quorum=true", &[]).await;
+    assert_eq!(last.body["node"]["value"], (WRITERS * EACH).to_string());
+    one.assert_no_panic();
+    two.assert_no_panic();
+}
+
+#[tokio::test]
+async fn no_name_is_given_twice_and_names_grow() {
+    let etcd = Etcd::start().await;
+    let (_one, first) = facade(&etcd).await;
+    let (_two, second) = facade(&etcd).await;
+    let post = async |store: Store| {
+        let mut names = Vec::new();
+        for _ in 0..20 {
+            let made = store.ask("POST", "/queue", &[("value", "x")]).await;
+            assert_eq!(made.status, 201, "{made:?}");
+            names.push(made.body["node"]["key"].as_str().expect("a key").to_owned());
+        }
+        assert!(names.is_sorted(), "{names:?}");
+        names
+    };
+    let posted = futures_util::future::join_all([post(first.clone()), post(second.clone()), post(first.clone())]).await;
+    let names: BTreeSet<String> = posted.into_iter().flatten().collect();
+    assert_eq!(names.len(), 60);
+    assert_eq!(first.list("/queue").await.1.len(), 60);
+}
+
+#[tokio::test]
+async fn keys_end_when_their_time_comes_and_not_before() {
+    let etcd = Etcd::start().await;
+    let (_relay, store) = facade(&etcd).await;
+    let mut wait = Wait::open(&store, "/t?wait=true&recursive=true&stream=true").await;
+    let begun = std::time::Instant::now();
+    let made = store.put("/t/k", &[("value", "x"), ("ttl", "2")]).await;
+    assert_eq!(made.body["node"]["ttl"], 2, "{made:?}");
+    store.put("/t/d", &[("dir", "true"), ("ttl", "2")]).await;
+    store.set("/t/d/k", "y").await;
+    for action in ["set", "set", "set", "expire", "expire"] {
+        let event = wait.event().await;
+        assert_eq!(event["action"], action, "{event}");
+        if action == "expire" {
+            let lived = begun.elapsed();
+            assert!(lived.as_secs() >= 2, "{event} after {lived:?}");
+        }
+    }
+    assert_eq!(store.list("/t").await.1.len(), 0);
+}
+
+#[tokio::test]
+async fn waits_are_told_each_change_once_from_the_past_and_as_it_comes() {
+    let etcd = Etcd::start().await;
+    let (_relay, store) = facade(&etcd).await;
+    let first = store.set("/w/a", "1").await;
+    let second = store.put("/w/b", &[("value", "2"), ("prevExist", "false")]).await.index;
+    let mut past = Wait::open(&store, &format!("/w?wait=true&recursive=true&waitIndex={first}")).await;
+    assert_eq!((past.event().await["node"]["modifiedIndex"].clone(), past.index), (json!(first), second));
+    past.ends().await;
+    let mut next = Wait::open(&store, &format!("/w?wait=true&recursive=true&waitIndex={}", first + 1)).await;
+    assert_eq!(next.event().await["action"], "create");
+    let mut all = Wait::open(&store, &format!("/w?wait=true&recursive=true&stream=true&waitIndex={first}")).await;
+    let mut single = Wait::open(&store, "/w/b?wait=true").await;
+    let mut hidden = Wait::open(&store, "/w?wait=true&recursive=true").await;
+    store.set("/w/_h", "3").await;
+    store.put("/w/b", &[("ttl", "100"), ("refresh", "true"), ("prevExist", "true")]).await;
+    let gone = store.delete("/w").await;
+    for (action, index) in [("set", first), ("create", second), ("delete", gone)] {
+        let event = all.event().await;
+        assert_eq!((&event["action"], &event["node"]["modifiedIndex"]), (&json!(action), &json!(index)), "{event}");
+    }
+    for wait in [&mut single, &mut hidden] {
+        let event = wait.event().await;
+        assert_eq!((&event["action"], &event["node"]["key"]), (&json!("delete"), &json!("/w")), "{event}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_makes_no_sense_is_refused_and_hurts_nobody() {
+    let etcd = Etcd::start().await;
+    let (mut relay, store) = facade(&etcd).await;
+    for (form, code) in [("ttl=x", 202), ("prevIndex=-1", 203), ("dir=maybe", 209), ("a=%zz", 210), ("prevValue=", 201)]
+    {
+        let answer = store.ask("PUT", &format!("/k?{form}"), &[]).await;
+        assert_eq!((answer.status, &answer.body["errorCode"]), (400, &json!(code)), "{form}: {answer:?}");
+    }
+    let huge = "x".repeat(20 << 20);
+    if let Ok(answer) = store.try_ask("PUT", "/k", &[("value", &huge)]).await {
+        assert_eq!((answer.status, &answer.body["errorCode"]), (400, &json!(210)), "{answer:?}");
+    }
+    let large = store.ask("PUT", "/k", &[("value", &"x".repeat(3 << 20))]).await;
+    assert_eq!((large.status, &large.body["errorCode"]), (400, &json!(210)), "{large:?}");
+    let deep = store.ask("PUT", &"/d".repeat(200), &[("value", "x")]).await;
+    assert_eq!((deep.status, &deep.body["errorCode"]), (400, &json!(210)), "{deep:?}");
+    let before = relay.resident_bytes();
+    let mut waits = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = TcpStream::connect(store.addr()).await.expect("a connection");
+        stream
+            .write_all(b"GET /v2/keys/?wait=true&recursive=true&stream=true HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        waits.push(stream);
+    }
+    for round in 0..50 {
+        store.set("/k", &format!("{round}{}", "y".repeat(1_000))).await;
+    }
+    eventually("the facade answers", async || (store.ask("GET", "/k", &[]).await.status == 200).then_some(())).await;
+    assert!(relay.resident_bytes() < before + (512 << 20), "{} bytes more", relay.resident_bytes() - before);
+    assert!(relay.is_running());
+    relay.assert_no_panic();
+}
