@@ -124,12 +124,16 @@ impl Lane {
             if works {
                 delays = self::delays();
             }
-            // Nothing was asked on it: what is wrong is wrong with the stream, which is opened for those alone who want a leader.
+            // Nothing was asked on it: what is wrong is wrong with the stream.
             let refused = !works && !told;
             if self.wants_leader() && (refused || failed.message() == NO_LEADER) {
                 // As etcd ends each of their streams. Whoever comes again gets another one.
                 self.lost.send_replace(Some(failed));
                 return;
+            }
+            if refused {
+                // It failed before anybody was asked for on it, so nobody who waits would get further.
+                self.refuse(&failed);
             }
             if told && !is_of_all(&failed) {
                 // The client that asked is gone, and the others wait.
@@ -224,6 +228,18 @@ impl Lane {
                 }
             }
             news.await;
+        }
+    }
+
+    /// Tells all who wait for a stream that there is none.
+    fn refuse(&self, status: &Status) {
+        let waiting: Vec<Ask> = {
+            let mut state = self.state.lock();
+            std::iter::from_fn(|| state.line.pop().map(|(_, ask)| ask)).collect()
+        };
+        for ask in waiting {
+            // Who is gone needs no answer.
+            let _ = ask.answer.send(Err(status.clone()));
         }
     }
 
@@ -358,6 +374,20 @@ mod tests {
         lane.fail(open.asked, &Status::unavailable("etcdserver: request timed out"));
         for answer in answered {
             assert_eq!(answer.await.expect("an answer").expect_err("an error").code(), Code::Unavailable);
+        }
+        assert_eq!(left(&lane), [0_i64; 0]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_stream_that_is_refused_is_told() {
+        let lane = Lane::new(&Fields::new());
+        let (open, answered) = asked(&lane, &[7, 8]);
+        for ask in open.asked {
+            lane.state.lock().line.push(ask.client, ask);
+        }
+        lane.refuse(&Status::failed_precondition("it goes round"));
+        for answer in answered {
+            assert_eq!(answer.await.expect("an answer").expect_err("an error").code(), Code::FailedPrecondition);
         }
         assert_eq!(left(&lane), [0_i64; 0]);
     }
