@@ -32,6 +32,13 @@ use crate::{
 /// How long a create may wait for the current revision before it is served without.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a client that reads at once may wait for an answer to a create, and to be told of what happened, while all is well.
+const ANSWERED: Duration = Duration::from_secs(2);
+const TOLD: Duration = Duration::from_secs(2);
+/// How many responses other watches of a stream may get with what is newer than what a watch still waits for, for each watch of the
+/// stream.
+const OVERTAKEN: usize = 8;
+
 /// What a watch is to be.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
@@ -83,6 +90,10 @@ struct Watch {
     fragments: Vec<mvccpb::Event>,
     /// The rights that held when it was asked for.
     rights: usize,
+    /// How many responses others have got since with newer events than it waits for.
+    overtaken: usize,
+    /// When it was created on the present stream.
+    created_at: Option<Instant>,
 }
 
 /// A create without its answer.
@@ -122,6 +133,10 @@ pub(crate) struct Counts {
     pub(crate) revoked: usize,
     pub(crate) told: usize,
     pub(crate) resumed: usize,
+    /// The longest that a prompt client waited for what it was owed, while all was well: for an answer to a create, and for events.
+    pub(crate) slowest: (Duration, Duration),
+    /// See [`OVERTAKEN`].
+    pub(crate) overtaken: usize,
 }
 
 impl StreamCheck {
@@ -157,6 +172,8 @@ impl StreamCheck {
             cancel_asked: false,
             fragments: Vec::new(),
             rights: 0,
+            overtaken: 0,
+            created_at: None,
             spec,
         });
         self.ask(self.watches.len() - 1);
@@ -174,6 +191,7 @@ impl StreamCheck {
         self.ids.clear();
         for watch in &mut self.watches {
             watch.fragments.clear();
+            watch.overtaken = 0;
             watch.phase = match watch.phase {
                 Phase::Wanted | Phase::Created if !watch.cancel_asked => Phase::Wanted,
                 _ => Phase::Over,
@@ -207,6 +225,44 @@ impl StreamCheck {
         let (id, number) = *ids.get(number % ids.len().max(1))?;
         let watch = &mut self.watches[number];
         (!std::mem::replace(&mut watch.cancel_asked, true)).then_some(id)
+    }
+
+    /// A client that reads at once is answered, and told of what happens, in a time that no other client's doings make longer.
+    pub(crate) fn look_for_delays(&mut self) {
+        let Some(well_since) = self.cluster.well_since().filter(|_| self.prompt && self.failure.is_none()) else {
+            return;
+        };
+        let now = Instant::now();
+        let waits = |since: Instant| now.saturating_duration_since(since.max(well_since));
+        if let Some(pending) = self.pending.front() {
+            let waits = waits(pending.asked_at);
+            self.counts.slowest.0 = self.counts.slowest.0.max(waits);
+            if waits > ANSWERED {
+                let watch = &self.watches[pending.number];
+                self.failure = Some(format!("starved: no answer for {waits:?} to {pending:?}, {watch:?}"));
+                return;
+            }
+        }
+        let epoch_now = self.cluster.now().epoch;
+        for watch in &self.watches {
+            let (Some(created_at), Phase::Created, false) = (watch.created_at, watch.phase, watch.cancel_asked) else {
+                continue;
+            };
+            let spec = &watch.spec;
+            let Some(epoch) = watch.epoch.filter(|epoch| *epoch == epoch_now) else { continue };
+            let owed = self.cluster.first_wanted(epoch, watch.position, i64::MAX, &spec.range, |kind| spec.wants(kind));
+            let Some(revision) = owed else { continue };
+            if !self.cluster.permitted_always(watch.rights, self.token, &spec.range) {
+                continue;
+            }
+            let made_at = self.cluster.made_at(Place { epoch, revision }).unwrap_or(now);
+            let waits = waits(made_at.max(created_at));
+            self.counts.slowest.1 = self.counts.slowest.1.max(waits);
+            if waits > TOLD {
+                self.failure = Some(format!("starved: revision {revision} has not come for {waits:?} to {watch:?}"));
+                return;
+            }
+        }
     }
 
     /// One response. Gives the ids of watches that the client does not want any more.
@@ -272,7 +328,30 @@ impl StreamCheck {
             rest = &rest[len..];
             self.counts.events += 1;
         }
-        ensure(place.revision >= watch.last_event, || format!("a header before its events, {place:?}"))
+        ensure(place.revision >= watch.last_event, || format!("a header before its events, {place:?}"))?;
+        watch.overtaken = 0;
+        self.nobody_is_passed_over(number, events.first().map_or(0, revision_of))
+    }
+
+    /// Of the watches of a stream, those that are furthest behind come first, so none waits while the others go on.
+    fn nobody_is_passed_over(&mut self, served: usize, revision: i64) -> Result<(), String> {
+        if self.cluster.well_since().is_none() {
+            return Ok(());
+        }
+        let most = OVERTAKEN * self.ids.len().max(8);
+        for number in self.ids.values().copied().filter(|number| *number != served) {
+            let watch = &mut self.watches[number];
+            let Some(epoch) = watch.epoch.filter(|_| watch.phase == Phase::Created && !watch.cancel_asked) else {
+                continue;
+            };
+            let spec = &watch.spec;
+            let waits =
+                self.cluster.first_wanted(epoch, watch.position, revision - 1, &spec.range, |kind| spec.wants(kind));
+            watch.overtaken = if waits.is_some() { watch.overtaken + 1 } else { 0 };
+            self.counts.overtaken = self.counts.overtaken.max(watch.overtaken);
+            ensure(watch.overtaken <= most, || format!("starved by other watches of its stream: {watch:?}"))?;
+        }
+        Ok(())
     }
 
     fn created(&mut self, response: &WatchResponse, unwanted: &mut Vec<i64>) -> Result<(), String> {
@@ -317,6 +396,7 @@ impl StreamCheck {
         watch.id = response.watch_id;
         watch.phase = Phase::Created;
         watch.rights = pending.rights;
+        watch.created_at = Some(now);
         if watch.epoch.is_some_and(|epoch| epoch != place.epoch) {
             // Another cluster's revisions are of no use. Nobody promises anything to who asks for them.
             watch.phase = Phase::Over;

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use crate::relay::Relay;
+use crate::relay::{Host, Relay};
 
 /// How long a client waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,9 +40,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects, with `token` for each call.
-    pub(crate) async fn connect(relay: &Relay, token: Option<&'static str>, windows: Windows) -> Result<Self, Status> {
-        let socket = relay.connect(windows.socket);
+    /// Connects from `host`, with `token` for each call.
+    pub(crate) async fn connect(
+        relay: &Relay,
+        host: Host,
+        token: Option<&'static str>,
+        windows: Windows,
+    ) -> Result<Self, Status> {
+        let socket = relay.connect(host, windows.socket);
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(windows.stream).initial_connection_window_size(windows.connection);
         let (requests, connection) = builder.handshake(socket).await.map_err(broken)?;

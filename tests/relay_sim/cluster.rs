@@ -291,7 +291,11 @@ impl Cluster {
     /// From now on nothing goes wrong any more.
     pub(crate) fn settle(&self) {
         self.set_faults(Faults::NONE);
-        self.change(|inner| inner.stalled.clear());
+        self.change(|inner| {
+            if !std::mem::take(&mut inner.stalled).is_empty() {
+                inner.trouble();
+            }
+        });
     }
 
     /// Does something to one of the open watches.
@@ -376,6 +380,19 @@ impl Cluster {
         let recovers = inner.last_trouble.is_some_and(|last| last.elapsed() < Self::RECOVERY);
         let ill = down || leaderless || frozen || deaf || rough || slow || recovers || !inner.stalled.is_empty();
         (!ill).then_some(inner.troubles)
+    }
+
+    /// Since when all has been well, where it is: what was asked or happened before has had as long to be answered.
+    pub(crate) fn well_since(&self) -> Option<Instant> {
+        self.health()?;
+        let inner = self.inner.lock();
+        inner.last_trouble.map_or(inner.rights.first().map(|(began, _)| *began), |last| Some(last + Self::RECOVERY))
+    }
+
+    /// When a cluster made a revision.
+    pub(crate) fn made_at(&self, place: Place) -> Option<Instant> {
+        let inner = self.inner.lock();
+        inner.epochs[place.epoch].at(place.revision).map(|changed| changed.when)
     }
 
     pub(crate) fn trusted(&self) -> bool {

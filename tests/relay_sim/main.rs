@@ -14,6 +14,7 @@
 mod check;
 mod client;
 mod cluster;
+mod hostile;
 mod reads;
 mod relay;
 mod schedule;
@@ -29,12 +30,22 @@ const ENOUGH: usize = 5;
 
 #[test]
 fn every_schedule_keeps_what_the_relay_promises() {
+    all(300, |seed| schedule::run(seed).map(|(counts, _)| counts));
+}
+
+#[test]
+fn nobody_is_starved_by_others() {
+    all(12, schedule::crowd::run);
+}
+
+/// Runs so many schedules, or those that the environment names.
+fn all(rounds: u64, run: impl Fn(u64) -> Result<Counts, Failure>) {
     let mut failures = Vec::new();
     let mut seen = Counts::default();
-    let seeds = seeds(300);
+    let seeds = seeds(rounds);
     for seed in seeds.clone() {
-        match schedule::run(seed) {
-            Ok((counts, _)) => seen = seen.and(counts),
+        match run(seed) {
+            Ok(counts) => seen = seen.and(counts),
             Err(failure) => failures.push(failure),
         }
         if failures.len() == ENOUGH {
@@ -66,7 +77,10 @@ fn a_seed_gives_the_same_schedule_again() {
 fn seeds(rounds: u64) -> std::ops::Range<u64> {
     match number("ETCD_RELAY_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("ETCD_RELAY_SIM_ROUNDS").unwrap_or(rounds),
+        None => {
+            let first = number("ETCD_RELAY_SIM_FIRST").unwrap_or(0);
+            first..first + number("ETCD_RELAY_SIM_ROUNDS").unwrap_or(rounds)
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use etcd_relay::{
     types::KeyRange,
 };
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use crate::{
@@ -54,13 +54,16 @@ pub(crate) fn random(rng: &mut StdRng, cluster: &Cluster, (key, range_end): (Byt
     }
 }
 
-/// Reads, and checks the answer.
+/// Keys of a page: from so many on the relay keeps what a list in pages is read from.
+pub(crate) const PAGE: usize = 100;
+
+/// Reads, and checks the answer, which it gives back if there is one.
 pub(crate) async fn read(
     cluster: &Cluster,
     client: &Client,
     trace: &Trace,
     request: RangeRequest,
-) -> Result<(), String> {
+) -> Result<Option<RangeResponse>, String> {
     let (asked, asked_at, health) = (cluster.now(), Instant::now(), cluster.health());
     let (compacted, rights) = (cluster.compact_revision(), cluster.rights_now());
     let answer = client.call::<RangeResponse>("KV/Range", &request).await;
@@ -85,7 +88,7 @@ pub(crate) async fn read(
                 let gone = request.revision > 0 && request.revision < cluster.compact_revision();
                 ensure(gone, || format!("said to be compacted, which it is not: {status:?} to {}", what()))?;
             }
-            return Ok(());
+            return Ok(None);
         }
     };
     check(cluster, &request, &range, asked, compacted, &answer)
@@ -94,7 +97,28 @@ pub(crate) async fn read(
         let permitted = cluster.permitted_since(revoked_before(cluster, asked_at), client.token(), &range);
         ensure(permitted, || format!("shown to who may not see it: {answer:?} to {}", what()))?;
     }
-    Ok(())
+    Ok(Some(answer))
+}
+
+/// Reads a list in two pages, both at the revision of the first, which the relay keeps for a while.
+pub(crate) async fn list_in_pages(
+    cluster: &Cluster,
+    client: &Client,
+    trace: &Trace,
+    pause: Duration,
+) -> Result<(), String> {
+    let page = |key: Bytes, revision| RangeRequest {
+        key,
+        range_end: Bytes::from_static(b"c0"),
+        limit: PAGE as i64,
+        revision,
+        ..RangeRequest::default()
+    };
+    let Some(first) = read(cluster, client, trace, page(Bytes::from_static(b"c/"), 0)).await? else { return Ok(()) };
+    let (Some(last), Some(header)) = (first.kvs.last(), first.header) else { return Ok(()) };
+    sleep(pause).await;
+    let next = [&last.key[..], b"\0"].concat();
+    read(cluster, client, trace, page(next.into(), header.revision)).await.map(|_| ())
 }
 
 fn check(

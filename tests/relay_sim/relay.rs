@@ -41,6 +41,10 @@ pub(crate) struct Relay {
     clients: std::sync::atomic::AtomicU16,
 }
 
+/// Whose address a client has. The relay gives each address its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host(pub(crate) u8);
+
 /// What differs between relays.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
@@ -112,11 +116,11 @@ impl Relay {
         Self { server, phases, clients: 0.into() }
     }
 
-    /// Serves a client at the other end of the connection that is given back, in which so many bytes may be under way each way.
-    pub(crate) fn connect(&self, bytes: usize) -> DuplexStream {
+    /// Serves a client of this host at the other end of the connection that is given back, in which so many bytes may be under way each way.
+    pub(crate) fn connect(&self, host: Host, bytes: usize) -> DuplexStream {
         let (client, server) = tokio::io::duplex(bytes);
         let port = self.clients.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_000 + port % 50_000));
+        let peer = SocketAddr::from(([10, 0, 0, host.0], 10_000 + port % 50_000));
         // Where it is refused the client finds the connection closed, as it would find a socket.
         let _ = self.server.serve(server, peer);
         client

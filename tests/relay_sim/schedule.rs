@@ -1,6 +1,9 @@
 //! One schedule: a relay, its cluster and its clients, and what happens to them.
 //!
+//! Not here: a schedule of hostile clients beside a cluster in good health, see `crowd`.
 //! Always holds: all that is random comes from the seed; a schedule ends with a cluster in good health, and with all that is owed paid.
+
+pub(crate) mod crowd;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +19,11 @@ use crate::{
     check::{Counts, Spec, StreamCheck},
     client::{Client, Windows},
     cluster::{Changes, Cluster, Faults, Harm, Place},
-    reads,
-    relay::{Relay, Terms},
+    hostile::Hostile,
+    reads::{self, PAGE},
+    relay::{Host, Relay, Terms},
     trace::Trace,
-    watcher::{self, Order, Reading, Watcher},
+    watcher::{Order, Reading, Watcher},
 };
 
 const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
@@ -32,6 +36,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a schedule, and says what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<(Counts, Trace), Failure> {
+    simulate(seed, Schedule::new, async |schedule| schedule.go().await)
+}
+
+/// Runs what `make` makes, as `act` has it, on a made-up clock.
+fn simulate(
+    seed: u64,
+    make: impl FnOnce(u64) -> Schedule,
+    act: impl AsyncFnOnce(&mut Schedule) -> Result<Counts, String>,
+) -> Result<(Counts, Trace), Failure> {
     // What the relay takes for jitter, on this thread.
     fastrand::seed(seed);
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -41,8 +54,8 @@ pub(crate) fn run(seed: u64) -> Result<(Counts, Trace), Failure> {
     builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
     let runtime = builder.build().expect("a runtime");
     runtime.block_on(async {
-        let mut schedule = Schedule::new(seed);
-        let result = schedule.go().await;
+        let mut schedule = make(seed);
+        let result = act(&mut schedule).await;
         let trace = schedule.trace.clone();
         result.map(|counts| (counts, trace.clone())).map_err(|error| Failure { seed, error, trace })
     })
@@ -65,6 +78,8 @@ struct Schedule {
     /// Reads under way, and hostile clients.
     tasks: JoinSet<Result<(), String>>,
     with_rights: bool,
+    /// Hostile clients come more often.
+    pressed: bool,
     trace: Trace,
 }
 
@@ -73,11 +88,20 @@ const TOKENS: [Option<&str>; 3] = [None, Some("alice"), Some("bob")];
 
 impl Schedule {
     fn new(seed: u64) -> Self {
+        let mut schedule = Self::with(seed, Terms::random, seed.is_multiple_of(2));
+        for _ in 0..schedule.rng.random_range(1..5) {
+            schedule.join();
+        }
+        schedule
+    }
+
+    /// With some writes, and nobody there yet.
+    fn with(seed: u64, terms: impl FnOnce(&mut StdRng) -> Terms, with_rights: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let cluster = Cluster::new(rng.random());
-        let terms = Terms::random(&mut rng);
+        let terms = terms(&mut rng);
         let relay = Arc::new(Relay::new(&cluster, &terms));
-        let with_rights = rng.random_bool(0.5);
+        let pressed = rng.random_bool(0.3);
         let trace = Trace::new(&cluster);
         let mut schedule = Self {
             rng,
@@ -87,17 +111,21 @@ impl Schedule {
             readers: TOKENS.map(|_| None).into(),
             tasks: JoinSet::new(),
             with_rights,
+            pressed,
             trace,
         };
-        schedule.note(format!("seed {seed}: {terms:?}, trusted {}, rights {with_rights}", schedule.cluster.trusted()));
+        schedule.note(format!(
+            "seed {seed}: {terms:?}, trusted {}, rights {with_rights}, pressed {pressed}",
+            schedule.cluster.trusted()
+        ));
         if with_rights {
             schedule.grant_all();
         }
         for _ in 0..schedule.rng.random_range(1..4) {
             schedule.write();
         }
-        for _ in 0..schedule.rng.random_range(1..5) {
-            schedule.join();
+        if schedule.rng.random_bool(0.15) {
+            schedule.write_a_page();
         }
         schedule
     }
@@ -124,6 +152,7 @@ impl Schedule {
         while let Some(done) = self.tasks.try_join_next() {
             done.map_err(|error| error.to_string())??;
         }
+        self.watchers.iter().for_each(|watcher| watcher.check.lock().look_for_delays());
         self.watchers.iter().find_map(Watcher::failure).map_or(Ok(()), Err)
     }
 
@@ -160,6 +189,7 @@ impl Schedule {
             94..97 if self.with_rights => self.change_rights().await,
             97..98 => self.hostile(),
             98..99 if self.watchers.len() < 6 => self.join(),
+            _ if self.pressed => self.hostile(),
             _ => {}
         }
         Ok(())
@@ -184,14 +214,26 @@ impl Schedule {
         }
     }
 
+    /// More keys than a list in pages has on one.
+    fn write_a_page(&mut self) {
+        let changes = (0..PAGE + 30).map(|number| (format!("c/{number:03}").into(), Some(Bytes::from_static(b"v"))));
+        self.cluster.write(&changes.collect());
+    }
+
     fn join(&mut self) {
         let token = *TOKENS.choose(&mut self.rng).expect("some");
         let reading = if self.rng.random_bool(0.7) { Reading::Prompt } else { Reading::Slow };
+        self.join_as(token, reading);
+        self.create();
+    }
+
+    fn join_as(&mut self, token: Option<&'static str>, reading: Reading) {
         self.note(format!("a watcher joins: {token:?}, {reading:?}"));
         let seed = self.rng.random();
         let check = StreamCheck::new(self.cluster.clone(), self.trace.clone(), token, reading == Reading::Prompt);
-        self.watchers.push(Watcher::start(self.relay.clone(), check, token, reading, seed));
-        self.create();
+        // Few hosts, so that clients share them, but none is shared by prompt ones and slow ones.
+        let host = Host(self.rng.random_range(1..4) + if reading == Reading::Prompt { 0 } else { 10 });
+        self.watchers.push(Watcher::start(self.relay.clone(), host, check, token, reading, seed));
     }
 
     fn create(&mut self) {
@@ -240,14 +282,21 @@ impl Schedule {
         let client = match &self.readers[index] {
             Some(client) => client.clone(),
             None => {
-                let Ok(client) = Client::connect(&self.relay, TOKENS[index], Windows::WIDE).await else { return };
+                let Ok(client) = Client::connect(&self.relay, Host(20), TOKENS[index], Windows::WIDE).await else {
+                    return;
+                };
                 self.readers[index].insert(client).clone()
             }
         };
+        let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
+        if self.rng.random_bool(0.05) {
+            let pause = Duration::from_millis(self.rng.random_range(0..40_000));
+            self.tasks.spawn(async move { reads::list_in_pages(&cluster, &client, &trace, pause).await });
+            return;
+        }
         let wire = self.wire();
         let request = reads::random(&mut self.rng, &self.cluster, wire);
-        let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
-        self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await });
+        self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await.map(|_| ()) });
     }
 
     fn trouble(&mut self) {
@@ -299,21 +348,12 @@ impl Schedule {
     fn hostile(&mut self) {
         let (relay, wire) = (self.relay.clone(), self.wire());
         let life = Duration::from_millis(self.rng.random_range(0..8_000));
-        let (streams, from) = (self.rng.random_range(1..20), self.cluster.compact_revision());
-        match self.rng.random_range(0..3) {
-            0 => self.tasks.spawn(async move {
-                let _ = watcher::never_read(relay, wire, life).await;
-                Ok(())
-            }),
-            1 => self.tasks.spawn(async move {
-                let _ = watcher::flood(relay, wire, from, streams, life).await;
-                Ok(())
-            }),
-            _ => self.tasks.spawn(async move {
-                let _ = watcher::churn(relay, wire, 60).await;
-                Ok(())
-            }),
-        };
+        let (hostile, from) = (Hostile::random(&mut self.rng), self.cluster.compact_revision());
+        self.note(format!("{hostile:?} for {life:?}"));
+        self.tasks.spawn(async move {
+            hostile.run(relay, wire, from, life).await;
+            Ok(())
+        });
     }
 
     /// A range as clients write it.
@@ -371,6 +411,8 @@ impl Counts {
             revoked: self.revoked + other.revoked,
             told: self.told + other.told,
             resumed: self.resumed + other.resumed,
+            slowest: (self.slowest.0.max(other.slowest.0), self.slowest.1.max(other.slowest.1)),
+            overtaken: self.overtaken.max(other.overtaken),
         }
     }
 }

@@ -14,17 +14,14 @@ use etcd_relay::pb::etcdserverpb::{
 use h2::SendStream;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::{sync::mpsc, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use crate::{
     check::{Spec, StreamCheck},
     client::{Answer, Client, Windows, frame},
-    relay::Relay,
+    relay::{Host, Relay},
 };
 
 /// Between two attempts to come again.
@@ -60,12 +57,14 @@ pub(crate) struct Watcher {
     orders: mpsc::Sender<Order>,
     pub(crate) check: Arc<Mutex<StreamCheck>>,
     pub(crate) token: Option<&'static str>,
+    pub(crate) reading: Reading,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Watcher {
     pub(crate) fn start(
         relay: Arc<Relay>,
+        host: Host,
         check: StreamCheck,
         token: Option<&'static str>,
         reading: Reading,
@@ -74,8 +73,8 @@ impl Watcher {
         let (orders, taken) = mpsc::channel(ORDERS);
         let check = Arc::new(Mutex::new(check));
         let task =
-            Task { relay, token, reading, orders: taken, check: check.clone(), rng: StdRng::seed_from_u64(seed) };
-        Self { orders, check, token, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+            Task { relay, host, token, reading, orders: taken, check: check.clone(), rng: StdRng::seed_from_u64(seed) };
+        Self { orders, check, token, reading, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
     /// Asks the client to do something, if it has room for orders.
@@ -91,6 +90,7 @@ impl Watcher {
 
 struct Task {
     relay: Arc<Relay>,
+    host: Host,
     token: Option<&'static str>,
     reading: Reading,
     orders: mpsc::Receiver<Order>,
@@ -129,7 +129,7 @@ impl Task {
 
     async fn stream(&mut self) -> Result<Over, Status> {
         let windows = if self.reading == Reading::Prompt { Windows::WIDE } else { Windows::NARROW };
-        let client = Client::connect(&self.relay, self.token, windows).await?;
+        let client = Client::connect(&self.relay, self.host, self.token, windows).await?;
         let (mut send, mut answer) = client.open("Watch/Watch").await?;
         let again = self.check.lock().resume();
         for create in again {
@@ -187,11 +187,11 @@ impl Reading {
     }
 }
 
-fn cancel(watch_id: i64) -> RequestUnion {
+pub(crate) fn cancel(watch_id: i64) -> RequestUnion {
     RequestUnion::CancelRequest(WatchCancelRequest { watch_id })
 }
 
-fn say(send: &mut SendStream<Bytes>, request: RequestUnion) -> Result<(), Status> {
+pub(crate) fn say(send: &mut SendStream<Bytes>, request: RequestUnion) -> Result<(), Status> {
     send.send_data(frame(&WatchRequest { request_union: Some(request) }), false)
         .map_err(|error| Status::unavailable(format!("the stream is gone: {error}")))
 }
@@ -217,66 +217,4 @@ impl Spec {
             fragment: self.fragment,
         }
     }
-}
-
-/// A client that opens a watch of everything and never reads.
-pub(crate) async fn never_read(relay: Arc<Relay>, wire: (Bytes, Bytes), life: Duration) -> Result<(), Status> {
-    let client = Client::connect(&relay, None, Windows::NARROW).await?;
-    let (mut send, _answer) = client.open("Watch/Watch").await?;
-    for _ in 0..3 {
-        let create = WatchCreateRequest {
-            key: wire.0.clone(),
-            range_end: wire.1.clone(),
-            prev_kv: true,
-            ..WatchCreateRequest::default()
-        };
-        say(&mut send, RequestUnion::CreateRequest(create))?;
-    }
-    sleep(life).await;
-    Ok(())
-}
-
-/// A client that creates many watches of the past on many streams, and leaves most of them unread.
-pub(crate) async fn flood(
-    relay: Arc<Relay>,
-    wire: (Bytes, Bytes),
-    from: i64,
-    streams: usize,
-    life: Duration,
-) -> Result<(), Status> {
-    let client = Client::connect(&relay, None, Windows::NARROW).await?;
-    let mut open = Vec::new();
-    for _ in 0..streams {
-        let (mut send, answer) = client.open("Watch/Watch").await?;
-        let create = WatchCreateRequest {
-            key: wire.0.clone(),
-            range_end: wire.1.clone(),
-            start_revision: from,
-            ..WatchCreateRequest::default()
-        };
-        say(&mut send, RequestUnion::CreateRequest(create))?;
-        open.push((send, answer));
-    }
-    sleep(life).await;
-    Ok(())
-}
-
-/// A client that creates and cancels as fast as it can, and reads what it is told.
-pub(crate) async fn churn(relay: Arc<Relay>, wire: (Bytes, Bytes), rounds: usize) -> Result<(), Status> {
-    let client = Client::connect(&relay, None, Windows::WIDE).await?;
-    let (mut send, mut answer) = client.open("Watch/Watch").await?;
-    for round in 0..rounds {
-        let create = WatchCreateRequest {
-            key: wire.0.clone(),
-            range_end: wire.1.clone(),
-            watch_id: round as i64 + 1,
-            ..WatchCreateRequest::default()
-        };
-        say(&mut send, RequestUnion::CreateRequest(create))?;
-        say(&mut send, cancel(round as i64 + 1))?;
-        if round % 16 == 0 {
-            while let Ok(Ok(Some(_))) = timeout(Duration::ZERO, answer.message::<WatchResponse>()).await {}
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,113 @@
+//! Clients that want more than their share, or give nothing back. All of them are of one address.
+//!
+//! What they are told is not checked: what the others are told, and when, is. Always holds: each ends after a while, whatever happens.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse, watch_request::RequestUnion};
+use rand::{Rng, rngs::StdRng};
+use tokio::time::{sleep, timeout};
+use tonic::Status;
+
+use crate::{
+    client::{Client, Windows, frame},
+    relay::{Host, Relay},
+    watcher::{cancel, say},
+};
+
+/// Where they are.
+pub(crate) const HOST: Host = Host(66);
+
+/// What such a client does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hostile {
+    /// Opens watches from now, and never reads.
+    NeverReads { streams: usize, watches: usize },
+    /// Creates watches of the past on many streams, and leaves them unread.
+    Floods { streams: usize },
+    /// Creates and cancels as fast as it can, and reads what it is told.
+    Churns { rounds: usize },
+    /// Asks for costly reads, all at once, and takes no answer.
+    Reads { calls: usize },
+    /// Opens calls and sends nothing on them.
+    HalfOpens { calls: usize },
+}
+
+impl Hostile {
+    pub(crate) fn random(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..5) {
+            0 => Self::NeverReads { streams: rng.random_range(1..20), watches: rng.random_range(1..10) },
+            1 => Self::Floods { streams: rng.random_range(1..80) },
+            2 => Self::Churns { rounds: rng.random_range(1..400) },
+            3 => Self::Reads { calls: rng.random_range(1..100) },
+            _ => Self::HalfOpens { calls: rng.random_range(1..100) },
+        }
+    }
+
+    /// Does it, with ranges like `wire` and the past from `from` on, and is gone after `life`.
+    pub(crate) async fn run(self, relay: Arc<Relay>, wire: (Bytes, Bytes), from: i64, life: Duration) {
+        // What it is told, and that it is refused, is all the same to it.
+        let _ = self.act(&relay, wire, from, life).await;
+    }
+
+    async fn act(self, relay: &Relay, wire: (Bytes, Bytes), from: i64, life: Duration) -> Result<(), Status> {
+        let windows = if let Self::Churns { .. } = self { Windows::WIDE } else { Windows::NARROW };
+        let client = Client::connect(relay, HOST, None, windows).await?;
+        let create = |start_revision| WatchCreateRequest {
+            key: wire.0.clone(),
+            range_end: wire.1.clone(),
+            prev_kv: true,
+            start_revision,
+            ..WatchCreateRequest::default()
+        };
+        let mut open = Vec::new();
+        match self {
+            Self::NeverReads { streams, watches } => {
+                for _ in 0..streams {
+                    let (mut send, answer) = client.open("Watch/Watch").await?;
+                    for _ in 0..watches {
+                        say(&mut send, RequestUnion::CreateRequest(create(0)))?;
+                    }
+                    open.push((send, answer));
+                }
+            }
+            Self::Floods { streams } => {
+                for _ in 0..streams {
+                    let (mut send, answer) = client.open("Watch/Watch").await?;
+                    say(&mut send, RequestUnion::CreateRequest(create(from)))?;
+                    open.push((send, answer));
+                }
+            }
+            Self::Churns { rounds } => {
+                let (mut send, mut answer) = client.open("Watch/Watch").await?;
+                for watch_id in 1..=rounds as i64 {
+                    say(&mut send, RequestUnion::CreateRequest(WatchCreateRequest { watch_id, ..create(0) }))?;
+                    say(&mut send, cancel(watch_id))?;
+                    if watch_id % 16 == 0 {
+                        while let Ok(Ok(Some(_))) = timeout(Duration::ZERO, answer.message::<WatchResponse>()).await {}
+                    }
+                }
+                open.push((send, answer));
+            }
+            Self::Reads { calls } => {
+                let (key, range_end) = wire.clone();
+                let sorted = RangeRequest { key, range_end, sort_order: 2, sort_target: 4, ..RangeRequest::default() };
+                for call in 0..calls {
+                    let (mut send, answer) = client.open("KV/Range").await?;
+                    let revision = if call % 2 == 0 { from } else { 0 };
+                    let request = frame(&RangeRequest { revision, ..sorted.clone() });
+                    send.send_data(request, true).map_err(|error| Status::unavailable(error.to_string()))?;
+                    open.push((send, answer));
+                }
+            }
+            Self::HalfOpens { calls } => {
+                for _ in 0..calls {
+                    open.push(client.open("KV/Range").await?);
+                }
+            }
+        }
+        sleep(life).await;
+        Ok(())
+    }
+}

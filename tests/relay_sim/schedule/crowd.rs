@@ -1,0 +1,63 @@
+//! A schedule in which all is well with the cluster, and hostile clients crowd the relay: prompt clients are told of everything in time,
+//! and of a slow client's watches none waits while the others go on.
+//!
+//! Not here: what is checked, see `check`. Always holds: writes go on at the same pace until the end, so that whoever is passed over stays so.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::{Instant, sleep};
+
+use super::{Failure, Schedule, simulate};
+use crate::{
+    check::Counts,
+    relay::Terms,
+    watcher::{Order, Reading},
+};
+
+/// How long the crowd stays.
+const LASTS: Duration = Duration::from_secs(8);
+
+/// Runs a schedule, and says what was seen, or what was wrong.
+pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
+    let terms = |rng: &mut rand::rngs::StdRng| Terms { prefixes: vec![""], ..Terms::random(rng) };
+    simulate(seed, |seed| Schedule::with(seed, terms, false), async |schedule| schedule.crowd().await)
+        .map(|(counts, _)| counts)
+}
+
+impl Schedule {
+    async fn crowd(&mut self) -> Result<Counts, String> {
+        for reading in [Reading::Prompt, Reading::Slow] {
+            self.join_as(None, reading);
+        }
+        for _ in 0..self.rng.random_range(10..40) {
+            self.create();
+        }
+        let until = Instant::now() + LASTS;
+        while Instant::now() < until {
+            for _ in 0..self.rng.random_range(0..3) {
+                self.write();
+            }
+            match self.rng.random_range(0..12) {
+                0..3 => self.hostile(),
+                3 | 4 => self.create(),
+                5 => self.prompt_comes_again(),
+                6 => drop(self.cluster.compact(0.3)),
+                7 => self.read().await,
+                _ => {}
+            }
+            sleep(Duration::from_millis(self.rng.random_range(1..60))).await;
+            self.failure()?;
+        }
+        self.settle().await?;
+        self.relay.stop();
+        Ok(self.counts())
+    }
+
+    /// It goes on where it stood, in the past of its feeds.
+    fn prompt_comes_again(&mut self) {
+        if let Some(watcher) = self.watchers.iter().find(|watcher| watcher.reading == Reading::Prompt) {
+            watcher.order(Order::Break);
+        }
+    }
+}
