@@ -11,6 +11,9 @@ mod draw;
 mod engine;
 mod hpack;
 mod http2;
+mod relay;
+mod requests;
+mod views;
 
 /// Counts what is allocated: a target says how much an input may take at most.
 #[global_allocator]
@@ -25,4 +28,25 @@ fn hpack_blocks() {
 fn http2_connections() {
     let target = http2::Target::new();
     engine::run("http2", 3_000, |input| target.run(input));
+}
+
+#[test]
+fn range_requests() {
+    engine::run("range", 500, requests::range);
+}
+
+#[test]
+fn watch_requests() {
+    engine::run("watch", 300, requests::watch);
+}
+
+#[test]
+fn forwarded_requests() {
+    engine::run("forwarded", 400, requests::forwarded);
+}
+
+#[test]
+fn values_of_views() {
+    let target = views::Target::new();
+    engine::run("views", 150, |input| target.run(input));
 }

@@ -32,7 +32,9 @@ pub(super) const MAX_REQUEST: usize = 32 << 20;
 const MAX_DEPTH: usize = 1_000;
 
 /// etcd's text for unknown sort options, from the releases on that check them.
-pub(super) const BAD_SORT: &str = "etcdserver: invalid sort option";
+const BAD_SORT: &str = "etcdserver: invalid sort option";
+/// etcd's text for a request without a key.
+const NO_KEY: &str = "etcdserver: key is not provided";
 /// etcd's text for a grant of nothing, from 3.5 on.
 const NO_PERMISSION: &str = "etcdserver: permission not given";
 /// etcd's text for operations that meet, which it does not notice here.
@@ -71,18 +73,22 @@ pub(super) fn sorts(order: i32, target: i32) -> bool {
     (0..=2).contains(&order) && (0..=4).contains(&target)
 }
 
+/// The refusal of a `Range` with unknown sort options: etcd looks at the key first.
+pub(super) fn bad_sort(key: &[u8]) -> Status {
+    Status::invalid_argument(if key.is_empty() { NO_KEY } else { BAD_SORT })
+}
+
 fn range(message: &[u8]) -> Result<(), Status> {
+    let (mut key, mut known) = (&[][..], true);
     for field in Fields(message) {
-        let known = match field? {
-            (5, Value::Int(order)) => sorts(order as i32, 0),
-            (6, Value::Int(target)) => sorts(0, target as i32),
-            _ => true,
-        };
-        if !known {
-            return Err(Status::invalid_argument(BAD_SORT));
+        match field? {
+            (1, Value::Bytes(bytes)) => key = bytes,
+            (5, Value::Int(order)) => known &= sorts(order as i32, 0),
+            (6, Value::Int(target)) => known &= sorts(0, target as i32),
+            _ => {}
         }
     }
-    Ok(())
+    if known { Ok(()) } else { Err(bad_sort(key)) }
 }
 
 fn alarm(message: &[u8]) -> Result<(), Status> {

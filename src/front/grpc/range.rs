@@ -85,7 +85,7 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
     };
     if !guard::sorts(request.sort_order, request.sort_target) {
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
-        return refuse(Status::invalid_argument(guard::BAD_SORT));
+        return refuse(guard::bad_sort(&request.key));
     }
     let serializable = request.serializable;
     let query = query(request).and_then(|query| if form == Form::Whole { Some(query) } else { streamed(query) });

@@ -67,6 +67,19 @@ fn unknown_sort_options_are_refused_wherever_they_are() {
 }
 
 #[test]
+fn a_key_that_is_not_there_is_named_first_as_etcd_does() {
+    let request = RangeRequest { key: Bytes::new(), ..sorted(9) };
+    for result in [
+        checked(RANGE, &request.encode_to_vec()),
+        // What stands first in the message does not matter.
+        checked(RANGE, &[&sorted(9).encode_to_vec()[..], &[0x0a, 0]].concat()),
+        txn(vec![op(Request::RequestRange(request))], vec![]),
+    ] {
+        assert_eq!(result.expect_err("refused").message(), NO_KEY);
+    }
+}
+
+#[test]
 fn what_stands_behind_the_first_message_hides_nothing() {
     let body = [framed(&sorted(9).encode_to_vec()), framed(&[])].concat();
     assert_eq!(check(RANGE, &HeaderMap::new(), &body).expect_err("refused").message(), BAD_SORT);
