@@ -26,3 +26,13 @@ fn a_follower_has_the_newest_or_is_woken() {
 fn a_follower_that_moved_is_told_of_the_end() {
     models::a_follower_that_moved_is_told_of_the_end();
 }
+
+#[test]
+fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
+    models::whoever_joins_a_round_is_told_of_an_ask_that_began_after_it();
+}
+
+#[test]
+fn a_member_has_the_answer_or_is_woken() {
+    models::a_member_has_the_answer_or_is_woken();
+}

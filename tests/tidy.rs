@@ -25,7 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("shutdown", &["telemetry", "critical"]),
     ("tls", &["telemetry"]),
     ("bench", &["types", "telemetry", "tls", "pb"]),
-    ("hub", &["critical", "types", "telemetry"]),
+    ("hub", &["critical", "sync", "types", "telemetry"]),
     ("source", &["critical", "types", "hub", "telemetry", "tls", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),

@@ -1,8 +1,8 @@
 //! Models of the relay's hand-overs between threads: the relay's own files over loom, which tries every order in which loads, stores and locks
 //! of several threads can come to pass, also those that the processor at hand does not show.
 //!
-//! Run by `tests/models.rs` of the relay. Not here: the queue of a watch stream and the rounds of the confirmer, which are under one lock each,
-//! so that the lock is all there is to them; and whatever knows no atomics. Always holds: nothing here is a copy of the relay's code.
+//! Run by `tests/models.rs` of the relay. Not here: the queue of a watch stream, which is under one lock, so that the lock is all there is to
+//! it; and whatever knows no atomics. Always holds: nothing here is a copy of the relay's code.
 
 mod sync;
 
@@ -16,7 +16,13 @@ mod latest;
 #[expect(dead_code, reason = "the relay uses what the models do not")]
 mod wake;
 
+/// `src/hub/confirm/rounds.rs`.
+#[path = "../../src/hub/confirm/rounds.rs"]
+#[expect(dead_code, reason = "the relay uses what the models do not")]
+mod rounds;
+
 use std::{
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
@@ -28,6 +34,7 @@ use loom::{
 
 use self::{
     latest::Latest,
+    rounds::Rounds,
     wake::{WakeSource, WakeSources, Calls},
 };
 
@@ -161,5 +168,64 @@ pub fn a_follower_that_moved_is_told_of_the_end() {
             assert!(task.woken() > 0, "it rests beside the end");
         }
         assert_eq!(follower.poll_next(cx), Poll::Ready(None));
+    });
+}
+
+/// Two join at a time, and who is told to start a task asks upstream until nobody waits: whoever has an answer has one of an ask that began
+/// after it came, and nobody is left without one who asks.
+pub fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
+    loom::model(|| {
+        let rounds: Arc<Rounds<(), usize>> = Arc::default();
+        // What upstream would answer now.
+        let current = Arc::new(AtomicUsize::new(1));
+        let ask = |rounds: &Rounds<(), usize>, current: &AtomicUsize| {
+            let before = current.fetch_add(1, Ordering::AcqRel);
+            let (member, start) = rounds.join(None);
+            if start {
+                while let Some((round, _)) = rounds.next() {
+                    round.close(current.load(Ordering::Acquire));
+                }
+            }
+            let answer = pin!(member).poll(&mut Context::from_waker(Waker::noop()));
+            (before, answer, start)
+        };
+        let other = {
+            let (rounds, current) = (rounds.clone(), current.clone());
+            thread::spawn(move || {
+                let (before, answer, start) = ask(&rounds, &current);
+                assert!(!start || answer.is_ready(), "its own task has asked");
+                if let Poll::Ready(answer) = answer {
+                    assert!(answer > before, "an answer from before the question");
+                }
+            })
+        };
+        let (before, answer, start) = ask(&rounds, &current);
+        other.join().expect("it asks");
+        assert!(!start || answer.is_ready(), "its own task has asked");
+        if let Poll::Ready(answer) = answer {
+            assert!(answer > before, "an answer from before the question");
+        }
+        assert!(rounds.next().is_none(), "somebody waits, and nobody asks");
+    });
+}
+
+/// A member goes to rest while its round is closed: it has the answer, or is woken.
+pub fn a_member_has_the_answer_or_is_woken() {
+    loom::model(|| {
+        let rounds: Rounds<(), usize> = Rounds::default();
+        let (member, start) = rounds.join(None);
+        assert!(start);
+        let (round, _) = rounds.next().expect("somebody waits");
+        let other = thread::spawn(move || round.close(7));
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let mut member = pin!(member);
+        let cx = &mut Context::from_waker(&waker);
+        let first = member.as_mut().poll(cx);
+        other.join().expect("it closes");
+        if first.is_pending() {
+            assert_eq!(task.woken(), 1, "it rests beside an answer");
+        }
+        assert_eq!(member.as_mut().poll(cx), Poll::Ready(7));
     });
 }

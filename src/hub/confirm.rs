@@ -3,15 +3,11 @@
 //! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer comes
 //! from an ask that began after the question, so it is at least the revision that was current then.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, OnceLock},
-    task::{Context, Poll, Waker},
-    time::Duration,
-};
+mod rounds;
 
-use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
 
+use self::rounds::{Round, Rounds};
 use super::upstream::{Confirmed, Upstream, UpstreamError};
 use crate::{
     critical::Tasks,
@@ -29,24 +25,8 @@ pub struct Confirmer {
     header: Arc<UpstreamHeader>,
     patience: Duration,
     tasks: Tasks,
-    state: Mutex<ConfirmerState>,
-}
-
-#[derive(Debug, Default)]
-struct ConfirmerState {
-    asking: bool,
-    /// For those who come now: the ask that begins next.
-    next: Option<Arc<Round>>,
-    /// The revisions that they ask about.
-    wanted: Vec<Revision>,
-}
-
-/// One ask, and all who wait for its answer.
-#[derive(Debug, Default)]
-struct Round {
-    answer: OnceLock<Answer>,
-    /// Each at its place, until it is woken or gives up.
-    waiting: Mutex<Vec<Option<Waker>>>,
+    /// Those who ask about a revision name it.
+    rounds: Rounds<Revision, Arc<Answer>>,
 }
 
 #[derive(Debug)]
@@ -56,20 +36,12 @@ struct Answer {
     readable: Option<Revision>,
 }
 
-/// Who waits for a round. Dropped, it waits no more.
-#[derive(Debug)]
-struct Question {
-    round: Arc<Round>,
-    oldest: Option<Revision>,
-    place: Option<usize>,
-}
-
 /// The task that asks, while it runs.
 #[derive(Debug)]
 struct Asking {
     confirmer: Arc<Confirmer>,
     /// The round that it asks for.
-    round: Option<Arc<Round>>,
+    round: Option<Arc<Round<Arc<Answer>>>>,
     /// Whether it came to its end.
     over: bool,
 }
@@ -81,7 +53,7 @@ impl Confirmer {
         patience: Duration,
         tasks: Tasks,
     ) -> Arc<Self> {
-        Arc::new(Self { upstream, header, patience, tasks, state: Mutex::default() })
+        Arc::new(Self { upstream, header, patience, tasks, rounds: Rounds::default() })
     }
 
     /// The revision that is current in the cluster now, and whether `oldest` is compacted there. Cancel safe.
@@ -89,17 +61,13 @@ impl Confirmer {
     /// # Errors
     /// As upstream fails, or [`UpstreamError::Timeout`] after the request timeout.
     pub async fn confirm(self: &Arc<Self>, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        let (round, ask) = {
-            let mut state = self.state.lock();
-            state.wanted.extend(oldest);
-            (state.next.get_or_insert_default().clone(), !std::mem::replace(&mut state.asking, true))
-        };
+        let (answer, ask) = self.rounds.join(oldest);
         if ask {
             // A task of its own: whoever asked first may give up without the others losing their answer.
             let asking = Asking { confirmer: self.clone(), round: None, over: false };
             self.tasks.detach("confirmer", asking.run());
         }
-        Question { round, oldest, place: None }.await
+        answer.await.to(oldest)
     }
 
     /// One ask for all, at the oldest revision. Only where that one is compacted does it take more to tell for the others.
@@ -139,7 +107,7 @@ impl Confirmer {
 impl Asking {
     async fn run(mut self) {
         while let Some((round, wanted)) = self.next() {
-            if round.close(self.confirmer.answer(wanted).await) > 1 {
+            if round.close(Arc::new(self.confirmer.answer(wanted).await)) > 1 {
                 // Many ask again once they are answered. What is ready goes first, so that their next questions share one ask
                 // too; a task that has nothing else to wait for is back at once.
                 for _ in 0..TURNS {
@@ -150,12 +118,11 @@ impl Asking {
     }
 
     /// The next round, which nobody joins from now on; `None`, and the end, where nobody waits.
-    fn next(&mut self) -> Option<(Arc<Round>, Vec<Revision>)> {
-        let mut state = self.confirmer.state.lock();
-        self.round = state.next.take();
-        self.over = self.round.is_none();
-        state.asking = !self.over;
-        Some((self.round.clone()?, std::mem::take(&mut state.wanted)))
+    fn next(&mut self) -> Option<(Arc<Round<Arc<Answer>>>, Vec<Revision>)> {
+        let next = self.confirmer.rounds.next();
+        self.round = next.as_ref().map(|(round, _)| round.clone());
+        self.over = next.is_none();
+        next
     }
 }
 
@@ -165,28 +132,11 @@ impl Drop for Asking {
         if self.over {
             return;
         }
-        let next = {
-            let mut state = self.confirmer.state.lock();
-            state.asking = false;
-            state.wanted.clear();
-            state.next.take()
-        };
+        let next = self.confirmer.rounds.stop();
         for round in [self.round.take(), next].into_iter().flatten() {
             let stopping = UpstreamError::Unavailable("the relay is stopping".into());
-            round.close(Answer { confirmed: Err(stopping), readable: None });
+            round.close(Arc::new(Answer { confirmed: Err(stopping), readable: None }));
         }
-    }
-}
-
-impl Round {
-    /// Tells all who wait, and says how many they were. The first answer counts.
-    fn close(&self, answer: Answer) -> usize {
-        let _ = self.answer.set(answer);
-        // Whoever is not in the list by now looks for the answer before it waits.
-        let waiting = std::mem::take(&mut *self.waiting.lock());
-        let many = waiting.len();
-        waiting.into_iter().flatten().for_each(Waker::wake);
-        many
     }
 }
 
@@ -197,48 +147,12 @@ impl Answer {
     }
 }
 
-impl Future for Question {
-    type Output = Result<Confirmed, UpstreamError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let question = self.get_mut();
-        if let Some(answer) = question.round.answer.get() {
-            question.place = None;
-            return Poll::Ready(answer.to(question.oldest));
-        }
-        let mut waiting = question.round.waiting.lock();
-        // It may have come until then.
-        if let Some(answer) = question.round.answer.get() {
-            question.place = None;
-            return Poll::Ready(answer.to(question.oldest));
-        }
-        match question.place.and_then(|place| waiting.get_mut(place)) {
-            Some(Some(waker)) => waker.clone_from(cx.waker()),
-            Some(place) => *place = Some(cx.waker().clone()),
-            None => {
-                question.place = Some(waiting.len());
-                waiting.push(Some(cx.waker().clone()));
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        if let Some(place) = self.place
-            && let Some(waker) = self.round.waiting.lock().get_mut(place)
-        {
-            *waker = None;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
+        pin::Pin,
         sync::atomic::{AtomicI64, AtomicUsize, Ordering},
-        task::Wake,
+        task::{Context, Poll, Wake, Waker},
     };
 
     use async_trait::async_trait;
@@ -298,8 +212,7 @@ mod tests {
         // The first ask is under way and has read revision 10: it must not answer those who come now.
         fake.revision.store(11, Ordering::SeqCst);
         let others: Vec<_> = (0..50).map(|_| ask(&confirmer)).collect();
-        let waiting = || confirmer.state.lock().next.as_ref().map_or(0, |round| round.waiting.lock().len());
-        while waiting() < 50 {
+        while confirmer.rounds.waiting() < 50 {
             tokio::task::yield_now().await;
         }
         fake.gate.add_permits(2);
@@ -335,11 +248,9 @@ mod tests {
         let mut gone = by_hand(confirmer.clone());
         let mut stays = by_hand(confirmer.clone());
         assert!(gone.poll().is_none() && stays.poll().is_none() && stays.poll().is_none());
-        let round = confirmer.state.lock().next.clone().expect("a round");
-        let left = || round.waiting.lock().iter().flatten().count();
-        assert_eq!(left(), 2, "polled twice, it waits once");
+        assert_eq!(confirmer.rounds.waiting(), 2, "polled twice, it waits once");
         drop(gone);
-        assert_eq!(left(), 1);
+        assert_eq!(confirmer.rounds.waiting(), 1);
         fake.gate.add_permits(2);
         for task in [&mut first, &mut stays] {
             while !task.woken() {
@@ -362,7 +273,7 @@ mod tests {
         runtime.block_on(async {
             assert!(first.as_mut().poll(&mut cx).is_pending());
             // The task asks; whoever comes now waits for the next round.
-            while confirmer.state.lock().next.is_some() {
+            while confirmer.rounds.is_awaited() {
                 tokio::task::yield_now().await;
             }
             assert!(second.as_mut().poll(&mut cx).is_pending());
