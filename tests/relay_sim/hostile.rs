@@ -73,9 +73,11 @@ impl Hostile {
                 }
             }
             Self::Floods { streams } => {
-                for _ in 0..streams {
+                for number in 0..streams {
                     let (mut send, answer) = client.open("Watch/Watch").await?;
-                    say(&mut send, RequestUnion::CreateRequest(create(from)))?;
+                    // Each another range, so that no two are served in one.
+                    let (key, range_end) = (Bytes::from_static(b"a/"), format!("a0{number}").into());
+                    say(&mut send, RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, ..create(from) }))?;
                     open.push((send, answer));
                 }
             }

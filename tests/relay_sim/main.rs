@@ -3,7 +3,8 @@
 //! its users.
 //!
 //! Checked: each watch's guarantees (`check`); linearizability of reads, and that data of the past are not shown after their compaction
-//! (`reads`); that nothing is shown for longer than it may after a permission was taken away.
+//! (`reads`); that nothing is shown for longer than it may after a permission was taken away; that a client which reads at once is answered
+//! and told of events in time while all is well, whatever hostile clients do beside it (`hostile`, `schedule::crowd`).
 //! Not here: sockets and the real etcd, see `tests/it`; the hub's own schedules, see `tests/simulation`.
 //! `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how many are run. All is on one thread and on a made-up clock, so a seed
 //! nearly always gives the same schedule again. With `RUSTFLAGS="--cfg tokio_unstable"` it always does, since tokio's own dice are seeded then:

@@ -85,7 +85,8 @@ pub(crate) async fn read(
             let may_fail = of_rights || status.code() == Code::OutOfRange;
             ensure(!well || may_fail, || format!("failed while all was well: {status:?} to {}", what()))?;
             if status.code() == Code::OutOfRange && well {
-                let gone = request.revision > 0 && request.revision < cluster.compact_revision();
+                let of_another = cluster.place_of(request.revision).is_none_or(|place| place.epoch != asked.epoch);
+                let gone = request.revision > 0 && (of_another || request.revision < cluster.compact_revision());
                 ensure(gone, || format!("said to be compacted, which it is not: {status:?} to {}", what()))?;
             }
             return Ok(None);

@@ -8,7 +8,7 @@ pub(crate) mod crowd;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use etcd_relay::types::KeyRange;
+use etcd_relay::{pb::etcdserverpb::RangeRequest, types::KeyRange};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::{
     task::JoinSet,
@@ -175,6 +175,9 @@ impl Schedule {
                 self.cluster.harm(how);
             }
             85..88 => {
+                if self.rng.random_bool(0.5) {
+                    self.read_what_goes().await;
+                }
                 let share = self.rng.random_range(0.0..=1.0);
                 let to = self.cluster.compact(share);
                 self.note(format!("compact to {to}"));
@@ -277,17 +280,17 @@ impl Schedule {
         }
     }
 
-    async fn read(&mut self) {
+    async fn reader(&mut self) -> Option<Client> {
         let index = self.rng.random_range(0..self.readers.len());
-        let client = match &self.readers[index] {
-            Some(client) => client.clone(),
-            None => {
-                let Ok(client) = Client::connect(&self.relay, Host(20), TOKENS[index], Windows::WIDE).await else {
-                    return;
-                };
-                self.readers[index].insert(client).clone()
-            }
-        };
+        if self.readers[index].is_none() {
+            let client = Client::connect(&self.relay, Host(20), TOKENS[index], Windows::WIDE).await;
+            self.readers[index] = client.ok();
+        }
+        self.readers[index].clone()
+    }
+
+    async fn read(&mut self) {
+        let Some(client) = self.reader().await else { return };
         let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
         if self.rng.random_bool(0.05) {
             let pause = Duration::from_millis(self.rng.random_range(0..40_000));
@@ -297,6 +300,22 @@ impl Schedule {
         let wire = self.wire();
         let request = reads::random(&mut self.rng, &self.cluster, wire);
         self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await.map(|_| ()) });
+    }
+
+    /// Asks for the past that the next compaction is likely to take, a moment before it does, while more is written.
+    async fn read_what_goes(&mut self) {
+        let Some(client) = self.reader().await else { return };
+        let (key, range_end) = self.wire();
+        let revision = self.cluster.compact_revision().max(self.cluster.now().revision - 3);
+        let request = RangeRequest { key, range_end, revision, ..RangeRequest::default() };
+        let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
+        self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await.map(|_| ()) });
+        for _ in 0..self.rng.random_range(0..30) {
+            tokio::task::yield_now().await;
+        }
+        let to = self.cluster.compact(1.0);
+        self.note(format!("compact to {to}, which is read"));
+        self.write();
     }
 
     fn trouble(&mut self) {
@@ -346,9 +365,14 @@ impl Schedule {
 
     /// A client that wants more than its share, or gives nothing back.
     fn hostile(&mut self) {
+        let hostile = Hostile::random(&mut self.rng);
+        self.attack(hostile);
+    }
+
+    fn attack(&mut self, hostile: Hostile) {
         let (relay, wire) = (self.relay.clone(), self.wire());
         let life = Duration::from_millis(self.rng.random_range(0..8_000));
-        let (hostile, from) = (Hostile::random(&mut self.rng), self.cluster.compact_revision());
+        let from = self.cluster.compact_revision();
         self.note(format!("{hostile:?} for {life:?}"));
         self.tasks.spawn(async move {
             hostile.run(relay, wire, from, life).await;

@@ -36,6 +36,8 @@ pub(crate) enum Reading {
     Prompt,
     /// Now and then, a message at a time, with little room.
     Slow,
+    /// A message at a time without long pauses, with little room: slower than what happens.
+    Steady,
 }
 
 /// What a client is to do.
@@ -180,8 +182,10 @@ impl Task {
 impl Reading {
     /// The next message. Cancel safe.
     async fn next(self, answer: &mut Answer, rng: &mut StdRng) -> Result<Option<WatchResponse>, Status> {
-        if self == Self::Slow && rng.random_bool(0.5) {
-            sleep(Duration::from_millis(rng.random_range(0..400))).await;
+        match self {
+            Self::Slow if rng.random_bool(0.5) => sleep(Duration::from_millis(rng.random_range(0..400))).await,
+            Self::Steady => sleep(Duration::from_millis(rng.random_range(5..30))).await,
+            Self::Slow | Self::Prompt => {}
         }
         answer.message().await
     }

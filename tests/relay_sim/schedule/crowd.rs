@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use rand::Rng;
+use rand::{Rng, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
 use super::{Failure, Schedule, simulate};
 use crate::{
     check::Counts,
+    hostile::Hostile,
     relay::Terms,
     watcher::{Order, Reading},
 };
@@ -20,14 +21,18 @@ const LASTS: Duration = Duration::from_secs(8);
 
 /// Runs a schedule, and says what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
-    let terms = |rng: &mut rand::rngs::StdRng| Terms { prefixes: vec![""], ..Terms::random(rng) };
+    // The history is short, so that what is not new has to be filled.
+    let terms = |rng: &mut StdRng| {
+        let history = (rng.random_range(300..3_000), rng.random_range(2..12));
+        Terms { prefixes: vec![""], history, ..Terms::random(rng) }
+    };
     simulate(seed, |seed| Schedule::with(seed, terms, false), async |schedule| schedule.crowd().await)
         .map(|(counts, _)| counts)
 }
 
 impl Schedule {
     async fn crowd(&mut self) -> Result<Counts, String> {
-        for reading in [Reading::Prompt, Reading::Slow] {
+        for reading in [Reading::Prompt, Reading::Steady] {
             self.join_as(None, reading);
         }
         for _ in 0..self.rng.random_range(10..40) {
@@ -39,7 +44,11 @@ impl Schedule {
                 self.write();
             }
             match self.rng.random_range(0..12) {
-                0..3 => self.hostile(),
+                0 => {
+                    let streams = self.rng.random_range(50..400);
+                    self.attack(Hostile::Floods { streams });
+                }
+                1 | 2 => self.hostile(),
                 3 | 4 => self.create(),
                 5 => self.prompt_comes_again(),
                 6 => drop(self.cluster.compact(0.3)),
