@@ -83,6 +83,7 @@ impl Relay {
             grpc: grpc.clone(),
             http: None,
             metrics: Vec::new(),
+            v2: None,
             advertise: None,
             debug_from: Audience::Nobody,
             metrics_from: Audience::Nobody,

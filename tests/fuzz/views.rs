@@ -209,6 +209,7 @@ fn wire(store: &Store) -> (Lainlet, Phases) {
         grpc: listen::PortConfig::new(Port::Grpc, SocketAddr::from((Ipv4Addr::LOCALHOST, 2379))),
         http: None,
         metrics: Vec::new(),
+        v2: None,
         advertise: None,
         debug_from: Audience::Nobody,
         metrics_from: Audience::Nobody,
