@@ -51,6 +51,8 @@ const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a create waits for its feed's first snapshot before it is refused; on a stream without watches, before the stream is
 /// ended, for the client to try elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
+/// When progress notifications go on for which the client's queue had no room.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 /// How often a progress request on several feeds is tried while one is ahead of another.
 const PROGRESS_TRIES: usize = 10;
 
@@ -107,6 +109,8 @@ struct Ticks {
     last: Instant,
     /// Some watch asked for progress.
     wanted: bool,
+    /// The client's queue had no room for all of the last tick.
+    more: bool,
 }
 
 /// What became of a request.
@@ -163,7 +167,7 @@ impl Session {
 
     async fn serve(&mut self, mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
         let mut leaderless = self.shared.hub.leaderless();
-        let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false };
+        let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false, more: false };
         let mut half_closed = false;
         let stop = self.stop.clone();
         loop {
@@ -441,7 +445,8 @@ impl Ticks {
     /// Waits for the next tick, and then until the client has room for it. Cancel safe.
     async fn due(&mut self, stream: &WatchStream) {
         loop {
-            let at = self.last + self.beat.borrow_and_update().interval;
+            let interval = self.beat.borrow_and_update().interval;
+            let at = self.last + if self.more { interval.min(PROGRESS_PAUSE) } else { interval };
             // Both are cancel safe. Whoever sets the interval lives as long as the relay.
             tokio::select! {
                 biased;
@@ -455,7 +460,7 @@ impl Ticks {
         self.last = Instant::now();
         let stale = self.beat.borrow().stale;
         stream.feeds().iter().for_each(|feed| feed.refresh(stale));
-        stream.notify_progress(false);
+        self.more = !stream.notify_progress(false);
     }
 }
 

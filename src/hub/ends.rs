@@ -104,23 +104,28 @@ fn compacted_some(feed: &Feed, outbox: &Outbox, cluster: &Arc<Cluster>, compact_
 /// Takes all watches of a stream that has ended out of this feed. Nobody is told.
 pub(super) fn forget(feed: &Feed, outbox: &Outbox) {
     let mut inner = feed.lock();
-    let (slots, stopping) = {
-        let state = outbox.lock();
-        (state.watches.slots_in(feed.id()), state.end == Some(StreamEnd::Stopping))
-    };
+    let stopping = outbox.lock().end == Some(StreamEnd::Stopping);
     let mut forgotten = 0;
-    for (done, slot) in slots.into_iter().enumerate() {
-        // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
-        let left = {
-            let mut state = outbox.lock();
-            state.watches.get(slot).is_some().then(|| state.watches.remove(slot))
-        };
-        if let Some(left) = left {
-            inner.unlink(left);
-            forgotten += 1;
+    let mut from = Some(0);
+    while let Some(slot) = from {
+        let (slots, next) = outbox.lock().watches.some_slots_in(feed.id(), slot);
+        for (done, slot) in slots.into_iter().enumerate() {
+            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
+            let left = {
+                let mut state = outbox.lock();
+                state.watches.get(slot).is_some().then(|| state.watches.remove(slot))
+            };
+            if let Some(left) = left {
+                inner.unlink(left);
+                forgotten += 1;
+            }
+            if done % STEP_FORGOTTEN == STEP_FORGOTTEN - 1 {
+                // The end of a stream with a million watches must not hold up the feed.
+                Locked::bump(&mut inner);
+            }
         }
-        if done % STEP_FORGOTTEN == STEP_FORGOTTEN - 1 {
-            // The end of a stream with a million watches must not hold up the feed.
+        from = next;
+        if from.is_some() {
             Locked::bump(&mut inner);
         }
     }

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::position::Transition;
 pub(super) use self::{
     position::Phase,
-    state::State,
+    state::{Notified, State},
     watches::{FeedId, Left, Link, NewWatch, Watch, Watches},
 };
 use super::{

@@ -23,7 +23,13 @@ impl Feed {
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
         for outbox in outboxes {
-            let slots = outbox.lock().watches.slots_in(self.id());
+            let slots = {
+                let mut state = outbox.lock();
+                if *reset == Reset::Replaced {
+                    state.watches.forget_newest();
+                }
+                state.watches.slots_in(self.id())
+            };
             for slot in slots {
                 let mut state = outbox.lock();
                 let Some(watch) = state.watches.get(slot) else { continue };
@@ -32,12 +38,14 @@ impl Feed {
                     Phase::Live => watch.next().max(was.next()),
                     // Upstream itself will tell its fill, unless the cluster is another one.
                     Phase::Filling if *reset != Reset::Replaced => continue,
-                    Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
+                    Phase::Ahead | Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
                     Phase::Compacted | Phase::Failed => continue,
                 };
                 let (compact_revision, reason) = match reset {
                     Reset::Compacted { .. } if needs > revision => {
-                        state.outlast(slot, needs);
+                        if phase != Phase::Ahead {
+                            state.outlast(slot, needs);
+                        }
                         continue;
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {

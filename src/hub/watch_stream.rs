@@ -35,8 +35,6 @@ use crate::types::{ClientKey, Header, KeyRange, Revision};
 
 /// Most steps of reading for parked watches in one poll: a long history with few matches must not hold the executor.
 const POLL_STEPS: usize = 8;
-/// Most watches that are looked at while the feed's lock is held.
-const STEP_WATCHES: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -175,6 +173,7 @@ impl WatchStream {
             fragment: subscribe.fragment,
             progress_notify: subscribe.progress_notify,
             replay: lags || parked,
+            ahead: start > now.next(),
         });
         let waker = state.enqueue(Delivery::Created { watch_id: id, stamp: inner.stamp() });
         let mut asks = Asks::default();
@@ -286,18 +285,20 @@ impl WatchStream {
     }
 
     fn live_watches_in(&self, feed: &Feed) -> Vec<LiveWatch> {
-        let slots = self.outbox.lock().watches.slots_in(feed.id());
-        let mut watches = Vec::with_capacity(slots.len());
-        for slots in slots.chunks(STEP_WATCHES) {
+        let mut watches = Vec::new();
+        let mut from = Some(0);
+        while let Some(slot) = from {
             let inner = feed.lock();
             let state = self.outbox.lock();
-            // Between two locks it may have become another watch, of another feed.
-            let mine = slots.iter().filter(|slot| state.watches.feed_of(**slot) == Some(feed.id()));
+            let (slots, next) = state.watches.some_slots_in(feed.id(), slot);
+            from = next;
             let alive = |watch: &&Watch| !watch.phase().is_over();
-            watches.extend(mine.filter_map(|slot| state.watches.get(*slot)).filter(alive).map(|watch| LiveWatch {
-                watch_id: watch.id,
-                serial: watch.serial,
-                range: inner.index.group(watch.group()).range.clone(),
+            watches.extend(slots.iter().filter_map(|slot| state.watches.get(*slot)).filter(alive).map(|watch| {
+                LiveWatch {
+                    watch_id: watch.id,
+                    serial: watch.serial,
+                    range: inner.index.group(watch.group()).range.clone(),
+                }
             }));
         }
         watches

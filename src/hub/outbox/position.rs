@@ -13,6 +13,8 @@ use crate::types::Revision;
 pub(in crate::hub) enum Phase {
     /// Pushed by the feed.
     Live,
+    /// It begins with a revision that is still to come: from there on pushed by the feed.
+    Ahead,
     /// Read from history as the queue drains.
     Parked,
     /// Not at all until the feed has read its past: then from history.
@@ -30,6 +32,8 @@ pub(in crate::hub) enum Phase {
 /// What happens to a watch. That its feed gives it events, the one that happens all the time, is not here: see [`Pushable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Transition {
+    /// The revision that it begins with has come.
+    Arrive,
     /// It was told that it has everything up to a revision.
     TellProgress,
     /// Its next events did not fit into the queue: they are read from the history later.
@@ -77,19 +81,20 @@ pub(in crate::hub) struct Pushable<'a>(&'a mut Position);
 impl Transition {
     /// Where it leads from a phase; `None` where it cannot be.
     const fn leads(self, from: Phase) -> Option<Phase> {
-        use Phase::{Behind, Compacted, Failed, Filling, Live, Parked, Unfilled};
+        use Phase::{Ahead, Behind, Compacted, Failed, Filling, Live, Parked, Unfilled};
         match (self, from) {
+            (Self::Arrive, Ahead) => Some(Live),
             (Self::TellProgress, Live) => Some(Live),
             (Self::Miss, Live) => Some(Parked),
             (Self::Park, Live | Behind | Filling) => Some(Parked),
             (Self::Pass, Parked | Filling) => Some(from),
             (Self::CatchUp, Parked) => Some(Live),
             (Self::Outlast, Live | Parked | Behind | Unfilled) => Some(Live),
-            (Self::FallBehind, Live | Parked | Unfilled) => Some(Behind),
+            (Self::FallBehind, Live | Ahead | Parked | Unfilled) => Some(Behind),
             (Self::AwaitFill, Live | Parked | Behind | Filling) => Some(Unfilled),
             (Self::BeginFill, Unfilled) => Some(Filling),
-            (Self::Compact, Live | Parked | Behind | Unfilled | Filling) => Some(Compacted),
-            (Self::Fail, Live | Parked | Behind | Unfilled | Filling) => Some(Failed),
+            (Self::Compact, Live | Ahead | Parked | Behind | Unfilled | Filling) => Some(Compacted),
+            (Self::Fail, Live | Ahead | Parked | Behind | Unfilled | Filling) => Some(Failed),
             _ => None,
         }
     }
@@ -106,6 +111,11 @@ impl Position {
     /// Of a new watch.
     pub(super) const fn live(next: Revision) -> Self {
         Self { next, phase: Phase::Live }
+    }
+
+    /// Of a new watch that begins with a revision which is still to come.
+    pub(super) const fn ahead(next: Revision) -> Self {
+        Self { next, phase: Phase::Ahead }
     }
 
     /// The first revision that the watch may still be given: after its start, all that it got, and what it was told as progress.
@@ -146,27 +156,37 @@ impl Pushable<'_> {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 7] =
-        [Phase::Live, Phase::Parked, Phase::Behind, Phase::Unfilled, Phase::Filling, Phase::Compacted, Phase::Failed];
+    const PHASES: [Phase; 8] = [
+        Phase::Live,
+        Phase::Ahead,
+        Phase::Parked,
+        Phase::Behind,
+        Phase::Unfilled,
+        Phase::Filling,
+        Phase::Compacted,
+        Phase::Failed,
+    ];
 
     /// Each transition, and where it leads from each of [`PHASES`]: the first letter of the phase, `F` for `Filling`, `E` (for "ended") for `Failed`.
-    const TABLE: [(Transition, &str); 11] = [
-        (Transition::TellProgress, "L------"),
-        (Transition::Miss, "P------"),
-        (Transition::Park, "P-P-P--"),
-        (Transition::Pass, "-P--F--"),
-        (Transition::CatchUp, "-L-----"),
-        (Transition::Outlast, "LLLL---"),
-        (Transition::FallBehind, "BB-B---"),
-        (Transition::AwaitFill, "UUU-U--"),
-        (Transition::BeginFill, "---F---"),
-        (Transition::Compact, "CCCCC--"),
-        (Transition::Fail, "EEEEE--"),
+    const TABLE: [(Transition, &str); 12] = [
+        (Transition::Arrive, "-L------"),
+        (Transition::TellProgress, "L-------"),
+        (Transition::Miss, "P-------"),
+        (Transition::Park, "P--P-P--"),
+        (Transition::Pass, "--P--F--"),
+        (Transition::CatchUp, "--L-----"),
+        (Transition::Outlast, "L-LLL---"),
+        (Transition::FallBehind, "BBB-B---"),
+        (Transition::AwaitFill, "U-UU-U--"),
+        (Transition::BeginFill, "----F---"),
+        (Transition::Compact, "CCCCCC--"),
+        (Transition::Fail, "EEEEEE--"),
     ];
 
     fn letter(phase: Phase) -> char {
         match phase {
             Phase::Live => 'L',
+            Phase::Ahead => 'A',
             Phase::Parked => 'P',
             Phase::Behind => 'B',
             Phase::Unfilled => 'U',
@@ -230,7 +250,7 @@ mod tests {
             let mut position = Position { next: at(5), phase };
             assert!(position.pushable(at(4)).is_none(), "it has that");
             let Some(pushable) = position.pushable(at(6)) else {
-                assert_ne!(phase, Phase::Live);
+                assert_ne!(phase, Phase::Live, "one that is ahead has to arrive first");
                 continue;
             };
             assert_eq!((phase, pushable.next()), (Phase::Live, at(5)));

@@ -7,7 +7,7 @@ use std::{sync::Arc, task::Waker};
 
 use super::{
     OutboxLimits, Watches,
-    position::{Impossible, Transition},
+    position::{Impossible, Phase, Transition},
     queue::DeliveryQueue,
     watches::{FeedId, Left},
 };
@@ -26,6 +26,9 @@ use crate::{
 const FAILED: &str =
     "etcd-relay: this watch failed by a fault of the relay; watch again from the last revision that you have";
 
+/// Most watches that become live at once because the revisions have come with which they begin.
+const STEP_ARRIVE: usize = 1024;
+
 /// Guarded by the outbox's lock.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct State {
@@ -36,6 +39,8 @@ pub(in crate::hub) struct State {
     pub(super) waiting: usize,
     pub(in crate::hub) end: Option<StreamEnd>,
     pub(super) gone: bool,
+    /// Where the last tick of the progress timer stopped, because the queue was full.
+    pub(in crate::hub) notify_from: Option<(FeedId, usize)>,
 }
 
 impl State {
@@ -53,6 +58,9 @@ impl State {
         // A member of a group has a watch until the feed removes it.
         let watch = self.watches.get_mut(slot)?;
         let through = payload.revision();
+        if watch.phase() == Phase::Ahead {
+            return self.push_first(slot, payload, limits);
+        }
         let pushable = watch.pushable(through).filter(|_| !over)?;
         let from = payload.before(pushable.next());
         if full {
@@ -70,7 +78,18 @@ impl State {
             as_of: None,
             replay: false,
         };
+        self.watches.pushed(through);
         self.enqueue(delivery)
+    }
+
+    /// The same for a watch that was ahead of its feed until now.
+    #[cold]
+    fn push_first(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
+        let next = self.watches.get(slot)?.next();
+        if payload.revision() < next || self.is_over() || !self.shift(slot, Transition::Arrive, next) {
+            return None;
+        }
+        self.push(slot, payload, limits)
     }
 
     /// The history has what the watch needs next.
@@ -195,42 +214,64 @@ impl State {
 /// Progress.
 impl State {
     /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
-    /// come. `reached` gives the revision of a feed.
+    /// come. `reached` has the revision of each feed. However many watches there are, this takes a moment.
     pub(in crate::hub) fn progress(
         &mut self,
         stamp: &Stamp,
-        reached: impl Fn(FeedId) -> Revision,
+        reached: &[(FeedId, Revision)],
     ) -> (ProgressAnswer, Option<Waker>) {
-        let beyond = stamp.revision.next();
-        let ahead = |slot: usize, next: Revision| {
-            let of_feed = self.watches.feed_of(slot).map_or(Revision::ZERO, &reached);
-            next > beyond && next <= of_feed.next()
-        };
-        if self.watches.iter().any(|(slot, watch)| ahead(slot, watch.next())) {
+        let arrived = reached.iter().all(|(feed, revision)| self.watches.arrive(*feed, *revision, STEP_ARRIVE));
+        if !arrived || self.watches.newest() > stamp.revision {
             // A watch in a feed that is ahead was told of more already, or began after it.
             return (ProgressAnswer::Later, None);
         }
         let behind = self.watches.parked() + self.watches.catching_up() + self.watches.compacted() > 0;
-        let future = self.watches.iter().any(|(_, watch)| watch.next() > beyond);
-        if behind || future || self.watches.is_empty() {
+        if behind || self.watches.some_ahead() || self.watches.is_empty() {
             return (ProgressAnswer::Silence, None);
         }
-        self.watches.tell_all_progress(stamp.revision);
+        self.watches.pushed(stamp.revision);
         let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, stamp: stamp.clone() });
         (ProgressAnswer::Sent, waker)
     }
 
-    /// The tick of the progress timer for the watches of a feed, which stands at `stamp`: each live one that asked for notifications and
-    /// got nothing since the last tick is told where it stands. With `all`, also those that got something.
-    pub(in crate::hub) fn notify_progress(&mut self, feed: FeedId, stamp: &Stamp, all: bool) -> Option<Waker> {
+    /// The tick of the progress timer for some of the watches of a feed, which stands at `stamp`, those in slots from `from` on: each live
+    /// one that asked for notifications and got nothing since the last tick is told where it stands, while the queue has room. With `all`,
+    /// also those that got something, and without regard to room.
+    pub(in crate::hub) fn notify_progress(
+        &mut self,
+        feed: FeedId,
+        stamp: &Stamp,
+        all: bool,
+        from: usize,
+        limits: &OutboxLimits,
+    ) -> (Notified, Option<Waker>) {
+        self.watches.arrive(feed, stamp.revision, STEP_ARRIVE);
+        let due = self.watches.due_for_progress(feed, stamp.revision, all, from);
         let mut waker = None;
-        for (slot, watch_id) in self.watches.due_for_progress(feed, stamp.revision, all) {
+        for (slot, watch_id) in due.watches {
+            if self.queue.is_full(limits) && !all {
+                self.watches.ticked(feed, from..slot);
+                return (Notified::Full(slot), waker);
+            }
             if self.shift(slot, Transition::TellProgress, stamp.revision.next()) {
                 waker = self.enqueue(Delivery::Progress { watch_id, stamp: stamp.clone() }).or(waker);
             }
         }
-        waker
+        self.watches.ticked(feed, from..due.looked_through);
+        let is_last = due.looked_through >= self.watches.slots();
+        (if is_last { Notified::All } else { Notified::Some(due.looked_through) }, waker)
     }
+}
+
+/// How far [`State::notify_progress`] came.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::hub) enum Notified {
+    /// Through all slots.
+    All,
+    /// To this slot, and the next ones may be looked at.
+    Some(usize),
+    /// To this slot: the client does not read.
+    Full(usize),
 }
 
 /// The queue, and the stream as a whole.

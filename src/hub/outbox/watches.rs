@@ -7,7 +7,10 @@
 
 use std::{
     collections::BTreeSet,
-    ops::Bound::{self, Excluded, Unbounded},
+    ops::{
+        Bound::{self, Excluded, Unbounded},
+        Range,
+    },
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -25,6 +28,9 @@ use crate::{
     },
     types::Revision,
 };
+
+/// Most slots that are looked at while a lock is held.
+const STEP_SLOTS: usize = 1024;
 
 /// Names a feed for the outboxes that have watches there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +63,12 @@ pub(in crate::hub) struct Watches {
     unfilled: usize,
     filling: usize,
     compacted: usize,
+    /// Those that want progress notifications.
+    notified: usize,
+    /// The highest revision up to which a live watch was given everything, or the stream was told so.
+    newest: Revision,
+    /// Slots are below it.
+    slots: usize,
     /// Whose watches these are: one more is counted before it is added.
     counted: Counted,
 }
@@ -71,16 +83,20 @@ struct Attachment {
     /// The outbox's place in the feed.
     place: u32,
     watches: u32,
-    /// There where a watch waits for the feed's past or for a fill.
+    /// There where a watch waits: for the feed's past, for a fill, or for the revision that it begins with.
     lag: Option<Box<Lag>>,
 }
 
 #[derive(Debug, Default)]
 struct Lag {
+    /// Begin with revisions that are still to come.
+    ahead: Line,
     /// Wait until the feed has read its past.
     behind: Line,
     /// Wait for a fill.
     unfilled: Line,
+    /// Are being filled.
+    filling: Line,
     /// The stream's place in the queue for fills from this feed, while it has one.
     ticket: Option<Ticket>,
     /// The place in its line of the watch that was filled last: the next one is after it.
@@ -142,6 +158,15 @@ pub(in crate::hub) struct Link {
 /// The group of a watch that is in no index any more.
 const UNLINKED: GroupId = u32::MAX;
 
+/// Watches that are to be told their progress.
+#[derive(Debug)]
+pub(super) struct Due {
+    /// Their slots and ids.
+    pub(super) watches: SmallVec<[(usize, i64); 8]>,
+    /// All slots before this one were looked at.
+    pub(super) looked_through: usize,
+}
+
 /// What a watch that has ended had in its feed, for the feed to take out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -163,6 +188,8 @@ pub(in crate::hub) struct NewWatch {
     pub(in crate::hub) progress_notify: bool,
     /// It begins in the past: what it gets until it is live is late by its own wish.
     pub(in crate::hub) replay: bool,
+    /// It begins with a revision that is still to come.
+    pub(in crate::hub) ahead: bool,
 }
 
 /// How watches come and go.
@@ -205,16 +232,23 @@ impl Watches {
         (self.attachments.insert(Attachment { feed, place, watches: 0, lag: None }) as u32, place, slot)
     }
 
-    /// Adds a watch that was admitted. It is live; the caller may move it.
+    /// Adds a watch that was admitted. It is live or ahead; the caller may move it.
     pub(in crate::hub) fn add(&mut self, new: NewWatch) -> usize {
-        let NewWatch { id, next, attachment, link: Link { group, place }, fragment, progress_notify, replay } = new;
+        let NewWatch { id, next, attachment, link: Link { group, place }, fragment, progress_notify, replay, ahead } =
+            new;
         self.attachments[attachment as usize].watches += 1;
         let serial = self.next_serial;
         self.next_serial += 1;
-        let (position, quiet) = (Position::live(next), true);
+        let (position, quiet) = (if ahead { Position::ahead(next) } else { Position::live(next) }, true);
         let watch = Watch { id, serial, position, attachment, group, place, fragment, progress_notify, quiet, replay };
         let slot = self.watches.insert(watch);
         self.ids.insert(id, slot as u32);
+        self.slots = self.slots.max(slot + 1);
+        self.notified += usize::from(progress_notify);
+        if !ahead {
+            self.newest = self.newest.max(next.previous());
+        }
+        self.join_line(slot);
         slot
     }
 
@@ -225,6 +259,10 @@ impl Watches {
         let watch = self.watches.remove(slot);
         self.ids.remove(&watch.id);
         self.counted.remove();
+        self.notified -= usize::from(watch.progress_notify);
+        if self.watches.is_empty() {
+            (self.newest, self.slots) = (Revision::ZERO, 0);
+        }
         let attachment = &mut self.attachments[watch.attachment as usize];
         attachment.watches -= 1;
         let is_last = attachment.watches == 0;
@@ -257,7 +295,10 @@ impl Watches {
         self.leave_line(slot);
         let watch = &mut self.watches[slot];
         watch.position = after;
-        watch.replay &= after.phase() != Phase::Live;
+        if after.phase() == Phase::Live {
+            watch.replay = false;
+            self.newest = self.newest.max(after.next().previous());
+        }
         self.join_line(slot);
         if after.phase() != before.phase() {
             self.count(before.phase(), false);
@@ -275,34 +316,46 @@ impl Watches {
         Ok(Left { link, place: None })
     }
 
-    /// Every live watch was told that it has everything up to a revision.
-    pub(super) fn tell_all_progress(&mut self, revision: Revision) {
-        for (_, watch) in &mut self.watches {
-            let next = watch.next().max(revision.next());
-            if let Ok(after) = watch.position.after(Transition::TellProgress, next) {
-                watch.position = after;
-            }
-        }
+    /// A live watch was given everything through a revision.
+    pub(super) fn pushed(&mut self, through: Revision) {
+        self.newest = self.newest.max(through);
     }
 
-    /// The live watches in a feed, which stands at `revision`, that are to be told so: slots and ids.
-    pub(super) fn due_for_progress(
-        &mut self,
-        feed: FeedId,
-        revision: Revision,
-        all: bool,
-    ) -> SmallVec<[(usize, i64); 8]> {
-        let mut due = SmallVec::new();
-        for (slot, watch) in &mut self.watches {
-            if watch.progress_notify && self.attachments[watch.attachment as usize].feed == feed {
-                let synced = watch.phase() == Phase::Live && watch.next() <= revision.next();
-                if synced && (watch.quiet || all) {
-                    due.push((slot, watch.id));
-                }
+    /// Watches in a feed, which stands at `revision`, that were ahead of it are live now. False where `most` were not enough.
+    pub(super) fn arrive(&mut self, feed: FeedId, revision: Revision, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((next, slot)) = self.lag_in(feed).and_then(|lag| lag.ahead.first().copied()) else { return true };
+            if next > revision.next() || self.shift(slot as usize, Transition::Arrive, next).is_err() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Live watches in a feed, which stands at `revision`, that are to be told so: of the slots from `from` on as many as may be looked at
+    /// while a lock is held.
+    pub(super) fn due_for_progress(&self, feed: FeedId, revision: Revision, all: bool, from: usize) -> Due {
+        let to = self.slots.min(from + STEP_SLOTS);
+        let due = |slot: usize| {
+            let watch = self.watches.get(slot)?;
+            let wanted = watch.progress_notify
+                && self.attachments[watch.attachment as usize].feed == feed
+                && watch.phase() == Phase::Live
+                && watch.next() <= revision.next();
+            (wanted && (watch.quiet || all)).then_some((slot, watch.id))
+        };
+        Due { watches: (from..to).filter_map(due).collect(), looked_through: to }
+    }
+
+    /// The tick of the progress timer has come to these slots: what is delivered from here on is news.
+    pub(super) fn ticked(&mut self, feed: FeedId, slots: Range<usize>) {
+        for slot in slots {
+            if let Some(watch) = self.watches.get_mut(slot)
+                && self.attachments[watch.attachment as usize].feed == feed
+            {
                 watch.quiet = true;
             }
         }
-        due
     }
 
     fn join_line(&mut self, slot: usize) {
@@ -312,7 +365,9 @@ impl Watches {
             Phase::Parked => self.parked.insert(entry),
             Phase::Behind => self.lag_mut(attachment).behind.insert(entry),
             Phase::Unfilled => self.lag_mut(attachment).unfilled.insert(entry),
-            Phase::Live | Phase::Filling | Phase::Compacted | Phase::Failed => true,
+            Phase::Ahead => self.lag_mut(attachment).ahead.insert(entry),
+            Phase::Filling => self.lag_mut(attachment).filling.insert(entry),
+            Phase::Live | Phase::Compacted | Phase::Failed => true,
         };
         debug_assert!(joined, "a watch is in its line once");
     }
@@ -324,7 +379,9 @@ impl Watches {
             Phase::Parked => self.parked.remove(&entry),
             Phase::Behind => self.lag_mut(attachment).behind.remove(&entry),
             Phase::Unfilled => self.lag_mut(attachment).unfilled.remove(&entry),
-            Phase::Live | Phase::Filling | Phase::Compacted | Phase::Failed => true,
+            Phase::Ahead => self.lag_mut(attachment).ahead.remove(&entry),
+            Phase::Filling => self.lag_mut(attachment).filling.remove(&entry),
+            Phase::Live | Phase::Compacted | Phase::Failed => true,
         };
         debug_assert!(left, "a watch is in its line until it leaves it");
     }
@@ -332,7 +389,7 @@ impl Watches {
     /// A watch came into a phase, or left it: here, and for the gauges.
     fn count(&mut self, phase: Phase, up: bool) {
         let count = match phase {
-            Phase::Live | Phase::Failed => return,
+            Phase::Live | Phase::Ahead | Phase::Failed => return,
             Phase::Parked => return stats::parked(up),
             Phase::Compacted => &mut self.compacted,
             Phase::Behind => {
@@ -375,8 +432,9 @@ impl Watches {
         self.watches.get_mut(slot)
     }
 
-    pub(in crate::hub) fn iter(&self) -> impl Iterator<Item = (usize, &Watch)> {
-        self.watches.iter()
+    /// Slots are below it.
+    pub(super) fn slots(&self) -> usize {
+        self.slots
     }
 
     /// The slot of a watch.
@@ -406,7 +464,15 @@ impl Watches {
         self.attachments.iter().map(|(_, attachment)| attachment.feed)
     }
 
-    /// The slots of the watches in a feed.
+    /// The slots of some of the watches in a feed, of those from `from` on, and the slot to go on from: who looks at a million watches with
+    /// a lock in hand holds up the feed.
+    pub(in crate::hub) fn some_slots_in(&self, feed: FeedId, from: usize) -> (Vec<usize>, Option<usize>) {
+        let to = self.slots.min(from + STEP_SLOTS);
+        let slots = (from..to).filter(|slot| self.feed_of(*slot) == Some(feed)).collect();
+        (slots, (to < self.slots).then_some(to))
+    }
+
+    /// The slots of all watches in a feed.
     pub(in crate::hub) fn slots_in(&self, feed: FeedId) -> Vec<usize> {
         self.watches.iter().map(|(slot, _)| slot).filter(|slot| self.feed_of(*slot) == Some(feed)).collect()
     }
@@ -428,9 +494,32 @@ impl Watches {
 
     /// What the watch that is furthest behind needs, and its feed; `None` where none is behind.
     pub(in crate::hub) fn furthest_behind(&self) -> Option<(Revision, FeedId)> {
-        let behind = self.watches.iter().filter(|(_, watch)| watch.phase() != Phase::Live && !watch.phase().is_over());
-        let (slot, watch) = behind.min_by_key(|(_, watch)| watch.next())?;
-        Some((watch.next(), self.feed_of(slot)?))
+        let parked = self.parked.first().and_then(|(next, slot)| Some((*next, self.feed_of(*slot as usize)?)));
+        let lagging = self.attachments.iter().flat_map(|(_, at)| {
+            let lines = at.lag.iter().flat_map(|lag| [&lag.behind, &lag.unfilled, &lag.filling]);
+            lines.filter_map(|line| line.first()).map(|(next, _)| (*next, at.feed))
+        });
+        parked.into_iter().chain(lagging).min_by_key(|(next, _)| *next)
+    }
+
+    /// The highest revision up to which a live watch was given everything, or the stream was told so.
+    pub(super) fn newest(&self) -> Revision {
+        self.newest
+    }
+
+    /// Revisions begin anew: another cluster has taken the place of the one that they were of.
+    pub(in crate::hub) fn forget_newest(&mut self) {
+        self.newest = Revision::ZERO;
+    }
+
+    /// Whether a watch begins with a revision that is still to come.
+    pub(super) fn some_ahead(&self) -> bool {
+        self.attachments.iter().any(|(_, at)| at.lag.as_ref().is_some_and(|lag| !lag.ahead.is_empty()))
+    }
+
+    /// Whether a watch wants progress notifications.
+    pub(in crate::hub) fn want_progress(&self) -> bool {
+        self.notified > 0
     }
 
     /// The feed of the parked watch that is furthest behind (revisions of several feeds are of one store), and up to `most` slots of

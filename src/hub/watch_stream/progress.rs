@@ -4,8 +4,12 @@
 
 use super::WatchStream;
 use crate::{
-    hub::{Feed, delivery::ProgressAnswer, outbox::wake},
-    types::{Revision, Stamp},
+    hub::{
+        Feed,
+        delivery::ProgressAnswer,
+        outbox::{Notified, wake},
+    },
+    types::Stamp,
 };
 
 impl WatchStream {
@@ -13,10 +17,9 @@ impl WatchStream {
     /// come.
     pub fn answer_progress(&self) -> ProgressAnswer {
         let feeds = self.feeds();
-        let reached = |id| feeds.iter().find(|feed| feed.id() == id).map_or(Revision::ZERO, |feed| feed.revision());
         let (answer, waker) = match &feeds[..] {
             [] => return ProgressAnswer::Silence,
-            [feed] => with_stamp(feed, |stamp| self.outbox.lock().progress(stamp, reached)),
+            [feed] => with_stamp(feed, |stamp| self.outbox.lock().progress(stamp, &[(feed.id(), stamp.revision)])),
             // Several feeds stand at several revisions. The lowest one holds for all, where they are of one cluster.
             [first, ..] => {
                 let stamps = feeds.iter().map(|feed| feed.snapshot().stamp());
@@ -24,7 +27,8 @@ impl WatchStream {
                 if feeds.iter().any(|feed| feed.cluster().id() != first.cluster().id()) {
                     return ProgressAnswer::Later;
                 }
-                self.outbox.lock().progress(&lowest, reached)
+                let reached: Vec<_> = feeds.iter().map(|feed| (feed.id(), feed.revision())).collect();
+                self.outbox.lock().progress(&lowest, &reached)
             }
         };
         wake(waker);
@@ -32,25 +36,39 @@ impl WatchStream {
     }
 
     /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
-    /// told where it stands. With `all`, also those that got something.
-    pub fn notify_progress(&self, all: bool) {
-        for feed in self.feeds() {
-            let waker = with_stamp(&feed, |stamp| {
-                let mut state = self.outbox.lock();
-                if state.is_full(&self.outbox.limits) && !all {
-                    // The client does not read. One that has closed its side is not held back by its requests either.
-                    return None;
+    /// told where it stands. With `all`, also those that got something. False where the queue has no room for the others: the next call
+    /// goes on with them.
+    pub fn notify_progress(&self, all: bool) -> bool {
+        let feeds = self.feeds();
+        let stopped = self.outbox.lock().notify_from.take().filter(|_| !all);
+        let first = feeds.iter().position(|feed| stopped.is_some_and(|(stopped, _)| stopped == feed.id()));
+        let mut from = first.and(stopped).map_or(0, |(_, slot)| slot);
+        for feed in feeds.iter().skip(first.unwrap_or(0)) {
+            loop {
+                let (notified, waker) = with_stamp(feed, |stamp| {
+                    let mut state = self.outbox.lock();
+                    let (notified, waker) = state.notify_progress(feed.id(), stamp, all, from, &self.outbox.limits);
+                    if let Notified::Full(slot) = notified {
+                        state.notify_from = Some((feed.id(), slot));
+                    }
+                    (notified, waker)
+                });
+                wake(waker);
+                match notified {
+                    Notified::All => break,
+                    Notified::Some(slot) => from = slot,
+                    Notified::Full(_) => return false,
                 }
-                state.notify_progress(feed.id(), stamp, all)
-            });
-            wake(waker);
+            }
+            from = 0;
         }
+        true
     }
 
     /// Whether any watch asked for progress notifications.
     #[must_use]
     pub fn wants_progress(&self) -> bool {
-        self.outbox.lock().watches.iter().any(|(_, watch)| watch.progress_notify)
+        self.outbox.lock().watches.want_progress()
     }
 }
 

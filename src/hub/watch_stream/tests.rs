@@ -175,3 +175,91 @@ async fn a_watch_that_is_canceled_takes_its_place_in_the_queue_for_fills_along()
     }
     at_work.leave();
 }
+
+#[test]
+fn progress_notifications_stay_within_the_queue_and_come_to_each_watch_once() {
+    let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 5000 };
+    let hub = testing::hub(limits);
+    let feeds = [feed(&hub, "a"), feed(&hub, "b")];
+    let stream = WatchStream::new(limits, ClientKey::RELAY);
+    let watches = 4000;
+    for watch_id in 1..=watches {
+        watch(&stream, &feeds[watch_id as usize % 2], watch_id, 0, false);
+        told(&stream);
+    }
+    let mut all = Vec::new();
+    loop {
+        let done = stream.notify_progress(false);
+        assert!(stream.stats().queued <= limits.deliveries, "{} wait", stream.stats().queued);
+        all.extend(told(&stream));
+        if done {
+            break;
+        }
+    }
+    all.sort_unstable();
+    let mut each: Vec<String> = (1..=watches).map(|watch_id| format!("{watch_id} progress 10")).collect();
+    each.sort_unstable();
+    assert_eq!(all, each);
+}
+
+#[test]
+fn a_stream_is_silent_about_progress_while_a_watch_begins_with_a_revision_to_come() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feed, 1, 0, false);
+    watch(&stream, &feed, 2, 13, false);
+    watch(&stream, &feed, 3, 11, false);
+    told(&stream);
+    for (revision, events) in [(11, vec!["1 events 11", "3 events 11"]), (12, vec!["1 events 12", "3 events 12"])] {
+        assert_eq!(stream.answer_progress(), ProgressAnswer::Silence, "before {revision}");
+        stream.notify_progress(true);
+        publish(&feed, revision);
+        let events: Vec<_> = events.into_iter().map(str::to_owned).collect();
+        assert!(told(&stream).ends_with(&events), "at {revision}");
+    }
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent, "13 is the next revision for all of them");
+    publish(&feed, 13);
+    assert_eq!(told(&stream), ["-1 progress 12", "1 events 13", "2 events 13", "3 events 13"]);
+    assert_eq!(stream.stats().parked, 0);
+    stream.cancel(2);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+}
+
+#[test]
+fn many_watches_that_a_revision_was_to_come_for_are_live_in_steps() {
+    let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 5000 };
+    let hub = testing::hub(limits);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(limits, ClientKey::RELAY);
+    for watch_id in 1..=3000 {
+        watch(&stream, &feed, watch_id, 20, false);
+        told(&stream);
+    }
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Silence);
+    feed.advance(Revision::new(30));
+    let mut later = 0;
+    while stream.answer_progress() == ProgressAnswer::Later {
+        later += 1;
+    }
+    assert_eq!(later, 2, "a bounded number of them at a time");
+    assert_eq!(told(&stream), ["-1 progress 30"]);
+}
+
+#[test]
+fn progress_is_told_again_after_another_cluster_with_lower_revisions_has_come() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feed, 1, 0, false);
+    watch(&stream, &feed, 2, 0, false);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(5), &crate::hub::Reset::Replaced);
+    feed.loaded();
+    stream.cancel(1);
+    watch(&stream, &feed, 3, 0, false);
+    stream.cancel(2);
+    told(&stream);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(told(&stream), ["-1 progress 5"]);
+}
