@@ -8,7 +8,7 @@ mod intake;
 
 use std::{
     fmt, io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -76,6 +76,8 @@ pub struct Connection<T, S, F, B: http_body::Body, E> {
     full: bool,
     /// It is time to look whether the peer is there.
     is_due: bool,
+    /// Its turn is over, and the tasks that are ready now go before the next.
+    gives_way: bool,
     output: Output,
     streams: Streams<F, B>,
     peer: Peer,
@@ -198,6 +200,7 @@ where
             readable: true,
             full: false,
             is_due: false,
+            gives_way: false,
             output,
             streams: Streams::new(),
             peer: Peer {
@@ -251,6 +254,9 @@ where
             }
             if !self.full {
                 self.run();
+                if self.output.len() >= MAX_PAYLOAD {
+                    self.turn.weigh();
+                }
                 let write = &mut Context::from_waker(&self.write.1);
                 match self.output.poll_write(&mut self.io, write) {
                     Poll::Ready(written) => written?,
@@ -280,9 +286,19 @@ where
                 break;
             }
         }
-        // Others have their turn.
-        cx.waker().wake_by_ref();
+        self.give_way(cx);
         Poll::Pending
+    }
+
+    /// Has this task run again once others have had their turn, those among them for whose sockets something has come meanwhile.
+    ///
+    /// A task that wakes itself goes behind those that are known to be ready. But what has come to sockets the runtime looks at when nobody
+    /// is ready, and else once in 61 runs of tasks: connections that always have more to do would have everyone else wait for 61 of their
+    /// turns. So it first has itself woken after such a look, and then goes behind those whom that look has found.
+    fn give_way(&mut self, cx: &mut Context<'_>) {
+        self.gives_way = true;
+        let yielded = pin!(tokio::task::yield_now()).poll(cx);
+        debug_assert!(yielded.is_pending(), "it is ready when it is polled again");
     }
 
     /// One look at all who called. True where the connection is to be dropped at once.
@@ -497,6 +513,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        if std::mem::take(&mut this.gives_way) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         this.turn = Turn::default();
         if this.rare.ended.is_none() {
             let ended = ready!(this.take_turn(cx));
@@ -506,7 +526,7 @@ where
         if this.streams.clear(&mut this.turn) {
             return Poll::Ready(this.rare.ended.take().unwrap_or(Ok(())));
         }
-        cx.waker().wake_by_ref();
+        this.give_way(cx);
         Poll::Pending
     }
 }

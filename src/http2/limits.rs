@@ -42,8 +42,10 @@ impl Limits {
     /// Streams that a peer may have opened for nothing, such as to reset them at once, more than those that it let us answer. One more
     /// ends the connection.
     pub const WASTED_STREAMS: u32 = 1_000;
-    /// How long a connection reads, and how long it runs its streams, before the other connections of its thread go on.
-    pub const TURN: Duration = Duration::from_millis(1);
+    /// How long a connection reads, and how long it runs its streams, before the other connections of its thread go on: what several large
+    /// writes take, or a hundred small calls. Where all threads are busy with connections that always have more to do, the calls of others wait
+    /// for about that long.
+    pub const TURN: Duration = Duration::from_micros(250);
     /// Requests whose handlers were not called yet. Nothing more is read before some of them are.
     pub const FRESH: usize = 1_000;
     /// How long a peer may take for the rest of something that it has begun. A frame, or fields spread over several, that are not whole

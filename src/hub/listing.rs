@@ -18,8 +18,8 @@ use super::{
 };
 use crate::types::KeyValue;
 
-/// Bytes that a key-value counts for at least when a part is taken: small ones take as long as one of about this size.
-const LEAST: usize = 64;
+/// Bytes that a key-value counts for at least when it is taken by itself: one that is as short takes as long, since it has to be fetched.
+const LEAST: usize = 128;
 /// Key-values that are copied at a time from last to first.
 const BACK: usize = 64;
 
@@ -124,8 +124,10 @@ impl Listing {
         let mut part = Part { bare: self.bare, copied: BytesMut::new(), left: &mut self.left, work: 0, most: bytes };
         match &mut self.source {
             Source::Neighbours { snapshot, pages, places, order: Order::Rising } => {
-                if part.bare {
-                    part.copied.reserve(bytes.min(before));
+                if part.bare && places.start < places.end {
+                    // As much as so many are on average.
+                    let count = places.len().min(bytes / LEAST + 1);
+                    part.copied.reserve(before / places.len() * count);
                 }
                 let mut next = places.start;
                 snapshot.map.leaves(places.clone(), |leaf, places| {

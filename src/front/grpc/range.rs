@@ -48,8 +48,9 @@ const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most bytes of the key-values of an answer: etcd sends no message of 2 GiB.
 const MAX_ANSWER: usize = i32::MAX as usize - 128;
-/// About how much of an answer is made at a time: a large one is made as its connection takes it.
-const PART: usize = 512 << 10;
+/// About how much of an answer is made at a time: a large one is made as its connection takes it, and this is as much as goes into one write.
+/// It takes some hundred microseconds at the most, which other connections of the thread wait for.
+const PART: usize = 128 << 10;
 /// Room for key-values that are copied into an answer.
 const SMALL: usize = 2 << 10;
 

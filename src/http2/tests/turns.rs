@@ -1,6 +1,11 @@
 //! How long one connection may keep its thread, on a clock that only the handlers move.
 
-use std::{cell::Cell, pin::pin, rc::Rc, task::Waker};
+use std::{cell::Cell, io, pin::pin, rc::Rc, task::Waker};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+};
 
 use super::{super::wake::WakeSource, *};
 
@@ -50,7 +55,7 @@ fn requests(count: u32) -> Vec<u8> {
 }
 
 /// Polls until `done`, and returns by how much `count` grew in each turn.
-fn turns(
+async fn turns(
     connection: &mut (impl Future<Output = Result<(), Ended>> + Unpin),
     count: &Cell<usize>,
     done: usize,
@@ -63,6 +68,8 @@ fn turns(
         let woken = Waker::from(bell);
         let polled = Pin::new(&mut *connection).poll(&mut Context::from_waker(&woken));
         grown.push(count.get() - before);
+        // It is woken at once, or after the next look at sockets.
+        tokio::task::yield_now().await;
         let is_woken = calls.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()));
         assert!(polled.is_ready() || count.get() == done || is_woken, "it rests with {} of {done}", count.get());
     }
@@ -79,7 +86,7 @@ async fn costly_handlers_of_one_connection_leave_time_to_others_after_each() {
     let limits = Limits { max_streams: 1000, unanswered: usize::MAX, ..LIMITS };
     let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
     client.write_all(&requests(100)).await.expect("sent");
-    let turns = turns(&mut connection, &polled, 100);
+    let turns = turns(&mut connection, &polled, 100).await;
     assert!(turns.iter().all(|polls| *polls <= 1), "handlers in a turn: {turns:?}");
 }
 
@@ -99,7 +106,7 @@ async fn what_many_streams_leave_is_dropped_in_turns_however_they_end() {
         let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
         let mut connection = Connection::new(io, service, limits, told(&CancellationToken::new()), told(&abort));
         client.write_all(&requests(1000)).await.expect("sent");
-        turns(&mut connection, &polled, 1000);
+        turns(&mut connection, &polled, 1000).await;
         let mut out = Vec::new();
         match how {
             "aborted" => abort.cancel(),
@@ -108,7 +115,7 @@ async fn what_many_streams_leave_is_dropped_in_turns_however_they_end() {
             _ => client.shutdown().await.expect("closed"),
         }
         client.write_all(&out).await.expect("sent");
-        let turns = turns(&mut connection, &dropped, 1000);
+        let turns = turns(&mut connection, &dropped, 1000).await;
         assert!(turns.iter().all(|drops| *drops <= MOST), "{how}: streams dropped in a turn: {turns:?}");
     }
 }
@@ -157,7 +164,90 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
     let limits = Limits { max_streams: STREAMS, unanswered: usize::MAX, ..LIMITS };
     let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
     client.write_all(&requests(STREAMS)).await.expect("sent");
-    turns(&mut connection, &polled, STREAMS as usize);
+    turns(&mut connection, &polled, STREAMS as usize).await;
     wakers.take().into_iter().for_each(Waker::wake);
-    turns(&mut connection, &polled, 2 * STREAMS as usize);
+    turns(&mut connection, &polled, 2 * STREAMS as usize).await;
+}
+
+/// A client that asked for something and takes all that it gets, at once.
+struct Greedy(Bytes);
+
+impl AsyncRead for Greedy {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.0.is_empty() {
+            // It asks for no more.
+            return Poll::Pending;
+        }
+        let count = buf.remaining().min(self.0.len());
+        buf.put_slice(&self.0.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Greedy {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What comes to a socket is noticed after one turn of each connection that always has more to do. The runtime itself would look for it once
+/// in 61 of them.
+#[test]
+fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_turn_of_each() {
+    const GREEDY: usize = 3;
+    let mut asks = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    frame::put_head(&mut asks, 6, 4, 0, 0);
+    asks.extend([0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    frame::put_window_update(&mut asks, 0, 0x7fff_0000);
+    frame::put_headers(&mut asks, POST, true, 1, 16_384);
+    let asks = Bytes::from(asks);
+    let polls = Arc::new(AtomicUsize::new(0));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let entered = runtime.enter();
+    for _ in 0..GREEDY {
+        let service = |_: Request<Body>| async {
+            // Nothing but the connection's own turns may have it run again.
+            let piece = Bytes::from_static(&[7; 16 << 10]);
+            let pieces = std::iter::repeat_with(move || Ok::<_, Failure>(Frame::data(piece.clone())));
+            let pieces = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
+            Ok::<_, Failure>(Response::new(pieces.boxed_unsync()))
+        };
+        let io = Greedy(asks.clone());
+        let connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
+        let (mut connection, count) = (Box::pin(connection), polls.clone());
+        runtime.spawn(std::future::poll_fn(move |cx| {
+            count.fetch_add(1, Ordering::Relaxed);
+            connection.as_mut().poll(cx)
+        }));
+    }
+    drop(entered);
+    let waited = runtime.block_on(runtime.spawn(async move {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair of sockets");
+        let mut waited = Vec::new();
+        for _ in 0..100 {
+            let before = polls.load(Ordering::Relaxed);
+            there.write_all(b"x").await.expect("sent");
+            // Less than there is room for: then nobody reads again before the runtime says that something came.
+            assert_eq!(here.read(&mut [0; 8]).await.expect("read"), 1);
+            waited.push(polls.load(Ordering::Relaxed) - before);
+        }
+        waited
+    }));
+    let waited = waited.expect("it ends");
+    assert!(waited.iter().sum::<usize>() > 0, "the connections had something to do all the time");
+    // A turn of each, and the call that puts it behind the others.
+    assert!(
+        waited.iter().all(|polls| *polls <= 2 * GREEDY),
+        "calls of connections before what came was read: {waited:?}"
+    );
+    runtime.shutdown_background();
 }
