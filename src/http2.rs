@@ -34,7 +34,7 @@ mod wake;
 pub use self::{
     body::Body,
     connection::{Connection, Ended},
-    limits::{Keepalive, Limits},
+    limits::{Keepalive, Limits, Refused},
 };
 
 /// Why a handler or the body of an answer failed. It resets its stream: with the reason of an [`h2::Error`] that is among its causes,

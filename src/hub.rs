@@ -25,6 +25,7 @@ mod read;
 mod reset;
 mod runs;
 mod shares;
+mod slack;
 mod snapshot;
 mod standing;
 mod stats;

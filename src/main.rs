@@ -11,6 +11,11 @@ use etcd_relay::{
     telemetry::{logging, recorder::Metrics},
 };
 
+/// It gives memory back to the system some ten seconds after it was freed, by a thread of its own, so an idle relay does not keep what a burst
+/// took. The C library keeps nearly all of it for good.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let ended = match cli::parse(std::env::args_os()) {
         Ok(Task::Relay(start)) => run(*start),

@@ -26,7 +26,7 @@ use super::{
     Failure,
     body::Body,
     frame::{self, MAX_PAYLOAD, MAX_STREAM, OwnSettings},
-    limits::{Keepalive, Limits},
+    limits::{Keepalive, Limits, Refused},
     output::Output,
     stream::{ConnectionContext, Ran},
     streams::Streams,
@@ -98,6 +98,8 @@ struct Rare<E> {
     watchdog: Watchdog,
     stop: Option<E>,
     abort: E,
+    /// Told of each request that is not served because of a bound.
+    tell: Box<dyn Fn(Refused) + Send + Sync>,
     /// How the connection has ended, while the last of its streams are dropped.
     ended: Option<Result<(), Ended>>,
 }
@@ -215,9 +217,24 @@ where
             tell_from: limits.stream_window / 2,
             write: bell(WakeSource::WRITE),
             intake: Box::new(Intake::new(limits.connection_window.max(FIRST_WINDOW))),
-            rare: Box::new(Rare { bells, limits, watchdog, stop: Some(stop), abort, ended: None }),
+            rare: Box::new(Rare {
+                bells,
+                limits,
+                watchdog,
+                stop: Some(stop),
+                abort,
+                tell: Box::new(|_| ()),
+                ended: None,
+            }),
             calls,
         }
+    }
+
+    /// Calls `tell` for each request that is not served because of a bound, such as to count it.
+    #[must_use]
+    pub fn on_refusal(mut self, tell: impl Fn(Refused) + Send + Sync + 'static) -> Self {
+        self.rare.tell = Box::new(tell);
+        self
     }
 
     /// One turn, which ends with the connection, when there is nothing to do, or to let others go on.

@@ -34,6 +34,17 @@ pub struct Keepalive {
     pub timeout: Duration,
 }
 
+/// Which bound a request met that a connection did not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// [`Limits::max_streams`].
+    Streams,
+    /// [`Limits::max_header_list`].
+    Fields,
+    /// [`Limits::unanswered`].
+    Unanswered,
+}
+
 impl Limits {
     /// Bytes that wait for the socket before streams are asked for more: as much as a socket takes at once.
     pub const OUTPUT: usize = 128 << 10;

@@ -24,6 +24,7 @@ use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
@@ -62,6 +63,8 @@ struct Served {
     task: JoinHandle<Result<(), Ended>>,
     /// Handlers that are not done.
     open: Arc<AtomicUsize>,
+    /// The bounds for which requests were not served.
+    refused: Arc<Mutex<Vec<Refused>>>,
 }
 
 struct Open(Arc<AtomicUsize>);
@@ -91,8 +94,11 @@ fn serve(limits: Limits) -> Served {
         })
     };
     let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
-    let task = tokio::spawn(Connection::new(io, service, limits, told(&stop), told(&abort)));
-    Served { client, asked, stop, abort, task, open }
+    let refused: Arc<Mutex<Vec<_>>> = Arc::default();
+    let refusals = refused.clone();
+    let connection = Connection::new(io, service, limits, told(&stop), told(&abort));
+    let task = tokio::spawn(connection.on_refusal(move |bound| refusals.lock().push(bound)));
+    Served { client, asked, stop, abort, task, open, refused }
 }
 
 /// Answers with the request's own body.

@@ -45,6 +45,7 @@ use super::{
     index::Index,
     outbox::FeedId,
     pins::Pins,
+    slack::Slack,
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing},
 };
@@ -146,6 +147,7 @@ impl Feed {
             history: History::new(Revision::ZERO, shared.history_of(kind)),
             index: Index::default(),
             outboxes: Slab::new(),
+            slack: Slack::default(),
             past: Past::default(),
             revision: Revision::ZERO,
             epoch: 0,

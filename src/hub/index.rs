@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::interval::IntervalTree;
+use super::{interval::IntervalTree, slack::Slack};
 use crate::types::{EventKind, KeyRange};
 
 /// Which events of its range a subscription wants, and how.
@@ -61,6 +61,7 @@ type GroupIds = SmallVec<[GroupId; 2]>;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     groups: Slab<Group>,
+    slack: Slack,
     exact: HashMap<Bytes, GroupIds>,
     ranges: IntervalTree<GroupIds>,
     subscriptions: usize,
@@ -102,11 +103,16 @@ impl Index {
         let moved = group.members.get(position as usize).copied();
         if group.members.is_empty() {
             let group = self.groups.remove(id as usize);
+            self.slack.removed(&mut self.groups);
             if group.range.is_single() {
                 if let Some(ids) = self.exact.get_mut(group.range.start()) {
                     ids.retain(|other| *other != id);
                     if ids.is_empty() {
                         self.exact.remove(group.range.start());
+                        // Of a burst of keys the memory goes back.
+                        if self.exact.capacity() > 64 && self.exact.len() < self.exact.capacity() / 8 {
+                            self.exact.shrink_to(2 * self.exact.len());
+                        }
                     }
                 }
             } else {
@@ -143,5 +149,35 @@ impl Index {
     /// Whether there is no subscription.
     pub(super) fn is_empty(&self) -> bool {
         self.subscriptions == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_many_subscriptions_goes_back_though_one_stays() {
+        let mut index = Index::default();
+        let key = |number: usize| KeyRange::from_wire(format!("{number:06}").into(), Bytes::new()).expect("a key");
+        let prefix = |number: usize| KeyRange::from_wire(format!("{number:06}").into(), "~".into()).expect("a range");
+        let member = Member { outbox: 0, watch: 0 };
+        let many: Vec<_> = (0..20_000)
+            .map(|number| {
+                let range = if number % 2 == 0 { key(number) } else { prefix(number) };
+                index.insert(&range, WatchOptions::default(), member)
+            })
+            .collect();
+        let (groups, exact) = (index.groups.capacity(), index.exact.capacity());
+        for (id, position) in &many[2..] {
+            index.remove(*id, *position);
+        }
+        assert_eq!(index.len(), 2);
+        assert!(index.groups.capacity() < groups / 100, "{} of {groups}", index.groups.capacity());
+        assert!(index.exact.capacity() < exact / 100, "{} of {exact}", index.exact.capacity());
+        let mut found = 0;
+        index.matches(b"000000", |_| found += 1);
+        index.matches(b"000001", |_| found += 1);
+        assert_eq!(found, 2);
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::slack::Slack;
 use crate::types::{KeyRange, RangeEnd};
 
 /// Stands for "no node".
@@ -29,6 +30,7 @@ type Path = SmallVec<[(u32, usize); HEIGHT]>;
 #[derive(Debug)]
 pub(super) struct IntervalTree<V> {
     nodes: Slab<Node<V>>,
+    slack: Slack,
     root: u32,
 }
 
@@ -47,7 +49,7 @@ struct Node<V> {
 
 impl<V> Default for IntervalTree<V> {
     fn default() -> Self {
-        Self { nodes: Slab::new(), root: NONE }
+        Self { nodes: Slab::new(), slack: Slack::default(), root: NONE }
     }
 }
 
@@ -96,10 +98,7 @@ impl<V> IntervalTree<V> {
         }
         let [left, right] = self.nodes.remove(gone as usize).children;
         self.hang(path, if left == NONE { right } else { left });
-        if self.nodes.is_empty() {
-            // The memory of many ranges goes back.
-            self.nodes = Slab::new();
-        }
+        self.slack.removed(&mut self.nodes);
     }
 
     /// Calls `found` with the value of each range that contains `key`.

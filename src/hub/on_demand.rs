@@ -23,7 +23,10 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use super::{Feed, FeedKind, KeyMap, NoFeed};
 use crate::types::{ClientKey, KeyRange};
@@ -44,6 +47,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const REFUSED: Duration = Duration::from_secs(10);
 /// Most of these ranges; the oldest are forgotten.
 const MOST_REFUSED: usize = 64;
+/// Pages of snapshots that are asked for and taken over at the same time. Each takes some MiB in several forms, and many at once would
+/// make etcd too slow to answer any in time.
+const PAGES: usize = 4;
 /// How many feeds are looked at for what a piece of the key space takes: one may not have read it yet.
 const WITNESSES: usize = 4;
 
@@ -60,6 +66,8 @@ pub(crate) struct OnDemand {
     refused: Mutex<VecDeque<Ended>>,
     /// Held by the feed that takes over a page of its snapshot: two that did so at once would keep the same keys twice.
     sharing: tokio::sync::Mutex<()>,
+    /// For pages of snapshots that are asked for.
+    pages: Semaphore,
 }
 
 #[derive(Debug)]
@@ -80,7 +88,14 @@ impl OnDemand {
             looked: Mutex::default(),
             refused: Mutex::default(),
             sharing: tokio::sync::Mutex::default(),
+            pages: Semaphore::new(PAGES),
         }
+    }
+
+    /// Room to ask for a page of a snapshot, in turns.
+    pub(super) async fn room_for_page(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.pages.acquire().await.ok()
     }
 
     /// A turn to take over a page of a snapshot.

@@ -229,6 +229,7 @@ impl Driving {
         let mut rest = Some(self.feed.range().clone());
         let mut limit = PAGE_KEYS.0;
         while let Some(range) = rest.take() {
+            let room = self.feed.room_for_page().await;
             let page = self.driver.upstream.page(&range, first.map(|first| first.revision), limit).await?;
             let header = *first.get_or_insert(page.header);
             if page.header.cluster_id != header.cluster_id {
@@ -248,7 +249,7 @@ impl Driving {
             if !self.feed.loads(part) {
                 return Err(UpstreamError::Unavailable("the feed has ended".into()));
             }
-            drop(turn);
+            drop((turn, room));
             if page.more {
                 let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
                 rest = range.after(&key);

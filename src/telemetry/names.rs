@@ -28,6 +28,8 @@ pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 pub const CONNECTIONS: &str = "etcd_relay_connections";
 /// Connections accepted since the start, by [`Port`].
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
+/// Requests over HTTP/2 that a connection did not serve because of a bound, by [`Overrun`].
+pub const REQUESTS_REFUSED: &str = "etcd_relay_requests_refused_total";
 /// Connections that the port closed for its own sake, by [`Port`] and [`Turned`].
 pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
 /// Connections that the relay asked to go elsewhere, by [`Port`] and [`LeaveReason`].
@@ -288,6 +290,17 @@ labels! {
         Stopping = "stopping",
         /// It is older than `--max-connection-age`, give or take a quarter.
         Age = "age",
+    }
+}
+labels! {
+    /// Which bound of a connection a request met.
+    Overrun as "reason" {
+        /// The connection has its largest number of streams.
+        Streams = "streams",
+        /// The request has too many fields.
+        Fields = "fields",
+        /// Requests without an answer take as much memory as they may.
+        Unanswered = "unanswered",
     }
 }
 labels! {
@@ -630,6 +643,7 @@ pub fn describe() {
     zero!(
         WATCHES_CANCELED by CancelReason,
         WATCHES_REFUSED by Refusal,
+        REQUESTS_REFUSED by Overrun,
         CONNECTIONS_ACCEPTED by Port,
         ACCEPT_ERRORS by Port,
         UPSTREAM_RECONNECTS by ReconnectReason,
@@ -743,6 +757,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (WATCHES_REFUSED, "Watch creates that were refused, by reason"),
     (CONNECTIONS_ACCEPTED, "Connections accepted"),
     (CONNECTIONS_ASKED_TO_LEAVE, "Connections that the relay asked to go elsewhere"),
+    (REQUESTS_REFUSED, "Requests over HTTP/2 that met a bound of their connection, by reason"),
     (CONNECTIONS_TURNED_AWAY, "Connections closed unserved or for taking no bytes, by reason"),
     (ACCEPT_ERRORS, "Failures of accept that are not the peer's, such as too many open files"),
     (UPSTREAM_EVENTS, "Events received from upstream on feeds"),

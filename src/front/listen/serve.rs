@@ -49,7 +49,7 @@ use crate::{
         signal::{Listener, Signal},
     },
     http2,
-    telemetry::names::{self, Port, Turned},
+    telemetry::names::{self, Overrun, Port, Turned},
     tls,
     types::ClientKey,
 };
@@ -202,6 +202,7 @@ impl<S> Server<S> {
                         service.call(origin.mark(request.map(RequestBody::Http2))).map_err(Into::into)
                     };
                     let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
+                    let connection = connection.on_refusal(refused);
                     spawner.spawn(connection.map_err(Into::into).map(log));
                 }
             }
@@ -365,6 +366,16 @@ async fn finish<C, T>(
             poll_fn(|cx| poll(connection.as_mut(), cx)).await
         }
     }
+}
+
+/// A connection did not serve a request.
+fn refused(bound: http2::Refused) {
+    let reason = match bound {
+        http2::Refused::Streams => Overrun::Streams,
+        http2::Refused::Fields => Overrun::Fields,
+        http2::Refused::Unanswered => Overrun::Unanswered,
+    };
+    counter!(names::REQUESTS_REFUSED, Overrun::LABEL => reason.as_str()).increment(1);
 }
 
 pub(super) fn turned_away(port: Port, reason: Turned) {

@@ -23,7 +23,7 @@ use super::{
         body::Body,
         frame::{self, ACK, END_HEADERS, END_STREAM, HEAD, Head, Kind, MAX_PAYLOAD, MAX_WINDOW, Setting},
         hpack::{self, Decoder},
-        limits::Limits,
+        limits::{Limits, Refused},
         request::{Fields, Rejected},
         stream::{Stream, put_fields},
     },
@@ -300,6 +300,7 @@ where
         if ended.is_ok() && !data.is_empty() {
             self.streams.hold(head.stream, data.len());
             if self.streams.held > self.rare.limits.unanswered {
+                (self.rare.tell)(Refused::Unanswered);
                 return self.reset(head.stream, Reason::ENHANCE_YOUR_CALM);
             }
         }
@@ -376,12 +377,14 @@ where
         }
         self.intake.last = id;
         if self.streams.all.len() >= self.rare.limits.max_streams as usize {
+            (self.rare.tell)(Refused::Streams);
             return self.reset(id, Reason::REFUSED_STREAM);
         }
         let asked = match fields.request() {
             Ok(asked) => asked,
             Err(Rejected::Malformed) => return self.reset(id, Reason::PROTOCOL_ERROR),
             Err(Rejected::TooLarge) => {
+                (self.rare.tell)(Refused::Fields);
                 self.intake.count_wasted()?;
                 let shrinks_table = std::mem::take(&mut self.peer.shrinks_table);
                 put_fields(self.output.own(), id, true, self.peer.max_payload, |out| {
@@ -402,6 +405,7 @@ where
         let place = entry.key();
         let mut stream = Stream::new(id, &self.calls, place, asked, windows);
         if self.streams.held + stream.held() > self.rare.limits.unanswered {
+            (self.rare.tell)(Refused::Unanswered);
             return self.reset(id, Reason::REFUSED_STREAM);
         }
         let ended = if end { stream.end(None) } else { Ok(()) };

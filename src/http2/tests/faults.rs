@@ -102,13 +102,14 @@ async fn a_fault_of_one_stream_ends_that_stream_alone() {
 
 #[tokio::test]
 async fn too_many_streams_are_refused_and_the_others_stay() {
-    let Served { client, mut asked, .. } = serve(Limits { max_streams: 2, ..LIMITS });
+    let Served { client, mut asked, refused, .. } = serve(Limits { max_streams: 2, ..LIMITS });
     let mut raw = Raw::greet(client).await;
     for stream in [1, 3, 5] {
         raw.ask(stream, true).await;
     }
     let reset = raw.until(Kind::Reset).await;
     assert_eq!((reset.stream, reset.reason()), (5, Reason::REFUSED_STREAM));
+    assert_eq!(*refused.lock(), [Refused::Streams]);
     for _ in 0..2 {
         echo(asked.recv().await.expect("a request"));
     }

@@ -9,7 +9,7 @@ fn many_fields() -> Vec<u8> {
 
 #[tokio::test]
 async fn unanswered_requests_take_no_more_than_their_bound_in_fields_and_leave_it_to_others_when_they_end() {
-    let Served { client, mut asked, open, .. } = serve(LIMITS);
+    let Served { client, mut asked, open, refused: told, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
     let mut out = Vec::new();
     for number in 0..100 {
@@ -34,6 +34,7 @@ async fn unanswered_requests_take_no_more_than_their_bound_in_fields_and_leave_i
         taken.push(asked);
     }
     assert_eq!(taken.len() + refused, 100);
+    assert_eq!(*told.lock(), vec![Refused::Unanswered; refused], "each is told of, so that it can be counted");
     assert_eq!(taken.len(), open.load(Ordering::SeqCst));
     // Each field takes some two hundred bytes, which is not what was sent for it.
     let room = LIMITS.unanswered / (300 * 200);
@@ -47,7 +48,7 @@ async fn unanswered_requests_take_no_more_than_their_bound_in_fields_and_leave_i
 
 #[tokio::test]
 async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_have_read_them() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut asked, refused, .. } = serve(LIMITS);
     let collect = tokio::spawn(async move {
         let mut answers = Vec::new();
         while let Some((request, answer)) = asked.recv().await {
@@ -78,6 +79,7 @@ async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_h
         }
     };
     assert_eq!(reset.reason(), Reason::ENHANCE_YOUR_CALM);
+    assert_eq!(*refused.lock(), [Refused::Unanswered]);
     let room = LIMITS.unanswered as u32 / 16_000;
     assert!((room / 2..=room + 1).contains(&sent), "{sent} pieces, and room for {room}");
     drop(raw);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::MutexGuard;
+use tokio::sync::{MutexGuard, SemaphorePermit};
 
 use super::{Feed, FeedKind, FeedState};
 use crate::{
@@ -113,6 +113,14 @@ impl Feed {
         others.sort_by_key(|(keys, _)| std::cmp::Reverse(*keys));
         others.truncate(TWINS);
         others.iter().map(|(_, feed)| Arc::downgrade(feed)).collect()
+    }
+
+    /// Room to ask for a page of the snapshot. Feeds on demand, of which clients may open many at once, take turns.
+    pub async fn room_for_page(&self) -> Option<SemaphorePermit<'_>> {
+        match self.kind {
+            FeedKind::OnDemand => self.shared.on_demand.room_for_page().await,
+            FeedKind::Prefix => None,
+        }
     }
 
     /// A turn to take over a page of the snapshot. Feeds on demand do so one after the other: each finds what the one before took over.

@@ -26,6 +26,7 @@ use crate::{
         outbox::{Left, Outbox, State},
         payload::{Payload, Picks},
         runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
+        slack::Slack,
         snapshot::KeyMap,
         upstream::Changes,
     },
@@ -41,6 +42,8 @@ pub(in crate::hub) struct Inner {
     pub(in crate::hub) history: History,
     pub(in crate::hub) index: Index,
     pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
+    /// Of the list of streams.
+    pub(in crate::hub) slack: Slack,
     pub(in crate::hub) past: Past,
     pub(in crate::hub) revision: Revision,
     /// See [`crate::hub::Snapshot::epoch`].
@@ -201,6 +204,7 @@ impl Inner {
         if let Some(place) = left.place {
             self.past.forget(place);
             self.outboxes.remove(place as usize);
+            self.slack.removed(&mut self.outboxes);
         }
         if self.index.is_empty() {
             self.idle_since = Instant::now();

@@ -159,6 +159,17 @@ async fn a_malformed_request_behind_good_ones_is_told() {
     scene.unharmed().await;
 }
 
+/// The fields of this one are larger than the bound, and compressed they are smaller.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_meets_a_bound_of_its_connection_is_counted() {
+    let mut scene = Scene::new().await;
+    let path = "/etcdserverpb.KV/Range";
+    raw::call_with_field_of(&scene.relay.endpoint(), path, 80 << 10).await.expect_err("too many fields");
+    let refused = scene.relay.metric_of("etcd_relay_requests_refused_total", r#"reason="fields""#).await;
+    assert_eq!(refused, 1.0);
+    scene.unharmed().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_of_100_mib_is_refused_without_memory_for_it() {
     let mut scene = Scene::new().await;

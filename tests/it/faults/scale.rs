@@ -205,6 +205,32 @@ async fn a_client_has_a_bounded_number_of_watches_over_all_its_streams() {
     assert_eq!(relay.metric("etcd_relay_watches").await, 6.0);
 }
 
+/// Memory that many clients took at a time goes back to the system, though one of them stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_a_burst_took_goes_back() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let mut stays = WatchStream::open(&relay.endpoint()).await;
+    stays.created(client::prefix(PREFIX)).await;
+    let before = relay.resident_bytes();
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let channel = kv::channel(&relay.endpoint()).await;
+        for _ in 0..1_000 {
+            let stream = WatchStream::over(channel.clone(), &[]);
+            stream.create(client::prefix(PREFIX));
+            streams.push(stream);
+        }
+    }
+    eventually("all watch", async || (relay.metric("etcd_relay_watches").await == 4_001.0).then_some(())).await;
+    let taken = relay.resident_bytes().saturating_sub(before);
+    drop(streams);
+    eventually("they have left", async || (relay.metric("etcd_relay_watches").await == 1.0).then_some(())).await;
+    // It takes the allocator some ten seconds. Half of it is far from what stays with one that keeps what it has.
+    let kept = || relay.resident_bytes().saturating_sub(before);
+    eventually_within(2 * patience(), "memory goes back", async || (kept() < taken / 2).then_some(())).await;
+}
+
 /// Clients that go, in whichever way, leave nothing behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_go_leave_nothing_behind() {

@@ -44,6 +44,11 @@ pub async fn call_compressed(endpoint: &str, path: &str, body: &[u8]) -> Result<
     within_patience(path, exchange(endpoint, path, "gzip", body)).await
 }
 
+/// Calls a method with a field of this many bytes.
+pub async fn call_with_field_of(endpoint: &str, path: &str, length: usize) -> Result<Bytes, Status> {
+    within_patience(path, exchange(endpoint, path, &"e".repeat(length), b"")).await
+}
+
 async fn within_patience<T>(path: &str, call: impl Future<Output = T>) -> T {
     let late = |_| panic!("{path} was not answered within {:?}", patience());
     timeout(patience(), call).await.unwrap_or_else(late)
