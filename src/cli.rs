@@ -10,6 +10,7 @@ mod demo;
 mod fleet;
 mod groups;
 mod grpc_proxy;
+mod identity;
 mod lainlet;
 mod listen;
 mod serve;

@@ -1,18 +1,20 @@
 //! `etcd-relay grpc-proxy start`: the relay under the command and flags of `etcd grpc-proxy start`.
 //!
+//! The relay's user of etcd, for which etcd's proxy has no flag, comes from the variables that `serve` knows as well (`identity`).
 //! Flags are written as Go programs take them: `--flag value`, `--flag=value`, `--debug`, `--debug=false`, `20s`, `2h0m0s`.
 //! Always holds: each flag of etcd's works, or is accepted with one warning that says what the relay does instead, or is
 //! refused by name; a flag that is given its harmless default changes nothing. The table is [`flags::FLAGS`].
 
 mod flags;
 
-use std::{collections::BTreeMap, ffi::OsString, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, ffi::OsString, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{
     Exit, Start,
     announce::Announce,
     fleet,
+    identity::{VARIABLES, identity},
     listen::{ListenUrl, resolve},
     tls::{PortTls, UpstreamTls},
     values::go_duration,
@@ -145,12 +147,13 @@ impl Given {
         let mut warnings = std::mem::take(&mut self.warnings);
         let tls = tls.client(endpoints.iter().any(Endpoint::is_secure), "--endpoints", &mut warnings)?;
         let debug = self.is_set("debug");
+        let identity = identity(env::var(VARIABLES.0).ok(), env::var_os(VARIABLES.1).map(PathBuf::from))?;
         Ok(Start {
             config: RelayConfig {
                 upstream: Upstream::Etcd(Etcd {
                     endpoints,
                     tls,
-                    identity: None,
+                    identity,
                     connect_timeout: forward::ForwardConfig::CONNECT_TIMEOUT,
                     request_timeout: Etcd::REQUEST_TIMEOUT,
                     keepalive: self.dial_keepalive()?,

@@ -1,6 +1,6 @@
 //! `etcd-relay serve`: a relay over an etcd cluster, by its v3 API or by its v2 API.
 
-use std::{fs, num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -10,6 +10,7 @@ use super::{
     announce::Announce,
     fleet::FleetFlags,
     groups::{Log, Memory, Ports},
+    identity::identity,
     lainlet::LainletFlags,
     listen::ListenUrl,
     tls::UpstreamTls,
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream, V2Facade},
-    source::{Endpoint, Identity, V2Config, V2Upstream, forward},
+    source::{Endpoint, V2Config, V2Upstream, forward},
     tls,
     types::KeyRange,
 };
@@ -211,22 +212,7 @@ impl Serve {
 
 impl UpstreamFlags {
     fn parse(self, warnings: &mut Vec<String>) -> Result<Upstream, Exit> {
-        let identity = match (self.upstream_user, self.upstream_password_file) {
-            (Some(user), Some(file)) => {
-                let text = fs::read_to_string(&file).map_err(|error| {
-                    Exit::Usage(format!("--upstream-password-file: cannot read {}: {error}", file.display()))
-                })?;
-                let password = text.lines().next().unwrap_or_default().to_owned();
-                if user.is_empty() || password.is_empty() {
-                    return Err(Exit::Usage(
-                        "--upstream-user and the first line of --upstream-password-file must not be empty".to_owned(),
-                    ));
-                }
-                Some(Identity { user, password })
-            }
-            // clap requires both or none.
-            _ => None,
-        };
+        let identity = identity(self.upstream_user, self.upstream_password_file)?;
         let over_v2 = !self.etcd_v2.is_empty();
         let mut endpoints = if over_v2 { self.etcd_v2 } else { self.etcd };
         let mut seen = std::collections::HashSet::new();
@@ -314,6 +300,8 @@ fn without_covered(mut prefixes: Vec<String>, warnings: &mut Vec<String>) -> Vec
 #[cfg(test)]
 mod tests {
     use super::super::tests::{refused, started};
+    use std::fs;
+
     use super::*;
 
     const ETCD: &str = "http://127.0.0.1:2379";

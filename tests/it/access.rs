@@ -340,3 +340,15 @@ async fn a_watch_on_what_the_relay_itself_may_not_read_is_refused_and_its_stream
     let last = users.put("/a/two", &root).await;
     stream.until_revision(last).await;
 }
+
+#[tokio::test]
+async fn watches_through_grpc_proxy_start_work_with_authentication_on() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.proxy_command(&etcd).start().await;
+    let alice = users.token("alice").await;
+    let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
+    stream.created(prefix("/a/")).await;
+    let last = users.put("/a/two", &users.token("root").await).await;
+    stream.until_revision(last).await;
+}

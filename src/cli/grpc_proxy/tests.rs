@@ -1,6 +1,6 @@
 //! Each flag of etcd's, and the syntax they come in.
 
-use std::{env, process::Command};
+use std::process::Command;
 
 use super::*;
 use crate::cli::tests::{refused, started};

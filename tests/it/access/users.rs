@@ -109,6 +109,13 @@ impl Users {
         auth.user_grant_role(grant).await.expect("grant role");
     }
 
+    /// The same under the name of etcd's proxy, which has no flag for it.
+    pub(super) fn proxy_command(&self, etcd: &Etcd) -> RelayCommand {
+        RelayCommand::grpc_proxy(&[etcd.endpoint()])
+            .env("ETCD_RELAY_UPSTREAM_USER", "relay")
+            .env("ETCD_RELAY_UPSTREAM_PASSWORD_FILE", &self.password.path().display().to_string())
+    }
+
     pub(super) async fn enable(&self) {
         self.auth.clone().auth_enable(AuthEnableRequest {}).await.expect("enable");
     }

@@ -22,6 +22,7 @@ const ABOUT_THE_MACHINE: &str = "The limit of open files";
 #[derive(Clone, Debug)]
 pub struct RelayCommand {
     args: Vec<String>,
+    env: Vec<(String, String)>,
     wait_ready: bool,
 }
 
@@ -71,6 +72,12 @@ impl RelayCommand {
         self
     }
 
+    /// One variable of the environment more.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Listens for HTTP here instead of at 127.0.0.1.
     pub fn listen_http(mut self, addr: &str) -> Self {
         self.args.retain(|arg| !arg.starts_with("--listen-http="));
@@ -102,8 +109,7 @@ impl RelayCommand {
         let folder = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
         let mut command = vec![env!("CARGO_BIN_EXE_etcd-relay").to_owned()];
         command.extend(self.args);
-        let env = [("RUST_BACKTRACE".to_owned(), "1".to_owned())];
-        let mut process = Process::spawn("etcd-relay", &command, &env, &folder.path().join("relay.log"));
+        let mut process = Process::spawn("etcd-relay", &command, &self.env, &folder.path().join("relay.log"));
         let grpc_addr = listening(&mut process, "grpc").await;
         // With `grpc-proxy start` the one address serves both.
         let http_addr = if command[1] == "grpc-proxy" { None } else { Some(listening(&mut process, "http").await) };
@@ -116,7 +122,7 @@ impl RelayCommand {
 
     fn new(args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self { args, wait_ready: true }
+        Self { args, env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())], wait_ready: true }
     }
 
     fn listen(self) -> Self {
