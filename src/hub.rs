@@ -21,6 +21,7 @@ mod pace;
 mod pages;
 mod payload;
 mod pins;
+pub mod pulse;
 mod read;
 mod reset;
 mod runs;
@@ -45,7 +46,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedStats, PublishError, Reset, Twins, WaitError},
+    feed::{Feed, FeedKind, FeedStats, Lag, PublishError, Reset, Twins, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,

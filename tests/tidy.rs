@@ -88,6 +88,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("fill", &["delivery", "ends", "feed", "index", "outbox", "payload", "runs", "stats", "turns", "upstream"]),
     ("backfill", &["ends", "feed", "fill", "outbox", "stats", "upstream"]),
     ("catch_up", &["backfill", "feed", "history", "index", "outbox", "payload", "runs"]),
+    ("pulse", &["hub", "feed"]),
     ("reset", &["backfill", "delivery", "feed", "outbox", "snapshot"]),
     (
         "watch_stream",

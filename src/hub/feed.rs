@@ -11,6 +11,7 @@
 
 mod demand;
 mod driven;
+mod goal;
 mod heard;
 mod inner;
 mod lag;
@@ -33,8 +34,8 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::{demand::Twins, stats::FeedStats};
-use self::{heard::Heard, lag::Past};
+pub use self::{demand::Twins, goal::Lag, stats::FeedStats};
+use self::{goal::Goal, heard::Heard, lag::Past};
 pub(super) use self::{
     inner::{Inner, Locked},
     lag::Asks,
@@ -84,6 +85,8 @@ pub struct Feed {
     /// Readers that wait for a revision; the driver asks for progress while there are any.
     waiting: AtomicUsize,
     nudge: Notify,
+    /// What the cluster has and the feed has not yet.
+    goal: Mutex<Goal>,
     /// Tells the driver of a doubt.
     doubts: Notify,
     /// Who opened it.
@@ -167,6 +170,7 @@ impl Feed {
             standing: watch::Sender::new(Standing::new()),
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
+            goal: Mutex::new(Goal::none()),
             doubts: Notify::new(),
             client,
             partial: ArcSwap::default(),

@@ -85,6 +85,11 @@ pub trait UpstreamWatch: Send {
         true
     }
 
+    /// What the cluster has does not come on this watch. Whether another one may do better: then it goes elsewhere where it can.
+    fn is_late(&mut self) -> bool {
+        true
+    }
+
     /// The header of the `created` answer: who serves this watch, and its store revision at registration.
     fn created(&self) -> Header;
 }
@@ -179,6 +184,9 @@ pub enum UpstreamError {
     /// The answer would have more bytes than are read.
     #[error("etcd's answer has more than {0} bytes")]
     TooLarge(usize),
+    /// A watch did not bring what the cluster has.
+    #[error("the watch brought nothing for {0:?} though the cluster has more")]
+    Behind(std::time::Duration),
     /// No answer in time.
     #[error("etcd did not answer within {0:?}")]
     Timeout(std::time::Duration),

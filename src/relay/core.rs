@@ -15,7 +15,7 @@ use crate::{
         grpc::{EtcdApi, GrpcService, Members, Streams},
         session::Sessions,
     },
-    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, upstream::Upstream},
+    hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, pulse, upstream::Upstream},
     shutdown::Phases,
     source::{Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},
@@ -91,6 +91,7 @@ pub fn wire(
     let access = Access::new(own, confirm_patience);
     phases.spawn_upkeep("access", access.clone().run(ready.clone()));
     phases.spawn_upkeep("age of the answer about access", access.clone().expire(hub.clone()));
+    phases.spawn_upkeep("pulse of the feeds", pulse::beat(hub.clone(), ready.clone()));
     phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.
     let forward = access.noticing(forward);

@@ -36,6 +36,10 @@ const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
 /// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
 const PROGRESS_IDLE: Duration = Duration::from_secs(30);
 
+/// How long a watch may bring nothing while the cluster is known to have more, at first and at most: doubled each time that another watch did no
+/// better, since etcd says nothing while it reads a long past. The last is also how long one is kept where there is no other member.
+const BEHIND: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_secs(24));
+
 /// From how many revisions and bytes on no more are read before they are published: bounds how long the feed's lock is held.
 const TOGETHER: (usize, usize) = (256, 1 << 20);
 /// How long a cluster stays before it may be replaced again at once. Two that answer in turns at one address make a feed read as
@@ -100,6 +104,7 @@ impl FeedRunner for Driver {
             said: Vec::new(),
             denied: false,
             replaced: None,
+            patience: BEHIND.0,
         };
         self.tasks.spawn("feed driver", async move {
             stop.run_until_cancelled(driver.run()).await;
@@ -122,6 +127,8 @@ struct Driving {
     denied: bool,
     /// When the cluster was last replaced by another one, and the delays before it may be again.
     replaced: Option<(Instant, ExponentialBackoff)>,
+    /// How long a watch may bring nothing while the cluster has more.
+    patience: Duration,
 }
 
 /// What upstream says to a doubt.
@@ -325,10 +332,25 @@ impl Driving {
         let mut heard = Instant::now();
         let mut ahead = None;
         let mut asking: Option<Asking> = None;
+        // Where the feed stood when it was found behind, or moved last while it was.
+        let mut behind: Option<(Revision, Instant)> = None;
         loop {
             if self.feed.is_closed() {
                 return Ended::Idle;
             }
+            let revision = self.feed.revision();
+            let is_behind = trusts_progress && self.feed.lag().is_some();
+            if behind.is_some_and(|(at, _)| at != revision) {
+                // It brings something.
+                self.patience = BEHIND.0;
+                behind = None;
+            }
+            if !is_behind {
+                behind = None;
+            } else if behind.is_none() {
+                behind = Some((revision, Instant::now()));
+            }
+            let late = behind.map(|(_, since)| since + self.patience);
             if asking.is_none()
                 && let Some(doubt) = self.feed.doubted()
             {
@@ -345,6 +367,15 @@ impl Driving {
                 }
                 () = async { tokio::time::sleep_until(ask_again.unwrap_or(heard)).await },
                     if ask_again.is_some() && self.feed.is_awaited() => true,
+                () = async { tokio::time::sleep_until(late.unwrap_or(heard)).await }, if late.is_some() => {
+                    let patience = self.patience;
+                    self.patience = (patience * 2).min(BEHIND.1);
+                    if upstream.is_late() || patience == BEHIND.1 {
+                        return Ended::Failed(UpstreamError::Behind(patience));
+                    }
+                    behind = None;
+                    true
+                }
                 () = self.feed.in_doubt(), if asking.is_none() => false,
                 verdict = async { asking.as_mut().expect("the arm is off where nothing is asked").await },
                     if asking.is_some() =>
@@ -472,6 +503,7 @@ impl Driving {
             UpstreamError::Canceled(_) => ReconnectReason::Canceled,
             UpstreamError::Protocol(_) => ReconnectReason::Protocol,
             UpstreamError::Timeout(_) => ReconnectReason::Timeout,
+            UpstreamError::Behind(_) => ReconnectReason::Behind,
             _ => ReconnectReason::Unavailable,
         };
         counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);

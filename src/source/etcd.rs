@@ -259,7 +259,7 @@ impl EtcdUpstream {
     /// Where a feed's watch or a part of its snapshot goes.
     async fn for_feed(&self) -> usize {
         self.members.settled().await;
-        self.members.preferred()
+        self.members.for_watch()
     }
 
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
@@ -408,6 +408,10 @@ impl UpstreamWatch for EtcdWatch {
 
     fn trusts_progress(&self) -> bool {
         self.belief.trusts_progress
+    }
+
+    fn is_late(&mut self) -> bool {
+        self.members.shun(self.member)
     }
 
     fn created(&self) -> Header {

@@ -4,6 +4,7 @@
 //! Whoever calls a member reports what makes it [`doubt`](Members::doubt) that one; the [`judge`] then asks all members the same small
 //! question, which only a member with a working cluster can answer, and its verdict is what everybody sees. So no single slow call moves
 //! anybody, and a member is left only where another one has answered meanwhile.
+//! Feeds have one word more: a member that answers and whose watches bring nothing is [shunned](Members::shun) by them for a while.
 //!
 //! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
 //! Always holds: a member is preferred until another one is better, not the one that was listed first; [`Health::Away`] is said of a
@@ -20,13 +21,19 @@ use std::{
 
 use metrics::{counter, gauge};
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::Endpoint;
 use crate::telemetry::names::{self, Leave};
 
 /// How long the first calls wait for the first verdict: a cluster in the same network answers within milliseconds.
 const FIRST_VERDICT: Duration = Duration::from_secs(1);
+/// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
+const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
 /// What is known of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,6 +90,16 @@ struct Member {
     why: Option<String>,
     /// Whether it answers at all, if only for what it has itself.
     reached: bool,
+    shunned: Shunned,
+}
+
+/// How feeds think of a member.
+#[derive(Clone, Copy, Debug)]
+struct Shunned {
+    /// Until when no feed's watch goes there where there is another member.
+    until: Option<Instant>,
+    /// For how long the next time.
+    pause: Duration,
 }
 
 /// What `/debug/state` shows of a member.
@@ -98,6 +115,8 @@ pub struct MemberState {
     for_seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
+    /// Whether feeds keep away from it.
+    shunned_by_feeds: bool,
 }
 
 /// What the judge found out about a member.
@@ -120,7 +139,13 @@ impl Members {
     /// The members at these endpoints, of which nothing is known yet; not empty.
     #[must_use]
     pub fn new(endpoints: &[Endpoint]) -> Self {
-        let member = Member { health: Health::Unknown, since: SystemTime::now(), why: None, reached: false };
+        let member = Member {
+            health: Health::Unknown,
+            since: SystemTime::now(),
+            why: None,
+            reached: false,
+            shunned: Shunned { until: None, pause: SHUNNED.0 },
+        };
         let view = View { members: vec![member; endpoints.len()].into(), preferred: 0, quorum: Quorum::Unknown };
         (0..endpoints.len()).for_each(|index| healthy_metric(index, false));
         let shared =
@@ -146,9 +171,17 @@ impl Members {
         ranked
     }
 
-    /// The member that a call goes to.
-    pub(super) fn preferred(&self) -> usize {
-        self.shared.view.borrow().preferred
+    /// The member that a feed's watch goes to.
+    pub(super) fn for_watch(&self) -> usize {
+        let now = Instant::now();
+        let view = self.shared.view.borrow();
+        let rank = |&index: &usize| {
+            let member = &view.members[index];
+            let shunned = member.shunned.until.filter(|until| *until > now);
+            // Of those that are shunned, the one that has been so for longest.
+            (member.health.max(Health::Unknown), shunned, index != view.preferred)
+        };
+        (0..view.members.len()).min_by_key(rank).unwrap_or(view.preferred)
     }
 
     /// Waits for the first verdict, for a second at most.
@@ -184,9 +217,32 @@ impl Members {
         self.shared.doubts.notify_one();
     }
 
+    /// A watch on this member brought nothing that another member has: feeds keep away from it for a while. False where they have no
+    /// other to go to.
+    pub(super) fn shun(&self, member: usize) -> bool {
+        let now = Instant::now();
+        let mut elsewhere = false;
+        self.shared.view.send_modify(|view| {
+            let others = view.members.iter().enumerate().filter(|(index, _)| *index != member);
+            elsewhere = others.map(|(_, other)| other.health).any(|health| health == Health::Healthy);
+            let shunned = &mut view.members[member].shunned;
+            if shunned.until.is_some_and(|until| until > now) {
+                // Another feed said so.
+                return;
+            }
+            let soon = shunned.until.is_some_and(|until| now - until < SHUNNED.1);
+            let pause = if soon { shunned.pause } else { SHUNNED.0 };
+            *shunned = Shunned { until: Some(now + pause), pause: (pause * 2).min(SHUNNED.1) };
+            counter!(names::MEMBER_LEFT, Leave::LABEL => Leave::Behind.as_str()).increment(1);
+        });
+        self.shared.doubts.notify_one();
+        elsewhere
+    }
+
     /// What is known, for `/debug/state`.
     #[must_use]
     pub fn state(&self) -> Vec<MemberState> {
+        let now = Instant::now();
         let view = self.shared.view.borrow();
         let endpoints = self.shared.endpoints.iter();
         let state = |(index, (member, endpoint)): (usize, (&Member, &Endpoint))| MemberState {
@@ -196,6 +252,7 @@ impl Members {
             reached: member.reached,
             for_seconds: member.since.elapsed().unwrap_or_default().as_secs(),
             why: member.why.clone(),
+            shunned_by_feeds: member.shunned.until.is_some_and(|until| until > now),
         };
         view.members.iter().zip(endpoints).enumerate().map(state).collect()
     }

@@ -137,6 +137,10 @@ pub const FORWARDS: &str = "etcd_relay_forwards";
 pub const UPSTREAM_CONNECTIONS: &str = "etcd_relay_upstream_connections";
 /// Calls that wait now until a connection upstream has room for them, by [`Lane`].
 pub const UPSTREAM_WAITING: &str = "etcd_relay_upstream_waiting_calls";
+/// How many revisions of the store the feed that is furthest behind is behind etcd.
+pub const FEED_LAG_REVISIONS: &str = "etcd_relay_feed_lag_revisions";
+/// For how long the feed that is so for longest has been behind etcd.
+pub const FEED_LAG_SECONDS: &str = "etcd_relay_feed_lag_seconds";
 /// 1 while the etcd member with this [`MEMBER`] number answers for its cluster.
 pub const MEMBER_HEALTHY: &str = "etcd_relay_member_healthy";
 /// The place of a member among the endpoints that the relay was given, counted from 1.
@@ -346,6 +350,8 @@ labels! {
         Timeout = "timeout",
         /// The relay's own identity was refused.
         Denied = "denied",
+        /// It did not bring what the cluster has.
+        Behind = "behind",
     }
 }
 labels! {
@@ -613,6 +619,8 @@ pub fn describe() {
         FORWARDS,
         FORWARDS_HELD,
         FACADE_WAITS,
+        FEED_LAG_REVISIONS,
+        FEED_LAG_SECONDS,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -743,6 +751,8 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what goes over them"),
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
     (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
+    (FEED_LAG_REVISIONS, "Revisions of the store by which the feed that is furthest behind is behind etcd"),
+    (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd, at most"),
     (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
     (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use ends, in seconds of Unix time; 0 where there is none"),
     (FACADE_WAITS, "Waits and streams over etcd's v2 API that are open now"),

@@ -40,8 +40,9 @@ use crate::{
 
 /// How long a serializable read of the past waits to hear that the past is compacted.
 const PAST_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a linearizable read waits for its feed before it is forwarded.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a linearizable read waits for its feed before it is forwarded. A feed is there within a round trip to etcd; one that has been behind for
+/// this long is waited for by nobody.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long a read may have taken before it is asked again whether its client may see the answer.
 const GRANT_PATIENCE: Duration = Duration::from_secs(1);
@@ -224,6 +225,9 @@ async fn readable_at(hub: &Hub, access: &Access, feed: &Feed, past: Revision) ->
 /// Waits until the feed has the revision that is current now, and gives back what upstream said. A past revision must not be
 /// compacted at etcd.
 async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Header, Read> {
+    if feed.lag().is_some_and(|lag| lag.time >= PATIENCE) {
+        return Err(Read::ForwardedLate);
+    }
     let past = (past > Revision::ZERO).then_some(past);
     let mark = feed.mark();
     let confirmed = hub.confirmer().confirm(past).await.map_err(|error| {
@@ -237,7 +241,11 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
         return Err(Read::ForwardedOther);
     }
     feed.reach(mark, &confirmed.header, PATIENCE).await.map_err(|error| match error {
-        WaitError::Timeout | WaitError::Denied | WaitError::Replaced => Read::ForwardedLate,
+        WaitError::Timeout => {
+            feed.expect(mark, &confirmed.header);
+            Read::ForwardedLate
+        }
+        WaitError::Denied | WaitError::Replaced => Read::ForwardedLate,
         WaitError::Unknown => Read::ForwardedUntrusted,
     })?;
     Ok(confirmed.header)

@@ -210,10 +210,10 @@ impl Feed {
         self.nudge.notified().await;
     }
 
-    /// Whether someone waits for a revision.
+    /// Whether someone waits for a revision, or the cluster is known to have one that the feed has not.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.load(Ordering::Relaxed) > 0 || self.lag().is_some()
     }
 
     /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.

@@ -48,6 +48,10 @@ pub struct FeedStats {
     pub watches: usize,
     /// Whether upstream's progress is believed.
     pub trusts_progress: bool,
+    /// How many revisions of the store it is behind, as far as the relay knows.
+    pub lag_revisions: i64,
+    /// For how long it has been.
+    pub lag_seconds: f64,
     /// Upstream's last error, if there ever was one.
     pub last_error: Option<Trouble>,
 }
@@ -57,6 +61,7 @@ impl Feed {
     #[must_use]
     pub fn stats(&self) -> FeedStats {
         let standing = self.standing();
+        let lag = self.lag();
         let inner = self.lock();
         FeedStats {
             number: self.number(),
@@ -76,6 +81,8 @@ impl Feed {
             streams: inner.outboxes.len(),
             watches: inner.index.len(),
             trusts_progress: standing.trusts_progress,
+            lag_revisions: lag.map_or(0, |lag| lag.revisions),
+            lag_seconds: lag.map_or(0.0, |lag| lag.time.as_secs_f64()),
             last_error: standing.trouble.map(Arc::unwrap_or_clone),
         }
     }

@@ -379,6 +379,25 @@ fn a_doubt_ends_with_the_snapshot_that_it_was_about() {
     assert!(feed.is_serving() && feed.doubted().is_none(), "of a snapshot that is gone");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_feed_is_behind_until_it_has_what_the_cluster_had_and_no_longer_than_its_snapshot() {
+    let feed = feed_of_cluster();
+    let mark = feed.mark();
+    assert_eq!((feed.lag(), feed.is_awaited()), (None, false));
+    feed.expect(mark, &answer(7, 12));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    feed.expect(mark, &answer(7, 13));
+    assert_eq!(feed.lag(), Some(Lag { revisions: 3, time: Duration::from_secs(2) }));
+    assert!(feed.is_awaited(), "its driver asks for progress");
+    feed.advance(Revision::new(13));
+    assert_eq!((feed.lag(), feed.is_awaited()), (None, false));
+    feed.expect(mark, &answer(7, 20));
+    assert_eq!(feed.lag(), Some(Lag { revisions: 7, time: Duration::ZERO }), "counted anew");
+    let new = Arc::new(Cluster::of(&answer(8, 3)));
+    feed.reset(&new, KeyMap::default(), Revision::new(3), &Reset::Replaced);
+    assert_eq!(feed.lag(), None, "that was said of what is gone");
+}
+
 #[tokio::test]
 async fn a_wait_does_not_end_with_another_clusters_revision() {
     let feed = feed_of_cluster();

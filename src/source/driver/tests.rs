@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
@@ -113,6 +113,9 @@ struct MadeUp {
     answers: Mutex<(u64, i64)>,
     snapshots: AtomicUsize,
     confirms: AtomicUsize,
+    watches: AtomicUsize,
+    /// There is no other member to go to.
+    alone: AtomicBool,
 }
 
 #[async_trait]
@@ -123,7 +126,8 @@ impl Upstream for MadeUp {
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-        Ok(Box::new(Quiet(self.header())))
+        self.watches.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Quiet(self.header(), self.alone.load(Ordering::SeqCst))))
     }
 
     async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
@@ -140,7 +144,7 @@ impl MadeUp {
 }
 
 /// A watch on which nothing happens.
-struct Quiet(Header);
+struct Quiet(Header, bool);
 
 #[async_trait]
 impl UpstreamWatch for Quiet {
@@ -156,6 +160,10 @@ impl UpstreamWatch for Quiet {
         true
     }
 
+    fn is_late(&mut self) -> bool {
+        !self.1
+    }
+
     fn created(&self) -> Header {
         self.0
     }
@@ -163,8 +171,9 @@ impl UpstreamWatch for Quiet {
 
 /// A feed that follows cluster 1 at revision 10.
 async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
-    let (snapshots, confirms) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let upstream = Arc::new(MadeUp { answers: Mutex::new((1, 10)), snapshots, confirms });
+    let [snapshots, confirms, watches] = [const { AtomicUsize::new(0) }; 3];
+    let (answers, alone) = (Mutex::new((1, 10)), AtomicBool::new(false));
+    let upstream = Arc::new(MadeUp { answers, snapshots, confirms, watches, alone });
     let (header, leaderless, tasks) = (Arc::default(), Arc::new(watch::Sender::new(false)), Tasks::new());
     let config = DriverConfig::default();
     let driver = Driver::new(
@@ -236,6 +245,46 @@ async fn clusters_that_answer_in_turns_cost_a_snapshot_for_each_delay_and_not_fo
     }
     // Delays grow to two seconds, each less its jitter.
     assert!(begun.elapsed() > Duration::from_secs(20), "{:?} for 40 snapshots", begun.elapsed());
+}
+
+/// How long it takes until the feed watches once more.
+async fn watched_again(upstream: &MadeUp) -> Duration {
+    let (began, before) = (Instant::now(), upstream.watches.load(Ordering::SeqCst));
+    while upstream.watches.load(Ordering::SeqCst) == before {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    began.elapsed()
+}
+
+/// The member hears its leader and gets no entries, or its watch streams stand still: a feed that only listens would wait for ever.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_brings_nothing_while_the_cluster_has_more_is_left_for_another() {
+    let (upstream, _hub, feed) = followed().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(upstream.watches.load(Ordering::SeqCst), 1, "a quiet cluster is no reason");
+    *upstream.answers.lock() = (1, 12);
+    feed.expect(feed.mark(), &upstream.header());
+    assert_eq!(feed.lag().expect("it is behind").revisions, 2);
+    let mut pauses = Vec::new();
+    for _ in 0..6 {
+        pauses.push(watched_again(&upstream).await.as_secs());
+    }
+    // With the delay before each watch.
+    assert!(pauses.is_sorted() && pauses[0] <= 2 && pauses[5] >= BEHIND.1.as_secs(), "{pauses:?}");
+    feed.advance(Revision::new(12));
+    assert_eq!(feed.lag(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_brings_nothing_is_kept_for_longer_where_there_is_no_other_member() {
+    let (upstream, _hub, feed) = followed().await;
+    upstream.alone.store(true, Ordering::SeqCst);
+    live(&feed).await;
+    *upstream.answers.lock() = (1, 12);
+    feed.expect(feed.mark(), &upstream.header());
+    // The first watch was made before.
+    watched_again(&upstream).await;
+    assert!(watched_again(&upstream).await >= BEHIND.1);
 }
 
 fn header_of(cluster_id: u64, revision: i64) -> Header {

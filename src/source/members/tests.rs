@@ -1,10 +1,8 @@
-//! Who is preferred, suspected and left. What the judge finds is said by each test.
+//! Who is preferred, suspected, left and shunned. What the judge finds is said by each test.
 
 use std::{future::pending, pin::pin};
 
 use futures_util::FutureExt as _;
-
-use tokio::time::Instant;
 
 use super::{race::race, *};
 
@@ -21,6 +19,10 @@ fn failed(why: &str) -> Finding {
 impl Members {
     fn health(&self, member: usize) -> Health {
         self.shared.view.borrow().members[member].health
+    }
+
+    fn preferred(&self) -> usize {
+        self.shared.view.borrow().preferred
     }
 
     fn is_left(&self, member: usize) -> (bool, bool) {
@@ -66,6 +68,27 @@ fn where_no_member_answers_nobody_is_told_to_leave() {
     members.without_quorum();
     assert_eq!(members.preferred(), 1, "one that answers at all is better than none");
     assert!(pin!(members.reached()).now_or_never().is_some());
+}
+
+/// A member whose watches bring nothing serves calls, and no feed until some time has passed; longer each time that it happens again.
+#[tokio::test(start_paused = true)]
+async fn feeds_shun_a_member_whose_watches_bring_nothing() {
+    let members = members(3);
+    members.found((0..3).map(|member| (member, Finding::Answered)), Some(0));
+    assert_eq!(members.for_watch(), 0);
+    assert!(members.shun(0));
+    assert_eq!((members.for_watch(), members.preferred()), (1, 0));
+    assert!(members.shun(1));
+    assert_eq!(members.for_watch(), 2);
+    assert!(members.shun(2));
+    assert_eq!(members.for_watch(), 0, "of those that are shunned, the first");
+    tokio::time::advance(SHUNNED.0).await;
+    assert_eq!(members.for_watch(), 0);
+    members.shun(0);
+    tokio::time::advance(SHUNNED.0).await;
+    assert_eq!(members.for_watch(), 1, "longer the second time");
+    members.found([(1, failed("gone")), (2, failed("gone"))], Some(0));
+    assert!(!members.shun(0), "there is no other");
 }
 
 #[tokio::test(start_paused = true)]

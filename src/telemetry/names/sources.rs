@@ -11,6 +11,8 @@ labels! {
         NoLeader = "no_leader",
         /// It cannot be reached, or answers with an error that another one does not have.
         Failed = "failed",
+        /// Its watches do not bring what another one has. Feeds alone leave it.
+        Behind = "behind",
     }
 }
 labels! {

@@ -244,6 +244,52 @@ async fn a_member_that_hears_its_leader_and_gets_no_entries() {
     scene.goes_on("starved", async |scene| scene.etcd.between_peers(Fault::Starved(used))).await.tells().await;
 }
 
+/// The member answers every call, and its watch streams stand still: feeds alone leave it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_watch_streams_stand_still() {
+    let scene = Scene::new().await;
+    let used = scene.used;
+    let scene = scene
+        .goes_on("watch streams stand still", async |scene| {
+            scene.gates[used].hold_carriers_of(b"the last that comes");
+            scene.other().await.put(format!("{PREFIX}mark"), "the last that comes").await;
+        })
+        .await;
+    assert_eq!(scene.relay.state().await["members"][used]["shunned_by_feeds"], true);
+    assert!(scene.relay.metric_of("etcd_relay_member_left_total", "reason=\"behind\"").await >= 1.0);
+    assert_eq!(scene.relay.ready_status().await, Some(200));
+}
+
+/// There is no other member to go to: reads are forwarded, without a wait for each, and the relay tells that it is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_do_not_wait_for_a_feed_that_is_late() {
+    let etcd = Etcd::start().await;
+    let gate = Gate::before(&etcd.endpoint()).await;
+    let relay = over(std::slice::from_ref(&gate)).start().await;
+    relay.follows().await;
+    let direct = Kv::connect(&etcd.endpoint()).await;
+    gate.hold_carriers_of(b"the last that comes");
+    direct.put(format!("{PREFIX}mark"), "the last that comes").await;
+    direct.put(format!("{PREFIX}a"), "newest").await;
+    let through = Kv::connect(&relay.endpoint()).await;
+    let label = "outcome=\"forwarded_late\"";
+    for _ in 0..20 {
+        let read = RangeRequest { key: format!("{PREFIX}a").into(), ..RangeRequest::default() };
+        // Each of them would wait for three seconds.
+        let answer = tokio::time::timeout(Duration::from_secs(2), through.raw.clone().range(read)).await;
+        let answer = answer.expect("an answer in time").expect("an answer").into_inner();
+        assert_eq!(answer.kvs[0].value.as_ref(), b"newest");
+    }
+    let late = relay.metric_of("etcd_relay_reads_total", label).await;
+    assert!(late >= 20.0, "{late} reads were forwarded; {}", relay.metrics().await);
+    eventually("the relay says that it is behind, and is not ready", async || {
+        let told = relay.metric("etcd_relay_feed_lag_seconds").await >= 3.0
+            && relay.metric("etcd_relay_feed_lag_revisions").await >= 1.0;
+        (told && relay.ready_status().await == Some(503)).then_some(())
+    })
+    .await;
+}
+
 /// It is used again only when it has answered, and nobody is moved back to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_comes_back_is_known_to_be_well() {

@@ -1,6 +1,7 @@
-//! [`Gate`]: a TCP forwarder between two servers that a test can shut, hold and point elsewhere.
+//! [`Gate`]: a TCP forwarder between two servers that a test can shut, hold and point elsewhere, or hold for those connections alone that
+//! have carried some bytes.
 //!
-//! Not here: delays and damaged bytes. Always holds: its own address never changes, so that what is behind it can be killed,
+//! Not here: damaged bytes. Always holds: its own address never changes, so that what is behind it can be killed,
 //! restarted or replaced while the client knows one endpoint.
 
 use std::{net::SocketAddr, sync::Arc};
@@ -29,6 +30,8 @@ struct State {
     target: String,
     /// Rises when every connection that is there has to end.
     generation: u64,
+    /// Bytes from behind the gate, after which nothing more comes from there on the connection that they came on.
+    mark: Option<Vec<u8>>,
 }
 
 /// A running gate.
@@ -44,7 +47,7 @@ impl Gate {
     pub async fn before(endpoint: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a gate");
         let addr = listener.local_addr().expect("a bound address");
-        let state = State { mode: Mode::Open, target: host_port(endpoint), generation: 0 };
+        let state = State { mode: Mode::Open, target: host_port(endpoint), generation: 0, mark: None };
         let state = Arc::new(watch::Sender::new(state));
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state)));
         Self { addr, state, accepting }
@@ -76,6 +79,11 @@ impl Gate {
     /// Ends all connections that are there; new ones pass.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.generation += 1);
+    }
+
+    /// From now on, lets nothing more come to a client on a connection on which these bytes, whole in one piece, have come.
+    pub fn hold_carriers_of(&self, mark: &[u8]) {
+        self.state.send_modify(|state| state.mark = Some(mark.to_vec()));
     }
 
     /// Leads new connections to another endpoint.
@@ -113,8 +121,8 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
         let (mut client_read, mut client_write) = client.into_split();
         let (mut server_read, mut server_write) = server.into_split();
         tokio::join!(
-            copy(&mut client_read, &mut server_write, upward),
-            copy(&mut server_read, &mut client_write, downward),
+            copy(&mut client_read, &mut server_write, upward, false),
+            copy(&mut server_read, &mut client_write, downward, true),
         );
         Some(())
     };
@@ -128,6 +136,7 @@ async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     mut state: watch::Receiver<State>,
+    down: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -135,8 +144,16 @@ async fn copy(
             Ok(0) | Err(_) => break,
             Ok(read) => read,
         };
+        let marked = state
+            .borrow()
+            .mark
+            .as_ref()
+            .is_some_and(|mark| down && buffer[..read].windows(mark.len()).any(|window| window == mark.as_slice()));
         if pass_point(&mut state).await.is_none() || to.write_all(&buffer[..read]).await.is_err() {
             break;
+        }
+        if marked {
+            let _ends_with_the_gate = state.wait_for(|state| state.mark.is_none()).await;
         }
     }
     // The other side may have gone first; then there is nobody to tell.
