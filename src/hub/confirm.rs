@@ -36,12 +36,15 @@ struct Answer {
     readable: Option<Revision>,
 }
 
+/// Those who wait for the same answer.
+type Asked = Round<Arc<Answer>>;
+
 /// The task that asks, while it runs.
 #[derive(Debug)]
 struct Asking {
     confirmer: Arc<Confirmer>,
     /// The round that it asks for.
-    round: Option<Arc<Round<Arc<Answer>>>>,
+    round: Option<Arc<Asked>>,
     /// Whether it came to its end.
     over: bool,
 }
@@ -118,7 +121,7 @@ impl Asking {
     }
 
     /// The next round, which nobody joins from now on; `None`, and the end, where nobody waits.
-    fn next(&mut self) -> Option<(Arc<Round<Arc<Answer>>>, Vec<Revision>)> {
+    fn next(&mut self) -> Option<(Arc<Asked>, Vec<Revision>)> {
         let next = self.confirmer.rounds.next();
         self.round = next.as_ref().map(|(round, _)| round.clone());
         self.over = next.is_none();

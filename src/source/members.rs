@@ -184,6 +184,11 @@ impl Members {
         (0..view.members.len()).min_by_key(rank).unwrap_or(view.preferred)
     }
 
+    /// The member that a call goes to.
+    pub(super) fn preferred(&self) -> usize {
+        self.shared.view.borrow().preferred
+    }
+
     /// Waits for the first verdict, for a second at most.
     pub(super) async fn settled(&self) {
         let mut view = self.shared.view.subscribe();

@@ -172,7 +172,7 @@ impl Target {
                 }
                 2 => {
                     let many = usize::from(draw.byte()) * 64;
-                    let token = draw.of(&[b'[', b'{', b'"', b' ', b'9']);
+                    let token = draw.of(b"[{\" 9");
                     value.splice(at..at, std::iter::repeat_n(token, many));
                 }
                 _ => {

@@ -52,6 +52,8 @@ const MAX_ANSWER: usize = i32::MAX as usize - 128;
 /// About how much of an answer is made at a time: a large one is made as its connection takes it, and this is as much as goes into one write.
 /// It takes some hundred microseconds at the most, which other connections of the thread wait for.
 const PART: usize = 128 << 10;
+/// About how long a message of `RangeStream` is.
+const MESSAGE: usize = 512 << 10;
 /// Room for key-values that are copied into an answer.
 const SMALL: usize = 2 << 10;
 
@@ -363,13 +365,13 @@ impl Rest {
     fn write_message(&mut self, header: &Header, writer: &mut Writer) -> bool {
         // Each of these is one key-value or several, whole.
         let mut taken: SmallVec<[Bytes; 32]> = SmallVec::new();
-        self.kvs.take(PART, |bytes| taken.push(bytes.clone()));
+        self.kvs.take(MESSAGE, |bytes| taken.push(bytes.clone()));
         let last = self.kvs.is_empty();
         let mut left = &taken[..];
         while !left.is_empty() || last {
             let mut length = 0;
             let fits = |bytes: &&Bytes| {
-                let room = length < PART;
+                let room = length < MESSAGE;
                 length += bytes.len();
                 room
             };

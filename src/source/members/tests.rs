@@ -21,10 +21,6 @@ impl Members {
         self.shared.view.borrow().members[member].health
     }
 
-    fn preferred(&self) -> usize {
-        self.shared.view.borrow().preferred
-    }
-
     fn is_left(&self, member: usize) -> (bool, bool) {
         let watches = pin!(self.left_by_watches(member)).now_or_never().is_some();
         (watches, pin!(self.left(member)).now_or_never().is_some())
