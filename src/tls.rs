@@ -6,7 +6,7 @@
 //! rustls does the protocol and ring the cryptography. aws-lc-rs, the alternative, encrypts what is delivered no faster (0.23 µs for a record of
 //! 150 bytes) and shakes hands a fifth faster, but is some ten times as much C to build, with tools of its own.
 //! Always holds:
-//! - files are read at the start and followed from then on ([`follow`]): new handshakes use what the files contain, and a set of files that
+//! - files are read at the start and followed from then on (`follow`): new handshakes use what the files contain, and a set of files that
 //!   cannot be used changes nothing;
 //! - an open connection is never touched by such a change;
 //! - no private key is ever printed or logged.

@@ -4,7 +4,7 @@
 //! watch of its own on a key that hardly ever changes, with `progress_notify`, and measures the time between two notifications. What
 //! etcd sends there costs it one message an interval, however many subscribers the relay has.
 //!
-//! Not here: who is told what at a tick, see [`super::Outbox::notify_progress`].
+//! Not here: who is told what at a tick, see [`super::WatchStream::notify_progress`].
 //! Always holds: the interval is at most the configured one, and shorter than upstream's where that is known; the watch is
 //! opened once somebody wants progress, and not before.
 

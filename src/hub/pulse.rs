@@ -2,8 +2,8 @@
 //!
 //! A member that hears its leader and gets no entries, or whose watch streams stand still, looks well to a feed that only listens. So feeds are
 //! told what the cluster has; a driver asks for progress then, and moves to another member where it does not come.
-//! Not here: what a driver does. Always holds: one question to upstream a beat, however many feeds there are; at most [`EACH`] feeds ask for progress
-//! for it; the process is not ready while a configured feed has been behind for [`LATE`].
+//! Not here: what a driver does. Always holds: one question to upstream a beat, however many feeds there are; at most `EACH` feeds ask for progress
+//! for it; the process is not ready while a configured feed has been behind for `LATE`.
 
 use std::{sync::Arc, time::Duration};
 

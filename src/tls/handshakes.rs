@@ -3,23 +3,26 @@
 //! A handshake takes some hundred microseconds of calculation, and a thousand clients that come back at once would hold all deliveries up by
 //! as many. Here they have threads of their own with a lower priority, so they get what deliveries leave. Only the calculation is here: the
 //! sockets stay with the threads that serve them.
-//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way, and one more ends the one that has been under way
-//! longest, which by then waits for a peer that does not go on.
+//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. One more waits for a place, as a socket and nothing
+//! else; where the one that has been under way longest has been so for [`GRACE`], it waits for a peer that does not go on, and gives its place.
 
-use std::{collections::BTreeMap, fmt, io, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, fmt, future::pending, io, sync::Arc, thread, time::Duration};
 
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
     runtime::{Builder, Runtime},
-    task::AbortHandle,
-    time::timeout,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Longest time from a client's first byte to the end of its handshake: a few round trips, of which the slowest take a second.
 pub(super) const TIME: Duration = Duration::from_secs(10);
 /// Each is some 20 KiB of memory. A storm of clients has fewer under way at a time, since an honest one waits for a round trip at most.
 pub(super) const MOST: usize = 4096;
+/// How long a handshake may take while others wait for its place: some round trips, and its turn behind thousands.
+const GRACE: Duration = Duration::from_secs(2);
 /// How much the threads stand back behind those that serve connections. See nice(2).
 const NICE: i32 = 10;
 
@@ -44,21 +47,23 @@ pub enum HandshakeError {
 /// See the module.
 pub(super) struct Handshakes {
     runtime: Option<Runtime>,
+    places: Arc<Semaphore>,
     under_way: Arc<Mutex<UnderWay>>,
 }
 
 #[derive(Default)]
 struct UnderWay {
     last: u64,
-    /// By age.
-    all: BTreeMap<u64, AbortHandle>,
+    /// By age: since when, and how it is ended.
+    all: BTreeMap<u64, (Instant, CancellationToken)>,
 }
 
 /// One that is under way; dropped, it is not any more.
 struct Turn {
     number: u64,
-    handle: AbortHandle,
+    ended: CancellationToken,
     under_way: Arc<Mutex<UnderWay>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Handshakes {
@@ -77,7 +82,7 @@ impl Handshakes {
                 }
             })
             .build()?;
-        Ok(Self { runtime: Some(runtime), under_way: Arc::default() })
+        Ok(Self { runtime: Some(runtime), places: Arc::new(Semaphore::new(MOST)), under_way: Arc::default() })
     }
 
     /// Runs one. Cancel safe: dropped, it ends.
@@ -86,39 +91,63 @@ impl Handshakes {
         handshake: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, HandshakeError> {
         let runtime = self.runtime.as_ref().expect("it is taken when this is dropped");
-        let task = runtime.spawn(async move { timeout(TIME, handshake).await });
-        let (turn, oldest) = Turn::take(&self.under_way, task.abort_handle());
-        if let Some(oldest) = oldest {
-            oldest.abort();
+        let turn = timeout(TIME, self.turn()).await.map_err(|_| HandshakeError::Crowded)?;
+        let task = AbortOnDropHandle::new(runtime.spawn(async move { timeout(TIME, handshake).await }));
+        match turn.ended.run_until_cancelled(task).await {
+            None => Err(HandshakeError::Crowded),
+            Some(Ok(Ok(ended))) => Ok(ended),
+            Some(Ok(Err(_))) => Err(HandshakeError::Timeout),
+            // Nobody but its handle ends it, so it has panicked, which is in the log.
+            Some(Err(_)) => Err(HandshakeError::Failed("a fault of the relay".to_owned())),
         }
-        let ended = task.await;
-        drop(turn);
-        match ended {
-            Ok(Ok(ended)) => Ok(ended),
-            Ok(Err(_)) => Err(HandshakeError::Timeout),
-            Err(error) if error.is_panic() => Err(HandshakeError::Failed("a fault of the relay".to_owned())),
-            Err(_) => Err(HandshakeError::Crowded),
+    }
+
+    /// Waits for a place. Cancel safe.
+    async fn turn(&self) -> Turn {
+        loop {
+            let oldest = self.under_way.lock().all.first_key_value().map(|(number, (since, _))| (*number, *since));
+            let patience = async {
+                match oldest {
+                    Some((_, since)) => sleep_until(since + GRACE).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                place = self.places.clone().acquire_owned() => {
+                    return Turn::take(&self.under_way, place.expect("it is never closed"));
+                }
+                () = patience => {
+                    let gone = oldest.and_then(|(number, _)| self.under_way.lock().all.remove(&number));
+                    if let Some((_, ended)) = gone {
+                        ended.cancel();
+                        // Its place goes to who has waited longest.
+                        return Turn::take(
+                            &self.under_way,
+                            self.places.clone().acquire_owned().await.expect("it is never closed"),
+                        );
+                    }
+                }
+            }
         }
     }
 }
 
 impl Turn {
-    /// The turn of a handshake, and the one that has to end for it.
-    fn take(under_way: &Arc<Mutex<UnderWay>>, handle: AbortHandle) -> (Self, Option<AbortHandle>) {
+    fn take(under_way: &Arc<Mutex<UnderWay>>, place: OwnedSemaphorePermit) -> Self {
+        let ended = CancellationToken::new();
         let mut all = under_way.lock();
-        let oldest = if all.all.len() >= MOST { all.all.pop_first().map(|(_, handle)| handle) } else { None };
         all.last += 1;
         let number = all.last;
-        all.all.insert(number, handle.clone());
+        all.all.insert(number, (Instant::now(), ended.clone()));
         drop(all);
-        (Self { number, handle, under_way: under_way.clone() }, oldest)
+        Self { number, ended, under_way: under_way.clone(), _place: place }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         self.under_way.lock().all.remove(&self.number);
-        self.handle.abort();
     }
 }
 
@@ -139,12 +168,10 @@ impl fmt::Debug for Handshakes {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-
     use super::*;
 
-    #[tokio::test]
-    async fn one_more_than_may_be_under_way_ends_the_oldest_and_no_other() {
+    #[tokio::test(start_paused = true)]
+    async fn one_more_than_may_be_under_way_waits_and_then_ends_the_oldest_and_no_other() {
         let handshakes = Arc::new(Handshakes::start().expect("threads"));
         let begin = || {
             let handshakes = handshakes.clone();
@@ -160,7 +187,9 @@ mod tests {
         let others: Vec<_> = (1..MOST).map(|_| begin()).collect();
         until(MOST).await;
         assert!(!oldest.is_finished());
-        handshakes.run(async {}).await.expect("there is always room for a new one");
+        let begun = Instant::now();
+        handshakes.run(async {}).await.expect("the oldest gives its place");
+        assert!(begun.elapsed() >= GRACE, "not before it had its time");
         assert!(matches!(oldest.await.expect("no panic"), Err(HandshakeError::Crowded)));
         assert!(others.iter().all(|other| !other.is_finished()));
         others.iter().for_each(tokio::task::JoinHandle::abort);

@@ -10,7 +10,7 @@ use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 use crate::support::{
     client::{self, WatchStream, revisions},
     etcd::Etcd,
-    http,
+    eventually, http,
     kv::Kv,
     relay::RelayCommand,
     replay::Replay,
@@ -23,7 +23,11 @@ async fn serves_under_the_flags_of_etcds_proxy() {
     let command =
         RelayCommand::grpc_proxy(&[etcd.endpoint()]).arg("--advertise-client-url=").arg("--max-send-bytes=1048576");
     let mut relay = command.start().await;
-    assert!(relay.log().contains("started gRPC proxy"), "the words that scripts wait for");
+    // After the addresses.
+    eventually("the words that scripts wait for are said", async || {
+        relay.log().contains("started gRPC proxy").then_some(())
+    })
+    .await;
     relay.assert_log_has_only(&["--max-send-bytes"]);
     assert_eq!(relay.log().matches("--max-send-bytes").count(), 1, "one line for a flag that is not needed");
     let kv = Kv::connect(&relay.endpoint()).await;

@@ -1,4 +1,4 @@
-//! [`Copy`]: which keys a directory has and of which index they are, so that the end of a whole tree, which v2 tells as one
+//! [`struct@Copy`]: which keys a directory has and of which index they are, so that the end of a whole tree, which v2 tells as one
 //! event, can be told key by key.
 //!
 //! Not here: values, which the feed has; a hash of each says whether it changed. Called by the watch that owns it. Always
