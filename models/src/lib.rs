@@ -35,7 +35,7 @@ use loom::{
 use self::{
     latest::Latest,
     rounds::Rounds,
-    wake::{WakeSource, WakeSources, Calls},
+    wake::{Calls, WakeSource, WakeSources},
 };
 
 /// A task that is told whether it was woken.

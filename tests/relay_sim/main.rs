@@ -5,6 +5,13 @@
 //! Checked: each watch's guarantees (`check`); linearizability of reads, and that data of the past are not shown after their compaction
 //! (`reads`); that nothing is shown for longer than it may after a permission was taken away; that a client which reads at once is answered
 //! and told of events in time while all is well, whatever hostile clients do beside it (`hostile`, `schedule::crowd`).
+//!
+//! These were taken out of the relay by hand, and some three hundred schedules found each: the check of a confirmation against the feed's
+//! mark, and its half about revisions alone; the repeated question whether live watches are still allowed; the order of what is put before a
+//! history; the end of all watches when the cluster was replaced. One seed in 2,000 found that a snapshot which arrives while the current
+//! revision is asked for is not the newest. These it did not find, and other tests stand for them: the look at compaction behind a read of the
+//! past, the age at which "authentication is off" ends, snapshots kept for pages across a reset, fair turns of fills.
+//!
 //! Not here: sockets and the real etcd, see `tests/it`; the hub's own schedules, see `tests/simulation`.
 //! `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how many are run. All is on one thread and on a made-up clock, so a seed
 //! nearly always gives the same schedule again. With `RUSTFLAGS="--cfg tokio_unstable"` it always does, since tokio's own dice are seeded then:
