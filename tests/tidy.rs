@@ -56,7 +56,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// The modules of the hub from the ground up. Each may use those that are named with it, which all stand before it, so that nothing goes
 /// round in a circle; `hub` stands for what `hub.rs` itself defines.
 const HUB: &[(&str, &[&str])] = &[
-    ("interval", &[]),
+    ("slack", &[]),
+    ("interval", &["slack"]),
     ("pages", &[]),
     ("shares", &[]),
     ("standing", &[]),
@@ -66,7 +67,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("confirm", &["upstream"]),
     ("pace", &["upstream"]),
     ("work", &["stats"]),
-    ("index", &["interval"]),
+    ("index", &["interval", "slack"]),
     ("payload", &["index"]),
     ("runs", &["payload"]),
     ("history", &["index", "payload", "runs"]),

@@ -208,8 +208,12 @@ macro_rules! labels {
 }
 
 mod sources;
+mod tls;
 
-pub use self::sources::{BackfillOutcome, FacadePast, FacadeRequest, Leave, V2Listing, V2WaitEnd};
+pub use self::{
+    sources::{BackfillOutcome, FacadePast, FacadeRequest, Leave, V2Listing, V2WaitEnd},
+    tls::{Handshake, Reload, TlsCertificate, TlsSide},
+};
 
 labels! {
     /// Which of the relay's ports.
@@ -237,56 +241,6 @@ impl Port {
     }
 }
 
-labels! {
-    /// What came of a TLS handshake with a client.
-    Handshake as "outcome" {
-        /// A connection with a new session.
-        Full = "full",
-        /// A connection that goes on with an earlier session.
-        Resumed = "resumed",
-        /// The client's certificate is missing or not accepted.
-        Refused = "refused",
-        /// The client did not go on in time.
-        Timeout = "timeout",
-        /// Too many were under way, and it was the oldest.
-        Crowded = "crowded",
-        /// The client does not speak TLS.
-        Plain = "plain",
-        /// The client went away, does not accept the relay's certificate, or has no version or cipher suite in common.
-        Failed = "failed",
-    }
-}
-labels! {
-    /// A certificate, or the first of several to end.
-    TlsCertificate as "certificate" {
-        /// The relay's own, for clients.
-        Port = "port",
-        /// The authorities of clients.
-        PortCa = "port_ca",
-        /// The relay's own, for etcd.
-        Upstream = "upstream",
-        /// The authorities of etcd, where a file names them.
-        UpstreamCa = "upstream_ca",
-    }
-}
-labels! {
-    /// On which side of the relay TLS is.
-    TlsSide as "side" {
-        /// Towards clients.
-        Port = "port",
-        /// Towards etcd.
-        Upstream = "upstream",
-    }
-}
-labels! {
-    /// What came of a change of files.
-    Reload as "outcome" {
-        /// New handshakes use them.
-        Taken = "taken",
-        /// They cannot be used; what was read before stays in use.
-        Failed = "failed",
-    }
-}
 labels! {
     /// Why a connection was asked to go elsewhere.
     LeaveReason as "reason" {
