@@ -79,8 +79,8 @@ const HUB: &[(&str, &[&str])] = &[
     (
         "feed",
         &[
-            "hub", "delivery", "history", "index", "outbox", "payload", "pins", "runs", "snapshot", "standing",
-            "stats", "upstream",
+            "hub", "delivery", "history", "index", "outbox", "payload", "pins", "runs", "snapshot", "slack",
+            "standing", "stats", "upstream",
         ],
     ),
     ("on_demand", &["hub", "feed", "snapshot"]),
