@@ -1,6 +1,7 @@
 //! Reads history for the parked watches of a stream, as far as its queue has room, and makes them live again at its end.
 //!
 //! Called by [`super::WatchStream::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
+//! It need not be empty, since the live watches of the stream may never let it be.
 //! Watches of ranges get runs: a chunk of history as their group gets it, put together by the first that needs it and kept for
 //! the others. For watches of single keys, which share little, a step goes through the entries once for all of them.
 //! Those that are furthest behind come first, so that none waits for another that is ahead of it.
@@ -139,7 +140,9 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
 /// Gives each watch one run after the other, in turns, until the queue is full. Watches that have come to the end of the history
 /// are live from here on; those that wait for a run, or for room, stay parked.
 fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revision, u32)>) -> Next {
+    let furthest = ranges.first().map(|(_, slot)| *slot);
     let mut missing: Vec<Missing> = Vec::new();
+    let mut furthest_waits = false;
     let mut passed = 0;
     while !ranges.is_empty() && passed < STEP_RUNS && !state.is_full(&outbox.limits) {
         for (next, slot) in std::mem::take(&mut ranges) {
@@ -159,6 +162,7 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revi
                     ranges.push((run.through.next().max(next), slot));
                 }
                 Ahead::Missing(key) => {
+                    furthest_waits |= Some(slot) == furthest;
                     if missing.len() < STEP_MADE && missing.iter().all(|missing| missing.key != key) {
                         let (range, options) = (group.range.clone(), group.options);
                         missing.push(Missing { key, task: inner.history.task(key), range, options });
@@ -167,8 +171,10 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revi
             }
         }
     }
-    // What can be sent at once does not wait for what is to be made.
-    if missing.is_empty() || !state.queue.is_empty() { Next::Done } else { Next::Make(inner.epoch, missing) }
+    // What can be sent at once does not wait for what is to be made. But the queue of a stream whose other watches are live may never be
+    // empty, so the watch that is furthest behind does not wait for that.
+    let make = !missing.is_empty() && (furthest_waits || state.queue.is_empty());
+    if make { Next::Make(inner.epoch, missing) } else { Next::Done }
 }
 
 fn single(inner: &Inner, state: &State, slot: usize) -> Option<Single> {

@@ -155,13 +155,14 @@ mod tests {
     use std::{
         pin::Pin,
         sync::atomic::{AtomicI64, AtomicUsize, Ordering},
-        task::{Context, Poll, Wake, Waker},
+        task::{Context, Poll, Waker},
     };
 
     use async_trait::async_trait;
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::hub::testing;
     use crate::{
         hub::upstream::{Page, UpstreamWatch, WatchRequest},
         types::{Header, KeyRange},
@@ -291,16 +292,7 @@ mod tests {
     /// A question that is polled by hand.
     struct Task {
         question: Pin<Box<dyn Future<Output = Result<Confirmed, UpstreamError>>>>,
-        woken: Arc<Woken>,
-    }
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
+        woken: Arc<testing::Woken>,
     }
 
     impl Task {
@@ -313,7 +305,7 @@ mod tests {
         }
 
         fn woken(&self) -> bool {
-            self.woken.0.load(Ordering::SeqCst) == 1
+            self.woken.times() == 1
         }
     }
 

@@ -111,7 +111,7 @@ impl Fill {
     /// The fill of the next watch of this stream that waits for one, and of all that can share it.
     fn begin(feed: Arc<Feed>, outbox: &Arc<Outbox>) -> Option<Self> {
         loop {
-            let (slot, from) = {
+            let slot = {
                 let mut state = outbox.lock();
                 state.watches.set_ticket(feed.id(), None);
                 if state.is_over() || state.is_full(&outbox.limits) {
@@ -120,17 +120,24 @@ impl Fill {
                 state.watches.next_unfilled(feed.id())?
             };
             let inner = feed.lock();
-            let (place, group) = {
-                let state = outbox.lock();
-                let here = |watch: &&Watch| watch.phase() == Phase::Unfilled && watch.next() == from;
+            let (place, group, first, from) = {
+                let mut state = outbox.lock();
+                if state.is_full(&outbox.limits) {
+                    return None;
+                }
+                let here = |watch: &&Watch| watch.phase() == Phase::Unfilled;
                 // Else it was canceled meanwhile.
                 let Some(watch) = state.watches.get(slot).filter(here) else { continue };
                 if state.watches.feed_of(slot) != Some(feed.id()) {
                     continue;
                 }
-                (state.watches.place_of(slot), watch.group())
+                let first = Member { outbox: outbox.clone(), watch_id: watch.id, serial: watch.serial };
+                let found = (state.watches.place_of(slot), watch.group(), first, watch.next());
+                state.begin_fill(slot);
+                found
             };
-            let members = gather(&feed, &inner, place, group, from);
+            let mut members = vec![first];
+            gather(&feed, &inner, place, group, from, &mut members);
             let Group { range, options, .. } = inner.index.group(group);
             let (range, options) = (range.clone(), *options);
             drop(inner);
@@ -379,10 +386,10 @@ impl Member {
     }
 }
 
-/// The watches of a group that wait for a fill from about this revision on, from `place` on and around, as filling ones.
-fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, from: Revision) -> Vec<Member> {
-    let through = Revision::new(from.get().saturating_add(NEAR));
-    let mut members = Vec::new();
+/// Adds the watches of a group that wait for a fill from about the revision `around` on, from `place` on and around, as filling ones.
+fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revision, members: &mut Vec<Member>) {
+    let from = Revision::new(around.get().saturating_sub(NEAR / 2));
+    let through = Revision::new(around.get().saturating_add(NEAR / 2));
     let mut looked = 0;
     for place in inner.past.lagging_after(place) {
         if looked >= MOST {
@@ -403,7 +410,6 @@ fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, from: Revision
             }
         }
     }
-    members
 }
 
 /// Entries in parts that are queued as one delivery each.

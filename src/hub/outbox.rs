@@ -69,8 +69,10 @@ pub(super) enum Found {
     Some {
         /// There is room, and watches that wait for a fill are in no queue for one.
         want_turns: bool,
+        /// There is room, and it is for the watches that are parked.
+        parked_next: bool,
     },
-    /// Nothing; but there is room, and watches are parked.
+    /// Nothing; but there is room, and it is for the watches that are parked.
     Parked,
     /// Nothing; the task is registered to be woken.
     Nothing,
@@ -90,6 +92,7 @@ impl Outbox {
         let mut state = self.lock();
         state.queue.take(batch, most_bytes);
         let low = state.queue.is_low(&self.limits);
+        let parked_next = state.are_parked_next(&self.limits);
         if !batch.is_empty() {
             let others_wait = low && state.waiting > 0;
             let want_turns = low && state.watches.want_turns();
@@ -97,12 +100,12 @@ impl Outbox {
             if others_wait {
                 self.room.notify_waiters();
             }
-            return Found::Some { want_turns };
+            return Found::Some { want_turns, parked_next };
         }
         if let Some(end) = &state.end {
             return Found::End(end.clone());
         }
-        if low && state.watches.parked() > 0 {
+        if parked_next {
             return Found::Parked;
         }
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -181,12 +184,16 @@ impl Outbox {
     }
 }
 
-/// Counts a task that waits for room, whatever ends the wait.
+/// Counts a task that waits for room, whatever ends the wait. After the last one it is the turn of the parked watches.
 struct Waiting<'a>(&'a Outbox);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        let mut state = self.0.lock();
+        state.waiting -= 1;
+        let waker = state.are_parked_next(&self.0.limits).then(|| state.wake()).flatten();
+        drop(state);
+        wake(waker);
     }
 }
 

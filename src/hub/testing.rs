@@ -1,6 +1,13 @@
 //! A hub whose feeds are driven by a test: nothing comes from upstream.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Wake,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -29,6 +36,22 @@ impl Upstream for Nothing {
 
     async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+}
+
+/// Counts how often a task was woken.
+#[derive(Debug, Default)]
+pub(crate) struct Woken(AtomicUsize);
+
+impl Woken {
+    pub(crate) fn times(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 

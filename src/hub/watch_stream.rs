@@ -198,9 +198,13 @@ impl WatchStream {
     pub fn poll_drain(&self, cx: &mut Context<'_>, batch: &mut Vec<Delivery>, most_bytes: usize) -> Poll<Drained> {
         for _ in 0..POLL_STEPS {
             match self.outbox.drain(cx, batch, most_bytes) {
-                Found::Some { want_turns } => {
+                Found::Some { want_turns, parked_next } => {
                     if want_turns {
                         self.feeds().iter().for_each(|feed| fill::ask(feed, &self.outbox));
+                    }
+                    // Not only once the queue is empty, which live watches may never let it be.
+                    if parked_next {
+                        catch_up::step(&self.outbox, |feed| self.feed(feed));
                     }
                     return Poll::Ready(Drained::Some);
                 }

@@ -37,7 +37,7 @@ const ANSWERED: Duration = Duration::from_secs(2);
 const TOLD: Duration = Duration::from_secs(2);
 /// How many responses other watches of a stream may get with what is newer than what a watch still waits for, for each watch of the
 /// stream.
-const OVERTAKEN: usize = 32;
+const OVERTAKEN: usize = 8;
 
 /// What a watch is to be.
 #[derive(Clone, Debug)]

@@ -1,13 +1,13 @@
 //! Tests of watches that are behind: what they get, in which pieces, and when they are live again.
 
 use std::{
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::Instant,
 };
 
 use super::*;
 use crate::{
-    hub::{Delivery, Drained, FeedState, Hub, KeyMap, Subscribe, WatchStream, testing, upstream::Changes},
+    hub::{Delivery, FeedState, Hub, KeyMap, Subscribe, WatchStream, testing, upstream::Changes},
     types::{ClientKey, EventFields, EventKind, KeyValueFields},
 };
 
@@ -49,6 +49,13 @@ fn add(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start: i64)
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");
+}
+
+/// Takes what is queued, without a step for what is parked.
+fn take_created(stream: &Arc<WatchStream>) {
+    let mut batch = Vec::new();
+    stream.outbox.drain(&Context::from_waker(Waker::noop()), &mut batch, usize::MAX);
+    assert!(matches!(batch[..], [Delivery::Created { .. }]));
 }
 
 fn everything() -> KeyRange {
@@ -130,8 +137,7 @@ fn what_a_step_makes_is_kept_also_where_nothing_of_it_is_wanted() {
     let feed = feed(&hub);
     publish(&feed, 1..=80);
     let stream = watch(&feed, KeyRange::prefix("z".into()), 1);
-    let mut cx = Context::from_waker(Waker::noop());
-    assert_eq!(stream.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    take_created(&stream);
     // Four chunks, each put together once: two a step.
     (0..2).for_each(|_| step(&stream.outbox, |_| Some(feed.clone())));
     assert_eq!(stream.stats().parked, 0);
@@ -193,8 +199,7 @@ fn runs_of_a_history_that_is_gone_are_not_passed_on() {
     let feed = feed(&hub);
     publish(&feed, 1..=60);
     let stream = watch(&feed, everything(), 1);
-    let mut cx = Context::from_waker(Waker::noop());
-    assert_eq!(stream.poll_drain(&mut cx, &mut Vec::new(), 1), Poll::Ready(Drained::Some), "it was created");
+    take_created(&stream);
     let Next::Make(epoch, missing) = serve(&feed, &stream.outbox, vec![0], None) else { panic!("nothing is made yet") };
     feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
     publish(&feed, 1..=10);
@@ -226,4 +231,53 @@ fn of_more_watches_than_a_step_serves_none_waits_for_those_that_are_ahead_of_it(
     }
     let missing = (0..watches).find(|watch| !served.contains(watch));
     assert_eq!(missing, None, "{} of {watches} were served", served.len());
+}
+
+#[test]
+fn a_live_watch_whose_events_go_on_does_not_hold_up_one_that_is_parked() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    let stream = watch(&feed, KeyRange::single("a".into()), 0);
+    publish(&feed, 1..=60);
+    drain(&stream);
+    add(&feed, &stream, everything(), 1);
+    publish(&feed, [61]);
+    let mut newest = None;
+    // The client takes as much as happens, so the queue is never empty.
+    for revision in 62..=99 {
+        publish(&feed, [revision]);
+        let polled = poll(&stream);
+        newest = polled
+            .iter()
+            .filter(|(watch, ..)| *watch == 1)
+            .map(|(_, payload, _)| payload.revision().get())
+            .max()
+            .or(newest);
+        assert!(!stream.outbox.lock().queue.is_empty());
+    }
+    assert!(newest.is_some_and(|newest| newest > 61), "the watch that was behind got up to {newest:?}");
+}
+
+#[test]
+fn who_waits_for_room_comes_before_what_is_parked_and_leaves_it_the_room_afterwards() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    let stream = watch(&feed, everything(), 0);
+    publish(&feed, 1..=60);
+    assert_eq!(stream.stats().parked, 1);
+    let woken = Arc::new(testing::Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    let mut room = Box::pin(stream.wait_room());
+    assert!(room.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "the queue is full");
+    let mut batch = Vec::new();
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
+        batch.clear();
+    }
+    assert_eq!((stream.stats().parked, stream.stats().queued), (1, 0), "nothing is read for it yet");
+    assert_eq!(woken.times(), 0);
+    // It was done, or had enough of waiting.
+    drop(room);
+    assert_eq!(woken.times(), 1, "it is the turn of what is parked");
+    assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
 }

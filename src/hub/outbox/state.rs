@@ -301,6 +301,12 @@ impl State {
         self.gone || self.end.is_some()
     }
 
+    /// Whether parked watches are to be read for: there is room, and nobody waits for it. Who waits writes for watches that are further behind
+    /// than those, and would find no room if they came first each time.
+    pub(super) fn are_parked_next(&self, limits: &OutboxLimits) -> bool {
+        self.watches.parked() > 0 && self.waiting == 0 && self.queue.is_low(limits)
+    }
+
     /// Whether no more should be queued.
     pub(in crate::hub) fn is_full(&self, limits: &OutboxLimits) -> bool {
         self.queue.is_full(limits)

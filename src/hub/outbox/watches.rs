@@ -95,12 +95,14 @@ struct Lag {
     behind: Line,
     /// Wait for a fill.
     unfilled: Line,
+    /// The slots of these: turns go round them.
+    unfilled_slots: BTreeSet<u32>,
     /// Are being filled.
     filling: Line,
     /// The stream's place in the queue for fills from this feed, while it has one.
     ticket: Option<Ticket>,
-    /// The place in its line of the watch that was filled last: the next one is after it.
-    last_filled: Option<(Revision, u32)>,
+    /// The slot that had the last turn: the next one is after it.
+    last_filled: Option<u32>,
 }
 
 /// One watch of the stream.
@@ -364,7 +366,10 @@ impl Watches {
         let joined = match position.phase() {
             Phase::Parked => self.parked.insert(entry),
             Phase::Behind => self.lag_mut(attachment).behind.insert(entry),
-            Phase::Unfilled => self.lag_mut(attachment).unfilled.insert(entry),
+            Phase::Unfilled => {
+                let lag = self.lag_mut(attachment);
+                lag.unfilled.insert(entry) && lag.unfilled_slots.insert(entry.1)
+            }
             Phase::Ahead => self.lag_mut(attachment).ahead.insert(entry),
             Phase::Filling => self.lag_mut(attachment).filling.insert(entry),
             Phase::Live | Phase::Compacted | Phase::Failed => true,
@@ -378,7 +383,10 @@ impl Watches {
         let left = match position.phase() {
             Phase::Parked => self.parked.remove(&entry),
             Phase::Behind => self.lag_mut(attachment).behind.remove(&entry),
-            Phase::Unfilled => self.lag_mut(attachment).unfilled.remove(&entry),
+            Phase::Unfilled => {
+                let lag = self.lag_mut(attachment);
+                lag.unfilled.remove(&entry) && lag.unfilled_slots.remove(&entry.1)
+            }
             Phase::Ahead => self.lag_mut(attachment).ahead.remove(&entry),
             Phase::Filling => self.lag_mut(attachment).filling.remove(&entry),
             Phase::Live | Phase::Compacted | Phase::Failed => true,
@@ -581,14 +589,15 @@ impl Watches {
         }
     }
 
-    /// The next watch that waits for a fill in a feed, in turns and those that are furthest behind first: its slot and what it needs.
-    pub(in crate::hub) fn next_unfilled(&mut self, feed: FeedId) -> Option<(usize, Revision)> {
+    /// The slot of the next watch that waits for a fill in a feed. Turns go round the slots, whatever the watches need: one whose position
+    /// rises would otherwise come before one that is further behind, for as long as it waits again and again.
+    pub(in crate::hub) fn next_unfilled(&mut self, feed: FeedId) -> Option<usize> {
         let (_, at) = self.attachments.iter_mut().find(|(_, at)| at.feed == feed)?;
         let lag = at.lag.as_deref_mut()?;
-        let first = |after: Bound<(Revision, u32)>| lag.unfilled.range((after, Unbounded)).next().copied();
-        let (next, slot) = first(lag.last_filled.map_or(Unbounded, Excluded)).or_else(|| first(Unbounded))?;
-        lag.last_filled = Some((next, slot));
-        Some((slot as usize, next))
+        let first = |after: Bound<u32>| lag.unfilled_slots.range((after, Unbounded)).next().copied();
+        let slot = first(lag.last_filled.map_or(Unbounded, Excluded)).or_else(|| first(Unbounded))?;
+        lag.last_filled = Some(slot);
+        Some(slot as usize)
     }
 
     /// Slots of watches in a feed that wait for a fill and need a revision from `from` through `through` next; the first `most`.
@@ -609,3 +618,6 @@ impl Lag {
         !self.unfilled.is_empty() && self.ticket.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests;

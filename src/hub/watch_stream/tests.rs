@@ -1,9 +1,6 @@
 //! Tests of a stream with its feeds: what a fault of the relay does to a watch, and what a stream leaves behind.
 
-use std::{
-    sync::{Weak, atomic::AtomicUsize, atomic::Ordering},
-    task::{Wake, Waker},
-};
+use std::{sync::Weak, task::Waker};
 
 use super::*;
 use crate::{
@@ -67,15 +64,6 @@ fn lose(stream: &WatchStream, watch_id: i64) {
     state.fail(slot, &impossible);
 }
 
-#[derive(Default)]
-struct Woken(AtomicUsize);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_watch_that_the_relay_has_lost_track_of_is_ended_and_no_other() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
@@ -87,11 +75,11 @@ fn a_watch_that_the_relay_has_lost_track_of_is_ended_and_no_other() {
         watch(&stream, &feed, 2, 0, false);
         assert_eq!(told(&stream), ["1 created", "2 created"]);
 
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(testing::Woken::default());
         let waker = Waker::from(woken.clone());
         assert!(stream.poll_drain(&mut Context::from_waker(&waker), &mut Vec::new(), 1).is_pending());
         lose(&stream, 1);
-        assert_eq!(woken.0.load(Ordering::SeqCst), 1, "its client is told at once");
+        assert_eq!(woken.times(), 1, "its client is told at once");
         publish(&feed, 11);
         assert_eq!(told(&stream), ["1 canceled", "2 events 11"]);
         assert_eq!(stream.live_watches().iter().map(|watch| watch.watch_id).collect::<Vec<_>>(), [2]);

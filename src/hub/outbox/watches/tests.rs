@@ -1,0 +1,39 @@
+//! Tests of the order in which the watches of a stream have their turns.
+
+use super::*;
+
+fn waiting_for_a_fill(watches: &mut Watches, feed: FeedId, needs: i64) -> usize {
+    let (attachment, place, slot) = watches.attach(feed, || 0);
+    let id = watches.admit(0).expect("room").expect("an id");
+    let slot = watches.add(NewWatch {
+        id,
+        next: Revision::new(needs),
+        attachment,
+        link: Link { group: slot, place },
+        fragment: false,
+        progress_notify: false,
+        replay: true,
+        ahead: false,
+    });
+    watches.shift(slot, Transition::AwaitFill, Revision::new(needs)).expect("it was live");
+    slot
+}
+
+#[test]
+fn watches_that_are_filled_again_and_again_do_not_come_before_one_that_is_further_behind() {
+    let (mut watches, feed) = (Watches::default(), FeedId::new());
+    let (one, other) = (waiting_for_a_fill(&mut watches, feed, 50), waiting_for_a_fill(&mut watches, feed, 60));
+    // Writes go on: whoever was filled has lost the history again before its next turn, and then needs what is newer than all others need.
+    let mut newest = 100;
+    let mut turn = |watches: &mut Watches| {
+        let slot = watches.next_unfilled(feed).expect("all wait");
+        let needs = watches.get(slot).expect("a watch").next();
+        watches.shift(slot, Transition::BeginFill, needs).expect("possible");
+        newest += 1;
+        watches.shift(slot, Transition::AwaitFill, Revision::new(newest)).expect("possible");
+        slot
+    };
+    assert_eq!([turn(&mut watches), turn(&mut watches)], [one, other]);
+    let behind = waiting_for_a_fill(&mut watches, feed, 10);
+    assert_eq!([(); 6].map(|()| turn(&mut watches)), [behind, one, other, behind, one, other]);
+}
