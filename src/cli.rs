@@ -7,6 +7,7 @@
 mod announce;
 mod bench;
 mod demo;
+mod discovery;
 mod fleet;
 mod groups;
 mod grpc_proxy;

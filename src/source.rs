@@ -5,6 +5,7 @@
 
 mod causes;
 mod dial;
+mod discovery;
 mod driver;
 mod endpoint;
 mod etcd;
@@ -17,6 +18,7 @@ mod version;
 
 pub use self::{
     dial::Dialler,
+    discovery::{Discovered, Discovery, DiscoveryError, discover},
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
     etcd::{EtcdConfig, EtcdUpstream, Identity, Registration},

@@ -338,7 +338,7 @@ impl Common {
         let put = put.unwrap_or(&self.endpoint);
         let is_secure = self.endpoint.is_secure() || put.is_secure();
         // Whoever measures knows whom it believes.
-        let tls = self.tls.clone().client(is_secure, "--endpoint", &mut Vec::new())?;
+        let tls = self.tls.clone().client(is_secure, "--endpoint", None, &mut Vec::new())?;
         Ok((self.endpoint.clone().with(tls.as_ref()), put.clone().with(tls.as_ref())))
     }
 }

@@ -13,7 +13,7 @@ use self::flags::{FLAGS, Flag, Kind, Means};
 use super::{
     Exit, Start,
     announce::Announce,
-    fleet,
+    discovery, fleet,
     identity::{VARIABLES, identity},
     listen::{ListenUrl, resolve},
     tls::{PortTls, UpstreamTls},
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     front::{http::audience::Audience, listen},
     relay::{Advertise, DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
-    source::{Endpoint, forward},
+    source::{Discovery, Endpoint, forward},
     telemetry::{logging, names::Port},
 };
 
@@ -135,6 +135,7 @@ impl Given {
             self.duration("grpc-keepalive-timeout")?.unwrap_or(flags::GRPC_KEEPALIVE_TIMEOUT),
         );
         let metrics = metrics_address.map(|address| at(Port::Metrics, address)).into_iter().collect();
+        let mut warnings = std::mem::take(&mut self.warnings);
         let endpoints = self.values.get("endpoints").map_or(flags::ENDPOINTS, String::as_str);
         let tls = self.upstream_tls();
         // As etcd's own clients: what has no scheme is reached over TLS where there are settings for it.
@@ -143,9 +144,14 @@ impl Given {
             text if text.contains("://") || text.is_empty() => self.endpoint("endpoints", text),
             text => self.endpoint("endpoints", &format!("{scheme}{text}")),
         };
-        let endpoints = endpoints.split(',').map(endpoint).collect::<Result<Vec<_>, _>>()?;
-        let mut warnings = std::mem::take(&mut self.warnings);
-        let tls = tls.client(endpoints.iter().any(Endpoint::is_secure), "--endpoints", &mut warnings)?;
+        // As etcd's proxy: what DNS names goes before --endpoints.
+        let discovery = self.discovery();
+        let (endpoints, named) = match &discovery {
+            Some(discovery) => (discovery::look_up(discovery, &mut warnings)?, "--discovery-srv"),
+            None => (endpoints.split(',').map(endpoint).collect::<Result<Vec<_>, _>>()?, "--endpoints"),
+        };
+        let server_name = discovery.as_ref().and_then(discovery::server_name);
+        let tls = tls.client(endpoints.iter().any(Endpoint::is_secure), named, server_name, &mut warnings)?;
         let debug = self.is_set("debug");
         let identity = identity(env::var(VARIABLES.0).ok(), env::var_os(VARIABLES.1).map(PathBuf::from))?;
         Ok(Start {
@@ -188,7 +194,16 @@ impl Given {
     }
 
     fn file(&self, name: &str) -> Option<PathBuf> {
-        self.values.get(name).filter(|path| !path.is_empty()).map(PathBuf::from)
+        self.text(name).map(PathBuf::from)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.values.get(name).filter(|value| !value.is_empty()).cloned()
+    }
+
+    fn discovery(&self) -> Option<Discovery> {
+        let (service_name, insecure) = (self.text("discovery-srv-name"), self.is_set("insecure-discovery"));
+        self.text("discovery-srv").map(|domain| Discovery { domain, service_name, insecure })
     }
 
     fn port_tls(&self) -> Result<PortTls, Exit> {
@@ -233,9 +248,8 @@ impl Given {
 
     /// With the checks that etcd's proxy makes.
     fn advertise(&self) -> Result<Option<Advertise>, Exit> {
-        let text = |name| self.values.get(name).filter(|value| !value.is_empty()).cloned();
-        let url = text("advertise-client-url");
-        let prefix = text("resolver-prefix");
+        let url = self.text("advertise-client-url");
+        let prefix = self.text("resolver-prefix");
         let ttl = self.number("resolver-ttl")?.unwrap_or(0);
         match (url, prefix, ttl) {
             (_, Some(_), 0) => Err(usage("--resolver-prefix needs --resolver-ttl, in seconds".to_owned())),

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{
     Exit, Start,
     announce::Announce,
+    discovery::{self, DiscoveryFlags},
     fleet::FleetFlags,
     groups::{Log, Memory, Ports},
     identity::identity,
@@ -53,14 +54,23 @@ struct UpstreamFlags {
         env = "ETCD_RELAY_ETCD",
         value_name = "URL",
         value_delimiter = ',',
-        required_unless_present = "etcd_v2",
-        conflicts_with = "etcd_v2"
+        required_unless_present_any = ["etcd_v2", "discovery_srv"],
+        conflicts_with_all = ["etcd_v2", "discovery_srv"]
     )]
     etcd: Vec<Endpoint>,
 
+    #[command(flatten)]
+    discovery: DiscoveryFlags,
+
     /// In place of --etcd: client URLs of the members of a cluster that has its keys in etcd's v2 store, etcd 2.3 to 3.5.
     /// Keys can be watched and read, and not written
-    #[arg(long, env = "ETCD_RELAY_ETCD_V2", value_name = "URL", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "ETCD_RELAY_ETCD_V2",
+        value_name = "URL",
+        value_delimiter = ',',
+        conflicts_with = "discovery_srv"
+    )]
     etcd_v2: Vec<Endpoint>,
 
     /// How long a wait on --etcd-v2 stays open before it is asked again. Less finds sooner what a member failed to tell, and
@@ -214,14 +224,16 @@ impl UpstreamFlags {
     fn parse(self, warnings: &mut Vec<String>) -> Result<Upstream, Exit> {
         let identity = identity(self.upstream_user, self.upstream_password_file)?;
         let over_v2 = !self.etcd_v2.is_empty();
-        let mut endpoints = if over_v2 { self.etcd_v2 } else { self.etcd };
+        let discovery = self.discovery.parse();
+        let (mut endpoints, named) = match &discovery {
+            Some(discovery) => (discovery::look_up(discovery, warnings)?, "--discovery-srv"),
+            None if over_v2 => (self.etcd_v2, "--etcd-v2"),
+            None => (self.etcd, "--etcd"),
+        };
         let mut seen = std::collections::HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
-        let tls = self.tls.client(
-            endpoints.iter().any(Endpoint::is_secure),
-            if over_v2 { "--etcd-v2" } else { "--etcd" },
-            warnings,
-        )?;
+        let server_name = discovery.as_ref().and_then(discovery::server_name);
+        let tls = self.tls.client(endpoints.iter().any(Endpoint::is_secure), named, server_name, warnings)?;
         let etcd = Etcd {
             endpoints,
             tls,

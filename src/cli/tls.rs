@@ -176,11 +176,12 @@ impl UpstreamTls {
         self.cacert.is_some() || self.cert.is_some() || self.key.is_some() || self.insecure_skip_tls_verify
     }
 
-    /// How to reach what the flag `named` names, where that is over TLS.
+    /// How to reach what the flag `named` names, where that is over TLS. Certificates must have the name `server_name`, where it is given.
     pub(super) fn client(
         self,
         is_secure: bool,
         named: &str,
+        server_name: Option<String>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<tls::Client>, Exit> {
         if !is_secure {
@@ -202,7 +203,8 @@ impl UpstreamTls {
                     .to_owned(),
             );
         }
-        let options = ClientOptions { cacert: self.cacert, pair, insecure_skip_verify: self.insecure_skip_tls_verify };
+        let insecure_skip_verify = self.insecure_skip_tls_verify;
+        let options = ClientOptions { cacert: self.cacert, pair, insecure_skip_verify, server_name };
         let client =
             tls::Client::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
         if let Some(name) = client.common_name() {

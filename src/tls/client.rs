@@ -42,6 +42,9 @@ pub struct ClientOptions {
     pub pair: Option<(PathBuf, PathBuf)>,
     /// Whether any certificate of a member is believed.
     pub insecure_skip_verify: bool,
+    /// The name that members' certificates must have; that by which a member is called where it is not set. For members whose names were
+    /// learned from DNS, which anybody between may have changed.
+    pub server_name: Option<String>,
 }
 
 /// What is to be spoken on a connection.
@@ -105,6 +108,7 @@ impl Client {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
+        let host = self.shared.options.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is no name for TLS")))?;
         let config = {

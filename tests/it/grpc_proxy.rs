@@ -55,7 +55,7 @@ async fn serves_under_the_flags_of_etcds_proxy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flag_that_cannot_be_kept_is_refused_by_name() {
-    for flag in ["--namespace=/a/", "--cert-file=x.pem", "--discovery-srv=example.org", "--no-such-flag"] {
+    for flag in ["--namespace=/a/", "--cert-file=x.pem", "--enable-pprof=true", "--no-such-flag"] {
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay"))
             .args(["grpc-proxy", "start", "--listen-addr=127.0.0.1:0", flag])
             .stdin(Stdio::null())

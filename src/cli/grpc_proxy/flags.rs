@@ -98,8 +98,6 @@ const fn refused(name: &'static str, kind: Kind, reason: &'static str) -> Flag {
     Flag { name, kind, means: Means::Refused(reason), about: "" }
 }
 
-const DISCOVERY: &str = "the relay does not look up DNS SRV records; name the members with --endpoints";
-
 /// All flags of `etcd grpc-proxy start`, in the order of its help; `--help` is no row.
 pub(super) const FLAGS: &[Flag] = &[
     works("advertise-client-url", Kind::String, "URL at which clients reach the relay; member lists name it"),
@@ -112,8 +110,8 @@ pub(super) const FLAGS: &[Flag] = &[
     works("debug", Kind::Bool, "log at level debug"),
     works("dial-keepalive-time", Kind::Duration, "time between pings to etcd; 0 sends none (default 10s)"),
     works("dial-keepalive-timeout", Kind::Duration, "how long etcd may take to answer a ping (default 5s)"),
-    refused("discovery-srv", Kind::String, DISCOVERY),
-    refused("discovery-srv-name", Kind::String, DISCOVERY),
+    works("discovery-srv", Kind::String, "domain whose DNS SRV records name etcd's members, in place of --endpoints"),
+    works("discovery-srv-name", Kind::String, "name of the cluster where that domain has several"),
     refused("enable-pprof", Kind::Bool, "the relay has no Go profiles; use perf, and /metrics"),
     works("endpoints", Kind::Strings, "client URLs of etcd's members, separated by commas (default 127.0.0.1:2379)"),
     accepted(
@@ -138,7 +136,7 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Duration,
         "how long a client may take to answer a ping; 0 sends none (default 20s)",
     ),
-    refused("insecure-discovery", Kind::Bool, DISCOVERY),
+    works("insecure-discovery", Kind::Bool, "also use members without TLS that the SRV records name"),
     works("insecure-skip-tls-verify", Kind::Bool, "believe any certificate of a member; for tests"),
     works("key", Kind::String, "key of --cert"),
     works("key-file", Kind::String, "key of --cert-file"),

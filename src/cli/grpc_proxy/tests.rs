@@ -104,6 +104,12 @@ fn each_flag_does_what_its_row_says() {
             Means::Works if flag.name.starts_with("resolver-") => {
                 assert!(proxy_refused(&[&argument]).contains("--resolver-"), "{argument}");
             }
+            // They say what is looked up, which is done at the start.
+            Means::Works if flag.name.contains("discovery") => {
+                let discovery = |flags: &[&str]| Given::parse(flags).expect("parsed").expect("no help").discovery();
+                let domain = "--discovery-srv=example.org";
+                assert_ne!(discovery(&[domain, &argument]), discovery(&[domain]), "{argument} changes nothing");
+            }
             Means::Works => {
                 let start = proxy(&[&argument]);
                 let changed =

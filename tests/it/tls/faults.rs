@@ -11,6 +11,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use etcd_relay::tls::{Client, ClientOptions, Speaks};
+
 use super::mutual;
 use crate::support::{
     client::{WatchStream, prefix},
@@ -194,4 +196,21 @@ async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
     let _closed = last.read_to_end(&mut told).await;
     assert!(Path::new("/proc").join(relay.pid().to_string()).exists());
     relay.assert_no_panic();
+}
+
+/// DNS is not to be trusted, so a member's own name in its certificate says nothing where DNS gave that name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_dns_named_must_have_a_certificate_for_the_domain() {
+    let ca = Authority::new("the authority");
+    let etcd = Etcd::start().await;
+    let member = ca.issue("member", &Leaf { hosts: &["127.0.0.1", "example.org"], ..Leaf::default() });
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).secure(&member).start().await;
+    for (domain, is_believed) in [(None, true), (Some("example.org"), true), (Some("example.com"), false)] {
+        let server_name = domain.map(str::to_owned);
+        let options = ClientOptions { cacert: Some(ca.file()), server_name, ..ClientOptions::default() };
+        let client = Client::load(options).expect("the files can be used");
+        let stream = TcpStream::connect(relay.grpc_addr()).await.expect("connected");
+        let connected = client.connect("127.0.0.1", stream, Speaks::Http2).await;
+        assert_eq!(connected.is_ok(), is_believed, "{domain:?}: {:?}", connected.err());
+    }
 }

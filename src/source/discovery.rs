@@ -1,0 +1,148 @@
+//! [`discover`]: the members that the DNS SRV records of a domain name, as etcd's own tools look them up for `--discovery-srv`.
+//!
+//! Not here: what a certificate must say then, see `tls::client`. Called once, before the relay starts: the members that were found are used
+//! until it ends.
+//! Always holds: members with TLS come first, those of a kind in the order of RFC 2782; without `insecure` no other are used.
+
+use std::{io, time::Duration};
+
+use domain::{
+    base::{Name, RelativeName, name},
+    resolv::{
+        StubResolver,
+        lookup::srv::{SrvError, lookup_srv},
+        stub::conf::ResolvConf,
+    },
+};
+use thiserror::Error;
+
+use super::{Endpoint, EndpointError};
+
+/// Most members that are taken from records. A cluster of etcd has seven at most by its own advice; each is probed once a second.
+const MOST: usize = 64;
+/// Longest wait for all answers.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to look up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// The domain: the records are `_etcd-client-ssl._tcp.DOMAIN` and `_etcd-client._tcp.DOMAIN`.
+    pub domain: String,
+    /// Tells clusters of one domain apart: it is added to the service's name, behind a hyphen.
+    pub service_name: Option<String>,
+    /// Whether members without TLS are used.
+    pub insecure: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// The members; at least one.
+    pub endpoints: Vec<Endpoint>,
+    /// Members without TLS that are not used.
+    pub left_out: Vec<Endpoint>,
+}
+
+/// Why there are no members.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DiscoveryError {
+    /// The domain or the service cannot be part of a DNS name.
+    #[error("`{0}` cannot be part of a DNS name: {1}")]
+    Name(String, String),
+    /// DNS did not answer, or nothing that could be read.
+    #[error("DNS gave no usable answer to SRV {record}: {source}; the servers are those of /etc/resolv.conf")]
+    Dns {
+        /// What was asked for.
+        record: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// There are no records.
+    #[error("DNS has no SRV records {0}")]
+    NoRecords(String),
+    /// Records name members without TLS only.
+    #[error("all SRV records are for members without TLS ({0}), which are used with --insecure-discovery only")]
+    Insecure(String),
+    /// A record names what cannot be a member.
+    #[error("an SRV record names no member: {0}")]
+    Target(#[from] EndpointError),
+    /// Too many records.
+    #[error("SRV records name {0} members, more than {MOST}")]
+    TooMany(usize),
+    /// The system let the relay make no threads or sockets for it.
+    #[error("cannot look up DNS records: {0}")]
+    Runtime(#[source] io::Error),
+}
+
+/// Looks the records up at the servers of `/etc/resolv.conf`. Blocks for 10 seconds at most.
+///
+/// # Errors
+/// Where no member is found.
+pub fn discover(discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
+    discover_by(ResolvConf::default(), discovery)
+}
+
+fn discover_by(servers: ResolvConf, discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DiscoveryError::Runtime)?;
+    runtime.block_on(discovery.members(&StubResolver::from_conf(servers)))
+}
+
+impl Discovery {
+    async fn members(&self, resolver: &StubResolver) -> Result<Discovered, DiscoveryError> {
+        let suffix = self.service_name.as_ref().map(|name| format!("-{name}")).unwrap_or_default();
+        let services =
+            [("https", format!("_etcd-client-ssl{suffix}._tcp")), ("http", format!("_etcd-client{suffix}._tcp"))];
+        let (mut endpoints, mut left_out, mut failed) = (Vec::new(), Vec::new(), None);
+        for (scheme, service) in &services {
+            match self.lookup(resolver, service).await {
+                Ok(targets) => {
+                    let found = targets.iter().map(|target| format!("{scheme}://{target}").parse());
+                    let found = found.collect::<Result<Vec<Endpoint>, _>>()?;
+                    if self.insecure || *scheme == "https" { endpoints.extend(found) } else { left_out.extend(found) }
+                }
+                Err(error @ DiscoveryError::Name(..)) => return Err(error),
+                Err(error) => failed = Some(error),
+            }
+        }
+        let found = endpoints.len() + left_out.len();
+        match (endpoints.is_empty(), failed) {
+            _ if found > MOST => Err(DiscoveryError::TooMany(found)),
+            (false, _) => Ok(Discovered { endpoints, left_out }),
+            (true, Some(error)) => Err(error),
+            (true, None) if left_out.is_empty() => {
+                let [(_, secure), (_, plain)] = services;
+                Err(DiscoveryError::NoRecords(format!("{secure}.{0} or {plain}.{0}", self.domain)))
+            }
+            (true, None) => {
+                let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
+                Err(DiscoveryError::Insecure(left_out.join(", ")))
+            }
+        }
+    }
+
+    /// Targets and ports; none where there are no records.
+    async fn lookup(&self, resolver: &StubResolver, service: &str) -> Result<Vec<String>, DiscoveryError> {
+        let bad = |text: &str, error: &dyn ToString| DiscoveryError::Name(text.to_owned(), error.to_string());
+        let relative: RelativeName<Vec<u8>> =
+            service.parse().map_err(|error: name::RelativeFromStrError| bad(service, &error))?;
+        let domain: Name<Vec<u8>> =
+            self.domain.parse().map_err(|error: name::FromStrError| bad(&self.domain, &error))?;
+        let failed = |source| DiscoveryError::Dns { record: format!("{service}.{}", self.domain), source };
+        // Without records the library names the domain itself, with this port, which no record of a service has.
+        let lookup = lookup_srv(resolver, relative, domain, 0);
+        let answer = tokio::time::timeout(PATIENCE / 2, lookup).await.map_err(|late| failed(late.into()))?;
+        let found = match answer {
+            Ok(found) => found,
+            Err(SrvError::Query(error)) => return Err(failed(error)),
+            Err(SrvError::LongName) => return Err(bad(&self.domain, &"with the service it is too long")),
+            Err(SrvError::MalformedAnswer) => return Err(failed(io::Error::other("it could not be read"))),
+        };
+        let records = found.into_iter().flat_map(|found| found.into_srvs());
+        Ok(records.filter(|srv| srv.port() != 0).map(|srv| format!("{}:{}", srv.target(), srv.port())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;
