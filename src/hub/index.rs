@@ -109,7 +109,7 @@ impl Index {
                     ids.retain(|other| *other != id);
                     if ids.is_empty() {
                         self.exact.remove(group.range.start());
-                        // Of a burst of keys the memory goes back.
+                        // The memory of a burst of keys goes back.
                         if self.exact.capacity() > 64 && self.exact.len() < self.exact.capacity() / 8 {
                             self.exact.shrink_to(2 * self.exact.len());
                         }

@@ -155,8 +155,9 @@ impl WatchStream {
         }
         let admitted = state.watches.admit(subscribe.watch_id).map_err(|_| SubscribeError::ClientFull)?;
         let id = admitted.ok_or(SubscribeError::DuplicateId)?;
+        let mut has_others = false;
         let (attachment, outbox, watch) = state.watches.attach(feed.id(), || {
-            self.add_feed(feed);
+            has_others = self.add_feed(feed);
             inner.outboxes.insert(self.outbox.clone()) as u32
         });
         let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
@@ -189,6 +190,10 @@ impl WatchStream {
         stats::subscribed();
         backfill::start(asks, feed, [&self.outbox]);
         wake(waker);
+        if has_others {
+            // Else a stream that goes from feed to feed would hold all in which it ever had a watch.
+            self.forget_left();
+        }
         Ok(())
     }
 
@@ -311,14 +316,18 @@ impl WatchStream {
     /// The feeds in which the stream has watches.
     #[must_use]
     pub fn feeds(&self) -> Vec<Arc<Feed>> {
-        let state = self.outbox.lock();
-        let mut feeds = self.feeds.lock();
-        let left = prune(&state, &mut feeds);
-        let feeds = feeds.to_vec();
-        drop(state);
+        self.forget_left();
+        self.feeds.lock().to_vec()
+    }
+
+    /// Lets go of the feeds in which the stream has no watch any more.
+    fn forget_left(&self) {
+        let left = {
+            let state = self.outbox.lock();
+            prune(&state, &mut self.feeds.lock())
+        };
         // Not under a lock, since it may be the last reference to all that a feed had.
         drop(left);
-        feeds
     }
 
     /// The feed of a watch.
@@ -356,11 +365,13 @@ impl WatchStream {
         self.feeds.lock().iter().find(|feed| feed.id() == id).cloned()
     }
 
-    fn add_feed(&self, feed: &Arc<Feed>) {
+    /// Whether there are others in the list.
+    fn add_feed(&self, feed: &Arc<Feed>) -> bool {
         let mut feeds = self.feeds.lock();
         if !feeds.iter().any(|known| Arc::ptr_eq(known, feed)) {
             feeds.push(feed.clone());
         }
+        feeds.len() > 1
     }
 }
 

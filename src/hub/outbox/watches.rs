@@ -264,6 +264,8 @@ impl Watches {
         self.notified -= usize::from(watch.progress_notify);
         if self.watches.is_empty() {
             (self.newest, self.slots) = (Revision::ZERO, 0);
+            // The memory of a burst of watches goes back.
+            (self.watches, self.ids) = (Slab::new(), HashMap::new());
         }
         let attachment = &mut self.attachments[watch.attachment as usize];
         attachment.watches -= 1;
@@ -616,6 +618,14 @@ impl Watches {
 impl Lag {
     fn wants_turn(&self) -> bool {
         !self.unfilled.is_empty() && self.ticket.is_none()
+    }
+}
+
+#[cfg(test)]
+impl Watches {
+    /// How many it has memory for.
+    pub(in crate::hub) fn room(&self) -> usize {
+        self.watches.capacity().max(self.ids.capacity())
     }
 }
 

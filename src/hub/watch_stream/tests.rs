@@ -147,6 +147,33 @@ fn a_stream_lets_go_of_feeds_in_which_it_has_no_watch_any_more() {
     assert_eq!((stream.feeds.lock().len(), stream.watches(), feeds[0].stats().streams), (0, 0, 0));
 }
 
+#[test]
+fn a_stream_that_goes_from_feed_to_feed_holds_those_alone_in_which_it_has_watches() {
+    let hub = testing::hub(LIMITS);
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    for _ in 0..10 {
+        // Nobody asks for its feeds meanwhile.
+        watch(&stream, &feed(&hub, "k"), 1, 0, false);
+        stream.cancel(1);
+        assert!(stream.feeds.lock().len() <= 1);
+    }
+}
+
+#[test]
+fn the_memory_of_many_watches_goes_back_when_all_have_gone() {
+    let limits = OutboxLimits { watches: 10_000, ..LIMITS };
+    let hub = testing::hub(limits);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(limits, ClientKey::RELAY);
+    (1..=10_000).for_each(|watch_id| watch(&stream, &feed, watch_id, 0, false));
+    assert!(stream.outbox.lock().watches.room() >= 10_000);
+    (1..=10_000).for_each(|watch_id| stream.cancel(watch_id));
+    assert_eq!(stream.outbox.lock().watches.room(), 0);
+    watch(&stream, &feed, 1, 0, false);
+    publish(&feed, 11);
+    assert!(told(&stream).ends_with(&["1 created".to_owned(), "1 events 11".to_owned()]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_is_canceled_takes_its_place_in_the_queue_for_fills_along() {
     // There is one turn, and upstream does not answer.
