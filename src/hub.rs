@@ -39,7 +39,7 @@ mod work;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 
@@ -125,6 +125,9 @@ pub struct Hub {
     shared: Arc<FeedContext>,
     runner: Box<dyn FeedRunner>,
     feeds: RwLock<Vec<Arc<Feed>>>,
+    /// Held while it is found out whether there is room for one more feed on demand. That looks at all feeds and waits for each of them, so
+    /// the list is not locked meanwhile.
+    opening: Mutex<()>,
     header: Arc<UpstreamHeader>,
     confirmer: Arc<Confirmer>,
     leaderless: Arc<watch::Sender<bool>>,
@@ -191,7 +194,8 @@ impl Hub {
             workers: Workers::default(),
             on_demand: OnDemand::new(limits.on_demand_bytes),
         });
-        Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
+        let (feeds, opening) = (RwLock::default(), Mutex::default());
+        Arc::new(Self { shared, runner, feeds, opening, header, confirmer, leaderless })
     }
 
     /// Where its data come from.
@@ -233,15 +237,16 @@ impl Hub {
             return Err(NoFeed::Unsupported);
         }
         let most = self.shared.limits.on_demand.ok_or(NoFeed::Denied)?;
-        let mut feeds = self.feeds.write();
-        if let Some(feed) = covering(&feeds, range) {
+        let _opening = self.opening.lock();
+        if let Some(feed) = self.running(range) {
             return Ok(feed);
         }
-        feeds.retain(|feed| !feed.is_closed());
         if let Some(refusal) = self.shared.on_demand.refuses(range, client) {
             return Err(refusal);
         }
         self.shared.on_demand.admit(client, most)?;
+        let mut feeds = self.feeds.write();
+        feeds.retain(|feed| !feed.is_closed());
         // A copy: the range must not hold on to the request that it came in.
         Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand, client))
     }

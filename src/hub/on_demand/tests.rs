@@ -257,6 +257,28 @@ async fn feeds_that_grow_too_large_end_with_a_reason_and_leave_room() {
 }
 
 #[tokio::test]
+async fn whoever_finds_a_feed_does_not_wait_for_one_who_opens_another() {
+    let hub = hub(100, 1 << 30);
+    let feed = hub.feed(&range(0, 100), ONE).expect("room");
+    assert!(load(&feed, 0..100));
+    std::thread::scope(|scope| {
+        // As while a change goes to all of its streams.
+        let busy = feed.lock();
+        let opening = scope.spawn(|| hub.feed(&range(500, 600), TWO).is_ok());
+        while !hub.opening.is_locked() {
+            std::thread::yield_now();
+        }
+        for _ in 0..10_000 {
+            assert!(hub.feeds.try_read().is_some(), "the list of feeds is locked while one feed is waited for");
+            std::thread::yield_now();
+        }
+        assert!(hub.running(&range(0, 100)).is_some() && !opening.is_finished());
+        drop(busy);
+        assert!(opening.join().expect("it opens"));
+    });
+}
+
+#[tokio::test]
 async fn what_a_configured_feed_has_counts_for_nobody() {
     let hub = hub(100, 1 << 30);
     let feed = hub.feed(&range(0, 1_000), ONE).expect("room");
