@@ -65,7 +65,7 @@ pub struct Cancellation {
 }
 
 impl Cancellation {
-    /// Why upstream or the relay ended the watch, for metrics.
+    /// Why upstream, a compaction or another cluster ended the watch, for metrics.
     pub(super) fn why(&self) -> CancelReason {
         if self.compact_revision == Revision::ZERO {
             CancelReason::Upstream

@@ -345,6 +345,8 @@ labels! {
         Denied = "denied",
         /// Upstream canceled what it needs.
         Upstream = "upstream",
+        /// Its feed on demand ended, since such feeds held more than they may.
+        FeedEnded = "feed_ended",
         /// The relay stops.
         Shutdown = "shutdown",
         /// A fault of the relay: its log says which.

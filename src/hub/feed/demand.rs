@@ -18,6 +18,7 @@ use crate::{
         delivery::Cancellation,
         snapshot::{KeyMap, Snapshot, free},
     },
+    telemetry::names::CancelReason,
     types::{ClientKey, KeyValue},
 };
 
@@ -181,8 +182,7 @@ impl Feed {
                 let Some(watch) = state.watches.get(slot).filter(|watch| !watch.phase().is_over()) else { continue };
                 let cancellation =
                     Cancellation { watch_id: watch.id, header, reason: reason.to_string(), ..Cancellation::default() };
-                let why = cancellation.why();
-                wakers.extend(inner.end_watch(state, slot, cancellation, why));
+                wakers.extend(inner.end_watch(state, slot, cancellation, CancelReason::FeedEnded));
             }
         }
         drop(inner);

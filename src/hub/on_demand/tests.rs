@@ -247,7 +247,10 @@ async fn feeds_that_grow_too_large_end_with_a_reason_and_leave_room() {
         };
         feed.publish(&[changes]).expect("in order");
     }
-    feed.enforce();
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || feed.enforce());
+    let metrics = recorder.handle().render();
+    assert!(metrics.contains(r#"etcd_relay_watches_canceled_total{reason="feed_ended"} 1"#), "{metrics}");
     assert_eq!(hub.feed(&range(0, 100_000), TWO).err(), Some(NoFeed::Bytes));
     tokio::time::advance(REFUSED).await;
     assert!(hub.feed(&range(0, 100_000), TWO).is_ok(), "it may be smaller by now");
