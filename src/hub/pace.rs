@@ -22,7 +22,7 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// etcd's own least interval. What comes faster is a hiccup.
+/// etcd's own least interval. Notifications that come faster were held up on their way.
 const LEAST: Duration = Duration::from_millis(100);
 /// Between attempts to watch the key: the first, and the longest. The interval stays as it was meanwhile.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -43,6 +43,13 @@ pub struct Beat {
     /// How long ago a feed may have heard where its upstream stands before it asks. Where upstream's own notifications set the interval,
     /// they come in time; where the interval is shorter than that, nobody else would tell the feed.
     pub stale: Duration,
+}
+
+/// The time between notifications.
+#[derive(Debug)]
+struct Gaps {
+    last: Instant,
+    before: Option<Duration>,
 }
 
 impl Pace {
@@ -88,16 +95,13 @@ impl Pace {
     ) -> Result<std::convert::Infallible, UpstreamError> {
         let request = WatchRequest { range: key.clone(), start_revision: Revision::ZERO, prev_kv: false };
         let mut watch = upstream.watch(request).await?;
-        let mut last = Instant::now();
-        let mut before: Option<Duration> = None;
+        let mut gaps = Gaps { last: Instant::now(), before: None };
         loop {
             match watch.next().await? {
                 WatchMessage::Progress(_) => {
-                    let gap = last.elapsed();
-                    last = Instant::now();
-                    // A change of the key leaves out a notification, so the gap behind it is no interval.
-                    let shorter = before.replace(gap).map_or(gap, |before| before.min(gap));
-                    self.set(Beat::learned(shorter, self.most));
+                    if let Some(gap) = gaps.next() {
+                        self.set(Beat::learned(gap, self.most));
+                    }
                 }
                 WatchMessage::Events { .. } => {}
                 WatchMessage::Canceled { reason } => return Err(UpstreamError::Canceled(reason)),
@@ -117,6 +121,20 @@ impl Pace {
             }
             news
         });
+    }
+}
+
+impl Gaps {
+    /// A notification has come: upstream's interval, as far as two gaps tell it.
+    fn next(&mut self) -> Option<Duration> {
+        let gap = self.last.elapsed();
+        self.last = Instant::now();
+        if gap < LEAST {
+            // Both had to wait on their way, such as while this process was stopped.
+            return None;
+        }
+        // A change of the key leaves out a notification, so the gap behind it is no interval.
+        Some(self.before.replace(gap).map_or(gap, |before| before.min(gap)))
     }
 }
 
@@ -148,7 +166,19 @@ mod tests {
         assert_eq!(learned.interval, ms(5_000));
         assert!(learned.stale > ms(5_500), "etcd's own notifications come before the feed asks for one");
         assert_eq!(Beat::learned(Duration::from_secs(3_600), most), Beat::configured(most));
-        assert_eq!(Beat::learned(ms(1), most).interval, LEAST, "a hiccup is no interval");
+        assert_eq!(Beat::learned(LEAST, most).interval, LEAST, "etcd has no shorter one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_notification_that_was_left_out_nor_one_that_came_late_is_an_interval() {
+        let mut gaps = Gaps { last: Instant::now(), before: None };
+        // The process was stopped, and then had three at once; later the key was changed.
+        for (gap, learned) in
+            [(600, Some(600)), (1_900, Some(600)), (0, None), (0, None), (500, Some(500)), (1_200, Some(500))]
+        {
+            tokio::time::advance(Duration::from_secs(gap)).await;
+            assert_eq!(gaps.next(), learned.map(Duration::from_secs), "after {gap} s");
+        }
     }
 
     #[test]
