@@ -14,8 +14,8 @@ use divan::{Bencher, black_box};
 use etcd_relay::{
     critical::Tasks,
     hub::{
-        Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, OutboxLimits, RangeQuery, SortOrder,
-        SortTarget, Subscribe, WatchOptions, WatchStream,
+        Feed, FeedRunner, FeedState, HistoryLimits, Hub, KeyMap, Limits, OutboxLimits, RangeQuery, Subscribe,
+        WatchOptions, WatchStream,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
@@ -131,7 +131,7 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
 #[divan::bench]
 fn range_of_a_thousand_keys(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
-    let query = query(KeyRange::prefix("key0001".into()), false);
+    let query = RangeQuery::all(KeyRange::prefix("key0001".into()));
     bencher.bench_local(|| taken(&query, &feed));
 }
 
@@ -139,7 +139,7 @@ fn range_of_a_thousand_keys(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn range_of_a_thousand_keys_after_a_write(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
-    let query = query(KeyRange::prefix("key0001".into()), false);
+    let query = RangeQuery::all(KeyRange::prefix("key0001".into()));
     let mut revision = feed.revision();
     bencher.bench_local(|| {
         revision = revision.next();
@@ -152,7 +152,7 @@ fn range_of_a_thousand_keys_after_a_write(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn range_of_one_key(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
-    let query = query(KeyRange::single("key0001500".into()), false);
+    let query = RangeQuery::all(KeyRange::single("key0001500".into()));
     bencher.bench_local(|| taken(&query, &feed));
 }
 
@@ -160,7 +160,7 @@ fn range_of_one_key(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn count_of_half_a_million_keys(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
-    let query = query(KeyRange::prefix("key".into()), true);
+    let query = RangeQuery { count_only: true, ..RangeQuery::all(KeyRange::prefix("key".into())) };
     bencher.bench_local(|| black_box(query.read(&feed)).expect("a reply"));
 }
 
@@ -247,22 +247,6 @@ fn taken(query: &RangeQuery, feed: &Feed) -> (usize, usize) {
     let mut taken = (0, 0);
     reply.kvs.take(usize::MAX, |bytes| taken = (taken.0 + 1, taken.1 + black_box(bytes).len()));
     taken
-}
-
-fn query(range: KeyRange, count_only: bool) -> RangeQuery {
-    RangeQuery {
-        range,
-        limit: 0,
-        revision: Revision::ZERO,
-        sort_order: SortOrder::None,
-        sort_target: SortTarget::Key,
-        keys_only: false,
-        count_only,
-        min_mod_revision: Revision::ZERO,
-        max_mod_revision: Revision::ZERO,
-        min_create_revision: Revision::ZERO,
-        max_create_revision: Revision::ZERO,
-    }
 }
 
 /// The benchmarks write into feeds themselves.

@@ -39,7 +39,7 @@ use super::{
 const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
 /// Rounds of one turn.
 const ROUNDS: usize = 16;
-/// WakeSources that one turn looks at: a change that all streams of a connection hear of is a call of each.
+/// Calls that one turn looks at: a change that all streams of a connection hear of is a call of each.
 const CALLERS: usize = 8 << 10;
 /// The window that each connection has before it says another.
 const FIRST_WINDOW: u32 = 65_535;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::types::KeyValue;
 
-/// Bytes that a key-value counts for at least when it is taken by itself: one that is as short takes as long, since it has to be fetched.
+/// The least bytes that a key-value counts for when it is taken by itself: a shorter one takes as long, since it has to be fetched too.
 const LEAST: usize = 128;
 /// Key-values that are copied at a time from last to first.
 const BACK: usize = 64;
@@ -125,7 +125,7 @@ impl Listing {
         match &mut self.source {
             Source::Neighbours { snapshot, pages, places, order: Order::Rising } => {
                 if part.bare && places.start < places.end {
-                    // As much as so many are on average.
+                    // For so many of average size.
                     let count = places.len().min(bytes / LEAST + 1);
                     part.copied.reserve(before / places.len() * count);
                 }

@@ -1,6 +1,6 @@
 //! The pulse: asks now and then for the cluster's revision when nobody else does, and tells the feeds to reach it.
 //!
-//! A member that hears its leader and gets no entries, or whose watch streams stand still, looks well to a feed that only listens. So feeds are
+//! A member that hears its leader and gets no entries, or whose watch streams stand still, looks healthy to a feed that only listens. So feeds are
 //! told what the cluster has; a driver asks for progress then, and moves to another member where it does not come.
 //! Not here: what a driver does. Always holds: one question to upstream a beat, however many feeds there are; at most `EACH` feeds ask for progress
 //! for it; the process is not ready while a configured feed has been behind for `LATE`.

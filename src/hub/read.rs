@@ -112,6 +112,24 @@ pub enum ReadError {
 }
 
 impl RangeQuery {
+    /// All key-values of a range as they are now, in key order.
+    #[must_use]
+    pub fn all(range: KeyRange) -> Self {
+        Self {
+            range,
+            limit: 0,
+            revision: Revision::ZERO,
+            sort_order: SortOrder::None,
+            sort_target: SortTarget::Key,
+            keys_only: false,
+            count_only: false,
+            min_mod_revision: Revision::ZERO,
+            max_mod_revision: Revision::ZERO,
+            min_create_revision: Revision::ZERO,
+            max_create_revision: Revision::ZERO,
+        }
+    }
+
     /// Answers from what `feed` has now, on this thread, however long that takes.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ use etcd_relay::{
     critical::Tasks,
     hub::{
         Delivery, Drained, Feed, FeedKind, FeedState, HistoryLimits, Hub, Limits, NoFeed, OutboxLimits, RangeQuery,
-        ReadError, SortOrder, SortTarget, Subscribe, SubscribeError, WatchOptions, WatchStream,
+        ReadError, Subscribe, SubscribeError, WatchOptions, WatchStream,
     },
     source::{Driver, DriverConfig},
     telemetry::names::{self, BackfillOutcome},
@@ -455,19 +455,7 @@ impl Sim {
                 // Before there was anything: upstream says so to whoever asks.
                 continue;
             }
-            let query = RangeQuery {
-                range: feed.range().clone(),
-                limit: 0,
-                revision,
-                sort_order: SortOrder::None,
-                sort_target: SortTarget::Key,
-                keys_only: false,
-                count_only: false,
-                min_mod_revision: Revision::ZERO,
-                max_mod_revision: Revision::ZERO,
-                min_create_revision: Revision::ZERO,
-                max_create_revision: Revision::ZERO,
-            };
+            let query = RangeQuery { revision, ..RangeQuery::all(feed.range().clone()) };
             match query.read(&feed) {
                 Ok(reply) => {
                     let held: Vec<_> = reply.kvs.kvs().into_iter().map(|kv| kv.fields()).collect();

@@ -4,8 +4,8 @@
 use super::*;
 use crate::{
     hub::{
-        Delivery, FeedState, KeyMap, OutboxLimits, RangeQuery, ReadError, Reset, SortOrder, SortTarget, Subscribe,
-        WatchOptions, WatchStream, testing, upstream::Changes,
+        Delivery, FeedState, KeyMap, OutboxLimits, RangeQuery, ReadError, Reset, Subscribe, WatchOptions, WatchStream,
+        testing, upstream::Changes,
     },
     types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields},
 };
@@ -63,19 +63,7 @@ fn past(feed: &Feed, from: i64, known: impl Fn(i64) -> bool) -> (Plan, Read) {
 
 /// The value of `k` at a revision.
 fn at(feed: &Feed, revision: i64) -> Result<String, ReadError> {
-    let query = RangeQuery {
-        range: KeyRange::single("k".into()),
-        limit: 0,
-        revision: Revision::new(revision),
-        sort_order: SortOrder::None,
-        sort_target: SortTarget::Key,
-        keys_only: false,
-        count_only: false,
-        min_mod_revision: Revision::ZERO,
-        max_mod_revision: Revision::ZERO,
-        min_create_revision: Revision::ZERO,
-        max_create_revision: Revision::ZERO,
-    };
+    let query = RangeQuery { revision: Revision::new(revision), ..RangeQuery::all(KeyRange::single("k".into())) };
     let reply = query.read(feed)?;
     let kvs = reply.kvs.kvs();
     Ok(kvs.first().map_or_else(String::new, |kv| String::from_utf8_lossy(kv.value()).into_owned()))

@@ -42,7 +42,7 @@ pub(in crate::hub) struct Inner {
     pub(in crate::hub) history: History,
     pub(in crate::hub) index: Index,
     pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
-    /// Of the list of streams.
+    /// Gives back the memory of the list of streams.
     pub(in crate::hub) slack: Slack,
     pub(in crate::hub) past: Past,
     pub(in crate::hub) revision: Revision,

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     hub::{
-        Delivery, Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, SortOrder, SortTarget, StreamEnd,
-        Subscribe, WatchOptions, WatchStream, testing, upstream::Changes,
+        Delivery, Drained, Hub, OutboxLimits, ProgressAnswer, RangeQuery, ReadError, StreamEnd, Subscribe,
+        WatchOptions, WatchStream, testing, upstream::Changes,
     },
     types::{ClientKey, EventFields, EventKind, KeyValue, KeyValueFields},
 };
@@ -239,17 +239,9 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
     feed.install(Arc::default(), map.clone(), Revision::new(10));
     let page = |from: &str, revision: i64| {
         let query = RangeQuery {
-            range: KeyRange::from_wire(from.to_owned().into(), "\0".into()).expect("a range"),
             limit: 100,
             revision: Revision::new(revision),
-            sort_order: SortOrder::None,
-            sort_target: SortTarget::Key,
-            keys_only: false,
-            count_only: false,
-            min_mod_revision: Revision::ZERO,
-            max_mod_revision: Revision::ZERO,
-            min_create_revision: Revision::ZERO,
-            max_create_revision: Revision::ZERO,
+            ..RangeQuery::all(KeyRange::from_wire(from.to_owned().into(), "\0".into()).expect("a range"))
         };
         query.read(&feed).map(|reply| {
             let keys: Vec<_> = reply.kvs.kvs().into_iter().map(|kv| kv.key().to_vec()).collect();

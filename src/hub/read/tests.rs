@@ -15,19 +15,7 @@ fn hub() -> Arc<Hub> {
 }
 
 fn everything() -> RangeQuery {
-    RangeQuery {
-        range: KeyRange::prefix("".into()),
-        limit: 0,
-        revision: Revision::ZERO,
-        sort_order: SortOrder::None,
-        sort_target: SortTarget::Key,
-        keys_only: false,
-        count_only: false,
-        min_mod_revision: Revision::ZERO,
-        max_mod_revision: Revision::ZERO,
-        min_create_revision: Revision::ZERO,
-        max_create_revision: Revision::ZERO,
-    }
+    RangeQuery::all(KeyRange::prefix("".into()))
 }
 
 /// The state after each revision.
