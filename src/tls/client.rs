@@ -133,11 +133,7 @@ impl Client {
         let shared = self.shared;
         let current = shared.current.load_full();
         current.show();
-        let paths: Vec<_> = shared.options.paths().map(Path::to_owned).collect();
-        if paths.is_empty() {
-            return;
-        }
-        follow(paths, current.read, TlsSide::Upstream, |contents| {
+        follow(shared.options.paths(), current.read, TlsSide::Upstream, |contents| {
             let next = Current::new(&shared.options, contents)?;
             next.show();
             shared.current.store(Arc::new(next));
@@ -169,8 +165,8 @@ impl Current {
         let builder = if options.insecure_skip_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider())))
         } else if let Some(path) = &options.cacert {
-            let (roots, certificates) = pem::roots(contents, path)?;
-            ca_not_after = certificates.iter().map(|certificate| Names::of(certificate).not_after()).min();
+            let (roots, not_after) = pem::roots(contents, path)?;
+            ca_not_after = not_after;
             builder.with_root_certificates(roots)
         } else {
             builder.with_root_certificates(system_roots()?)

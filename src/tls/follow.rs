@@ -5,7 +5,10 @@
 //! Always holds: a change is seen within [`LOOK`] and the time of reading; what cannot be used is logged once, counted at each look, and
 //! changes nothing.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use metrics::counter;
 use tokio::{task::spawn_blocking, time::sleep};
@@ -21,13 +24,18 @@ const LOOK: Duration = Duration::from_secs(3);
 /// Who replaces a pair writes one file after the other. So what does not fit is read again before it counts as a failure.
 const AGAIN: (usize, Duration) = (3, Duration::from_millis(100));
 
-/// Looks for ever; run it as a task. `last` stands for what is in use, and `take` is given what differs from it.
-pub(super) async fn follow(
-    paths: Vec<PathBuf>,
+/// Looks for ever, where there is a file to look at; run it as a task. `last` stands for what is in use, and `take` is given what differs
+/// from it.
+pub(super) async fn follow<'a>(
+    paths: impl Iterator<Item = &'a Path>,
     mut last: Digest,
     side: TlsSide,
     mut take: impl FnMut(&Contents) -> Result<(), TlsError>,
 ) {
+    let paths: Vec<PathBuf> = paths.map(Path::to_owned).collect();
+    if paths.is_empty() {
+        return;
+    }
     let count = |reload: Reload| {
         counter!(names::TLS_RELOADS, TlsSide::LABEL => side.as_str(), Reload::LABEL => reload.as_str()).increment(1);
     };

@@ -6,7 +6,7 @@
 //! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. One more waits for a place, as a socket and nothing
 //! else; where the one that has been under way longest has been so for [`GRACE`], it waits for a peer that does not go on, and gives its place.
 
-use std::{collections::BTreeMap, fmt, future::pending, io, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, fmt, future::pending, io, pin::pin, sync::Arc, thread, time::Duration};
 
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -36,8 +36,8 @@ pub enum HandshakeError {
     /// The client did not go on in time.
     #[error("no TLS handshake within {}", humantime::format_duration(TIME))]
     Timeout,
-    /// Too many were under way, and this was the oldest.
-    #[error("more than {MOST} TLS handshakes were under way, and this was the oldest")]
+    /// Too many were under way: this was the oldest, or got no place in time.
+    #[error("more than {MOST} TLS handshakes were under way; this one was the oldest, or got no place in time")]
     Crowded,
     /// The client went away, or does not speak TLS as the relay does.
     #[error("the TLS handshake failed: {0}")]
@@ -102,8 +102,9 @@ impl Handshakes {
         }
     }
 
-    /// Waits for a place. Cancel safe.
+    /// Waits for a place, in line with the others. Cancel safe.
     async fn turn(&self) -> Turn {
+        let mut place = pin!(self.places.clone().acquire_owned());
         loop {
             let oldest = self.under_way.lock().all.first_key_value().map(|(number, (since, _))| (*number, *since));
             let patience = async {
@@ -114,18 +115,13 @@ impl Handshakes {
             };
             tokio::select! {
                 biased;
-                place = self.places.clone().acquire_owned() => {
-                    return Turn::take(&self.under_way, place.expect("it is never closed"));
-                }
+                place = &mut place => return Turn::take(&self.under_way, place.expect("it is never closed")),
                 () = patience => {
                     let gone = oldest.and_then(|(number, _)| self.under_way.lock().all.remove(&number));
                     if let Some((_, ended)) = gone {
                         ended.cancel();
-                        // Its place goes to who has waited longest.
-                        return Turn::take(
-                            &self.under_way,
-                            self.places.clone().acquire_owned().await.expect("it is never closed"),
-                        );
+                        // Its place goes to whoever has waited longest, so this one may wait for another.
+                        return Turn::take(&self.under_way, place.await.expect("it is never closed"));
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! Always holds: an error names the file and what it lacks, and shows nothing of a key.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 use rustls::{
     RootCertStore,
@@ -12,7 +12,7 @@ use rustls::{
     },
 };
 
-use super::{TlsError, files::Contents};
+use super::{Names, TlsError, files::Contents};
 
 /// How a PEM file begins each of its sections.
 const MARK: &[u8] = b"-----BEGIN ";
@@ -39,19 +39,15 @@ pub(super) fn key(contents: &Contents, path: &Path) -> Result<PrivateKeyDer<'sta
     })
 }
 
-/// The authorities of a file, with the first of their certificates to expire.
-pub(super) fn roots(
-    contents: &Contents,
-    path: &Path,
-) -> Result<(Arc<RootCertStore>, Vec<CertificateDer<'static>>), TlsError> {
+/// The authorities of a file, and when the first of their certificates ends.
+pub(super) fn roots(contents: &Contents, path: &Path) -> Result<(Arc<RootCertStore>, Option<SystemTime>), TlsError> {
     let certificates = certificates(contents, path)?;
+    let not_after = certificates.iter().map(|certificate| Names::of(certificate).not_after()).min();
     let mut roots = RootCertStore::empty();
-    for certificate in &certificates {
-        roots
-            .add(certificate.clone())
-            .map_err(|error| TlsError::Trust { path: path.to_owned(), cause: error.to_string() })?;
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| TlsError::Trust { path: path.to_owned(), cause: error.to_string() })?;
     }
-    Ok((Arc::new(roots), certificates))
+    Ok((Arc::new(roots), not_after))
 }
 
 /// The revocation lists of a file: PEM, or one in DER, as etcd takes it.

@@ -101,7 +101,7 @@ struct Current {
     read: Digest,
 }
 
-/// Which clients are accepted. As long as nothing of it changes, so do their tickets not.
+/// Which clients are accepted. Their tickets stay good as long as nothing of it changes.
 #[derive(Clone)]
 struct Trust {
     verifier: Arc<dyn ClientCertVerifier>,
@@ -186,11 +186,7 @@ impl Server {
         let shared = self.shared;
         let current = shared.current.load_full();
         current.show();
-        let paths: Vec<_> = shared.options.paths().map(Path::to_owned).collect();
-        if paths.is_empty() {
-            return;
-        }
-        follow(paths, current.read, TlsSide::Port, |contents| {
+        follow(shared.options.paths(), current.read, TlsSide::Port, |contents| {
             let before = shared.current.load_full();
             let next = Current::new(&shared.options, contents, Some(&before))?;
             next.show();
@@ -228,20 +224,26 @@ impl Current {
             Some(before) if before.trust.read == read => before.trust.clone(),
             _ => Trust::new(options, contents, read)?,
         };
-        let (chain, key) = match &options.source {
-            Source::Files { cert, key } => (pem::certificates(contents, cert)?, pem::key(contents, key)?),
-            Source::SelfSigned { hosts, validity } => self_signed(hosts, *validity)?,
+        let builder = ServerConfig::builder_with_provider(options.suites.provider()?)
+            .with_protocol_versions(&options.suites.versions())
+            .map_err(|error| TlsError::Nothing(error.to_string()))?
+            .with_client_cert_verifier(trust.verifier.clone());
+        let with = |(chain, key): (Vec<CertificateDer<'static>>, _)| {
+            let own = Names::of(&chain[0]);
+            let config = builder.clone().with_single_cert(chain, key).map_err(|error| options.source.unfit(&error))?;
+            Ok::<_, TlsError>((config, own))
         };
-        let own = Names::of(&chain[0]);
+        let (mut config, own) = match (&options.source, before) {
+            (Source::Files { cert, key }, _) => with((pem::certificates(contents, cert)?, pem::key(contents, key)?))?,
+            (Source::SelfSigned { hosts, validity }, None) => with(self_signed(hosts, *validity)?)?,
+            // It is made once: other authorities of clients are no reason for another one.
+            (Source::SelfSigned { .. }, Some(before)) => {
+                (builder.with_cert_resolver(before.config.cert_resolver.clone()), before.own.clone())
+            }
+        };
         if own.has_ended() {
             tracing::warn!("The relay's certificate has expired, and clients refuse it; renew it");
         }
-        let mut config = ServerConfig::builder_with_provider(options.suites.provider()?)
-            .with_protocol_versions(&options.suites.versions())
-            .map_err(|error| TlsError::Nothing(error.to_string()))?
-            .with_client_cert_verifier(trust.verifier.clone())
-            .with_single_cert(chain, key)
-            .map_err(|error| options.source.unfit(&error))?;
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         config.ticketer = trust.tickets.clone();
         config.send_tls13_tickets = TICKETS;
@@ -274,8 +276,7 @@ impl Trust {
         let Some(path) = &options.trusted_ca else {
             return Ok(Self { verifier: WebPkiClientVerifier::no_client_auth(), tickets, not_after: None, read });
         };
-        let (roots, certificates) = pem::roots(contents, path)?;
-        let not_after = certificates.iter().map(|certificate| Names::of(certificate).not_after()).min();
+        let (roots, not_after) = pem::roots(contents, path)?;
         let verifier = verifier(options, contents, path, roots)?;
         Ok(Self { verifier, tickets, not_after, read })
     }
@@ -401,4 +402,37 @@ pub(super) fn show(certificate: TlsCertificate, not_after: Option<SystemTime>) {
     let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     gauge!(metric_names::TLS_CERTIFICATE_NOT_AFTER, TlsCertificate::LABEL => certificate.as_str())
         .set(not_after.map_or(0.0, since));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_the_relay_made_stays_the_same_when_the_authorities_of_clients_change() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let authority = || {
+            let key = KeyPair::generate().expect("a key");
+            let params = CertificateParams::new(Vec::new()).expect("no names");
+            fs::write(file.path(), params.self_signed(&key).expect("a certificate").pem()).expect("written");
+        };
+        authority();
+        let options = ServerOptions {
+            source: Source::SelfSigned { hosts: vec!["localhost".to_owned()], validity: Duration::from_secs(3600) },
+            trusted_ca: Some(file.path().to_owned()),
+            crl: None,
+            allowed_hostnames: Vec::new(),
+            suites: Suites::default(),
+        };
+        let now = |before: Option<&Current>| {
+            Current::new(&options, &Contents::read(options.paths()).expect("a file"), before).expect("usable files")
+        };
+        let first = now(None);
+        authority();
+        let second = now(Some(&first));
+        assert_ne!(first.trust.read, second.trust.read);
+        assert!(Arc::ptr_eq(&first.config.cert_resolver, &second.config.cert_resolver));
+    }
 }

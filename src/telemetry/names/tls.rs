@@ -13,7 +13,7 @@ labels! {
         Refused = "refused",
         /// The client did not go on in time.
         Timeout = "timeout",
-        /// Too many were under way, and it was the oldest.
+        /// Too many were under way: it was the oldest, or got no place in time.
         Crowded = "crowded",
         /// The client does not speak TLS.
         Plain = "plain",
