@@ -52,6 +52,10 @@ use super::{
 };
 use crate::{critical::Tasks, telemetry::names, types::ClientKey};
 
+/// In whose name a call of the relay's own takes its place on a connection.
+#[derive(Clone, Copy, Debug)]
+struct OnBehalfOf(ClientKey);
+
 /// Forwards calls, with the type hidden, for fronts.
 pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
@@ -210,6 +214,7 @@ impl Forward {
             count(method.service, names::Outcome::Refused);
             return status::too_many(self.shared.clients.most()).into_http();
         };
+        let client = head.extensions.get().map_or(client, |OnBehalfOf(client)| *client);
         let mut call = Call::start(method.service, counted);
         let via = head.headers.get_all(VIA);
         if via.iter().any(|relay| relay == self.shared.name) || via.iter().count() >= MOST_TIERS {

@@ -5,6 +5,9 @@
 //! the stream's. etcd answers the requests of a stream one after the other, in order, so an answer is that of the oldest request without
 //! one; and an error, which ends the stream, is that request's too: the others are asked again on the next stream.
 //!
+//! Streams that clients share are the relay's own, and wait for no place on a connection behind a client's calls. So that a client that comes with
+//! a thousand tokens does not take all places, it opens no more than [`LANES`] of them; its further ones are for itself, and take places in its name.
+//!
 //! Not here: what goes over one stream, see `lane`. All other calls pass. Always holds: a client has at most one request under way, so its answers come
 //! in order, and one that does not read asks for nothing; clients by address take turns.
 
@@ -41,7 +44,8 @@ use crate::{
 const PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 /// Clients of one stream. More of them would wait for each other where etcd has to ask its leader about each lease.
 const PER_LANE: usize = 512;
-/// Streams of clients with the same name. Beyond `PER_LANE` clients each, they are shared by more.
+/// Streams of clients with the same name. Beyond `PER_LANE` clients each, they are shared by more. No client address opens more than these
+/// that others may share, whatever the names.
 const LANES: usize = 16;
 /// What of a stream's fields etcd looks at, or a relay before it.
 const LOOKED_AT: [HeaderName; 5] = [
@@ -62,8 +66,24 @@ pub(super) struct KeepAlives {
 struct Shared {
     forward: Forward,
     tasks: Tasks,
-    /// Streams at etcd by what etcd looks at. One without clients is not kept.
-    lanes: Mutex<HashMap<Fields, Vec<Arc<Lane>>>>,
+    lanes: Mutex<Lanes>,
+}
+
+/// Streams at etcd. One without clients is not kept.
+#[derive(Debug, Default)]
+struct Lanes {
+    alike: HashMap<Kind, Vec<Arc<Lane>>>,
+    /// How many of those that clients share each client opened; who opened none is not kept.
+    opened: HashMap<ClientKey, usize>,
+}
+
+/// Which clients may share a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    /// What etcd looks at.
+    fields: Fields,
+    /// The client that has it for itself.
+    owner: Option<ClientKey>,
 }
 
 /// Fields of a stream, in the order of [`LOOKED_AT`]; for each, its values as they came.
@@ -129,19 +149,29 @@ impl Lease for KeepAlives {
 impl Shared {
     /// A client's place at the least busy of the streams that it may share.
     fn join(self: &Arc<Self>, fields: Fields, client: ClientKey) -> Member {
-        let mut all = self.lanes.lock();
-        let lanes = all.entry(fields.clone()).or_default();
-        let roomy = lanes.iter().find(|lane| lane.members() < PER_LANE);
+        let mut lanes = self.lanes.lock();
+        let Lanes { alike, opened } = &mut *lanes;
+        let has_opened = opened.get(&client).copied().unwrap_or_default();
+        let mut kind = Kind { fields, owner: None };
+        if has_opened >= LANES && !alike.contains_key(&kind) {
+            kind.owner = Some(client);
+        }
+        let may_open = has_opened < LANES || kind.owner.is_some();
+        let known = alike.entry(kind.clone()).or_default();
+        let roomy = known.iter().find(|lane| lane.members() < PER_LANE);
         let lane = match roomy {
             Some(lane) => lane.clone(),
-            None if lanes.len() < LANES => {
-                let lane = Lane::new(&fields);
-                lanes.push(lane.clone());
+            None if known.len() < LANES && may_open => {
+                let lane = Lane::new(&kind.fields, kind.owner);
+                known.push(lane.clone());
+                if kind.owner.is_none() {
+                    *opened.entry(client).or_default() += 1;
+                }
                 let (shared, running) = (self.clone(), lane.clone());
                 self.tasks.detach("keep-alives", async move {
                     loop {
                         running.run(&shared.forward).await;
-                        if shared.forget(&fields, &running) {
+                        if shared.forget(&kind, &running, client) {
                             break;
                         }
                     }
@@ -149,21 +179,34 @@ impl Shared {
                 lane
             }
             // There are some, or there would be room for one.
-            None => lanes.iter().min_by_key(|lane| lane.members()).cloned().unwrap_or_else(|| Lane::new(&fields)),
+            None => known
+                .iter()
+                .min_by_key(|lane| lane.members())
+                .cloned()
+                .unwrap_or_else(|| Lane::new(&kind.fields, kind.owner)),
         };
         lane.join(client)
     }
 
     /// Takes out a stream that nobody needs, so that nobody joins it. False where somebody has joined meanwhile.
-    fn forget(&self, fields: &Fields, lane: &Arc<Lane>) -> bool {
-        let mut all = self.lanes.lock();
+    fn forget(&self, kind: &Kind, lane: &Arc<Lane>, opener: ClientKey) -> bool {
+        let mut lanes = self.lanes.lock();
+        let Lanes { alike, opened } = &mut *lanes;
         if lane.is_wanted() {
             return false;
         }
-        if let Some(lanes) = all.get_mut(fields) {
-            lanes.retain(|known| !Arc::ptr_eq(known, lane));
-            if lanes.is_empty() {
-                all.remove(fields);
+        if let Some(known) = alike.get_mut(kind) {
+            known.retain(|known| !Arc::ptr_eq(known, lane));
+            if known.is_empty() {
+                alike.remove(kind);
+            }
+        }
+        if kind.owner.is_none()
+            && let Some(count) = opened.get_mut(&opener)
+        {
+            *count -= 1;
+            if *count == 0 {
+                opened.remove(&opener);
             }
         }
         true

@@ -71,7 +71,7 @@ enum Payload {
     Passing(Option<Body>),
 }
 
-/// What became of an attempt at a member.
+/// How an attempt at a member ended.
 enum Tried {
     Answered(Box<Sent>),
     /// Nothing was sent.

@@ -5,7 +5,8 @@
 //! The client with the fewest places is first, and of several the one that has waited longest: a client with one call waits behind
 //! no backlog. A client may take a place only if it has fewer than are free. So one alone takes half of a full pool, two take a
 //! third each, and there is always a place left for a client that has none, even where calls never end, as those that wait for a
-//! lock. The relay itself, which shares its pools with nobody, may take all.
+//! lock. The relay itself may take all, and waits as a client without any place does: it shares its pools with nobody, but for the streams of
+//! keep-alives, and a client can have only a few of these opened.
 //! Always holds: `order` has exactly the clients with a call that waits; a client without place and waiter is not kept.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,8 @@ use crate::types::ClientKey;
 #[derive(Debug)]
 pub(super) struct Turns<T> {
     clients: HashMap<ClientKey, Client<T>>,
-    /// By places held, then by how long a client has waited.
+    /// By places held, of which the relay's own do not count, then by how long a client has waited. Where the first may take no place, so
+    /// may none.
     order: BTreeSet<(usize, u64, ClientKey)>,
     tickets: u64,
 }
@@ -102,10 +104,11 @@ impl<T> Turns<T> {
         let ticket = self.tickets;
         let client =
             self.clients.entry(key).or_insert_with(|| Client { held: 0, since: ticket, waiting: BTreeMap::new() });
-        self.order.remove(&(client.held, client.since, key));
+        let place = |client: &Client<T>| (if key == ClientKey::RELAY { 0 } else { client.held }, client.since, key);
+        self.order.remove(&place(client));
         let result = with(client, ticket);
         if !client.waiting.is_empty() {
-            self.order.insert((client.held, client.since, key));
+            self.order.insert(place(client));
         } else if client.held == 0 {
             self.clients.remove(&key);
         }
@@ -134,6 +137,17 @@ mod tests {
         turns.wait(MODEST, 7777);
         assert_eq!(turns.next(10), Some((MODEST, 7777)));
         assert_eq!(turns.next(10), Some((GREEDY, 0)), "its own calls come in their order");
+    }
+
+    #[test]
+    fn the_relays_own_calls_wait_behind_no_client_that_may_have_no_more_places() {
+        let mut turns = Turns::default();
+        (0..8).for_each(|_| turns.take(GREEDY));
+        (0..16).for_each(|_| turns.take(ClientKey::RELAY));
+        backlog(&mut turns, GREEDY, 10);
+        turns.wait(ClientKey::RELAY, 7777);
+        assert_eq!(turns.next(8), Some((ClientKey::RELAY, 7777)));
+        assert_eq!(turns.next(7), None);
     }
 
     #[test]

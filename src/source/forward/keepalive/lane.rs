@@ -18,7 +18,7 @@ use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
 use super::{Fields, line::Line};
 use crate::{
     pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient},
-    source::forward::{Forward, status},
+    source::forward::{Forward, OnBehalfOf, status},
     types::ClientKey,
 };
 
@@ -35,6 +35,8 @@ const NO_LEADER: &str = "etcdserver: no leader";
 #[derive(Debug)]
 pub(super) struct Lane {
     fields: Fields,
+    /// In whose name it takes a place on a connection; in the relay's own without.
+    owner: Option<ClientKey>,
     state: Mutex<State>,
     /// Something came, or somebody left.
     news: Notify,
@@ -92,9 +94,9 @@ enum Over {
 }
 
 impl Lane {
-    pub(super) fn new(fields: &Fields) -> Arc<Self> {
+    pub(super) fn new(fields: &Fields, owner: Option<ClientKey>) -> Arc<Self> {
         let (state, news) = (Mutex::default(), Notify::new());
-        Arc::new(Self { fields: fields.clone(), state, news, lost: watch::Sender::new(None) })
+        Arc::new(Self { fields: fields.clone(), owner, state, news, lost: watch::Sender::new(None) })
     }
 
     /// Whether it has clients that it can serve.
@@ -164,12 +166,15 @@ impl Lane {
         self.fields.iter().any(|(name, value)| name == "hasleader" && value == "true")
     }
 
-    /// One stream, from its begin to its end.
+    /// Serves one stream until it ends.
     async fn serve(&self, forward: &Forward) -> Ended {
         let (requests, queue) = mpsc::channel(WINDOW);
         let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
         let mut request = Request::new(ReceiverStream::new(queue));
         *request.metadata_mut() = MetadataMap::from_headers(self.fields.iter().cloned().collect());
+        if let Some(owner) = self.owner {
+            request.extensions_mut().insert(OnBehalfOf(owner));
+        }
         let mut client = LeaseClient::new(forward.clone().boxed());
         // etcd's answer begins with its first message, so requests go out before.
         let mut opening = pin!(client.lease_keep_alive(request));
@@ -358,7 +363,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_about_a_lease_is_its_clients_alone_and_the_others_are_asked_again_in_order() {
-        let lane = Lane::new(&Fields::new());
+        let lane = Lane::new(&Fields::new(), None);
         let (open, mut answered) = asked(&lane, &[7, 8, 9]);
         lane.fail(open.asked, &Status::permission_denied("etcdserver: permission denied"));
         let told = answered.remove(0).await.expect("an answer").expect_err("an error");
@@ -369,7 +374,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_about_the_member_is_told_to_all_who_wait() {
-        let lane = Lane::new(&Fields::new());
+        let lane = Lane::new(&Fields::new(), None);
         let (open, answered) = asked(&lane, &[7, 8, 9]);
         lane.fail(open.asked, &Status::unavailable("etcdserver: request timed out"));
         for answer in answered {
@@ -380,7 +385,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_a_stream_that_is_refused_is_told() {
-        let lane = Lane::new(&Fields::new());
+        let lane = Lane::new(&Fields::new(), None);
         let (open, answered) = asked(&lane, &[7, 8]);
         for ask in open.asked {
             lane.state.lock().line.push(ask.client, ask);
@@ -394,7 +399,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_that_of_the_oldest_request_or_of_none() {
-        let lane = Lane::new(&Fields::new());
+        let lane = Lane::new(&Fields::new(), None);
         let (mut open, mut answered) = asked(&lane, &[7, 8]);
         let answer = |id| LeaseKeepAliveResponse { id, ttl: 10, ..LeaseKeepAliveResponse::default() };
         open.take(answer(7)).expect("the oldest");

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio_stream::StreamExt as _;
 
 use super::*;
-use crate::source::pool::MAX_LINKS;
+use crate::{
+    pb::etcdserverpb::{LeaseKeepAliveRequest, lease_client::LeaseClient},
+    source::pool::MAX_LINKS,
+};
 
 const LOCK: &str = "/v3lockpb.Lock/Lock";
 const PUT: &str = "/etcdserverpb.KV/Put";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
-/// A member that takes two calls at once on a connection, tells of each call that came, and answers locks when it is let.
+/// A member that takes two calls at once on a connection, tells of each call that came, and answers those that wait when it is let.
 struct Busy {
     server: Server,
     came: mpsc::Receiver<String>,
@@ -29,9 +34,9 @@ impl Busy {
             let (sender, until) = (sender.clone(), until.clone());
             async move {
                 let path = request.uri().path().to_owned();
-                let locks = path == LOCK;
+                let waits = [LOCK, KEEP_ALIVE].contains(&&*path);
                 sender.send(path).await.expect("room");
-                if locks {
+                if waits {
                     until.acquire().await.expect("open").forget();
                 }
                 Response::new(full(b"done"))
@@ -125,6 +130,35 @@ async fn one_client_with_calls_that_never_end_leaves_places_for_others() {
     calls.push(start(&forward, 5, LOCK, 1));
     member.came(1).await;
     assert_eq!(waiting(&forward).iter().sum::<usize>(), Busy::PLACES - left + 1);
+}
+
+#[tokio::test]
+async fn one_client_that_keeps_leases_alive_under_many_names_leaves_places_for_others() {
+    const SHARED: usize = 16;
+    let mut member = Busy::new().await;
+    let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
+    let service = forward.clone().sharing_keepalives(Tasks::new());
+    let keep_alive = |client: u64, token: String| {
+        let mut leases = LeaseClient::new(service.clone());
+        let ask = tokio_stream::once(LeaseKeepAliveRequest { id: 7 }).chain(tokio_stream::pending());
+        let mut request = tonic::Request::new(ask);
+        request.extensions_mut().insert(ClientKey::new(client));
+        request.metadata_mut().insert("token", token.parse().expect("a token"));
+        async move { leases.lease_keep_alive(request).await?.into_inner().message().await }
+    };
+    let mut streams = tokio::task::JoinSet::new();
+    let named = |name: usize| keep_alive(1, format!("name-{name}"));
+    (0..SHARED).for_each(|name| drop(streams.spawn(named(name))));
+    member.came(SHARED).await;
+    // The further ones are for itself alone, and take its share of what is left.
+    (SHARED..300).for_each(|name| drop(streams.spawn(named(name))));
+    let own = (Busy::PLACES - SHARED) / 2;
+    member.came(own).await;
+    streams.spawn(keep_alive(2, "another".to_owned()));
+    member.came(1).await;
+    let _lock = start(&forward, 3, LOCK, 1);
+    assert_eq!(member.came.recv().await.expect("the server runs"), LOCK);
+    assert_eq!(waiting(&forward).iter().sum::<usize>(), SHARED + own + 2);
 }
 
 #[tokio::test]
