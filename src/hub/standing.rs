@@ -10,6 +10,9 @@ use std::{sync::Arc, time::SystemTime};
 
 use crate::{telemetry::names, types::Revision};
 
+/// Most bytes of an error that are kept and shown. The text is upstream's, and may be as long as HTTP/2's trailers, 16 MiB.
+const MOST_ERROR: usize = 1024;
+
 /// How far a feed is with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,7 +69,7 @@ pub enum Doubt {
 /// What upstream's last error was.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Trouble {
-    /// What it said.
+    /// What it said, cut to a KiB.
     pub error: String,
     /// When it said so last.
     #[serde(serialize_with = "rfc3339")]
@@ -140,7 +143,12 @@ impl Standing {
     }
 
     /// Takes note of an error. What was said before is forgotten.
-    pub(super) fn failed(&mut self, error: String) {
+    pub(super) fn failed(&mut self, mut error: String) {
+        if error.len() > MOST_ERROR {
+            let end = (0..=MOST_ERROR).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
+            // A text of its own, so that the long one is freed.
+            error = format!("{}…", &error[..end]);
+        }
         self.trouble = Some(Arc::new(Trouble { error, at: SystemTime::now(), over: false }));
     }
 
@@ -156,4 +164,20 @@ impl Standing {
 
 fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_seconds(*at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_kept_as_far_as_it_is_shown() {
+        let mut standing = Standing::new();
+        standing.failed("no leader".to_owned());
+        assert_eq!(standing.error(), Some("no leader"));
+        // Its characters end at odd places, so none of them ends at the bound.
+        standing.failed(format!("a{}", "é".repeat(MOST_ERROR)));
+        let error = standing.error().expect("an error");
+        assert!(error.len() <= MOST_ERROR + "…".len() && error.ends_with("éé…"), "{} bytes", error.len());
+    }
 }

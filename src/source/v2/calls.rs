@@ -45,7 +45,7 @@ const MAX_MESSAGE_BYTES: usize = 2 << 20;
 /// Listings for clients that are read at a time.
 const READS: usize = 8;
 /// Reads of one client that are under way or wait for their turn.
-const CLIENT_READS: usize = 256;
+pub(super) const CLIENT_READS: usize = 256;
 /// No store comes to this revision: whoever reads it wants to know whether it may read.
 const NEVER: i64 = i64::MAX;
 
@@ -98,6 +98,8 @@ struct Reads {
 struct UnderWay<'a> {
     reads: &'a Reads,
     client: ClientKey,
+    /// The client's own turns.
+    own: Arc<Semaphore>,
     turns: Option<(OwnedSemaphorePermit, SemaphorePermit<'a>)>,
 }
 
@@ -106,26 +108,28 @@ impl Reads {
         Self { upstream, turns: Semaphore::new(READS), clients: Mutex::default() }
     }
 
-    /// Counts a read of this client, if it may have one more, and waits for its turn: first among the client's own, so that a client has
-    /// no more than half of all.
-    async fn turn(&self, client: ClientKey) -> Result<UnderWay<'_>, Status> {
-        let own = {
-            let mut clients = self.clients.lock();
-            let (count, own) = clients.entry(client).or_insert_with(|| (0, Arc::new(Semaphore::new(READS / 2))));
-            if *count == CLIENT_READS {
-                return Err(Status::resource_exhausted(format!(
-                    "etcd-relay: {CLIENT_READS} reads of this client outside the relay's feeds are under way; wait for one to \
-                     end, or name what you read with --prefix"
-                )));
-            }
-            *count += 1;
-            own.clone()
-        };
-        let mut under_way = UnderWay { reads: self, client, turns: None };
+    /// Counts a read of this client, if it may have one more: each may have a connection to a member.
+    fn enter(&self, client: ClientKey) -> Result<UnderWay<'_>, Status> {
+        let mut clients = self.clients.lock();
+        let (count, own) = clients.entry(client).or_insert_with(|| (0, Arc::new(Semaphore::new(READS / 2))));
+        if *count == CLIENT_READS {
+            return Err(Status::resource_exhausted(format!(
+                "etcd-relay: {CLIENT_READS} reads of this client outside the relay's feeds are under way; wait for one to \
+                 end, or name what you read with --prefix"
+            )));
+        }
+        *count += 1;
+        Ok(UnderWay { reads: self, client, own: own.clone(), turns: None })
+    }
+}
+
+impl UnderWay<'_> {
+    /// Waits for the turn of a listing: first among the client's own, so that a client has no more than half of all.
+    async fn turn(&mut self) -> Result<(), Status> {
         let closed = |closed: AcquireError| Status::internal(closed.to_string());
-        let own = own.acquire_owned().await.map_err(closed)?;
-        under_way.turns = Some((own, self.turns.acquire().await.map_err(closed)?));
-        Ok(under_way)
+        let own = self.own.clone().acquire_owned().await.map_err(closed)?;
+        self.turns = Some((own, self.reads.turns.acquire().await.map_err(closed)?));
+        Ok(())
     }
 }
 
@@ -149,6 +153,7 @@ impl Kv for Reads {
         if request.key.is_empty() {
             return Err(Status::invalid_argument("etcdserver: key is not provided"));
         }
+        let mut under_way = self.enter(client)?;
         if self.upstream.is_auth_on().await.map_err(|error| unavailable(&error))? {
             // v3's clients have no users of v2's. Their rights are not known, and unknown is no.
             return Err(Status::invalid_argument("etcdserver: user name is empty"));
@@ -168,7 +173,7 @@ impl Kv for Reads {
         if !V2Upstream::is_place(&range) {
             return Err(Status::unimplemented(format!("etcd-relay: {NO_PLACE}")));
         }
-        let _turn = self.turn(client).await?;
+        under_way.turn().await?;
         let page = self.upstream.read(&range).await.map_err(|error| unavailable(&error))?;
         let header = wire_header(&page.header);
         let mut answer = aside(page.kvs.len() >= MANY, move || answer(&request, page.kvs))

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -10,9 +11,13 @@ use tokio::{
 };
 
 use super::*;
-use crate::hub::upstream::WatchMessage;
+use crate::{
+    hub::upstream::WatchMessage,
+    pb::etcdserverpb::{RangeRequest, kv_client::KvClient},
+    types::ClientKey,
+};
 
-/// A member with one directory, `/d`, that its test holds the strings of.
+/// A member with one directory, `/d`, that does what its test says.
 #[derive(Clone, Debug, Default)]
 struct Member {
     state: Arc<Mutex<State>>,
@@ -31,6 +36,8 @@ struct State {
     mute: bool,
     /// Waits are cut in the middle of their answer.
     cuts: bool,
+    /// Nothing is answered.
+    frozen: bool,
 }
 
 impl Member {
@@ -82,6 +89,9 @@ impl Member {
     async fn serve(self, mut stream: TcpStream) {
         let mut request = [0; 4096];
         let read = stream.read(&mut request).await.unwrap_or(0);
+        if self.state.lock().frozen {
+            return std::future::pending().await;
+        }
         let text = String::from_utf8_lossy(&request[..read]).into_owned();
         let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
         let (index, cluster) = {
@@ -252,4 +262,23 @@ async fn another_cluster_ends_the_watch_and_is_told_by_the_next() {
     drop(watch);
     let again = watch_from(&upstream, Revision::new(11)).await;
     assert_eq!(again.created().cluster_id, 8);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_more_than_it_may_is_refused_before_the_member_is_asked_anything() {
+    let (member, upstream) = Member::start().await;
+    member.state.lock().frozen = true;
+    let service = upstream.forward_service();
+    let read = |client: u64| {
+        let mut kv = KvClient::new(service.clone());
+        let mut request =
+            tonic::Request::new(RangeRequest { key: b"/d/a".as_slice().into(), ..RangeRequest::default() });
+        request.extensions_mut().insert(ClientKey::new(client));
+        async move { kv.range(request).await }
+    };
+    let mut reads: FuturesUnordered<_> = (0..=calls::CLIENT_READS).map(|_| read(1)).collect();
+    let refused = reads.next().await.expect("a read").expect_err("one too many");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(reads.next().now_or_never().is_none(), "the others wait for the member");
+    assert!(read(2).now_or_never().is_none(), "and so may another client");
 }
