@@ -74,7 +74,7 @@ struct UpstreamFlags {
     etcd_v2: Vec<Endpoint>,
 
     /// How long a wait on --etcd-v2 stays open before it is asked again. Less finds sooner what a member failed to tell, and
-    /// costs the cluster a request as much oftener for each feed. Default: 20s
+    /// costs the cluster more requests for each feed. Default: 20s
     #[arg(long, env = "ETCD_RELAY_ETCD_V2_HOLD", value_name = "TIME")]
     etcd_v2_hold: Option<PositiveTime>,
 
@@ -155,7 +155,7 @@ struct FeedFlags {
     #[arg(long, env = "ETCD_RELAY_PREFIX", value_name = "PREFIX", value_delimiter = '\n')]
     prefix: Vec<String>,
 
-    /// What becomes of a watch outside all prefixes: it opens a feed for its range, or it is refused
+    /// What happens to a watch outside all prefixes: it opens a feed for its range, or it is refused
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND", value_name = "WHAT", value_enum, default_value_t)]
     on_demand: OnDemandFlag,
 

@@ -1,4 +1,4 @@
-//! What becomes of a whole relay when a part of it fails.
+//! What a whole relay does when a part of it fails.
 
 use async_trait::async_trait;
 

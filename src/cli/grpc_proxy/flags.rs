@@ -1,4 +1,4 @@
-//! What becomes of each flag of `etcd grpc-proxy start`, a row each.
+//! What the relay does with each flag of `etcd grpc-proxy start`, a row each.
 
 use std::time::Duration;
 

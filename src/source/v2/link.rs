@@ -31,7 +31,7 @@ use crate::{hub::upstream::UpstreamError, source::causes::chain, tls::Speaks};
 
 /// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
 const IDLE: usize = 8;
-/// Most bytes of a listing or an event. etcd itself would be out of breath long before.
+/// Most bytes of a listing or an event. etcd itself would fail long before.
 pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// How long the end of an answer may take behind its last line: they mostly come together.
 const END_PATIENCE: Duration = Duration::from_millis(200);

@@ -65,7 +65,7 @@ impl Drop for Open {
 }
 
 impl V2Watch {
-    /// A watch that goes on with `copy`, told by the wait that `standing` and `first` are the begin of.
+    /// A watch that goes on with `copy`, told by the wait that begins with `standing` and `first`.
     pub(super) fn new(members: Arc<Members>, copy: Owned, standing: Standing, first: Reply, created: Header) -> Self {
         let (tell, told) = mpsc::channel(AHEAD);
         let ask = Arc::new(Notify::new());
