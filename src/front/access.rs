@@ -20,6 +20,7 @@
 mod ask;
 mod changes;
 mod expiry;
+mod keep;
 mod memo;
 mod turns;
 
@@ -42,7 +43,10 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::ask::{Denial, WireRange};
+pub use self::{
+    ask::{Denial, WireRange},
+    keep::Look,
+};
 use self::{
     ask::{Verdict, ask},
     memo::{Memo, Question},
@@ -58,8 +62,8 @@ use crate::{
 };
 
 /// How long an answer of etcd is believed, and between two looks at whether authentication is on. Longer costs etcd fewer
-/// questions, and lets a client whose permission was taken away, or one without a name after authentication was enabled, see
-/// as much longer what it saw before.
+/// questions, but a client whose permission was taken away, or one without a name after authentication was enabled, sees for longer
+/// what it saw before.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 /// How long a live watch goes on without etcd's word that its client may read it, while etcd's events come: nothing is sent later than
 /// this after a permission was taken away. Longer than [`INTERVAL`] and an answer take together.
@@ -72,7 +76,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SPLIT: Duration = Duration::from_secs(60);
 /// Most ranges, and bytes of them, that are looked at together: bounds the time that it takes to put them in order.
 const TOGETHER: (usize, usize) = (1024, 1 << 20);
-/// From how many bytes on a range takes its time to be read, and others get their turn first.
+/// Ranges of more bytes take long to read, so others get their turn first.
 const LARGE: usize = 64 << 10;
 
 /// Authentication is on, or it is not known whether it is.
@@ -216,8 +220,8 @@ impl Access {
         self.shared.off.load(Ordering::Acquire) != NOT_OFF
     }
 
-    /// etcd answered a question of another kind. If it was away for so long that authentication may have been enabled meanwhile, what
-    /// was known of that ends: whoever waited for the answer has to look at [`Access::is_off`] again.
+    /// etcd answered a question of another kind. If it was away for so long that authentication may have been enabled meanwhile, the
+    /// belief that it is off ends: the caller has to look at [`Access::is_off`] again.
     pub fn heard(&self) {
         if self.shared.off.load(Ordering::Acquire) == OFF_ONCE {
             self.doubt_since(Instant::now());
@@ -248,7 +252,7 @@ impl Access {
         }
     }
 
-    /// What was known may not be true any more: nothing that was learned before counts, and etcd is asked again now. Until it
+    /// What was known may no longer be true: nothing that was learned before counts, and etcd is asked again now. Until it
     /// answers, nobody reads without a check.
     pub fn doubt(&self) {
         let now = Instant::now();
@@ -370,7 +374,7 @@ impl Access {
                     todo.extend(halves(slice));
                     continue;
                 }
-                // Nobody answers: asking about each part would take as much longer.
+                // No member answers: asking about each part would only take longer.
                 Verdict::Unknown(why) => Refused::Unknown(why),
             };
             slice.iter().for_each(|(_, index)| results[*index] = Err(refused.clone()));

@@ -23,6 +23,7 @@ mod past;
 mod path;
 mod port;
 mod reply;
+mod room;
 mod server;
 mod store;
 mod time;

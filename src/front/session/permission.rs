@@ -9,11 +9,11 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::counter;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::{
     front::{
-        access::{Access, Auth, Denials, INTERVAL, LIMIT, Refused, WireRange},
+        access::{Access, Auth, Denials, LIMIT, Look, Refused, WireRange},
         client::Client,
     },
     hub::{FeedState, StreamEnd, WatchStream},
@@ -22,10 +22,6 @@ use crate::{
 
 /// How long a create waits until it is known whether authentication is on.
 const KNOWN_PATIENCE: Duration = Duration::from_secs(5);
-/// When to look again where nothing else makes us: a little later than the round that all streams share should begin.
-const NEXT: Duration = INTERVAL.saturating_add(Duration::from_secs(1));
-/// When to look again where etcd did not say all.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -33,17 +29,6 @@ pub(super) struct Permission {
     pub(super) access: Access,
     pub(super) client: Client,
     pub(super) stream: Arc<WatchStream>,
-}
-
-/// What a look at a stream's live watches found.
-#[derive(Debug, PartialEq, Eq)]
-enum Look {
-    /// Each watch is permitted, or was ended.
-    Confirmed,
-    /// etcd did not say, for this reason.
-    Unknown(String),
-    /// The stream was ended.
-    Ended,
 }
 
 impl Permission {
@@ -82,47 +67,10 @@ impl Permission {
 
     /// Checks the stream's live watches until it ends it; run it beside the stream and drop it when that is gone.
     pub(super) async fn keep(&self) {
-        let mut known = self.access.watch();
-        // When etcd last said yes to all, or had no news to give away.
-        let mut confirmed = Instant::now();
-        loop {
-            if known.borrow_and_update().auth == Auth::Off {
-                if known.changed().await.is_err() {
-                    return;
-                }
-                confirmed = known.borrow().off_until;
-                continue;
-            }
-            let round = self.access.round();
-            // In a box while it lasts: thousands of streams wait here. Cancel safe: who gives up a question leaves it to the others.
-            let look = tokio::select! {
-                look = Box::pin(self.look_again(round)) => look,
-                () = sleep_until(confirmed + LIMIT) => Look::Unknown("no answer in time".into()),
-            };
-            let again = match look {
-                Look::Confirmed => {
-                    confirmed = confirmed.max(round);
-                    round + NEXT
-                }
-                Look::Unknown(why) => {
-                    if !self.hears_etcd() {
-                        confirmed = Instant::now();
-                    } else if confirmed.elapsed() >= LIMIT {
-                        return self.end_unconfirmed(&why);
-                    }
-                    Instant::now() + RETRY
-                }
-                Look::Ended => return,
-            };
-            // Cancel safe: both arms leave nothing behind.
-            tokio::select! {
-                changed = known.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-                () = sleep_until(again.min(confirmed + LIMIT)) => {}
-            }
+        // In a box while it lasts: thousands of streams wait here.
+        let look = |round| Box::pin(self.look_again(round));
+        if let Err(why) = self.access.keep(look, || self.hears_etcd()).await {
+            self.end_unconfirmed(&why);
         }
     }
 
@@ -141,18 +89,14 @@ impl Permission {
             match result {
                 Ok(()) => {}
                 Err(Refused::Denied(denial)) if denial.is_of_caller() && !self.client.credentials.is_none() => {
-                    // The token is of no use any more, its user may be: the client shall come again with a new one.
-                    let text =
-                        format!("etcd-relay: etcd does not accept this stream's token any more: {}", denial.reason());
-                    tracing::info!(
-                        reason = denial.reason(),
-                        "Ended a watch stream whose token etcd does not accept any more"
-                    );
+                    // Its user may still have permission: the client is to come again with a new token.
+                    let text = format!("etcd-relay: etcd no longer accepts this stream's token: {}", denial.reason());
+                    tracing::info!(reason = denial.reason(), "Ended a watch stream whose token etcd no longer accepts");
                     self.stream.cut(StreamEnd::Unavailable(text));
                     return Look::Ended;
                 }
                 Err(Refused::Denied(denial)) => {
-                    tracing::info!(%range, watch_id, reason = denial.reason(), "Ended a watch that its client may not have any more");
+                    tracing::info!(%range, watch_id, reason = denial.reason(), "Ended a watch that its client may no longer read");
                     self.stream.revoke(watch, &denial.reason());
                 }
                 Err(Refused::Unanswerable(why) | Refused::Unknown(why)) => {
@@ -164,15 +108,14 @@ impl Permission {
         unknown.map_or(Look::Confirmed, Look::Unknown)
     }
 
-    /// Whether etcd's events reach the stream. Where they do not, because etcd is away, there is nothing to keep from anyone, and
-    /// streams are to outlast that.
+    /// Whether etcd's events reach the stream, which is to outlast that etcd is away.
     fn hears_etcd(&self) -> bool {
         self.stream.feeds().iter().any(|feed| feed.state() == FeedState::Live)
     }
 
     fn end_unconfirmed(&self, why: &str) {
         let limit = humantime::format_duration(LIMIT);
-        tracing::warn!(why, client = ?self.client, "Ended a watch stream: etcd did not confirm in time that its client may have it");
+        tracing::warn!(why, client = ?self.client, "Ended a watch stream: etcd did not confirm in time that its client may read it");
         counter!(names::STREAMS_UNCONFIRMED).increment(1);
         let text = format!(
             "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); watch again"

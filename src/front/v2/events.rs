@@ -1,9 +1,14 @@
 //! Events of v3 as events of v2, for those who wait.
 //!
-//! Not here: who waits. What this process wrote it knows exactly (`made`); of the rest it tells what happened to the node, and guesses
-//! the word for it. Always holds: a mark that was put beside a key below it is no event; the end of a whole tree is one.
+//! Not here: who waits. The actions of this process's own writes are known exactly (`made`); of other writes it is known what happened
+//! to the node, and the action is guessed. Always holds: a mark that was put beside a key below it is no event; the end of a whole tree is one.
 
-use std::{collections::BTreeSet, ops::Bound, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use metrics::counter;
@@ -11,14 +16,14 @@ use metrics::counter;
 use super::{
     answer::{Action, Event, Node},
     made::Told,
-    path::{is_sayable, kids},
+    path::{is_sayable, kids, mark},
     time::Expiry,
     tree::of_mark,
 };
 use crate::{
     hub::Snapshot,
     telemetry::names,
-    types::{Entry, Event as V3Event, EventKind, KeyValue, Revision},
+    types::{Entry, Event as V3Event, EventKind, KeyRange, KeyValue, Revision},
 };
 
 /// How long before the end that a lease says a deletion counts as its expiry: clocks differ.
@@ -31,9 +36,9 @@ const LOOKED: usize = 1_024;
 pub(super) struct Logged {
     pub(super) revision: Revision,
     pub(super) path: Bytes,
-    /// A directory went, with all that was below it.
+    /// A directory was deleted, with all that was below it.
     pub(super) is_tree_gone: bool,
-    /// What went with it.
+    /// What was deleted with it, in order: thousands may wait below a directory with as many keys.
     gone: Vec<Bytes>,
     pub(super) body: Bytes,
 }
@@ -45,10 +50,12 @@ impl Logged {
         size_of::<Self>() + self.path.len() + self.body.len() + gone
     }
 
-    /// Whether something was at `path` that went with the tree.
+    /// Whether something at `path` was deleted with the tree.
     pub(super) fn took(&self, path: &[u8]) -> bool {
-        let is_below = |gone: &Bytes| gone.starts_with(path) && gone.get(path.len()) == Some(&b'/');
-        self.gone.iter().any(|gone| gone == path || is_below(gone))
+        let below = mark(path);
+        let first_below = self.gone.partition_point(|gone| gone[..] < below[..]);
+        self.gone.binary_search_by(|gone| gone[..].cmp(path)).is_ok()
+            || self.gone.get(first_below).is_some_and(|gone| gone.starts_with(&below))
     }
 
     #[cfg(test)]
@@ -57,7 +64,8 @@ impl Logged {
         Self { revision, path, is_tree_gone: false, gone: Vec::new(), body: Bytes::new() }
     }
 
-    fn new(revision: Revision, event: &Event, gone: Vec<Bytes>) -> Self {
+    fn new(revision: Revision, event: &Event, mut gone: Vec<Bytes>) -> Self {
+        gone.sort_unstable();
         let is_tree_gone = event.action.removes() && event.node.dir;
         Self { revision, path: event.node.path.clone(), is_tree_gone, gone, body: event.body() }
     }
@@ -66,18 +74,17 @@ impl Logged {
 /// What a revision tells: what its writer said, or what its events show. `newest` is the state after it, or a later one.
 pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<Arc<Logged>> {
     let sayable: Vec<&V3Event> = entry.events().iter().filter(|event| is_sayable(event.kv.key())).collect();
-    let deleted = || -> Vec<Bytes> {
-        let gone = sayable.iter().filter(|event| event.kind == EventKind::Delete);
-        gone.map(|event| path_of(event.kv.key())).collect()
-    };
     match told {
         Some(Told::Nothing) => return Vec::new(),
         Some(Told::Event(event)) => {
-            let gone = if event.action.removes() && event.node.dir { deleted() } else { Vec::new() };
+            let is_tree_gone = event.action.removes() && event.node.dir;
+            let deleted = sayable.iter().filter(|event| is_tree_gone && event.kind == EventKind::Delete);
+            let gone = deleted.map(|event| path_of(event.kv.key())).collect();
             return vec![Arc::new(Logged::new(entry.revision, &event, gone))];
         }
         None => {}
     }
+    let keys = Keys::of(&sayable);
     let trees = trees_gone(&sayable, entry.revision, newest);
     let mut told = Vec::new();
     for event in &sayable {
@@ -89,8 +96,8 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
             .filter(|mark| key.starts_with(mark))
         {
             Some(mark) if mark == key => {
-                let below = kids(&path);
-                let gone = deleted().into_iter().filter(|gone| below.contains(gone)).collect();
+                let below = within(&keys.deleted, kids(&path));
+                let gone = below.filter(|(below, _)| **below != key).map(|(below, _)| path_of(below)).collect();
                 let removal = match &event.prev {
                     Some(prev) => removal(of_mark(path, prev), entry.revision),
                     None => unknown(path, true, entry.revision),
@@ -100,7 +107,7 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
             // Told with the tree.
             Some(_) => {}
             None => {
-                let event = of_key(event, &path, &sayable);
+                let event = of_key(event, &path, &keys);
                 told.extend(event.map(|event| Logged::new(entry.revision, &event, Vec::new())));
             }
         }
@@ -109,6 +116,28 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
         counter!(names::FACADE_JOINED).increment(1);
     }
     told.into_iter().map(Arc::new).collect()
+}
+
+/// The keys that a revision changed. It can delete all that there are, so none is looked for by a walk over the others.
+struct Keys<'a> {
+    put: BTreeMap<&'a [u8], &'a V3Event>,
+    deleted: BTreeMap<&'a [u8], &'a V3Event>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(events: &[&'a V3Event]) -> Self {
+        let all = |kind| events.iter().filter(move |event| event.kind == kind).map(|event| (event.kv.key(), *event));
+        Self { put: all(EventKind::Put).collect(), deleted: all(EventKind::Delete).collect() }
+    }
+}
+
+/// Those of `keys` that are in `range`.
+fn within<'k, 'a>(
+    keys: &'k BTreeMap<&'a [u8], &'a V3Event>,
+    range: KeyRange,
+) -> impl Iterator<Item = (&'k &'a [u8], &'k &'a V3Event)> {
+    let from = keys.range::<[u8], _>((Bound::Included(&range.start()[..]), Bound::Unbounded));
+    from.take_while(move |(key, _)| range.contains(key))
 }
 
 /// The marks of directories that are gone with all that was below them, the topmost of each tree.
@@ -132,7 +161,7 @@ fn trees_gone(events: &[&V3Event], at: Revision, newest: &Snapshot) -> BTreeSet<
     trees
 }
 
-fn of_key(event: &V3Event, path: &Bytes, all: &[&V3Event]) -> Option<Event> {
+fn of_key(event: &V3Event, path: &Bytes, keys: &Keys<'_>) -> Option<Event> {
     let key = event.kv.key();
     let at = event.kv.mod_revision;
     let prev = event.prev.as_deref();
@@ -141,20 +170,15 @@ fn of_key(event: &V3Event, path: &Bytes, all: &[&V3Event]) -> Option<Event> {
         EventKind::Delete if is_mark(key) => None,
         EventKind::Delete => {
             // A file that became a directory is told as that.
-            let becomes_directory =
-                |other: &&&V3Event| other.kind == EventKind::Put && other.kv.key() == [path, &b"/"[..]].concat();
-            if all.iter().any(|other| becomes_directory(&other)) {
+            if keys.put.contains_key(&mark(path)[..]) {
                 None
             } else {
                 Some(prev.map_or_else(|| unknown(path.clone(), false, at), |prev| removal(shown(prev), at)))
             }
         }
         EventKind::Put if is_mark(key) => {
-            let below = kids(path);
-            let is_on_the_way = all
-                .iter()
-                .any(|other| other.kind == EventKind::Put && other.kv.key() != key && below.contains(other.kv.key()));
-            let was_file = all.iter().find(|other| other.kind == EventKind::Delete && other.kv.key() == &path[..]);
+            let is_on_the_way = within(&keys.put, kids(path)).any(|(other, _)| *other != key);
+            let was_file = keys.deleted.get(&path[..]);
             let prev = was_file.and_then(|file| file.prev.as_deref()).or(prev).map(shown);
             (!is_on_the_way).then(|| Event { action: Action::Set, node: shown(&event.kv), prev })
         }
@@ -162,14 +186,14 @@ fn of_key(event: &V3Event, path: &Bytes, all: &[&V3Event]) -> Option<Event> {
     }
 }
 
-/// The end of a node whose time had come is its expiry, as far as its lease says.
+/// The end of a node: its expiry if its lease says that its time had come, else a delete.
 fn removal(prev: Node, at: Revision) -> Event {
     let is_due = prev.expiry.is_some_and(|expiry| expiry.wait(SystemTime::now()) <= EARLY);
     let prev = Node { tells_ttl: !is_due, ..prev };
     Event { action: if is_due { Action::Expire } else { Action::Delete }, node: prev.removed(at), prev: Some(prev) }
 }
 
-/// The end of a node that etcd has compacted: nothing is known of it but its name.
+/// The end of a node that etcd has compacted: only its name is known.
 fn unknown(path: Bytes, dir: bool, at: Revision) -> Event {
     let node = Node { dir, ..Node::directory(path, at, at, None) };
     Event { action: Action::Delete, node, prev: None }
@@ -192,4 +216,83 @@ pub(super) fn expired(prev: Node, at: Revision) -> Event {
 /// The end that a key's lease says.
 pub(super) fn end_of(kv: &KeyValue) -> Option<Expiry> {
     Expiry::of_lease(kv.lease)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::types::{EventFields, KeyValueFields};
+
+    const AT: Revision = Revision::new(9);
+
+    fn entry(changes: &[(EventKind, String)]) -> Entry {
+        let changes: Vec<EventFields> = changes
+            .iter()
+            .map(|(kind, key)| {
+                let key = Bytes::copy_from_slice(key.as_bytes());
+                let fields = KeyValueFields { key, mod_revision: AT, ..KeyValueFields::default() };
+                let (create_revision, version) = if *kind == EventKind::Put { (AT, 1) } else { (Revision::ZERO, 0) };
+                EventFields { kind: *kind, kv: KeyValueFields { create_revision, version, ..fields } }
+            })
+            .collect();
+        Entry::encode(&Arc::default(), AT, Instant::now(), &changes, |_| None)
+    }
+
+    fn told(changes: &[(EventKind, String)]) -> Vec<Arc<Logged>> {
+        tell(&entry(changes), &Snapshot::default(), None)
+    }
+
+    fn deleted(key: impl Into<String>) -> (EventKind, String) {
+        (EventKind::Delete, key.into())
+    }
+
+    fn put(key: &str) -> (EventKind, String) {
+        (EventKind::Put, key.to_owned())
+    }
+
+    #[test]
+    fn a_tree_that_goes_is_one_event_and_concerns_what_was_in_it() {
+        let told = told(&[
+            deleted("/d-x"),
+            deleted("/d/"),
+            deleted("/d/a"),
+            deleted("/d/a-b"),
+            deleted("/d/s/"),
+            deleted("/d/s/b"),
+        ]);
+        let paths: Vec<_> = told.iter().map(|logged| &logged.path[..]).collect();
+        assert_eq!(paths, [&b"/d-x"[..], b"/d"]);
+        let tree = &told[1];
+        assert!(tree.is_tree_gone);
+        for took in ["/d/a", "/d/a-b", "/d/s", "/d/s/b"] {
+            assert!(tree.took(took.as_bytes()), "{took}");
+        }
+        for kept in ["/d/b", "/d/a/b", "/d/s/a", "/d-x"] {
+            assert!(!tree.took(kept.as_bytes()), "{kept}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_becomes_a_directory_and_a_mark_beside_its_key_are_told_once() {
+        let told = told(&[deleted("/f"), put("/f/"), put("/g/"), put("/g/h")]);
+        let paths: Vec<_> = told.iter().map(|logged| &logged.path[..]).collect();
+        assert_eq!(paths, [&b"/f"[..], b"/g/h"]);
+    }
+
+    /// None of them is compared with all the others: that would take this test minutes.
+    #[test]
+    fn a_revision_that_deletes_everything_is_told_in_one_pass() {
+        const KEYS: usize = 100_000;
+        let keys: Vec<_> = (0..KEYS).map(|key| deleted(format!("/keys/{key:06}"))).collect();
+        assert_eq!(told(&keys).len(), KEYS);
+        let trees: Vec<_> =
+            (0..KEYS / 2).flat_map(|key| [deleted(format!("/{key:06}/")), deleted(format!("/{key:06}/k"))]).collect();
+        assert_eq!(told(&trees).len(), KEYS / 2);
+        let one: Vec<_> =
+            std::iter::once(deleted("/d/")).chain((0..KEYS).map(|key| deleted(format!("/d/{key:06}")))).collect();
+        let told = told(&one);
+        assert!((0..KEYS).all(|key| told[0].took(format!("/d/{key:06}").as_bytes())));
+    }
 }

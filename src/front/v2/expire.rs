@@ -1,11 +1,12 @@
 //! Ends keys when their time has come.
 //!
-//! The lease of a key outlives it by some seconds: it is the net under this task, for when no relay runs. Every relay does this, and
-//! whoever is second finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
+//! The lease of a key outlives it by some seconds: it is the safety net for when no relay runs. Every relay does this, and
+//! the second one finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
 //! revision; a directory goes with all below it, in one transaction.
 
 use std::{
     collections::BTreeSet,
+    ops::Bound,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -40,7 +41,7 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(500);
 /// Keys that are looked at before others go on, where all are.
 const STEP: usize = 1_024;
-/// Most keys that are ended at a time.
+/// Most keys that are deleted at a time.
 const TOGETHER: usize = 32;
 /// Longest time between two looks: the clock may be set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -54,6 +55,8 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
     let mut revisions = feed.watch_revision();
     let mut known = (Revision::ZERO, 0);
     let mut ends = Ends::default();
+    // The last that was tried where some cannot be deleted: they do not keep the others from their turn.
+    let mut tried = None;
     loop {
         let (snapshot, entries) = feed.since(known.0);
         match entries.filter(|_| known.0 > Revision::ZERO && snapshot.epoch == known.1) {
@@ -78,7 +81,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
         known = (snapshot.revision, snapshot.epoch);
         let next = ends.0.first().map(|(end, _)| end.wait(SystemTime::now()));
         if next.is_some_and(|wait| wait.is_zero()) && feed.is_serving() {
-            let due = ends.due(SystemTime::now());
+            let due = ends.due(SystemTime::now(), tried.take());
             // Begun in the order of their ends.
             let ending = due.iter().map(|(end, key)| expire(&snapshot, key, *end, &v3, &made));
             let Some(ended) = stop.run_until_cancelled(join_all(ending)).await else { return };
@@ -87,6 +90,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
             if let Some((_, why)) = left.last() {
                 let denied = why.code == DENIED;
                 ends.0.extend(left.into_iter().map(|(due, _)| due.clone()));
+                tried = due.last().cloned();
                 if let Some(own) = own.as_ref().filter(|_| denied) {
                     v3.token = v3.authenticate(&own.user, &own.password).await.ok();
                 }
@@ -106,10 +110,20 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
 }
 
 impl Ends {
-    /// Takes out the first whose time has come.
-    fn due(&mut self, now: SystemTime) -> Vec<(Expiry, Bytes)> {
-        let is_due = |ends: &Self| ends.0.first().is_some_and(|(end, _)| end.wait(now).is_zero());
-        std::iter::from_fn(|| if is_due(self) { self.0.pop_first() } else { None }).take(TOGETHER).collect()
+    /// Takes out the first whose time has come: of those after the one that was `tried` last, or, where there are none, of all.
+    fn due(&mut self, now: SystemTime, tried: Option<(Expiry, Bytes)>) -> Vec<(Expiry, Bytes)> {
+        let first = |from: Bound<(Expiry, Bytes)>| -> Vec<_> {
+            let ends = self.0.range((from, Bound::Unbounded)).take_while(|(end, _)| end.wait(now).is_zero());
+            ends.take(TOGETHER).cloned().collect()
+        };
+        let mut due = first(tried.map_or(Bound::Unbounded, Bound::Excluded));
+        if due.is_empty() {
+            due = first(Bound::Unbounded);
+        }
+        for end in &due {
+            self.0.remove(end);
+        }
+        due
     }
 
     fn forget(&mut self, kv: &KeyValue) {
@@ -125,7 +139,7 @@ impl Ends {
     }
 }
 
-/// Ends a key that still has this end.
+/// Deletes a key that still has this end.
 async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &Made) -> Result<(), Refusal> {
     let Some(kv) = snapshot.map.get(key).filter(|kv| end_of(kv) == Some(end)) else { return Ok(()) };
     let directory = key.strip_suffix(b"/").filter(|path| !path.is_empty()).map(Bytes::copy_from_slice);
@@ -150,5 +164,29 @@ async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &M
             tracing::debug!(key = %key.escape_ascii(), cause = %refusal.cause, "A key whose time has come could not be deleted yet");
             Err(refusal)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_cannot_be_deleted_do_not_keep_others_from_their_turn() {
+        let made = SystemTime::UNIX_EPOCH;
+        let expiry = |ttl| Expiry::after(made, ttl).expect("an end");
+        let all: Vec<_> = (0..TOGETHER + 2).map(|key| (expiry(1), Bytes::from(format!("/{key:03}")))).collect();
+        let mut ends = Ends(all.iter().cloned().collect());
+        ends.0.insert((expiry(100), Bytes::from("/later")));
+        let now = made + Duration::from_secs(10);
+        let first = ends.due(now, None);
+        assert_eq!(first, all[..TOGETHER]);
+        // None of them could be deleted.
+        ends.0.extend(first.iter().cloned());
+        let second = ends.due(now, first.last().cloned());
+        assert_eq!(second, all[TOGETHER..]);
+        assert_eq!(ends.due(now, second.last().cloned()), first, "it is their turn again");
+        assert_eq!(ends.0.len(), 1);
+        assert_eq!(ends.due(now, None), []);
     }
 }

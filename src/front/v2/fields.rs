@@ -42,7 +42,7 @@ pub(super) enum Body {
     Form(Bytes),
     /// More than [`MAX_BODY`].
     TooLarge,
-    /// The content type makes no sense, for this reason.
+    /// The content type makes no sense, or the body broke off: the reason.
     Bad(&'static str),
 }
 

@@ -1,49 +1,42 @@
 //! [`Forms`]: the bodies of requests, read as far as they are forms.
 //!
-//! Not here: what is in a form (`fields`). Always holds: a body is at most [`MAX_BODY`] long in memory, and all that are being read, or
-//! waited for, have a bound together: a client that sends half of one and waits holds up nobody for longer than [`SILENCE`].
+//! Not here: what is in a form (`fields`). Always holds: a body is at most [`MAX_BODY`] long in memory, and all that are being read have a
+//! bound together; a body that stalls keeps its part of the room for [`SILENCE`] at most; a body that breaks off is no form.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method};
 use http_body_util::BodyExt as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
     answer::Refusal,
     fields::{Body, MAX_BODY, is_form},
+    room::{Place, Room},
 };
-use crate::front::body::RequestBody;
 
 /// The room for all bodies.
 const ROOM: usize = 256 << 20;
-/// What a body takes of it at a time. Shorter ones need none: their number is that of connections.
-const BLOCK: usize = 64 << 10;
-/// How long a body waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a body may not go on.
+/// How long a body may stall.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Forms {
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 /// A body, and its part of the room until it is dropped.
 #[derive(Debug)]
 pub(super) struct Form {
     pub(super) body: Body,
-    _room: Option<OwnedSemaphorePermit>,
+    _place: Place,
 }
 
 impl Forms {
     pub(super) fn new() -> Self {
-        Self { room: Arc::new(Semaphore::new(ROOM / BLOCK)) }
+        Self { room: Room::new(ROOM, "etcd-relay: too many large requests are being read; try again") }
     }
 
     /// Reads the form of a request that has one.
@@ -54,9 +47,9 @@ impl Forms {
         &self,
         method: &Method,
         content_type: Option<&HeaderValue>,
-        body: RequestBody,
+        body: impl http_body::Body<Data = Bytes> + Unpin,
     ) -> Result<Form, Refusal> {
-        let ready = |body| Ok(Form { body, _room: None });
+        let ready = |body| Ok(Form { body, _place: Place::default() });
         if !matches!(*method, Method::PUT | Method::POST) {
             return ready(Body::Ignored);
         }
@@ -67,36 +60,49 @@ impl Forms {
         }
     }
 
-    async fn whole(&self, mut body: RequestBody) -> Result<Form, Refusal> {
+    async fn whole(&self, mut body: impl http_body::Body<Data = Bytes> + Unpin) -> Result<Form, Refusal> {
         let mut form = BytesMut::new();
-        let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut place = Place::default();
         loop {
             let next = timeout(SILENCE, body.frame()).await;
-            let next = next.map_err(|_| Refusal::new(210, "etcd-relay: the body did not go on for a minute"))?;
-            let Some(Ok(frame)) = next else { break };
+            let next = next.map_err(|_| Refusal::new(210, "etcd-relay: the body stalled for a minute"))?;
+            let frame = match next {
+                Some(Ok(frame)) => frame,
+                // Go's text. A write of the part that came would be another one than its client meant.
+                Some(Err(_)) => return Ok(Form { body: Body::Bad("unexpected EOF"), _place: Place::default() }),
+                None => break,
+            };
             let Ok(data) = frame.into_data() else { continue };
             if form.len() + data.len() > MAX_BODY {
-                return Ok(Form { body: Body::TooLarge, _room: None });
+                return Ok(Form { body: Body::TooLarge, _place: Place::default() });
             }
-            self.take(&mut room, form.len() + data.len()).await?;
+            self.room.grow(&mut place, form.len() + data.len()).await?;
             form.extend_from_slice(&data);
         }
-        Ok(Form { body: Body::Form(form.freeze()), _room: room })
+        Ok(Form { body: Body::Form(form.freeze()), _place: place })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    async fn read(parts: Vec<Result<&'static str, std::io::Error>>) -> Body {
+        let frames = parts.into_iter().map(|part| part.map(|text| Frame::data(Bytes::from(text))));
+        let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let form = Forms::new().read(&Method::PUT, Some(&kind), StreamBody::new(stream::iter(frames))).await;
+        form.expect("room for it").body
     }
 
-    async fn take(&self, room: &mut Option<OwnedSemaphorePermit>, len: usize) -> Result<(), Refusal> {
-        let had = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = (len / BLOCK).saturating_sub(had);
-        if more == 0 {
-            return Ok(());
-        }
-        let busy = || Refusal::unavailable("etcd-relay: too many large requests are on their way");
-        let taken = timeout(PATIENCE, self.room.clone().acquire_many_owned(more as u32)).await;
-        let taken = taken.map_err(|_| busy())?.map_err(|_| busy())?;
-        match room {
-            Some(room) => room.merge(taken),
-            none => *none = Some(taken),
-        }
-        Ok(())
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_no_form() {
+        let whole = read(vec![Ok("value="), Ok("half&ttl=9")]).await;
+        assert!(matches!(&whole, Body::Form(form) if form == "value=half&ttl=9"), "{whole:?}");
+        let cut = read(vec![Ok("value=half"), Err(std::io::ErrorKind::UnexpectedEof.into())]).await;
+        assert!(matches!(cut, Body::Bad(_)), "a write without its TTL: {cut:?}");
     }
 }

@@ -33,7 +33,7 @@ use crate::{
 
 /// How long a read waits for its feed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Attempts at a write whose surroundings change all the time.
+/// Attempts at a write whose surroundings keep changing.
 const ATTEMPTS: usize = 64;
 
 /// See the module.
@@ -65,7 +65,7 @@ impl Keys {
     ) -> Result<Said, Refusal> {
         if self.feed.wait_serving(PATIENCE).await.is_err() {
             let why = self.feed.last_error().unwrap_or_default();
-            return Err(Refusal::unavailable(format!("etcd-relay: the keys were not read yet: {why}")));
+            return Err(Refusal::unavailable(format!("etcd-relay: the keys have not been read yet: {why}")));
         }
         match *method {
             Method::GET if fields.wait && !fields.quorum => self.wait(path, fields).await,
@@ -95,7 +95,7 @@ impl Keys {
         let wanted =
             Wanted { path: path.clone(), recursive: fields.recursive, stream: fields.stream, index: fields.wait_index };
         let mut last = None;
-        // Once more where the log has let go of what was read for it meanwhile.
+        // Once more if the log has meanwhile dropped what was read for it.
         for _ in 0..2 {
             match self.waits.enter(&wanted).await {
                 Entered::Waiter(waiter) => return Ok(Said::Waits(waiter)),
@@ -105,7 +105,7 @@ impl Keys {
                 }
             }
         }
-        Err(last.unwrap_or_else(|| Refusal::unavailable("etcd-relay: the history changes all the time")))
+        Err(last.unwrap_or_else(|| Refusal::unavailable("etcd-relay: the history keeps changing; try again")))
     }
 
     /// Waits until the feed has what the cluster agrees on now.
@@ -118,8 +118,8 @@ impl Keys {
         Ok(confirmed.header.revision)
     }
 
-    /// Waits for the feed, so that who reads next from this relay finds what it was just told. A write is done whether the feed has it in
-    /// time or not.
+    /// Waits for the feed, so that the next read from this relay shows the write. The write is done whether the feed has it in time or
+    /// not.
     async fn reach(&self, revision: Revision) {
         if let Err(error) = self.feed.wait_for(revision, PATIENCE).await {
             tracing::debug!(%revision, %error, "A write of v2 was answered before the feed had it");
@@ -147,7 +147,7 @@ impl Keys {
         Ok(Said::Body { status: if is_new { 201 } else { 200 }, index, body })
     }
 
-    /// What the transaction cannot look at with the writer's rights, the relay looks at: whether a file is on the way.
+    /// Looks for a file on the way where the transaction may not look with the writer's rights.
     fn find_unseen(&self, v3: &V3, path: &[u8]) -> Result<(), Refusal> {
         match ancestors(path).take(v3.unseen).last() {
             Some(above) => match find(&self.feed.snapshot(), above) {
@@ -207,7 +207,7 @@ impl Keys {
                 Outcome::Again(now) => unmarked = now,
             }
         }
-        Err(Refusal::unavailable("etcd-relay: the directory changes all the time"))
+        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; try again"))
     }
 
     /// Creates a key in a directory, named by the next index.
@@ -262,7 +262,7 @@ impl Keys {
             }
             number = newest.map_or(number, |newest| newest + 1).max(at.next().get());
         }
-        Err(Refusal::unavailable("etcd-relay: the directory changes all the time"))
+        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; try again"))
     }
 }
 
@@ -275,7 +275,7 @@ impl Lease {
         let now = SystemTime::now();
         let expiry = match Expiry::after(now, ttl) {
             Some(expiry) => Some(expiry),
-            // Too long is for ever, where a key is made; elsewhere it is at once.
+            // A TTL that is too long means for ever where a key is made, and at once elsewhere.
             None if operation.makes() => None,
             None => Expiry::after(now, 0),
         };

@@ -1,4 +1,4 @@
-//! [`Listings`]: directories as JSON, made once for all who ask for the same at a time.
+//! [`Listings`]: directories as JSON, made once for all who ask for the same one at the same time.
 //!
 //! Not here: how the text is made (`listing`). Always holds: what is shown is the snapshot that was asked for; a long listing lets others go
 //! on while it is made; all listings in memory, those on their way to slow clients included, have a bound together.
@@ -11,34 +11,32 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::sync::OnceCell;
 
-use super::{answer::Refusal, listing::Listing, path::kids};
+use super::{
+    answer::Refusal,
+    listing::Listing,
+    path::kids,
+    room::{Place, Room},
+};
 use crate::{hub::Snapshot, types::Revision};
 
 /// Keys that are shown before others go on.
 const STEP: usize = 512;
-/// Listings that are kept for the next who asks: of a storm, all ask for the same few.
+/// Listings that are kept for the next client: in a storm, all ask for the same few.
 const KEPT: usize = 32;
 /// How long a listing that shows how much time keys have left is good for.
 const TICK: Duration = Duration::from_millis(250);
-/// What a listing takes of the room for all, at a time.
-const BLOCK: usize = 64 << 10;
 /// The room for all listings.
 const ROOM: usize = 512 << 20;
 /// The longest listing.
 const MOST: usize = 128 << 20;
-/// How long a listing waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Listings {
     kept: Mutex<VecDeque<Kept>>,
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 /// A listing that is made, or being made.
@@ -61,7 +59,7 @@ struct Made {
 /// A text and its part of the room, which it gives back when its last reader is done.
 struct Held {
     text: Vec<u8>,
-    _room: Option<OwnedSemaphorePermit>,
+    _place: Place,
 }
 
 impl AsRef<[u8]> for Held {
@@ -72,7 +70,10 @@ impl AsRef<[u8]> for Held {
 
 impl Listings {
     pub(super) fn new() -> Self {
-        Self { kept: Mutex::default(), room: Arc::new(Semaphore::new(ROOM / BLOCK)) }
+        Self {
+            kept: Mutex::default(),
+            room: Room::new(ROOM, "etcd-relay: too many large listings are being sent; try again"),
+        }
     }
 
     /// The listing of a directory that is in the snapshot.
@@ -88,7 +89,7 @@ impl Listings {
     fn cell(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Arc<OnceCell<Made>> {
         let (revision, epoch) = (snapshot.revision, snapshot.epoch);
         let mut kept = self.kept.lock();
-        // What is of another moment is for nobody who comes from now on.
+        // Nobody will ask for a listing of an older moment again.
         kept.retain(|kept| {
             let is_old = |made: &Made| made.since.is_some_and(|since| since.elapsed() >= TICK);
             (kept.revision, kept.epoch) == (revision, epoch) && !kept.text.get().is_some_and(is_old)
@@ -108,40 +109,28 @@ impl Listings {
 
     async fn make(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Result<Made, Refusal> {
         let mut listing = Listing::of(path, recursive);
-        let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut place = Place::default();
         let since = Instant::now();
         for (at, kv) in snapshot.map.range(&kids(path)).enumerate() {
             listing.add(kv);
             if at % STEP == STEP - 1 {
-                self.take_room(&mut room, listing.len()).await?;
+                self.take_room(&mut place, listing.len()).await?;
                 tokio::task::yield_now().await;
             }
         }
         let since = listing.ticks.then_some(since);
         let text = listing.finish();
-        self.take_room(&mut room, text.len()).await?;
-        Ok(Made { text: Bytes::from_owner(Held { text, _room: room }), since })
+        self.take_room(&mut place, text.len()).await?;
+        Ok(Made { text: Bytes::from_owner(Held { text, _place: place }), since })
     }
 
     /// Lets `room` be enough for a text that is so long. Short ones need none.
-    async fn take_room(&self, room: &mut Option<OwnedSemaphorePermit>, len: usize) -> Result<(), Refusal> {
+    async fn take_room(&self, place: &mut Place, len: usize) -> Result<(), Refusal> {
         if len > MOST {
             let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
             return Err(Refusal::new(210, cause));
         }
-        let had = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = (len / BLOCK).saturating_sub(had);
-        if more == 0 {
-            return Ok(());
-        }
-        let busy = || Refusal::unavailable("etcd-relay: too many large listings are on their way to clients");
-        let taken = timeout(PATIENCE, self.room.clone().acquire_many_owned(more as u32)).await;
-        let taken = taken.map_err(|_| busy())?.map_err(|_| busy())?;
-        match room {
-            Some(room) => room.merge(taken),
-            none => *none = Some(taken),
-        }
-        Ok(())
+        self.room.grow(place, len).await
     }
 }
 
@@ -188,10 +177,11 @@ mod tests {
         let listings = Listings::new();
         let (path, snapshot) = (Bytes::from("/d"), snapshot(7, 5_000));
         let text = listings.show(&snapshot, &path, true).await.expect("a listing");
-        assert_eq!(listings.room.available_permits(), ROOM / BLOCK - text.len() / BLOCK);
+        let taken = ROOM - listings.room.free();
+        assert!((text.len() - (64 << 10)..=text.len()).contains(&taken), "{taken} of {}", text.len());
         listings.kept.lock().clear();
-        assert!(listings.room.available_permits() < ROOM / BLOCK);
+        assert!(listings.room.free() < ROOM);
         drop(text);
-        assert_eq!(listings.room.available_permits(), ROOM / BLOCK);
+        assert_eq!(listings.room.free(), ROOM);
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Log {
     first: u64,
     /// From here on it misses nothing.
     start: Revision,
-    /// Something was let go of: what is older cannot be put before it any more.
+    /// Something was dropped, or found no room: nothing older can be put before it any more.
     is_full: bool,
 }
 
@@ -46,7 +46,7 @@ impl Log {
         self.first + self.entries.partition_point(|logged| logged.revision < revision) as u64
     }
 
-    /// Up to `most` changes from `place` on; `None` where that was let go of.
+    /// Up to `most` changes from `place` on; `None` if they were dropped.
     pub(super) fn read(&self, place: u64, most: usize) -> Option<Vec<Arc<Logged>>> {
         let skip = usize::try_from(place.checked_sub(self.first)?).ok()?;
         Some(self.entries.iter().skip(skip).take(most).cloned().collect())
@@ -72,14 +72,15 @@ impl Log {
         (!self.is_full && room.0 > 0 && room.1 > 0).then_some(room)
     }
 
-    /// Puts `older` before it: every change from `from` on, up to its start.
-    pub(super) fn prepend(&mut self, from: Revision, older: Vec<Arc<Logged>>) {
+    /// Puts `older` before it: every change from `from` on, up to its start. If that is less than was `asked` for, the rest does not fit.
+    pub(super) fn prepend(&mut self, from: Revision, asked: Revision, older: Vec<Arc<Logged>>) {
         for logged in older.into_iter().rev() {
             self.bytes += logged.cost();
             self.first -= 1;
             self.entries.push_front(logged);
         }
         self.start = from;
+        self.is_full |= from > asked;
     }
 }
 
@@ -105,10 +106,19 @@ mod tests {
         (10..13).for_each(|revision| log.push(logged(revision)));
         let place = log.place_of(at(12));
         assert_eq!(read(&log, place), Some(vec![12]));
-        log.prepend(at(5), vec![logged(6), logged(8)]);
+        log.prepend(at(5), at(5), vec![logged(6), logged(8)]);
         assert_eq!((log.start(), read(&log, place)), (at(5), Some(vec![12])));
         assert_eq!(read(&log, log.place_of(at(5))), Some(vec![6, 8, 10, 11, 12]));
         assert_eq!(read(&log, log.end()), Some(vec![]));
+    }
+
+    #[test]
+    fn what_did_not_fit_is_not_asked_for_again() {
+        let mut log = Log::new(at(10));
+        log.prepend(at(5), at(5), vec![logged(6)]);
+        assert!(log.room().is_some(), "all that was asked for is there");
+        log.prepend(at(4), at(2), vec![logged(4)]);
+        assert_eq!(log.room(), None, "what is before it would be read from etcd by each who asks for it");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! [`Made`]: the writes of this process, by revision, so that those who wait are told exactly what was done.
+//! [`Made`]: the writes of this process, by revision, so that waits get their exact actions.
 //!
 //! v3 says that a key was put; whether that was a `set` or a `compareAndSwap` only its writer knows. Others guess, and clients treat
 //! both alike. Always holds: a write that is under way is known by its path before etcd can tell its event.
@@ -17,16 +17,16 @@ use tokio::sync::Notify;
 use super::{answer::Event, events::path_of};
 use crate::types::{Entry, Revision};
 
-/// Writes that are remembered until their event comes: as many as can be under way, and those that nobody waits for.
+/// Writes that are remembered until their event comes: as many as can be under way.
 const KEPT: usize = 10_000;
-/// How long the answer to a write may take after its event before the event is told as a guess.
+/// How long the event of a write waits for the write's answer; after that, its action is guessed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What those who wait are told of a write.
 #[derive(Clone, Debug)]
 pub(super) enum Told {
     Event(Arc<Event>),
-    /// A refresh is told to nobody.
+    /// A refresh is reported to nobody.
     Nothing,
 }
 
@@ -74,7 +74,7 @@ impl Made {
                 if state.under_way.is_empty() {
                     return None;
                 }
-                // A write that began after the event came has not caused it, and one that takes long is not waited for.
+                // A write that began after the event came did not cause it, and a write that takes long is not waited for.
                 let paths: Vec<Bytes> = entry.events().iter().map(|event| path_of(event.kv.key())).collect();
                 let concerns = |written: &Bytes| {
                     // The end of a tree may be told by its keys alone.

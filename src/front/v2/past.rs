@@ -1,17 +1,16 @@
-//! [`Past`]: what was before the log, read from etcd once for all who ask for it, as after a start of the relay, when clients come back
-//! with the indexes that they had.
+//! [`Past`]: reads the changes before the log from etcd, once for all who ask for them, as after a start of the relay, when clients come
+//! back with the indexes that they had.
 //!
 //! Not here: who waits. Always holds: one read is under way at a time; what is put before the log has every change up to its start, and
 //! is no more than the log has room for.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use metrics::counter;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     answer::Refusal,
@@ -27,9 +26,9 @@ use crate::{
     types::{Cluster, Entry, KeyValue, Revision},
 };
 
-/// How long etcd may be silent. It reads all revisions since the start before it says something.
+/// How long etcd may send no events. It reads all revisions since the start before it sends anything.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How often etcd is asked where it stands; it is silent while its watch is behind.
+/// How often etcd is asked for progress; it is silent while its watch is behind.
 const ASK: Duration = Duration::from_millis(50);
 
 /// See the module.
@@ -76,11 +75,11 @@ impl Past {
         match outcome {
             Ok(found) => {
                 let from = found.from;
-                self.waits.put_before(from, start, epoch, found.logged.into());
+                self.waits.put_before(from, index, start, epoch, found.logged.into());
                 if from > index { Err(cleared(from, asked, at)) } else { Ok(()) }
             }
             Err(UpstreamError::Compacted) => Err(cleared(start, asked, at)),
-            Err(error) => Err(Refusal::unavailable(format!("etcd-relay: etcd does not tell its past: {error}"))),
+            Err(error) => Err(Refusal::unavailable(format!("etcd-relay: cannot read etcd's past: {error}"))),
         }
     }
 
@@ -93,17 +92,23 @@ impl Past {
             return Err(UpstreamError::Unavailable("another cluster answers".to_owned()));
         }
         let mut found = Found { from, logged: VecDeque::new() };
-        let mut bytes = 0;
+        let (mut bytes, mut heard) = (0, Instant::now());
         loop {
-            let revisions = match next(&mut *watch).await? {
+            let revisions = match next(&mut *watch, heard).await? {
                 WatchMessage::Events { revisions, .. } => revisions,
                 WatchMessage::Progress(header) if watch.trusts_progress() && header.revision.next() >= to => {
                     return Ok(found);
                 }
-                WatchMessage::Progress(_) => continue,
+                // The member is behind, and others wait for this read.
+                WatchMessage::Progress(_) if heard.elapsed() < SILENCE => {
+                    sleep(ASK).await;
+                    continue;
+                }
+                WatchMessage::Progress(_) => return Err(UpstreamError::Timeout(SILENCE)),
                 WatchMessage::Compacted { .. } => return Err(UpstreamError::Compacted),
                 WatchMessage::Canceled { reason } => return Err(UpstreamError::Canceled(reason)),
             };
+            heard = Instant::now();
             let newest = self.feed.snapshot();
             for changes in revisions {
                 if changes.revision >= to {
@@ -123,9 +128,8 @@ impl Past {
     }
 }
 
-/// The next message of a watch that is asked for progress until it says something.
-async fn next(watch: &mut dyn UpstreamWatch) -> Result<WatchMessage, UpstreamError> {
-    let since = Instant::now();
+/// The next message of a watch that brought events at `heard`, and is asked for progress until it says something.
+async fn next(watch: &mut dyn UpstreamWatch, heard: Instant) -> Result<WatchMessage, UpstreamError> {
     loop {
         if watch.trusts_progress() {
             watch.request_progress().await?;
@@ -133,7 +137,7 @@ async fn next(watch: &mut dyn UpstreamWatch) -> Result<WatchMessage, UpstreamErr
         // Cancel safe: `next` is.
         match timeout(ASK, watch.next()).await {
             Ok(message) => return message,
-            Err(_) if since.elapsed() < SILENCE => {}
+            Err(_) if heard.elapsed() < SILENCE => {}
             Err(_) => return Err(UpstreamError::Timeout(SILENCE)),
         }
     }
@@ -144,4 +148,76 @@ fn entry(cluster: &Arc<Cluster>, changes: &Changes) -> Entry {
     Entry::encode(cluster, changes.revision, changes.received, &changes.events, |_| {
         prev.next().and_then(Option::as_ref).map(|fields| Arc::new(KeyValue::new(fields)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        hub::{
+            KeyMap, OutboxLimits, testing,
+            upstream::{Confirmed, Page},
+        },
+        types::{Header, KeyRange},
+    };
+
+    /// A member that answers, and stays behind the start of the log.
+    #[derive(Debug, Default)]
+    struct Behind {
+        asked: Arc<AtomicU32>,
+    }
+
+    #[async_trait]
+    impl Upstream for Behind {
+        async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+            Err(UpstreamError::Unavailable("not asked for here".into()))
+        }
+
+        async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+            Ok(Box::new(Self { asked: self.asked.clone() }))
+        }
+
+        async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+            Err(UpstreamError::Unavailable("not asked for here".into()))
+        }
+    }
+
+    #[async_trait]
+    impl UpstreamWatch for Behind {
+        async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
+            Ok(WatchMessage::Progress(self.created()))
+        }
+
+        async fn request_progress(&mut self) -> Result<(), UpstreamError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn trusts_progress(&self) -> bool {
+            true
+        }
+
+        fn created(&self) -> Header {
+            Header { revision: Revision::new(3), ..Header::default() }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_is_behind_holds_the_others_up_for_a_bounded_time_and_is_not_asked_all_the_time() {
+        let hub = testing::hub(OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });
+        let feed = hub.open(KeyRange::prefix(Bytes::from_static(b"/")));
+        feed.install(Arc::default(), KeyMap::default(), Revision::new(9));
+        let upstream = Behind::default();
+        let asked = upstream.asked.clone();
+        let past = Past::new(Arc::new(upstream), feed, Waits::new());
+        let read = past.read(Revision::new(2), Revision::new(9), (10, 1 << 20)).await;
+        assert!(matches!(read, Err(UpstreamError::Timeout(_))));
+        let most = SILENCE.as_millis() / ASK.as_millis() + 1;
+        assert!(u128::from(asked.load(Ordering::Relaxed)) <= most, "{asked:?}");
+    }
 }

@@ -27,7 +27,7 @@ use super::{
     reply::{self, V2Body, of_keys, of_refusal, plain_error, wrong_method},
     server,
     store::V3,
-    users::Users,
+    users::{Users, as_user},
 };
 use crate::{
     front::{Inspect, body::RequestBody, client::Client, signal::Signal},
@@ -127,7 +127,7 @@ impl V2Port {
         let shared = &*self.shared;
         let (head, body) = request.into_parts();
         let v3 = shared.v3.of(&head.extensions);
-        // Who may list members is nobody's secret; who changes them is known by etcd.
+        // Everyone may list members, as in etcd; etcd decides who may change them.
         let token = if head.method == Method::GET { Ok(None) } else { shared.users.token_of(&v3, &head.headers).await };
         let mut response = match token {
             Ok(token) => {
@@ -143,18 +143,19 @@ impl V2Port {
     }
 
     /// Answers as the user that the request names.
-    async fn answer_keys(&self, v3: &V3, asked: &Asked<'_>) -> Result<Said, Refusal> {
+    async fn answer_keys(&self, v3: &V3, asked: &Asked<'_>) -> Result<(Said, Client), Refusal> {
         let Asked { method, path, head, fields } = *asked;
         let users = &self.shared.users;
         let token = users.token_of(v3, &head.headers).await?;
-        let client = Client::of(&head.headers, &head.extensions);
+        let user = as_user(Client::of(&head.headers, &head.extensions), token.as_ref());
         let unseen = if matches!(*method, Method::GET | Method::HEAD) {
-            users.may_read(&client, token.as_ref(), path).await?;
+            users.may_read(&user, path).await?;
             0
         } else {
-            users.unseen(&client, token.as_ref(), path).await
+            users.unseen(&user, path).await
         };
-        self.shared.keys.answer(&V3 { token, unseen, ..v3.clone() }, method, path, fields).await
+        let said = self.shared.keys.answer(&V3 { token, unseen, ..v3.clone() }, method, path, fields).await?;
+        Ok((said, user))
     }
 
     async fn keys(&self, request: Request<RequestBody>, path: Vec<u8>) -> Response<V2Body> {
@@ -172,17 +173,18 @@ impl V2Port {
             count(&method, &fields);
             let asked = Asked { method: &method, path: &path, head: &head, fields: &fields };
             let answered = self.answer_keys(&v3, &asked).await;
-            // The token may be one that etcd has forgotten. Whoever is denied has changed nothing.
+            // The token may be one that etcd has forgotten. A request that was denied has changed nothing.
             let denied = matches!(&answered, Err(refusal) if refusal.code == DENIED);
             if denied && shared.users.forget(&head.headers) { self.answer_keys(&v3, &asked).await } else { answered }
         };
         let said = answered.await;
         let header = |revision: Revision| shared.keys.hub.header().at(revision);
         match said {
-            Ok(Said::Body { status, index, body }) => of_keys(status, &header(index), index, V2Body::whole(body)),
-            Ok(Said::Waits(waiter)) => {
+            Ok((Said::Body { status, index, body }, _)) => of_keys(status, &header(index), index, V2Body::whole(body)),
+            Ok((Said::Waits(waiter), user)) => {
                 let index = waiter.registered;
-                of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener()))
+                let lost = shared.users.lost(user, &path, shared.keys.feed.clone());
+                of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener(), lost))
             }
             Err(refusal) => of_refusal(&header(Revision::ZERO), &refusal),
         }

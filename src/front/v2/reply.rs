@@ -3,11 +3,13 @@
 //! Always holds: what the protocol leaves out is left out; headers for browsers are on everything.
 
 use std::{
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 
@@ -35,10 +37,17 @@ pub enum V2Body {
 }
 
 /// A wait, or a stream, that is open.
-#[derive(Debug)]
 pub struct Waiting {
     waiter: Waiter,
     stop: Listener,
+    /// Ends when the client may not read it any more; `None` once it has.
+    lost: Option<BoxFuture<'static, ()>>,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting").field("waiter", &self.waiter).finish_non_exhaustive()
+    }
 }
 
 impl V2Body {
@@ -46,8 +55,8 @@ impl V2Body {
         Self::Whole(Some(body.into()).filter(|body| !body.is_empty()))
     }
 
-    pub(super) fn waiting(waiter: Waiter, stop: Listener) -> Self {
-        Self::Waiting(Waiting { waiter, stop })
+    pub(super) fn waiting(waiter: Waiter, stop: Listener, lost: BoxFuture<'static, ()>) -> Self {
+        Self::Waiting(Waiting { waiter, stop, lost: Some(lost) })
     }
 
     /// Bytes, where they are known.
@@ -84,9 +93,14 @@ impl http_body::Body for V2Body {
 
 impl Waiting {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        // First, since a stream may have something to tell each time.
+        if self.lost.as_mut().is_none_or(|lost| lost.poll_unpin(cx).is_ready()) {
+            self.lost = None;
+            return Poll::Ready(None);
+        }
         match self.waiter.poll_next(cx) {
             Poll::Ready(event) => Poll::Ready(event),
-            // Who waits comes back, to another relay, when this one stops.
+            // When this relay stops, clients that wait come back to another one.
             Poll::Pending => self.stop.poll(cx).map(|()| None),
         }
     }

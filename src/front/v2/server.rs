@@ -86,7 +86,7 @@ fn store() -> String {
 pub(super) fn version(method: &Method, version: Option<&MemberVersion>) -> Response<V2Body> {
     match (method, version) {
         (&Method::GET, Some(version)) => json(200, V2Body::whole(serde_json::to_vec(version).unwrap_or_default())),
-        (&Method::GET, None) => message(503, "etcd-relay: etcd has not told its version yet"),
+        (&Method::GET, None) => message(503, "etcd-relay: etcd's version is not known yet"),
         _ => wrong_method("GET"),
     }
 }

@@ -70,7 +70,7 @@ impl V3 {
         Err(last.map_or_else(|| Refusal::unavailable("etcd-relay: no lease"), refused))
     }
 
-    /// Lets a lease go that nothing has. Where that fails it ends by itself.
+    /// Revokes a lease that no key has. If that fails, it ends by itself.
     pub(super) async fn revoke(&self, id: i64) {
         let mut client = LeaseClient::new(self.calls.clone());
         if let Err(error) = within(client.lease_revoke(self.request(LeaseRevokeRequest { id }))).await {
@@ -109,7 +109,8 @@ impl V3 {
         let request = self.request(AuthenticateRequest { name: name.to_owned(), password: password.to_owned() });
         let token = within(client.authenticate(request)).await.map_err(refused)?.token;
         let token = HeaderValue::try_from(token);
-        let mut token = token.map_err(|_| Refusal::unavailable("etcd-relay: etcd gave a token that is none"))?;
+        let mut token =
+            token.map_err(|_| Refusal::unavailable("etcd-relay: etcd returned a token that cannot be sent back"))?;
         token.set_sensitive(true);
         Ok(token)
     }
@@ -131,7 +132,7 @@ async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>
     }
 }
 
-/// etcd's errors as v2 tells them. What is the client's fault is none of the server's: clients would try every endpoint.
+/// etcd's errors as v2 reports them. A client's own fault must not look like the server's: clients would try every endpoint.
 fn refused(status: Status) -> Refusal {
     let text = status.message().to_owned();
     match status.code() {

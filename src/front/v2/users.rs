@@ -1,19 +1,22 @@
 //! [`Users`]: who a request comes from, where etcd has users: HTTP's Basic credentials become a token of etcd's.
 //!
 //! A token is kept for a while under a hash of the credentials, which are kept nowhere and never logged. Not here: rights; etcd
-//! decides about writes by the token, and `front::access` asks it about what is read from memory. Always holds: while etcd's
-//! authentication is off nothing is asked.
+//! decides about writes by the token, and `front::access` asks it about what is read from memory, and again and again about waits that are
+//! open. Always holds: while etcd's authentication is off nothing is asked.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use http::{HeaderMap, HeaderValue, header};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     answer::Refusal,
@@ -23,9 +26,10 @@ use super::{
 };
 use crate::{
     front::{
-        access::{Access, WireRange},
+        access::{Access, Denials, Look, Refused, WireRange},
         client::{Client, Credentials},
     },
+    hub::{Feed, FeedState},
     types::KeyRange,
 };
 
@@ -62,31 +66,37 @@ impl Users {
     ///
     /// # Errors
     /// 110 where not, or where etcd cannot say.
-    pub(super) async fn may_read(
-        &self,
-        client: &Client,
-        token: Option<&HeaderValue>,
-        path: &Bytes,
-    ) -> Result<(), Refusal> {
+    pub(super) async fn may_read(&self, user: &Client, path: &Bytes) -> Result<(), Refusal> {
         if self.access.is_off() {
             return Ok(());
         }
-        let mut named = HeaderMap::new();
-        named.extend(token.map(|token| (header::AUTHORIZATION, token.clone())));
-        let client = Client { credentials: Credentials::of(&named), ..client.clone() };
-        for range in [KeyRange::single(path.clone()), kids(path)] {
-            if !self.access.permits(&client, &WireRange::of(&range)).await {
+        for range in shown(path) {
+            if !self.access.permits(user, &range).await {
                 return Err(denied());
             }
         }
         Ok(())
     }
 
+    /// Ends when a user may not read a path and all below it any more, or etcd does not confirm it in time while events come from `feed`.
+    pub(super) fn lost(&self, user: Client, path: &Bytes, feed: Arc<Feed>) -> BoxFuture<'static, ()> {
+        let (access, ranges) = (self.access.clone(), shown(path));
+        Box::pin(async move {
+            let look = |round| {
+                let answers = access.check(&user, &ranges, round, Denials::Known);
+                async move { looked(answers.await) }
+            };
+            if let Err(why) = access.keep(look, || feed.state() == FeedState::Live).await {
+                tracing::warn!(why, "Ended a wait of v2: etcd did not confirm in time that its client may read it");
+            }
+        })
+    }
+
     /// How many directories on the way to a path, from the top, a user may not read.
-    pub(super) async fn unseen(&self, client: &Client, token: Option<&HeaderValue>, path: &[u8]) -> usize {
+    pub(super) async fn unseen(&self, user: &Client, path: &[u8]) -> usize {
         let mut unseen = 0;
         for above in ancestors(path).take(MAX_WRITTEN) {
-            if self.may_read(client, token, &Bytes::copy_from_slice(above)).await.is_ok() {
+            if self.may_read(user, &Bytes::copy_from_slice(above)).await.is_ok() {
                 break;
             }
             unseen += 1;
@@ -119,6 +129,30 @@ impl Users {
         }
         Ok(token)
     }
+}
+
+/// A client as the user that a token is of.
+pub(super) fn as_user(client: Client, token: Option<&HeaderValue>) -> Client {
+    let mut named = HeaderMap::new();
+    named.extend(token.map(|token| (header::AUTHORIZATION, token.clone())));
+    Client { credentials: Credentials::of(&named), ..client }
+}
+
+/// What etcd's answers for an open wait mean.
+fn looked(answers: Vec<Result<(), Refused>>) -> Look {
+    match answers.into_iter().find_map(Result::err) {
+        None => Look::Confirmed,
+        Some(Refused::Denied(denial)) => {
+            tracing::info!(reason = denial.reason(), "Ended a wait of v2 that its client may no longer read");
+            Look::Ended
+        }
+        Some(Refused::Unanswerable(why) | Refused::Unknown(why)) => Look::Unknown(why),
+    }
+}
+
+/// What is shown at a path: it, and all below it.
+fn shown(path: &Bytes) -> [WireRange; 2] {
+    [KeyRange::single(path.clone()), kids(path)].map(|range| WireRange::of(&range))
 }
 
 fn denied() -> Refusal {

@@ -60,7 +60,7 @@ struct Waiting {
 enum Teller {
     Once(oneshot::Sender<Bytes>),
     Stream {
-        /// From here on it has not looked. `None` where there was nothing for it since it did.
+        /// The place from which on it has not looked; `None` if nothing has come for it since it did.
         place: Option<u64>,
         waker: Option<Waker>,
     },
@@ -118,7 +118,7 @@ impl Drop for Registered {
     }
 }
 
-/// What came of a look for a place.
+/// The outcome of a look for a place.
 #[derive(Debug)]
 pub(super) enum Entered {
     Waiter(Waiter),
@@ -222,7 +222,7 @@ impl Waits {
         source
     }
 
-    /// Begins anew: what was before cannot be told, so those who wait are let go and ask again.
+    /// Begins anew: earlier changes cannot be told, so all waits end and their clients ask again.
     fn begin(&self, revision: Revision) {
         let ended = {
             let mut state = self.state.lock();
@@ -268,16 +268,23 @@ impl Waits {
         self.state.lock().log.start()
     }
 
-    /// Puts what was before the log in front of it, if it still begins at `to`.
-    pub(super) fn put_before(&self, from: Revision, to: Revision, epoch: u64, older: Vec<Arc<Logged>>) {
+    /// Puts what was before the log in front of it, if it still begins at `to`: all from `from` on, of what was `asked` for.
+    pub(super) fn put_before(
+        &self,
+        from: Revision,
+        asked: Revision,
+        to: Revision,
+        epoch: u64,
+        older: Vec<Arc<Logged>>,
+    ) {
         let mut state = self.state.lock();
         if state.epoch == epoch && state.log.start() == to && state.log.room().is_some() {
-            state.log.prepend(from, older);
+            state.log.prepend(from, asked, older);
         }
     }
 }
 
-/// Who is to be told once the lock is let go.
+/// Those to be told once the lock is released.
 #[derive(Default)]
 struct Out {
     once: Vec<(oneshot::Sender<Bytes>, Bytes)>,
@@ -285,7 +292,7 @@ struct Out {
 }
 
 impl State {
-    /// Takes those out whom a change concerns.
+    /// Takes out those whom a change concerns.
     fn give(&mut self, logged: &Logged, out: &mut Out) {
         let mut paths: Vec<Bytes> = vec![Bytes::from_static(b"/"), logged.path.clone()];
         paths.extend(ancestors(&logged.path).map(Bytes::copy_from_slice));
@@ -393,7 +400,7 @@ impl Waiter {
     }
 }
 
-/// What is answered where the changes from an index on are not known any more.
+/// The answer when the changes from an index on are no longer known.
 pub(super) fn cleared(start: Revision, asked: u64, at: Revision) -> Refusal {
     Refusal::about(401, format!("the requested history has been cleared [{start}/{asked}]"), at)
 }
