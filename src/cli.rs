@@ -92,7 +92,7 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Try it out: relay a store in memory with example data that keeps changing
     Demo(Box<demo::Demo>),
-    /// Load any server of etcd's API, or Lainlet's views, check every answer, and tell what it cost
+    /// Load any server of etcd's API, or Lainlet's views, check every answer, and report the cost
     Bench(Box<bench::BenchCommand>),
     /// Take the place of `etcd grpc-proxy start`: the same command and flags
     #[command(disable_help_flag = true)]

@@ -10,8 +10,8 @@ use clap::{ArgGroup, Args, Subcommand};
 use super::{Exit, Task, tls::UpstreamTls, values::PositiveTime};
 use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched};
 
-/// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. Ends with 1 where an answer was wrong, and
-/// says what; whatever the figures are, they are no error.
+/// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. If an answer was wrong, says what and exits with code 1;
+/// a figure is never an error.
 #[derive(Debug, Args)]
 pub(super) struct BenchCommand {
     #[command(subcommand)]
@@ -26,7 +26,7 @@ enum LoadCommand {
     Range(Box<RangeFlags>),
     /// Lainlet's views over HTTP: answers, or streams of server-sent events
     Views(Box<ViewsFlags>),
-    /// What a delivery costs a program that only writes the same bytes to as many sockets: what no server can go below
+    /// What a delivery costs a program that only writes the same bytes to as many sockets; no server can cost less
     Floor(Box<FloorFlags>),
 }
 
@@ -52,7 +52,7 @@ struct Common {
     #[arg(long, value_name = "[NAME=]PID")]
     pid: Vec<Watched>,
 
-    /// Longest time in which nothing may happen; then the run ends, and what has not come by then is missing
+    /// How long nothing may happen before the run ends; whatever has not come by then counts as missing
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
     patience: PositiveTime,
 
@@ -63,11 +63,11 @@ struct Common {
 
 #[derive(Debug, Args)]
 struct Writes {
-    /// Where to write, if that is not the server to measure
+    /// Server to write to, if that is not the server to measure
     #[arg(long, value_name = "URL")]
     put_endpoint: Option<Endpoint>,
 
-    /// Prefix below which the run has one of its own
+    /// Prefix below which the run makes a prefix of its own
     #[arg(long, value_name = "PREFIX", default_value = "/etcd-relay-bench/")]
     prefix: String,
 
@@ -75,7 +75,7 @@ struct Writes {
     #[arg(long)]
     keep: bool,
 
-    /// Bytes of a value; the least is 24, for what tells a put from others
+    /// Bytes of a value; at least 24, which identify the put
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
     value_size: u32,
 }
@@ -100,7 +100,7 @@ struct WatchFlags {
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     watches: NonZeroU64,
 
-    /// Each watch is over one key, going through the keys, instead of all over one prefix
+    /// Give each watch one key, in turn, instead of the whole prefix
     #[arg(long)]
     distinct: bool,
 
@@ -108,48 +108,48 @@ struct WatchFlags {
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
 
-    /// Writes a second; without it as many as the server takes
+    /// Writes a second; by default as many as the server takes
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 
-    /// Writes in all; with --duration whatever comes first
+    /// Writes in all; with --duration, whichever is reached first ends them
     #[arg(long, value_name = "NUMBER")]
     puts: Option<u64>,
 
-    /// How long to write; 10s where --puts says nothing either
+    /// How long to write; 10s if --puts is not given either
     #[arg(long, value_name = "TIME")]
     duration: Option<PositiveTime>,
 
-    /// Most writes without an answer
+    /// Most unanswered writes at a time
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     in_flight: u16,
 
-    /// Puts of one transaction, and so events of one revision
+    /// Puts in each transaction, and so events in each revision
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=128))]
     puts_per_write: u64,
 
-    /// Writes to make before the watches, which begin before them
+    /// Writes to make before the watches are created; the watches start before these writes
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     history: u64,
 
-    /// Of the connections, those that read nothing until the writes are over, and must get everything then
+    /// How many of the connections read nothing until the writes are over, and must get everything then
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     slow: u64,
 
-    /// Of the connections, those that drop and come back again and again, from where they were
+    /// How many of the connections drop and reconnect again and again, and resume from where they were
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     reconnect: u64,
 
-    /// How long these stay each time
+    /// How long these stay connected each time
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_millis(500)))]
     reconnect_every: PositiveTime,
 
-    /// Connections that come while there are writes: each lists all keys, which are written before, and watches on from its list.
-    /// The writes go on until all are there
+    /// Connections that join during the writes: each lists all keys, which are written before, and watches from its list on.
+    /// The writes go on until all have joined
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     join: u64,
 
-    /// How long after the first write these come, all at once
+    /// How long after the first write these join, all at once
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(1)))]
     join_after: PositiveTime,
 
@@ -157,11 +157,11 @@ struct WatchFlags {
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     join_page: u64,
 
-    /// Metrics of a server to read before the writes and after all has come, such as relay=http://127.0.0.1:9001/metrics; repeatable
+    /// Metrics of a server to read before the writes and after everything has come, such as relay=http://127.0.0.1:9001/metrics; repeatable
     #[arg(long, value_name = "[NAME=]URL", requires = "metric")]
     metrics_url: Vec<MetricsUrl>,
 
-    /// Name of a metric to tell the difference of; repeatable
+    /// Name of a metric whose change to report; repeatable
     #[arg(long, value_name = "METRIC", requires = "metrics_url")]
     metric: Vec<String>,
 
@@ -177,15 +177,15 @@ struct RangeFlags {
     #[command(flatten)]
     writes: Writes,
 
-    /// Keys that there are
+    /// Number of keys
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
 
-    /// Each read is of all keys, instead of one
+    /// Read all keys each time, instead of one
     #[arg(long)]
     all: bool,
 
-    /// Whatever the member that is asked has will do
+    /// Make the reads serializable: the member answers from what it has
     #[arg(long)]
     serializable: bool,
 
@@ -193,7 +193,7 @@ struct RangeFlags {
     #[arg(long, value_name = "NUMBER", default_value = "16")]
     connections: NonZeroU64,
 
-    /// Reads without an answer, over all connections
+    /// Unanswered reads at a time, over all connections
     #[arg(long, value_name = "NUMBER", default_value = "160")]
     concurrency: NonZeroU64,
 
@@ -201,7 +201,7 @@ struct RangeFlags {
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// Writes a second meanwhile; none without it
+    /// Writes a second meanwhile; by default none
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 }
@@ -215,7 +215,7 @@ struct ViewsFlags {
     #[arg(long, value_name = "PATH")]
     path: String,
 
-    /// Watch it, instead of asking for it again and again
+    /// Watch the view, instead of asking for it again and again
     #[arg(long)]
     watch: bool,
 
@@ -227,15 +227,15 @@ struct ViewsFlags {
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// Key to write, which must not exist, and which the view shows; then delays are told, and that the last value comes is checked
+    /// Key to write, which must not exist, and which the view shows. With it, delays are reported, and the last value must arrive
     #[arg(long, value_name = "KEY", requires = "put_endpoint")]
     put_key: Option<String>,
 
-    /// etcd to write it to
+    /// etcd to write this key to
     #[arg(long, value_name = "URL", requires = "put_key")]
     put_endpoint: Option<Endpoint>,
 
-    /// Writes of it a second
+    /// Writes of this key a second
     #[arg(long, value_name = "NUMBER", default_value_t = 10.0, requires = "put_key")]
     rate: f64,
 }
@@ -254,7 +254,7 @@ struct FloorFlags {
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
     value_size: u32,
 
-    /// Writes a second; without it as many as go
+    /// Writes a second; by default as many as possible
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 
@@ -262,7 +262,7 @@ struct FloorFlags {
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// Longest time in which nothing may come after the last write
+    /// How long to wait while nothing comes after the last write
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
     patience: PositiveTime,
 
@@ -409,7 +409,7 @@ impl FloorFlags {
 fn rate(rate: Option<f64>) -> Result<Option<f64>, Exit> {
     match rate {
         Some(rate) if !(rate.is_finite() && rate >= 0.001) => {
-            Err(Exit::Usage(format!("--rate {rate} is no number of writes a second")))
+            Err(Exit::Usage(format!("--rate {rate} is not a number of writes a second")))
         }
         rate => Ok(rate),
     }

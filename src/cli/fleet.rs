@@ -26,7 +26,7 @@ pub(super) struct FleetFlags {
     #[arg(long, env = "ETCD_RELAY_RESOLVER_PREFIX", value_name = "PREFIX", requires = "advertise_client_url")]
     resolver_prefix: Option<String>,
 
-    /// How long the registration of a relay stays that ended without a word; whole seconds. Less takes it off the list sooner, and
+    /// How long the registration of a relay that crashed remains, in whole seconds. A shorter time takes it off the list sooner, and
     /// renews it more often. Default: 1m
     #[arg(long, env = "ETCD_RELAY_RESOLVER_TTL", value_name = "TIME", requires = "resolver_prefix")]
     resolver_ttl: Option<PositiveTime>,
@@ -49,11 +49,11 @@ pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> R
     });
     if !usable {
         return Err(Exit::Usage(format!(
-            "--advertise-client-url: `{url}` is no client URL; write it like http://10.0.0.1:23790"
+            "--advertise-client-url: `{url}` is not a client URL; write it like http://10.0.0.1:23790"
         )));
     }
     if ttl < SHORTEST || ttl.subsec_nanos() != 0 {
-        return Err(Exit::Usage(format!("--resolver-ttl: a lease has whole seconds, {} or more", SHORTEST.as_secs())));
+        return Err(Exit::Usage(format!("--resolver-ttl: must be whole seconds, {} or more", SHORTEST.as_secs())));
     }
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(Advertise { advertised: Advertised { url: url.trim_end_matches('/').to_owned(), name, prefix }, ttl })

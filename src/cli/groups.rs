@@ -30,7 +30,7 @@ use crate::{
 #[command(next_help_heading = "Ports")]
 pub(super) struct Ports {
     /// Where to serve etcd's v3 API: http://host:port, https://host:port, or host:port, which is http://; repeatable, or separated by
-    /// commas. Without a host it is all of the machine's addresses. Port 0 takes a free one, which the log names
+    /// commas. Without a host it listens on all of the machine's addresses. Port 0 takes a free one, which the log names
     #[arg(
         long,
         env = "ETCD_RELAY_LISTEN_GRPC",
@@ -65,17 +65,17 @@ pub(super) struct Ports {
     debug_from: Who,
 
     /// Who may read /metrics on --listen-http and --listen-grpc: the same choice as for --debug-from. Metrics name no key, no client and no
-    /// address. --listen-metrics is for whoever can reach it
+    /// address. --listen-metrics is open to whoever can reach it
     #[arg(long, env = "ETCD_RELAY_METRICS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Any)]
     metrics_from: Who,
 
     /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
-    /// costs a file and some KiB; what does not fit the limit of open files is left out
+    /// costs an open file and a few KiB; the limit of open files may lower this number
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::PortConfig::MAX_CONNECTIONS)]
     max_connections: NonZeroUsize,
 
-    /// Largest number of connections of one client on each port; one more is closed at once. A client is an address, or a network
-    /// of 64 bits of IPv6, so clients behind one address share it. 0 sets no limit, and one client can then take all connections
+    /// Largest number of connections of one client on each port; one more is closed at once. A client is an IPv4 address or an IPv6 /64
+    /// network, so clients behind one address share the limit. 0 sets no limit, and one client can then take all connections
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
     max_connections_per_client: usize,
 
@@ -88,8 +88,8 @@ pub(super) struct Ports {
     )]
     max_streams_per_connection: NonZeroU32,
 
-    /// Bytes of one stream that may wait in memory for a slow client; what is more waits as a position in the history.
-    /// More takes bursts with fewer wake-ups, and costs as much for each slow stream
+    /// Bytes of one stream that may wait in memory for a slow client; beyond that, its watches wait as positions in the history.
+    /// A larger buffer takes bursts with fewer wake-ups, and costs more memory for each slow stream
     #[arg(
         long,
         env = "ETCD_RELAY_STREAM_BUFFER_BYTES",
@@ -98,8 +98,8 @@ pub(super) struct Ports {
     )]
     stream_buffer_bytes: ByteCount,
 
-    /// Time between pings to clients; 0s sends none, and a client that vanished then stays until TCP notices. Less notices
-    /// it sooner, and costs a ping for each connection
+    /// Time between pings to clients; 0s sends none, and a client that vanished then stays until TCP notices. A shorter
+    /// time notices it sooner, and costs more pings for each connection
     #[arg(
         long,
         env = "ETCD_RELAY_KEEPALIVE_INTERVAL",
@@ -117,15 +117,15 @@ pub(super) struct Ports {
     )]
     keepalive_timeout: PositiveTime,
 
-    /// How old a connection may be, give or take a quarter; then its client is asked to connect anew, and its watches end with their
-    /// progress, so that they go on elsewhere without a gap. Balances the relays behind one address after one of them was away. Less
-    /// balances sooner, and costs each client a connection as much more often. 0s sets no age
+    /// How old a connection may be, give or take a quarter; then its client is asked to reconnect, and its watches end with their
+    /// progress, so that they go on elsewhere without a gap. Balances the relays behind one address after one of them was away. A shorter
+    /// age balances sooner, and makes each client reconnect more often. 0s sets no limit
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value_t = Time(Duration::ZERO))]
     max_connection_age: Time,
 
     /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. Connections are asked to
-    /// leave one after the other: at least 100 a second, and all of them within half of this time. More spares the relays that they go
-    /// to, and lets longer calls finish; a restart takes as much longer
+    /// leave one after the other: at least 100 a second, and all of them within half of this time. A longer time spares the relays that
+    /// they go to, and lets longer calls finish, but makes a restart take longer
     #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
     pub(super) drain_time: Time,
 }
@@ -220,7 +220,7 @@ pub(super) struct Memory {
     )]
     pub(super) history_bytes: ByteCount,
 
-    /// Bound of each feed's history, in revisions; the first of the two bounds that is met counts
+    /// Bound of each feed's history, in revisions; whichever of the two bounds is reached first counts
     #[arg(
         long,
         env = "ETCD_RELAY_HISTORY_ENTRIES",
@@ -229,7 +229,7 @@ pub(super) struct Memory {
     )]
     pub(super) history_entries: NonZeroUsize,
 
-    /// Largest number of watches on one stream; a create beyond it is refused. Each costs some hundred bytes
+    /// Largest number of watches on one stream; a create beyond it is refused. Each costs a few hundred bytes
     #[arg(
         long,
         env = "ETCD_RELAY_MAX_WATCHES_PER_STREAM",
@@ -238,13 +238,14 @@ pub(super) struct Memory {
     )]
     max_watches_per_stream: NonZeroUsize,
 
-    /// Largest number of watches of one client over all its streams; a create beyond it is refused. A client is an address (a network of
-    /// 64 bits of IPv6), and a user where the stream has a token: both are counted. 0 sets no limit
+    /// Largest number of watches of one client over all its streams; a create beyond it is refused. A client is an address (of IPv6 a
+    /// /64 network) and, if the stream has a token, also a user: both are counted. 0 sets no limit
     #[arg(long, env = "ETCD_RELAY_MAX_WATCHES_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
     max_watches_per_client: usize,
 
     /// Longest time between progress notifications to watches that asked for them; where etcd notifies its clients more often, the
-    /// relay does so too. Less lets clients resume from nearer, and costs a message for each such watch, and one to etcd for each feed
+    /// relay does so too. A shorter time lets clients resume from a later revision; each time costs a message for each such watch, and
+    /// one to etcd for each feed
     #[arg(
         long,
         env = "ETCD_RELAY_PROGRESS_NOTIFY_INTERVAL",

@@ -38,8 +38,8 @@ pub(super) fn start(arguments: &[OsString]) -> Result<Start, Exit> {
             Some(given) => given.start(),
         },
         Some((&("--help" | "-h" | "help"), _)) => Err(Exit::Help(help())),
-        Some((other, _)) => Err(usage(format!("there is no `grpc-proxy {other}`; it is `grpc-proxy start`"))),
-        None => Err(usage("`grpc-proxy` does nothing by itself; it is `grpc-proxy start`".to_owned())),
+        Some((other, _)) => Err(usage(format!("there is no command `grpc-proxy {other}`; use `grpc-proxy start`"))),
+        None => Err(usage("`grpc-proxy` does nothing by itself; use `grpc-proxy start`".to_owned())),
     }
 }
 
@@ -60,7 +60,7 @@ impl Given {
                 return Ok(None);
             }
             let Some(flag) = argument.strip_prefix("--") else {
-                return Err(usage(format!("`{argument}` is no flag; `grpc-proxy start` takes flags alone")));
+                return Err(usage(format!("`{argument}` is not a flag; `grpc-proxy start` takes only flags")));
             };
             let (name, value) = match flag.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -71,7 +71,7 @@ impl Given {
             }
             let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
                 return Err(usage(format!(
-                    "`--{name}` is no flag of `etcd grpc-proxy start`; the relay's own flags belong to `etcd-relay serve`"
+                    "`--{name}` is not a flag of `etcd grpc-proxy start`; the relay's own flags belong to `etcd-relay serve`"
                 )));
             };
             let value = match (value, flag.kind) {
@@ -253,7 +253,7 @@ impl Given {
         let ttl = self.number("resolver-ttl")?.unwrap_or(0);
         match (url, prefix, ttl) {
             (_, Some(_), 0) => Err(usage("--resolver-prefix needs --resolver-ttl, in seconds".to_owned())),
-            (_, None, 1..) => Err(usage("--resolver-ttl is of no use without --resolver-prefix".to_owned())),
+            (_, None, 1..) => Err(usage("--resolver-ttl has no effect without --resolver-prefix".to_owned())),
             (None, Some(_), _) => Err(usage("--resolver-prefix needs --advertise-client-url".to_owned())),
             (None, None, 0) => Ok(None),
             (Some(url), None, _) => fleet::advertise(url, None, fleet::TTL).map(Some),
@@ -274,7 +274,7 @@ impl Given {
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, Exit> {
-        let parse = |value: &String| value.parse().map_err(|_| usage(format!("--{name}: `{value}` is no number")));
+        let parse = |value: &String| value.parse().map_err(|_| usage(format!("--{name}: `{value}` is not a number")));
         self.values.get(name).map(parse).transpose()
     }
 

@@ -13,17 +13,17 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Lainlet's views")]
 pub(super) struct LainletFlags {
-    /// When to open the feeds that Lainlet's views are made of, all below /lain/: at the first request for a view; at the
+    /// When to open the feeds from which Lainlet's views are made, all below /lain/: at the first request for a view; at the
     /// start, so that the first request need not wait; or never, and views are refused
     #[arg(long, env = "ETCD_RELAY_LAINLET", value_name = "WHEN", value_enum, default_value_t)]
     lainlet: When,
 
-    /// This machine's address in the cluster: callers from it may see everything, and it is the node of callers that are on
-    /// no known node
+    /// This machine's address in the cluster: callers from it may see everything, and callers on no known node are shown this
+    /// machine's node
     #[arg(long, env = "ETCD_RELAY_NODE_IP", value_name = "ADDR")]
     node_ip: Option<IpAddr>,
 
-    /// This machine's name in the cluster, for views of one node asked for from no known node. Default: the host name
+    /// This machine's name in the cluster, for views of one node that are requested from no known node. Default: the host name
     #[arg(long, env = "ETCD_RELAY_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
 
@@ -35,7 +35,7 @@ pub(super) struct LainletFlags {
     #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',')]
     trusted_net: Vec<IpNet>,
 
-    /// Name in a client's certificate with which it may see every view, from wherever it comes: an alternative name (DNS, address, URI or
+    /// Name in a client's certificate with which it may see every view, whatever its address: an alternative name (DNS, address, URI or
     /// e-mail), or the common name of a certificate without any; repeatable, or separated by commas. Needs --trusted-ca-file
     #[arg(
         long,

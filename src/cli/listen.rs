@@ -33,9 +33,10 @@ impl FromStr for ListenUrl {
 /// The address that `host:port` stands for; of several the first one that is IPv4, as Go's programs take it. `:port` is all of the
 /// machine's addresses.
 pub(super) fn resolve(text: &str) -> Result<SocketAddr, String> {
-    let problem = |cause: &str| format!("`{text}` is no address to listen at ({cause}); write it like 127.0.0.1:23790");
+    let problem =
+        |cause: &str| format!("`{text}` is not an address to listen at ({cause}); write it like 127.0.0.1:23790");
     if let Some(port) = text.strip_prefix(':') {
-        let port = port.parse().map_err(|_| problem("the port is no number"))?;
+        let port = port.parse().map_err(|_| problem("the port is not a number"))?;
         return Ok(all(port));
     }
     let found: Vec<_> = text.to_socket_addrs().map_err(|error| problem(&error.to_string()))?.collect();
@@ -79,7 +80,7 @@ mod tests {
             ("nowhere", "`nowhere`"),
             ("", "no address"),
             ("http://", "no address"),
-            (":http", "no number"),
+            (":http", "not a number"),
             ("unix://etcd.sock", "`unix`"),
             ("http://127.0.0.1:1/v3", "no address"),
         ] {

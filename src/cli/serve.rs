@@ -48,7 +48,7 @@ pub(super) struct Serve {
 #[command(next_help_heading = "Upstream")]
 struct UpstreamFlags {
     /// Client URLs of the etcd cluster's members, or of another relay; repeated or separated by commas. The first that
-    /// answers is used until another one is better
+    /// answers is used until it fails
     #[arg(
         long,
         env = "ETCD_RELAY_ETCD",
@@ -62,8 +62,8 @@ struct UpstreamFlags {
     #[command(flatten)]
     discovery: DiscoveryFlags,
 
-    /// In place of --etcd: client URLs of the members of a cluster that has its keys in etcd's v2 store, etcd 2.3 to 3.5.
-    /// Keys can be watched and read, and not written
+    /// In place of --etcd: client URLs of the members of a cluster that keeps its keys in etcd's v2 store (etcd 2.3 to 3.5).
+    /// Keys can be watched and read, but not written
     #[arg(
         long,
         env = "ETCD_RELAY_ETCD_V2",
@@ -73,12 +73,12 @@ struct UpstreamFlags {
     )]
     etcd_v2: Vec<Endpoint>,
 
-    /// How long a wait on --etcd-v2 stays open before it is asked again. Less finds sooner what a member failed to tell, and
-    /// costs the cluster more requests for each feed. Default: 20s
+    /// How long a wait on --etcd-v2 stays open before it is asked again. A shorter time finds events that a member failed to
+    /// report sooner, and costs the cluster more requests for each feed. Default: 20s
     #[arg(long, env = "ETCD_RELAY_ETCD_V2_HOLD", value_name = "TIME")]
     etcd_v2_hold: Option<PositiveTime>,
 
-    /// User of etcd as which the relay reads what it keeps in memory, where etcd has authentication on. Forwarded calls
+    /// etcd user as whom the relay reads what it keeps in memory, if etcd's authentication is on. Forwarded calls
     /// carry their client's own identity
     #[arg(long, env = "ETCD_RELAY_UPSTREAM_USER", value_name = "NAME", requires = "upstream_password_file")]
     upstream_user: Option<String>,
@@ -87,8 +87,8 @@ struct UpstreamFlags {
     #[arg(long, env = "ETCD_RELAY_UPSTREAM_PASSWORD_FILE", value_name = "FILE", requires = "upstream_user")]
     upstream_password_file: Option<PathBuf>,
 
-    /// Longest wait for a connection to one member; then the next is tried. Less moves on sooner, but gives up on members
-    /// that are far away or busy
+    /// Longest wait for a connection to one member; then the next is tried. A shorter time moves on sooner, but gives up on
+    /// members that are far away or busy
     #[arg(
         long,
         env = "ETCD_RELAY_CONNECT_TIMEOUT",
@@ -97,8 +97,8 @@ struct UpstreamFlags {
     )]
     connect_timeout: PositiveTime,
 
-    /// Longest wait for one answer to the relay's own requests; then another member is asked. Forwarded calls have their
-    /// client's deadline alone
+    /// Longest wait for one answer to the relay's own requests; then another member is asked. Forwarded calls have only their
+    /// client's deadline
     #[arg(
         long,
         env = "ETCD_RELAY_REQUEST_TIMEOUT",
@@ -107,8 +107,8 @@ struct UpstreamFlags {
     )]
     request_timeout: PositiveTime,
 
-    /// Largest number of forwarded calls that one client address may have under way at a time, those that wait for a lock or keep a
-    /// lease alive among them; one more is refused. Each costs some ten KiB here, and a stream at etcd
+    /// Largest number of forwarded calls that one client address may have under way, including calls that wait for a lock or keep a
+    /// lease alive; one more is refused. Each costs about ten KiB here, and a stream at etcd
     #[arg(
         long,
         env = "ETCD_RELAY_MAX_FORWARDED_PER_CLIENT",
@@ -117,8 +117,8 @@ struct UpstreamFlags {
     )]
     max_forwarded_per_client: NonZeroUsize,
 
-    /// Longest wait of a forwarded call, within its own timeout, until a member can be reached, as etcd's own clients wait for one. 0s
-    /// refuses it at once. More lets calls outlast a longer restart of etcd, and as many more wait meanwhile
+    /// How long a forwarded call waits, within its own timeout, for a member that can be reached, as it does in etcd's own clients. 0s
+    /// refuses it at once. With a longer time calls survive a longer restart of etcd, and more of them wait meanwhile
     #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
     forward_wait: Time,
 
@@ -130,11 +130,11 @@ struct UpstreamFlags {
 #[command(next_help_heading = "etcd's v2 API")]
 struct V2Flags {
     /// Where to serve etcd's v2 API over the keys of v3 that begin with /, such as 127.0.0.1:4001, or https://…; port 0 takes a free one.
-    /// It costs a feed over all of them. Default: nowhere
+    /// It costs a feed over all these keys. Default: none
     #[arg(long, env = "ETCD_RELAY_LISTEN_V2", value_name = "URL", value_delimiter = ',', conflicts_with = "etcd_v2")]
     listen_v2: Vec<ListenUrl>,
 
-    /// URL at which clients reach --listen-v2, which their first sync tells them; repeated or separated by commas. Default:
+    /// URL at which clients reach --listen-v2; they learn it at their first sync. Repeated or separated by commas. Default:
     /// the address that it listens at
     #[arg(long, env = "ETCD_RELAY_ADVERTISE_V2_URL", value_name = "URL", value_delimiter = ',')]
     advertise_v2_url: Vec<Endpoint>,
@@ -150,17 +150,17 @@ impl V2Flags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Feeds")]
 struct FeedFlags {
-    /// Key prefix to keep in memory and follow from the start; repeatable, in the environment one a line. "" is the whole key
+    /// Key prefix to keep in memory and follow from the start; repeatable, in the environment one per line. "" is the whole key
     /// space. Each costs etcd one watch, and the relay a copy of its keys. Default: none
     #[arg(long, env = "ETCD_RELAY_PREFIX", value_name = "PREFIX", value_delimiter = '\n')]
     prefix: Vec<String>,
 
-    /// What happens to a watch outside all prefixes: it opens a feed for its range, or it is refused
+    /// Whether a watch outside all prefixes opens a feed for its range or is refused
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND", value_name = "WHAT", value_enum, default_value_t)]
     on_demand: OnDemandFlag,
 
-    /// How long a feed on demand stays after its last watch. More saves etcd a snapshot when watches come back, and keeps
-    /// its keys in memory as much longer. Default: 5m
+    /// How long a feed on demand stays after its last watch. A longer time saves etcd a snapshot when watches come back, and keeps
+    /// the feed's keys in memory for longer. Default: 5m
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_IDLE", value_name = "TIME")]
     on_demand_idle: Option<Time>,
 
@@ -245,7 +245,7 @@ impl UpstreamFlags {
             forward_wait: self.forward_wait.0,
         };
         if !over_v2 && self.etcd_v2_hold.is_some() {
-            return Err(Exit::Usage("--etcd-v2-hold is of no use without --etcd-v2; drop it".to_owned()));
+            return Err(Exit::Usage("--etcd-v2-hold has no effect without --etcd-v2; remove it".to_owned()));
         }
         let hold = self.etcd_v2_hold.map_or(V2Config::HOLD, |PositiveTime(hold)| hold);
         Ok(if over_v2 { Upstream::EtcdV2(EtcdV2 { etcd, hold }) } else { Upstream::Etcd(etcd) })
@@ -265,8 +265,8 @@ impl FeedFlags {
                 if self.on_demand_idle.is_some() || self.on_demand_max.is_some() || self.on_demand_bytes.is_some() =>
             {
                 return Err(Exit::Usage(
-                    "--on-demand deny leaves nothing for --on-demand-idle, --on-demand-max and --on-demand-bytes to say; drop \
-                     them, or say --on-demand allow"
+                    "--on-demand-idle, --on-demand-max and --on-demand-bytes have no effect with --on-demand deny; remove \
+                     them, or use --on-demand allow"
                         .to_owned(),
                 ));
             }
@@ -286,7 +286,7 @@ fn refuse_unless_directories(prefixes: &[Bytes]) -> Result<(), Exit> {
     match prefixes.iter().find(|prefix| !V2Upstream::is_place(&KeyRange::prefix((*prefix).clone()))) {
         None => Ok(()),
         Some(prefix) => Err(Exit::Usage(format!(
-            "--prefix {:?} is no directory of etcd's v2 store, which is all that can be followed with --etcd-v2; write it with \
+            "--prefix {:?} is not a directory of etcd's v2 store, and --etcd-v2 can follow only directories; write it with \
              a slash at its end, such as /lain/",
             String::from_utf8_lossy(prefix)
         ))),

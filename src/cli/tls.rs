@@ -16,28 +16,28 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "TLS for clients")]
 pub(super) struct PortTls {
-    /// File with the relay's own certificate for clients, in PEM form, with those between it and its authority. It and all other files
-    /// of TLS are read again when they change
+    /// File with the certificate that clients see, in PEM form, followed by any intermediate certificates. All TLS files are read again
+    /// when they change
     #[arg(long, env = "ETCD_RELAY_CERT_FILE", value_name = "FILE", requires = "key_file", conflicts_with = "auto_tls")]
     pub(super) cert_file: Option<PathBuf>,
 
-    /// File with the key of --cert-file
+    /// File with the private key of --cert-file
     #[arg(long, env = "ETCD_RELAY_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     pub(super) key_file: Option<PathBuf>,
 
-    /// File with the authorities of clients' certificates. With it each client at an https:// address needs a certificate of one of them
+    /// File with the certificate authorities for clients. With it each client at an https:// address needs a certificate of one of them
     #[arg(long, env = "ETCD_RELAY_TRUSTED_CA_FILE", value_name = "FILE")]
     pub(super) trusted_ca_file: Option<PathBuf>,
 
-    /// Says that clients need a certificate, which --trusted-ca-file brings about by itself, as in etcd
+    /// Requires client certificates explicitly, as in etcd; --trusted-ca-file, which it needs, already requires them
     #[arg(long, env = "ETCD_RELAY_CLIENT_CERT_AUTH", requires = "trusted_ca_file")]
     pub(super) client_cert_auth: bool,
 
-    /// File with revoked certificates of clients: lists in PEM form, or one in DER. Connections that are open stay
+    /// File with revoked certificates of clients: lists in PEM form, or one in DER. Open connections stay
     #[arg(long, env = "ETCD_RELAY_CLIENT_CRL_FILE", value_name = "FILE", requires = "trusted_ca_file")]
     pub(super) client_crl_file: Option<PathBuf>,
 
-    /// Host name of which a client's certificate must have one; repeatable, or separated by commas. Default: any
+    /// Host names, one of which a client's certificate must have; repeatable, or separated by commas. Default: any
     #[arg(
         long,
         env = "ETCD_RELAY_CLIENT_CERT_ALLOWED_HOSTNAME",
@@ -52,16 +52,16 @@ pub(super) struct PortTls {
     #[arg(long, env = "ETCD_RELAY_CIPHER_SUITES", value_name = "SUITE", value_delimiter = ',')]
     pub(super) cipher_suites: Vec<String>,
 
-    /// Oldest version of TLS for clients: TLS1.2 or TLS1.3. Default: TLS1.2
+    /// Oldest TLS version that clients may use: TLS1.2 or TLS1.3. Default: TLS1.2
     #[arg(long, env = "ETCD_RELAY_TLS_MIN_VERSION", value_name = "VERSION")]
     pub(super) tls_min_version: Option<Version>,
 
-    /// Newest version of TLS for clients: TLS1.2 or TLS1.3. Default: TLS1.3
+    /// Newest TLS version that clients may use: TLS1.2 or TLS1.3. Default: TLS1.3
     #[arg(long, env = "ETCD_RELAY_TLS_MAX_VERSION", value_name = "VERSION")]
     pub(super) tls_max_version: Option<Version>,
 
-    /// Serve TLS with a certificate that is made at the start, signed by itself, and not kept: it hides what is said from those who only
-    /// listen, but clients cannot tell who answers
+    /// Serve TLS with a self-signed certificate that is made at the start and not stored. It protects against eavesdroppers, but clients
+    /// cannot verify who answers
     #[arg(long, env = "ETCD_RELAY_AUTO_TLS")]
     pub(super) auto_tls: bool,
 
@@ -94,7 +94,7 @@ impl PortTls {
         if !is_secure {
             return if is_told {
                 Err(usage(
-                    "there are flags for TLS (--cert-file, --auto-tls or others), and no address to listen at begins with https://",
+                    "flags for TLS are given (--cert-file, --auto-tls or others), but no address to listen at begins with https://",
                 ))
             } else {
                 Ok(None)
@@ -151,21 +151,20 @@ fn hosts(urls: &[ListenUrl]) -> Vec<String> {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "TLS to etcd")]
 pub(super) struct UpstreamTls {
-    /// File with the certificate authorities, in PEM form, of which members with https:// must have a certificate. Default: those that
-    /// this machine trusts
+    /// File with the certificate authorities for members with https://, in PEM form. Default: those that this machine trusts
     #[arg(long, env = "ETCD_RELAY_CACERT", value_name = "FILE")]
     pub(super) cacert: Option<PathBuf>,
 
-    /// File with the relay's own certificate for members that ask for one, with those between it and its authority. Forwarded calls
+    /// File with the relay's own certificate, for members that ask for one, followed by any intermediate certificates. Forwarded calls
     /// never act as the user that it names
     #[arg(long, env = "ETCD_RELAY_CERT", value_name = "FILE", requires = "key")]
     pub(super) cert: Option<PathBuf>,
 
-    /// File with the key of --cert
+    /// File with the private key of --cert
     #[arg(long, env = "ETCD_RELAY_KEY", value_name = "FILE", requires = "cert")]
     pub(super) key: Option<PathBuf>,
 
-    /// Believe any certificate of a member. Whoever is between the relay and etcd can then read and change everything
+    /// Accept any certificate from a member. Whoever is between the relay and etcd can then read and change everything
     #[arg(long, env = "ETCD_RELAY_INSECURE_SKIP_TLS_VERIFY")]
     pub(super) insecure_skip_tls_verify: bool,
 }
@@ -209,8 +208,8 @@ impl UpstreamTls {
             tls::Client::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
         if let Some(name) = client.common_name() {
             warnings.push(format!(
-                "--cert names `{name}`: where etcd has authentication on, the relay reads its feeds as that user, unless --upstream-user \
-                 says another; calls of clients never act as it"
+                "--cert names `{name}`: if etcd's authentication is on, the relay reads its feeds as that user, unless --upstream-user \
+                 names another; clients' calls never act as that user"
             ));
         }
         Ok(Some(client))

@@ -22,7 +22,7 @@ impl FromStr for ByteCount {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let problem = || format!("`{text}` is no number of bytes; write it like 67108864, 64MiB or 64MB");
+        let problem = || format!("`{text}` is not a number of bytes; write it like 67108864, 64MiB or 64MB");
         let (number, unit) = UNITS
             .iter()
             .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|number| (number.trim_end(), *unit)))
@@ -54,7 +54,7 @@ impl FromStr for Time {
     fn from_str(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text)
             .map(Self)
-            .map_err(|error| format!("`{text}` is no length of time ({error}); write it like 10s, 5m or 500ms"))
+            .map_err(|error| format!("`{text}` is not a length of time ({error}); write it like 10s, 5m or 500ms"))
     }
 }
 
@@ -111,7 +111,7 @@ impl fmt::Display for TimeOrNone {
 
 /// A length of time as Go writes it: `2h0m0s`, `1.5h`, `300ms`, `0`.
 pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
-    let problem = || format!("`{text}` is no length of time; write it like 20s, 2h0m0s or 1.5h");
+    let problem = || format!("`{text}` is not a length of time; write it like 20s, 2h0m0s or 1.5h");
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -129,7 +129,7 @@ impl PortConfig {
 
 /// Why a port cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {addr} for {}; is another process there, and is the address this machine's?", .port.as_str())]
+#[error("cannot listen on {addr} for {}; check that no other process listens there and that this machine has the address", .port.as_str())]
 pub struct BindError {
     addr: SocketAddr,
     port: names::Port,

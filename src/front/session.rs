@@ -67,7 +67,7 @@ const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; 
 pub struct Sessions {
     /// Where the feeds are.
     pub hub: Arc<Hub>,
-    /// Who may watch what.
+    /// Decides who may watch what.
     pub access: Access,
     /// How many watches a client may have.
     pub shares: Arc<Shares>,
@@ -113,7 +113,7 @@ struct Ticks {
     more: bool,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Acted {
     /// It was answered, or needs no answer.
     Done,
@@ -397,7 +397,7 @@ impl Session {
         }
     }
 
-    /// What becomes of a create whose feed has no snapshot.
+    /// Lets a create wait whose feed has no snapshot, or refuses it.
     fn without_snapshot(&self, feed: &Feed, until: Instant) -> Acted {
         if feed.is_denied() && feed.kind() == FeedKind::OnDemand {
             // It will not get better by coming again, and the stream's other watches are none the worse for it.

@@ -63,7 +63,7 @@ async fn a_port_that_is_taken_ends_the_start_with_its_name() {
     let listen = taken.local_addr().expect("an address").to_string();
     let (code, _, stderr) = run(&["demo", "--listen-grpc", &listen, "--listen-http", "127.0.0.1:0"]).await;
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains(&listen) && stderr.contains("is another process there"), "{stderr}");
+    assert!(stderr.contains(&listen) && stderr.contains("no other process listens there"), "{stderr}");
 }
 
 #[tokio::test]

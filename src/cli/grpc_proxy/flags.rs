@@ -58,9 +58,9 @@ impl Kind {
         match self {
             Self::Bool if !is_true(value) && !is_false(value) => Err(format!("`{value}` is neither true nor false")),
             Self::Duration => go_duration(value).map(|_| ()),
-            Self::Int => value.parse::<i64>().map(|_| ()).map_err(|_| format!("`{value}` is no number")),
+            Self::Int => value.parse::<i64>().map(|_| ()).map_err(|_| format!("`{value}` is not a number")),
             Self::Uint32 => {
-                value.parse::<u32>().map(|_| ()).map_err(|_| format!("`{value}` is no number up to 4294967295"))
+                value.parse::<u32>().map(|_| ()).map_err(|_| format!("`{value}` is not a number up to 4294967295"))
             }
             Self::Bool | Self::String | Self::Strings => Ok(()),
         }
@@ -101,9 +101,9 @@ const fn refused(name: &'static str, kind: Kind, reason: &'static str) -> Flag {
 /// All flags of `etcd grpc-proxy start`, in the order of its help; `--help` is no row.
 pub(super) const FLAGS: &[Flag] = &[
     works("advertise-client-url", Kind::String, "URL at which clients reach the relay; member lists name it"),
-    works("auto-tls", Kind::Bool, "serve TLS with a certificate that is made at the start, and not kept"),
-    works("cacert", Kind::String, "authorities of the members' certificates (default: those that this machine trusts)"),
-    works("cert", Kind::String, "the relay's own certificate for members that ask for one"),
+    works("auto-tls", Kind::Bool, "serve TLS with a self-signed certificate that is made at the start and not stored"),
+    works("cacert", Kind::String, "certificate authorities for the members (default: those that this machine trusts)"),
+    works("cert", Kind::String, "the relay's own certificate, for members that ask for one"),
     works("cert-file", Kind::String, "the relay's own certificate for clients: with it they must speak TLS"),
     works("client-crl-file", Kind::String, "revoked certificates of clients"),
     accepted("data-dir", Kind::String, "the relay keeps nothing on disk; the directory is not used"),
@@ -117,13 +117,13 @@ pub(super) const FLAGS: &[Flag] = &[
     accepted(
         "endpoints-auto-sync-interval",
         Kind::Duration,
-        "the relay uses the endpoints it is given and does not ask the cluster for others",
+        "the relay uses the given endpoints and does not ask the cluster for others",
     ),
     refused("experimental-leasing-prefix", Kind::String, "the relay keeps no leasing metadata in etcd"),
     accepted(
         "experimental-serializable-ordering",
         Kind::Bool,
-        "the relay answers in order in any case: what it has read of a key space never goes back",
+        "the relay always answers in order: what it shows of a key space never goes back",
     ),
     works("grpc-keepalive-interval", Kind::Duration, "time between pings to clients; 0 sends none (default 2h0m0s)"),
     accepted(
@@ -137,7 +137,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "how long a client may take to answer a ping; 0 sends none (default 20s)",
     ),
     works("insecure-discovery", Kind::Bool, "also use members without TLS that the SRV records name"),
-    works("insecure-skip-tls-verify", Kind::Bool, "believe any certificate of a member; for tests"),
+    works("insecure-skip-tls-verify", Kind::Bool, "accept any certificate from a member; for tests"),
     works("key", Kind::String, "key of --cert"),
     works("key-file", Kind::String, "key of --cert-file"),
     works("listen-addr", Kind::String, "where to listen (default 127.0.0.1:23790)"),
@@ -159,7 +159,7 @@ pub(super) const FLAGS: &[Flag] = &[
     accepted(
         "max-send-bytes",
         Kind::Int,
-        "requests pass through the relay in pieces, whatever their size; etcd's --max-request-bytes counts",
+        "requests pass through the relay in pieces, except those that it checks (32 MiB); etcd's --max-request-bytes counts",
     ),
     works(
         "metrics-addr",
@@ -169,7 +169,11 @@ pub(super) const FLAGS: &[Flag] = &[
     refused("namespace", Kind::String, "the relay serves keys under their own names; give clients the prefix"),
     works("permit-without-stream", Kind::Bool, "ping etcd also while no call is running (default true)"),
     works("resolver-prefix", Kind::String, "prefix of the keys by which the relays register themselves in etcd"),
-    works("resolver-ttl", Kind::Int, "how long a registration stays without its relay, in seconds"),
+    works("resolver-ttl", Kind::Int, "how long the registration of a relay that crashed remains, in seconds"),
     works("self-signed-cert-validity", Kind::Int, "years that the certificate of --auto-tls lasts (default 1)"),
-    works("trusted-ca-file", Kind::String, "authorities of clients' certificates: with them each client needs one"),
+    works(
+        "trusted-ca-file",
+        Kind::String,
+        "certificate authorities for clients: with them each client needs a certificate",
+    ),
 ];

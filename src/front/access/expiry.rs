@@ -1,7 +1,7 @@
-//! How long it is believed that authentication is off, where etcd does not say so any more.
+//! How long the relay believes that authentication is off while etcd does not confirm it.
 //!
-//! An answer counts for [`LIMIT`] while etcd's events come: authentication may have been enabled since. While etcd is away it counts for as
-//! long as that takes, since nothing new comes, and what is in memory was for everyone; it ends when etcd is heard again, by a feed
+//! An answer counts for [`LIMIT`] while etcd's events come: authentication may have been enabled since. While etcd is away the answer keeps
+//! counting, since nothing new comes, and everyone could read what is in memory. It ends when etcd is heard again, by a feed
 //! (here) or by an answer of another kind ([`Access::heard`]).
 //! Not here: what follows, which is the same as after any doubt.
 
@@ -27,7 +27,7 @@ impl Access {
             }
             let asked = self.known().since;
             sleep_until(asked + OVERDUE).await;
-            // Since when etcd's events have come without its answer.
+            // From then on etcd's events have come without its answer.
             let mut since = asked;
             while self.known().auth == Auth::Off && self.known().since == asked {
                 let away = !hub.feeds().iter().any(|feed| feed.state() == FeedState::Live);
@@ -38,7 +38,7 @@ impl Access {
                     (true, true) => self.off_once(asked),
                     (true, false) => {
                         tracing::warn!(
-                            "etcd's events come, and it does not say whether its authentication is still off"
+                            "etcd sends events, but does not say whether its authentication is still off; checking clients until it does"
                         );
                         self.doubt_since(since);
                     }

@@ -1,6 +1,6 @@
 //! [`Memo`]: the questions that were put to etcd lately, with its answers, and those that are under way.
 //!
-//! Not here: how long an answer counts, which is up to who asks. Whoever asks the same as another waits for the same answer.
+//! Not here: how long an answer counts, which the asker decides. Those who ask the same question wait for the same answer.
 //! Always holds: bounded in bytes, the ranges' own included, and of these each set of credentials has a share; nothing asked before
 //! the last change that the relay saw is found. What does not fit is asked without being kept. Ranges are hashed outside of the lock.
 
@@ -83,7 +83,7 @@ impl Question {
 }
 
 impl Answer {
-    /// The answer, which `ask` brings where nobody else does. Where who asks gives up, another who waits asks in its place.
+    /// The answer, for which `ask` asks unless somebody else does already. If that asker gives up, another one who waits asks in its place.
     pub(super) async fn verdict<F: Future<Output = Verdict>>(&self, ask: impl FnOnce() -> F) -> Verdict {
         self.verdict.get_or_init(ask).await.clone()
     }

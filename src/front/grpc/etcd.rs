@@ -156,7 +156,7 @@ impl EtcdApi {
         }
     }
 
-    /// Forwards what does etcd no harm.
+    /// Forwards the call if it does no harm to etcd.
     async fn guarded(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let (parts, body) = request.into_parts();
         let checked = read(body, guard::MAX_REQUEST).await.and_then(|body| {

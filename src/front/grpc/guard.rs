@@ -1,6 +1,6 @@
-//! What must not reach etcd: requests that end the member that takes them, or all members of the cluster, and again at each restart.
+//! What must not reach etcd: requests that crash the member that receives them, or all members of the cluster, and again at each restart.
 //!
-//! Not here: what else etcd refuses; it does so in its own words. Called for unary calls to [`answers_for`] before they are forwarded.
+//! Not here: other requests that etcd refuses; it does so in its own words. Called for unary calls to [`answers_for`] before they are forwarded.
 //! A request is read as etcd's members read it (they take numbers and lengths that a strict parser refuses), without recursion and
 //! without a copy. What cannot be read so is refused, since a member might read it.
 //!
@@ -24,28 +24,28 @@ const TXN: &str = "/etcdserverpb.KV/Txn";
 const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 const GRANT: &str = "/etcdserverpb.Auth/RoleGrantPermission";
 
-/// Most bytes of a request that is looked at before it is forwarded: twenty times what etcd takes by default, for clusters with a larger
-/// `--max-request-bytes`. What a connection may have under way in all (`http2::Limits::unanswered`) bounds the memory of many.
+/// Most bytes of a request that is checked before it is forwarded: twenty times etcd's default limit, for clusters with a larger
+/// `--max-request-bytes`. The bound for all unanswered requests of a connection (`http2::Limits::unanswered`) limits the memory of many.
 pub(super) const MAX_REQUEST: usize = 32 << 20;
 
-/// Transactions within each other. etcd allows at most its `--max-txn-ops`, 128 by default; what it reads to find out is not bounded.
+/// Most nested transactions. etcd allows at most its `--max-txn-ops`, 128 by default, but reads any number before it counts them.
 const MAX_DEPTH: usize = 1_000;
 
-/// etcd's text for unknown sort options, from the releases on that check them.
+/// etcd's text for unknown sort options, in the releases that check them.
 const BAD_SORT: &str = "etcdserver: invalid sort option";
 /// etcd's text for a request without a key.
 const NO_KEY: &str = "etcdserver: key is not provided";
 /// etcd's text for a grant of nothing, from 3.5 on.
 const NO_PERMISSION: &str = "etcdserver: permission not given";
-/// etcd's text for operations that meet, which it does not notice here.
+/// etcd's text for overlapping operations, which it does not notice here.
 const DUPLICATE: &str = "etcdserver: duplicate key given in txn request";
 
-/// Whether calls to this path are looked at, beside those that the relay answers.
+/// Whether calls to this path are checked, besides those that the relay answers.
 pub(super) fn answers_for(path: &str) -> bool {
     [TXN, ALARM, GRANT].contains(&path)
 }
 
-/// Looks at the body of a call to `path`. A compressed one is refused by name, as gRPC provides for servers without a decompressor.
+/// Checks the body of a call to `path`. A compressed one is refused, as gRPC provides for servers without a decompressor.
 ///
 /// # Errors
 /// The status to refuse it with.
@@ -96,7 +96,7 @@ fn alarm(message: &[u8]) -> Result<(), Status> {
         if let (1 | 3, Value::Int(value)) = field?
             && !(0..=2).contains(&(value as i32))
         {
-            return Err(Status::invalid_argument("etcd-relay: an alarm or an action that etcd does not know"));
+            return Err(Status::invalid_argument("etcd-relay: etcd does not know this alarm or action"));
         }
     }
     Ok(())
@@ -164,14 +164,14 @@ fn txn(message: &[u8]) -> Result<(), Status> {
         }
         // An operation and a transaction for each level.
         if parts.len() > 2 * MAX_DEPTH {
-            let text = format!("etcd-relay: more than {MAX_DEPTH} transactions within each other");
+            let text = format!("etcd-relay: more than {MAX_DEPTH} nested transactions");
             return Err(Status::invalid_argument(text));
         }
     }
     Ok(())
 }
 
-/// What the guard wants to know of a put.
+/// What the guard needs to know about a put.
 #[derive(Default)]
 struct Put<'a> {
     key: &'a [u8],

@@ -20,7 +20,7 @@ use crate::{
     types::{Header, KeyRange, Revision},
 };
 
-/// Most relays that an answer names. Who may write below the prefix decides about the others' clients anyway.
+/// Most relays that an answer names. Whoever may write below the prefix can redirect the others' clients anyway.
 const MOST: usize = 1_000;
 /// Longest key-value that is read as a registration, encoded: names and URLs are short.
 const LONGEST: usize = 4 << 10;

@@ -40,8 +40,8 @@ use crate::{
 
 /// How long a serializable read of the past waits to hear that the past is compacted.
 const PAST_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a linearizable read waits for its feed before it is forwarded. A feed is there within a round trip to etcd; one that has been behind for
-/// this long is waited for by nobody.
+/// How long a linearizable read waits for its feed before it is forwarded. A feed catches up within a round trip to etcd; no read waits for
+/// a feed that has been behind for this long.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long a read may have taken before it is asked again whether its client may see the answer.
@@ -197,7 +197,7 @@ async fn look(
     Ok((reply, how))
 }
 
-/// Whether the client that sent the request may read the range. Unknown is no time to wait here: etcd can answer.
+/// Whether the client that sent the request may read the range. If that is unknown, the read does not wait: etcd can answer it.
 async fn is_granted(access: &Access, parts: &Parts, range: &KeyRange) -> bool {
     // The very bytes that came: a range with a key is written as it was read.
     let client = Client::of(&parts.headers, &parts.extensions);

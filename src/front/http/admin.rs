@@ -220,7 +220,7 @@ async fn state(
     let every = match humantime::parse_duration(&every) {
         Ok(every) if every >= LEAST_INTERVAL => every,
         _ => {
-            let text = format!("watch={every} is no time from {LEAST_INTERVAL:?} on, such as 1s\n");
+            let text = format!("watch={every} is not a time of at least {LEAST_INTERVAL:?}, such as 1s\n");
             return (StatusCode::BAD_REQUEST, text).into_response();
         }
     };

@@ -55,7 +55,9 @@ impl Gate {
             Audience::Nobody => Some(format!("{path} is closed by {flag} nobody.\n")),
             Audience::Trusted => {
                 let Some(ClientAddr(peer)) = client else {
-                    return Some(format!("{path} is for callers with an address; {flag} any opens it to everyone.\n"));
+                    return Some(format!(
+                        "{path} is only for callers with an address; {flag} any opens it to everyone.\n"
+                    ));
                 };
                 let addr = peer.ip().to_canonical();
                 if !self.trust.names(addr) {
@@ -67,7 +69,7 @@ impl Gate {
                 }
                 let proxy = OF_PROXIES.into_iter().find(|name| headers.contains_key(*name))?;
                 Some(format!(
-                    "This request came through a proxy (it has the header {proxy}), so it does not show who asks. Ask the relay's port \
+                    "This request came through a proxy (it has the header {proxy}), so the relay cannot know who asks. Ask the relay's port \
                      itself, or open {path} to everyone with {flag} any.\n"
                 ))
             }

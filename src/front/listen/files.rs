@@ -34,7 +34,7 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
                 files,
                 wanted = port.max_connections,
                 max_connections = share,
-                "Fewer connections than asked for fit the limit of open files; raise it for more (ulimit -n, LimitNOFILE=)"
+                "The limit of open files allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=)"
             );
             port.max_connections = share;
         }

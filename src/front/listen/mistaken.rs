@@ -1,4 +1,4 @@
-//! What a client is told that speaks plainly where TLS is spoken, or the reverse.
+//! The answer to a client that speaks without TLS to a port with TLS, or the reverse.
 //!
 //! Always holds: a client gets bounded bytes in bounded time, and what it sends meanwhile is read and dropped, since a connection that is
 //! closed with unread bytes is reset, and the answer lost.
@@ -13,13 +13,13 @@ use tokio::{
 
 /// To a client that speaks HTTP to a port with TLS.
 pub(super) const WANTS_TLS: &str = "This port of etcd-relay speaks TLS: use https://, and for etcdctl --cacert\n";
-/// To a client that speaks TLS to a port without. Clients take the answer for a bad TLS record, and say that it looks like HTTP.
+/// To a client that speaks TLS to a port without. Clients report the answer as a bad TLS record that looks like HTTP.
 pub(super) const WANTS_NO_TLS: &str = "This port of etcd-relay speaks no TLS: use http://\n";
 
 /// The first byte of a client that speaks TLS: the content type of a handshake.
 pub(super) const TLS: u8 = 22;
 
-/// How long and how much a client may go on.
+/// How long a client may go on, and how many bytes it may send.
 const TIME: Duration = Duration::from_secs(2);
 const MOST: u64 = 64 << 10;
 
@@ -37,7 +37,7 @@ where
         stream.shutdown().await?;
         tokio::io::copy(&mut stream.take(MOST), &mut tokio::io::sink()).await
     });
-    // Whoever goes away without its answer has no use for it.
+    // A client that leaves without its answer does not need it.
     if let Ok(Err(error)) = answered.await {
         tracing::debug!(%error, "A client that speaks the wrong protocol did not take its answer");
     }

@@ -112,7 +112,7 @@ impl Pacing {
             if at > Instant::now() {
                 tokio::time::sleep_until(at).await;
             }
-            // Who has left meanwhile needs no asking, and whoever came in its place was asked when it came.
+            // A connection that has left needs no asking, and one that took its place was asked when it came.
             let token = self.state.lock().open.get(place).map(|(token, _)| token.clone());
             if let Some(token) = token {
                 self.ask(&token, LeaveReason::Stopping);

@@ -1,6 +1,6 @@
 //! [`Quiet`]: lets a log line through now and then, so that clients cannot fill the log.
 //!
-//! Always holds: between two lines is a pause, whoever asks.
+//! Always holds: there is a pause between two lines, whoever asks.
 
 use std::time::{Duration, Instant};
 

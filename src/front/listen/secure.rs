@@ -1,8 +1,8 @@
 //! The beginning of a connection to a port with TLS: from its first byte to the end of the handshake.
 //!
 //! Not here: the handshake itself, see `crate::tls`. Called by the accept loop's connections before anything else is read.
-//! Always holds: a client that says nothing costs a socket and nothing more, and is closed after [`PortConfig::FIRST_BYTES`]; one that does not
-//! speak TLS is told so; what goes wrong is counted, and logged now and then.
+//! Always holds: a client that sends nothing costs only a socket, and is closed after [`PortConfig::FIRST_BYTES`]; a client that does not
+//! speak TLS is told so; failures are counted, and logged now and then.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -37,19 +37,19 @@ pub(super) async fn open(
         Ok(Ok(1..)) => {}
         Ok(Ok(0)) => return None,
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "Connection broke before it said anything");
+            tracing::debug!(%peer, %error, "Connection broke before it sent anything");
             return None;
         }
         Err(_) => {
             turned_away(port, Turned::Silent);
-            tracing::debug!(%peer, "Closed a connection that said nothing");
+            tracing::debug!(%peer, "Closed a connection that sent nothing");
             return None;
         }
     }
     if first[0] != mistaken::TLS {
         count(port, Handshake::Plain);
         if troubles.may_log() {
-            tracing::warn!(port = port.as_str(), %peer, "A client does not speak TLS; this port wants it");
+            tracing::warn!(port = port.as_str(), %peer, "A client does not speak TLS, which this port requires");
         }
         mistaken::answer(stream, WANTS_TLS).await;
         return None;

@@ -89,7 +89,7 @@ pub enum Refused {
     #[error("the largest number of connections is reached (--max-connections)")]
     Limit,
     /// The client has as many connections to the port as one may.
-    #[error("{0} has the largest number that one client may have (--max-connections-per-client)")]
+    #[error("{0} has as many connections as one client may have (--max-connections-per-client)")]
     Client(IpAddr),
 }
 
@@ -231,7 +231,7 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// Who goes on with a connection.
+/// What goes on with a connection.
 enum Next<T, B> {
     /// An answer that took it over.
     Lasting(Socket<T>, Box<Response<B>>),
@@ -261,7 +261,7 @@ struct Origin {
     peer: SocketAddr,
     id: ConnectionId,
     certificate: Option<ClientCertificate>,
-    /// It is asked to leave.
+    /// Cancelled when the connection is asked to leave.
     leave: CancellationToken,
 }
 
@@ -306,12 +306,12 @@ where
         Ok(Ok(Some(opened))) => opened,
         Ok(Ok(None)) => return None,
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "Connection broke before it said anything");
+            tracing::debug!(%peer, %error, "Connection broke before it sent anything");
             return None;
         }
         Err(_) => {
             turned_away(config.port, Turned::Silent);
-            tracing::debug!(%peer, "Closed a connection that said nothing");
+            tracing::debug!(%peer, "Closed a connection that sent nothing");
             return None;
         }
     };

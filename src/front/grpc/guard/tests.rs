@@ -194,7 +194,7 @@ fn transactions_within_each_other_are_read_without_recursion_and_bounded() {
     };
     assert_eq!(checked(TXN, &deep(500)).expect_err("refused").message(), BAD_SORT);
     let refused = checked(TXN, &deep(5_000)).expect_err("refused");
-    assert!(refused.message().contains("within each other"), "{refused}");
+    assert!(refused.message().contains("nested transactions"), "{refused}");
     let long = TxnRequest { success: vec![put("k"); 20_000], ..Default::default() }.encode_to_vec();
     checked(TXN, &Bytes::from(long)).expect("etcd counts them");
 }

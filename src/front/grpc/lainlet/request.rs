@@ -73,7 +73,7 @@ pub(super) fn text(body: &Bytes) -> Result<Option<String>, Status> {
     let (prefix, message) = body.split_at_checked(PREFIX).ok_or_else(|| unreadable("there is no message"))?;
     let [flag, a, b, c, d] = *prefix else { return Err(unreadable("there is no message")) };
     if flag != 0 {
-        return Err(unreadable("it says that it is compressed, and not how"));
+        return Err(unreadable("it is marked as compressed, but names no compression"));
     }
     if u32::from_be_bytes([a, b, c, d]) as usize != message.len() {
         return Err(unreadable("it is not one whole message"));
@@ -138,7 +138,7 @@ mod tests {
             (Bytes::new(), "there is no message"),
             (cut, "it is not one whole message"),
             (two, "it is not one whole message"),
-            (framed(1, b""), "it says that it is compressed"),
+            (framed(1, b""), "it is marked as compressed"),
             (framed(0, b"\x0a\x05x"), "failed to decode"),
             (framed(0, b"\x0a\x01\xff"), "failed to decode"),
         ] {

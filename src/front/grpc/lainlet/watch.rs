@@ -101,5 +101,5 @@ impl Drop for WatchBody {
 
 /// Why a stream ends whose view has no more to say: it failed, and is read anew.
 pub(super) fn ended() -> Status {
-    Status::unavailable("etcd-relay: the view is read anew; ask again")
+    Status::unavailable("etcd-relay: the view is being read anew; ask again")
 }

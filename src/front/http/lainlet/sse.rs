@@ -26,7 +26,7 @@ use crate::{
 const HEARTBEAT: &[u8] = b"id: 0\nevent: heartbeat\n\n";
 
 /// Why a stream ends whose view has no more to say: it failed, and is read anew.
-pub(super) const READ_ANEW: &str = "etcd-relay: the view is read anew; ask again";
+pub(super) const READ_ANEW: &str = "etcd-relay: the view is being read anew; ask again";
 
 /// See the module.
 #[derive(Debug)]
