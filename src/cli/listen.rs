@@ -78,11 +78,11 @@ mod tests {
     fn refuses_the_rest_and_says_why() {
         for (text, want) in [
             ("nowhere", "`nowhere`"),
-            ("", "no address"),
-            ("http://", "no address"),
+            ("", "not an address"),
+            ("http://", "not an address"),
             (":http", "not a number"),
             ("unix://etcd.sock", "`unix`"),
-            ("http://127.0.0.1:1/v3", "no address"),
+            ("http://127.0.0.1:1/v3", "not an address"),
         ] {
             let error = text.parse::<ListenUrl>().expect_err(text);
             assert!(error.contains(want), "{text}: {error}");
