@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use futures_util::{StreamExt as _, stream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ClientConfig;
 use tokio::{
@@ -168,13 +169,14 @@ async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
     let mut bystander = WatchStream::over(channel(relay.grpc_addr(), ca.client(Some(&pair))).await, &[]);
     bystander.created(prefix("k")).await;
     let before = relay.resident_bytes();
-    let mut halves = Vec::new();
     let many = many(files);
-    for _ in 0..many {
+    let half = async || {
         let mut stream = TcpStream::connect(relay.grpc_addr()).await.expect("connected");
         stream.write_all(HALF).await.expect("sent");
-        halves.push(stream);
-    }
+        stream
+    };
+    // Many at a time, so that all are there before the first has had its time, on a slow machine too.
+    let mut halves: Vec<TcpStream> = stream::iter(0..many).map(|_| half()).buffer_unordered(256).collect().await;
     // Others come in, and events go out.
     try_out(relay.grpc_addr(), ca.client(Some(&pair))).await.expect("there is room for who goes on");
     let revision = Kv::connect(&etcd.endpoint()).await.put("k", "1").await;
