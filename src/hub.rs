@@ -60,7 +60,13 @@ pub use self::{
     watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStream, WatchStreamStats},
     work::Asker,
 };
-use self::{on_demand::OnDemand, pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
+use self::{
+    on_demand::OnDemand,
+    pages::Pages,
+    turns::Turns,
+    upstream::{Agreement, Upstream},
+    work::Workers,
+};
 use crate::{
     critical::Tasks,
     types::{ClientKey, KeyRange, UpstreamHeader},
@@ -127,7 +133,6 @@ pub struct Hub {
     feeds: RwLock<Vec<Arc<Feed>>>,
     header: Arc<UpstreamHeader>,
     confirmer: Arc<Confirmer>,
-    leaderless: Arc<watch::Sender<bool>>,
 }
 
 impl fmt::Debug for Hub {
@@ -176,7 +181,6 @@ impl Hub {
         limits: Limits,
         upstream: Arc<dyn Upstream>,
         header: Arc<UpstreamHeader>,
-        leaderless: Arc<watch::Sender<bool>>,
         tasks: &Tasks,
         runner: Box<dyn FeedRunner>,
     ) -> Arc<Self> {
@@ -191,7 +195,7 @@ impl Hub {
             workers: Workers::default(),
             on_demand: OnDemand::new(limits.on_demand_bytes),
         });
-        Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer, leaderless })
+        Arc::new(Self { shared, runner, feeds: RwLock::default(), header, confirmer })
     }
 
     /// Where its data come from.
@@ -277,10 +281,10 @@ impl Hub {
         &self.confirmer
     }
 
-    /// Whether upstream says that it has no leader; changes are told.
+    /// Whether the cluster can say what it agrees on; changes are told.
     #[must_use]
-    pub fn leaderless(&self) -> watch::Receiver<bool> {
-        self.leaderless.subscribe()
+    pub fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.shared.upstream.agreement()
     }
 
     /// The bounds.

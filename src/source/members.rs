@@ -8,7 +8,7 @@
 //!
 //! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
 //! Always holds: a member is preferred until another one is better, not the one that was listed first; [`Health::Away`] is said of a
-//! member only by the judge; where no member answers, nobody is told to leave any.
+//! member only by the judge; where no member answers anything, nobody is told to leave any.
 
 pub(super) mod judge;
 pub(super) mod race;
@@ -27,10 +27,16 @@ use tokio::{
 };
 
 use super::Endpoint;
-use crate::telemetry::names::{self, Leave};
+use crate::{
+    hub::upstream::Agreement,
+    telemetry::names::{self, Leave},
+};
 
 /// How long the first calls wait for the first verdict: a cluster in the same network answers within milliseconds.
 const FIRST_VERDICT: Duration = Duration::from_secs(1);
+/// How long a write may go on after its member has answered under a later leader than that of then. One that was not lost is applied before that
+/// answer; etcd itself gives up after seven seconds.
+const LOST: Duration = Duration::from_secs(1);
 /// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
 const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -60,6 +66,8 @@ struct MembersInner {
     view: watch::Sender<View>,
     /// Asks the judge to look now.
     doubts: Notify,
+    /// What those who do not care for single members want to know.
+    agreement: watch::Sender<Agreement>,
 }
 
 #[derive(Debug)]
@@ -91,6 +99,16 @@ struct Member {
     /// Whether it answers at all, if only for what it has itself.
     reached: bool,
     shunned: Shunned,
+    led: Led,
+}
+
+/// Under which leader a member answered what needs one.
+#[derive(Clone, Copy, Debug)]
+struct Led {
+    /// The raft term; zero where it is not known.
+    term: u64,
+    /// When that was first seen, where there was an earlier term before.
+    since: Option<Instant>,
 }
 
 /// How feeds think of a member.
@@ -145,11 +163,17 @@ impl Members {
             why: None,
             reached: false,
             shunned: Shunned { until: None, pause: SHUNNED.0 },
+            led: Led { term: 0, since: None },
         };
         let view = View { members: vec![member; endpoints.len()].into(), preferred: 0, quorum: Quorum::Unknown };
         (0..endpoints.len()).for_each(|index| healthy_metric(index, false));
-        let shared =
-            MembersInner { endpoints: endpoints.into(), view: watch::Sender::new(view), doubts: Notify::new() };
+        gauge!(names::UPSTREAM_LEADERLESS).set(0.0);
+        let shared = MembersInner {
+            endpoints: endpoints.into(),
+            view: watch::Sender::new(view),
+            doubts: Notify::new(),
+            agreement: watch::Sender::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -198,17 +222,57 @@ impl Members {
 
     /// Waits until calls that wait for this member had better be ended. Cancel safe.
     pub(super) async fn left(&self, member: usize) {
-        self.until(|view| view.members[member].health == Health::Away && view.has_healthy()).await;
+        self.until(|view| {
+            view.members[member].health == Health::Away && view.has_healthy() || view.is_alone_in_silence(member)
+        })
+        .await;
     }
 
     /// Waits until a feed's watch on this member had better be elsewhere. Cancel safe.
     pub(super) async fn left_by_watches(&self, member: usize) {
-        self.until(|view| view.members[member].health >= Health::Suspect && view.has_healthy()).await;
+        self.until(|view| {
+            view.members[member].health >= Health::Suspect && view.has_healthy() || view.is_alone_in_silence(member)
+        })
+        .await;
+    }
+
+    /// Waits until what was proposed to the member at `sent` will hardly be answered any more, since the leader of then has gone with it. The
+    /// member has answered under a later one, so it has all that came of the earlier, and has had [`LOST`] to say so. Cancel safe.
+    pub(super) async fn lost_with_leader(&self, member: usize, sent: Instant) {
+        self.until(|view| view.members[member].led.since.is_some_and(|since| since > sent)).await;
+        tokio::time::sleep(LOST).await;
+    }
+
+    /// The member answered in this raft term what needs a leader.
+    pub(super) fn in_term(&self, member: usize, term: u64) {
+        self.shared.view.send_if_modified(|view| {
+            let led = &mut view.members[member].led;
+            let (known, later) = (led.term > 0, term > led.term);
+            if later {
+                *led = Led { term, since: known.then(Instant::now) };
+            }
+            known && later
+        });
     }
 
     /// Waits until a member answers, whichever. Cancel safe.
     pub(super) async fn reached(&self) {
         self.until(|view| view.members.iter().any(|member| member.reached)).await;
+    }
+
+    /// Whether the cluster can say what it agrees on; changes are told.
+    pub(super) fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.shared.agreement.subscribe()
+    }
+
+    /// Whether no member can say what the cluster agrees on.
+    pub(super) fn has_lost_quorum(&self) -> bool {
+        self.shared.view.borrow().quorum == Quorum::Lost
+    }
+
+    /// Waits until no member can say what the cluster agrees on. Cancel safe.
+    pub(super) async fn quorum_lost(&self) {
+        self.until(|view| view.quorum == Quorum::Lost).await;
     }
 
     async fn until(&self, holds: impl FnMut(&View) -> bool) {
@@ -264,6 +328,9 @@ impl Members {
 
     /// Takes note of findings. `fastest` is the member whose answer came first.
     fn found(&self, findings: impl IntoIterator<Item = (usize, Finding)>, fastest: Option<usize>) {
+        if fastest.is_some() {
+            self.agree(Agreement::Reached);
+        }
         self.shared.view.send_if_modified(|view| {
             let mut changed = false;
             for (index, finding) in findings {
@@ -287,8 +354,9 @@ impl Members {
         });
     }
 
-    /// No member could say what the cluster agrees on.
-    fn without_quorum(&self) {
+    /// No member could say what the cluster agrees on, and what they said is this.
+    fn without_quorum(&self, agreement: Agreement) {
+        self.agree(agreement);
         self.shared.view.send_if_modified(|view| {
             let changed = std::mem::replace(&mut view.quorum, Quorum::Lost) != Quorum::Lost;
             // Who answers at all is better than who does not.
@@ -301,7 +369,31 @@ impl Members {
     }
 }
 
+impl Members {
+    fn agree(&self, agreement: Agreement) {
+        let changed = self.shared.agreement.send_if_modified(|known| {
+            let before = std::mem::replace(known, agreement);
+            match (before >= Agreement::Leaderless, agreement >= Agreement::Leaderless) {
+                (false, true) => tracing::warn!(
+                    "etcd has no leader: what needs one fails, and all else is served from what members have"
+                ),
+                (true, false) if agreement == Agreement::Reached => tracing::info!("etcd has a leader again"),
+                _ => {}
+            }
+            before != agreement
+        });
+        if changed {
+            gauge!(names::UPSTREAM_LEADERLESS).set(if agreement >= Agreement::Leaderless { 1.0 } else { 0.0 });
+        }
+    }
+}
+
 impl View {
+    /// No member says what the cluster agrees on, and this one says nothing at all while another one does.
+    fn is_alone_in_silence(&self, member: usize) -> bool {
+        self.quorum == Quorum::Lost && !self.members[member].reached && self.members.iter().any(|member| member.reached)
+    }
+
     fn has_healthy(&self) -> bool {
         self.members.iter().any(|member| member.health == Health::Healthy)
     }

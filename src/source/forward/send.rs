@@ -118,7 +118,8 @@ impl Sending<'_> {
                     if refused {
                         members.doubt(member);
                     }
-                    if !refused || !self.method.repeatable {
+                    // Where no member has an answer, the next one would take as long to refuse it.
+                    if !refused || !self.method.repeatable || members.has_lost_quorum() {
                         return Ok(*sent);
                     }
                     refusal = Some(Ok(*sent));
@@ -175,6 +176,7 @@ impl Sending<'_> {
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers.clone();
         *request.uri_mut() = Pool::uri(members.endpoint(member), self.path.clone());
+        let sent = Instant::now();
         let slow = async {
             sleep(SLOW).await;
             if self.lane != names::Lane::Waiting {
@@ -186,6 +188,9 @@ impl Sending<'_> {
         let answer = tokio::select! {
             answer = place.send(request) => answer,
             () = members.left(member), if self.method.leaves => return Tried::Unanswered(status::left()),
+            () = members.lost_with_leader(member, sent), if self.method.proposes => {
+                return Tried::Unanswered(status::lost_with_leader());
+            }
             never = slow => match never {},
         };
         match answer {
