@@ -22,7 +22,7 @@ use etcd_client::{
     proto::{PbEvent, PbKeyValue, PbResponseHeader},
 };
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 pub use self::register::Registration;
@@ -85,7 +85,8 @@ impl std::fmt::Debug for Identity {
 #[derive(Debug)]
 pub struct EtcdUpstream {
     config: EtcdConfig,
-    links: Vec<MemberLink>,
+    /// In the members' order; made when one is first called.
+    links: RwLock<Vec<Arc<MemberLink>>>,
     members: Members,
     versions: Arc<Versions>,
 }
@@ -154,10 +155,33 @@ impl EtcdUpstream {
     /// An upstream that connects when it is first asked.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
-        let links = config.endpoints.iter().map(|endpoint| MemberLink::new(endpoint, &config)).collect();
         let members = Members::new(&config.endpoints);
-        let versions = Arc::new(Versions::new(config.endpoints.len()));
-        Arc::new(Self { config, links, members, versions })
+        let versions = Arc::default();
+        Arc::new(Self { config, links: RwLock::default(), members, versions })
+    }
+
+    fn link(&self, member: usize) -> Arc<MemberLink> {
+        if let Some(link) = self.links.read().get(member) {
+            return link.clone();
+        }
+        let mut links = self.links.write();
+        while links.len() <= member {
+            let endpoint = self.members.endpoint(links.len());
+            links.push(Arc::new(MemberLink::new(&endpoint, &self.config)));
+        }
+        links[member].clone()
+    }
+
+    /// The client URLs of the cluster's members that vote, by what a member says that is well.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub(super) async fn listed(&self) -> Result<Vec<String>, UpstreamError> {
+        let list = async |client: Client| client.cluster_client().member_list().await.map_err(|error| refused(&error));
+        let list = self.call(self.members.preferred(), Lane::Ask, list).await?;
+        // One without a name has not started yet.
+        let voters = list.members().iter().filter(|member| !member.name().is_empty() && !member.is_learner());
+        Ok(voters.flat_map(|member| member.client_urls()).cloned().collect())
     }
 
     /// What is known of its members.
@@ -196,7 +220,7 @@ impl EtcdUpstream {
         patience: Duration,
         options: GetOptions,
     ) -> Result<Option<Header>, UpstreamError> {
-        let link = &self.links[member];
+        let link = self.link(member);
         let attempt = async {
             let known = link.nameless.lock().clone();
             let client = match known {
@@ -220,7 +244,7 @@ impl EtcdUpstream {
     async fn ask_version(&self, member: usize, client: &Client) -> Option<String> {
         // A quarter of the time each, so that a port that swallows one kind of question leaves enough for the watch.
         let patience = self.config.request_timeout / 4;
-        match over_http(&self.config.dialler, &self.config.endpoints[member], patience).await {
+        match over_http(&self.config.dialler, &self.members.endpoint(member), patience).await {
             Ok(version) => return Some(version.etcdserver),
             Err(error) => tracing::debug!(%error, "An etcd member does not tell its version over HTTP"),
         }
@@ -282,7 +306,7 @@ impl EtcdUpstream {
             && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
         {
             // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
-            *self.links[member].lane(lane).client.lock() = None;
+            *self.link(member).lane(lane).client.lock() = None;
         }
         result.map_err(|error| self.failed(member, error))
     }
@@ -295,7 +319,7 @@ impl EtcdUpstream {
         self.members.doubt(member);
         match error {
             UpstreamError::Unavailable(text) => {
-                UpstreamError::Unavailable(format!("{}: {text}", self.config.endpoints[member]))
+                UpstreamError::Unavailable(format!("{}: {text}", self.members.endpoint(member)))
             }
             error => error,
         }
@@ -308,7 +332,8 @@ impl EtcdUpstream {
     }
 
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
-        let LaneLink { pool, client: slot } = self.links[member].lane(lane);
+        let link = self.link(member);
+        let LaneLink { pool, client: slot } = link.lane(lane);
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }

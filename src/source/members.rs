@@ -12,6 +12,7 @@
 
 pub(super) mod judge;
 pub(super) mod race;
+pub(super) mod sync;
 
 use std::{
     cmp::Reverse,
@@ -37,6 +38,8 @@ const FIRST_VERDICT: Duration = Duration::from_secs(1);
 /// How long a write may go on after its member has answered under a later leader than that of then. One that was not lost is applied before that
 /// answer; etcd itself gives up after seven seconds.
 const LOST: Duration = Duration::from_secs(1);
+/// Most members that are known in the life of a process: one for each address that the cluster ever names.
+const MOST: usize = 256;
 /// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
 const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -62,7 +65,6 @@ pub struct Members {
 
 #[derive(Debug)]
 struct MembersInner {
-    endpoints: Box<[Endpoint]>,
     view: watch::Sender<View>,
     /// Asks the judge to look now.
     doubts: Notify,
@@ -72,7 +74,8 @@ struct MembersInner {
 
 #[derive(Debug)]
 struct View {
-    members: Box<[Member]>,
+    /// Each keeps its place, also when it is not listed any more.
+    members: Vec<Member>,
     /// The member that new calls go to.
     preferred: usize,
     quorum: Quorum,
@@ -92,6 +95,9 @@ pub(super) enum Quorum {
 
 #[derive(Clone, Debug)]
 struct Member {
+    endpoint: Endpoint,
+    /// Whether it is one of the cluster's, as far as the relay was told.
+    listed: bool,
     health: Health,
     since: SystemTime,
     /// Why it is not healthy.
@@ -157,40 +163,44 @@ impl Members {
     /// The members at these endpoints, of which nothing is known yet; not empty.
     #[must_use]
     pub fn new(endpoints: &[Endpoint]) -> Self {
-        let member = Member {
-            health: Health::Unknown,
-            since: SystemTime::now(),
-            why: None,
-            reached: false,
-            shunned: Shunned { until: None, pause: SHUNNED.0 },
-            led: Led { term: 0, since: None },
-        };
-        let view = View { members: vec![member; endpoints.len()].into(), preferred: 0, quorum: Quorum::Unknown };
-        (0..endpoints.len()).for_each(|index| healthy_metric(index, false));
+        let members: Vec<Member> = endpoints.iter().cloned().map(Member::new).collect();
+        (0..members.len()).for_each(|index| healthy_metric(index, Some(false)));
         gauge!(names::UPSTREAM_LEADERLESS).set(0.0);
-        let shared = MembersInner {
-            endpoints: endpoints.into(),
-            view: watch::Sender::new(view),
-            doubts: Notify::new(),
-            agreement: watch::Sender::default(),
-        };
+        let view = View { members, preferred: 0, quorum: Quorum::Unknown };
+        let shared =
+            MembersInner { view: watch::Sender::new(view), doubts: Notify::new(), agreement: watch::Sender::default() };
         Self { shared: Arc::new(shared) }
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.shared.endpoints.len()
+    /// Where one is.
+    pub(super) fn endpoint(&self, member: usize) -> Endpoint {
+        self.shared.view.borrow().members[member].endpoint.clone()
     }
 
-    /// Where one is.
-    pub(super) fn endpoint(&self, member: usize) -> &Endpoint {
-        &self.shared.endpoints[member]
+    /// Those that are to be asked how they are.
+    fn listed(&self) -> Vec<usize> {
+        self.shared.view.borrow().listed().map(|(index, _)| index).collect()
+    }
+
+    /// Whether no member could say what the cluster agrees on the last time, and this one said nothing at all.
+    fn is_mute(&self, member: usize) -> bool {
+        let view = self.shared.view.borrow();
+        view.quorum == Quorum::Lost && !view.members[member].reached
+    }
+
+    /// The cluster has these members now. Those that are not among them get no call, and the calls that wait for them end. Nothing happens where
+    /// there are none.
+    pub(super) fn list(&self, endpoints: &[Endpoint]) {
+        let changed = self.shared.view.send_if_modified(|view| view.list(endpoints));
+        if changed {
+            self.shared.doubts.notify_one();
+        }
     }
 
     /// All members, the one that a call should go to first.
     pub(super) fn ranked(&self) -> Vec<usize> {
         let view = self.shared.view.borrow();
-        let mut ranked: Vec<usize> = (0..view.members.len()).collect();
+        let mut ranked: Vec<usize> = view.listed().map(|(index, _)| index).collect();
         ranked.sort_by_key(|&index| (view.members[index].health, index != view.preferred));
         ranked
     }
@@ -205,7 +215,7 @@ impl Members {
             // Of those that are shunned, the one that has been so for longest.
             (member.health.max(Health::Unknown), shunned, index != view.preferred)
         };
-        (0..view.members.len()).min_by_key(rank).unwrap_or(view.preferred)
+        view.listed().map(|(index, _)| index).min_by_key(rank).unwrap_or(view.preferred)
     }
 
     /// The member that a call goes to.
@@ -223,7 +233,7 @@ impl Members {
     /// Waits until calls that wait for this member had better be ended. Cancel safe.
     pub(super) async fn left(&self, member: usize) {
         self.until(|view| {
-            view.members[member].health == Health::Away && view.has_healthy() || view.is_alone_in_silence(member)
+            view.health_of(member) == Health::Away && view.has_healthy() || view.is_alone_in_silence(member)
         })
         .await;
     }
@@ -231,7 +241,7 @@ impl Members {
     /// Waits until a feed's watch on this member had better be elsewhere. Cancel safe.
     pub(super) async fn left_by_watches(&self, member: usize) {
         self.until(|view| {
-            view.members[member].health >= Health::Suspect && view.has_healthy() || view.is_alone_in_silence(member)
+            view.health_of(member) >= Health::Suspect && view.has_healthy() || view.is_alone_in_silence(member)
         })
         .await;
     }
@@ -257,7 +267,7 @@ impl Members {
 
     /// Waits until a member answers, whichever. Cancel safe.
     pub(super) async fn reached(&self) {
-        self.until(|view| view.members.iter().any(|member| member.reached)).await;
+        self.until(|view| view.listed().any(|(_, member)| member.reached)).await;
     }
 
     /// Whether the cluster can say what it agrees on; changes are told.
@@ -292,7 +302,7 @@ impl Members {
         let now = Instant::now();
         let mut elsewhere = false;
         self.shared.view.send_modify(|view| {
-            let others = view.members.iter().enumerate().filter(|(index, _)| *index != member);
+            let others = view.listed().filter(|(index, _)| *index != member);
             elsewhere = others.map(|(_, other)| other.health).any(|health| health == Health::Healthy);
             let shunned = &mut view.members[member].shunned;
             if shunned.until.is_some_and(|until| until > now) {
@@ -313,9 +323,8 @@ impl Members {
     pub fn state(&self) -> Vec<MemberState> {
         let now = Instant::now();
         let view = self.shared.view.borrow();
-        let endpoints = self.shared.endpoints.iter();
-        let state = |(index, (member, endpoint)): (usize, (&Member, &Endpoint))| MemberState {
-            endpoint: endpoint.to_string(),
+        let state = |(index, member): (usize, &Member)| MemberState {
+            endpoint: member.endpoint.to_string(),
             health: member.health,
             preferred: index == view.preferred,
             reached: member.reached,
@@ -323,7 +332,7 @@ impl Members {
             why: member.why.clone(),
             shunned_by_feeds: member.shunned.until.is_some_and(|until| until > now),
         };
-        view.members.iter().zip(endpoints).enumerate().map(state).collect()
+        view.listed().map(state).collect()
     }
 
     /// Takes note of findings. `fastest` is the member whose answer came first.
@@ -334,20 +343,20 @@ impl Members {
         self.shared.view.send_if_modified(|view| {
             let mut changed = false;
             for (index, finding) in findings {
-                changed |= view.note(index, finding, &self.shared.endpoints[index], fastest.is_some());
+                changed |= view.note(index, finding, fastest.is_some());
             }
             let quorum = match fastest {
                 Some(_) => Quorum::Held,
                 None => view.quorum,
             };
             changed |= std::mem::replace(&mut view.quorum, quorum) != quorum;
-            let best = |view: &View| view.members.iter().map(|member| member.health).min();
+            let best = |view: &View| view.listed().map(|(_, member)| member.health).min();
             if let Some(fastest) = fastest
                 && Some(view.members[view.preferred].health) > best(view)
                 && view.members[fastest].health == Health::Healthy
             {
                 view.preferred = fastest;
-                tracing::debug!(endpoint = %self.shared.endpoints[fastest], "Calls go to this etcd member");
+                tracing::debug!(endpoint = %view.members[fastest].endpoint, "Calls go to this etcd member");
                 changed = true;
             }
             changed
@@ -360,9 +369,8 @@ impl Members {
         self.shared.view.send_if_modified(|view| {
             let changed = std::mem::replace(&mut view.quorum, Quorum::Lost) != Quorum::Lost;
             // Who answers at all is better than who does not.
-            let best = (0..view.members.len())
-                .max_by_key(|&index| (view.members[index].reached, index == view.preferred, Reverse(index)));
-            let best = best.unwrap_or(view.preferred);
+            let rank = |(index, member): &(usize, &Member)| (member.reached, *index == view.preferred, Reverse(*index));
+            let best = view.listed().max_by_key(rank).map_or(view.preferred, |(index, _)| index);
             let moved = std::mem::replace(&mut view.preferred, best) != best;
             changed || moved
         });
@@ -391,16 +399,71 @@ impl Members {
 impl View {
     /// No member says what the cluster agrees on, and this one says nothing at all while another one does.
     fn is_alone_in_silence(&self, member: usize) -> bool {
-        self.quorum == Quorum::Lost && !self.members[member].reached && self.members.iter().any(|member| member.reached)
+        self.quorum == Quorum::Lost
+            && !(self.members[member].listed && self.members[member].reached)
+            && self.listed().any(|(_, member)| member.reached)
     }
 
-    fn has_healthy(&self) -> bool {
-        self.members.iter().any(|member| member.health == Health::Healthy)
+    fn listed(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(_, member)| member.listed)
+    }
+
+    /// One that is not listed any more is away for good.
+    fn health_of(&self, member: usize) -> Health {
+        if self.members[member].listed { self.members[member].health } else { Health::Away }
     }
 
     /// True where something changed.
-    fn note(&mut self, index: usize, finding: Finding, endpoint: &Endpoint, others_answer: bool) -> bool {
+    fn list(&mut self, endpoints: &[Endpoint]) -> bool {
+        let (mut changed, mut some) = (false, false);
+        for endpoint in endpoints {
+            let known = self.members.iter().position(|member| member.endpoint == *endpoint);
+            let index = match known {
+                Some(index) => index,
+                None if self.members.len() < MOST => {
+                    self.members.push(Member { listed: false, ..Member::new(endpoint.clone()) });
+                    self.members.len() - 1
+                }
+                None => {
+                    tracing::warn!(%endpoint, most = MOST, "An etcd member is not used: the relay has known too many; start it again");
+                    continue;
+                }
+            };
+            some = true;
+            if !std::mem::replace(&mut self.members[index].listed, true) {
+                tracing::info!(%endpoint, "The cluster has another member");
+                self.members[index] = Member::new(endpoint.clone());
+                healthy_metric(index, Some(false));
+                changed = true;
+            }
+        }
+        if !some {
+            return false;
+        }
+        for (index, member) in self.members.iter_mut().enumerate() {
+            if member.listed && !endpoints.contains(&member.endpoint) {
+                tracing::info!(endpoint = %member.endpoint, "The cluster does not have this member any more");
+                member.listed = false;
+                healthy_metric(index, None);
+                changed = true;
+            }
+        }
+        let rank = |(index, member): &(usize, &Member)| (member.health, *index != self.preferred, *index);
+        self.preferred = self.listed().min_by_key(rank).map_or(self.preferred, |(index, _)| index);
+        changed
+    }
+
+    fn has_healthy(&self) -> bool {
+        self.listed().any(|(_, member)| member.health == Health::Healthy)
+    }
+
+    /// True where something changed.
+    fn note(&mut self, index: usize, finding: Finding, others_answer: bool) -> bool {
         let member = &mut self.members[index];
+        if !member.listed {
+            return false;
+        }
+        let endpoint = member.endpoint.clone();
         let (health, why, reached, leave) = match finding {
             Finding::Answered => (Health::Healthy, None, true, None),
             Finding::Late => {
@@ -417,7 +480,7 @@ impl View {
             return changed;
         }
         member.since = SystemTime::now();
-        healthy_metric(index, health == Health::Healthy);
+        healthy_metric(index, Some(health == Health::Healthy));
         if let Some(leave) = leave
             && before <= Health::Unknown
         {
@@ -436,9 +499,25 @@ impl View {
     }
 }
 
-/// Members are named by their place among the endpoints, which no client chooses.
-fn healthy_metric(index: usize, healthy: bool) {
-    gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(if healthy { 1.0 } else { 0.0 });
+impl Member {
+    fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            listed: true,
+            health: Health::Unknown,
+            since: SystemTime::now(),
+            why: None,
+            reached: false,
+            shunned: Shunned { until: None, pause: SHUNNED.0 },
+            led: Led { term: 0, since: None },
+        }
+    }
+}
+
+/// Members are named by the place in which the relay came to know them, which no client chooses. Of one that is not listed there is no word.
+fn healthy_metric(index: usize, healthy: Option<bool>) {
+    let value = healthy.map_or(f64::NAN, |healthy| if healthy { 1.0 } else { 0.0 });
+    gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(value);
 }
 
 #[cfg(test)]

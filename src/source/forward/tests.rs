@@ -307,7 +307,7 @@ async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
             () = call => {}
         }
         // A call that is sent before the end is noticed may have been seen, and is not sent again.
-        while !forward.shared.links[0].calls.busy().is_empty() {
+        while !forward.shared.link(0).calls.busy().is_empty() {
             tokio::task::yield_now().await;
         }
     }

@@ -79,29 +79,28 @@ impl Judge {
     /// Puts the question to all. False where none could answer.
     async fn survey(&mut self) -> bool {
         let began = Instant::now();
-        let count = self.members.len();
+        let asked = self.members.listed();
         let upstream = &self.upstream;
         let mut asking: FuturesUnordered<_> =
-            (0..count).map(async |member| (member, upstream.question(member, PATIENCE).await)).collect();
-        let mut silent: Vec<bool> = vec![true; count];
+            asked.iter().map(async |&member| (member, upstream.question(member, PATIENCE).await)).collect();
+        let mut silent = asked.clone();
         let mut failed = Vec::new();
         // Who answered first, and when the others are late.
         let mut first: Option<(usize, Instant)> = None;
         let mut told = false;
         // Those that said nothing in the last survey, where none had an answer, are not waited for by those that say something.
         let lost = self.members.has_lost_quorum();
-        let mute: Vec<bool> = self.members.state().iter().map(|member| lost && !member.reached).collect();
-        let some_speak = mute.contains(&false);
+        let mute: Vec<usize> = asked.iter().copied().filter(|member| self.members.is_mute(*member)).collect();
+        let some_speak = mute.len() < asked.len();
         loop {
-            let impatient =
-                lost && some_speak && first.is_none() && (0..count).all(|member| mute[member] || !silent[member]);
+            let impatient = lost && some_speak && first.is_none() && silent.iter().all(|member| mute.contains(member));
             let late = first.map(|(_, at)| (began + LATE.0).max(at + LATE.1));
             // Cancel safe: answers stay in the set.
             tokio::select! {
                 biased;
                 answer = asking.next() => {
                     let Some((member, answer)) = answer else { break };
-                    silent[member] = false;
+                    silent.retain(|silent| *silent != member);
                     match answer {
                         Ok(()) => {
                             let fastest = first.get_or_insert_with(|| (member, Instant::now())).0;
@@ -116,7 +115,7 @@ impl Judge {
                 }
                 () = async { sleep_until(late.unwrap_or(began)).await }, if late.is_some() && !told => {
                     told = true;
-                    let late = (0..count).filter(|member| silent[*member]).map(|member| (member, Finding::Late));
+                    let late = silent.iter().map(|member| (*member, Finding::Late));
                     self.members.found(late, first.map(|(fastest, _)| fastest));
                 }
                 () = sleep_until(began + LATE.0), if impatient => break,
