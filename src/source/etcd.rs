@@ -441,7 +441,12 @@ impl Upstream for EtcdUpstream {
             self.members.doubt(member);
             true
         };
-        match race(self.members.ranked(), confirm, is_late).await {
+        // Cancel safe, both. A member that has just lost its leader would let it wait for seven seconds, and those who ask later with it.
+        let answer = tokio::select! {
+            answer = race(self.members.ranked(), confirm, is_late) => answer,
+            () = self.members.quorum_lost() => return Err(UpstreamError::Unavailable(SILENT.to_owned())),
+        };
+        match answer {
             Ok((_, answer)) => answer,
             Err(failures) => Err(failures
                 .into_iter()

@@ -4,7 +4,7 @@ use std::{future::pending, pin::pin};
 
 use futures_util::FutureExt as _;
 
-use super::{race::race, *};
+use super::{race::race, view::MOST, *};
 
 fn members(count: usize) -> Members {
     let endpoints: Vec<Endpoint> =
@@ -65,6 +65,28 @@ fn where_no_member_answers_nobody_is_told_to_leave() {
     assert_eq!(members.preferred(), 1, "one that answers at all is better than none");
     assert!(pin!(members.reached()).now_or_never().is_some());
     assert_eq!((members.is_left(0), members.is_left(1)), ((true, true), (false, false)), "and is waited for instead");
+}
+
+#[test]
+fn members_come_and_go_with_the_clusters_list_and_keep_their_numbers() {
+    let at = |port: u16| -> Endpoint { format!("http://127.0.0.1:{port}").parse().expect("an endpoint") };
+    let members = members(2);
+    members.found((0..2).map(|member| (member, Finding::Answered)), Some(0));
+    members.list(&[at(2), at(3)]);
+    assert_eq!((members.listed(), members.ranked(), members.preferred()), (vec![1, 2], vec![1, 2], 1));
+    assert_eq!((members.is_left(0), members.endpoint(2)), ((true, true), at(3)));
+    members.found([(0, Finding::Answered)], Some(0));
+    assert_eq!((members.preferred(), members.is_left(0)), (1, (true, true)), "its last answer counts for nothing");
+    members.list(&[]);
+    assert_eq!(members.listed(), [1, 2], "no list");
+    members.list(&[at(1), at(2)]);
+    assert_eq!(
+        (members.listed(), members.health(0), members.is_left(0)),
+        (vec![0, 1], Health::Unknown, (false, false))
+    );
+    let many: Vec<Endpoint> = (10..1000).map(at).collect();
+    members.list(&many);
+    assert_eq!(members.listed().len(), MOST - 3);
 }
 
 #[test]
