@@ -453,6 +453,9 @@ impl Session {
                 return;
             }
             self.reach_current(serving(self.stream.feeds()), None).await;
+            if self.unconfirmed {
+                level(&self.stream.feeds()).await;
+            }
         }
     }
 
@@ -513,6 +516,13 @@ impl Batch {
 fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
     feeds.retain(|feed| feed.is_serving());
     feeds
+}
+
+/// Waits until the feeds have what one of them has, for when nobody says what is current.
+async fn level(feeds: &[Arc<Feed>]) {
+    let newest = feeds.iter().map(|feed| feed.revision()).max().unwrap_or_default();
+    // Where one cannot, its client is told nothing, as by a member that is behind.
+    let _ = join_all(feeds.iter().map(|feed| feed.wait_for(newest, CURRENT_PATIENCE))).await;
 }
 
 /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.

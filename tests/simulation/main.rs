@@ -350,6 +350,9 @@ impl Sim {
             prev_kv: self.rng.random_bool(0.4),
         };
         let spec = Spec { id, range: range.clone(), options, start, progress_notify: self.rng.random_bool(0.5), epoch };
+        // As a front does it whose feed is behind what it was told.
+        let same = self.world.epoch_of(feed.revision().get()) == Some(epoch) && self.world.trusted();
+        let knows = self.rng.random_bool(0.3) && start == 0 && same;
         let subscribe = Subscribe {
             watch_id: id,
             range,
@@ -357,7 +360,7 @@ impl Sim {
             start_revision: Revision::new(start),
             progress_notify: spec.progress_notify,
             fragment: false,
-            known: Revision::ZERO,
+            known: if knows { Revision::new(revision) } else { Revision::ZERO },
             // As a front does it that asked upstream; sometimes upstream does not answer.
             compacted: start != 0 && start < self.world.compact_revision() && self.rng.random_bool(0.8),
         };

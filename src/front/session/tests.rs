@@ -228,6 +228,23 @@ async fn a_watch_from_now_on_begins_above_all_that_its_client_may_have_been_told
     assert_eq!(client.hears().await, ["events"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn progress_over_feeds_that_stand_apart_is_told_though_nobody_says_what_is_current() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    serve(&slow);
+    slow.follows(true);
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    client.create(0, "/slow/1");
+    assert_eq!(client.hears().await, ["created 0", "created 1"]);
+    publish(&feed, 5);
+    client.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+    assert_eq!(client.hears().await, ["events"]);
+    slow.advance(Revision::new(5));
+    assert_eq!(client.hears().await, ["progress -1"]);
+}
+
 /// Else the watch would wait for a revision that the cluster reaches a second time.
 #[tokio::test(start_paused = true)]
 async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {
