@@ -92,12 +92,12 @@ async fn fail_alike(direct: &Kv, through: &Kv) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_whose_members_were_killed() {
-    goes_on_without(Loss::Killed).await;
+    Box::pin(goes_on_without(Loss::Killed)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_whose_members_are_frozen() {
-    goes_on_without(Loss::Frozen).await;
+    Box::pin(goes_on_without(Loss::Frozen)).await;
 }
 
 async fn goes_on_without(loss: Loss) {
@@ -140,7 +140,7 @@ async fn goes_on_without(loss: Loss) {
         let (one, another) = (direct.range(range(&key, true)).await, through.range(range(&key, true)).await);
         assert_eq!((another.kvs, another.count), (one.kvs, one.count));
     }
-    fail_alike(&direct, &through).await;
+    Box::pin(fail_alike(&direct, &through)).await;
 
     // A relay that starts now is of use as well.
     let young = command(&etcd).unready().start().await;
