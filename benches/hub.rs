@@ -20,7 +20,6 @@ use etcd_relay::{
     },
     types::{ClientKey, EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
 };
-use tokio::sync::watch;
 
 fn main() {
     divan::main();
@@ -175,15 +174,8 @@ const LIMITS: Limits = Limits {
 
 /// A live feed of everything with `keys` keys.
 fn feed(keys: usize) -> Arc<Feed> {
-    let leaderless = Arc::new(watch::Sender::new(false));
-    let hub = Hub::new(
-        LIMITS,
-        Arc::new(Nothing),
-        Arc::new(UpstreamHeader::default()),
-        leaderless,
-        &Tasks::new(),
-        Box::new(NoDriver),
-    );
+    let hub =
+        Hub::new(LIMITS, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), &Tasks::new(), Box::new(NoDriver));
     let feed = hub.open(KeyRange::prefix("".into()));
     let mut map = KeyMap::default();
     let revision = Revision::new(1);
@@ -213,6 +205,7 @@ fn subscribe(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start
         start_revision,
         progress_notify: false,
         fragment: false,
+        known: Revision::ZERO,
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");

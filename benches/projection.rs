@@ -32,7 +32,7 @@ use etcd_relay::{
     types::{EventFields, EventKind, KeyRange, KeyValue, KeyValueFields, Revision, UpstreamHeader},
     view::{Ask, Directory, Kind, Lainlet, LainletConfig, Selected, Trust, Viewer},
 };
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 /// Changes between two looks at what came of them.
@@ -106,15 +106,8 @@ struct Views {
 
 impl Views {
     fn over(cluster: &Cluster) -> Self {
-        let leaderless = Arc::new(watch::Sender::new(false));
-        let hub = Hub::new(
-            LIMITS,
-            Arc::new(Nothing),
-            Arc::new(UpstreamHeader::default()),
-            leaderless,
-            &Tasks::new(),
-            Box::new(NoDriver),
-        );
+        let hub =
+            Hub::new(LIMITS, Arc::new(Nothing), Arc::new(UpstreamHeader::default()), &Tasks::new(), Box::new(NoDriver));
         let mut revision = Revision::ZERO;
         let entries: Vec<_> = cluster.entries().collect();
         let feeds = Directory::ALL.map(|directory| hub.always(directory.range()));

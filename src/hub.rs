@@ -60,7 +60,13 @@ pub use self::{
     watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStream, WatchStreamStats},
     work::Asker,
 };
-use self::{on_demand::OnDemand, pages::Pages, turns::Turns, upstream::Upstream, work::Workers};
+use self::{
+    on_demand::OnDemand,
+    pages::Pages,
+    turns::Turns,
+    upstream::{Agreement, Upstream},
+    work::Workers,
+};
 use crate::{
     critical::Tasks,
     types::{ClientKey, KeyRange, UpstreamHeader},
@@ -130,7 +136,6 @@ pub struct Hub {
     opening: Mutex<()>,
     header: Arc<UpstreamHeader>,
     confirmer: Arc<Confirmer>,
-    leaderless: Arc<watch::Sender<bool>>,
 }
 
 impl fmt::Debug for Hub {
@@ -179,7 +184,6 @@ impl Hub {
         limits: Limits,
         upstream: Arc<dyn Upstream>,
         header: Arc<UpstreamHeader>,
-        leaderless: Arc<watch::Sender<bool>>,
         tasks: &Tasks,
         runner: Box<dyn FeedRunner>,
     ) -> Arc<Self> {
@@ -195,7 +199,7 @@ impl Hub {
             on_demand: OnDemand::new(limits.on_demand_bytes),
         });
         let (feeds, opening) = (RwLock::default(), Mutex::default());
-        Arc::new(Self { shared, runner, feeds, opening, header, confirmer, leaderless })
+        Arc::new(Self { shared, runner, feeds, opening, header, confirmer })
     }
 
     /// Where its data come from.
@@ -282,10 +286,10 @@ impl Hub {
         &self.confirmer
     }
 
-    /// Whether upstream says that it has no leader; changes are told.
+    /// Whether the cluster can say what it agrees on; changes are told.
     #[must_use]
-    pub fn leaderless(&self) -> watch::Receiver<bool> {
-        self.leaderless.subscribe()
+    pub fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.shared.upstream.agreement()
     }
 
     /// The bounds.

@@ -22,6 +22,6 @@ pub use self::{
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
     etcd::{EtcdConfig, EtcdUpstream, Identity, Registration},
-    members::{MemberState, Members, judge::Judge},
+    members::{MemberState, Members, judge::Judge, sync::AutoSync},
     v2::{V2Config, V2Upstream},
 };

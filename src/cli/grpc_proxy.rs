@@ -165,6 +165,7 @@ impl Given {
                     keepalive: self.dial_keepalive()?,
                     max_forwarded_per_client: forward::ForwardConfig::MAX_PER_CLIENT,
                     forward_wait: forward::ForwardConfig::WAIT,
+                    auto_sync: self.duration("endpoints-auto-sync-interval")?.filter(|interval| !interval.is_zero()),
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),

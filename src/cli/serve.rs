@@ -122,6 +122,17 @@ struct UpstreamFlags {
     #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
     forward_wait: Time,
 
+    /// How often to ask the cluster for its members, whose advertised client URLs then take the place of --etcd; 0s never does. For clusters whose
+    /// members change while the relay runs
+    #[arg(
+        long,
+        env = "ETCD_RELAY_ENDPOINTS_AUTO_SYNC_INTERVAL",
+        value_name = "TIME",
+        default_value_t = Time(std::time::Duration::ZERO),
+        conflicts_with = "etcd_v2"
+    )]
+    endpoints_auto_sync_interval: Time,
+
     #[command(flatten)]
     tls: UpstreamTls,
 }
@@ -243,6 +254,7 @@ impl UpstreamFlags {
             keepalive: Some(forward::ForwardConfig::KEEPALIVE),
             max_forwarded_per_client: self.max_forwarded_per_client,
             forward_wait: self.forward_wait.0,
+            auto_sync: Some(self.endpoints_auto_sync_interval.0).filter(|interval| !interval.is_zero()),
         };
         if !over_v2 && self.etcd_v2_hold.is_some() {
             return Err(Exit::Usage("--etcd-v2-hold has no effect without --etcd-v2; remove it".to_owned()));

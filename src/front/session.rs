@@ -4,7 +4,8 @@
 //! A request is parsed (`step`), permitted (`permission`), waits until the feeds have the cluster's current revision, and is acted on
 //! in the hub. The relay asks for the current revision once for all requests that came together (and for all streams that ask at the
 //! time): so that answers name the revision that etcd would name, and a watch "from now" shows no write made before. Where upstream does
-//! not answer, requests are served from what the feed has, as by an etcd member without a leader.
+//! not answer, requests are served from what the feed has, as by an etcd member without a leader; a watch "from now" then begins above the newest
+//! revision that the cluster is known to have.
 //!
 //! A create whose feed has no snapshot yet waits, and what comes behind it waits with it (`waiting`), but for cancels of other watches
 //! and for progress.
@@ -35,8 +36,9 @@ use super::{
 };
 use crate::{
     hub::{
-        Beat, Feed, FeedKind, Hub, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd, Subscribe, SubscribeError,
-        WatchStream, upstream::UpstreamError,
+        Beat, Feed, FeedKind, FeedState, Hub, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd, Subscribe,
+        SubscribeError, WatchStream,
+        upstream::{Agreement, UpstreamError},
     },
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Refusal},
@@ -90,6 +92,8 @@ pub struct Session {
     stop: CancellationToken,
     /// Who answered when the cluster's revision was last asked, and what it was.
     current: Header,
+    /// Nobody answered the last time.
+    unconfirmed: bool,
     waiting: Waiting,
 }
 
@@ -139,6 +143,7 @@ impl Sessions {
             wants_progress: false,
             stop,
             current: self.hub.header().at(Revision::ZERO),
+            unconfirmed: true,
             waiting: Waiting::default(),
         }
     }
@@ -166,7 +171,11 @@ impl Session {
     }
 
     async fn serve(&mut self, mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
-        let mut leaderless = self.shared.hub.leaderless();
+        let mut agreement = self.shared.hub.agreement();
+        if self.requires_leader && *agreement.borrow() >= Agreement::Leaderless {
+            // As etcd refuses it. A stream that is open may outlast an election.
+            return self.stream.end(StreamEnd::NoLeader, false);
+        }
         let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false, more: false };
         let mut half_closed = false;
         let stop = self.stop.clone();
@@ -176,7 +185,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.stream.end(StreamEnd::Stopping, true),
-                () = lost_leader(&mut leaderless), if self.requires_leader => {
+                () = lost_leader(&mut agreement), if self.requires_leader => {
                     return self.stream.end(StreamEnd::NoLeader, false);
                 }
                 // In a box, as below: few streams want progress, and it has a timer.
@@ -319,6 +328,7 @@ impl Session {
     async fn reach_current(&mut self, feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
         let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
+        self.unconfirmed = true;
         let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
             Ok(Ok(confirmed)) => confirmed,
             Ok(Err(error)) => {
@@ -335,6 +345,7 @@ impl Session {
         };
         self.permission.access.heard();
         self.current = confirmed.header;
+        self.unconfirmed = false;
         // A feed of another cluster does not serve until it has begun again; creates wait for that.
         let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
         for waited in join_all(waits).await {
@@ -372,7 +383,8 @@ impl Session {
             // Its snapshot came while the current revision was asked for, and may have been read before: it is asked for again.
             return Acted::Waits;
         }
-        match self.stream.subscribe(&feed, subscribe) {
+        let known = self.known(&feed);
+        match self.stream.subscribe(&feed, &Subscribe { known, ..subscribe.clone() }) {
             Ok(()) => {
                 if subscribe.progress_notify {
                     self.wants_progress = true;
@@ -395,6 +407,22 @@ impl Session {
             Err(SubscribeError::Gone) => Acted::Ended,
             Err(SubscribeError::NotServing) => self.without_snapshot(&feed, until),
         }
+    }
+
+    /// The newest revision that the feed's cluster is known to have: a watch "from now" shows nothing that its client may have been told before,
+    /// also where the feed is behind, or where nobody can be asked.
+    fn known(&self, feed: &Feed) -> Revision {
+        let cluster = feed.cluster();
+        if self.unconfirmed {
+            return self.shared.hub.header().newest_of(cluster.id());
+        }
+        let standing = feed.standing();
+        if standing.state == FeedState::Live && !standing.trusts_progress {
+            // It cannot tell when it gets there, and the watch would be told no progress.
+            return Revision::ZERO;
+        }
+        // What was known before counts for nothing beside what the cluster says: it may have gone back.
+        if self.current.cluster_id == cluster.id() { self.current.revision } else { Revision::ZERO }
     }
 
     /// Lets a create wait whose feed has no snapshot, or refuses it.
@@ -425,6 +453,9 @@ impl Session {
                 return;
             }
             self.reach_current(serving(self.stream.feeds()), None).await;
+            if self.unconfirmed {
+                level(&self.stream.feeds()).await;
+            }
         }
     }
 
@@ -487,6 +518,13 @@ fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
     feeds
 }
 
+/// Waits until the feeds have what one of them has, for when nobody says what is current.
+async fn level(feeds: &[Arc<Feed>]) {
+    let newest = feeds.iter().map(|feed| feed.revision()).max().unwrap_or_default();
+    // Where one cannot, its client is told nothing, as by a member that is behind.
+    let _ = join_all(feeds.iter().map(|feed| feed.wait_for(newest, CURRENT_PATIENCE))).await;
+}
+
 /// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
 async fn read(
     requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin),
@@ -504,10 +542,10 @@ async fn read(
     batch
 }
 
-/// Waits until the cluster has no leader. Cancel safe.
-async fn lost_leader(leaderless: &mut watch::Receiver<bool>) {
-    if leaderless.wait_for(|leaderless| *leaderless).await.is_err() {
-        // The hub is gone, and with it all who could tell.
+/// Waits until the cluster has lost its leader for good. Cancel safe.
+async fn lost_leader(agreement: &mut watch::Receiver<Agreement>) {
+    if agreement.wait_for(|agreement| *agreement == Agreement::LeaderLost).await.is_err() {
+        // Nobody can tell.
         std::future::pending().await
     }
 }

@@ -20,7 +20,7 @@ mod stats;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -85,6 +85,9 @@ pub struct Feed {
     /// Readers that wait for a revision; the driver asks for progress while there are any.
     waiting: AtomicUsize,
     nudge: Notify,
+    /// The newest revision above which a watch "from now" began, where the feed did not have it: an answer below it shows, as one below the
+    /// feed's own revision does, that the cluster went back.
+    floor: AtomicI64,
     /// What the cluster has and the feed has not yet.
     goal: Mutex<Goal>,
     /// Tells the driver of a doubt.
@@ -170,6 +173,7 @@ impl Feed {
             standing: watch::Sender::new(Standing::new()),
             waiting: AtomicUsize::new(0),
             nudge: Notify::new(),
+            floor: AtomicI64::new(0),
             goal: Mutex::new(Goal::none()),
             doubts: Notify::new(),
             client,
@@ -298,7 +302,14 @@ impl Feed {
     #[must_use]
     pub fn mark(&self) -> Mark {
         let snapshot = self.snapshot.load();
-        Mark { epoch: snapshot.epoch, revision: snapshot.revision }
+        // In this order: a floor of an earlier snapshot is never taken for one of a later.
+        let floor = Revision::new(self.floor.load(Ordering::Acquire));
+        Mark { epoch: snapshot.epoch, revision: snapshot.revision.max(floor) }
+    }
+
+    /// A watch began above `revision`, which the cluster has and the feed has not. Called under the feed's lock.
+    pub(super) fn begun_above(&self, revision: Revision) {
+        self.floor.fetch_max(revision.get(), Ordering::AcqRel);
     }
 
     /// Whether an `answer` of upstream's, to a question that was put after `mark`, is about the data that the feed has. Where it

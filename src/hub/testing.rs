@@ -10,7 +10,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 
 use super::{
     Feed, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits,
@@ -85,6 +84,5 @@ fn build(upstream: Arc<dyn Upstream>, bounds: impl FnOnce(Limits) -> Limits) -> 
         fills: 1,
         confirm_patience: Duration::from_secs(1),
     });
-    let leaderless = Arc::new(watch::Sender::new(false));
-    Hub::new(limits, upstream, Arc::new(UpstreamHeader::default()), leaderless, &Tasks::new(), Box::new(NoDriver))
+    Hub::new(limits, upstream, Arc::new(UpstreamHeader::default()), &Tasks::new(), Box::new(NoDriver))
 }

@@ -9,6 +9,7 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::types::{Cluster, Entry, EventFields, Header, KeyRange, KeyValue, KeyValueFields, Revision};
 
@@ -20,6 +21,19 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`UpstreamError::Compacted`] where `revision` is gone; the others as the transport fails.
     async fn page(&self, range: &KeyRange, revision: Option<Revision>, limit: usize) -> Result<Page, UpstreamError>;
+
+    /// The same as one member has it, which may be behind the cluster: for when no member says what the cluster agrees on.
+    ///
+    /// # Errors
+    /// As [`Self::page`], and [`UpstreamError::Future`] where the member does not have `revision` yet.
+    async fn page_of_member(
+        &self,
+        range: &KeyRange,
+        revision: Option<Revision>,
+        limit: usize,
+    ) -> Result<Page, UpstreamError> {
+        self.page(range, revision, limit).await
+    }
 
     /// Opens a watch on a stream of its own and waits until it is registered.
     ///
@@ -33,10 +47,29 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
     /// As the transport fails, or where no leader answers in time.
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError>;
 
+    /// Whether the cluster can say what it agrees on; changes are told. Upstreams that cannot tell never have a change.
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        watch::Sender::default().subscribe()
+    }
+
     /// Whether a feed can have `range`. etcd's v2 store has directories and single keys only.
     fn can_follow(&self, _range: &KeyRange) -> bool {
         true
     }
+}
+
+/// Whether a cluster can say what it agrees on, as far as upstream knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Agreement {
+    /// It can, or nobody has asked yet.
+    #[default]
+    Reached,
+    /// No member says what the cluster agrees on. Some may serve what they have.
+    Silent,
+    /// The members that answer have no leader.
+    Leaderless,
+    /// They have had none for about as long as etcd waits before it ends the streams that want one.
+    LeaderLost,
 }
 
 /// One page of a range.

@@ -31,7 +31,7 @@ use super::{
     shares::Counted,
     stats,
 };
-use crate::types::{ClientKey, Header, KeyRange, Revision};
+use crate::types::{ClientKey, Header, KeyRange, Revision, Stamp};
 
 /// Most steps of reading for parked watches in one poll: a long history with few matches must not hold the executor.
 const POLL_STEPS: usize = 8;
@@ -61,6 +61,8 @@ pub struct Subscribe {
     pub progress_notify: bool,
     /// Whether large responses may be cut between events.
     pub fragment: bool,
+    /// The newest revision that the cluster is known to have: what begins "from now" begins above it, also where the feed does not have it yet.
+    pub known: Revision,
     /// Upstream said that `start_revision` is compacted there, so the history must not serve it either.
     pub compacted: bool,
 }
@@ -163,20 +165,27 @@ impl WatchStream {
         let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
         let start = subscribe.start_revision;
         let from_now = start == Revision::ZERO;
+        // Also the feed's, where it is the newest.
+        let newest = if from_now { now.max(subscribe.known) } else { now };
+        let next = if from_now { newest.next() } else { start };
+        if newest > now {
+            feed.begun_above(newest);
+        }
         let past = !from_now && start <= now;
         let lags = past && (subscribe.compacted || start < inner.history.start());
         let parked = past && !lags && !inner.history.ends_before(start);
         let slot = state.watches.add(NewWatch {
             id,
-            next: if from_now { now.next() } else { start },
+            next,
             attachment,
             link: Link { group, place },
             fragment: subscribe.fragment,
             progress_notify: subscribe.progress_notify,
             replay: lags || parked,
-            ahead: start > now.next(),
+            ahead: next > now.next(),
         });
-        let waker = state.enqueue(Delivery::Created { watch_id: id, stamp: inner.stamp() });
+        let waker =
+            state.enqueue(Delivery::Created { watch_id: id, stamp: Stamp { revision: newest, ..inner.stamp() } });
         let mut asks = Asks::default();
         if past && subscribe.compacted {
             asks = inner.lag_far(&mut state, slot, start);

@@ -130,6 +130,8 @@ pub struct Etcd {
     pub max_forwarded_per_client: NonZeroUsize,
     /// Longest wait of a call that was not sent until a member can be reached.
     pub forward_wait: Duration,
+    /// How often the cluster is asked for its members, which then take the place of `endpoints`; never where there is none.
+    pub auto_sync: Option<Duration>,
 }
 
 /// An etcd cluster that has its keys in its v2 store.

@@ -6,8 +6,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
-
 use super::{LainletFeeds, OnDemand, RelayConfig};
 use crate::{
     front::{
@@ -57,7 +55,6 @@ pub fn wire(
     ready: &ReadyBoard,
 ) -> Core {
     let header = Arc::new(UpstreamHeader::default());
-    let leaderless = Arc::new(watch::Sender::new(false));
     let (on_demand, on_demand_bytes, idle) = match config.feeds.on_demand {
         OnDemand::Allow { idle, max, bytes } => (Some(max.get()), bytes.get(), idle),
         OnDemand::Deny => (None, 0, OnDemand::IDLE),
@@ -78,12 +75,11 @@ pub fn wire(
         DriverConfig { idle, ..DriverConfig::default() },
         upstream.clone(),
         header.clone(),
-        leaderless.clone(),
         phases.upkeep.clone(),
         phases.upstream.clone(),
     );
     let hub_upstream = upstream.clone();
-    let hub = Hub::new(limits, upstream, header, leaderless, &phases.upkeep, Box::new(driver));
+    let hub = Hub::new(limits, upstream, header, &phases.upkeep, Box::new(driver));
     for prefix in &config.feeds.prefixes {
         let feed = hub.open(KeyRange::prefix(prefix.clone()));
         phases.spawn_upkeep("readiness of a feed", hold_ready(feed, ready.clone()));

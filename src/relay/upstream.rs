@@ -16,8 +16,8 @@ use crate::{
     hub::upstream::Upstream,
     shutdown::Phases,
     source::{
-        Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream, forward::Forward,
-        probe::Probe,
+        AutoSync, Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream,
+        forward::Forward, probe::Probe,
     },
     store::{self, Store, demo::SeedError},
     telemetry::ReadyBoard,
@@ -113,6 +113,9 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     });
     let members = upstream.members().clone();
     phases.spawn_upkeep("judge of the members", Judge::new(upstream.clone(), ready.clone()).run());
+    if let Some(interval) = etcd.auto_sync {
+        phases.spawn_upkeep("list of the members", AutoSync::new(upstream.clone(), interval).run());
+    }
     let probe = Probe::new(members.clone(), Dialler::new(etcd.tls), patience);
     if let Some(registration) = registration {
         // Ends with the ports, and is waited for as they are: whoever looks for a relay then finds another.

@@ -11,17 +11,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::FutureExt as _;
 use metrics::counter;
-use tokio::{
-    sync::watch,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     critical::Tasks,
     hub::{
         Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset, Snapshot,
-        upstream::{Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+        upstream::{Agreement, Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     },
     telemetry::names::{self, ReconnectReason, ResyncReason},
     types::{Cluster, Header, KeyRange, KeyValue, Revision, UpstreamHeader},
@@ -71,24 +68,21 @@ pub struct Driver {
     config: DriverConfig,
     upstream: Arc<dyn Upstream>,
     header: Arc<UpstreamHeader>,
-    leaderless: Arc<watch::Sender<bool>>,
     tasks: Tasks,
     stop: CancellationToken,
 }
 
 impl Driver {
-    /// A driver of feeds of `upstream` that ends with `stop`. It writes the newest identity into `header` and whether the
-    /// cluster has a leader into `leaderless`.
+    /// A driver of feeds of `upstream` that ends with `stop`. It writes the newest identity into `header`.
     #[must_use]
     pub fn new(
         config: DriverConfig,
         upstream: Arc<dyn Upstream>,
         header: Arc<UpstreamHeader>,
-        leaderless: Arc<watch::Sender<bool>>,
         tasks: Tasks,
         stop: CancellationToken,
     ) -> Self {
-        Self { config, upstream, header, leaderless, tasks, stop }
+        Self { config, upstream, header, tasks, stop }
     }
 }
 
@@ -192,7 +186,7 @@ impl Driving {
     async fn load(&mut self, reset: Option<Reset>) -> bool {
         let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
         let (map, header) = loop {
-            match self.read_snapshot().await {
+            match self.read_snapshot(reset.is_none()).await {
                 Ok(loaded) => break loaded,
                 // Nobody used it any more, or there was no room for it.
                 Err(_) if self.feed.is_closed() => return false,
@@ -209,7 +203,11 @@ impl Driving {
         tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
         let another = self.cluster.id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
-        self.cluster = self.driver.header.observe(&header);
+        self.cluster = match reset {
+            Some(Reset::Replaced) => self.driver.header.begin_again(&header),
+            _ if fell => self.driver.header.begin_again(&header),
+            _ => self.driver.header.observe(&header),
+        };
         match reset {
             None => self.feed.install(self.cluster.clone(), map, header.revision),
             Some(reset) => {
@@ -229,15 +227,26 @@ impl Driving {
         !self.feed.is_closed()
     }
 
-    /// All pages of the range, at one revision.
-    async fn read_snapshot(&self) -> Result<(KeyMap, Header), UpstreamError> {
+    /// All pages of the range, at one revision. Where nobody can say what the cluster agrees on, what a member has will do for a feed's
+    /// first snapshot: the feed is behind then, as on a member that is, and goes on from there. For a feed that goes on from an earlier
+    /// one it would look as if the cluster had gone back.
+    async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header), UpstreamError> {
+        let upstream = &self.driver.upstream;
+        let agreement = upstream.agreement();
         let mut map = KeyMap::default();
         let mut first: Option<Header> = None;
         let mut rest = Some(self.feed.range().clone());
         let mut limit = PAGE_KEYS.0;
         while let Some(range) = rest.take() {
             let room = self.feed.room_for_page().await;
-            let page = self.driver.upstream.page(&range, first.map(|first| first.revision), limit).await?;
+            let revision = first.map(|first| first.revision);
+            let alone = *agreement.borrow() > Agreement::Reached;
+            // At a revision that is given, all members have the same.
+            let page = if alone && (is_first || revision.is_some()) {
+                upstream.page_of_member(&range, revision, limit).await?
+            } else {
+                upstream.page(&range, revision, limit).await?
+            };
             let header = *first.get_or_insert(page.header);
             if page.header.cluster_id != header.cluster_id {
                 return Err(UpstreamError::Protocol("the pages of a snapshot came from two clusters".into()));
@@ -303,7 +312,6 @@ impl Driving {
                 Err(error) => return Ended::Failed(error),
             }
         }
-        self.driver.leaderless.send_if_modified(std::mem::take);
         self.denied = false;
         self.feed.follows(upstream.trusts_progress());
         if self.failures > 0 {
@@ -495,7 +503,8 @@ impl Driving {
         }
     }
 
-    /// Waits before the next attempt. A doubt is no reason to wait: what it is about answers.
+    /// Waits before the next attempt. A doubt is no reason to wait, since what it is about answers; nor is a cluster that can say again what it
+    /// agrees on, or can no longer.
     async fn pause(&mut self, state: FeedState, error: &UpstreamError) {
         let reason = match error {
             UpstreamError::NoLeader => ReconnectReason::NoLeader,
@@ -507,9 +516,6 @@ impl Driving {
             _ => ReconnectReason::Unavailable,
         };
         counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);
-        if matches!(error, UpstreamError::NoLeader) {
-            self.driver.leaderless.send_replace(true);
-        }
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
         // Each kind is said at once, then now and then: an outage of an hour must not drown the log.
         if self.failures.is_multiple_of(WARN_EVERY) {
@@ -534,10 +540,20 @@ impl Driving {
                 self.feed.in_doubt().await;
             }
         };
-        // Cancel safe, both. Where it had been in doubt before, the question about it may be what failed.
+        let mut agreement = self.driver.upstream.agreement();
+        let before = *agreement.borrow();
+        let agreed = async {
+            let changed = |now: &Agreement| (*now == Agreement::Reached) != (before == Agreement::Reached);
+            if agreement.wait_for(changed).await.is_err() {
+                // This upstream does not tell.
+                std::future::pending().await
+            }
+        };
+        // Cancel safe, all. Where it had been in doubt before, the question about it may be what failed.
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = doubts => {}
+            () = agreed => {}
         }
     }
 }

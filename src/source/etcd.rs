@@ -9,6 +9,7 @@
 mod register;
 
 use std::{
+    convert::Infallible,
     num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,7 +22,8 @@ use etcd_client::{
     proto::{PbEvent, PbKeyValue, PbResponseHeader},
 };
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
 pub use self::register::Registration;
 use super::{
@@ -32,13 +34,18 @@ use super::{
     version::{Belief, Versions, over_http},
 };
 use crate::{
-    hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    hub::upstream::{
+        Agreement, Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
+    },
     telemetry::names,
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
 
 /// Bytes that may be under way to the relay on one connection: enough for a burst of large values.
 const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
+
+/// How long a call may be without an answer before its member is looked at.
+const SLOW: Duration = Duration::from_millis(300);
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
@@ -78,7 +85,8 @@ impl std::fmt::Debug for Identity {
 #[derive(Debug)]
 pub struct EtcdUpstream {
     config: EtcdConfig,
-    links: Vec<MemberLink>,
+    /// In the members' order; made when one is first called.
+    links: RwLock<Vec<Arc<MemberLink>>>,
     members: Members,
     versions: Arc<Versions>,
 }
@@ -147,10 +155,33 @@ impl EtcdUpstream {
     /// An upstream that connects when it is first asked.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
-        let links = config.endpoints.iter().map(|endpoint| MemberLink::new(endpoint, &config)).collect();
         let members = Members::new(&config.endpoints);
-        let versions = Arc::new(Versions::new(config.endpoints.len()));
-        Arc::new(Self { config, links, members, versions })
+        let versions = Arc::default();
+        Arc::new(Self { config, links: RwLock::default(), members, versions })
+    }
+
+    fn link(&self, member: usize) -> Arc<MemberLink> {
+        if let Some(link) = self.links.read().get(member) {
+            return link.clone();
+        }
+        let mut links = self.links.write();
+        while links.len() <= member {
+            let endpoint = self.members.endpoint(links.len());
+            links.push(Arc::new(MemberLink::new(&endpoint, &self.config)));
+        }
+        links[member].clone()
+    }
+
+    /// The client URLs of the cluster's members that vote, by what a member says that is well.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub(super) async fn listed(&self) -> Result<Vec<String>, UpstreamError> {
+        let list = async |client: Client| client.cluster_client().member_list().await.map_err(|error| refused(&error));
+        let list = self.call(self.members.preferred(), Lane::Ask, list).await?;
+        // One without a name has not started yet.
+        let voters = list.members().iter().filter(|member| !member.name().is_empty() && !member.is_learner());
+        Ok(voters.flat_map(|member| member.client_urls()).cloned().collect())
     }
 
     /// What is known of its members.
@@ -164,7 +195,10 @@ impl EtcdUpstream {
     /// # Errors
     /// Where it does not answer, or not as such a member does.
     pub(super) async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
-        self.nameless(member, patience, GetOptions::new().with_count_only()).await
+        if let Some(header) = self.nameless(member, patience, GetOptions::new().with_count_only()).await? {
+            self.members.in_term(member, header.raft_term);
+        }
+        Ok(())
     }
 
     /// Whether a member answers over gRPC at all, whatever it says.
@@ -174,14 +208,19 @@ impl EtcdUpstream {
     pub(super) async fn reach(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
         match self.nameless(member, patience, GetOptions::new().with_count_only().with_serializable()).await {
             // It is there, and as useful as its cluster.
-            Err(UpstreamError::NoLeader) => Ok(()),
-            result => result,
+            Ok(_) | Err(UpstreamError::NoLeader) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
-    /// A question without a name. What etcd denies to whom it does not know, it denies when it has done the rest.
-    async fn nameless(&self, member: usize, patience: Duration, options: GetOptions) -> Result<(), UpstreamError> {
-        let link = &self.links[member];
+    /// A question without a name. What etcd denies to whom it does not know, it denies when it has done the rest, and then without a header.
+    async fn nameless(
+        &self,
+        member: usize,
+        patience: Duration,
+        options: GetOptions,
+    ) -> Result<Option<Header>, UpstreamError> {
+        let link = self.link(member);
         let attempt = async {
             let known = link.nameless.lock().clone();
             let client = match known {
@@ -193,10 +232,10 @@ impl EtcdUpstream {
                 }
             };
             let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
-            asked.map(drop).map_err(|error| refused(&error))
+            header(asked.map_err(|error| refused(&error))?.0.header.as_ref()).map(Some)
         };
         match tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience))) {
-            Err(UpstreamError::Denied(_)) => Ok(()),
+            Err(UpstreamError::Denied(_)) => Ok(None),
             result => result,
         }
     }
@@ -205,7 +244,7 @@ impl EtcdUpstream {
     async fn ask_version(&self, member: usize, client: &Client) -> Option<String> {
         // A quarter of the time each, so that a port that swallows one kind of question leaves enough for the watch.
         let patience = self.config.request_timeout / 4;
-        match over_http(&self.config.dialler, &self.config.endpoints[member], patience).await {
+        match over_http(&self.config.dialler, &self.members.endpoint(member), patience).await {
             Ok(version) => return Some(version.etcdserver),
             Err(error) => tracing::debug!(%error, "An etcd member does not tell its version over HTTP"),
         }
@@ -218,6 +257,30 @@ impl EtcdUpstream {
         None
     }
 
+    /// A page, by a linearizable read, or of what the member has where it is to be `serializable`.
+    async fn read(
+        &self,
+        range: &KeyRange,
+        revision: Option<Revision>,
+        limit: usize,
+        serializable: bool,
+    ) -> Result<Page, UpstreamError> {
+        let (key, end) = range.to_wire();
+        let mut options =
+            GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(revision.map_or(0, Revision::get));
+        if serializable {
+            options = options.with_serializable();
+        }
+        let member = self.for_feed().await;
+        self.call(member, Lane::Bulk, async |client| {
+            let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
+            let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
+            let header = header(reply.header.as_ref())?;
+            Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more })
+        })
+        .await
+    }
+
     /// Runs `call` against this member, with the request timeout.
     async fn call<T, F>(&self, member: usize, lane: Lane, call: impl FnOnce(Client) -> F) -> Result<T, UpstreamError>
     where
@@ -228,16 +291,22 @@ impl EtcdUpstream {
             let client = self.client(member, lane).await?;
             call(client).await
         };
+        let slow = async {
+            tokio::time::sleep(SLOW).await;
+            self.members.doubt(member);
+            std::future::pending::<Infallible>().await
+        };
         // Cancel safe: what has not come of the answer is not wanted any more.
         let result = tokio::select! {
             result = tokio::time::timeout(patience, attempt) => result.unwrap_or(Err(UpstreamError::Timeout(patience))),
             () = self.members.left(member) => Err(UpstreamError::Unavailable(LEFT.to_owned())),
+            never = slow => match never {},
         };
         if self.config.identity.is_some()
             && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
         {
             // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
-            *self.links[member].lane(lane).client.lock() = None;
+            *self.link(member).lane(lane).client.lock() = None;
         }
         result.map_err(|error| self.failed(member, error))
     }
@@ -250,7 +319,7 @@ impl EtcdUpstream {
         self.members.doubt(member);
         match error {
             UpstreamError::Unavailable(text) => {
-                UpstreamError::Unavailable(format!("{}: {text}", self.config.endpoints[member]))
+                UpstreamError::Unavailable(format!("{}: {text}", self.members.endpoint(member)))
             }
             error => error,
         }
@@ -263,12 +332,15 @@ impl EtcdUpstream {
     }
 
     async fn client(&self, member: usize, lane: Lane) -> Result<Client, UpstreamError> {
-        let LaneLink { pool, client: slot } = self.links[member].lane(lane);
+        let link = self.link(member);
+        let LaneLink { pool, client: slot } = link.lane(lane);
         if let Some(client) = &*slot.lock() {
             return Ok(client.clone());
         }
         let channel = pool.channel();
-        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        // Feeds read and watch without a leader as well; whether there is one, the judge of the members finds out.
+        let requires_leader = matches!(lane, Lane::Ask);
+        let options = ConnectOptions::new().with_require_leader(requires_leader).with_auto_token_refresh(true);
         let client = match &self.config.identity {
             Some(Identity { user, password }) => {
                 let named = options.clone().with_user(user, password);
@@ -289,17 +361,24 @@ impl EtcdUpstream {
 #[async_trait]
 impl Upstream for EtcdUpstream {
     async fn page(&self, range: &KeyRange, revision: Option<Revision>, limit: usize) -> Result<Page, UpstreamError> {
-        let (key, end) = range.to_wire();
-        let options =
-            GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(revision.map_or(0, Revision::get));
-        let member = self.for_feed().await;
-        self.call(member, Lane::Bulk, async |client| {
-            let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
-            let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
-            let header = header(reply.header.as_ref())?;
-            Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more })
-        })
-        .await
+        // Cancel safe, both. etcd would let a read wait for seven seconds.
+        tokio::select! {
+            page = self.read(range, revision, limit, false) => page,
+            () = self.members.quorum_lost() => Err(UpstreamError::Unavailable(SILENT.to_owned())),
+        }
+    }
+
+    async fn page_of_member(
+        &self,
+        range: &KeyRange,
+        revision: Option<Revision>,
+        limit: usize,
+    ) -> Result<Page, UpstreamError> {
+        self.read(range, revision, limit, true).await
+    }
+
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.members.agreement()
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
@@ -340,7 +419,9 @@ impl Upstream for EtcdUpstream {
             self.call(member, Lane::Ask, async |client| {
                 let mut kv = client.kv_client();
                 let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
-                header(reply.header.as_ref())
+                let header = header(reply.header.as_ref())?;
+                self.members.in_term(member, header.raft_term);
+                Ok(header)
             })
             .await
         };
@@ -360,7 +441,12 @@ impl Upstream for EtcdUpstream {
             self.members.doubt(member);
             true
         };
-        match race(self.members.ranked(), confirm, is_late).await {
+        // Cancel safe, both. A member that has just lost its leader would let it wait for seven seconds, and those who ask later with it.
+        let answer = tokio::select! {
+            answer = race(self.members.ranked(), confirm, is_late) => answer,
+            () = self.members.quorum_lost() => return Err(UpstreamError::Unavailable(SILENT.to_owned())),
+        };
+        match answer {
             Ok((_, answer)) => answer,
             Err(failures) => Err(failures
                 .into_iter()
@@ -503,6 +589,9 @@ fn header(header: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
 
 /// What ended for want of an answer, while another member answers.
 const LEFT: &str = "the member does not answer, and another one does";
+
+/// What ended since no member has an answer.
+const SILENT: &str = "no member says what the cluster agrees on";
 
 /// Whether another member may not fail in this way.
 fn is_of_member(error: &UpstreamError) -> bool {

@@ -34,6 +34,7 @@ use http::{
     header::{self, HeaderName},
 };
 use metrics::{counter, gauge};
+use parking_lot::RwLock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -121,7 +122,9 @@ pub struct Forward {
 #[derive(Debug)]
 struct ForwardInner {
     members: Members,
-    links: Vec<Link>,
+    settings: Settings,
+    /// In the members' order; made when one is first called.
+    links: RwLock<Vec<Arc<Link>>>,
     wait: Duration,
     clients: Arc<Clients>,
     /// Whether calls could be taken for the relay's own, by its certificate.
@@ -161,16 +164,11 @@ impl Forward {
             stream_window: config.stream_window,
             connection_window: WIDE,
         };
-        let link = |member: usize| {
-            let pool = |lane| Pool::new(members.endpoint(member).clone(), settings.clone(), lane);
-            Link { calls: pool(names::Lane::Calls), waiting: pool(names::Lane::Waiting), own: pool(names::Lane::Own) }
-        };
-        let links = (0..members.len()).map(link).collect();
         let clients = Clients::new(config.max_per_client);
         let disowns = config.dialler.shows_certificate();
-        Self {
-            shared: Arc::new(ForwardInner { members, links, wait: config.wait, clients, disowns, drain, name: name() }),
-        }
+        let links = RwLock::default();
+        let (wait, name) = (config.wait, name());
+        Self { shared: Arc::new(ForwardInner { members, settings, links, wait, clients, disowns, drain, name }) }
     }
 
     /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
@@ -266,6 +264,20 @@ impl tower::Service<Request<Body>> for Forward {
 }
 
 impl ForwardInner {
+    fn link(&self, member: usize) -> Arc<Link> {
+        if let Some(link) = self.links.read().get(member) {
+            return link.clone();
+        }
+        let mut links = self.links.write();
+        while links.len() <= member {
+            let endpoint = self.members.endpoint(links.len());
+            let pool = |lane| Pool::new(endpoint.clone(), self.settings.clone(), lane);
+            let (calls, waiting, own) = (pool(names::Lane::Calls), pool(names::Lane::Waiting), pool(names::Lane::Own));
+            links.push(Arc::new(Link { calls, waiting, own }));
+        }
+        links[member].clone()
+    }
+
     /// How long a call may wait to be sent.
     fn patience(&self, headers: &HeaderMap, lane: names::Lane) -> Duration {
         if lane == names::Lane::Own {

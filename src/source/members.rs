@@ -8,16 +8,14 @@
 //!
 //! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
 //! Always holds: a member is preferred until another one is better, not the one that was listed first; [`Health::Away`] is said of a
-//! member only by the judge; where no member answers, nobody is told to leave any.
+//! member only by the judge; where no member answers anything, nobody is told to leave any.
 
 pub(super) mod judge;
 pub(super) mod race;
+pub(super) mod sync;
+mod view;
 
-use std::{
-    cmp::Reverse,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use metrics::{counter, gauge};
 use serde::Serialize;
@@ -26,14 +24,18 @@ use tokio::{
     time::Instant,
 };
 
+use self::view::{Finding, Led, Member, Quorum, SHUNNED, Shunned, View, healthy_metric};
 use super::Endpoint;
-use crate::telemetry::names::{self, Leave};
+use crate::{
+    hub::upstream::Agreement,
+    telemetry::names::{self, Leave},
+};
 
 /// How long the first calls wait for the first verdict: a cluster in the same network answers within milliseconds.
 const FIRST_VERDICT: Duration = Duration::from_secs(1);
-/// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
-const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-
+/// How long a write may go on after its member has answered under a later leader than that of then. One that was not lost is applied before that
+/// answer; etcd itself gives up after seven seconds.
+const LOST: Duration = Duration::from_secs(1);
 /// What is known of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -56,50 +58,11 @@ pub struct Members {
 
 #[derive(Debug)]
 struct MembersInner {
-    endpoints: Box<[Endpoint]>,
     view: watch::Sender<View>,
     /// Asks the judge to look now.
     doubts: Notify,
-}
-
-#[derive(Debug)]
-struct View {
-    members: Box<[Member]>,
-    /// The member that new calls go to.
-    preferred: usize,
-    quorum: Quorum,
-}
-
-/// Whether any member can say what the cluster agreed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Quorum {
-    /// Nobody has asked yet.
-    Unknown,
-    /// One can.
-    Held,
-    /// None can.
-    Lost,
-}
-
-#[derive(Clone, Debug)]
-struct Member {
-    health: Health,
-    since: SystemTime,
-    /// Why it is not healthy.
-    why: Option<String>,
-    /// Whether it answers at all, if only for what it has itself.
-    reached: bool,
-    shunned: Shunned,
-}
-
-/// How feeds think of a member.
-#[derive(Clone, Copy, Debug)]
-struct Shunned {
-    /// Until when no feed's watch goes there where there is another member.
-    until: Option<Instant>,
-    /// For how long the next time.
-    pause: Duration,
+    /// What those who do not care for single members want to know.
+    agreement: watch::Sender<Agreement>,
 }
 
 /// What `/debug/state` shows of a member.
@@ -119,54 +82,48 @@ pub struct MemberState {
     shunned_by_feeds: bool,
 }
 
-/// What the judge found out about a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Finding {
-    /// It said what the cluster agrees on.
-    Answered,
-    /// It has not answered for longer than another one took.
-    Late,
-    /// It failed, or did not answer in time.
-    Failed {
-        why: String,
-        /// Whether it answers at all.
-        reached: bool,
-        leave: Leave,
-    },
-}
-
 impl Members {
     /// The members at these endpoints, of which nothing is known yet; not empty.
     #[must_use]
     pub fn new(endpoints: &[Endpoint]) -> Self {
-        let member = Member {
-            health: Health::Unknown,
-            since: SystemTime::now(),
-            why: None,
-            reached: false,
-            shunned: Shunned { until: None, pause: SHUNNED.0 },
-        };
-        let view = View { members: vec![member; endpoints.len()].into(), preferred: 0, quorum: Quorum::Unknown };
-        (0..endpoints.len()).for_each(|index| healthy_metric(index, false));
+        let members: Vec<Member> = endpoints.iter().cloned().map(Member::new).collect();
+        (0..members.len()).for_each(|index| healthy_metric(index, Some(false)));
+        gauge!(names::UPSTREAM_LEADERLESS).set(0.0);
+        let view = View { members, preferred: 0, quorum: Quorum::Unknown };
         let shared =
-            MembersInner { endpoints: endpoints.into(), view: watch::Sender::new(view), doubts: Notify::new() };
+            MembersInner { view: watch::Sender::new(view), doubts: Notify::new(), agreement: watch::Sender::default() };
         Self { shared: Arc::new(shared) }
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.shared.endpoints.len()
+    /// Where one is.
+    pub(super) fn endpoint(&self, member: usize) -> Endpoint {
+        self.shared.view.borrow().members[member].endpoint.clone()
     }
 
-    /// Where one is.
-    pub(super) fn endpoint(&self, member: usize) -> &Endpoint {
-        &self.shared.endpoints[member]
+    /// Those that are to be asked how they are.
+    fn listed(&self) -> Vec<usize> {
+        self.shared.view.borrow().listed().map(|(index, _)| index).collect()
+    }
+
+    /// Whether no member could say what the cluster agrees on the last time, and this one said nothing at all.
+    fn is_mute(&self, member: usize) -> bool {
+        let view = self.shared.view.borrow();
+        view.quorum == Quorum::Lost && !view.members[member].reached
+    }
+
+    /// The cluster has these members now. Those that are not among them get no call, and the calls that wait for them end. Nothing happens where
+    /// there are none.
+    pub(super) fn list(&self, endpoints: &[Endpoint]) {
+        let changed = self.shared.view.send_if_modified(|view| view.list(endpoints));
+        if changed {
+            self.shared.doubts.notify_one();
+        }
     }
 
     /// All members, the one that a call should go to first.
     pub(super) fn ranked(&self) -> Vec<usize> {
         let view = self.shared.view.borrow();
-        let mut ranked: Vec<usize> = (0..view.members.len()).collect();
+        let mut ranked: Vec<usize> = view.listed().map(|(index, _)| index).collect();
         ranked.sort_by_key(|&index| (view.members[index].health, index != view.preferred));
         ranked
     }
@@ -181,7 +138,7 @@ impl Members {
             // Of those that are shunned, the one that has been so for longest.
             (member.health.max(Health::Unknown), shunned, index != view.preferred)
         };
-        (0..view.members.len()).min_by_key(rank).unwrap_or(view.preferred)
+        view.listed().map(|(index, _)| index).min_by_key(rank).unwrap_or(view.preferred)
     }
 
     /// The member that a call goes to.
@@ -198,17 +155,57 @@ impl Members {
 
     /// Waits until calls that wait for this member had better be ended. Cancel safe.
     pub(super) async fn left(&self, member: usize) {
-        self.until(|view| view.members[member].health == Health::Away && view.has_healthy()).await;
+        self.until(|view| {
+            view.health_of(member) == Health::Away && view.has_healthy() || view.is_alone_in_silence(member)
+        })
+        .await;
     }
 
     /// Waits until a feed's watch on this member had better be elsewhere. Cancel safe.
     pub(super) async fn left_by_watches(&self, member: usize) {
-        self.until(|view| view.members[member].health >= Health::Suspect && view.has_healthy()).await;
+        self.until(|view| {
+            view.health_of(member) >= Health::Suspect && view.has_healthy() || view.is_alone_in_silence(member)
+        })
+        .await;
+    }
+
+    /// Waits until what was proposed to the member at `sent` will hardly be answered any more, since the leader of then has gone with it. The
+    /// member has answered under a later one, so it has all that came of the earlier, and has had [`LOST`] to say so. Cancel safe.
+    pub(super) async fn lost_with_leader(&self, member: usize, sent: Instant) {
+        self.until(|view| view.members[member].led.since.is_some_and(|since| since > sent)).await;
+        tokio::time::sleep(LOST).await;
+    }
+
+    /// The member answered in this raft term what needs a leader.
+    pub(super) fn in_term(&self, member: usize, term: u64) {
+        self.shared.view.send_if_modified(|view| {
+            let led = &mut view.members[member].led;
+            let (known, later) = (led.term > 0, term > led.term);
+            if later {
+                *led = Led { term, since: known.then(Instant::now) };
+            }
+            known && later
+        });
     }
 
     /// Waits until a member answers, whichever. Cancel safe.
     pub(super) async fn reached(&self) {
-        self.until(|view| view.members.iter().any(|member| member.reached)).await;
+        self.until(|view| view.listed().any(|(_, member)| member.reached)).await;
+    }
+
+    /// Whether the cluster can say what it agrees on; changes are told.
+    pub(super) fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.shared.agreement.subscribe()
+    }
+
+    /// Whether no member can say what the cluster agrees on.
+    pub(super) fn has_lost_quorum(&self) -> bool {
+        self.shared.view.borrow().quorum == Quorum::Lost
+    }
+
+    /// Waits until no member can say what the cluster agrees on. Cancel safe.
+    pub(super) async fn quorum_lost(&self) {
+        self.until(|view| view.quorum == Quorum::Lost).await;
     }
 
     async fn until(&self, holds: impl FnMut(&View) -> bool) {
@@ -228,7 +225,7 @@ impl Members {
         let now = Instant::now();
         let mut elsewhere = false;
         self.shared.view.send_modify(|view| {
-            let others = view.members.iter().enumerate().filter(|(index, _)| *index != member);
+            let others = view.listed().filter(|(index, _)| *index != member);
             elsewhere = others.map(|(_, other)| other.health).any(|health| health == Health::Healthy);
             let shunned = &mut view.members[member].shunned;
             if shunned.until.is_some_and(|until| until > now) {
@@ -249,9 +246,8 @@ impl Members {
     pub fn state(&self) -> Vec<MemberState> {
         let now = Instant::now();
         let view = self.shared.view.borrow();
-        let endpoints = self.shared.endpoints.iter();
-        let state = |(index, (member, endpoint)): (usize, (&Member, &Endpoint))| MemberState {
-            endpoint: endpoint.to_string(),
+        let state = |(index, member): (usize, &Member)| MemberState {
+            endpoint: member.endpoint.to_string(),
             health: member.health,
             preferred: index == view.preferred,
             reached: member.reached,
@@ -259,94 +255,66 @@ impl Members {
             why: member.why.clone(),
             shunned_by_feeds: member.shunned.until.is_some_and(|until| until > now),
         };
-        view.members.iter().zip(endpoints).enumerate().map(state).collect()
+        view.listed().map(state).collect()
     }
 
     /// Takes note of findings. `fastest` is the member whose answer came first.
     fn found(&self, findings: impl IntoIterator<Item = (usize, Finding)>, fastest: Option<usize>) {
+        if fastest.is_some() {
+            self.agree(Agreement::Reached);
+        }
         self.shared.view.send_if_modified(|view| {
             let mut changed = false;
             for (index, finding) in findings {
-                changed |= view.note(index, finding, &self.shared.endpoints[index], fastest.is_some());
+                changed |= view.note(index, finding, fastest.is_some());
             }
             let quorum = match fastest {
                 Some(_) => Quorum::Held,
                 None => view.quorum,
             };
             changed |= std::mem::replace(&mut view.quorum, quorum) != quorum;
-            let best = |view: &View| view.members.iter().map(|member| member.health).min();
+            let best = |view: &View| view.listed().map(|(_, member)| member.health).min();
             if let Some(fastest) = fastest
                 && Some(view.members[view.preferred].health) > best(view)
                 && view.members[fastest].health == Health::Healthy
             {
                 view.preferred = fastest;
-                tracing::debug!(endpoint = %self.shared.endpoints[fastest], "Calls go to this etcd member");
+                tracing::debug!(endpoint = %view.members[fastest].endpoint, "Calls go to this etcd member");
                 changed = true;
             }
             changed
         });
     }
 
-    /// No member could say what the cluster agrees on.
-    fn without_quorum(&self) {
+    /// No member could say what the cluster agrees on, and what they said is this.
+    fn without_quorum(&self, agreement: Agreement) {
+        self.agree(agreement);
         self.shared.view.send_if_modified(|view| {
             let changed = std::mem::replace(&mut view.quorum, Quorum::Lost) != Quorum::Lost;
             // Who answers at all is better than who does not.
-            let best = (0..view.members.len())
-                .max_by_key(|&index| (view.members[index].reached, index == view.preferred, Reverse(index)));
-            let best = best.unwrap_or(view.preferred);
+            let rank = |(index, member): &(usize, &Member)| (member.reached, *index == view.preferred, Reverse(*index));
+            let best = view.listed().max_by_key(rank).map_or(view.preferred, |(index, _)| index);
             let moved = std::mem::replace(&mut view.preferred, best) != best;
             changed || moved
         });
     }
-}
 
-impl View {
-    fn has_healthy(&self) -> bool {
-        self.members.iter().any(|member| member.health == Health::Healthy)
-    }
-
-    /// True where something changed.
-    fn note(&mut self, index: usize, finding: Finding, endpoint: &Endpoint, others_answer: bool) -> bool {
-        let member = &mut self.members[index];
-        let (health, why, reached, leave) = match finding {
-            Finding::Answered => (Health::Healthy, None, true, None),
-            Finding::Late => {
-                let late = "it lets questions wait that another member answers".to_owned();
-                (Health::Suspect.max(member.health), Some(late), member.reached, Some(Leave::Late))
+    fn agree(&self, agreement: Agreement) {
+        let changed = self.shared.agreement.send_if_modified(|known| {
+            let before = std::mem::replace(known, agreement);
+            match (before >= Agreement::Leaderless, agreement >= Agreement::Leaderless) {
+                (false, true) => tracing::warn!(
+                    "etcd has no leader: what needs one fails, and all else is served from what members have"
+                ),
+                (true, false) if agreement == Agreement::Reached => tracing::info!("etcd has a leader again"),
+                _ => {}
             }
-            Finding::Failed { why, reached, leave } => (Health::Away, Some(why), reached, Some(leave)),
-        };
-        let before = std::mem::replace(&mut member.health, health);
-        let changed = before != health || member.reached != reached;
-        member.why = why;
-        member.reached = reached;
-        if before == health {
-            return changed;
+            before != agreement
+        });
+        if changed {
+            gauge!(names::UPSTREAM_LEADERLESS).set(if agreement >= Agreement::Leaderless { 1.0 } else { 0.0 });
         }
-        member.since = SystemTime::now();
-        healthy_metric(index, health == Health::Healthy);
-        if let Some(leave) = leave
-            && before <= Health::Unknown
-        {
-            counter!(names::MEMBER_LEFT, Leave::LABEL => leave.as_str()).increment(1);
-        }
-        match &member.why {
-            // Where none answers, that is one fault and not one of each member.
-            Some(why) if others_answer && before != Health::Away => {
-                tracing::warn!(%endpoint, why, ?health, "An etcd member is of no use; others serve");
-            }
-            Some(why) => tracing::debug!(%endpoint, why, ?health, "An etcd member is of no use"),
-            None if before >= Health::Suspect => tracing::info!(%endpoint, "An etcd member serves again"),
-            None => tracing::debug!(%endpoint, "An etcd member serves"),
-        }
-        true
     }
-}
-
-/// Members are named by their place among the endpoints, which no client chooses.
-fn healthy_metric(index: usize, healthy: bool) {
-    gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(if healthy { 1.0 } else { 0.0 });
 }
 
 #[cfg(test)]

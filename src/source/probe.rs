@@ -45,7 +45,7 @@ impl Probe {
     pub async fn run(self) {
         let mut pause = RETRY.0;
         loop {
-            let ask = |member| over_http(&self.dialler, self.members.endpoint(member), self.patience);
+            let ask = async |member| over_http(&self.dialler, &self.members.endpoint(member), self.patience).await;
             let wait = match race(self.members.ranked(), ask, |_| true).await {
                 Ok((_, version)) => {
                     let settled = version.etcdcluster != UNSETTLED;

@@ -9,13 +9,13 @@
 //! Always holds: a member is asked once for as long as its watches last, however many they are; after one of them broke, the next
 //! asks again, since the member may run another version by then.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -42,9 +42,9 @@ pub(super) enum VersionError {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Versions {
-    members: Box<[Member]>,
+    members: RwLock<Vec<Arc<Member>>>,
 }
 
 #[derive(Debug, Default)]
@@ -73,13 +73,21 @@ pub(super) struct Belief {
 }
 
 impl Versions {
-    pub(super) fn new(members: usize) -> Self {
-        Self { members: (0..members).map(|_| Member::default()).collect() }
+    /// Members come to be known while the relay runs.
+    fn member(&self, index: usize) -> Arc<Member> {
+        if let Some(member) = self.members.read().get(index) {
+            return member.clone();
+        }
+        let mut members = self.members.write();
+        while members.len() <= index {
+            members.push(Arc::default());
+        }
+        members[index].clone()
     }
 
     /// What is known of a member. It is asked by `ask`, which answers `None` where it does not tell, if it was not asked yet.
     pub(super) async fn of(&self, index: usize, ask: impl AsyncFnOnce() -> Option<String>) -> Belief {
-        let member = &self.members[index];
+        let member = self.member(index);
         if let Some(belief) = member.belief(index) {
             return belief;
         }
@@ -105,7 +113,8 @@ impl Versions {
 
     /// A watch that began with this belief broke: the next one asks again.
     pub(super) fn outdate(&self, belief: Belief) {
-        let mut known = self.members[belief.member].known.lock();
+        let member = self.member(belief.member);
+        let mut known = member.known.lock();
         if known.times == belief.times {
             known.asked = false;
         }
@@ -208,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn watches_that_begin_together_ask_a_member_once_and_one_after_a_break_asks_again() {
-        let versions = Versions::new(2);
+        let versions = Versions::default();
         let told = Told { version: Mutex::new(Some("3.5.16")), ..Told::default() };
         let beliefs = join_all((0..100).map(|_| versions.of(1, async || told.ask().await))).await;
         assert!(beliefs.iter().all(|belief| belief.trusts_progress));
@@ -228,7 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_known_is_kept_where_a_member_stops_telling_and_nothing_known_is_not_believed() {
-        let versions = Versions::new(1);
+        let versions = Versions::default();
         let told = Told::default();
         let unknown = versions.of(0, async || told.ask().await).await;
         assert!(!unknown.trusts_progress);

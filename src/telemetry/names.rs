@@ -143,6 +143,8 @@ pub const FEED_LAG_REVISIONS: &str = "etcd_relay_feed_lag_revisions";
 pub const FEED_LAG_SECONDS: &str = "etcd_relay_feed_lag_seconds";
 /// 1 while the etcd member with this [`MEMBER`] number answers for its cluster.
 pub const MEMBER_HEALTHY: &str = "etcd_relay_member_healthy";
+/// 1 while the members of etcd that answer have no leader.
+pub const UPSTREAM_LEADERLESS: &str = "etcd_relay_upstream_leaderless";
 /// The place of a member among the endpoints that the relay was given, counted from 1.
 pub const MEMBER: &str = "member";
 /// How often a member was left for another one, by [`Leave`].
@@ -577,6 +579,7 @@ pub fn describe() {
         FACADE_WAITS,
         FEED_LAG_REVISIONS,
         FEED_LAG_SECONDS,
+        UPSTREAM_LEADERLESS,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -710,6 +713,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FEED_LAG_REVISIONS, "Revisions of the store by which the feed that is furthest behind is behind etcd"),
     (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd, at most"),
     (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
+    (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
     (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use ends, in seconds of Unix time; 0 where there is none"),
     (FACADE_WAITS, "Waits and streams over etcd's v2 API that are open now"),
     (READY, "1 while the relay is ready"),

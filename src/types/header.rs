@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -32,20 +32,31 @@ pub struct Cluster {
     id: u64,
     member_id: AtomicU64,
     raft_term: AtomicU64,
+    /// The highest revision that any header named.
+    newest: AtomicI64,
 }
 
 impl Cluster {
     /// The cluster that sent `header`.
     #[must_use]
     pub fn of(header: &Header) -> Self {
-        let (member_id, raft_term) = (AtomicU64::new(header.member_id), AtomicU64::new(header.raft_term));
-        Self { id: header.cluster_id, member_id, raft_term }
+        Self {
+            id: header.cluster_id,
+            member_id: AtomicU64::new(header.member_id),
+            raft_term: AtomicU64::new(header.raft_term),
+            newest: AtomicI64::new(header.revision.get()),
+        }
     }
 
     /// Its id; zero for that of a feed which has read nothing yet.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The newest revision that it is known to have. A member puts only revisions into headers that the cluster has agreed on.
+    fn newest(&self) -> Revision {
+        Revision::new(self.newest.load(Ordering::Relaxed))
     }
 
     /// Remembers which member answered last. False, and nothing, where the header is another cluster's.
@@ -55,6 +66,7 @@ impl Cluster {
         if same {
             self.member_id.store(header.member_id, Ordering::Relaxed);
             self.raft_term.store(header.raft_term, Ordering::Relaxed);
+            self.newest.fetch_max(header.revision.get(), Ordering::Relaxed);
         }
         same
     }
@@ -101,9 +113,30 @@ impl UpstreamHeader {
         if newest.observe(header) {
             return newest.clone();
         }
+        self.replace(header)
+    }
+
+    /// The cluster went back to what `header` says, or is another one: nothing newer that was known of it counts.
+    pub fn begin_again(&self, header: &Header) -> Arc<Cluster> {
+        let newest = self.newest.load();
+        if newest.newest() <= header.revision && newest.observe(header) {
+            // Somebody else found out before.
+            return newest.clone();
+        }
+        self.replace(header)
+    }
+
+    fn replace(&self, header: &Header) -> Arc<Cluster> {
         let another = Arc::new(Cluster::of(header));
         self.newest.store(another.clone());
         another
+    }
+
+    /// The newest revision that this cluster is known to have; zero where another one answered last.
+    #[must_use]
+    pub fn newest_of(&self, cluster_id: u64) -> Revision {
+        let newest = self.newest.load();
+        if newest.id == cluster_id { newest.newest() } else { Revision::ZERO }
     }
 
     /// The header of a response that is about no feed.
@@ -133,5 +166,21 @@ mod tests {
         assert_eq!(upstream.at(at), second.at(at));
         assert!(!first.observe(&header(2, 11)));
         assert_eq!(first.at(at).raft_term, 3);
+    }
+
+    #[test]
+    fn the_newest_revision_of_a_cluster_falls_only_when_it_begins_again() {
+        let at = |revision| Header { revision: Revision::new(revision), ..header(1, 2) };
+        let upstream = UpstreamHeader::default();
+        let cluster = upstream.observe(&at(7));
+        upstream.observe(&at(9));
+        // Of a member that is behind.
+        upstream.observe(&at(4));
+        assert_eq!(upstream.newest_of(1), Revision::new(9));
+        let back = upstream.begin_again(&at(4));
+        assert_eq!(upstream.newest_of(1), Revision::new(4));
+        assert!(Arc::ptr_eq(&back, &upstream.begin_again(&at(5))), "feeds that follow the same one share it");
+        assert!(!cluster.observe(&Header { revision: Revision::new(50), ..header(2, 2) }));
+        assert_eq!(upstream.newest_of(2), Revision::ZERO, "nothing is known of another one");
     }
 }

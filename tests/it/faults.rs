@@ -8,6 +8,7 @@ mod big_values;
 mod history;
 mod members;
 mod outage;
+mod quorum;
 mod replaced;
 mod resume;
 mod scale;

@@ -86,3 +86,43 @@ async fn watches_of_one_range_share_one_at_etcd() {
         assert_eq!(revisions(&stream.next().await), [revision]);
     }
 }
+
+/// The relay is given one member. It learns of the others, goes on without the first, and follows those that come and go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_are_those_that_the_cluster_names() {
+    let mut etcd = Etcd::cluster_of_three().await;
+    let command = RelayCommand::grpc_proxy(&[etcd.endpoint()]).arg("--endpoints-auto-sync-interval=1s");
+    let relay = command.start().await;
+    let healthy = async |member: usize| {
+        let text = http::get(relay.grpc_addr(), "/metrics").await.expect("metrics").body;
+        let label = format!("member=\"{member}\"");
+        http::series(&text, "etcd_relay_member_healthy").find(|(found, _)| *found == label).map(|(_, value)| value)
+    };
+    for member in [2, 3] {
+        eventually("a member that was not named is asked", async || (healthy(member).await == Some(1.0)).then_some(()))
+            .await;
+    }
+    let mut watch = WatchStream::open(&relay.endpoint()).await;
+    watch.created(client::key("foo")).await;
+    let kv = Kv::connect(&relay.endpoint()).await;
+    let put = async || {
+        let put = crate::support::kv::put("foo", "1");
+        eventually("a write", async || kv.raw.clone().put(put.clone()).await.ok()).await.into_inner().header
+    };
+    etcd.kill_member(0);
+    let revision = put().await.expect("a header").revision;
+    watch.until_revision(revision).await;
+    etcd.restart().await;
+
+    let added = etcd.add_member().await;
+    eventually("a member that came is asked", async || (healthy(added + 1).await == Some(1.0)).then_some(())).await;
+    etcd.remove_member(0).await;
+    eventually("a member that went is not asked", async || healthy(1).await.filter(|healthy| healthy.is_nan())).await;
+    for gone in ["The cluster has another member", "The cluster does not have this member any more"] {
+        assert!(relay.log().contains(gone));
+    }
+    let revision = put().await.expect("a header").revision;
+    watch.until_revision(revision).await;
+    assert!(!watch.has_ended());
+    relay.assert_no_panic();
+}

@@ -16,12 +16,16 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::{
+    hub::upstream::Agreement,
     pb::mvccpb,
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub(crate) use self::upstream::OwnUpstream;
 
@@ -47,6 +51,8 @@ pub(crate) struct Cluster {
     changed: Notify,
     /// What it was asked and said.
     log: Mutex<Vec<String>>,
+    /// What its members would say of it.
+    agreement: watch::Sender<Agreement>,
 }
 
 #[derive(Debug)]
@@ -217,7 +223,8 @@ impl Cluster {
             rights: vec![(Instant::now(), Rights::default())],
             forgotten: 0,
         };
-        Arc::new(Self { inner: Mutex::new(inner), changed: Notify::new(), log: Mutex::default() })
+        let (changed, log, agreement) = (Notify::new(), Mutex::default(), watch::Sender::default());
+        Arc::new(Self { inner: Mutex::new(inner), changed, log, agreement })
     }
 
     /// One transaction. Deletes of what is not there change nothing; no revision where nothing changes.
@@ -255,6 +262,8 @@ impl Cluster {
 
     /// Sets what is wrong from now on.
     pub(crate) fn set_faults(&self, faults: Faults) {
+        let agreement = if faults.leaderless { Agreement::Leaderless } else { Agreement::Reached };
+        self.agreement.send_replace(agreement);
         self.change(|inner| {
             if inner.faults != faults {
                 inner.trouble();

@@ -37,7 +37,7 @@ use etcd_relay::{
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -174,13 +174,11 @@ impl Sim {
             idle: Duration::ZERO,
         };
         let header = Arc::new(UpstreamHeader::default());
-        let leaderless = Arc::new(watch::Sender::new(false));
         let stop = CancellationToken::new();
         let upstream = Arc::new(WorldUpstream(world.clone()));
         let tasks = Tasks::new();
-        let driver =
-            Driver::new(config, upstream.clone(), header.clone(), leaderless.clone(), tasks.clone(), stop.clone());
-        let hub = Hub::new(limits, upstream, header, leaderless, &tasks, Box::new(driver));
+        let driver = Driver::new(config, upstream.clone(), header.clone(), tasks.clone(), stop.clone());
+        let hub = Hub::new(limits, upstream, header, &tasks, Box::new(driver));
         let prefixes: &[&'static str] = [&["a/"][..], &["a/", "b/"], &[""]][rng.random_range(0..3)];
         for prefix in prefixes {
             hub.open(KeyRange::prefix(Bytes::from_static(prefix.as_bytes())));
@@ -352,6 +350,9 @@ impl Sim {
             prev_kv: self.rng.random_bool(0.4),
         };
         let spec = Spec { id, range: range.clone(), options, start, progress_notify: self.rng.random_bool(0.5), epoch };
+        // As a front does it whose feed is behind what it was told.
+        let same = self.world.epoch_of(feed.revision().get()) == Some(epoch) && self.world.trusted();
+        let knows = self.rng.random_bool(0.3) && start == 0 && same;
         let subscribe = Subscribe {
             watch_id: id,
             range,
@@ -359,6 +360,7 @@ impl Sim {
             start_revision: Revision::new(start),
             progress_notify: spec.progress_notify,
             fragment: false,
+            known: if knows { Revision::new(revision) } else { Revision::ZERO },
             // As a front does it that asked upstream; sometimes upstream does not answer.
             compacted: start != 0 && start < self.world.compact_revision() && self.rng.random_bool(0.8),
         };

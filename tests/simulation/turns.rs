@@ -12,10 +12,7 @@ use etcd_relay::{
     source::{Driver, DriverConfig},
     types::{ClientKey, KeyRange, Revision, UpstreamHeader},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -53,6 +50,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
             start_revision: Revision::new(owed),
             progress_notify: false,
             fragment: false,
+            known: Revision::ZERO,
             compacted: false,
         };
         stream.subscribe(&feed, &subscribe).expect("a watch");
@@ -86,16 +84,9 @@ fn hub(world: &Arc<World>) -> Arc<Hub> {
     };
     let upstream = Arc::new(WorldUpstream(world.clone()));
     let header = Arc::new(UpstreamHeader::default());
-    let leaderless = Arc::new(watch::Sender::new(false));
-    let driver = Driver::new(
-        DriverConfig::default(),
-        upstream.clone(),
-        header.clone(),
-        leaderless.clone(),
-        Tasks::new(),
-        CancellationToken::new(),
-    );
-    Hub::new(limits, upstream, header, leaderless, &Tasks::new(), Box::new(driver))
+    let driver =
+        Driver::new(DriverConfig::default(), upstream.clone(), header.clone(), Tasks::new(), CancellationToken::new());
+    Hub::new(limits, upstream, header, &Tasks::new(), Box::new(driver))
 }
 
 /// The revision of the next event on the stream.

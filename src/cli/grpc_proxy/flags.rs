@@ -114,10 +114,10 @@ pub(super) const FLAGS: &[Flag] = &[
     works("discovery-srv-name", Kind::String, "name of the cluster where that domain has several"),
     refused("enable-pprof", Kind::Bool, "the relay has no Go profiles; use perf, and /metrics"),
     works("endpoints", Kind::Strings, "client URLs of etcd's members, separated by commas (default 127.0.0.1:2379)"),
-    accepted(
+    works(
         "endpoints-auto-sync-interval",
         Kind::Duration,
-        "the relay uses the given endpoints and does not ask the cluster for others",
+        "how often to ask the cluster for its members and use those; 0 never does (default 0)",
     ),
     refused("experimental-leasing-prefix", Kind::String, "the relay keeps no leasing metadata in etcd"),
     accepted(

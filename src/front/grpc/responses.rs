@@ -237,6 +237,7 @@ mod tests {
             start_revision: Revision::ZERO,
             progress_notify: false,
             fragment: false,
+            known: Revision::ZERO,
             compacted: false,
         }
     }

@@ -70,6 +70,7 @@ fn parse(create: WatchCreateRequest) -> Step {
         start_revision: Revision::new(create.start_revision),
         progress_notify: create.progress_notify,
         fragment: create.fragment,
+        known: Revision::ZERO,
         compacted: false,
     };
     Step::Create(wire, subscribe)

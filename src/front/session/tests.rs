@@ -20,11 +20,11 @@ use super::*;
 use crate::{
     hub::{
         Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing,
-        upstream::{Confirmed, Page, Upstream, UpstreamWatch, WatchRequest as UpstreamRequest},
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest as UpstreamRequest},
     },
     pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
     telemetry::ReadyBoard,
-    types::KeyRange,
+    types::{EventFields, EventKind, KeyRange, KeyValueFields},
 };
 
 const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 4096, watches: 10_000 };
@@ -58,12 +58,17 @@ fn serve(feed: &Feed) {
 #[derive(Debug)]
 struct AtFive {
     lets: Semaphore,
+    agreement: watch::Sender<Agreement>,
 }
 
 #[async_trait]
 impl Upstream for AtFive {
     async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
         Err(UpstreamError::Unavailable("not asked for here".into()))
+    }
+
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.agreement.subscribe()
     }
 
     async fn watch(&self, _: UpstreamRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
@@ -85,8 +90,12 @@ struct Client {
 
 impl Client {
     fn of(sessions: &Sessions) -> Self {
+        Self::who_wants_a_leader(sessions, false)
+    }
+
+    fn who_wants_a_leader(sessions: &Sessions, wants: bool) -> Self {
         let (requests, incoming) = mpsc::channel(10 * BATCH.0);
-        let session = sessions.open(client(), false, sessions.stop.clone());
+        let session = sessions.open(client(), wants, sessions.stop.clone());
         let stream = session.stream().clone();
         Self { requests, stream, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
     }
@@ -111,11 +120,30 @@ impl Client {
     }
 }
 
+impl Client {
+    /// How the stream has ended, where it said nothing.
+    async fn end(&self) -> Poll<Drained> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.stream.poll_drain(&mut Context::from_waker(Waker::noop()), &mut Vec::new(), usize::MAX)
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         self.stream.leave();
         self.session.abort();
     }
+}
+
+fn publish(feed: &Feed, revision: i64) {
+    let kv = KeyValueFields { key: "/a/1".into(), ..KeyValueFields::default() };
+    let changes = Changes {
+        revision: Revision::new(revision),
+        events: vec![EventFields { kind: EventKind::Put, kv }],
+        prev: Vec::new(),
+        received: std::time::Instant::now(),
+    };
+    feed.publish(&[changes]).expect("in order");
 }
 
 fn client() -> crate::front::client::Client {
@@ -170,7 +198,7 @@ async fn a_create_that_waits_for_its_snapshot_holds_up_no_cancel_and_no_progress
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_taken_for_the_newest() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0) });
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
     let (sessions, slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
     let client = Client::of(&sessions);
     client.create(0, "/slow/1");
@@ -181,6 +209,70 @@ async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_ta
     assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, and the feed is not there yet");
     slow.advance(Revision::new(5));
     assert_eq!(client.hears().await, ["created 0 at 5"]);
+}
+
+/// The cluster cannot be asked, and the feed is behind what it was known to have.
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_now_on_begins_above_all_that_its_client_may_have_been_told() {
+    let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    let at = |revision| Header { revision: Revision::new(revision), ..Header::default() };
+    sessions.hub.header().observe(&at(9));
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, ["created 0 at 9"]);
+    publish(&feed, 5);
+    publish(&feed, 9);
+    assert_eq!(client.hears().await, Vec::<String>::new(), "what was there before");
+    publish(&feed, 10);
+    assert_eq!(client.hears().await, ["events"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_over_feeds_that_stand_apart_is_told_though_nobody_says_what_is_current() {
+    let (sessions, slow) = sessions(Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    serve(&slow);
+    slow.follows(true);
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    client.create(0, "/slow/1");
+    assert_eq!(client.hears().await, ["created 0", "created 1"]);
+    publish(&feed, 5);
+    client.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+    assert_eq!(client.hears().await, ["events"]);
+    slow.advance(Revision::new(5));
+    assert_eq!(client.hears().await, ["progress -1"]);
+}
+
+/// Else the watch would wait for a revision that the cluster reaches a second time.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {
+    let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    let at = |revision| Header { revision: Revision::new(revision), ..Header::default() };
+    sessions.hub.header().observe(&at(9));
+    let before = feed.mark();
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, ["created 0 at 9"]);
+    assert_eq!(feed.check(before, &at(8)), Ok(()), "it was asked before");
+    assert!(feed.check(feed.mark(), &at(8)).is_err() && !feed.is_serving());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_wants_a_leader_is_refused_without_one_and_ends_when_it_is_lost() {
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let [wants, wants_not] = [true, false].map(|wants| Client::who_wants_a_leader(&sessions, wants));
+    wants.hears().await;
+    upstream.agreement.send_replace(Agreement::Leaderless);
+    assert_eq!(wants.end().await, Poll::Pending, "it may be an election");
+    let late = Client::who_wants_a_leader(&sessions, true);
+    let no_leader = Poll::Ready(Drained::End(StreamEnd::NoLeader));
+    assert_eq!(late.end().await, no_leader);
+    upstream.agreement.send_replace(Agreement::LeaderLost);
+    assert_eq!((wants.end().await, wants_not.end().await), (no_leader, Poll::Pending));
 }
 
 #[tokio::test(start_paused = true)]

@@ -79,6 +79,7 @@ fn watched(feed: &Arc<Feed>, start: i64) -> Vec<i64> {
         start_revision: Revision::new(start),
         progress_notify: false,
         fragment: false,
+        known: Revision::ZERO,
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");

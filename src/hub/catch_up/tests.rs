@@ -46,6 +46,7 @@ fn add(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start: i64)
         start_revision: Revision::new(start),
         progress_notify: false,
         fragment: false,
+        known: Revision::ZERO,
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");

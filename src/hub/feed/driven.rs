@@ -224,6 +224,7 @@ impl Feed {
         inner.revision = revision;
         inner.epoch += 1;
         inner.past.begin();
+        self.floor.store(0, Ordering::Release);
         let shown = self.show(inner);
         self.pins.clear();
         Replaced { history, map, shown }

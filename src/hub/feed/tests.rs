@@ -34,6 +34,7 @@ fn subscribe_from(feed: &Arc<Feed>, stream: &Arc<WatchStream>, watch_id: i64, ke
         start_revision: Revision::new(start_revision),
         progress_notify: true,
         fragment: false,
+        known: Revision::ZERO,
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");

@@ -62,6 +62,7 @@ fn watch(feed: &Arc<Feed>) -> Arc<WatchStream> {
         start_revision: Revision::ZERO,
         progress_notify: false,
         fragment: false,
+        known: Revision::ZERO,
         compacted: false,
     };
     stream.subscribe(feed, &subscribe).expect("serving");

@@ -25,6 +25,7 @@ fn watch(stream: &WatchStream, feed: &Arc<Feed>, watch_id: i64, start_revision: 
         start_revision: Revision::new(start_revision),
         progress_notify: true,
         fragment: false,
+        known: Revision::ZERO,
         compacted,
     };
     stream.subscribe(feed, &subscribe).expect("subscribed");

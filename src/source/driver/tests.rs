@@ -2,11 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::*;
 use crate::{
@@ -116,13 +117,28 @@ struct MadeUp {
     watches: AtomicUsize,
     /// There is no other member to go to.
     alone: AtomicBool,
+    agreement: watch::Sender<Agreement>,
+    /// Where the member stands that is read from when nobody agrees.
+    member: AtomicI64,
 }
 
 #[async_trait]
 impl Upstream for MadeUp {
     async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
         self.snapshots.fetch_add(1, Ordering::SeqCst);
+        if *self.agreement.borrow() > Agreement::Reached {
+            return Err(UpstreamError::NoLeader);
+        }
         Ok(Page { header: self.header(), kvs: Vec::new(), more: false })
+    }
+
+    async fn page_of_member(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
+        let revision = Revision::new(self.member.load(Ordering::SeqCst));
+        Ok(Page { header: Header { revision, ..self.header() }, kvs: Vec::new(), more: false })
+    }
+
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.agreement.subscribe()
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
@@ -171,19 +187,17 @@ impl UpstreamWatch for Quiet {
 
 /// A feed that follows cluster 1 at revision 10.
 async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
+    followed_when(Agreement::Reached).await
+}
+
+async fn followed_when(agreement: Agreement) -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
     let [snapshots, confirms, watches] = [const { AtomicUsize::new(0) }; 3];
     let (answers, alone) = (Mutex::new((1, 10)), AtomicBool::new(false));
-    let upstream = Arc::new(MadeUp { answers, snapshots, confirms, watches, alone });
-    let (header, leaderless, tasks) = (Arc::default(), Arc::new(watch::Sender::new(false)), Tasks::new());
+    let (agreement, member) = (watch::Sender::new(agreement), AtomicI64::new(7));
+    let upstream = Arc::new(MadeUp { answers, snapshots, confirms, watches, alone, agreement, member });
+    let (header, tasks) = (Arc::default(), Tasks::new());
     let config = DriverConfig::default();
-    let driver = Driver::new(
-        config,
-        upstream.clone(),
-        Arc::clone(&header),
-        leaderless.clone(),
-        tasks.clone(),
-        CancellationToken::new(),
-    );
+    let driver = Driver::new(config, upstream.clone(), Arc::clone(&header), tasks.clone(), CancellationToken::new());
     let outbox = OutboxLimits { bytes: 1, deliveries: 1, watches: 1 };
     let limits = Limits {
         history: HistoryLimits { bytes: 1 << 20, entries: 100 },
@@ -193,7 +207,7 @@ async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
         fills: 1,
         confirm_patience: Duration::from_secs(1),
     };
-    let hub = Hub::new(limits, upstream.clone(), header, leaderless, &tasks, Box::new(driver));
+    let hub = Hub::new(limits, upstream.clone(), header, &tasks, Box::new(driver));
     let feed = hub.open(KeyRange::prefix("".into()));
     live(&feed).await;
     (upstream, hub, feed)
@@ -285,6 +299,27 @@ async fn a_watch_that_brings_nothing_is_kept_for_longer_where_there_is_no_other_
     // The first watch was made before.
     watched_again(&upstream).await;
     assert!(watched_again(&upstream).await >= BEHIND.1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_opens_on_what_a_member_has_where_nobody_agrees() {
+    let (upstream, hub, feed) = followed_when(Agreement::Silent).await;
+    assert_eq!((feed.revision().get(), upstream.snapshots.load(Ordering::SeqCst)), (7, 0));
+    assert_eq!(hub.header().newest_of(1).get(), 10, "as its watch says, which tells the rest");
+}
+
+/// It would look as if the cluster had gone back, and cancel every watch.
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_begins_again_waits_until_the_cluster_agrees() {
+    let (upstream, _hub, feed) = followed().await;
+    upstream.agreement.send_replace(Agreement::Leaderless);
+    assert!(feed.check(feed.mark(), &header_of(1, 4)).is_err());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((feed.state(), feed.revision().get()), (FeedState::Resyncing, 10), "the member stands at 7");
+    let began = Instant::now();
+    upstream.agreement.send_replace(Agreement::Reached);
+    live(&feed).await;
+    assert_eq!((began.elapsed(), feed.revision().get()), (Duration::ZERO, 10), "at once, whatever the delay was");
 }
 
 fn header_of(cluster_id: u64, revision: i64) -> Header {

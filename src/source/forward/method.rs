@@ -16,6 +16,8 @@ pub(super) struct Method {
     pub(super) endless: bool,
     /// Whether a second one does no harm: what it asks for it only reads.
     pub(super) repeatable: bool,
+    /// Whether it is one proposal to the leader, which is answered as soon as it is applied.
+    pub(super) proposes: bool,
     /// Whether it is ended when its member is left. What is asked of one member, such as its snapshot, is not.
     pub(super) leaves: bool,
 }
@@ -59,12 +61,21 @@ impl Method {
                 | "/etcdserverpb.Auth/RoleGet"
                 | "/etcdserverpb.Auth/RoleList"
         );
+        let proposes = matches!(
+            path,
+            "/etcdserverpb.KV/Put"
+                | "/etcdserverpb.KV/DeleteRange"
+                | "/etcdserverpb.KV/Txn"
+                | "/etcdserverpb.Lease/LeaseGrant"
+                | "/etcdserverpb.Lease/LeaseRevoke"
+        );
         let leaves = service != names::Service::Maintenance;
         Self {
             service,
             lane: if waits { names::Lane::Waiting } else { names::Lane::Calls },
             endless,
             repeatable,
+            proposes,
             leaves,
         }
     }

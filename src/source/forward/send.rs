@@ -118,7 +118,8 @@ impl Sending<'_> {
                     if refused {
                         members.doubt(member);
                     }
-                    if !refused || !self.method.repeatable {
+                    // Where no member has an answer, the next one would take as long to refuse it.
+                    if !refused || !self.method.repeatable || members.has_lost_quorum() {
                         return Ok(*sent);
                     }
                     refusal = Some(Ok(*sent));
@@ -146,16 +147,17 @@ impl Sending<'_> {
     /// A place for the call at the first member that can be reached.
     async fn place(&self, rest: Vec<usize>) -> Result<(usize, Place), Vec<(usize, LinkError)>> {
         let shared = self.shared;
-        let pool = |member: usize| shared.links[member].pool(self.lane);
         let place = async |member: usize| {
+            let link = shared.link(member);
+            let pool = link.pool(self.lane);
             // Cancel safe: a wait for a place ends with it.
             tokio::select! {
-                place = pool(member).place(self.client) => place,
-                () = shared.members.left(member) => Err(pool(member).silent()),
+                place = pool.place(self.client) => place,
+                () = shared.members.left(member) => Err(pool.silent()),
             }
         };
         // A member whose connections are full is no worse than another.
-        let is_late = |member: usize| !pool(member).is_connected();
+        let is_late = |member: usize| !shared.link(member).pool(self.lane).is_connected();
         let result = race(rest, place, is_late).await;
         if let Err(failures) = &result {
             failures.iter().for_each(|(member, _)| shared.members.doubt(*member));
@@ -174,7 +176,8 @@ impl Sending<'_> {
         *request.method_mut() = head.method.clone();
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers.clone();
-        *request.uri_mut() = Pool::uri(members.endpoint(member), self.path.clone());
+        *request.uri_mut() = Pool::uri(&members.endpoint(member), self.path.clone());
+        let sent = Instant::now();
         let slow = async {
             sleep(SLOW).await;
             if self.lane != names::Lane::Waiting {
@@ -186,6 +189,9 @@ impl Sending<'_> {
         let answer = tokio::select! {
             answer = place.send(request) => answer,
             () = members.left(member), if self.method.leaves => return Tried::Unanswered(status::left()),
+            () = members.lost_with_leader(member, sent), if self.method.proposes => {
+                return Tried::Unanswered(status::lost_with_leader());
+            }
             never = slow => match never {},
         };
         match answer {
@@ -201,7 +207,7 @@ impl Sending<'_> {
             }
             Err(SendError::Broken(error)) => {
                 members.doubt(member);
-                Tried::Unanswered(status::broken(members.endpoint(member), &error))
+                Tried::Unanswered(status::broken(&members.endpoint(member), &error))
             }
         }
     }

@@ -53,6 +53,12 @@ pub(super) fn left() -> Status {
     Status::unavailable("etcdserver: request timed out, possibly due to connection lost")
 }
 
+/// The leader has changed since the call was sent, and the member has what came of the one before: the call was lost with it, most likely. In etcd's
+/// own words.
+pub(super) fn lost_with_leader() -> Status {
+    Status::unavailable("etcdserver: request timed out, possibly due to previous leader failure")
+}
+
 /// The connection broke, or etcd reset the call, before it answered: etcd may or may not have acted on it.
 pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> Status {
     let code = match reset(error) {

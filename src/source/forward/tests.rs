@@ -1,6 +1,6 @@
 //! A call on its way, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
 
-use std::{future::pending, net::SocketAddr, time::Duration};
+use std::{future::pending, net::SocketAddr, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -247,6 +247,42 @@ async fn calls_go_to_the_member_that_can_be_reached() {
     server.task.abort();
 }
 
+/// The member passed it on to a leader that is no more, and would say so seven seconds later.
+#[tokio::test]
+async fn a_write_that_was_lost_with_its_leader_ends_soon_after_there_is_another() {
+    let (came, mut arrived) = mpsc::channel(2);
+    let server = Server::new(move |request: Request<Incoming>| {
+        let came = came.clone();
+        async move {
+            came.send(request.uri().path().to_owned()).await.expect("open");
+            pending().await
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let members = forward.shared.members.clone();
+    members.in_term(0, 3);
+    let put = forward.call(request("/etcdserverpb.KV/Put", Body::empty()));
+    let compact = forward.call(request("/etcdserverpb.KV/Compact", Body::empty()));
+    let (mut put, mut compact) = (pin!(put), pin!(compact));
+    for _ in 0..2 {
+        tokio::select! {
+            _ = &mut put => panic!("nobody answered"),
+            _ = &mut compact => panic!("nobody answered"),
+            path = arrived.recv() => assert!(path.is_some()),
+        }
+    }
+    members.in_term(0, 3);
+    members.in_term(0, 4);
+    let response = tokio::select! {
+        response = &mut put => response,
+        _ = &mut compact => panic!("it may take its time"),
+    };
+    let text = "etcdserver: request timed out, possibly due to previous leader failure";
+    let status = status_of(response.headers());
+    assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, text));
+}
+
 #[tokio::test]
 async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -271,7 +307,7 @@ async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
             () = call => {}
         }
         // A call that is sent before the end is noticed may have been seen, and is not sent again.
-        while !forward.shared.links[0].calls.busy().is_empty() {
+        while !forward.shared.link(0).calls.busy().is_empty() {
             tokio::task::yield_now().await;
         }
     }

@@ -10,12 +10,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Finding, Members};
 use crate::{
-    hub::upstream::UpstreamError,
+    hub::upstream::{Agreement, UpstreamError},
     source::EtcdUpstream,
     telemetry::{Hold, ReadyBoard, names::Leave},
 };
@@ -35,23 +35,31 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long one may take to say anything at all, where none says what the cluster agrees on. Then the process is not ready.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// The same, once another member says something.
+const OTHERS_SILENCE: Duration = Duration::from_secs(1);
+/// How long all members may be without a leader before that is told to streams that want one. etcd ends its own when it has found none three times
+/// in a row, a second apart by default, so that most elections end none.
+const LEADER_LOST: Duration = Duration::from_millis(2500);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Judge {
     members: Members,
     upstream: Arc<EtcdUpstream>,
     ready: ReadyBoard,
+    /// Since when the members that answer have had no leader.
+    leaderless: Option<Instant>,
 }
 
 impl Judge {
     /// A judge of the members of `upstream`. It holds `ready` back while none answers.
     #[must_use]
     pub fn new(upstream: Arc<EtcdUpstream>, ready: ReadyBoard) -> Self {
-        Self { members: upstream.members().clone(), upstream, ready }
+        Self { members: upstream.members().clone(), upstream, ready, leaderless: None }
     }
 
     /// Asks for ever; run it as a task.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut hold = Some(self.ready.hold("etcd: not asked yet"));
         let mut warned = false;
         loop {
@@ -69,24 +77,30 @@ impl Judge {
     }
 
     /// Puts the question to all. False where none could answer.
-    async fn survey(&self) -> bool {
+    async fn survey(&mut self) -> bool {
         let began = Instant::now();
-        let count = self.members.len();
+        let asked = self.members.listed();
+        let upstream = &self.upstream;
         let mut asking: FuturesUnordered<_> =
-            (0..count).map(|member| async move { (member, self.upstream.question(member, PATIENCE).await) }).collect();
-        let mut silent: Vec<bool> = vec![true; count];
+            asked.iter().map(async |&member| (member, upstream.question(member, PATIENCE).await)).collect();
+        let mut silent = asked.clone();
         let mut failed = Vec::new();
         // Who answered first, and when the others are late.
         let mut first: Option<(usize, Instant)> = None;
         let mut told = false;
+        // Those that said nothing in the last survey, where none had an answer, are not waited for by those that say something.
+        let lost = self.members.has_lost_quorum();
+        let mute: Vec<usize> = asked.iter().copied().filter(|member| self.members.is_mute(*member)).collect();
+        let some_speak = mute.len() < asked.len();
         loop {
+            let impatient = lost && some_speak && first.is_none() && silent.iter().all(|member| mute.contains(member));
             let late = first.map(|(_, at)| (began + LATE.0).max(at + LATE.1));
             // Cancel safe: answers stay in the set.
             tokio::select! {
                 biased;
                 answer = asking.next() => {
                     let Some((member, answer)) = answer else { break };
-                    silent[member] = false;
+                    silent.retain(|silent| *silent != member);
                     match answer {
                         Ok(()) => {
                             let fastest = first.get_or_insert_with(|| (member, Instant::now())).0;
@@ -101,28 +115,60 @@ impl Judge {
                 }
                 () = async { sleep_until(late.unwrap_or(began)).await }, if late.is_some() && !told => {
                     told = true;
-                    let late = (0..count).filter(|member| silent[*member]).map(|member| (member, Finding::Late));
+                    let late = silent.iter().map(|member| (*member, Finding::Late));
                     self.members.found(late, first.map(|(fastest, _)| fastest));
                 }
+                () = sleep_until(began + LATE.0), if impatient => break,
             }
         }
-        if first.is_none() {
-            // Who has no leader, and who is not there at all?
-            let reached = failed.iter().map(|(member, error)| async {
-                matches!(error, UpstreamError::NoLeader) || self.upstream.reach(*member, SILENCE).await.is_ok()
-            });
-            let reached = join_all(reached).await;
-            let findings = failed.into_iter().zip(reached).map(|((member, error), reached)| {
-                let (member, found) = finding((member, error));
-                match found {
-                    Finding::Failed { why, leave, .. } => (member, Finding::Failed { why, reached, leave }),
-                    other => (member, other),
-                }
-            });
-            self.members.found(findings, None);
-            self.members.without_quorum();
+        drop(asking);
+        if first.is_some() {
+            self.leaderless = None;
+        } else {
+            self.without_an_answer(failed).await;
         }
         first.is_some()
+    }
+
+    /// None could say what the cluster agrees on: who has no leader, and who is not there at all?
+    async fn without_an_answer(&mut self, failed: Vec<(usize, UpstreamError)>) {
+        let began = Instant::now();
+        let (without, others): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|(_, error)| matches!(error, UpstreamError::NoLeader));
+        let mut reached: Vec<usize> = without.iter().map(|(member, _)| *member).collect();
+        let ask = async |member: usize| (member, self.upstream.reach(member, SILENCE).await.is_ok());
+        let mut asking: FuturesUnordered<_> = others.iter().map(|(member, _)| ask(*member)).collect();
+        loop {
+            let patience = if reached.is_empty() { SILENCE } else { OTHERS_SILENCE };
+            // Cancel safe: answers stay in the set.
+            tokio::select! {
+                biased;
+                answer = asking.next() => match answer {
+                    Some((member, true)) => reached.push(member),
+                    Some((_, false)) => {}
+                    None => break,
+                },
+                () = sleep_until(began + patience) => break,
+            }
+        }
+        drop(asking);
+        let all_without = !without.is_empty() && reached.len() == without.len();
+        let findings = without.into_iter().chain(others).map(|(member, error)| {
+            let (member, found) = finding((member, error));
+            match found {
+                Finding::Failed { why, leave, .. } => {
+                    (member, Finding::Failed { why, reached: reached.contains(&member), leave })
+                }
+                other => (member, other),
+            }
+        });
+        self.members.found(findings.collect::<Vec<_>>(), None);
+        self.leaderless = all_without.then(|| self.leaderless.unwrap_or(began));
+        self.members.without_quorum(match self.leaderless {
+            Some(since) if since.elapsed() >= LEADER_LOST => Agreement::LeaderLost,
+            Some(_) => Agreement::Leaderless,
+            None => Agreement::Silent,
+        });
     }
 
     /// Keeps readiness, and says in the log when all members went away and when one came back.

@@ -4,7 +4,7 @@ use std::{future::pending, pin::pin};
 
 use futures_util::FutureExt as _;
 
-use super::{race::race, *};
+use super::{race::race, view::MOST, *};
 
 fn members(count: usize) -> Members {
     let endpoints: Vec<Endpoint> =
@@ -57,13 +57,66 @@ fn where_no_member_answers_nobody_is_told_to_leave() {
     let members = members(2);
     members.found([(0, Finding::Answered), (1, Finding::Answered)], Some(0));
     members.found([(0, failed("refused")), (1, failed("refused"))], None);
-    members.without_quorum();
+    members.without_quorum(Agreement::Silent);
     assert_eq!(members.is_left(0), (false, false));
     assert!(pin!(members.reached()).now_or_never().is_none());
     members.found([(1, Finding::Failed { why: "no leader".into(), reached: true, leave: Leave::NoLeader })], None);
-    members.without_quorum();
+    members.without_quorum(Agreement::Leaderless);
     assert_eq!(members.preferred(), 1, "one that answers at all is better than none");
     assert!(pin!(members.reached()).now_or_never().is_some());
+    assert_eq!((members.is_left(0), members.is_left(1)), ((true, true), (false, false)), "and is waited for instead");
+}
+
+#[test]
+fn members_come_and_go_with_the_clusters_list_and_keep_their_numbers() {
+    let at = |port: u16| -> Endpoint { format!("http://127.0.0.1:{port}").parse().expect("an endpoint") };
+    let members = members(2);
+    members.found((0..2).map(|member| (member, Finding::Answered)), Some(0));
+    members.list(&[at(2), at(3)]);
+    assert_eq!((members.listed(), members.ranked(), members.preferred()), (vec![1, 2], vec![1, 2], 1));
+    assert_eq!((members.is_left(0), members.endpoint(2)), ((true, true), at(3)));
+    members.found([(0, Finding::Answered)], Some(0));
+    assert_eq!((members.preferred(), members.is_left(0)), (1, (true, true)), "its last answer counts for nothing");
+    members.list(&[]);
+    assert_eq!(members.listed(), [1, 2], "no list");
+    members.list(&[at(1), at(2)]);
+    assert_eq!(
+        (members.listed(), members.health(0), members.is_left(0)),
+        (vec![0, 1], Health::Unknown, (false, false))
+    );
+    let many: Vec<Endpoint> = (10..1000).map(at).collect();
+    members.list(&many);
+    assert_eq!(members.listed().len(), MOST - 3);
+}
+
+#[test]
+fn what_the_cluster_agrees_on_is_told_apart_from_the_members() {
+    let members = members(2);
+    let mut agreement = members.agreement();
+    assert_eq!(*agreement.borrow_and_update(), Agreement::Reached);
+    members.without_quorum(Agreement::Leaderless);
+    assert!(members.has_lost_quorum() && pin!(members.quorum_lost()).now_or_never().is_some());
+    assert_eq!(*agreement.borrow_and_update(), Agreement::Leaderless);
+    members.found([(0, Finding::Answered)], Some(0));
+    assert_eq!(*agreement.borrow_and_update(), Agreement::Reached);
+    members.found([(1, failed("gone"))], Some(0));
+    assert!(!agreement.has_changed().expect("open"), "no news of a single member");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_before_another_leader_came_is_lost_with_the_first() {
+    let members = members(2);
+    let began = Instant::now();
+    members.in_term(0, 1);
+    let sent = Instant::now();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "the first term that is seen is no news");
+    members.in_term(1, 2);
+    assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "that is of another member");
+    members.in_term(0, 2);
+    members.lost_with_leader(0, sent).await;
+    assert_eq!(began.elapsed(), Duration::from_secs(60) + LOST);
+    assert!(pin!(members.lost_with_leader(0, Instant::now())).now_or_never().is_none(), "sent to the new one");
 }
 
 /// A member whose watches bring nothing serves calls, and no feed until some time has passed; longer each time that it happens again.

@@ -143,6 +143,20 @@ async fn etcd_away_at_the_start_is_waited_for() {
     audience.judge(&etcd.endpoint()).await;
 }
 
+/// Nobody answers plain HTTP where the relay looks for it: whether etcd can be reached is asked over gRPC.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_is_ready_and_follows_members_that_serve_grpc_alone() {
+    let mut etcd = Etcd::with_http_apart().await;
+    let relay = relay(&etcd.endpoints()).await;
+    let mut audience = audience(&etcd, &relay).await;
+    etcd.kill();
+    eventually("the relay says that it is not ready", async || (relay.ready_status().await == Some(503)).then_some(()))
+        .await;
+    etcd.restart().await;
+    relay.ready().await;
+    audience.judge(&etcd.endpoint()).await;
+}
+
 /// With etcd gone for good the relay says that it is not ready, and is again when etcd is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_follows_etcd() {

@@ -9,7 +9,10 @@ use std::{
     process::Command,
 };
 
-use etcd_relay::pb::etcdserverpb::{MoveLeaderRequest, StatusRequest, maintenance_client::MaintenanceClient};
+use etcd_relay::pb::etcdserverpb::{
+    MemberAddRequest, MemberRemoveRequest, MoveLeaderRequest, StatusRequest, cluster_client::ClusterClient,
+    maintenance_client::MaintenanceClient,
+};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -50,7 +53,23 @@ struct Member {
     /// Where plain HTTP is served; the client port, unless it has a port of its own.
     http_port: u16,
     peer_port: u16,
+    /// It comes to a cluster that is there.
+    joins: bool,
     process: Option<Process>,
+}
+
+impl Member {
+    fn new(index: usize, http: Http, joins: bool) -> Self {
+        let client_port = free_port();
+        Self {
+            name: format!("m{index}"),
+            client_port,
+            http_port: if http == Http::Apart { free_port() } else { client_port },
+            peer_port: free_port(),
+            joins,
+            process: None,
+        }
+    }
 }
 
 impl Etcd {
@@ -80,6 +99,11 @@ impl Etcd {
             return None;
         }
         Some(Self::new(program, 1, flags, http, None).await)
+    }
+
+    /// One member whose client port is for gRPC alone.
+    pub async fn with_http_apart() -> Self {
+        Self::new(tool("ETCD", "etcd"), 1, &[], Http::Apart, None).await
     }
 
     /// Three members.
@@ -143,17 +167,7 @@ impl Etcd {
 
     fn made_of(program: PathBuf, size: usize, flags: &[&str], http: Http, peers: Option<Peers>) -> Self {
         let root = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
-        let member = |index| {
-            let client_port = free_port();
-            Member {
-                name: format!("m{index}"),
-                client_port,
-                http_port: if http == Http::Apart { free_port() } else { client_port },
-                peer_port: free_port(),
-                process: None,
-            }
-        };
-        let members: Vec<_> = (0..size).map(member).collect();
+        let members: Vec<_> = (0..size).map(|index| Member::new(index, http, false)).collect();
         if let Some(peers) = &peers {
             peers.lead_to(members.iter().map(|member| member.peer_port).collect());
         }
@@ -206,6 +220,32 @@ impl Etcd {
             }
         }
         assert!(self.wait_ready().await, "etcd did not start again; log:\n{}", self.log());
+    }
+
+    /// Adds a member, and waits until all serve. Which one it is.
+    pub async fn add_member(&mut self) -> usize {
+        let member = Member::new(self.members.len(), Http::Shared, true);
+        let cluster = ClusterClient::new(kv::channel(&self.endpoint()).await);
+        let request = MemberAddRequest { peer_ur_ls: vec![peer_url(&member)], is_learner: false };
+        // A cluster takes none while a member of its own is new.
+        eventually("the cluster takes another member", async || cluster.clone().member_add(request.clone()).await.ok())
+            .await;
+        self.members.push(member);
+        let index = self.members.len() - 1;
+        self.spawn(index);
+        assert!(self.wait_ready().await, "the member did not start; log:\n{}", self.log());
+        index
+    }
+
+    /// Takes a member out of the cluster, and ends it. Those behind it are counted from one less.
+    pub async fn remove_member(&mut self, index: usize) {
+        let channel = kv::channel(&self.member_endpoint(index)).await;
+        let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.expect("status").into_inner();
+        let request = MemberRemoveRequest { id: status.header.expect("a header").member_id };
+        let other = usize::from(index == 0);
+        let cluster = ClusterClient::new(kv::channel(&self.member_endpoint(other)).await);
+        eventually("the cluster lets the member go", async || cluster.clone().member_remove(request).await.ok()).await;
+        drop(self.members.remove(index));
     }
 
     /// SIGSTOP of every member: connections stay open, nobody answers.
@@ -349,6 +389,9 @@ impl Etcd {
         if !self.program.to_string_lossy().contains("etcd-3.4.") {
             // The page cache survives the death of a process, and these tests do not pull the plug.
             command.push("--unsafe-no-fsync".to_owned());
+        }
+        if member.joins {
+            command.push("--initial-cluster-state=existing".to_owned());
         }
         if member.http_port != member.client_port {
             command.push(format!("--listen-client-http-urls=http://127.0.0.1:{}", member.http_port));

@@ -6,11 +6,16 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use etcd_relay::{
-    hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    hub::upstream::{
+        Agreement, Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
+    },
     types::{Header, KeyRange, Revision},
 };
 use rand::Rng;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{CANCELED, Cluster, Faults};
 
@@ -88,9 +93,41 @@ impl Upstream for OwnUpstream {
         Ok(page)
     }
 
+    /// Of a member that is as far behind as any.
+    async fn page_of_member(
+        &self,
+        range: &KeyRange,
+        revision: Option<Revision>,
+        limit: usize,
+    ) -> Result<Page, UpstreamError> {
+        self.0.log(format!("  page of a member {range} {revision:?} {limit}"));
+        self.0.arrive(false).await?;
+        let page = {
+            let mut inner = self.0.inner.lock();
+            let most = inner.faults.lag.as_micros() as u64;
+            let lag = Duration::from_micros(inner.rng.random_range(0..=most));
+            let epoch = inner.epoch();
+            let has = epoch.visible(before(lag)).max(epoch.compact_revision);
+            let at = revision.map_or(has, Revision::get);
+            if at < epoch.compact_revision {
+                return Err(UpstreamError::Compacted);
+            }
+            let Some(state) = epoch.state(at).filter(|_| at <= has) else { return Err(UpstreamError::Future) };
+            let mut found = state.values().filter(|kv| range.contains(&kv.key)).cloned();
+            let kvs: Vec<_> = found.by_ref().take(limit).collect();
+            Page { header: epoch.header_at(has), kvs, more: found.next().is_some() }
+        };
+        self.0.travel().await;
+        Ok(page)
+    }
+
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.0.agreement.subscribe()
+    }
+
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
         self.0.log(format!("  watch {request:?}"));
-        self.0.arrive(true).await?;
+        self.0.arrive(false).await?;
         let watch = {
             let mut inner = self.0.inner.lock();
             inner.watches += 1;

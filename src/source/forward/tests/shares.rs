@@ -71,7 +71,7 @@ async fn answer(forward: &Forward, client: u64, path: &str) -> Bytes {
 }
 
 fn waiting(forward: &Forward) -> Vec<usize> {
-    forward.shared.links[0].waiting.busy()
+    forward.shared.link(0).waiting.busy()
 }
 
 fn config() -> ForwardConfig {
@@ -96,7 +96,7 @@ async fn calls_that_wait_hold_up_no_call_that_ends_and_no_question_of_the_relays
     let question = request("/etcdserverpb.Auth/AuthStatus", Body::empty());
     let response = tower::ServiceExt::oneshot(forward.own(), question).await.expect("never fails");
     assert_eq!(response.into_body().collect().await.expect("an answer").to_bytes(), "done");
-    assert_eq!(forward.shared.links[0].own.busy(), [0], "by a connection of its own");
+    assert_eq!(forward.shared.link(0).own.busy(), [0], "by a connection of its own");
 }
 
 #[tokio::test]

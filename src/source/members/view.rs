@@ -1,0 +1,215 @@
+//! [`View`]: what is known of the members at one moment, and how findings of the judge and lists of the cluster change it.
+//!
+//! Not here: who is told, and who waits for what, see `members`. Always holds: a member keeps its place for the life of the process, whether the
+//! cluster still has it or not.
+
+use std::time::SystemTime;
+
+use metrics::{counter, gauge};
+use serde::Serialize;
+use tokio::time::{Duration, Instant};
+
+use super::Health;
+use crate::{
+    source::Endpoint,
+    telemetry::names::{self, Leave},
+};
+
+/// Most members that are known in the life of a process: one for each address that the cluster ever names.
+pub(super) const MOST: usize = 256;
+/// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
+pub(super) const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+#[derive(Debug)]
+pub(super) struct View {
+    /// Each keeps its place, also when it is not listed any more.
+    pub(super) members: Vec<Member>,
+    /// The member that new calls go to.
+    pub(super) preferred: usize,
+    pub(super) quorum: Quorum,
+}
+
+/// Whether any member can say what the cluster agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Quorum {
+    /// Nobody has asked yet.
+    Unknown,
+    /// One can.
+    Held,
+    /// None can.
+    Lost,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) endpoint: Endpoint,
+    /// Whether it is one of the cluster's, as far as the relay was told.
+    pub(super) listed: bool,
+    pub(super) health: Health,
+    pub(super) since: SystemTime,
+    /// Why it is not healthy.
+    pub(super) why: Option<String>,
+    /// Whether it answers at all, if only for what it has itself.
+    pub(super) reached: bool,
+    pub(super) shunned: Shunned,
+    pub(super) led: Led,
+}
+
+/// Under which leader a member answered what needs one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Led {
+    /// The raft term; zero where it is not known.
+    pub(super) term: u64,
+    /// When that was first seen, where there was an earlier term before.
+    pub(super) since: Option<Instant>,
+}
+
+/// How feeds think of a member.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shunned {
+    /// Until when no feed's watch goes there where there is another member.
+    pub(super) until: Option<Instant>,
+    /// For how long the next time.
+    pub(super) pause: Duration,
+}
+
+/// What the judge found out about a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// It said what the cluster agrees on.
+    Answered,
+    /// It has not answered for longer than another one took.
+    Late,
+    /// It failed, or did not answer in time.
+    Failed {
+        why: String,
+        /// Whether it answers at all.
+        reached: bool,
+        leave: Leave,
+    },
+}
+
+impl View {
+    /// No member says what the cluster agrees on, and this one says nothing at all while another one does.
+    pub(super) fn is_alone_in_silence(&self, member: usize) -> bool {
+        self.quorum == Quorum::Lost
+            && !(self.members[member].listed && self.members[member].reached)
+            && self.listed().any(|(_, member)| member.reached)
+    }
+
+    pub(super) fn listed(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(_, member)| member.listed)
+    }
+
+    /// One that is not listed any more is away for good.
+    pub(super) fn health_of(&self, member: usize) -> Health {
+        if self.members[member].listed { self.members[member].health } else { Health::Away }
+    }
+
+    /// True where something changed.
+    pub(super) fn list(&mut self, endpoints: &[Endpoint]) -> bool {
+        let (mut changed, mut some) = (false, false);
+        for endpoint in endpoints {
+            let known = self.members.iter().position(|member| member.endpoint == *endpoint);
+            let index = match known {
+                Some(index) => index,
+                None if self.members.len() < MOST => {
+                    self.members.push(Member { listed: false, ..Member::new(endpoint.clone()) });
+                    self.members.len() - 1
+                }
+                None => {
+                    tracing::warn!(%endpoint, most = MOST, "An etcd member is not used: the relay has known too many; start it again");
+                    continue;
+                }
+            };
+            some = true;
+            if !std::mem::replace(&mut self.members[index].listed, true) {
+                tracing::info!(%endpoint, "The cluster has another member");
+                self.members[index] = Member::new(endpoint.clone());
+                healthy_metric(index, Some(false));
+                changed = true;
+            }
+        }
+        if !some {
+            return false;
+        }
+        for (index, member) in self.members.iter_mut().enumerate() {
+            if member.listed && !endpoints.contains(&member.endpoint) {
+                tracing::info!(endpoint = %member.endpoint, "The cluster does not have this member any more");
+                member.listed = false;
+                healthy_metric(index, None);
+                changed = true;
+            }
+        }
+        let rank = |(index, member): &(usize, &Member)| (member.health, *index != self.preferred, *index);
+        self.preferred = self.listed().min_by_key(rank).map_or(self.preferred, |(index, _)| index);
+        changed
+    }
+
+    pub(super) fn has_healthy(&self) -> bool {
+        self.listed().any(|(_, member)| member.health == Health::Healthy)
+    }
+
+    /// True where something changed.
+    pub(super) fn note(&mut self, index: usize, finding: Finding, others_answer: bool) -> bool {
+        let member = &mut self.members[index];
+        if !member.listed {
+            return false;
+        }
+        let endpoint = member.endpoint.clone();
+        let (health, why, reached, leave) = match finding {
+            Finding::Answered => (Health::Healthy, None, true, None),
+            Finding::Late => {
+                let late = "it lets questions wait that another member answers".to_owned();
+                (Health::Suspect.max(member.health), Some(late), member.reached, Some(Leave::Late))
+            }
+            Finding::Failed { why, reached, leave } => (Health::Away, Some(why), reached, Some(leave)),
+        };
+        let before = std::mem::replace(&mut member.health, health);
+        let changed = before != health || member.reached != reached;
+        member.why = why;
+        member.reached = reached;
+        if before == health {
+            return changed;
+        }
+        member.since = SystemTime::now();
+        healthy_metric(index, Some(health == Health::Healthy));
+        if let Some(leave) = leave
+            && before <= Health::Unknown
+        {
+            counter!(names::MEMBER_LEFT, Leave::LABEL => leave.as_str()).increment(1);
+        }
+        match &member.why {
+            // Where none answers, that is one fault and not one of each member.
+            Some(why) if others_answer && before != Health::Away => {
+                tracing::warn!(%endpoint, why, ?health, "An etcd member is of no use; others serve");
+            }
+            Some(why) => tracing::debug!(%endpoint, why, ?health, "An etcd member is of no use"),
+            None if before >= Health::Suspect => tracing::info!(%endpoint, "An etcd member serves again"),
+            None => tracing::debug!(%endpoint, "An etcd member serves"),
+        }
+        true
+    }
+}
+
+impl Member {
+    pub(super) fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            listed: true,
+            health: Health::Unknown,
+            since: SystemTime::now(),
+            why: None,
+            reached: false,
+            shunned: Shunned { until: None, pause: SHUNNED.0 },
+            led: Led { term: 0, since: None },
+        }
+    }
+}
+
+/// Members are named by the place in which the relay came to know them, which no client chooses. Of one that is not listed there is no word.
+pub(super) fn healthy_metric(index: usize, healthy: Option<bool>) {
+    let value = healthy.map_or(f64::NAN, |healthy| if healthy { 1.0 } else { 0.0 });
+    gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(value);
+}
