@@ -176,7 +176,7 @@ async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
         stream
     };
     // Many at a time, so that all are there before the first has had its time, on a slow machine too.
-    let mut halves: Vec<TcpStream> = stream::iter(0..many).map(|_| half()).buffer_unordered(256).collect().await;
+    let mut halves: Vec<TcpStream> = stream::iter(0..many).map(|_| half()).buffered(256).collect().await;
     // Others come in, and events go out.
     try_out(relay.grpc_addr(), ca.client(Some(&pair))).await.expect("there is room for who goes on");
     let revision = Kv::connect(&etcd.endpoint()).await.put("k", "1").await;
