@@ -32,7 +32,10 @@ use super::{
     version::{Belief, Versions, over_http},
 };
 use crate::{
-    hub::upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    hub::{
+        REPLACED,
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
+    },
     telemetry::names,
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
@@ -431,6 +434,9 @@ impl EtcdWatch {
                 return Err(UpstreamError::Protocol("a watch was created twice".into()));
             }
             if response.canceled {
+                if response.cancel_reason == REPLACED {
+                    return Err(UpstreamError::Replaced);
+                }
                 return match response.compact_revision {
                     0 => match canceled(response.cancel_reason) {
                         UpstreamError::Protocol(reason) => Ok(WatchMessage::Canceled { reason }),

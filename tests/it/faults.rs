@@ -9,6 +9,7 @@ mod history;
 mod members;
 mod outage;
 mod replaced;
+mod restored;
 mod resume;
 mod scale;
 mod shares;
