@@ -173,8 +173,9 @@ impl Audit {
             return Some(End::Interrupted);
         }
         let began = Instant::now();
-        let limit = limit(&snapshot.map, &going.rest);
-        let page = match self.hub.upstream().page(&going.rest, Some(snapshot.revision), limit).await {
+        let Part { range, keys, rest } = part(&snapshot.map, &going.rest);
+        // With one key too many it differs.
+        let page = match self.hub.upstream().page(&range, Some(snapshot.revision), keys + 1).await {
             Ok(Page { kvs, more: true, .. }) if kvs.is_empty() => {
                 Err(UpstreamError::Protocol("an empty page that is not the last".into()))
             }
@@ -195,7 +196,7 @@ impl Audit {
             return Some(End::Moot);
         }
         counter!(names::AUDITED_KEYS).increment(page.kvs.len() as u64);
-        if let Err(key) = compare(&snapshot.map, &going.rest, &page) {
+        if let Err(key) = compare(&snapshot.map, &range, &page) {
             tracing::error!(range = %feed.range(), revision = %snapshot.revision, key = sample(&key),
                 "The audit found something else in etcd than in the feed, which begins anew");
             feed.differs(&snapshot);
@@ -203,7 +204,10 @@ impl Audit {
         }
         drop(snapshot);
         let bytes = page.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        let next = page.kvs.last().filter(|_| page.more).and_then(|last| going.rest.after(&last.key));
+        let next = match page.kvs.last().filter(|_| page.more) {
+            Some(last) => going.rest.after(&last.key),
+            None => rest,
+        };
         let keys = page.kvs.len();
         drop(page);
         tokio::time::sleep_until(began + BUDGET.time(keys, bytes)).await;
@@ -240,18 +244,34 @@ impl Going {
     }
 }
 
-/// How many keys to ask for, by what the feed has there.
-fn limit(map: &KeyMap, rest: &KeyRange) -> usize {
-    let mut bytes = 0;
-    let fits = map.range(rest).take(PAGE.0).take_while(|kv| {
-        let room = bytes < PAGE.1;
-        bytes += kv.encoded().len();
-        room
+/// What to ask for at a time, by what the feed has there.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    /// It ends where the feed has its next key, since etcd counts all keys of a range however few of them it is to give.
+    range: KeyRange,
+    /// How many keys the feed has in it.
+    keys: usize,
+    rest: Option<KeyRange>,
+}
+
+fn part(map: &KeyMap, rest: &KeyRange) -> Part {
+    let (mut keys, mut bytes) = (0, 0);
+    let next = map.range(rest).find(|kv| {
+        let full = keys == PAGE.0 || bytes >= PAGE.1;
+        if !full {
+            keys += 1;
+            bytes += kv.encoded().len();
+        }
+        full
     });
-    match fits.count() {
-        // There should be nothing: whatever there is tells.
-        0 => 1,
-        count => count,
+    let (start, end) = rest.to_wire();
+    let cut = next.and_then(|kv| {
+        let next = Bytes::copy_from_slice(kv.key());
+        Some((KeyRange::from_wire(start, next.clone()).ok()?, KeyRange::from_wire(next, end).ok()?))
+    });
+    match cut {
+        Some((range, rest)) => Part { range, keys, rest: Some(rest) },
+        None => Part { range: rest.clone(), keys, rest: None },
     }
 }
 
@@ -324,11 +344,19 @@ mod tests {
     fn a_page_has_a_bounded_number_of_keys_and_bytes() {
         let range = KeyRange::prefix("k".into());
         let many: Vec<_> = (0..2 * PAGE.0).map(|number| kv(&format!("k{number:04}"), 3)).collect();
-        assert_eq!(limit(&map(&many), &range), PAGE.0);
+        let all = map(&many);
+        let first = part(&all, &range);
+        let second = part(&all, &first.rest.clone().expect("there is more"));
+        assert_eq!((first.keys, second.keys, second.rest), (PAGE.0, PAGE.0, None));
+        let ends: Vec<_> = [first.range, second.range].iter().map(KeyRange::to_wire).collect();
+        let next = many[PAGE.0].key.clone();
+        assert_eq!(ends, [("k".into(), next.clone()), (next, "l".into())], "nothing is asked for twice, or left out");
+        let everything = part(&all, &KeyRange::prefix(Bytes::new()));
+        assert_eq!(part(&all, &everything.rest.expect("more")).range.to_wire().1, Bytes::from_static(&[0]));
         let large = |kv: KeyValueFields| KeyValueFields { value: vec![0; PAGE.1 / 4].into(), ..kv };
         let large: Vec<_> = many.into_iter().map(large).take(20).collect();
-        assert_eq!(limit(&map(&large), &range), 4);
-        assert_eq!(limit(&KeyMap::default(), &range), 1);
+        assert_eq!(part(&map(&large), &range).keys, 4);
+        assert_eq!(part(&KeyMap::default(), &range), Part { range: range.clone(), keys: 0, rest: None });
     }
 
     #[test]
