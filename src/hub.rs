@@ -41,12 +41,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedStats, Lag, PublishError, Reset, Twins, WaitError},
+    feed::{Feed, FeedKind, FeedStats, Held, Lag, PublishError, Reset, Twins, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,
@@ -54,6 +54,7 @@ pub use self::{
     pace::{Beat, Pace},
     payload::{Payload, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
+    reset::REPLACED,
     shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
@@ -101,6 +102,8 @@ pub(crate) struct FeedContext {
     pub(crate) pages: Arc<Pages>,
     /// For reads that take long.
     workers: Workers,
+    /// Tells the audit that it is to look at a feed soon.
+    suspects: Notify,
     pub(crate) on_demand: OnDemand,
 }
 
@@ -196,6 +199,7 @@ impl Hub {
             tasks: tasks.clone(),
             pages: Arc::default(),
             workers: Workers::default(),
+            suspects: Notify::new(),
             on_demand: OnDemand::new(limits.on_demand_bytes),
         });
         let (feeds, opening) = (RwLock::default(), Mutex::default());
@@ -290,6 +294,11 @@ impl Hub {
     #[must_use]
     pub fn agreement(&self) -> watch::Receiver<Agreement> {
         self.shared.upstream.agreement()
+    }
+
+    /// Waits until the audit is to look at a feed soon, see [`Feed::suspect`]. Cancel safe.
+    pub async fn suspected(&self) {
+        self.shared.suspects.notified().await;
     }
 
     /// The bounds.

@@ -3,6 +3,7 @@
 //! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
 //! sees this module).
 
+mod audit;
 mod causes;
 mod dial;
 mod discovery;
@@ -17,6 +18,7 @@ mod v2;
 mod version;
 
 pub use self::{
+    audit::Audit,
     dial::Dialler,
     discovery::{Discovered, Discovery, DiscoveryError, discover},
     driver::{Driver, DriverConfig},

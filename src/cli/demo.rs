@@ -64,6 +64,7 @@ impl Demo {
                     on_demand: OnDemand::Deny,
                     history_bytes: self.memory.history_bytes.0,
                     history_entries: self.memory.history_entries,
+                    ..Feeds::default()
                 },
                 watches: self.memory.watches(),
                 views: self.lainlet.views(),

@@ -13,6 +13,7 @@ mod demand;
 mod driven;
 mod goal;
 mod heard;
+mod held;
 mod inner;
 mod lag;
 mod stats;
@@ -20,7 +21,7 @@ mod stats;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -34,7 +35,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::{demand::Twins, goal::Lag, stats::FeedStats};
+pub use self::{demand::Twins, goal::Lag, held::Held, stats::FeedStats};
 use self::{goal::Goal, heard::Heard, lag::Past};
 pub(super) use self::{
     inner::{Inner, Locked},
@@ -99,6 +100,8 @@ pub struct Feed {
     twins: Mutex<demand::Known>,
     /// When upstream last told how far the feed is.
     heard: Heard,
+    /// The audit is to look at it soon.
+    suspected: AtomicBool,
 }
 
 /// What was wrong with what the driver wrote.
@@ -180,6 +183,7 @@ impl Feed {
             partial: ArcSwap::default(),
             twins: Mutex::default(),
             heard: Heard::new(),
+            suspected: AtomicBool::new(false),
         })
     }
 

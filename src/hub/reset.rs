@@ -7,8 +7,8 @@ use std::{sync::Arc, task::Waker};
 use super::{Feed, Reset, backfill, delivery::Cancellation, feed::Asks, outbox::Phase, snapshot::KeyMap};
 use crate::types::{Cluster, Revision};
 
-/// Told to every watch when the cluster behind the relay is another one.
-const REPLACED: &str =
+/// Told to every watch when the cluster behind the relay is another one, or its past is. A relay over this one knows it by this text.
+pub const REPLACED: &str =
     "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";
 
 impl Feed {

@@ -64,6 +64,8 @@ pub enum Doubt {
     Cluster,
     /// The cluster confirmed a revision below one that the feed had before the question: it went back, and that is proof.
     WentBack,
+    /// The cluster had something else than the feed at the same revision, which is proof as well.
+    Differs,
 }
 
 /// What upstream's last error was.

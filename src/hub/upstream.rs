@@ -52,6 +52,11 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
         watch::Sender::default().subscribe()
     }
 
+    /// Whether it can be asked about revisions of the past: a page at one, and a watch from one that was told before. etcd's v2 store cannot.
+    fn has_past(&self) -> bool {
+        true
+    }
+
     /// Whether a feed can have `range`. etcd's v2 store has directories and single keys only.
     fn can_follow(&self, _range: &KeyRange) -> bool {
         true
@@ -211,6 +216,9 @@ pub enum UpstreamError {
     /// The watch told a change after progress had passed it.
     #[error("etcd told a change late, which subscribers had gone past")]
     Missed,
+    /// The relay upstream has found another cluster, or another past of it.
+    #[error("the relay upstream has begun anew, since its etcd cluster was replaced or restored")]
+    Replaced,
     /// Upstream broke the protocol; says how.
     #[error("etcd sent what its protocol does not allow: {0}")]
     Protocol(String),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     front::{grpc::Advertised, http::audience::Audience, listen},
-    source::{Dialler, Endpoint, Identity, forward},
+    source::{Audit, Dialler, Endpoint, Identity, forward},
     tls, view,
 };
 
@@ -154,6 +154,8 @@ pub struct Feeds {
     pub history_bytes: NonZeroUsize,
     /// Bound of one feed's history, in revisions.
     pub history_entries: NonZeroUsize,
+    /// Between two audits of all feeds; `None` audits those alone that something speaks against.
+    pub audit_interval: Option<Duration>,
 }
 
 /// Feeds outside all prefixes.
@@ -207,6 +209,7 @@ impl Default for Feeds {
             on_demand: OnDemand::default(),
             history_bytes: Self::HISTORY_BYTES,
             history_entries: Self::HISTORY_ENTRIES,
+            audit_interval: Some(Audit::INTERVAL),
         }
     }
 }

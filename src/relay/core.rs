@@ -15,7 +15,7 @@ use crate::{
     },
     hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, pulse, upstream::Upstream},
     shutdown::Phases,
-    source::{Driver, DriverConfig},
+    source::{Audit, Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},
     types::{KeyRange, UpstreamHeader},
     view::Lainlet,
@@ -87,6 +87,9 @@ pub fn wire(
     let access = Access::new(own, confirm_patience);
     phases.spawn_upkeep("access", access.clone().run(ready.clone()));
     phases.spawn_upkeep("age of the answer about access", access.clone().expire(hub.clone()));
+    if hub_upstream.has_past() {
+        phases.spawn_upkeep("audit of the feeds", Audit::new(hub.clone(), config.feeds.audit_interval).run());
+    }
     phases.spawn_upkeep("pulse of the feeds", pulse::beat(hub.clone(), ready.clone()));
     phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
     // What passes through may change who may do what.

@@ -1,10 +1,14 @@
 //! [`Driver`]: keeps each feed in step with its upstream, whatever happens to that.
 //!
 //! One task a feed, the only writer of it. States: `starting` (snapshot in pages pinned at one revision), `live` (watch from
-//! the next one), `resuming` (the watch broke: again from the feed's revision + 1, after a jittered delay that grows up to a
-//! cap and starts afresh once upstream said something), `resyncing` (what comes next is gone: a new snapshot).
+//! the next one), `resuming` (the watch broke: again from the last change that the feed knows of, which has to be the same still (`past`),
+//! after a jittered delay that grows up to a cap and starts afresh once upstream said something), `resyncing` (what comes next is gone, or
+//! was never the feed's: a new snapshot).
 //! Always holds: the feed's revision follows event revisions and believed progress only, never a header; it goes back only
-//! with a reset that every subscriber is told of, when the cluster is another one or was restored.
+//! with a reset that every subscriber is told of, when the cluster is another one or was restored; nothing that the feed had is published again.
+
+mod past;
+mod terms;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -14,6 +18,11 @@ use metrics::counter;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::past::is_same;
+use self::{
+    past::{Differs, Past, Progress},
+    terms::Terms,
+};
 use crate::{
     critical::Tasks,
     hub::{
@@ -42,6 +51,8 @@ const TOGETHER: (usize, usize) = (256, 1 << 20);
 /// How long a cluster stays before it may be replaced again at once. Two that answer in turns at one address make a feed read as
 /// many snapshots as the delays after failures allow.
 const REPLACED_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of a key that a log line shows.
+const SAMPLE: usize = 128;
 /// How many failures in a row make one line in the log.
 const WARN_EVERY: u32 = 30;
 
@@ -99,6 +110,11 @@ impl FeedRunner for Driver {
             denied: false,
             replaced: None,
             patience: BEHIND.0,
+            fresh: false,
+            newest: None,
+            oldest: Revision::ZERO,
+            past: None,
+            terms: Terms::default(),
         };
         self.tasks.spawn("feed driver", async move {
             stop.run_until_cancelled(driver.run()).await;
@@ -123,6 +139,15 @@ struct Driving {
     replaced: Option<(Instant, ExponentialBackoff)>,
     /// How long a watch may bring nothing while the cluster has more.
     patience: Duration,
+    /// The snapshot was read just now: there is no past to compare.
+    fresh: bool,
+    /// The key-value of the snapshot that was changed last.
+    newest: Option<Arc<KeyValue>>,
+    /// The oldest revision that upstream has, as far as it told since the snapshot was read.
+    oldest: Revision,
+    /// What the open watch has still to tell of what the feed had.
+    past: Option<Past>,
+    terms: Terms,
 }
 
 /// What upstream says to a doubt.
@@ -144,8 +169,17 @@ type Asking = Pin<Box<dyn Future<Output = (Doubt, Verdict)> + Send>>;
 enum Ended {
     Failed(UpstreamError),
     Canceled(String),
-    Gone(Reset),
+    Gone(Reset, ResyncReason),
+    /// What was to be compared with the feed is compacted up to here, and what the feed needs next is not.
+    Forgotten(Revision),
     Idle,
+}
+
+impl Ended {
+    /// What answers is not what the feed followed.
+    const fn replaced(why: ResyncReason) -> Self {
+        Self::Gone(Reset::Replaced, why)
+    }
 }
 
 impl Driving {
@@ -156,13 +190,14 @@ impl Driving {
                 return;
             }
             // Until the history is gone upstream.
-            let gone = loop {
+            let (gone, why) = loop {
                 match self.follow().await {
                     Ended::Idle => {
                         tracing::info!(range = %self.feed.range(), "Feed on demand ended after its idle time");
                         return;
                     }
-                    Ended::Gone(gone) => break gone,
+                    Ended::Gone(gone, why) => break (gone, why),
+                    Ended::Forgotten(oldest) => self.oldest = oldest,
                     Ended::Failed(error) => self.pause(FeedState::Resuming, &error).await,
                     Ended::Canceled(reason) => {
                         self.pause(FeedState::Resuming, &UpstreamError::Canceled(reason)).await;
@@ -178,14 +213,14 @@ impl Driving {
             if gone == Reset::Replaced {
                 self.wait_replaced().await;
             }
-            reset = Some(gone);
+            reset = Some((gone, why));
         }
     }
 
     /// Reads a snapshot, however often it takes. False where the feed ended for want of use meanwhile.
-    async fn load(&mut self, reset: Option<Reset>) -> bool {
+    async fn load(&mut self, reset: Option<(Reset, ResyncReason)>) -> bool {
         let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
-        let (map, header) = loop {
+        let (map, header, newest) = loop {
             match self.read_snapshot(reset.is_none()).await {
                 Ok(loaded) => break loaded,
                 // Nobody used it any more, or there was no room for it.
@@ -204,7 +239,7 @@ impl Driving {
         let another = self.cluster.id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
         self.cluster = match reset {
-            Some(Reset::Replaced) => self.driver.header.begin_again(&header),
+            Some((Reset::Replaced, _)) => self.driver.header.begin_again(&header),
             _ if fell => self.driver.header.begin_again(&header),
             _ => self.driver.header.observe(&header),
         };
@@ -214,26 +249,26 @@ impl Driving {
                 let (reset, reason) = match reset {
                     _ if another => (Reset::Replaced, ResyncReason::ClusterReplaced),
                     _ if fell => (Reset::Replaced, ResyncReason::RevisionFell),
-                    // It looked like another cluster, and went on meanwhile: what was delivered may not be its past.
-                    Reset::Replaced => (Reset::Replaced, ResyncReason::RevisionFell),
-                    Reset::Missed => (Reset::Missed, ResyncReason::Missed),
-                    Reset::Compacted { .. } => (reset, ResyncReason::Compacted),
+                    // Where it looked like another cluster, and went on meanwhile, what was delivered may not be its past.
+                    reset => reset,
                 };
                 counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
                 self.feed.reset(&self.cluster, map, header.revision, &reset);
             }
         }
+        (self.fresh, self.newest, self.oldest) = (true, newest, Revision::ZERO);
         self.feed.loaded();
         !self.feed.is_closed()
     }
 
-    /// All pages of the range, at one revision. Where nobody can say what the cluster agrees on, what a member has will do for a feed's
-    /// first snapshot: the feed is behind then, as on a member that is, and goes on from there. For a feed that goes on from an earlier
-    /// one it would look as if the cluster had gone back.
-    async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header), UpstreamError> {
+    /// All pages of the range, at one revision, and the key-value that was changed last. Where nobody can say what the cluster agrees on, what a
+    /// member has will do for a feed's first snapshot: the feed is behind then, as on a member that is, and goes on from there. For a feed that
+    /// goes on from an earlier one it would look as if the cluster had gone back.
+    async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header, Option<Arc<KeyValue>>), UpstreamError> {
         let upstream = &self.driver.upstream;
         let agreement = upstream.agreement();
         let mut map = KeyMap::default();
+        let mut newest: Option<Arc<KeyValue>> = None;
         let mut first: Option<Header> = None;
         let mut rest = Some(self.feed.range().clone());
         let mut limit = PAGE_KEYS.0;
@@ -257,8 +292,11 @@ impl Driving {
             let twins = self.feed.twins();
             for fields in &page.kvs {
                 let kv = KeyValue::new(fields);
-                let shared = twins.share(header.cluster_id, &kv);
-                map.insert(shared.unwrap_or_else(|| Arc::new(kv)));
+                let kv = twins.share(header.cluster_id, &kv).unwrap_or_else(|| Arc::new(kv));
+                if newest.as_ref().is_none_or(|newest| newest.mod_revision < kv.mod_revision) {
+                    newest = Some(kv.clone());
+                }
+                map.insert(kv);
             }
             let cluster = Arc::new(Cluster::of(&header));
             let part = Snapshot { revision: header.revision, map: map.clone(), epoch: 0, cluster };
@@ -275,10 +313,10 @@ impl Driving {
             }
         }
         let header = first.ok_or_else(|| UpstreamError::Protocol("a range without a page".into()))?;
-        Ok((map, header))
+        Ok((map, header, newest))
     }
 
-    /// Watches from the feed's next revision until that ends.
+    /// Watches from the last change that the feed knows of until that ends.
     async fn follow(&mut self) -> Ended {
         while let Some(doubt) = self.feed.doubted() {
             let verdict = ask(self.driver.upstream.clone(), self.feed.range().clone(), doubt).await;
@@ -286,24 +324,24 @@ impl Driving {
                 return ended;
             }
         }
-        let request = WatchRequest {
-            range: self.feed.range().clone(),
-            start_revision: self.feed.revision().next(),
-            prev_kv: false,
-        };
+        let fresh = std::mem::take(&mut self.fresh) || !self.driver.upstream.has_past();
+        self.past = (!fresh).then(|| Past::of(self.feed.held(), self.newest.clone(), self.oldest));
+        let start_revision = self.past.as_ref().map_or_else(|| self.feed.revision().next(), Past::start);
+        let request = WatchRequest { range: self.feed.range().clone(), start_revision, prev_kv: false };
         let mut upstream = match self.driver.upstream.watch(request).await {
             Ok(upstream) => upstream,
             Err(error) => return Ended::Failed(error),
         };
         let created = upstream.created();
         if !self.cluster.observe(&created) {
-            return Ended::Gone(Reset::Replaced);
+            return Ended::replaced(ResyncReason::ClusterReplaced);
         }
+        self.look_at_term(&created);
         if created.revision < self.feed.revision() {
             // This member is behind, and will give what is to come when it gets there; or the cluster itself went back.
             match self.driver.upstream.confirm(None).await {
                 Ok(confirmed) if self.is_another(&confirmed.header) => {
-                    return Ended::Gone(Reset::Replaced);
+                    return Ended::replaced(ResyncReason::RevisionFell);
                 }
                 Ok(_) => {
                     tracing::info!(range = %self.feed.range(), member = %created.revision, feed = %self.feed.revision(),
@@ -412,7 +450,8 @@ impl Driving {
                             }
                             Err(ended) => return ended,
                         },
-                        Err(UpstreamError::Missed) => return Ended::Gone(Reset::Missed),
+                        Err(UpstreamError::Replaced) => return Ended::replaced(ResyncReason::HistoryChanged),
+                        Err(UpstreamError::Missed) => return Ended::Gone(Reset::Missed, ResyncReason::Missed),
                         Err(error) => return Ended::Failed(error),
                     }
                 }
@@ -434,9 +473,10 @@ impl Driving {
         match message {
             WatchMessage::Events { header, revisions } => {
                 if !self.cluster.observe(&header) {
-                    return Err(Ended::Gone(Reset::Replaced));
+                    return Err(Ended::replaced(ResyncReason::ClusterReplaced));
                 }
-                for batch in batches(&revisions) {
+                let news = self.compare(&revisions)?;
+                for batch in batches(news) {
                     self.feed
                         .publish(batch)
                         .map_err(|error| Ended::Failed(UpstreamError::Protocol(error.to_string())))?;
@@ -445,16 +485,63 @@ impl Driving {
             }
             WatchMessage::Progress(header) => {
                 if !self.cluster.observe(&header) {
-                    return Err(Ended::Gone(Reset::Replaced));
+                    return Err(Ended::replaced(ResyncReason::ClusterReplaced));
                 }
+                self.look_at_term(&header);
                 if trusts_progress {
+                    self.passed(header.revision.next())?;
                     self.feed.advance(header.revision);
                 }
                 Ok(true)
             }
-            WatchMessage::Compacted { compact_revision } => Err(Ended::Gone(Reset::Compacted { compact_revision })),
+            WatchMessage::Compacted { compact_revision } => {
+                Err(match self.past.as_ref().is_some_and(|past| past.goes_on_from(compact_revision)) {
+                    true => Ended::Forgotten(compact_revision),
+                    false => Ended::Gone(Reset::Compacted { compact_revision }, ResyncReason::Compacted),
+                })
+            }
             WatchMessage::Canceled { reason } => Err(Ended::Canceled(reason)),
         }
+    }
+
+    /// Compares what the feed had with what it is told of that, and gives back what is new.
+    fn compare<'a>(&mut self, revisions: &'a [Changes]) -> Result<&'a [Changes], Ended> {
+        let Some(past) = &mut self.past else { return Ok(revisions) };
+        let end = past.end();
+        let (old, news) = revisions.split_at(revisions.partition_point(|changes| changes.revision <= end));
+        past.told(old).map_err(|differs| self.is_not_the_past(&differs))?;
+        if let Some(first) = news.first() {
+            self.passed(first.revision)?;
+        }
+        Ok(news)
+    }
+
+    /// The watch has told all that it has before `next`.
+    fn passed(&mut self, next: Revision) -> Result<(), Ended> {
+        let Some(past) = &mut self.past else { return Ok(()) };
+        match past.passed(next).map_err(|differs| self.is_not_the_past(&differs))? {
+            Progress::Open => {}
+            Progress::Proved => self.past = None,
+            Progress::Unproved => {
+                self.past = None;
+                self.feed.suspect();
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_term(&mut self, header: &Header) {
+        if self.terms.fell(header) {
+            tracing::warn!(range = %self.feed.range(), member_id = header.member_id, raft_term = header.raft_term,
+                "An etcd member is in an earlier raft term than before, as after a restore; the feed is audited");
+            self.feed.suspect();
+        }
+    }
+
+    fn is_not_the_past(&self, differs: &Differs) -> Ended {
+        tracing::error!(range = %self.feed.range(), revision = %differs.revision, key = sample(&differs.key),
+            "etcd's past is not what the feed had, as after a restore under the same cluster id");
+        Ended::replaced(ResyncReason::HistoryChanged)
     }
 
     /// Whether an answer that was agreed on by its cluster, to a question put now, shows that it is not the feed's, or went back.
@@ -465,8 +552,13 @@ impl Driving {
     /// Acts on what upstream said to a doubt. The way in which the watch is to end, where it is.
     fn judge(&mut self, (doubt, verdict): (Doubt, Verdict)) -> Option<Ended> {
         match verdict {
-            Verdict::Proved => return Some(Ended::Gone(Reset::Replaced)),
-            Verdict::Answer(header) if self.is_another(&header) => return Some(Ended::Gone(Reset::Replaced)),
+            Verdict::Proved => {
+                let why = if doubt == Doubt::Differs { ResyncReason::Audit } else { ResyncReason::RevisionFell };
+                return Some(Ended::replaced(why));
+            }
+            Verdict::Answer(header) if self.is_another(&header) => {
+                return Some(Ended::replaced(ResyncReason::RevisionFell));
+            }
             Verdict::Answer(_) => {
                 tracing::warn!(range = %self.feed.range(), cluster_id = self.cluster.id(),
                     "Another cluster answered, and now the one that the feed follows does again; do all of --etcd name members \
@@ -558,11 +650,16 @@ impl Driving {
     }
 }
 
+/// A key as a log line has it, cut where it is long.
+pub(super) fn sample(key: &[u8]) -> String {
+    key[..key.len().min(SAMPLE)].escape_ascii().to_string()
+}
+
 /// Asks upstream about a doubt.
 async fn ask(upstream: Arc<dyn Upstream>, range: KeyRange, doubt: Doubt) -> (Doubt, Verdict) {
     let verdict = match doubt {
         // By now the cluster may be ahead again.
-        Doubt::WentBack => Verdict::Proved,
+        Doubt::WentBack | Doubt::Differs => Verdict::Proved,
         Doubt::Cluster => match upstream.confirm(None).await {
             Ok(confirmed) => Verdict::Answer(confirmed.header),
             Err(error) => Verdict::Failed(error),

@@ -34,8 +34,11 @@ use super::{
     version::{Belief, Versions, over_http},
 };
 use crate::{
-    hub::upstream::{
-        Agreement, Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
+    hub::{
+        REPLACED,
+        upstream::{
+            Agreement, Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
+        },
     },
     telemetry::names,
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
@@ -517,6 +520,9 @@ impl EtcdWatch {
                 return Err(UpstreamError::Protocol("a watch was created twice".into()));
             }
             if response.canceled {
+                if response.cancel_reason == REPLACED {
+                    return Err(UpstreamError::Replaced);
+                }
                 return match response.compact_revision {
                     0 => match canceled(response.cancel_reason) {
                         UpstreamError::Protocol(reason) => Ok(WatchMessage::Canceled { reason }),

@@ -191,6 +191,10 @@ impl Upstream for V2Upstream {
         }
     }
 
+    fn has_past(&self) -> bool {
+        false
+    }
+
     fn can_follow(&self, range: &KeyRange) -> bool {
         Self::is_place(range)
     }

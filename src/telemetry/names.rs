@@ -46,6 +46,14 @@ pub const UPSTREAM_REVISIONS: &str = "etcd_relay_upstream_revisions_total";
 pub const UPSTREAM_RECONNECTS: &str = "etcd_relay_upstream_reconnects_total";
 /// New snapshots of running feeds, by [`ResyncReason`].
 pub const UPSTREAM_RESYNCS: &str = "etcd_relay_upstream_resyncs_total";
+/// Audits of a feed that ended, by [`Audited`].
+pub const AUDITS: &str = "etcd_relay_audits_total";
+/// Feeds in which the audit found something else than in etcd.
+pub const AUDIT_MISMATCHES: &str = "etcd_relay_audit_mismatches_total";
+/// Keys that the audit compared with etcd's.
+pub const AUDITED_KEYS: &str = "etcd_relay_audited_keys_total";
+/// When the audit last came to the end of all feeds, in seconds since 1970; 0 before.
+pub const AUDIT_COMPLETED: &str = "etcd_relay_audit_completed_timestamp_seconds";
 /// Attempts to connect upstream for forwarded calls, by [`Connect`].
 pub const UPSTREAM_CONNECTS: &str = "etcd_relay_upstream_connects_total";
 /// Listings read from etcd's v2 API, by [`V2Listing`].
@@ -213,7 +221,7 @@ mod sources;
 mod tls;
 
 pub use self::{
-    sources::{BackfillOutcome, FacadePast, FacadeRequest, Leave, V2Listing, V2WaitEnd},
+    sources::{Audited, BackfillOutcome, FacadePast, FacadeRequest, Leave, ResyncReason, V2Listing, V2WaitEnd},
     tls::{Handshake, Reload, TlsCertificate, TlsSide},
 };
 
@@ -319,19 +327,6 @@ labels! {
         Waiting = "waiting",
         /// The work in the feed, which others wait for: all is pushed to all live watches.
         Pushing = "pushing",
-    }
-}
-labels! {
-    /// Why a feed read a new snapshot.
-    ResyncReason as "reason" {
-        /// The next revision was compacted while the feed was away.
-        Compacted = "compacted",
-        /// A change was told after subscribers had gone past it.
-        Missed = "missed",
-        /// The cluster has another id.
-        ClusterReplaced = "cluster_replaced",
-        /// The cluster's revision fell: restored from a backup.
-        RevisionFell = "revision_fell",
     }
 }
 labels! {
@@ -580,6 +575,7 @@ pub fn describe() {
         FEED_LAG_REVISIONS,
         FEED_LAG_SECONDS,
         UPSTREAM_LEADERLESS,
+        AUDIT_COMPLETED,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -595,6 +591,8 @@ pub fn describe() {
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
         BACKFILLED_REVISIONS,
+        AUDIT_MISMATCHES,
+        AUDITED_KEYS,
         STREAMS_UNCONFIRMED,
         FORWARD_RETRIES,
     ] {
@@ -615,6 +613,7 @@ pub fn describe() {
         ACCEPT_ERRORS by Port,
         UPSTREAM_RECONNECTS by ReconnectReason,
         UPSTREAM_RESYNCS by ResyncReason,
+        AUDITS by Audited,
         BACKFILLS by BackfillOutcome,
         UPSTREAM_CONNECTS by Connect,
         MEMBER_LEFT by Leave,
@@ -710,6 +709,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what goes over them"),
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
     (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
+    (AUDIT_COMPLETED, "When the audit last came to the end of all feeds, in seconds since 1970; 0 before"),
     (FEED_LAG_REVISIONS, "Revisions of the store by which the feed that is furthest behind is behind etcd"),
     (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd, at most"),
     (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
@@ -734,6 +734,9 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),
     (UPSTREAM_RECONNECTS, "Broken upstream watches of feeds, by reason"),
     (UPSTREAM_RESYNCS, "New snapshots of running feeds, by reason"),
+    (AUDITS, "Audits of a feed that ended, by outcome"),
+    (AUDIT_MISMATCHES, "Feeds in which the audit found something else than in etcd"),
+    (AUDITED_KEYS, "Keys that the audit compared with etcd's"),
     (BACKFILLS, "Reads of a feed's past, which put it before the feed's history, by outcome"),
     (BACKFILLED_REVISIONS, "Revisions that were put before a feed's history"),
     (UPSTREAM_CONNECTS, "Attempts to connect upstream"),

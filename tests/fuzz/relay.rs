@@ -72,12 +72,7 @@ impl Relay {
         let grpc = listen::PortConfig::new(Port::Grpc, SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
         let config = RelayConfig {
             upstream: Upstream::Embedded(Embedded { seeded: false, changes_every: None }),
-            feeds: Feeds {
-                prefixes: vec![Bytes::new()],
-                on_demand: OnDemand::Deny,
-                history_bytes: Feeds::HISTORY_BYTES,
-                history_entries: Feeds::HISTORY_ENTRIES,
-            },
+            feeds: Feeds { prefixes: vec![Bytes::new()], on_demand: OnDemand::Deny, ..Feeds::default() },
             watches: Watches::default(),
             views: Views { feeds: LainletFeeds::Off, ..Views::default() },
             grpc: grpc.clone(),

@@ -191,12 +191,7 @@ impl Target {
 fn wire(store: &Store) -> (Lainlet, Phases) {
     let config = RelayConfig {
         upstream: Upstream::Embedded(Embedded { seeded: false, changes_every: None }),
-        feeds: Feeds {
-            prefixes: Vec::new(),
-            on_demand: OnDemand::Deny,
-            history_bytes: Feeds::HISTORY_BYTES,
-            history_entries: Feeds::HISTORY_ENTRIES,
-        },
+        feeds: Feeds { prefixes: Vec::new(), on_demand: OnDemand::Deny, ..Feeds::default() },
         watches: Watches::default(),
         views: Views {
             feeds: LainletFeeds::AtStart,

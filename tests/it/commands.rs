@@ -33,6 +33,7 @@ async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
         ),
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--history-bytes", "0"], "--history-bytes"),
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--on-demand", "deny"], "--prefix"),
+        (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--audit-interval", "soon"], "--audit-interval"),
         (&["demo", "--listen-grpc", &listen, "--log-level", "=x"], "--log-level"),
         (&["grpc-proxy", "start", "--listen-addr", &listen, "--namespace", "/x"], "--namespace"),
         (&["grpc-proxy", "start", "--listen-addr", &listen, "--cert-file", "x"], "--cert-file"),

@@ -10,6 +10,7 @@ mod members;
 mod outage;
 mod quorum;
 mod replaced;
+mod restored;
 mod resume;
 mod scale;
 mod shares;

@@ -33,6 +33,9 @@ use crate::cluster::{Cluster, OwnUpstream};
 /// How long the relay waits for an answer of the cluster.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Often enough that audits meet everything that happens to the cluster.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(3);
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Relay {
@@ -87,6 +90,7 @@ impl Relay {
                 on_demand,
                 history_bytes: size(terms.history.0),
                 history_entries: size(terms.history.1),
+                audit_interval: Some(AUDIT_INTERVAL),
             },
             watches: Watches { progress_notify_interval: Duration::from_secs(2), ..Watches::default() },
             views: Views { feeds: LainletFeeds::Off, ..Views::default() },

@@ -9,6 +9,7 @@
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
 
 mod check;
+mod forked;
 mod turns;
 mod world;
 

@@ -1,7 +1,35 @@
-//! Label values of what is asked of etcd's members, and of what is asked and answered over etcd's v2 API.
+//! Label values of what is asked of etcd's members, of what feeds and the audit find there, and of what is asked and answered over etcd's v2 API.
 //!
 //! Not here: the names of the metrics. Always holds: as in `names`, each value is given by somebody.
 
+labels! {
+    /// Why a feed read a new snapshot.
+    ResyncReason as "reason" {
+        /// The next revision was compacted while the feed was away.
+        Compacted = "compacted",
+        /// A change was told after subscribers had gone past it.
+        Missed = "missed",
+        /// The cluster has another id.
+        ClusterReplaced = "cluster_replaced",
+        /// The cluster's revision fell: restored from a backup.
+        RevisionFell = "revision_fell",
+        /// The cluster's past is another one than what the feed had: restored from a backup under its old id.
+        HistoryChanged = "history_changed",
+        /// The audit found something else in etcd than in the feed.
+        Audit = "audit",
+    }
+}
+labels! {
+    /// How an audit of a feed ended.
+    Audited as "outcome" {
+        /// The feed has what etcd has.
+        Equal = "equal",
+        /// It has something else.
+        Different = "different",
+        /// The feed, etcd or the relay's permission was not there for long enough; the next audit begins anew.
+        Interrupted = "interrupted",
+    }
+}
 labels! {
     /// Why a member was left for another one.
     Leave as "reason" {
