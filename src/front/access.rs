@@ -54,6 +54,7 @@ use self::{
 };
 use crate::{
     front::{client::Client, grpc::GrpcService},
+    hub::upstream::UpstreamError,
     telemetry::{
         ReadyBoard,
         names::{self, Check},
@@ -225,6 +226,16 @@ impl Access {
     pub fn heard(&self) {
         if self.shared.off.load(Ordering::Acquire) == OFF_ONCE {
             self.doubt_since(Instant::now());
+        }
+    }
+
+    /// etcd, or the way to it, answered a question of another kind with this error.
+    pub fn failed(&self, error: &UpstreamError) {
+        match error {
+            UpstreamError::Denied(_) if self.is_off() => self.doubt(),
+            // Its member answers.
+            UpstreamError::NoLeader => self.heard(),
+            _ => {}
         }
     }
 

@@ -37,8 +37,7 @@ use super::{
 use crate::{
     hub::{
         Beat, Feed, FeedKind, FeedState, Hub, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd, Subscribe,
-        SubscribeError, WatchStream,
-        upstream::{Agreement, UpstreamError},
+        SubscribeError, WatchStream, upstream::Agreement,
     },
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Refusal},
@@ -333,9 +332,7 @@ impl Session {
             Ok(Ok(confirmed)) => confirmed,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Watch requests are served without the current revision");
-                if matches!(error, UpstreamError::Denied(_)) && self.permission.access.is_off() {
-                    self.permission.access.doubt();
-                }
+                self.permission.access.failed(&error);
                 return false;
             }
             Err(_) => {

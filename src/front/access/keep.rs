@@ -36,8 +36,8 @@ impl Access {
         F: Future<Output = Look>,
     {
         let mut known = self.watch();
-        // When etcd last said yes to all, or had no news to give away.
-        let mut confirmed = Instant::now();
+        // When etcd last said yes to all, or had no news to give away. What begins now may count on a grant of this round.
+        let mut confirmed = self.round();
         loop {
             if known.borrow_and_update().auth == Auth::Off {
                 if known.changed().await.is_err() {

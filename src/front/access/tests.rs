@@ -175,21 +175,25 @@ async fn that_authentication_was_off_before_etcd_went_away_counts_until_it_is_he
     let etcd = FakeEtcd::default();
     let (access, task) = known(&etcd, Auth::Off).await;
     let expiry = tokio::spawn(access.clone().expire(hub.clone()));
-    for by_feed in [true, false] {
+    let by_feed = || {
+        feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
+        feed.set_state(FeedState::Live);
+    };
+    let by_answer = || access.heard();
+    let by_error = || access.failed(&UpstreamError::NoLeader);
+    let ways: [(&str, &dyn Fn()); 3] = [("a feed", &by_feed), ("an answer", &by_answer), ("an error", &by_error)];
+    for (way, hear) in ways {
         access.heard();
         assert!(access.is_off(), "its answer counts");
         etcd.away.store(true, Ordering::Relaxed);
         tokio::time::sleep(LIMIT * 10).await;
         assert!(access.is_off(), "etcd is away, and nothing new comes");
         let back = Instant::now();
-        if by_feed {
-            feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
-            feed.set_state(FeedState::Live);
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        } else {
-            access.heard();
-        }
-        assert_eq!((access.is_off(), access.known().auth), (false, Auth::Unknown), "{by_feed}");
+        access.failed(&UpstreamError::Unavailable("away".into()));
+        assert!(access.is_off(), "that is no word of etcd's");
+        hear();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((access.is_off(), access.known().auth), (false, Auth::Unknown), "{way}");
         let since = access.known().off_until.duration_since(back);
         assert!(since <= Duration::from_millis(500), "live watches have time from when it is back: {since:?}");
         feed.set_state(FeedState::Resuming);

@@ -29,10 +29,7 @@ use crate::{
         client::Client,
         listen::{ClientAddr, ConnectionId},
     },
-    hub::{
-        Asker, Feed, Hub, Listing, RangeQuery, RangeReply, ReadError, SortOrder, SortTarget, WaitError,
-        upstream::UpstreamError,
-    },
+    hub::{Asker, Feed, Hub, Listing, RangeQuery, RangeReply, ReadError, SortOrder, SortTarget, WaitError},
     pb::etcdserverpb::{RangeRequest, range_request},
     telemetry::names::Read,
     types::{ClientKey, Header, KeyRange, Revision},
@@ -211,8 +208,10 @@ async fn is_granted(access: &Access, parts: &Parts, range: &KeyRange) -> bool {
 async fn readable_at(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Option<Header>, Read> {
     let mark = feed.mark();
     let confirmed = tokio::time::timeout(PAST_PATIENCE, hub.confirmer().confirm(Some(past))).await;
-    if let Ok(Ok(_)) = &confirmed {
-        access.heard();
+    match &confirmed {
+        Ok(Ok(_)) => access.heard(),
+        Ok(Err(error)) => access.failed(error),
+        Err(_) => {}
     }
     match confirmed {
         Ok(Ok(confirmed)) if confirmed.compacted => Err(Read::ForwardedOther),
@@ -233,9 +232,7 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
     let past = (past > Revision::ZERO).then_some(past);
     let mark = feed.mark();
     let confirmed = hub.confirmer().confirm(past).await.map_err(|error| {
-        if matches!(error, UpstreamError::Denied(_)) && access.is_off() {
-            access.doubt();
-        }
+        access.failed(&error);
         Read::ForwardedLate
     })?;
     access.heard();

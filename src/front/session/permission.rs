@@ -48,8 +48,8 @@ impl Permission {
                 return Err(StreamEnd::Unavailable(text.into()));
             }
         }
-        let known = self.access.known();
-        let results = self.access.check(&self.client, ranges, known.since, Denials::New).await;
+        // Not all grants since authentication was last known to be on: where etcd stops to answer, that may be long ago.
+        let results = self.access.check(&self.client, ranges, self.access.round(), Denials::New).await;
         results
             .into_iter()
             .map(|result| match result {
@@ -121,5 +121,50 @@ impl Permission {
             "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); watch again"
         );
         self.stream.cut(StreamEnd::Unavailable(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request};
+    use tonic::{Status, body::Body};
+    use tower::{service_fn, util::BoxCloneSyncService};
+
+    use super::*;
+    use crate::{front::access::INTERVAL, hub::OutboxLimits, telemetry::ReadyBoard, types::KeyRange};
+
+    /// etcd grants a read while it answers, and then it answers no more: what it granted ends with the interval.
+    #[tokio::test(start_paused = true)]
+    async fn a_create_does_not_count_on_a_grant_from_before_etcd_stopped_to_answer() {
+        static DEAF: AtomicBool = AtomicBool::new(false);
+        let etcd = service_fn(|request: Request<Body>| async move {
+            if DEAF.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            let status = match request.headers().get("token") {
+                Some(_) => Status::out_of_range("future"),
+                None => Status::invalid_argument("etcdserver: user name is empty"),
+            };
+            Ok::<_, Infallible>(status.into_http::<Body>())
+        });
+        let access = Access::new(BoxCloneSyncService::new(etcd), Duration::from_secs(5));
+        let task = tokio::spawn(access.clone().run(ReadyBoard::new()));
+        assert_eq!(access.wait_known(KNOWN_PATIENCE).await, Auth::On);
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("token"), HeaderValue::from_static("alice"))]);
+        let client = Client::of(&headers, &Extensions::new());
+        let limits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 };
+        let permission = Permission { stream: WatchStream::new(limits, client.key()), access, client };
+        let ranges = [WireRange::of(&KeyRange::single("/a/1".into()))];
+        assert!(matches!(permission.check(&ranges).await.as_deref(), Ok([Ok(())])));
+
+        DEAF.store(true, Ordering::Relaxed);
+        tokio::time::sleep(INTERVAL * 2).await;
+        assert!(matches!(permission.check(&ranges).await, Err(StreamEnd::Unavailable(_))));
+        task.abort();
     }
 }

@@ -20,7 +20,7 @@ use super::*;
 use crate::{
     hub::{
         Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing,
-        upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest as UpstreamRequest},
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest as UpstreamRequest},
     },
     pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
     telemetry::ReadyBoard,

@@ -10,7 +10,7 @@ use crate::{
     front::grpc::GrpcService,
     hub::{
         FeedState, KeyMap, OutboxLimits, Reset, testing,
-        upstream::{Changes, Confirmed, Page, Upstream, UpstreamWatch, WatchRequest},
+        upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     pb::etcdserverpb::{RangeResponse, RangeStreamResponse},
     types::{Cluster, EventFields, EventKind, KeyValue, KeyValueFields},
