@@ -36,3 +36,13 @@ fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
 fn a_member_has_the_answer_or_is_woken() {
     models::a_member_has_the_answer_or_is_woken();
 }
+
+#[test]
+fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
+    models::what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost();
+}
+
+#[test]
+fn a_stream_that_moved_is_woken_where_it_is() {
+    models::a_stream_that_moved_is_woken_where_it_is();
+}

@@ -1,8 +1,7 @@
 //! Models of the relay's hand-overs between threads: the relay's own files over loom, which tries every order in which loads, stores and locks
 //! of several threads can come to pass, also those that the processor at hand does not show.
 //!
-//! Run by `tests/models.rs` of the relay. Not here: the queue of a watch stream, which is under one lock, so that the lock is all there is to
-//! it; and whatever knows no atomics. Always holds: nothing here is a copy of the relay's code.
+//! Run by `tests/models.rs` of the relay. Not here: whatever knows no atomics and no locks. Always holds: nothing here is a copy of the relay's code.
 
 mod sync;
 
@@ -15,6 +14,10 @@ mod latest;
 #[path = "../../src/http2/wake.rs"]
 #[expect(dead_code, reason = "the relay uses what the models do not")]
 mod wake;
+
+/// `src/hub/outbox/handover.rs`.
+#[path = "../../src/hub/outbox/handover.rs"]
+mod handover;
 
 /// `src/hub/confirm/rounds.rs`.
 #[path = "../../src/hub/confirm/rounds.rs"]
@@ -33,6 +36,7 @@ use loom::{
 };
 
 use self::{
+    handover::{Handover, Resting, wake},
     latest::Latest,
     rounds::Rounds,
     wake::{Calls, WakeSource, WakeSources},
@@ -227,5 +231,77 @@ pub fn a_member_has_the_answer_or_is_woken() {
             assert_eq!(task.woken(), 1, "it rests beside an answer");
         }
         assert_eq!(member.as_mut().poll(cx), Poll::Ready(7));
+    });
+}
+
+/// What waits for a stream's task, as far as a hand-over knows it.
+#[derive(Debug, Default)]
+struct Outbox {
+    deliveries: Vec<u32>,
+    task: Resting,
+}
+
+impl AsMut<Resting> for Outbox {
+    fn as_mut(&mut self) -> &mut Resting {
+        &mut self.task
+    }
+}
+
+impl Outbox {
+    fn push(&mut self, delivery: u32) -> Option<Waker> {
+        self.deliveries.push(delivery);
+        self.task.take()
+    }
+
+    fn drain(&mut self) -> Option<Vec<u32>> {
+        (!self.deliveries.is_empty()).then(|| std::mem::take(&mut self.deliveries))
+    }
+}
+
+/// Two feeds push, each under a lock and waking later, while the stream's task takes what there is and goes to rest: it has all, or was woken.
+pub fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
+    loom::model(|| {
+        let outbox = Arc::new(Handover::new(Outbox::default()));
+        let others = [1, 2].map(|delivery| {
+            let outbox = outbox.clone();
+            thread::spawn(move || match delivery {
+                1 => outbox.tell(|outbox| outbox.push(delivery)),
+                _ => {
+                    let waker = outbox.lock().push(delivery);
+                    wake(waker);
+                }
+            })
+        });
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let cx = Context::from_waker(&waker);
+        let mut seen = Vec::new();
+        while let Some(deliveries) = outbox.look(&cx, Outbox::drain) {
+            seen.extend(deliveries);
+        }
+        others.into_iter().for_each(|other| other.join().expect("it pushes"));
+        assert!(task.woken() <= 1, "it rests once");
+        assert_eq!(task.woken() == 0, seen.len() == 2, "it rests beside a delivery");
+        seen.extend(outbox.look(&cx, Outbox::drain).into_iter().flatten());
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2]);
+    });
+}
+
+/// A stream's body moves to another task between two looks: the one that looked last is woken.
+pub fn a_stream_that_moved_is_woken_where_it_is() {
+    loom::model(|| {
+        let outbox = Arc::new(Handover::new(Outbox::default()));
+        let before = Task::new();
+        assert!(outbox.look(&Context::from_waker(&Waker::from(before)), Outbox::drain).is_none());
+        let other = {
+            let outbox = outbox.clone();
+            thread::spawn(move || outbox.tell(|outbox| outbox.push(1)))
+        };
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let found = outbox.look(&Context::from_waker(&waker), Outbox::drain);
+        other.join().expect("it pushes");
+        assert_eq!(found.is_none(), task.woken() == 1, "it rests beside a delivery");
     });
 }

@@ -2,8 +2,9 @@
 //!
 //! Always holds: the same names and signatures as there.
 
+pub(crate) use loom::sync::MutexGuard;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use loom::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 /// A lock that knows no poison, as the relay's.
 #[derive(Debug, Default)]

@@ -10,6 +10,7 @@
 //! `OutboxLimits` plus one delivery a push; no lock is held while anything waits. Lock order: feed, then outbox; never two
 //! outboxes at once.
 
+mod handover;
 mod position;
 mod queue;
 mod state;
@@ -20,13 +21,14 @@ use std::{
     task::{Context, Waker},
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::handover::Handover;
 #[cfg(test)]
 pub(super) use self::position::Transition;
 pub(super) use self::{
+    handover::wake,
     position::Phase,
     state::{Notified, State},
     watches::{FeedId, Left, Link, NewWatch, Watch, Watches},
@@ -36,7 +38,7 @@ use super::{
     payload::Payload,
     shares::Counted,
 };
-use crate::types::ClientKey;
+use crate::{sync::MutexGuard, types::ClientKey};
 
 /// How much a stream may have waiting.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +54,7 @@ pub struct OutboxLimits {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    state: Mutex<State>,
+    state: Handover<State>,
     pub(super) limits: OutboxLimits,
     /// Whose stream it is: fills are given to clients in turns.
     pub(super) client: ClientKey,
@@ -83,50 +85,43 @@ pub(super) enum Found {
 impl Outbox {
     /// An empty outbox of a stream of this client. Its watches count for `counted`.
     pub(super) fn new(limits: OutboxLimits, client: ClientKey, counted: Counted) -> Arc<Self> {
-        let state = Mutex::new(State::new(counted));
+        let state = Handover::new(State::new(counted));
         Arc::new(Self { state, limits, client, room: Notify::new(), gone: CancellationToken::new() })
     }
 
     /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
     pub(super) fn drain(&self, cx: &Context<'_>, batch: &mut Vec<Delivery>, most_bytes: usize) -> Found {
-        let mut state = self.lock();
-        state.queue.take(batch, most_bytes);
-        let low = state.queue.is_low(&self.limits);
-        let parked_next = state.are_parked_next(&self.limits);
-        if !batch.is_empty() {
-            let others_wait = low && state.waiting > 0;
-            let want_turns = low && state.watches.want_turns();
-            drop(state);
-            if others_wait {
-                self.room.notify_waiters();
+        let mut others_wait = false;
+        let found = self.state.look(cx, |state| {
+            state.queue.take(batch, most_bytes);
+            let low = state.queue.is_low(&self.limits);
+            let parked_next = state.are_parked_next(&self.limits);
+            if !batch.is_empty() {
+                others_wait = low && state.waiting > 0;
+                return Some(Found::Some { want_turns: low && state.watches.want_turns(), parked_next });
             }
-            return Found::Some { want_turns, parked_next };
+            if let Some(end) = &state.end {
+                return Some(Found::End(end.clone()));
+            }
+            parked_next.then_some(Found::Parked)
+        });
+        if others_wait {
+            self.room.notify_waiters();
         }
-        if let Some(end) = &state.end {
-            return Found::End(end.clone());
-        }
-        if parked_next {
-            return Found::Parked;
-        }
-        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            state.waker = Some(cx.waker().clone());
-        }
-        Found::Nothing
+        found.unwrap_or(Found::Nothing)
     }
 
     /// Queues a delivery that is about no feed.
     pub(super) fn say(&self, delivery: Delivery) {
-        let waker = self.lock().enqueue(delivery);
-        wake(waker);
+        self.state.tell(|state| state.enqueue(delivery));
     }
 
     /// Ends the stream once all that is queued is sent; nothing more is queued.
     pub(super) fn end(&self, why: StreamEnd) {
-        let mut state = self.lock();
-        state.end.get_or_insert(why);
-        let waker = state.wake();
-        drop(state);
-        wake(waker);
+        self.state.tell(|state| {
+            state.end.get_or_insert(why);
+            state.wake()
+        });
     }
 
     /// Ends the stream now: what is queued is dropped, and no watch is added from here on. Gives back the task to wake.
@@ -147,8 +142,9 @@ impl Outbox {
         let mut state = self.lock();
         state.gone = true;
         state.queue.clear();
-        state.waker = None;
+        let waker = state.wake();
         drop(state);
+        drop(waker);
         self.room.notify_waiters();
     }
 
@@ -189,16 +185,9 @@ struct Waiting<'a>(&'a Outbox);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.waiting -= 1;
-        let waker = state.are_parked_next(&self.0.limits).then(|| state.wake()).flatten();
-        drop(state);
-        wake(waker);
-    }
-}
-
-pub(super) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
+        self.0.state.tell(|state| {
+            state.waiting -= 1;
+            state.are_parked_next(&self.0.limits).then(|| state.wake()).flatten()
+        });
     }
 }

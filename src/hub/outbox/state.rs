@@ -7,6 +7,7 @@ use std::{sync::Arc, task::Waker};
 
 use super::{
     OutboxLimits, Watches,
+    handover::Resting,
     position::{Impossible, Phase, Transition},
     queue::DeliveryQueue,
     watches::{FeedId, Left},
@@ -34,7 +35,8 @@ const STEP_ARRIVE: usize = 1024;
 pub(in crate::hub) struct State {
     pub(in crate::hub) queue: DeliveryQueue,
     pub(in crate::hub) watches: Watches,
-    pub(super) waker: Option<Waker>,
+    /// The stream's task.
+    pub(super) task: Resting,
     /// Tasks that wait for room in the queue.
     pub(super) waiting: usize,
     pub(in crate::hub) end: Option<StreamEnd>,
@@ -46,6 +48,12 @@ pub(in crate::hub) struct State {
 impl State {
     pub(super) fn new(counted: Counted) -> Self {
         Self { watches: Watches::counted(counted), ..Self::default() }
+    }
+}
+
+impl AsMut<Resting> for State {
+    fn as_mut(&mut self) -> &mut Resting {
+        &mut self.task
     }
 }
 
@@ -279,7 +287,7 @@ impl State {
     /// Adds a delivery and gives back the task to wake. On a stream that has ended nothing is added: its client goes on from the
     /// last that it got, and a busy feed must not put the end off for ever.
     pub(in crate::hub) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
-        self.append(delivery).then(|| self.waker.take()).flatten()
+        self.append(delivery).then(|| self.task.take()).flatten()
     }
 
     /// The same where the task needs no wake-up. Whether it was added.
@@ -293,7 +301,7 @@ impl State {
 
     /// Gives the stream's task to wake, where nothing was queued but there is something to do.
     pub(in crate::hub) fn wake(&mut self) -> Option<Waker> {
-        self.waker.take()
+        self.task.take()
     }
 
     /// Whether the stream has ended or is gone: nothing new may begin on it.
