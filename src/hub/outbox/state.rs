@@ -309,10 +309,12 @@ impl State {
         self.gone || self.end.is_some()
     }
 
-    /// Whether parked watches are to be read for: there is room, and nobody waits for it. Who waits writes for watches that are further behind
-    /// than those, and would find no room if they came first each time.
+    /// Whether parked watches are to be read for: there is room, and nobody waits for it who writes for a watch that is further behind. Such
+    /// a one would find no room if the parked came first each time; and if they never did, fills that cannot catch up would hold them up for ever.
     pub(super) fn are_parked_next(&self, limits: &OutboxLimits) -> bool {
-        self.watches.parked() > 0 && self.waiting == 0 && self.queue.is_low(limits)
+        self.watches.parked() > 0
+            && self.queue.is_low(limits)
+            && (self.waiting == 0 || self.watches.is_a_parked_one_behind_the_filling())
     }
 
     /// Whether no more should be queued.

@@ -512,6 +512,14 @@ impl Watches {
         parked.into_iter().chain(lagging).min_by_key(|(next, _)| *next)
     }
 
+    /// Whether a parked watch is further behind than each of those that are being filled. False where none is being filled.
+    pub(super) fn is_a_parked_one_behind_the_filling(&self) -> bool {
+        let lags = self.attachments.iter().filter_map(|(_, at)| at.lag.as_deref());
+        let filling = lags.filter_map(|lag| lag.filling.first()).map(|(next, _)| *next).min();
+        let parked = self.parked.first().map(|(next, _)| *next);
+        parked.zip(filling).is_some_and(|(parked, filling)| parked < filling)
+    }
+
     /// The highest revision up to which a live watch was given everything, or the stream was told so.
     pub(super) fn newest(&self) -> Revision {
         self.newest

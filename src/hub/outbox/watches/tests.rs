@@ -37,3 +37,17 @@ fn watches_that_are_filled_again_and_again_do_not_come_before_one_that_is_furthe
     let behind = waiting_for_a_fill(&mut watches, feed, 10);
     assert_eq!([(); 6].map(|()| turn(&mut watches)), [behind, one, other, behind, one, other]);
 }
+
+#[test]
+fn a_parked_watch_is_read_for_before_those_that_are_filled_once_it_is_further_behind_than_they() {
+    let (mut watches, feed) = (Watches::default(), FeedId::new());
+    let parked = waiting_for_a_fill(&mut watches, feed, 50);
+    watches.shift(parked, Transition::BeginFill, Revision::new(50)).expect("possible");
+    watches.shift(parked, Transition::Park, Revision::new(50)).expect("the history reaches it");
+    assert!(!watches.is_a_parked_one_behind_the_filling(), "none is filled");
+    let filled = waiting_for_a_fill(&mut watches, feed, 40);
+    watches.shift(filled, Transition::BeginFill, Revision::new(40)).expect("possible");
+    assert!(!watches.is_a_parked_one_behind_the_filling());
+    watches.shift(filled, Transition::Pass, Revision::new(60)).expect("possible");
+    assert!(watches.is_a_parked_one_behind_the_filling());
+}
