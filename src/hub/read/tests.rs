@@ -283,3 +283,15 @@ async fn a_read_during_which_the_feed_begins_again_says_so() {
     let ended = std::iter::repeat_with(|| walk.step(&feed)).flatten().next();
     assert!(matches!(ended, Some(Err(ReadError::Overtaken))), "{ended:?}");
 }
+
+#[tokio::test]
+async fn a_past_read_before_which_the_feed_begins_again_takes_nothing_of_the_new_history() {
+    let (feed, _) = feed(&hub(), many(), &[]);
+    let past = feed.revision().previous();
+    let mut walk = Walk::new(RangeQuery { revision: past, ..everything() });
+    assert!(walk.step(&feed).is_none(), "it has seen that the revision is a past one");
+    // Now it is one to come.
+    feed.reset(&Arc::default(), KeyMap::default(), past.previous(), &crate::hub::Reset::Replaced);
+    let ended = std::iter::repeat_with(|| walk.step(&feed)).flatten().next();
+    assert!(matches!(ended, Some(Err(ReadError::BeforeHistory))), "{ended:?}");
+}

@@ -108,7 +108,7 @@ impl Walk {
                         let terms = Terms { header: now.header(), epoch: snapshot.epoch, count };
                         Stage::Looking(Box::new(Look::new(&self.query, snapshot, terms, Before::new())))
                     }
-                    Ok(None) => Stage::Undoing(Changes::since(self.query.revision)),
+                    Ok(None) => Stage::Undoing(Changes::since(self.query.revision, now.epoch)),
                     Err(error) => return Some(Err(error)),
                 };
             }
@@ -155,9 +155,10 @@ impl Walk {
 }
 
 impl Changes {
-    fn since(revision: Revision) -> Self {
+    /// All since a revision of the feed's history of this epoch. In another the revision may be still to come.
+    fn since(revision: Revision, epoch: u64) -> Self {
         let (entries, before) = (VecDeque::new(), Before::new());
-        Self { from: revision.next(), epoch: None, entries, seen: 0, newest: None, before, more: 0 }
+        Self { from: revision.next(), epoch: Some(epoch), entries, seen: 0, newest: None, before, more: 0 }
     }
 
     /// Looks at some changes. The snapshot that they lead to, once all were looked at.
