@@ -35,6 +35,11 @@ const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a client that reads at once may wait for an answer to a create, and to be told of what happened, while all is well.
 const ANSWERED: Duration = Duration::from_secs(2);
 const TOLD: Duration = Duration::from_secs(2);
+/// How long a client that reads at once may wait until a quiet watch that asked for it is told its progress, while all is well: two of the
+/// relay's intervals.
+const NOTIFIED: Duration = Duration::from_secs(6);
+/// How long a client that reads at once may wait for an answer to a cancel, whatever is wrong. Shorter than what a create waits for its feed.
+pub(crate) const CANCELED: Duration = Duration::from_secs(25);
 /// How many responses other watches of a stream may get with what is newer than what a watch still waits for, for each watch of the
 /// stream.
 const OVERTAKEN: usize = 8;
@@ -55,6 +60,21 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    /// Of one key, from now.
+    pub(crate) fn of(key: &'static str) -> Self {
+        let key = Bytes::from_static(key.as_bytes());
+        Self {
+            wire: (key.clone(), Bytes::new()),
+            range: KeyRange::single(key),
+            no_put: false,
+            no_delete: false,
+            prev_kv: false,
+            progress_notify: false,
+            fragment: false,
+            start: None,
+        }
+    }
+
     fn wants(&self, kind: EventKind) -> bool {
         match kind {
             EventKind::Put => !self.no_put,
@@ -86,6 +106,9 @@ struct Watch {
     last_event: i64,
     last_progress: i64,
     cancel_asked: bool,
+    cancel_asked_at: Option<Instant>,
+    /// When it was told something, or created.
+    heard_at: Option<Instant>,
     /// Events of a response of which more is to come.
     fragments: Vec<mvccpb::Event>,
     /// The rights that held when it was asked for.
@@ -135,6 +158,8 @@ pub(crate) struct Counts {
     pub(crate) resumed: usize,
     /// The longest that a prompt client waited for what it was owed, while all was well: for an answer to a create, and for events.
     pub(crate) slowest: (Duration, Duration),
+    /// The longest that such a client's quiet watch waited for its progress.
+    pub(crate) quiet: Duration,
     /// See [`OVERTAKEN`].
     pub(crate) overtaken: usize,
 }
@@ -170,6 +195,8 @@ impl StreamCheck {
             last_event: 0,
             last_progress: 0,
             cancel_asked: false,
+            cancel_asked_at: None,
+            heard_at: None,
             fragments: Vec::new(),
             rights: 0,
             overtaken: 0,
@@ -224,11 +251,13 @@ impl StreamCheck {
         let ids: Vec<(i64, usize)> = self.ids.iter().map(|(id, number)| (*id, *number)).collect();
         let (id, number) = *ids.get(number % ids.len().max(1))?;
         let watch = &mut self.watches[number];
+        watch.cancel_asked_at.get_or_insert_with(Instant::now);
         (!std::mem::replace(&mut watch.cancel_asked, true)).then_some(id)
     }
 
     /// A client that reads at once is answered, and told of what happens, in a time that no other client's doings make longer.
     pub(crate) fn look_for_delays(&mut self) {
+        self.look_for_cancels();
         let Some(well_since) = self.cluster.well_since().filter(|_| self.prompt && self.failure.is_none()) else {
             return;
         };
@@ -243,7 +272,7 @@ impl StreamCheck {
                 return;
             }
         }
-        let epoch_now = self.cluster.now().epoch;
+        let Place { epoch: epoch_now, revision: newest } = self.cluster.now();
         for watch in &self.watches {
             let (Some(created_at), Phase::Created, false) = (watch.created_at, watch.phase, watch.cancel_asked) else {
                 continue;
@@ -251,8 +280,25 @@ impl StreamCheck {
             let spec = &watch.spec;
             let Some(epoch) = watch.epoch.filter(|epoch| *epoch == epoch_now) else { continue };
             let owed = self.cluster.first_wanted(epoch, watch.position, i64::MAX, &spec.range, |kind| spec.wants(kind));
+            let permitted = self.cluster.permitted_always(watch.rights, self.token, &spec.range);
+            if let Some(heard_at) = watch.heard_at
+                && spec.progress_notify
+                && permitted
+                && watch.position <= newest + 1
+                // Else a watch that is filled is behind for all that the relay knows, until its keys change.
+                && self.cluster.trusted()
+            {
+                // Of a watch that begins with a revision to come nothing is told before that.
+                let begins = self.cluster.made_at(Place { epoch, revision: watch.position - 1 });
+                let waits = waits(begins.map_or(heard_at, |begins| begins.max(heard_at)));
+                self.counts.quiet = self.counts.quiet.max(waits);
+                if waits > NOTIFIED {
+                    self.failure = Some(format!("starved: no progress for {waits:?} to {watch:?}"));
+                    return;
+                }
+            }
             let Some(revision) = owed else { continue };
-            if !self.cluster.permitted_always(watch.rights, self.token, &spec.range) {
+            if !permitted {
                 continue;
             }
             let made_at = self.cluster.made_at(Place { epoch, revision }).unwrap_or(now);
@@ -260,6 +306,20 @@ impl StreamCheck {
             self.counts.slowest.1 = self.counts.slowest.1.max(waits);
             if waits > TOLD {
                 self.failure = Some(format!("starved: revision {revision} has not come for {waits:?} to {watch:?}"));
+                return;
+            }
+        }
+    }
+
+    /// What a client asks for when it has no use for a watch any more does not wait for what others of its requests wait for.
+    fn look_for_cancels(&mut self) {
+        if !self.prompt || self.failure.is_some() {
+            return;
+        }
+        for watch in &self.watches {
+            let waits = watch.cancel_asked_at.filter(|_| watch.phase != Phase::Over).map(|asked| asked.elapsed());
+            if waits.is_some_and(|waits| waits > CANCELED) {
+                self.failure = Some(format!("starved: no answer for {waits:?} to the cancel of {watch:?}"));
                 return;
             }
         }
@@ -299,6 +359,7 @@ impl StreamCheck {
         let number = *self.ids.get(&id).ok_or("events for an unknown watch")?;
         let (cluster, token, prompt) = (self.cluster.clone(), self.token, self.prompt);
         let watch = &mut self.watches[number];
+        watch.heard_at = Some(Instant::now());
         if watch.phase == Phase::Over && watch.cancel_asked {
             // Not wanted any more, which the relay has not heard yet.
             return Ok(());
@@ -386,7 +447,7 @@ impl StreamCheck {
         ensure(!(self.prompt && soon && well) || place >= pending.asked, || {
             format!("created at {place:?}, which was old when it was asked for: {pending:?}")
         })?;
-        let permitted_since = revoked_before(&self.cluster, pending.asked_at);
+        let permitted_since = revoked_before(&self.cluster, pending.asked_at, false);
         ensure(self.cluster.permitted_since(permitted_since, self.token, &watch.spec.range), || {
             format!("created for who may not read it: {watch:?}")
         })?;
@@ -397,6 +458,7 @@ impl StreamCheck {
         watch.phase = Phase::Created;
         watch.rights = pending.rights;
         watch.created_at = Some(now);
+        watch.heard_at = Some(now);
         if watch.epoch.is_some_and(|epoch| epoch != place.epoch) {
             // Another cluster's revisions are of no use. Nobody promises anything to who asks for them.
             watch.phase = Phase::Over;
@@ -441,6 +503,7 @@ impl StreamCheck {
             format!("progress that was not asked for: {watch:?}")
         })?;
         self.counts.progress += 1;
+        watch.heard_at = Some(Instant::now());
         watch.bookmark(&self.cluster, place)
     }
 

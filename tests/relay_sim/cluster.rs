@@ -130,6 +130,8 @@ impl Rights {
 struct Epoch {
     id: u64,
     base: i64,
+    /// Before its first revision is nothing: no key, and no compaction, as if its revisions had begun with one.
+    open: bool,
     compact_revision: i64,
     /// Each compaction: to which revision, and the newest one at the time.
     compactions: Vec<(i64, i64)>,
@@ -154,7 +156,7 @@ struct Happened {
 impl Epoch {
     fn new(id: u64, base: i64) -> Self {
         let states = vec![BTreeMap::new()];
-        Self { id, base, compact_revision: base, compactions: Vec::new(), changes: Vec::new(), states }
+        Self { id, base, open: false, compact_revision: base, compactions: Vec::new(), changes: Vec::new(), states }
     }
 
     fn revision(&self) -> i64 {
@@ -174,12 +176,18 @@ impl Epoch {
     }
 
     fn state(&self, revision: i64) -> Option<&BTreeMap<Bytes, KeyValueFields>> {
+        let revision = if self.open { revision.max(self.base) } else { revision };
         usize::try_from(revision - self.base).ok().and_then(|index| self.states.get(index))
     }
 
     /// The newest revision that is at least this old.
     fn visible(&self, before: Instant) -> i64 {
         self.base + self.changes.partition_point(|changed| changed.when <= before) as i64
+    }
+
+    /// Up to where it forgot its revisions before anybody compacted it.
+    fn forgot(&self) -> i64 {
+        if self.open { 0 } else { self.base }
     }
 
     fn has(&self, revision: i64) -> bool {
@@ -237,7 +245,7 @@ impl Cluster {
     pub(crate) fn compact(&self, share: f64) -> i64 {
         self.change(|inner| {
             let epoch = inner.epoch();
-            let from = epoch.compact_revision;
+            let from = epoch.compact_revision.max(epoch.base);
             let to = from + ((epoch.revision() - from) as f64 * share) as i64;
             inner.compact(to);
         });
@@ -254,6 +262,18 @@ impl Cluster {
             let highest = inner.epochs.iter().map(|epoch| epoch.id).max().unwrap_or(0);
             let id = if restored { inner.epoch().id } else { highest + 1 };
             inner.epochs.push(Epoch::new(id, base));
+            inner.trouble();
+            inner.break_all();
+        });
+        self.now()
+    }
+
+    /// Another cluster takes its place, which has all revisions that the one before made, and nothing in them.
+    pub(crate) fn replace_by_longer(&self) -> Place {
+        self.change(|inner| {
+            let base = inner.epochs.iter().map(|epoch| epoch.base).max().unwrap_or(0) + BAND;
+            let id = inner.epochs.iter().map(|epoch| epoch.id).max().unwrap_or(0) + 1;
+            inner.epochs.push(Epoch { open: true, compact_revision: 0, ..Epoch::new(id, base) });
             inner.trouble();
             inner.break_all();
         });
@@ -418,6 +438,20 @@ impl Cluster {
         self.inner.lock().epoch().compact_revision
     }
 
+    /// The oldest revision of the cluster's own that can be read.
+    pub(crate) fn oldest(&self) -> i64 {
+        let inner = self.inner.lock();
+        inner.epoch().compact_revision.max(inner.epoch().base)
+    }
+
+    /// What a cluster has for this revision, its own or one of another's.
+    pub(crate) fn past_of(&self, epoch: usize, revision: i64) -> Option<Place> {
+        let inner = self.inner.lock();
+        let of = &inner.epochs[epoch];
+        let revision = if of.open { revision.max(of.base) } else { revision };
+        (of.has(revision) && revision <= of.revision()).then_some(Place { epoch, revision })
+    }
+
     /// Which cluster made a revision.
     pub(crate) fn place_of(&self, revision: i64) -> Option<Place> {
         let inner = self.inner.lock();
@@ -435,7 +469,7 @@ impl Cluster {
         let inner = self.inner.lock();
         let epoch = &inner.epochs[epoch];
         // A new cluster has nothing before its first revision.
-        revision == epoch.base || epoch.compactions.iter().any(|(to, _)| *to == revision)
+        revision == epoch.forgot() || epoch.compactions.iter().any(|(to, _)| *to == revision)
     }
 
     /// To which revision the cluster was compacted before any revision up to `until` was the newest.
@@ -443,7 +477,7 @@ impl Cluster {
         let inner = self.inner.lock();
         let epoch = &inner.epochs[epoch];
         let before = epoch.compactions.iter().filter(|(_, newest)| *newest < until).map(|(to, _)| *to);
-        before.max().unwrap_or(epoch.base)
+        before.max().unwrap_or(epoch.forgot())
     }
 
     /// The first revision in `from..=to` that has something in `range` that `wants`.

@@ -1,4 +1,4 @@
-//! Clients that want more than their share, or give nothing back. All of them are of one address.
+//! Clients that want more than their share, or give nothing back. They have addresses of their own.
 //!
 //! What they are told is not checked: what the others are told, and when, is. Always holds: each ends after a while, whatever happens.
 
@@ -6,17 +6,18 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse, watch_request::RequestUnion};
+use h2::SendStream;
 use rand::{Rng, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 use crate::{
-    client::{Client, Windows, frame},
+    client::{Answer, Client, Windows, frame},
     relay::{Host, Relay},
     watcher::{cancel, say},
 };
 
-/// Where they are.
+/// Where they are, unless a schedule says otherwise.
 pub(crate) const HOST: Host = Host(66);
 
 /// What such a client does.
@@ -46,14 +47,22 @@ impl Hostile {
     }
 
     /// Does it, with ranges like `wire` and the past from `from` on, and is gone after `life`.
-    pub(crate) async fn run(self, relay: Arc<Relay>, wire: (Bytes, Bytes), from: i64, life: Duration) {
-        // What it is told, and that it is refused, is all the same to it.
-        let _ = self.act(&relay, wire, from, life).await;
+    pub(crate) async fn run(self, relay: Arc<Relay>, host: Host, wire: (Bytes, Bytes), from: i64, life: Duration) {
+        let windows = if let Self::Churns { .. } = self { Windows::WIDE } else { Windows::NARROW };
+        let Ok(client) = Client::connect(&relay, host, None, windows).await else { return };
+        let mut open = Vec::new();
+        // What it is told, and that it is refused, is all the same to it: what it has it keeps.
+        let _ = self.act(&client, wire, from, &mut open).await;
+        sleep(life).await;
     }
 
-    async fn act(self, relay: &Relay, wire: (Bytes, Bytes), from: i64, life: Duration) -> Result<(), Status> {
-        let windows = if let Self::Churns { .. } = self { Windows::WIDE } else { Windows::NARROW };
-        let client = Client::connect(relay, HOST, None, windows).await?;
+    async fn act(
+        self,
+        client: &Client,
+        wire: (Bytes, Bytes),
+        from: i64,
+        open: &mut Vec<(SendStream<Bytes>, Answer)>,
+    ) -> Result<(), Status> {
         let create = |start_revision| WatchCreateRequest {
             key: wire.0.clone(),
             range_end: wire.1.clone(),
@@ -61,7 +70,6 @@ impl Hostile {
             start_revision,
             ..WatchCreateRequest::default()
         };
-        let mut open = Vec::new();
         match self {
             Self::NeverReads { streams, watches } => {
                 for _ in 0..streams {
@@ -109,7 +117,6 @@ impl Hostile {
                 }
             }
         }
-        sleep(life).await;
         Ok(())
     }
 }

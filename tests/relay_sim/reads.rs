@@ -26,16 +26,17 @@ use crate::{
 pub(crate) const REVOKED: Duration = Duration::from_secs(10);
 
 /// Who had no permission since this moment is to be shown nothing by an answer to what was asked at `asked_at`. While nothing reaches the
-/// relay it knows no better than before, as a member that is cut off from its cluster.
-pub(crate) fn revoked_before(cluster: &Cluster, asked_at: Instant) -> Instant {
+/// relay it knows no better than before, as a member that is cut off from its cluster; and whoever asks for what the relay has without a word of
+/// the cluster is told it until the relay hears that the cluster is back.
+pub(crate) fn revoked_before(cluster: &Cluster, asked_at: Instant, serializable: bool) -> Instant {
     let strict = asked_at.checked_sub(REVOKED).unwrap_or(asked_at);
-    if cluster.was_away(asked_at) { strict.min(cluster.reachable_ago(REVOKED)) } else { strict }
+    if serializable || cluster.was_away(asked_at) { strict.min(cluster.reachable_ago(REVOKED)) } else { strict }
 }
 
 /// A read of a range.
 pub(crate) fn random(rng: &mut StdRng, cluster: &Cluster, (key, range_end): (Bytes, Bytes)) -> RangeRequest {
     let now = cluster.now();
-    let oldest = cluster.compact_revision();
+    let oldest = cluster.oldest();
     let revision = match rng.random_range(0..4) {
         0 => rng.random_range(oldest..=now.revision),
         _ => 0,
@@ -95,7 +96,8 @@ pub(crate) async fn read(
     check(cluster, &request, &range, asked, compacted, &answer)
         .map_err(|error| format!("{error}: {answer:?} to {}", what()))?;
     if Instant::now().duration_since(asked_at) < Duration::from_secs(1) {
-        let permitted = cluster.permitted_since(revoked_before(cluster, asked_at), client.token(), &range);
+        let permitted =
+            cluster.permitted_since(revoked_before(cluster, asked_at, request.serializable), client.token(), &range);
         ensure(permitted, || format!("shown to who may not see it: {answer:?} to {}", what()))?;
     }
     Ok(Some(answer))
@@ -140,8 +142,7 @@ fn check(
         0 => place,
         past => {
             ensure(past <= header.revision, || "a revision to come".into())?;
-            let at = cluster.place_of(past).ok_or("a past that no cluster made")?;
-            ensure(at.epoch == place.epoch, || "the past of another cluster".into())?;
+            let at = cluster.past_of(place.epoch, past).ok_or("the past of another cluster")?;
             let gone = cluster.compacted_before(place.epoch, header.revision);
             ensure(past >= gone, || format!("linearizable: compacted to {gone} before the header's revision"))?;
             ensure(request.serializable || place.epoch != asked.epoch || past >= compacted, || {

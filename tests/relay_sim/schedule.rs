@@ -1,8 +1,9 @@
 //! One schedule: a relay, its cluster and its clients, and what happens to them.
 //!
-//! Not here: a schedule of hostile clients beside a cluster in good health, see `crowd`.
+//! Not here: schedules of clients that get in each other's way, beside a cluster in good health: see `crowd` and `busy`.
 //! Always holds: all that is random comes from the seed; a schedule ends with a cluster in good health, and with all that is owed paid.
 
+pub(crate) mod busy;
 pub(crate) mod crowd;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,7 @@ use crate::{
     check::{Counts, Spec, StreamCheck},
     client::{Client, Windows},
     cluster::{Changes, Cluster, Faults, Harm, Place},
-    hostile::Hostile,
+    hostile::{self, Hostile},
     reads::{self, PAGE},
     relay::{Host, Relay, Terms},
     trace::Trace,
@@ -56,6 +57,7 @@ fn simulate(
     runtime.block_on(async {
         let mut schedule = make(seed);
         let result = act(&mut schedule).await;
+        schedule.note("the end".into());
         let trace = schedule.trace.clone();
         result.map(|counts| (counts, trace.clone())).map_err(|error| Failure { seed, error, trace })
     })
@@ -183,12 +185,14 @@ impl Schedule {
                 self.note(format!("compact to {to}"));
             }
             88..93 => self.trouble(),
+            93..94 if self.rng.random_bool(0.3) => self.list_across_a_replacement().await,
             93..94 if self.rng.random_bool(0.5) => {
                 self.note("replace".into());
                 let place = self.cluster.replace();
                 self.note(format!("replaced: {place:?} of {}", self.cluster.id_of(place.epoch)));
                 self.write();
             }
+            94..97 if self.with_rights && self.rng.random_bool(0.2) => self.revoke_unheard().await?,
             94..97 if self.with_rights => self.change_rights().await,
             97..98 => self.hostile(),
             98..99 if self.watchers.len() < 6 => self.join(),
@@ -240,16 +244,20 @@ impl Schedule {
     }
 
     fn create(&mut self) {
-        let wire = self.wire();
-        let Ok(range) = KeyRange::from_wire(wire.0.clone(), wire.1.clone()) else { return };
-        let Place { epoch, revision } = self.cluster.now();
-        let compacted = self.cluster.compact_revision();
+        let (oldest, revision) = (self.cluster.oldest(), self.cluster.now().revision);
         let start = match self.rng.random_range(0..10) {
             0..5 => None,
-            5..8 => Some(self.rng.random_range(compacted.max(revision - 6)..=revision + 1)),
-            8 => Some(self.rng.random_range(compacted..=revision)),
+            5..8 => Some(self.rng.random_range(oldest.max(revision - 6)..=revision + 1)),
+            8 => Some(self.rng.random_range(oldest..=revision)),
             _ => Some(revision + self.rng.random_range(1..4)),
         };
+        self.create_from(start);
+    }
+
+    fn create_from(&mut self, start: Option<i64>) {
+        let wire = self.wire();
+        let Ok(range) = KeyRange::from_wire(wire.0.clone(), wire.1.clone()) else { return };
+        let epoch = self.cluster.now().epoch;
         let rng = &mut self.rng;
         let spec = Spec {
             wire,
@@ -306,15 +314,31 @@ impl Schedule {
     async fn read_what_goes(&mut self) {
         let Some(client) = self.reader().await else { return };
         let (key, range_end) = self.wire();
-        let revision = self.cluster.compact_revision().max(self.cluster.now().revision - 3);
+        // So new that feeds do not have it yet, and the read waits for them.
+        self.write();
+        let revision = self.cluster.oldest().max(self.cluster.now().revision - 3);
         let request = RangeRequest { key, range_end, revision, ..RangeRequest::default() };
         let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
         self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await.map(|_| ()) });
-        for _ in 0..self.rng.random_range(0..30) {
+        for _ in 0..self.rng.random_range(0..60) {
             tokio::task::yield_now().await;
         }
         let to = self.cluster.compact(1.0);
         self.note(format!("compact to {to}, which is read"));
+        self.write();
+    }
+
+    /// A list in pages, between which another cluster takes the place of the one that the first page came from.
+    async fn list_across_a_replacement(&mut self) {
+        self.write_a_page();
+        sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
+        let Some(client) = self.reader().await else { return };
+        let (cluster, trace) = (self.cluster.clone(), self.trace.clone());
+        let pause = Duration::from_millis(self.rng.random_range(500..20_000));
+        self.tasks.spawn(async move { reads::list_in_pages(&cluster, &client, &trace, pause).await });
+        sleep(Duration::from_millis(self.rng.random_range(5..500))).await;
+        let place = self.cluster.replace_by_longer();
+        self.note(format!("replaced by a longer one: {place:?}"));
         self.write();
     }
 
@@ -363,6 +387,44 @@ impl Schedule {
         advance(TICK).await;
     }
 
+    /// All lose what they may read while the relay cannot ask about it, for longer than the bound on what is shown after that: since the
+    /// cluster does not answer such questions, or since it is away.
+    async fn revoke_unheard(&mut self) -> Result<(), String> {
+        let down = self.rng.random_bool(0.5);
+        let faults = Faults { down, deaf: !down, ..Faults::NONE };
+        self.note(format!("revoked unheard: {faults:?}"));
+        self.cluster.set_faults(faults);
+        advance(TICK).await;
+        self.cluster.set_rights(|rights| {
+            rights.on = true;
+            rights.granted.clear();
+        });
+        let until = Instant::now() + Duration::from_secs(13);
+        while Instant::now() < until {
+            self.write();
+            self.read().await;
+            self.create();
+            if self.rng.random_bool(0.2) {
+                self.order();
+            }
+            sleep(Duration::from_millis(self.rng.random_range(100..800))).await;
+            self.failure()?;
+        }
+        // A member that is back may have no leader yet.
+        self.cluster.set_faults(Faults { leaderless: self.rng.random_bool(0.3), ..Faults::NONE });
+        for _ in 0..8 {
+            self.write();
+            self.read().await;
+            self.create();
+            sleep(Duration::from_millis(self.rng.random_range(0..250))).await;
+            self.failure()?;
+        }
+        self.cluster.set_faults(Faults::NONE);
+        self.grant_all();
+        advance(TICK).await;
+        Ok(())
+    }
+
     /// A client that wants more than its share, or gives nothing back.
     fn hostile(&mut self) {
         let hostile = Hostile::random(&mut self.rng);
@@ -370,12 +432,16 @@ impl Schedule {
     }
 
     fn attack(&mut self, hostile: Hostile) {
-        let (relay, wire) = (self.relay.clone(), self.wire());
         let life = Duration::from_millis(self.rng.random_range(0..8_000));
-        let from = self.cluster.compact_revision();
+        self.attack_from(hostile::HOST, hostile, life);
+    }
+
+    fn attack_from(&mut self, host: Host, hostile: Hostile, life: Duration) {
+        let (relay, wire) = (self.relay.clone(), self.wire());
+        let from = self.cluster.oldest();
         self.note(format!("{hostile:?} for {life:?}"));
         self.tasks.spawn(async move {
-            hostile.run(relay, wire, from, life).await;
+            hostile.run(relay, host, wire, from, life).await;
             Ok(())
         });
     }
@@ -403,7 +469,9 @@ impl Schedule {
     async fn settle(&mut self) -> Result<(), String> {
         self.note("settle".into());
         self.cluster.settle();
+        advance(TICK).await;
         self.cluster.set_rights(|rights| rights.on = false);
+        advance(TICK).await;
         self.write();
         let patience = Instant::now() + PATIENCE;
         loop {
@@ -436,6 +504,7 @@ impl Counts {
             told: self.told + other.told,
             resumed: self.resumed + other.resumed,
             slowest: (self.slowest.0.max(other.slowest.0), self.slowest.1.max(other.slowest.1)),
+            quiet: self.quiet.max(other.quiet),
             overtaken: self.overtaken.max(other.overtaken),
         }
     }

@@ -229,7 +229,7 @@ impl OwnWatch {
         let mut revisions = Vec::new();
         while self.next <= visible && revisions.len() < most {
             let Some(changed) = epoch.at(self.next) else {
-                self.next += 1;
+                self.next = epoch.base + 1;
                 continue;
             };
             let compacted = self.next - 1 < epoch.compact_revision;
