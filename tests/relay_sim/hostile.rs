@@ -27,6 +27,9 @@ pub(crate) enum Hostile {
     NeverReads { streams: usize, watches: usize },
     /// Creates watches of the past on many streams, and leaves them unread.
     Floods { streams: usize },
+    /// The same without room for a single byte of what it is told. (Where there is a little, h2's client gives up the connection for all the
+    /// small frames that nobody takes.)
+    Hoards { streams: usize },
     /// Creates and cancels as fast as it can, and reads what it is told.
     Churns { rounds: usize },
     /// Asks for costly reads, all at once, and takes no answer.
@@ -48,7 +51,11 @@ impl Hostile {
 
     /// Does it, with ranges like `wire` and the past from `from` on, and is gone after `life`.
     pub(crate) async fn run(self, relay: Arc<Relay>, host: Host, wire: (Bytes, Bytes), from: i64, life: Duration) {
-        let windows = if let Self::Churns { .. } = self { Windows::WIDE } else { Windows::NARROW };
+        let windows = match self {
+            Self::Churns { .. } => Windows::WIDE,
+            Self::Hoards { .. } => Windows { stream: 0, ..Windows::NARROW },
+            _ => Windows::NARROW,
+        };
         let Ok(client) = Client::connect(&relay, host, None, windows).await else { return };
         let mut open = Vec::new();
         // What it is told, and that it is refused, is all the same to it: what it has it keeps.
@@ -80,7 +87,7 @@ impl Hostile {
                     open.push((send, answer));
                 }
             }
-            Self::Floods { streams } => {
+            Self::Floods { streams } | Self::Hoards { streams } => {
                 for number in 0..streams {
                     let (mut send, answer) = client.open("Watch/Watch").await?;
                     // Each another range, so that no two are served in one.

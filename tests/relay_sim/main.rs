@@ -4,8 +4,9 @@
 //!
 //! Checked: each watch's guarantees (`check`); linearizability of reads, and that data of the past are not shown after their compaction
 //! (`reads`); that nothing is shown for longer than it may after a permission was taken away; that a client which reads at once is answered
-//! and told of events and of progress in time while all is well, whatever hostile clients do beside it (`hostile`, `schedule::crowd`)
-//! and however many requests it has (`schedule::busy`).
+//! and told of events and of progress in time while all is well, whatever hostile clients do beside it (`hostile`, `schedule::crowd`,
+//! `schedule::queue`) and however many requests it has (`schedule::busy`); that of a slow client's watches none is passed over for ever
+//! (`schedule::slow`).
 //!
 //! These were taken out of the relay by hand, and found by the first so many of 300 seeds (five failures end a run): the check of a confirmation
 //! against the feed's mark (5 of 115), and its half about revisions alone (102); the repeated question whether live watches are still allowed (84),
@@ -14,9 +15,12 @@
 //! compaction behind a read of the past (263); snapshots kept for pages across a reset (227); the order of what is put before a history (12); the
 //! end of all watches when the cluster was replaced (13); the disbelief in a progress that lies (3 of 300). A snapshot which arrives while the current
 //! revision is asked for and is not the newest was found by 4 of 600, and the bound of live watches counted from their stream by 1 of 5,000.
-//! Cancels behind a create that waits: each seed of `schedule::busy`.
+//!
+//! In schedules of their own: fair turns of fills by client (`schedule::queue`, 5 of 5), and the end of a turn that a client does not use (5 of 7);
+//! the order of parked watches (`schedule::slow`, 4 of 4); cancels that overtake a create which waits (`schedule::busy`, 5 of 5).
+//!
 //! These it did not find, and other tests stand for them: progress behind requests without a pause, a second look at permissions behind a wait for
-//! the current revision, a past that ends before it is whole, fair turns of fills, and the order of parked watches.
+//! the current revision, a past that ends before it is whole.
 //!
 //! Not here: sockets and the real etcd, see `tests/it`; the hub's own schedules, see `tests/simulation`.
 //! `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how many are run. All is on one thread and on a made-up clock, so a seed
@@ -50,6 +54,16 @@ fn every_schedule_keeps_what_the_relay_promises() {
 #[test]
 fn nobody_is_starved_by_others() {
     all(12, schedule::crowd::run);
+}
+
+#[test]
+fn a_past_that_others_leave_unread_keeps_nobody_waiting() {
+    all(6, schedule::queue::run);
+}
+
+#[test]
+fn of_the_watches_of_a_client_that_is_always_late_each_gets_its_turn() {
+    all(4, schedule::slow::run);
 }
 
 #[test]

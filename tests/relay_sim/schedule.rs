@@ -1,10 +1,12 @@
 //! One schedule: a relay, its cluster and its clients, and what happens to them.
 //!
-//! Not here: schedules of clients that get in each other's way, beside a cluster in good health: see `crowd` and `busy`.
+//! Not here: schedules of clients that get in each other's way, beside a cluster in good health: see `crowd`, `queue`, `slow` and `busy`.
 //! Always holds: all that is random comes from the seed; a schedule ends with a cluster in good health, and with all that is owed paid.
 
 pub(crate) mod busy;
 pub(crate) mod crowd;
+pub(crate) mod queue;
+pub(crate) mod slow;
 
 use std::{sync::Arc, time::Duration};
 
