@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build bench microbench bench-views tools
+.PHONY: help demo test chaos check build bench microbench bench-views tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -21,6 +21,12 @@ test: tools ## Run all tests, against a real etcd too (ARGS=… goes to cargo te
 		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
 		versions=$$(scripts/etcd-versions) && export ETCD_VERSIONS="$$versions" && \
 		cargo test --locked --no-fail-fast $(ARGS)
+
+chaos: tools ## Faults in random order on three members, two relays and a tier, for two minutes (ARGS=--minutes=60, ARGS=--help)
+	@etcd=$$(scripts/etcd) && \
+		echo "etcd of the chaos: $$etcd" && \
+		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
+		cargo test --locked --test chaos -- $(ARGS)
 
 check: ## All that CI does: formatting, lints, documentation, licences, tests
 	.ci/run

@@ -29,6 +29,7 @@ mod progress;
 mod range_stream;
 mod state;
 mod store;
+#[expect(dead_code, reason = "shared with `tests/chaos`, which uses the rest")]
 mod support;
 mod tls;
 mod v2;

@@ -113,23 +113,32 @@ impl Etcd {
 
     /// Three members with something between them, see [`Self::between_peers`].
     pub async fn cluster_of_three_that_can_be_cut() -> Self {
+        Self::cluster_of_three_that_can_be_cut_with(&[]).await
+    }
+
+    /// The same with these flags besides.
+    pub async fn cluster_of_three_that_can_be_cut_with(flags: &[&str]) -> Self {
         for attempt in 1.. {
             let peers = Peers::new(3).await;
-            let mut etcd = Self::made_of(tool("ETCD", "etcd"), 3, &[], Http::Shared, Some(peers));
+            let mut etcd = Self::made_of(tool("ETCD", "etcd"), 3, flags, Http::Shared, Some(peers));
             (0..3).for_each(|index| etcd.spawn(index));
             if etcd.wait_ready().await {
-                let mut ids = Vec::new();
-                for index in 0..3 {
-                    let channel = kv::channel(&etcd.member_endpoint(index)).await;
-                    let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.expect("status");
-                    ids.push(status.into_inner().header.expect("a header").member_id);
-                }
-                etcd.peers.as_ref().expect("just made").know(ids);
+                etcd.tell_peers_who_is_who().await;
                 return etcd;
             }
             assert!(attempt < START_ATTEMPTS, "etcd did not start; log:\n{}", etcd.log());
         }
         unreachable!("the loop ends by return or panic")
+    }
+
+    /// What is between the members learns their ids, by which it knows who opened a connection.
+    async fn tell_peers_who_is_who(&self) {
+        let mut ids = Vec::new();
+        for endpoint in self.endpoints() {
+            let status = MaintenanceClient::new(kv::channel(&endpoint).await).status(StatusRequest {}).await;
+            ids.push(status.expect("status").into_inner().header.expect("a header").member_id);
+        }
+        self.peers.iter().for_each(|peers| peers.know(ids.clone()));
     }
 
     /// What happens between the members from now on.
@@ -152,7 +161,7 @@ impl Etcd {
         for attempt in 1.. {
             let mut etcd = Self::made_of(program.clone(), size, flags, http, None);
             if let Some(snapshot) = snapshot {
-                etcd.restore(snapshot);
+                etcd.restore(0, snapshot);
             }
             for index in 0..size {
                 etcd.spawn(index);
@@ -248,6 +257,25 @@ impl Etcd {
         drop(self.members.remove(index));
     }
 
+    /// Starts a member that was killed, on its data and ports; waits for nothing.
+    pub fn start_member(&mut self, index: usize) {
+        if self.members[index].process.is_none() {
+            self.spawn(index);
+        }
+    }
+
+    /// Makes a new cluster of the data in a snapshot, on the ports of the present one, whose members were killed, and waits until it serves:
+    /// an operator's restore from backup. It has another id.
+    pub async fn restart_from(&mut self, snapshot: &Path) {
+        self.cluster_token.push_str("-restored");
+        for index in 0..self.members.len() {
+            std::fs::remove_dir_all(self.data_dir(&self.members[index])).expect("remove the data");
+            self.restore(index, snapshot);
+        }
+        self.restart().await;
+        self.tell_peers_who_is_who().await;
+    }
+
     /// SIGSTOP of every member: connections stay open, nobody answers.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
@@ -257,6 +285,13 @@ impl Etcd {
     pub fn pause_member(&mut self, index: usize) {
         if let Some(process) = &mut self.members[index].process {
             process.signal(Signal::STOP);
+        }
+    }
+
+    /// SIGCONT of one member.
+    pub fn resume_member(&mut self, index: usize) {
+        if let Some(process) = &mut self.members[index].process {
+            process.signal(Signal::CONT);
         }
     }
 
@@ -318,6 +353,8 @@ impl Etcd {
     /// Writes a snapshot of the first member, for [`Self::restored_from`]. The file goes with this value.
     pub fn save_snapshot(&self) -> PathBuf {
         let path = self.root.path().join("snapshot.db");
+        // An older one would stay where the new one cannot be written.
+        let _none = std::fs::remove_file(&path);
         run(Command::new(etcdctl())
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.endpoint(), "snapshot", "save"])
@@ -344,7 +381,13 @@ impl Etcd {
     /// back to what it was then, and keeps its id.
     pub fn restore_in_place(&self, snapshot: &Path) {
         std::fs::remove_dir_all(self.data_dir(&self.members[0])).expect("remove the data");
-        self.restore(snapshot);
+        self.restore(0, snapshot);
+    }
+
+    /// What a member printed, over all its starts.
+    pub fn member_log(&self, index: usize) -> String {
+        let path = self.root.path().join(format!("{}.log", self.members[index].name));
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
     }
 
     /// What all members printed.
@@ -363,15 +406,15 @@ impl Etcd {
         }
     }
 
-    fn restore(&self, snapshot: &Path) {
-        let member = &self.members[0];
+    fn restore(&self, index: usize, snapshot: &Path) {
+        let member = &self.members[index];
         run(Command::new(etcdutl())
             .args(["snapshot", "restore"])
             .arg(snapshot)
             .arg("--data-dir")
             .arg(self.data_dir(member))
             .args(["--name", &member.name, "--initial-cluster-token", &self.cluster_token])
-            .args(["--initial-advertise-peer-urls", &peer_url(member)])
+            .args(["--initial-advertise-peer-urls", &self.advertised(index)])
             .args(["--initial-cluster", &self.initial_cluster()]));
     }
 

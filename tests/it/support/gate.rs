@@ -1,10 +1,10 @@
-//! [`Gate`]: a TCP forwarder between two servers that a test can shut, hold and point elsewhere, or hold for those connections alone that
-//! have carried some bytes.
+//! [`Gate`]: a TCP forwarder between two servers that a test can shut, slow down and point elsewhere, and hold: both ways or one way, or
+//! for those connections alone that have carried some bytes.
 //!
 //! Not here: damaged bytes. Always holds: its own address never changes, so that what is behind it can be killed,
 //! restarted or replaced while the client knows one endpoint.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -20,6 +20,8 @@ enum Mode {
     Open,
     /// Accepts connections and keeps those that are there, but no byte passes.
     Held,
+    /// The same for what goes one way: to the client (`down`) or to the server.
+    HeldOneWay { down: bool },
     /// Ends those that are there, and every new one at once.
     Shut,
 }
@@ -32,6 +34,8 @@ struct State {
     generation: u64,
     /// Bytes from behind the gate, after which nothing more comes from there on the connection that they came on.
     mark: Option<Vec<u8>>,
+    /// How long each piece of what passes is kept.
+    delay: Duration,
 }
 
 /// A running gate.
@@ -47,7 +51,8 @@ impl Gate {
     pub async fn before(endpoint: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a gate");
         let addr = listener.local_addr().expect("a bound address");
-        let state = State { mode: Mode::Open, target: host_port(endpoint), generation: 0, mark: None };
+        let state =
+            State { mode: Mode::Open, target: host_port(endpoint), generation: 0, mark: None, delay: Duration::ZERO };
         let state = Arc::new(watch::Sender::new(state));
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state)));
         Self { addr, state, accepting }
@@ -66,6 +71,21 @@ impl Gate {
     /// Lets nothing pass, and says so to nobody: a cable that was pulled.
     pub fn hold(&self) {
         self.state.send_modify(|state| state.mode = Mode::Held);
+    }
+
+    /// Lets nothing pass from the client to the server; answers to what was asked before still come.
+    pub fn hold_requests(&self) {
+        self.state.send_modify(|state| state.mode = Mode::HeldOneWay { down: false });
+    }
+
+    /// Lets nothing pass from the server to the client, whose requests are still acted on.
+    pub fn hold_answers(&self) {
+        self.state.send_modify(|state| state.mode = Mode::HeldOneWay { down: true });
+    }
+
+    /// Keeps each piece of what passes, either way, for so long.
+    pub fn delay(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
     }
 
     /// Ends all connections, and each new one at once: a server that is away.
@@ -114,7 +134,7 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     let generation = state.borrow().generation;
     let (mut ended, (upward, downward)) = (state.clone(), (state.clone(), state.clone()));
     let carried = async {
-        pass_point(&mut state).await?;
+        state.wait_for(|state| state.mode != Mode::Held).await.ok()?;
         let target = state.borrow().target.clone();
         let server = TcpStream::connect(target).await.ok()?;
         let _not_needed = (client.set_nodelay(true), server.set_nodelay(true));
@@ -149,7 +169,11 @@ async fn copy(
             .mark
             .as_ref()
             .is_some_and(|mark| down && buffer[..read].windows(mark.len()).any(|window| window == mark.as_slice()));
-        if pass_point(&mut state).await.is_none() || to.write_all(&buffer[..read]).await.is_err() {
+        let delay = state.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if pass_point(&mut state, down).await.is_none() || to.write_all(&buffer[..read]).await.is_err() {
             break;
         }
         if marked {
@@ -160,9 +184,10 @@ async fn copy(
     let _told = to.shutdown().await;
 }
 
-/// Waits while the gate is held.
-async fn pass_point(state: &mut watch::Receiver<State>) -> Option<()> {
-    state.wait_for(|state| state.mode != Mode::Held).await.ok().map(|_| ())
+/// Waits while the gate is held for this direction.
+async fn pass_point(state: &mut watch::Receiver<State>, down: bool) -> Option<()> {
+    let held = |state: &State| state.mode == Mode::Held || state.mode == Mode::HeldOneWay { down };
+    state.wait_for(|state| !held(state)).await.ok().map(|_| ())
 }
 
 fn host_port(endpoint: &str) -> String {

@@ -1,10 +1,10 @@
-//! [`Peers`]: what is between the members of a cluster: forwarders before each member's peer port, which can cut one off from the others, or
-//! starve it.
+//! [`Peers`]: what is between the members of a cluster: forwarders before each member's peer port, which can cut one off from the others, both
+//! ways or one way, part two members, starve one, and slow all down.
 //!
 //! Not here: what is between members and clients, see `gate`. A connection tells who opened it and what for in its first request
 //! (`X-Server-From`, the path). Always holds: each member is reached by the others through its forwarder alone.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -23,6 +23,14 @@ pub enum Fault {
     CutOff(usize),
     /// This member hears from its leader, and gets no entries.
     Starved(usize),
+    /// Nothing that this member says reaches the others.
+    Mute(usize),
+    /// Nothing that the others say reaches this member.
+    Deaf(usize),
+    /// Nothing passes between these two, and each is in touch with the third.
+    Parted(usize, usize),
+    /// Everything comes later by this.
+    Late(Duration),
 }
 
 /// The forwarders.
@@ -95,12 +103,18 @@ impl Drop for Peers {
 }
 
 impl Shared {
-    fn stops(&self, fault: Fault, line: &Line) -> bool {
+    /// Whether what goes this way on the connection is stopped: back to who opened it (`down`), or from there.
+    fn stops(&self, fault: Fault, line: &Line, down: bool) -> bool {
         let ids = self.ids.lock();
         let from = |member: usize| line.from.is_some() && line.from == ids.get(member).copied();
+        let says = |member: usize| if down { line.to == member } else { from(member) };
+        let hears = |member: usize| if down { from(member) } else { line.to == member };
         match fault {
-            Fault::None => false,
+            Fault::None | Fault::Late(_) => false,
             Fault::CutOff(member) => line.to == member || from(member),
+            Fault::Mute(member) => says(member),
+            Fault::Deaf(member) => hears(member),
+            Fault::Parted(one, other) => says(one) && hears(other) || says(other) && hears(one),
             // Entries come on a stream that the member itself opens, or in requests of the leader; heartbeats on another stream.
             Fault::Starved(member) => {
                 from(member) && line.path.starts_with("/raft/stream/msgapp")
@@ -131,22 +145,31 @@ async fn carry(mut client: TcpStream, to: usize, shared: Arc<Shared>) -> Option<
     let line = Line { from, path, to };
     let port = *shared.targets.lock().get(to)?;
     let mut server = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    pass(&shared, &line).await;
+    pass(&shared, &line, false).await;
     server.write_all(&head).await.ok()?;
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
-    tokio::join!(copy(client_read, server_write, &shared, &line), copy(server_read, client_write, &shared, &line));
+    tokio::join!(
+        copy(client_read, server_write, &shared, &line, false),
+        copy(server_read, client_write, &shared, &line, true)
+    );
     Some(())
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shared: &Shared, line: &Line) {
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    shared: &Shared,
+    line: &Line,
+    down: bool,
+) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = match from.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
             Ok(read) => read,
         };
-        pass(shared, line).await;
+        pass(shared, line, down).await;
         if to.write_all(&buffer[..read]).await.is_err() {
             break;
         }
@@ -155,9 +178,16 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     let _told = to.shutdown().await;
 }
 
-/// Waits while the fault stops this connection.
-async fn pass(shared: &Shared, line: &Line) {
+/// Waits while the fault stops what goes this way.
+async fn pass(shared: &Shared, line: &Line, down: bool) {
     let mut fault = shared.fault.subscribe();
+    let late = match *fault.borrow() {
+        Fault::Late(delay) => Some(delay),
+        _ => None,
+    };
+    if let Some(delay) = late {
+        tokio::time::sleep(delay).await;
+    }
     // The sender lives as long as `shared`.
-    let _ = fault.wait_for(|fault| !shared.stops(*fault, line)).await;
+    let _ = fault.wait_for(|fault| !shared.stops(*fault, line, down)).await;
 }

@@ -3,7 +3,10 @@
 //! Not here: what is asked of it. Addresses are `127.0.0.1:0`; the real ones are read from its log (`Listening`). Always holds:
 //! it ends with the value, and its log is printed when the test that owns it panics.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -21,6 +24,7 @@ const ABOUT_THE_MACHINE: &str = "The limit of open files";
 /// How a relay is started.
 #[derive(Clone, Debug)]
 pub struct RelayCommand {
+    program: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
     wait_ready: bool,
@@ -66,6 +70,12 @@ impl RelayCommand {
         self.arg(&format!("--prefix={prefix}"))
     }
 
+    /// Another build of the program than the one of these tests.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
     /// One argument more.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
@@ -107,7 +117,7 @@ impl RelayCommand {
     /// Starts it, waits until it listens and, unless told otherwise, until it is ready.
     pub async fn start(self) -> Relay {
         let folder = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
-        let mut command = vec![env!("CARGO_BIN_EXE_etcd-relay").to_owned()];
+        let mut command = vec![self.program.display().to_string()];
         command.extend(self.args);
         let mut process = Process::spawn("etcd-relay", &command, &self.env, &folder.path().join("relay.log"));
         let grpc_addr = listening(&mut process, "grpc").await;
@@ -122,7 +132,8 @@ impl RelayCommand {
 
     fn new(args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self { args, env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())], wait_ready: true }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay"));
+        Self { program, args, env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())], wait_ready: true }
     }
 
     fn listen(self) -> Self {

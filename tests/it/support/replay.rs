@@ -44,19 +44,38 @@ impl Replay {
 
     /// From events in their order.
     pub fn from_events(events: Vec<Event>) -> Self {
-        let mut states: HashMap<Bytes, Vec<_>> = HashMap::new();
-        for event in &events {
+        let mut replay = Self::default();
+        replay.extend(events);
+        replay
+    }
+
+    /// Goes on with later events.
+    pub fn extend(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
             let kv = event.kv.clone().expect("an event has a key");
             let (key, revision) = (kv.key.clone(), kv.mod_revision);
             let state = (event.r#type() == EventType::Put).then_some(kv);
-            states.entry(key).or_default().push((revision, state));
+            self.states.entry(key).or_default().push((revision, state));
+            self.events.push(event);
         }
-        Self { events, states }
     }
 
     /// Every event.
     pub fn events(&self) -> &[Event] {
         &self.events
+    }
+
+    /// Every event of `revision` and later ones.
+    pub fn events_from(&self, revision: i64) -> &[Event] {
+        &self.events[self.events.partition_point(|event| event_revision(event) < revision)..]
+    }
+
+    /// What a read of these keys at `revision` has to give, in key order; what was last changed before the replay begins is not known.
+    pub fn at(&self, keys: impl Fn(&[u8]) -> bool, revision: i64) -> Vec<&KeyValue> {
+        let wanted = self.states.keys().filter(|key| keys(key));
+        let mut values: Vec<_> = wanted.filter_map(|key| self.before(key, revision + 1)).collect();
+        values.sort_by(|one, other| one.key.cmp(&other.key));
+        values
     }
 
     /// The value of a key just before `revision`; `None` also where it was last changed before the replay begins.

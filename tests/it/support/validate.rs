@@ -141,7 +141,7 @@ impl Operation {
     }
 
     /// The last revision up to which the watch says that it has told everything.
-    fn last_told(&self) -> i64 {
+    pub fn last_told(&self) -> i64 {
         self.responses
             .iter()
             .map(|response| if is_progress(response) { header_revision(response) } else { last_revision(response) })
@@ -268,7 +268,7 @@ fn live(operation: &Operation, replay: &Replay, complete_to: Option<i64>) -> Res
 fn resumable(operation: &Operation, replay: &Replay) -> Result<(), String> {
     let start = operation.request.start_revision;
     let (true, Some(first)) = (start != 0, operation.events().next()) else { return Ok(()) };
-    let owed = replay.events().iter().find(|event| event_revision(event) >= start && operation.wants(event));
+    let owed = replay.events_from(start).iter().find(|event| operation.wants(event));
     match owed {
         Some(owed) if place(owed) == place(first) => Ok(()),
         owed => Err(format!("from {start} the first event is {:?}, not {:?}", owed.map(place), place(first))),
@@ -338,7 +338,7 @@ fn canceled(operation: &Operation) -> Result<(), String> {
 /// Compares what came with what the replay has from `first` to `last`.
 fn same_events(operation: &Operation, replay: &Replay, first: i64, last: i64) -> Result<(), String> {
     let within = |event: &&Event| (first..=last).contains(&event_revision(event));
-    let mut owed = replay.events().iter().filter(within).filter(|event| operation.wants(event));
+    let mut owed = replay.events_from(first).iter().take_while(within).filter(|event| operation.wants(event));
     let mut told = operation.events().filter(within);
     let mut same = 0;
     loop {

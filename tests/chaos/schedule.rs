@@ -1,0 +1,200 @@
+//! The run: clients at work, and faults in random order until the time is over; what each cost, and whether all is well after it.
+//!
+//! Not here: what faults are, see `faults`; what is said of them in the end, see `figures`. Always holds: after each fault every watcher that
+//! reads has been told everything, or the run has failed.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::{
+    closing,
+    faults::{Fault, Kind},
+    figures::{Cost, Figures},
+    gaps::What,
+    probes, readers,
+    scene::{ANY, TIER},
+    support::http,
+    watchers,
+    world::{self, World},
+    writers,
+};
+
+/// Nothing is silent for as long because of one member of three, however busy the machine. What is to be reached is told beside the figures.
+const UNAVAILABLE: Duration = Duration::from_secs(20);
+/// Between two looks at a relay's metrics.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often one fault comes on top of another.
+const TWO_AT_ONCE: u8 = 5;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides everything that is decided by chance.
+    pub seed: u64,
+    /// How long faults go on.
+    pub length: Duration,
+    /// The faults to draw of.
+    pub kinds: Vec<Kind>,
+}
+
+/// Goes through with it. `done` is told of each fault as it begins.
+pub async fn run(plan: &Plan, world: &mut World, figures: &mut Figures) {
+    let mut dice = Rng::with_seed(plan.seed);
+    let scene = Arc::clone(&world.scene);
+    let mut clients = JoinSet::new();
+    let truth = Arc::clone(&scene.truth);
+    clients.spawn(truth.follow(scene.members.clone(), world.users.root(), Arc::clone(&scene.findings)));
+    probes::spawn(&scene, &mut clients);
+    writers::spawn(&scene, &mut dice, &mut clients);
+    readers::spawn(&scene, &mut dice, &mut clients);
+    watchers::spawn(&scene, &mut dice, &mut clients);
+    world.barrier().await;
+    let (begun, mut bag) = (Instant::now(), Vec::new());
+    while begun.elapsed() < plan.length && scene.findings.wrong() == 0 {
+        if bag.is_empty() {
+            bag.clone_from(&plan.kinds);
+            dice.shuffle(&mut bag);
+        }
+        let kind = bag.pop().expect("at least one kind");
+        let fault = Fault::draw(kind, &mut dice, world).await;
+        let more = plan.kinds.iter().filter(|more| **more != kind && more.comes_on_top()).copied().collect::<Vec<_>>();
+        let both = fault.kind.hurts_a_member() && dice.u8(..TWO_AT_ONCE) == 0;
+        let on_top = if both { dice.choice(more) } else { None };
+        match on_top {
+            Some(more) => two_at_once(fault, more, &mut dice, world, figures).await,
+            None => one(fault, &mut dice, world, figures).await,
+        }
+        // A client that panicked has found something that nobody thought of.
+        while let Some(ended) = clients.try_join_next() {
+            ended.expect("a client goes on to the end");
+        }
+    }
+    scene.hold_writes().await;
+    closing::all_have_the_same(world).await;
+    clients.shutdown().await;
+    world.no_panic();
+}
+
+async fn one(fault: Fault, dice: &mut Rng, world: &mut World, figures: &mut Figures) {
+    let scene = Arc::clone(&world.scene);
+    let leads = fault.kind.hurts_a_member() && world.etcd.leader().await == fault.member;
+    let name = match (fault.kind.hurts_a_member(), leads) {
+        (true, true) => format!("{} (leader)", fault.kind.name()),
+        _ => fault.kind.name().to_owned(),
+    };
+    figures.begins(scene.findings.clock(), &name, fault);
+    let lasts = fault.lasts(dice);
+    scene.gaps.open();
+    scene.ended.store(0, Ordering::Relaxed);
+    let told = told_of(fault, world, false);
+    let (begun, unready) = (Instant::now(), unready(world, lasts));
+    fault.begin(world).await;
+    tokio::time::sleep(lasts.saturating_sub(begun.elapsed())).await;
+    let told = all(told).await;
+    fault.end(world).await;
+    let ended = Instant::now();
+    let back = told_of(fault, world, true);
+    if fault.kind == Kind::KillRelay {
+        world.ready(fault.relay).await;
+    }
+    world.barrier().await;
+    let caught_up = ended.elapsed();
+    let counted = fault.counted();
+    let gap = |what| scene.gaps.longest(what, &counted);
+    let cost = Cost {
+        direct: scene.gaps.longest(What::Direct, &[ANY]),
+        put: gap(What::Put),
+        read: gap(What::Read),
+        forward: gap(What::Forward),
+        watch: gap(What::Watch),
+        event: scene.gaps.longest(What::Event, &[ANY]),
+        told,
+        back: all(back).await,
+        unready: unready.await.expect("it looks on and ends"),
+        ended: scene.ended.load(Ordering::Relaxed),
+        caught_up,
+    };
+    if fault.kind.hurts_a_member() {
+        let worst = [cost.put, cost.read, cost.forward, cost.watch, cost.event].into_iter().max().unwrap_or_default();
+        if worst > UNAVAILABLE {
+            scene.findings.add(&format!("{name}: unavailable for {worst:?}, with two members of three: {cost:?}"));
+        }
+    }
+    figures.add(&name, cost);
+}
+
+async fn two_at_once(fault: Fault, more: Kind, dice: &mut Rng, world: &mut World, figures: &mut Figures) {
+    let more = Fault::draw(more, dice, world).await;
+    let clock = world.scene.findings.clock();
+    figures.begins(clock, &format!("{} and {}", fault.kind.name(), more.kind.name()), fault);
+    fault.begin(world).await;
+    tokio::time::sleep(Duration::from_millis(dice.u64(200..2_000))).await;
+    more.begin(world).await;
+    tokio::time::sleep(fault.lasts(dice)).await;
+    if dice.bool() {
+        fault.end(world).await;
+        more.end(world).await;
+    } else {
+        more.end(world).await;
+        fault.end(world).await;
+    }
+    for place in 0..=TIER {
+        world.ready(place).await;
+    }
+    world.barrier().await;
+}
+
+/// How long each relay over etcd takes to say that the member is of no use, or that it is well again; nothing for faults that hurt none.
+fn told_of(fault: Fault, world: &World, healthy: bool) -> Vec<JoinHandle<Option<Duration>>> {
+    if !fault.kind.hurts_a_member() {
+        return Vec::new();
+    }
+    let addrs = world.http_addrs();
+    let labels = format!("member=\"{}\"", fault.member + 1);
+    let look = |addr: String| {
+        let labels = labels.clone();
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            while begun.elapsed() < UNAVAILABLE {
+                let value = world::metric(&addr, "etcd_relay_member_healthy", &labels).await;
+                if value == Some(if healthy { 1.0 } else { 0.0 }) {
+                    return Some(begun.elapsed());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            None
+        })
+    };
+    addrs.into_iter().take(TIER).map(look).collect()
+}
+
+/// The longest of them; none where there is none, or one did not tell.
+async fn all(told: Vec<JoinHandle<Option<Duration>>>) -> Option<Duration> {
+    let mut longest = None;
+    for one in told {
+        longest = longest.max(Some(one.await.expect("it looks on and ends")?));
+    }
+    longest
+}
+
+/// For how long some relay says that it is not ready, of the next `lasts`.
+fn unready(world: &World, lasts: Duration) -> JoinHandle<Duration> {
+    let addrs = world.http_addrs();
+    tokio::spawn(async move {
+        let (begun, mut unready) = (Instant::now(), Duration::ZERO);
+        while begun.elapsed() < lasts {
+            let mut ready = true;
+            for addr in &addrs {
+                ready &= http::get(addr, "/ready").await.is_ok_and(|answer| answer.status == 200);
+            }
+            tokio::time::sleep(LOOK).await;
+            unready += if ready { Duration::ZERO } else { LOOK };
+        }
+        unready
+    })
+}

@@ -1,0 +1,237 @@
+//! [`World`]: the servers: three members of etcd, two relays and a tier over these, with a gate before each that may be shut, held or slow.
+//!
+//! Not here: what happens to them when, see `faults` and `schedule`. Always holds: addresses stay over every restart; the log of a relay that
+//! ended is kept until the run is over.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_relay::pb::etcdserverpb::{CompactionRequest, TxnRequest};
+use tokio::time::timeout;
+
+use crate::{
+    link::{DEADLINE, Token},
+    scene::{DEMAND, PREFIX, RELAYS, Scene, TIER},
+    support::{
+        etcd::Etcd,
+        eventually, free_port,
+        gate::Gate,
+        http,
+        kv::{Kv, op_put},
+        relay::{Relay, RelayCommand},
+    },
+    truth::Epoch,
+    users::Users,
+    writers::key,
+};
+
+/// A history of a few seconds, and a queue of two large values.
+const SMALL: [&str; 2] = ["--history-entries=100", "--stream-buffer-bytes=65536"];
+/// A relay that is told to end does so within this time.
+const END: Duration = Duration::from_secs(60);
+
+/// All servers.
+#[derive(Debug)]
+pub struct World {
+    /// What the clients know of them.
+    pub scene: Arc<Scene>,
+    /// Who clients may be.
+    pub users: Users,
+    /// The members.
+    pub etcd: Etcd,
+    /// Before each member, for each relay over etcd.
+    pub gates: [Vec<Gate>; 2],
+    /// Before each relay, for the tier.
+    pub tier_gates: Vec<Gate>,
+    relays: Vec<Relay>,
+    commands: Vec<RelayCommand>,
+    folder: PathBuf,
+    starts: usize,
+    /// Values that were given by `write`.
+    written: AtomicUsize,
+}
+
+impl World {
+    /// All of it, started and ready, with this build of the relay where one is named; logs are kept in the folder.
+    pub async fn start(folder: &Path, relay: Option<&Path>) -> Self {
+        let etcd = Etcd::cluster_of_three_that_can_be_cut_with(&["--bcrypt-cost=4"]).await;
+        let users = Users::make(&etcd.endpoint()).await;
+        let gates = [before(&etcd.endpoints()).await, before(&etcd.endpoints()).await];
+        let ports = RELAYS.map(|_| format!("127.0.0.1:{}", free_port()));
+        let urls = ports.clone().map(|port| format!("http://{port}"));
+        let tier_gates = before(&urls[..TIER]).await;
+        let upstreams = [&gates[0], &gates[1], &tier_gates];
+        let mut commands: Vec<_> =
+            upstreams.iter().zip(&ports).map(|(gates, port)| command(gates, port, &users)).collect();
+        // One forgets soon and keeps little for slow clients, whom it serves from etcd then.
+        commands[1] = SMALL.iter().fold(commands[1].clone(), |command, arg| command.arg(arg));
+        if let Some(program) = relay {
+            commands = commands.into_iter().map(|command| command.program(program)).collect();
+        }
+        let mut relays = Vec::new();
+        for command in &commands {
+            relays.push(command.clone().start().await);
+        }
+        let scene = Scene::new(urls, etcd.endpoints(), Token::default());
+        Self {
+            scene,
+            users,
+            etcd,
+            gates,
+            tier_gates,
+            relays,
+            commands,
+            folder: folder.to_owned(),
+            starts: 0,
+            written: AtomicUsize::new(0),
+        }
+    }
+
+    /// Restarts a relay: as an operator does, or after `kill -9`.
+    pub async fn restart_relay(&mut self, place: usize, killed: bool) {
+        if killed {
+            self.relays[place].kill();
+        } else {
+            self.relays[place].terminate();
+            let code = self.relays[place].exit_code(END).await;
+            if code != 0 {
+                self.scene.findings.add(&format!("{} ended with {code}", RELAYS[place]));
+            }
+        }
+        self.keep_log(place);
+        self.starts += 1;
+        self.relays[place] = self.commands[place].clone().unready().start().await;
+    }
+
+    /// The members by which this relay goes first: its own number of the one.
+    pub async fn preferred(&self, place: usize) -> usize {
+        let state = self.relays[place].state().await;
+        let members = state["members"].as_array().cloned().unwrap_or_default();
+        members.iter().position(|member| member["preferred"] == true).unwrap_or(0)
+    }
+
+    /// Where the relays tell of themselves.
+    pub fn http_addrs(&self) -> Vec<String> {
+        self.relays.iter().map(|relay| relay.http_addr().to_owned()).collect()
+    }
+
+    /// Waits until a relay is ready.
+    pub async fn ready(&self, place: usize) {
+        let addr = self.relays[place].http_addr();
+        eventually(&format!("{} is ready", RELAYS[place]), async || {
+            http::get(addr, "/ready").await.is_ok_and(|answer| answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Writes a revision that every watcher gets to see, and waits until each has it.
+    pub async fn barrier(&self) {
+        let keys: Vec<_> = (0..9).chain([10]).map(key).chain([format!("{DEMAND}0")]).collect();
+        let (epoch, revision) = self.write(&keys, "barrier").await;
+        self.scene.all_are_at(epoch.number, revision).await;
+    }
+
+    /// Compacts all that there is, and waits until it is gone.
+    pub async fn compact(&self) {
+        // A tombstone at the very revision would be lost by etcd before 3.5.22.
+        let (epoch, revision) = self.write(&[key(0)], "compaction").await;
+        epoch.compacts(revision);
+        let mut kv = self.member().await.raw;
+        let request = CompactionRequest { revision, physical: true };
+        kv.compact(self.scene.token.on(request)).await.expect("compact at a healthy member");
+    }
+
+    /// A backup; then some more writes, all members die, and the cluster is made anew of the backup.
+    pub async fn restore(&mut self) {
+        let snapshot = self.etcd.save_snapshot();
+        let epoch = self.scene.truth.now().await;
+        epoch.reach(epoch.reached() + 20).await;
+        self.scene.hold_writes().await;
+        self.write(&[key(0)], "before the restore").await;
+        self.etcd.kill();
+        self.etcd.restart_from(&snapshot).await;
+        self.scene.release_writes();
+    }
+
+    /// Keeps what each server logged.
+    pub fn keep_logs(&self) {
+        (0..self.relays.len()).for_each(|place| self.keep_log(place));
+        for member in 0..3 {
+            self.keep(&format!("etcd-{member}.log"), &self.etcd.member_log(member));
+        }
+    }
+
+    /// Fails where a relay panicked.
+    pub fn no_panic(&self) {
+        for (relay, name) in self.relays.iter().zip(RELAYS) {
+            if relay.log().contains("panicked") {
+                self.scene.findings.add(&format!("{name} panicked"));
+            }
+        }
+    }
+
+    /// A client of the first member.
+    async fn member(&self) -> Kv {
+        Kv::connect(&self.etcd.endpoint()).await
+    }
+
+    /// Gives these keys a value that none had before, and waits for the truth about it. A cluster that has just come back may need a moment.
+    async fn write(&self, keys: &[String], what: &str) -> (Arc<Epoch>, i64) {
+        let (scene, written) = (&self.scene, &self.written);
+        let endpoint = self.etcd.endpoint();
+        let header = eventually("etcd takes a write", async || {
+            let value = format!("{what} {}", written.fetch_add(1, Ordering::Relaxed));
+            let success = keys.iter().map(|key| op_put(key, &value)).collect();
+            let mut kv = Kv::connect(&endpoint).await.raw;
+            let request = scene.token.on(TxnRequest { success, ..Default::default() });
+            timeout(DEADLINE, kv.txn(request)).await.ok()?.ok()?.into_inner().header
+        })
+        .await;
+        let epoch = scene.truth.acknowledge(&header).await.expect("the truth about the cluster");
+        assert!(epoch.reach(header.revision).await, "the truth gets to {}", header.revision);
+        (epoch, header.revision)
+    }
+
+    fn keep_log(&self, place: usize) {
+        self.keep(&format!("{}-{}.log", RELAYS[place].replace(' ', "-"), self.starts), &self.relays[place].log());
+    }
+
+    fn keep(&self, name: &str, text: &str) {
+        let kept = fs::create_dir_all(&self.folder).and_then(|()| fs::write(self.folder.join(name), text));
+        if let Err(error) = kept {
+            println!("{name} cannot be kept in {}: {error}", self.folder.display());
+        }
+    }
+}
+
+/// One series of a metric of whoever is there; none where it does not answer.
+pub async fn metric(addr: &str, name: &str, labels: &str) -> Option<f64> {
+    let text = http::get(addr, "/metrics").await.ok()?.body;
+    http::series(&text, name).find(|(found, _)| *found == labels).map(|(_, value)| value)
+}
+
+async fn before(endpoints: &[String]) -> Vec<Gate> {
+    let mut gates = Vec::new();
+    for endpoint in endpoints {
+        gates.push(Gate::before(endpoint).await);
+    }
+    gates
+}
+
+fn command(gates: &[Gate], addr: &str, users: &Users) -> RelayCommand {
+    let endpoints: Vec<_> = gates.iter().map(Gate::endpoint).collect();
+    RelayCommand::serve(&endpoints)
+        .prefix(PREFIX)
+        .arg("--on-demand=allow")
+        .arg("--drain-time=3s")
+        .arg("--upstream-user=relay")
+        .arg(&format!("--upstream-password-file={}", users.password_file()))
+        .listen_grpc(addr)
+}
