@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check build bench microbench bench-views tools
+.PHONY: help demo test chaos check build bench microbench bench-views fleet tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -48,6 +48,9 @@ bench-views: tools ## The views under load, with a real etcd, some minutes (ARGS
 		echo "etcd of the benchmark: $$etcd" && \
 		export ETCD="$$etcd/etcd" && \
 		cargo bench --locked --bench views -- $(ARGS)
+
+fleet: tools ## Simulate a fleet of relays with a million clients (ARGS=… names some of the cases)
+	ETCD_RELAY_FLEET_CLIENTS=$${ETCD_RELAY_FLEET_CLIENTS:-1000000} cargo test --locked --test fleet_sim -- --nocapture --test-threads=1 $(ARGS)
 
 tools:
 	@scripts/rust

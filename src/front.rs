@@ -3,6 +3,7 @@
 //! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
 
 pub mod access;
+pub mod balance;
 pub mod body;
 pub mod client;
 pub mod grpc;

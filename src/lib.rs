@@ -1,12 +1,13 @@
 //! etcd-relay stands between an etcd v3 cluster and everything that watches it: one upstream watch per key prefix, fanned out.
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ← `main`.
-//! [`telemetry`] may be used by all, [`tls`] by [`source`] and [`front`], [`latest`] by [`view`] and [`front`], [`http2`] by [`front`], [`critical`] by all that spawn tasks of the process; [`cli`] turns flags into a [`relay::RelayConfig`], and
+//! [`telemetry`] may be used by all, [`tls`] by [`source`] and [`front`], [`latest`] by [`view`] and [`front`], [`http2`] by [`front`], [`fleet`] by [`front`] and [`relay`], [`critical`] by all that spawn tasks of the process; [`cli`] turns flags into a [`relay::RelayConfig`], and
 //! nothing but `main` uses it. [`mod@bench`] is a program of its own that knows none of them.
 
 pub mod bench;
 pub mod cli;
 pub mod critical;
+pub mod fleet;
 pub mod front;
 pub mod http2;
 pub mod hub;

@@ -25,9 +25,11 @@ pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
     critical::Failure,
+    fleet::spread,
     front::{
         self, Inspect,
         access::Access,
+        balance::Balance,
         grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
@@ -86,7 +88,7 @@ impl Relay {
         fit_connections(ports);
         let connections = Arc::new(Connections::default());
         let bind = |port: &PortConfig| {
-            let port = PortConfig { leave_spread: leave_spread(config.drain_time), ..port.clone() };
+            let port = PortConfig { leave_spread: spread(config.drain_time), ..port.clone() };
             let bound = Bound::bind(port, connections.clone())?;
             for Address { addr, secure } in bound.addresses() {
                 let port = bound.port();
@@ -161,9 +163,14 @@ impl Relay {
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
 
-        let upstream::Running { upstream, forward, own, version, patience, members } = run(data, &phases, &ready);
+        let upstream::Running { upstream, forward, own, version, patience, members, load } = run(data, &phases, &ready);
         let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
         let (v2_hub, v2_access) = (core.hub.clone(), core.access.clone());
+        if let Some((told, advertise)) = load.zip(config.advertise.as_ref())
+            && let Some(balance) = Balance::new(&advertise.advertised, &core.hub, grpc.pacing(), ready.clone(), told)
+        {
+            phases.spawn_upkeep("balance of the fleet", balance.run());
+        }
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,
@@ -246,7 +253,7 @@ impl Relay {
         let orderly = async {
             shutdown.begun().await;
             let _stopping = ready.hold("stopping");
-            let drained = phases.end(config.drain_time, leave_spread(config.drain_time), &shutdown).await;
+            let drained = phases.end(config.drain_time, spread(config.drain_time), &shutdown).await;
             tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
             drained
         };
@@ -319,14 +326,9 @@ async fn keep_ready_metric(ready: ReadyBoard) {
     }
 }
 
-/// Longest wait for clients at the end. Half of it is taken to ask them to leave: of thousands, 8 % go to the neighbours in a second. Less
-/// than the 30 s that Kubernetes gives a pod.
+/// Longest wait for clients at the end. Two thirds of it are taken to ask them to leave: of thousands, 6 % go to the neighbours in a second.
+/// Less than the 30 s that Kubernetes gives a pod.
 pub const DRAIN_TIME: Duration = Duration::from_secs(25);
-
-/// How much of the drain time is taken to ask connections to leave, where they are many.
-fn leave_spread(drain_time: Duration) -> Duration {
-    drain_time / 2
-}
 
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ pub use self::{
     discovery::{Discovered, Discovery, DiscoveryError, discover},
     driver::{Driver, DriverConfig},
     endpoint::{Endpoint, EndpointError},
-    etcd::{EtcdConfig, EtcdUpstream, Identity, Registration},
+    etcd::{EtcdConfig, EtcdUpstream, Identity, LoadKey, Registration},
     members::{MemberState, Members, judge::Judge, sync::AutoSync},
     v2::{V2Config, V2Upstream},
 };

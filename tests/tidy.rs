@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pb", &[]),
     ("http2", &["sync"]),
     ("critical", &[]),
+    ("fleet", &[]),
     ("shutdown", &["telemetry", "critical"]),
     ("tls", &["telemetry"]),
     ("bench", &["types", "telemetry", "tls", "pb"]),
@@ -29,8 +30,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("source", &["critical", "types", "hub", "telemetry", "tls", "pb"]),
     ("store", &["types", "hub", "telemetry", "pb"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
-    ("front", &["types", "hub", "view", "latest", "http2", "telemetry", "tls", "pb", "shutdown"]),
-    ("relay", &["critical", "types", "hub", "source", "store", "view", "front", "telemetry", "tls", "pb", "shutdown"]),
+    ("front", &["types", "hub", "view", "latest", "http2", "fleet", "telemetry", "tls", "pb", "shutdown"]),
+    (
+        "relay",
+        &[
+            "critical",
+            "types",
+            "hub",
+            "source",
+            "store",
+            "view",
+            "front",
+            "fleet",
+            "telemetry",
+            "tls",
+            "pb",
+            "shutdown",
+        ],
+    ),
     (
         "cli",
         &[
@@ -100,6 +117,11 @@ const HUB: &[(&str, &[&str])] = &[
 /// Names that must not appear in a layer, with the reason.
 const BARRED: &[(&str, &[&str], &str)] = &[
     ("types", &["tonic", "hyper", "axum", "tokio", "etcd_client"], "types do nothing but hold values"),
+    (
+        "fleet",
+        &["tonic", "hyper", "axum", "tokio", "Instant", "SystemTime", "rand"],
+        "its policies take time and chance from their caller",
+    ),
     ("hub", &["tonic", "hyper", "axum", "etcd_client"], "the hub knows no transport"),
     ("view", &["tonic", "hyper", "axum", "etcd_client"], "a view knows no transport"),
     ("store", &["etcd_client"], "the embedded store has no upstream"),

@@ -30,17 +30,32 @@ pub(super) struct FleetFlags {
     /// renews it more often. Default: 1m
     #[arg(long, env = "ETCD_RELAY_RESOLVER_TTL", value_name = "TIME", requires = "resolver_prefix")]
     resolver_ttl: Option<PositiveTime>,
+
+    /// Whether relays below --resolver-prefix balance their connections to --listen-grpc: each writes how many it has below
+    /// PREFIX.connections/, and one with clearly more than its share asks some to go elsewhere, at most 2 % a second, until all have like
+    /// shares. Costs etcd a watch a relay, and a write when the number changes, every 3 s at most. Default: true
+    #[arg(
+        long,
+        env = "ETCD_RELAY_SHED_CONNECTIONS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        requires = "resolver_prefix"
+    )]
+    shed_connections: Option<bool>,
 }
 
 impl FleetFlags {
     pub(super) fn advertise(self) -> Result<Option<Advertise>, Exit> {
         let Some(url) = self.advertise_client_url.filter(|url| !url.is_empty()) else { return Ok(None) };
         let prefix = self.resolver_prefix.filter(|prefix| !prefix.is_empty());
-        advertise(url, prefix, self.resolver_ttl.map_or(TTL, |PositiveTime(ttl)| ttl)).map(Some)
+        let ttl = self.resolver_ttl.map_or(TTL, |PositiveTime(ttl)| ttl);
+        Ok(Some(Advertise { shed: self.shed_connections.unwrap_or(true), ..advertise(url, prefix, ttl)? }))
     }
 }
 
-/// A relay that clients reach at `url`.
+/// A relay that clients reach at `url`, and that keeps the connections that it has.
 pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> Result<Advertise, Exit> {
     let parsed: Option<Uri> = url.parse().ok();
     let usable = parsed.is_some_and(|uri| {
@@ -56,5 +71,9 @@ pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> R
         return Err(Exit::Usage(format!("--resolver-ttl: must be whole seconds, {} or more", SHORTEST.as_secs())));
     }
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Ok(Advertise { advertised: Advertised { url: url.trim_end_matches('/').to_owned(), name, prefix }, ttl })
+    Ok(Advertise {
+        advertised: Advertised { url: url.trim_end_matches('/').to_owned(), name, prefix },
+        ttl,
+        shed: false,
+    })
 }

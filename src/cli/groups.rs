@@ -124,7 +124,7 @@ pub(super) struct Ports {
     max_connection_age: Time,
 
     /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. Connections are asked to
-    /// leave one after the other: at least 100 a second, and all of them within half of this time. A longer time spares the relays that
+    /// leave one after the other: at least 25 a second, and all of them within two thirds of this time. A longer time spares the relays that
     /// they go to, and lets longer calls finish, but makes a restart take longer
     #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
     pub(super) drain_time: Time,

@@ -382,6 +382,7 @@ mod tests {
             (&["--etcd", ETCD, "--advertise-client-url", "10.0.0.1"], "--advertise-client-url"),
             (&["--etcd", ETCD, "--resolver-prefix", "/relays"], "--advertise-client-url"),
             (&["--etcd", ETCD, "--resolver-ttl", "9s"], "--resolver-prefix"),
+            (&["--etcd", ETCD, "--shed-connections=false"], "--resolver-prefix"),
             (&["--etcd", ETCD, "--on-demand", "deny", "--prefix", "/", "--on-demand-max", "3"], "--on-demand-max"),
         ] {
             let line: Vec<&str> = std::iter::once("serve").chain(flags.iter().copied()).collect();
@@ -464,6 +465,13 @@ mod tests {
             &["--advertise-client-url", "http://10.0.0.1:9"],
             &["--advertise-client-url", "http://10.0.0.1:9", "--resolver-prefix", "/relays"],
             &["--advertise-client-url", "http://10.0.0.1:9", "--resolver-prefix", "/relays", "--resolver-ttl", "9s"],
+            &[
+                "--advertise-client-url",
+                "http://10.0.0.1:9",
+                "--resolver-prefix",
+                "/relays",
+                "--shed-connections=false",
+            ],
             &["--node-ip", "10.0.0.1"],
             &["--node-name", "node9"],
             &["--no-auth"],

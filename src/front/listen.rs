@@ -42,6 +42,7 @@ pub use self::{
     connections::{ConnectionId, Connections},
     files::fit_connections,
     lasting::Lasting,
+    pacing::Pacing,
     serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
@@ -83,7 +84,7 @@ pub struct PortConfig {
     pub keepalive: Option<Keepalive>,
     /// How long a connection may take no bytes while there are some for it.
     pub write_stall: Duration,
-    /// How long it may take until all connections were asked to leave, once the port stops.
+    /// How long it takes until all connections were asked to leave, once the port stops; less where they are few.
     pub leave_spread: Duration,
     /// How old a connection may be, give or take a quarter, before it is asked to leave; `None` sets no age.
     pub max_age: Option<Duration>,
@@ -119,6 +120,10 @@ impl PortConfig {
             leave_spread: Duration::ZERO,
             max_age: None,
         }
+    }
+
+    pub(in crate::front) fn pacing(&self) -> Arc<Pacing> {
+        Pacing::new(self.port, self.leave_spread, self.max_age)
     }
 
     /// How much a client may ask for over HTTP/2.
@@ -165,6 +170,7 @@ pub struct Bound {
     listeners: Vec<Listener>,
     config: PortConfig,
     connections: Arc<Connections>,
+    pacing: Arc<Pacing>,
 }
 
 /// A place where a port listens.
@@ -198,7 +204,8 @@ impl Bound {
             let addr = socket.local_addr().map_err(failed)?;
             Ok(Listener { socket, address: Address { addr, ..*address } })
         });
-        Ok(Self { listeners: listeners.collect::<Result<_, _>>()?, config, connections })
+        let (listeners, pacing) = (listeners.collect::<Result<_, _>>()?, config.pacing());
+        Ok(Self { listeners, config, connections, pacing })
     }
 
     /// Where it listens first, with the real port.
@@ -219,6 +226,12 @@ impl Bound {
     /// Everywhere it listens.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.listeners.iter().map(|listener| listener.address)
+    }
+
+    /// Asks its connections to leave.
+    #[must_use]
+    pub fn pacing(&self) -> Arc<Pacing> {
+        self.pacing.clone()
     }
 
     /// Which port it is.

@@ -47,6 +47,8 @@ pub struct Advertise {
     pub advertised: Advertised,
     /// How long its registration stays without it.
     pub ttl: Duration,
+    /// Whether it tells the other relays how many connections it has, and lets some go where it has more than its share.
+    pub shed: bool,
 }
 
 /// The facade of etcd's v2 API.

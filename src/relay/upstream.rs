@@ -12,11 +12,14 @@ use super::{
     config::{Advertise, Embedded, Etcd, EtcdV2},
 };
 use crate::{
-    front::grpc::{self, GrpcService},
+    front::{
+        balance::load_key,
+        grpc::{self, GrpcService},
+    },
     hub::upstream::Upstream,
     shutdown::Phases,
     source::{
-        AutoSync, Dialler, EtcdConfig, EtcdUpstream, Judge, Members, Registration, V2Config, V2Upstream,
+        AutoSync, Dialler, EtcdConfig, EtcdUpstream, Judge, LoadKey, Members, Registration, V2Config, V2Upstream,
         forward::Forward, probe::Probe,
     },
     store::{self, Store, demo::SeedError},
@@ -38,6 +41,7 @@ pub(super) struct OverEtcd {
     etcd: Etcd,
     probe_key: Bytes,
     registration: Option<Registration>,
+    load: Option<watch::Sender<Bytes>>,
 }
 
 /// What the rest of the relay takes of it.
@@ -54,15 +58,17 @@ pub(super) struct Running {
     pub(super) patience: Duration,
     /// What is known of etcd's members, where there are any.
     pub(super) members: Option<Members>,
+    /// Writes how many connections the relay has, where it does.
+    pub(super) load: Option<watch::Sender<Bytes>>,
 }
 
 impl Data {
     pub(super) fn new(config: &RelayConfig) -> Result<Self, SeedError> {
         match &config.upstream {
             Where::Etcd(etcd) => {
-                let registration = config.advertise.as_ref().and_then(registration);
+                let (registration, load) = config.advertise.as_ref().and_then(registration).unzip();
                 let (etcd, probe_key) = (etcd.clone(), config.feeds.probe_key());
-                Ok(Self::Etcd(Box::new(OverEtcd { etcd, probe_key, registration })))
+                Ok(Self::Etcd(Box::new(OverEtcd { etcd, probe_key, registration, load: load.flatten() })))
             }
             Where::EtcdV2(etcd) => {
                 let probe_prefix = config.feeds.prefixes.first().cloned().unwrap_or_default();
@@ -90,13 +96,20 @@ impl Data {
 }
 
 /// What the relay registers, where it does.
-fn registration(advertise: &Advertise) -> Option<Registration> {
+fn registration(advertise: &Advertise) -> Option<(Registration, Option<watch::Sender<Bytes>>)> {
     let (key, value) = advertise.advertised.registration()?;
-    Some(Registration { key, value, ttl: advertise.ttl })
+    let load = load_key(&advertise.advertised).filter(|_| advertise.shed);
+    let (load, told) = load
+        .map(|key| {
+            let (told, value) = watch::channel(Bytes::new());
+            (LoadKey { key, value }, told)
+        })
+        .unzip();
+    Some((Registration { key, value, ttl: advertise.ttl, load }, told))
 }
 
 fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
-    let OverEtcd { etcd, probe_key, registration } = over;
+    let OverEtcd { etcd, probe_key, registration, load } = over;
     if let Some(tls) = &etcd.tls {
         phases.spawn_upkeep("TLS files for etcd", tls.clone().keep());
     }
@@ -126,7 +139,7 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     phases.spawn_upkeep("probe of the version", probe.run());
     let forward = Forward::new(&calls, members.clone(), phases.streams.clone());
     let (own, forward) = (forward.own(), forward.sharing_keepalives(phases.upkeep.clone()));
-    Running { upstream, own, forward, version, patience, members: Some(members) }
+    Running { upstream, own, forward, version, patience, members: Some(members), load }
 }
 
 fn over_etcd_v2(v2: EtcdV2, probe_prefix: Bytes, phases: &Phases, ready: &ReadyBoard) -> Running {
@@ -150,7 +163,7 @@ fn over_etcd_v2(v2: EtcdV2, probe_prefix: Bytes, phases: &Phases, ready: &ReadyB
     });
     phases.spawn_upkeep("look at the members", upstream.clone().keep_ready(ready.clone()));
     let forward = grpc::ending(upstream.forward_service(), phases.streams.clone());
-    Running { own: forward.clone(), forward, upstream, version, patience, members: None }
+    Running { own: forward.clone(), forward, upstream, version, patience, members: None, load: None }
 }
 
 fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) -> Running {
@@ -167,5 +180,5 @@ fn over_store(store: Store, changes_every: Option<Duration>, phases: &Phases) ->
     let version = watch::Sender::new(Some(Arc::new(version))).subscribe();
     let forward = grpc::ending(store.forward_service(), phases.streams.clone());
     let (own, patience) = (forward.clone(), Etcd::REQUEST_TIMEOUT);
-    Running { own, forward, upstream: Arc::new(store), version, patience, members: None }
+    Running { own, forward, upstream: Arc::new(store), version, patience, members: None, load: None }
 }

@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use self::register::Registration;
+pub use self::register::{LoadKey, Registration};
 use super::{
     Dialler, Endpoint,
     causes::{chain, with_causes},

@@ -22,6 +22,10 @@ pub const WATCHES_REFUSED: &str = "etcd_relay_watches_refused_total";
 pub const PROGRESS_NOTIFY_INTERVAL: &str = "etcd_relay_progress_notify_interval_seconds";
 /// Whether the relay is registered in etcd: 1 or 0.
 pub const REGISTERED: &str = "etcd_relay_registered";
+/// Relays of the fleet that are ready, as far as this one knows; this one among them.
+pub const FLEET_RELAYS: &str = "etcd_relay_fleet_relays";
+/// The relay's connections, as a part of the mean of these relays.
+pub const FLEET_SHARE: &str = "etcd_relay_fleet_share_ratio";
 /// Watch streams that are open now.
 pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 /// Connections that are open now, by [`Port`].
@@ -258,6 +262,8 @@ labels! {
         Stopping = "stopping",
         /// It is older than `--max-connection-age`, give or take a quarter.
         Age = "age",
+        /// The relay has more than its share of the fleet's connections.
+        Share = "share",
     }
 }
 labels! {
@@ -558,6 +564,8 @@ pub fn describe() {
         WATCHES_PARKED,
         PROGRESS_NOTIFY_INTERVAL,
         REGISTERED,
+        FLEET_RELAYS,
+        FLEET_SHARE,
         WATCHES_CATCHING_UP,
         WATCH_STREAMS,
         HISTORY_ENTRIES,
@@ -687,6 +695,11 @@ pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
     (PROGRESS_NOTIFY_INTERVAL, "Seconds between progress notifications to watches that asked for them"),
     (REGISTERED, "Whether the relay is registered in etcd, where --resolver-prefix says so"),
+    (FLEET_RELAYS, "Relays of the fleet that are ready; 0 where they are not known"),
+    (
+        FLEET_SHARE,
+        "Connections of the relay, as a part of the mean of the relays that are ready; 0 where it is not known",
+    ),
     (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
     (WATCHES_CATCHING_UP, "Watches that need what is before the history: a backfill or a fill brings them to it"),
     (WATCH_STREAMS, "Watch streams that are open now"),

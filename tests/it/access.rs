@@ -4,6 +4,7 @@
 //! relay's memory. Always holds: what etcd itself answers to the same client is asked and compared, never assumed.
 
 mod revoked;
+mod tiers;
 mod users;
 mod versions;
 

@@ -5,6 +5,8 @@
 mod keepalives;
 mod leaving;
 mod rolling;
+mod shedding;
+mod tiers;
 
 use std::{process::Command, time::Duration};
 

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::support::{
     etcd::Etcd,
     kv::{self, Kv},
-    relay::RelayCommand,
+    relay::{Relay, RelayCommand},
 };
 
 /// All of a stream as one answer, and of how many messages it came.
@@ -31,6 +31,21 @@ async fn stream(kv: &Kv, request: RangeRequest) -> Result<(RangeResponse, usize)
 async fn a_stream_says_what_a_range_says_and_costs_etcd_nothing() {
     let etcd = Etcd::start().await;
     let relay = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").start().await;
+    streams_what_etcd_ranges(&etcd, &relay).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_through_a_tier_says_the_same() {
+    let etcd = Etcd::start().await;
+    let near = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").start().await;
+    let far = RelayCommand::serve(&[near.endpoint()]).prefix("/a/").start().await;
+    streams_what_etcd_ranges(&etcd, &far).await;
+    let asked = near.metric("etcd_relay_range_streams_total").await;
+    assert!(asked <= 5.0, "what the far relay has in memory it asks of nobody: {asked}");
+}
+
+/// With nothing below `/a/` at first.
+async fn streams_what_etcd_ranges(etcd: &Etcd, relay: &Relay) {
     relay.follows().await;
     let (direct, through) = (Kv::connect(&etcd.endpoint()).await, Kv::connect(&relay.endpoint()).await);
     for key in 0..40 {

@@ -36,9 +36,9 @@ impl Bound {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let Self { listeners, config, connections } = self;
+        let Self { listeners, config, connections, pacing } = self;
         let (tls, terms) = (config.tls.clone(), Terms { port: config.port, limit: config.max_connections });
-        let server = Server::new(service, config, connections, stop.clone());
+        let server = Server::paced(service, config, connections, stop.clone(), pacing);
         join_all(listeners.into_iter().map(|Listener { socket, address }| {
             let tls = tls.clone().filter(|_| address.secure);
             accept(socket, tls, terms, &server, &stop)

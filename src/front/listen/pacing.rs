@@ -1,72 +1,99 @@
 //! [`Pacing`]: asks the connections of a port to leave, one after the other.
 //!
 //! A client that is asked to leave connects elsewhere at once. All of them at the same moment are a storm for the neighbours: so where the
-//! port stops, connections are asked in no order, spread over a part of the drain time; and where a connection has a greatest age, each has its
-//! own, so that those which came together do not go together.
+//! port stops, connections are asked in no order, spread over a part of the drain time; where a connection has a greatest age, each has its
+//! own, so that those which came together do not go together; and some are asked when the relay has more than its share.
 //!
-//! Not here: what a connection does that is asked to leave: it says GOAWAY, and its streams end, see `http2` and whoever has the token
-//! in a request's extensions. Always holds: a connection is asked once, and one that comes while the port stops is asked at once.
+//! Not here: how many in a second, see `crate::fleet`; what a connection does that is asked to leave: it says GOAWAY, and its streams end, see
+//! `http2` and whoever has the token in a request's extensions. Always holds: a connection is asked once, and one that comes while the port
+//! stops is asked at once; a port that was late asks no more than a few at a time to make up for it.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use metrics::counter;
 use parking_lot::Mutex;
-use rand::{Rng as _, seq::SliceRandom as _};
+use rand::Rng as _;
 use slab::Slab;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::names::{self, LeaveReason, Port};
+use crate::{
+    fleet::{Drain, Rate, age_rate, greatest_age},
+    telemetry::names::{self, LeaveReason, Port},
+};
 
-/// As many connections a second are asked to leave at least, so that a relay with few of them ends soon.
-const LEAST_RATE: u32 = 100;
-/// How much sooner or later than the greatest age a connection is asked, as a part of it.
-const JITTER: f64 = 0.25;
 /// Between two looks for connections that are too old.
 const AGE_STEP: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Pacing {
+pub struct Pacing {
     port: Port,
     spread: Duration,
     max_age: Option<Duration>,
+    /// The moment from which times are counted for the fleet's policies.
+    origin: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    open: Slab<(CancellationToken, Option<Instant>)>,
-    /// When each has its greatest age; those that were not asked yet.
+    open: Slab<Open>,
+    /// The places of those that were not asked yet, in no order.
+    staying: Vec<usize>,
+    /// When each of these has its greatest age.
     ages: BTreeSet<(Instant, usize)>,
     stopping: bool,
 }
 
+#[derive(Debug)]
+struct Open {
+    token: CancellationToken,
+    /// While it was not asked: where it is among those that stay, and when it is too old.
+    staying: Option<(usize, Option<Instant>)>,
+}
+
 /// A connection's place; dropped, it is asked for nothing.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(in crate::front) struct Place {
     pacing: Arc<Pacing>,
     place: usize,
     token: CancellationToken,
 }
 
 impl Pacing {
-    /// A port that takes `spread` at most to ask all of its connections to leave.
+    /// A port that takes `spread` to ask all of its connections to leave, unless they are few.
     pub(super) fn new(port: Port, spread: Duration, max_age: Option<Duration>) -> Arc<Self> {
-        Arc::new(Self { port, spread, max_age, state: Mutex::default() })
+        Arc::new(Self { port, spread, max_age, origin: Instant::now(), state: Mutex::default() })
+    }
+
+    /// How many connections are open and were not asked to leave.
+    #[must_use]
+    pub fn staying(&self) -> usize {
+        self.state.lock().staying.len()
+    }
+
+    /// Asks one connection to leave, whichever, since the relay has more than its share.
+    pub fn ask_one(&self) {
+        let token = self.state.lock().let_any_go();
+        if let Some(token) = token {
+            self.ask(&token, LeaveReason::Share);
+        }
     }
 
     /// A connection that has just come.
-    pub(super) fn join(self: &Arc<Self>) -> Place {
+    pub(in crate::front) fn join(self: &Arc<Self>) -> Place {
         let token = CancellationToken::new();
-        let old =
-            self.max_age.map(|age| Instant::now() + age.mul_f64(rand::rng().random_range(1.0 - JITTER..=1.0 + JITTER)));
+        let old = self.max_age.map(|age| Instant::now() + greatest_age(age, rand::rng().random()));
         let mut state = self.state.lock();
-        let place = state.open.insert((token.clone(), old));
-        if let Some(old) = old {
-            state.ages.insert((old, place));
-        }
         let stopping = state.stopping;
+        let place = state.open.insert(Open { token: token.clone(), staying: None });
+        if !stopping {
+            let index = state.staying.len();
+            state.staying.push(place);
+            state.open[place].staying = Some((index, old));
+            state.ages.extend(old.map(|old| (old, place)));
+        }
         drop(state);
         if stopping {
             token.cancel();
@@ -79,59 +106,84 @@ impl Pacing {
         if self.max_age.is_none() {
             return std::future::pending().await;
         }
+        let mut rate = Rate::new(age_rate(0), Duration::ZERO);
         loop {
             tokio::time::sleep(AGE_STEP).await;
-            while let Some(token) = self.next_old() {
-                self.ask(&token, LeaveReason::Age);
-            }
+            rate.set(age_rate(self.staying()));
+            self.ask_while(|now| rate.pass(now), LeaveReason::Age, State::let_oldest_go).await;
         }
     }
 
-    fn next_old(&self) -> Option<CancellationToken> {
-        let mut state = self.state.lock();
-        let (at, place) = *state.ages.first().filter(|(at, _)| *at <= Instant::now())?;
-        state.ages.remove(&(at, place));
-        let (token, old) = state.open.get_mut(place)?;
-        *old = None;
-        Some(token.clone())
-    }
-
-    /// Asks all connections, within the spread.
+    /// Asks all connections.
     pub(super) async fn ask_all(&self) {
-        let mut places: Vec<usize> = {
+        let count = {
             let mut state = self.state.lock();
             state.stopping = true;
-            state.open.iter().map(|(place, _)| place).collect()
+            state.staying.len()
         };
-        places.shuffle(&mut rand::rng());
-        let count = u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
-        let spread = self.spread.min(Duration::from_secs(1) * count / LEAST_RATE);
-        let begun = Instant::now();
-        for (index, place) in places.into_iter().enumerate() {
-            let at = begun + spread.mul_f64(index as f64 / f64::from(count));
-            if at > Instant::now() {
-                tokio::time::sleep_until(at).await;
+        let mut drain = Drain::new(count, self.spread, self.origin.elapsed());
+        let pass = |now| drain.pass(now, self.staying());
+        self.ask_while(pass, LeaveReason::Stopping, State::let_any_go).await;
+    }
+
+    /// Asks those that `next` gives, each when `pass` lets one pass, until it gives none.
+    async fn ask_while(
+        &self,
+        mut pass: impl FnMut(Duration) -> Result<(), Duration>,
+        why: LeaveReason,
+        next: impl Fn(&mut State) -> Option<CancellationToken>,
+    ) {
+        loop {
+            while let Err(at) = pass(self.origin.elapsed()) {
+                tokio::time::sleep_until(self.origin + at).await;
             }
-            // A connection that has left needs no asking, and one that took its place was asked when it came.
-            let token = self.state.lock().open.get(place).map(|(token, _)| token.clone());
-            if let Some(token) = token {
-                self.ask(&token, LeaveReason::Stopping);
-            }
+            let Some(token) = next(&mut self.state.lock()) else { return };
+            self.ask(&token, why);
         }
     }
 
     fn ask(&self, token: &CancellationToken, why: LeaveReason) {
-        if !token.is_cancelled() {
-            counter!(names::CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => self.port.as_str(), LeaveReason::LABEL => why.as_str())
-                .increment(1);
-            token.cancel();
+        counter!(names::CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => self.port.as_str(), LeaveReason::LABEL => why.as_str())
+            .increment(1);
+        token.cancel();
+    }
+}
+
+impl State {
+    /// Takes one of those that stay.
+    fn let_any_go(&mut self) -> Option<CancellationToken> {
+        let count = self.staying.len();
+        let place = (count > 0).then(|| self.staying[rand::rng().random_range(0..count)])?;
+        self.let_go(place)
+    }
+
+    /// Takes the one that has been too old for the longest time, if there is one.
+    fn let_oldest_go(&mut self) -> Option<CancellationToken> {
+        let (_, place) = *self.ages.first().filter(|(at, _)| *at <= Instant::now())?;
+        self.let_go(place)
+    }
+
+    /// Takes it out of those that stay, if it is there.
+    fn let_go(&mut self, place: usize) -> Option<CancellationToken> {
+        let open = self.open.get_mut(place)?;
+        let (index, old) = open.staying.take()?;
+        let token = open.token.clone();
+        self.staying.swap_remove(index);
+        if let Some(moved) = self.staying.get(index)
+            && let Some((at, _)) = &mut self.open[*moved].staying
+        {
+            *at = index;
         }
+        if let Some(old) = old {
+            self.ages.remove(&(old, place));
+        }
+        Some(token)
     }
 }
 
 impl Place {
     /// Cancelled when the connection is asked to leave.
-    pub(super) fn token(&self) -> &CancellationToken {
+    pub(in crate::front) fn token(&self) -> &CancellationToken {
         &self.token
     }
 }
@@ -139,9 +191,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.pacing.state.lock();
-        if let Some((_, Some(old))) = state.open.try_remove(self.place) {
-            state.ages.remove(&(old, self.place));
-        }
+        state.let_go(self.place);
+        state.open.try_remove(self.place);
     }
 }
 
@@ -155,7 +206,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_is_spread_and_is_over_in_time() {
-        let spread = Duration::from_secs(10);
+        let spread = Duration::from_secs(20);
         let pacing = Pacing::new(Port::Grpc, spread, None);
         let places: Vec<Place> = (0..2_000).map(|_| pacing.join()).collect();
         let all = tokio::spawn({
@@ -163,25 +214,39 @@ mod tests {
             async move { pacing.ask_all().await }
         });
         let mut before = 0;
-        for second in 1..=10 {
+        for second in 1..=20 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = asked(&places);
-            assert!(now - before <= 2_000 / 10 + 1, "{} in second {second}", now - before);
+            assert!(now - before <= 2_000 / 20 + 3, "{} in second {second}", now - before);
             before = now;
         }
         all.await.expect("it ends");
         assert_eq!(asked(&places), 2_000);
         assert!(pacing.join().token().is_cancelled(), "who comes now is asked at once");
+        assert_eq!(pacing.staying(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_got_no_processor_does_not_ask_all_who_are_due_at_once() {
+        let pacing = Pacing::new(Port::Grpc, Duration::from_secs(20), None);
+        let places: Vec<Place> = (0..2_000).map(|_| pacing.join()).collect();
+        let mut all = std::pin::pin!(pacing.ask_all());
+        assert!(futures_util::poll!(all.as_mut()).is_pending());
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(futures_util::poll!(all.as_mut()).is_pending());
+        assert!(asked(&places) <= 30, "{} after a pause of five seconds", asked(&places));
+        all.await;
+        assert_eq!(asked(&places), 2_000);
     }
 
     #[tokio::test(start_paused = true)]
     async fn few_connections_do_not_take_the_whole_time() {
-        let pacing = Pacing::new(Port::Grpc, Duration::from_secs(10), None);
+        let pacing = Pacing::new(Port::Grpc, Duration::from_secs(20), None);
         let places: Vec<Place> = (0..10).map(|_| pacing.join()).collect();
         let begun = Instant::now();
         pacing.ask_all().await;
         assert_eq!(asked(&places), 10);
-        assert!(begun.elapsed() <= Duration::from_millis(150), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() <= Duration::from_millis(500), "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -197,16 +262,50 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(74)).await;
         assert_eq!(asked(&places), 0);
         let mut before = 0;
-        for second in 74..=126 {
+        for second in 74..=140 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = asked(&places);
-            assert!(now - before < 100, "{} in second {second}", now - before);
+            assert!(now - before <= 40, "{} in second {second}", now - before);
             before = now;
         }
         assert_eq!(before, 1_000);
         old.abort();
         drop(places);
         let state = pacing.state.lock();
-        assert!(state.open.is_empty() && state.ages.is_empty(), "nothing is kept of who has left");
+        assert!(
+            state.open.is_empty() && state.ages.is_empty() && state.staying.is_empty(),
+            "nothing is kept of who has left"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_grew_old_while_the_relay_stood_still_are_asked_one_by_one() {
+        let pacing = Pacing::new(Port::Grpc, Duration::ZERO, Some(Duration::from_secs(100)));
+        let places: Vec<Place> = (0..1_000).map(|_| pacing.join()).collect();
+        tokio::time::advance(Duration::from_secs(1_000)).await;
+        let old = tokio::spawn({
+            let pacing = pacing.clone();
+            async move { pacing.ask_the_old().await }
+        });
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!((60..=120).contains(&asked(&places)), "{}", asked(&places));
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!(asked(&places), 1_000);
+        old.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_a_time_is_asked_for_the_relays_share_and_none_twice() {
+        let pacing = Pacing::new(Port::Grpc, Duration::ZERO, Some(Duration::from_secs(100)));
+        let mut places: Vec<Place> = (0..20).map(|_| pacing.join()).collect();
+        for count in 1..=5 {
+            pacing.ask_one();
+            assert_eq!((asked(&places), pacing.staying()), (count, 20 - count));
+        }
+        places.retain(|place| !place.token().is_cancelled());
+        places.truncate(3);
+        assert_eq!(pacing.staying(), 3);
+        (0..5).for_each(|_| pacing.ask_one());
+        assert_eq!((asked(&places), pacing.staying()), (3, 0));
     }
 }

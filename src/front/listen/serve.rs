@@ -114,10 +114,21 @@ impl<S> Server<S> {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(service: S, config: PortConfig, connections: Arc<Connections>, stop: Stop) -> Self {
+        let pacing = config.pacing();
+        Self::paced(service, config, connections, stop, pacing)
+    }
+
+    /// The same with a pacing that others have as well.
+    pub(super) fn paced(
+        service: S,
+        config: PortConfig,
+        connections: Arc<Connections>,
+        stop: Stop,
+        pacing: Arc<Pacing>,
+    ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
         // For connections, of which there are thousands.
         let abort = Signal::of(stop.abort.clone());
-        let pacing = Pacing::new(config.port, config.leave_spread, config.max_age);
         let old = pacing.clone();
         let _ages = AbortOnDropHandle::new(tokio::spawn(async move { old.ask_the_old().await }));
         let clients = Clients::new(config.max_connections_per_client);

@@ -1,6 +1,6 @@
-//! [`Registration`]: a key of the relay's own in etcd, under a lease, while the relay serves.
+//! [`Registration`]: a key of the relay's own in etcd, under a lease, while the relay serves, and a second one whose value changes.
 //!
-//! Not here: what the key says, see `front::grpc::members`. Run by `relay` as a task. Always holds: the key goes at most the lease's time
+//! Not here: what the keys say, see `front::grpc::members` and `front::balance`. Run by `relay` as a task. Always holds: the keys go at most the lease's time
 //! after the relay has ended, however it ended; where the lease or the member is lost, the relay registers again.
 
 use std::{sync::Arc, time::Duration};
@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use etcd_client::PutOptions;
 use metrics::gauge;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{EtcdUpstream, Lane, refused};
@@ -22,7 +22,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const RENEWALS: u32 = 3;
 
 /// What is written, and for how long it stays without the relay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Registration {
     /// The key.
     pub key: Bytes,
@@ -30,6 +30,17 @@ pub struct Registration {
     pub value: Bytes,
     /// The lease's time; whole seconds.
     pub ttl: Duration,
+    /// What is written beside it.
+    pub load: Option<LoadKey>,
+}
+
+/// A key whose value changes. Nothing is written while it is empty.
+#[derive(Clone, Debug)]
+pub struct LoadKey {
+    /// The key.
+    pub key: Bytes,
+    /// What it says now. Whoever changes it bounds how often.
+    pub value: watch::Receiver<Bytes>,
 }
 
 impl EtcdUpstream {
@@ -47,7 +58,7 @@ impl EtcdUpstream {
                     failing = false;
                     gauge!(names::REGISTERED).set(1.0);
                     tracing::info!(key = %registration.key.escape_ascii(), ttl = ?registration.ttl, "Registered in etcd");
-                    let kept = stop.run_until_cancelled(Box::pin(self.keep_lease(lease, registration.ttl))).await;
+                    let kept = stop.run_until_cancelled(Box::pin(self.keep(lease, &registration))).await;
                     if kept.is_none() {
                         gauge!(names::REGISTERED).set(0.0);
                         return self.revoke(lease).await;
@@ -75,18 +86,57 @@ impl EtcdUpstream {
                 granted.map(|granted| granted.id()).map_err(|error| refused(&error))
             })
             .await?;
-        let put = self
-            .call(self.members.preferred(), Lane::Ask, async |client| {
-                let options = PutOptions::new().with_lease(lease);
-                let (key, value) = (registration.key.clone(), registration.value.clone());
-                client.kv_client().put(key, value, Some(options)).await.map_err(|error| refused(&error))
-            })
-            .await;
-        if let Err(error) = put {
+        if let Err(error) = self.put_under(lease, &registration.key, &registration.value).await {
             self.revoke(lease).await;
             return Err(error);
         }
         Ok(lease)
+    }
+
+    async fn put_under(&self, lease: i64, key: &Bytes, value: &Bytes) -> Result<(), UpstreamError> {
+        self.call(self.members.preferred(), Lane::Ask, async |client| {
+            let options = PutOptions::new().with_lease(lease);
+            let put = client.kv_client().put(key.clone(), value.clone(), Some(options)).await;
+            put.map(|_| ()).map_err(|error| refused(&error))
+        })
+        .await
+    }
+
+    /// Keeps what is registered under a lease until the lease is gone, or may be.
+    async fn keep(&self, lease: i64, registration: &Registration) {
+        // What is under way of either is dropped: the lease decides.
+        tokio::select! {
+            () = self.keep_lease(lease, registration.ttl) => {}
+            () = self.keep_load(lease, registration.load.as_ref()) => {}
+        }
+    }
+
+    /// Writes the second key whenever its value changes, for ever.
+    async fn keep_load(&self, lease: i64, load: Option<&LoadKey>) {
+        let mut failing = false;
+        if let Some(LoadKey { key, value }) = load {
+            let mut values = value.clone();
+            loop {
+                let value = values.borrow_and_update().clone();
+                let put = if value.is_empty() { Ok(()) } else { self.put_under(lease, key, &value).await };
+                match put {
+                    Ok(()) => {
+                        failing = false;
+                        if values.changed().await.is_err() {
+                            break;
+                        }
+                        continue;
+                    }
+                    Err(error) if !failing => {
+                        failing = true;
+                        tracing::warn!(key = %key.escape_ascii(), %error, "Cannot write the number of connections to etcd, so relays cannot balance them; trying again");
+                    }
+                    Err(error) => tracing::debug!(%error, "Cannot write the number of connections to etcd"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Renews a lease until it is gone, or may be.

@@ -84,7 +84,12 @@ impl Users {
 
     /// How it is started.
     pub(super) fn relay_command(&self, etcd: &Etcd) -> RelayCommand {
-        RelayCommand::serve(&[etcd.endpoint()])
+        self.relay_over(&etcd.endpoint())
+    }
+
+    /// The same over another relay.
+    pub(super) fn relay_over(&self, endpoint: &str) -> RelayCommand {
+        RelayCommand::serve(&[endpoint.to_owned()])
             .prefix("/")
             .arg("--upstream-user=relay")
             .arg(&format!("--upstream-password-file={}", self.password.path().display()))

@@ -1,0 +1,69 @@
+//! [`Rate`]: one after the other, so many a second, and no more than a few at a time to make up for a pause.
+//!
+//! Not here: how many there are. Used by whoever asks connections to leave. Always holds: in any time `t` at most `(t + BURST) × rate + 1`
+//! pass, however late the caller comes: a relay that got no processor for a second does not ask a second's clients at once.
+
+use std::time::Duration;
+
+/// What a caller that comes late may make up for: a busy machine is that late again and again, and would not get through otherwise. A second
+/// has a quarter more than its rate at most.
+const BURST: Duration = Duration::from_millis(250);
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    interval: Duration,
+    next: Duration,
+}
+
+impl Rate {
+    /// So many a second from `now` on; infinity sets no bound.
+    #[must_use]
+    pub fn new(per_second: f64, now: Duration) -> Self {
+        Self { interval: Duration::try_from_secs_f64(1.0 / per_second).unwrap_or(Duration::MAX), next: now }
+    }
+
+    /// Changes how many a second there may be; the one that comes next is not moved.
+    pub fn set(&mut self, per_second: f64) {
+        self.interval = Self::new(per_second, self.next).interval;
+    }
+
+    /// Lets one pass.
+    ///
+    /// # Errors
+    /// With the time of the next one, where it is not `now` yet.
+    pub fn pass(&mut self, now: Duration) -> Result<(), Duration> {
+        if self.next > now {
+            return Err(self.next);
+        }
+        self.next = self.next.max(now.saturating_sub(BURST)).saturating_add(self.interval);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passes(rate: &mut Rate, now: Duration) -> usize {
+        (0..10_000).take_while(|_| rate.pass(now).is_ok()).count()
+    }
+
+    #[test]
+    fn a_pause_is_not_made_up_for() {
+        let second = Duration::from_secs(1);
+        let mut rate = Rate::new(100.0, Duration::ZERO);
+        let mut steady = 0;
+        for millis in 0..1_000 {
+            steady += passes(&mut rate, Duration::from_millis(millis));
+        }
+        assert!((100..=101).contains(&steady), "{steady} in the first second");
+        assert!(passes(&mut rate, second * 5) <= 26, "after four seconds without a processor");
+        assert_eq!(rate.pass(second * 5), Err(second * 5 + Duration::from_millis(10)));
+    }
+
+    #[test]
+    fn no_bound_is_no_bound() {
+        assert_eq!(passes(&mut Rate::new(f64::INFINITY, Duration::ZERO), Duration::ZERO), 10_000);
+    }
+}
