@@ -93,7 +93,7 @@ impl Audit {
     /// Audits all feeds of `hub` with this pause between; with none, only those that something speaks against.
     #[must_use]
     pub fn new(hub: Arc<Hub>, interval: Option<Duration>) -> Self {
-        Self { agreement: hub.upstream().agreement(), hub, interval }
+        Self { agreement: hub.agreement(), hub, interval }
     }
 
     /// Audits for ever; run it as a task.
