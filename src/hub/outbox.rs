@@ -97,7 +97,7 @@ impl Outbox {
             let low = state.queue.is_low(&self.limits);
             let parked_next = state.are_parked_next(&self.limits);
             if !batch.is_empty() {
-                others_wait = low && state.waiting > 0;
+                others_wait = low && !state.waiting.is_empty();
                 return Some(Found::Some { want_turns: low && state.watches.want_turns(), parked_next });
             }
             if let Some(end) = &state.end {
@@ -148,19 +148,26 @@ impl Outbox {
         self.room.notify_waiters();
     }
 
-    /// Waits until the queue has room, or the stream is gone: whoever writes at the client's wish must not outrun its reading.
-    /// Cancel safe.
+    /// Waits until the queue has room and all who came before have found it, or the stream is gone: whoever writes at the client's wish must
+    /// not outrun its reading. Cancel safe.
     pub(super) async fn wait_room(&self) {
+        let mut place: Option<Waiting<'_>> = None;
         loop {
             let notified = self.room.notified();
             {
                 let mut state = self.lock();
-                if state.gone || !state.is_full(&self.limits) {
+                let first = state.waiting.first().copied();
+                let is_next = first.is_none() || first == place.as_ref().map(|waiting| waiting.number);
+                if state.gone || is_next && !state.is_full(&self.limits) {
                     return;
                 }
-                state.waiting += 1;
+                if place.is_none() {
+                    let number = state.next_waiting;
+                    state.next_waiting += 1;
+                    state.waiting.insert(number);
+                    place = Some(Waiting { outbox: self, number });
+                }
             }
-            let _waiting = Waiting(self);
             notified.await;
         }
     }
@@ -180,14 +187,23 @@ impl Outbox {
     }
 }
 
-/// Counts a task that waits for room, whatever ends the wait. After the last one it is the turn of the parked watches.
-struct Waiting<'a>(&'a Outbox);
+/// The place of a task that waits for room, whatever ends the wait. Then it is the turn of the next one, or of the parked watches.
+struct Waiting<'a> {
+    outbox: &'a Outbox,
+    number: u64,
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.state.tell(|state| {
-            state.waiting -= 1;
-            state.are_parked_next(&self.0.limits).then(|| state.wake()).flatten()
+        let Outbox { state, limits, room, .. } = self.outbox;
+        let mut others_wait = false;
+        state.tell(|state| {
+            state.waiting.remove(&self.number);
+            others_wait = !state.waiting.is_empty() && !state.is_full(limits);
+            state.are_parked_next(limits).then(|| state.wake()).flatten()
         });
+        if others_wait {
+            room.notify_waiters();
+        }
     }
 }

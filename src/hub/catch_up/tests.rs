@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{
     hub::{Delivery, FeedState, Hub, KeyMap, Subscribe, WatchStream, testing, upstream::Changes},
-    types::{ClientKey, EventFields, EventKind, KeyValueFields},
+    types::{ClientKey, EventFields, EventKind, Header, KeyValueFields},
 };
 
 /// Small enough that a watch is parked after some revisions.
@@ -281,4 +281,30 @@ fn who_waits_for_room_comes_before_what_is_parked_and_leaves_it_the_room_afterwa
     drop(room);
     assert_eq!(woken.times(), 1, "it is the turn of what is parked");
     assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
+}
+
+#[test]
+fn who_has_waited_for_room_longest_finds_it_first() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub);
+    let stream = watch(&feed, everything(), 0);
+    let mut cx = Context::from_waker(Waker::noop());
+    publish(&feed, 1..=20);
+    let (mut busy, mut other) = (Box::pin(stream.wait_room()), Box::pin(stream.wait_room()));
+    assert!(busy.as_mut().poll(&mut cx).is_pending() && other.as_mut().poll(&mut cx).is_pending(), "the queue is full");
+    take(&stream);
+    assert!(busy.as_mut().poll(&mut cx).is_ready());
+    // It writes, and wants to write again, before the other one comes to it.
+    (0..LIMITS.deliveries).for_each(|_| stream.refuse(Header::default(), String::new()));
+    let mut again = Box::pin(stream.wait_room());
+    assert!(again.as_mut().poll(&mut cx).is_pending() && other.as_mut().poll(&mut cx).is_pending(), "it is full again");
+    take(&stream);
+    assert!(again.as_mut().poll(&mut cx).is_pending(), "it is the other one's turn");
+    assert!(other.as_mut().poll(&mut cx).is_ready());
+    assert!(again.as_mut().poll(&mut cx).is_ready(), "and then its own");
+}
+
+/// Takes all that is queued.
+fn take(stream: &Arc<WatchStream>) {
+    stream.outbox.drain(&Context::from_waker(Waker::noop()), &mut Vec::new(), usize::MAX);
 }

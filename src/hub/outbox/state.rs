@@ -3,7 +3,7 @@
 //! Not here: where each watch stands, see `watches`; who calls, see `outbox`. Always holds: what is queued for a watch and its position
 //! change together; on a stream that has ended nothing is queued.
 
-use std::{sync::Arc, task::Waker};
+use std::{collections::BTreeSet, sync::Arc, task::Waker};
 
 use super::{
     OutboxLimits, Watches,
@@ -37,8 +37,9 @@ pub(in crate::hub) struct State {
     pub(in crate::hub) watches: Watches,
     /// The stream's task.
     pub(super) task: Resting,
-    /// Tasks that wait for room in the queue.
-    pub(super) waiting: usize,
+    /// Tasks that wait for room in the queue, in the order in which they came. One that writes often would else come first each time.
+    pub(super) waiting: BTreeSet<u64>,
+    pub(super) next_waiting: u64,
     pub(in crate::hub) end: Option<StreamEnd>,
     pub(super) gone: bool,
     /// Where the last tick of the progress timer stopped, because the queue was full.
@@ -314,7 +315,7 @@ impl State {
     pub(super) fn are_parked_next(&self, limits: &OutboxLimits) -> bool {
         self.watches.parked() > 0
             && self.queue.is_low(limits)
-            && (self.waiting == 0 || self.watches.is_a_parked_one_behind_the_filling())
+            && (self.waiting.is_empty() || self.watches.is_a_parked_one_behind_the_filling())
     }
 
     /// Whether no more should be queued.
