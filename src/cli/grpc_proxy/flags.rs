@@ -123,7 +123,7 @@ pub(super) const FLAGS: &[Flag] = &[
     accepted(
         "experimental-serializable-ordering",
         Kind::Bool,
-        "the relay always answers in order: what it shows of a key space never goes back",
+        "the relay answers in order as long as the cluster has a quorum: what it shows of a key space does not go back",
     ),
     works("grpc-keepalive-interval", Kind::Duration, "time between pings to clients; 0 sends none (default 2h0m0s)"),
     accepted(
