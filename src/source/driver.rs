@@ -7,6 +7,7 @@
 //! Always holds: the feed's revision follows event revisions and believed progress only, never a header; it goes back only
 //! with a reset that every subscriber is told of, when the cluster is another one or was restored; nothing that the feed had is published again.
 
+mod load;
 mod past;
 mod terms;
 
@@ -26,17 +27,13 @@ use self::{
 use crate::{
     critical::Tasks,
     hub::{
-        Doubt, Feed, FeedRunner, FeedState, KeyMap, Reset, Snapshot,
+        Doubt, Feed, FeedRunner, FeedState, Reset,
         upstream::{Agreement, Changes, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest},
     },
     telemetry::names::{self, ReconnectReason, ResyncReason},
     types::{Cluster, Header, KeyRange, KeyValue, Revision, UpstreamHeader},
 };
 
-/// Bytes that a page of a snapshot should have: large enough to be cheap, small enough to be bounded.
-const PAGE_BYTES: usize = 4 << 20;
-/// Keys of the first page, before the size of values is known, and most keys of any.
-const PAGE_KEYS: (usize, usize) = (64, 10_000);
 /// How long to wait for asked progress before asking again; etcd is silent while a watch is behind.
 const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
 /// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
@@ -215,105 +212,6 @@ impl Driving {
             }
             reset = Some((gone, why));
         }
-    }
-
-    /// Reads a snapshot, however often it takes. False where the feed ended for want of use meanwhile.
-    async fn load(&mut self, reset: Option<(Reset, ResyncReason)>) -> bool {
-        let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
-        let (map, header, newest) = loop {
-            match self.read_snapshot(reset.is_none()).await {
-                Ok(loaded) => break loaded,
-                // Nobody used it any more, or there was no room for it.
-                Err(_) if self.feed.is_closed() => return false,
-                // The pages' revision was compacted while they were read.
-                Err(UpstreamError::Compacted) => {
-                    tokio::time::sleep(self.delays.next().unwrap_or(self.driver.config.max_delay)).await;
-                }
-                Err(error) => self.pause(state, &error).await,
-            }
-            if self.feed.close_if_idle(self.driver.config.idle) {
-                return false;
-            }
-        };
-        tracing::info!(range = %self.feed.range(), revision = %header.revision, keys = map.len(), "Feed has its snapshot");
-        let another = self.cluster.id() != header.cluster_id;
-        let fell = header.revision < self.feed.revision();
-        self.cluster = match reset {
-            Some((Reset::Replaced, _)) => self.driver.header.begin_again(&header),
-            _ if fell => self.driver.header.begin_again(&header),
-            _ => self.driver.header.observe(&header),
-        };
-        match reset {
-            None => self.feed.install(self.cluster.clone(), map, header.revision),
-            Some(reset) => {
-                let (reset, reason) = match reset {
-                    _ if another => (Reset::Replaced, ResyncReason::ClusterReplaced),
-                    _ if fell => (Reset::Replaced, ResyncReason::RevisionFell),
-                    // Where it looked like another cluster, and went on meanwhile, what was delivered may not be its past.
-                    reset => reset,
-                };
-                counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
-                self.feed.reset(&self.cluster, map, header.revision, &reset);
-            }
-        }
-        (self.fresh, self.newest, self.oldest) = (true, newest, Revision::ZERO);
-        self.feed.loaded();
-        !self.feed.is_closed()
-    }
-
-    /// All pages of the range, at one revision, and the key-value that was changed last. Where nobody can say what the cluster agrees on, what a
-    /// member has will do for a feed's first snapshot: the feed is behind then, as on a member that is, and goes on from there. For a feed that
-    /// goes on from an earlier one it would look as if the cluster had gone back.
-    async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header, Option<Arc<KeyValue>>), UpstreamError> {
-        let upstream = &self.driver.upstream;
-        let agreement = upstream.agreement();
-        let mut map = KeyMap::default();
-        let mut newest: Option<Arc<KeyValue>> = None;
-        let mut first: Option<Header> = None;
-        let mut rest = Some(self.feed.range().clone());
-        let mut limit = PAGE_KEYS.0;
-        while let Some(range) = rest.take() {
-            let room = self.feed.room_for_page().await;
-            let revision = first.map(|first| first.revision);
-            let alone = *agreement.borrow() > Agreement::Reached;
-            // At a revision that is given, all members have the same.
-            let page = if alone && (is_first || revision.is_some()) {
-                upstream.page_of_member(&range, revision, limit).await?
-            } else {
-                upstream.page(&range, revision, limit).await?
-            };
-            let header = *first.get_or_insert(page.header);
-            if page.header.cluster_id != header.cluster_id {
-                return Err(UpstreamError::Protocol("the pages of a snapshot came from two clusters".into()));
-            }
-            let before = map.bytes();
-            let last = page.kvs.last().map(|last| last.key.clone());
-            let turn = self.feed.turn_to_load().await;
-            let twins = self.feed.twins();
-            for fields in &page.kvs {
-                let kv = KeyValue::new(fields);
-                let kv = twins.share(header.cluster_id, &kv).unwrap_or_else(|| Arc::new(kv));
-                if newest.as_ref().is_none_or(|newest| newest.mod_revision < kv.mod_revision) {
-                    newest = Some(kv.clone());
-                }
-                map.insert(kv);
-            }
-            let cluster = Arc::new(Cluster::of(&header));
-            let part = Snapshot { revision: header.revision, map: map.clone(), epoch: 0, cluster };
-            if !self.feed.loads(part) {
-                return Err(UpstreamError::Unavailable("the feed has ended".into()));
-            }
-            drop((turn, room));
-            if page.more {
-                let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
-                rest = range.after(&key);
-                // A page that repeats keys may add nothing.
-                let bytes = map.bytes().saturating_sub(before).max(1);
-                limit = (limit.saturating_mul(PAGE_BYTES) / bytes).clamp(1, (limit * 8).min(PAGE_KEYS.1));
-            }
-        }
-        let header = first.ok_or_else(|| UpstreamError::Protocol("a range without a page".into()))?;
-        Ok((map, header, newest))
     }
 
     /// Watches from the last change that the feed knows of until that ends.

@@ -6,42 +6,33 @@
 //! Watches, bulk reads and questions have connections of their own, so that a large snapshot does not hold up events, and a question
 //! is asked however many watches there are.
 
+mod member_watch;
 mod register;
 
-use std::{
-    convert::Infallible,
-    num::NonZeroU32,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, ConnectOptions, Error, GetOptions, WatchOptions, WatchRequestSender, WatchResponseStream,
-    proto::{PbEvent, PbKeyValue, PbResponseHeader},
+    Client, ConnectOptions, Error, GetOptions, WatchOptions,
+    proto::{PbKeyValue, PbResponseHeader},
 };
-use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use self::member_watch::EtcdWatch;
 pub use self::register::{LoadKey, Registration};
 use super::{
     Dialler, Endpoint,
     causes::{chain, with_causes},
     members::{Members, race::race},
     pool::{Keepalive, Pool, Settings},
-    version::{Belief, Versions, over_http},
+    version::{Versions, over_http},
 };
 use crate::{
-    hub::{
-        REPLACED,
-        upstream::{
-            Agreement, Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchMessage, WatchRequest,
-        },
-    },
+    hub::upstream::{Agreement, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     telemetry::names,
-    types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
+    types::{Header, KeyRange, KeyValueFields, Revision},
 };
 
 /// Bytes that may be under way to the relay on one connection: enough for a burst of large values.
@@ -459,119 +450,6 @@ impl Upstream for EtcdUpstream {
     }
 }
 
-/// An open watch on an etcd member.
-struct EtcdWatch {
-    sender: WatchRequestSender,
-    stream: WatchResponseStream,
-    /// Events of a response that has not come to its end.
-    fragments: Vec<PbEvent>,
-    versions: Arc<Versions>,
-    belief: Belief,
-    created: Header,
-    member: usize,
-    members: Members,
-    /// Done when feeds had better be on another member.
-    left: BoxFuture<'static, ()>,
-}
-
-#[async_trait]
-impl UpstreamWatch for EtcdWatch {
-    async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
-        // Cancel safe, both: what was read of a message is kept. What has come comes before an end.
-        let message = tokio::select! {
-            biased;
-            message = Self::read(&mut self.stream, &mut self.fragments) => message,
-            () = &mut self.left => Err(UpstreamError::Unavailable(LEFT.to_owned())),
-        };
-        if message.is_err() {
-            // The member may come back as another version.
-            self.versions.outdate(self.belief);
-            self.members.doubt(self.member);
-        }
-        message
-    }
-
-    async fn request_progress(&mut self) -> Result<(), UpstreamError> {
-        self.sender.request_progress().await.map_err(|error| refused(&error))
-    }
-
-    fn trusts_progress(&self) -> bool {
-        self.belief.trusts_progress
-    }
-
-    fn is_late(&mut self) -> bool {
-        self.members.shun(self.member)
-    }
-
-    fn created(&self) -> Header {
-        self.created
-    }
-}
-
-impl EtcdWatch {
-    /// The next message. Cancel safe: what has arrived of a response in fragments is kept.
-    async fn read(
-        stream: &mut WatchResponseStream,
-        fragments: &mut Vec<PbEvent>,
-    ) -> Result<WatchMessage, UpstreamError> {
-        loop {
-            let response = stream.message().await.map_err(|error| refused(&error))?.ok_or_else(ended)?.0;
-            if response.created {
-                return Err(UpstreamError::Protocol("a watch was created twice".into()));
-            }
-            if response.canceled {
-                if response.cancel_reason == REPLACED {
-                    return Err(UpstreamError::Replaced);
-                }
-                return match response.compact_revision {
-                    0 => match canceled(response.cancel_reason) {
-                        UpstreamError::Protocol(reason) => Ok(WatchMessage::Canceled { reason }),
-                        error => Err(error),
-                    },
-                    revision => Ok(WatchMessage::Compacted { compact_revision: Revision::new(revision) }),
-                };
-            }
-            fragments.extend(response.events);
-            if response.fragment {
-                continue;
-            }
-            let header = header(response.header.as_ref())?;
-            let events = std::mem::take(fragments);
-            if events.is_empty() {
-                return Ok(WatchMessage::Progress(header));
-            }
-            return Ok(WatchMessage::Events { header, revisions: revisions(events)? });
-        }
-    }
-}
-
-/// Cuts a response into its revisions.
-fn revisions(events: Vec<PbEvent>) -> Result<Vec<Changes>, UpstreamError> {
-    let received = Instant::now();
-    let mut revisions: Vec<Changes> = Vec::new();
-    for event in events {
-        let kv = event.kv.map(fields).ok_or_else(|| UpstreamError::Protocol("an event without a key".into()))?;
-        let kind = match event.r#type {
-            0 => EventKind::Put,
-            1 => EventKind::Delete,
-            other => return Err(UpstreamError::Protocol(format!("an event of the unknown type {other}"))),
-        };
-        let revision = kv.mod_revision;
-        if revisions.last().is_none_or(|last| last.revision != revision) {
-            if let Some(last) = revisions.last().filter(|last| last.revision > revision) {
-                let text = format!("revision {revision} after revision {}", last.revision);
-                return Err(UpstreamError::Protocol(text));
-            }
-            revisions.push(Changes { revision, events: Vec::new(), prev: Vec::new(), received });
-        }
-        if let Some(changes) = revisions.last_mut() {
-            changes.events.push(EventFields { kind, kv });
-            changes.prev.push(event.prev_kv.map(fields));
-        }
-    }
-    Ok(revisions)
-}
-
 fn fields(kv: PbKeyValue) -> KeyValueFields {
     KeyValueFields {
         key: kv.key.into(),
@@ -652,27 +530,6 @@ fn is_auth_off(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn event(key: &str, revision: i64) -> PbEvent {
-        let kv = PbKeyValue { key: key.into(), mod_revision: revision, ..PbKeyValue::default() };
-        PbEvent { kv: Some(kv), ..PbEvent::default() }
-    }
-
-    #[test]
-    fn a_response_is_cut_into_whole_revisions() {
-        let cut = revisions(vec![event("a", 5), event("b", 5), event("a", 7)]).expect("in order");
-        let shape: Vec<_> = cut.iter().map(|changes| (changes.revision.get(), changes.events.len())).collect();
-        assert_eq!(shape, [(5, 2), (7, 1)]);
-    }
-
-    #[test]
-    fn what_the_protocol_does_not_allow_is_refused() {
-        let falling = revisions(vec![event("a", 5), event("b", 4)]);
-        assert!(matches!(falling, Err(UpstreamError::Protocol(_))));
-        let unknown = revisions(vec![PbEvent { r#type: 7, ..event("a", 5) }]);
-        assert!(matches!(unknown, Err(UpstreamError::Protocol(_))));
-        assert!(matches!(revisions(vec![PbEvent::default()]), Err(UpstreamError::Protocol(_))));
-    }
 
     #[test]
     fn what_every_member_would_say_is_no_failure_of_the_member() {
