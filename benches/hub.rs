@@ -95,10 +95,12 @@ fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
     });
 }
 
-/// A stream that joins, with one watch, and leaves.
-#[divan::bench]
-fn join_and_leave(bencher: Bencher<'_, '_>) {
+/// A stream that joins, with one watch, and leaves, beside others: what it costs must not grow with them, since all streams of a large
+/// client end together.
+#[divan::bench(args = [0, 1_000, 100_000])]
+fn join_and_leave(bencher: Bencher<'_, '_>, others: usize) {
     let feed = feed(0);
+    let _others: Vec<_> = (0..others).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
     bencher.bench_local(|| {
         let stream = subscribed(&feed, [KeyRange::prefix("".into())]);
         stream.leave();

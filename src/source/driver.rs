@@ -8,6 +8,7 @@
 //! with a reset that every subscriber is told of, when the cluster is another one or was restored; nothing that the feed had is published again.
 
 mod load;
+mod outage;
 mod past;
 mod terms;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::past::is_same;
 use self::{
+    outage::Outage,
     past::{Differs, Past, Progress},
     terms::Terms,
 };
@@ -50,8 +52,6 @@ const TOGETHER: (usize, usize) = (256, 1 << 20);
 const REPLACED_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a key that a log line shows.
 const SAMPLE: usize = 128;
-/// How many failures in a row make one line in the log.
-const WARN_EVERY: u32 = 30;
 
 /// How feeds are driven.
 #[derive(Clone, Copy, Debug)]
@@ -102,8 +102,7 @@ impl FeedRunner for Driver {
             delays: delays(&self.config),
             cluster: feed.cluster(),
             feed,
-            failures: 0,
-            said: Vec::new(),
+            outage: Outage::default(),
             denied: false,
             replaced: None,
             patience: BEHIND.0,
@@ -126,10 +125,7 @@ struct Driving {
     /// The cluster that the feed's data came from.
     cluster: Arc<Cluster>,
     delays: ExponentialBackoff,
-    /// Failures in a row.
-    failures: u32,
-    /// The kinds of them that the log has since its last line that counts them.
-    said: Vec<ReconnectReason>,
+    outage: Outage,
     /// The last failure was a denial.
     denied: bool,
     /// When the cluster was last replaced by another one, and the delays before it may be again.
@@ -250,11 +246,9 @@ impl Driving {
         }
         self.denied = false;
         self.feed.follows(upstream.trusts_progress());
-        if self.failures > 0 {
-            tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures = self.failures,
+        if let Some(failures) = self.outage.ended() {
+            tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures,
                 "Feed follows etcd again");
-            self.failures = 0;
-            self.said.clear();
         }
         self.read(&mut *upstream).await
     }
@@ -507,19 +501,13 @@ impl Driving {
         };
         counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
-        // Each kind is said at once, then now and then: an outage of an hour must not drown the log.
-        if self.failures.is_multiple_of(WARN_EVERY) {
-            self.said.clear();
-        }
-        if !self.said.contains(&reason) {
-            self.said.push(reason);
-            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, failures = self.failures,
-                "Feed has no upstream; it goes on trying");
+        if self.outage.failed(reason) {
+            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
+                failures = self.outage.failures(), "Feed cannot follow etcd, retrying");
         } else {
             tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
-                "Feed has no upstream");
+                "Feed cannot follow etcd, retrying");
         }
-        self.failures = self.failures.saturating_add(1);
         // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.
         let denied = matches!(error, UpstreamError::Denied(_));
         let denied_before = std::mem::replace(&mut self.denied, denied);
