@@ -156,20 +156,28 @@ impl Session {
     }
 
     /// Serves the requests until the stream is left. An error among them ends the session.
-    pub async fn run(mut self, requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
-        let gone = self.stream.gone().clone();
-        let permission = self.permission.clone();
-        // Side by side: a client that holds up its requests does not hold up the check of its watches.
-        let stream = self.stream.clone();
-        let both =
-            pin!(AssertUnwindSafe(async { tokio::join!(self.serve(requests), permission.keep()) }).catch_unwind());
-        // A client must not wait for a task that is gone: a panic is an end that it is told of.
-        if let Some(Err(_)) = gone.run_until_cancelled(both).await {
-            stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has room for its arguments twice, in each of thousands of streams"
+    )]
+    pub fn run(
+        mut self,
+        mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin,
+    ) -> impl Future<Output = ()> {
+        async move {
+            let stream = self.stream.clone();
+            let permission = self.permission.clone();
+            // Side by side: a client that holds up its requests does not hold up the check of its watches.
+            let both = async { tokio::join!(self.serve(&mut requests), permission.keep()) };
+            let both = pin!(AssertUnwindSafe(both).catch_unwind());
+            // A client must not wait for a task that is gone: a panic is an end that it is told of.
+            if let Some(Err(_)) = stream.gone().run_until_cancelled(both).await {
+                stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
+            }
         }
     }
 
-    async fn serve(&mut self, mut requests: impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin) {
+    async fn serve(&mut self, requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin)) {
         let mut agreement = self.shared.hub.agreement();
         if self.requires_leader && *agreement.borrow() >= Agreement::Leaderless {
             // As etcd refuses it. A stream that is open may outlast an election.
@@ -201,7 +209,7 @@ impl Session {
                         None => return self.stream.end(StreamEnd::Stopping, true),
                     }
                 }
-                batch = read(&mut requests, &self.stream), if !half_closed && self.waiting.has_room() => {
+                batch = read(requests, &self.stream), if !half_closed && self.waiting.has_room() => {
                     // What is not acted on when the relay stops, the client asks elsewhere.
                     let act = Box::pin(self.act(batch.requests));
                     match stop.run_until_cancelled(act).await {

@@ -52,6 +52,13 @@ where
         }
     }
 
+    /// Makes room for one more. Most connections have one stream, so the first gets no room for others beside it.
+    pub(super) fn make_room(&mut self) {
+        if self.all.capacity() == 0 {
+            self.all.reserve_exact(1);
+        }
+    }
+
     pub(super) fn get_mut(&mut self, id: u32) -> Option<(usize, &mut Stream<F, B>)> {
         let place = *self.places.get(&id)?;
         Some((place, &mut self.all[place]))

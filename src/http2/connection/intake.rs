@@ -401,6 +401,7 @@ where
             }
         };
         let windows = (self.peer.stream_window - self.peer.ahead, i64::from(self.rare.limits.stream_window));
+        self.streams.make_room();
         let entry = self.streams.all.vacant_entry();
         let place = entry.key();
         let mut stream = Stream::new(id, &self.calls, place, asked, windows);
