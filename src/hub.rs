@@ -57,7 +57,7 @@ pub use self::{
     reset::REPLACED,
     shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
-    standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble},
+    standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble, cut_error},
     watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStream, WatchStreamStats},
     work::Asker,
 };

@@ -35,10 +35,11 @@ impl Feed {
                 let Some(watch) = state.watches.get(slot) else { continue };
                 let (watch_id, phase) = (watch.id, watch.phase());
                 let needs = match phase {
-                    Phase::Live => watch.next().max(was.next()),
+                    // One that is ahead may have been reached without an event for it.
+                    Phase::Live | Phase::Ahead => watch.next().max(was.next()),
                     // Upstream itself will tell its fill, unless the cluster is another one.
                     Phase::Filling if *reset != Reset::Replaced => continue,
-                    Phase::Ahead | Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
+                    Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
                     Phase::Compacted | Phase::Failed => continue,
                 };
                 let (compact_revision, reason) = match reset {
@@ -56,6 +57,8 @@ impl Feed {
                         continue;
                     }
                     Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
+                    // It begins after all that was missed.
+                    Reset::Missed if phase == Phase::Ahead && watch.next() > was.max(revision) => continue,
                     Reset::Missed => (revision.next(), String::new()),
                     Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),
                 };

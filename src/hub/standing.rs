@@ -145,13 +145,8 @@ impl Standing {
     }
 
     /// Takes note of an error. What was said before is forgotten.
-    pub(super) fn failed(&mut self, mut error: String) {
-        if error.len() > MOST_ERROR {
-            let end = (0..=MOST_ERROR).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
-            // A text of its own, so that the long one is freed.
-            error = format!("{}…", &error[..end]);
-        }
-        self.trouble = Some(Arc::new(Trouble { error, at: SystemTime::now(), over: false }));
+    pub(super) fn failed(&mut self, error: String) {
+        self.trouble = Some(Arc::new(Trouble { error: cut_error(error), at: SystemTime::now(), over: false }));
     }
 
     /// Upstream works again.
@@ -162,6 +157,17 @@ impl Standing {
             Arc::make_mut(trouble).over = true;
         }
     }
+}
+
+/// An error of upstream's, as much of it as is kept: a KiB.
+#[must_use]
+pub fn cut_error(error: String) -> String {
+    if error.len() <= MOST_ERROR {
+        return error;
+    }
+    let end = (0..=MOST_ERROR).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
+    // A text of its own, so that the long one is freed.
+    format!("{}…", &error[..end])
 }
 
 fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

@@ -198,6 +198,9 @@ pub enum UpstreamError {
     /// The member has no leader.
     #[error("etcdserver: no leader")]
     NoLeader,
+    /// The member's leader changed while it was asked: it knows no answer, and may know one at once.
+    #[error("etcdserver: leader changed")]
+    LeaderChanged,
     /// The revision is gone.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,

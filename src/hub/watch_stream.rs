@@ -174,16 +174,17 @@ impl WatchStream {
         let past = !from_now && start <= now;
         let lags = past && (subscribe.compacted || start < inner.history.start());
         let parked = past && !lags && !inner.history.ends_before(start);
-        let slot = state.watches.add(NewWatch {
+        let new = NewWatch {
             id,
             next,
+            from_now,
             attachment,
             link: Link { group, place },
             fragment: subscribe.fragment,
             progress_notify: subscribe.progress_notify,
             replay: lags || parked,
-            ahead: next > now.next(),
-        });
+        };
+        let slot = state.watches.add(new, now);
         let waker =
             state.enqueue(Delivery::Created { watch_id: id, stamp: Stamp { revision: newest, ..inner.stamp() } });
         let mut asks = Asks::default();

@@ -9,7 +9,15 @@
 mod member_watch;
 mod register;
 
-use std::{convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -92,6 +100,8 @@ struct MemberLink {
     ask: LaneLink,
     /// On the connections of `ask`, for questions that need no name.
     nameless: Mutex<Option<Client>>,
+    /// The cluster that it answered for last; zero before.
+    cluster: AtomicU64,
 }
 
 /// Those of one lane, and the client that uses them, once there is one.
@@ -122,6 +132,23 @@ impl MemberLink {
             bulk: link(names::Lane::Snapshots),
             ask: link(names::Lane::Own),
             nameless: Mutex::default(),
+            cluster: AtomicU64::new(0),
+        }
+    }
+
+    /// What the member answered is of this cluster. With a token of another one, such as the cluster had before it was restored, etcd lets a call wait
+    /// until it has written as much as its predecessor had when it gave the token.
+    fn answered_for(&self, cluster_id: u64) {
+        let before = self.cluster.swap(cluster_id, Ordering::AcqRel);
+        if before != 0 && before != cluster_id {
+            self.forget_tokens();
+        }
+    }
+
+    /// The next calls say again who we are.
+    fn forget_tokens(&self) {
+        for lane in [&self.watch, &self.bulk, &self.ask] {
+            *lane.client.lock() = None;
         }
     }
 
@@ -226,7 +253,7 @@ impl EtcdUpstream {
                 }
             };
             let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
-            header(asked.map_err(|error| refused(&error))?.0.header.as_ref()).map(Some)
+            self.header(member, asked.map_err(|error| refused(&error))?.0.header.as_ref()).map(Some)
         };
         match tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience))) {
             Err(UpstreamError::Denied(_)) => Ok(None),
@@ -269,7 +296,7 @@ impl EtcdUpstream {
         self.call(member, Lane::Bulk, async |client| {
             let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
             let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
-            let header = header(reply.header.as_ref())?;
+            let header = self.header(member, reply.header.as_ref())?;
             Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more })
         })
         .await
@@ -296,11 +323,14 @@ impl EtcdUpstream {
             () = self.members.left(member) => Err(UpstreamError::Unavailable(LEFT.to_owned())),
             never = slow => match never {},
         };
-        if self.config.identity.is_some()
-            && matches!(&result, Err(error @ UpstreamError::Denied(_)) if !lacks_permission(error))
-        {
-            // Its token may be too old, or from before authentication was enabled: the next call says again who we are.
-            *self.link(member).lane(lane).client.lock() = None;
+        // Its token may be too old, or from before authentication was enabled; or from before the cluster was restored, see `answered_for`.
+        let is_void = match &result {
+            Err(error @ UpstreamError::Denied(_)) => !lacks_permission(error),
+            Err(UpstreamError::Timeout(_)) => true,
+            _ => false,
+        };
+        if is_void && self.config.identity.is_some() {
+            self.link(member).forget_tokens();
         }
         result.map_err(|error| self.failed(member, error))
     }
@@ -317,6 +347,13 @@ impl EtcdUpstream {
             }
             error => error,
         }
+    }
+
+    /// The header of a member's answer.
+    fn header(&self, member: usize, found: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
+        let header = header(found)?;
+        self.link(member).answered_for(header.cluster_id);
+        Ok(header)
     }
 
     /// Where a feed's watch or a part of its snapshot goes.
@@ -397,7 +434,7 @@ impl Upstream for EtcdUpstream {
             if created.canceled {
                 return Err(canceled(created.cancel_reason));
             }
-            let created = header(created.header.as_ref())?;
+            let created = self.header(member, created.header.as_ref())?;
             let (members, versions) = (self.members.clone(), self.versions.clone());
             let left = Box::pin(async move { members.left_by_watches(member).await });
             let (members, fragments) = (self.members.clone(), Vec::new());
@@ -408,16 +445,21 @@ impl Upstream for EtcdUpstream {
     }
 
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        let ask = async |member: usize, revision: Option<Revision>| {
+        let ask_once = async |member: usize, revision: Option<Revision>| {
             let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
             self.call(member, Lane::Ask, async |client| {
                 let mut kv = client.kv_client();
                 let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
-                let header = header(reply.header.as_ref())?;
+                let header = self.header(member, reply.header.as_ref())?;
                 self.members.in_term(member, header.raft_term);
                 Ok(header)
             })
             .await
+        };
+        // The first question of each member that waited through an election ends so, when the answer can be had.
+        let ask = async |member: usize, revision: Option<Revision>| match ask_once(member, revision).await {
+            Err(UpstreamError::LeaderChanged) => ask_once(member, revision).await,
+            answer => answer,
         };
         let confirm = async |member: usize| match ask(member, oldest).await {
             Ok(header) => Ok(Ok(Confirmed { header, compacted: false })),
@@ -506,6 +548,7 @@ fn refused(error: &Error) -> UpstreamError {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
         tonic::Code::OutOfRange if status.message().contains("future revision") => UpstreamError::Future,
         tonic::Code::Unavailable if status.message() == "etcdserver: no leader" => UpstreamError::NoLeader,
+        tonic::Code::Unavailable if status.message() == "etcdserver: leader changed" => UpstreamError::LeaderChanged,
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => UpstreamError::Denied(status.message().into()),
         tonic::Code::InvalidArgument if DENIALS.iter().any(|text| status.message().contains(text)) => {
             UpstreamError::Denied(status.message().into())

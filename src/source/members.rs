@@ -12,6 +12,7 @@
 
 pub(super) mod judge;
 pub(super) mod race;
+mod survey;
 pub(super) mod sync;
 mod view;
 
@@ -71,9 +72,6 @@ pub struct MemberState {
     endpoint: String,
     health: Health,
     preferred: bool,
-    /// Whether it answers at all, which is of interest where none can say what the cluster agrees on.
-    #[serde(skip)]
-    reached: bool,
     /// Seconds since its health changed.
     for_seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,7 +188,12 @@ impl Members {
 
     /// Waits until a member answers, whichever. Cancel safe.
     pub(super) async fn reached(&self) {
-        self.until(|view| view.listed().any(|(_, member)| member.reached)).await;
+        self.until(View::is_reached).await;
+    }
+
+    /// Whether a member answers, whichever.
+    fn is_reached(&self) -> bool {
+        self.shared.view.borrow().is_reached()
     }
 
     /// Whether the cluster can say what it agrees on; changes are told.
@@ -250,7 +253,6 @@ impl Members {
             endpoint: member.endpoint.to_string(),
             health: member.health,
             preferred: index == view.preferred,
-            reached: member.reached,
             for_seconds: member.since.elapsed().unwrap_or_default().as_secs(),
             why: member.why.clone(),
             shunned_by_feeds: member.shunned.until.is_some_and(|until| until > now),

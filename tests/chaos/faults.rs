@@ -187,9 +187,14 @@ impl Fault {
         }
     }
 
-    /// How long it lasts once it has begun.
-    pub fn lasts(self, dice: &mut Rng) -> Duration {
-        if self.kind.is_over_at_once() { Duration::from_secs(1) } else { Duration::from_millis(dice.u64(3_000..6_500)) }
+    /// How long it lasts once it has begun: long enough for what it costs to show, where that is `judged`.
+    pub fn lasts(self, dice: &mut Rng, judged: bool) -> Duration {
+        match judged {
+            true if self.kind.is_over_at_once() => Duration::from_secs(1),
+            true => Duration::from_millis(dice.u64(3_000..6_500)),
+            false if self.kind.is_over_at_once() => Duration::ZERO,
+            false => Duration::from_millis(dice.u64(1_000..3_000)),
+        }
     }
 
     /// Begins.

@@ -1,10 +1,10 @@
 //! [`Scene`]: what all clients share: where the servers are, the truth, and whether they are to go on.
 //!
-//! Not here: the servers themselves, see `world`; what clients do, see `probes`, `writers`, `readers`, `watchers`.
+//! Not here: the servers themselves, see `world`; what clients do, see `probes`, `writers`, `readers`, `watchers`, `leases`.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -46,6 +46,10 @@ pub struct Scene {
     pub ended: AtomicUsize,
     /// Whether clients stop reading, one after the other.
     pub crowd: AtomicBool,
+    /// Whether it is wrong that something takes long. Where not, only what is told is judged.
+    pub judges_time: bool,
+    /// For each client that lives on with a lease, whether that is kept alive.
+    leases: Mutex<Vec<Arc<AtomicBool>>>,
     writes: watch::Sender<Writes>,
 }
 
@@ -67,7 +71,7 @@ pub struct Writing<'a>(&'a Scene);
 
 impl Scene {
     /// Over these servers.
-    pub fn new(relays: [String; 3], members: Vec<String>, token: Token) -> Arc<Self> {
+    pub fn new(relays: [String; 3], members: Vec<String>, token: Token, judges_time: bool) -> Arc<Self> {
         Arc::new(Self {
             relays,
             members,
@@ -78,6 +82,8 @@ impl Scene {
             places: Mutex::default(),
             ended: AtomicUsize::new(0),
             crowd: AtomicBool::new(false),
+            judges_time,
+            leases: Mutex::default(),
             writes: watch::Sender::new(Writes::default()),
         })
     }
@@ -92,6 +98,21 @@ impl Scene {
         let place = Arc::new(Place::default());
         self.places.lock().push(Arc::clone(&place));
         place
+    }
+
+    /// A client that lives on with a lease.
+    pub fn kept(&self) -> Arc<AtomicBool> {
+        let kept = Arc::new(AtomicBool::new(false));
+        self.leases.lock().push(Arc::clone(&kept));
+        kept
+    }
+
+    /// Waits until each of them has a lease and keeps it alive.
+    pub async fn all_leases_are_kept(&self) {
+        eventually("all leases are kept alive", async || {
+            self.leases.lock().iter().all(|kept| kept.load(Ordering::SeqCst)).then_some(())
+        })
+        .await;
     }
 
     /// Waits until writes may be made; the write is under way while the value lives.

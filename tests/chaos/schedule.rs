@@ -16,7 +16,7 @@ use crate::{
     faults::{Fault, Kind},
     figures::{Cost, Figures},
     gaps::What,
-    probes, readers,
+    leases, probes, readers,
     scene::{ANY, TIER},
     support::http,
     watchers,
@@ -40,6 +40,8 @@ pub struct Plan {
     pub length: Duration,
     /// The faults to draw of.
     pub kinds: Vec<Kind>,
+    /// Whether it is wrong that something takes long.
+    pub judges_time: bool,
 }
 
 /// Goes through with it. `done` is told of each fault as it begins.
@@ -53,6 +55,7 @@ pub async fn run(plan: &Plan, world: &mut World, figures: &mut Figures) {
     writers::spawn(&scene, &mut dice, &mut clients);
     readers::spawn(&scene, &mut dice, &mut clients);
     watchers::spawn(&scene, &mut dice, &mut clients);
+    leases::spawn(&scene, &mut dice, &mut clients);
     world.barrier().await;
     let (begun, mut bag) = (Instant::now(), Vec::new());
     while begun.elapsed() < plan.length && scene.findings.wrong() == 0 {
@@ -74,6 +77,7 @@ pub async fn run(plan: &Plan, world: &mut World, figures: &mut Figures) {
             ended.expect("a client goes on to the end");
         }
     }
+    scene.all_leases_are_kept().await;
     scene.hold_writes().await;
     closing::all_have_the_same(world).await;
     clients.shutdown().await;
@@ -88,7 +92,7 @@ async fn one(fault: Fault, dice: &mut Rng, world: &mut World, figures: &mut Figu
         _ => fault.kind.name().to_owned(),
     };
     figures.begins(scene.findings.clock(), &name, fault);
-    let lasts = fault.lasts(dice);
+    let lasts = fault.lasts(dice, scene.judges_time);
     scene.gaps.open();
     scene.ended.store(0, Ordering::Relaxed);
     let told = told_of(fault, world, false);
@@ -121,7 +125,7 @@ async fn one(fault: Fault, dice: &mut Rng, world: &mut World, figures: &mut Figu
     };
     if fault.kind.hurts_a_member() {
         let worst = [cost.put, cost.read, cost.forward, cost.watch, cost.event].into_iter().max().unwrap_or_default();
-        if worst > UNAVAILABLE {
+        if worst > UNAVAILABLE && scene.judges_time {
             scene.findings.add(&format!("{name}: unavailable for {worst:?}, with two members of three: {cost:?}"));
         }
     }
@@ -135,7 +139,7 @@ async fn two_at_once(fault: Fault, more: Kind, dice: &mut Rng, world: &mut World
     fault.begin(world).await;
     tokio::time::sleep(Duration::from_millis(dice.u64(200..2_000))).await;
     more.begin(world).await;
-    tokio::time::sleep(fault.lasts(dice)).await;
+    tokio::time::sleep(fault.lasts(dice, world.scene.judges_time)).await;
     if dice.bool() {
         fault.end(world).await;
         more.end(world).await;
@@ -151,7 +155,7 @@ async fn two_at_once(fault: Fault, more: Kind, dice: &mut Rng, world: &mut World
 
 /// How long each relay over etcd takes to say that the member is of no use, or that it is well again; nothing for faults that hurt none.
 fn told_of(fault: Fault, world: &World, healthy: bool) -> Vec<JoinHandle<Option<Duration>>> {
-    if !fault.kind.hurts_a_member() {
+    if !fault.kind.hurts_a_member() || !world.scene.judges_time {
         return Vec::new();
     }
     let addrs = world.http_addrs();

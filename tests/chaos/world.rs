@@ -60,7 +60,7 @@ pub struct World {
 
 impl World {
     /// All of it, started and ready, with this build of the relay where one is named; logs are kept in the folder.
-    pub async fn start(folder: &Path, relay: Option<&Path>) -> Self {
+    pub async fn start(folder: &Path, relay: Option<&Path>, judges_time: bool) -> Self {
         let etcd = Etcd::cluster_of_three_that_can_be_cut_with(&["--bcrypt-cost=4"]).await;
         let users = Users::make(&etcd.endpoint()).await;
         let gates = [before(&etcd.endpoints()).await, before(&etcd.endpoints()).await];
@@ -79,7 +79,7 @@ impl World {
         for command in &commands {
             relays.push(command.clone().start().await);
         }
-        let scene = Scene::new(urls, etcd.endpoints(), Token::default());
+        let scene = Scene::new(urls, etcd.endpoints(), Token::default(), judges_time);
         Self {
             scene,
             users,

@@ -8,7 +8,7 @@ mod tiers;
 mod users;
 mod versions;
 
-use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
+use etcd_relay::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchResponse};
 use tonic::Code;
 
 use self::users::{Users, range};
@@ -16,7 +16,8 @@ use crate::support::{
     client::{WatchStream, is_progress, key, prefix},
     etcd::Etcd,
     eventually,
-    kv::{bytes, prefix_end},
+    gate::Gate,
+    kv::{Kv, bytes, prefix_end},
     relay::RelayCommand,
 };
 use crate::v2::store::{Answer, Store};
@@ -231,6 +232,60 @@ async fn a_relay_whose_own_token_is_void_logs_in_again_and_goes_on() {
     // Older than the feed's history: a fill from etcd, with the relay's new token.
     stream.created(WatchCreateRequest { start_revision: 1, ..prefix("/a/") }).await;
     stream.until_revision(last).await;
+}
+
+/// A token of etcd's names the place in the log at which it was given. A cluster that was restored has not come as far, and lets calls with an
+/// older one's tokens wait until it has, which here it never does.
+#[tokio::test]
+async fn a_relay_does_not_stay_with_its_token_of_the_cluster_before_the_restore() {
+    serves_a_restored_cluster(false).await;
+}
+
+#[tokio::test]
+async fn nor_does_it_where_authentication_is_on_again_before_it_gets_there() {
+    serves_a_restored_cluster(true).await;
+}
+
+async fn serves_a_restored_cluster(enabled_before: bool) {
+    let mut etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::ready(&etcd).await;
+    let backup = etcd.save_snapshot();
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    for round in 0..100 {
+        kv.put("/log", format!("{round}")).await;
+    }
+    users.enable().await;
+    let gate = Gate::before(&etcd.endpoint()).await;
+    let relay = users.relay_over(&gate.endpoint()).arg("--request-timeout=1s").start().await;
+    relay.follows().await;
+    etcd.kill();
+    if enabled_before {
+        gate.shut();
+    }
+    etcd.restart_from(&backup).await;
+    let users = Users::at(&etcd.endpoint()).await;
+    let read = RangeRequest { key: bytes("/a/one"), ..RangeRequest::default() };
+    let cluster_id = |answer: RangeResponse| answer.header.expect("a header").cluster_id;
+    let restored = cluster_id(range(&etcd.endpoint(), None, read.clone()).await.expect("authentication is off"));
+    if !enabled_before {
+        eventually("the relay has the restored cluster's keys", async || {
+            let from_memory = RangeRequest { serializable: true, ..read.clone() };
+            let answer = range(&relay.endpoint(), None, from_memory).await.ok()?;
+            (cluster_id(answer) == restored).then_some(())
+        })
+        .await;
+    }
+    users.enable().await;
+    gate.open();
+    let alice = users.token("alice").await;
+    let confirmed = async || relay.metric_of("etcd_relay_reads_total", "outcome=\"confirmed\"").await;
+    let before = confirmed().await;
+    eventually("a linearizable read is answered from memory", async || {
+        let answer = range(&relay.endpoint(), Some(&alice), read.clone()).await.ok()?;
+        assert_eq!(cluster_id(answer), restored);
+        (confirmed().await > before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

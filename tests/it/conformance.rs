@@ -111,6 +111,7 @@ macro_rules! targets {
                 compaction::compaction_is_refused_in_the_same_words,
                 create::negative_start_revision_is_refused,
                 progress::progress_is_told_to_who_asked with FAST_PROGRESS,
+                progress::a_watch_exactly_one_ahead_is_told_nothing_below_its_start with FAST_PROGRESS,
                 range::answers_as_etcd_does
         } )*
     };

@@ -105,6 +105,8 @@ struct Watch {
     epoch: Option<usize>,
     /// Everything before it was delivered, or not asked for.
     position: i64,
+    /// The start that was asked for on the present stream; zero for "from now".
+    begins: i64,
     last_event: i64,
     last_progress: i64,
     cancel_asked: bool,
@@ -192,6 +194,7 @@ impl StreamCheck {
         self.watches.push(Watch {
             epoch: spec.start.map(|start| start.epoch),
             position: start,
+            begins: 0,
             phase: Phase::Wanted,
             id: -1,
             last_event: 0,
@@ -210,6 +213,7 @@ impl StreamCheck {
     }
 
     fn ask(&mut self, number: usize) {
+        self.watches[number].begins = self.watches[number].position;
         let (asked, health, rights) = (self.cluster.now(), self.cluster.health(), self.cluster.rights_now());
         self.pending.push_back(Pending { number, asked, asked_at: Instant::now(), health, rights });
     }
@@ -286,12 +290,13 @@ impl StreamCheck {
             if let Some(heard_at) = watch.heard_at
                 && spec.progress_notify
                 && permitted
-                && watch.position <= newest + 1
+                && watch.begins.max(watch.position - 1) <= newest
                 // Else a watch that is filled is behind for all that the relay knows, until its keys change.
                 && self.cluster.trusted()
             {
                 // Of a watch that begins with a revision to come nothing is told before that.
-                let begins = self.cluster.made_at(Place { epoch, revision: watch.position - 1 });
+                let revision = watch.begins.max(watch.position - 1);
+                let begins = self.cluster.made_at(Place { epoch, revision });
                 let waits = waits(begins.map_or(heard_at, |begins| begins.max(heard_at)));
                 self.counts.quiet = self.counts.quiet.max(waits);
                 if waits > NOTIFIED {
@@ -485,10 +490,6 @@ impl StreamCheck {
                 continue;
             }
             ensure(watch.phase == Phase::Created, || format!("progress although there is {watch:?}"))?;
-            ensure(
-                watch.position <= place.revision + 1 || watch.epoch != Some(place.epoch) || watch.last_event > 0,
-                || format!("progress before {watch:?} begins"),
-            )?;
             watch.bookmark(&self.cluster, place)?;
         }
         ensure(any, || "progress on a stream without watches".into())?;
@@ -602,6 +603,7 @@ impl Watch {
         ensure(place.epoch == epoch, || format!("progress at {place:?} of another cluster: {self:?}"))?;
         let rises = place.revision >= self.last_event && place.revision >= self.last_progress;
         ensure(rises, || format!("bookmarkable: {place:?} falls: {self:?}"))?;
+        ensure(place.revision >= self.begins, || format!("bookmarkable: {place:?} is before it begins: {self:?}"))?;
         let spec = &self.spec;
         if let Some(lost) =
             cluster.first_wanted(epoch, self.position, place.revision, &spec.range, |kind| spec.wants(kind))

@@ -203,7 +203,6 @@ impl StreamCheck {
         for watch in self.watches.values_mut().filter(|watch| watch.end != End::Canceled) {
             any = true;
             ensure(watch.end == End::None, || format!("progress {revision} although there is {watch:?}"))?;
-            ensure(watch.spec.start <= revision + 1, || format!("progress {revision} before {watch:?} begins"))?;
             watch.bookmarkable(world, revision)?;
         }
         ensure(any, || "progress on a stream without watches".into())?;
@@ -277,6 +276,7 @@ impl Watch {
         let Spec { range, options, epoch, .. } = &self.spec;
         let rises = revision >= self.last_event && revision >= self.last_progress;
         ensure(rises, || format!("bookmarkable: progress {revision} for {self:?}"))?;
+        ensure(self.spec.start <= revision, || format!("bookmarkable: progress {revision} before {self:?} begins"))?;
         ensure(world.epoch_of(revision) == Some(*epoch), || format!("progress {revision} of another cluster"))?;
         if let Some(lost) = world.first_wanted(*epoch, self.position, revision, range, *options) {
             return Err(format!("bookmarkable: progress {revision} before {lost} for {self:?}"));

@@ -40,6 +40,8 @@ const PAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a linearizable read waits for its feed before it is forwarded. A feed catches up within a round trip to etcd; no read waits for
 /// a feed that has been behind for this long.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// The most that it waits where etcd itself is slow: it would take as long again to answer the read that is forwarded.
+const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a read may have taken before it is asked again whether its client may see the answer.
 const GRANT_PATIENCE: Duration = Duration::from_secs(1);
@@ -230,16 +232,17 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
         return Err(Read::ForwardedLate);
     }
     let past = (past > Revision::ZERO).then_some(past);
-    let mark = feed.mark();
+    let (mark, asked) = (feed.mark(), Instant::now());
     let confirmed = hub.confirmer().confirm(past).await.map_err(|error| {
         access.failed(&error);
         Read::ForwardedLate
     })?;
+    let patience = asked.elapsed().clamp(PATIENCE, MOST_PATIENCE);
     access.heard();
     if confirmed.compacted {
         return Err(Read::ForwardedOther);
     }
-    feed.reach(mark, &confirmed.header, PATIENCE).await.map_err(|error| match error {
+    feed.reach(mark, &confirmed.header, patience).await.map_err(|error| match error {
         WaitError::Timeout => {
             feed.expect(mark, &confirmed.header);
             Read::ForwardedLate

@@ -254,7 +254,6 @@ impl State {
         from: usize,
         limits: &OutboxLimits,
     ) -> (Notified, Option<Waker>) {
-        self.watches.arrive(feed, stamp.revision, STEP_ARRIVE);
         let due = self.watches.due_for_progress(feed, stamp.revision, all, from);
         let mut waker = None;
         for (slot, watch_id) in due.watches {

@@ -73,7 +73,7 @@ pub(in crate::hub) struct Watches {
     counted: Counted,
 }
 
-/// Watches of one phase: what they need next, and their slots.
+/// Watches of one phase: what they need next, or wait for, and their slots.
 type Line = BTreeSet<(Revision, u32)>;
 
 /// A feed in which the stream has watches.
@@ -89,7 +89,7 @@ struct Attachment {
 
 #[derive(Debug, Default)]
 struct Lag {
-    /// Begin with revisions that are still to come.
+    /// Begin with revisions that are still to come. The revision is the one of their feed with which they are live, see [`Watch::arrival`].
     ahead: Line,
     /// Wait until the feed has read its past.
     behind: Line,
@@ -122,6 +122,8 @@ pub(in crate::hub) struct Watch {
     pub(super) quiet: bool,
     /// It began in the past and has not been live yet.
     pub(super) replay: bool,
+    /// It named no revision to begin with.
+    from_now: bool,
 }
 
 impl Watch {
@@ -132,6 +134,17 @@ impl Watch {
 
     pub(in crate::hub) fn phase(&self) -> Phase {
         self.position.phase()
+    }
+
+    /// The lowest revision that it may be told as its progress. As in etcd, a watch that named its start is told nothing below that, not even
+    /// the revision before it; one from now on named none.
+    fn arrival(&self) -> Revision {
+        if self.from_now { self.next().previous() } else { self.next() }
+    }
+
+    /// The revision by which its line is ordered.
+    fn place_in_line(&self) -> Revision {
+        if self.phase() == Phase::Ahead { self.arrival() } else { self.next() }
     }
 
     /// Where it is in its feed's index; `None` where it is there no more.
@@ -184,14 +197,14 @@ pub(in crate::hub) struct NewWatch {
     pub(in crate::hub) id: i64,
     /// The first revision that it wants.
     pub(in crate::hub) next: Revision,
+    /// It did not name that revision.
+    pub(in crate::hub) from_now: bool,
     pub(in crate::hub) attachment: u32,
     pub(in crate::hub) link: Link,
     pub(in crate::hub) fragment: bool,
     pub(in crate::hub) progress_notify: bool,
     /// It begins in the past: what it gets until it is live is late by its own wish.
     pub(in crate::hub) replay: bool,
-    /// It begins with a revision that is still to come.
-    pub(in crate::hub) ahead: bool,
 }
 
 /// How watches come and go.
@@ -234,22 +247,37 @@ impl Watches {
         (self.attachments.insert(Attachment { feed, place, watches: 0, lag: None }) as u32, place, slot)
     }
 
-    /// Adds a watch that was admitted. It is live or ahead; the caller may move it.
-    pub(in crate::hub) fn add(&mut self, new: NewWatch) -> usize {
-        let NewWatch { id, next, attachment, link: Link { group, place }, fragment, progress_notify, replay, ahead } =
-            new;
+    /// Adds a watch that was admitted, in a feed that stands at `revision`. It is live or ahead; the caller may move it.
+    pub(in crate::hub) fn add(&mut self, new: NewWatch, revision: Revision) -> usize {
+        let NewWatch { id, next, from_now, attachment, link, fragment, progress_notify, replay } = new;
+        let Link { group, place } = link;
         self.attachments[attachment as usize].watches += 1;
         let serial = self.next_serial;
         self.next_serial += 1;
-        let (position, quiet) = (if ahead { Position::ahead(next) } else { Position::live(next) }, true);
-        let watch = Watch { id, serial, position, attachment, group, place, fragment, progress_notify, quiet, replay };
+        let (position, quiet) = (Position::live(next), true);
+        let mut watch = Watch {
+            id,
+            serial,
+            position,
+            attachment,
+            group,
+            place,
+            fragment,
+            progress_notify,
+            quiet,
+            replay,
+            from_now,
+        };
+        let arrival = watch.arrival();
+        if arrival > revision {
+            watch.position = Position::ahead(next);
+        } else {
+            self.newest = self.newest.max(arrival);
+        }
         let slot = self.watches.insert(watch);
         self.ids.insert(id, slot as u32);
         self.slots = self.slots.max(slot + 1);
         self.notified += usize::from(progress_notify);
-        if !ahead {
-            self.newest = self.newest.max(next.previous());
-        }
         self.join_line(slot);
         slot
     }
@@ -298,6 +326,9 @@ impl Watches {
         }
         self.leave_line(slot);
         let watch = &mut self.watches[slot];
+        if before.phase() == Phase::Ahead && !after.phase().is_over() {
+            self.newest = self.newest.max(watch.arrival());
+        }
         watch.position = after;
         if after.phase() == Phase::Live {
             watch.replay = false;
@@ -328,25 +359,33 @@ impl Watches {
     /// Watches in a feed, which stands at `revision`, that were ahead of it are live now. False where `most` were not enough.
     pub(super) fn arrive(&mut self, feed: FeedId, revision: Revision, most: usize) -> bool {
         for _ in 0..most {
-            let Some((next, slot)) = self.lag_in(feed).and_then(|lag| lag.ahead.first().copied()) else { return true };
-            if next > revision.next() || self.shift(slot as usize, Transition::Arrive, next).is_err() {
+            let Some((arrival, slot)) = self.lag_in(feed).and_then(|lag| lag.ahead.first().copied()) else {
+                return true;
+            };
+            if arrival > revision || !self.arrive_one(slot as usize) {
                 return true;
             }
         }
         false
     }
 
+    fn arrive_one(&mut self, slot: usize) -> bool {
+        let next = self.watches[slot].next();
+        self.shift(slot, Transition::Arrive, next).is_ok()
+    }
+
     /// Live watches in a feed, which stands at `revision`, that are to be told so: of the slots from `from` on as many as may be looked at
     /// while a lock is held.
-    pub(super) fn due_for_progress(&self, feed: FeedId, revision: Revision, all: bool, from: usize) -> Due {
+    pub(super) fn due_for_progress(&mut self, feed: FeedId, revision: Revision, all: bool, from: usize) -> Due {
         let to = self.slots.min(from + STEP_SLOTS);
         let due = |slot: usize| {
             let watch = self.watches.get(slot)?;
             let wanted = watch.progress_notify
-                && self.attachments[watch.attachment as usize].feed == feed
-                && watch.phase() == Phase::Live
-                && watch.next() <= revision.next();
-            (wanted && (watch.quiet || all)).then_some((slot, watch.id))
+                && (watch.quiet || all)
+                && self.attachments[watch.attachment as usize].feed == feed;
+            let (id, phase, told) = (watch.id, watch.phase(), watch.next() <= revision.next());
+            let arrives = wanted && phase == Phase::Ahead && watch.arrival() <= revision && self.arrive_one(slot);
+            (arrives || wanted && phase == Phase::Live && told).then_some((slot, id))
         };
         Due { watches: (from..to).filter_map(due).collect(), looked_through: to }
     }
@@ -363,8 +402,8 @@ impl Watches {
     }
 
     fn join_line(&mut self, slot: usize) {
-        let Watch { position, attachment, .. } = self.watches[slot];
-        let entry = (position.next(), slot as u32);
+        let watch = &self.watches[slot];
+        let (position, attachment, entry) = (watch.position, watch.attachment, (watch.place_in_line(), slot as u32));
         let joined = match position.phase() {
             Phase::Parked => self.parked.insert(entry),
             Phase::Behind => self.lag_mut(attachment).behind.insert(entry),
@@ -380,8 +419,8 @@ impl Watches {
     }
 
     fn leave_line(&mut self, slot: usize) {
-        let Watch { position, attachment, .. } = self.watches[slot];
-        let entry = (position.next(), slot as u32);
+        let watch = &self.watches[slot];
+        let (position, attachment, entry) = (watch.position, watch.attachment, (watch.place_in_line(), slot as u32));
         let left = match position.phase() {
             Phase::Parked => self.parked.remove(&entry),
             Phase::Behind => self.lag_mut(attachment).behind.remove(&entry),
@@ -389,7 +428,15 @@ impl Watches {
                 let lag = self.lag_mut(attachment);
                 lag.unfilled.remove(&entry) && lag.unfilled_slots.remove(&entry.1)
             }
-            Phase::Ahead => self.lag_mut(attachment).ahead.remove(&entry),
+            Phase::Ahead => {
+                let lag = self.lag_mut(attachment);
+                let (left, idle) = (lag.ahead.remove(&entry), lag.is_idle());
+                if idle {
+                    // A stream that resumed where its feed stood has no other use for it.
+                    self.attachments[attachment as usize].lag = None;
+                }
+                left
+            }
             Phase::Filling => self.lag_mut(attachment).filling.remove(&entry),
             Phase::Live | Phase::Compacted | Phase::Failed => true,
         };
@@ -626,6 +673,12 @@ impl Watches {
 impl Lag {
     fn wants_turn(&self) -> bool {
         !self.unfilled.is_empty() && self.ticket.is_none()
+    }
+
+    /// Nothing is kept here.
+    fn is_idle(&self) -> bool {
+        let lines = [&self.ahead, &self.behind, &self.unfilled, &self.filling];
+        lines.iter().all(|line| line.is_empty()) && self.ticket.is_none() && self.last_filled.is_none()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Weak, task::Waker};
 
 use super::*;
 use crate::{
-    hub::{FeedState, Hub, KeyMap, outbox::Transition, testing, upstream::Changes},
+    hub::{FeedState, Hub, KeyMap, Reset, outbox::Transition, testing, upstream::Changes},
     types::{EventFields, EventKind, KeyValueFields},
 };
 
@@ -89,7 +89,7 @@ fn a_watch_that_the_relay_has_lost_track_of_is_ended_and_no_other() {
         stream.notify_progress(true);
         assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
         assert_eq!(told(&stream), ["2 progress 11", "-1 progress 11"]);
-        feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(20), &crate::hub::Reset::Replaced);
+        feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(20), &Reset::Replaced);
         assert_eq!(told(&stream), ["2 canceled"]);
 
         stream.cancel(1);
@@ -234,12 +234,85 @@ fn a_stream_is_silent_about_progress_while_a_watch_begins_with_a_revision_to_com
         let events: Vec<_> = events.into_iter().map(str::to_owned).collect();
         assert!(told(&stream).ends_with(&events), "at {revision}");
     }
-    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent, "13 is the next revision for all of them");
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Silence, "13 is the next revision, and has not come");
     publish(&feed, 13);
-    assert_eq!(told(&stream), ["-1 progress 12", "1 events 13", "2 events 13", "3 events 13"]);
-    assert_eq!(stream.stats().parked, 0);
-    stream.cancel(2);
+    assert_eq!(told(&stream), ["1 events 13", "2 events 13", "3 events 13"]);
     assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(told(&stream), ["-1 progress 13"]);
+    assert_eq!(stream.stats().parked, 0);
+    watch(&stream, &feed, 4, 20, false);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Silence);
+    stream.cancel(4);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+}
+
+#[test]
+fn a_watch_that_names_its_start_is_told_no_progress_below_it() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let (from_now, resumed) = (WatchStream::new(LIMITS, ClientKey::RELAY), WatchStream::new(LIMITS, ClientKey::RELAY));
+    watch(&from_now, &feed, 1, 0, false);
+    watch(&resumed, &feed, 2, 11, false);
+    let progress = |stream: &WatchStream| {
+        stream.notify_progress(true);
+        let answer = stream.answer_progress();
+        (answer, told(stream).split_off(1))
+    };
+    assert_eq!(progress(&from_now), (ProgressAnswer::Sent, vec!["1 progress 10".into(), "-1 progress 10".into()]));
+    assert_eq!(progress(&resumed), (ProgressAnswer::Silence, Vec::new()), "exactly one ahead");
+    // Without an event for it.
+    feed.advance(Revision::new(11));
+    resumed.notify_progress(true);
+    assert_eq!(resumed.answer_progress(), ProgressAnswer::Sent);
+    assert_eq!(told(&resumed), ["2 progress 11", "-1 progress 11"]);
+}
+
+#[test]
+fn a_stream_is_told_no_progress_below_the_start_of_a_watch_in_a_feed_that_is_further() {
+    let hub = testing::hub(LIMITS);
+    let feeds = [feed(&hub, "a"), feed(&hub, "b")];
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feeds[1], 1, 0, false);
+    watch(&stream, &feeds[0], 2, 11, false);
+    feeds[0].advance(Revision::new(12));
+    watch(&stream, &feeds[0], 3, 12, false);
+    told(&stream);
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "the other feed stands at 10");
+    feeds[1].advance(Revision::new(11));
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "12 is where the third begins");
+    feeds[1].advance(Revision::new(12));
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
+    assert!(told(&stream).ends_with(&["-1 progress 12".to_owned()]));
+}
+
+#[test]
+fn a_watch_whose_start_was_reached_without_an_event_outlasts_a_compaction_as_a_live_one_does() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feed, 1, 11, false);
+    watch(&stream, &feed, 2, 0, false);
+    feed.advance(Revision::new(20));
+    let compacted = Reset::Compacted { compact_revision: Revision::new(21) };
+    feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(20), &compacted);
+    publish(&feed, 21);
+    assert_eq!(told(&stream), ["1 created", "2 created", "1 events 21", "2 events 21"]);
+}
+
+#[test]
+fn what_was_missed_ends_no_watch_that_begins_after_it() {
+    let hub = testing::hub(LIMITS);
+    let feed = feed(&hub, "k");
+    let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
+    watch(&stream, &feed, 1, 0, false);
+    watch(&stream, &feed, 2, 15, false);
+    watch(&stream, &feed, 3, 25, false);
+    watch(&stream, &feed, 4, 31, false);
+    told(&stream);
+    feed.advance(Revision::new(20));
+    feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(30), &Reset::Missed);
+    publish(&feed, 31);
+    assert_eq!(told(&stream), ["1 canceled", "2 canceled", "3 canceled", "4 events 31"]);
 }
 
 #[test]
@@ -270,7 +343,7 @@ fn progress_is_told_again_after_another_cluster_with_lower_revisions_has_come() 
     watch(&stream, &feed, 1, 0, false);
     watch(&stream, &feed, 2, 0, false);
     assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
-    feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(5), &crate::hub::Reset::Replaced);
+    feed.reset(&feed.cluster(), KeyMap::default(), Revision::new(5), &Reset::Replaced);
     feed.loaded();
     stream.cancel(1);
     watch(&stream, &feed, 3, 0, false);

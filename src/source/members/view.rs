@@ -11,6 +11,7 @@ use tokio::time::{Duration, Instant};
 
 use super::Health;
 use crate::{
+    hub::cut_error,
     source::Endpoint,
     telemetry::names::{self, Leave},
 };
@@ -95,7 +96,7 @@ impl View {
     pub(super) fn is_alone_in_silence(&self, member: usize) -> bool {
         self.quorum == Quorum::Lost
             && !(self.members[member].listed && self.members[member].reached)
-            && self.listed().any(|(_, member)| member.reached)
+            && self.is_reached()
     }
 
     pub(super) fn listed(&self) -> impl Iterator<Item = (usize, &Member)> {
@@ -147,6 +148,11 @@ impl View {
         changed
     }
 
+    /// Whether any says anything.
+    pub(super) fn is_reached(&self) -> bool {
+        self.listed().any(|(_, member)| member.reached)
+    }
+
     pub(super) fn has_healthy(&self) -> bool {
         self.listed().any(|(_, member)| member.health == Health::Healthy)
     }
@@ -164,7 +170,8 @@ impl View {
                 let late = "it lets questions wait that another member answers".to_owned();
                 (Health::Suspect.max(member.health), Some(late), member.reached, Some(Leave::Late))
             }
-            Finding::Failed { why, reached, leave } => (Health::Away, Some(why), reached, Some(leave)),
+            // In a server's words, which may be many.
+            Finding::Failed { why, reached, leave } => (Health::Away, Some(cut_error(why)), reached, Some(leave)),
         };
         let before = std::mem::replace(&mut member.health, health);
         let changed = before != health || member.reached != reached;

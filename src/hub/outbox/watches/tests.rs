@@ -5,16 +5,17 @@ use super::*;
 fn waiting_for_a_fill(watches: &mut Watches, feed: FeedId, needs: i64) -> usize {
     let (attachment, place, slot) = watches.attach(feed, || 0);
     let id = watches.admit(0).expect("room").expect("an id");
-    let slot = watches.add(NewWatch {
+    let new = NewWatch {
         id,
         next: Revision::new(needs),
+        from_now: false,
         attachment,
         link: Link { group: slot, place },
         fragment: false,
         progress_notify: false,
         replay: true,
-        ahead: false,
-    });
+    };
+    let slot = watches.add(new, Revision::new(needs));
     watches.shift(slot, Transition::AwaitFill, Revision::new(needs)).expect("it was live");
     slot
 }
