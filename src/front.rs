@@ -14,6 +14,7 @@ pub mod listen;
 mod pieces;
 pub mod session;
 pub mod signal;
+mod tokens;
 pub mod v2;
 
 pub use inspect::Inspect;

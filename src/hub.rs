@@ -52,7 +52,7 @@ pub use self::{
     listing::Listing,
     outbox::OutboxLimits,
     pace::{Beat, Pace},
-    payload::{Payload, Whole},
+    payload::{Payload, TEXTS, Text, Whole},
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     reset::REPLACED,
     shares::{Counted, Shares},

@@ -34,6 +34,7 @@ use crate::{
         http::{
             admin::{Admin, HttpPort},
             audience::Gate,
+            keys::{KeysHttp, KeysParts},
             lainlet::LainletHttp,
             member, metrics_only,
         },
@@ -171,6 +172,17 @@ impl Relay {
         {
             phases.spawn_upkeep("balance of the fleet", balance.run());
         }
+        let trust = Arc::new(config.views.lainlet.trust.clone());
+        let gate = |audience, flag| Gate { audience, trust: trust.clone(), flag };
+        let keys = KeysHttp::new(KeysParts {
+            sessions: core.sessions,
+            streams: core.streams.clone(),
+            tasks: phases.clients.clone(),
+            forward: core.forward.clone(),
+            gate: gate(config.keys_from, "--keys-from"),
+            cors: config.cors.clone(),
+            stop: phases.streams.clone(),
+        });
         let process: Arc<dyn Inspect> = Arc::new(Process {
             ready: ready.clone(),
             version,
@@ -212,8 +224,6 @@ impl Relay {
         let health = grpc::ending(health, phases.streams.clone());
         let reflection = grpc::ending(reflection, phases.streams.clone());
         let grpc_addr = grpc.addr();
-        let trust = Arc::new(config.views.lainlet.trust.clone());
-        let gate = |audience, flag| Gate { audience, trust: trust.clone(), flag };
         let may_scrape = gate(config.metrics_from, "--metrics-from");
         let member = member::router(process.clone(), may_scrape.clone());
         let over_http = LainletHttp::new(core.lainlet.clone(), phases.streams.clone());
@@ -231,7 +241,7 @@ impl Relay {
                 started,
                 stop: phases.streams.clone(),
             };
-            let port = HttpPort::with_lainlet(admin.router(), over_http, grpc_addr);
+            let port = HttpPort::with_keys(admin.router(), over_http, keys, grpc_addr);
             phases.spawn_port("HTTP port", http.serve(port, stop.clone()));
         }
         for port in metrics_only {

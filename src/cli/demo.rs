@@ -73,6 +73,8 @@ impl Demo {
                 metrics: self.ports.metrics(&tls),
                 debug_from: self.ports.debug_from(),
                 metrics_from: self.ports.metrics_from(),
+                keys_from: self.ports.keys_from(),
+                cors: self.ports.cors(),
                 advertise: None,
                 v2: None,
                 drain_time: self.ports.drain_time.0,

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     front::{
-        http::audience::Audience,
+        http::{
+            audience::Audience,
+            keys::{Cors, Origin},
+        },
         listen::{self, Keepalive},
     },
     relay::{self, Feeds, Watches},
@@ -40,7 +43,7 @@ pub(super) struct Ports {
     )]
     listen_grpc: Vec<ListenUrl>,
 
-    /// Where to serve Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Written as --listen-grpc
+    /// Where to serve keys (/v1/keys, /v1/watch), Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Written as --listen-grpc
     #[arg(
         long,
         env = "ETCD_RELAY_LISTEN_HTTP",
@@ -68,6 +71,16 @@ pub(super) struct Ports {
     /// address. --listen-metrics is open to whoever can reach it
     #[arg(long, env = "ETCD_RELAY_METRICS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Any)]
     metrics_from: Who,
+
+    /// Who may read keys over HTTP (/v1/keys and /v1/watch on --listen-http) while etcd's authentication is off: the same choice as for
+    /// --debug-from. While it is on, etcd decides for each user; nobody closes these paths then too
+    #[arg(long, env = "ETCD_RELAY_KEYS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Trusted)]
+    keys_from: Who,
+
+    /// Origins whose pages may read /v1/keys and /v1/watch in a browser, such as https://example.org, or * for all; repeated or separated by
+    /// commas. Default: none
+    #[arg(long, env = "ETCD_RELAY_CORS", value_name = "ORIGIN", value_delimiter = ',')]
+    cors: Vec<Origin>,
 
     /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
     /// costs an open file and a few KiB; the limit of open files may lower this number
@@ -165,6 +178,14 @@ impl Ports {
 
     pub(super) fn metrics_from(&self) -> Audience {
         self.metrics_from.into()
+    }
+
+    pub(super) fn keys_from(&self) -> Audience {
+        self.keys_from.into()
+    }
+
+    pub(super) fn cors(&self) -> Cors {
+        self.cors.iter().cloned().collect()
     }
 
     /// A port for etcd's v2 API; `None` where it has no address.

@@ -20,7 +20,10 @@ use super::{
     values::go_duration,
 };
 use crate::{
-    front::{http::audience::Audience, listen},
+    front::{
+        http::{audience::Audience, keys::Cors},
+        listen,
+    },
     relay::{Advertise, DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
     source::{Discovery, Endpoint, forward},
     telemetry::{logging, names::Port},
@@ -175,6 +178,8 @@ impl Given {
                 http: None,
                 metrics,
                 debug_from: Audience::Nobody,
+                keys_from: Audience::Nobody,
+                cors: Cors::Off,
                 // As etcd's.
                 metrics_from: Audience::Any,
                 advertise: self.advertise()?,

@@ -35,3 +35,7 @@ pub use self::{
     services::{health, reflection},
     watch_body::WatchBody,
 };
+pub(super) use self::{
+    etcd::Listed,
+    range::{Found, find},
+};

@@ -1,8 +1,10 @@
-//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API on it ([`lainlet`]), what an etcd member answers beside gRPC
+//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API ([`lainlet`]) and the keys ([`keys`]) on it, what an etcd member answers beside gRPC
 //! ([`member`]), and ports for metrics alone ([`metrics_only`]).
 
 pub mod admin;
 pub mod audience;
+mod body;
+pub mod keys;
 pub mod lainlet;
 pub mod member;
 pub mod metrics_only;
@@ -15,6 +17,7 @@ use axum::{
 use http::{StatusCode, header};
 use serde_json::json;
 
+pub use self::body::HttpBody;
 use super::Inspect;
 
 /// The content type of Prometheus text.

@@ -171,6 +171,43 @@ impl Listing {
             with(&part.copied.freeze());
         }
     }
+
+    /// Takes key-values as they are kept, in order, one at a time to `with`, until these were `bytes` or a few more, or all. For those who do
+    /// not send them encoded; where values are to be left out, that is for `with` to do.
+    pub fn take_each(&mut self, bytes: usize, mut with: impl FnMut(&KeyValue)) {
+        let bare = self.bare;
+        let (mut work, mut taken) = (0, 0);
+        let mut one = |kv: &KeyValue| {
+            taken += len(kv, bare);
+            work += kv.encoded().len().max(LEAST);
+            with(kv);
+            work < bytes
+        };
+        match &mut self.source {
+            Source::Neighbours { snapshot, places, order: Order::Rising, .. } => {
+                let mut next = places.start;
+                snapshot.map.leaves(places.clone(), |leaf, places| {
+                    leaf.entries()[places].iter().all(|kv| {
+                        next += 1;
+                        one(kv)
+                    })
+                });
+                places.start = next;
+            }
+            Source::Neighbours { snapshot, places, order: Order::Falling, .. } => {
+                let mut goes_on = true;
+                while goes_on && places.start < places.end {
+                    places.end -= 1;
+                    snapshot.map.leaves(places.end..places.end + 1, |leaf, places| {
+                        goes_on = leaf.entries()[places].iter().all(|kv| one(kv));
+                        true
+                    });
+                }
+            }
+            Source::Picked { kvs, .. } => while kvs.next().is_some_and(|kv| one(&kv)) {},
+        }
+        self.left -= taken;
+    }
 }
 
 /// A part while it is taken.
@@ -310,6 +347,27 @@ mod tests {
         let shared = new.iter().filter(|buffer| buffers.contains(buffer)).count();
         assert_eq!(shared, buffers.len() - 1);
         assert_eq!(take(first, usize::MAX).0, bytes, "what was begun stays as it was");
+    }
+
+    #[test]
+    fn key_values_that_are_taken_one_by_one_are_the_same_in_the_same_order() {
+        let mut map = KeyMap::default();
+        (0..KEYS).for_each(|key| put(&mut map, key, key as usize % 400));
+        let snapshot = Arc::new(Snapshot { map, ..Snapshot::default() });
+        for order in [Order::Rising, Order::Falling] {
+            for bytes in [1, 5_000, usize::MAX] {
+                let listing = || Listing::neighbours(snapshot.clone(), Arc::default(), 17..731, order, false);
+                let (mut one_by_one, mut left) = (Vec::new(), listing());
+                while !left.is_empty() {
+                    let before = (left.len(), left.encoded_len(), one_by_one.len());
+                    left.take_each(bytes, |kv| one_by_one.extend_from_slice(kv.encoded()));
+                    assert!(left.len() < before.0, "each part has something");
+                    assert_eq!(before.1 - left.encoded_len(), one_by_one.len() - before.2);
+                    assert!(bytes == usize::MAX || before.0 - left.len() <= bytes / LEAST + 1, "a part is bounded");
+                }
+                assert_eq!(one_by_one, take(listing(), usize::MAX).0, "{order:?} by {bytes}");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! Sent by a front. Always holds: a payload is never empty; it has all wanted events of each of its revisions and of every
 //! revision between two of them, so a revision is never split and never left out.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -21,6 +24,18 @@ pub(super) type Picks = SmallVec<[u32; 4]>;
 pub struct Payload {
     of: Of,
     bytes: Bytes,
+    texts: OnceLock<Box<[OnceLock<Text>; TEXTS]>>,
+}
+
+/// In how many forms a front may write a payload's events for all who get it.
+pub const TEXTS: usize = 4;
+
+/// A payload's events as a front writes them, made once for all who get them in this form.
+#[derive(Debug)]
+pub struct Text {
+    bytes: Bytes,
+    /// Where each revision's bytes end.
+    ends: SmallVec<[usize; 2]>,
 }
 
 #[derive(Debug)]
@@ -58,7 +73,7 @@ impl Payload {
     #[must_use]
     pub(super) fn whole(entry: &Arc<Entry>, prev_kv: bool) -> Arc<Self> {
         let bytes = entry.encoded(prev_kv).clone();
-        Arc::new(Self { of: Of::One { entry: entry.clone(), prev_kv, picks: None }, bytes })
+        Arc::new(Self::new(Of::One { entry: entry.clone(), prev_kv, picks: None }, bytes))
     }
 
     /// The events of `entry` with these indexes.
@@ -79,7 +94,7 @@ impl Payload {
                 joined.freeze()
             }
         };
-        Arc::new(Self { of: Of::One { entry: entry.clone(), prev_kv, picks: Some(picks) }, bytes })
+        Arc::new(Self::new(Of::One { entry: entry.clone(), prev_kv, picks: Some(picks) }, bytes))
     }
 
     /// The events of these entries, which rise, with these indexes; `None` where there is no entry. Small entries: their bytes
@@ -99,7 +114,11 @@ impl Payload {
             Step { revision: entry.revision, received: entry.received, end: bytes.len() as u32, events }
         };
         let steps: Box<[Step]> = found.into_iter().map(step).collect();
-        Some(Arc::new(Self { of: Of::Run { cluster, steps }, bytes: bytes.freeze() }))
+        Some(Arc::new(Self::new(Of::Run { cluster, steps }, bytes.freeze())))
+    }
+
+    fn new(of: Of, bytes: Bytes) -> Self {
+        Self { of, bytes, texts: OnceLock::new() }
     }
 
     /// The events of these entries, which rise, that lie in `range` and that `options` want; `None` where there is none.
@@ -143,7 +162,7 @@ impl Payload {
 
     /// How many revisions of the payload are before `next`.
     #[must_use]
-    pub(super) fn before(&self, next: Revision) -> usize {
+    pub fn before(&self, next: Revision) -> usize {
         match &self.of {
             Of::One { entry, .. } => usize::from(entry.revision < next),
             Of::Run { steps, .. } => match steps.first() {
@@ -207,6 +226,21 @@ impl Payload {
         })
     }
 
+    /// The events as text of this form, of which there are [`TEXTS`]. The first who asks makes it: `write` appends a revision. It lives as long
+    /// as the payload.
+    pub fn text(&self, form: usize, write: impl Fn(&Whole, &mut Vec<u8>)) -> &Text {
+        let texts = self.texts.get_or_init(Box::default);
+        texts[form].get_or_init(|| {
+            let mut bytes = Vec::with_capacity(2 * self.bytes.len());
+            let mut ends = SmallVec::with_capacity(self.revisions());
+            for whole in self.each(0) {
+                write(&whole, &mut bytes);
+                ends.push(bytes.len());
+            }
+            Text { bytes: bytes.into(), ends }
+        })
+    }
+
     /// The events of a single revision one by one, encoded; nothing for a run, which is far too small to be sent in fragments.
     pub fn pieces(&self) -> impl Iterator<Item = Bytes> {
         let one = match &self.of {
@@ -242,6 +276,15 @@ impl Payload {
     }
 }
 
+impl Text {
+    /// The text, but for the first `from` revisions.
+    #[must_use]
+    pub fn from(&self, from: usize) -> Bytes {
+        let start = from.checked_sub(1).map_or(0, |before| self.ends.get(before).copied().unwrap_or(self.bytes.len()));
+        if start == 0 { self.bytes.clone() } else { self.bytes.slice(start..) }
+    }
+}
+
 fn encoded_len(entry: &Entry, prev_kv: bool, picks: &[u32]) -> usize {
     if picks.len() == entry.events().len() {
         return entry.encoded(prev_kv).len();
@@ -255,5 +298,43 @@ fn append(bytes: &mut BytesMut, entry: &Entry, prev_kv: bool, picks: &[u32]) {
         bytes.extend_from_slice(encoded);
     } else {
         picks.iter().for_each(|index| bytes.extend_from_slice(&encoded[entry.place(*index as usize, prev_kv)]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::types::{EventFields, EventKind, KeyValueFields};
+
+    fn entry(revision: i64) -> Arc<Entry> {
+        let kv = KeyValueFields { key: "k".into(), ..KeyValueFields::default() };
+        let changes = [EventFields { kind: EventKind::Put, kv }];
+        Arc::new(Entry::encode(&Arc::default(), Revision::new(revision), Instant::now(), &changes, |_| None))
+    }
+
+    #[test]
+    fn text_is_made_once_for_all_who_get_it_in_a_form_and_cut_between_revisions() {
+        let entries = [entry(3), entry(5), entry(8)];
+        let all = |entry| (entry, Picks::from_slice(&[0]));
+        let run = Payload::run(entries.iter().map(all).collect(), false).expect("some");
+        let written = Cell::new(0);
+        let text = |form: usize| {
+            run.text(form, |whole, to| {
+                written.set(written.get() + 1);
+                to.extend_from_slice(format!("<{form}:{}>", whole.revision).as_bytes());
+            })
+        };
+        assert_eq!(text(0).from(0), "<0:3><0:5><0:8>");
+        assert_eq!(
+            (text(0).from(1), text(0).from(2), text(0).from(3)),
+            ("<0:5><0:8>".into(), "<0:8>".into(), "".into())
+        );
+        assert_eq!(written.get(), 3, "each revision once, however many ask");
+        assert!(std::ptr::eq(text(0).from(0).as_ptr(), text(0).from(0).as_ptr()), "all get the same bytes");
+        assert_eq!(text(TEXTS - 1).from(2), format!("<{}:8>", TEXTS - 1));
+        let one = Payload::whole(&entries[0], false);
+        assert_eq!(one.text(1, |whole, to| to.extend_from_slice(&whole.bytes)).from(0), entries[0].encoded(false));
     }
 }

@@ -347,6 +347,13 @@ impl WatchStream {
         self.feed(state.watches.feed_of(state.watches.slot_of(watch_id)?)?)
     }
 
+    /// Whether some watch has missed what its feed published, and is to be read for.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        let state = self.outbox.lock();
+        state.watches.parked() + state.watches.catching_up() > 0
+    }
+
     /// Number of watches.
     #[must_use]
     pub fn watches(&self) -> usize {

@@ -6,7 +6,11 @@ use std::{num::NonZeroUsize, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    front::{grpc::Advertised, http::audience::Audience, listen},
+    front::{
+        grpc::Advertised,
+        http::{audience::Audience, keys::Cors},
+        listen,
+    },
     source::{Audit, Dialler, Endpoint, Identity, forward},
     tls, view,
 };
@@ -32,6 +36,10 @@ pub struct RelayConfig {
     pub debug_from: Audience,
     /// Who may read `/metrics` on the other ports.
     pub metrics_from: Audience,
+    /// Who may read keys over HTTP while etcd's authentication is off.
+    pub keys_from: Audience,
+    /// Which pages of other origins may.
+    pub cors: Cors,
     /// How member lists name it; `None` leaves them as etcd has them.
     pub advertise: Option<Advertise>,
     /// The port for etcd's v2 API.

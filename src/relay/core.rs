@@ -39,6 +39,8 @@ pub struct Core {
     pub forward: GrpcService,
     /// The open watch streams.
     pub streams: Streams,
+    /// What further fronts open watches by.
+    pub sessions: Sessions,
     /// Lainlet's views; none where they are off.
     pub lainlet: Option<Lainlet>,
 }
@@ -106,7 +108,7 @@ pub fn wire(
         stop: phases.streams.clone(),
     };
     let members = config.advertise.as_ref().map(|advertise| Members::new(&advertise.advertised, hub.clone()));
-    let api = EtcdApi::new(sessions, forward.clone(), streams.clone(), phases.clients.clone(), members);
+    let api = EtcdApi::new(sessions.clone(), forward.clone(), streams.clone(), phases.clients.clone(), members);
     let lainlet = (config.views.feeds != LainletFeeds::Off).then(|| {
         let (tasks, stop) = (phases.upkeep.clone(), phases.upstream.clone());
         Lainlet::new(config.views.lainlet.clone(), hub.clone(), tasks, stop)
@@ -116,7 +118,7 @@ pub fn wire(
             phases.spawn_upkeep("readiness of a feed", hold_ready(feed.clone(), ready.clone()));
         }
     }
-    Core { hub, access, api, forward, streams, lainlet }
+    Core { hub, access, api, forward, streams, sessions, lainlet }
 }
 
 /// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch: from the call on, not from when the

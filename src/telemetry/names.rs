@@ -141,6 +141,16 @@ pub const VIEW_MESSAGES: &str = "etcd_relay_view_messages_total";
 pub const VIEW_MESSAGE_BYTES: &str = "etcd_relay_view_message_bytes_total";
 /// From the receipt of a change to the hand-over of the view that it makes to a subscriber's connection.
 pub const VIEW_LAG_SECONDS: &str = "etcd_relay_view_lag_seconds";
+/// Requests for keys over HTTP, by [`KeysPath`] and [`KeysAnswer`].
+pub const KEYS_REQUESTS: &str = "etcd_relay_keys_requests_total";
+/// Streams of `/v1/watch` that are open now.
+pub const KEYS_STREAMS: &str = "etcd_relay_keys_streams";
+/// Writes of events to these streams: one for all that came together.
+pub const KEYS_MESSAGES: &str = "etcd_relay_keys_messages_total";
+/// Bytes of these writes.
+pub const KEYS_MESSAGE_BYTES: &str = "etcd_relay_keys_message_bytes_total";
+/// Snapshots that these streams were sent, by [`KeysSnapshot`].
+pub const KEYS_SNAPSHOTS: &str = "etcd_relay_keys_snapshots_total";
 /// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
@@ -226,7 +236,9 @@ mod sources;
 mod tls;
 
 pub use self::{
-    clients::{Answer, CancelReason, Check, Directory, Effect, Read, Refusal, Transport},
+    clients::{
+        Answer, CancelReason, Check, Directory, Effect, KeysAnswer, KeysPath, KeysSnapshot, Read, Refusal, Transport,
+    },
     sources::{Audited, BackfillOutcome, FacadePast, FacadeRequest, Leave, ResyncReason, V2Listing, V2WaitEnd},
     tls::{Handshake, Reload, TlsCertificate, TlsSide},
 };
@@ -536,6 +548,14 @@ pub fn describe() {
                 .absolute(0);
         }
     }
+    for path in KeysPath::ALL {
+        for answer in KeysAnswer::ALL {
+            counter!(KEYS_REQUESTS, KeysPath::LABEL => path.as_str(), KeysAnswer::LABEL => answer.as_str()).absolute(0);
+        }
+    }
+    for why in KeysSnapshot::ALL {
+        counter!(KEYS_SNAPSHOTS, KeysSnapshot::LABEL => why.as_str()).absolute(0);
+    }
     for directory in Directory::ALL {
         counter!(VIEW_VERSIONS, Directory::LABEL => directory.as_str()).absolute(0);
         for name in [VIEW_TARGETS, VIEW_BYTES, VIEW_UNREADABLE] {
@@ -585,6 +605,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FILLS_WAITING, "Watches that wait for their turn to be filled"),
     (LONG_READS, "Range calls that look at many keys or far back, running or waiting for their turn"),
     (VIEW_STREAMS, "Streams of views that are open now"),
+    (KEYS_STREAMS, "Streams of /v1/watch that are open now"),
     (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
     (VIEW_BYTES, "Memory of what the selections of views show"),
     (VIEW_UNREADABLE, "Values that views cannot read now"),
@@ -643,6 +664,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (VIEW_REQUESTS, "Requests for views, by what became of them"),
     (VIEW_MESSAGES, "Replies written to streams of views"),
     (VIEW_MESSAGE_BYTES, "Bytes of replies written to streams of views"),
+    (KEYS_REQUESTS, "Requests for /v1/keys and /v1/watch, by how they were answered"),
+    (KEYS_MESSAGES, "Writes of events to streams of /v1/watch"),
+    (KEYS_MESSAGE_BYTES, "Bytes of these writes"),
+    (KEYS_SNAPSHOTS, "Snapshots sent to streams of /v1/watch, by why"),
     (VIEW_CHANGES, "Changes of keys that views are made of, by what they meant"),
     (VIEW_VERSIONS, "New states of what is asked for of views"),
     (MEMBER_LEFT, "How often an etcd member was left for another one, by reason"),

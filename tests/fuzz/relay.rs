@@ -14,7 +14,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use etcd_relay::{
     front::{
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
-        http::audience::Audience,
+        http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
     },
     pb::etcdserverpb::PutRequest,
@@ -81,6 +81,8 @@ impl Relay {
             v2: None,
             advertise: None,
             debug_from: Audience::Nobody,
+            keys_from: Audience::Nobody,
+            cors: Cors::Off,
             metrics_from: Audience::Nobody,
             drain_time: LONG,
         };

@@ -16,7 +16,10 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::{
-    front::{http::audience::Audience, listen},
+    front::{
+        http::{audience::Audience, keys::Cors},
+        listen,
+    },
     pb::etcdserverpb::{DeleteRangeRequest, PutRequest},
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
     shutdown::Phases,
@@ -207,6 +210,8 @@ fn wire(store: &Store) -> (Lainlet, Phases) {
         v2: None,
         advertise: None,
         debug_from: Audience::Nobody,
+        keys_from: Audience::Nobody,
+        cors: Cors::Off,
         metrics_from: Audience::Nobody,
         drain_time: PATIENCE,
     };

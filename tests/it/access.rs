@@ -3,6 +3,7 @@
 //! Not here: how the relay asks, see `front::access`. One feed covers all keys, so that whatever a client may not see is in the
 //! relay's memory. Always holds: what etcd itself answers to the same client is asked and compared, never assumed.
 
+mod keys;
 mod revoked;
 mod tiers;
 mod users;

@@ -24,6 +24,7 @@ mod faults;
 mod fleet;
 mod grpc_proxy;
 mod h2spec;
+mod keys;
 mod lainlet;
 mod progress;
 mod range_stream;

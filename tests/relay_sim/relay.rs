@@ -15,7 +15,7 @@ use bytes::Bytes;
 use etcd_relay::{
     front::{
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
-        http::audience::Audience,
+        http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
     },
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
@@ -99,6 +99,8 @@ impl Relay {
             v2: None,
             metrics: Vec::new(),
             debug_from: Audience::Nobody,
+            keys_from: Audience::Nobody,
+            cors: Cors::Off,
             metrics_from: Audience::Nobody,
             advertise: None,
             drain_time: Duration::from_secs(1),

@@ -263,14 +263,15 @@ pub struct Streams {
 
 /// A stream is listed exactly while this lives.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(in crate::front) struct Listed {
     streams: Streams,
     connection: ConnectionId,
     number: u64,
 }
 
 impl Streams {
-    fn list(&self, connection: ConnectionId, stream: &Arc<WatchStream>) -> Listed {
+    /// Lists a stream of a connection.
+    pub(in crate::front) fn list(&self, connection: ConnectionId, stream: &Arc<WatchStream>) -> Listed {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.open.entry(connection).or_default().insert(number, stream.clone());
         Listed { streams: self.clone(), connection, number }

@@ -66,6 +66,16 @@ pub(super) enum Answer {
     Refuse(Status, Read),
 }
 
+/// How a read was decided, before it is put into a form.
+pub(in crate::front) enum Found {
+    /// From memory.
+    Local(RangeReply, Read),
+    /// By upstream, for this reason.
+    Forward(Read),
+    /// By the relay, with an error.
+    Refuse(Status, Read),
+}
+
 /// In how many messages a read is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
@@ -86,23 +96,40 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
         return guard::check(guard::RANGE, &parts.headers, body)
             .map_or_else(refuse, |()| Answer::Forward(Read::ForwardedOther));
     };
+    match find_in(hub, access, parts, request, form).await {
+        Found::Local(reply, how) if form == Form::Stream => Answer::Local(messages(reply), how),
+        // etcd says in its own words that an answer is too large.
+        Found::Local(reply, how) => {
+            message(reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
+        }
+        Found::Forward(why) => Answer::Forward(why),
+        Found::Refuse(status, why) => Answer::Refuse(status, why),
+    }
+}
+
+/// Looks for the answer to a request that came with `parts`, whatever form it is to be given.
+pub(in crate::front) async fn find(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeRequest) -> Found {
+    find_in(hub, access, parts, request, Form::Whole).await
+}
+
+async fn find_in(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeRequest, form: Form) -> Found {
     if !guard::sorts(request.sort_order, request.sort_target) {
         // etcd 3.5 does not check them, and the member that gets an unknown target panics.
-        return refuse(guard::bad_sort(&request.key));
+        return Found::Refuse(guard::bad_sort(&request.key), Read::Refused);
     }
     let serializable = request.serializable;
     let query = query(request).and_then(|query| if form == Form::Whole { Some(query) } else { streamed(query) });
-    let Some(query) = query else { return Answer::Forward(Read::ForwardedOther) };
-    let Some(feed) = hub.running(&query.range) else { return Answer::Forward(Read::ForwardedOutside) };
+    let Some(query) = query else { return Found::Forward(Read::ForwardedOther) };
+    let Some(feed) = hub.running(&query.range) else { return Found::Forward(Read::ForwardedOutside) };
     if !feed.is_serving() {
-        return Answer::Forward(Read::ForwardedLate);
+        return Found::Forward(Read::ForwardedLate);
     }
     let off = access.is_off();
     let mut granted = None;
     if !off {
         // Boxed, since reads without a check would have to be as large.
         if !Box::pin(is_granted(access, parts, &query.range)).await {
-            return Answer::Forward(Read::ForwardedAccess);
+            return Found::Forward(Read::ForwardedAccess);
         }
         granted = Some(Instant::now());
     }
@@ -110,25 +137,21 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
     let (reply, how) = match look(hub, access, &feed, &query, Origin { serializable, parts }).await {
         Ok(found) => found,
         Err(Read::Busy) => {
-            return Answer::Refuse(Status::resource_exhausted(ReadError::Busy.to_string()), Read::Busy);
+            return Found::Refuse(Status::resource_exhausted(ReadError::Busy.to_string()), Read::Busy);
         }
-        Err(why) => return Answer::Forward(why),
+        Err(why) => return Found::Forward(why),
     };
     if off && !access.is_off() {
         // Authentication was enabled meanwhile.
-        return Answer::Forward(Read::ForwardedAccess);
+        return Found::Forward(Read::ForwardedAccess);
     }
     // A long read may have waited for its turn for longer than a grant is believed.
     if granted.is_some_and(|granted: Instant| granted.elapsed() > GRANT_PATIENCE)
         && !Box::pin(is_granted(access, parts, &query.range)).await
     {
-        return Answer::Forward(Read::ForwardedAccess);
+        return Found::Forward(Read::ForwardedAccess);
     }
-    if form == Form::Stream {
-        return Answer::Local(messages(reply), how);
-    }
-    // etcd says in its own words that an answer is too large.
-    message(reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
+    Found::Local(reply, how)
 }
 
 /// How a query came.

@@ -14,7 +14,7 @@
 //! watch and where from, so it is for an [`Audience`](super::audience::Audience); `/metrics` may be, `/live` and `/ready` are for everyone.
 //! Always holds: an answer has a bounded length, and no lock is held for longer than a few rows of it, whatever clients do.
 //!
-//! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, which [`HttpPort`] asks first.
+//! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, `/v1/keys` and `/v1/watch` to [`KeysHttp`]. [`HttpPort`] asks these first.
 
 use std::{
     convert::Infallible,
@@ -45,9 +45,10 @@ use tonic::Status;
 use tower::ServiceExt as _;
 
 use super::{
-    LIVE,
+    HttpBody, LIVE,
     audience::Gate,
-    lainlet::{self, Answering, LainletBody, LainletHttp},
+    keys::{KeysBody, KeysHttp},
+    lainlet::{self, Answering, LainletHttp},
     not_found,
     pages::{Asked, Page},
     ready, scrape,
@@ -73,7 +74,7 @@ const FEEDS: &str = "/debug/state/feeds";
 const CONNECTIONS: &str = "/debug/state/connections";
 
 /// What the port is, for those who ask it for anything else.
-pub const ABOUT: &str = "This is etcd-relay's HTTP port: /metrics, /live, /ready, /debug/state.";
+pub const ABOUT: &str = "This is etcd-relay's HTTP port: /metrics, /live, /ready, /debug/state, /v1/keys, /v1/watch.";
 
 /// What the operator's port needs to know.
 #[derive(Clone)]
@@ -118,11 +119,12 @@ impl Admin {
     }
 }
 
-/// Serves a router on a port, before it perhaps Lainlet's API, and tells those who bring gRPC here where to go.
+/// Serves a router on a port, before it perhaps Lainlet's API and the keys, and tells those who bring gRPC here where to go.
 #[derive(Clone, Debug)]
 pub struct HttpPort {
     router: Router,
     lainlet: Option<LainletHttp>,
+    keys: Option<KeysHttp>,
     grpc_addr: SocketAddr,
 }
 
@@ -131,17 +133,17 @@ impl HttpPort {
     #[must_use]
     pub fn new(router: Router, about: &'static str, grpc_addr: SocketAddr) -> Self {
         let router = router.fallback(move |uri: Uri| async move { other(&uri, about, grpc_addr) });
-        Self { router, lainlet: None, grpc_addr }
+        Self { router, lainlet: None, keys: None, grpc_addr }
     }
 
-    /// A port where Lainlet's API is, whose answer it then is that a path is not there.
+    /// A port where Lainlet's API and the keys are. It is the former's answer then that a path is not there.
     #[must_use]
-    pub fn with_lainlet(router: Router, lainlet: LainletHttp, grpc_addr: SocketAddr) -> Self {
+    pub fn with_keys(router: Router, lainlet: LainletHttp, keys: KeysHttp, grpc_addr: SocketAddr) -> Self {
         let router = router.fallback(async || (StatusCode::NOT_FOUND, lainlet::NO_SUCH_PATH));
-        Self { router, lainlet: Some(lainlet), grpc_addr }
+        Self { router, lainlet: Some(lainlet), keys: Some(keys), grpc_addr }
     }
 
-    fn wrong_port(&self) -> Response<PortBody<LainletBody>> {
+    fn wrong_port(&self) -> Response<PortBody<HttpBody>> {
         let status = Status::unimplemented(format!(
             "this is etcd-relay's HTTP port; etcd's v3 API over gRPC is at {}",
             self.grpc_addr
@@ -151,11 +153,16 @@ impl HttpPort {
 }
 
 impl hyper::service::Service<Request<RequestBody>> for HttpPort {
-    type Response = Response<PortBody<LainletBody>>;
+    type Response = Response<PortBody<HttpBody>>;
     type Error = Infallible;
     type Future = HttpAnswer;
 
     fn call(&self, request: Request<RequestBody>) -> HttpAnswer {
+        if let Some(keys) = &self.keys
+            && let Some(path) = KeysHttp::route(request.uri().path())
+        {
+            return HttpAnswer::Keys(keys.call(path, request));
+        }
         if let Some(lainlet) = &self.lainlet
             && let Some(route) = lainlet.route(request.uri().path())
         {
@@ -177,8 +184,10 @@ impl hyper::service::Service<Request<RequestBody>> for HttpPort {
 pub enum HttpAnswer {
     /// An answer of Lainlet's API.
     Lainlet(Answering),
+    /// Keys.
+    Keys(BoxFuture<'static, Response<KeysBody>>),
     /// Any other.
-    Other(BoxFuture<'static, Result<Response<PortBody<LainletBody>>, Infallible>>),
+    Other(BoxFuture<'static, Result<Response<PortBody<HttpBody>>, Infallible>>),
 }
 
 impl fmt::Debug for HttpAnswer {
@@ -188,11 +197,18 @@ impl fmt::Debug for HttpAnswer {
 }
 
 impl Future for HttpAnswer {
-    type Output = Result<Response<PortBody<LainletBody>>, Infallible>;
+    type Output = Result<Response<PortBody<HttpBody>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            Self::Lainlet(answering) => Pin::new(answering).poll(cx).map(|response| Ok(response.map(PortBody::Local))),
+            Self::Lainlet(answering) => {
+                let local = |body| PortBody::Local(HttpBody::Lainlet(body));
+                Pin::new(answering).poll(cx).map(|response| Ok(response.map(local)))
+            }
+            Self::Keys(answer) => {
+                let local = |body| PortBody::Local(HttpBody::Keys(body));
+                answer.as_mut().poll(cx).map(|response| Ok(response.map(local)))
+            }
             Self::Other(answer) => answer.as_mut().poll(cx),
         }
     }

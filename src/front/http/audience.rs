@@ -48,7 +48,7 @@ impl Gate {
     }
 
     /// Why a request is refused, if it is, and what to do about it.
-    fn refusal(&self, path: &str, client: Option<ClientAddr>, headers: &HeaderMap) -> Option<String> {
+    pub(super) fn refusal(&self, path: &str, client: Option<ClientAddr>, headers: &HeaderMap) -> Option<String> {
         let Self { flag, .. } = self;
         match self.audience {
             Audience::Any => None,

@@ -1,22 +1,14 @@
 //! [`Users`]: who a request comes from, where etcd has users: HTTP's Basic credentials become a token of etcd's.
 //!
-//! A token is kept for a while under a hash of the credentials, which are kept nowhere and never logged. Not here: rights; etcd
+//! Not here: where tokens are kept, see `front::tokens`; and rights: etcd
 //! decides about writes by the token, and `front::access` asks it about what is read from memory, and again and again about waits that are
 //! open. Always holds: while etcd's authentication is off nothing is asked.
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hashbrown::HashMap;
 use http::{HeaderMap, HeaderValue, header};
-use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use super::{
     answer::Refusal,
@@ -28,27 +20,22 @@ use crate::{
     front::{
         access::{Access, Denials, Look, Refused, WireRange},
         client::{Client, Credentials},
+        tokens::{Tokens, basic},
     },
     hub::{Feed, FeedState},
     types::KeyRange,
 };
 
-/// How long a token is used: etcd's simple tokens live for five minutes after their last use.
-const KEPT: Duration = Duration::from_secs(60);
-/// Users that are known at a time.
-const MOST: usize = 1_024;
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Users {
     access: Access,
-    hasher: RandomState,
-    tokens: Mutex<HashMap<u64, (Instant, HeaderValue)>>,
+    tokens: Tokens,
 }
 
 impl Users {
     pub(super) fn new(access: Access) -> Self {
-        Self { access, hasher: RandomState::new(), tokens: Mutex::default() }
+        Self { access, tokens: Tokens::default() }
     }
 
     /// The token of the user that the request names; `None` where it names none, or etcd's authentication is off.
@@ -106,27 +93,16 @@ impl Users {
 
     /// Forgets the token of the credentials in a request; whether there was one.
     pub(super) fn forget(&self, headers: &HeaderMap) -> bool {
-        let Some(credentials) = headers.get(header::AUTHORIZATION) else { return false };
-        self.tokens.lock().remove(&self.hasher.hash_one(credentials.as_bytes())).is_some()
+        headers.get(header::AUTHORIZATION).is_some_and(|credentials| self.tokens.forget(credentials))
     }
 
     async fn token(&self, v3: &V3, credentials: &HeaderValue) -> Result<HeaderValue, Refusal> {
-        let key = self.hasher.hash_one(credentials.as_bytes());
-        if let Some((_, token)) = self.tokens.lock().get(&key).filter(|(since, _)| since.elapsed() < KEPT) {
-            return Ok(token.clone());
+        if let Some(token) = self.tokens.get(credentials) {
+            return Ok(token);
         }
-        let basic = credentials.as_bytes().strip_prefix(b"Basic ").ok_or_else(denied)?;
-        let text =
-            BASE64_STANDARD.decode(basic).ok().and_then(|text| String::from_utf8(text).ok()).ok_or_else(denied)?;
-        let (name, password) = text.split_once(':').ok_or_else(denied)?;
-        let token = v3.authenticate(name, password).await?;
-        let mut tokens = self.tokens.lock();
-        if tokens.len() >= MOST {
-            tokens.retain(|_, (since, _)| since.elapsed() < KEPT);
-        }
-        if tokens.len() < MOST {
-            tokens.insert(key, (Instant::now(), token.clone()));
-        }
+        let (name, password) = basic(credentials).ok_or_else(denied)?;
+        let token = v3.authenticate(&name, &password).await?;
+        self.tokens.keep(credentials, token.clone());
         Ok(token)
     }
 }

@@ -134,3 +134,42 @@ labels! {
         Refused = "refused",
     }
 }
+labels! {
+    /// Which path of the keys over HTTP.
+    KeysPath as "path" {
+        /// `/v1/keys`
+        Keys = "keys",
+        /// `/v1/watch`
+        Watch = "watch",
+    }
+}
+labels! {
+    /// How a request for keys over HTTP was answered.
+    KeysAnswer as "answer" {
+        /// As it asked, or with a stream that began.
+        Ok = "ok",
+        /// It cannot be understood, or asks for too much.
+        Invalid = "invalid",
+        /// It names no user that etcd knows.
+        Unauthorized = "unauthorized",
+        /// Its client may not read this.
+        Forbidden = "forbidden",
+        /// The revision is compacted.
+        Compacted = "compacted",
+        /// The client has as much open as it may.
+        Limit = "limit",
+        /// etcd or the relay cannot answer now.
+        Unavailable = "unavailable",
+    }
+}
+labels! {
+    /// Why a stream of keys was sent a snapshot.
+    KeysSnapshot as "reason" {
+        /// It began.
+        Start = "start",
+        /// What its reader needed next was gone.
+        Compacted = "compacted",
+        /// Its reader wants the newest values and was far behind.
+        Behind = "behind",
+    }
+}

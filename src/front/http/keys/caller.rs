@@ -1,0 +1,168 @@
+//! [`Callers`]: who a request comes from, and whether it is answered at all.
+//!
+//! With etcd's authentication on, a request has a user: Basic credentials become a token of etcd's, and a token that a client has from etcd stays what it
+//! is. What the user may read, etcd decides later, as for gRPC. With authentication off, `--keys-from` decides by the address.
+//!
+//! Not here: what is read. Always holds: a request goes on with etcd's token in its headers, or with no credentials at all; a browser on this machine is
+//! not made to speak for a page that only claims a name which leads here.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
+use tokio::time::timeout;
+use tonic::{Request, Status};
+
+use super::reply::Failure;
+use crate::{
+    front::{
+        access::{Access, Auth},
+        client::Client,
+        grpc::GrpcService,
+        http::audience::{Audience, Gate},
+        listen::ClientAddr,
+        tokens::{Tokens, basic, scheme},
+    },
+    pb::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
+};
+
+/// How long a request waits until it is known whether authentication is on.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long etcd may take to check a password.
+const PATIENCE: Duration = Duration::from_secs(7);
+
+const NO_USER: &str = "etcd's authentication is on: name a user with Basic credentials (curl -u NAME:PASSWORD), or send a token that etcd gave out \
+                       (Authorization: Bearer TOKEN)";
+const NO_SUCH_SCHEME: &str = "these Basic credentials cannot be read: they are base64 of NAME:PASSWORD, in UTF-8";
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Callers {
+    pub(super) access: Access,
+    /// Where etcd checks passwords.
+    pub(super) calls: GrpcService,
+    /// Who is answered where there are no users.
+    pub(super) gate: Gate,
+    tokens: Tokens,
+}
+
+impl Callers {
+    pub(super) fn new(access: Access, calls: GrpcService, gate: Gate) -> Self {
+        Self { access, calls, gate, tokens: Tokens::default() }
+    }
+
+    /// Lets the request of `parts` carry what etcd knows its client by.
+    ///
+    /// # Errors
+    /// Where it is not answered.
+    pub(super) async fn admit(&self, parts: &mut Parts) -> Result<(), Failure> {
+        let forbidden = |text: String| Failure::new(StatusCode::FORBIDDEN, text.trim_end());
+        let addr = parts.extensions.get::<ClientAddr>().copied();
+        let refusal = self.gate.refusal(parts.uri.path(), addr, &parts.headers);
+        if self.gate.audience == Audience::Nobody {
+            return refusal.map_or(Ok(()), |text| Err(forbidden(text)));
+        }
+        let credentials = parts.headers.remove(header::AUTHORIZATION);
+        // Another name for the same, which browsers do not have.
+        parts.headers.remove("token");
+        match self.access.wait_known(KNOWN_PATIENCE).await {
+            Auth::Unknown => {
+                return Err(Failure::unavailable(
+                    "etcd-relay: etcd does not tell whether its authentication is on; try again",
+                ));
+            }
+            Auth::Off => {
+                if let Some(text) = refusal.or_else(|| self.borrowed_name(parts, addr)) {
+                    return Err(forbidden(text));
+                }
+                return Ok(());
+            }
+            Auth::On => {}
+        }
+        let Some(credentials) = credentials else { return Err(Failure::new(StatusCode::UNAUTHORIZED, NO_USER)) };
+        let token = self.token(&credentials, parts).await?;
+        parts.headers.insert(header::AUTHORIZATION, token);
+        Ok(())
+    }
+
+    /// etcd does not know the token that the request with these credentials was given: whether another one may help.
+    pub(super) fn forget(&self, credentials: Option<&HeaderValue>) -> bool {
+        credentials.is_some_and(|credentials| self.tokens.forget(credentials))
+    }
+
+    async fn token(&self, credentials: &HeaderValue, parts: &Parts) -> Result<HeaderValue, Failure> {
+        let unreadable = || Failure::new(StatusCode::UNAUTHORIZED, NO_SUCH_SCHEME);
+        if let Some(token) = scheme(credentials.as_bytes(), b"Bearer ") {
+            return secret(token).ok_or_else(unreadable);
+        }
+        if scheme(credentials.as_bytes(), b"Basic ").is_none() {
+            // As etcd's own gateway takes it.
+            return secret(credentials.as_bytes()).ok_or_else(unreadable);
+        }
+        if let Some(token) = self.tokens.get(credentials) {
+            return Ok(token);
+        }
+        let (name, password) = basic(credentials).ok_or_else(unreadable)?;
+        let mut request = Request::new(AuthenticateRequest { name, password });
+        request.extensions_mut().insert(Client::of(&HeaderMap::new(), &parts.extensions).key());
+        let mut client = AuthClient::new(self.calls.clone());
+        let answer = timeout(PATIENCE, client.authenticate(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::unavailable("etcdserver: request timed out")));
+        let token = answer.map_err(|status| Failure::from(&status))?.into_inner().token;
+        let unusable = || Failure::unavailable("etcd-relay: etcd gave a token that cannot be sent back");
+        let token = secret(token.as_bytes()).ok_or_else(unusable)?;
+        self.tokens.keep(credentials, token.clone());
+        Ok(token)
+    }
+
+    /// Why a request that comes from this machine is not this machine's word. A page from elsewhere may have a name that leads to 127.0.0.1, and then its
+    /// browser takes the relay for where the page is from.
+    fn borrowed_name(&self, parts: &Parts, addr: Option<ClientAddr>) -> Option<String> {
+        let is_local = addr.is_some_and(|ClientAddr(peer)| peer.ip().to_canonical().is_loopback());
+        if self.gate.audience != Audience::Trusted || !is_local {
+            return None;
+        }
+        let host = parts.headers.get(header::HOST).map(HeaderValue::as_bytes).map(String::from_utf8_lossy);
+        let named = parts.uri.authority().map(|authority| authority.as_str()).or(host.as_deref())?;
+        (!is_own_name(named)).then(|| {
+            format!(
+                "This request is for {named:?}, a name that anyone can have lead to this machine. Ask for localhost or for an address, or open {} to \
+                 everyone with {} any.",
+                parts.uri.path(),
+                self.gate.flag,
+            )
+        })
+    }
+}
+
+/// Whether nobody else can give this name, with or without a port, to what is theirs.
+fn is_own_name(named: &str) -> bool {
+    let host = named.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
+    let Some(host) = host else { return false };
+    let addr = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    addr.is_ok() || host == "localhost" || host.ends_with(".localhost")
+}
+
+fn secret(token: &[u8]) -> Option<HeaderValue> {
+    let mut token = HeaderValue::from_bytes(token).ok().filter(|token| !token.is_empty())?;
+    token.set_sensitive(true);
+    Some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_anyone_can_have_are_not_ours() {
+        for own in
+            ["localhost", "LOCALHOST:9001", "a.localhost:1", "127.0.0.1", "127.0.0.1:9001", "[::1]:9001", "10.0.0.1"]
+        {
+            assert!(is_own_name(own), "{own}");
+        }
+        for other in
+            ["evil.example", "evil.example:9001", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a b"]
+        {
+            assert!(!is_own_name(other), "{other}");
+        }
+    }
+}

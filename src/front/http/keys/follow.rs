@@ -1,0 +1,144 @@
+//! [`Follow`]: a watch on a session of its own, from its request to the first word of the hub; and [`Watching`], what a stream is about.
+//!
+//! A stream opens one watch, and another one where the first cannot go on: its reader's past is compacted, or it wants the newest value alone and is far
+//! behind. Each is a whole session, so permission, the current revision and the feed are looked after as for gRPC.
+//!
+//! Not here: what is sent, see `stream`. Always holds: a watch that is dropped leaves the hub; where a stream goes on with a snapshot, its watch was
+//! created before that was read, so nothing is missed in between.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    begin::Begin,
+    query::{Mode, Watch},
+    reply::Failure,
+};
+use crate::{
+    front::{client::Client, grpc::Listed},
+    hub::{Delivery, Drained, WatchStream},
+    pb::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request::RequestUnion},
+    types::{Cluster, Revision},
+};
+
+/// About how many event bytes are taken from the queue at a time.
+pub(super) const FRAME_BYTES: usize = 64 << 10;
+/// How long a snapshot waits until its feed has what the cluster had when the watch was created.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a stream is about, for as long as it is open.
+#[derive(Debug)]
+pub(super) struct Watching {
+    pub(super) shared: Arc<Shared>,
+    pub(super) watch: Watch,
+    pub(super) client: Client,
+    /// Its connection is asked to leave.
+    pub(super) leave: CancellationToken,
+}
+
+/// With what a watch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// What comes next.
+    Now,
+    /// What came after this.
+    After(Revision),
+    /// All keys.
+    All,
+    /// What is different since this.
+    Newest(Revision),
+}
+
+/// A watch, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Follow {
+    pub(super) stream: Arc<WatchStream>,
+    _listed: Option<Listed>,
+}
+
+/// A watch that was created.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) follow: Follow,
+    pub(super) cluster_id: u64,
+    /// What came right behind it.
+    pub(super) waiting: Vec<Delivery>,
+    /// What is to be sent before that; nothing where the reader has a past to go on from.
+    pub(super) begin: Option<Begin>,
+}
+
+impl Watching {
+    /// With what the stream begins.
+    pub(super) fn wanted(&self) -> Wanted {
+        match (self.watch.since, self.watch.snapshot) {
+            (Some(since), _) => Wanted::After(since),
+            (None, true) => Wanted::All,
+            (None, false) => Wanted::Now,
+        }
+    }
+
+    /// Whether it wants the newest values alone.
+    pub(super) fn wants_newest(&self) -> bool {
+        self.watch.mode == Mode::State
+    }
+
+    /// Opens a watch. Cancel safe.
+    ///
+    /// # Errors
+    /// Where there is none: it was refused, or there is nothing to begin with.
+    pub(super) async fn open(self: Arc<Self>, wanted: Wanted) -> Result<Opened, Failure> {
+        let follow = self.follow(wanted);
+        let mut waiting = Vec::new();
+        if let Drained::End(end) = poll_fn(|cx| follow.stream.poll_drain(cx, &mut waiting, FRAME_BYTES)).await {
+            return Err(Failure::of_end(end));
+        }
+        // The answer to a create comes before all else.
+        let (watch_id, stamp) = match waiting.remove(0) {
+            Delivery::Created { watch_id, stamp } => (watch_id, stamp),
+            Delivery::Canceled(refused) => return Err(Failure::of_watch(&refused.reason)),
+            Delivery::Events { .. } | Delivery::Progress { .. } => return Err(moved_on()),
+        };
+        let begin = match wanted {
+            Wanted::Now => Some(Begin::After(stamp.revision)),
+            Wanted::After(_) => None,
+            Wanted::All | Wanted::Newest(_) => {
+                let feed = follow.stream.feed_of(watch_id).ok_or_else(moved_on)?;
+                // The watch begins after this, also where the feed does not have it yet.
+                feed.wait_for(stamp.revision, PATIENCE).await.map_err(|_| moved_on())?;
+                let begin = match wanted {
+                    Wanted::Newest(since) => Begin::newest(&feed, &self.watch.range, since).await,
+                    _ => Begin::all(&feed, &self.watch.range),
+                };
+                Some(begin.map_err(|_| moved_on())?)
+            }
+        };
+        Ok(Opened { follow, cluster_id: Cluster::id(&stamp.cluster), waiting, begin })
+    }
+
+    fn follow(&self, wanted: Wanted) -> Follow {
+        let (key, range_end) = self.watch.range.to_wire();
+        let start_revision = if let Wanted::After(since) = wanted { since.next().get() } else { 0 };
+        let create = WatchCreateRequest { key, range_end, start_revision, ..WatchCreateRequest::default() };
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let Shared { sessions, streams, tasks, .. } = &*self.shared;
+        let session = sessions.open(self.client.clone(), false, self.leave.clone());
+        let stream = session.stream().clone();
+        let listed = self.client.connection.map(|connection| streams.list(connection, &stream));
+        let follow = Follow { stream, _listed: listed };
+        tasks.spawn(session.run(stream::iter([Ok(request)])));
+        follow
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.stream.leave();
+    }
+}
+
+fn moved_on() -> Failure {
+    Failure::unavailable("etcd-relay: these keys are being read anew from etcd; connect again")
+}
