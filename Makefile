@@ -23,6 +23,7 @@ test: tools ## Run all tests, against a real etcd too (ARGS=… goes to cargo te
 		echo "etcd of the tests: $$etcd" && \
 		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
 		versions=$$(scripts/etcd-versions) && export ETCD_VERSIONS="$$versions" && \
+		if chromium=$$(scripts/chromium); then export CHROMIUM="$$chromium"; fi && \
 		result=0 && { cargo test --locked --no-fail-fast $(ARGS) || result=$$?; } && \
 		$(if $(ARGS),,{ ETCD_RELAY_TEST_PATIENCE=120 cargo test --locked --test chaos -- $(CHAOS_OF_TEST) || result=$$?; } &&) \
 		exit $$result

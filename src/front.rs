@@ -15,6 +15,7 @@ mod pieces;
 pub mod session;
 pub mod signal;
 mod tokens;
+pub mod users;
 pub mod v2;
 
 pub use inspect::Inspect;

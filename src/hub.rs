@@ -46,7 +46,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 pub use self::{
     confirm::Confirmer,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
-    feed::{Feed, FeedKind, FeedStats, Held, Lag, PublishError, Reset, Twins, WaitError},
+    feed::{Feed, FeedKind, FeedStats, Held, Lag, PublishError, Reset, Totals, Twins, WaitError},
     history::HistoryLimits,
     index::WatchOptions,
     listing::Listing,
@@ -58,7 +58,7 @@ pub use self::{
     shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble, cut_error},
-    watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStream, WatchStreamStats},
+    watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStats, WatchStream, WatchStreamStats},
     work::Asker,
 };
 use self::{
@@ -305,6 +305,12 @@ impl Hub {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    /// What all feeds have together.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals::of(&self.feeds())
     }
 
     /// Sets the gauges of what all feeds hold. Called before a scrape.

@@ -40,12 +40,12 @@ use crate::{
         },
         listen::{Address, BindError, Bound, ConnectionId, Connections, PortConfig, Stop, fit_connections},
     },
-    hub::{FeedStats, Hub, WatchStreamStats},
+    hub::{FeedStats, Hub, WatchStats, WatchStreamStats},
     shutdown::{Drained, Phases, Shutdown},
     source::Members,
     store::demo::SeedError,
     telemetry::{ReadyBoard, names, recorder::Metrics},
-    types::MemberVersion,
+    types::{MemberVersion, Revision},
 };
 
 /// A relay whose ports are bound, and that serves nothing yet.
@@ -227,7 +227,7 @@ impl Relay {
         let may_scrape = gate(config.metrics_from, "--metrics-from");
         let member = member::router(process.clone(), may_scrape.clone());
         let over_http = LainletHttp::new(core.lainlet.clone(), phases.streams.clone());
-        let lainlet = LainletApi::new(core.lainlet, phases.streams.clone());
+        let lainlet = LainletApi::new(core.lainlet.clone(), phases.streams.clone());
         let local = Locals { etcd: core.api, lainlet };
         let port = GrpcPort { local, forward: core.forward, health, reflection, member };
         phases.spawn_port("gRPC port", grpc.serve(port, stop.clone()));
@@ -235,6 +235,8 @@ impl Relay {
             let admin = Admin {
                 inspect: process.clone(),
                 connections,
+                users: core.users,
+                views: core.lainlet,
                 grpc_addr,
                 debug: gate(config.debug_from, "--debug-from"),
                 metrics: may_scrape,
@@ -297,7 +299,20 @@ impl Inspect for Process {
     }
 
     fn state(&self) -> Map<String, Value> {
-        let mut state = Map::from_iter([("auth".to_owned(), json!(self.access.known().auth))]);
+        let totals = self.hub.totals();
+        let id = self.hub.header().at(Revision::ZERO).cluster_id;
+        let cluster = json!({
+            "id": (id != 0).then(|| format!("{id:x}")),
+            "member": self.members.as_ref().map(Members::in_use),
+            "revision": totals.revision,
+            "keys": totals.keys,
+            "watches": totals.watches,
+            "lag_revisions": totals.lag_revisions,
+            "lag_seconds": totals.lag.as_secs_f64(),
+            "agreement": *self.hub.agreement().borrow(),
+        });
+        let auth = json!(self.access.known().auth);
+        let mut state = Map::from_iter([("auth".to_owned(), auth), ("cluster".to_owned(), cluster)]);
         // As many as there are endpoints on the command line.
         state.extend(self.members.as_ref().map(|members| ("members".to_owned(), json!(members.state()))));
         state
@@ -320,6 +335,10 @@ impl Inspect for Process {
 
     fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
         self.streams.after(connection, after, most)
+    }
+
+    fn watches_after(&self, connection: ConnectionId, stream: u64, after: u64, most: usize) -> Option<Vec<WatchStats>> {
+        self.streams.watches_after(connection, stream, after, most)
     }
 
     fn metrics(&self) -> String {

@@ -5,6 +5,7 @@
 pub mod delivered;
 pub mod logging;
 pub mod names;
+pub mod process;
 mod ready;
 pub mod recorder;
 

@@ -32,7 +32,8 @@ impl Announce {
 fn to_try(grpc: Address, http: Option<Address>) -> String {
     // Nobody knows the authority of a certificate that was made a moment ago.
     let unverified = if grpc.secure { "--insecure-transport=false --insecure-skip-tls-verify " } else { "" };
-    let mut text = format!("\nTry:\n\n  etcdctl --endpoints {grpc} {unverified}watch --prefix /lain/\n");
+    let mut text = http.map_or_else(String::new, |http| format!("\nLook at it: {http}/\n"));
+    text.push_str(&format!("\nTry:\n\n  etcdctl --endpoints {grpc} {unverified}watch --prefix /lain/\n"));
     if let Some(http) = http {
         for path in [
             "/v2/procwatcher?appname=hello",

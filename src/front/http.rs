@@ -1,4 +1,5 @@
-//! Plain HTTP: the operator's port ([`admin`]) with Lainlet's API ([`lainlet`]) and the keys ([`keys`]) on it, what an etcd member answers beside gRPC
+//! Plain HTTP: the operator's port ([`admin`]) with its [`state`], a [`page`] that shows it, Lainlet's API ([`lainlet`]) and the keys ([`keys`]); what
+//! an etcd member answers beside gRPC
 //! ([`member`]), and ports for metrics alone ([`metrics_only`]).
 
 pub mod admin;
@@ -8,7 +9,9 @@ pub mod keys;
 pub mod lainlet;
 pub mod member;
 pub mod metrics_only;
+mod page;
 mod pages;
+mod state;
 
 use axum::{
     Json,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::listen::ConnectionId;
 use crate::{
-    hub::{FeedStats, WatchStreamStats},
+    hub::{FeedStats, WatchStats, WatchStreamStats},
     types::MemberVersion,
 };
 
@@ -34,6 +34,10 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// The first `most` watch streams of a connection with a number above `after`, in the order of their numbers.
     fn streams_after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)>;
+
+    /// The first `most` watches of one of a connection's streams with a number above `after`, in the order of their numbers; `None` where the
+    /// connection has no such stream.
+    fn watches_after(&self, connection: ConnectionId, stream: u64, after: u64, most: usize) -> Option<Vec<WatchStats>>;
 
     /// All metrics as Prometheus text.
     fn metrics(&self) -> String;

@@ -39,7 +39,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    connections::{ConnectionId, Connections},
+    connections::{ConnectionId, ConnectionStats, Connections, Seen},
     files::fit_connections,
     lasting::Lasting,
     pacing::Pacing,

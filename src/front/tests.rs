@@ -24,11 +24,12 @@ use super::{
         member, metrics_only,
     },
     listen::{self, Bound, ConnectionId, Connections, Stop},
+    users::Users,
 };
 use crate::{
-    hub::{FeedStats, WatchStreamStats},
+    hub::{FeedStats, WatchStats, WatchStreamStats},
     telemetry::{ReadyBoard, names::Port},
-    types::MemberVersion,
+    types::{MemberVersion, Revision},
 };
 
 /// A process that says what a test sets.
@@ -68,6 +69,20 @@ impl Inspect for Told {
     fn streams_after(&self, _: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
         let stats = WatchStreamStats { watches: 2, ..WatchStreamStats::default() };
         (after + 1..=self.streams(ConnectionId(0)) as u64).take(most).map(|number| (number, stats)).collect()
+    }
+
+    fn watches_after(&self, _: ConnectionId, stream: u64, after: u64, most: usize) -> Option<Vec<WatchStats>> {
+        let watch = |number: u64| WatchStats {
+            number,
+            watch_id: number as i64,
+            range: Some(format!("\"/key/{stream}/{number}\"")),
+            feed: 1,
+            phase: "live",
+            next: Revision::new(7),
+            lag_revisions: 0,
+        };
+        let watches = (after + 1..=2).take(most).map(watch);
+        (stream <= self.streams(ConnectionId(0)) as u64).then(|| watches.collect())
     }
 
     fn metrics(&self) -> String {
@@ -133,6 +148,8 @@ fn serve() -> Ports {
     let admin = Admin {
         inspect: told.clone(),
         connections: connections.clone(),
+        users: Users::default(),
+        views: None,
         grpc_addr,
         debug: gate(Audience::Trusted),
         metrics: gate(Audience::Any),
@@ -147,7 +164,8 @@ async fn get(addr: SocketAddr, path: &str) -> (StatusCode, String) {
     let stream = TcpStream::connect(addr).await.expect("connected");
     let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
     tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, "x").body(Full::<Bytes>::default()).expect("a request");
+    let request =
+        Request::get(path).header(header::HOST, "127.0.0.1").body(Full::<Bytes>::default()).expect("a request");
     read(sender.send_request(request).await.expect("an answer")).await
 }
 
@@ -291,6 +309,58 @@ async fn connections_and_their_streams_are_told_in_pages() {
 }
 
 #[tokio::test]
+async fn connections_are_found_by_what_is_shown_of_them() {
+    let ports = serve();
+    let agents = ["first/1.0", "second/<b>\"2\""];
+    let mut held = Vec::new();
+    for agent in agents {
+        let stream = TcpStream::connect(ports.http).await.expect("connected");
+        let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+        tokio::spawn(connection);
+        let request = Request::get("/live").header(header::HOST, "127.0.0.1").header(header::USER_AGENT, agent);
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        read(sender.send_request(request).await.expect("an answer")).await;
+        held.push(sender);
+    }
+    *ports.told.streams.lock() = 1;
+    let found = async |query: &str| {
+        let (status, text) = get(ports.http, &format!("/debug/state/connections?{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{query}: {text}");
+        let page: Value = serde_json::from_str(&text).expect("JSON");
+        let rows = page["connections"].as_array().expect("a list").iter();
+        rows.filter_map(|row| row["agent"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(found("").await, ["first/1.0", r#"second/<b>\"2\""#], "in the order of opening, escaped");
+    assert_eq!(found("find=second%2F%3Cb%3E").await, [r#"second/<b>\"2\""#]);
+    assert_eq!(found("find=%2Fkey%2F1%2F2").await.len(), 2, "each watches it");
+    assert_eq!(found("find=nobody").await, Vec::<String>::new());
+    assert_eq!(found("behind=true").await, Vec::<String>::new());
+    let (_, text) = get(ports.http, "/debug/state/connections?find=f%2F%26&limit=1").await;
+    assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON")["next"], Value::Null, "{text}");
+    let (_, text) = get(ports.http, "/debug/state?connections=1&find=%2Fkey%2F1%2F2&feeds=0").await;
+    let state: Value = serde_json::from_str(&text).expect("JSON");
+    let next = state["connections_next"].as_str().expect("a path");
+    assert!(
+        next.starts_with("/debug/state/connections?after=") && next.ends_with("&limit=1&find=%2Fkey%2F1%2F2"),
+        "{next}"
+    );
+    assert_eq!(get(ports.http, next).await.0, StatusCode::OK);
+    for query in ["behind=perhaps", "limit=0", &*format!("find={}", "x".repeat(257))] {
+        assert_eq!(
+            get(ports.http, &format!("/debug/state/connections?{query}")).await.0,
+            StatusCode::BAD_REQUEST,
+            "{query}"
+        );
+    }
+    let watches = |stream: u64| format!("/debug/state/connections/1/streams/{stream}/watches?limit=1");
+    let (status, text) = get(ports.http, &watches(1)).await;
+    let page: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((status, &page["watches"][0]["range"]), (StatusCode::OK, &json!("\"/key/1/1\"")));
+    assert_eq!(page["next"], "/debug/state/connections/1/streams/1/watches?after=1&limit=1");
+    assert_eq!(get(ports.http, &watches(9)).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn a_port_for_metrics_has_metrics_and_health_and_nothing_else() {
     let ports = serve();
     let config = listen::PortConfig::new(Port::Metrics, SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -332,7 +402,7 @@ async fn who_comes_to_the_wrong_port_is_told_the_right_one() {
     let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
     tokio::spawn(connection);
     let request = Request::post("/etcdserverpb.KV/Range")
-        .header(header::HOST, "x")
+        .header(header::HOST, "127.0.0.1")
         .header(header::CONTENT_TYPE, "application/grpc")
         .body(Full::<Bytes>::default())
         .expect("a request");
@@ -348,7 +418,8 @@ async fn the_state_can_be_watched_until_the_relay_stops() {
     let stream = TcpStream::connect(ports.http).await.expect("connected");
     let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
     tokio::spawn(connection);
-    let request = Request::get("/debug/state?watch=100ms").header(header::HOST, "x").body(Full::<Bytes>::default());
+    let request =
+        Request::get("/debug/state?watch=100ms").header(header::HOST, "127.0.0.1").body(Full::<Bytes>::default());
     let response = sender.send_request(request.expect("a request")).await.expect("an answer");
     assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
     let mut body = response.into_body();

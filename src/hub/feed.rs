@@ -35,7 +35,12 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::{demand::Twins, goal::Lag, held::Held, stats::FeedStats};
+pub use self::{
+    demand::Twins,
+    goal::Lag,
+    held::Held,
+    stats::{FeedStats, Totals},
+};
 use self::{goal::Goal, heard::Heard, lag::Past};
 pub(super) use self::{
     inner::{Inner, Locked},

@@ -85,6 +85,8 @@ pub struct Trouble {
 pub struct Standing {
     /// How far it is.
     pub state: FeedState,
+    /// Where the member is that its watch was opened on last.
+    pub(super) member: Option<Arc<str>>,
     /// Whether the relay may read it.
     pub permission: Permission,
     /// Whether upstream's progress is believed: then the feed can tell that it is up to date.
@@ -106,6 +108,7 @@ impl Standing {
     pub(super) fn new() -> Self {
         Self {
             state: FeedState::Starting,
+            member: None,
             permission: Permission::Granted,
             trusts_progress: false,
             doubt: None,

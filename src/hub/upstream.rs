@@ -64,7 +64,8 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Whether a cluster can say what it agrees on, as far as upstream knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Agreement {
     /// It can, or nobody has asked yet.
     #[default]
@@ -126,6 +127,11 @@ pub trait UpstreamWatch: Send {
     /// What the cluster has does not come on this watch. Whether another one may do better: then it goes elsewhere where it can.
     fn is_late(&mut self) -> bool {
         true
+    }
+
+    /// Where the member is that the watch is open on; `None` where the upstream has no members.
+    fn member(&self) -> Option<Arc<str>> {
+        None
     }
 
     /// The header of the `created` answer: who serves this watch, and its store revision at registration.

@@ -8,6 +8,7 @@
 //! feeds for a while in which it had one; from [`WatchStream::leave`] on it is empty.
 
 mod progress;
+mod watching;
 
 use std::{
     sync::Arc,
@@ -19,6 +20,8 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
+
+pub use self::watching::WatchStats;
 
 use super::{
     Feed, backfill, catch_up,

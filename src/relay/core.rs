@@ -12,6 +12,7 @@ use crate::{
         access::{Access, Auth, INTERVAL},
         grpc::{EtcdApi, GrpcService, Members, Streams},
         session::Sessions,
+        users::Users,
     },
     hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, pulse, upstream::Upstream},
     shutdown::Phases,
@@ -39,6 +40,8 @@ pub struct Core {
     pub forward: GrpcService,
     /// The open watch streams.
     pub streams: Streams,
+    /// Whose tokens those are that clients show.
+    pub users: Users,
     /// What further fronts open watches by.
     pub sessions: Sessions,
     /// Lainlet's views; none where they are off.
@@ -94,8 +97,9 @@ pub fn wire(
     }
     phases.spawn_upkeep("pulse of the feeds", pulse::beat(hub.clone(), ready.clone()));
     phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
-    // What passes through may change who may do what.
-    let forward = access.noticing(forward);
+    // What passes through may change who may do what, and tells whose a token is.
+    let users = Users::default();
+    let forward = access.noticing(users.noticing(forward));
     let streams = Streams::default();
     let pace = Pace::new(config.watches.progress_notify_interval);
     let learn = pace.clone().learn(hub_upstream, KeyRange::single(config.feeds.probe_key()));
@@ -118,7 +122,7 @@ pub fn wire(
             phases.spawn_upkeep("readiness of a feed", hold_ready(feed.clone(), ready.clone()));
         }
     }
-    Core { hub, access, api, forward, streams, sessions, lainlet }
+    Core { hub, access, api, forward, streams, users, sessions, lainlet }
 }
 
 /// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch: from the call on, not from when the

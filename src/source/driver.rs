@@ -245,7 +245,7 @@ impl Driving {
             }
         }
         self.denied = false;
-        self.feed.follows(upstream.trusts_progress());
+        self.feed.follows(upstream.trusts_progress(), upstream.member());
         if let Some(failures) = self.outage.ended() {
             tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures,
                 "Feed follows etcd again");

@@ -244,6 +244,13 @@ impl Members {
         elsewhere
     }
 
+    /// Where the member is that calls go to.
+    #[must_use]
+    pub fn in_use(&self) -> String {
+        let view = self.shared.view.borrow();
+        view.members[view.preferred].endpoint.to_string()
+    }
+
     /// What is known, for `/debug/state`.
     #[must_use]
     pub fn state(&self) -> Vec<MemberState> {

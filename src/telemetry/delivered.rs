@@ -2,7 +2,7 @@
 //!
 //! Not with the metrics library, whose counters all threads share and whose histograms keep each value until they are read: on the
 //! delivery path that took a twentieth of a delivery's time, and memory for each. Here a thread adds to numbers of its own, and the
-//! recorder adds them up when it is asked. Called by watch streams and by the recorder, nobody else. Always holds: what was counted
+//! recorder and `/debug/state` add them up when they are asked. Called by watch streams and by these two, nobody else. Always holds: what was counted
 //! is in the next sum; the buckets are those of [`names::LAG_BUCKETS`].
 
 use std::{
@@ -82,11 +82,35 @@ fn sum(of: impl Fn(&Counts) -> &AtomicU64) -> u64 {
     COUNTS.iter().map(|counts| of(counts).load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
 }
 
+/// What was counted so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Delivered {
+    /// Watch responses.
+    pub responses: u64,
+    /// Events in them.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Delivered {
+    /// What it is now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            responses: sum(|counts| &counts.responses),
+            events: sum(|counts| &counts.events),
+            bytes: sum(|counts| &counts.bytes),
+        }
+    }
+}
+
 /// Tells the recorder what was counted.
 pub(super) fn record() {
-    counter!(names::RESPONSES_DELIVERED).absolute(sum(|counts| &counts.responses));
-    counter!(names::EVENTS_DELIVERED).absolute(sum(|counts| &counts.events));
-    counter!(names::BYTES_DELIVERED).absolute(sum(|counts| &counts.bytes));
+    let Delivered { responses, events, bytes } = Delivered::now();
+    counter!(names::RESPONSES_DELIVERED).absolute(responses);
+    counter!(names::EVENTS_DELIVERED).absolute(events);
+    counter!(names::BYTES_DELIVERED).absolute(bytes);
 }
 
 /// Adds the histogram to a text for Prometheus.

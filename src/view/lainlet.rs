@@ -251,6 +251,14 @@ impl Lainlet {
         self.shared.by_path.get(path).copied()
     }
 
+    /// The HTTP paths of all views in their order, with what is at each.
+    #[must_use]
+    pub fn views(&self) -> Vec<(&'static str, &'static Spec)> {
+        let mut views: Vec<_> = self.shared.by_path.iter().map(|(path, spec)| (*path, *spec)).collect();
+        views.sort_unstable_by_key(|(path, _)| *path);
+        views
+    }
+
     /// The view behind a gRPC service of the package `message`.
     #[must_use]
     pub fn view_of(&self, service: &str) -> Option<&'static Spec> {

@@ -10,6 +10,7 @@ mod users;
 mod versions;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchResponse};
+use serde_json::Value;
 use tonic::Code;
 
 use self::users::{Users, range};
@@ -18,8 +19,10 @@ use crate::support::{
     etcd::Etcd,
     eventually,
     gate::Gate,
+    http,
     kv::{Kv, bytes, prefix_end},
     relay::RelayCommand,
+    schema::Schema,
 };
 use crate::v2::store::{Answer, Store};
 
@@ -432,4 +435,34 @@ async fn watches_through_grpc_proxy_start_work_with_authentication_on() {
     stream.created(prefix("/a/")).await;
     let last = users.put("/a/two", &users.token("root").await).await;
     stream.until_revision(last).await;
+}
+
+/// Who a client is shows by the name that etcd gave its token to, and by nothing that a client only says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_shows_its_user_and_no_secret() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
+    let users = Users::on(&etcd).await;
+    let relay = users.relay(&etcd).await;
+    let far = Users::at(&relay.endpoint()).await;
+    let (through, elsewhere) = (far.token("alice").await, users.token("alice").await);
+    let mut streams = Vec::new();
+    for token in [&through, &elsewhere] {
+        let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", token.as_str())]).await;
+        stream.created(prefix("/a/")).await;
+        streams.push(stream);
+    }
+    let answer = http::get(relay.http_addr(), "/debug/state").await.expect("an answer").body;
+    let state = serde_json::from_str::<Value>(&answer).expect("JSON");
+    Schema::of_file("docs/debug-state.schema.json").assert_describes(&state);
+    let watchers = state["connections"].as_array().expect("a list").iter().filter(|row| row["watch_streams_open"] == 1);
+    let mut shown: Vec<&Value> = watchers.map(|row| &row["user"]).collect();
+    shown.sort_by_key(|user| user.is_null());
+    assert_eq!(
+        shown,
+        [&Value::from("alice"), &Value::Null],
+        "a token that came past this relay is not known to it: {state:#}"
+    );
+    for secret in [&through, &elsewhere] {
+        assert!(!answer.contains(secret.as_str()), "a token shows");
+    }
 }

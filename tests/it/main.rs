@@ -3,7 +3,7 @@
 //! `conformance` says what an etcd does and asks it of real etcd, of the embedded store and of the relay over each;
 //! `conversation` holds one conversation with etcd and with the relay and compares each word; `faults` takes etcd away in every
 //! way; `v2` puts a relay over a cluster with etcd's v2 API; `access` asks as different users, with etcd's authentication on; `lainlet` asks the views over LAIN's keys; `commands`,
-//! `grpc_proxy` and `state` look at the program from outside; `h2spec` holds a port to the RFCs of HTTP/2; `etcdctl` runs the real command; `bench` puts the
+//! `grpc_proxy` and `state` look at the program from outside; `page` looks at the page in a browser; `h2spec` holds a port to the RFCs of HTTP/2; `etcdctl` runs the real command; `bench` puts the
 //! loads of `etcd-relay bench` on servers that are right and on one that lies; `tls` puts TLS on both sides, with good and bad certificates; `store` compares the embedded
 //! store with etcd, request by request. Not here: tests of single modules, which stand beside the code.
 
@@ -26,6 +26,7 @@ mod grpc_proxy;
 mod h2spec;
 mod keys;
 mod lainlet;
+mod page;
 mod progress;
 mod range_stream;
 mod state;

@@ -18,6 +18,7 @@ use crate::support::{
     eventually, http,
     kv::{Kv, channel},
     relay::{Relay, RelayCommand},
+    schema::Schema,
 };
 
 const PREFIX: &str = "/inside/";
@@ -104,6 +105,103 @@ async fn state_shows_feeds_and_connections() {
     let text = state.to_string();
     assert!(text.contains(PREFIX), "the range of the feed: {state:#}");
     assert!(state["connections"].as_array().is_some_and(|connections| !connections.is_empty()), "{state:#}");
+}
+
+/// Readers rely on its form: each field is described, and has what the description says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_is_as_its_schema_says() {
+    let schema = Schema::of_file("docs/debug-state.schema.json");
+    let mut etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    relay.follows().await;
+    let asked = async |path: &str| {
+        let answer = http::get(relay.http_addr(), path).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        parse(&answer.body)
+    };
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    for number in 0..10 {
+        stream.created(client::key(format!("{PREFIX}{number}"))).await;
+    }
+    stream.created(WatchCreateRequest { start_revision: 1_000, ..client::prefix(PREFIX) }).await;
+    let last = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}1"), "1").await;
+    stream.until_revision(last).await;
+
+    let state = relay.state().await;
+    schema.assert_describes(&state);
+    let (relay_id, cluster) = (&state["relay"], &state["cluster"]);
+    assert!(
+        relay_id["cpu_seconds"].as_f64() > Some(0.0) && relay_id["memory_bytes"].as_u64() > Some(1 << 20),
+        "{relay_id}"
+    );
+    assert!(relay_id["delivered"]["events"].as_u64() >= Some(1), "{relay_id}");
+    assert_eq!(
+        (&cluster["member"], &cluster["revision"]),
+        (&Value::from(etcd.endpoint()), &Value::from(last)),
+        "{cluster}"
+    );
+    assert_eq!((&cluster["watches"], &cluster["keys"]), (&Value::from(11), &Value::from(1)), "{cluster}");
+    let cluster_id = state["feeds"][0]["cluster_id"].as_u64().expect("a number");
+    assert_eq!(cluster["id"], format!("{cluster_id:x}"));
+    assert_eq!(state["feeds"][0]["member"], etcd.endpoint());
+    let watcher = |row: &&Value| row["watch_streams_open"] == 1;
+    let rows = state["connections"].as_array().expect("a list");
+    let row = rows.iter().find(watcher).expect("the watcher's connection");
+    assert!(
+        row["agent"].as_str().is_some_and(|agent| agent.starts_with("tonic/")) && row["protocol"] == "http2",
+        "{row}"
+    );
+    let shown = &row["watch_streams"][0];
+    assert_eq!(shown["watching"].as_array().map(Vec::len), Some(4), "{shown}");
+    let watches = asked(shown["watching_next"].as_str().expect("a path")).await;
+    schema.assert_part_describes("watches_page", &watches);
+    let watches = watches["watches"].as_array().expect("a list");
+    assert_eq!((watches.len(), &watches[0]["range"]), (11, &Value::from(format!("\"{PREFIX}0\""))));
+    assert_eq!(
+        (&watches[0]["phase"], &watches[10]["phase"], &watches[10]["next"]),
+        (&Value::from("live"), &Value::from("ahead"), &Value::from(1_000))
+    );
+
+    let id = &row["id"];
+    let pages = [
+        ("feeds_page", "/debug/state/feeds?limit=1".to_owned()),
+        ("connections_page", "/debug/state/connections?limit=1".to_owned()),
+        ("connections_page", format!("/debug/state/connections?find=%22{}3%22&behind=false", PREFIX)),
+        ("streams_page", format!("/debug/state/connections/{id}/streams")),
+        ("views", "/debug/state/views".to_owned()),
+    ];
+    for (part, path) in &pages {
+        schema.assert_part_describes(part, &asked(path).await);
+    }
+    assert_eq!(asked(&pages[2].1).await["connections"].as_array().map(Vec::len), Some(1), "the one that watches it");
+    let little = asked("/debug/state?feeds=0&connections=0").await;
+    schema.assert_describes(&little);
+    assert_eq!((&little["feeds"], &little["feeds_open"]), (&serde_json::json!([]), &Value::from(1)));
+    assert!(
+        little["feeds_next"].as_str().is_some_and(|path| path.starts_with("/debug/state/feeds?after=0")),
+        "{little}"
+    );
+
+    for path in [
+        "/debug/state?feeds=1001",
+        "/debug/state?connections=-1",
+        "/debug/state?behind=perhaps",
+        "/debug/state?watch=0s",
+        "/debug/state/connections?limit=0",
+        &format!("/debug/state/connections?find={}", "x".repeat(257)),
+    ] {
+        assert_eq!(http::get(relay.http_addr(), path).await.expect("an answer").status, 400, "{path}");
+    }
+    let none = http::get(relay.http_addr(), &format!("/debug/state/connections/{id}/streams/99/watches")).await;
+    assert_eq!(none.expect("an answer").status, 404);
+
+    // With an error, and without a cluster.
+    etcd.kill();
+    eventually("an error shows", async || (!relay.state().await["feeds"][0]["last_error"].is_null()).then_some(()))
+        .await;
+    schema.assert_describes(&relay.state().await);
+    let demo = RelayCommand::demo_with_example().start().await;
+    schema.assert_describes(&demo.state().await);
 }
 
 /// What others watch, and where from, is for the operator. Metrics name nobody, and are for everyone unless told otherwise.

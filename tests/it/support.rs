@@ -2,6 +2,7 @@
 //!
 //! Not here: any expectation about the relay; those are in the test files.
 
+pub mod browser;
 pub mod client;
 pub mod etcd;
 mod eventually;
@@ -13,6 +14,7 @@ mod ports;
 mod process;
 pub mod relay;
 pub mod replay;
+pub mod schema;
 pub mod target;
 pub mod tls;
 pub mod validate;

@@ -45,7 +45,7 @@ use crate::{
         listen::{self, ConnectionId},
         session::Sessions,
     },
-    hub::{StreamEnd, WatchStream, WatchStreamStats},
+    hub::{StreamEnd, WatchStats, WatchStream, WatchStreamStats},
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Read},
 };
@@ -295,6 +295,21 @@ impl Streams {
             None => Vec::new(),
         };
         page.into_iter().map(|(number, stream)| (number, stream.stats())).collect()
+    }
+}
+
+impl Streams {
+    /// The same for the watches of one of a connection's streams; `None` where it has no such stream.
+    #[must_use]
+    pub fn watches_after(
+        &self,
+        connection: ConnectionId,
+        stream: u64,
+        after: u64,
+        most: usize,
+    ) -> Option<Vec<WatchStats>> {
+        let stream = self.open.get(&connection)?.get(&stream)?.clone();
+        Some(stream.watches_after(after, most))
     }
 }
 

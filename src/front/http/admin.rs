@@ -5,14 +5,11 @@
 //! | GET /metrics | Prometheus text |
 //! | GET /live | 200 as long as the process answers |
 //! | GET /ready | 200, or 503 with a line for each thing that is not ready |
-//! | GET /debug/state | the process, its first feeds and connections, as JSON |
-//! | GET /debug/state?watch=1s | the same every second, as server-sent events |
-//! | GET /debug/state/feeds, /debug/state/connections | a page of these, in the order in which they were opened |
-//! | GET /debug/state/connections/ID/streams | a page of the watch streams of a connection |
+//! | GET /debug/state, /debug/state/… | feeds, connections and what they watch, as JSON: see [`state`](super::state) |
+//! | GET /, /page/… | a page that shows this: see [`page`](super::page) |
 //!
-//! Pages take `limit` and `after`; where more follows, an answer has the path of the next one. What is below `/debug/state` tells which keys others
-//! watch and where from, so it is for an [`Audience`](super::audience::Audience); `/metrics` may be, `/live` and `/ready` are for everyone.
-//! Always holds: an answer has a bounded length, and no lock is held for longer than a few rows of it, whatever clients do.
+//! What is below `/debug/state` tells which keys others watch and where from, so it is for an [`Audience`](super::audience::Audience); `/metrics` may be,
+//! the others are for everyone: the page itself has nothing in it but what it reads from `/debug/state`.
 //!
 //! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, `/v1/keys` and `/v1/watch` to [`KeysHttp`]. [`HttpPort`] asks these first.
 
@@ -23,23 +20,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use axum::{
-    Extension, Json, Router,
-    extract::{Path, Query, State},
-    response::{
-        IntoResponse, Response,
-        sse::{Event, Sse},
-    },
-    routing::get,
-};
-use futures_util::{StreamExt as _, TryFutureExt as _, future::BoxFuture};
+use axum::{Router, extract::State, response::Response, routing::get};
+use futures_util::{TryFutureExt as _, future::BoxFuture};
 use http::{Request, StatusCode, Uri};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tokio_stream::wrappers::IntervalStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::ServiceExt as _;
@@ -49,32 +35,21 @@ use super::{
     audience::Gate,
     keys::{KeysBody, KeysHttp},
     lainlet::{self, Answering, LainletHttp},
-    not_found,
-    pages::{Asked, Page},
-    ready, scrape,
+    not_found, page, ready, scrape, state,
 };
 use crate::{
     front::{
         Inspect,
         body::{PortBody, RequestBody},
         grpc::is_grpc,
-        listen::{ConnectionId, Connections, Lasting},
+        listen::Connections,
+        users::Users,
     },
-    hub::WatchStreamStats,
+    view,
 };
 
-/// Watch streams that are shown with their connection; the others have a page of their own. Most clients have one to three.
-const SHOWN_STREAMS: usize = 8;
-/// Reasons for not being ready that `/debug/state` shows; `/ready` has all of them.
-const SHOWN_REASONS: usize = 100;
-/// Shortest time between states: each walks over the first feeds and connections.
-const LEAST_INTERVAL: Duration = Duration::from_millis(100);
-
-const FEEDS: &str = "/debug/state/feeds";
-const CONNECTIONS: &str = "/debug/state/connections";
-
 /// What the port is, for those who ask it for anything else.
-pub const ABOUT: &str = "This is etcd-relay's HTTP port: /metrics, /live, /ready, /debug/state, /v1/keys, /v1/watch.";
+pub const ABOUT: &str = "This is etcd-relay's HTTP port: / (a page to look at), /metrics, /live, /ready, /debug/state, /v1/keys, /v1/watch.";
 
 /// What the operator's port needs to know.
 #[derive(Clone)]
@@ -83,6 +58,10 @@ pub struct Admin {
     pub inspect: Arc<dyn Inspect>,
     /// The connections of all ports.
     pub connections: Arc<Connections>,
+    /// Whose tokens those are that clients show.
+    pub users: Users,
+    /// Lainlet's views, where they are on.
+    pub views: Option<view::Lainlet>,
     /// Where etcd's API is, for those who come to the wrong port.
     pub grpc_addr: SocketAddr,
     /// Who may read `/debug/state`.
@@ -104,16 +83,12 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// The routes, without an answer for paths that are not there.
     pub fn router(self) -> Router {
-        let debug = Router::new()
-            .route("/debug/state", get(state))
-            .route(FEEDS, get(feeds))
-            .route(CONNECTIONS, get(connections))
-            .route(&format!("{CONNECTIONS}/{{id}}/streams"), get(streams));
         let metrics = Router::new().route("/metrics", get(async |State(admin): State<Self>| scrape(&*admin.inspect)));
         Router::new()
             .route("/live", get(async || LIVE))
             .route("/ready", get(async |State(admin): State<Self>| ready(&*admin.inspect)))
-            .merge(self.debug.clone().before(debug))
+            .merge(page::router())
+            .merge(self.debug.clone().before(state::router()))
             .merge(self.metrics.clone().before(metrics))
             .with_state(self)
     }
@@ -212,154 +187,6 @@ impl Future for HttpAnswer {
             Self::Other(answer) => answer.as_mut().poll(cx),
         }
     }
-}
-
-/// What of the state is asked for.
-#[derive(Debug, Deserialize)]
-struct StateQuery {
-    /// Time between answers; one answer without it.
-    watch: Option<String>,
-    after: Option<u64>,
-    limit: Option<usize>,
-}
-
-async fn state(
-    State(admin): State<Admin>,
-    leave: Option<Extension<CancellationToken>>,
-    Query(query): Query<StateQuery>,
-) -> Response {
-    if query.after.is_some() || query.limit.is_some() {
-        let text = format!("/debug/state begins each list; {FEEDS} and {CONNECTIONS} take after= and limit=\n");
-        return (StatusCode::BAD_REQUEST, text).into_response();
-    }
-    let Some(every) = query.watch else { return Json(describe(&admin).await).into_response() };
-    let every = match humantime::parse_duration(&every) {
-        Ok(every) if every >= LEAST_INTERVAL => every,
-        _ => {
-            let text = format!("watch={every} is not a time of at least {LEAST_INTERVAL:?}, such as 1s\n");
-            return (StatusCode::BAD_REQUEST, text).into_response();
-        }
-    };
-    let stop = admin.stop.clone();
-    let leave = leave.map_or_else(CancellationToken::new, |Extension(leave)| leave);
-    let stop = async move {
-        // Cancel safe, both.
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = leave.cancelled() => {}
-        }
-    };
-    let states = IntervalStream::new(tokio::time::interval(every))
-        .then(move |_| {
-            let admin = admin.clone();
-            async move { Event::default().event("state").json_data(describe(&admin).await) }
-        })
-        .take_until(stop);
-    let mut response = Sse::new(states).into_response();
-    response.extensions_mut().insert(Lasting);
-    response
-}
-
-async fn describe(admin: &Admin) -> Map<String, Value> {
-    let mut reasons = admin.inspect.not_ready();
-    let more = reasons.len().saturating_sub(SHOWN_REASONS);
-    if more > 0 {
-        reasons.truncate(SHOWN_REASONS);
-        reasons.push(format!("and {more} more, see /ready"));
-    }
-    let mut state = Map::new();
-    state.insert(
-        "relay".to_owned(),
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": admin.started.elapsed().as_secs(),
-            "not_ready": reasons,
-            "upstream": admin.inspect.version().as_deref(),
-        }),
-    );
-    state.extend(admin.inspect.state());
-    state.insert("feeds_open".to_owned(), admin.inspect.feeds().into());
-    state.extend(page_of_feeds(admin, Asked::default()).await.fields("feeds", "feeds_next", FEEDS));
-    state.insert("connections_open".to_owned(), admin.connections.len().into());
-    let connections = page_of_connections(admin, Asked::default()).await;
-    state.extend(connections.fields("connections", "connections_next", CONNECTIONS));
-    state
-}
-
-async fn feeds(State(admin): State<Admin>, Query(asked): Query<Asked>) -> Response {
-    answer(asked, page_of_feeds(&admin, asked), "feeds", FEEDS).await
-}
-
-async fn connections(State(admin): State<Admin>, Query(asked): Query<Asked>) -> Response {
-    answer(asked, page_of_connections(&admin, asked), "connections", CONNECTIONS).await
-}
-
-async fn streams(State(admin): State<Admin>, Path(id): Path<u64>, Query(asked): Query<Asked>) -> Response {
-    let id = ConnectionId(id);
-    if !admin.connections.contains(id) {
-        return not_found(format!("Connection {} is not open; {CONNECTIONS} lists those that are.\n", id.0));
-    }
-    let rows = |after, most| {
-        let streams = admin.inspect.streams_after(id, after, most).into_iter();
-        streams.map(|(number, stats)| (number, json!(Stream { number, stats }))).collect()
-    };
-    answer(asked, asked.read(rows), "streams", &streams_of(id)).await
-}
-
-async fn answer(asked: Asked, page: impl Future<Output = Page>, name: &str, path: &str) -> Response {
-    if let Err(text) = asked.check() {
-        return (StatusCode::BAD_REQUEST, text).into_response();
-    }
-    Json(Map::from_iter(page.await.fields(name, "next", path))).into_response()
-}
-
-async fn page_of_feeds(admin: &Admin, asked: Asked) -> Page {
-    let rows = |after, most| {
-        let feeds = admin.inspect.feeds_after(after, most).into_iter();
-        feeds.map(|feed| (feed.number, json!(feed))).collect()
-    };
-    asked.read(rows).await
-}
-
-async fn page_of_connections(admin: &Admin, asked: Asked) -> Page {
-    let rows = |after, most| {
-        let connections = admin.connections.after(ConnectionId(after), most).into_iter();
-        connections
-            .map(|(id, mut connection)| {
-                connection.extend(with_streams(admin, id));
-                (id.0, Value::Object(connection))
-            })
-            .collect()
-    };
-    asked.read(rows).await
-}
-
-/// What a connection's row has of its watch streams: the first of them, and where all of them are if these are not all.
-fn with_streams(admin: &Admin, id: ConnectionId) -> Map<String, Value> {
-    let open = admin.inspect.streams(id);
-    let shown = admin.inspect.streams_after(id, 0, SHOWN_STREAMS);
-    let mut fields = Map::from_iter([("watch_streams_open".to_owned(), open.into())]);
-    if open > SHOWN_STREAMS {
-        fields.insert("watch_streams_next".to_owned(), streams_of(id).into());
-    } else {
-        let watches: usize = shown.iter().map(|(_, stream)| stream.watches).sum();
-        fields.insert("watches".to_owned(), watches.into());
-    }
-    let shown = shown.into_iter().map(|(number, stats)| json!(Stream { number, stats })).collect();
-    fields.insert("watch_streams".to_owned(), Value::Array(shown));
-    fields
-}
-
-/// A watch stream's row.
-#[derive(Debug, Serialize)]
-struct Stream {
-    number: u64,
-    #[serde(flatten)]
-    stats: WatchStreamStats,
-}
-
-fn streams_of(id: ConnectionId) -> String {
-    format!("{CONNECTIONS}/{}/streams", id.0)
 }
 
 fn other(uri: &Uri, about: &str, grpc_addr: SocketAddr) -> Response {

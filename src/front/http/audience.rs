@@ -1,10 +1,10 @@
 //! [`Audience`]: who may read an operator's path, by the address that the connection comes from.
 //!
 //! Not here: who may see the views, which are shown by more than an address; see `view::Trust`. Put around routes by the ports.
-//! Always holds: a header never opens anything. One that a proxy adds closes what is for trusted callers: behind a proxy everyone has the
+//! Always holds: a page of elsewhere, in a browser on the relay's machine, reads nothing that is for trusted callers; a header never opens anything. One that a proxy adds closes what is for trusted callers: behind a proxy everyone has the
 //! proxy's address, which may well be this machine's.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -12,7 +12,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri, header};
 
 use crate::{front::listen::ClientAddr, view::Trust};
 
@@ -75,11 +75,39 @@ impl Gate {
             }
         }
     }
+
+    /// Why a request that comes from this machine is not this machine's word. A page of elsewhere may have a name that leads to 127.0.0.1, and then its
+    /// browser takes the relay for where the page is from.
+    pub(super) fn borrowed_name(&self, uri: &Uri, headers: &HeaderMap, client: Option<ClientAddr>) -> Option<String> {
+        let is_local = client.is_some_and(|ClientAddr(peer)| peer.ip().to_canonical().is_loopback());
+        if self.audience != Audience::Trusted || !is_local {
+            return None;
+        }
+        let host = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+        let named = uri.authority().map(|authority| authority.as_str()).or(host.as_deref())?;
+        (!is_own_name(named)).then(|| {
+            format!(
+                "This request is for {named:?}, a name that anyone can have lead to this machine. Ask for localhost or for an address, or open {} to \
+                 everyone with {} any.\n",
+                uri.path(),
+                self.flag,
+            )
+        })
+    }
+}
+
+/// Whether nobody else can give this name, with or without a port, to what is theirs.
+fn is_own_name(named: &str) -> bool {
+    let host = named.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
+    let Some(host) = host else { return false };
+    let addr = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    addr.is_ok() || host == "localhost" || host.ends_with(".localhost")
 }
 
 async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let client = request.extensions().get().copied();
-    match gate.refusal(request.uri().path(), client, request.headers()) {
+    let (uri, headers) = (request.uri(), request.headers());
+    match gate.refusal(uri.path(), client, headers).or_else(|| gate.borrowed_name(uri, headers, client)) {
         None => next.run(request).await,
         Some(text) => (StatusCode::FORBIDDEN, text).into_response(),
     }
@@ -127,6 +155,40 @@ mod tests {
             assert!(refusal(Audience::Trusted, "10.2.0.1:1", Some(header)).is_some());
             assert_eq!(refusal(Audience::Any, "10.2.0.1:1", Some(header)), None);
         }
+    }
+
+    #[test]
+    fn names_that_anyone_can_have_are_not_ours() {
+        for own in
+            ["localhost", "LOCALHOST:9001", "a.localhost:1", "127.0.0.1", "127.0.0.1:9001", "[::1]:9001", "10.0.0.1"]
+        {
+            assert!(is_own_name(own), "{own}");
+        }
+        for other in
+            ["evil.example", "evil.example:9001", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a b"]
+        {
+            assert!(!is_own_name(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_borrowed_name_opens_nothing_on_this_machine() {
+        let mut gate = Gate { audience: Audience::Trusted, trust: Arc::default(), flag: "--debug-from" };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("evil.example:9001"));
+        let client = |addr: &str| Some(ClientAddr(addr.parse().expect("an address")));
+        let refused = |gate: &Gate, uri: &str, from: &str| {
+            gate.borrowed_name(&uri.parse().expect("a URI"), &headers, client(from))
+        };
+        for from in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            let text = refused(&gate, "/debug/state", from).expect("refused");
+            assert!(text.contains("evil.example:9001") && text.contains("--debug-from any"), "{text}");
+        }
+        // Over HTTP/2 the name is in the request itself. Who comes from elsewhere asks by whatever name the relay has there.
+        assert_eq!(refused(&gate, "http://localhost:9001/debug/state", "127.0.0.1:1"), None);
+        assert_eq!(refused(&gate, "/debug/state", "10.0.0.1:1"), None);
+        gate.audience = Audience::Any;
+        assert_eq!(refused(&gate, "/debug/state", "127.0.0.1:1"), None);
     }
 
     #[test]

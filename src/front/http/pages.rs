@@ -1,6 +1,6 @@
 //! Pages of a list that may have any number of rows: after a row, up to a number of rows and of bytes.
 //!
-//! Not here: the lists. Used by `admin`. Always holds: rows come in the order of their numbers, so pages that follow each other show each row
+//! Not here: the lists. Used by `state`. Always holds: rows come in the order of their numbers, so pages that follow each other show each row
 //! that is there all the time once, whatever comes and goes meanwhile; a list is asked for [`STEP`] rows at a time, with room for others
 //! between.
 
@@ -13,14 +13,16 @@ pub(super) const MOST_ROWS: usize = 1_000;
 pub(super) const PAGE_BYTES: usize = 512 << 10;
 /// Rows that are asked for at a time.
 const STEP: usize = 64;
+/// Rows that an answer looks at where not all of them are shown.
+const MOST_LOOKED_AT: usize = 10_000;
 
 /// Which part of a list is asked for, in a query.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct Asked {
     /// The number of the row that it begins after.
     #[serde(default)]
-    after: u64,
-    limit: Option<usize>,
+    pub(super) after: u64,
+    pub(super) limit: Option<usize>,
 }
 
 /// A part of a list.
@@ -33,27 +35,34 @@ pub(super) struct Page {
 }
 
 impl Asked {
-    /// Whether it can be answered; if not, what to ask instead.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether it can be answered; if not, what to ask instead. `name` is that of the parameter with the limit, which is `least` or more.
+    pub(super) fn check(&self, name: &str, least: usize) -> Result<(), String> {
         match self.limit {
-            Some(limit) if !(1..=MOST_ROWS).contains(&limit) => {
-                Err(format!("limit={limit} is not from 1 to {MOST_ROWS}; `next` in an answer leads to more rows\n"))
-            }
+            Some(limit) if !(least..=MOST_ROWS).contains(&limit) => Err(format!(
+                "{name}={limit} is not from {least} to {MOST_ROWS}; `next` in an answer leads to more rows\n"
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Reads the page. `rows` gives the first rows of the list after a number, as many as asked for or all there are.
-    pub(super) async fn read(self, mut rows: impl FnMut(u64, usize) -> Vec<(u64, Value)>) -> Page {
+    /// Reads the page. `rows` gives the first rows of the list after a number, as many as asked for or all there are, `None` for one that is not to
+    /// be shown.
+    pub(super) async fn read(self, mut rows: impl FnMut(u64, usize) -> Vec<(u64, Option<Value>)>) -> Page {
         let limit = self.limit.unwrap_or(MOST_ROWS);
         let mut page = Page { limit, ..Page::default() };
-        let (mut last, mut bytes) = (self.after, 0);
+        let (mut last, mut bytes, mut looked_at) = (self.after, 0, 0);
         loop {
-            // One more than there is room for tells whether there are more.
-            let wanted = STEP.min(limit + 1 - page.rows.len());
+            // One more than there is room for tells whether there are more. Of those that are looked through, few may be shown.
+            let left = limit + 1 - page.rows.len();
+            let wanted = if looked_at > page.rows.len() { STEP } else { STEP.min(left) };
             let step = rows(last, wanted);
             let is_end = step.len() < wanted;
             for (number, row) in step {
+                looked_at += 1;
+                let Some(row) = row else {
+                    last = number;
+                    continue;
+                };
                 if page.rows.len() == limit || bytes >= PAGE_BYTES {
                     page.rest_after = Some(last);
                     return page;
@@ -65,15 +74,21 @@ impl Asked {
             if is_end {
                 return page;
             }
+            if looked_at >= MOST_LOOKED_AT {
+                page.rest_after = Some(last);
+                return page;
+            }
             tokio::task::yield_now().await;
         }
     }
 }
 
 impl Page {
-    /// The rows, and where the next ones are, as fields of a JSON object.
-    pub(super) fn fields(self, name: &str, next: &str, path: &str) -> [(String, Value); 2] {
-        let link = self.rest_after.map(|after| format!("{path}?after={after}&limit={}", self.limit));
+    /// The rows, and where the next ones are, as fields of a JSON object. `more` is what the query of the next page has besides, or nothing.
+    pub(super) fn fields(self, name: &str, next: &str, path: &str, more: &str) -> [(String, Value); 2] {
+        // A list that shows no row leads to its beginning.
+        let limit = if self.limit == 0 { MOST_ROWS } else { self.limit };
+        let link = self.rest_after.map(|after| format!("{path}?after={after}&limit={limit}{more}"));
         [(name.to_owned(), self.rows.into()), (next.to_owned(), link.into())]
     }
 }
@@ -99,7 +114,7 @@ mod tests {
                 let rows: Vec<_> =
                     rows.map(|(number, size)| (*number, json!({ "id": number, "text": "x".repeat(*size) }))).collect();
                 looked_at += rows.len();
-                rows
+                rows.into_iter().map(|(number, row)| (number, Some(row))).collect()
             })
             .await;
         (page.rows.iter().map(|row| row["id"].as_u64().expect("an id")).collect(), page.rest_after, looked_at)
@@ -143,11 +158,46 @@ mod tests {
         assert_eq!((rows, rest), (vec![2], Some(2)), "one row that is too large for a page is a page");
     }
 
+    #[tokio::test]
+    async fn a_search_looks_at_a_bounded_number_of_rows_and_goes_on_where_it_ended() {
+        let (mut found, mut after, mut answers) = (Vec::new(), 0, 0);
+        let all = MOST_LOOKED_AT as u64 * 5 / 2;
+        loop {
+            let mut looked_at = 0;
+            let page = asked(after, 10)
+                .read(|after, most| {
+                    assert!(most <= STEP, "{most} rows in one go");
+                    let rows: Vec<_> = (after + 1..=all).take(most).collect();
+                    looked_at += rows.len();
+                    rows.into_iter().map(|number| (number, (number % 9_000 == 0).then(|| json!(number)))).collect()
+                })
+                .await;
+            assert!(looked_at < MOST_LOOKED_AT + STEP, "{looked_at} rows looked at");
+            answers += 1;
+            found.extend(page.rows.iter().map(|row| row.as_u64().expect("a number")));
+            let Some(rest) = page.rest_after else { break };
+            after = rest;
+        }
+        assert_eq!((found, answers), (vec![9_000, 18_000], 3));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_shows_no_row_tells_whether_there_are_some() {
+        let list: BTreeMap<u64, usize> = (1..=3).map(|number| (number, 1)).collect();
+        assert_eq!(read(asked(0, 0), &list).await, (vec![], Some(0), 1));
+        assert_eq!(read(asked(0, 0), &BTreeMap::new()).await, (vec![], None, 0));
+        let page = Page { rest_after: Some(7), limit: 0, ..Page::default() };
+        let [_, (_, next)] = page.fields("rows", "next", "/list", "&behind=true");
+        assert_eq!(next, "/list?after=7&limit=1000&behind=true");
+    }
+
     #[test]
     fn a_limit_that_makes_no_sense_is_refused() {
         for limit in [0, MOST_ROWS + 1, usize::MAX] {
-            assert!(asked(0, limit).check().is_err_and(|text| text.contains(&limit.to_string())));
+            assert!(asked(0, limit).check("limit", 1).is_err_and(|text| text.contains(&limit.to_string())));
         }
-        assert!(asked(u64::MAX, MOST_ROWS).check().is_ok() && Asked::default().check().is_ok());
+        for (asked, least) in [(asked(u64::MAX, MOST_ROWS), 1), (Asked::default(), 1), (asked(0, 0), 0)] {
+            assert!(asked.check("limit", least).is_ok());
+        }
     }
 }

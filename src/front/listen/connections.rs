@@ -1,7 +1,8 @@
-//! The open connections of all ports, for `/debug/state`, and their gauges.
+//! The open connections of all ports, for `/debug/state`, and their gauges; and [`Known`], what is known of the client of each.
 //!
 //! Always holds: a connection is listed exactly while its [`Listed`] lives; the lock is held for the connections of one page at the most,
-//! however many are open.
+//! however many are open; what a client says of itself is kept cut to a few bytes, escaped, and taken from its first request alone, so that no later request costs
+//! more than a look.
 
 use std::{
     collections::BTreeMap,
@@ -9,17 +10,27 @@ use std::{
     net::SocketAddr,
     ops::Bound::{Excluded, Unbounded},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Instant, SystemTime},
 };
 
+use http::{HeaderMap, Uri, header};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
-use crate::telemetry::names::{self, Port};
+use crate::{
+    front::users::TokenKey,
+    telemetry::names::{self, Port},
+    tls,
+};
+
+/// Bytes of a client's name for itself that are kept. Those of libraries are shorter.
+const MOST_AGENT: usize = 128;
+/// Bytes of the path of a lasting answer that are kept.
+const MOST_REQUEST: usize = 256;
 
 /// Names a connection within this process; never used twice. In the extensions of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +43,66 @@ pub struct Connections {
     open: Mutex<BTreeMap<ConnectionId, Connection>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Connection {
     port: Port,
     peer: SocketAddr,
     since: SystemTime,
     opened: Instant,
+    known: Arc<Known>,
+}
+
+/// What is known of a connection's client.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    protocol: OnceLock<Spoken>,
+    agent: OnceLock<Option<Box<str>>>,
+    token: OnceLock<TokenKey>,
+    certificate: OnceLock<Arc<tls::Names>>,
+    lasting: OnceLock<Box<str>>,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Spoken {
+    Http1,
+    Http2,
+}
+
+/// An open connection that was seen in the list. What is shown of it is made when it is asked for, since a search passes over most.
+#[derive(Debug)]
+pub struct Seen {
+    /// Names it.
+    pub id: ConnectionId,
+    connection: Connection,
+}
+
+/// What `/debug/state` shows of a connection itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectionStats {
+    /// Names it.
+    #[serde(serialize_with = "number")]
+    pub id: ConnectionId,
+    /// The port that it came to.
+    pub port: &'static str,
+    /// Where it comes from.
+    pub peer: String,
+    /// When it was opened.
+    pub since: String,
+    /// For how long it has been open.
+    pub open_seconds: u64,
+    protocol: Option<Spoken>,
+    /// What the client calls itself, readable.
+    pub agent: Option<Box<str>>,
+    /// The answer that has the connection for itself, by its path.
+    pub request: Option<Box<str>>,
+    /// By what the client's user can be found.
+    #[serde(skip)]
+    pub token: Option<TokenKey>,
+    /// What its certificate says.
+    #[serde(skip)]
+    pub certificate: Option<Arc<tls::Names>>,
 }
 
 impl Connections {
@@ -59,40 +124,88 @@ impl Connections {
         self.open.lock().contains_key(&id)
     }
 
-    /// The first `most` connections that were opened after `after`, in this order, as JSON.
+    /// The first `most` connections that were opened after `after`, in this order.
     #[must_use]
-    pub fn after(&self, after: ConnectionId, most: usize) -> Vec<(ConnectionId, Map<String, Value>)> {
-        let page: Vec<(ConnectionId, Connection)> = {
-            let open = self.open.lock();
-            open.range((Excluded(after), Unbounded)).take(most).map(|(id, connection)| (*id, *connection)).collect()
-        };
-        page.into_iter().map(|(id, connection)| (id, connection.describe(id))).collect()
+    pub fn after(&self, after: ConnectionId, most: usize) -> Vec<Seen> {
+        let open = self.open.lock();
+        let rest = open.range((Excluded(after), Unbounded));
+        rest.take(most).map(|(id, connection)| Seen { id: *id, connection: connection.clone() }).collect()
     }
 
     pub(super) fn open(self: &Arc<Self>, port: Port, peer: SocketAddr) -> Listed {
         let id = ConnectionId(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.open.lock().insert(id, Connection { port, peer, since: SystemTime::now(), opened: Instant::now() });
+        let known = Arc::<Known>::default();
+        let connection =
+            Connection { port, peer, since: SystemTime::now(), opened: Instant::now(), known: known.clone() };
+        self.open.lock().insert(id, connection);
         counter!(names::CONNECTIONS_ACCEPTED, Port::LABEL => port.as_str()).increment(1);
         gauge!(names::CONNECTIONS, Port::LABEL => port.as_str()).increment(1.0);
-        Listed { id, port, connections: self.clone() }
+        Listed { id, port, known, connections: self.clone() }
     }
 }
 
-impl Connection {
-    fn describe(&self, id: ConnectionId) -> Map<String, Value> {
-        Map::from_iter([
-            ("id".to_owned(), json!(id.0)),
-            ("port".to_owned(), json!(self.port.as_str())),
-            ("peer".to_owned(), json!(self.peer.to_string())),
-            ("since".to_owned(), json!(humantime::format_rfc3339_seconds(self.since).to_string())),
-            ("open_seconds".to_owned(), json!(self.opened.elapsed().as_secs())),
-        ])
+impl Seen {
+    /// What is shown of it.
+    #[must_use]
+    pub fn stats(&self) -> ConnectionStats {
+        let Connection { port, peer, since, opened, known } = &self.connection;
+        ConnectionStats {
+            id: self.id,
+            port: port.as_str(),
+            peer: peer.to_string(),
+            since: humantime::format_rfc3339_seconds(*since).to_string(),
+            open_seconds: opened.elapsed().as_secs(),
+            protocol: known.protocol.get().copied(),
+            agent: known.agent.get().cloned().flatten(),
+            request: known.lasting.get().cloned(),
+            token: known.token.get().copied(),
+            certificate: known.certificate.get().cloned(),
+        }
     }
+}
+
+impl Known {
+    pub(super) fn speaks(&self, protocol: Spoken) {
+        // It never changes; whoever came first said the same.
+        let _ = self.protocol.set(protocol);
+    }
+
+    pub(super) fn showed(&self, certificate: &Arc<tls::Names>) {
+        let _ = self.certificate.set(certificate.clone());
+    }
+
+    /// Takes note of a request: what the first one says of its client, and the first token that is shown.
+    pub(super) fn asked(&self, headers: &HeaderMap) {
+        self.agent.get_or_init(|| headers.get(header::USER_AGENT).map(|agent| shown(agent.as_bytes(), MOST_AGENT)));
+        if self.token.get().is_none()
+            && let Some(token) = TokenKey::of(headers)
+        {
+            // Another request may have been first.
+            let _ = self.token.set(token);
+        }
+    }
+
+    /// An answer without an end took the connection over.
+    pub(super) fn lasts(&self, uri: &Uri) {
+        let path = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
+        let _ = self.lasting.set(shown(path.as_bytes(), MOST_REQUEST));
+    }
+}
+
+/// Text of a client: its beginning, with what is not printable escaped.
+fn shown(bytes: &[u8], most: usize) -> Box<str> {
+    let escaped = bytes[..bytes.len().min(most)].escape_ascii();
+    if bytes.len() > most { format!("{escaped}…").into() } else { escaped.to_string().into() }
+}
+
+fn number<S: serde::Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(id.0)
 }
 
 /// A place in the list; dropped, the connection is closed.
 pub(super) struct Listed {
     pub(super) id: ConnectionId,
+    pub(super) known: Arc<Known>,
     port: Port,
     connections: Arc<Connections>,
 }
@@ -107,5 +220,32 @@ impl Drop for Listed {
 impl fmt::Debug for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Listed").field(&self.id).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(value: &[u8]) -> Option<Box<str>> {
+        let known = Known::default();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::USER_AGENT, http::HeaderValue::from_bytes(value).expect("a value"));
+        known.asked(&headers);
+        // What later requests say makes no difference.
+        headers.insert(header::USER_AGENT, http::HeaderValue::from_static("another"));
+        known.asked(&headers);
+        known.agent.get().cloned().flatten()
+    }
+
+    #[test]
+    fn an_agent_is_that_of_the_first_request_cut_and_escaped() {
+        assert_eq!(agent(b"grpc-go/1.71.1").as_deref(), Some("grpc-go/1.71.1"));
+        assert_eq!(agent(b"<b>\xff\"").as_deref(), Some(r#"<b>\xff\""#));
+        let long = agent(&vec![0xff; 1 << 16]).expect("an agent");
+        assert_eq!(long.len(), 4 * MOST_AGENT + "…".len());
+        let known = Known::default();
+        known.asked(&HeaderMap::new());
+        assert_eq!(known.agent.get(), Some(&None));
     }
 }

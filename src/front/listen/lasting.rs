@@ -54,15 +54,17 @@ impl<B> Takeover<B> {
         Self { offer: Mutex::new(None), written }
     }
 
-    /// Waits for an answer, and keeps it from hyper where it is [`Lasting`].
+    /// Waits for an answer, and keeps it from hyper where it is [`Lasting`]; `lasts` is told so.
     pub(super) async fn offer<E>(
         self: Arc<Self>,
         answer: impl Future<Output = Result<Response<B>, E>>,
+        lasts: impl FnOnce(),
     ) -> Result<Response<B>, E> {
         let response = answer.await?;
         if response.extensions().get::<Lasting>().is_none() {
             return Ok(response);
         }
+        lasts();
         *self.offer.lock() = Some(response);
         // The connection is taken from hyper, and this future dropped with it.
         match std::future::pending::<Infallible>().await {}

@@ -36,7 +36,7 @@ use tokio_util::{
 use super::{
     ClientAddr, ClientCertificate, PortConfig,
     clients::Clients,
-    connections::{ConnectionId, Connections, Listed},
+    connections::{ConnectionId, Connections, Known, Listed, Spoken},
     lasting::{self, Takeover},
     mistaken::{self, WANTS_NO_TLS},
     pacing::Pacing,
@@ -190,8 +190,11 @@ impl<S> Server<S> {
             let leave = place.token().clone();
             let connection = async {
                 let opened = accept.run_until_cancelled(opening).await.flatten()?;
-                let origin =
-                    Origin { peer, id: listed.id, certificate: opened.certificate.map(ClientCertificate), leave };
+                let (id, known) = (listed.id, listed.known.clone());
+                if let Some(certificate) = &opened.certificate {
+                    known.showed(certificate);
+                }
+                let origin = Origin { peer, id, known, certificate: opened.certificate.map(ClientCertificate), leave };
                 connection(opened.stream, origin, listed, &service, &config, &accept).await
             };
             let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
@@ -271,6 +274,7 @@ impl Future for Word {
 struct Origin {
     peer: SocketAddr,
     id: ConnectionId,
+    known: Arc<Known>,
     certificate: Option<ClientCertificate>,
     /// Cancelled when the connection is asked to leave.
     leave: CancellationToken,
@@ -278,6 +282,7 @@ struct Origin {
 
 impl Origin {
     fn mark(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+        self.known.asked(request.headers());
         let extensions = request.extensions_mut();
         extensions.insert(ClientAddr(self.peer));
         extensions.insert(self.id);
@@ -334,10 +339,15 @@ where
             return None;
         }
         Protocol::Http1 => {
+            origin.known.speaks(Spoken::Http1);
             let call = |request: Request<Incoming>| service.call(origin.mark(request.map(RequestBody::Http1)));
             let takeover = Arc::new(Takeover::new(socket.written()));
             let offered = takeover.clone();
-            let service = service_fn(move |request| offered.clone().offer(call(request)));
+            let known = origin.known.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (known, uri) = (known.clone(), request.uri().clone());
+                offered.clone().offer(call(request), move || known.lasts(&uri))
+            });
             let mut connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -354,7 +364,10 @@ where
                 Err(result) => result,
             }
         }
-        Protocol::Http2 => return Some((Next::Http2(socket, origin), listed)),
+        Protocol::Http2 => {
+            origin.known.speaks(Spoken::Http2);
+            return Some((Next::Http2(socket, origin), listed));
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "Connection ended with an error");

@@ -204,7 +204,7 @@ async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_ta
     client.create(0, "/slow/1");
     assert_eq!(client.hears().await, Vec::<String>::new(), "the current revision is being asked for");
     serve(&slow);
-    slow.follows(true);
+    slow.follows(true, None);
     upstream.lets.add_permits(2);
     assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, and the feed is not there yet");
     slow.advance(Revision::new(5));
@@ -233,7 +233,7 @@ async fn progress_over_feeds_that_stand_apart_is_told_though_nobody_says_what_is
     let (sessions, slow) = sessions(Duration::from_secs(600)).await;
     let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
     serve(&slow);
-    slow.follows(true);
+    slow.follows(true, None);
     let client = Client::of(&sessions);
     client.create(0, "/a/1");
     client.create(0, "/slow/1");

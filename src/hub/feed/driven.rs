@@ -56,10 +56,11 @@ impl Feed {
         });
     }
 
-    /// A watch is open from the feed's next revision on.
-    pub fn follows(&self, trusts_progress: bool) {
+    /// A watch is open from the feed's next revision on, on this member where there are members.
+    pub fn follows(&self, trusts_progress: bool, member: Option<Arc<str>>) {
         self.stand(|standing| {
             standing.state = FeedState::Live;
+            standing.member = member;
             standing.trusts_progress = trusts_progress;
             standing.permission = Permission::Granted;
             standing.recovered();

@@ -1,6 +1,6 @@
 //! [`FeedStats`]: numbers of a feed for `/debug/state` and for metrics.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics::gauge;
 
@@ -20,6 +20,8 @@ pub struct FeedStats {
     pub range: String,
     /// Why it exists.
     pub kind: FeedKind,
+    /// Where the member is that its watch is open on, while one is.
+    pub member: Option<String>,
     /// The cluster that its data came from; zero before the first snapshot.
     pub cluster_id: u64,
     /// How far it is with its upstream.
@@ -67,6 +69,7 @@ impl Feed {
             number: self.number(),
             range: self.range.to_string(),
             kind: self.kind,
+            member: standing.member.filter(|_| standing.state == FeedState::Live).map(|member| member.to_string()),
             cluster_id: inner.cluster.id(),
             state: standing.state,
             permission: standing.permission,
@@ -85,6 +88,37 @@ impl Feed {
             lag_seconds: lag.map_or(0.0, |lag| lag.time.as_secs_f64()),
             last_error: standing.trouble.map(Arc::unwrap_or_clone),
         }
+    }
+}
+
+/// What all feeds have together, for `/debug/state`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// The newest revision that any of them has.
+    pub revision: Revision,
+    /// Keys; one that lies in two feeds counts twice.
+    pub keys: usize,
+    /// Watches.
+    pub watches: usize,
+    /// By how many revisions the one that is furthest behind is behind its cluster.
+    pub lag_revisions: i64,
+    /// For how long one has been behind, at most.
+    pub lag: Duration,
+}
+
+impl Totals {
+    /// Those of some feeds, each of which is locked for a moment.
+    pub(in crate::hub) fn of(feeds: &[Arc<Feed>]) -> Self {
+        feeds.iter().fold(Self::default(), |totals, feed| {
+            let (lag, inner) = (feed.lag(), feed.lock());
+            Self {
+                revision: totals.revision.max(inner.revision),
+                keys: totals.keys + inner.map.len(),
+                watches: totals.watches + inner.index.len(),
+                lag_revisions: totals.lag_revisions.max(lag.map_or(0, |lag| lag.revisions)),
+                lag: totals.lag.max(lag.map_or(Duration::ZERO, |lag| lag.time)),
+            }
+        })
     }
 }
 

@@ -326,7 +326,7 @@ fn feed_of_cluster() -> Arc<Feed> {
     let feed = hub().open(KeyRange::prefix("".into()));
     feed.install(Arc::new(Cluster::of(&answer(7, 1))), KeyMap::default(), Revision::new(10));
     feed.loaded();
-    feed.follows(true);
+    feed.follows(true, None);
     feed
 }
 

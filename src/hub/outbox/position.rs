@@ -29,6 +29,27 @@ pub(in crate::hub) enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// What `/debug/state` calls it.
+    pub(in crate::hub) const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Ahead => "ahead",
+            Self::Parked => "parked",
+            Self::Behind => "behind",
+            Self::Unfilled => "unfilled",
+            Self::Filling => "filling",
+            Self::Compacted => "compacted",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether the feed has something for the watch that was not put into its queue yet.
+    pub(in crate::hub) const fn is_behind(self) -> bool {
+        matches!(self, Self::Parked | Self::Behind | Self::Unfilled | Self::Filling)
+    }
+}
+
 /// What happens to a watch. That its feed gives it events, the one that happens all the time, is not here: see [`Pushable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Transition {

@@ -529,6 +529,16 @@ impl Watches {
         (slots, (to < self.slots).then_some(to))
     }
 
+    /// The first `most` watches from a slot on, each with its slot and its feed, of the slots that may be looked at while a lock is held; and
+    /// the slot where the next look begins, if there is one.
+    pub(in crate::hub) fn some_from(&self, from: usize, most: usize) -> (Vec<(usize, FeedId, &Watch)>, Option<usize>) {
+        let to = self.slots.min(from.saturating_add(STEP_SLOTS));
+        let found = (from..to).filter_map(|slot| Some((slot, self.feed_of(slot)?, self.watches.get(slot)?)));
+        let found: Vec<_> = found.take(most).collect();
+        let next = if found.len() == most { found.last().map_or(from, |(slot, ..)| slot + 1) } else { to };
+        (found, (next < self.slots).then_some(next))
+    }
+
     /// The slots of all watches in a feed.
     pub(in crate::hub) fn slots_in(&self, feed: FeedId) -> Vec<usize> {
         self.watches.iter().map(|(slot, _)| slot).filter(|slot| self.feed_of(*slot) == Some(feed)).collect()

@@ -352,3 +352,41 @@ fn progress_is_told_again_after_another_cluster_with_lower_revisions_has_come() 
     assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
     assert_eq!(told(&stream), ["-1 progress 5"]);
 }
+
+#[test]
+fn watches_are_shown_in_pages_each_with_its_keys_and_how_far_it_is_behind() {
+    let limits = OutboxLimits { bytes: 1 << 20, deliveries: 2, watches: 5000 };
+    let hub = testing::hub(limits);
+    let feeds = [feed(&hub, "a"), feed(&hub, "b")];
+    let stream = WatchStream::new(limits, ClientKey::RELAY);
+    for watch_id in 1..=3000 {
+        watch(&stream, &feeds[watch_id as usize % 2], watch_id, if watch_id == 2999 { 20 } else { 0 }, false);
+        told(&stream);
+    }
+    // Few are left, far apart.
+    (1..=3000)
+        .filter(|watch_id| ![1, 1500, 2999, 3000].contains(watch_id))
+        .for_each(|watch_id| stream.cancel(watch_id));
+    told(&stream);
+    for revision in 11..=14 {
+        publish(&feeds[1], revision);
+    }
+    let (mut rows, mut after) = (Vec::new(), 0);
+    loop {
+        let page = stream.watches_after(after, 3);
+        let Some(last) = page.last() else { break };
+        assert!(page.len() <= 3 && last.number > after);
+        after = last.number;
+        rows.extend(page);
+    }
+    let shown: Vec<_> = rows.iter().map(|row| (row.watch_id, row.phase, row.next.get(), row.lag_revisions)).collect();
+    assert_eq!(shown[1..], [(1500, "live", 11, 0), (2999, "ahead", 20, 0), (3000, "live", 11, 0)]);
+    assert_eq!((shown[0].0, shown[0].1, shown[0].3), (1, "parked", 14 - shown[0].2 + 1), "its queue takes two");
+    assert!(shown[0].3 > 0);
+    let ranges: Vec<_> = rows.iter().map(|row| (row.range.clone().expect("keys"), row.feed)).collect();
+    for (row, feed) in ranges.iter().zip([&feeds[1], &feeds[0], &feeds[1], &feeds[0]]) {
+        assert_eq!(*row, (feed.range().to_string(), feed.number()));
+    }
+    stream.leave();
+    assert!(stream.watches_after(0, 10).is_empty());
+}

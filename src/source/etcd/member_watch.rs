@@ -65,6 +65,10 @@ impl UpstreamWatch for EtcdWatch {
         self.members.shun(self.member)
     }
 
+    fn member(&self) -> Option<Arc<str>> {
+        Some(self.members.endpoint(self.member).to_string().into())
+    }
+
     fn created(&self) -> Header {
         self.created
     }

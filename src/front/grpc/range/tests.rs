@@ -163,7 +163,7 @@ fn following(revision: i64) -> (Arc<Asked>, Arc<Hub>, Arc<Feed>) {
     let feed = hub.open(KeyRange::prefix("".into()));
     let cluster = Arc::new(Cluster::of(&Header { cluster_id: 7, ..Header::default() }));
     feed.install(cluster, KeyMap::default(), Revision::ZERO);
-    feed.follows(true);
+    feed.follows(true, None);
     put(&feed, 1..=revision);
     (upstream, hub, feed)
 }
@@ -229,7 +229,7 @@ async fn a_read_that_another_cluster_confirms_is_forwarded() {
         // The feed that is asked: of another cluster than the one that answers, or with a revision that this one has not reached.
         let cluster = Arc::new(Cluster::of(&Header { cluster_id, ..Header::default() }));
         feed.reset(&cluster, KeyMap::default(), Revision::new(revision), &Reset::Replaced);
-        feed.follows(true);
+        feed.follows(true, None);
         upstream.answer.add_permits(1);
         let access =
             Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));

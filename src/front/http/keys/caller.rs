@@ -6,9 +6,9 @@
 //! Not here: what is read. Always holds: a request goes on with etcd's token in its headers, or with no credentials at all; a browser on this machine is
 //! not made to speak for a page that only claims a name which leads here.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use tokio::time::timeout;
 use tonic::{Request, Status};
 
@@ -71,7 +71,7 @@ impl Callers {
                 ));
             }
             Auth::Off => {
-                if let Some(text) = refusal.or_else(|| self.borrowed_name(parts, addr)) {
+                if let Some(text) = refusal.or_else(|| self.gate.borrowed_name(&parts.uri, &parts.headers, addr)) {
                     return Err(forbidden(text));
                 }
                 return Ok(());
@@ -113,56 +113,10 @@ impl Callers {
         self.tokens.keep(credentials, token.clone());
         Ok(token)
     }
-
-    /// Why a request that comes from this machine is not this machine's word. A page from elsewhere may have a name that leads to 127.0.0.1, and then its
-    /// browser takes the relay for where the page is from.
-    fn borrowed_name(&self, parts: &Parts, addr: Option<ClientAddr>) -> Option<String> {
-        let is_local = addr.is_some_and(|ClientAddr(peer)| peer.ip().to_canonical().is_loopback());
-        if self.gate.audience != Audience::Trusted || !is_local {
-            return None;
-        }
-        let host = parts.headers.get(header::HOST).map(HeaderValue::as_bytes).map(String::from_utf8_lossy);
-        let named = parts.uri.authority().map(|authority| authority.as_str()).or(host.as_deref())?;
-        (!is_own_name(named)).then(|| {
-            format!(
-                "This request is for {named:?}, a name that anyone can have lead to this machine. Ask for localhost or for an address, or open {} to \
-                 everyone with {} any.",
-                parts.uri.path(),
-                self.gate.flag,
-            )
-        })
-    }
-}
-
-/// Whether nobody else can give this name, with or without a port, to what is theirs.
-fn is_own_name(named: &str) -> bool {
-    let host = named.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
-    let Some(host) = host else { return false };
-    let addr = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    addr.is_ok() || host == "localhost" || host.ends_with(".localhost")
 }
 
 fn secret(token: &[u8]) -> Option<HeaderValue> {
     let mut token = HeaderValue::from_bytes(token).ok().filter(|token| !token.is_empty())?;
     token.set_sensitive(true);
     Some(token)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_anyone_can_have_are_not_ours() {
-        for own in
-            ["localhost", "LOCALHOST:9001", "a.localhost:1", "127.0.0.1", "127.0.0.1:9001", "[::1]:9001", "10.0.0.1"]
-        {
-            assert!(is_own_name(own), "{own}");
-        }
-        for other in
-            ["evil.example", "evil.example:9001", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a b"]
-        {
-            assert!(!is_own_name(other), "{other}");
-        }
-    }
 }

@@ -1,0 +1,89 @@
+// The state of the relay as it changes: one stream of server-sent events, open while somebody looks.
+//
+// Always holds: while the page is hidden no stream is open; a stream that breaks or falls silent is opened again, after pauses that grow to ten
+// seconds; what is refused is told in the relay's words.
+
+const FIRST_PAUSE = 1000;
+const LONGEST_PAUSE = 10000;
+/** A stream says something each second or few; one that is silent for longer has broken without a word. */
+const SILENCE = 15000;
+
+export class Live {
+  /** `told(state)` gets each state, `stands(what, text)` how the stream is: connecting, live, paused, lost, refused. */
+  constructor(told, stands) {
+    this.told = told;
+    this.stands = stands;
+    this.path = null;
+    this.source = null;
+    this.pause = FIRST_PAUSE;
+    this.timer = null;
+    this.watchdog = null;
+    document.addEventListener("visibilitychange", () => this.look());
+    // A page that comes back from the browser's memory had its stream taken away.
+    window.addEventListener("pageshow", (event) => event.persisted && this.look());
+    window.addEventListener("pagehide", () => this.close());
+    window.addEventListener("online", () => this.look());
+  }
+
+  /** Follows another part of the state. */
+  follow(path) {
+    if (path === this.path) return;
+    this.path = path;
+    this.look();
+  }
+
+  look() {
+    this.close();
+    if (this.path === null) return;
+    if (document.hidden) {
+      this.stands("paused", "paused while hidden");
+      return;
+    }
+    this.open();
+  }
+
+  open() {
+    const source = new EventSource(this.path);
+    this.source = source;
+    source.addEventListener("state", (event) => {
+      if (source !== this.source) return;
+      this.pause = FIRST_PAUSE;
+      this.heard();
+      this.stands("live", "live");
+      this.told(JSON.parse(event.data));
+    });
+    source.addEventListener("error", () => source === this.source && this.broken());
+    this.heard();
+  }
+
+  heard() {
+    clearTimeout(this.watchdog);
+    this.watchdog = setTimeout(() => this.broken(), SILENCE);
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    clearTimeout(this.watchdog);
+    this.source?.close();
+    this.source = null;
+  }
+
+  /** An EventSource does not tell why: the same path without the stream does. */
+  async broken() {
+    this.close();
+    const path = this.path;
+    let [what, text] = ["lost", "the relay does not answer"];
+    try {
+      const answer = await fetch("/debug/state?feeds=0&connections=0", { signal: AbortSignal.timeout(5000) });
+      if (answer.status === 403) [what, text] = ["refused", await answer.text()];
+      else if (!answer.ok) text = `the relay answers ${answer.status}: ${(await answer.text()).slice(0, 300)}`;
+      else text = "the stream broke";
+    } catch {
+      // It does not answer, which is what is said already.
+    }
+    if (this.source || path !== this.path || document.hidden) return;
+    this.stands(what, text, this.pause);
+    this.timer = setTimeout(() => this.open(), this.pause);
+    this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
+  }
+}

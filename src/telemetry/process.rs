@@ -1,0 +1,59 @@
+//! [`Usage`]: what this process takes of the machine, for those who show it as it changes.
+//!
+//! Not here: the metrics of the process, which a library makes of more than this. Always holds: asking costs two system calls and no lock.
+
+use std::{fs, num::NonZeroUsize, thread};
+
+use rustix::{
+    param::page_size,
+    time::{ClockId, clock_gettime},
+};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage {
+    /// CPU time so far, of user and system together, of all threads.
+    pub cpu_seconds: f64,
+    /// Memory in use; `None` where the system does not tell.
+    pub memory_bytes: Option<u64>,
+    /// CPUs that the process may use.
+    pub cores: usize,
+}
+
+impl Usage {
+    /// What it is now.
+    #[must_use]
+    pub fn now() -> Self {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Self {
+            cpu_seconds: time.tv_sec as f64 + time.tv_nsec as f64 / 1e9,
+            memory_bytes: resident_pages().map(|pages| pages * page_size() as u64),
+            cores: thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        }
+    }
+}
+
+/// Linux tells it in a file, as the second of some numbers.
+fn resident_pages() -> Option<u64> {
+    fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_and_memory_show() {
+        let before = Usage::now();
+        let held = vec![1_u8; 64 << 20];
+        let mut sum = 0_u64;
+        while Usage::now().cpu_seconds < before.cpu_seconds + 0.01 {
+            sum = held.iter().fold(sum, |sum, byte| sum.wrapping_add(u64::from(*byte)));
+        }
+        let after = Usage::now();
+        assert!(sum > 0 && after.cores > 0 && after.cpu_seconds >= before.cpu_seconds + 0.01);
+        if let (Some(before), Some(after)) = (before.memory_bytes, after.memory_bytes) {
+            assert!(after >= before.saturating_add(32 << 20), "{before} and then {after} bytes");
+        }
+    }
+}
