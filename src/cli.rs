@@ -1,4 +1,4 @@
-//! The command line: flags and environment variables become a [`relay::RelayConfig`], or a load to run.
+//! The command line: flags and environment variables become a [`relay::RelayConfig`], a load to run, a look at a relay, or a text about the program.
 //!
 //! Not here: anything that runs. Called by `main` alone.
 //! Always holds: a value that makes no sense ends the start with exit code 64 and a text that names the flag, before a port is
@@ -14,6 +14,8 @@ mod grpc_proxy;
 mod identity;
 mod lainlet;
 mod listen;
+mod look;
+mod pages;
 mod serve;
 mod tls;
 mod values;
@@ -24,11 +26,16 @@ use clap::{Parser, Subcommand};
 use thiserror::Error;
 
 use self::announce::Announce;
-pub use self::bench::BenchTask;
+pub use self::{
+    bench::BenchTask,
+    pages::{Build, Commit, ManualError, ManualPages},
+};
 use crate::{
     bench::BenchError,
+    health::Health,
     relay::{self, Relay},
     telemetry::logging,
+    top::Top,
 };
 
 /// The exit code for wrong usage (`EX_USAGE` of sysexits.h).
@@ -41,6 +48,12 @@ pub enum Task {
     Relay(Box<Start>),
     /// Run a load.
     Bench(Box<BenchTask>),
+    /// Show a relay's state.
+    Top(Box<Top>),
+    /// Ask whether a relay is well.
+    Health(Box<Health>),
+    /// Write manual pages.
+    Manual(ManualPages),
 }
 
 /// A relay to run.
@@ -72,8 +85,8 @@ pub enum BenchFailure {
 pub enum Exit {
     /// Help or version was asked for, or clap found the flags wrong.
     Clap(clap::Error),
-    /// Help of a command that clap does not know.
-    Help(String),
+    /// A text for standard output was asked for.
+    Text(Vec<u8>),
     /// A value makes no sense.
     Usage(String),
 }
@@ -94,6 +107,16 @@ enum Command {
     Demo(Box<demo::Demo>),
     /// Load any server of etcd's API, or Lainlet's views, check every answer, and report the cost
     Bench(Box<bench::BenchCommand>),
+    /// Show a relay's state in a terminal, or once as text
+    Top(Box<look::TopCommand>),
+    /// Ask whether a relay is ready or alive, for probes
+    Health(Box<look::HealthCommand>),
+    /// Write the version, and the commit that it was built from
+    Version,
+    /// Write a script that completes commands and flags in a shell
+    Completions(pages::CompletionsCommand),
+    /// Write manual pages
+    Man(pages::ManCommand),
     /// Take the place of `etcd grpc-proxy start`: the same command and flags
     #[command(disable_help_flag = true)]
     GrpcProxy {
@@ -103,11 +126,11 @@ enum Command {
     },
 }
 
-/// Reads a command line, the program's name first.
+/// Reads a command line, the program's name first, of a program that was built so.
 ///
 /// # Errors
 /// Where there is nothing to run.
-pub fn parse<I>(arguments: I) -> Result<Task, Exit>
+pub fn parse<I>(arguments: I, build: Build) -> Result<Task, Exit>
 where
     I: IntoIterator<Item = OsString>,
 {
@@ -115,14 +138,36 @@ where
         Command::Serve(serve) => serve.start(),
         Command::Demo(demo) => demo.start(),
         Command::Bench(bench) => return bench.task(),
+        Command::Top(top) => return top.task(),
+        Command::Health(health) => return health.task(),
+        Command::Version => return Err(build.exit()),
+        Command::Completions(completions) => return Err(completions.exit()),
+        Command::Man(man) => return man.task(),
         Command::GrpcProxy { arguments } => grpc_proxy::start(&arguments),
     };
     start.map(|start| Task::Relay(Box::new(start)))
 }
 
+/// The exit code of a command that does not log: its own, or that of an error, which is written to standard error.
+pub fn end(ended: Result<u8, impl std::error::Error>) -> ExitCode {
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let mut text = format!("error: {error}");
+            for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
+                text += &format!(": {cause}");
+            }
+            // Where not even this can be written, nothing is left to do but to end.
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 impl Start {
-    /// Logs what the operator should know about the flags.
-    pub fn warn(&self) {
+    /// Logs what runs, and what the operator should know about the flags.
+    pub fn log(&self, build: Build) {
+        announce::starting(&self.config, build);
         for warning in &self.warnings {
             tracing::warn!("{warning}");
         }
@@ -163,9 +208,13 @@ impl Exit {
                 let _ = error.print();
                 if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
             }
-            Self::Help(text) => {
-                let _ = std::io::stdout().write_all(text.as_bytes());
-                ExitCode::SUCCESS
+            Self::Text(text) => {
+                let mut out = std::io::stdout().lock();
+                match out.write_all(text).and_then(|()| out.flush()) {
+                    // Whoever wanted only the beginning has it.
+                    Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+                    _ => ExitCode::SUCCESS,
+                }
             }
             Self::Usage(text) => {
                 let _ = writeln!(std::io::stderr(), "error: {text}\n\nFor more information, try '--help'.");
@@ -179,26 +228,26 @@ impl Exit {
 mod tests {
     use super::*;
 
-    fn arguments<'a>(line: &'a [&'a str]) -> impl Iterator<Item = OsString> + 'a {
+    pub(super) fn arguments<'a>(line: &'a [&'a str]) -> impl Iterator<Item = OsString> + 'a {
         std::iter::once("etcd-relay").chain(line.iter().copied()).map(OsString::from)
     }
 
     /// The text of a refusal.
     pub(super) fn refused(line: &[&str]) -> String {
-        match parse(arguments(line)).expect_err("refused") {
+        match parse(arguments(line), Build::default()).expect_err("refused") {
             Exit::Clap(error) => {
                 assert!(error.use_stderr(), "{line:?} is refused");
                 error.to_string()
             }
             Exit::Usage(text) => text,
-            Exit::Help(text) => panic!("{line:?} shows help: {text}"),
+            Exit::Text(_) => panic!("{line:?} is answered with a text"),
         }
     }
 
     pub(super) fn started(line: &[&str]) -> Start {
-        match parse(arguments(line)) {
+        match parse(arguments(line), Build::default()) {
             Ok(Task::Relay(start)) => *start,
-            Ok(Task::Bench(bench)) => panic!("{line:?} is a load: {bench:?}"),
+            Ok(task) => panic!("{line:?} runs no relay: {task:?}"),
             Err(Exit::Clap(error)) => panic!("{line:?}: {error}"),
             Err(exit) => panic!("{line:?}: {exit:?}"),
         }
@@ -207,7 +256,7 @@ mod tests {
     #[test]
     fn help_and_version_are_no_errors_and_all_else_is() {
         for line in [&["--help"][..], &["--version"], &["serve", "--help"], &["demo", "--help"]] {
-            let Err(Exit::Clap(error)) = parse(arguments(line)) else { panic!("{line:?} runs") };
+            let Err(Exit::Clap(error)) = parse(arguments(line), Build::default()) else { panic!("{line:?} runs") };
             assert!(!error.use_stderr(), "{line:?}");
         }
         for line in [&[][..], &["fly"], &["serve", "--fly"], &["grpc-proxy"], &["grpc-proxy", "stop"]] {

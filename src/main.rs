@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use etcd_relay::{
-    cli::{self, BenchTask, Start, Task},
+    cli::{self, BenchTask, Build, Commit, Start, Task},
     critical::Failure,
     relay::Relay,
     shutdown::Shutdown,
     telemetry::{logging, recorder::Metrics},
+    top::Ended,
 };
 
 /// It gives memory back to the system some ten seconds after it was freed, by a thread of its own, so an idle relay does not keep what a burst
@@ -16,10 +17,17 @@ use etcd_relay::{
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// The build script names the file to which git adds a line whenever it goes to another commit. Only this file is compiled again then.
+static COMMIT: Commit = Commit::last_of(include_bytes!(env!("ETCD_RELAY_REFLOG")));
+
 fn main() -> ExitCode {
-    let ended = match cli::parse(std::env::args_os()) {
-        Ok(Task::Relay(start)) => run(*start),
+    let build = Build { commit: option_env!("ETCD_RELAY_COMMIT").or_else(|| COMMIT.hash()) };
+    let ended = match cli::parse(std::env::args_os(), build) {
+        Ok(Task::Relay(start)) => run(*start, build),
         Ok(Task::Bench(task)) => bench(&task),
+        Ok(Task::Top(task)) => return cli::end(task.run().map(Ended::code)),
+        Ok(Task::Health(task)) => return cli::end(task.run().and_then(|verdict| verdict.tell())),
+        Ok(Task::Manual(pages)) => return cli::end(pages.write().map(|()| 0)),
         Err(exit) => return exit.report(),
     };
     match ended {
@@ -36,10 +44,10 @@ fn bench(task: &BenchTask) -> anyhow::Result<ExitCode> {
     Ok(if task.run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run(start: Start) -> anyhow::Result<ExitCode> {
+fn run(start: Start, build: Build) -> anyhow::Result<ExitCode> {
     logging::install(&start.logging)?;
     let metrics = Metrics::install()?;
-    start.warn();
+    start.log(build);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();

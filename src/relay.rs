@@ -87,6 +87,7 @@ impl Relay {
         let v2 = config.v2.as_mut().map(|v2| &mut v2.port);
         let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics).chain(v2);
         fit_connections(ports);
+        names::begin(&config.present());
         let connections = Arc::new(Connections::default());
         let bind = |port: &PortConfig| {
             let port = PortConfig { leave_spread: spread(config.drain_time), ..port.clone() };

@@ -25,6 +25,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     ("shutdown", &["telemetry", "critical"]),
     ("tls", &["telemetry"]),
+    ("fetch", &["tls"]),
+    ("health", &["fetch"]),
+    ("top", &["fetch"]),
     ("bench", &["types", "telemetry", "tls", "pb"]),
     ("hub", &["critical", "sync", "types", "telemetry"]),
     ("source", &["critical", "types", "hub", "telemetry", "tls", "pb"]),
@@ -64,9 +67,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "shutdown",
             "relay",
             "bench",
+            "fetch",
+            "health",
+            "top",
         ],
     ),
-    ("main", &["critical", "cli", "relay", "telemetry", "shutdown"]),
+    ("main", &["critical", "cli", "top", "relay", "telemetry", "shutdown"]),
     ("lib", &[]),
 ];
 

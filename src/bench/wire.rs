@@ -8,6 +8,7 @@
 use std::mem;
 
 use hashbrown::HashMap;
+use percent_encoding::percent_decode_str;
 use thiserror::Error;
 
 use super::hpack;
@@ -551,7 +552,11 @@ fn status_of(block: &[u8]) -> Result<Status, WireError> {
     let value = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     Ok(match (value("grpc-status"), value("grpc-message")) {
         (Some("0"), _) => Status::Ok,
-        (Some(code), text) => Status::Failed(format!("status {code}: {}", text.unwrap_or_default())),
+        (Some(code), text) => {
+            // The text is percent-encoded on the wire.
+            let text = percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy();
+            Status::Failed(format!("status {code}: {text}"))
+        }
         (None, _) => Status::Failed(format!("HTTP {} without a gRPC status", value(":status").unwrap_or("200"))),
     })
 }
@@ -606,9 +611,12 @@ mod tests {
     fn the_end_of_a_stream_has_its_reason() {
         let mut block = Vec::new();
         literal(&mut block, b"\x00\x0bgrpc-status", "14");
-        literal(&mut block, b"\x00\x0cgrpc-message", "no leader");
+        literal(&mut block, b"\x00\x0cgrpc-message", "no%20leader: 5%25 %C3%A9, 100%");
         let seen = read(&trailers(&block), 3).expect("in order");
-        assert_eq!(seen, [format!("{:?}", Event::Ended(1, Status::Failed("status 14: no leader".to_owned())))]);
+        assert_eq!(
+            seen,
+            [format!("{:?}", Event::Ended(1, Status::Failed("status 14: no leader: 5% é, 100%".to_owned())))]
+        );
         let mut block = Vec::new();
         literal(&mut block, b"\x00\x0bgrpc-status", "0");
         assert_eq!(read(&trailers(&block), 99).expect("in order"), [format!("{:?}", Event::Ended(1, Status::Ok))]);

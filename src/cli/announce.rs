@@ -1,8 +1,12 @@
-//! What is said once the ports are bound: the words that each command's users, and the tools around them, wait for.
+//! What is said at the start, and once the ports are bound: the words that each command's users, and the tools around them, wait for.
 
 use std::io::Write as _;
 
-use crate::{front::listen::Address, relay::Relay};
+use super::Build;
+use crate::{
+    front::listen::Address,
+    relay::{EtcdV2, OnDemand, Relay, RelayConfig, Upstream},
+};
 
 /// Who waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,30 @@ impl Announce {
             }
         }
     }
+}
+
+/// What runs, over what, and for whom, in one line.
+pub(super) fn starting(config: &RelayConfig, build: Build) {
+    let upstream = match &config.upstream {
+        Upstream::Etcd(etcd) | Upstream::EtcdV2(EtcdV2 { etcd, .. }) => joined(etcd.endpoints.iter()),
+        Upstream::Embedded(_) => "embedded store".to_owned(),
+    };
+    let api = if matches!(config.upstream, Upstream::EtcdV2(_)) { "v2" } else { "v3" };
+    let prefixes = joined(config.feeds.prefixes.iter().map(|prefix| format!("\"{}\"", prefix.escape_ascii())));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        commit = build.commit.unwrap_or("unknown"),
+        upstream,
+        api,
+        upstream_user = config.upstream.identity().map(|identity| &*identity.user),
+        prefixes,
+        on_demand = matches!(config.feeds.on_demand, OnDemand::Allow { .. }),
+        "Starting etcd-relay"
+    );
+}
+
+fn joined(items: impl Iterator<Item = impl ToString>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(",")
 }
 
 fn to_try(grpc: Address, http: Option<Address>) -> String {

@@ -422,7 +422,7 @@ mod tests {
 
     fn task(line: &[&str]) -> BenchTask {
         let line = ["etcd-relay", "bench"].iter().chain(line).map(std::ffi::OsString::from);
-        match parse(line) {
+        match parse(line, super::super::Build::default()) {
             Ok(Task::Bench(task)) => *task,
             other => panic!("no load: {other:?}"),
         }

@@ -293,7 +293,8 @@ pub(super) struct Log {
     #[arg(long, env = "ETCD_RELAY_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     log_format: Format,
 
-    /// What is logged: error, warn, info, debug or trace, or by module, such as info,etcd_relay::hub=debug
+    /// What is logged: error, warn, info, debug, trace or off, or by module, such as info,etcd_relay::hub=debug. debug and trace are for the
+    /// relay's own modules; libraries stay at info unless they are named, as in debug,h2=debug. At debug it tells who connects and watches what
     #[arg(long, env = "ETCD_RELAY_LOG_LEVEL", value_name = "LEVEL", default_value_t = logging::LoggingConfig::default().filter)]
     log_level: String,
 }

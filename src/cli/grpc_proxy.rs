@@ -37,10 +37,10 @@ pub(super) fn start(arguments: &[OsString]) -> Result<Start, Exit> {
         .collect::<Result<_, _>>()?;
     match arguments.split_first() {
         Some((&"start", flags)) => match Given::parse(flags)? {
-            None => Err(Exit::Help(help())),
+            None => Err(Exit::Text(help().into_bytes())),
             Some(given) => given.start(),
         },
-        Some((&("--help" | "-h" | "help"), _)) => Err(Exit::Help(help())),
+        Some((&("--help" | "-h" | "help"), _)) => Err(Exit::Text(help().into_bytes())),
         Some((other, _)) => Err(usage(format!("there is no command `grpc-proxy {other}`; use `grpc-proxy start`"))),
         None => Err(usage("`grpc-proxy` does nothing by itself; use `grpc-proxy start`".to_owned())),
     }

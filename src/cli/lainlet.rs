@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
+use super::values::network;
 use crate::{
     relay::{LainletFeeds, Views},
     view::{LainletConfig, Trust},
@@ -32,7 +33,7 @@ pub(super) struct LainletFlags {
     no_auth: bool,
 
     /// Network whose callers may see every view; repeatable, or separated by commas
-    #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',', value_parser = network)]
     trusted_net: Vec<IpNet>,
 
     /// Name in a client's certificate with which it may see every view, whatever its address: an alternative name (DNS, address, URI or

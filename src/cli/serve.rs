@@ -1,6 +1,6 @@
 //! `etcd-relay serve`: a relay over an etcd cluster, by its v3 API or by its v2 API.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{ffi::OsStr, num::NonZeroUsize, path::PathBuf};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -15,7 +15,7 @@ use super::{
     lainlet::LainletFlags,
     listen::ListenUrl,
     tls::UpstreamTls,
-    values::{ByteCount, PositiveTime, Time},
+    values::{ByteCount, PositiveTime, Prefixes, Time},
 };
 use crate::{
     relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream, V2Facade},
@@ -51,6 +51,7 @@ struct UpstreamFlags {
     /// answers is used until it fails
     #[arg(
         long,
+        visible_alias = "endpoints",
         env = "ETCD_RELAY_ETCD",
         value_name = "URL",
         value_delimiter = ',',
@@ -161,10 +162,10 @@ impl V2Flags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Feeds")]
 struct FeedFlags {
-    /// Key prefix to keep in memory and follow from the start; repeatable, in the environment one per line. "" is the whole key
-    /// space. Each costs etcd one watch, and the relay a copy of its keys. Default: none
+    /// Key prefix to keep in memory and follow from the start; repeatable, or separated by commas. A comma that belongs to a prefix is written
+    /// "\,". "" is the whole key space. Each costs etcd one watch, and the relay a copy of its keys. Default: none
     #[arg(long, env = "ETCD_RELAY_PREFIX", value_name = "PREFIX", value_delimiter = '\n')]
-    prefix: Vec<String>,
+    prefix: Vec<Prefixes>,
 
     /// Whether a watch outside all prefixes opens a feed for its range or is refused
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND", value_name = "WHAT", value_enum, default_value_t)]
@@ -277,7 +278,9 @@ impl UpstreamFlags {
 
 impl FeedFlags {
     fn parse(self, warnings: &mut Vec<String>) -> Result<(Vec<Bytes>, OnDemand), Exit> {
-        let prefixes = without_covered(self.prefix, warnings);
+        let prefixes: Vec<String> = self.prefix.into_iter().flat_map(|Prefixes(prefixes)| prefixes).collect();
+        warnings.extend(about_empty(std::env::var_os("ETCD_RELAY_PREFIX").as_deref(), &prefixes));
+        let prefixes = without_covered(prefixes, warnings);
         let on_demand = match self.on_demand {
             OnDemandFlag::Allow => OnDemand::Allow {
                 idle: self.on_demand_idle.map_or(OnDemand::IDLE, |Time(idle)| idle),
@@ -302,6 +305,16 @@ impl FeedFlags {
         };
         Ok((prefixes, on_demand))
     }
+}
+
+/// What to say where all keys are kept since a variable is set and empty, which is easily done by mistake.
+fn about_empty(variable: Option<&OsStr>, prefixes: &[String]) -> Option<String> {
+    let is_empty = variable.is_some_and(OsStr::is_empty) && prefixes.iter().any(String::is_empty);
+    is_empty.then(|| {
+        "ETCD_RELAY_PREFIX is set and empty, which is the prefix of all keys: the relay keeps every key of the cluster in memory. If that is not \
+         meant, unset it"
+            .to_owned()
+    })
 }
 
 /// etcd's v2 store has no prefixes but directories.
@@ -381,6 +394,11 @@ mod tests {
             (&["--etcd", ETCD, "--connect-timeout", "0s"], "--connect-timeout"),
             (&["--etcd", ETCD, "--drain-time", "ten"], "--drain-time"),
             (&["--etcd", ETCD, "--log-level", "=loud"], "--log-level"),
+            (&["--etcd", ETCD, "--log-level", "loud"], "error, warn, info, debug, trace or off"),
+            (&["--etcd", ETCD, "--log-level", ""], "--log-level"),
+            (&["--etcd", ETCD, "--prefix", "/a/,,/b/"], "--prefix"),
+            (&["--etcd", ETCD, "--prefix", "/a/,"], "no prefix"),
+            (&["--etcd", ETCD, "--trusted-net", "10.0.0.0"], "10.0.0.0/8"),
             (&["--etcd", ETCD, "--upstream-user", "root"], "--upstream-password-file"),
             (&["--etcd", ETCD, "--on-demand", "deny"], "--prefix"),
             (&["--etcd", ETCD, "--advertise-client-url", "10.0.0.1"], "--advertise-client-url"),
@@ -417,6 +435,24 @@ mod tests {
         assert_eq!(start.warnings.len(), 2, "{:?}", start.warnings);
         let whole = started(&["serve", "--etcd", ETCD, "--prefix", "", "--prefix", "/a"]);
         assert_eq!(whole.config.feeds.prefixes, [""]);
+        assert_eq!(whole.warnings.len(), 1, "who asks for all keys by the flag means it: {:?}", whole.warnings);
+    }
+
+    #[test]
+    fn an_empty_variable_that_keeps_all_keys_is_warned_of() {
+        let (whole, some) = (vec![String::new()], vec!["/a/".to_owned()]);
+        let empty = Some(OsStr::new(""));
+        assert!(about_empty(empty, &whole).is_some_and(|text| text.contains("ETCD_RELAY_PREFIX is set and empty")));
+        for (variable, prefixes) in [(None, &whole), (Some(OsStr::new("/a/")), &whole), (empty, &some)] {
+            assert_eq!(about_empty(variable, prefixes), None);
+        }
+    }
+
+    #[test]
+    fn prefixes_are_separated_by_commas() {
+        let start = started(&["serve", "--endpoints", ETCD, "--prefix", r"/b/,/a\,/", "--prefix", "/c/"]);
+        assert_eq!(start.config.feeds.prefixes, ["/a,/", "/b/", "/c/"]);
+        assert!(start.warnings.is_empty(), "{:?}", start.warnings);
     }
 
     #[test]

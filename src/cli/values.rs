@@ -1,6 +1,8 @@
 //! Values of flags that clap has no parser for.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, num::NonZeroUsize, str::FromStr, time::Duration};
+
+use ipnet::IpNet;
 
 /// Units of bytes: those of etcd's and Kubernetes' flags. The two kinds differ on purpose.
 const UNITS: [(&str, u64); 8] = [
@@ -42,6 +44,49 @@ impl fmt::Display for ByteCount {
             None => write!(f, "{bytes}"),
         }
     }
+}
+
+/// Key prefixes, separated by commas; `\,` is a comma that belongs to one. An empty text is the prefix of all keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prefixes(pub(super) Vec<String>);
+
+impl FromStr for Prefixes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut prefixes = vec![String::new()];
+        let mut rest = text.chars().peekable();
+        while let Some(char) = rest.next() {
+            let char = match char {
+                ',' => {
+                    prefixes.push(String::new());
+                    continue;
+                }
+                '\\' if rest.peek() == Some(&',') => rest.next().unwrap_or(','),
+                char => char,
+            };
+            if let Some(prefix) = prefixes.last_mut() {
+                prefix.push(char);
+            }
+        }
+        if prefixes.len() > 1 && prefixes.iter().any(String::is_empty) {
+            return Err(format!(
+                "`{text}` has a comma with no prefix before or behind it; an empty prefix, which is the whole key space, must be given alone"
+            ));
+        }
+        Ok(Self(prefixes))
+    }
+}
+
+/// A network with its mask, such as `10.0.0.0/8`.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(addr) => {
+            let (net, one) = if addr.is_ipv4() { (8, 32) } else { (64, 128) };
+            format!("`{text}` has no mask; write {text}/{net} for a network, or {text}/{one} for this address alone")
+        }
+        Err(_) => format!("`{text}` is not a network; write it like 10.0.0.0/8"),
+    })
 }
 
 /// A length of time, such as `10s`, `5m` or `1h 30m`; zero means "not at all".
@@ -159,6 +204,27 @@ mod tests {
         for text in ["", "0", "0MiB", "-1", "64Mib", "64 apples", "18446744073709551615GiB"] {
             assert!(bytes(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn prefixes_are_split_at_commas_that_are_not_escaped() {
+        let split = |text: &str| text.parse::<Prefixes>().map(|Prefixes(prefixes)| prefixes);
+        for (text, want) in
+            [("/a/", &["/a/"][..]), ("", &[""]), ("/a/,/b/", &["/a/", "/b/"]), (r"/a\,b/,/c\d", &["/a,b/", r"/c\d"])]
+        {
+            assert_eq!(split(text).expect(text), want, "{text}");
+        }
+        for text in [",", "/a/,", ",/a/", "/a/,,/b/"] {
+            assert!(split(text).expect_err(text).contains("whole key space"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_without_its_mask_is_refused_with_what_to_write() {
+        assert!(network("10.0.0.0/8").is_ok() && network("fd00::/8").is_ok());
+        assert!(network("10.0.0.0").expect_err("no mask").contains("write 10.0.0.0/8 for a network, or 10.0.0.0/32"));
+        assert!(network("fd00::").expect_err("no mask").contains("fd00::/128"));
+        assert!(network("ten").expect_err("no network").contains("10.0.0.0/8"));
     }
 
     #[test]

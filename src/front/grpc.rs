@@ -23,6 +23,7 @@ mod service;
 mod services;
 mod watch_body;
 
+pub(in crate::front) use self::reply::spell;
 pub use self::{
     ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},

@@ -17,13 +17,14 @@ mod permission;
 mod step;
 mod waiting;
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
 use metrics::counter;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::field::{DisplayValue, display};
 
 use self::{
     permission::Permission,
@@ -167,6 +168,8 @@ impl Session {
         async move {
             let stream = self.stream.clone();
             let permission = self.permission.clone();
+            let (client, connection) = self.named();
+            tracing::debug!(client, connection, "Watch stream opened");
             // Side by side: a client that holds up its requests does not hold up the check of its watches.
             let both = async { tokio::join!(self.serve(&mut requests), permission.keep()) };
             let both = pin!(AssertUnwindSafe(both).catch_unwind());
@@ -174,7 +177,14 @@ impl Session {
             if let Some(Err(_)) = stream.gone().run_until_cancelled(both).await {
                 stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
             }
+            tracing::debug!(client, connection, "Watch stream ended");
         }
+    }
+
+    /// Who it is, for the log: its address, and its connection as `/debug/state` names it.
+    fn named(&self) -> (Option<DisplayValue<IpAddr>>, Option<u64>) {
+        let client = &self.permission.client;
+        (client.addr.map(display), client.connection.map(|connection| connection.0))
     }
 
     async fn serve(&mut self, requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin)) {
@@ -302,7 +312,11 @@ impl Session {
             Step::Create(_, subscribe) => return self.create(subscribe, wanted.until, asked),
             Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
             Step::Refuse(text, why) => self.refuse(text.clone(), *why),
-            Step::Cancel(watch_id) => self.stream.cancel(*watch_id),
+            Step::Cancel(watch_id) => {
+                let (client, connection) = self.named();
+                tracing::debug!(client, connection, watch_id, "Watch cancelled by its client");
+                self.stream.cancel(*watch_id);
+            }
             Step::Progress => self.progress().await,
         }
         Acted::Done
@@ -391,6 +405,9 @@ impl Session {
         let known = self.known(&feed);
         match self.stream.subscribe(&feed, &Subscribe { known, ..subscribe.clone() }) {
             Ok(()) => {
+                let (client, connection) = self.named();
+                let (range, start_revision) = (&subscribe.range, subscribe.start_revision.get());
+                tracing::debug!(client, connection, %range, start_revision, "Watch created");
                 if subscribe.progress_notify {
                     self.wants_progress = true;
                     self.shared.pace.want();
@@ -465,6 +482,8 @@ impl Session {
     }
 
     fn refuse(&self, text: String, why: Refusal) {
+        let (client, connection) = self.named();
+        tracing::debug!(client, connection, reason = why.as_str(), text, "Watch refused");
         counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
         self.stream.refuse(self.current, text);
     }

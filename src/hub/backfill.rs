@@ -115,7 +115,7 @@ async fn run(feed: Arc<Feed>) {
         // It is never closed.
         let turn = if on_demand { feed.shared.backfills.acquire().await.ok() } else { None };
         let Some(plan) = plan(&feed, stage, oldest) else { return };
-        tracing::debug!(range = %feed.range(), from = %plan.from, to = %plan.to, "Reading the past of a feed");
+        tracing::debug!(range = %feed.range(), from = plan.from.get(), to = plan.to.get(), "Reading the past of a feed");
         let outcome = match read(&feed, &plan).await {
             Ended::Complete(read) => {
                 delays = self::delays();

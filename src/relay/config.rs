@@ -12,6 +12,7 @@ use crate::{
         listen,
     },
     source::{Audit, Dialler, Endpoint, Identity, forward},
+    telemetry::names::{self, LeaveReason},
     tls, view,
 };
 
@@ -98,6 +99,35 @@ pub enum Upstream {
     EtcdV2(EtcdV2),
     /// In the embedded store.
     Embedded(Embedded),
+}
+
+impl RelayConfig {
+    /// What of all that is counted this relay has.
+    pub(super) fn present(&self) -> names::Present {
+        let ports = std::iter::once(&self.grpc).chain(&self.http).chain(&self.metrics);
+        let ports = ports.chain(self.v2.iter().map(|v2| &v2.port));
+        let is_secure = |port: &listen::PortConfig| port.addresses.iter().any(|address| address.secure);
+        let etcd = match &self.upstream {
+            Upstream::Etcd(etcd) | Upstream::EtcdV2(EtcdV2 { etcd, .. }) => Some(etcd),
+            Upstream::Embedded(_) => None,
+        };
+        let mut leaves = Vec::new();
+        if self.grpc.max_age.is_some() {
+            leaves.push(LeaveReason::Age);
+        }
+        if self.advertise.as_ref().is_some_and(|advertise| advertise.shed) {
+            leaves.push(LeaveReason::Share);
+        }
+        names::Present {
+            ports: ports.map(|port| (port.port, is_secure(port))).collect(),
+            leaves,
+            etcd: matches!(self.upstream, Upstream::Etcd(_)),
+            etcd_tls: etcd.is_some_and(|etcd| etcd.tls.is_some()),
+            etcd_v2: matches!(self.upstream, Upstream::EtcdV2(_)),
+            facade: self.v2.is_some(),
+            views: self.views.feeds != LainletFeeds::Off,
+        }
+    }
 }
 
 impl Upstream {

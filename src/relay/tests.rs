@@ -32,7 +32,9 @@ impl HubUpstream for Unbearable {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_driver_that_panics_ends_the_relay_at_once() {
     let args = ["etcd-relay", "demo", "--listen-grpc=127.0.0.1:0", "--listen-http=127.0.0.1:0", "--seed=none"];
-    let Ok(Task::Relay(start)) = cli::parse(args.iter().map(Into::into)) else { panic!("good flags") };
+    let Ok(Task::Relay(start)) = cli::parse(args.iter().map(Into::into), cli::Build::default()) else {
+        panic!("good flags")
+    };
     let relay = Relay::build(start.config, Metrics::install().expect("the only one")).expect("built");
     let running = |data: Data, phases: &Phases, ready: &ReadyBoard| upstream::Running {
         upstream: Arc::new(Unbearable),

@@ -184,7 +184,7 @@ impl Audit {
         let page = match page {
             Ok(page) => page,
             Err(error) => {
-                tracing::debug!(range = %feed.range(), revision = %snapshot.revision, %error, "The audit cannot read a page");
+                tracing::debug!(range = %feed.range(), revision = snapshot.revision.get(), %error, "The audit cannot read a page");
                 drop(snapshot);
                 tokio::time::sleep(PAUSE).await;
                 going.failures += 1;
@@ -197,7 +197,7 @@ impl Audit {
         }
         counter!(names::AUDITED_KEYS).increment(page.kvs.len() as u64);
         if let Err(key) = compare(&snapshot.map, &range, &page) {
-            tracing::error!(range = %feed.range(), revision = %snapshot.revision, key = sample(&key),
+            tracing::error!(range = %feed.range(), revision = snapshot.revision.get(), key = sample(&key),
                 "The audit found something else in etcd than in the feed, which begins anew");
             feed.differs(&snapshot);
             return Some(End::Different);

@@ -200,7 +200,7 @@ impl Driving {
                     return;
                 }
             };
-            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), cause = ?gone,
+            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), cause = ?gone,
                 "Feed needs a new snapshot; subscribers that miss revisions are told");
             self.feed.set_state(FeedState::Resyncing);
             if gone == Reset::Replaced {
@@ -238,7 +238,7 @@ impl Driving {
                     return Ended::replaced(ResyncReason::RevisionFell);
                 }
                 Ok(_) => {
-                    tracing::info!(range = %self.feed.range(), member = %created.revision, feed = %self.feed.revision(),
+                    tracing::info!(range = %self.feed.range(), member = created.revision.get(), feed = self.feed.revision().get(),
                         "The member is behind the feed; waiting for it to catch up");
                 }
                 Err(error) => return Ended::Failed(error),
@@ -247,7 +247,7 @@ impl Driving {
         self.denied = false;
         self.feed.follows(upstream.trusts_progress(), upstream.member());
         if let Some(failures) = self.outage.ended() {
-            tracing::info!(range = %self.feed.range(), revision = %self.feed.revision(), failures,
+            tracing::info!(range = %self.feed.range(), revision = self.feed.revision().get(), failures,
                 "Feed follows etcd again");
         }
         self.read(&mut *upstream).await
@@ -431,7 +431,7 @@ impl Driving {
     }
 
     fn is_not_the_past(&self, differs: &Differs) -> Ended {
-        tracing::error!(range = %self.feed.range(), revision = %differs.revision, key = sample(&differs.key),
+        tracing::error!(range = %self.feed.range(), revision = differs.revision.get(), key = sample(&differs.key),
             "etcd's past is not what the feed had, as after a restore under the same cluster id");
         Ended::replaced(ResyncReason::HistoryChanged)
     }
@@ -502,10 +502,10 @@ impl Driving {
         counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
         if self.outage.failed(reason) {
-            tracing::warn!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
+            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
                 failures = self.outage.failures(), "Feed cannot follow etcd, retrying");
         } else {
-            tracing::debug!(range = %self.feed.range(), revision = %self.feed.revision(), %error, retry_in = ?delay,
+            tracing::debug!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
                 "Feed cannot follow etcd, retrying");
         }
         // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.

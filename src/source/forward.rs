@@ -208,12 +208,14 @@ impl Forward {
         let lane = lane.unwrap_or(method.lane);
         // Requests without a key come from the relay itself.
         let client = head.extensions.get().copied().unwrap_or(ClientKey::RELAY);
+        // The relay's own questions have metrics of their own, and etcd's refusals are what some of them ask for.
+        let service = (lane != names::Lane::Own).then_some(method.service);
         let Some(counted) = self.shared.clients.enter(client) else {
-            count(method.service, names::Outcome::Refused);
+            count(service, names::Outcome::Refused);
             return status::too_many(self.shared.clients.most()).into_http();
         };
         let client = head.extensions.get().map_or(client, |OnBehalfOf(client)| *client);
-        let mut call = Call::start(method.service, counted);
+        let mut call = Call::start(service, counted);
         let via = head.headers.get_all(VIA);
         if via.iter().any(|relay| relay == self.shared.name) || via.iter().count() >= MOST_TIERS {
             let status = status::goes_round();
@@ -314,7 +316,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Counts a running call; dropped, it is over.
+/// Counts a client's call that is running; dropped, it is over.
 #[derive(Debug)]
 struct Running;
 
@@ -331,7 +333,9 @@ impl Drop for Running {
     }
 }
 
-fn count(service: names::Service, outcome: names::Outcome) {
+/// A call of a client ended. The relay's own are for no service that clients ask for, and are not counted.
+fn count(service: Option<names::Service>, outcome: names::Outcome) {
+    let Some(service) = service else { return };
     counter!(
         names::FORWARDED,
         names::Service::LABEL => service.as_str(),

@@ -8,6 +8,9 @@ use clap::ValueEnum;
 use thiserror::Error;
 use tracing_subscriber::{EnvFilter, filter::ParseError, util::TryInitError};
 
+/// The relay's own modules, as filters name them.
+const OWN: &str = "etcd_relay";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -39,8 +42,17 @@ impl Default for LoggingConfig {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoggingError {
+    /// A part of the filter is neither a level nor a module with one.
+    #[error(
+        "`{part}` is not a log level; write error, warn, info, debug, trace or off, or name a module with its level, such as \
+         info,etcd_relay::hub=debug"
+    )]
+    Level {
+        /// The part.
+        part: String,
+    },
     /// The filter does not parse.
-    #[error("`{filter}` is not a log level or filter: {cause}; try `info`, or `info,etcd_relay::hub=debug`")]
+    #[error("`{filter}` is not a log filter: {cause}; try `info`, or `info,etcd_relay::hub=debug`")]
     Filter {
         /// What was asked.
         filter: String,
@@ -52,12 +64,59 @@ pub enum LoggingError {
     Install(#[from] TryInitError),
 }
 
-/// Parses a level or filter.
+/// Parses a level or filter: levels, and modules with theirs, separated by commas. A level below `info` is the relay's own: the libraries below it, which
+/// say a line for each frame, stay at `info` unless they are named. What no part speaks of is logged from `info` on.
 ///
 /// # Errors
-/// [`LoggingError::Filter`] where it is neither.
+/// Where a part is neither. A word that is no level would be taken for a module, and nothing else be logged any more.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::builder().parse(filter).map_err(|cause| LoggingError::Filter { filter: filter.to_owned(), cause })
+    let spelled = spell(filter)?;
+    EnvFilter::builder().parse(spelled).map_err(|cause| LoggingError::Filter { filter: filter.to_owned(), cause })
+}
+
+/// The same filter with a base level, and with the levels' own names.
+fn spell(filter: &str) -> Result<String, LoggingError> {
+    let mut base = "info";
+    let mut parts = Vec::new();
+    for part in split(filter) {
+        let named = part.rsplit_once('=').filter(|(module, _)| !module.trim().is_empty() && is_whole(module));
+        let (module, word) = named.map_or((None, part), |(module, word)| (Some(module.trim()), word));
+        let level = level(word.trim()).ok_or_else(|| LoggingError::Level { part: part.to_owned() })?;
+        match (module, level) {
+            (Some(module), level) => parts.push(format!("{module}={level}")),
+            (None, "debug" | "trace") => parts.push(format!("{OWN}={level}")),
+            (None, level) => base = level,
+        }
+    }
+    parts.insert(0, base.to_owned());
+    Ok(parts.join(","))
+}
+
+/// At the commas that are not within `[span{fields}]`.
+fn split(filter: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    filter
+        .split(move |char| {
+            match char {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            char == ',' && depth == 0
+        })
+        .map(str::trim)
+}
+
+/// Whether no bracket is open at its end, so that the `=` behind it is not one of a field.
+fn is_whole(module: &str) -> bool {
+    module.matches(['[', '{']).count() == module.matches([']', '}']).count()
+}
+
+/// A level under any of the names that people give it.
+fn level(word: &str) -> Option<&'static str> {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let word = if word.eq_ignore_ascii_case("warning") { "warn" } else { word };
+    levels.into_iter().find(|level| level.eq_ignore_ascii_case(word))
 }
 
 /// Starts logging.
@@ -84,8 +143,34 @@ mod tests {
 
     #[test]
     fn a_filter_that_does_not_parse_is_named() {
-        let error = parse_filter("info,=lots").expect_err("not a filter");
-        assert!(error.to_string().contains("`info,=lots`"), "{error}");
+        let error = parse_filter("info,a[b{c=d}=debug").expect_err("not a filter");
+        assert!(error.to_string().contains("a[b{c=d}"), "{error}");
         parse_filter("info,etcd_relay::hub=debug").expect("a filter");
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_would_not_end_all_logging() {
+        for filter in ["", " ", "loud", "info,loud", "etcd_relay", "h2=loud", "5", "info,,warn", "=debug", "h2="] {
+            let error = parse_filter(filter).expect_err(filter).to_string();
+            assert!(error.contains("error, warn, info, debug, trace or off"), "{filter}: {error}");
+        }
+    }
+
+    #[test]
+    fn levels_have_several_names_and_leave_libraries_at_info() {
+        for (filter, want) in [
+            ("info", "info"),
+            ("Warning", "warn"),
+            ("off", "off"),
+            ("error", "error"),
+            ("debug", "info,etcd_relay=debug"),
+            ("TRACE,h2=debug", "info,etcd_relay=trace,h2=debug"),
+            ("warn, etcd_relay::hub = debug", "warn,etcd_relay::hub=debug"),
+            ("etcd_relay::hub=debug", "info,etcd_relay::hub=debug"),
+            ("info,etcd_relay[call{id=1,of=\"x\"}]=trace", "info,etcd_relay[call{id=1,of=\"x\"}]=trace"),
+        ] {
+            assert_eq!(spell(filter).expect(filter), want, "{filter}");
+            parse_filter(filter).expect(filter);
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! All metrics of the relay: names, meaning, label values.
 //!
 //! Not here: the recorder. Everyone who counts uses these constants with the macros of `metrics`.
-//! Always holds: label values come from closed enums, never from keys, clients or addresses; [`describe`] starts every
-//! counter and gauge series at zero, so that a rate over it is right from the first scrape.
+//! Always holds: label values come from closed enums, never from keys, clients or addresses; every counter and gauge series that can move in a relay as it
+//! is set up starts at zero ([`describe`], [`begin`]), so that a rate over it is right from the first scrape, and no other is there.
+
+use std::sync::Once;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
@@ -414,7 +416,16 @@ labels! {
     }
 }
 
-/// Describes all metrics and starts their series at zero. Called once, when the recorder is installed.
+/// Starts series at zero, one for each value of a label.
+macro_rules! zero {
+    ($($name:ident by $label:ident),+ $(,)?) => {
+        $(for value in $label::ALL {
+            counter!($name, $label::LABEL => value.as_str()).absolute(0);
+        })+
+    };
+}
+
+/// Describes all metrics, and starts the series that every relay has at zero. Called once, when the recorder is installed.
 pub fn describe() {
     for (name, meaning) in GAUGES {
         describe_gauge!(*name, *meaning);
@@ -460,12 +471,8 @@ pub fn describe() {
         FILLS_WAITING,
         LONG_READS,
         FORWARDS,
-        FORWARDS_HELD,
-        FACADE_WAITS,
         FEED_LAG_REVISIONS,
         FEED_LAG_SECONDS,
-        UPSTREAM_LEADERLESS,
-        AUDIT_COMPLETED,
         READY,
     ] {
         gauge!(name).set(0.0);
@@ -474,52 +481,57 @@ pub fn describe() {
         WATCHES_CREATED,
         UPSTREAM_EVENTS,
         UPSTREAM_REVISIONS,
-        V2_REPAIRED,
-        FACADE_EXPIRED,
-        FACADE_JOINED,
         EVENTS_DELIVERED,
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
         BACKFILLED_REVISIONS,
-        AUDIT_MISMATCHES,
-        AUDITED_KEYS,
         STREAMS_UNCONFIRMED,
-        FORWARD_RETRIES,
     ] {
         counter!(name).absolute(0);
-    }
-    macro_rules! zero {
-        ($($name:ident by $label:ident),+ $(,)?) => {
-            $(for value in $label::ALL {
-                counter!($name, $label::LABEL => value.as_str()).absolute(0);
-            })+
-        };
     }
     zero!(
         WATCHES_CANCELED by CancelReason,
         WATCHES_REFUSED by Refusal,
         REQUESTS_REFUSED by Overrun,
-        CONNECTIONS_ACCEPTED by Port,
-        ACCEPT_ERRORS by Port,
         UPSTREAM_RECONNECTS by ReconnectReason,
         UPSTREAM_RESYNCS by ResyncReason,
-        AUDITS by Audited,
         BACKFILLS by BackfillOutcome,
-        UPSTREAM_CONNECTS by Connect,
-        MEMBER_LEFT by Leave,
-        TLS_UPSTREAM_HANDSHAKES by Connect,
         READS by Read,
         RANGE_STREAMS by Read,
         ACCESS_CHECKS by Check,
-        V2_LISTINGS by V2Listing,
-        V2_WAITS by V2WaitEnd,
-        FACADE_REQUESTS by FacadeRequest,
-        FACADE_PASTS by FacadePast,
     );
-    gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
-    for port in Port::ALL {
+    for state in FeedState::ALL {
+        gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
+    }
+}
+
+/// What a relay has, and so which of the other series can ever move.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Its ports, each with whether TLS is served there.
+    pub ports: Vec<(Port, bool)>,
+    /// Whether it asks clients to leave for reasons other than its end.
+    pub leaves: Vec<LeaveReason>,
+    /// It follows etcd's v3 API.
+    pub etcd: bool,
+    /// It reaches etcd over TLS.
+    pub etcd_tls: bool,
+    /// It follows etcd's v2 API.
+    pub etcd_v2: bool,
+    /// It serves etcd's v2 API.
+    pub facade: bool,
+    /// It serves Lainlet's views.
+    pub views: bool,
+}
+
+/// Starts the series of what a relay has at zero. Those of what it does not have would never be anything else.
+pub fn begin(present: &Present) {
+    for (port, tls) in &present.ports {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
-        for reason in LeaveReason::ALL {
+        for name in [CONNECTIONS_ACCEPTED, ACCEPT_ERRORS] {
+            counter!(name, Port::LABEL => port.as_str()).absolute(0);
+        }
+        for reason in present.leaves.iter().chain([&LeaveReason::Stopping]) {
             counter!(CONNECTIONS_ASKED_TO_LEAVE, Port::LABEL => port.as_str(), LeaveReason::LABEL => reason.as_str())
                 .absolute(0);
         }
@@ -527,18 +539,56 @@ pub fn describe() {
             counter!(CONNECTIONS_TURNED_AWAY, Port::LABEL => port.as_str(), Turned::LABEL => reason.as_str())
                 .absolute(0);
         }
-        for outcome in Handshake::ALL {
+        for outcome in Handshake::ALL.iter().filter(|_| *tls) {
             counter!(TLS_HANDSHAKES, Port::LABEL => port.as_str(), Handshake::LABEL => outcome.as_str()).absolute(0);
         }
     }
-    for certificate in TlsCertificate::ALL {
-        gauge!(TLS_CERTIFICATE_NOT_AFTER, TlsCertificate::LABEL => certificate.as_str()).set(0.0);
-    }
-    for side in TlsSide::ALL {
+    let sides = [(TlsSide::Port, present.ports.iter().any(|(_, tls)| *tls)), (TlsSide::Upstream, present.etcd_tls)];
+    for (side, certificates) in [
+        (sides[0], [TlsCertificate::Port, TlsCertificate::PortCa]),
+        (sides[1], [TlsCertificate::Upstream, TlsCertificate::UpstreamCa]),
+    ] {
+        let (side, true) = side else { continue };
+        for certificate in certificates {
+            gauge!(TLS_CERTIFICATE_NOT_AFTER, TlsCertificate::LABEL => certificate.as_str()).set(0.0);
+        }
         for outcome in Reload::ALL {
             counter!(TLS_RELOADS, TlsSide::LABEL => side.as_str(), Reload::LABEL => outcome.as_str()).absolute(0);
         }
     }
+    if present.etcd_tls {
+        zero!(TLS_UPSTREAM_HANDSHAKES by Connect);
+    }
+    if present.etcd {
+        zero!(UPSTREAM_CONNECTS by Connect, MEMBER_LEFT by Leave, AUDITS by Audited);
+        gauge!(MEMBER_HEALTHY, MEMBER => "1").set(0.0);
+        for lane in Lane::ALL {
+            gauge!(UPSTREAM_CONNECTIONS, Lane::LABEL => lane.as_str()).set(0.0);
+            gauge!(UPSTREAM_WAITING, Lane::LABEL => lane.as_str()).set(0.0);
+        }
+        for name in [AUDIT_MISMATCHES, AUDITED_KEYS, FORWARD_RETRIES] {
+            counter!(name).absolute(0);
+        }
+        for name in [FORWARDS_HELD, UPSTREAM_LEADERLESS, AUDIT_COMPLETED] {
+            gauge!(name).set(0.0);
+        }
+    }
+    if present.etcd_v2 {
+        zero!(V2_LISTINGS by V2Listing, V2_WAITS by V2WaitEnd);
+        counter!(V2_REPAIRED).absolute(0);
+    }
+    if present.facade {
+        zero!(FACADE_REQUESTS by FacadeRequest, FACADE_PASTS by FacadePast);
+        gauge!(FACADE_WAITS).set(0.0);
+        counter!(FACADE_EXPIRED).absolute(0);
+        counter!(FACADE_JOINED).absolute(0);
+    }
+    if present.views {
+        begin_views();
+    }
+}
+
+fn begin_views() {
     for transport in Transport::ALL {
         gauge!(VIEW_STREAMS, Transport::LABEL => transport.as_str()).set(0.0);
         counter!(VIEW_MESSAGES, Transport::LABEL => transport.as_str()).absolute(0);
@@ -566,18 +616,17 @@ pub fn describe() {
                 .absolute(0);
         }
     }
-    for lane in Lane::ALL {
-        gauge!(UPSTREAM_CONNECTIONS, Lane::LABEL => lane.as_str()).set(0.0);
-        gauge!(UPSTREAM_WAITING, Lane::LABEL => lane.as_str()).set(0.0);
-    }
-    for state in FeedState::ALL {
-        gauge!(FEEDS, FeedState::LABEL => state.as_str()).set(0.0);
-    }
-    for service in Service::ALL {
+}
+
+/// The series of a service begin at zero with its first call: most services are never called.
+pub fn begin_forwarding(service: Service) {
+    static BEGUN: [Once; Service::ALL.len()] = [const { Once::new() }; Service::ALL.len()];
+    // In the order of the enum.
+    BEGUN[service as usize].call_once(|| {
         for outcome in Outcome::ALL {
             counter!(FORWARDED, Service::LABEL => service.as_str(), Outcome::LABEL => outcome.as_str()).absolute(0);
         }
-    }
+    });
 }
 
 /// Every gauge with its meaning.
@@ -682,17 +731,61 @@ pub const COUNTERS: &[(&str, &str)] = &[
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_series_is_there_at_zero_with_a_help_text() {
+    fn told(present: &Present) -> String {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, describe);
-        let text = handle.render();
-        // What was built is told by the recorder.
-        for (name, meaning) in GAUGES.iter().chain(COUNTERS).filter(|(name, _)| *name != BUILD_INFO) {
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            begin(present);
+        });
+        handle.render()
+    }
+
+    #[test]
+    fn every_series_of_what_a_relay_has_is_there_at_zero_with_a_help_text() {
+        let text = told(&Present {
+            ports: Port::ALL.iter().map(|port| (*port, true)).collect(),
+            leaves: vec![LeaveReason::Age, LeaveReason::Share],
+            etcd: true,
+            etcd_tls: true,
+            etcd_v2: true,
+            facade: true,
+            views: true,
+        });
+        // What was built is told by the recorder, and calls are told by service from the first one on.
+        for (name, meaning) in GAUGES.iter().chain(COUNTERS).filter(|(name, _)| ![BUILD_INFO, FORWARDED].contains(name))
+        {
             assert!(text.contains(&format!("# HELP {name} {meaning}")), "{name} has no help text");
             assert!(text.lines().any(|line| line.starts_with(name)), "{name} has no series");
         }
-        assert!(text.contains(r#"etcd_relay_forwarded_total{service="lease",outcome="canceled"} 0"#), "{text}");
+        assert!(text.contains(r#"etcd_relay_connections_asked_to_leave_total{port="v2",reason="share"} 0"#), "{text}");
+    }
+
+    #[test]
+    fn what_a_relay_does_not_have_has_no_series() {
+        let plain = Present { ports: vec![(Port::Grpc, false), (Port::Http, false)], etcd: true, ..Present::default() };
+        let text = told(&plain);
+        for absent in
+            ["etcd_relay_tls_", "etcd_relay_v2_", "etcd_relay_facade_", "etcd_relay_view_", "port=\"v2\"", "\"share\""]
+        {
+            let series = text.lines().find(|line| !line.starts_with('#') && line.contains(absent));
+            // Histograms are there with their help.
+            assert_eq!(series, None, "{absent}");
+        }
+        assert!(text.contains(r#"etcd_relay_connections{port="http"} 0"#), "{text}");
+        assert!(text.contains("etcd_relay_audit_mismatches_total 0"), "an alert needs it: {text}");
+    }
+
+    #[test]
+    fn the_series_of_a_service_begin_with_its_first_call() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            // Of a service that no other test calls.
+            begin_forwarding(Service::Election);
+        });
+        let text = handle.render();
+        assert!(text.contains(r#"etcd_relay_forwarded_total{service="election",outcome="canceled"} 0"#), "{text}");
+        assert!(!text.contains(r#"service="kv""#), "{text}");
     }
 }

@@ -397,14 +397,14 @@ impl<D: Document> EngineState<D> {
         if let Some(error) = change.refused.as_ref().filter(|_| !was_refused) {
             tracing::warn!(
                 key = %String::from_utf8_lossy(seen.key()),
-                revision = %seen.mod_revision,
+                revision = seen.mod_revision.get(),
                 %error,
                 kept = new.is_some(),
                 "A value cannot be read; views keep what they had of its key"
             );
         }
         if was_refused && change.refused.is_none() {
-            tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = %seen.mod_revision, "A value can be read again");
+            tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = seen.mod_revision.get(), "A value can be read again");
         }
         let held = Held { seen, document: new.clone(), refused: change.refused.clone() };
         self.documents.insert(change.key.clone(), held);

@@ -7,7 +7,11 @@ use std::{process::Output, time::Duration};
 use serde_json::Value;
 use tokio::{io::AsyncBufReadExt as _, net::TcpListener};
 
-use crate::support::{http, relay::RelayCommand};
+use crate::support::{
+    client::{self, WatchStream},
+    eventually, http,
+    relay::{Relay, RelayCommand},
+};
 
 /// An end without clients takes milliseconds; the rest is for busy machines.
 const SOON: Duration = Duration::from_secs(10);
@@ -35,6 +39,8 @@ async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--on-demand", "deny"], "--prefix"),
         (&["serve", "--listen-grpc", &listen, "--etcd", "etcd", "--audit-interval", "soon"], "--audit-interval"),
         (&["demo", "--listen-grpc", &listen, "--log-level", "=x"], "--log-level"),
+        (&["demo", "--listen-grpc", &listen, "--log-level", "loud"], "`loud` is not a log level"),
+        (&["demo", "--listen-grpc", &listen, "--trusted-net", "10.0.0.0"], "10.0.0.0/8"),
         (&["grpc-proxy", "start", "--listen-addr", &listen, "--namespace", "/x"], "--namespace"),
         (&["grpc-proxy", "start", "--listen-addr", &listen, "--cert-file", "x"], "--cert-file"),
     ] {
@@ -88,6 +94,52 @@ async fn grpc_proxy_start_says_that_it_started_warns_once_a_flag_and_stops() {
     let warnings = &|line: &Value| line["level"] == "WARN" && line["message"].to_string().contains("--data-dir");
     assert_eq!(lines(&proxy.log(), warnings), 1);
     assert_eq!(lines(&proxy.log(), &|line| line["message"].to_string().contains("advertise")), 0);
+}
+
+/// The lines of its log with this message.
+fn said(relay: &Relay, message: &str) -> Vec<Value> {
+    let log = relay.log();
+    log.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &Value| line["message"] == message)
+        .collect()
+}
+
+#[tokio::test]
+async fn the_log_begins_with_what_runs_and_its_numbers_are_numbers() {
+    let relay = RelayCommand::demo().start().await;
+    let first: Value = serde_json::from_str(relay.log().lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["message"], "Starting etcd-relay");
+    assert_eq!((&first["version"], &first["upstream"]), (&env!("CARGO_PKG_VERSION").into(), &"embedded store".into()));
+    assert!(first["commit"].is_string() && first["prefixes"] == "\"\"" && first["on_demand"] == false, "{first}");
+    let snapshot = said(&relay, "Feed has its snapshot");
+    assert!(snapshot[0]["revision"].is_i64() && snapshot[0]["keys"].is_u64(), "{snapshot:?}");
+    assert!(!relay.log().contains("fewer connections"), "nobody asked for more: {}", relay.log());
+}
+
+#[tokio::test]
+async fn at_debug_the_log_tells_who_watches_what_and_no_frames() {
+    let relay = RelayCommand::demo().arg("--log-level=debug").start().await;
+    let mut stream = WatchStream::open(&relay.endpoint()).await;
+    stream.created(client::prefix("/told/of/")).await;
+    let created = eventually("the watch is in the log", async || said(&relay, "Watch created").pop()).await;
+    assert!(created["range"].as_str().is_some_and(|range| range.contains("/told/of/")), "{created}");
+    assert_eq!((&created["client"], created["start_revision"].is_i64()), (&"127.0.0.1".into(), true), "{created}");
+    let connection = created["connection"].as_u64().expect("a number");
+    drop(stream);
+    let ended = eventually("its end is in the log", async || said(&relay, "Watch stream ended").pop()).await;
+    assert_eq!(ended["connection"].as_u64(), Some(connection));
+    let targets = ["\"target\":\"h2", "\"target\":\"hyper", "\"target\":\"rustls"];
+    let strange: Vec<_> = targets.iter().filter(|target| relay.log().contains(**target)).collect();
+    assert!(strange.is_empty(), "libraries log below info: {strange:?}");
+}
+
+#[tokio::test]
+async fn an_empty_variable_that_keeps_all_keys_in_memory_is_warned_of() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let command = RelayCommand::serve(&[format!("http://{gone}")]).env("ETCD_RELAY_PREFIX", "");
+    let relay = command.unready().start().await;
+    assert!(relay.log().contains("ETCD_RELAY_PREFIX is set and empty"), "{}", relay.log());
 }
 
 #[tokio::test]

@@ -90,6 +90,31 @@ async fn figures_follow_what_they_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_relays_own_questions_are_no_forwarded_calls() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    // It is ready once it knows whether authentication is on, which it asks for with a read that etcd refuses.
+    let told = relay.metrics().await;
+    assert_eq!(http::series(&told, "etcd_relay_forwarded_total").next(), None, "nobody called");
+    let kv = Kv::connect(&relay.endpoint()).await;
+    kv.put(format!("{PREFIX}a"), "1").await;
+    let ok = r#"service="kv",outcome="ok""#;
+    eventually("the put is counted", async || {
+        let counted = relay.metric_of("etcd_relay_forwarded_total", ok).await;
+        (counted > 0.5).then_some(())
+    })
+    .await;
+    let told = relay.metrics().await;
+    let calls: f64 = http::series(&told, "etcd_relay_forwarded_total").map(|(_, count)| count).sum();
+    assert!((calls - 1.0).abs() < 0.1, "{told}");
+    assert!(told.contains(r#"etcd_relay_forwarded_total{service="kv",outcome="error"} 0"#), "{told}");
+    assert!(
+        !told.contains("etcd_relay_tls_") && !told.contains("etcd_relay_v2_"),
+        "what it does not have has no series"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_shows_feeds_and_connections() {
     let etcd = Etcd::start().await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;

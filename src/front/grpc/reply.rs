@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Status;
 
 use super::{
@@ -22,7 +23,10 @@ use super::{
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const OK: HeaderValue = HeaderValue::from_static("0");
+/// What gRPC demands to be encoded in the text of a status, besides all that is not ASCII.
+const ENCODED: AsciiSet = CONTROLS.add(b'%');
 
 /// The body of such an answer.
 #[derive(Debug, Default)]
@@ -106,7 +110,16 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
         // A text that no header can carry; the code is what counts.
         trailers.insert(GRPC_STATUS, HeaderValue::from(status.code() as i32));
     }
+    spell(&mut trailers, status.message());
     trailers
+}
+
+/// Writes the text of a status as etcd does: encoded only where gRPC demands it, so that it can be read without a gRPC client.
+pub(in crate::front) fn spell(headers: &mut HeaderMap, message: &str) {
+    let encoded = utf8_percent_encode(message, &ENCODED).to_string();
+    if let (Some(value), Ok(spelled)) = (headers.get_mut(GRPC_MESSAGE), HeaderValue::from_str(&encoded)) {
+        *value = spelled;
+    }
 }
 
 /// All of a request's body, of `most` bytes at the most. One buffer, as nearly every request has, is passed on as it is.
@@ -167,6 +180,22 @@ mod tests {
         let frames: Vec<Result<_, Infallible>> =
             parts.iter().map(|len| Ok(Frame::data(Bytes::from(vec![*len as u8; *len])))).collect();
         read(StreamBody::new(futures_util::stream::iter(frames)), MAX_REQUEST).await
+    }
+
+    #[test]
+    fn the_text_of_a_status_is_encoded_no_more_than_grpc_demands() {
+        for (text, spelled) in [
+            (
+                "etcd-relay: no snapshot of [\"/a\", \"/b\") yet; try again?",
+                "etcd-relay: no snapshot of [\"/a\", \"/b\") yet; try again?",
+            ),
+            ("100 %\n\u{7f}é", "100 %25%0A%7F%C3%A9"),
+            ("", ""),
+        ] {
+            let trailers = trailers(&Status::unavailable(text));
+            let told = trailers.get(GRPC_MESSAGE).map_or("", |value| value.to_str().expect("ASCII"));
+            assert_eq!((told, Status::from_header_map(&trailers).expect("a status").message()), (spelled, text));
+        }
     }
 
     #[tokio::test]

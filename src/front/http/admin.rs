@@ -41,7 +41,7 @@ use crate::{
     front::{
         Inspect,
         body::{PortBody, RequestBody},
-        grpc::is_grpc,
+        grpc::{is_grpc, spell},
         listen::Connections,
         users::Users,
     },
@@ -123,7 +123,10 @@ impl HttpPort {
             "this is etcd-relay's HTTP port; etcd's v3 API over gRPC is at {}",
             self.grpc_addr
         ));
-        status.into_http::<tonic::body::Body>().map(PortBody::Plain)
+        let mut response = status.clone().into_http::<tonic::body::Body>().map(PortBody::Plain);
+        // Whoever is here by mistake may not read it with a gRPC client.
+        spell(response.headers_mut(), status.message());
+        response
     }
 }
 

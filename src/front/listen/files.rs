@@ -29,13 +29,24 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
         let share = share / kinds.iter().filter(|kind| **kind == port.port).count().max(1) as u64;
         let share = NonZeroUsize::new(usize::try_from(share).unwrap_or(usize::MAX)).unwrap_or(NonZeroUsize::MIN);
         if port.max_connections > share {
-            tracing::info!(
-                port = port.port.as_str(),
-                files,
-                wanted = port.max_connections,
-                max_connections = share,
-                "The limit of open files allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=)"
-            );
+            let (name, wanted) = (port.port.as_str(), port.max_connections);
+            if wanted == PortConfig::MAX_CONNECTIONS {
+                // Nobody asked for as many.
+                tracing::debug!(
+                    port = name,
+                    files,
+                    max_connections = share,
+                    "The limit of open files sets the number of connections"
+                );
+            } else {
+                tracing::warn!(
+                    port = name,
+                    files,
+                    wanted,
+                    max_connections = share,
+                    "The limit of open files allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=)"
+                );
+            }
             port.max_connections = share;
         }
     }

@@ -122,7 +122,7 @@ impl Keys {
     /// not.
     async fn reach(&self, revision: Revision) {
         if let Err(error) = self.feed.wait_for(revision, PATIENCE).await {
-            tracing::debug!(%revision, %error, "A write of v2 was answered before the feed had it");
+            tracing::debug!(revision = revision.get(), %error, "A write of v2 was answered before the feed had it");
         }
     }
 

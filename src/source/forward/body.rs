@@ -19,21 +19,25 @@ use tonic::{Code, Status};
 use super::{Running, clients::Counted, count, status};
 use crate::{
     source::{causes::chain, pool::Answer},
-    telemetry::names::{Outcome, Service},
+    telemetry::names::{Outcome, Service, begin_forwarding},
 };
 
 /// A call that is running. Dropped without [`Call::finish`], the client went away.
 #[derive(Debug)]
 pub(super) struct Call {
-    service: Service,
+    /// None for a question of the relay's own, which is not counted.
+    service: Option<Service>,
     outcome: Outcome,
     _counted: Counted,
-    _running: Running,
+    _running: Option<Running>,
 }
 
 impl Call {
-    pub(super) fn start(service: Service, counted: Counted) -> Self {
-        Self { service, outcome: Outcome::Canceled, _counted: counted, _running: Running::start() }
+    pub(super) fn start(service: Option<Service>, counted: Counted) -> Self {
+        if let Some(service) = service {
+            begin_forwarding(service);
+        }
+        Self { service, outcome: Outcome::Canceled, _counted: counted, _running: service.map(|_| Running::start()) }
     }
 
     /// Says how the call ended when the relay itself answered.

@@ -131,7 +131,7 @@ impl Lease for KeepAlives {
         let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
         let clients = &self.shared.forward.shared.clients;
         let Some(counted) = clients.enter(client) else {
-            count(names::Service::Lease, Outcome::Refused);
+            count(Some(names::Service::Lease), Outcome::Refused);
             return Err(status::too_many(clients.most()));
         };
         let stop = request.extensions().get().unwrap_or(&self.shared.forward.shared.drain).clone();
@@ -140,7 +140,7 @@ impl Lease for KeepAlives {
             member: self.shared.join(fields, client),
             requests: request.into_inner(),
             stop,
-            call: Some(Call::start(names::Service::Lease, counted)),
+            call: Some(Call::start(Some(names::Service::Lease), counted)),
         };
         Ok(Response::new(Box::pin(futures_util::stream::unfold(keeping, Keeping::step))))
     }
