@@ -1,4 +1,4 @@
-//! What clients see: ports, etcd's v3 API over gRPC, plain HTTP, and etcd's v2 API (`v2`).
+//! What clients see: ports, etcd's v3 API over gRPC and as JSON (`gateway`), plain HTTP, and etcd's v2 API (`v2`).
 //!
 //! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
 
@@ -6,12 +6,15 @@ pub mod access;
 pub mod balance;
 pub mod body;
 pub mod client;
+pub mod gateway;
+mod gojson;
 pub mod grpc;
 pub mod http;
 pub mod inspect;
 pub mod lainlet;
 pub mod listen;
 mod pieces;
+mod room;
 pub mod session;
 pub mod signal;
 mod tokens;

@@ -30,6 +30,7 @@ use crate::{
         self, Inspect,
         access::Access,
         balance::Balance,
+        gateway::{Gateway, SchemaError},
         grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
@@ -54,6 +55,7 @@ pub struct Relay {
     config: RelayConfig,
     data: Data,
     reflection: GrpcService,
+    gateway: Gateway,
     metrics: Metrics,
     started: Instant,
     connections: Arc<Connections>,
@@ -76,6 +78,9 @@ pub enum BuildError {
     /// The protocol's descriptors are unusable: a fault of the build.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The same.
+    #[error("cannot serve the JSON gateway")]
+    Gateway(#[from] SchemaError),
 }
 
 impl Relay {
@@ -104,10 +109,12 @@ impl Relay {
         let v2 = config.v2.as_ref().map(|v2| bind(&v2.port)).transpose()?;
         let data = Data::new(&config)?;
         let reflection = grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET)?;
+        let gateway = Gateway::new(crate::pb::FILE_DESCRIPTOR_SET)?;
         Ok(Self {
             config,
             data,
             reflection,
+            gateway,
             metrics,
             started: Instant::now(),
             grpc,
@@ -160,7 +167,8 @@ impl Relay {
         shutdown: Shutdown,
         run: impl FnOnce(Data, &Phases, &ReadyBoard) -> upstream::Running,
     ) -> Result<Drained, Failure> {
-        let Self { config, data, reflection, metrics, started, connections, grpc, http, metrics_only, v2 } = self;
+        let Self { config, data, reflection, gateway, metrics, started, connections, grpc, http, metrics_only, v2 } =
+            self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
@@ -230,7 +238,7 @@ impl Relay {
         let over_http = LainletHttp::new(core.lainlet.clone(), phases.streams.clone());
         let lainlet = LainletApi::new(core.lainlet.clone(), phases.streams.clone());
         let local = Locals { etcd: core.api, lainlet };
-        let port = GrpcPort { local, forward: core.forward, health, reflection, member };
+        let port = GrpcPort { local, forward: core.forward, health, reflection, gateway, member };
         phases.spawn_port("gRPC port", grpc.serve(port, stop.clone()));
         if let Some(http) = http {
             let admin = Admin {

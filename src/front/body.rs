@@ -1,4 +1,4 @@
-//! The bodies of a port: [`RequestBody`], of either protocol, and [`PortBody`], for handlers that answer with different ones.
+//! The bodies of a port: [`RequestBody`], of either protocol or the relay's own, and [`PortBody`], for handlers that answer with different ones.
 //!
 //! Always holds: a handler's buffers reach the connection as they are, unboxed and uncopied; that is what keeps a delivery cheap.
 
@@ -25,6 +25,8 @@ pub enum RequestBody {
     Http1(Incoming),
     /// Over HTTP/2.
     Http2(http2::Body),
+    /// Made by the relay of another request.
+    Made(Body),
 }
 
 impl http_body::Body for RequestBody {
@@ -35,6 +37,7 @@ impl http_body::Body for RequestBody {
         match self.get_mut() {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Made(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -42,6 +45,7 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            Self::Made(body) => body.is_end_stream(),
         }
     }
 
@@ -49,6 +53,7 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            Self::Made(body) => body.size_hint(),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | `/etcdserverpb.KV/Txn` and others that can end a member | forwarded to etcd, if they do it no harm (`guard`) |
 //! | `/etcdserverpb.Cluster/MemberList`, where the relay advertises itself | the relay (`members`) |
 //! | any other with content type `application/grpc…` | forwarded to etcd |
+//! | any other to `/v3/…` | the JSON gateway (`front::gateway`), which puts the same calls |
 //! | all else | `front::http::member` |
 
 mod ending;
@@ -23,7 +24,7 @@ mod service;
 mod services;
 mod watch_body;
 
-pub(in crate::front) use self::reply::spell;
+pub(super) use self::{reply::spell, service::mark_client};
 pub use self::{
     ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},

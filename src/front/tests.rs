@@ -17,6 +17,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 use super::{
     Inspect,
     body::RequestBody,
+    gateway::Gateway,
     grpc::{self, GrpcPort, GrpcService, Local},
     http::{
         admin::{self, Admin, HttpPort},
@@ -141,6 +142,7 @@ fn serve() -> Ports {
         forward: named("forwarded"),
         health,
         reflection: grpc::reflection(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
+        gateway: Gateway::new(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
         member: member::router(told.clone(), gate(Audience::Any)),
     };
     tokio::spawn(grpc.serve(port, stop.clone()));
@@ -391,8 +393,8 @@ async fn who_comes_to_the_wrong_port_is_told_the_right_one() {
     let ports = serve();
     let (status, text) = get(ports.http, "/v3/kv/range").await;
     assert!(status == StatusCode::NOT_FOUND && text.contains(&ports.grpc.to_string()), "{text}");
-    let (status, text) = get(ports.grpc, "/v3/kv/range").await;
-    assert!(status == StatusCode::NOT_IMPLEMENTED && text.contains("JSON gateway"), "{text}");
+    assert_eq!(get(ports.grpc, "/v3/kv/range").await, (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into()));
+    assert_eq!(get(ports.grpc, "/v3/kv").await, (StatusCode::NOT_FOUND, "Not Found\n".into()));
     let response = call(ports.http, "/etcdserverpb.KV/Range", b"").await;
     let status = Status::from_header_map(response.headers()).expect("a gRPC status");
     assert_eq!(status.code(), Code::Unimplemented);

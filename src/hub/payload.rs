@@ -28,7 +28,7 @@ pub struct Payload {
 }
 
 /// In how many forms a front may write a payload's events for all who get it.
-pub const TEXTS: usize = 4;
+pub const TEXTS: usize = 5;
 
 /// A payload's events as a front writes them, made once for all who get them in this form.
 #[derive(Debug)]
@@ -131,6 +131,10 @@ impl Payload {
         };
         let found = entries.iter().map(|entry| (entry, picks(entry))).filter(|(_, picks)| !picks.is_empty());
         Self::run(found.collect(), options.prev_kv)
+    }
+
+    fn new(of: Of, bytes: Bytes) -> Arc<Self> {
+        Arc::new(Self { of, bytes, second: OnceLock::new() })
     }
 
     /// The cluster that made the events: within a feed's epoch, and so within a payload, it is one.
@@ -277,6 +281,12 @@ impl Payload {
 }
 
 impl Text {
+    /// The text of each revision, but for the first `from`.
+    pub fn revisions(&self, from: usize) -> impl Iterator<Item = Bytes> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).skip(from).map(|(start, end)| self.bytes.slice(start..*end))
+    }
+
     /// The text, but for the first `from` revisions.
     #[must_use]
     pub fn from(&self, from: usize) -> Bytes {
@@ -331,6 +341,7 @@ mod tests {
             (text(0).from(1), text(0).from(2), text(0).from(3)),
             ("<0:5><0:8>".into(), "<0:8>".into(), "".into())
         );
+        assert_eq!(text(0).revisions(1).collect::<Vec<_>>(), ["<0:5>", "<0:8>"]);
         assert_eq!(written.get(), 3, "each revision once, however many ask");
         assert!(std::ptr::eq(text(0).from(0).as_ptr(), text(0).from(0).as_ptr()), "all get the same bytes");
         assert_eq!(text(TEXTS - 1).from(2), format!("<{}:8>", TEXTS - 1));

@@ -153,6 +153,8 @@ pub const KEYS_MESSAGES: &str = "etcd_relay_keys_messages_total";
 pub const KEYS_MESSAGE_BYTES: &str = "etcd_relay_keys_message_bytes_total";
 /// Snapshots that these streams were sent, by [`KeysSnapshot`].
 pub const KEYS_SNAPSHOTS: &str = "etcd_relay_keys_snapshots_total";
+/// Requests to the JSON gateway, by [`Service`] and [`GatewayOutcome`], counted when they end.
+pub const GATEWAY_REQUESTS: &str = "etcd_relay_gateway_requests_total";
 /// Calls forwarded upstream, by [`Service`] and [`Outcome`], counted when they end.
 pub const FORWARDED: &str = "etcd_relay_forwarded_total";
 /// Forwarded calls that are running now.
@@ -398,6 +400,19 @@ labels! {
         Shutdown = "shutdown",
         /// The relay refused it: its client has as many under way as it may.
         Refused = "refused",
+    }
+}
+labels! {
+    /// How a request to the JSON gateway ended.
+    GatewayOutcome as "outcome" {
+        /// Its call ended well.
+        Ok = "ok",
+        /// Its call failed.
+        Error = "error",
+        /// It stands for no call: its path, its method or its body is wrong.
+        Refused = "refused",
+        /// The client went away.
+        Canceled = "canceled",
     }
 }
 labels! {
@@ -724,6 +739,7 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (TLS_HANDSHAKES, "TLS handshakes with clients, by port and outcome"),
     (TLS_UPSTREAM_HANDSHAKES, "TLS handshakes with etcd"),
     (TLS_RELOADS, "Changes of TLS files that were seen, by side and outcome; failed ones are counted at each look"),
+    (GATEWAY_REQUESTS, "Requests to the JSON gateway, by service and outcome, counted when they end"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
 

@@ -9,6 +9,7 @@
 
 mod draw;
 mod engine;
+mod gateway;
 mod hpack;
 mod http2;
 mod relay;
@@ -43,6 +44,11 @@ fn watch_requests() {
 #[test]
 fn forwarded_requests() {
     engine::run("forwarded", 400, requests::forwarded);
+}
+
+#[test]
+fn json_requests() {
+    engine::run("gateway", 600, gateway::target);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use etcd_relay::{
     front::{
+        gateway::Gateway,
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
         http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
@@ -101,6 +102,7 @@ impl Relay {
             forward: core.forward.clone(),
             health: unserved(),
             reflection: unserved(),
+            gateway: Gateway::new(etcd_relay::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
             member: axum::Router::new(),
         };
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
@@ -119,6 +121,24 @@ impl Relay {
         let _ = send.send_data(body, true);
         let (messages, status) = answer.all().await;
         (messages, status.expect("a call that is over ends"))
+    }
+
+    /// A request without gRPC: its status, and all of its answer.
+    pub(crate) async fn post(&self, path: &str, body: Bytes) -> (u16, Bytes) {
+        let mut requests = self.requests.clone().ready().await.expect("the connection is there");
+        let request = Request::builder().method(Method::POST).uri(format!("http://relay{path}"));
+        let request = request.body(()).expect("a request");
+        let (response, mut send) = requests.send_request(request, false).expect("the connection is there");
+        // Where the relay has refused the request already, it takes no more.
+        let _ = send.send_data(body, true);
+        let (head, mut body) = response.await.expect("an answer").into_parts();
+        let mut bytes = BytesMut::new();
+        while let Some(data) = body.data().await {
+            let data = data.expect("the answer is not reset");
+            body.flow_control().release_capacity(data.len()).expect("what was received");
+            bytes.extend_from_slice(&data);
+        }
+        (head.status.as_u16(), bytes.freeze())
     }
 
     /// Opens a call.

@@ -6,7 +6,7 @@
 mod keys;
 mod revoked;
 mod tiers;
-mod users;
+pub(crate) mod users;
 mod versions;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchResponse};

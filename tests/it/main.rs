@@ -5,7 +5,7 @@
 //! way; `v2` puts a relay over a cluster with etcd's v2 API; `access` asks as different users, with etcd's authentication on; `lainlet` asks the views over LAIN's keys; `commands`,
 //! `grpc_proxy` and `state` look at the program from outside; `page` looks at the page in a browser; `h2spec` holds a port to the RFCs of HTTP/2; `etcdctl` runs the real command; `bench` puts the
 //! loads of `etcd-relay bench` on servers that are right and on one that lies; `tls` puts TLS on both sides, with good and bad certificates; `store` compares the embedded
-//! store with etcd, request by request; `top` runs the commands that look at a relay. Not here: tests of single modules, which stand beside the code.
+//! store with etcd, request by request; `gateway` compares the JSON gateway with etcd's, byte for byte; `top` runs the commands that look at a relay. Not here: tests of single modules, which stand beside the code.
 
 #![expect(
     unreachable_pub,
@@ -22,6 +22,7 @@ mod conversation;
 mod etcdctl;
 mod faults;
 mod fleet;
+mod gateway;
 mod grpc_proxy;
 mod h2spec;
 mod keys;

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use etcd_relay::{
     front::{
+        gateway::Gateway,
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
         http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
@@ -115,6 +116,7 @@ impl Relay {
             forward: core.forward,
             health: unserved(),
             reflection: unserved(),
+            gateway: Gateway::new(etcd_relay::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
             member: axum::Router::new(),
         };
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };

@@ -42,6 +42,7 @@ use crate::{
     front::{
         body::{BoxError, RequestBody},
         client::Client,
+        gateway::Lines,
         listen::{self, ConnectionId},
         session::Sessions,
     },
@@ -123,12 +124,18 @@ impl EtcdApi {
         let stop = listen::leave(request.extensions(), &shared.sessions.stop);
         let session = shared.sessions.open(client, requires_leader, stop);
         let listed = connection.map(|connection| shared.streams.list(connection, session.stream()));
-        let body = WatchBody::new(session.stream().clone(), listed);
+        let lines = request.extensions().get::<Lines>().cloned();
+        let body = WatchBody::new(session.stream().clone(), lines.clone(), listed);
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
         let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
         shared.tasks.spawn(session.run(requests.map_err(|status| ended_by(&status))));
-        respond(EtcdBody::Watch(body))
+        let mut response = respond(EtcdBody::Watch(body));
+        if let Some(lines) = lines {
+            // Tells who asked for lines that these are some.
+            response.extensions_mut().insert(lines);
+        }
+        response
     }
 
     async fn range(&self, request: Request<RequestBody>, form: Form) -> Response<EtcdBody> {

@@ -1,16 +1,18 @@
-//! Puts `WatchResponse`s together from what an stream gives: a small head for each, and the hub's shared bytes.
+//! Puts `WatchResponse`s together from what a stream gives: a small head for each, and the hub's shared bytes. As gRPC messages, or as
+//! lines of JSON.
 //!
 //! Always holds: a response has whole revisions; the header's revision of live events is that of the last of them; of events
 //! from the past it is the newest when they were read, as etcd does it (docs/promises.md, section 3).
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::pieces::{MAX_REQUEST, Pieces, SHARE_FROM, Writer, put_bytes, put_header, put_int};
 use crate::{
-    hub::{Cancellation, Delivery, Payload, Whole},
-    types::{Cluster, Header, Revision},
+    front::gateway::{LineWriter, Lines},
+    hub::{Cancellation, Delivery, Payload},
+    types::{Header, Revision},
 };
 
 /// From this many waiting deliveries on, live events of one watch are joined into one response, as those from the past always
@@ -30,19 +32,86 @@ pub(super) struct Written {
     pub(super) events: u64,
 }
 
-/// Writes all deliveries of `batch`, in order, and empties it.
-pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
-    let (mut small, mut waiting) = (0, 0);
-    for delivery in &*batch {
-        small += HEAD_BYTES;
-        waiting += 1;
-        if let Delivery::Events { payload, from, .. } = delivery {
-            let size = payload.size(*from as usize);
-            small += if size < SHARE_FROM { size } else { 0 };
-            waiting += payload.revisions() - *from as usize - 1;
-        }
+/// A form of responses. `head` writes a response's own fields as protobuf.
+trait Form {
+    /// A response without events.
+    fn plain(&mut self, head: impl FnOnce(&mut BytesMut));
+
+    /// One revision of a payload, by its index.
+    fn revision(&mut self, payload: &Payload, index: usize, bytes: &Bytes, head: impl FnOnce(&mut BytesMut));
+
+    /// All payloads of `joined`.
+    fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut));
+
+    /// Some events of one revision, of so many bytes.
+    fn fragment(&mut self, pieces: &[Bytes], bytes: usize, head: impl FnOnce(&mut BytesMut));
+}
+
+impl Form for Writer {
+    fn plain(&mut self, head: impl FnOnce(&mut BytesMut)) {
+        self.message(0, head);
     }
-    let mut response = Response { writer: Writer::with_capacity(small), written: Written::default() };
+
+    fn revision(&mut self, _: &Payload, _: usize, bytes: &Bytes, head: impl FnOnce(&mut BytesMut)) {
+        self.message(bytes.len(), head);
+        self.shared(bytes);
+    }
+
+    fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut)) {
+        self.message(joined.bytes, head);
+        joined.payloads.iter().for_each(|(payload, from)| self.shared(&payload.bytes(*from)));
+    }
+
+    fn fragment(&mut self, pieces: &[Bytes], bytes: usize, head: impl FnOnce(&mut BytesMut)) {
+        self.message(bytes, head);
+        pieces.iter().for_each(|piece| self.shared(piece));
+    }
+}
+
+impl Form for LineWriter<'_> {
+    fn plain(&mut self, head: impl FnOnce(&mut BytesMut)) {
+        Self::plain(self, head);
+    }
+
+    fn revision(&mut self, payload: &Payload, index: usize, _: &Bytes, head: impl FnOnce(&mut BytesMut)) {
+        Self::revision(self, payload, index, head);
+    }
+
+    fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut)) {
+        Self::joined(self, joined.payloads.iter().map(|(payload, from)| (&**payload, *from)), head);
+    }
+
+    fn fragment(&mut self, pieces: &[Bytes], _: usize, head: impl FnOnce(&mut BytesMut)) {
+        Self::fragment(self, pieces, head);
+    }
+}
+
+/// Writes all deliveries of `batch` as gRPC messages, in order, and empties it.
+pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
+    let small = |delivery: &Delivery| match delivery {
+        Delivery::Events { payload, from, .. } => match payload.size(*from as usize) {
+            size if size < SHARE_FROM => HEAD_BYTES + size,
+            _ => HEAD_BYTES,
+        },
+        _ => HEAD_BYTES,
+    };
+    let (writer, written) = write_as(batch, Writer::with_capacity(batch.iter().map(small).sum()));
+    (writer.finish(), written)
+}
+
+/// The same as lines of JSON.
+pub(super) fn write_lines(batch: &mut Vec<Delivery>, lines: &Lines) -> (Pieces, Written) {
+    let (writer, written) = write_as(batch, lines.writer(batch.len()));
+    (writer.finish(), written)
+}
+
+fn write_as<F: Form>(batch: &mut Vec<Delivery>, form: F) -> (F, Written) {
+    let revisions = |delivery: &Delivery| match delivery {
+        Delivery::Events { payload, from, .. } => payload.revisions() - *from as usize,
+        _ => 1,
+    };
+    let waiting: usize = batch.iter().map(revisions).sum();
+    let mut response = Response { form, written: Written::default() };
     let burst = waiting >= BURST;
     let mut deliveries = batch.drain(..).peekable();
     let mut joined = Joined::default();
@@ -64,7 +133,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
                     continue;
                 }
                 if !burst && as_of.is_none() {
-                    payload.each(from).for_each(|whole| response.revision(watch_id, payload.cluster(), &whole));
+                    response.revisions(watch_id, &payload, from);
                     continue;
                 }
                 joined.add(payload, from);
@@ -82,7 +151,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
         }
     }
     drop(deliveries);
-    (response.writer.finish(), response.written)
+    (response.form, response.written)
 }
 
 /// What goes into one response.
@@ -105,16 +174,15 @@ impl Joined {
     }
 }
 
-struct Response {
-    writer: Writer,
+struct Response<F> {
+    form: F,
     written: Written,
 }
 
-impl Response {
+impl<F: Form> Response<F> {
     fn plain(&mut self, watch_id: i64, header: &Header, more: impl FnOnce(&mut BytesMut)) {
-        self.writer.message(0, |own| {
-            put_header(own, header);
-            put_int(own, 2, watch_id as u64);
+        self.form.plain(|own| {
+            head(watch_id, header)(own);
             more(own);
         });
         self.written.responses += 1;
@@ -133,27 +201,22 @@ impl Response {
     fn events(&mut self, watch_id: i64, joined: &mut Joined, as_of: Option<Revision>) {
         let Some((last, _)) = joined.payloads.last() else { return };
         let header = last.cluster().at(last.revision().max(as_of.unwrap_or_default()));
-        self.head(watch_id, &header, joined.bytes);
+        self.form.joined(joined, head(watch_id, &header));
+        self.written.responses += 1;
         for (payload, from) in joined.payloads.drain(..) {
-            self.writer.shared(&payload.bytes(from));
             self.written.events += payload.events(from) as u64;
         }
         (joined.bytes, joined.revisions) = (0, 0);
     }
 
-    /// One revision in one response, as etcd sends it.
-    fn revision(&mut self, watch_id: i64, cluster: &Cluster, whole: &Whole) {
-        self.head(watch_id, &cluster.at(whole.revision), whole.bytes.len());
-        self.writer.shared(&whole.bytes);
-        self.written.events += whole.events as u64;
-    }
-
-    fn head(&mut self, watch_id: i64, header: &Header, bytes: usize) {
-        self.writer.message(bytes, |own| {
-            put_header(own, header);
-            put_int(own, 2, watch_id as u64);
-        });
-        self.written.responses += 1;
+    /// Each revision in a response of its own, as etcd sends it.
+    fn revisions(&mut self, watch_id: i64, payload: &Payload, from: usize) {
+        for (index, whole) in (from..).zip(payload.each(from)) {
+            let header = payload.cluster().at(whole.revision);
+            self.form.revision(payload, index, &whole.bytes, head(watch_id, &header));
+            self.written.responses += 1;
+            self.written.events += whole.events as u64;
+        }
     }
 
     /// One revision in several responses, cut where etcd would cut: each has at least one event, and as many as fit.
@@ -170,15 +233,21 @@ impl Response {
                 fragment.push(piece);
             }
             let more = pieces.peek().is_some();
-            self.writer.message(bytes, |own| {
-                put_header(own, &header);
-                put_int(own, 2, watch_id as u64);
+            self.form.fragment(&fragment, bytes, |own| {
+                head(watch_id, &header)(own);
                 put_int(own, 7, u64::from(more));
             });
-            fragment.iter().for_each(|piece| self.writer.shared(piece));
             self.written.responses += 1;
         }
         self.written.events += payload.events(0) as u64;
+    }
+}
+
+/// The fields that each response has.
+fn head(watch_id: i64, header: &Header) -> impl FnOnce(&mut BytesMut) {
+    move |own| {
+        put_header(own, header);
+        put_int(own, 2, watch_id as u64);
     }
 }
 
@@ -189,7 +258,7 @@ mod tests {
         time::Instant,
     };
 
-    use bytes::{Buf as _, Bytes};
+    use bytes::Buf as _;
     use prost::Message as _;
 
     use super::{super::pieces::PREFIX, *};
@@ -287,5 +356,65 @@ mod tests {
         assert_eq!(sent(&fragments, false, publish).0, [(3, vec![3]), (3, vec![3]), (3, vec![3])], "live");
         let past = Subscribe { start_revision: Revision::new(3), ..fragments };
         assert_eq!(sent(&past, true, publish).0, [(9, vec![3]), (9, vec![3]), (9, vec![3])]);
+    }
+
+    /// Two streams that watch everything, and what they are sent of these changes, without `created`.
+    fn two_streams(fragment: bool, batch: &[Changes]) -> [Vec<Delivery>; 2] {
+        let hub = testing::hub(OutboxLimits { bytes: 64 << 20, deliveries: 100, watches: 1 });
+        let feed = hub.open(KeyRange::prefix("".into()));
+        feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
+        feed.set_state(FeedState::Live);
+        let streams = [(), ()].map(|()| WatchStream::new(hub.limits().outbox, ClientKey::RELAY));
+        let subscribe = Subscribe { fragment, ..everything() };
+        streams.iter().for_each(|stream| stream.subscribe(&feed, &subscribe).expect("subscribed"));
+        feed.publish(batch).expect("in order");
+        streams.map(|stream| {
+            let mut sent = Vec::new();
+            let mut cx = Context::from_waker(Waker::noop());
+            while sent.is_empty() {
+                assert!(stream.poll_drain(&mut cx, &mut sent, usize::MAX).is_ready());
+                sent.retain(|delivery| matches!(delivery, Delivery::Events { .. }));
+            }
+            sent
+        })
+    }
+
+    fn lines(batch: &mut Vec<Delivery>) -> Vec<serde_json::Value> {
+        let (mut pieces, written) = write_lines(batch, &Lines::for_test());
+        let text = pieces.copy_to_bytes(pieces.remaining());
+        let lines: Vec<_> = text
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| serde_json::from_slice(line).expect("JSON"))
+            .collect();
+        assert_eq!(written.responses, lines.len() as u64);
+        lines
+    }
+
+    #[test]
+    fn lines_have_the_same_responses_as_messages_and_their_events_are_made_once() {
+        let [mut one, mut another] = two_streams(false, &[changes(1, 2, 3), changes(2, 1, 0)]);
+        let written = lines(&mut one);
+        let event = |revision: &str| serde_json::json!({ "kv": { "key": "aw==", "mod_revision": revision } });
+        let with_value = serde_json::json!({ "kv": { "key": "aw==", "mod_revision": "1", "value": "AAAA" } });
+        assert_eq!(written[0]["result"]["events"], serde_json::json!([with_value, with_value]));
+        assert_eq!(written[1]["result"]["events"], serde_json::json!([event("2")]));
+        assert_eq!(written[1]["result"]["watch_id"], "7");
+        assert_eq!(written[1]["result"]["header"]["revision"], "2");
+        for delivery in &another {
+            let Delivery::Events { payload, .. } = delivery else { continue };
+            payload.second_form(|_| panic!("the first stream has made it"));
+        }
+        assert_eq!(lines(&mut another), written);
+    }
+
+    #[test]
+    fn lines_are_joined_in_a_burst_and_cut_as_messages_are() {
+        let batch: Vec<_> = (1..=BURST as i64).map(|revision| changes(revision, 1, 0)).collect();
+        let [mut joined, _] = two_streams(false, &batch);
+        let joined = lines(&mut joined);
+        assert_eq!((joined.len(), joined[0]["result"]["events"].as_array().map(Vec::len)), (1, Some(BURST)));
+        let [mut cut, _] = two_streams(true, &[changes(1, 3, MAX_REQUEST / 2)]);
+        let cut: Vec<_> = lines(&mut cut).into_iter().map(|line| line["result"]["fragment"].clone()).collect();
+        assert_eq!(cut, [serde_json::json!(true), serde_json::json!(true), serde_json::Value::Null]);
     }
 }

@@ -9,6 +9,7 @@ use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::front::{
     body::{BoxError, PortBody, RequestBody},
+    gateway::Gateway,
     listen::ClientAddr,
 };
 
@@ -38,7 +39,9 @@ pub struct GrpcPort<L> {
     pub health: GrpcService,
     /// `grpc.reflection`.
     pub reflection: GrpcService,
-    /// Requests that are not gRPC.
+    /// `/v3/…`: the same calls as JSON.
+    pub gateway: Gateway,
+    /// Other requests that are not gRPC.
     pub member: Router,
 }
 
@@ -46,6 +49,11 @@ impl<L: Local> GrpcPort<L> {
     /// Answers what `local` does not.
     async fn pass(self, mut request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
+            if Gateway::serves(request.uri().path()) {
+                // Boxed, since forwarded calls would have to be as large.
+                let answer = Box::pin(self.gateway.answer(request, self.local, self.forward));
+                return answer.await.map(PortBody::Plain);
+            }
             let Ok(response) = self.member.oneshot(request).await;
             return response.map(|body| PortBody::Plain(Body::new(body)));
         }
@@ -95,7 +103,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Tells those who forward a call whose it is, by a [`crate::types::ClientKey`].
-pub(super) fn mark_client(extensions: &mut Extensions) {
+pub(in crate::front) fn mark_client(extensions: &mut Extensions) {
     if let Some(addr) = extensions.get::<ClientAddr>().copied() {
         extensions.insert(addr.key());
     }

@@ -1,4 +1,5 @@
-//! [`WatchBody`]: the response side of a watch stream, an HTTP/2 body that takes its frames straight from an stream.
+//! [`WatchBody`]: the response side of a watch stream, an HTTP/2 body that takes its frames straight from a stream: gRPC
+//! messages, or lines of JSON.
 //!
 //! Polled by the connection when the client has room for more, which is what lets a slow client park its watches.
 //! Always holds: dropping the body, for whatever reason, takes the stream's watches out of the hub.
@@ -18,6 +19,7 @@ use tonic::Status;
 
 use super::{etcd::Listed, pieces::Pieces, reply::trailers, responses};
 use crate::{
+    front::gateway::Lines,
     hub::{Delivery, Drained, StreamEnd, WatchStream},
     telemetry::{delivered, names},
 };
@@ -41,14 +43,16 @@ thread_local! {
 pub struct WatchBody {
     stream: Arc<WatchStream>,
     ended: bool,
+    /// Where responses are to be lines of JSON. In a box, since few are.
+    lines: Option<Box<Lines>>,
     _listed: Option<Listed>,
 }
 
 impl WatchBody {
-    /// The body of the stream that writes into `stream`.
-    pub(super) fn new(stream: Arc<WatchStream>, listed: Option<Listed>) -> Self {
+    /// The body of the stream that writes into `stream`; where `lines` says so, as lines of JSON.
+    pub(super) fn new(stream: Arc<WatchStream>, lines: Option<Lines>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { stream, ended: false, _listed: listed }
+        Self { stream, ended: false, lines: lines.map(Box::new), _listed: listed }
     }
 }
 
@@ -62,7 +66,10 @@ impl WatchBody {
             }
             _ => None,
         });
-        let (pieces, written) = responses::write(batch);
+        let (pieces, written) = match &self.lines {
+            None => responses::write(batch),
+            Some(lines) => responses::write_lines(batch, lines),
+        };
         if let Some(waited) = waited {
             delivered::count_lag(waited);
         }

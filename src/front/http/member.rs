@@ -6,7 +6,6 @@
 //! | GET /version | the upstream's versions, so that clients choose features by them; 503 while unknown |
 //! | GET /metrics | Prometheus text, for those whom `--metrics-from` names |
 //! | GET /proxy/health, /proxy/metrics | the same, where etcd's grpc-proxy has its own |
-//! | any /v3/… | 501: etcd's JSON gateway is not served |
 
 use std::sync::Arc;
 
@@ -14,9 +13,9 @@ use axum::{
     Json, Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::{any, get},
+    routing::get,
 };
-use http::{StatusCode, Uri};
+use http::{StatusCode, Uri, header};
 
 use super::{audience::Gate, not_found, scrape};
 use crate::front::Inspect;
@@ -25,10 +24,9 @@ use crate::front::Inspect;
 pub fn router(inspect: Arc<dyn Inspect>, metrics: Gate) -> Router {
     let gated = Router::new().route("/metrics", get(shown)).route("/proxy/metrics", get(shown));
     Router::new()
-        .route("/health", get(health))
-        .route("/version", get(version))
-        .route("/proxy/health", get(health))
-        .route("/v3/{*call}", any(gateway))
+        .route("/health", get(health).fallback(only_get))
+        .route("/version", get(version).fallback(only_get))
+        .route("/proxy/health", get(health).fallback(only_get))
         .merge(metrics.before(gated))
         .fallback(other)
         .with_state(inspect)
@@ -47,20 +45,18 @@ async fn version(State(inspect): State<Arc<dyn Inspect>>) -> Response {
     }
 }
 
-async fn shown(State(inspect): State<Arc<dyn Inspect>>) -> Response {
-    scrape(&*inspect)
+async fn only_get() -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")], "Method Not Allowed\n").into_response()
 }
 
-async fn gateway() -> Response {
-    let text =
-        "etcd-relay does not serve etcd's JSON gateway (/v3/...); use gRPC on this port, or a member of the cluster\n";
-    (StatusCode::NOT_IMPLEMENTED, text).into_response()
+async fn shown(State(inspect): State<Arc<dyn Inspect>>) -> Response {
+    scrape(&*inspect)
 }
 
 async fn other(uri: Uri) -> Response {
     not_found(format!(
         "No {} here. This is etcd-relay's port for etcd's v3 API over gRPC (content type application/grpc, HTTP/2); \
-         over plain HTTP it answers /health, /version and /metrics.\n",
+         over plain HTTP it answers /v3/... (as etcd's JSON gateway does), /health, /version and /metrics.\n",
         uri.path()
     ))
 }

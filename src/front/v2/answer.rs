@@ -6,8 +6,12 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{gojson::put_string, time::Expiry};
-use crate::types::{KeyValue, Revision};
+use super::time::Expiry;
+
+use crate::{
+    front::gojson::put_string,
+    types::{KeyValue, Revision},
+};
 
 /// The code of an error that is about rights.
 pub(super) const DENIED: u32 = 110;

@@ -13,11 +13,13 @@ use tokio::time::timeout;
 use super::{
     answer::Refusal,
     fields::{Body, MAX_BODY, is_form},
-    room::{Place, Room},
 };
+use crate::front::room::{Full, Place, Room};
 
 /// The room for all bodies.
 const ROOM: usize = 256 << 20;
+/// What a client is told for whose body there is none in time.
+const FULL: &str = "etcd-relay: too many large requests are being read; try again";
 /// How long a body may stall.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -36,7 +38,7 @@ pub(super) struct Form {
 
 impl Forms {
     pub(super) fn new() -> Self {
-        Self { room: Room::new(ROOM, "etcd-relay: too many large requests are being read; try again") }
+        Self { room: Room::new(ROOM) }
     }
 
     /// Reads the form of a request that has one.
@@ -76,7 +78,8 @@ impl Forms {
             if form.len() + data.len() > MAX_BODY {
                 return Ok(Form { body: Body::TooLarge, _place: Place::default() });
             }
-            self.room.grow(&mut place, form.len() + data.len()).await?;
+            let grown = self.room.grow(&mut place, form.len() + data.len()).await;
+            grown.map_err(|Full| Refusal::unavailable(FULL))?;
             form.extend_from_slice(&data);
         }
         Ok(Form { body: Body::Form(form.freeze()), _place: place })

@@ -13,13 +13,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use super::{
-    answer::Refusal,
-    listing::Listing,
-    path::kids,
-    room::{Place, Room},
+use super::{answer::Refusal, listing::Listing, path::kids};
+use crate::{
+    front::room::{Full, Place, Room},
+    hub::Snapshot,
+    types::Revision,
 };
-use crate::{hub::Snapshot, types::Revision};
 
 /// Keys that are shown before others go on.
 const STEP: usize = 512;
@@ -29,6 +28,8 @@ const KEPT: usize = 32;
 const TICK: Duration = Duration::from_millis(250);
 /// The room for all listings.
 const ROOM: usize = 512 << 20;
+/// What a client is told for whose listing there is none in time.
+const FULL: &str = "etcd-relay: too many large listings are being sent; try again";
 /// The longest listing.
 const MOST: usize = 128 << 20;
 
@@ -70,10 +71,7 @@ impl AsRef<[u8]> for Held {
 
 impl Listings {
     pub(super) fn new() -> Self {
-        Self {
-            kept: Mutex::default(),
-            room: Room::new(ROOM, "etcd-relay: too many large listings are being sent; try again"),
-        }
+        Self { kept: Mutex::default(), room: Room::new(ROOM) }
     }
 
     /// The listing of a directory that is in the snapshot.
@@ -130,7 +128,7 @@ impl Listings {
             let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
             return Err(Refusal::new(210, cause));
         }
-        self.room.grow(place, len).await
+        self.room.grow(place, len).await.map_err(|Full| Refusal::unavailable(FULL))
     }
 }
 

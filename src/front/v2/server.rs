@@ -8,11 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{Method, Response};
 
 use super::{
-    gojson::put_string,
     reply::{V2Body, json, message, plain_error, text, wrong_method},
     store::V3,
 };
-use crate::{hub::Hub, types::MemberVersion};
+use crate::{front::gojson::put_string, hub::Hub, types::MemberVersion};
 
 /// How long etcd may take to say that it is well.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 /// The users of one etcd, spoken to at some endpoint.
-pub(super) struct Users {
+pub(crate) struct Users {
     auth: AuthClient<Channel>,
     kv: Kv,
     password: NamedTempFile,
@@ -31,7 +31,7 @@ pub(super) struct Users {
 
 impl Users {
     /// Speaks to an etcd that has them.
-    pub(super) async fn at(endpoint: &str) -> Self {
+    pub(crate) async fn at(endpoint: &str) -> Self {
         let channel = kv::channel(endpoint).await;
         let mut password = NamedTempFile::new().expect("a temporary file");
         password.write_all(b"relay\n").expect("write");
@@ -39,7 +39,7 @@ impl Users {
     }
 
     /// Makes them, and a key for each. Authentication is still off.
-    pub(super) async fn ready(etcd: &Etcd) -> Self {
+    pub(crate) async fn ready(etcd: &Etcd) -> Self {
         let users = Self::at(&etcd.endpoint()).await;
         let mut auth = users.auth.clone();
         for (role, prefix) in [("a", "/a/"), ("b", "/b/"), ("shared", "/shared/"), ("relay", "/")] {
@@ -71,24 +71,24 @@ impl Users {
     }
 
     /// Makes them, and turns authentication on.
-    pub(super) async fn on(etcd: &Etcd) -> Self {
+    pub(crate) async fn on(etcd: &Etcd) -> Self {
         let users = Self::ready(etcd).await;
         users.enable().await;
         users
     }
 
     /// A relay with a user of its own and a feed over all their keys.
-    pub(super) async fn relay(&self, etcd: &Etcd) -> Relay {
+    pub(crate) async fn relay(&self, etcd: &Etcd) -> Relay {
         self.relay_command(etcd).start().await
     }
 
     /// How it is started.
-    pub(super) fn relay_command(&self, etcd: &Etcd) -> RelayCommand {
+    pub(crate) fn relay_command(&self, etcd: &Etcd) -> RelayCommand {
         self.relay_over(&etcd.endpoint())
     }
 
     /// The same over another relay.
-    pub(super) fn relay_over(&self, endpoint: &str) -> RelayCommand {
+    pub(crate) fn relay_over(&self, endpoint: &str) -> RelayCommand {
         RelayCommand::serve(&[endpoint.to_owned()])
             .prefix("/")
             .arg("--upstream-user=relay")
@@ -96,7 +96,7 @@ impl Users {
     }
 
     /// Lets a user of this name, which is its password too, read and write all that begins with `prefix`; before authentication is on.
-    pub(super) async fn writer(&self, user: &str, prefix: &str) {
+    pub(crate) async fn writer(&self, user: &str, prefix: &str) {
         let mut auth = self.auth.clone();
         let add = AuthUserAddRequest { name: user.into(), password: user.into(), ..Default::default() };
         // The relay's own is there already.
@@ -115,39 +115,39 @@ impl Users {
     }
 
     /// The same under the name of etcd's proxy, which has no flag for it.
-    pub(super) fn proxy_command(&self, etcd: &Etcd) -> RelayCommand {
+    pub(crate) fn proxy_command(&self, etcd: &Etcd) -> RelayCommand {
         RelayCommand::grpc_proxy(&[etcd.endpoint()])
             .env("ETCD_RELAY_UPSTREAM_USER", "relay")
             .env("ETCD_RELAY_UPSTREAM_PASSWORD_FILE", &self.password.path().display().to_string())
     }
 
-    pub(super) async fn enable(&self) {
+    pub(crate) async fn enable(&self) {
         self.auth.clone().auth_enable(AuthEnableRequest {}).await.expect("enable");
     }
 
-    pub(super) async fn disable(&self, root: &str) {
+    pub(crate) async fn disable(&self, root: &str) {
         self.auth.clone().auth_disable(with_token(Some(root), AuthDisableRequest {})).await.expect("disable");
     }
 
     /// A new token.
-    pub(super) async fn token(&self, user: &str) -> String {
+    pub(crate) async fn token(&self, user: &str) -> String {
         let request = AuthenticateRequest { name: user.into(), password: user.into() };
         self.auth.clone().authenticate(request).await.expect("authenticate").into_inner().token
     }
 
-    pub(super) async fn revoke(&self, user: &str, role: &str, root: &str) {
+    pub(crate) async fn revoke(&self, user: &str, role: &str, root: &str) {
         let request = AuthUserRevokeRoleRequest { name: user.into(), role: role.into() };
         self.auth.clone().user_revoke_role(with_token(Some(root), request)).await.expect("revoke role");
     }
 
     /// Takes a user away, and all its tokens.
-    pub(super) async fn delete(&self, user: &str, root: &str) {
+    pub(crate) async fn delete(&self, user: &str, root: &str) {
         let request = AuthUserDeleteRequest { name: user.into() };
         self.auth.clone().user_delete(with_token(Some(root), request)).await.expect("delete user");
     }
 
     /// Lets a user read each of these keys, while authentication is off.
-    pub(super) async fn grant_keys(&self, user: &str, keys: &[String]) {
+    pub(crate) async fn grant_keys(&self, user: &str, keys: &[String]) {
         let mut auth = self.auth.clone();
         auth.role_add(AuthRoleAddRequest { name: "keys".into() }).await.expect("role add");
         for key in keys {
@@ -161,26 +161,26 @@ impl Users {
     }
 
     /// Changes a password to what it was.
-    pub(super) async fn change_password(&self, user: &str, root: &str) {
+    pub(crate) async fn change_password(&self, user: &str, root: &str) {
         let request = AuthUserChangePasswordRequest { name: user.into(), password: user.into(), ..Default::default() };
         self.auth.clone().user_change_password(with_token(Some(root), request)).await.expect("change password");
     }
 
     /// Writes, as root; the revision.
-    pub(super) async fn put(&self, key: &str, root: &str) -> i64 {
+    pub(crate) async fn put(&self, key: &str, root: &str) -> i64 {
         let reply = self.kv.raw.clone().put(with_token(Some(root), kv::put(key, "2"))).await.expect("put").into_inner();
         reply.header.expect("a header").revision
     }
 }
 
 /// Reads as whoever has the token.
-pub(super) async fn range(endpoint: &str, token: Option<&str>, request: RangeRequest) -> Result<RangeResponse, Status> {
+pub(crate) async fn range(endpoint: &str, token: Option<&str>, request: RangeRequest) -> Result<RangeResponse, Status> {
     let mut kv = Kv::connect(endpoint).await.raw;
     kv.range(with_token(token, request)).await.map(tonic::Response::into_inner)
 }
 
 /// The message, as whoever has the token sends it.
-pub(super) fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
+pub(crate) fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(token) = token {
         request.metadata_mut().insert("token", token.parse().expect("a token is ASCII"));

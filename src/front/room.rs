@@ -1,6 +1,6 @@
 //! [`Room`]: a bound for what many requests have in memory together.
 //!
-//! Not here: the bound of a single one. Called by `forms` and `listings`. Always holds: a [`Place`] has its part of the room until it is
+//! Not here: the bound of a single one. Called for large bodies of requests, and for listings of v2. Always holds: a [`Place`] has its part of the room until it is
 //! dropped; nobody waits for room for longer than [`PATIENCE`].
 
 use std::{sync::Arc, time::Duration};
@@ -9,8 +9,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-
-use super::answer::Refusal;
 
 /// What is taken of the room at a time. Shorter texts need none: their number is that of requests.
 const BLOCK: usize = 64 << 10;
@@ -21,32 +19,33 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Room {
     blocks: Arc<Semaphore>,
-    /// What a client is told when there is no room in time.
-    full: &'static str,
 }
+
+/// There was no room in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
 
 /// A part of the room; none at first.
 #[derive(Debug, Default)]
 pub(super) struct Place(Option<OwnedSemaphorePermit>);
 
 impl Room {
-    pub(super) fn new(bytes: usize, full: &'static str) -> Self {
-        Self { blocks: Arc::new(Semaphore::new(bytes / BLOCK)), full }
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { blocks: Arc::new(Semaphore::new(bytes / BLOCK)) }
     }
 
     /// Lets `place` be enough for a text of `len` bytes.
     ///
     /// # Errors
     /// Where there is no room in time.
-    pub(super) async fn grow(&self, place: &mut Place, len: usize) -> Result<(), Refusal> {
+    pub(super) async fn grow(&self, place: &mut Place, len: usize) -> Result<(), Full> {
         let had = place.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = (len / BLOCK).saturating_sub(had);
         if more == 0 {
             return Ok(());
         }
-        let full = || Refusal::unavailable(self.full);
         let taken = timeout(PATIENCE, self.blocks.clone().acquire_many_owned(more as u32)).await;
-        let taken = taken.map_err(|_| full())?.map_err(|_| full())?;
+        let taken = taken.map_err(|_| Full)?.map_err(|_| Full)?;
         match &mut place.0 {
             Some(had) => had.merge(taken),
             none => *none = Some(taken),
@@ -67,7 +66,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_finds_no_room_is_refused_until_another_lets_go() {
-        let room = Room::new(4 * BLOCK, "full");
+        let room = Room::new(4 * BLOCK);
         let (mut one, mut another) = (Place::default(), Place::default());
         room.grow(&mut one, BLOCK).await.expect("room");
         room.grow(&mut one, 3 * BLOCK).await.expect("room");

@@ -1,9 +1,23 @@
-//! Text as Go's JSON encoder writes it, which is what etcd's v2 clients have always been given.
+//! Text as Go's JSON encoder writes it, which is what etcd's clients over HTTP are given.
 //!
 //! Always holds: what is written is a JSON string, whatever the bytes.
 
+/// Which Go wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Go {
+    /// Before 1.22: those that servers of v2 are built with.
+    Old,
+    /// Since then: with `\b` and `\f`.
+    New,
+}
+
 /// Writes a string with its quotes. Bytes that are not UTF-8 become `\ufffd`, each by itself; `<`, `>` and `&` are escaped.
 pub(super) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_string_of(Go::Old, out, bytes);
+}
+
+/// The same as a certain Go writes it.
+pub(super) fn put_string_of(go: Go, out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {
         let mut rest = chunk.valid();
@@ -11,7 +25,7 @@ pub(super) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
             let (plain, from) = rest.split_at(at);
             out.extend_from_slice(plain.as_bytes());
             let mut characters = from.chars();
-            characters.next().into_iter().for_each(|character| put_escaped(out, character));
+            characters.next().into_iter().for_each(|character| put_escaped(go, out, character));
             rest = characters.as_str();
         }
         out.extend_from_slice(rest.as_bytes());
@@ -26,8 +40,10 @@ fn is_escaped(character: char) -> bool {
     matches!(character, '"' | '\\' | '\0'..='\x1f' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}')
 }
 
-fn put_escaped(out: &mut Vec<u8>, character: char) {
+fn put_escaped(go: Go, out: &mut Vec<u8>, character: char) {
     match character {
+        '\x08' if go == Go::New => out.extend_from_slice(br"\b"),
+        '\x0c' if go == Go::New => out.extend_from_slice(br"\f"),
         '"' => out.extend_from_slice(br#"\""#),
         '\\' => out.extend_from_slice(br"\\"),
         '\n' => out.extend_from_slice(br"\n"),
@@ -54,5 +70,8 @@ mod tests {
             put_string(&mut out, bytes);
             assert_eq!(String::from_utf8_lossy(&out), want);
         }
+        let mut out = Vec::new();
+        put_string_of(Go::New, &mut out, b"\x07\x08\x0c<");
+        assert_eq!(String::from_utf8_lossy(&out), r#""\u0007\b\f\u003c""#);
     }
 }

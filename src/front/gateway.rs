@@ -1,0 +1,411 @@
+//! [`Gateway`]: etcd's JSON gateway, `/v3/…` on the gRPC port, for clients without gRPC.
+//!
+//! A request becomes the gRPC call that it stands for (`routes`, `decode`), the relay answers that call as it answers any, from memory or by
+//! forwarding it, and what comes back becomes JSON (`encode`, `answer`). So nothing here knows what a call does, who may do it, or which
+//! bounds it has: a client is known by the same address and the same token, and a request that would harm etcd is refused by the same guard.
+//! The messages are translated by their descriptors (`schema`). A watch's events are written as JSON once for all who get them (`lines`).
+//!
+//! It is the gateway of etcd 3.5, to the words of its errors; docs/json-gateway.md says how that of 3.6 differs.
+//! Always holds: a stream's answers are sent at once, and no further than its client reads; a body is read within bounds (`requests`).
+
+mod answer;
+mod decode;
+mod encode;
+mod errors;
+mod lines;
+mod metadata;
+mod requests;
+mod routes;
+mod scan;
+mod schema;
+mod wire;
+
+use std::{borrow::Cow, convert::Infallible, fmt, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
+use metrics::counter;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use tokio::time::{Sleep, sleep};
+use tonic::{Code, Status, body::Body};
+use tower::ServiceExt as _;
+
+pub(in crate::front) use self::lines::{LineWriter, Lines};
+pub use self::schema::SchemaError;
+use self::{
+    answer::{Answer, Begin, DEADLINE, Form},
+    metadata::Metadata,
+    requests::Requests,
+    schema::{Call, Schema},
+};
+use super::{
+    body::{BoxError, PortBody, RequestBody},
+    grpc::{GrpcService, Local, mark_client},
+    room::Room,
+};
+use crate::telemetry::names::{self, GatewayOutcome, Service};
+
+/// For all bodies that are being read.
+const ROOM: usize = 256 << 20;
+/// Up to this length an answer is sent in one, with its length, once the call has ended; a longer one as it is made.
+const WHOLE: usize = 64 << 10;
+
+/// A call that may take less than this is over before it begins.
+const TICK: Duration = Duration::from_millis(1);
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// What a path does not show as it is.
+const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
+const FORM: &str = "application/x-www-form-urlencoded";
+/// The answer's own content type, which the gateway passes on as it does all metadata.
+const INNER_TYPE: HeaderName = HeaderName::from_static("grpc-metadata-content-type");
+
+/// What every answer of etcd's has, by default for pages of any origin.
+const CORS: [(HeaderName, HeaderValue); 3] = [
+    (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE")),
+    (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
+    (header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization")),
+];
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    schema: Arc<Schema>,
+    room: Arc<Room>,
+    lines: Lines,
+}
+
+impl Gateway {
+    /// The gateway to the calls in `descriptors`, an encoded `FileDescriptorSet` of etcd's API.
+    ///
+    /// # Errors
+    /// Where they are not those of etcd's API: a fault of the build.
+    pub fn new(descriptors: &[u8]) -> Result<Self, SchemaError> {
+        let schema = Arc::new(Schema::new(descriptors, routes::calls())?);
+        let lines = Lines::new(&schema)?;
+        Ok(Self { schema, room: Arc::new(Room::new(ROOM)), lines })
+    }
+
+    /// Whether a request to this path is for the gateway.
+    pub(super) fn serves(path: &str) -> bool {
+        path == "/v3" || path.starts_with("/v3/") || path.starts_with("/v3beta/")
+    }
+
+    /// Answers a request: the call that it stands for by `local` or `forward`.
+    pub(super) async fn answer<L: Local>(
+        &self,
+        request: Request<RequestBody>,
+        local: L,
+        forward: GrpcService,
+    ) -> Response<Body> {
+        let mut response = match self.route(&request) {
+            Ok(call) => self.call(call, request, local, forward).await,
+            Err(refusal) => *refusal,
+        };
+        response.headers_mut().extend(CORS);
+        response
+    }
+
+    /// The call that a request stands for.
+    fn route(&self, request: &Request<RequestBody>) -> Result<Call, Box<Response<Body>>> {
+        if request.method() == Method::OPTIONS {
+            return Err(Box::new(Response::new(Body::empty())));
+        }
+        let refuse = |status, text| {
+            count(Service::Other, GatewayOutcome::Refused);
+            Err(Box::new(plain(status, text)))
+        };
+        let path = percent_decode_str(request.uri().path()).decode_utf8_lossy();
+        let path = match path.strip_prefix("/v3beta/") {
+            Some(rest) => Cow::Owned(format!("/v3/{rest}")),
+            None => path,
+        };
+        if let Some(clean) = routes::cleaned(&path) {
+            return Err(Box::new(redirect(&clean, request.uri().query())));
+        }
+        let Some(call) = routes::call(&path).and_then(|call| self.schema.call(call)) else {
+            return refuse(StatusCode::NOT_FOUND, "Not Found\n");
+        };
+        if *request.method() != Method::POST || overridden(request.headers()).is_some_and(|method| method != "POST") {
+            return refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+        }
+        Ok(call)
+    }
+
+    async fn call<L: Local>(
+        &self,
+        call: Call,
+        request: Request<RequestBody>,
+        local: L,
+        forward: GrpcService,
+    ) -> Response<Body> {
+        let mut counted = Counted::new(call.path);
+        let (mut parts, mut body) = request.into_parts();
+        if overridden(&parts.headers).is_some() {
+            // As in Go, where the form that is looked for in it uses it up.
+            body = RequestBody::Made(Body::empty());
+        }
+        let metadata = match metadata::of(&parts.headers) {
+            Ok(metadata) => metadata,
+            Err(status) => return counted.refuse(&status),
+        };
+        if metadata.timeout.is_some_and(|timeout| timeout < TICK) {
+            return counted.fail(call, &Status::deadline_exceeded(DEADLINE), false);
+        }
+        let mut deadline = metadata.timeout.map(|timeout| Box::pin(sleep(timeout)));
+        let reading = Requests::new(self.schema.clone(), call.request, body, self.room.clone());
+        let read = within(&mut deadline, async {
+            if call.requests {
+                stream_of(reading).await
+            } else {
+                reading.only().await.map(one).map_err(|error| error.status(Code::InvalidArgument))
+            }
+        });
+        let read = read.await;
+        let body = match read {
+            Ok(body) => body,
+            Err(status) => return counted.refuse(&status),
+        };
+        parts.headers = inner_headers(&parts.headers, metadata);
+        parts.method = Method::POST;
+        parts.uri = Uri::from_static(call.path);
+        parts.version = Version::HTTP_2;
+        parts.extensions.insert(self.lines.clone());
+        let asked = within(&mut deadline, async { Ok(ask(Request::from_parts(parts, body), local, forward).await) });
+        let asked = asked.await;
+        match asked {
+            Ok(response) => self.answered(call, response, deadline, counted).await,
+            Err(status) => counted.fail(call, &status, false),
+        }
+    }
+
+    /// Makes a response of the call's.
+    async fn answered<B>(
+        &self,
+        call: Call,
+        response: Response<PortBody<B>>,
+        deadline: Option<Pin<Box<Sleep>>>,
+        mut counted: Counted,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        let (head, body) = response.into_parts();
+        if head.headers.contains_key("grpc-status") {
+            // An answer without a message.
+            return counted.fail(call, &answer::status_of(&head.headers), true);
+        }
+        let form = match head.extensions.get::<Lines>() {
+            Some(_) => Form::Made,
+            None if call.responses => Form::Lines,
+            None => Form::Whole,
+        };
+        let mut answer = Answer::new(body, self.schema.clone(), call.response, form, deadline, counted);
+        if let Begin::End(status) = answer.begin().await {
+            if status.code() == Code::Ok {
+                // A stream without an answer. A call with one answer has one, or an error.
+                answer.count(GatewayOutcome::Ok);
+                return json(StatusCode::OK, Body::empty());
+            }
+            answer.count(GatewayOutcome::Error);
+            return failed(call, &status, true);
+        }
+        if form == Form::Whole {
+            match answer.whole(WHOLE).await {
+                Ok(None) => {}
+                Ok(Some(whole)) => return with_type(json(StatusCode::OK, Body::new(Full::from(whole)))),
+                Err(status) => {
+                    answer.count(GatewayOutcome::Error);
+                    return failed(call, &status, true);
+                }
+            }
+        }
+        with_type(json(StatusCode::OK, Body::new(answer)))
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").finish_non_exhaustive()
+    }
+}
+
+/// Puts the call to who answers it.
+async fn ask<L: Local>(
+    mut request: Request<RequestBody>,
+    local: L,
+    forward: GrpcService,
+) -> Response<PortBody<L::Body>> {
+    if local.answers(request.uri().path()) {
+        return local.call(request).await.map(PortBody::Local);
+    }
+    request.extensions_mut().remove::<Lines>();
+    mark_client(request.extensions_mut());
+    let Ok(response) = forward.oneshot(request.map(Body::new)).await;
+    response.map(PortBody::Plain)
+}
+
+/// Does something within the call's time.
+async fn within<T>(
+    deadline: &mut Option<Pin<Box<Sleep>>>,
+    work: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let Some(deadline) = deadline else { return work.await };
+    // Neither is used again where the other was first.
+    tokio::select! {
+        biased;
+        () = deadline.as_mut() => Err(Status::deadline_exceeded(DEADLINE)),
+        done = work => done,
+    }
+}
+
+/// The body of a call with one request.
+fn one(message: Bytes) -> RequestBody {
+    RequestBody::Made(Body::new(Full::new(message)))
+}
+
+/// The body of a call with many requests, of which the first is there. As in grpc-gateway, what cannot be read behind it ends them.
+///
+/// # Errors
+/// Where the first cannot be read.
+async fn stream_of(mut requests: Requests) -> Result<RequestBody, Status> {
+    let first = requests.next().await.map_err(|error| error.status(Code::Unknown))?;
+    let Some(first) = first else { return Ok(RequestBody::Made(Body::empty())) };
+    let frames = stream::unfold((Some(first), requests), |(first, mut requests)| async move {
+        let message = match first {
+            Some(first) => first,
+            None => requests.next().await.ok().flatten()?,
+        };
+        Some((Ok::<_, Infallible>(Frame::data(message)), (None, requests)))
+    });
+    Ok(RequestBody::Made(Body::new(StreamBody::new(frames))))
+}
+
+/// The headers of the call.
+fn inner_headers(outer: &HeaderMap, metadata: Metadata) -> HeaderMap {
+    let mut headers = metadata.headers;
+    headers.insert(header::CONTENT_TYPE, GRPC);
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Some(agent) = outer.get(header::USER_AGENT) {
+        headers.insert(header::USER_AGENT, agent.clone());
+    }
+    if let Some(timeout) = metadata.timeout {
+        // At most eight digits; what is longer than three years is none.
+        let text = match (timeout.as_millis(), timeout.as_secs()) {
+            (millis @ 0..100_000_000, _) => Some(format!("{millis}m")),
+            (_, seconds @ 0..100_000_000) => Some(format!("{seconds}S")),
+            _ => None,
+        };
+        if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+            headers.insert("grpc-timeout", value);
+        }
+    }
+    headers
+}
+
+/// The method that a form's client means, if it says so.
+fn overridden(headers: &HeaderMap) -> Option<String> {
+    let method = headers.get("x-http-method-override").filter(|method| !method.is_empty())?;
+    let is_form = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == FORM);
+    is_form.then(|| String::from_utf8_lossy(method.as_bytes()).to_ascii_uppercase())
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::<Bytes>::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, TEXT);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// As Go's server tells clients the path that they mean.
+fn redirect(path: &str, query: Option<&str>) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let mut target = utf8_percent_encode(path, IN_PATH).to_string();
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
+    }
+    response.headers_mut().extend(HeaderValue::try_from(target).ok().map(|target| (header::LOCATION, target)));
+    response
+}
+
+fn json(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+/// With the metadata that etcd's answers have.
+fn with_type(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(INNER_TYPE, GRPC);
+    response
+}
+
+/// The response to a call that failed before anything of it was sent. `asked` where the call itself did.
+fn failed(call: Call, status: &Status, asked: bool) -> Response<Body> {
+    let body = if call.responses && asked { errors::in_stream(status) } else { errors::whole(status) };
+    json(errors::http_status(status.code()), Body::new(Full::from(body)))
+}
+
+/// A request that is counted when it is over, or dropped.
+struct Counted {
+    service: Service,
+    ended: bool,
+}
+
+impl Counted {
+    fn new(path: &str) -> Self {
+        let service = match path.split('/').nth(1) {
+            Some("etcdserverpb.KV") => Service::Kv,
+            Some("etcdserverpb.Watch") => Service::Watch,
+            Some("etcdserverpb.Lease") => Service::Lease,
+            Some("etcdserverpb.Cluster") => Service::Cluster,
+            Some("etcdserverpb.Maintenance") => Service::Maintenance,
+            Some("etcdserverpb.Auth") => Service::Auth,
+            Some("v3lockpb.Lock") => Service::Lock,
+            Some("v3electionpb.Election") => Service::Election,
+            _ => Service::Other,
+        };
+        Self { service, ended: false }
+    }
+
+    fn end(&mut self, outcome: GatewayOutcome) {
+        if !std::mem::replace(&mut self.ended, true) {
+            count(self.service, outcome);
+        }
+    }
+
+    /// The response to a request that cannot be put to anyone.
+    fn refuse(&mut self, status: &Status) -> Response<Body> {
+        self.end(GatewayOutcome::Refused);
+        json(errors::http_status(status.code()), Body::new(Full::from(errors::whole(status))))
+    }
+
+    fn fail(&mut self, call: Call, status: &Status, asked: bool) -> Response<Body> {
+        self.end(GatewayOutcome::Error);
+        failed(call, status, asked)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.end(GatewayOutcome::Canceled);
+    }
+}
+
+fn count(service: Service, outcome: GatewayOutcome) {
+    counter!(
+        names::GATEWAY_REQUESTS,
+        Service::LABEL => service.as_str(),
+        GatewayOutcome::LABEL => outcome.as_str()
+    )
+    .increment(1);
+}

@@ -1,0 +1,288 @@
+//! [`Answer`]: the messages of a gRPC answer as JSON, made as the client takes them.
+//!
+//! Not here: the head of the HTTP response, for which the first of an answer is looked at (`front::gateway`).
+//! Always holds: the call is asked for more only when all that was made of it is taken, so a client that does not read holds up nothing but
+//! its own call; of a stream each message is a line of its own, and is sent as soon as it is there.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body as _, Frame};
+use tokio::time::Sleep;
+use tonic::{Code, Status};
+
+use super::{
+    Counted,
+    encode::{Encoder, Malformed},
+    errors,
+    schema::{MessageId, Schema},
+};
+use crate::{
+    front::body::{BoxError, PortBody, PortBuf},
+    telemetry::names::GatewayOutcome,
+};
+
+/// A gRPC message begins with a flag and its length.
+const PREFIX: usize = 5;
+
+/// What becomes of the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// There is one, and it is the answer.
+    Whole,
+    /// Each is a line, `{"result":…}`.
+    Lines,
+    /// They are such lines already.
+    Made,
+}
+
+/// See the module.
+pub(super) struct Answer<B: http_body::Body> {
+    body: PortBody<B>,
+    schema: Arc<Schema>,
+    message: MessageId,
+    form: Form,
+    /// What came and was not read yet: less than a head, unless a message is waited for.
+    input: BytesMut,
+    /// The message that is being written.
+    encoder: Option<Encoder>,
+    /// What is sent already in the form in which it came.
+    made: Option<PortBuf<B::Data>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    counted: Counted,
+    ended: bool,
+}
+
+// None of its fields is ever pinned but the body, which moves freely.
+impl<B: http_body::Body + Unpin> Unpin for Answer<B> {}
+
+/// What an answer begins with.
+pub(super) enum Begin {
+    /// With a message.
+    Message,
+    /// There is none, since the call failed or ended.
+    End(Status),
+}
+
+impl<B> Answer<B>
+where
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Unpin,
+{
+    pub(super) fn new(
+        body: PortBody<B>,
+        schema: Arc<Schema>,
+        message: MessageId,
+        form: Form,
+        deadline: Option<Pin<Box<Sleep>>>,
+        counted: Counted,
+    ) -> Self {
+        let (input, encoder, made) = (BytesMut::new(), None, None);
+        Self { body, schema, message, form, input, encoder, made, deadline, counted, ended: false }
+    }
+
+    /// Waits until it is known how the answer begins.
+    pub(super) async fn begin(&mut self) -> Begin {
+        std::future::poll_fn(|cx| {
+            loop {
+                let has = self.made.is_some() || self.input.len() >= PREFIX;
+                if has {
+                    return Poll::Ready(Begin::Message);
+                }
+                match std::task::ready!(self.poll_body(cx)) {
+                    Came::Data => {}
+                    Came::End(status) => return Poll::Ready(Begin::End(status)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// All of an answer that is one message no longer than `most`, once the call has ended well; `None` where it is longer.
+    ///
+    /// # Errors
+    /// How the call ended otherwise.
+    pub(super) async fn whole(&mut self, most: usize) -> Result<Option<Vec<u8>>, Status> {
+        let len = message_len(&self.input);
+        if len.is_none_or(|len| len > most) {
+            return Ok(None);
+        }
+        let mut out = Vec::new();
+        let status = std::future::poll_fn(|cx| {
+            loop {
+                if let Err(Malformed) = self.write(&mut out) {
+                    return Poll::Ready(Status::internal(Malformed.to_string()));
+                }
+                match std::task::ready!(self.poll_body(cx)) {
+                    Came::Data => {}
+                    Came::End(status) => return Poll::Ready(status),
+                }
+            }
+        })
+        .await;
+        if status.code() != Code::Ok {
+            return Err(status);
+        }
+        if self.encoder.is_some() {
+            return Err(Status::unavailable("etcd-relay: the answer broke off"));
+        }
+        self.counted.end(GatewayOutcome::Ok);
+        Ok(Some(out))
+    }
+
+    /// Counts how the call ended.
+    pub(super) fn count(&mut self, outcome: GatewayOutcome) {
+        self.counted.end(outcome);
+    }
+
+    /// Takes more of the call's answer in.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+        loop {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => {
+                    return Poll::Ready(Came::End(Status::unknown("etcd-relay: the answer has no status")));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let error: BoxError = error;
+                    return Poll::Ready(Came::End(Status::unavailable(format!(
+                        "etcd-relay: the answer broke off: {error}"
+                    ))));
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if !data.has_remaining() => {}
+                    Ok(data) if self.form == Form::Made => {
+                        self.made = Some(data);
+                        return Poll::Ready(Came::Data);
+                    }
+                    Ok(data) => {
+                        self.input.put(data);
+                        return Poll::Ready(Came::Data);
+                    }
+                    Err(frame) => {
+                        return Poll::Ready(Came::End(status_of(&frame.into_trailers().unwrap_or_default())));
+                    }
+                },
+            }
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Came::End(Status::deadline_exceeded(DEADLINE)));
+        }
+        Poll::Pending
+    }
+
+    /// Writes what can be written of what came.
+    fn write(&mut self, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        loop {
+            let Some(encoder) = &mut self.encoder else {
+                let Some(len) = message_len(&self.input) else { return Ok(()) };
+                if self.input[0] != 0 {
+                    // Nobody was told that it may be compressed.
+                    return Err(Malformed);
+                }
+                self.input.advance(PREFIX);
+                if self.form == Form::Lines {
+                    out.extend_from_slice(b"{\"result\":");
+                }
+                self.encoder = Some(Encoder::new(self.schema.clone(), self.message, len as u64, out));
+                continue;
+            };
+            let taken = encoder.feed(&self.input, out)?;
+            self.input.advance(taken);
+            if !encoder.is_over() {
+                return Ok(());
+            }
+            self.encoder = None;
+            if self.form == Form::Lines {
+                out.extend_from_slice(b"}\n");
+            }
+        }
+    }
+
+    /// The last of it.
+    fn end(&mut self, status: &Status) -> Option<Result<Bytes, BoxError>> {
+        self.ended = true;
+        let broken = self.encoder.is_some();
+        if status.code() == Code::Ok && !broken {
+            self.counted.end(GatewayOutcome::Ok);
+            return None;
+        }
+        self.counted.end(GatewayOutcome::Error);
+        if self.form == Form::Whole || broken {
+            // What was sent is not all: the client has to see that.
+            return Some(Err(status.message().into()));
+        }
+        Some(Ok(errors::in_stream(status).into()))
+    }
+}
+
+/// Go's words, in which grpc-gateway says that a call took too long.
+pub(super) const DEADLINE: &str = "context deadline exceeded";
+
+enum Came {
+    Data,
+    End(Status),
+}
+
+impl<B> http_body::Body for Answer<B>
+where
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        loop {
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(made) = &mut this.made {
+                let len = made.chunk().len();
+                let piece = made.copy_to_bytes(len);
+                if !made.has_remaining() {
+                    this.made = None;
+                }
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            let mut out = Vec::new();
+            if let Err(malformed) = this.write(&mut out) {
+                this.ended = true;
+                this.counted.end(GatewayOutcome::Error);
+                return Poll::Ready(Some(Err(malformed.into())));
+            }
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out.into()))));
+            }
+            match std::task::ready!(this.poll_body(cx)) {
+                Came::Data => {}
+                Came::End(status) => {
+                    let last = this.end(&status);
+                    return Poll::Ready(last.map(|last| last.map(Frame::data)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+/// The length of the message that begins here.
+fn message_len(input: &[u8]) -> Option<usize> {
+    let prefix = input.get(..PREFIX)?;
+    let len: [u8; 4] = prefix[1..].try_into().ok()?;
+    usize::try_from(u32::from_be_bytes(len)).ok()
+}
+
+/// The status that a call's trailers, or its head, tell.
+pub(super) fn status_of(fields: &HeaderMap) -> Status {
+    Status::from_header_map(fields).unwrap_or_else(|| Status::unknown("etcd-relay: the answer has no status"))
+}

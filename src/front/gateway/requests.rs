@@ -1,0 +1,179 @@
+//! [`Requests`]: the JSON values of a request's body, one after the other, as gRPC messages.
+//!
+//! Not here: what they are for. A call with one request reads all of the body and takes its first value; a call with many takes each as it
+//! comes. Always holds: a value is at most [`MAX_BODY`] long in memory, and all that are being read have a bound together; a large one is
+//! read on a thread for such work, so that it holds up nobody.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use thiserror::Error;
+use tokio::{task::spawn_blocking, time::timeout};
+use tonic::Status;
+
+use super::{
+    decode::{DecodeError, decode},
+    scan::{Scanner, SyntaxError},
+    schema::{MessageId, Schema},
+};
+use crate::front::{
+    body::RequestBody,
+    room::{Place, Room},
+};
+
+/// Most bytes of a value: of the largest request that is checked before it is forwarded, with its bytes in base64.
+const MAX_BODY: usize = 44 << 20;
+/// From this length on a value is read on a thread of its own: shorter ones take less than a millisecond.
+const LARGE: usize = 64 << 10;
+/// How long a body may stall of which something came.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct Requests {
+    schema: Arc<Schema>,
+    message: MessageId,
+    body: RequestBody,
+    room: Arc<Room>,
+    /// What came and was not read yet.
+    buffer: BytesMut,
+    place: Place,
+    ended: bool,
+}
+
+/// Why there is no request.
+#[derive(Debug, Error)]
+pub(super) enum RequestError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("unexpected EOF")]
+    Cut,
+    #[error("etcd-relay: the request is larger than {} bytes", MAX_BODY)]
+    TooLarge,
+    #[error("etcd-relay: too many large requests are being read; try again")]
+    Full,
+    #[error("etcd-relay: the body stalled for a minute")]
+    Stalled,
+    #[error("etcd-relay: the request could not be read, by a fault of the relay")]
+    Panicked,
+}
+
+impl From<SyntaxError> for RequestError {
+    fn from(error: SyntaxError) -> Self {
+        Self::Decode(error.into())
+    }
+}
+
+impl RequestError {
+    /// What the client is told. `decoding` is the code for a body that is no request.
+    pub(super) fn status(&self, decoding: tonic::Code) -> Status {
+        let code = match self {
+            Self::Decode(_) | Self::Cut => decoding,
+            Self::TooLarge | Self::Full => tonic::Code::ResourceExhausted,
+            Self::Stalled => tonic::Code::Cancelled,
+            Self::Panicked => tonic::Code::Internal,
+        };
+        Status::new(code, self.to_string())
+    }
+}
+
+impl Requests {
+    pub(super) fn new(schema: Arc<Schema>, message: MessageId, body: RequestBody, room: Arc<Room>) -> Self {
+        Self { schema, message, body, room, buffer: BytesMut::new(), place: Place::default(), ended: false }
+    }
+
+    /// The request of a call that has one: the first value of the whole body; an empty one is an empty message.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(super) async fn only(mut self) -> Result<Bytes, RequestError> {
+        while !self.ended {
+            self.receive(true).await?;
+        }
+        match self.next().await? {
+            Some(message) => Ok(message),
+            None => read(self.schema, self.message, Bytes::from_static(b"null"), Scanner::new()).await,
+        }
+    }
+
+    /// The next request; `None` where the client has no more.
+    ///
+    /// # Errors
+    /// Where what comes is none. Nothing is read behind it.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RequestError> {
+        let mut scanner = Scanner::new();
+        let mut scanned = 0;
+        loop {
+            let (taken, ended) = self.scan(&mut scanner, scanned).await?;
+            scanned += taken;
+            if ended || self.ended && scanner.ends() {
+                let text = self.buffer.split_to(scanned).freeze();
+                let message = read(self.schema.clone(), self.message, text, scanner).await?;
+                if self.buffer.is_empty() {
+                    // Its room goes to others, and its memory as well.
+                    (self.buffer, self.place) = (BytesMut::new(), Place::default());
+                }
+                return Ok(Some(message));
+            }
+            if self.ended {
+                return if scanner.has_begun() { Err(RequestError::Cut) } else { Ok(None) };
+            }
+            if !scanner.has_begun() {
+                // Space between values.
+                self.buffer.advance(scanned);
+                (scanner, scanned) = (Scanner::new(), 0);
+            }
+            self.receive(scanner.has_begun()).await?;
+        }
+    }
+
+    /// Waits for more of the body.
+    async fn receive(&mut self, begun: bool) -> Result<(), RequestError> {
+        let next = self.body.frame();
+        let next = if begun { timeout(SILENCE, next).await.map_err(|_| RequestError::Stalled)? } else { next.await };
+        match next {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { return Ok(()) };
+                let len = self.buffer.len() + data.len();
+                if len > MAX_BODY {
+                    return Err(RequestError::TooLarge);
+                }
+                self.room.grow(&mut self.place, len).await.map_err(|_| RequestError::Full)?;
+                self.buffer.extend_from_slice(&data);
+            }
+            // Go's reader says so of a body that breaks off.
+            Some(Err(_)) => return Err(RequestError::Cut),
+            None => self.ended = true,
+        }
+        Ok(())
+    }
+
+    /// Scans what came since the last time.
+    async fn scan(&mut self, scanner: &mut Scanner, from: usize) -> Result<(usize, bool), RequestError> {
+        if self.buffer.len() - from < LARGE {
+            return Ok(scanner.take(&self.buffer[from..])?);
+        }
+        // The buffer goes there and back, so nothing is copied.
+        let (buffer, mut scanning) = (std::mem::take(&mut self.buffer), std::mem::replace(scanner, Scanner::new()));
+        let work = spawn_blocking(move || {
+            let taken = scanning.take(&buffer[from..]);
+            (buffer, scanning, taken)
+        });
+        let (buffer, scanned, taken) = work.await.map_err(|_| RequestError::Panicked)?;
+        (self.buffer, *scanner) = (buffer, scanned);
+        Ok(taken?)
+    }
+}
+
+/// The message that a value means, which was scanned to its end.
+async fn read(schema: Arc<Schema>, message: MessageId, text: Bytes, scanner: Scanner) -> Result<Bytes, RequestError> {
+    let extents = scanner.extents();
+    if text.len() < LARGE {
+        return Ok(decode(&schema, message, &text, &extents)?);
+    }
+    let work = spawn_blocking(move || decode(&schema, message, &text, &extents));
+    Ok(work.await.map_err(|_| RequestError::Panicked)??)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! The JSON gateway, compared with that of an etcd 3.5: status, heads and bodies, byte for byte.
+//!
+//! Both sides are fresh, so revisions agree; only what names a cluster is masked. Not here: single values and errors, which unit tests have
+//! beside the code. Always holds: a request is put to both before the next one, as each may change what the next ones find.
+
+mod client;
+mod script;
+
+use bytes::Bytes;
+use http::{Method, Request, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use self::{
+    client::{Ask, Told, masked},
+    script::script,
+};
+use crate::{
+    access::users::Users,
+    support::{
+        etcd::{Etcd, Http},
+        eventually,
+        kv::Kv,
+        relay::{Relay, RelayCommand},
+    },
+};
+
+/// Puts each to both, and collects what differs.
+async fn compare(asks: &[Ask], etcd: &str, relay: &str, version: Version, same: impl Fn(&Told, &Told) -> bool) {
+    let mut differences = Vec::new();
+    for ask in asks {
+        // etcd serves HTTP/2 without gRPC over TLS alone.
+        let want = ask.put(etcd, Version::HTTP_11).await;
+        let got = ask.put(relay, version).await;
+        if !same(&got, &want) {
+            let ask = format!("{} {} {:?} {:.300}", ask.method, ask.path, ask.headers, ask.body);
+            let (want, got) = (format!("{want:?}"), format!("{got:?}"));
+            differences.push(format!("{ask}\n  etcd:  {want:.1200}\n  relay: {got:.1200}"));
+        }
+    }
+    let (count, of) = (differences.len(), asks.len());
+    assert!(differences.is_empty(), "{count} of {of} requests were answered differently:\n{}", differences.join("\n"));
+}
+
+fn equal(got: &Told, want: &Told) -> bool {
+    let mask = |told: &Told| Told { body: masked(&told.body), ..told.clone() };
+    mask(got) == mask(want)
+}
+
+async fn relay_over(etcd: &Etcd) -> Relay {
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").start().await;
+    relay.follows().await;
+    relay
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_is_that_of_etcd() {
+    let (reference, etcd) = (Etcd::start().await, Etcd::start().await);
+    let relay = relay_over(&etcd).await;
+    compare(&script(), &reference.addr(), relay.grpc_addr(), Version::HTTP_11, equal).await;
+    let local = relay.metric_of("etcd_relay_reads_total", r#"outcome="confirmed""#).await;
+    assert!(local >= 20.0, "reads are answered from memory, not {local} of them");
+    let refused = relay.metric_of("etcd_relay_gateway_requests_total", r#"service="kv",outcome="refused""#).await;
+    assert!(refused >= 50.0, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_is_the_same_over_http2() {
+    let (reference, etcd) = (Etcd::start().await, Etcd::start().await);
+    let relay = relay_over(&etcd).await;
+    compare(&script(), &reference.addr(), relay.grpc_addr(), Version::HTTP_2, equal).await;
+}
+
+/// etcd 3.6 has another gateway, with other words for what is wrong with a request. What is right with it is answered alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_well_answered_is_the_same_json_as_that_of_etcd_36() {
+    let Some(reference) = Etcd::of_version("3.6.16", &[], Http::Shared).await else { return };
+    let Some(etcd) = Etcd::of_version("3.6.16", &[], Http::Shared).await else { return };
+    let relay = relay_over(&etcd).await;
+    let value = |told: &Told| -> Vec<serde_json::Value> {
+        let text = masked(&told.body.replace(": ", ":").replace(", ", ","));
+        text.lines().map(|line| serde_json::from_str(&line.replace('…', "0")).unwrap_or_default()).collect()
+    };
+    let alike = |got: &Told, want: &Told| {
+        // What only one of both takes for a request.
+        want.status != 200 || got.status != 200 || value(got) == value(want)
+    };
+    let asks: Vec<Ask> = script().into_iter().filter(|ask| ask.lines.is_none() && ask.body.len() < 1000).collect();
+    compare(&asks, &reference.addr(), relay.grpc_addr(), Version::HTTP_11, alike).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_may_do_what_etcd_lets_them_do() {
+    let (reference, etcd) =
+        (Etcd::start_with(&["--bcrypt-cost=4"]).await, Etcd::start_with(&["--bcrypt-cost=4"]).await);
+    let (_there, here) = (Users::on(&reference).await, Users::on(&etcd).await);
+    let relay = here.relay(&etcd).await;
+    let login = Ask::post("/v3/auth/authenticate", r#"{"name":"alice","password":"alice"}"#);
+    let mut tokens = Vec::new();
+    let there = reference.addr();
+    for addr in [&there[..], relay.grpc_addr()] {
+        let told = login.put(addr, Version::HTTP_11).await;
+        let value: serde_json::Value = serde_json::from_str(&told.body).expect("JSON");
+        tokens.push(value["token"].as_str().expect("a token").to_owned());
+    }
+    let wrong = Ask::post("/v3/auth/authenticate", r#"{"name":"alice","password":"no"}"#);
+    compare(&[login, wrong], &reference.addr(), relay.grpc_addr(), Version::HTTP_11, equal).await;
+    // /a/one and /b/one.
+    let asks = [
+        Ask::post("/v3/kv/range", r#"{"key":"L2Evb25l"}"#),
+        Ask::post("/v3/kv/range", r#"{"key":"L2Ivb25l"}"#),
+        Ask::post("/v3/kv/put", r#"{"key":"L2Evb25l"}"#),
+        Ask::post("/v3/auth/user/list", "{}"),
+        Ask::post("/v3/auth/user/get", r#"{"name":"alice"}"#),
+        Ask::post("/v3/watch", r#"{"create_request":{"key":"L2Evb25l"}}"#).lines(1),
+        Ask::post("/v3/watch", r#"{"create_request":{"key":"L2Ivb25l"}}"#).lines(1),
+        Ask::post("/v3/lease/grant", r#"{"TTL":"60","ID":"5"}"#),
+    ];
+    type Credential = fn(&str) -> Option<(&'static str, String)>;
+    let credentials: [Credential; 5] = [
+        |token| Some(("authorization", token.to_owned())),
+        |token| Some(("authorization", format!("Bearer {token}"))),
+        |token| Some(("grpc-metadata-token", token.to_owned())),
+        |_| Some(("authorization", "made up".to_owned())),
+        |_| None,
+    ];
+    let mut differences = Vec::new();
+    for (number, credential) in credentials.iter().enumerate() {
+        for ask in &asks {
+            let mut told = Vec::new();
+            for (addr, token) in [&there[..], relay.grpc_addr()].into_iter().zip(&tokens) {
+                let mut ask = ask.clone();
+                ask.headers.extend(credential(token));
+                told.push(ask.put(addr, Version::HTTP_11).await);
+            }
+            if !equal(&told[1], &told[0]) {
+                differences.push(format!("credential {number}, {ask:?}: {told:?}"));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_over_http_goes_on_and_a_client_that_does_not_read_holds_up_nobody() {
+    let etcd = Etcd::start().await;
+    let relay = relay_over(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    // It never reads more than its answer's head.
+    let stream = TcpStream::connect(relay.grpc_addr()).await.expect("connected");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    let body = r#"{"create_request":{"key":"AA==","range_end":"AA=="}}"#;
+    let request = Request::builder().method(Method::POST).uri("/v3/watch").header("host", "relay");
+    let request = request.body(Full::new(Bytes::from(body))).expect("a request");
+    let stalled = sender.send_request(request).await.expect("an answer");
+    let reading = Ask::post("/v3/watch", body).lines(101);
+    let addr = relay.grpc_addr().to_owned();
+    let reading = tokio::spawn(async move { reading.put(&addr, Version::HTTP_11).await });
+    eventually("both watch", async || (relay.metric_of("etcd_relay_watches", "").await >= 2.0).then_some(())).await;
+    // More than any buffer between the relay and the client that does not read.
+    for number in 0..100 {
+        kv.put(format!("key {number}"), vec![b'x'; 200 << 10]).await;
+    }
+    let told = reading.await.expect("no panic");
+    let lines: Vec<serde_json::Value> =
+        told.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let events = lines.iter().flat_map(|line| line["result"]["events"].as_array().into_iter().flatten());
+    let revisions: Vec<_> = events.map(|event| event["kv"]["mod_revision"].clone()).collect();
+    let wanted: Vec<_> = (2..102).map(|revision: i64| serde_json::json!(revision.to_string())).collect();
+    assert_eq!(revisions, wanted, "each event once, in order");
+    // And then it reads all the same.
+    let mut body = stalled.into_body();
+    let mut read = Vec::new();
+    while read.iter().filter(|byte| **byte == b'\n').count() < 2 {
+        let frame = body.frame().await.expect("more to come").expect("not broken off");
+        read.extend(frame.into_data().unwrap_or_default());
+    }
+    drop((body, sender));
+    eventually("its watch is gone", async || (relay.metric_of("etcd_relay_watches", "").await == 0.0).then_some(()))
+        .await;
+}

@@ -1,0 +1,146 @@
+//! A client over HTTP without gRPC: posts JSON and reads what comes, over HTTP/1.1 or HTTP/2.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::{Method, Request, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::support::{patience, quiet_time};
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: String,
+    /// How many lines are waited for, where the answer does not end by itself.
+    pub(super) lines: Option<usize>,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) status: u16,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) body: String,
+}
+
+impl Ask {
+    pub(super) fn post(path: &str, body: &str) -> Self {
+        let (method, path, body) = (Method::POST, path.to_owned(), body.to_owned());
+        Self { method, path, headers: Vec::new(), body, lines: None }
+    }
+
+    pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    pub(super) fn lines(mut self, lines: usize) -> Self {
+        self.lines = Some(lines);
+        self
+    }
+
+    /// Puts it to `addr`, over a connection of its own.
+    pub(super) async fn put(&self, addr: &str, version: Version) -> Told {
+        timeout(patience(), self.exchange(addr, version)).await.unwrap_or_else(|_| panic!("no answer to {self:?}"))
+    }
+
+    async fn exchange(&self, addr: &str, version: Version) -> Told {
+        let stream = TokioIo::new(TcpStream::connect(addr).await.expect("connected"));
+        let uri = if version == Version::HTTP_2 { format!("http://{addr}{}", self.path) } else { self.path.clone() };
+        let mut request = Request::builder().method(&self.method).uri(uri);
+        if version != Version::HTTP_2 {
+            request = request.header("host", addr);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        let request = request.body(Full::new(Bytes::from(self.body.clone()))).expect("a request");
+        let response = if version == Version::HTTP_2 {
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.expect("HTTP/2");
+            tokio::spawn(connection);
+            sender.send_request(request).await
+        } else {
+            let (mut sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1");
+            tokio::spawn(connection);
+            sender.send_request(request).await
+        };
+        let (head, body) = response.expect("an answer").into_parts();
+        let headers = head.headers.iter().filter(|(name, _)| matters(name.as_str()));
+        let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned()));
+        Told { status: head.status.as_u16(), headers: headers.collect(), body: self.read(body).await }
+    }
+
+    async fn read(&self, mut body: Incoming) -> String {
+        let mut read = Vec::new();
+        let enough =
+            |read: &[u8]| self.lines.is_some_and(|lines| read.iter().filter(|byte| **byte == b'\n').count() >= lines);
+        while !enough(&read) {
+            match body.frame().await {
+                Some(frame) => read.extend(frame.expect("not broken off").into_data().unwrap_or_default()),
+                None => break,
+            }
+        }
+        if self.lines.is_some() {
+            // A surplus line is a difference as well.
+            if let Ok(Some(frame)) = timeout(quiet_time(), body.frame()).await {
+                read.extend(frame.expect("not broken off").into_data().unwrap_or_default());
+            }
+        }
+        String::from_utf8(read).expect("text")
+    }
+}
+
+/// What both sides have to agree on; the rest is how bytes are carried.
+fn matters(header: &str) -> bool {
+    header.starts_with("access-control-")
+        || header.starts_with("grpc-")
+        || ["content-type", "x-content-type-options", "allow", "location"].contains(&header)
+}
+
+/// The text without what differs from one cluster to another.
+pub(super) fn masked(text: &str) -> String {
+    const NAMES: [&str; 12] = [
+        "cluster_id",
+        "member_id",
+        "raft_term",
+        "leader",
+        "raftIndex",
+        "raftTerm",
+        "raftAppliedIndex",
+        "dbSize",
+        "dbSizeInUse",
+        "dbSizeQuota",
+        "token",
+        "hash",
+    ];
+    let mut text = text.to_owned();
+    for name in NAMES {
+        let start = format!("\"{name}\":");
+        let mut from = 0;
+        while let Some(at) = text[from..].find(&start) {
+            let value = from + at + start.len();
+            let rest = &text[value..];
+            // An object is no value of this cluster's alone.
+            let len = match rest.as_bytes().first() {
+                Some(b'"') => rest[1..].find('"').map_or(rest.len(), |end| end + 2),
+                Some(b'{') => 0,
+                _ => rest.find([',', '}']).unwrap_or(rest.len()),
+            };
+            if len > 0 {
+                text.replace_range(value..value + len, "…");
+            }
+            from = value;
+        }
+    }
+    text
+}
