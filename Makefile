@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check build bench microbench bench-views fleet tools
+.PHONY: help demo test chaos kubernetes check build bench microbench bench-views fleet tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -33,6 +33,11 @@ chaos: tools ## Faults in random order on three members, two relays and a tier, 
 		echo "etcd of the chaos: $$etcd" && \
 		export ETCD="$$etcd/etcd" ETCDCTL="$$etcd/etcdctl" ETCDUTL="$$etcd/etcdutl" && \
 		cargo test --locked --test chaos -- $(ARGS)
+
+kubernetes: tools ## Run Kubernetes' own tests of its storage layer on a relay; needs Go, the first run takes minutes
+	@scripts/kubernetes >/dev/null && \
+		etcd=$$(scripts/etcd) && export ETCD="$$etcd/etcd" && \
+		ETCD_RELAY_TEST_SCALE=full cargo test --locked --test it -- --nocapture kubernetes $(ARGS)
 
 check: ## All that CI does: formatting, lints, documentation, licences, tests
 	.ci/run

@@ -5,13 +5,14 @@
 //! should have and did not, fails the run, and no figure does.
 //!
 //! `wire` and `link` are a client that takes little of the machine that it shares with the server; `plan` says what is written,
-//! `writer` writes it, `check` and `listed` judge what comes; `watch`, `range`, `views` and `floor` are the loads; `report` tells.
+//! `writer` writes it, `check` and `listed` judge what comes; `watch`, `range`, `leases`, `views` and `floor` are the loads; `report` tells.
 
 mod calls;
 mod check;
 mod floor;
 mod hpack;
 pub mod http;
+mod leases;
 mod link;
 mod listed;
 mod message;
@@ -33,6 +34,7 @@ use thiserror::Error;
 
 pub use self::{
     floor::Floor,
+    leases::Leases,
     link::{Endpoint, LinkError},
     plan::{KEYS_MAX, VALUE_MIN},
     range::Range,
@@ -51,6 +53,8 @@ pub enum Bench {
     Watch(Watch),
     /// Reads.
     Range(Range),
+    /// Leases that clients keep alive.
+    Leases(Leases),
     /// Lainlet's views.
     Views(Views),
     /// Bare sockets, to compare with.
@@ -132,6 +136,7 @@ impl Bench {
         match self {
             Self::Watch(watch) => watch.run(),
             Self::Range(range) => range.run(),
+            Self::Leases(leases) => leases.run(),
             Self::Views(views) => views.run(),
             Self::Floor(floor) => floor.run(),
         }

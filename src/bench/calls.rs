@@ -1,6 +1,6 @@
 //! [`Calls`]: unary calls over one connection, many at a time.
 //!
-//! Not here: what is called, see `writer` and `range`. Always holds: a call that etcd refuses ends the run with its reason.
+//! Not here: what is called, see `writer`, `range` and `leases`. Always holds: a call that etcd refuses ends the run with its reason.
 
 use std::{
     future::poll_fn,
@@ -23,6 +23,9 @@ use crate::{pb::etcdserverpb as pb, types::KeyRange};
 pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
 pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
+pub(super) const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+pub(super) const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+pub(super) const LEASE_TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
 const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 
 /// Keys that are deleted at a time.

@@ -24,6 +24,8 @@ enum LoadCommand {
     Watch(Box<WatchFlags>),
     /// Reads of one key or of many, linearizable or not
     Range(Box<RangeFlags>),
+    /// Clients that each keep a lease alive, and some that end without a word, whose leases must end in time
+    Leases(Box<LeasesFlags>),
     /// Lainlet's views over HTTP: answers, or streams of server-sent events
     Views(Box<ViewsFlags>),
     /// What a delivery costs a program that only writes the same bytes to as many sockets; no server can cost less
@@ -207,6 +209,36 @@ struct RangeFlags {
 }
 
 #[derive(Debug, Args)]
+struct LeasesFlags {
+    #[command(flatten)]
+    common: Common,
+
+    /// Clients, each with a lease and a stream on which it keeps this alive
+    #[arg(long, value_name = "NUMBER", default_value = "1000")]
+    clients: NonZeroU64,
+
+    /// Connections, which the clients share
+    #[arg(long, value_name = "NUMBER", default_value = "100")]
+    connections: NonZeroU64,
+
+    /// Seconds that a lease lives without being kept alive; clients do that every third of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=86_400))]
+    ttl: u32,
+
+    /// How long to keep them alive
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+
+    /// How many of the connections end at half the time, and their clients with them. Their leases must end, and not before their time
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    stop: u64,
+
+    /// Server to ask what is left of the leases, if that is not the server to measure
+    #[arg(long, value_name = "URL")]
+    check_endpoint: Option<Endpoint>,
+}
+
+#[derive(Debug, Args)]
 struct ViewsFlags {
     #[command(flatten)]
     common: Common,
@@ -279,6 +311,7 @@ impl BenchCommand {
         let (bench, json) = match self.load {
             LoadCommand::Watch(flags) => (Bench::Watch(flags.watch()?), flags.common.json),
             LoadCommand::Range(flags) => (Bench::Range(flags.range()?), flags.common.json),
+            LoadCommand::Leases(flags) => (Bench::Leases(flags.leases()?), flags.common.json),
             LoadCommand::Views(flags) => (Bench::Views(flags.views()?), flags.common.json),
             LoadCommand::Floor(flags) => (Bench::Floor(flags.floor()?), flags.json),
         };
@@ -360,6 +393,27 @@ impl RangeFlags {
             patience: self.common.patience.0,
             prefix: self.writes.prefix.clone(),
             keep: self.writes.keep,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl LeasesFlags {
+    fn leases(&self) -> Result<bench::Leases, Exit> {
+        let connections = self.connections.min(self.clients);
+        if self.stop > connections.get() {
+            return Err(Exit::Usage(format!("--stop {} is more than the {connections} connections", self.stop)));
+        }
+        let (endpoint, check_endpoint) = self.common.endpoints(self.check_endpoint.as_ref())?;
+        Ok(bench::Leases {
+            endpoint,
+            check_endpoint,
+            clients: self.clients.get(),
+            connections: connections.get(),
+            ttl: self.ttl,
+            duration: self.duration.0,
+            stop: self.stop,
+            patience: self.common.patience.0,
             processes: self.common.pid.clone(),
         })
     }
@@ -473,6 +527,8 @@ mod tests {
             (&["watch", "--cacert", "/nowhere"], "https://"),
             (&["views", "--endpoint", "https://a:1", "--path", "/v2/nodes", "--insecure-skip-tls-verify"], "TLS"),
             (&["range", "--keys", "0"], "--keys"),
+            (&["leases", "--clients", "3", "--stop", "4"], "--stop"),
+            (&["leases", "--ttl", "1"], "--ttl"),
             (&["views", "--path", "nodes"], "--path"),
             (&["views", "--path", "/v2/nodes", "--put-key", "/a"], "--put-endpoint"),
             (&["floor", "--rate=-1"], "--rate"),

@@ -264,7 +264,7 @@ impl Session {
         let starts: BTreeSet<Revision> = wanted
             .iter()
             .filter_map(|wanted| match &wanted.step {
-                Step::Create(_, subscribe) => Some(subscribe.start_revision),
+                Step::Create(_, subscribe) => Some(subscribe.oldest_needed()),
                 _ => None,
             })
             .filter(|start| *start > Revision::ZERO)
@@ -291,7 +291,7 @@ impl Session {
         let compacted = if some_compacted { self.compacted(starts).await } else { BTreeSet::new() };
         for mut wanted in wanted {
             if let Step::Create(_, subscribe) = &mut wanted.step {
-                subscribe.compacted = compacted.contains(&subscribe.start_revision);
+                subscribe.compacted = compacted.contains(&subscribe.oldest_needed());
             }
             if !self.waiting.is_empty() && !self.waiting.may_be_overtaken_by(&wanted.step, &self.stream) {
                 self.waiting.add(wanted);

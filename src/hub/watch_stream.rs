@@ -66,8 +66,18 @@ pub struct Subscribe {
     pub fragment: bool,
     /// The newest revision that the cluster is known to have: what begins "from now" begins above it, also where the feed does not have it yet.
     pub known: Revision,
-    /// Upstream said that `start_revision` is compacted there, so the history must not serve it either.
+    /// Upstream said that [`Self::oldest_needed`] is compacted there. Then upstream serves the beginning of the watch instead of the history.
     pub compacted: bool,
+}
+
+impl Subscribe {
+    /// The oldest revision that this watch is about: what the events of its first revision replaced, if the client wants to know that. At the
+    /// compact revision itself etcd tells the events, but no longer what they replaced.
+    #[must_use]
+    pub fn oldest_needed(&self) -> Revision {
+        let start = self.start_revision;
+        if self.options.prev_kv && start > Revision::new(1) { start.previous() } else { start }
+    }
 }
 
 /// Why a subscription was not made.

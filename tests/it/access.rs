@@ -6,7 +6,7 @@
 mod keys;
 mod revoked;
 mod tiers;
-pub(crate) mod users;
+pub mod users;
 mod versions;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchResponse};

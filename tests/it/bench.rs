@@ -154,6 +154,20 @@ async fn reads_are_counted_and_no_key_is_left_behind() {
 }
 
 #[tokio::test]
+async fn leases_are_kept_alive_and_end_with_their_clients() {
+    let (etcd, _relay, endpoints) = servers().await;
+    let check = etcd.endpoint();
+    let loads = endpoints.iter().map(async |endpoint| {
+        let args = ["leases", "--endpoint", endpoint, "--check-endpoint", &check, "--ttl", "6", "--patience", "30s"];
+        let few = ["--clients", "20", "--connections", "5", "--stop", "2", "--duration", "5s"];
+        let leases = report(&[&args[..], &few].concat()).await;
+        assert_eq!((count(&leases, "gone"), count(&leases, "broken_streams")), (8, 0), "{leases}");
+        assert!(count(&leases, "keepalives") >= 25 && leases["figures"]["latency_99_ms"].is_number(), "{leases}");
+    });
+    futures_util::future::join_all(loads).await;
+}
+
+#[tokio::test]
 async fn views_are_asked_for_and_watched() {
     let (etcd, relay, _) = servers().await;
     let endpoint = format!("http://{}", relay.http_addr());

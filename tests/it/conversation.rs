@@ -22,7 +22,7 @@ use crate::support::{
     client::WatchStream,
     kv::{Kv, channel},
     quiet_time,
-    target::{Kind, Settings, Target},
+    target::{Kind, Line, Settings, Target},
 };
 
 /// How long the sides may differ after a step; etcd itself tells of compactions and replays every 100 ms.
@@ -46,14 +46,19 @@ conversations! {
     with_another_etcd = Kind::Etcd,
     with_the_store = Kind::Store,
     with_relay_over_etcd = Kind::RelayOverEtcd,
+    with_relay_over_etcd_3_7 = Kind::RelayOverEtcdOf(Line::V3_7),
     with_relay_on_demand = Kind::RelayOnDemand,
     with_relay_over_store = Kind::RelayOverStore,
     with_relay_over_relay = Kind::RelayOverRelay,
 }
 
 async fn converse(kind: Kind) {
-    let reference = Target::start(Kind::Etcd, Settings::default()).await;
-    let target = Target::start(kind, Settings::default()).await;
+    let same = match kind {
+        Kind::RelayOverEtcdOf(line) => Kind::EtcdOf(line),
+        _ => Kind::Etcd,
+    };
+    let Some(reference) = Target::start(same, Settings::default()).await else { return };
+    let Some(target) = Target::start(kind, Settings::default()).await else { return };
     let (mut one, mut other) = (Side::new(&reference).await, Side::new(&target).await);
     let mut differences = Vec::new();
     for (number, say) in script().into_iter().enumerate() {

@@ -26,6 +26,7 @@ mod gateway;
 mod grpc_proxy;
 mod h2spec;
 mod keys;
+mod kubernetes;
 mod lainlet;
 mod page;
 mod progress;

@@ -1,7 +1,10 @@
 //! `RangeStream`, as Kubernetes lists from 1.37 on: from the relay's memory, and what etcd itself must answer.
 //!
-//! Not here: the messages one by one, which stand beside the code. The etcd of the tests may be older than 3.7, which has the call: then what is
-//! forwarded is refused as etcd refuses what it does not know, and what the relay has in memory is answered all the same.
+//! Not here: how large the messages are, which stands beside the code. `as_etcd_3_7_streams` compares with an etcd that has the call. Elsewhere the etcd of
+//! the tests may be older: then what is forwarded is refused as etcd refuses what it does not know, and what the relay has in memory is
+//! answered all the same.
+
+mod as_etcd_3_7_streams;
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, RangeResponse, range_request::SortOrder};
 use tonic::{Code, Status};

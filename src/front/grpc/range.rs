@@ -319,17 +319,13 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
     })
 }
 
-/// The query as etcd streams it: in the order of the keys, and unfiltered. What it does not stream it refuses, in its own words.
+/// The query, where etcd streams it as one list: in the order of the keys, and unfiltered. All else is for etcd. It refuses most of it, but
+/// where a target other than the key comes without an order, it sorts each message by itself.
 fn streamed(query: RangeQuery) -> Option<RangeQuery> {
-    // Without an order the target counts for nothing.
-    let by_key = match query.sort_order {
-        SortOrder::None => true,
-        SortOrder::Ascend => query.sort_target == SortTarget::Key,
-        SortOrder::Descend => false,
-    };
+    let by_key = query.sort_target == SortTarget::Key && query.sort_order != SortOrder::Descend;
     let bounds = [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
     let plain = by_key && bounds.iter().all(|bound| *bound == Revision::ZERO);
-    plain.then_some(RangeQuery { sort_target: SortTarget::Key, ..query })
+    plain.then_some(query)
 }
 
 /// The `RangeStreamResponse`s, made of the same as [`message`].

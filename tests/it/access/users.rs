@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 /// The users of one etcd, spoken to at some endpoint.
-pub(crate) struct Users {
+pub struct Users {
     auth: AuthClient<Channel>,
     kv: Kv,
     password: NamedTempFile,
@@ -71,14 +71,14 @@ impl Users {
     }
 
     /// Makes them, and turns authentication on.
-    pub(crate) async fn on(etcd: &Etcd) -> Self {
+    pub async fn on(etcd: &Etcd) -> Self {
         let users = Self::ready(etcd).await;
         users.enable().await;
         users
     }
 
     /// A relay with a user of its own and a feed over all their keys.
-    pub(crate) async fn relay(&self, etcd: &Etcd) -> Relay {
+    pub async fn relay(&self, etcd: &Etcd) -> Relay {
         self.relay_command(etcd).start().await
     }
 
@@ -130,7 +130,7 @@ impl Users {
     }
 
     /// A new token.
-    pub(crate) async fn token(&self, user: &str) -> String {
+    pub async fn token(&self, user: &str) -> String {
         let request = AuthenticateRequest { name: user.into(), password: user.into() };
         self.auth.clone().authenticate(request).await.expect("authenticate").into_inner().token
     }

@@ -4,7 +4,7 @@ use etcd_relay::pb::etcdserverpb::{WatchCreateRequest, WatchResponse};
 
 use crate::support::{
     client::{self, header_revision, revisions},
-    target::{Kind, Target},
+    target::Target,
 };
 
 const DUPLICATE: &str = "mvcc: duplicate watch ID provided on the WatchStream";
@@ -139,7 +139,7 @@ pub async fn negative_start_revision_is_refused(target: &Target) {
     let (mut stream, ns) = (target.stream().await, target.namespace());
     stream.create(WatchCreateRequest { start_revision: -1, ..client::prefix(&ns) });
     let response = stream.next().await;
-    if target.kind != Kind::Etcd || response.canceled {
+    if !target.is_etcd() || response.canceled {
         assert_refused(&response, COMPACTED);
     }
     assert!(response.created);

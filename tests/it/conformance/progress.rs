@@ -5,7 +5,7 @@ use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 use crate::support::{
     client::{self, event_revision, header_revision, is_progress},
     quiet_time,
-    target::{Kind, Target},
+    target::Target,
 };
 
 pub async fn a_request_is_answered_for_the_whole_stream(target: &Target) {
@@ -41,7 +41,7 @@ pub async fn a_future_watch_silences_progress(target: &Target) {
     stream.created(client::prefix(&ns)).await;
     stream.created(WatchCreateRequest { start_revision, ..client::prefix(&ns) }).await;
     stream.progress();
-    if target.kind == Kind::Etcd {
+    if target.is_etcd() {
         // Releases before 2025 answer with the current revision, which the future watch has not reached: a false promise.
         if let Some(recorded) = stream.take_within(quiet_time()).await {
             assert!(is_progress(&recorded.response));

@@ -446,8 +446,11 @@ impl Etcd {
         if member.http_port != member.client_port {
             command.push(format!("--listen-client-http-urls=http://127.0.0.1:{}", member.http_port));
         }
+        // What was an experiment has a name without it since etcd 3.6, and no other since 3.7.
+        let experimental = if self.program.to_string_lossy().contains("etcd-3.7.") { "--" } else { "--experimental-" };
         // For an address besides, such as one with TLS.
-        command.extend(self.flags.iter().map(|flag| flag.replace("{client-url}", &client_url)));
+        let own = |flag: &String| flag.replace("{client-url}", &client_url).replace("--experimental-", experimental);
+        command.extend(self.flags.iter().map(own));
         let log = self.root.path().join(format!("{}.log", member.name));
         let process = Process::spawn(&format!("etcd {}", member.name), &command, &[], &log);
         self.members[index].process = Some(process);

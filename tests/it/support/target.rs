@@ -5,11 +5,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::{
     client::WatchStream,
-    etcd::Etcd,
+    etcd::{Etcd, Http},
     kv::Kv,
     relay::{Relay, RelayCommand},
 };
@@ -19,16 +20,37 @@ use super::{
 pub enum Kind {
     /// Real etcd: shows that the expectation is true.
     Etcd,
+    /// Real etcd of a later line.
+    EtcdOf(Line),
     /// The embedded store, as `demo` serves it.
     Store,
     /// The relay with one feed over the whole key space, over etcd.
     RelayOverEtcd,
+    /// The same over etcd of a later line.
+    RelayOverEtcdOf(Line),
     /// The relay without a prefix, so that each range opens a feed, over etcd.
     RelayOnDemand,
     /// The relay over the embedded store.
     RelayOverStore,
     /// A relay over a relay over etcd.
     RelayOverRelay,
+}
+
+/// A line of etcd's releases after the one that most tests use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    V3_6,
+    V3_7,
+}
+
+impl Line {
+    /// Its newest release, as `scripts/etcd-versions` brings it.
+    pub fn newest(self) -> &'static str {
+        match self {
+            Self::V3_6 => "3.6.16",
+            Self::V3_7 => "3.7.3",
+        }
+    }
 }
 
 /// A running target.
@@ -50,33 +72,50 @@ pub struct Settings {
     pub relay: &'static [&'static str],
 }
 
-static SHARED: [OnceCell<Target>; 6] = [const { OnceCell::const_new() }; 6];
+/// A target that tests share; nothing in it where this machine does not have its etcd.
+type Shared = OnceCell<Option<Target>>;
+
+static SHARED: Mutex<Vec<(Kind, &'static Shared)>> = Mutex::new(Vec::new());
 static NAMESPACES: AtomicU32 = AtomicU32::new(0);
 
 impl Target {
-    /// The one that all tests share.
-    pub async fn shared(kind: Kind) -> &'static Self {
-        SHARED[kind as usize].get_or_init(|| Self::start(kind, Settings::default())).await
+    /// The one that all tests share. `None`, with the reason printed, where this machine does not have its etcd.
+    pub async fn shared(kind: Kind) -> Option<&'static Self> {
+        let cell = {
+            let mut shared = SHARED.lock();
+            let known = shared.iter().find(|(of, _)| *of == kind).map(|(_, cell)| *cell);
+            known.unwrap_or_else(|| {
+                let cell: &'static Shared = Box::leak(Box::default());
+                shared.push((kind, cell));
+                cell
+            })
+        };
+        cell.get_or_init(|| Self::start(kind, Settings::default())).await.as_ref()
     }
 
-    /// One for this test alone.
-    pub async fn start(kind: Kind, settings: Settings) -> Self {
+    /// One for this test alone. `None` as for [`Self::shared`].
+    pub async fn start(kind: Kind, settings: Settings) -> Option<Self> {
         let etcd = match kind {
             Kind::Store | Kind::RelayOverStore => None,
-            _ => Some(Etcd::start_with(settings.etcd).await),
+            Kind::EtcdOf(line) | Kind::RelayOverEtcdOf(line) => {
+                Some(Etcd::of_version(line.newest(), settings.etcd, Http::Shared).await?)
+            }
+            Kind::Etcd | Kind::RelayOverEtcd | Kind::RelayOnDemand | Kind::RelayOverRelay => {
+                Some(Etcd::start_with(settings.etcd).await)
+            }
         };
         let configured = |command: RelayCommand| settings.relay.iter().fold(command, |command, arg| command.arg(arg));
         let origin = etcd.as_ref().map(Etcd::endpoint);
         let mut relays = Vec::new();
         match (kind, origin) {
-            (Kind::Etcd, _) => {}
+            (Kind::Etcd | Kind::EtcdOf(_), _) => {}
             (Kind::Store, _) => relays.push(configured(RelayCommand::demo()).start().await),
             (Kind::RelayOverStore, _) => {
                 let store = configured(RelayCommand::demo()).start().await;
                 let relay = configured(RelayCommand::serve(&[store.endpoint()]).prefix("")).start().await;
                 relays.extend([relay, store]);
             }
-            (Kind::RelayOverEtcd, Some(origin)) => {
+            (Kind::RelayOverEtcd | Kind::RelayOverEtcdOf(_), Some(origin)) => {
                 relays.push(configured(RelayCommand::serve(&[origin]).prefix("")).start().await);
             }
             (Kind::RelayOnDemand, Some(origin)) => {
@@ -89,7 +128,12 @@ impl Target {
             }
             (_, None) => unreachable!("these kinds have an etcd"),
         }
-        Self { kind, relays, etcd }
+        Some(Self { kind, relays, etcd })
+    }
+
+    /// Whether it is etcd itself, which the others are held to.
+    pub fn is_etcd(&self) -> bool {
+        matches!(self.kind, Kind::Etcd | Kind::EtcdOf(_))
     }
 
     /// The URL under test.
