@@ -6,10 +6,13 @@
 //!
 //! `wire` and `link` are a client that takes little of the machine that it shares with the server; `plan` says what is written,
 //! `writer` writes it, `check` and `listed` judge what comes; `watch`, `range`, `leases`, `views` and `floor` are the loads; `report` tells.
+//! `handshakes` is one more: what a storm of clients is compared with; `background` keeps such clients out of the way of what is measured.
 
+mod background;
 mod calls;
 mod check;
 mod floor;
+mod handshakes;
 mod hpack;
 pub mod http;
 mod leases;
@@ -34,6 +37,7 @@ use thiserror::Error;
 
 pub use self::{
     floor::Floor,
+    handshakes::Handshakes,
     leases::Leases,
     link::{Endpoint, LinkError},
     plan::{KEYS_MAX, VALUE_MIN},
@@ -59,6 +63,8 @@ pub enum Bench {
     Views(Views),
     /// Bare sockets, to compare with.
     Floor(Floor),
+    /// Bare TLS handshakes, to compare with.
+    Handshakes(Handshakes),
 }
 
 /// Why a run could not be made.
@@ -139,6 +145,7 @@ impl Bench {
             Self::Leases(leases) => leases.run(),
             Self::Views(views) => views.run(),
             Self::Floor(floor) => floor.run(),
+            Self::Handshakes(handshakes) => handshakes.run(),
         }
     }
 }

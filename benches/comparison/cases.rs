@@ -47,6 +47,8 @@ pub struct Goal {
     pub against: Option<&'static str>,
     /// Where in a report the figure is.
     pub figure: Figure,
+    /// Where in the other's report its own is.
+    pub theirs: Figure,
     /// What to reach.
     pub bound: Bound,
 }
@@ -75,6 +77,10 @@ pub enum Bound {
 
 const CPU: Figure = Figure::Server("cpu_us_each");
 const P99: Figure = Figure::Run("delay_99_ms");
+/// The same while others came.
+const P99_MEANWHILE: Figure = Figure::Run("joining_delay_99_ms");
+/// Until all had come.
+const ALL_BACK: Figure = Figure::Run("joining_seconds");
 const MEMORY: Figure = Figure::Server("kib_per_connection");
 const MINUTE: Duration = Duration::from_secs(60);
 /// Writes come as they do alone, so the same number of them costs etcd the same, or not.
@@ -135,6 +141,9 @@ pub fn all(quick: bool) -> Vec<Case> {
         size(100, 8)
     ));
     let watched = watch_often(format!("--connections {} --rate 100", size(100, 8)));
+    let storming = size(2_000, 20);
+    let calm = watch_often("--connections 10 --rate 100".to_owned());
+    let storm = format!("{calm} --storm {storming} --join-after 1s --patience 30s");
     let one = |rest: &str| watch_often(format!("--connections 1 {rest}"));
 
     vec![
@@ -171,6 +180,26 @@ pub fn all(quick: bool) -> Vec<Case> {
                 goal("CPU per delivery", "relay", "relay without TLS", CPU, Bound::Most(1.5)),
                 goal("99 % delay", "relay", "grpc-proxy", P99, Bound::Most(0.2)),
                 goal("memory per connection", "relay", "grpc-proxy", MEMORY, Bound::Most(0.4)),
+            ],
+        },
+        Case {
+            name: "tls-storm",
+            what: format!("{storming} clients that connect at once over TLS, beside 10 that watch, 100 puts/s"),
+            runs: vec![
+                run("relay", Target::Relay, &storm).over_tls().times(times(TIMES)),
+                run("relay, nobody comes", Target::Relay, &calm).over_tls().times(times(TIMES)),
+                run("rustls alone", Target::Floor, &format!("handshakes --connections {storming}"))
+                    .over_tls()
+                    .times(times(TIMES)),
+                // What of it is not TLS.
+                run("relay without TLS", Target::Relay, &storm).times(times(TIMES)),
+            ],
+            goals: vec![
+                goal("time until all are back", "relay", "rustls alone", ALL_BACK, Bound::Most(1.5)),
+                Goal {
+                    theirs: P99,
+                    ..goal("99 % delay meanwhile", "relay", "relay, nobody comes", P99_MEANWHILE, Bound::Most(3.0))
+                },
             ],
         },
         Case {
@@ -322,9 +351,9 @@ impl Run {
 }
 
 fn goal(what: &'static str, of: &'static str, against: &'static str, figure: Figure, bound: Bound) -> Goal {
-    Goal { what, of, against: Some(against), figure, bound }
+    Goal { what, of, against: Some(against), figure, theirs: figure, bound }
 }
 
 fn absolute(what: &'static str, of: &'static str, figure: Figure, bound: Bound) -> Goal {
-    Goal { what, of, against: None, figure, bound }
+    Goal { what, of, against: None, figure, theirs: figure, bound }
 }

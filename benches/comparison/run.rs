@@ -122,6 +122,9 @@ impl Lab {
         args.extend(run.args.iter().cloned());
         args.push("--json".to_owned());
         if run.target == Target::Floor {
+            if run.tls {
+                args.extend(self.as_client());
+            }
             return self.load(&args, run.patience).await;
         }
         let etcd = Etcd::start_with(run.tls.then(|| self.certificates.path())).await?;

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The columns of the figures.
-const COLUMNS: [(&str, Figure); 21] = [
+const COLUMNS: [(&str, Figure); 22] = [
     ("deliveries/s", Figure::Run("deliveries_per_second")),
     ("reads/s", Figure::Run("reads_per_second")),
     ("delay 50 % ms", Figure::Run("delay_50_ms")),
@@ -22,6 +22,7 @@ const COLUMNS: [(&str, Figure); 21] = [
     ("list 50 % ms", Figure::Run("list_50_ms")),
     ("join 50 % ms", Figure::Run("join_50_ms")),
     ("join most", Figure::Run("join_max_ms")),
+    ("all joined s", Figure::Run("joining_seconds")),
     ("delay meanwhile 99 %", Figure::Run("joining_delay_99_ms")),
     ("delay meanwhile most", Figure::Run("joining_delay_max_ms")),
     ("feed waits most", Figure::Metric("etcd_relay_publish_seconds{part=\"waiting\"}", "max_at_most_ms")),
@@ -80,7 +81,7 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
 fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
     let find = |label: &str| outcomes.iter().find(|outcome| outcome.label == label);
     let ours = find(goal.of).and_then(|outcome| outcome.figure(goal.figure));
-    let theirs = goal.against.and_then(find).and_then(|outcome| outcome.figure(goal.figure));
+    let theirs = goal.against.and_then(find).and_then(|outcome| outcome.figure(goal.theirs));
     let now = match (ours, goal.against) {
         // The longest pause of all.
         (Some(ours), None) if matches!(goal.figure, Figure::Metric(..)) => Some(ours.most),

@@ -10,6 +10,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::link::Socket;
+
 /// What came that should not have.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -53,7 +55,7 @@ pub async fn get(addr: &str, uri: &str) -> Result<Answer> {
 /// A connection for one request after the other.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Socket,
     addr: String,
     received: Vec<u8>,
     request: Vec<u8>,
@@ -69,7 +71,12 @@ impl Connection {
     pub async fn open(addr: &str) -> Result<Self> {
         let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, addr: addr.to_owned(), received: Vec::new(), request: Vec::new(), body: Vec::new() })
+        Ok(Self::over(Socket::Plain(stream), addr))
+    }
+
+    /// Over a socket to `addr`.
+    pub(super) fn over(stream: Socket, addr: &str) -> Self {
+        Self { stream, addr: addr.to_owned(), received: Vec::new(), request: Vec::new(), body: Vec::new() }
     }
 
     /// Asks for `uri`, and gives the status; [`Self::body`] has the body.
@@ -80,6 +87,7 @@ impl Connection {
         self.request.clear();
         write!(self.request, "GET {uri} HTTP/1.1\r\nHost: {}\r\n\r\n", self.addr)?;
         self.stream.write_all(&self.request).await?;
+        self.stream.flush().await?;
         self.received.clear();
         self.body.clear();
         let mut head = None;

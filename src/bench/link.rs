@@ -21,7 +21,7 @@ use super::wire::{OnEvent, Sender, Session, WireError};
 use crate::tls::{self, Speaks};
 
 /// A connection, with TLS or without.
-type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
+pub(super) type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
 
 /// Longest wait for one connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ impl Link {
     /// To a server that may send so much ahead on a stream.
     pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
         Ok(Self {
-            socket: connect(endpoint).await?,
+            socket: connect(endpoint, Speaks::Http2).await?,
             session: Session::open(endpoint.addr(), stream_window),
             unflushed: false,
         })
@@ -88,7 +88,7 @@ impl Link {
 
     /// To a server that sends frames of stream 1 without being asked.
     pub(super) async fn listen(endpoint: &Endpoint) -> Result<Self, LinkError> {
-        Ok(Self { socket: connect(endpoint).await?, session: Session::listening(1), unflushed: false })
+        Ok(Self { socket: connect(endpoint, Speaks::Http2).await?, session: Session::listening(1), unflushed: false })
     }
 
     /// To open streams and send on them; it goes out with the next [`Self::poll`].
@@ -145,14 +145,14 @@ impl Link {
 }
 
 /// A socket to there, without Nagle's delay.
-pub(super) async fn connect(endpoint: &Endpoint) -> Result<Socket, LinkError> {
+pub(super) async fn connect(endpoint: &Endpoint, speaks: Speaks) -> Result<Socket, LinkError> {
     let failed = |source| LinkError::Connect { addr: endpoint.addr().to_owned(), source };
     let connected = tokio::time::timeout(CONNECT_PATIENCE, async {
         let socket = TcpStream::connect(endpoint.addr()).await?;
         socket.set_nodelay(true)?;
         Ok::<_, io::Error>(match &endpoint.tls {
             None => Socket::Plain(socket),
-            Some(tls) => Socket::Tls(Box::new(tls.connect(endpoint.host(), socket, Speaks::Http2).await?)),
+            Some(tls) => Socket::Tls(Box::new(tls.connect(endpoint.host(), socket, speaks).await?)),
         })
     });
     connected.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)

@@ -24,14 +24,14 @@ use tokio::{
 use super::{
     BenchError, Endpoint, calls,
     http::{Connection, Head, HttpError},
-    link,
+    link::{self, LinkError, Socket},
     progress::{Progress, TICK},
     report::{self, Findings, Report, Taken},
     runtime,
     sse::{Event, Events},
     usage::{Usage, Watched},
 };
-use crate::pb::etcdserverpb::PutRequest;
+use crate::{pb::etcdserverpb::PutRequest, tls::Speaks};
 
 /// Connections that are being opened at a time.
 const OPENING: usize = 64;
@@ -235,7 +235,7 @@ impl LoadState {
     async fn ask(&self, gate: &Semaphore) -> Result<(), HttpError> {
         let mut connection = {
             let _turn = gate.acquire().await;
-            Connection::open(self.options.endpoint.addr()).await?
+            Connection::over(self.connect().await?, self.options.endpoint.addr())
         };
         self.open.fetch_add(1, Ordering::Relaxed);
         while !self.over.load(Ordering::Acquire) {
@@ -253,15 +253,24 @@ impl LoadState {
         Ok(())
     }
 
+    async fn connect(&self) -> Result<Socket, HttpError> {
+        let connected = link::connect(&self.options.endpoint, Speaks::Http1).await;
+        connected.map_err(|error| match error {
+            LinkError::Connect { source, .. } => HttpError::breach(format!("cannot connect: {source}")),
+            error => HttpError::breach(error.to_string()),
+        })
+    }
+
     /// One stream.
     async fn stream(&self, gate: &Semaphore) -> Result<(), HttpError> {
         let endpoint = &self.options.endpoint;
         let turn = gate.acquire().await;
-        let mut socket = link::connect(endpoint).await.map_err(|error| HttpError::breach(error.to_string()))?;
+        let mut socket = self.connect().await?;
         let sign = if self.options.path.contains('?') { '&' } else { '?' };
         let (path, addr) = (&self.options.path, endpoint.addr());
         let request = format!("GET {path}{sign}watch=1 HTTP/1.1\r\nHost: {addr}\r\n\r\n");
         socket.write_all(request.as_bytes()).await?;
+        socket.flush().await?;
         let mut turn = Some(turn);
         let (mut received, mut framing, mut events) = (Vec::new(), None, Events::default());
         let mut has_newest = false;

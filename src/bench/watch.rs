@@ -1,11 +1,12 @@
 //! `bench watch`: many watches, writes, and whether each write came to each watch as it should.
 //!
-//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`; those that come later, see `joiner`.
+//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`; those that come later, see `joiner` and `storm`.
 //! A run: read the revision; write what is to be listed and the history, if there is to be any; open everything; write, while others
 //! join if they are to; wait until all has come, or nothing does any more; judge; take the keys away.
 
 mod fleet;
 mod joiner;
+mod storm;
 mod subscriber;
 
 use std::{
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use self::{
     fleet::{Fleet, Stage},
     joiner::Joiners,
+    storm::Storm,
 };
 use super::{
     BenchError, Endpoint, calls,
@@ -77,7 +79,9 @@ pub struct Watch {
     pub reconnect_every: Duration,
     /// Connections that come while there are writes, each to list all keys, which were written before, and to watch on from there.
     pub join: u64,
-    /// How long after the first write.
+    /// Connections that come all at once while there are writes, each to watch a key that nobody writes.
+    pub storm: u64,
+    /// How long after the first write these or those come.
     pub join_after: Duration,
     /// Most keys of one answer to them; zero for all in one.
     pub join_page: u64,
@@ -180,15 +184,17 @@ impl Watch {
         let before = counts.delivered.load(Ordering::Acquire);
         progress.stage("write", self.load.writes);
         let joiners = (self.join > 0).then(|| Joiners::start(self, plan, &counts, fleet.stages())).transpose()?;
+        let storm = (self.storm > 0).then(|| Storm::start(self, plan, &counts, fleet.stages())).transpose()?;
         let new = self.write(plan, self.load, self.first_measured(), &counts, &progress)?;
         let (written, writing) = (new.len() as u64, begun.elapsed());
         writes.extend(new);
-        if self.join > 0 {
-            progress.stage("join", Some(self.join * self.keys));
+        if self.coming() > 0 {
+            let all = self.join * self.keys + self.coming();
+            progress.stage("join", Some(all));
             // Those that are stuck are for the judge, too.
-            not_stalled(wait(self.patience, "keys listed", &counts, &progress, || {
+            not_stalled(wait(self.patience, "keys listed and watches created", &counts, &progress, || {
                 let joined = counts.joined.load(Ordering::Acquire);
-                (counts.listed.load(Ordering::Acquire), self.join * self.keys, joined >= self.join)
+                (counts.listed.load(Ordering::Acquire) + joined, all, joined >= self.coming())
             }))?;
         }
 
@@ -207,6 +213,7 @@ impl Watch {
         let delivered = counts.delivered.load(Ordering::Acquire) - before;
         let tally = fleet.finish()?;
         let joined = joiners.map(Joiners::finish).transpose()?;
+        let came = storm.map(Storm::finish).transpose()?;
         // That something did not come is for the judge to say, watch by watch.
         not_stalled(settled)?;
 
@@ -225,16 +232,23 @@ impl Watch {
         if self.reconnecting > 0 {
             report.count("reconnects", counts.reconnects.load(Ordering::Acquire));
         }
-        if let Some(joined) = joined {
-            let at = |time: &AtomicU64| time.load(Ordering::Acquire);
-            report.count("joins", joined.joins.len());
-            report.count("listed_keys", at(&counts.listed));
+        let at = |time: &AtomicU64| time.load(Ordering::Acquire);
+        if self.coming() > 0 {
             let joining = at(&counts.joined_at).saturating_sub(at(&counts.joining_from));
             report.figure("joining_seconds", Duration::from_nanos(joining).as_secs_f64());
+            report.quantiles("joining_delay", &tally.joining_delays);
+        }
+        if let Some(joined) = joined {
+            report.count("joins", joined.joins.len());
+            report.count("listed_keys", at(&counts.listed));
             report.quantiles("list", &joined.lists);
             report.quantiles("join", &joined.joins);
-            report.quantiles("joining_delay", &tally.joining_delays);
             report.wrong(joined.findings);
+        }
+        if let Some(came) = came {
+            report.count("joins", came.joins.len());
+            report.quantiles("join", &came.joins);
+            report.wrong(came.findings);
         }
         for (process, ((idle, begin), end)) in self.processes.iter().zip(idle.into_iter().zip(begin).zip(end)) {
             let taken = super::report::Taken { idle: Some((idle, watches, self.connections)), begin, end };
@@ -274,6 +288,11 @@ impl Watch {
         if self.join > 0 { self.keys } else { 0 }
     }
 
+    /// Connections that come while there are writes.
+    fn coming(&self) -> u64 {
+        self.join + self.storm
+    }
+
     /// The number of the first put whose delay counts.
     fn first_measured(&self) -> u64 {
         self.filled() + self.history * self.puts_per_write
@@ -285,13 +304,14 @@ impl Watch {
         let mut last = (0, Instant::now());
         let mut written_then = None;
         move || {
-            if counts.joined.load(Ordering::Acquire) >= self.join {
+            let joined = counts.joined.load(Ordering::Acquire);
+            if joined >= self.coming() {
                 let now = written.load(Ordering::Relaxed);
-                return self.join > 0 && now <= *written_then.get_or_insert(now);
+                return self.coming() > 0 && now <= *written_then.get_or_insert(now);
             }
-            let listed = counts.listed.load(Ordering::Acquire);
-            if listed != last.0 {
-                last = (listed, Instant::now());
+            let done = counts.listed.load(Ordering::Acquire) + joined;
+            if done != last.0 {
+                last = (done, Instant::now());
             }
             last.1.elapsed() < self.join_after + self.patience
         }
@@ -357,6 +377,7 @@ impl Watch {
         report.setting("slow", self.slow);
         report.setting("reconnecting", self.reconnecting);
         report.setting("join", self.join);
+        report.setting("storm", self.storm);
         if self.join > 0 {
             report.setting("join_page", self.join_page);
         }

@@ -8,7 +8,10 @@ use std::{num::NonZeroU64, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::{Exit, Task, tls::UpstreamTls, values::PositiveTime};
-use crate::bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched};
+use crate::{
+    bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched},
+    tls::{self, ServerOptions, Source, Suites},
+};
 
 /// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. If an answer was wrong, says what and exits with code 1;
 /// a figure is never an error.
@@ -30,6 +33,8 @@ enum LoadCommand {
     Views(Box<ViewsFlags>),
     /// What a delivery costs a program that only writes the same bytes to as many sockets; no server can cost less
     Floor(Box<FloorFlags>),
+    /// How long many TLS handshakes at once take on this machine with a server that does nothing else; a storm of clients takes no less
+    Handshakes(Box<HandshakeFlags>),
 }
 
 /// A run, ready.
@@ -151,7 +156,12 @@ struct WatchFlags {
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     join: u64,
 
-    /// How long after the first write these join, all at once
+    /// Connections that come during the writes, all at once, each to watch a key that nobody writes, as after a failure of the network.
+    /// They have the lowest priority on this machine, as if they were on others. The writes go on until all have their watches
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "join")]
+    storm: u64,
+
+    /// How long after the first write those of --join or --storm come, all at once
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(1)))]
     join_after: PositiveTime,
 
@@ -303,6 +313,24 @@ struct FloorFlags {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct HandshakeFlags {
+    /// Handshakes at once
+    #[arg(long, value_name = "NUMBER", default_value = "2000")]
+    connections: NonZeroU64,
+
+    #[command(flatten)]
+    tls: UpstreamTls,
+
+    /// How long all of them may take
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(60)))]
+    patience: PositiveTime,
+
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 /// How long to write where nothing else is said.
 const DURATION: Duration = Duration::from_secs(10);
 
@@ -314,6 +342,7 @@ impl BenchCommand {
             LoadCommand::Leases(flags) => (Bench::Leases(flags.leases()?), flags.common.json),
             LoadCommand::Views(flags) => (Bench::Views(flags.views()?), flags.common.json),
             LoadCommand::Floor(flags) => (Bench::Floor(flags.floor()?), flags.json),
+            LoadCommand::Handshakes(flags) => (Bench::Handshakes(flags.handshakes()?), flags.json),
         };
         Ok(Task::Bench(Box::new(BenchTask { bench, json })))
     }
@@ -353,6 +382,7 @@ impl WatchFlags {
             reconnecting: self.reconnect,
             reconnect_every: self.reconnect_every.0,
             join: self.join,
+            storm: self.storm,
             join_after: self.join_after.0,
             join_page: self.join_page,
             threads: self.threads,
@@ -425,16 +455,13 @@ impl ViewsFlags {
             return Err(Exit::Usage(format!("--path {:?} is no path; write it like /v2/nodes", self.path)));
         }
         let rate = rate(Some(self.rate))?.unwrap_or(self.rate);
-        if self.common.endpoint.is_secure() {
-            return Err(Exit::Usage("--endpoint: views are measured without TLS; name an http:// address".to_owned()));
-        }
-        let (_, put_endpoint) = self.common.endpoints(self.put_endpoint.as_ref())?;
+        let (view_endpoint, put_endpoint) = self.common.endpoints(self.put_endpoint.as_ref())?;
         let writes = match (&self.put_key, &self.put_endpoint.as_ref().map(|_| put_endpoint)) {
             (Some(key), Some(endpoint)) => Some(ViewWrites { endpoint: endpoint.clone(), key: key.clone(), rate }),
             _ => None,
         };
         Ok(bench::Views {
-            endpoint: self.common.endpoint.clone(),
+            endpoint: view_endpoint,
             path: self.path.clone(),
             watch: self.watch,
             connections: self.connections.get(),
@@ -456,6 +483,30 @@ impl FloorFlags {
             duration: self.duration.0,
             patience: self.patience.0,
         })
+    }
+}
+
+impl HandshakeFlags {
+    fn handshakes(&self) -> Result<bench::Handshakes, Exit> {
+        let (Some(ca), Some(cert), Some(key)) = (&self.tls.cacert, &self.tls.cert, &self.tls.key) else {
+            return Err(Exit::Usage(
+                "bench handshakes needs --cacert, --cert and --key: the server and the clients show the same certificate, which must be \
+                 valid for 127.0.0.1"
+                    .to_owned(),
+            ));
+        };
+        let options = ServerOptions {
+            source: Source::Files { cert: cert.clone(), key: key.clone() },
+            trusted_ca: Some(ca.clone()),
+            crl: None,
+            allowed_hostnames: Vec::new(),
+            suites: Suites::default(),
+        };
+        let server =
+            tls::Server::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
+        let client = self.tls.clone().client(true, "--endpoint", None, &mut Vec::new())?;
+        let client = client.expect("there is one for https://");
+        Ok(bench::Handshakes { connections: self.connections.get(), server, client, patience: self.patience.0 })
     }
 }
 
@@ -525,7 +576,9 @@ mod tests {
             (&["watch", "--value-size", "8"], "--value-size"),
             (&["watch", "--endpoint", "https://a:1", "--cacert", "/nowhere"], "/nowhere"),
             (&["watch", "--cacert", "/nowhere"], "https://"),
-            (&["views", "--endpoint", "https://a:1", "--path", "/v2/nodes", "--insecure-skip-tls-verify"], "TLS"),
+            (&["views", "--endpoint", "https://a:1", "--path", "/v2/nodes", "--cacert", "/nowhere"], "/nowhere"),
+            (&["handshakes", "--cacert", "/nowhere"], "--cacert, --cert and --key"),
+            (&["watch", "--storm", "2", "--join", "2"], "--join"),
             (&["range", "--keys", "0"], "--keys"),
             (&["leases", "--clients", "3", "--stop", "4"], "--stop"),
             (&["leases", "--ttl", "1"], "--ttl"),

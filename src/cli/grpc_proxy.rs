@@ -27,6 +27,7 @@ use crate::{
     relay::{Advertise, DRAIN_TIME, Etcd, Feeds, LainletFeeds, RelayConfig, Upstream, Views, Watches},
     source::{Discovery, Endpoint, forward},
     telemetry::{logging, names::Port},
+    tls,
 };
 
 /// Reads the arguments behind `grpc-proxy`.
@@ -154,7 +155,22 @@ impl Given {
             None => (endpoints.split(',').map(endpoint).collect::<Result<Vec<_>, _>>()?, "--endpoints"),
         };
         let server_name = discovery.as_ref().and_then(discovery::server_name);
-        let tls = tls.client(endpoints.iter().any(Endpoint::is_secure), named, server_name, &mut warnings)?;
+        let is_secure = endpoints.iter().any(Endpoint::is_secure);
+        let tls = if tls.is_given() && !is_secure {
+            // As etcd's proxy, which says nothing.
+            warnings.push(format!(
+                "--cacert, --cert, --key and --insecure-skip-tls-verify have no effect: no URL of {named} begins with https://"
+            ));
+            None
+        } else {
+            tls.client(is_secure, named, server_name, &mut warnings)?
+        };
+        if let Some(name) = tls.as_ref().and_then(tls::Client::common_name) {
+            return Err(usage(format!(
+                "--cert: cert has non empty Common Name ({name}); etcd's grpc-proxy refuses such a certificate too, as etcd can take it \
+                 for a user's. `etcd-relay serve` accepts it: no client's call acts under that name"
+            )));
+        }
         let debug = self.is_set("debug");
         let identity = identity(env::var(VARIABLES.0).ok(), env::var_os(VARIABLES.1).map(PathBuf::from))?;
         Ok(Start {
@@ -212,13 +228,28 @@ impl Given {
         self.text("discovery-srv").map(|domain| Discovery { domain, service_name, insecure })
     }
 
-    fn port_tls(&self) -> Result<PortTls, Exit> {
+    fn port_tls(&mut self) -> Result<PortTls, Exit> {
+        let (trusted_ca_file, mut client_crl_file) = (self.file("trusted-ca-file"), self.file("client-crl-file"));
+        if trusted_ca_file.is_none() && client_crl_file.take().is_some() {
+            // etcd's proxy takes it without a word.
+            self.warnings.push(
+                "--client-crl-file has no effect without --trusted-ca-file: no client is asked for a certificate"
+                    .to_owned(),
+            );
+        }
+        let version = |name: &str| {
+            let parse = |text: String| text.parse().map_err(|problem| usage(format!("--{name}: {problem}")));
+            self.text(name).map(parse).transpose()
+        };
+        let (tls_min_version, tls_max_version) = (version("tls-min-version")?, version("tls-max-version")?);
         let suites = self.values.get("listen-cipher-suites").filter(|names| !names.is_empty());
         Ok(PortTls {
             cert_file: self.file("cert-file"),
             key_file: self.file("key-file"),
-            trusted_ca_file: self.file("trusted-ca-file"),
-            client_crl_file: self.file("client-crl-file"),
+            trusted_ca_file,
+            client_crl_file,
+            tls_min_version,
+            tls_max_version,
             auto_tls: self.is_set("auto-tls"),
             cipher_suites: suites.map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default(),
             years: self.number("self-signed-cert-validity")?.map(|years| u32::try_from(years).unwrap_or(u32::MAX)),

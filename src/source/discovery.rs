@@ -20,8 +20,10 @@ use super::{Endpoint, EndpointError};
 
 /// Most members that are taken from records. A cluster of etcd has seven at most by its own advice; each is probed once a second.
 const MOST: usize = 64;
-/// Longest wait for all answers.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a question is sent: packets get lost, and one lost packet must not end the start of a relay.
+const ATTEMPTS: u32 = 3;
+/// How long an answer may take. All attempts at both questions take less than 10 s.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(1600);
 
 /// What to look up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +85,9 @@ pub fn discover(discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
     discover_by(ResolvConf::default(), discovery)
 }
 
-fn discover_by(servers: ResolvConf, discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
+fn discover_by(mut servers: ResolvConf, discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
+    servers.options.timeout = servers.options.timeout.min(ANSWER_PATIENCE);
+    servers.finalize();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DiscoveryError::Runtime)?;
     runtime.block_on(discovery.members(&StubResolver::from_conf(servers)))
@@ -130,14 +134,21 @@ impl Discovery {
         let domain: Name<Vec<u8>> =
             self.domain.parse().map_err(|error: name::FromStrError| bad(&self.domain, &error))?;
         let failed = |source| DiscoveryError::Dns { record: format!("{service}.{}", self.domain), source };
-        // Without records the library names the domain itself, with this port, which no record of a service has.
-        let lookup = lookup_srv(resolver, relative, domain, 0);
-        let answer = tokio::time::timeout(PATIENCE / 2, lookup).await.map_err(|late| failed(late.into()))?;
-        let found = match answer {
-            Ok(found) => found,
-            Err(SrvError::Query(error)) => return Err(failed(error)),
-            Err(SrvError::LongName) => return Err(bad(&self.domain, &"with the service it is too long")),
-            Err(SrvError::MalformedAnswer) => return Err(failed(io::Error::other("it could not be read"))),
+        let mut left = ATTEMPTS;
+        let found = loop {
+            left -= 1;
+            // Without records the library names the domain itself, with this port, which no record of a service has.
+            let lookup = lookup_srv(resolver, relative.clone(), domain.clone(), 0);
+            let error = match tokio::time::timeout(ANSWER_PATIENCE, lookup).await {
+                Ok(Ok(found)) => break found,
+                Ok(Err(SrvError::Query(error))) => error,
+                Ok(Err(SrvError::LongName)) => return Err(bad(&self.domain, &"with the service it is too long")),
+                Ok(Err(SrvError::MalformedAnswer)) => return Err(failed(io::Error::other("it could not be read"))),
+                Err(late) => late.into(),
+            };
+            if left == 0 {
+                return Err(failed(error));
+            }
         };
         let records = found.into_iter().flat_map(|found| found.into_srvs());
         Ok(records.filter(|srv| srv.port() != 0).map(|srv| format!("{}:{}", srv.target(), srv.port())).collect())

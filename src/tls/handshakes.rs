@@ -1,13 +1,26 @@
 //! [`Handshakes`]: the threads on which clients' handshakes are calculated, apart from those that deliver events.
 //!
 //! A handshake takes some hundred microseconds of calculation, and a thousand clients that come back at once would hold all deliveries up by
-//! as many. Here they have threads of their own with a lower priority, so they get what deliveries leave. Only the calculation is here: the
-//! sockets stay with the threads that serve them.
-//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. One more waits for a place, as a socket and nothing
-//! else; where the one that has been under way longest has been so for [`GRACE`], it waits for a peer that does not go on, and gives its place.
+//! as many. Here they have threads of their own with a lower priority, which give way after each step of a handshake, so they get what deliveries
+//! leave. Only the calculation is here: the sockets stay with the threads that serve them.
+//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. If all places are taken, the next one waits for a place, as
+//! a socket and nothing else. It gets the place of one that has waited too long for its peer, see `places`.
 
-use std::{collections::BTreeMap, fmt, future::pending, io, pin::pin, sync::Arc, thread, time::Duration};
+mod places;
 
+use std::{
+    fmt, io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
@@ -17,12 +30,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use self::places::Places;
+
 /// Longest time from a client's first byte to the end of its handshake: a few round trips, of which the slowest take a second.
 pub(super) const TIME: Duration = Duration::from_secs(10);
 /// Each is some 20 KiB of memory. A storm of clients has fewer under way at a time, since an honest one waits for a round trip at most.
 pub(super) const MOST: usize = 4096;
-/// How long a handshake may take while others wait for its place: some round trips, and its turn behind thousands.
-const GRACE: Duration = Duration::from_secs(2);
+/// How often the first in line looks whether somebody has waited too long for a peer: those that begin to wait meanwhile may have little
+/// patience left.
+const LOOK: Duration = Duration::from_millis(100);
 /// How much the threads stand back behind those that serve connections. See nice(2).
 const NICE: i32 = 10;
 
@@ -36,8 +52,10 @@ pub enum HandshakeError {
     /// The client did not go on in time.
     #[error("no TLS handshake within {}", humantime::format_duration(TIME))]
     Timeout,
-    /// Too many were under way: this was the oldest, or got no place in time.
-    #[error("more than {MOST} TLS handshakes were under way; this one was the oldest, or got no place in time")]
+    /// Too many were under way: the relay had waited longest for this client, or the client got no place in time.
+    #[error(
+        "more than {MOST} TLS handshakes were under way, and this client was slow to answer or got no place in time"
+    )]
     Crowded,
     /// The client went away, or does not speak TLS as the relay does.
     #[error("the TLS handshake failed: {0}")]
@@ -47,23 +65,18 @@ pub enum HandshakeError {
 /// See the module.
 pub(super) struct Handshakes {
     runtime: Option<Runtime>,
-    places: Arc<Semaphore>,
-    under_way: Arc<Mutex<UnderWay>>,
+    room: Arc<Semaphore>,
+    places: Arc<Mutex<Places>>,
+    /// Held by the first of those that wait for room.
+    line: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
-struct UnderWay {
-    last: u64,
-    /// By age: since when, and how it is ended.
-    all: BTreeMap<u64, (Instant, CancellationToken)>,
-}
-
-/// One that is under way; dropped, it is not any more.
+/// A place; dropped, it is free.
 struct Turn {
     number: u64,
     ended: CancellationToken,
-    under_way: Arc<Mutex<UnderWay>>,
-    _place: OwnedSemaphorePermit,
+    places: Arc<Mutex<Places>>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Handshakes {
@@ -72,6 +85,10 @@ impl Handshakes {
     /// # Errors
     /// Where the system gives none.
     pub(super) fn start() -> io::Result<Self> {
+        Self::with_room(MOST)
+    }
+
+    fn with_room(most: usize) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(thread::available_parallelism().map_or(1, usize::from))
             .thread_name("tls-handshake")
@@ -82,16 +99,18 @@ impl Handshakes {
                 }
             })
             .build()?;
-        Ok(Self { runtime: Some(runtime), places: Arc::new(Semaphore::new(MOST)), under_way: Arc::default() })
+        let room = Arc::new(Semaphore::new(most));
+        Ok(Self { runtime: Some(runtime), room, places: Arc::default(), line: tokio::sync::Mutex::new(()) })
     }
 
-    /// Runs one. Cancel safe: dropped, it ends.
+    /// Runs one, which waits for nothing but its peer. Cancel safe: dropped, it ends.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         handshake: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, HandshakeError> {
         let runtime = self.runtime.as_ref().expect("it is taken when this is dropped");
         let turn = timeout(TIME, self.turn()).await.map_err(|_| HandshakeError::Crowded)?;
+        let handshake = Measured::new(handshake, &turn);
         let task = AbortOnDropHandle::new(runtime.spawn(async move { timeout(TIME, handshake).await }));
         match turn.ended.run_until_cancelled(task).await {
             None => Err(HandshakeError::Crowded),
@@ -104,46 +123,36 @@ impl Handshakes {
 
     /// Waits for a place, in line with the others. Cancel safe.
     async fn turn(&self) -> Turn {
-        let mut place = pin!(self.places.clone().acquire_owned());
+        let _first = self.line.lock().await;
+        let mut room = pin!(self.room.clone().acquire_owned());
         loop {
-            let oldest = self.under_way.lock().all.first_key_value().map(|(number, (since, _))| (*number, *since));
-            let patience = async {
-                match oldest {
-                    Some((_, since)) => sleep_until(since + GRACE).await,
-                    None => pending().await,
-                }
+            let look = {
+                let look = Instant::now() + LOOK;
+                self.places.lock().next().map_or(look, |over| over.min(look))
             };
             tokio::select! {
                 biased;
-                place = &mut place => return Turn::take(&self.under_way, place.expect("it is never closed")),
-                () = patience => {
-                    let gone = oldest.and_then(|(number, _)| self.under_way.lock().all.remove(&number));
-                    if let Some((_, ended)) = gone {
-                        ended.cancel();
-                        // Its place goes to whoever has waited longest, so this one may wait for another.
-                        return Turn::take(&self.under_way, place.await.expect("it is never closed"));
+                room = &mut room => return self.take(room.expect("it is never closed")),
+                () = sleep_until(look) => {
+                    if self.places.lock().end_one(Instant::now()) {
+                        // Nobody else is in line for what it leaves.
+                        return self.take(room.await.expect("it is never closed"));
                     }
                 }
             }
         }
     }
-}
 
-impl Turn {
-    fn take(under_way: &Arc<Mutex<UnderWay>>, place: OwnedSemaphorePermit) -> Self {
+    fn take(&self, room: OwnedSemaphorePermit) -> Turn {
         let ended = CancellationToken::new();
-        let mut all = under_way.lock();
-        all.last += 1;
-        let number = all.last;
-        all.all.insert(number, (Instant::now(), ended.clone()));
-        drop(all);
-        Self { number, ended, under_way: under_way.clone(), _place: place }
+        let number = self.places.lock().take(ended.clone());
+        Turn { number, ended, places: self.places.clone(), _room: room }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.under_way.lock().all.remove(&self.number);
+        self.places.lock().leave(self.number);
     }
 }
 
@@ -158,37 +167,144 @@ impl Drop for Handshakes {
 
 impl fmt::Debug for Handshakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handshakes").field("under_way", &self.under_way.lock().all.len()).finish()
+        f.debug_struct("Handshakes").field("under_way", &self.places.lock().len()).finish()
+    }
+}
+
+/// A handshake that tells when it begins to wait for its peer, and when the peer has answered.
+struct Measured<F> {
+    handshake: Pin<Box<F>>,
+    answer: Arc<Answer>,
+    waker: Waker,
+}
+
+/// What a peer's answer wakes.
+struct Answer {
+    number: u64,
+    places: Arc<Mutex<Places>>,
+    /// Whether it has come since the handshake was polled. Changed under the lock of `places`, but where it is set back.
+    has_come: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl<F> Measured<F> {
+    fn new(handshake: F, turn: &Turn) -> Self {
+        let answer = Arc::new(Answer {
+            number: turn.number,
+            places: turn.places.clone(),
+            has_come: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+        });
+        Self { handshake: Box::pin(handshake), waker: Waker::from(answer.clone()), answer }
+    }
+}
+
+impl<F: Future> Future for Measured<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.get_mut();
+        this.answer.task.register(cx.waker());
+        this.answer.has_come.store(false, Ordering::Release);
+        let polled = this.handshake.as_mut().poll(&mut Context::from_waker(&this.waker));
+        if polled.is_pending() {
+            this.answer.is_missing();
+        }
+        // A lower priority alone is not enough: a thread that has begun its slice may keep it for milliseconds, whoever is waiting.
+        thread::yield_now();
+        polled
+    }
+}
+
+impl Answer {
+    /// The handshake cannot go on without it.
+    fn is_missing(&self) {
+        let mut places = self.places.lock();
+        if !self.has_come.load(Ordering::Acquire) {
+            places.waits(self.number, Instant::now());
+        }
+    }
+}
+
+impl Wake for Answer {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        {
+            let mut places = self.places.lock();
+            self.has_come.store(true, Ordering::Release);
+            places.goes_on(self.number, Instant::now());
+        }
+        self.task.wake();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::future::{pending, poll_fn};
+
+    use super::{places::PATIENCE, *};
+
+    async fn until(handshakes: &Handshakes, waiting: usize) {
+        while handshakes.places.lock().waiting() != waiting {
+            tokio::task::yield_now().await;
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_more_than_may_be_under_way_waits_and_then_ends_the_oldest_and_no_other() {
-        let handshakes = Arc::new(Handshakes::start().expect("threads"));
+        let handshakes = Arc::new(Handshakes::with_room(8).expect("threads"));
         let begin = || {
             let handshakes = handshakes.clone();
             tokio::spawn(async move { handshakes.run(pending::<()>()).await })
         };
         let oldest = begin();
-        let until = async |count: usize| {
-            while handshakes.under_way.lock().all.len() != count {
-                tokio::task::yield_now().await;
-            }
-        };
-        until(1).await;
-        let others: Vec<_> = (1..MOST).map(|_| begin()).collect();
-        until(MOST).await;
+        until(&handshakes, 1).await;
+        let others: Vec<_> = (1..8).map(|_| begin()).collect();
+        until(&handshakes, 8).await;
         assert!(!oldest.is_finished());
         let begun = Instant::now();
         handshakes.run(async {}).await.expect("the oldest gives its place");
-        assert!(begun.elapsed() >= GRACE, "not before it had its time");
+        assert!(begun.elapsed() >= PATIENCE, "not before it had its time");
         assert!(matches!(oldest.await.expect("no panic"), Err(HandshakeError::Crowded)));
         assert!(others.iter().all(|other| !other.is_finished()));
         others.iter().for_each(tokio::task::JoinHandle::abort);
-        until(0).await;
+        until(&handshakes, 0).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_waits_for_the_relay_keeps_its_place_and_one_that_waits_for_its_peer_does_not() {
+        let handshakes = Arc::new(Handshakes::with_room(2).expect("threads"));
+        let (told, tells) = tokio::sync::oneshot::channel();
+        // Its peer has answered, and the relay has not come to it: it is polled, and calls itself, again and again.
+        let busy = tokio::spawn({
+            let handshakes = handshakes.clone();
+            async move {
+                let mut tells = pin!(tells);
+                let handshake = poll_fn(move |cx| {
+                    cx.waker().wake_by_ref();
+                    Poll::<()>::Pending
+                });
+                let run = handshakes.run(handshake);
+                tokio::select! {
+                    ended = run => Err(ended),
+                    _ = &mut tells => Ok(()),
+                }
+            }
+        });
+        while handshakes.places.lock().len() != 1 {
+            tokio::task::yield_now().await;
+        }
+        let silent = tokio::spawn({
+            let handshakes = handshakes.clone();
+            async move { handshakes.run(pending::<()>()).await }
+        });
+        until(&handshakes, 1).await;
+        handshakes.run(async {}).await.expect("the silent one gives its place");
+        assert!(matches!(silent.await.expect("no panic"), Err(HandshakeError::Crowded)));
+        told.send(()).expect("it is there");
+        busy.await.expect("no panic").expect("nobody took its place");
     }
 }

@@ -153,6 +153,12 @@ impl Server {
         self.shared.options.trusted_ca.is_some()
     }
 
+    /// What shakes hands by itself, without the threads and the bounds of [`Self::handshake`]: to compare with, and not to serve.
+    #[must_use]
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.shared.current.load().config.clone())
+    }
+
     /// Shakes hands with a client that has begun to. Cancel safe: dropped, the connection is closed.
     ///
     /// # Errors
@@ -164,7 +170,7 @@ impl Server {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let acceptor = TlsAcceptor::from(self.shared.current.load().config.clone());
+        let acceptor = self.acceptor();
         let handshakes = self.shared.handshakes.get().expect("a port starts them before it accepts");
         handshakes
             .run(async move {

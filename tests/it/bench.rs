@@ -13,6 +13,7 @@ use crate::support::{
     etcd::Etcd,
     http,
     relay::{Relay, RelayCommand},
+    tls::{Authority, flag},
 };
 
 /// A load of a second takes little more; the rest is for busy machines.
@@ -178,11 +179,30 @@ async fn views_are_asked_for_and_watched() {
     let watched = [&view[..], &["--watch", "--connections", "3", "--put-key", key, "--put-endpoint", &etcd.endpoint()]];
     let watched = report(&watched.concat()).await;
     assert!(count(&watched, "messages") >= 3 && watched["figures"]["delay_99_ms"].is_number(), "{watched}");
+    views_over_tls(&etcd).await;
     // What is not there fails the load.
     let (code, _, stderr) =
         bench(&["views", "--endpoint", &endpoint, "--path", "/v2/none", "--duration", "100ms"]).await;
     let answered = http::get(relay.http_addr(), "/v2/none").await.expect("an answer").status;
     assert_eq!((code, answered), (Some(1), 404), "{stderr}");
+}
+
+async fn views_over_tls(etcd: &Etcd) {
+    let ca = Authority::new("the authority");
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).secure(&ca.pair("relay")).arg("--no-auth");
+    let relay = relay.arg("--listen-http=https://127.0.0.1:0").start().await;
+    let lines = relay.log();
+    let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut fields = lines.map(|line| line.get("fields").cloned().unwrap_or(line));
+    let secure = fields.find(|fields| fields["protocol"] == "http" && fields["tls"] == true).expect("an address");
+    let (endpoint, trust) =
+        (format!("https://{}", secure["addr"].as_str().expect("text")), flag("--cacert", &ca.file()));
+    let view = ["views", "--endpoint", &endpoint, &trust, "--path", "/v2/configwatcher?target=tls"];
+    let asked = report(&[&view[..], &["--duration", "300ms"]].concat()).await;
+    assert!(count(&asked, "messages") > 0, "{asked}");
+    let written = ["--put-key", "/lain/config/tls", "--put-endpoint", &etcd.endpoint(), "--duration", "300ms"];
+    let watched = report(&[&view[..], &["--watch", "--connections", "3"], &written].concat()).await;
+    assert!(count(&watched, "messages") >= 3, "{watched}");
 }
 
 #[tokio::test]
@@ -283,6 +303,42 @@ async fn who_joins_lists_all_and_misses_nothing_after_it() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_storm_over_tls_has_its_watches_and_delays_of_the_others_are_told() {
+    let (ca, etcd) = (Authority::new("the authority"), Etcd::start().await);
+    let pair = ca.pair("both");
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").secure(&pair);
+    let relay = relay.arg(&flag("--trusted-ca-file", &ca.file())).start().await;
+    let endpoint = format!("https://{}", relay.grpc_addr());
+    let tls = [flag("--cacert", &ca.file()), flag("--cert", &pair.cert), flag("--key", &pair.key)];
+    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+    let own = ["watch", "--endpoint", &endpoint, "--put-endpoint", &etcd.endpoint(), "--connections", "2"];
+    let storm = ["--rate", "100", "--duration", "300ms", "--storm", "30", "--join-after", "100ms"];
+    let came = report(&[&own[..], &storm, &tls].concat()).await;
+    assert_eq!(count(&came, "joins"), 30, "{came}");
+    // Those who came watch something that nobody writes.
+    assert_eq!(count(&came, "deliveries"), 2 * count(&came, "writes"), "{came}");
+    for figure in ["joining_seconds", "join_max_ms", "joining_delay_99_ms"] {
+        assert!(came["figures"][figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {came}");
+    }
+    assert!(relay.metric("etcd_relay_tls_handshakes_total").await >= 32.0);
+
+    let bare = report(&[&["handshakes", "--connections", "30"][..], &tls].concat()).await;
+    assert_eq!(count(&bare, "joins"), 30, "{bare}");
+    assert!(bare["figures"]["joining_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{bare}");
+    // A certificate of somebody else.
+    let strangers = Authority::new("a stranger");
+    let stranger = strangers.pair("stranger");
+    let tls = [flag("--cacert", &ca.file()), flag("--cert", &stranger.cert), flag("--key", &stranger.key)];
+    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+    let (code, stdout, stderr) = bench(&[&["handshakes", "--connections", "3"][..], &tls].concat()).await;
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("WRONG: 3 findings"), "{stdout}{stderr}");
+    let (code, _, stderr) = bench(&["handshakes"]).await;
+    assert_eq!(code, Some(64), "{stderr}");
+    assert!(stderr.contains("--cacert, --cert and --key"), "{stderr}");
 }
 
 #[tokio::test]

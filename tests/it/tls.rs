@@ -4,6 +4,7 @@
 //! by its plain address, which it has besides the one with TLS.
 
 mod clients;
+mod discovery;
 mod faults;
 mod identity;
 mod reload;

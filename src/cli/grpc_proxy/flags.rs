@@ -119,6 +119,7 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Duration,
         "how often to ask the cluster for its members and use those; 0 never does (default 0)",
     ),
+    accepted("experimental-enable-grpc-logging", Kind::Bool, "the relay does not log single calls"),
     refused("experimental-leasing-prefix", Kind::String, "the relay keeps no leasing metadata in etcd"),
     accepted(
         "experimental-serializable-ordering",
@@ -171,6 +172,8 @@ pub(super) const FLAGS: &[Flag] = &[
     works("resolver-prefix", Kind::String, "prefix of the keys by which the relays register themselves in etcd"),
     works("resolver-ttl", Kind::Int, "how long the registration of a relay that crashed remains, in seconds"),
     works("self-signed-cert-validity", Kind::Int, "years that the certificate of --auto-tls lasts (default 1)"),
+    works("tls-max-version", Kind::String, "newest TLS version for clients: TLS1.2 or TLS1.3 (default TLS1.3)"),
+    works("tls-min-version", Kind::String, "oldest TLS version for clients: TLS1.2 or TLS1.3 (default TLS1.2)"),
     works(
         "trusted-ca-file",
         Kind::String,

@@ -30,7 +30,7 @@ fn sample(flag: &Flag) -> &'static str {
 }
 
 /// Flags that name files, or do nothing without those.
-const TLS: [&str; 11] = [
+const TLS: [&str; 13] = [
     "auto-tls",
     "cacert",
     "cert",
@@ -41,6 +41,8 @@ const TLS: [&str; 11] = [
     "key-file",
     "listen-cipher-suites",
     "self-signed-cert-validity",
+    "tls-max-version",
+    "tls-min-version",
     "trusted-ca-file",
 ];
 
@@ -66,10 +68,20 @@ fn flags_of_tls_work_together_and_say_what_they_lack() {
     ])
     .grpc;
     assert!(port.tls.expect("TLS").asks_for_certificates());
+    let mut params = rcgen::CertificateParams::default();
+    let pair = |file_name: &str, params: &rcgen::CertificateParams| {
+        let signing_key = rcgen::KeyPair::generate().expect("a key");
+        let cert = params.self_signed(&signing_key).expect("a certificate").pem();
+        (file(&format!("{file_name}.pem"), cert), file(&format!("{file_name}.key"), signing_key.serialize_pem()))
+    };
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let (unnamed, unnamed_key) = pair("unnamed", &params);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "somebody");
+    let (named, named_key) = pair("named", &params);
     let Upstream::Etcd(etcd) = config(&[
         format!("--cacert={cert}"),
-        format!("--cert={cert}"),
-        format!("--key={key}"),
+        format!("--cert={unnamed}"),
+        format!("--key={unnamed_key}"),
         "--endpoints=a:1,http://b:1".to_owned(),
     ])
     .upstream
@@ -78,6 +90,14 @@ fn flags_of_tls_work_together_and_say_what_they_lack() {
     };
     assert_eq!(etcd.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["https://a:1", "http://b:1"]);
     assert!(etcd.tls.expect("TLS").has_certificate());
+    let port = config(&["--auto-tls".to_owned(), "--tls-min-version=TLS1.3".to_owned()]).grpc;
+    assert!(format!("{:?}", port.tls).contains("min: Tls13"), "{port:?}");
+    let unneeded =
+        proxy(&["--client-crl-file=/nowhere", "--cert=/nowhere", "--key=/nowhere", "--endpoints=http://a:1"]);
+    for (warning, said) in unneeded.warnings.iter().zip(["without --trusted-ca-file", "no URL of --endpoints"]) {
+        assert!(warning.contains(said), "{:?}", unneeded.warnings);
+    }
+    assert_eq!(unneeded.warnings.len(), 2);
     for (flags, named) in [
         (&["--cert-file", &cert][..], "--key-file"),
         (&["--cert", &cert], "--key"),
@@ -85,8 +105,10 @@ fn flags_of_tls_work_together_and_say_what_they_lack() {
         (&["--auto-tls", "--trusted-ca-file", &key], "certificate"),
         (&["--auto-tls", "--trusted-ca-file=/nowhere"], "/nowhere"),
         (&["--trusted-ca-file", &cert], "https://"),
-        (&["--insecure-skip-tls-verify", "--endpoints=http://a:1"], "https://"),
-        (&["--auto-tls", "--client-crl-file", &cert], "--trusted-ca-file"),
+        (&["--auto-tls", "--client-crl-file=/nowhere", "--trusted-ca-file", &cert], "/nowhere"),
+        (&["--auto-tls", "--tls-min-version=TLS1.1"], "--tls-min-version"),
+        (&["--auto-tls", "--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"], "--tls-max-version"),
+        (&["--cert", &named, "--key", &named_key], "cert has non empty Common Name (somebody)"),
         (&["--auto-tls", "--listen-cipher-suites=TLS_RSA_WITH_AES_128_CBC_SHA"], "TLS_RSA_WITH_AES_128_CBC_SHA"),
     ] {
         let text = proxy_refused(flags);

@@ -13,11 +13,24 @@ use super::*;
 /// Answers questions by these records (owner, priority, port, target), for as long as the test runs; a target of `.` has the server answer
 /// that it failed.
 fn dns(records: &'static [(&'static str, u16, u16, &'static str)]) -> ResolvConf {
+    dns_behind_a_network_that_loses(0, records)
+}
+
+/// The same, but that so many questions never arrive.
+fn dns_behind_a_network_that_loses(
+    questions: usize,
+    records: &'static [(&'static str, u16, u16, &'static str)],
+) -> ResolvConf {
+    let mut lost = 0;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let addr = socket.local_addr().expect("an address");
     std::thread::spawn(move || {
         let mut buffer = [0; 1500];
         while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            if lost < questions {
+                lost += 1;
+                continue;
+            }
             let asked = Message::from_octets(&buffer[..len]).expect("a message");
             let question = asked.sole_question().expect("a question");
             assert_eq!(question.qtype(), Rtype::SRV);
@@ -38,8 +51,6 @@ fn dns(records: &'static [(&'static str, u16, u16, &'static str)]) -> ResolvConf
     });
     let mut conf = ResolvConf::new();
     conf.servers.push(ServerConf::new(addr, Transport::UdpTcp));
-    conf.options.timeout = Duration::from_millis(500);
-    conf.options.attempts = 1;
     conf.finalize();
     conf
 }
@@ -96,8 +107,17 @@ fn what_finds_no_member_says_why() {
 fn a_server_that_says_nothing_is_told_from_one_that_knows_no_records() {
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let mut conf = dns(BOTH);
+    conf.options.timeout = Duration::from_millis(200);
     conf.servers[0].addr = silent.local_addr().expect("an address");
     let discovery = Discovery { domain: "example.org".into(), service_name: None, insecure: false };
     let error = discover_by(conf, &discovery).expect_err("silence").to_string();
     assert!(error.contains("_etcd-client._tcp.example.org") && error.contains("/etc/resolv.conf"), "{error}");
+}
+
+#[test]
+fn a_question_that_is_lost_is_asked_again() {
+    let conf = dns_behind_a_network_that_loses(2, BOTH);
+    let discovery = Discovery { domain: "example.org".into(), service_name: None, insecure: false };
+    let found = discover_by(conf, &discovery).expect("the third question is answered");
+    assert_eq!(found.endpoints.len(), 2, "{found:?}");
 }

@@ -45,6 +45,11 @@ impl RelayCommand {
         Self::new(&["serve", "--etcd", &endpoints.join(",")]).listen()
     }
 
+    /// `serve`, in front of the members that DNS names for this domain.
+    pub fn discovering(domain: &str) -> Self {
+        Self::new(&["serve", "--discovery-srv", domain]).listen()
+    }
+
     /// `serve`, over the v2 store of these members.
     pub fn over_v2(endpoints: &[String]) -> Self {
         Self::new(&["serve", "--etcd-v2", &endpoints.join(",")]).listen()
