@@ -18,6 +18,7 @@ mod look;
 mod pages;
 mod serve;
 mod tls;
+mod v2;
 mod values;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};

@@ -59,7 +59,7 @@ pub use self::{
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble, cut_error},
     watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStats, WatchStream, WatchStreamStats},
-    work::Asker,
+    work::{Asker, NotDone},
 };
 use self::{
     on_demand::OnDemand,
@@ -210,6 +210,20 @@ impl Hub {
     #[must_use]
     pub fn upstream(&self) -> &Arc<dyn Upstream> {
         &self.shared.upstream
+    }
+
+    /// Does something that takes long in steps of about a millisecond, by turns with the long reads of all clients. It ends with the
+    /// first step that has an outcome, or where this future is dropped. While it waits it takes about so many bytes.
+    ///
+    /// # Errors
+    /// See [`NotDone`].
+    pub async fn by_turns<T: Send + 'static>(
+        &self,
+        asker: Asker,
+        bytes: usize,
+        step: impl FnMut() -> Option<T> + Send + 'static,
+    ) -> Result<T, NotDone> {
+        self.shared.workers.run(asker, bytes, step).await
     }
 
     /// Opens the feed of a configured range.

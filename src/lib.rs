@@ -15,6 +15,7 @@ pub mod http2;
 pub mod hub;
 pub mod latest;
 pub mod pb;
+mod ranges;
 pub mod relay;
 pub mod shutdown;
 pub mod source;

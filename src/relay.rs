@@ -154,6 +154,12 @@ impl Relay {
         self.http.as_ref().map(Bound::address)
     }
 
+    /// The first address of the port for etcd's v2 API.
+    #[must_use]
+    pub fn v2_address(&self) -> Option<Address> {
+        self.v2.as_ref().map(Bound::address)
+    }
+
     /// Serves until `shutdown`, then ends within the drain time.
     ///
     /// # Errors

@@ -30,8 +30,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("top", &["fetch"]),
     ("bench", &["types", "telemetry", "tls", "pb"]),
     ("hub", &["critical", "sync", "types", "telemetry"]),
-    ("source", &["critical", "types", "hub", "telemetry", "tls", "pb"]),
-    ("store", &["types", "hub", "telemetry", "pb"]),
+    ("ranges", &["types", "pb"]),
+    ("source", &["critical", "types", "hub", "telemetry", "tls", "pb", "ranges"]),
+    ("store", &["types", "hub", "telemetry", "pb", "ranges"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
     ("front", &["types", "hub", "view", "latest", "http2", "fleet", "telemetry", "tls", "pb", "shutdown"]),
     (

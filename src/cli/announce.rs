@@ -25,7 +25,7 @@ impl Announce {
             Self::Nothing => {}
             Self::GrpcProxy => tracing::info!(address = %relay.grpc_addr(), "started gRPC proxy"),
             Self::Demo => {
-                let text = to_try(relay.grpc_address(), relay.http_address());
+                let text = to_try(relay.grpc_address(), relay.http_address(), relay.v2_address());
                 // A closed standard output is no reason not to serve.
                 let _ = std::io::stdout().write_all(text.as_bytes());
             }
@@ -57,7 +57,7 @@ fn joined(items: impl Iterator<Item = impl ToString>) -> String {
     items.map(|item| item.to_string()).collect::<Vec<_>>().join(",")
 }
 
-fn to_try(grpc: Address, http: Option<Address>) -> String {
+fn to_try(grpc: Address, http: Option<Address>, v2: Option<Address>) -> String {
     // Nobody knows the authority of a certificate that was made a moment ago.
     let unverified = if grpc.secure { "--insecure-transport=false --insecure-skip-tls-verify " } else { "" };
     let mut text = http.map_or_else(String::new, |http| format!("\nLook at it: {http}/\n"));
@@ -74,6 +74,10 @@ fn to_try(grpc: Address, http: Option<Address>) -> String {
             let unverified = if http.secure { "-k " } else { "" };
             text.push_str(&format!("\n  curl {unverified}{follow}'{http}{path}'\n"));
         }
+    }
+    if let Some(v2) = v2 {
+        let unverified = if v2.secure { "-k " } else { "" };
+        text.push_str(&format!("\n  curl {unverified}'{v2}/v2/keys/lain?recursive=true&sorted=true'\n"));
     }
     text.push('\n');
     text

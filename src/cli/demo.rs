@@ -7,6 +7,7 @@ use super::{
     announce::Announce,
     groups::{Log, Memory, Ports},
     lainlet::LainletFlags,
+    v2::V2Flags,
     values::TimeOrNone,
 };
 use crate::{
@@ -32,6 +33,8 @@ pub(super) struct Demo {
     #[command(flatten)]
     ports: Ports,
     #[command(flatten)]
+    v2: V2Flags,
+    #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
     lainlet: LainletFlags,
@@ -51,7 +54,7 @@ enum Seed {
 impl Demo {
     pub(super) fn start(mut self) -> Result<Start, Exit> {
         self.ports.speak_tls_if_asked();
-        let tls = self.ports.tls(&[])?;
+        let tls = self.ports.tls(&self.v2.listen_v2)?;
         Ok(Start {
             config: RelayConfig {
                 upstream: Upstream::Embedded(Embedded {
@@ -76,7 +79,7 @@ impl Demo {
                 keys_from: self.ports.keys_from(),
                 cors: self.ports.cors(),
                 advertise: None,
-                v2: None,
+                v2: self.v2.facade(&self.ports, &tls),
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,
@@ -104,6 +107,10 @@ mod tests {
             store(&["demo", "--seed", "none", "--changes-every", "none"]),
             Embedded { seeded: false, changes_every: None }
         );
+        assert!(started(&["demo"]).config.v2.is_none());
+        let facade =
+            started(&["demo", "--listen-v2", "127.0.0.1:4001", "--advertise-v2-url", "http://a:4001"]).config.v2;
+        assert_eq!(facade.expect("a facade").advertised, ["http://a:4001"]);
         assert!(refused(&["demo", "--changes-every", "0s"]).contains("--changes-every"));
     }
 }

@@ -13,14 +13,13 @@ use super::{
     groups::{Log, Memory, Ports},
     identity::identity,
     lainlet::LainletFlags,
-    listen::ListenUrl,
     tls::UpstreamTls,
+    v2::V2Flags,
     values::{ByteCount, PositiveTime, Prefixes, Time},
 };
 use crate::{
-    relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream, V2Facade},
+    relay::{Etcd, EtcdV2, Feeds, OnDemand, RelayConfig, Upstream},
     source::{Audit, Endpoint, V2Config, V2Upstream, forward},
-    tls,
     types::KeyRange,
 };
 
@@ -70,7 +69,7 @@ struct UpstreamFlags {
         env = "ETCD_RELAY_ETCD_V2",
         value_name = "URL",
         value_delimiter = ',',
-        conflicts_with = "discovery_srv"
+        conflicts_with_all = ["discovery_srv", "listen_v2"]
     )]
     etcd_v2: Vec<Endpoint>,
 
@@ -136,27 +135,6 @@ struct UpstreamFlags {
 
     #[command(flatten)]
     tls: UpstreamTls,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "etcd's v2 API")]
-struct V2Flags {
-    /// Where to serve etcd's v2 API over the keys of v3 that begin with /, such as 127.0.0.1:4001, or https://…; port 0 takes a free one.
-    /// It costs a feed over all these keys. Default: none
-    #[arg(long, env = "ETCD_RELAY_LISTEN_V2", value_name = "URL", value_delimiter = ',', conflicts_with = "etcd_v2")]
-    listen_v2: Vec<ListenUrl>,
-
-    /// URL at which clients reach --listen-v2; they learn it at their first sync. Repeated or separated by commas. Default:
-    /// the address that it listens at
-    #[arg(long, env = "ETCD_RELAY_ADVERTISE_V2_URL", value_name = "URL", value_delimiter = ',')]
-    advertise_v2_url: Vec<Endpoint>,
-}
-
-impl V2Flags {
-    fn facade(self, ports: &Ports, tls: &Option<tls::Server>) -> Option<V2Facade> {
-        let advertised = self.advertise_v2_url.iter().map(Endpoint::url).collect();
-        ports.v2(&self.listen_v2, tls).map(|port| V2Facade { port, advertised })
-    }
 }
 
 #[derive(Debug, Args)]

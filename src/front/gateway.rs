@@ -43,6 +43,7 @@ use self::{
 };
 use super::{
     body::{BoxError, PortBody, RequestBody},
+    client::Client,
     grpc::{GrpcService, Local, mark_client},
     room::Room,
 };
@@ -50,6 +51,8 @@ use crate::telemetry::names::{self, GatewayOutcome, Service};
 
 /// For all bodies that are being read.
 const ROOM: usize = 256 << 20;
+/// What a client is told for whose body there is none in time.
+const FULL: &str = "etcd-relay: too many large requests are being read; try again";
 /// Up to this length an answer is sent in one, with its length, once the call has ended; a longer one as it is made.
 const WHOLE: usize = 64 << 10;
 
@@ -76,7 +79,7 @@ const CORS: [(HeaderName, HeaderValue); 3] = [
 #[derive(Clone)]
 pub struct Gateway {
     schema: Arc<Schema>,
-    room: Arc<Room>,
+    room: Room,
     lines: Lines,
 }
 
@@ -88,7 +91,7 @@ impl Gateway {
     pub fn new(descriptors: &[u8]) -> Result<Self, SchemaError> {
         let schema = Arc::new(Schema::new(descriptors, routes::calls())?);
         let lines = Lines::new(&schema)?;
-        Ok(Self { schema, room: Arc::new(Room::new(ROOM)), lines })
+        Ok(Self { schema, room: Room::new(ROOM, FULL), lines })
     }
 
     /// Whether a request to this path is for the gateway.
@@ -158,7 +161,8 @@ impl Gateway {
             return counted.fail(call, &Status::deadline_exceeded(DEADLINE), false);
         }
         let mut deadline = metadata.timeout.map(|timeout| Box::pin(sleep(timeout)));
-        let reading = Requests::new(self.schema.clone(), call.request, body, self.room.clone());
+        let place = self.room.place(Client::of(&parts.headers, &parts.extensions).key());
+        let reading = Requests::new(self.schema.clone(), call.request, body, place);
         let read = within(&mut deadline, async {
             if call.requests {
                 stream_of(reading).await

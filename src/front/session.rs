@@ -470,8 +470,10 @@ impl Session {
     }
 
     async fn progress(&mut self) {
+        // The stream's other requests wait meanwhile, so a member that says nothing is not waited for again and again.
+        let until = Instant::now() + CURRENT_PATIENCE;
         for _ in 0..PROGRESS_TRIES {
-            if self.stream.answer_progress() != ProgressAnswer::Later {
+            if self.stream.answer_progress() != ProgressAnswer::Later || Instant::now() >= until {
                 return;
             }
             self.reach_current(serving(self.stream.feeds()), None).await;

@@ -15,8 +15,11 @@ mod listing;
 mod listings;
 mod log;
 mod made;
+mod making;
+mod media;
 mod members;
 mod operation;
+mod ordered;
 mod outcome;
 mod past;
 mod path;
@@ -24,6 +27,7 @@ mod port;
 mod reply;
 mod server;
 mod store;
+mod text;
 mod time;
 mod tree;
 mod users;
@@ -45,7 +49,7 @@ use self::{
 pub use self::{port::V2Port, reply::V2Body};
 use super::{Inspect, access::Access, grpc::GrpcService, signal::Signal};
 use crate::{
-    hub::{Feed, Hub},
+    hub::{Asker, Feed, Hub},
     types::{ClientKey, KeyRange},
 };
 
@@ -90,13 +94,14 @@ pub type Task = (&'static str, BoxFuture<'static, ()>);
 pub fn open(parts: &Parts) -> (Arc<Feed>, [Task; 2], Running) {
     let feed = parts.hub.always(KeyRange::prefix(Bytes::from_static(b"/")));
     let (waits, made) = (Waits::new(), Arc::new(Made::default()));
-    let v3 = V3 { calls: parts.calls.clone(), token: None, client: ClientKey::RELAY, unseen: 0 };
+    let asker = Asker { client: ClientKey::RELAY, connection: 0 };
+    let v3 = V3 { calls: parts.calls.clone(), token: None, asker, unseen: 0 };
     let follow = waits.clone().follow(feed.clone(), made.clone(), parts.stop.clone());
     let end = expire::run(feed.clone(), v3.clone(), parts.own.clone(), made.clone(), parts.stop.clone());
     let tasks = [("waits of v2", follow.boxed()), ("ends of v2's keys", end.boxed())];
     let past = Past::new(parts.hub.upstream().clone(), feed.clone(), waits.clone());
-    let keys =
-        Arc::new(Keys { hub: parts.hub.clone(), feed: feed.clone(), waits, made, past, listings: Listings::new() });
+    let listings = Listings::new(parts.hub.clone(), feed.clone());
+    let keys = Arc::new(Keys { hub: parts.hub.clone(), feed: feed.clone(), waits, made, past, listings });
     (feed, tasks, Running { keys, v3 })
 }
 

@@ -174,6 +174,13 @@ impl KeyMap {
         }
     }
 
+    /// How many keys lie in `range`, and their encoded bytes, without walking them.
+    #[must_use]
+    pub fn weigh(&self, range: &KeyRange) -> (usize, usize) {
+        let weight = self.weight(&self.places(range));
+        (weight.count, weight.bytes)
+    }
+
     /// Where the keys of `range` are among all, counted from the first.
     pub(super) fn places(&self, range: &KeyRange) -> Span<usize> {
         let from = self.rank(range.start());

@@ -22,6 +22,8 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use thiserror::Error;
+use tokio::sync::oneshot;
 
 use super::stats;
 use crate::types::ClientKey;
@@ -70,6 +72,17 @@ pub(super) trait Job: Send {
 /// The client has as much waiting as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Busy;
+
+/// Why something that was to be done by turns has no outcome.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NotDone {
+    /// The client has as much waiting as it may.
+    #[error("too many long reads of this client's address wait; ask again when one has ended")]
+    Busy,
+    /// A step failed by a fault of the relay's own, which the log names.
+    #[error("the read failed inside the relay")]
+    Failed,
+}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -188,6 +201,40 @@ impl Workers {
         let place = Place { shared: self.shared.clone(), client: key, number, dropped };
         self.shared.rouse(queue)?;
         Ok(place)
+    }
+
+    /// Queues something that takes about so many bytes while it waits, and goes on with it until a step has an outcome.
+    ///
+    /// # Errors
+    /// See [`NotDone`].
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        asker: Asker,
+        bytes: usize,
+        step: impl FnMut() -> Option<T> + Send + 'static,
+    ) -> Result<T, NotDone> {
+        let (answer, answered) = oneshot::channel();
+        let job = Stepped { step, answer: Some(answer) };
+        let place = self.enter(asker, bytes, Box::new(job));
+        let _place = place.map_err(|Busy| NotDone::Busy)?;
+        answered.await.map_err(|_| NotDone::Failed)
+    }
+}
+
+/// A job that is one function, which has an outcome in the end.
+struct Stepped<F, T> {
+    step: F,
+    answer: Option<oneshot::Sender<T>>,
+}
+
+impl<T: Send, F: FnMut() -> Option<T> + Send> Job for Stepped<F, T> {
+    fn step(&mut self, _: &Share) -> bool {
+        let Some(outcome) = (self.step)() else { return false };
+        if let Some(answer) = self.answer.take() {
+            // Whoever asked may be gone.
+            drop(answer.send(outcome));
+        }
+        true
     }
 }
 

@@ -25,7 +25,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::view::{Finding, Led, Member, Quorum, SHUNNED, Shunned, View, healthy_metric};
+pub(super) use self::view::healthy_metric;
+use self::view::{Finding, Led, Member, Quorum, SHUNNED, Shunned, View};
 use super::Endpoint;
 use crate::{
     hub::upstream::Agreement,

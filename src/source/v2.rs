@@ -23,13 +23,14 @@ mod watch;
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use metrics::counter;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use self::{
     answer::{CLEARED, NOT_A_DIRECTORY, NOT_FOUND, Standing},
@@ -225,9 +226,16 @@ impl Copies {
         self.0.lock().push((Instant::now(), copy));
     }
 
+    /// Drops those that nobody has gone on with in time.
+    fn forget_old(&self) {
+        let old: Vec<_> = self.0.lock().extract_if(.., |(put, _)| put.elapsed() >= KEPT).collect();
+        // Not under the lock: a copy may have a million keys.
+        drop(old);
+    }
+
     fn take(&self, wanted: impl Fn(&Copy) -> bool) -> Option<Copy> {
+        self.forget_old();
         let mut copies = self.0.lock();
-        copies.retain(|(put, _)| put.elapsed() < KEPT);
         let at = copies.iter().rposition(|(_, copy)| wanted(copy))?;
         Some(copies.swap_remove(at).1)
     }

@@ -4,26 +4,15 @@
 
 use bytes::Bytes;
 
+pub(super) use crate::ranges::key_value;
 use crate::{
-    pb::{etcdserverpb::ResponseHeader, mvccpb},
-    types::{Header, KeyRange, KeyValueFields, Revision},
+    pb::etcdserverpb::ResponseHeader,
+    types::{Header, KeyRange, Revision},
 };
 
 /// The keys that a request means; `None` where its range is empty, which for a read or a delete is no error.
 pub(super) fn range(key: &Bytes, range_end: &Bytes) -> Option<KeyRange> {
     KeyRange::from_wire(key.clone(), range_end.clone()).ok()
-}
-
-/// A key-value, with or without its value.
-pub(super) fn key_value(kv: &KeyValueFields, with_value: bool) -> mvccpb::KeyValue {
-    mvccpb::KeyValue {
-        key: kv.key.clone(),
-        create_revision: kv.create_revision.get(),
-        mod_revision: kv.mod_revision.get(),
-        version: kv.version,
-        value: if with_value { kv.value.clone() } else { Bytes::new() },
-        lease: kv.lease,
-    }
 }
 
 /// The header of an answer within a transaction's, which has nothing but the revision.

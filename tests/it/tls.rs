@@ -29,6 +29,10 @@ struct SecureEtcd {
 
 impl SecureEtcd {
     async fn start(ca: &Authority) -> Self {
+        Self::start_with(ca, &[]).await
+    }
+
+    async fn start_with(ca: &Authority, more: &[&str]) -> Self {
         let addr = format!("127.0.0.1:{}", free_port());
         let Pair { cert, key, .. } = ca.pair("etcd");
         let flags = [
@@ -39,7 +43,7 @@ impl SecureEtcd {
             "--client-cert-auth".to_owned(),
             "--bcrypt-cost=4".to_owned(),
         ];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
         Self { etcd: Etcd::start_with(&flags).await, addr }
     }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::front::{
     body::RequestBody,
-    room::{Place, Room},
+    room::{Full, Place},
 };
 
 /// Most bytes of a value: of the largest request that is checked before it is forwarded, with its bytes in base64.
@@ -34,7 +34,6 @@ pub(super) struct Requests {
     schema: Arc<Schema>,
     message: MessageId,
     body: RequestBody,
-    room: Arc<Room>,
     /// What came and was not read yet.
     buffer: BytesMut,
     place: Place,
@@ -50,8 +49,8 @@ pub(super) enum RequestError {
     Cut,
     #[error("etcd-relay: the request is larger than {} bytes", MAX_BODY)]
     TooLarge,
-    #[error("etcd-relay: too many large requests are being read; try again")]
-    Full,
+    #[error("{0}")]
+    Full(&'static str),
     #[error("etcd-relay: the body stalled for a minute")]
     Stalled,
     #[error("etcd-relay: the request could not be read, by a fault of the relay")]
@@ -69,7 +68,7 @@ impl RequestError {
     pub(super) fn status(&self, decoding: tonic::Code) -> Status {
         let code = match self {
             Self::Decode(_) | Self::Cut => decoding,
-            Self::TooLarge | Self::Full => tonic::Code::ResourceExhausted,
+            Self::TooLarge | Self::Full(_) => tonic::Code::ResourceExhausted,
             Self::Stalled => tonic::Code::Cancelled,
             Self::Panicked => tonic::Code::Internal,
         };
@@ -78,8 +77,8 @@ impl RequestError {
 }
 
 impl Requests {
-    pub(super) fn new(schema: Arc<Schema>, message: MessageId, body: RequestBody, room: Arc<Room>) -> Self {
-        Self { schema, message, body, room, buffer: BytesMut::new(), place: Place::default(), ended: false }
+    pub(super) fn new(schema: Arc<Schema>, message: MessageId, body: RequestBody, place: Place) -> Self {
+        Self { schema, message, body, buffer: BytesMut::new(), place, ended: false }
     }
 
     /// The request of a call that has one: the first value of the whole body; an empty one is an empty message.
@@ -111,7 +110,8 @@ impl Requests {
                 let message = read(self.schema.clone(), self.message, text, scanner).await?;
                 if self.buffer.is_empty() {
                     // Its room goes to others, and its memory as well.
-                    (self.buffer, self.place) = (BytesMut::new(), Place::default());
+                    self.buffer = BytesMut::new();
+                    self.place.shrink(0);
                 }
                 return Ok(Some(message));
             }
@@ -138,7 +138,7 @@ impl Requests {
                 if len > MAX_BODY {
                     return Err(RequestError::TooLarge);
                 }
-                self.room.grow(&mut self.place, len).await.map_err(|_| RequestError::Full)?;
+                self.place.grow(len).await.map_err(|Full(text)| RequestError::Full(text))?;
                 self.buffer.extend_from_slice(&data);
             }
             // Go's reader says so of a body that breaks off.

@@ -245,6 +245,25 @@ async fn progress_over_feeds_that_stand_apart_is_told_though_nobody_says_what_is
     assert_eq!(client.hears().await, ["progress -1"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn progress_that_a_silent_member_keeps_back_holds_up_no_other_request_for_long() {
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let (sessions, slow) = sessions_over(testing::hub_over(upstream, LIMITS), Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    serve(&slow);
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    client.create(1, "/slow/1");
+    tokio::time::sleep(2 * CURRENT_PATIENCE).await;
+    assert_eq!(client.hears().await, ["created 0", "created 1"]);
+    publish(&feed, 5);
+    client.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+    assert_eq!(client.hears().await, ["events"]);
+    client.cancel(0);
+    tokio::time::sleep(3 * CURRENT_PATIENCE).await;
+    assert_eq!(client.hears().await, ["canceled 0"], "the feeds stand apart, and nobody says what is current");
+}
+
 /// Else the watch would wait for a revision that the cluster reaches a second time.
 #[tokio::test(start_paused = true)]
 async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::time::Expiry;
 
 use crate::{
-    front::gojson::put_string,
+    front::{gojson::put_string, room::Full},
     types::{KeyValue, Revision},
 };
 
@@ -25,6 +25,12 @@ pub(super) struct Refusal {
     bytes: Option<Bytes>,
     /// The store's index then; zero where the request itself was wrong.
     pub(super) index: Revision,
+}
+
+impl From<Full> for Refusal {
+    fn from(Full(text): Full) -> Self {
+        Self::unavailable(text)
+    }
 }
 
 impl Refusal {

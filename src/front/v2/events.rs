@@ -75,6 +75,8 @@ impl Logged {
 pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<Arc<Logged>> {
     let sayable: Vec<&V3Event> = entry.events().iter().filter(|event| is_sayable(event.kv.key())).collect();
     match told {
+        // Some keys have no path in v2.
+        _ if sayable.is_empty() => return Vec::new(),
         Some(Told::Nothing) => return Vec::new(),
         Some(Told::Event(event)) => {
             let is_tree_gone = event.action.removes() && event.node.dir;
@@ -279,6 +281,12 @@ mod tests {
         let told = told(&[deleted("/f"), put("/f/"), put("/g/"), put("/g/h")]);
         let paths: Vec<_> = told.iter().map(|logged| &logged.path[..]).collect();
         assert_eq!(paths, [&b"/f"[..], b"/g/h"]);
+    }
+
+    #[test]
+    fn keys_that_are_too_deep_for_v2_are_not_told() {
+        let deep = "/d".repeat(500_000);
+        assert!(told(&[put(&deep)]).is_empty() && told(&[deleted(deep)]).is_empty());
     }
 
     /// None of them is compared with all the others: that would take this test minutes.

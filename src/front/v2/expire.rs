@@ -1,7 +1,8 @@
 //! Ends keys when their time has come.
 //!
-//! The lease of a key outlives it by some seconds: it is the safety net for when no relay runs. Every relay does this, and
-//! the second one finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
+//! The lease of a key outlives it by some seconds: it is the safety net for when no relay runs. That of a directory outlives it by days, since
+//! it ends nothing but the directory's mark: what is in it ends with the mark, once there is a relay. Every relay does this, and the second one
+//! finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
 //! revision; a directory goes with all below it, in one transaction.
 
 use std::{
@@ -34,7 +35,7 @@ use crate::{
         compare::{CompareResult, CompareTarget, TargetUnion},
     },
     telemetry::names,
-    types::{EventKind, KeyRange, KeyValue, Revision},
+    types::{Event, EventKind, KeyRange, KeyValue, Revision},
 };
 
 /// Until the next attempt where etcd did not answer.
@@ -55,6 +56,8 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
     let mut revisions = feed.watch_revision();
     let mut known = (Revision::ZERO, 0);
     let mut ends = Ends::default();
+    // Leases of directories that nothing has any more.
+    let mut unused: Vec<i64> = Vec::new();
     // The last that was tried where some cannot be deleted: they do not keep the others from their turn.
     let mut tried = None;
     loop {
@@ -63,6 +66,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
             Some(entries) => {
                 for event in entries.iter().flat_map(|entry| entry.events()) {
                     event.prev.iter().for_each(|prev| ends.forget(prev));
+                    unused.extend(unused_lease(event));
                     if event.kind == EventKind::Put {
                         ends.learn(&event.kv);
                     }
@@ -79,6 +83,13 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
             }
         }
         known = (snapshot.revision, snapshot.epoch);
+        while !unused.is_empty() {
+            let some = unused.split_off(unused.len().saturating_sub(TOGETHER));
+            let revoked = join_all(some.into_iter().map(|lease| v3.revoke(lease)));
+            if stop.run_until_cancelled(revoked).await.is_none() {
+                return;
+            }
+        }
         let next = ends.0.first().map(|(end, _)| end.wait(SystemTime::now()));
         if next.is_some_and(|wait| wait.is_zero()) && feed.is_serving() {
             let due = ends.due(SystemTime::now(), tried.take());
@@ -137,6 +148,12 @@ impl Ends {
             self.0.insert((end, kv.key_bytes()));
         }
     }
+}
+
+/// The lease that a directory had before an event, and has not after it. It would live for days.
+fn unused_lease(event: &Event) -> Option<i64> {
+    let had = event.prev.as_ref().filter(|prev| prev.key().ends_with(b"/") && end_of(prev).is_some())?;
+    (event.kind == EventKind::Delete || event.kv.lease != had.lease).then_some(had.lease)
 }
 
 /// Deletes a key that still has this end.

@@ -1,7 +1,7 @@
 //! [`Forms`]: the bodies of requests, read as far as they are forms.
 //!
 //! Not here: what is in a form (`fields`). Always holds: a body is at most [`MAX_BODY`] long in memory, and all that are being read have a
-//! bound together; a body that stalls keeps its part of the room for [`SILENCE`] at most; a body that breaks off is no form.
+//! bound together, and each client a share of it; a body that stalls keeps its part of the room for [`SILENCE`] at most; a body that breaks off is no form.
 
 use std::time::Duration;
 
@@ -12,16 +12,22 @@ use tokio::time::timeout;
 
 use super::{
     answer::Refusal,
-    fields::{Body, MAX_BODY, is_form},
+    fields::{Body, MAX_BODY},
+    media::is_form,
 };
-use crate::front::room::{Full, Place, Room};
+use crate::{
+    front::room::{Place, Room},
+    types::ClientKey,
+};
 
 /// The room for all bodies.
 const ROOM: usize = 256 << 20;
-/// What a client is told for whose body there is none in time.
-const FULL: &str = "etcd-relay: too many large requests are being read; try again";
 /// How long a body may stall.
 const SILENCE: Duration = Duration::from_secs(60);
+/// What is read of a body that is too large, and dropped: a client that is answered before it has sent all may not see the answer.
+const PASSED_OVER: usize = 64 << 20;
+/// How long a body that is too large may stall.
+const IMPATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -38,7 +44,7 @@ pub(super) struct Form {
 
 impl Forms {
     pub(super) fn new() -> Self {
-        Self { room: Room::new(ROOM) }
+        Self { room: Room::new(ROOM, "etcd-relay: too many large requests are being read; try again") }
     }
 
     /// Reads the form of a request that has one.
@@ -47,42 +53,61 @@ impl Forms {
     /// Where there is no room for it in time, or it does not go on.
     pub(super) async fn read(
         &self,
+        client: ClientKey,
         method: &Method,
         content_type: Option<&HeaderValue>,
         body: impl http_body::Body<Data = Bytes> + Unpin,
     ) -> Result<Form, Refusal> {
-        let ready = |body| Ok(Form { body, _place: Place::default() });
+        let ready = |body| Ok(Form { body, _place: self.room.place(client) });
         if !matches!(*method, Method::PUT | Method::POST) {
             return ready(Body::Ignored);
         }
         match is_form(content_type.map(HeaderValue::as_bytes)) {
-            Ok(true) => self.whole(body).await,
+            Ok(true) => self.whole(client, body).await,
             Ok(false) => ready(Body::Ignored),
             Err(why) => ready(Body::Bad(why)),
         }
     }
 
-    async fn whole(&self, mut body: impl http_body::Body<Data = Bytes> + Unpin) -> Result<Form, Refusal> {
+    async fn whole(
+        &self,
+        client: ClientKey,
+        mut body: impl http_body::Body<Data = Bytes> + Unpin,
+    ) -> Result<Form, Refusal> {
         let mut form = BytesMut::new();
-        let mut place = Place::default();
+        let mut place = self.room.place(client);
+        if body.size_hint().lower() > MAX_BODY as u64 {
+            return Ok(Self::too_large(place, body).await);
+        }
         loop {
             let next = timeout(SILENCE, body.frame()).await;
             let next = next.map_err(|_| Refusal::new(210, "etcd-relay: the body stalled for a minute"))?;
             let frame = match next {
                 Some(Ok(frame)) => frame,
                 // Go's text. A write of the part that came would be another one than its client meant.
-                Some(Err(_)) => return Ok(Form { body: Body::Bad("unexpected EOF"), _place: Place::default() }),
+                Some(Err(_)) => return Ok(Form { body: Body::Bad("unexpected EOF"), _place: self.room.place(client) }),
                 None => break,
             };
             let Ok(data) = frame.into_data() else { continue };
             if form.len() + data.len() > MAX_BODY {
-                return Ok(Form { body: Body::TooLarge, _place: Place::default() });
+                drop((form, place));
+                return Ok(Self::too_large(self.room.place(client), body).await);
             }
-            let grown = self.room.grow(&mut place, form.len() + data.len()).await;
-            grown.map_err(|Full| Refusal::unavailable(FULL))?;
+            place.grow(form.len() + data.len()).await?;
             form.extend_from_slice(&data);
         }
         Ok(Form { body: Body::Form(form.freeze()), _place: place })
+    }
+
+    /// Passes over the rest of a body that is too large, so that its client reads why.
+    async fn too_large(place: Place, mut body: impl http_body::Body<Data = Bytes> + Unpin) -> Form {
+        let mut passed = 0;
+        while passed < PASSED_OVER
+            && let Ok(Some(Ok(frame))) = timeout(IMPATIENCE, body.frame()).await
+        {
+            passed += frame.data_ref().map_or(0, Bytes::len);
+        }
+        Form { body: Body::TooLarge, _place: place }
     }
 }
 
@@ -97,8 +122,24 @@ mod tests {
     async fn read(parts: Vec<Result<&'static str, std::io::Error>>) -> Body {
         let frames = parts.into_iter().map(|part| part.map(|text| Frame::data(Bytes::from(text))));
         let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
-        let form = Forms::new().read(&Method::PUT, Some(&kind), StreamBody::new(stream::iter(frames))).await;
+        let form =
+            Forms::new().read(ClientKey::RELAY, &Method::PUT, Some(&kind), StreamBody::new(stream::iter(frames))).await;
         form.expect("room for it").body
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_read_to_its_end_and_not_kept() {
+        let forms = Forms::new();
+        let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let (part, mut left) = (Bytes::from(vec![b'x'; 1 << 20]), 20);
+        let parts = stream::iter(std::iter::from_fn(|| {
+            assert!(left > 9 || forms.room.free() == ROOM, "what came is not kept");
+            left -= 1;
+            (left >= 0).then(|| Ok::<_, std::io::Error>(Frame::data(part.clone())))
+        }));
+        let form = forms.read(ClientKey::RELAY, &Method::PUT, Some(&kind), StreamBody::new(parts)).await;
+        assert!(matches!(form.expect("an answer").body, Body::TooLarge));
+        assert!(left < 0, "the client has sent all of it");
     }
 
     #[tokio::test]

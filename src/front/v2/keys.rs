@@ -71,22 +71,18 @@ impl Keys {
             Method::GET if fields.wait && !fields.quorum => self.wait(path, fields).await,
             Method::GET if fields.quorum => {
                 self.confirm().await?;
-                self.read(path, fields).await
+                self.read(v3, path, fields).await
             }
-            Method::GET | Method::HEAD => self.read(path, fields).await,
+            Method::GET | Method::HEAD => self.read(v3, path, fields).await,
             Method::POST => self.post(v3, path, fields).await,
             Method::PUT => self.write(v3, path, Operation::of_put(fields), fields).await,
             _ => self.write(v3, path, Operation::of_delete(fields), fields).await,
         }
     }
 
-    async fn read(&self, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
-        let snapshot = self.feed.snapshot();
-        let body = match find(&snapshot, path)? {
-            Found::File(node) => tree::show_file(&node),
-            Found::Directory => self.listings.show(&snapshot, path, fields.recursive).await?,
-        };
-        Ok(Said::Body { status: 200, index: snapshot.revision, body })
+    async fn read(&self, v3: &V3, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
+        let (index, body) = self.listings.read(v3.asker, path, fields.recursive).await?;
+        Ok(Said::Body { status: 200, index, body })
     }
 
     async fn wait(&self, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
@@ -134,9 +130,10 @@ impl Keys {
                 _ => Refusal::about(107, "/", at),
             });
         }
+        operation::check_depth(path)?;
         self.find_unseen(v3, path)?;
-        let lease = Lease::grant(v3, &operation, fields).await?;
-        let result = self.attempt(v3, path, operation, fields, lease.id()).await;
+        let mut lease = Lease::grant(v3, &operation, fields).await?;
+        let result = self.attempt(v3, path, operation, fields, &mut lease).await;
         if result.is_err() {
             lease.revoke(v3).await;
         }
@@ -144,6 +141,7 @@ impl Keys {
         let index = event.node.modified;
         let is_new = event.prev.is_none() && matches!(event.action, Action::Set | Action::Create);
         let body = if fields.no_value_on_success && !event.action.removes() { event.bare() } else { event.body() };
+        let body = self.listings.count(v3.asker.client, body);
         Ok(Said::Body { status: if is_new { 201 } else { 200 }, index, body })
     }
 
@@ -165,7 +163,7 @@ impl Keys {
         path: &Bytes,
         mut operation: Operation,
         fields: &Fields,
-        lease: i64,
+        lease: &mut Lease,
     ) -> Result<Event, Refusal> {
         let mut unmarked = unmarked(&self.feed.snapshot(), path, v3.unseen);
         for _ in 0..ATTEMPTS {
@@ -177,7 +175,7 @@ impl Keys {
                 operation: &operation,
                 value: fields.value.clone(),
                 refresh: refresh && !matches!(operation, Operation::Create { .. }),
-                lease,
+                lease: lease.id(),
                 unmarked,
             };
             let under_way = self.made.begin(path.clone());
@@ -201,6 +199,10 @@ impl Keys {
                     return Err(refusal);
                 }
                 Outcome::Instead(other) => {
+                    if other.is_of_directory() != operation.is_of_directory() {
+                        let fits = Lease::grant(v3, &other, fields).await?;
+                        std::mem::replace(lease, fits).revoke(v3).await;
+                    }
                     operation = other;
                     unmarked = Vec::new();
                 }
@@ -213,6 +215,7 @@ impl Keys {
     /// Creates a key in a directory, named by the next index.
     async fn post(&self, v3: &V3, directory: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
         let operation = Operation::Create { dir: fields.dir };
+        operation::check_depth(directory)?;
         self.find_unseen(v3, directory)?;
         let lease = Lease::grant(v3, &operation, fields).await?;
         let result = self.attempt_in_order(v3, directory, &operation, fields, lease.id()).await;
@@ -221,6 +224,7 @@ impl Keys {
         }
         let event = result?;
         let body = if fields.no_value_on_success { event.bare() } else { event.body() };
+        let body = self.listings.count(v3.asker.client, body);
         Ok(Said::Body { status: 201, index: event.node.modified, body })
     }
 
@@ -280,7 +284,7 @@ impl Lease {
             None => Expiry::after(now, 0),
         };
         match expiry {
-            Some(expiry) => Ok(Self(Some(v3.grant(ttl, expiry).await?))),
+            Some(expiry) => Ok(Self(Some(v3.grant(ttl, expiry, operation.is_of_directory()).await?))),
             None => Ok(Self(None)),
         }
     }

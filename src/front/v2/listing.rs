@@ -1,9 +1,10 @@
 //! [`Listing`]: a directory as JSON, made in one walk over the keys below it.
 //!
 //! v3's keys come in the order of their bytes, so those below a directory are neighbours, and each directory is begun and ended once.
-//! v2 sorts each directory by name, which is another order where a name goes on with a byte that is lower than a slash; then the texts of
-//! its children are put in order when it ends. Not here: which listings are kept (`listings`). Always holds: no call recurses, however
-//! deep the tree is; hidden nodes are not shown, and count for the age of the directory that they are in.
+//! v2 sorts each directory by name, which is another order where a name goes on with a byte that is lower than a slash. Then the order of
+//! the children is noted when their directory ends, and the whole text is put in order once, when it is complete (`ordered`). Not here:
+//! which listings are kept (`listings`). Always holds: no call recurses, however deep the tree is; each byte is copied at most once; of
+//! what is not shown no more is looked at than tells the age of its directory.
 
 use std::{ops::Range, time::SystemTime};
 
@@ -11,8 +12,9 @@ use bytes::Bytes;
 
 use super::{
     answer::Node,
-    path::{is_sayable, mark},
-    tree::{MAX_DEPTH, of_mark},
+    ordered::{Ordered, Reordered},
+    path::{behind, is_sayable, mark},
+    tree::{LOOKED, of_mark},
 };
 use crate::types::{KeyValue, Revision};
 
@@ -24,6 +26,10 @@ pub(super) struct Listing {
     now: SystemTime,
     /// The directory that is listed, then those that are open below it.
     open: Vec<Open>,
+    /// Children that are remembered: of directories that are open, or whose order was noted.
+    children: usize,
+    /// The directories whose children are to be put in another order.
+    reordered: Vec<Reordered>,
     /// A time that is left was shown.
     pub(super) ticks: bool,
 }
@@ -42,6 +48,8 @@ struct Open {
     lists: bool,
     /// Its beginning was written.
     begun: bool,
+    /// Keys below it that were looked at.
+    looked: usize,
     /// Where its text begins.
     from: usize,
     children: Vec<Child>,
@@ -60,12 +68,26 @@ impl Listing {
     pub(super) fn of(path: &[u8], recursive: bool) -> Self {
         let out = br#"{"action":"get","node":"#.to_vec();
         let root = Open::new(mark(path), true, true, out.len());
-        Self { out, recursive, now: SystemTime::now(), open: vec![root], ticks: false }
+        let (now, open, reordered) = (SystemTime::now(), vec![root], Vec::new());
+        Self { out, recursive, now, open, children: 0, reordered, ticks: false }
     }
 
-    /// Bytes so far.
+    /// Bytes of the text so far.
     pub(super) fn len(&self) -> usize {
         self.out.len()
+    }
+
+    /// About how much memory it takes, and will take to be completed.
+    pub(super) fn memory(&self) -> usize {
+        let ordered = if self.reordered.is_empty() { 0 } else { self.out.len() };
+        self.out.capacity() + ordered + self.children * size_of::<Child>()
+    }
+
+    /// Where the keys go on that have anything to tell: what is below a directory whose children are not shown has not, once the
+    /// directory's age is known.
+    pub(super) fn goes_on_at(&self) -> Option<Bytes> {
+        let open = self.open.last().filter(|open| !open.lists && (open.node.is_some() || open.looked >= LOOKED))?;
+        Some(behind(&open.mark))
     }
 
     /// Takes the next key below the directory, its mark included.
@@ -74,7 +96,9 @@ impl Listing {
         while self.open.len() > 1 && self.open.last().is_some_and(|open| !key.starts_with(&open.mark)) {
             self.end();
         }
-        if !is_sayable(&key) || key.iter().filter(|byte| **byte == b'/').nth(MAX_DEPTH).is_some() {
+        if !is_sayable(&key) {
+            // A directory may have a million of them.
+            self.open.last_mut().into_iter().for_each(|open| open.looked += 1);
             return;
         }
         // The directories between the last that is open and the key.
@@ -87,6 +111,7 @@ impl Listing {
             self.open.push(Open::new(key.slice(..=from + len), is_shown, lists, at));
         }
         let Some(open) = self.open.last_mut() else { return };
+        open.looked += 1;
         open.is_from(kv.create_revision);
         if key == open.mark {
             open.node = Some(of_mark(key.slice(..key.len() - 1), kv));
@@ -100,13 +125,13 @@ impl Listing {
         }
     }
 
-    /// The whole text.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    /// The whole text, still to be put in order.
+    pub(super) fn finish(mut self) -> Ordered {
         while !self.open.is_empty() {
             self.end();
         }
         self.out.extend_from_slice(b"}\n");
-        self.out
+        Ordered::new(self.out, self.reordered)
     }
 
     /// Begins a child of the last directory that is open; where its text begins.
@@ -121,6 +146,7 @@ impl Listing {
         let text = from..self.out.len();
         if let Some(open) = self.open.last_mut() {
             open.children.push(Child { path, is_directory, text });
+            self.children += 1;
         }
     }
 
@@ -142,8 +168,8 @@ impl Listing {
         if self.open.last().is_some_and(|open| open.is_shown) {
             self.begin();
         }
-        let Some(mut open) = self.open.pop() else { return };
-        let node = open.node();
+        let Some(open) = self.open.pop() else { return };
+        let (node, is_root) = (open.node(), open.is_root());
         if let Some(above) = self.open.last_mut() {
             above.is_from(node.created);
         }
@@ -151,10 +177,10 @@ impl Listing {
             return;
         }
         if !open.children.is_empty() {
-            self.sort(&mut open.children);
+            self.sort(open.children);
             self.out.push(b']');
         }
-        if open.is_root() {
+        if is_root {
             self.out.push(b'}');
         } else {
             node.put_tail(&mut self.out);
@@ -162,28 +188,24 @@ impl Listing {
         self.shown(node.path, true, open.from);
     }
 
-    /// Brings the texts of children, which end what was written, into the order of their names. Of a file and a directory of one name the
-    /// directory stays.
-    fn sort(&mut self, children: &mut Vec<Child>) {
+    /// Notes the order of children by their names, where that is not the order in which they were written. Of a file and a directory of one
+    /// name the directory stays.
+    fn sort(&mut self, mut children: Vec<Child>) {
         if children.windows(2).all(|pair| pair[0].path < pair[1].path) {
+            self.children -= children.len();
             return;
         }
-        let from = children[0].text.start;
-        let texts = self.out.split_off(from);
+        let text = children[0].text.start..self.out.len();
         children.sort_by(|a, b| a.path.cmp(&b.path).then(b.is_directory.cmp(&a.is_directory)));
         children.dedup_by(|later, kept| later.path == kept.path);
-        for (at, child) in children.iter().enumerate() {
-            if at > 0 {
-                self.out.push(b',');
-            }
-            self.out.extend_from_slice(&texts[child.text.start - from..child.text.end - from]);
-        }
+        let order = children.into_iter().map(|child| child.text).collect();
+        self.reordered.push(Reordered { text, order });
     }
 }
 
 impl Open {
     fn new(mark: Bytes, is_shown: bool, lists: bool, from: usize) -> Self {
-        Self { mark, node: None, created: None, is_shown, lists, begun: false, from, children: Vec::new() }
+        Self { mark, node: None, created: None, is_shown, lists, begun: false, looked: 0, from, children: Vec::new() }
     }
 
     fn is_root(&self) -> bool {
@@ -205,7 +227,7 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::KeyValueFields;
+    use crate::{front::v2::path::MAX_DEPTH, types::KeyValueFields};
 
     fn shown(path: &str, recursive: bool, keys: &[(&str, &str)]) -> String {
         let mut keys: Vec<_> = keys.iter().zip(2..).collect();
@@ -221,7 +243,9 @@ mod tests {
                 lease: 0,
             }));
         }
-        String::from_utf8(listing.finish()).expect("text")
+        let mut ordered = listing.finish();
+        while !ordered.step(7) {}
+        String::from_utf8(ordered.into_text()).expect("text")
     }
 
     /// The keys that a listing shows, in its order; directories with a slash.
@@ -275,5 +299,48 @@ mod tests {
         let fits = "/d".repeat(MAX_DEPTH);
         let text = shown("/", true, &[(&deep, "v"), (&fits, "v")]);
         assert_eq!(text.matches("\"key\"").count(), MAX_DEPTH);
+    }
+
+    #[test]
+    fn each_byte_is_copied_once_however_many_levels_are_in_another_order() {
+        const LEVELS: usize = 60;
+        let mut keys = Vec::new();
+        let mut path = String::new();
+        for level in 0..LEVELS {
+            keys.push(format!("{path}/d-{level:02}"));
+            path.push_str("/d");
+        }
+        keys.push(format!("{path}/value"));
+        let keys: Vec<_> = keys.iter().map(|key| (&**key, "v")).collect();
+        let text = shown("/", true, &keys);
+        let mut listing = Listing::of(b"/", true);
+        let mut sorted = keys.clone();
+        sorted.sort_unstable();
+        for (key, value) in sorted {
+            let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Bytes::from(value.to_owned()));
+            listing.add(&KeyValue::new(&KeyValueFields { key, value, version: 1, ..KeyValueFields::default() }));
+        }
+        let mut ordered = listing.finish();
+        let steps = 1 + std::iter::repeat_with(|| ordered.step(100)).take_while(|done| !done).count();
+        assert!(steps <= text.len() / 100 + 2, "{steps} steps of 100 bytes for {}", text.len());
+    }
+
+    #[test]
+    fn what_is_below_a_directory_that_is_not_shown_is_passed_over() {
+        let add = |listing: &mut Listing, key: &str| {
+            let key = Bytes::copy_from_slice(key.as_bytes());
+            listing.add(&KeyValue::new(&KeyValueFields { key, version: 1, ..KeyValueFields::default() }));
+            listing.goes_on_at()
+        };
+        let mut listing = Listing::of(b"/", false);
+        assert_eq!(add(&mut listing, "/a").as_deref(), None);
+        assert_eq!(add(&mut listing, "/marked/").as_deref(), Some(&b"/marked0"[..]));
+        for key in 1..LOOKED {
+            assert_eq!(add(&mut listing, &format!("/unmarked/{key:06}")), None, "its age is not known yet");
+        }
+        assert_eq!(add(&mut listing, "/unmarked/last").as_deref(), Some(&b"/unmarked0"[..]));
+        let mut listing = Listing::of(b"/", true);
+        assert_eq!(add(&mut listing, "/_hidden/").as_deref(), Some(&b"/_hidden0"[..]));
+        assert_eq!(add(&mut listing, "/marked/"), None);
     }
 }

@@ -1,134 +1,266 @@
-//! [`Listings`]: directories as JSON, made once for all who ask for the same one at the same time.
+//! [`Listings`]: answers to reads: files, and directories as JSON, made once for all who ask for the same one at the same time.
 //!
-//! Not here: how the text is made (`listing`). Always holds: what is shown is the snapshot that was asked for; a long listing lets others go
-//! on while it is made; all listings in memory, those on their way to slow clients included, have a bound together.
+//! Not here: how the text is made (`listing`), and the work of a long one (`making`). A short listing is made at once; a long one by turns
+//! with the long reads of all clients (`Hub::by_turns`). Always holds: what is shown is of one snapshot, that of the answer's index; a
+//! client waits for listings of its own and for nobody else's; all listings in memory, those on their way to slow clients included, have a
+//! bound together, and each client a share of it.
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use super::{answer::Refusal, listing::Listing, path::kids};
+use super::{
+    answer::Refusal,
+    making::{Making, Outcome},
+    path::kids,
+    text::Text,
+    tree::{Found, find, show_file},
+};
 use crate::{
-    front::room::{Full, Place, Room},
-    hub::Snapshot,
-    types::Revision,
+    front::room::Room,
+    hub::{Asker, Feed, Hub, Snapshot},
+    types::{ClientKey, Revision},
 };
 
-/// Keys that are shown before others go on.
-const STEP: usize = 512;
-/// Listings that are kept for the next client: in a storm, all ask for the same few.
-const KEPT: usize = 32;
+/// A listing that has to look at no more keys and bytes is made at once: about a tenth of a millisecond.
+const SHORT: (usize, usize) = (512, 256 << 10);
+/// Listings that are kept for the next client although nobody reads them, and their bytes: in a storm, all ask for the same few.
+const KEPT: (usize, usize) = (64, 32 << 20);
 /// How long a listing that shows how much time keys have left is good for.
 const TICK: Duration = Duration::from_millis(250);
 /// The room for all listings.
 const ROOM: usize = 512 << 20;
-/// What a client is told for whose listing there is none in time.
-const FULL: &str = "etcd-relay: too many large listings are being sent; try again";
-/// The longest listing.
-const MOST: usize = 128 << 20;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Listings {
-    kept: Mutex<VecDeque<Kept>>,
-    room: Room,
+    hub: Arc<Hub>,
+    feed: Arc<Feed>,
+    shared: Arc<Shared>,
 }
 
-/// A listing that is made, or being made.
-#[derive(Clone, Debug)]
-struct Kept {
-    path: Bytes,
-    recursive: bool,
-    revision: Revision,
-    epoch: u64,
-    text: Arc<OnceCell<Made>>,
+/// What is shared with the work on long listings.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) room: Room,
+    state: Mutex<State>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
+struct State {
+    /// What `made` is of.
+    at: (Revision, u64),
+    made: HashMap<(Bytes, bool), Made>,
+    /// So many entries of `made` are looked through for those whose text is gone.
+    look_at: usize,
+    /// The newest last.
+    kept: VecDeque<Arc<Text>>,
+    kept_bytes: usize,
+    asked: HashMap<Wanted, Weak<Flight>>,
+}
+
+#[derive(Debug)]
 struct Made {
-    text: Bytes,
+    text: Weak<Text>,
     /// None where it does not depend on the time.
     since: Option<Instant>,
 }
 
-/// A text and its part of the room, which it gives back when its last reader is done.
-struct Held {
-    text: Vec<u8>,
-    _place: Place,
+/// A listing that a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    pub(super) client: ClientKey,
+    pub(super) path: Bytes,
+    pub(super) recursive: bool,
 }
 
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
-    }
+/// An answer that requests of one client wait for together.
+#[derive(Debug)]
+pub(super) struct Flight {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+    answer: OnceCell<Answer>,
 }
+
+/// An answer, with its index.
+pub(super) type Answer = Result<(Revision, Arc<Text>), Refusal>;
 
 impl Listings {
-    pub(super) fn new() -> Self {
-        Self { kept: Mutex::default(), room: Room::new(ROOM) }
+    pub(super) fn new(hub: Arc<Hub>, feed: Arc<Feed>) -> Self {
+        let room = Room::new(ROOM, "etcd-relay: too many large answers are being sent; try again");
+        Self { hub, feed, shared: Arc::new(Shared { room, state: Mutex::default() }) }
     }
 
-    /// The listing of a directory that is in the snapshot.
+    /// What is at a path, and as of which index.
     ///
     /// # Errors
-    /// Where it is too long, or there is no room for it in time.
-    pub(super) async fn show(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Result<Bytes, Refusal> {
-        let text = self.cell(snapshot, path, recursive);
-        let made = text.get_or_try_init(|| self.make(snapshot, path, recursive)).await?;
-        Ok(made.text.clone())
-    }
-
-    fn cell(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Arc<OnceCell<Made>> {
-        let (revision, epoch) = (snapshot.revision, snapshot.epoch);
-        let mut kept = self.kept.lock();
-        // Nobody will ask for a listing of an older moment again.
-        kept.retain(|kept| {
-            let is_old = |made: &Made| made.since.is_some_and(|since| since.elapsed() >= TICK);
-            (kept.revision, kept.epoch) == (revision, epoch) && !kept.text.get().is_some_and(is_old)
-        });
-        let same = |kept: &&Kept| kept.path == *path && kept.recursive == recursive;
-        if let Some(found) = kept.iter().find(same) {
-            return found.text.clone();
+    /// Where nothing is there, it is too long to be shown, or there is no room for it in time.
+    pub(super) async fn read(&self, asker: Asker, path: &Bytes, recursive: bool) -> Result<(Revision, Bytes), Refusal> {
+        let client = asker.client;
+        let snapshot = self.feed.snapshot();
+        let revision = snapshot.revision;
+        if let Found::File(node) = find(&snapshot, path)? {
+            drop(snapshot);
+            let text = show_file(&node);
+            let mut place = self.shared.room.place(client);
+            place.grow(text.len()).await?;
+            return Ok((revision, Text::new(text, place).read_by(client)));
         }
-        let text = Arc::new(OnceCell::new());
-        let path = path.clone();
-        kept.push_back(Kept { path, recursive, revision, epoch, text: text.clone() });
-        if kept.len() > KEPT {
-            kept.pop_front();
+        let wanted = Wanted { client, path: path.clone(), recursive };
+        if let Some(text) = self.shared.made(&snapshot, &wanted) {
+            return Ok((revision, text.read_by(client)));
         }
-        text
-    }
-
-    async fn make(&self, snapshot: &Snapshot, path: &Bytes, recursive: bool) -> Result<Made, Refusal> {
-        let mut listing = Listing::of(path, recursive);
-        let mut place = Place::default();
-        let since = Instant::now();
-        for (at, kv) in snapshot.map.range(&kids(path)).enumerate() {
-            listing.add(kv);
-            if at % STEP == STEP - 1 {
-                self.take_room(&mut place, listing.len()).await?;
-                tokio::task::yield_now().await;
+        let (keys, bytes) = snapshot.map.weigh(&kids(path));
+        if keys <= SHORT.0 && bytes <= SHORT.1 {
+            let place = self.shared.room.place(client);
+            let mut making = Making::of(self.shared.clone(), wanted, snapshot, place);
+            loop {
+                match making.step() {
+                    None => {}
+                    Some(Outcome::Answer(answer)) => return answer.map(|(at, text)| (at, text.read_by(client))),
+                    Some(Outcome::Lacks(len, mut place)) => {
+                        place.grow(len).await?;
+                        making.go_on(place);
+                    }
+                }
             }
         }
-        let since = listing.ticks.then_some(since);
-        let text = listing.finish();
-        self.take_room(&mut place, text.len()).await?;
-        Ok(Made { text: Bytes::from_owner(Held { text, _place: place }), since })
+        drop(snapshot);
+        let flight = self.shared.flight(wanted);
+        let answer = flight.answer.get_or_init(|| self.by_turns(asker, &flight)).await.clone();
+        answer.map(|(revision, text)| (revision, text.read_by(client)))
     }
 
-    /// Lets `room` be enough for a text that is so long. Short ones need none.
-    async fn take_room(&self, place: &mut Place, len: usize) -> Result<(), Refusal> {
-        if len > MOST {
-            let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
-            return Err(Refusal::new(210, cause));
+    /// An answer to a write that this client is to read: it counts for the client until it has, whether there is room or not.
+    pub(super) fn count(&self, client: ClientKey, answer: Bytes) -> Bytes {
+        let place = self.shared.room.count(client, answer.len());
+        Text::new(answer, place).read_by(client)
+    }
+
+    /// Lets a long listing be made of what the feed has when its turn comes.
+    async fn by_turns(&self, asker: Asker, flight: &Arc<Flight>) -> Answer {
+        let mut place = self.shared.room.place(asker.client);
+        let bytes = size_of::<Making>() + flight.wanted.path.len();
+        loop {
+            let (shared, feed) = (self.shared.clone(), self.feed.clone());
+            let (wanted, flight) = (flight.wanted.clone(), Arc::downgrade(flight));
+            let mut has = Some(place);
+            let mut making: Option<Making> = None;
+            let step = move || {
+                let making = match &mut making {
+                    Some(making) => making,
+                    none => {
+                        // Whoever asks from now on may want a newer one.
+                        shared.begin(&wanted, &flight);
+                        let (snapshot, place) = (feed.snapshot(), has.take()?);
+                        none.insert(Making::of(shared.clone(), wanted.clone(), snapshot, place))
+                    }
+                };
+                making.step()
+            };
+            match self.hub.by_turns(asker, bytes, step).await {
+                Ok(Outcome::Answer(answer)) => return answer,
+                // It begins again with what is there then, rather than hold on to a snapshot while it waits for others.
+                Ok(Outcome::Lacks(len, lacking)) => {
+                    place = lacking;
+                    place.grow(len).await?;
+                }
+                Err(why) => return Err(Refusal::unavailable(format!("etcd-relay: {why}"))),
+            }
         }
-        self.room.grow(place, len).await.map_err(|Full| Refusal::unavailable(FULL))
+    }
+}
+
+impl Shared {
+    /// A listing of this snapshot that was made before.
+    pub(super) fn made(&self, snapshot: &Snapshot, wanted: &Wanted) -> Option<Arc<Text>> {
+        let state = self.state.lock();
+        if state.at != (snapshot.revision, snapshot.epoch) {
+            return None;
+        }
+        let made = state.made.get(&(wanted.path.clone(), wanted.recursive))?;
+        if made.since.is_some_and(|since| since.elapsed() >= TICK) {
+            return None;
+        }
+        made.text.upgrade()
+    }
+
+    /// Keeps a listing for others who ask for the same.
+    pub(super) fn keep(&self, at: (Revision, u64), wanted: &Wanted, text: &Arc<Text>, since: Option<Instant>) {
+        let mut outdated = Vec::new();
+        let mut state = self.state.lock();
+        if state.at != at {
+            if at < state.at && at.1 == state.at.1 {
+                // Nobody will ask for a listing of an older moment.
+                return;
+            }
+            state.at = at;
+            state.made.clear();
+            outdated.extend(state.kept.drain(..));
+            state.kept_bytes = 0;
+        }
+        if state.made.len() >= state.look_at {
+            state.made.retain(|_, made| made.text.strong_count() > 0);
+            state.look_at = 2 * state.made.len() + KEPT.0;
+        }
+        let key = (wanted.path.clone(), wanted.recursive);
+        state.made.insert(key, Made { text: Arc::downgrade(text), since });
+        state.kept_bytes += text.len();
+        state.kept.push_back(text.clone());
+        while state.kept.len() > KEPT.0 || state.kept_bytes > KEPT.1 {
+            let Some(oldest) = state.kept.pop_front() else { break };
+            state.kept_bytes -= oldest.len();
+            outdated.push(oldest);
+        }
+        drop(state);
+        // Not under the lock.
+        drop(outdated);
+    }
+
+    /// Lets go of listings that nobody reads, since there is no room for others.
+    pub(super) fn forget_unread(&self) {
+        let kept = {
+            let mut state = self.state.lock();
+            state.kept_bytes = 0;
+            std::mem::take(&mut state.kept)
+        };
+        drop(kept);
+    }
+
+    /// The answer that this client waits for already, or a new one.
+    fn flight(self: &Arc<Self>, wanted: Wanted) -> Arc<Flight> {
+        let mut state = self.state.lock();
+        if let Some(flight) = state.asked.get(&wanted).and_then(Weak::upgrade) {
+            return flight;
+        }
+        let flight = Arc::new(Flight { shared: self.clone(), wanted: wanted.clone(), answer: OnceCell::new() });
+        state.asked.insert(wanted, Arc::downgrade(&flight));
+        flight
+    }
+
+    /// The snapshot of an answer is taken now: nobody joins those who wait for it any more.
+    fn begin(&self, wanted: &Wanted, flight: &Weak<Flight>) {
+        let mut state = self.state.lock();
+        if state.asked.get(wanted).is_some_and(|asked| asked.ptr_eq(flight)) {
+            state.asked.remove(wanted);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        // Another may have come meanwhile.
+        if state.asked.get(&self.wanted).is_some_and(|asked| asked.strong_count() == 0) {
+            state.asked.remove(&self.wanted);
+        }
     }
 }
 
@@ -136,50 +268,124 @@ impl Listings {
 mod tests {
     use super::*;
     use crate::{
-        hub::KeyMap,
-        types::{KeyValue, KeyValueFields},
+        hub::{KeyMap, OutboxLimits, testing},
+        types::{KeyRange, KeyValue, KeyValueFields},
     };
 
-    fn snapshot(revision: i64, keys: usize) -> Snapshot {
+    const ONE: Asker = Asker { client: ClientKey::new(1), connection: 1 };
+    const TWO: Asker = Asker { client: ClientKey::new(2), connection: 2 };
+
+    /// Listings over directories with so many keys of so many bytes each, which take six times as many as text.
+    fn listings(revision: i64, directories: &[(&str, usize, usize)]) -> Listings {
         let mut map = KeyMap::default();
-        for key in 0..keys {
-            map.insert(Arc::new(KeyValue::new(&KeyValueFields {
-                key: format!("/d/{key:06}").into(),
-                value: "x".repeat(100).into(),
-                create_revision: Revision::new(1),
-                mod_revision: Revision::new(1),
-                version: 1,
-                lease: 0,
-            })));
+        for (directory, keys, bytes) in directories {
+            for key in 0..*keys {
+                map.insert(Arc::new(KeyValue::new(&KeyValueFields {
+                    key: format!("{directory}/{key:06}").into(),
+                    value: "\u{1}".repeat(*bytes).into(),
+                    create_revision: Revision::new(1),
+                    mod_revision: Revision::new(1),
+                    version: 1,
+                    lease: 0,
+                })));
+            }
         }
-        Snapshot { revision: Revision::new(revision), map, ..Snapshot::default() }
+        let hub = testing::hub(OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });
+        let feed = hub.open(KeyRange::prefix(Bytes::from_static(b"/")));
+        feed.install(Arc::default(), map, Revision::new(revision));
+        Listings::new(hub, feed)
+    }
+
+    async fn read(listings: &Listings, asker: Asker, path: &'static str, recursive: bool) -> Bytes {
+        let (at, text) = listings.read(asker, &path.into(), recursive).await.expect("a listing");
+        assert_eq!(at, listings.feed.revision());
+        text
+    }
+
+    fn free(listings: &Listings) -> usize {
+        listings.shared.room.free()
     }
 
     #[tokio::test]
     async fn all_who_ask_for_the_same_get_the_same_bytes() {
-        let listings = Listings::new();
-        let (path, snapshot) = (Bytes::from("/d"), snapshot(7, 2_000));
-        let first = listings.show(&snapshot, &path, true).await.expect("a listing");
-        let second = listings.show(&snapshot, &path, true).await.expect("a listing");
-        assert_eq!(first.as_ptr(), second.as_ptr());
-        let flat = listings.show(&snapshot, &path, false).await.expect("a listing");
-        assert_eq!(first, flat, "the same keys");
-        assert_ne!(first.as_ptr(), flat.as_ptr());
-        let later = Snapshot { revision: Revision::new(8), ..snapshot.clone() };
-        let later = listings.show(&later, &path, true).await.expect("a listing");
-        assert_ne!(first.as_ptr(), later.as_ptr());
+        for keys in [10, 2_000] {
+            let listings = listings(7, &[("/d", keys, 100)]);
+            let first = read(&listings, ONE, "/d", true).await;
+            let second = read(&listings, TWO, "/d", true).await;
+            assert!(first == second && listings.shared.state.lock().made.len() == 1);
+            let flat = read(&listings, ONE, "/d", false).await;
+            assert_eq!(first, flat, "the same keys");
+            assert_eq!(listings.shared.state.lock().made.len(), 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_client_that_come_together_are_one_turn() {
+        let listings = listings(7, &[("/d", 2_000, 100)]);
+        let path = Bytes::from("/d");
+        let all = futures_util::future::join_all((0..2_000).map(|_| listings.read(ONE, &path, true))).await;
+        assert!(all.iter().all(Result::is_ok), "none is refused for the others' sake");
+        assert!(listings.shared.state.lock().asked.is_empty());
     }
 
     #[tokio::test]
     async fn a_long_listing_has_its_part_of_the_room_until_its_last_reader_is_done() {
-        let listings = Listings::new();
-        let (path, snapshot) = (Bytes::from("/d"), snapshot(7, 5_000));
-        let text = listings.show(&snapshot, &path, true).await.expect("a listing");
-        let taken = ROOM - listings.room.free();
+        let listings = listings(7, &[("/d", 5_000, 100)]);
+        let text = read(&listings, ONE, "/d", true).await;
+        let taken = ROOM - free(&listings);
         assert!((text.len() - (64 << 10)..=text.len()).contains(&taken), "{taken} of {}", text.len());
-        listings.kept.lock().clear();
-        assert!(listings.room.free() < ROOM);
+        listings.shared.forget_unread();
+        assert!(free(&listings) < ROOM);
         drop(text);
-        assert_eq!(listings.room.free(), ROOM);
+        assert_eq!(free(&listings), ROOM);
+    }
+
+    /// Directories whose listings have three megabytes each.
+    fn many(count: usize) -> (Vec<String>, Listings) {
+        let paths: Vec<_> = (0..count).map(|at| format!("/{at:03}")).collect();
+        let directories: Vec<_> = paths.iter().map(|path| (&**path, 64, 8 << 10)).collect();
+        let listings = listings(7, &directories);
+        (paths, listings)
+    }
+
+    #[tokio::test]
+    async fn listings_that_nobody_reads_do_not_fill_the_room() {
+        let (paths, listings) = many(40);
+        for path in &paths {
+            listings.read(ONE, &path.clone().into(), true).await.expect("room");
+            assert!(ROOM - free(&listings) <= KEPT.1, "no more is kept unread");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_leaves_room_for_others() {
+        let (paths, listings) = many(100);
+        let mut unread = Vec::new();
+        for path in &paths {
+            match listings.read(ONE, &path.clone().into(), true).await {
+                Ok(answer) => unread.push(answer),
+                Err(refusal) => assert_eq!(refusal.code, 300),
+            }
+        }
+        assert!((75..=85).contains(&unread.len()), "{} are half of the room", unread.len());
+        read(&listings, TWO, "/099", true).await;
+        // Another reads what the first has made, and goes on with it alone.
+        let shared = read(&listings, TWO, "/000", true).await;
+        listings.shared.forget_unread();
+        let room = &listings.shared.room;
+        assert_eq!(room.taken(TWO.client), 0);
+        drop(unread);
+        assert!(room.taken(ONE.client) == 0 && room.taken(TWO.client) >= 3 << 20, "it counts for who reads it");
+        drop(shared);
+        assert_eq!(free(&listings), ROOM);
+    }
+
+    #[tokio::test]
+    async fn a_large_file_has_its_part_of_the_room() {
+        let listings = listings(7, &[("/d", 1, 1 << 20)]);
+        let text = read(&listings, ONE, "/d/000000", false).await;
+        assert!(ROOM - free(&listings) >= 1 << 20);
+        drop(text);
+        assert_eq!(free(&listings), ROOM);
     }
 }

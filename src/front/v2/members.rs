@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, header};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
-use serde_json::{Value, error::Category};
+use serde_json::{Map, Value, error::Category};
 
 use super::{
     reply::{self, V2Body, json, plain_error, wrong_method},
@@ -147,19 +147,18 @@ async fn read(mut body: RequestBody) -> Result<Bytes, Wrong> {
 }
 
 fn parse_urls(text: &[u8]) -> Result<Vec<String>, String> {
-    let value: Value = serde_json::from_slice(text).map_err(|error| match error.classify() {
-        Category::Eof => "unexpected end of JSON input".to_owned(),
-        _ => error.to_string(),
-    })?;
+    let value: Value = serde_json::from_slice(text).map_err(|error| no_json(text, &error))?;
     let mismatch = |value: &Value, what: &str| Err(format!("json: cannot unmarshal {} into Go {what}", kind_of(value)));
     let urls = match value {
         Value::Null => Vec::new(),
-        Value::Object(mut fields) => match fields.remove("peerURLs") {
+        Value::Object(fields) => match named(fields, "peerURLs") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(urls)) => urls,
             Some(other) => return mismatch(&other, "struct field .peerURLs of type []string"),
         },
-        other => return mismatch(&other, "value of type httptypes.MemberCreateRequest"),
+        other => {
+            return mismatch(&other, r#"value of type struct { PeerURLs []string "json:\"peerURLs\"" }"#);
+        }
     };
     let mut read = Vec::new();
     for url in urls {
@@ -175,11 +174,38 @@ fn parse_urls(text: &[u8]) -> Result<Vec<String>, String> {
     Ok(read)
 }
 
+/// What is wrong with a text that is no JSON, in the words of Go's library where it is wrong at its beginning or behind its end.
+fn no_json(text: &[u8], error: &serde_json::Error) -> String {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines.take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    let at = text.get(before + error.column().saturating_sub(1)).map(|byte| char::from(*byte).escape_default());
+    let is_first = text[..text.len().min(before + error.column().saturating_sub(1))].trim_ascii().is_empty();
+    match (error.classify(), at) {
+        (Category::Eof, _) => "unexpected end of JSON input".to_owned(),
+        (_, Some(at)) if is_first => format!("invalid character '{at}' looking for beginning of value"),
+        (_, Some(at)) if error.to_string().starts_with("trailing characters") => {
+            format!("invalid character '{at}' after top-level value")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The field of this name; if there is none, one whose letters differ in case, as Go's library reads objects.
+fn named(mut fields: Map<String, Value>, name: &str) -> Option<Value> {
+    let other = || fields.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+    let key = if fields.contains_key(name) { name.to_owned() } else { other()? };
+    fields.remove(&key)
+}
+
 fn check(url: &str) -> Result<String, String> {
     let split = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https" | "unix" | "unixs"));
     let (scheme, rest) = split.ok_or_else(|| format!("URL scheme must be http, https, unix, or unixs: {url}"))?;
     let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let has_port = host.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    let port = host.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    if let Some((_, port)) = port.filter(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit())) {
+        return Err(format!("parse \"{url}\": invalid port \":{port}\" after host"));
+    }
+    let has_port = port.is_some();
     if matches!(scheme, "http" | "https") && !has_port {
         return Err(format!("URL address does not have the form \"host:port\": {url}"));
     }
@@ -225,9 +251,21 @@ mod tests {
             (r#"["http://h:1/x"]"#, "URL must not contain a path: http://h:1/x"),
             (r#"["http://h"]"#, "URL address does not have the form \"host:port\": http://h"),
             (r#""http://h:1""#, "json: cannot unmarshal string into Go struct field .peerURLs of type []string"),
+            (r#"["http://h:x"]"#, "parse \"http://h:x\": invalid port \":x\" after host"),
             ("[5]", "json: cannot unmarshal number into Go struct field .peerURLs of type string"),
         ] {
             assert_eq!(wrong(&format!(r#"{{"peerURLs":{urls}}}"#)), why);
+        }
+        for (text, why) in [
+            (" x", "invalid character 'x' looking for beginning of value"),
+            ("{}\n y", "invalid character 'y' after top-level value"),
+            (
+                "[]",
+                r#"json: cannot unmarshal array into Go value of type struct { PeerURLs []string "json:\"peerURLs\"" }"#,
+            ),
+            (r#"{"peerurls":["ftp://h:1"]}"#, "URL scheme must be http, https, unix, or unixs: ftp://h:1"),
+        ] {
+            assert_eq!(wrong(text), why);
         }
         let sorted = parse_urls(br#"{"peerURLs":["https://[::1]:2","http://a:1"]}"#);
         assert_eq!(sorted, Ok(vec!["http://a:1".to_owned(), "https://[::1]:2".to_owned()]));

@@ -81,6 +81,11 @@ impl Operation {
         matches!(self, Self::Set { .. } | Self::Create { .. })
     }
 
+    /// Whether what it writes is a directory.
+    pub(super) fn is_of_directory(&self) -> bool {
+        matches!(self, Self::Set { dir: true } | Self::Create { dir: true } | Self::UpdateDirectory)
+    }
+
     /// Whether a key that it writes can have an end.
     pub(super) fn puts(&self) -> bool {
         self.makes() || matches!(self, Self::Update | Self::UpdateDirectory | Self::CompareAndSwap(_))
@@ -102,12 +107,21 @@ pub(super) struct Plan<'a> {
     pub(super) unmarked: Vec<Bytes>,
 }
 
+/// Refuses a path that is too deep, before anything is looked up for each of its directories.
+///
+/// # Errors
+/// 210.
+pub(super) fn check_depth(path: &[u8]) -> Result<(), Refusal> {
+    match ancestors(path).nth(MAX_DEPTH - 1) {
+        Some(_) => Err(Refusal::new(210, "etcd-relay: a path of more than 60 components cannot be written")),
+        None => Ok(()),
+    }
+}
+
 impl Plan<'_> {
     /// The transaction. Its last success operation is the write itself, but for a tree's end.
     pub(super) fn transaction(&self) -> Result<TxnRequest, Refusal> {
-        if ancestors(self.path).count() >= MAX_DEPTH {
-            return Err(Refusal::new(210, "etcd-relay: a path of more than 60 components cannot be written"));
-        }
+        check_depth(self.path)?;
         let key = Bytes::copy_from_slice(self.path);
         let own = KeyRange::single(key.clone());
         let below = kids(self.path);
@@ -123,13 +137,11 @@ impl Plan<'_> {
                 success.push(put(mark, Bytes::new(), 0));
             }
         }
+        if self.refreshes_only() {
+            compare.extend([present(&own), absent(&below)]);
+        }
         match self.operation {
-            Operation::Set { dir: false } => {
-                if self.refresh {
-                    compare.push(present(&own));
-                }
-                success.push(self.put_value(key));
-            }
+            Operation::Set { dir: false } => success.push(self.put_value(key)),
             Operation::Set { dir: true } => {
                 success.push(delete(&own, true));
                 success.push(put(mark(self.path), Bytes::new(), self.lease));

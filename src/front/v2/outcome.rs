@@ -65,10 +65,7 @@ fn done(plan: &Plan<'_>, response: TxnResponse, at: Revision, before: Option<Nod
         let prev = prev.or(before).unwrap_or_else(|| Node::directory(path, at, at, None));
         return Event { action, node: prev.removed(at), prev: Some(prev) };
     }
-    let is_dir = matches!(
-        plan.operation,
-        Operation::Set { dir: true } | Operation::Create { dir: true } | Operation::UpdateDirectory
-    );
+    let is_dir = plan.operation.is_of_directory();
     let prev = if *plan.operation == Operation::UpdateDirectory { prev.or(before) } else { prev };
     let made_anew = is_dir && *plan.operation != Operation::UpdateDirectory;
     let created = prev.as_ref().filter(|_| !made_anew).map_or(at, |prev| prev.created);
@@ -147,7 +144,7 @@ fn failed(plan: &Plan<'_>, why: &Why, at: Revision) -> Outcome {
     if why.is_directory {
         return match plan.operation {
             Operation::Create { .. } => refuse(105, path),
-            Operation::Update if plan.value.is_empty() && !plan.refresh => Outcome::Instead(Operation::UpdateDirectory),
+            Operation::Update if plan.value.is_empty() => Outcome::Instead(Operation::UpdateDirectory),
             Operation::Delete { recursive: true, .. } => Outcome::Instead(Operation::DeleteTree),
             Operation::Delete { dir: true, .. } | Operation::DeleteEmpty if why.has_children => refuse(108, path),
             Operation::Delete { dir: true, .. } => Outcome::Instead(Operation::DeleteEmpty),

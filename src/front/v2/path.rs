@@ -7,15 +7,25 @@ use bytes::{Bytes, BytesMut};
 
 use crate::types::KeyRange;
 
+/// Most components of a path that is shown. v3 has keys that are deeper; v2's clients cannot make them. No look at a path costs more than
+/// so many looks at keys.
+pub(super) const MAX_DEPTH: usize = 128;
+
 /// The range of all keys below a directory, its own mark included.
 pub(super) fn kids(path: &[u8]) -> KeyRange {
     let start = mark(path);
-    let mut end = BytesMut::from(&start[..]);
+    let end = behind(&start);
+    KeyRange::from_wire(start, end).expect("`0` comes after `/`")
+}
+
+/// The first key that is behind all keys of the directory with this mark.
+pub(super) fn behind(mark: &[u8]) -> Bytes {
+    let mut end = BytesMut::from(mark);
     // The byte after `/`.
     if let Some(last) = end.last_mut() {
         *last = b'0';
     }
-    KeyRange::from_wire(start, end.freeze()).expect("`0` comes after `/`")
+    end.freeze()
 }
 
 /// The key that marks a directory.
@@ -37,8 +47,9 @@ pub(super) fn hides_below(directory: &[u8], path: &[u8]) -> bool {
 /// Whether a v3 key can be said in v2: as a key, or, with a slash at its end, as a directory.
 pub(super) fn is_sayable(key: &[u8]) -> bool {
     let path = key.strip_suffix(b"/").unwrap_or(key);
-    let components = path.strip_prefix(b"/").unwrap_or_default().split(|byte| *byte == b'/');
-    path.first() == Some(&b'/') && components.into_iter().all(|name| !matches!(name, b"" | b"." | b".."))
+    let Some(path) = path.strip_prefix(b"/") else { return false };
+    let mut components = path.split(|byte| *byte == b'/');
+    components.by_ref().take(MAX_DEPTH).all(|name| !matches!(name, b"" | b"." | b"..")) && components.next().is_none()
 }
 
 /// A path without empty components and those of dots, as Go's `path.Clean` makes it of an absolute one.
@@ -71,6 +82,7 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&clean(path.as_bytes())), want, "{path}");
         }
         assert!(is_sayable(b"/a/b") && is_sayable(b"/a/b/") && is_sayable(b"/_a"));
+        assert!(is_sayable("/a".repeat(MAX_DEPTH).as_bytes()) && !is_sayable("/a".repeat(MAX_DEPTH + 1).as_bytes()));
         for key in ["", "/", "a", "/a//b", "/a/./b", "/a/..", "//"] {
             assert!(!is_sayable(key.as_bytes()), "{key}");
         }

@@ -168,7 +168,8 @@ impl V2Port {
         let (head, body) = request.into_parts();
         let v3 = shared.v3.of(&head.extensions);
         let answered = async {
-            let form = shared.forms.read(&method, head.headers.get(header::CONTENT_TYPE), body).await?;
+            let form =
+                shared.forms.read(v3.asker.client, &method, head.headers.get(header::CONTENT_TYPE), body).await?;
             let fields = Fields::read(&method, head.uri.query().unwrap_or_default(), &form.body)?;
             count(&method, &fields);
             let asked = Asked { method: &method, path: &path, head: &head, fields: &fields };

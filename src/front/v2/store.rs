@@ -10,19 +10,22 @@ use tonic::{Code, Request, Status, metadata::MetadataValue};
 use super::{answer::Refusal, time::Expiry};
 use crate::{
     front::{client::Client, grpc::GrpcService},
+    hub::Asker,
     pb::etcdserverpb::{
         AuthenticateRequest, LeaseGrantRequest, LeaseRevokeRequest, MemberAddRequest, MemberAddResponse,
         MemberListRequest, MemberListResponse, MemberRemoveRequest, MemberUpdateRequest, StatusRequest, StatusResponse,
         TxnRequest, TxnResponse, auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient,
         lease_client::LeaseClient, maintenance_client::MaintenanceClient,
     },
-    types::ClientKey,
 };
 
 /// How long etcd may take, as in etcd itself: its own election timeout and what its disks may take.
 const PATIENCE: Duration = Duration::from_secs(7);
-/// By how much a lease outlives its key: the key is deleted when its time comes, and the lease is the safety net.
+/// By how many seconds a lease outlives its key: the key is deleted when its time comes, and the lease is the safety net.
 const SPARE: u64 = 10;
+/// The same for a directory. Its lease would end its mark alone, and nobody would know any more that what is in it is to go: so the mark stays
+/// until there is a relay, for a week.
+const DIRECTORY_SPARE: u64 = 7 * 24 * 3600;
 /// The longest lease that etcd grants.
 const LONGEST_LEASE: u64 = 9_000_000_000;
 /// Attempts to find a lease id that nobody has.
@@ -37,7 +40,7 @@ pub(super) struct V3 {
     /// That of a user of etcd's, where there are users.
     pub(super) token: Option<HeaderValue>,
     /// On whose behalf it is called.
-    pub(super) client: ClientKey,
+    pub(super) asker: Asker,
     /// How many directories on the way to what is written, from the top, the user may not look at.
     pub(super) unseen: usize,
 }
@@ -45,8 +48,9 @@ pub(super) struct V3 {
 impl V3 {
     /// The same on behalf of the client that sent a request with these extensions.
     pub(super) fn of(&self, extensions: &Extensions) -> Self {
-        let client = Client::of(&HeaderMap::new(), extensions).key();
-        Self { client, ..self.clone() }
+        let client = Client::of(&HeaderMap::new(), extensions);
+        let asker = Asker { client: client.key(), connection: client.connection.map_or(0, |id| id.0) };
+        Self { asker, ..self.clone() }
     }
 
     pub(super) async fn txn(&self, transaction: TxnRequest) -> Result<TxnResponse, Refusal> {
@@ -54,9 +58,10 @@ impl V3 {
         within(client.txn(self.request(transaction))).await.map_err(refused)
     }
 
-    /// A lease that ends some time after `expiry`, and says it by its id.
-    pub(super) async fn grant(&self, ttl: u64, expiry: Expiry) -> Result<i64, Refusal> {
-        let ttl = ttl.saturating_add(SPARE).min(LONGEST_LEASE) as i64;
+    /// A lease for a key or a directory that ends some time after `expiry`, and says it by its id.
+    pub(super) async fn grant(&self, ttl: u64, expiry: Expiry, is_directory: bool) -> Result<i64, Refusal> {
+        let spare = if is_directory { DIRECTORY_SPARE } else { SPARE };
+        let ttl = ttl.saturating_add(spare).min(LONGEST_LEASE) as i64;
         let mut client = LeaseClient::new(self.calls.clone());
         let mut last = None;
         for _ in 0..ATTEMPTS {
@@ -117,7 +122,7 @@ impl V3 {
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.extensions_mut().insert(self.client);
+        request.extensions_mut().insert(self.asker.client);
         if let Some(token) = self.token.as_ref().and_then(|token| MetadataValue::try_from(token.as_bytes()).ok()) {
             request.metadata_mut().insert("authorization", token);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     answer::{Node, Refusal},
-    path::{ancestors, kids, mark},
+    path::{MAX_DEPTH, ancestors, kids, mark},
     time::Expiry,
 };
 use crate::{
@@ -17,11 +17,8 @@ use crate::{
     types::{KeyValue, Revision},
 };
 
-/// Most components of a path that is shown. v3 has keys that are deeper; v2's clients cannot make them.
-pub(super) const MAX_DEPTH: usize = 128;
-
 /// Keys of a directory that are looked at for its age.
-const LOOKED: usize = 1_024;
+pub(super) const LOOKED: usize = 1_024;
 
 /// What is at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -79,14 +79,21 @@ impl Users {
         })
     }
 
-    /// How many directories on the way to a path, from the top, a user may not read.
+    /// How many directories on the way to a path, from the top, a user may not read. Who may read a directory may read those below it, so
+    /// etcd is asked a few times, however many there are.
     pub(super) async fn unseen(&self, user: &Client, path: &[u8]) -> usize {
-        let mut unseen = 0;
-        for above in ancestors(path).take(MAX_WRITTEN) {
-            if self.may_read(user, &Bytes::copy_from_slice(above)).await.is_ok() {
-                break;
+        let above: Vec<&[u8]> = ancestors(path).take(MAX_WRITTEN).collect();
+        let sees = async |at: usize| self.may_read(user, &Bytes::copy_from_slice(above[at])).await.is_ok();
+        let (mut unseen, mut seen) = (0, above.len());
+        // Most users may read all of it.
+        let mut look = 0;
+        while unseen < seen {
+            if sees(look).await {
+                seen = look;
+            } else {
+                unseen = look + 1;
             }
-            unseen += 1;
+            look = unseen + (seen - unseen) / 2;
         }
         unseen
     }

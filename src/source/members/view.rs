@@ -216,7 +216,7 @@ impl Member {
 }
 
 /// Members are named by the place in which the relay came to know them, which no client chooses. Of one that is not listed there is no word.
-pub(super) fn healthy_metric(index: usize, healthy: Option<bool>) {
+pub(in crate::source) fn healthy_metric(index: usize, healthy: Option<bool>) {
     let value = healthy.map_or(f64::NAN, |healthy| if healthy { 1.0 } else { 0.0 });
     gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(value);
 }

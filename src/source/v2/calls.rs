@@ -5,13 +5,11 @@
 //! a refusal is `Unimplemented`, since a client that hears `Unavailable` tries for ever.
 
 use std::{
-    cmp::Ordering,
     convert::Infallible,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use futures_util::future::{Either, Ready, ready};
 use hashbrown::HashMap;
 use http::{Request, Response};
@@ -23,15 +21,12 @@ use tower::{Service, util::BoxCloneSyncService};
 use super::{MANY, NO_PLACE, V2Upstream, aside};
 use crate::{
     hub::upstream::{Upstream as _, UpstreamError},
-    pb::{
-        etcdserverpb::{
-            CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-            RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
-            kv_server::{Kv, KvServer},
-            range_request::{SortOrder, SortTarget},
-        },
-        mvccpb,
+    pb::etcdserverpb::{
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+        RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+        kv_server::{Kv, KvServer},
     },
+    ranges::{self, InvalidSort},
     types::{ClientKey, KeyRange, KeyValueFields, Revision},
 };
 
@@ -227,46 +222,8 @@ fn wire_header(header: &crate::types::Header) -> ResponseHeader {
     }
 }
 
-/// What the request wants of the keys of its range, in etcd's order of doing things.
+/// What the request wants of the keys of its range.
 fn answer(request: &RangeRequest, mut kvs: Vec<KeyValueFields>) -> Result<RangeResponse, Status> {
-    let bad_sort = |_| Status::invalid_argument("etcdserver: invalid sort option");
-    let order = SortOrder::try_from(request.sort_order).map_err(bad_sort)?;
-    let target = SortTarget::try_from(request.sort_target).map_err(bad_sort)?;
-    kvs.sort_by(|a, b| a.key.cmp(&b.key));
-    let count = kvs.len() as i64;
-    if request.count_only {
-        return Ok(RangeResponse { count, ..RangeResponse::default() });
-    }
-    let within = |revision: Revision, min: i64, max: i64| {
-        (min == 0 || revision.get() >= min) && (max == 0 || revision.get() <= max)
-    };
-    kvs.retain(|kv| {
-        within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
-            && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
-    });
-    let compare = |a: &KeyValueFields, b: &KeyValueFields| -> Ordering {
-        match target {
-            SortTarget::Key => a.key.cmp(&b.key),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => a.value.cmp(&b.value),
-        }
-    };
-    match order {
-        SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
-        SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
-    }
-    let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
-    let more = limit.is_some_and(|limit| kvs.len() > limit);
-    kvs.truncate(limit.unwrap_or(usize::MAX));
-    let shown = |kv: KeyValueFields| mvccpb::KeyValue {
-        key: kv.key,
-        create_revision: kv.create_revision.get(),
-        mod_revision: kv.mod_revision.get(),
-        version: kv.version,
-        value: if request.keys_only { Bytes::new() } else { kv.value },
-        lease: kv.lease,
-    };
-    Ok(RangeResponse { header: None, kvs: kvs.into_iter().map(shown).collect(), more, count })
+    kvs.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    ranges::answer(request, kvs.iter()).map_err(|error: InvalidSort| Status::invalid_argument(error.to_string()))
 }

@@ -21,13 +21,20 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
 
 use super::{
     V2Config,
     answer::{Refusal, Standing, UNAUTHORIZED},
 };
-use crate::{hub::upstream::UpstreamError, source::causes::chain, tls::Speaks};
+use crate::{
+    hub::upstream::UpstreamError,
+    source::{causes::chain, members::healthy_metric},
+    tls::Speaks,
+};
 
 /// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
 const IDLE: usize = 8;
@@ -35,6 +42,8 @@ const IDLE: usize = 8;
 pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// How long the end of an answer may take behind its last line: they mostly come together.
 const END_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a member that does not say its id is not asked for it again: each answer's header would have to wait for that.
+const ID_PAUSE: Duration = Duration::from_secs(60);
 /// Most bytes of an error, or of what a member says of itself: some hundred.
 const MAX_SELF: usize = 64 << 10;
 
@@ -54,6 +63,8 @@ struct Member {
     idle: Mutex<Vec<Connection>>,
     /// Zero until it is known.
     id: AtomicU64,
+    /// When it was last asked for its id.
+    asked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -97,7 +108,12 @@ impl Members {
             value.set_sensitive(true);
             value
         });
-        let members = config.endpoints.iter().map(|_| Member::default()).collect();
+        let members = config.endpoints.iter().enumerate().map(|(at, _)| {
+            // Not asked yet.
+            healthy_metric(at, None);
+            Member::default()
+        });
+        let members = members.collect();
         Arc::new(Self { config, credentials, members, preferred: AtomicUsize::new(0), term: AtomicU64::new(0) })
     }
 
@@ -120,6 +136,7 @@ impl Members {
             // Another member would say the same.
             return error;
         }
+        healthy_metric(member, Some(false));
         let next = (member + 1) % self.members.len();
         let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
         match error {
@@ -138,20 +155,28 @@ impl Members {
 
     /// The member's id, as it says itself; zero where it does not.
     pub(super) async fn id(&self, member: usize) -> u64 {
-        let known = self.members[member].id.load(Ordering::Relaxed);
+        let Member { id, asked, .. } = &self.members[member];
+        let known = id.load(Ordering::Relaxed);
         if known != 0 {
             return known;
         }
-        let asked = async {
+        // One asks, and the others wait for what it learns.
+        let mut asked = asked.lock().await;
+        let known = id.load(Ordering::Relaxed);
+        if known != 0 || asked.is_some_and(|asked| asked.elapsed() < ID_PAUSE) {
+            return known;
+        }
+        let said = async {
             let reply = self.send(member, "/v2/stats/self").await?;
             reply.whole(self, MAX_SELF).await
         };
-        let id = asked.await.ok().and_then(|text| {
+        let said = said.await.ok().and_then(|text| {
             let answer: serde_json::Value = serde_json::from_slice(&text).ok()?;
             u64::from_str_radix(answer.get("id")?.as_str()?, 16).ok()
         });
-        self.members[member].id.store(id.unwrap_or_default(), Ordering::Relaxed);
-        id.unwrap_or_default()
+        *asked = Some(Instant::now());
+        id.store(said.unwrap_or_default(), Ordering::Relaxed);
+        said.unwrap_or_default()
     }
 
     /// Sends a GET to a member and reads the head of its answer.
@@ -159,7 +184,10 @@ impl Members {
         let sent = self.send(member, target).await;
         let reply = sent.map_err(|error| Declined::Failed(self.failed(member, error)))?;
         match reply.standing {
-            Some(standing) if reply.status == StatusCode::OK => Ok((standing, reply)),
+            Some(standing) if reply.status == StatusCode::OK => {
+                healthy_metric(member, Some(true));
+                Ok((standing, reply))
+            }
             _ => Err(self.declined(reply).await),
         }
     }
@@ -191,6 +219,7 @@ impl Members {
         let error = match (refusal, standing) {
             (Some(refusal), _) if refusal.error_code == UNAUTHORIZED => UpstreamError::Denied(refusal.to_string()),
             (Some(refusal), Some(standing)) if status.is_client_error() => {
+                healthy_metric(member, Some(true));
                 return Declined::Refused(refusal, standing);
             }
             (Some(refusal), _) => UpstreamError::Unavailable(format!("etcd v2 answers {refusal}")),
@@ -291,7 +320,7 @@ impl Reply {
     }
 
     /// Lets the connection be used again, once the end of the answer, which follows its line, is there too.
-    pub(super) async fn recycle(mut self, members: &Members) {
+    pub(super) async fn recycle(mut self, members: Arc<Members>) {
         if let Ok(Ok(false)) = timeout(END_PATIENCE, self.more(MAX_ANSWER)).await {
             members.keep(self.member, self.connection);
         }

@@ -1,4 +1,4 @@
-//! Whether any member of a v2 cluster answers, for `/ready`.
+//! Whether any member of a v2 cluster answers, for `/ready`, and what else is to be looked at from time to time.
 //!
 //! Not here: feeds, which say for themselves whether they serve; a relay without one is not ready either while nobody answers. Always
 //! holds: what is asked for is agreed by the cluster, so a member without a quorum does not count.
@@ -29,6 +29,7 @@ impl V2Upstream {
                     held = Some(ready.hold(format!("etcd: {error}")));
                 }
             }
+            self.copies.forget_old();
             tokio::time::sleep(if held.is_some() { RETRY } else { STEADY }).await;
         }
     }

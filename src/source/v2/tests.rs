@@ -38,6 +38,13 @@ struct State {
     cuts: bool,
     /// Nothing is answered.
     frozen: bool,
+    /// It does not say its id.
+    nameless: bool,
+    /// How often it was asked for it.
+    asked_for_id: usize,
+    /// The answers to waits have no end, and so many are not given up yet.
+    lingers: bool,
+    lingering: usize,
 }
 
 impl Member {
@@ -104,7 +111,11 @@ impl Member {
         };
         let wanted = target.split("waitIndex=").nth(1).map(|text| text.parse::<i64>().expect("an index"));
         let answer = match wanted {
-            _ if target.starts_with("/v2/stats/self") => whole("200 OK", r#"{"id":"9"}"#),
+            _ if target.starts_with("/v2/stats/self") => {
+                let mut state = self.state.lock();
+                state.asked_for_id += 1;
+                if state.nameless { whole("404 Not Found", "") } else { whole("200 OK", r#"{"id":"9"}"#) }
+            }
             None if target.contains("probe") => {
                 whole("404 Not Found", &format!(r#"{{"errorCode":100,"message":"Key not found","index":{index}}}"#))
             }
@@ -117,6 +128,15 @@ impl Member {
                 let begin = format!("HTTP/1.1 200 OK\r\n{head}Transfer-Encoding: chunked\r\n\r\n");
                 let _ = stream.write_all(begin.as_bytes()).await;
                 let Some(event) = self.next(wanted, wanted > index).await else { return };
+                if self.state.lock().lingers {
+                    self.state.lock().lingering += 1;
+                    let line = format!("{:x}\r\n{event}\n\r\n", event.len() + 1);
+                    let _ = stream.write_all(line.as_bytes()).await;
+                    // Until the other side closes.
+                    let _ = stream.read(&mut request).await;
+                    self.state.lock().lingering -= 1;
+                    return;
+                }
                 format!("{:x}\r\n{event}\n\r\n0\r\n\r\n", event.len() + 1)
             }
         };
@@ -281,4 +301,50 @@ async fn a_client_that_reads_more_than_it_may_is_refused_before_the_member_is_as
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
     assert!(reads.next().now_or_never().is_none(), "the others wait for the member");
     assert!(read(2).now_or_never().is_none(), "and so may another client");
+}
+
+#[tokio::test]
+async fn an_event_is_told_although_the_end_of_its_answer_is_late() {
+    let (member, upstream) = Member::start().await;
+    member.state.lock().lingers = true;
+    let mut watch = follow(&upstream).await;
+    for value in ["1", "2", "3"] {
+        let at = member.set("/d/a", value);
+        assert_eq!(next_event(&mut watch).await, at);
+        assert!(member.state.lock().lingering > 0, "the answer that told it was not given up first");
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_does_not_say_its_id_is_asked_for_it_once() {
+    let (member, upstream) = Member::start().await;
+    member.state.lock().nameless = true;
+    let confirmed = futures_util::future::join_all((0..20).map(|_| upstream.confirm(None))).await;
+    assert!(confirmed.into_iter().all(|confirmed| confirmed.expect("an answer").header.member_id == 0));
+    upstream.confirm(None).await.expect("an answer");
+    assert_eq!(member.state.lock().asked_for_id, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_nobody_goes_on_with_is_dropped_although_nothing_happens() {
+    let config = V2Config {
+        // Nobody listens there.
+        endpoints: vec!["http://127.0.0.1:1".parse().expect("an endpoint")],
+        dialler: Dialler::default(),
+        connect_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        identity: None,
+        hold: Duration::from_secs(1),
+        probe_prefix: Bytes::from_static(b"/d/"),
+    };
+    let upstream = V2Upstream::new(config);
+    let place = Place::of(&range()).expect("a place");
+    upstream.copies.put(Copy::new(range(), place, 1, Revision::new(1), &[], None));
+    let board = crate::telemetry::ReadyBoard::new();
+    let looks = tokio::spawn(upstream.clone().keep_ready(board));
+    tokio::time::sleep(KEPT / 2).await;
+    assert_eq!(upstream.copies.0.lock().len(), 1);
+    tokio::time::sleep(KEPT).await;
+    assert_eq!(upstream.copies.0.lock().len(), 0);
+    looks.abort();
 }

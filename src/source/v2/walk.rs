@@ -4,7 +4,7 @@
 //! for: the member got a snapshot, lost its leader, or is gone. So a wait that is silent for a while is asked again, from the same
 //! position, beside the open one: the history then has what was missed. No streams (`stream=true`): they fall silent, for good
 //! and without a word, after a burst and when they begin in the past.
-//! Always holds: events are told in order and each once; one wait is open at a time, but while it is replaced.
+//! Always holds: events are told in order, each once, and as soon as they were read; one wait is open at a time, but while it is replaced.
 
 use std::{sync::Arc, time::Duration};
 
@@ -77,6 +77,8 @@ struct Wait {
 #[derive(Default)]
 struct UnderWay {
     opening: Option<Opening>,
+    /// The end of an answer whose event was told: its connection is used again if that comes in time.
+    ending: Option<BoxFuture<'static, ()>>,
     /// With whether it is for want of history.
     listing: Option<(BoxFuture<'static, Result<Listing, UpstreamError>>, bool)>,
 }
@@ -124,7 +126,11 @@ impl Walk {
             let ask = self.ask.clone();
             // Cancel safe: what is under way stays where it is, and a line keeps what was read of it.
             let step = tokio::select! {
-                line = next_line(wait.as_mut()) => self.line(line, &mut wait).await,
+                line = next_line(wait.as_mut()) => self.line(line, &mut wait, &mut under_way).await,
+                () = ended_answer(&mut under_way.ending) => {
+                    under_way.ending = None;
+                    Ok(())
+                }
                 (opened, after, repeats) = opened(&mut under_way.opening) => {
                     under_way.opening = None;
                     self.opened(opened, after, repeats, &mut wait, &mut under_way)
@@ -149,7 +155,12 @@ impl Walk {
     }
 
     /// Tells the event that a wait ended with.
-    async fn line(&mut self, line: Result<bytes::Bytes, UpstreamError>, wait: &mut Option<Wait>) -> Result<(), End> {
+    async fn line(
+        &mut self,
+        line: Result<bytes::Bytes, UpstreamError>,
+        wait: &mut Option<Wait>,
+        under_way: &mut UnderWay,
+    ) -> Result<(), End> {
         let Some(Wait { reply, registered, since, repeated }) = wait.take() else { return Ok(()) };
         let text = line.map_err(|error| {
             ended(V2WaitEnd::Cut);
@@ -168,7 +179,11 @@ impl Walk {
         let event = serde_json::from_slice::<Event>(&text)
             .map_err(|error| End::Failed(UpstreamError::Protocol(format!("an event that is none: {error}"))))?;
         let index = event.index();
-        reply.recycle(&self.members).await;
+        // The end of the answer has mostly come as well. If not, neither this event nor the next wait is to be late for it.
+        let mut ending = reply.recycle(self.members.clone()).boxed();
+        if (&mut ending).now_or_never().is_none() {
+            under_way.ending = Some(ending);
+        }
         if index <= self.walked {
             // Told by the wait that this one took the place of.
             return Ok(());
@@ -289,6 +304,14 @@ async fn next_line(wait: Option<&mut Wait>) -> Result<bytes::Bytes, UpstreamErro
 async fn opened(opening: &mut Option<Opening>) -> (Result<Opened, UpstreamError>, Revision, bool) {
     match opening {
         Some(opening) => ((&mut opening.future).await, opening.after, opening.repeats),
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of an answer. Cancel safe.
+async fn ended_answer(ending: &mut Option<BoxFuture<'static, ()>>) {
+    match ending {
+        Some(ending) => ending.await,
         None => std::future::pending().await,
     }
 }

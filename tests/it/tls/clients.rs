@@ -18,6 +18,7 @@ use crate::support::{
     relay::RelayCommand,
     tls::{Authority, Pair, channel, connect, flag},
 };
+use crate::v2::{self, store::Store};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcdctl_prints_the_same_through_a_relay_and_a_relay_behind_it_as_at_etcd() {
@@ -197,4 +198,26 @@ async fn plain_bytes_on_a_port_with_tls_and_the_reverse_get_a_clear_error() {
     assert!(error.to_string().contains("corrupt message"), "{error}");
     let reason = r#"port="http",reason="tls""#;
     assert_eq!(relay.metric_of("etcd_relay_connections_turned_away_total", reason).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_v2_store_is_followed_over_tls_and_no_member_of_another_authority_is() {
+    let (ca, stranger) = (Authority::new("the authority"), Authority::new("a stranger"));
+    let own = ca.pair("own");
+    let etcd = SecureEtcd::start_with(&ca, &[v2::ENABLE]).await;
+    let store = Store::at(&etcd.etcd.addr());
+    let over = || RelayCommand::over_v2(&[format!("https://{}", etcd.addr)]).prefix("/d/");
+    let relay = upstream(over(), &ca, &own).start().await;
+    let at = store.set("/d/a", "1").await;
+    let kv = Kv::connect(&relay.endpoint()).await;
+    assert_eq!(kv.get("/d/a").await.expect("a key").mod_revision, at);
+    assert_eq!(relay.metric_of("etcd_relay_member_healthy", "member=\"1\"").await, 1.0);
+    let doubting = upstream(over(), &stranger, &own).unready().start().await;
+    eventually("it says why it does not follow", async || {
+        let state = doubting.state().await.to_string();
+        state.contains("certificate").then_some(())
+    })
+    .await;
+    assert_eq!(doubting.metric_of("etcd_relay_member_healthy", "member=\"1\"").await, 0.0);
+    relay.assert_no_panic();
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use etcd_relay::pb::etcdserverpb::{LeaseLeasesRequest, LeaseTimeToLiveRequest, lease_client::LeaseClient};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -13,7 +14,7 @@ use super::store::Store;
 use crate::support::{
     etcd::Etcd,
     eventually,
-    kv::Kv,
+    kv::{self, Kv},
     patience,
     relay::{Relay, RelayCommand},
 };
@@ -220,5 +221,85 @@ async fn what_is_too_large_or_makes_no_sense_is_refused_and_hurts_nobody() {
     eventually("the facade answers", async || (store.ask("GET", "/k", &[]).await.status == 200).then_some(())).await;
     assert!(relay.resident_bytes() < before + (512 << 20), "{} bytes more", relay.resident_bytes() - before);
     assert!(relay.is_running());
+    relay.assert_no_panic();
+}
+
+/// A directory is looked up for each of its components, and what is looked up is copied: such a path once took a gigabyte.
+#[tokio::test]
+async fn a_path_of_any_depth_takes_no_more_memory_and_time_than_its_length() {
+    let etcd = Etcd::start().await;
+    let (relay, store) = facade(&etcd).await;
+    store.set("/d", "x").await;
+    let before = relay.resident_bytes();
+    let path = format!("/a{}", "/d".repeat(30_000));
+    for _ in 0..4 {
+        for (method, status, code) in [("GET", 404, 100), ("PUT", 400, 210), ("POST", 400, 210), ("DELETE", 400, 210)] {
+            let answer = store.ask(method, &path, &[("value", "x")]).await;
+            assert_eq!((answer.status, &answer.body["errorCode"]), (status, &json!(code)), "{method}");
+        }
+    }
+    assert!(relay.resident_bytes() < before + (256 << 20), "{} bytes more", relay.resident_bytes() - before);
+    relay.assert_no_panic();
+}
+
+/// Each directory on the way was copied for those who wait there: half a terabyte for one key of v3.
+#[tokio::test]
+async fn a_key_that_is_too_deep_for_v2_holds_up_no_wait() {
+    let etcd = Etcd::start().await;
+    let (relay, store) = facade(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let mut wait = Wait::open(&store, "/?wait=true&recursive=true").await;
+    kv.put("/d".repeat(500_000), "x").await;
+    let at = kv.put("/told", "x").await;
+    assert_eq!(wait.event().await["node"]["modifiedIndex"], at);
+    let listed = store.ask("GET", "/?recursive=true&quorum=true", &[]).await;
+    assert_eq!(listed.body["node"]["nodes"].as_array().map(Vec::len), Some(1), "{:?}", listed.body);
+    relay.assert_no_panic();
+}
+
+#[tokio::test]
+async fn a_directory_whose_time_was_over_while_no_relay_ran_goes_when_one_is_back() {
+    let etcd = Etcd::start().await;
+    let (relay, store) = facade(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let kept = [("dir", "true"), ("ttl", "5")];
+    store.put("/set", &kept).await;
+    store.put("/made", &kept[..1]).await;
+    store.put("/made", &[kept[0], kept[1], ("prevExist", "true")]).await;
+    for path in ["/set", "/made"] {
+        store.set(&format!("{path}/sub/key"), "x").await;
+    }
+    drop(relay);
+    let mut leases = LeaseClient::new(kv::channel(&etcd.endpoint()).await);
+    for path in ["/set/", "/made/"] {
+        let id = kv.get(path).await.expect("a mark").lease;
+        let lease = leases.lease_time_to_live(LeaseTimeToLiveRequest { id, keys: false }).await;
+        let left = lease.expect("a lease").get_ref().ttl;
+        assert!(left > 24 * 3600, "{path}: etcd would end the mark alone after {left} s");
+    }
+    let (_relay, store) = facade(&etcd).await;
+    eventually("the directories are gone, with all that was in them", async || {
+        let left = store.ask("GET", "/?recursive=true&quorum=true", &[]).await;
+        left.body["node"]["nodes"].is_null().then_some(())
+    })
+    .await;
+    eventually("their leases are gone as well", async || {
+        let left = leases.clone().lease_leases(LeaseLeasesRequest {}).await;
+        left.expect("leases").get_ref().leases.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_demo_serves_v2_as_well() {
+    let mut relay = RelayCommand::demo().arg("--listen-v2=127.0.0.1:0").start().await;
+    let store = Store::at(&relay.addr_of("v2").await);
+    let mut wait = Wait::open(&store, "/a?wait=true&recursive=true").await;
+    let made = store.put("/a/b", &[("value", "1"), ("ttl", "1")]).await;
+    assert_eq!((&made.body["action"], &made.body["node"]["ttl"]), (&json!("set"), &json!(1)));
+    assert_eq!(wait.event().await["node"]["key"], "/a/b");
+    let mut wait = Wait::open(&store, "/a/b?wait=true").await;
+    assert_eq!(wait.event().await["action"], "expire");
+    assert_eq!(store.ask("GET", "/a?recursive=true&quorum=true", &[]).await.status, 200);
     relay.assert_no_panic();
 }

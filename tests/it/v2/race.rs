@@ -4,7 +4,7 @@
 //! Seeds are printed; `ETCD_RELAY_RACE_SECONDS` makes it longer than its ten seconds.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use etcd_relay::pb::etcdserverpb::{
-    Compare, TxnRequest,
+    Compare, RangeRequest, TxnRequest,
     compare::{CompareResult, CompareTarget, TargetUnion},
 };
 use parking_lot::Mutex;
@@ -32,6 +32,10 @@ use crate::support::{
 const FACADES: usize = 3;
 /// Writers of each kind: counters, queues, locks.
 const EACH: usize = 3;
+/// For how long keys with an end are made, in seconds.
+const TTL: u64 = 2;
+/// For how long a key may outlive its end while relays and etcd come and go: as long as its lease does where no relay runs.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What all writers know and tell.
 #[derive(Default)]
@@ -42,8 +46,13 @@ struct Shared {
     counted: Mutex<Vec<u64>>,
     /// Writes of the counter of which nobody knows whether they were done.
     uncertain: AtomicU64,
-    /// In-order names, as they were given.
+    /// In-order names, as they were given, and those whose keys were deleted, perhaps.
     named: Mutex<Vec<String>>,
+    taken: Mutex<BTreeSet<String>>,
+    /// Keys with an end, and when that is at the latest: counted from when their writer was told.
+    ends: Mutex<BTreeMap<String, Instant>>,
+    /// For how long a key was there after its end.
+    late: Mutex<Duration>,
     holders: AtomicU64,
     locked: AtomicU64,
 }
@@ -93,6 +102,7 @@ async fn writers_on_three_facades_and_v3_clients_lose_nothing_while_relays_and_e
         writers.spawn(lock(shared.clone(), random(3), writer));
     }
     writers.spawn(expire(shared.clone(), StdRng::seed_from_u64(seed)));
+    writers.spawn(outlive(shared.clone(), Kv::connect(&etcd.endpoint()).await));
     for _ in 0..2 {
         writers.spawn(count_over_v3(shared.clone(), Kv::connect(&etcd.endpoint()).await));
     }
@@ -152,8 +162,17 @@ async fn judge(shared: &Shared, store: &Store) {
         named.len()
     );
     let (_, listed) = store.list("/race/queue").await;
-    let lost: Vec<_> = named.iter().filter(|name| !listed.contains_key(*name)).collect();
+    let taken = shared.taken.lock().clone();
+    let lost: Vec<_> = named.iter().filter(|name| !listed.contains_key(*name) && !taken.contains(*name)).collect();
     assert!(lost.is_empty(), "names that are not there: {lost:?}");
+    let (ends, late) = (shared.ends.lock().len(), *shared.late.lock());
+    let locked = shared.locked.load(Ordering::SeqCst);
+    println!(
+        "{} names, {} of them taken; {locked} locks; {ends} keys with an end, the latest {late:?} after it",
+        named.len(),
+        taken.len()
+    );
+    assert!(late < LATE, "a key was there {late:?} after its end");
     assert!(shared.locked.load(Ordering::SeqCst) > 3, "the lock was taken {:?} times", shared.locked);
     eventually("every key whose time has come is gone", async || {
         store.list("/race/ttl").await.1.is_empty().then_some(())
@@ -187,7 +206,7 @@ async fn count_over_v3(shared: Arc<Shared>, kv: Kv) {
     let key = "/race/counter";
     while shared.goes_on() {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let range = etcd_relay::pb::etcdserverpb::RangeRequest { key: key.into(), ..Default::default() };
+        let range = RangeRequest { key: key.into(), ..Default::default() };
         let Ok(read) = kv.raw.clone().range(range).await else { continue };
         let Some(read) = read.into_inner().kvs.pop() else { continue };
         let value: u64 = String::from_utf8_lossy(&read.value).parse().expect("a number");
@@ -216,7 +235,13 @@ async fn name(shared: Arc<Shared>, mut random: StdRng) {
         let name = made.body["node"]["key"].as_str().expect("a name").to_owned();
         assert!(name > last, "{name} came after {last}");
         last.clone_from(&name);
-        shared.named.lock().push(name);
+        shared.named.lock().push(name.clone());
+        // A name is not given again, even if its key is gone.
+        if random.random_bool(0.3) {
+            shared.taken.lock().insert(name.clone());
+            let taken = shared.ask(&mut random, "DELETE", &name, &[]).await;
+            assert!(taken.is_none_or(|taken| matches!(taken.status, 200 | 404)), "{name}");
+        }
     }
 }
 
@@ -255,16 +280,36 @@ async fn expire(shared: Arc<Shared>, mut random: StdRng) {
         }
         let target = format!("/race/ttl/{key}");
         let begun = Instant::now();
-        let Some(made) = shared.ask(&mut random, "PUT", &target, &[("value", "x"), ("ttl", "2")]).await else {
+        let ttl = TTL.to_string();
+        let Some(made) = shared.ask(&mut random, "PUT", &target, &[("value", "x"), ("ttl", &ttl)]).await else {
             continue;
         };
         assert_eq!(made.status, 201, "{made:?}");
+        shared.ends.lock().insert(target.clone(), Instant::now() + Duration::from_secs(TTL));
         tokio::time::sleep(Duration::from_millis(random.random_range(0..1_900))).await;
         let read = shared.ask(&mut random, "GET", &format!("{target}?quorum=true"), &[]).await;
-        if begun.elapsed() < Duration::from_secs(2)
+        if begun.elapsed() < Duration::from_secs(TTL)
             && let Some(read) = read
         {
-            assert_eq!(read.status, 200, "{target} ended {:?} after it was made for 2 s", begun.elapsed());
+            assert_eq!(read.status, 200, "{target} ended {:?} after it was made for {TTL} s", begun.elapsed());
         }
+    }
+}
+
+/// Sees for how long keys are there after their end. What etcd cannot be asked about while it is away counts once it is back.
+async fn outlive(shared: Arc<Shared>, kv: Kv) {
+    while shared.goes_on() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let range = RangeRequest { key: "/race/ttl/".into(), range_end: "/race/ttl0".into(), ..Default::default() };
+        let asked = Instant::now();
+        let Ok(read) = kv.raw.clone().range(range).await else { continue };
+        let ends = shared.ends.lock();
+        let late = read.get_ref().kvs.iter().filter_map(|kv| {
+            let end = ends.get(std::str::from_utf8(&kv.key).ok()?)?;
+            Some(asked.saturating_duration_since(*end))
+        });
+        let late = late.max().unwrap_or_default();
+        let mut latest = shared.late.lock();
+        *latest = late.max(*latest);
     }
 }

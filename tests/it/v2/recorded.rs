@@ -1,4 +1,4 @@
-//! The facade against a recorded conversation with etcd 3.5 `--enable-v2`: each answer is the same, byte for byte, but for those listed
+//! The facade against recorded conversations with etcd 3.5 `--enable-v2`: each answer is the same, byte for byte, but for those listed
 //! here, each with its reason.
 //!
 //! What is sent and how answers are compared is in `tests/fixtures/etcd-v2/replay.py`, which takes python3; without it nothing is
@@ -30,8 +30,20 @@ const DIFFERENT: &[(&str, &[&str])] = &[
     ("the history is longer than 1,000 events", &["609", "610", "611", "612", "618"]),
 ];
 
+/// `answers.jsonl`: each rule of the API.
 #[tokio::test]
 async fn each_recorded_answer_is_given_but_for_those_that_are_listed() {
+    replay("answers.jsonl", 850, DIFFERENT).await;
+}
+
+/// `operations.jsonl`: each operation at each kind of node, and whatever else a client may send.
+#[tokio::test]
+async fn each_operation_has_the_recorded_outcome_at_each_kind_of_node() {
+    replay("operations.jsonl", 750, &[]).await;
+}
+
+/// Replays a recording. More than `least` of its answers must have been compared, and all must be equal but those `listed`.
+async fn replay(recording: &str, least: usize, listed: &[(&str, &[&str])]) {
     let python = Command::new("python3").arg("--version").output();
     if !python.is_ok_and(|output| output.status.success()) {
         println!("no python3: the recording is not compared");
@@ -43,14 +55,14 @@ async fn each_recorded_answer_is_given_but_for_those_that_are_listed() {
     let url = format!("http://{}", relay.addr_of("v2").await);
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/etcd-v2");
     let mut replay = tokio::process::Command::new("python3");
-    replay.arg(files.join("replay.py")).arg(url).arg(files.join("answers.jsonl"));
+    replay.arg(files.join("replay.py")).arg(url).arg(files.join(recording));
     // `createdIndex` after a set of a key that is there, and v2's own users, are not to be had over v3.
     replay.args(["--index", "mapped", "--mask", "created", "--skip", "auth", "--verbose"]);
     let output = replay.output().await.expect("python3 runs");
     let text = String::from_utf8_lossy(&output.stdout);
     let compared = text.lines().last().and_then(|line| line.split(' ').nth(2)).and_then(|count| count.parse().ok());
     assert!(
-        compared.is_some_and(|compared: usize| compared > 850),
+        compared.is_some_and(|compared: usize| compared > least),
         "{text}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
@@ -71,7 +83,7 @@ async fn each_recorded_answer_is_given_but_for_those_that_are_listed() {
             _ => {}
         }
     }
-    for (why, numbers) in DIFFERENT {
+    for (why, numbers) in listed {
         for number in *numbers {
             assert!(different.remove(number).is_some(), "{number} is equal, and listed as different: {why}");
         }

@@ -7,7 +7,11 @@ use prost::Message as _;
 use tonic::{Code, body::Body};
 
 use super::{super::routes, *};
-use crate::pb::etcdserverpb::{PutRequest, RangeRequest};
+use crate::{
+    front::room::Room,
+    pb::etcdserverpb::{PutRequest, RangeRequest},
+    types::ClientKey,
+};
 
 fn requests(path: &str, pieces: Vec<Result<Bytes, Status>>, stalls: bool) -> Requests {
     let schema = Arc::new(Schema::new(crate::pb::FILE_DESCRIPTOR_SET, routes::calls()).expect("a schema"));
@@ -18,7 +22,7 @@ fn requests(path: &str, pieces: Vec<Result<Bytes, Status>>, stalls: bool) -> Req
     } else {
         Body::new(StreamBody::new(frames))
     };
-    Requests::new(schema, message, RequestBody::Made(body), Arc::new(Room::new(256 << 20)))
+    Requests::new(schema, message, RequestBody::Made(body), Room::new(256 << 20, "full").place(ClientKey::new(1)))
 }
 
 fn ranges(pieces: &[&'static str]) -> Requests {

@@ -1,0 +1,177 @@
+//! [`Making`]: a long listing while it is made, in steps of about a millisecond.
+//!
+//! Not here: whose turn it is (`Hub::by_turns`), and who waits for it (`listings`). Always holds: it has room for what it has made; it is of
+//! one snapshot; where there is no room it stops, and says how much it lacks.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    answer::Refusal,
+    listing::Listing,
+    listings::{Answer, Shared, Wanted},
+    ordered::Ordered,
+    path::kids,
+    text::Text,
+    tree::{Found, find, show_file},
+};
+use crate::{front::room::Place, hub::Snapshot, types::KeyRange};
+
+/// How long a step takes, about.
+const STEP: Duration = Duration::from_millis(1);
+/// Keys between two looks at the clock.
+const LOOK: usize = 32;
+/// Bytes that are put in order between two looks at the clock.
+const PIECE: usize = 64 << 10;
+/// The least that is taken of the room at a time.
+const LEAST: usize = 1 << 20;
+/// The most that is taken of the room before it is needed.
+const AHEAD: usize = 16 << 20;
+/// The longest listing.
+pub(super) const MOST: usize = 128 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Making {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+    snapshot: Arc<Snapshot>,
+    /// There unless it is lacking.
+    place: Option<Place>,
+    stage: Stage,
+    began: Instant,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Begin,
+    /// The keys from here on are still to be looked at.
+    Keys(Box<Listing>, Bytes),
+    Order(Ordered, bool),
+    Over,
+}
+
+/// What comes of a step.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Answer(Answer),
+    /// It needs room for so many bytes.
+    Lacks(usize, Place),
+}
+
+impl Making {
+    pub(super) fn of(shared: Arc<Shared>, wanted: Wanted, snapshot: Arc<Snapshot>, place: Place) -> Self {
+        Self { shared, wanted, snapshot, place: Some(place), stage: Stage::Begin, began: Instant::now() }
+    }
+
+    /// Goes on after there was no room for it.
+    pub(super) fn go_on(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    /// Goes on for about a millisecond.
+    pub(super) fn step(&mut self) -> Option<Outcome> {
+        let until = Instant::now() + STEP;
+        loop {
+            if let Some(outcome) = self.part() {
+                return Some(outcome);
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+        }
+    }
+
+    fn part(&mut self) -> Option<Outcome> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Begin => self.begin(),
+            Stage::Keys(listing, from) => self.keys(listing, from),
+            Stage::Order(mut ordered, ticks) => {
+                if ordered.step(PIECE) {
+                    return self.place.take().map(|place| self.done(ordered.into_text().into(), place, ticks));
+                }
+                self.stage = Stage::Order(ordered, ticks);
+                None
+            }
+            Stage::Over => Some(Outcome::Answer(Err(Refusal::unavailable("etcd-relay: the listing is over")))),
+        }
+    }
+
+    fn begin(&mut self) -> Option<Outcome> {
+        if let Some(text) = self.shared.made(&self.snapshot, &self.wanted) {
+            return Some(Outcome::Answer(Ok((self.snapshot.revision, text))));
+        }
+        match find(&self.snapshot, &self.wanted.path) {
+            Err(refusal) => Some(Outcome::Answer(Err(refusal))),
+            // It became one while its turn was awaited.
+            Ok(Found::File(node)) => {
+                let text = show_file(&node);
+                let mut place = self.place.take()?;
+                if place.try_grow(text.len()) {
+                    Some(Outcome::Answer(Ok((self.snapshot.revision, Text::new(text, place)))))
+                } else {
+                    Some(Outcome::Lacks(text.len(), place))
+                }
+            }
+            Ok(Found::Directory) => {
+                let listing = Box::new(Listing::of(&self.wanted.path, self.wanted.recursive));
+                self.stage = Stage::Keys(listing, kids(&self.wanted.path).start().clone());
+                None
+            }
+        }
+    }
+
+    fn keys(&mut self, mut listing: Box<Listing>, from: Bytes) -> Option<Outcome> {
+        let mut place = self.place.take()?;
+        let had = listing.len();
+        let end = kids(&self.wanted.path).to_wire().1;
+        let mut next = None;
+        if let Ok(range) = KeyRange::from_wire(from, end.clone()) {
+            for (at, kv) in self.snapshot.map.range(&range).enumerate() {
+                listing.add(kv);
+                let passed = listing.goes_on_at();
+                if passed.is_some() || at + 1 == LOOK || listing.len() - had >= PIECE {
+                    next = Some(passed.unwrap_or_else(|| [kv.key(), b"\0"].concat().into()));
+                    break;
+                }
+            }
+        }
+        if listing.len() > MOST {
+            let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
+            return Some(Outcome::Answer(Err(Refusal::new(210, cause))));
+        }
+        let memory = listing.memory();
+        if !place.fits(memory) && !place.try_grow(memory + memory.clamp(LEAST, AHEAD)) && !place.try_grow(memory) {
+            self.shared.forget_unread();
+            if !place.try_grow(memory) {
+                self.stage = Stage::Keys(listing, next.unwrap_or_else(|| end.clone()));
+                return Some(Outcome::Lacks(memory + LEAST, place));
+            }
+        }
+        if let Some(next) = next.filter(|next| *next < end) {
+            self.stage = Stage::Keys(listing, next);
+        } else {
+            let ticks = listing.ticks;
+            let ordered = listing.finish();
+            let memory = ordered.memory();
+            self.stage = Stage::Order(ordered, ticks);
+            if !place.try_grow(memory) {
+                return Some(Outcome::Lacks(memory, place));
+            }
+        }
+        self.place = Some(place);
+        None
+    }
+
+    fn done(&mut self, text: Bytes, mut place: Place, ticks: bool) -> Outcome {
+        place.shrink(text.len());
+        let text = Text::new(text, place);
+        let at = (self.snapshot.revision, self.snapshot.epoch);
+        self.shared.keep(at, &self.wanted, &text, ticks.then_some(self.began));
+        Outcome::Answer(Ok((self.snapshot.revision, text)))
+    }
+}
