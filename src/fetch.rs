@@ -6,6 +6,7 @@
 use std::{error::Error, fmt, io, net::IpAddr, pin::Pin, str::FromStr, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
@@ -172,8 +173,8 @@ impl Link {
             answer = &mut answer => answer,
             ended = connection => {
                 ended?;
-                // What came before the end may be the whole answer.
-                answer.await
+                // What came before the end may be the whole answer. Nothing comes any more.
+                answer.now_or_never().unwrap_or_else(|| Err("it was closed before the answer".into()))
             }
         }
     }
@@ -338,6 +339,7 @@ mod tests {
         let url = listener.local_addr().expect("an address").to_string().parse().expect("a URL");
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a connection");
+            let _ = stream.read(&mut [0; 1024]).await;
             // Until the client has enough.
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
             while stream.write_all(&[b'x'; 1 << 16]).await.is_ok() {}

@@ -17,6 +17,7 @@ mod pieces;
 mod room;
 pub mod session;
 pub mod signal;
+mod texts;
 mod tokens;
 pub mod users;
 pub mod v2;

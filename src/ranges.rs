@@ -22,13 +22,13 @@ use crate::{
 /// The request asks for an order that etcd does not have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("etcdserver: invalid sort option")]
-pub struct InvalidSort;
+pub(crate) struct InvalidSort;
 
 /// Refuses an order that etcd does not have.
 ///
 /// # Errors
 /// [`InvalidSort`].
-pub fn check(request: &RangeRequest) -> Result<(), InvalidSort> {
+pub(crate) fn check(request: &RangeRequest) -> Result<(), InvalidSort> {
     sorting(request).map(drop)
 }
 
@@ -36,7 +36,7 @@ pub fn check(request: &RangeRequest) -> Result<(), InvalidSort> {
 ///
 /// # Errors
 /// [`InvalidSort`].
-pub fn answer<'a>(
+pub(crate) fn answer<'a>(
     request: &RangeRequest,
     kvs: impl Iterator<Item = &'a KeyValueFields>,
 ) -> Result<RangeResponse, InvalidSort> {
@@ -67,7 +67,7 @@ pub fn answer<'a>(
 }
 
 /// A key-value, with or without its value.
-pub fn key_value(kv: &KeyValueFields, with_value: bool) -> mvccpb::KeyValue {
+pub(crate) fn key_value(kv: &KeyValueFields, with_value: bool) -> mvccpb::KeyValue {
     mvccpb::KeyValue {
         key: kv.key.clone(),
         create_revision: kv.create_revision.get(),

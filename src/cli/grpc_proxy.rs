@@ -285,7 +285,13 @@ impl Given {
 
     /// With the checks that etcd's proxy makes.
     fn advertise(&self) -> Result<Option<Advertise>, Exit> {
-        let url = self.text("advertise-client-url");
+        let is_secure = self.is_set("auto-tls") || self.text("cert-file").is_some();
+        let scheme = if is_secure { "https" } else { "http" };
+        // As etcd's proxy, whose own default has no scheme.
+        let url = self.text("advertise-client-url").map(|url| match url.parse::<http::uri::Authority>() {
+            Ok(authority) if authority.port().is_some() => format!("{scheme}://{url}"),
+            _ => url,
+        });
         let prefix = self.text("resolver-prefix");
         let ttl = self.number("resolver-ttl")?.unwrap_or(0);
         match (url, prefix, ttl) {

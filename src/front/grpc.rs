@@ -24,7 +24,6 @@ mod service;
 mod services;
 mod watch_body;
 
-pub(super) use self::{reply::spell, service::mark_client};
 pub use self::{
     ending::ending,
     etcd::{EtcdApi, EtcdBody, Streams},
@@ -41,3 +40,4 @@ pub(super) use self::{
     etcd::Listed,
     range::{Found, find},
 };
+pub(super) use self::{reply::spell, service::mark_client};

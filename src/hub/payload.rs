@@ -133,10 +133,6 @@ impl Payload {
         Self::run(found.collect(), options.prev_kv)
     }
 
-    fn new(of: Of, bytes: Bytes) -> Arc<Self> {
-        Arc::new(Self { of, bytes, second: OnceLock::new() })
-    }
-
     /// The cluster that made the events: within a feed's epoch, and so within a payload, it is one.
     #[must_use]
     pub fn cluster(&self) -> &Cluster {

@@ -167,7 +167,7 @@ mod tests {
             ("TRACE,h2=debug", "info,etcd_relay=trace,h2=debug"),
             ("warn, etcd_relay::hub = debug", "warn,etcd_relay::hub=debug"),
             ("etcd_relay::hub=debug", "info,etcd_relay::hub=debug"),
-            ("info,etcd_relay[call{id=1,of=\"x\"}]=trace", "info,etcd_relay[call{id=1,of=\"x\"}]=trace"),
+            ("info,etcd_relay[call{id=1}]=trace", "info,etcd_relay[call{id=1}]=trace"),
         ] {
             assert_eq!(spell(filter).expect(filter), want, "{filter}");
             parse_filter(filter).expect(filter);

@@ -598,9 +598,26 @@ pub fn begin(present: &Present) {
         counter!(FACADE_EXPIRED).absolute(0);
         counter!(FACADE_JOINED).absolute(0);
     }
+    if present.ports.iter().any(|(port, _)| *port == Port::Http) {
+        begin_keys();
+    }
     if present.views {
         begin_views();
     }
+}
+
+fn begin_keys() {
+    for path in KeysPath::ALL {
+        for answer in KeysAnswer::ALL {
+            counter!(KEYS_REQUESTS, KeysPath::LABEL => path.as_str(), KeysAnswer::LABEL => answer.as_str()).absolute(0);
+        }
+    }
+    for why in KeysSnapshot::ALL {
+        counter!(KEYS_SNAPSHOTS, KeysSnapshot::LABEL => why.as_str()).absolute(0);
+    }
+    gauge!(KEYS_STREAMS).set(0.0);
+    counter!(KEYS_MESSAGES).absolute(0);
+    counter!(KEYS_MESSAGE_BYTES).absolute(0);
 }
 
 fn begin_views() {
@@ -612,14 +629,6 @@ fn begin_views() {
             counter!(VIEW_REQUESTS, Transport::LABEL => transport.as_str(), Answer::LABEL => answer.as_str())
                 .absolute(0);
         }
-    }
-    for path in KeysPath::ALL {
-        for answer in KeysAnswer::ALL {
-            counter!(KEYS_REQUESTS, KeysPath::LABEL => path.as_str(), KeysAnswer::LABEL => answer.as_str()).absolute(0);
-        }
-    }
-    for why in KeysSnapshot::ALL {
-        counter!(KEYS_SNAPSHOTS, KeysSnapshot::LABEL => why.as_str()).absolute(0);
     }
     for directory in Directory::ALL {
         counter!(VIEW_VERSIONS, Directory::LABEL => directory.as_str()).absolute(0);
@@ -769,7 +778,8 @@ mod tests {
             views: true,
         });
         // What was built is told by the recorder, and calls are told by service from the first one on.
-        for (name, meaning) in GAUGES.iter().chain(COUNTERS).filter(|(name, _)| ![BUILD_INFO, FORWARDED].contains(name))
+        for (name, meaning) in
+            GAUGES.iter().chain(COUNTERS).filter(|(name, _)| ![BUILD_INFO, FORWARDED, GATEWAY_REQUESTS].contains(name))
         {
             assert!(text.contains(&format!("# HELP {name} {meaning}")), "{name} has no help text");
             assert!(text.lines().any(|line| line.starts_with(name)), "{name} has no series");

@@ -46,7 +46,7 @@ mod tests {
     fn work_and_memory_show() {
         let before = Usage::now();
         let held = vec![1_u8; 64 << 20];
-        let mut sum = 0_u64;
+        let mut sum = held.iter().map(|byte| u64::from(*byte)).sum::<u64>();
         while Usage::now().cpu_seconds < before.cpu_seconds + 0.01 {
             sum = held.iter().fold(sum, |sum, byte| sum.wrapping_add(u64::from(*byte)));
         }

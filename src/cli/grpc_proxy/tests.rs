@@ -209,6 +209,10 @@ fn a_relay_names_itself_and_registers_as_etcds_proxy_does() {
     let all = all.config.advertise.expect("advertised");
     assert_eq!((all.advertised.prefix.as_deref(), all.ttl), (Some("/relays"), Duration::from_secs(60)));
     assert!(proxy(&[]).config.advertise.is_none());
+    for (flags, told) in [(&[][..], "http://10.0.0.1:1"), (&["--auto-tls"], "https://10.0.0.1:1")] {
+        let bare = proxy(&[flags, &["--advertise-client-url=10.0.0.1:1"]].concat()).config.advertise;
+        assert_eq!(bare.expect("advertised").advertised.url, told);
+    }
 }
 
 #[test]

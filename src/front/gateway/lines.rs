@@ -13,7 +13,10 @@ use super::{
     schema::{MessageId, Schema, SchemaError},
 };
 use crate::{
-    front::pieces::{Pieces, Writer},
+    front::{
+        pieces::{Pieces, Writer},
+        texts,
+    },
     hub::Payload,
 };
 
@@ -61,9 +64,10 @@ impl Lines {
         Bytes::from(out).slice(EVENTS.0.len().min(inner)..inner)
     }
 
-    /// The events of each revision of a payload, made by whoever needs them first.
-    fn shared<'a>(&self, payload: &'a Payload) -> &'a [Bytes] {
-        payload.second_form(|payload| payload.each(0).map(|whole| self.events(&whole.bytes)).collect())
+    /// The events of each revision of a payload but the first `from`, made by whoever needs them first.
+    fn shared<'a>(&self, payload: &'a Payload, from: usize) -> impl Iterator<Item = Bytes> + use<'a> {
+        let text = payload.text(texts::GATEWAY, |whole, to| to.extend_from_slice(&self.events(&whole.bytes)));
+        text.revisions(from)
     }
 }
 
@@ -78,8 +82,8 @@ impl LineWriter<'_> {
     pub(in crate::front) fn revision(&mut self, payload: &Payload, index: usize, head: impl FnOnce(&mut BytesMut)) {
         self.begin(head);
         self.writer.own().put_slice(b",\"events\":[");
-        if let Some(events) = self.lines.shared(payload).get(index) {
-            self.writer.shared(events);
+        if let Some(events) = self.lines.shared(payload, index).next() {
+            self.writer.shared(&events);
         }
         self.writer.own().put_slice(b"]}}\n");
     }
@@ -94,9 +98,9 @@ impl LineWriter<'_> {
         self.writer.own().put_slice(b",\"events\":");
         let mut before = b'[';
         for (payload, from) in payloads {
-            for events in self.lines.shared(payload).iter().skip(from) {
+            for events in self.lines.shared(payload, from) {
                 self.writer.own().put_u8(before);
-                self.writer.shared(events);
+                self.writer.shared(&events);
                 before = b',';
             }
         }

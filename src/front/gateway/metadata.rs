@@ -94,7 +94,7 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Metadata, Status> {
 /// A binary value, with or without padding, as gRPC sends it.
 fn binary(name: &HeaderName, value: &HeaderValue) -> Result<HeaderValue, Status> {
     let bytes = value.as_bytes();
-    let decoded = if bytes.len() % 4 == 0 { STANDARD.decode(bytes) } else { STANDARD_NO_PAD.decode(bytes) };
+    let decoded = if bytes.len().is_multiple_of(4) { STANDARD.decode(bytes) } else { STANDARD_NO_PAD.decode(bytes) };
     let refused =
         |why: &dyn std::fmt::Display| Status::invalid_argument(format!("invalid binary header {name}: {why}"));
     let decoded = decoded.map_err(|error| refused(&error))?;

@@ -263,6 +263,7 @@ mod tests {
 
     use super::{super::pieces::PREFIX, *};
     use crate::{
+        front::texts,
         hub::{
             Feed, FeedState, KeyMap, OutboxLimits, Subscribe, WatchOptions, WatchStream, testing, upstream::Changes,
         },
@@ -402,7 +403,7 @@ mod tests {
         assert_eq!(written[1]["result"]["header"]["revision"], "2");
         for delivery in &another {
             let Delivery::Events { payload, .. } = delivery else { continue };
-            payload.second_form(|_| panic!("the first stream has made it"));
+            payload.text(texts::GATEWAY, |_, _| panic!("the first stream has made it"));
         }
         assert_eq!(lines(&mut another), written);
     }

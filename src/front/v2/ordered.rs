@@ -119,6 +119,7 @@ mod tests {
         assert_eq!(text.capacity(), text.len());
         let mut ordered = Ordered::new(text, Vec::new());
         assert!(ordered.step(0));
-        assert_eq!(ordered.into_text().as_ptr(), at);
+        let text = ordered.into_text();
+        assert_eq!(text.as_ptr(), at);
     }
 }

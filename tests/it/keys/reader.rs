@@ -120,7 +120,7 @@ impl Reader {
             let read = timeout(patience(), self.socket.read_until(b'\n', &mut line)).await;
             read.expect("a line in time").unwrap_or(0);
             // What is not whole when the stream ends is nothing, as in a browser.
-            let Some(line) = line.strip_suffix(b"\n") else { return None };
+            let line = line.strip_suffix(b"\n")?;
             assert!(!line.contains(&b'\r') && !line.contains(&0), "{}", line.escape_ascii());
             let line = std::str::from_utf8(line).expect("text");
             if line.is_empty() {

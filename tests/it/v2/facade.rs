@@ -289,17 +289,3 @@ async fn a_directory_whose_time_was_over_while_no_relay_ran_goes_when_one_is_bac
     })
     .await;
 }
-
-#[tokio::test]
-async fn a_demo_serves_v2_as_well() {
-    let mut relay = RelayCommand::demo().arg("--listen-v2=127.0.0.1:0").start().await;
-    let store = Store::at(&relay.addr_of("v2").await);
-    let mut wait = Wait::open(&store, "/a?wait=true&recursive=true").await;
-    let made = store.put("/a/b", &[("value", "1"), ("ttl", "1")]).await;
-    assert_eq!((&made.body["action"], &made.body["node"]["ttl"]), (&json!("set"), &json!(1)));
-    assert_eq!(wait.event().await["node"]["key"], "/a/b");
-    let mut wait = Wait::open(&store, "/a/b?wait=true").await;
-    assert_eq!(wait.event().await["action"], "expire");
-    assert_eq!(store.ask("GET", "/a?recursive=true&quorum=true", &[]).await.status, 200);
-    relay.assert_no_panic();
-}

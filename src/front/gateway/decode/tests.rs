@@ -1,7 +1,5 @@
 //! What the decoder makes of JSON, and what it says where it makes nothing of it. The words are those of an etcd 3.5.
 
-use prost::Message as _;
-
 use super::{super::routes, *};
 use crate::pb::etcdserverpb::{
     Compare, PutRequest, RangeRequest, TxnRequest, WatchRequest, compare::TargetUnion, request_op::Request,

@@ -5,7 +5,7 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
-use crate::{pb::mvccpb, types::KeyValue};
+use crate::{front::texts, pb::mvccpb, types::KeyValue};
 
 /// How keys and values are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,9 +17,9 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Which of the forms it is, of which a payload has [`crate::hub::TEXTS`].
+    /// Which of a payload's texts it is.
     pub(super) fn index(self) -> usize {
-        usize::from(self.base64) + 2 * usize::from(self.keys_only)
+        texts::KEYS.start + usize::from(self.base64) + 2 * usize::from(self.keys_only)
     }
 }
 
@@ -164,6 +164,6 @@ mod tests {
             .map(|(base64, keys_only)| Form { base64, keys_only }.index())
             .into();
         places.sort_unstable();
-        assert_eq!(places, (0..crate::hub::TEXTS).collect::<Vec<_>>());
+        assert_eq!(places, texts::KEYS.collect::<Vec<_>>());
     }
 }
