@@ -63,7 +63,7 @@ impl Forms {
             return ready(Body::Ignored);
         }
         match is_form(content_type.map(HeaderValue::as_bytes)) {
-            Ok(true) => self.whole(client, body).await,
+            Ok(true) => Box::pin(self.whole(client, body)).await,
             Ok(false) => ready(Body::Ignored),
             Err(why) => ready(Body::Bad(why)),
         }

@@ -74,9 +74,10 @@ impl Keys {
                 self.read(v3, path, fields).await
             }
             Method::GET | Method::HEAD => self.read(v3, path, fields).await,
-            Method::POST => self.post(v3, path, fields).await,
-            Method::PUT => self.write(v3, path, Operation::of_put(fields), fields).await,
-            _ => self.write(v3, path, Operation::of_delete(fields), fields).await,
+            // In boxes, since the future of each wait would have to be as large.
+            Method::POST => Box::pin(self.post(v3, path, fields)).await,
+            Method::PUT => Box::pin(self.write(v3, path, Operation::of_put(fields), fields)).await,
+            _ => Box::pin(self.write(v3, path, Operation::of_delete(fields), fields)).await,
         }
     }
 
@@ -96,7 +97,7 @@ impl Keys {
             match self.waits.enter(&wanted).await {
                 Entered::Waiter(waiter) => return Ok(Said::Waits(waiter)),
                 Entered::TooOld(start, at) => {
-                    self.past.reach(fields.wait_index, at).await?;
+                    Box::pin(self.past.reach(fields.wait_index, at)).await?;
                     last = Some(cleared(start, fields.wait_index, at));
                 }
             }

@@ -134,7 +134,7 @@ impl Listings {
         }
         drop(snapshot);
         let flight = self.shared.flight(wanted);
-        let answer = flight.answer.get_or_init(|| self.by_turns(asker, &flight)).await.clone();
+        let answer = flight.answer.get_or_init(|| Box::pin(self.by_turns(asker, &flight))).await.clone();
         answer.map(|(revision, text)| (revision, text.read_by(client)))
     }
 

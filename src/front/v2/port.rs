@@ -110,15 +110,16 @@ impl V2Port {
             return self.keys(request, path).await;
         }
         if let Some(rest) = below(&decoded, b"/v2/members") {
-            return self.members(request, &String::from_utf8_lossy(&rest)).await;
+            return Box::pin(self.members(request, &String::from_utf8_lossy(&rest))).await;
         }
+        // In boxes, since the future of each request for keys would have to be as large.
         match &decoded[..] {
             b"/v2/machines" => server::machines(&method, &shared.advertised),
-            b"/v2/stats/self" => server::stats(&shared.v3, &method, "self", shared.started).await,
-            b"/v2/stats/leader" => server::stats(&shared.v3, &method, "leader", shared.started).await,
-            b"/v2/stats/store" => server::stats(&shared.v3, &method, "store", shared.started).await,
+            b"/v2/stats/self" => Box::pin(server::stats(&shared.v3, &method, "self", shared.started)).await,
+            b"/v2/stats/leader" => Box::pin(server::stats(&shared.v3, &method, "leader", shared.started)).await,
+            b"/v2/stats/store" => Box::pin(server::stats(&shared.v3, &method, "store", shared.started)).await,
             b"/version" => server::version(&method, shared.inspect.version().as_deref()),
-            b"/health" => server::health(&shared.keys.hub, &method).await,
+            b"/health" => Box::pin(server::health(&shared.keys.hub, &method)).await,
             _ => plain_error(404, "404 page not found\n"),
         }
     }
@@ -152,7 +153,7 @@ impl V2Port {
             users.may_read(&user, path).await?;
             0
         } else {
-            users.unseen(&user, path).await
+            Box::pin(users.unseen(&user, path)).await
         };
         let said = self.shared.keys.answer(&V3 { token, unseen, ..v3.clone() }, method, path, fields).await?;
         Ok((said, user))
@@ -184,8 +185,8 @@ impl V2Port {
             Ok((Said::Body { status, index, body }, _)) => of_keys(status, &header(index), index, V2Body::whole(body)),
             Ok((Said::Waits(waiter), user)) => {
                 let index = waiter.registered;
-                let lost = shared.users.lost(user, &path, shared.keys.feed.clone());
-                of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener(), lost))
+                let right = shared.users.right(user, &path, &shared.keys.feed);
+                of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener(), right))
             }
             Err(refusal) => of_refusal(&header(Revision::ZERO), &refusal),
         }

@@ -9,11 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 
-use super::{answer::Refusal, waits::Waiter};
+use super::{answer::Refusal, users::Right, waits::Waiter};
 use crate::{
     front::{body::BoxError, signal::Listener},
     types::{Header, Revision},
@@ -25,6 +24,8 @@ static RAFT_INDEX: HeaderName = HeaderName::from_static("x-raft-index");
 static RAFT_TERM: HeaderName = HeaderName::from_static("x-raft-term");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// About how many fields an answer has.
+const HEADERS: usize = 10;
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The body of an answer.
@@ -40,8 +41,7 @@ pub enum V2Body {
 pub struct Waiting {
     waiter: Waiter,
     stop: Listener,
-    /// Ends when the client may not read it any more; `None` once it has.
-    lost: Option<BoxFuture<'static, ()>>,
+    right: Right,
 }
 
 impl fmt::Debug for Waiting {
@@ -55,8 +55,8 @@ impl V2Body {
         Self::Whole(Some(body.into()).filter(|body| !body.is_empty()))
     }
 
-    pub(super) fn waiting(waiter: Waiter, stop: Listener, lost: BoxFuture<'static, ()>) -> Self {
-        Self::Waiting(Waiting { waiter, stop, lost: Some(lost) })
+    pub(super) fn waiting(waiter: Waiter, stop: Listener, right: Right) -> Self {
+        Self::Waiting(Waiting { waiter, stop, right })
     }
 
     /// Bytes, where they are known.
@@ -94,12 +94,11 @@ impl http_body::Body for V2Body {
 impl Waiting {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         // First, since a stream may have something to tell each time.
-        if self.lost.as_mut().is_none_or(|lost| lost.poll_unpin(cx).is_ready()) {
-            self.lost = None;
+        if self.right.is_lost(cx) {
             return Poll::Ready(None);
         }
         match self.waiter.poll_next(cx) {
-            Poll::Ready(event) => Poll::Ready(event),
+            Poll::Ready(event) => Poll::Ready(event.filter(|_| self.right.holds())),
             // When this relay stops, clients that wait come back to another one.
             Poll::Pending => self.stop.poll(cx).map(|()| None),
         }
@@ -159,6 +158,8 @@ pub(super) fn wrong_method(allowed: &'static str) -> Response<V2Body> {
 /// Nothing but a status.
 pub(super) fn bare(status: u16) -> Response<V2Body> {
     let mut response = Response::new(V2Body::whole(Bytes::new()));
+    // Room for what each answer has, so that the map does not grow step by step.
+    response.headers_mut().reserve(HEADERS);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
 }
@@ -171,9 +172,11 @@ pub(super) fn put_cluster(headers: &mut HeaderMap, header: &Header) {
 
 /// What browsers are told, on every answer.
 pub(super) fn put_cors(headers: &mut HeaderMap) {
-    headers.insert("access-control-allow-methods", HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
-    headers.insert("access-control-allow-origin", HeaderValue::from_static("*"));
-    headers.insert("access-control-allow-headers", HeaderValue::from_static("accept, content-type, authorization"));
+    const METHODS: HeaderValue = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
+    const NAMES: HeaderValue = HeaderValue::from_static("accept, content-type, authorization");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, NAMES);
 }
 
 /// The answer to HEAD where GET has this one.

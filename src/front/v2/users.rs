@@ -4,10 +4,10 @@
 //! decides about writes by the token, and `front::access` asks it about what is read from memory, and again and again about waits that are
 //! open. Always holds: while etcd's authentication is off nothing is asked.
 
-use std::sync::Arc;
+use std::{sync::Arc, task::Context};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::{
@@ -44,7 +44,8 @@ impl Users {
     /// 110 where etcd does not know the user.
     pub(super) async fn token_of(&self, v3: &V3, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         match headers.get(header::AUTHORIZATION).filter(|_| !self.access.is_off()) {
-            Some(credentials) => self.token(v3, credentials).await.map(Some),
+            // In a box, as below: where authentication is off, no request has to have room for it.
+            Some(credentials) => Box::pin(self.token(v3, credentials)).await.map(Some),
             None => Ok(None),
         }
     }
@@ -57,18 +58,24 @@ impl Users {
         if self.access.is_off() {
             return Ok(());
         }
-        for range in shown(path) {
-            if !self.access.permits(user, &range).await {
-                return Err(denied());
+        Box::pin(async {
+            for range in shown(path) {
+                if !self.access.permits(user, &range).await {
+                    return Err(denied());
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
-    /// Ends when a user may not read a path and all below it any more, or etcd does not confirm it in time while events come from `feed`.
-    pub(super) fn lost(&self, user: Client, path: &Bytes, feed: Arc<Feed>) -> BoxFuture<'static, ()> {
-        let (access, ranges) = (self.access.clone(), shown(path));
-        Box::pin(async move {
+    /// A user's right to be told what happens at a path and below it, while events come from `feed`.
+    pub(super) fn right(&self, user: Client, path: &Bytes, feed: &Arc<Feed>) -> Right {
+        if self.access.is_off() {
+            return Right::Free(self.access.clone());
+        }
+        let (access, ranges, feed) = (self.access.clone(), shown(path), feed.clone());
+        Right::Kept(Box::pin(async move {
             let look = |round| {
                 let answers = access.check(&user, &ranges, round, Denials::Known);
                 async move { looked(answers.await) }
@@ -76,7 +83,7 @@ impl Users {
             if let Err(why) = access.keep(look, || feed.state() == FeedState::Live).await {
                 tracing::warn!(why, "Ended a wait of v2: etcd did not confirm in time that its client may read it");
             }
-        })
+        }))
     }
 
     /// How many directories on the way to a path, from the top, a user may not read. Who may read a directory may read those below it, so
@@ -111,6 +118,37 @@ impl Users {
         let token = v3.authenticate(&name, &password).await?;
         self.tokens.keep(credentials, token.clone());
         Ok(token)
+    }
+}
+
+/// Whether the client of an open wait may be told what happens.
+pub(super) enum Right {
+    /// It may as long as etcd's authentication is off. There are thousands of waits, so nothing is done for one before there is something
+    /// to tell.
+    Free(Access),
+    /// Ends when the client may not be told any more, or etcd does not confirm in time that it may.
+    Kept(BoxFuture<'static, ()>),
+    Lost,
+}
+
+impl Right {
+    /// Whether it is lost for good. Else the caller's task is woken when it is.
+    pub(super) fn is_lost(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Self::Kept(kept) = self
+            && kept.poll_unpin(cx).is_ready()
+        {
+            *self = Self::Lost;
+        }
+        matches!(self, Self::Lost)
+    }
+
+    /// Whether something may be told now.
+    pub(super) fn holds(&mut self) -> bool {
+        if matches!(self, Self::Free(access) if !access.is_off()) {
+            // The client asks again, as whom it says it is.
+            *self = Self::Lost;
+        }
+        !matches!(self, Self::Lost)
     }
 }
 
