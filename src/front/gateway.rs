@@ -123,14 +123,16 @@ impl Gateway {
             count(Service::Other, GatewayOutcome::Refused);
             Err(Box::new(plain(status, text)))
         };
-        let path = percent_decode_str(request.uri().path()).decode_utf8_lossy();
+        let path = request.uri().path();
         let path = match path.strip_prefix("/v3beta/") {
             Some(rest) => Cow::Owned(format!("/v3/{rest}")),
-            None => path,
+            None => Cow::Borrowed(path),
         };
+        // As Go does since 1.22: a slash that is escaped is none when a path is cleaned.
         if let Some(clean) = routes::cleaned(&path) {
             return Err(Box::new(redirect(&clean, request.uri().query())));
         }
+        let path = percent_decode_str(&path).decode_utf8_lossy();
         let Some(call) = routes::call(&path).and_then(|call| self.schema.call(call)) else {
             return refuse(StatusCode::NOT_FOUND, "Not Found\n");
         };
@@ -184,7 +186,7 @@ impl Gateway {
         let asked = asked.await;
         match asked {
             Ok(response) => self.answered(call, response, deadline, counted).await,
-            Err(status) => counted.fail(call, &status, false),
+            Err(status) => counted.fail(call, &status, true),
         }
     }
 

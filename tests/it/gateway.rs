@@ -49,6 +49,11 @@ fn equal(got: &Told, want: &Told) -> bool {
     mask(got) == mask(want)
 }
 
+/// An etcd 3.5 with the gateway that etcd itself releases it with: Debian builds its own with that of etcd 3.6.
+async fn as_released(flags: &[&str]) -> Option<Etcd> {
+    Etcd::of_version("3.5.35", flags, Http::Shared).await
+}
+
 async fn relay_over(etcd: &Etcd) -> Relay {
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").start().await;
     relay.follows().await;
@@ -57,7 +62,7 @@ async fn relay_over(etcd: &Etcd) -> Relay {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_answer_is_that_of_etcd() {
-    let (reference, etcd) = (Etcd::start().await, Etcd::start().await);
+    let (Some(reference), Some(etcd)) = (as_released(&[]).await, as_released(&[]).await) else { return };
     let relay = relay_over(&etcd).await;
     compare(&script(), &reference.addr(), relay.grpc_addr(), Version::HTTP_11, equal).await;
     let local = relay.metric_of("etcd_relay_reads_total", r#"outcome="confirmed""#).await;
@@ -68,7 +73,7 @@ async fn each_answer_is_that_of_etcd() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_answer_is_the_same_over_http2() {
-    let (reference, etcd) = (Etcd::start().await, Etcd::start().await);
+    let (Some(reference), Some(etcd)) = (as_released(&[]).await, as_released(&[]).await) else { return };
     let relay = relay_over(&etcd).await;
     compare(&script(), &reference.addr(), relay.grpc_addr(), Version::HTTP_2, equal).await;
 }
@@ -87,14 +92,18 @@ async fn what_is_well_answered_is_the_same_json_as_that_of_etcd_36() {
         // What only one of both takes for a request.
         want.status != 200 || got.status != 200 || value(got) == value(want)
     };
-    let asks: Vec<Ask> = script().into_iter().filter(|ask| ask.lines.is_none() && ask.body.len() < 1000).collect();
+    let asks: Vec<Ask> = script()
+        .into_iter()
+        // etcd 3.6 never answers a watch that it cannot read.
+        .filter(|ask| ask.lines.is_none() && ask.body.len() < 1000 && ask.path != "/v3/watch")
+        .collect();
     compare(&asks, &reference.addr(), relay.grpc_addr(), Version::HTTP_11, alike).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_may_do_what_etcd_lets_them_do() {
-    let (reference, etcd) =
-        (Etcd::start_with(&["--bcrypt-cost=4"]).await, Etcd::start_with(&["--bcrypt-cost=4"]).await);
+    let flags = ["--bcrypt-cost=4"];
+    let (Some(reference), Some(etcd)) = (as_released(&flags).await, as_released(&flags).await) else { return };
     let (_there, here) = (Users::on(&reference).await, Users::on(&etcd).await);
     let relay = here.relay(&etcd).await;
     let login = Ask::post("/v3/auth/authenticate", r#"{"name":"alice","password":"alice"}"#);
@@ -156,7 +165,7 @@ async fn a_watch_over_http_goes_on_and_a_client_that_does_not_read_holds_up_nobo
     let request = Request::builder().method(Method::POST).uri("/v3/watch").header("host", "relay");
     let request = request.body(Full::new(Bytes::from(body))).expect("a request");
     let stalled = sender.send_request(request).await.expect("an answer");
-    let reading = Ask::post("/v3/watch", body).lines(101);
+    let reading = Ask::post("/v3/watch", body).through(r#""mod_revision":"101""#);
     let addr = relay.grpc_addr().to_owned();
     let reading = tokio::spawn(async move { reading.put(&addr, Version::HTTP_11).await });
     eventually("both watch", async || (relay.metric_of("etcd_relay_watches", "").await >= 2.0).then_some(())).await;

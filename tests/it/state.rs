@@ -313,7 +313,11 @@ async fn metrics_and_health_have_ports_of_their_own_where_asked_for() {
     let proxy = RelayCommand::grpc_proxy(&[etcd.endpoint()]).arg("--metrics-addr=http://127.0.0.1:0").start().await;
     let addr = proxy.metrics_addrs().pop().expect("an address");
     assert_eq!(http::get(&addr, "/metrics").await.expect("an answer").status, 200);
-    assert_eq!(http::get(&addr, "/proxy/health").await.expect("an answer").status, 200);
+    eventually("the proxy reaches etcd", async || {
+        let health = http::get(&addr, "/proxy/health").await.expect("an answer");
+        (health.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use super::{
     fields::Fields,
     listings::Listings,
     made::{Made, Told},
-    operation::{self, Operation, Plan, names_from},
+    operation::{self, Mark, Operation, Plan, names_from},
     outcome::{self, Outcome},
     past::Past,
     path::{ancestors, mark},
@@ -240,16 +240,24 @@ impl Keys {
         // From a linearizable revision, so that no name is given twice, even after its key is gone.
         let mut number = self.confirm().await?.next().get();
         let mut marks = None;
+        let mut own_mark = None;
         for _ in 0..ATTEMPTS {
             let path = names_from(directory, number).start().clone();
-            let unmarked = marks.take().unwrap_or_else(|| unmarked(&self.feed.snapshot(), &path, v3.unseen));
+            let snapshot = self.feed.snapshot();
+            let unmarked = marks.take().unwrap_or_else(|| unmarked(&snapshot, &path, v3.unseen));
+            let was = own_mark.take().or_else(|| {
+                let kv = snapshot.map.get(&mark(directory))?;
+                Some(Mark { at: kv.mod_revision.get(), tells_index: !kv.value().is_empty() })
+            });
+            drop(snapshot);
             let unseen = v3.unseen;
             let plan =
                 Plan { path: &path, unseen, operation, value: fields.value.clone(), refresh: false, lease, unmarked };
             let under_way = self.made.begin(path.clone());
-            let response = v3.txn(operation::in_order(&plan, directory, number)?).await?;
+            let response = v3.txn(operation::in_order(&plan, directory, number, was.as_ref())?).await?;
             let at = revision_of(&response);
             let newest = newest_name(&response, directory);
+            own_mark = mark_of(&response);
             match outcome::read(&plan, response, None) {
                 Outcome::Done(event) => {
                     under_way.done(at, Told::Event(Arc::new((*event).clone())));
@@ -308,6 +316,13 @@ fn unmarked(snapshot: &Snapshot, path: &[u8], unseen: usize) -> Vec<Bytes> {
 
 fn revision_of(response: &TxnResponse) -> Revision {
     Revision::new(response.header.as_ref().map_or(0, |header| header.revision))
+}
+
+/// The directory's mark when a POST failed.
+fn mark_of(response: &TxnResponse) -> Option<Mark> {
+    let [.., mark, _] = &response.responses[..] else { return None };
+    let Some(Op::ResponseRange(range)) = mark.response.as_ref().filter(|_| !response.succeeded) else { return None };
+    range.kvs.first().map(|kv| Mark { at: kv.mod_revision, tells_index: !kv.value.is_empty() })
 }
 
 /// The highest in-order name that stood in the way of a POST.

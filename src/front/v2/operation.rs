@@ -223,6 +223,15 @@ impl Plan<'_> {
     }
 }
 
+/// What a POST knows of its directory's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Its revision.
+    pub(super) at: i64,
+    /// It has the directory's index as its value, since it was put by a POST before.
+    pub(super) tells_index: bool,
+}
+
 /// The in-order keys of a directory from `from` on: as many as there can be names for in all time.
 pub(super) fn names_from(directory: &[u8], from: i64) -> KeyRange {
     let name = |number: i64| [&mark(directory)[..], format!("{number:020}").as_bytes()].concat();
@@ -230,10 +239,31 @@ pub(super) fn names_from(directory: &[u8], from: i64) -> KeyRange {
     KeyRange::from_wire(name(from).into(), end.into()).expect("a later name comes after")
 }
 
-/// The transaction of a POST: like the creation of `path`, in a directory that has no key of this name or a later one.
-pub(super) fn in_order(plan: &Plan<'_>, directory: &[u8], number: i64) -> Result<TxnRequest, Refusal> {
+/// The transaction of a POST: like the creation of `path`, in a directory that has no key of this name or a later one, and had none: it puts the
+/// directory's mark anew, so the mark is as new as the last name that was given, whether that is still there or not. `was` is the mark
+/// before, where there is one.
+pub(super) fn in_order(
+    plan: &Plan<'_>,
+    directory: &[u8],
+    number: i64,
+    was: Option<&Mark>,
+) -> Result<TxnRequest, Refusal> {
     let mut transaction = plan.transaction()?;
     transaction.compare.push(absent(&names_from(directory, number)));
+    let own_mark = KeyRange::single(mark(directory));
+    if let Some(was) = was.filter(|_| !plan.unmarked.iter().any(|path| path == directory)) {
+        let older = TargetUnion::ModRevision(number);
+        transaction.compare.push(comparing(&own_mark, CompareTarget::Mod, CompareResult::Less, older));
+        let same = (CompareResult::Equal, TargetUnion::ModRevision(was.at));
+        let there = (CompareResult::Greater, TargetUnion::ModRevision(0));
+        let (result, union) = if was.tells_index { there } else { same };
+        transaction.compare.push(comparing(&own_mark, CompareTarget::Mod, result, union));
+        let value = if was.tells_index { Bytes::new() } else { Bytes::from(was.at.to_string()) };
+        let key = mark(directory);
+        let put = PutRequest { key, value, ignore_value: was.tells_index, ignore_lease: true, ..PutRequest::default() };
+        transaction.success.insert(0, RequestOp { request: Some(Op::RequestPut(put)) });
+    }
+    transaction.failure.push(read(&own_mark, 0, false));
     let newest = RangeRequest {
         sort_order: crate::pb::etcdserverpb::range_request::SortOrder::Descend.into(),
         ..range(&names_from(directory, number), 1, true)

@@ -9,6 +9,7 @@ use super::{
     operation::{Condition, Operation, Plan},
     path::mark,
     time::Expiry,
+    tree::index_of_mark,
 };
 use crate::{
     pb::{
@@ -84,7 +85,7 @@ fn stored(path: &Bytes, kv: mvccpb::KeyValue) -> Node {
     let (modified, created) = (Revision::new(kv.mod_revision), Revision::new(kv.create_revision));
     let expiry = Expiry::of_lease(kv.lease);
     if kv.key == mark(path) {
-        Node::directory(path.clone(), modified, created, expiry)
+        Node::directory(path.clone(), index_of_mark(&kv.value, modified), created, expiry)
     } else {
         Node { path: path.clone(), value: Some(kv.value), dir: false, expiry, tells_ttl: true, modified, created }
     }

@@ -73,7 +73,13 @@ pub(super) fn directory(snapshot: &Snapshot, path: &[u8]) -> Node {
 
 /// A directory as its mark says.
 pub(super) fn of_mark(path: Bytes, kv: &KeyValue) -> Node {
-    Node::directory(path, kv.mod_revision, kv.create_revision, Expiry::of_lease(kv.lease))
+    Node::directory(path, index_of_mark(kv.value(), kv.mod_revision), kv.create_revision, Expiry::of_lease(kv.lease))
+}
+
+/// When a directory was modified itself: in-order keys put its mark anew, which then has that as its value.
+pub(super) fn index_of_mark(value: &[u8], at: Revision) -> Revision {
+    let index = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    index.map(Revision::new).filter(|index| *index > Revision::ZERO && *index < at).unwrap_or(at)
 }
 
 /// The answer to a GET of a file.

@@ -23,6 +23,8 @@ pub(super) struct Ask {
     pub(super) body: String,
     /// How many lines are waited for, where the answer does not end by itself.
     pub(super) lines: Option<usize>,
+    /// The text in the last line that is waited for, where it is not known how many there are.
+    pub(super) last: Option<&'static str>,
 }
 
 /// What is answered.
@@ -36,7 +38,7 @@ pub(super) struct Told {
 impl Ask {
     pub(super) fn post(path: &str, body: &str) -> Self {
         let (method, path, body) = (Method::POST, path.to_owned(), body.to_owned());
-        Self { method, path, headers: Vec::new(), body, lines: None }
+        Self { method, path, headers: Vec::new(), body, lines: None, last: None }
     }
 
     pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -46,6 +48,11 @@ impl Ask {
 
     pub(super) fn lines(mut self, lines: usize) -> Self {
         self.lines = Some(lines);
+        self
+    }
+
+    pub(super) fn through(mut self, last: &'static str) -> Self {
+        self.last = Some(last);
         self
     }
 
@@ -82,8 +89,12 @@ impl Ask {
 
     async fn read(&self, mut body: Incoming) -> String {
         let mut read = Vec::new();
-        let enough =
-            |read: &[u8]| self.lines.is_some_and(|lines| read.iter().filter(|byte| **byte == b'\n').count() >= lines);
+        let enough = |read: &[u8]| {
+            let has_last =
+                |last: &str| read.ends_with(b"\n") && read.windows(last.len()).any(|part| part == last.as_bytes());
+            self.lines.is_some_and(|lines| read.iter().filter(|byte| **byte == b'\n').count() >= lines)
+                || self.last.is_some_and(has_last)
+        };
         while !enough(&read) {
             match body.frame().await {
                 Some(frame) => read.extend(frame.expect("not broken off").into_data().unwrap_or_default()),
@@ -142,5 +153,12 @@ pub(super) fn masked(text: &str) -> String {
             from = value;
         }
     }
-    text
+    without_made_up_ids(&text)
+}
+
+/// Leases that etcd names itself have numbers as long as a cluster's.
+fn without_made_up_ids(text: &str) -> String {
+    const LEAST: usize = 15;
+    let is_made_up = |part: &str| part.len() >= LEAST && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.split('"').map(|part| if is_made_up(part) { "…" } else { part }).collect::<Vec<_>>().join("\"")
 }
