@@ -2,7 +2,7 @@
 //!
 //! Not here: flags, see `cli::top`. Called by `main`. Knows nothing of the relay but docs/debug-state.schema.json, and shows what an older relay tells as well.
 //! Always holds: it costs the relay a bounded page of each list a second, and nothing after it has ended; text of others reaches the terminal escaped
-//! ([`text`]); the terminal is given back as it was (`screen`); where standard output is no terminal, one picture in plain text is written.
+//! (`text`); the terminal is given back as it was (`screen`); where standard output is no terminal, one picture in plain text is written.
 
 mod details;
 mod draw;

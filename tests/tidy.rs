@@ -347,7 +347,7 @@ fn readme_tells_every_metric_and_somebody_moves_it() {
     let metrics = metrics_in(&read(names));
     assert!(!metrics.is_empty(), "no metric found in {}", names.display());
     let readme = read("README.md");
-    let elsewhere: Vec<_> = shipped_files().filter(|file| file.path != names).collect();
+    let elsewhere: Vec<_> = shipped_files().filter(|file| !is_about_names(file)).collect();
 
     let mut findings = Vec::new();
     for (constant, metric) in &metrics {
@@ -373,9 +373,9 @@ fn readme_tells_every_metric_and_somebody_moves_it() {
 #[test]
 fn every_label_value_is_given_by_somebody() {
     let names = Path::new("src/telemetry/names.rs");
-    let text = read(names);
-    let elsewhere: Vec<String> =
-        shipped_files().filter(|file| file.path != names).map(|file| code_of(&file.text)).collect();
+    let (there, elsewhere): (Vec<_>, Vec<_>) = shipped_files().partition(is_about_names);
+    let text: String = there.into_iter().map(|file| file.text).collect();
+    let elsewhere: Vec<String> = elsewhere.iter().map(|file| code_of(&file.text)).collect();
     let mut findings = Vec::new();
     let mut values = 0;
     for block in text.split("labels! {").skip(1).filter_map(|block| block.split("\n}\n").next()) {
@@ -393,6 +393,11 @@ fn every_label_value_is_given_by_somebody() {
     }
     assert!(values > 20, "found {values} label values in {}", names.display());
     assert_tidy(&findings);
+}
+
+/// Names and meanings of metrics and labels, and the series that begin at zero: whoever counts is elsewhere.
+fn is_about_names(file: &SourceFile) -> bool {
+    file.path.starts_with("src/telemetry/names.rs") || file.path.starts_with("src/telemetry/names")
 }
 
 struct SourceFile {

@@ -77,7 +77,7 @@ pub(super) struct Ports {
     #[arg(long, env = "ETCD_RELAY_KEYS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Trusted)]
     keys_from: Who,
 
-    /// Origins whose pages may read /v1/keys and /v1/watch in a browser, such as https://example.org, or * for all; repeated or separated by
+    /// Origins whose pages may read /v1/keys and /v1/watch in a browser, such as `https://example.org`, or * for all; repeated or separated by
     /// commas. Default: none
     #[arg(long, env = "ETCD_RELAY_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     cors: Vec<Origin>,

@@ -1,4 +1,4 @@
-//! Plain HTTP: the operator's port ([`admin`]) with its [`state`], a [`page`] that shows it, Lainlet's API ([`lainlet`]) and the keys ([`keys`]); what
+//! Plain HTTP: the operator's port ([`admin`]) with its `state`, a `page` that shows it, Lainlet's API ([`lainlet`]) and the keys ([`keys`]); what
 //! an etcd member answers beside gRPC
 //! ([`member`]), and ports for metrics alone ([`metrics_only`]).
 

@@ -2,7 +2,7 @@
 //!
 //! Not here: who may read what, which etcd decides at each check (`access`). A name is learned from etcd's answer to `Authenticate` that passes through
 //! the relay, so it is one that etcd has checked a password for. What a token itself says is not believed: anyone can write one.
-//! Always holds: neither tokens nor passwords are kept, but a number made of a token by a secret of this process; no more than twice [`MOST`]
+//! Always holds: neither tokens nor passwords are kept, but a number made of a token by a secret of this process; no more than twice `MOST`
 //! names are kept, and those that were given out longest ago are forgotten.
 
 use std::{

@@ -5,6 +5,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Write as _},
+    num::NonZero,
     os::fd::{AsFd as _, OwnedFd},
     process::{Child, Command, Output},
     sync::Arc,
@@ -154,6 +155,9 @@ async fn completions_and_manual_pages_are_written() {
     assert!(error.contains("/nowhere/at/all"), "{error}");
 }
 
+const ROWS: NonZero<u16> = NonZero::new(30).unwrap();
+const COLUMNS: NonZero<u16> = NonZero::new(120).unwrap();
+
 /// A program in a terminal of its own.
 struct InTerminal {
     child: Child,
@@ -169,7 +173,7 @@ impl InTerminal {
         grantpt(&controller).and_then(|()| unlockpt(&controller)).expect("a terminal");
         let name = ptsname(&controller, Vec::new()).expect("a name").into_string().expect("a path");
         let terminal = OpenOptions::new().read(true).write(true).open(name).expect("a terminal");
-        let size = Winsize { ws_row: 30, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&terminal, size).expect("a size");
         let before = tcgetattr(terminal.as_fd()).expect("its modes");
         let end = || terminal.try_clone().expect("a file");
@@ -187,7 +191,14 @@ impl InTerminal {
         Self { child, controller, terminal, told, before }
     }
 
-    /// What it wrote, without the sequences that move and colour.
+    /// What is on the screen, of which only what changes is written.
+    fn screen(&self) -> String {
+        let mut terminal = vt100::Parser::new(ROWS, COLUMNS, 0);
+        terminal.process(&self.told.lock());
+        terminal.screen().contents()
+    }
+
+    /// What it wrote.
     fn told(&self) -> String {
         String::from_utf8_lossy(&self.told.lock()).into_owned()
     }
@@ -198,7 +209,7 @@ impl InTerminal {
 
     async fn shows(&self, text: &str) {
         eventually_within(SOON, &format!("the terminal shows {text:?}"), async || {
-            self.told().contains(text).then_some(())
+            (self.told().contains(text) || self.screen().contains(text)).then_some(())
         })
         .await;
     }

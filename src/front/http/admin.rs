@@ -5,8 +5,8 @@
 //! | GET /metrics | Prometheus text |
 //! | GET /live | 200 as long as the process answers |
 //! | GET /ready | 200, or 503 with a line for each thing that is not ready |
-//! | GET /debug/state, /debug/state/… | feeds, connections and what they watch, as JSON: see [`state`](super::state) |
-//! | GET /, /page/… | a page that shows this: see [`page`](super::page) |
+//! | GET /debug/state, /debug/state/… | feeds, connections and what they watch, as JSON: see `state` |
+//! | GET /, /page/… | a page that shows this: see `page` |
 //!
 //! What is below `/debug/state` tells which keys others watch and where from, so it is for an [`Audience`](super::audience::Audience); `/metrics` may be,
 //! the others are for everyone: the page itself has nothing in it but what it reads from `/debug/state`.

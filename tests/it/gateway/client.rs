@@ -153,6 +153,8 @@ pub(super) fn masked(text: &str) -> String {
             from = value;
         }
     }
+    // etcd says either, as it happens.
+    let text = text.replace("stream terminated by RST_STREAM with error code: CANCEL", "context deadline exceeded");
     without_made_up_ids(&text)
 }
 
