@@ -11,6 +11,8 @@ use thiserror::Error;
 
 /// How deep objects and arrays may be within each other: Go's own limit.
 const MAX_DEPTH: usize = 10_000;
+/// Most objects and arrays of a value. The place of each takes four times as much memory as its text may, and etcd takes far fewer.
+const MAX_PARTS: usize = 1 << 18;
 
 /// Why a text is not JSON, as Go says it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -20,6 +22,9 @@ pub(super) enum SyntaxError {
     /// Of a text that ends within a value.
     #[error("unexpected end of JSON input")]
     End,
+    /// Here Go would go on.
+    #[error("etcd-relay: a request has at most {MAX_PARTS} objects and arrays")]
+    Parts,
 }
 
 /// Where an object or an array is in the text.
@@ -252,6 +257,9 @@ impl Scanner {
         if self.open.len() >= MAX_DEPTH {
             return Err(SyntaxError::Character(byte, "exceeded max depth"));
         }
+        if self.extents.len() >= MAX_PARTS {
+            return Err(SyntaxError::Parts);
+        }
         self.open.push(Open { part, extent: self.extents.len() });
         self.extents.push(Extent { start: self.taken, end: self.taken });
         self.state = state;
@@ -359,6 +367,13 @@ pub(super) fn go_quoted(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_places_of_objects_and_arrays_are_bounded_however_small_these_are() {
+        let text = |parts: usize| format!("[{}0]", "{},".repeat(parts - 1));
+        assert_eq!(check(text(MAX_PARTS).as_bytes()), Ok(()));
+        assert_eq!(check(text(MAX_PARTS + 1).as_bytes()), Err(SyntaxError::Parts));
+    }
 
     #[test]
     fn what_is_wrong_is_said_in_gos_words() {
