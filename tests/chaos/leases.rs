@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use etcd_relay::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, PutRequest,
-    lease_client::LeaseClient,
+    StatusRequest, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
 };
 use fastrand::Rng;
 use tokio::{
@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 use crate::{
-    link::{self, DEADLINE},
+    link::{self, DEADLINE, Token},
     scene::{PREFIX, RELAYS, Scene},
     support::kv::{Kv, put},
 };
@@ -188,7 +188,7 @@ impl Holder {
         }
     }
 
-    /// Nobody keeps the lease alive any more, so what is left of it only falls, until it is gone. Leaders begin with all of it.
+    /// Nobody keeps the lease alive any more, so its leader has less and less time left for it, until it is gone. A new leader begins with all of it.
     async fn look_on(&self, lease: &Lease) {
         let scene = &self.scene;
         let died = Instant::now();
@@ -198,22 +198,60 @@ impl Holder {
         let mut left: BTreeMap<u64, i64> = BTreeMap::new();
         for round in 0_usize.. {
             sleep(PACE).await;
-            let request = scene.token.on(LeaseTimeToLiveRequest { id: lease.id, keys: false });
-            let mut client = LeaseClient::new(channels[round % channels.len()].clone());
-            let Ok(Ok(answer)) = timeout(PATIENCE, client.lease_time_to_live(request)).await else { continue };
-            let answer = answer.into_inner();
-            let Some(header) = answer.header.filter(|header| header.cluster_id == lease.cluster_id) else { return };
-            if answer.ttl <= 0 {
-                scene.findings.judged("leases of the dead", 1);
-                return;
-            }
-            let known = left.insert(header.raft_term, answer.ttl);
-            if known.is_some_and(|known| answer.ttl > known) && died.elapsed() > patience {
+            let look = Look { token: &scene.token, member: &channels[round % channels.len()], lease };
+            let Ok(Some(seen)) = timeout(PATIENCE, look.by_a_leader()).await else { continue };
+            let (term, ttl) = match seen {
+                Seen::Replaced => return,
+                Seen::Left { ttl, .. } if ttl <= 0 => {
+                    scene.findings.judged("leases of the dead", 1);
+                    return;
+                }
+                Seen::Left { term, ttl } => (term, ttl),
+            };
+            let known = left.insert(term, ttl);
+            if let Some(known) = known.filter(|known| ttl > *known && died.elapsed() > patience) {
                 let (id, after) = (lease.id, died.elapsed());
-                scene.findings.add(&format!("lease {id:x} was kept alive {after:?} after the death of its client"));
+                scene.findings.add(&format!(
+                    "lease {id:x} was kept alive {after:?} after the death of its client: {known} s left, then {ttl} s, in term {term}"
+                ));
                 return;
             }
         }
+    }
+}
+
+/// A question to a member, how much time is left for a lease.
+struct Look<'a> {
+    token: &'a Token,
+    member: &'a Channel,
+    lease: &'a Lease,
+}
+
+enum Seen {
+    /// The member is one of another cluster.
+    Replaced,
+    /// In seconds, as the leader of that term counts them.
+    Left { term: u64, ttl: i64 },
+}
+
+impl Look<'_> {
+    /// What the member says of the lease, if it leads the cluster, in one term, before it answers and after. Any other member hands on what a
+    /// leader told it, which may be the last leader, and puts the newest term beside it.
+    async fn by_a_leader(&self) -> Option<Seen> {
+        let before = self.term_led().await?;
+        let request = self.token.on(LeaseTimeToLiveRequest { id: self.lease.id, keys: false });
+        let answer = LeaseClient::new(self.member.clone()).lease_time_to_live(request).await.ok()?.into_inner();
+        if answer.header.as_ref()?.cluster_id != self.lease.cluster_id {
+            return Some(Seen::Replaced);
+        }
+        let after = self.term_led().await?;
+        (before == after).then_some(Seen::Left { term: before, ttl: answer.ttl })
+    }
+
+    async fn term_led(&self) -> Option<u64> {
+        let request = self.token.on(StatusRequest {});
+        let status = MaintenanceClient::new(self.member.clone()).status(request).await.ok()?.into_inner();
+        (status.header?.member_id == status.leader).then_some(status.raft_term)
     }
 }
 
