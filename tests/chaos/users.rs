@@ -36,6 +36,9 @@ const GUEST_KEY: usize = 10;
 /// The relay's word is ten seconds (README, “Users”); the rest is for a busy machine.
 const REVOKED: Duration = Duration::from_secs(25);
 
+/// How long an answer to one create is waited for.
+const CREATE: Duration = Duration::from_secs(5);
+
 /// The users.
 #[derive(Debug)]
 pub struct Users {
@@ -108,9 +111,8 @@ impl Users {
                 read(relay, &guest).await.then_some(())
             })
             .await;
-            let mut stream = guest.stream(kv::channel(relay).await);
-            stream.created(client::prefix(GUEST_KEYS)).await;
-            streams.push(stream);
+            let watched = async || watch(relay, &guest).await;
+            streams.push(eventually_within(REVOKED, &format!("{name} lets the guest watch"), watched).await);
         }
         let revoke = AuthUserRevokeRoleRequest { name: "guest".into(), role: "guest".into() };
         self.auth().await.user_revoke_role(self.root.on(revoke)).await.expect("revoke role");
@@ -145,6 +147,15 @@ async fn read(relay: &str, token: &Token) -> bool {
     let request = RangeRequest { key: key(GUEST_KEY).into(), ..RangeRequest::default() };
     let mut kv = Kv::connect(relay).await.raw;
     kv.range(token.on(request)).await.is_ok()
+}
+
+/// A watch of the guest's, if the relay makes one now. Members turn authentication on one after the other, and until the relay has a token of
+/// each, it asks its clients to try again.
+async fn watch(relay: &str, token: &Token) -> Option<WatchStream> {
+    let mut stream = token.stream(kv::channel(relay).await);
+    stream.create(client::prefix(GUEST_KEYS));
+    let answer = stream.take_within(CREATE).await?.response;
+    (answer.created && !answer.canceled).then_some(stream)
 }
 
 /// Whether the watch has come to its end.
