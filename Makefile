@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos kubernetes check build bench microbench bench-views fleet tools
+.PHONY: help demo test chaos kubernetes check build bench microbench bench-views fleet docs tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -62,6 +62,9 @@ bench-views: tools ## The views under load, with a real etcd, some minutes (ARGS
 
 fleet: tools ## Simulate a fleet of relays with a million clients (ARGS=… names some of the cases)
 	ETCD_RELAY_FLEET_CLIENTS=$${ETCD_RELAY_FLEET_CLIENTS:-1000000} cargo test --locked --test fleet_sim -- --nocapture --test-threads=1 $(ARGS)
+
+docs: tools ## Write docs/flags.md and docs/metrics.md from the code; the tests fail where they differ
+	ETCD_RELAY_WRITE_DOCS=1 cargo test --locked --test tidy -- reference
 
 tools:
 	@scripts/rust

@@ -29,7 +29,7 @@ use thiserror::Error;
 use self::announce::Announce;
 pub use self::{
     bench::BenchTask,
-    pages::{Build, Commit, ManualError, ManualPages},
+    pages::{Build, Commit, ManualError, ManualPages, commands},
 };
 use crate::{
     bench::BenchError,

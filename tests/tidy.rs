@@ -1,10 +1,17 @@
-//! What the compiler does not check: layer edges, file headers, leftovers, file sizes, and that README names every flag
-//! and every metric.
+//! What the compiler does not check: layer edges, file headers, leftovers, file sizes, and the pages: their links, what they say of flags and metrics, and
+//! those that are made from the code (`make docs`).
 //!
 //! Not here: what the program does, see `tests/it`. Reads the sources as text, and asks the built program for its flags.
 //! Each test collects all findings before it fails, so that one run shows all there is to mend.
 
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+
+#[path = "tidy/markdown.rs"]
+mod markdown;
+#[path = "tidy/pages.rs"]
+mod pages;
+#[path = "tidy/reference.rs"]
+mod reference;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -297,31 +304,15 @@ fn no_file_is_too_long() {
 }
 
 #[test]
-fn readme_tells_every_flag_of_serve_and_no_other() {
+fn every_flag_of_serve_has_a_variable_of_its_name() {
     let help = help_of(&["serve"]);
     let flags = flags_in(&help);
     assert!(flags.contains("--etcd"), "`serve --help` does not show the flags: {help}");
-    let section = section(&read("README.md"), "Flags");
-    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).collect();
-
     let mut findings = Vec::new();
     for flag in &flags {
-        match rows.iter().find(|row| code_spans(row).any(|span| first_word(span) == flag)) {
-            None => findings.push(format!("README.md: the table under Flags has no row for `{flag}`")),
-            Some(row) => {
-                let variable = format!("ETCD_RELAY_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
-                if !help.contains(&variable) {
-                    findings.push(format!("serve --help: `{flag}` cannot be set by {variable}"));
-                } else if !row.contains(&variable) && !section.contains("ETCD_RELAY_…") {
-                    findings.push(format!("README.md: neither the row of `{flag}` names {variable}, nor does the text of Flags say how flags and `ETCD_RELAY_…` go together"));
-                }
-            }
-        }
-    }
-    for row in rows {
-        let Some(flag) = code_spans(row).next().map(first_word) else { continue };
-        if flag.starts_with("--") && !flags.contains(flag) {
-            findings.push(format!("README.md: the table under Flags tells of `{flag}`, which serve does not have"));
+        let variable = format!("ETCD_RELAY_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
+        if !help.contains(&variable) {
+            findings.push(format!("serve --help: `{flag}` cannot be set by {variable}"));
         }
     }
     assert_tidy(&findings);
@@ -342,29 +333,16 @@ fn deploy_sets_only_what_serve_reads() {
 }
 
 #[test]
-fn readme_tells_every_metric_and_somebody_moves_it() {
+fn somebody_moves_every_metric() {
     let names = Path::new("src/telemetry/names.rs");
     let metrics = metrics_in(&read(names));
     assert!(!metrics.is_empty(), "no metric found in {}", names.display());
-    let readme = read("README.md");
     let elsewhere: Vec<_> = shipped_files().filter(|file| !is_about_names(file)).collect();
-
     let mut findings = Vec::new();
-    for (constant, metric) in &metrics {
-        if !words(&readme).any(|word| word == metric) {
-            findings.push(format!("README.md: says nothing of `{metric}`"));
-        }
+    for constant in metrics.keys() {
         let moved = elsewhere.iter().any(|file| words(&code_of(&file.text)).any(|word| word == constant));
         if !moved {
             findings.push(format!("{}: nobody uses {constant}", names.display()));
-        }
-    }
-    let known: BTreeSet<&String> = metrics.values().collect();
-    for word in words(&readme).filter(|word| word.starts_with("etcd_relay_")) {
-        // A histogram's series have endings of their own.
-        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
-        if ![word, base].into_iter().any(|name| known.contains(&name.to_owned())) {
-            findings.push(format!("README.md: tells of `{word}`, which is no metric"));
         }
     }
     assert_tidy(&findings);
@@ -574,22 +552,9 @@ fn is_word(char: char) -> bool {
     char.is_ascii_alphanumeric() || char == '_'
 }
 
-fn first_word(text: &str) -> &str {
-    text.split_whitespace().next().unwrap_or("")
-}
-
 /// The texts between backquotes.
 fn code_spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
-}
-
-/// What stands under a heading of this name, up to the next heading that is no deeper.
-fn section(markdown: &str, title: &str) -> String {
-    let level_of = |line: &str| line.chars().take_while(|char| *char == '#').count();
-    let mut lines = markdown.lines().skip_while(|line| level_of(line) == 0 || line.trim_matches(['#', ' ']) != title);
-    let Some(heading) = lines.next() else { panic!("README.md has no heading `{title}`") };
-    let body: Vec<&str> = lines.take_while(|line| !(1..=level_of(heading)).contains(&level_of(line))).collect();
-    body.join("\n")
 }
 
 /// The long flags of a clap help text, but for help and version, which every command has.
@@ -709,13 +674,9 @@ mod the_checks_find {
     }
 
     #[test]
-    fn flags_in_help_and_their_rows() {
+    fn flags_in_help() {
         let help = "Options:\n      --listen-grpc <ADDR>\n          Where. See --not-a-row [env: X=]\n  -p, --prefix <P>\n  -h, --help\n";
         assert_eq!(flags_in(help).into_iter().collect::<Vec<_>>(), ["--listen-grpc", "--prefix"]);
-        let readme = "# R\n## Flags\n| `--prefix P` | x |\n### Deeper\n| `--b` |\n## Next\n| `--c` |\n";
-        let section = section(readme, "Flags");
-        let rows: Vec<_> = section.lines().filter_map(|row| code_spans(row).next()).map(first_word).collect();
-        assert_eq!(rows, ["--prefix", "--b"]);
     }
 
     #[test]

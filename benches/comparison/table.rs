@@ -45,15 +45,16 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
         "etcd, etcd's grpc-proxy, the relay, and bare sockets (a plain program that writes the same bytes to as many sockets)\n\
          under the same loads, one after the other on one machine that the load shares. `make bench` writes this file.\n\
          CPU is per delivery or read, of the server alone; writes go to etcd. Compare figures within one run.\n\n\
-         Each run has servers of its own. Where a label says `3 ×`, the runs of the case took turns that often, one of each, so that what\n\
-         else the machine does meets all sides alike: the figure is the median of all of them, with the least and the most beside it, and the\n\
-         ratio is that of the medians. Of a pause, the worst run counts. Delays are those of healthy subscribers alone.\n"
+         [README](../README.md) · what the figures mean: [Performance](performance.md) · how to take your own: [Measuring it](measuring.md)\n\n\
+         Each run has servers of its own. Where a label says `3 ×`, each server ran the case three times, in turns, so that\n\
+         whatever else the machine does affects all of them alike. The figure is the median, with the least and the most beside it, and the\n\
+         ratio is that of the medians. Of a pause, the worst run counts. Delays are those of healthy subscribers only.\n"
     )?;
     if quick {
         writeln!(text, "**A smoke run: small and short. Its figures mean nothing.**\n")?;
     }
     writeln!(text, "{}\n", machine(lab)?)?;
-    writeln!(text, "## What is to be reached\n")?;
+    writeln!(text, "## Targets\n")?;
     writeln!(
         text,
         "| case | figure | against | theirs | relay | now | must reach | |\n|---|---|---|--:|--:|--:|--:|---|"

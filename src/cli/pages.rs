@@ -109,7 +109,7 @@ impl Commit {
 
 impl CompletionsCommand {
     pub(super) fn exit(&self) -> Exit {
-        let mut command = Cli::command();
+        let mut command = commands();
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, name, &mut script);
@@ -122,7 +122,7 @@ impl ManCommand {
         if let Some(dir) = self.dir {
             return Ok(Task::Manual(ManualPages { dir }));
         }
-        let mut command = manual();
+        let mut command = commands().disable_help_subcommand(true);
         command.build();
         for name in &self.command {
             let found = command.find_subcommand(name).cloned();
@@ -140,12 +140,15 @@ impl ManualPages {
     /// # Errors
     /// Where the directory does not take them.
     pub fn write(&self) -> Result<(), ManualError> {
-        clap_mangen::generate_to(manual(), &self.dir).map_err(|cause| ManualError { dir: self.dir.clone(), cause })
+        clap_mangen::generate_to(commands().disable_help_subcommand(true), &self.dir)
+            .map_err(|cause| ManualError { dir: self.dir.clone(), cause })
     }
 }
 
-fn manual() -> Command {
-    Cli::command().disable_help_subcommand(true)
+/// All commands with their flags, as `--help` shows them. For what is made from them: pages, manuals, completions.
+#[must_use]
+pub fn commands() -> Command {
+    Cli::command()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use crate::{
 /// What the guest may read at times, and the key of it that is read.
 const GUEST_KEYS: &str = "/chaos/k1";
 const GUEST_KEY: usize = 10;
-/// The relay's word is ten seconds (README, “Users”); the rest is for a busy machine.
+/// The relay's word is ten seconds (docs/trust.md); the rest is for a busy machine.
 const REVOKED: Duration = Duration::from_secs(25);
 
 /// How long an answer to one create is waited for.

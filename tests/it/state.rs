@@ -1,6 +1,6 @@
 //! What the relay tells its operator: `/metrics`, `/debug/state`, `/live`, `/ready`, `/health`, `/version`.
 //!
-//! Not here: the names of all metrics, which `tidy` compares with the README. Each figure is shown to follow what it names.
+//! Not here: the names of all metrics, which `tidy` compares with the documentation. Each figure is shown to follow what it names.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -22,7 +22,7 @@ use crate::{
     trace::Trace,
 };
 
-/// How long after a permission was taken away data may still be shown, by README.
+/// How long after a permission was taken away data may still be shown, by docs/trust.md.
 pub(crate) const REVOKED: Duration = Duration::from_secs(10);
 
 /// Who had no permission since this moment is to be shown nothing by an answer to what was asked at `asked_at`. While nothing reaches the

@@ -2,7 +2,7 @@
 //! here, each with its reason.
 //!
 //! What is sent and how answers are compared is in `tests/fixtures/etcd-v2/replay.py`, which takes python3; without it nothing is
-//! compared. The README's table says the same of the differences.
+//! compared. docs/etcd-v2.md says the same of the differences.
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
