@@ -1,8 +1,10 @@
-//! The hub: one log per watched range, many positions in it.
+//! The hub: one log for each watched range, and many readers at positions in it.
 //!
-//! Not here: networks, requests of a protocol, etcd's client. A source writes into feeds; fronts and views read from them.
-//! [`Hub`] is the registry: it finds the feed that covers a range, and opens one on demand where that is allowed.
-//! Always holds: a range is served by a configured feed if one covers it; a feed on demand that has ended is not handed out.
+//! Not here: networks, the requests of a protocol, etcd's client. A source writes into feeds; fronts and views read
+//! from them. [`Hub`] is the registry: it finds the feed that covers a range, and opens one on demand if that is
+//! allowed.
+//! Always holds: a configured feed serves every range that it covers; a feed on demand that has ended is never
+//! returned.
 
 mod backfill;
 mod catch_up;
@@ -73,20 +75,20 @@ use crate::{
     types::{ClientKey, KeyRange, UpstreamHeader},
 };
 
-/// Bounds of the hub and of what it serves.
+/// Limits of the hub and of what it serves.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// History of each feed.
+    /// Limits of each feed's history.
     pub history: HistoryLimits,
-    /// Queue of each stream.
+    /// Limits of each stream's queue.
     pub outbox: OutboxLimits,
     /// Whether feeds are opened on demand, and how many there may be at once.
     pub on_demand: Option<usize>,
-    /// What feeds on demand may hold together, in bytes.
+    /// The most bytes that feeds on demand may hold together.
     pub on_demand_bytes: usize,
-    /// Most fills at work at once; more wait. Each is a watch on etcd.
+    /// The most fills that run at once; more wait. Each is a watch on etcd.
     pub fills: usize,
-    /// How long one ask for the current revision may take.
+    /// The timeout of a request for the current revision.
     pub confirm_patience: Duration,
 }
 
@@ -97,21 +99,21 @@ pub(crate) struct FeedContext {
     pub(crate) upstream: Arc<dyn Upstream>,
     pub(crate) tasks: Tasks,
     turns: Arc<Turns>,
-    /// For the backfills of feeds on demand.
+    /// Limits the backfills of feeds on demand.
     backfills: Semaphore,
     pub(crate) pages: Arc<Pages>,
-    /// For reads that take long.
+    /// Runs the long reads.
     workers: Workers,
-    /// Tells the audit that it is to look at a feed soon.
+    /// Tells the audit that it should check a feed soon.
     suspects: Notify,
     pub(crate) on_demand: OnDemand,
 }
 
-/// The part of what feeds on demand may hold that one of them may have for its history.
+/// The history of one feed on demand may take this fraction of `on_demand_bytes`.
 const HISTORY_SHARE: usize = 64;
 
 impl FeedContext {
-    /// The bounds of a feed's history.
+    /// The limits of a feed's history.
     pub(crate) fn history_of(&self, kind: FeedKind) -> HistoryLimits {
         let HistoryLimits { bytes, entries } = self.limits.history;
         match kind {
@@ -129,13 +131,13 @@ pub trait FeedRunner: Send + Sync + 'static {
     fn run(&self, feed: Arc<Feed>);
 }
 
-/// See the module.
+/// The registry of feeds; see the module.
 pub struct Hub {
     shared: Arc<FeedContext>,
     runner: Box<dyn FeedRunner>,
     feeds: RwLock<Vec<Arc<Feed>>>,
-    /// Held while it is found out whether there is room for one more feed on demand. That looks at all feeds and waits for each of them, so
-    /// the list is not locked meanwhile.
+    /// Held while the hub checks whether there is room for one more feed on demand. That check reads all feeds and
+    /// waits for the lock of each, so the list itself is not locked meanwhile.
     opening: Mutex<()>,
     header: Arc<UpstreamHeader>,
     confirmer: Arc<Confirmer>,
@@ -153,27 +155,27 @@ pub enum NoFeed {
     /// Feeds on demand are off.
     #[error("etcd-relay: the range is outside every --prefix, and --on-demand is deny")]
     Denied,
-    /// There are as many feeds on demand as there may be.
+    /// The largest number of feeds on demand is open.
     #[error("etcd-relay: --on-demand-max feeds are open; configure a --prefix that covers the range, or raise it")]
     Limit,
-    /// The client has its share of them.
+    /// The client has opened its share of them.
     #[error(
         "etcd-relay: this client's address has its share of --on-demand-max feeds open; configure a --prefix that covers its ranges, \
          or raise it"
     )]
     ClientLimit,
-    /// They hold as much as they may.
+    /// Feeds on demand hold as many bytes as they may.
     #[error(
         "etcd-relay: feeds on demand hold --on-demand-bytes; configure a --prefix that covers the range, or raise it"
     )]
     Bytes,
-    /// The client has its share of that.
+    /// The client's feeds hold its share of these bytes.
     #[error(
         "etcd-relay: this client's address has its share of --on-demand-bytes in feeds on demand; configure a --prefix that covers its \
          ranges, or raise it"
     )]
     ClientBytes,
-    /// Upstream has no such ranges.
+    /// Upstream cannot watch such a range.
     #[error(
         "etcd-relay: the upstream speaks etcd v2 only, where the keys of one directory (/a/ to /a0) or one key can be watched"
     )]
@@ -206,14 +208,15 @@ impl Hub {
         Arc::new(Self { shared, runner, feeds, opening, header, confirmer })
     }
 
-    /// Where its data come from.
+    /// Where its data comes from.
     #[must_use]
     pub fn upstream(&self) -> &Arc<dyn Upstream> {
         &self.shared.upstream
     }
 
-    /// Does something that takes long in steps of about a millisecond, by turns with the long reads of all clients. It ends with the
-    /// first step that has an outcome, or where this future is dropped. While it waits it takes about so many bytes.
+    /// Runs a job in steps of about a millisecond, in turns with the long reads of all clients. The job ends with the
+    /// first step that has a result, or when this future is dropped. `bytes` is about how much memory it takes while it
+    /// waits.
     ///
     /// # Errors
     /// See [`NotDone`].
@@ -231,7 +234,8 @@ impl Hub {
         self.start(&mut self.feeds.write(), range, FeedKind::Prefix, ClientKey::RELAY)
     }
 
-    /// A feed that covers `range` and is always on: a configured one, or one opened now that counts as such.
+    /// A feed that covers `range` and is always on: a configured one, or one that is opened now and counts as
+    /// configured.
     pub fn always(&self, range: KeyRange) -> Arc<Feed> {
         let mut feeds = self.feeds.write();
         let configured = feeds.iter().find(|feed| feed.kind() == FeedKind::Prefix && feed.range().covers(&range));
@@ -247,7 +251,8 @@ impl Hub {
         covering(&self.feeds.read(), range)
     }
 
-    /// The feed that covers `range`, opened for `client` where none runs and on-demand feeds are allowed.
+    /// The feed that covers `range`. If there is none, one is opened for `client`, provided that feeds on demand are
+    /// allowed.
     ///
     /// # Errors
     /// [`NoFeed`], with the reason.
@@ -269,7 +274,7 @@ impl Hub {
         self.shared.on_demand.admit(client, most)?;
         let mut feeds = self.feeds.write();
         feeds.retain(|feed| !feed.is_closed());
-        // A copy: the range must not hold on to the request that it came in.
+        // A copy, so that the range does not keep the buffer of its request in memory.
         Ok(self.start(&mut feeds, range.detached(), FeedKind::OnDemand, client))
     }
 
@@ -279,8 +284,8 @@ impl Hub {
         self.feeds.read().iter().filter(|feed| feed.state() != FeedState::Closed).cloned().collect()
     }
 
-    /// Who may read what may have changed upstream: every configured feed finds out whether the relay itself still may. A feed
-    /// on demand finds out when it watches again.
+    /// Permissions may have changed upstream. Every configured feed checks whether the relay itself may still read its
+    /// range. A feed on demand finds out when it opens its next watch.
     pub fn doubt_permission(&self) {
         let feeds = self.feeds();
         feeds.iter().filter(|feed| feed.kind() == FeedKind::Prefix).for_each(|feed| feed.doubt(Doubt::Permission));
@@ -292,7 +297,7 @@ impl Hub {
         self.feeds.read().iter().all(|feed| feed.kind() == FeedKind::OnDemand || feed.is_serving())
     }
 
-    /// The newest identity that upstream gave.
+    /// The newest header that upstream sent.
     #[must_use]
     pub fn header(&self) -> &Arc<UpstreamHeader> {
         &self.header
@@ -304,30 +309,30 @@ impl Hub {
         &self.confirmer
     }
 
-    /// Whether the cluster can say what it agrees on; changes are told.
+    /// Whether the cluster can reach agreement. The receiver is notified of changes.
     #[must_use]
     pub fn agreement(&self) -> watch::Receiver<Agreement> {
         self.shared.upstream.agreement()
     }
 
-    /// Waits until the audit is to look at a feed soon, see [`Feed::suspect`]. Cancel safe.
+    /// Waits until the audit should check a feed soon, see [`Feed::suspect`]. Cancel safe.
     pub async fn suspected(&self) {
         self.shared.suspects.notified().await;
     }
 
-    /// The bounds.
+    /// The limits.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
     }
 
-    /// What all feeds have together.
+    /// The totals over all feeds.
     #[must_use]
     pub fn totals(&self) -> Totals {
         Totals::of(&self.feeds())
     }
 
-    /// Sets the gauges of what all feeds hold. Called before a scrape.
+    /// Sets the gauges about the content of all feeds. Called before a scrape.
     pub fn refresh_metrics(&self) {
         let feeds: Vec<FeedStats> = self.feeds().iter().map(|feed| feed.stats()).collect();
         FeedStats::set_gauges(&feeds, self.shared.on_demand.held());
@@ -344,7 +349,7 @@ impl Hub {
 
 fn covering(feeds: &[Arc<Feed>], range: &KeyRange) -> Option<Arc<Feed>> {
     let covers = |feed: &&Arc<Feed>| feed.range().covers(range) && feed.state() != FeedState::Closed;
-    // Those that are always on win over those on demand.
+    // A feed that is always on takes precedence over one on demand.
     let always = feeds.iter().filter(|feed| feed.kind() == FeedKind::Prefix).find(covers);
     always.or_else(|| feeds.iter().find(covers)).cloned()
 }

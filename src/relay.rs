@@ -1,4 +1,4 @@
-//! The composition root: binds the ports, wires the parts, runs them, ends them in order.
+//! The composition root: binds the ports, wires the parts together, runs them, and ends them in order.
 //!
 //! Not here: flags (`cli` makes a [`RelayConfig`]) and logic. Called by `main` and by tests that want a whole relay.
 //! Always holds: all ports are bound, and their addresses known, before anything is served.
@@ -49,7 +49,7 @@ use crate::{
     types::{MemberVersion, Revision},
 };
 
-/// A relay whose ports are bound, and that serves nothing yet.
+/// A relay whose ports are bound, but which does not serve anything yet.
 #[derive(Debug)]
 pub struct Relay {
     config: RelayConfig,
@@ -72,13 +72,13 @@ pub enum BuildError {
     /// A port cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The example data does not fit.
+    /// The example data does not fit into the store.
     #[error("cannot fill the embedded store")]
     Seed(#[from] SeedError),
-    /// The protocol's descriptors are unusable: a fault of the build.
+    /// The protocol's descriptors cannot be used. This is a fault of the build.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The same.
+    /// The same fault, found by the JSON gateway.
     #[error("cannot serve the JSON gateway")]
     Gateway(#[from] SchemaError),
 }
@@ -87,7 +87,7 @@ impl Relay {
     /// Binds the ports.
     ///
     /// # Errors
-    /// Where one cannot be bound; none stays bound then.
+    /// If a port cannot be bound. No port stays bound then.
     pub fn build(mut config: RelayConfig, metrics: Metrics) -> Result<Self, BuildError> {
         let v2 = config.v2.as_mut().map(|v2| &mut v2.port);
         let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics).chain(v2);
@@ -137,12 +137,12 @@ impl Relay {
         self.http.as_ref().map(Bound::addr)
     }
 
-    /// Where the ports for metrics alone listen.
+    /// Where the ports that serve only metrics listen.
     pub fn metrics_addrs(&self) -> impl Iterator<Item = SocketAddr> {
         self.metrics_only.iter().map(Bound::addr)
     }
 
-    /// The first address of the gRPC port, and whether TLS is spoken there.
+    /// The first address of the gRPC port, and whether it uses TLS.
     #[must_use]
     pub fn grpc_address(&self) -> Address {
         self.grpc.address()
@@ -160,10 +160,10 @@ impl Relay {
         self.v2.as_ref().map(Bound::address)
     }
 
-    /// Serves until `shutdown`, then ends within the drain time.
+    /// Serves until `shutdown`, then stops within the drain time.
     ///
     /// # Errors
-    /// At once, without a word to clients, where a task that holds the relay's state has panicked.
+    /// At once, and without a message to clients, if a task that holds the relay's state has panicked.
     pub async fn run(self, shutdown: Shutdown) -> Result<Drained, Failure> {
         self.serve(shutdown, Data::run).await
     }
@@ -284,7 +284,7 @@ impl Relay {
             tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
             drained
         };
-        // What is left of `orderly` at a failure goes with the process.
+        // On a failure, the rest of `orderly` ends with the process.
         tokio::select! {
             biased;
             failure = phases.upkeep.failed() => Err(failure),
@@ -293,7 +293,7 @@ impl Relay {
     }
 }
 
-/// What the ports tell about this process.
+/// What the ports report about this process.
 struct Process {
     ready: ReadyBoard,
     version: watch::Receiver<Option<Arc<MemberVersion>>>,
@@ -328,7 +328,7 @@ impl Inspect for Process {
         });
         let auth = json!(self.access.known().auth);
         let mut state = Map::from_iter([("auth".to_owned(), auth), ("cluster".to_owned(), cluster)]);
-        // As many as there are endpoints on the command line.
+        // One member for each endpoint on the command line.
         state.extend(self.members.as_ref().map(|members| ("members".to_owned(), json!(members.state()))));
         state
     }
@@ -370,8 +370,8 @@ async fn keep_ready_metric(ready: ReadyBoard) {
     }
 }
 
-/// Longest wait for clients at the end. Two thirds of it are taken to ask them to leave: of thousands, 6 % go to the neighbours in a second.
-/// Less than the 30 s that Kubernetes gives a pod.
+/// The longest wait for clients at the end. Two thirds of it are used to ask them to leave: with thousands of clients,
+/// 6 % go to the other relays each second. It is less than the 30 s that Kubernetes gives a pod.
 pub const DRAIN_TIME: Duration = Duration::from_secs(25);
 
 #[cfg(test)]

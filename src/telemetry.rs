@@ -1,6 +1,6 @@
-//! What an operator sees: log lines, metrics, readiness.
+//! What an operator sees of the relay: log lines, metrics and readiness.
 //!
-//! A leaf: any layer may use it, it uses none. Metrics are named in [`names`] and nowhere else.
+//! A leaf: any layer may use it, and it uses none. Metrics are named in [`names`] and nowhere else.
 
 pub mod delivered;
 pub mod logging;

@@ -1,7 +1,8 @@
-//! The field's vocabulary as types: revisions, key ranges, key-values, events, whole revisions ([`Entry`]) and headers.
+//! The vocabulary of the relay as types: revisions, key ranges, key-values, events, whole revisions ([`Entry`]) and
+//! headers.
 //!
-//! Not here: anything that waits, locks or talks. Every layer uses these types; they use no other layer.
-//! Always holds: bytes that go to subscribers are encoded once, here, and shared from then on.
+//! Not here: anything that waits, locks or does I/O. Every layer uses these types, and they use no other layer.
+//! Always holds: the bytes that go to subscribers are encoded once, here, and shared from then on.
 
 mod client_key;
 mod entry;

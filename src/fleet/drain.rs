@@ -1,25 +1,28 @@
-//! [`Drain`]: how fast a relay that stops asks its connections to leave.
+//! [`Drain`]: how fast a relay that is stopping asks its connections to leave.
 //!
-//! Each of them is a connection more for the other relays within the same second. So they are asked at a steady rate over two thirds of the drain
-//! time, and a machine that is slow just then gets through later. What is not asked in the end is cut off without its progress, which is
-//! worse for everybody than a few more in a second: so a drain that is late goes faster, no more than it has to, and is over after five
-//! sixths of the drain time.
-//! Always holds: a drain that is not late asks no more than its rate in any second, but for what [`Rate`] makes up for.
+//! Each connection that leaves is one more for the other relays within the same second. So they are asked at a steady
+//! rate over two thirds of the drain time, and a machine that is slow takes a little longer. A connection that was not
+//! asked by the end is cut off without a last progress report, which is worse for everybody than a slightly higher
+//! rate. So a drain that is late goes faster, but no faster than it must, and is over after five sixths of the drain
+//! time.
+//! Always holds: a drain that is not late asks no more than its rate in any second, apart from the burst that [`Rate`]
+//! allows.
 
 use std::time::Duration;
 
 use super::Rate;
 
-/// As many connections a second are asked at least, so that a relay with few of them ends soon. It is harmless to any neighbour.
+/// At least this many connections are asked in a second, so that a relay with few of them stops soon. It harms no other
+/// relay.
 const LEAST_RATE: f64 = 25.0;
-/// How much later than planned a drain may be over, as a part of the time that was planned.
+/// How much later than planned a drain may be over, as a fraction of the planned time.
 const LATE: f64 = 0.25;
 
-/// See the module.
+/// Paces the end of a relay's connections; see the module.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
     rate: Rate,
-    /// As planned, so many a second.
+    /// The planned rate, in connections a second.
     planned: f64,
     end: Duration,
 }
@@ -31,17 +34,17 @@ pub fn spread(drain_time: Duration) -> Duration {
 }
 
 impl Drain {
-    /// A drain of so many connections that begins `now`, over `spread` where they are many.
+    /// A drain of so many connections that begins `now`. It takes `spread` if there are many.
     #[must_use]
     pub fn new(connections: usize, spread: Duration, now: Duration) -> Self {
         let planned = steady(connections, spread);
         Self { rate: Rate::new(planned, now), planned, end: now + spread.mul_f64(1.0 + LATE) }
     }
 
-    /// Whether one of the `remaining` may be asked.
+    /// Whether one of the `remaining` connections may be asked now.
     ///
     /// # Errors
-    /// With the time of the next one, where it is not `now` yet.
+    /// The time at which the next one may be asked, if that is not `now` yet.
     pub fn pass(&mut self, now: Duration, remaining: usize) -> Result<(), Duration> {
         let needed = remaining as f64 / self.end.saturating_sub(now).as_secs_f64();
         self.rate.set(self.planned.max(needed));
@@ -49,7 +52,7 @@ impl Drain {
     }
 }
 
-/// How many of so many are asked in a second, over this time.
+/// How many a second must be asked to ask all of them over this time.
 pub(super) fn steady(connections: usize, time: Duration) -> f64 {
     (connections as f64 / time.as_secs_f64()).max(LEAST_RATE)
 }
@@ -58,7 +61,7 @@ pub(super) fn steady(connections: usize, time: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    /// How many are asked at each of these moments, of 2,000 over 20 s.
+    /// How many of 2,000 connections are asked at each of these moments, over 20 s.
     fn asked(moments: impl Iterator<Item = u64>) -> Vec<usize> {
         let mut drain = Drain::new(2_000, Duration::from_secs(20), Duration::ZERO);
         let mut remaining = 2_000;
@@ -87,13 +90,13 @@ mod tests {
 
     #[test]
     fn a_drain_that_is_late_goes_faster_but_asks_nobody_too_late_and_not_all_at_once() {
-        // The machine stands still for ten of the twenty seconds.
+        // The machine stops for ten of the twenty seconds.
         let after_a_pause = asked((0..5_000).chain(15_000..25_000));
         assert_eq!(after_a_pause.iter().sum::<usize>(), 2_000);
         assert!(after_a_pause[5_000] <= 40, "{} right after the pause", after_a_pause[5_000]);
         let seconds: Vec<usize> = after_a_pause[5_000..].chunks(1_000).map(|second| second.iter().sum()).collect();
         assert!(seconds.iter().all(|count| *count <= 190), "{seconds:?}");
-        // One that looks up every second only.
+        // A machine that runs the drain only once a second.
         assert_eq!(asked((0..=25).map(|second| second * 1_000)).iter().sum::<usize>(), 2_000);
     }
 }

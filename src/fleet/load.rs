@@ -1,41 +1,41 @@
-//! [`Load`]: what a relay tells the others of itself, and [`Publishing`]: when it tells them.
+//! [`Load`]: what a relay reports about itself to the others, and [`Publishing`]: when it reports it.
 //!
-//! Each telling is a write to etcd, so all relays of a fleet together write no more than [`ALL_WRITES`] a second, and nothing while their
-//! numbers stay. Not here: the key, see `front::balance`.
-//! Always holds: what was told is right to 2 % after [`LEAST_PAUSE`] (longer in a fleet of more than thirty relays), and exact after
-//! [`LONGEST`].
+//! Each report is a write to etcd, so all relays of a fleet together write no more than [`ALL_WRITES`] a second, and
+//! nothing while their numbers stay the same. Not here: the key, see `front::balance`.
+//! Always holds: a reported number is right to 2 % after [`LEAST_PAUSE`] (longer in a fleet of more than thirty
+//! relays), and exact after [`LONGEST`].
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Least time between two writes of a relay.
+/// Least time between two writes of one relay.
 const LEAST_PAUSE: Duration = Duration::from_secs(3);
 /// Writes a second of all relays together.
 const ALL_WRITES: u32 = 10;
-/// A change that matters at once: this part of what was told, and as many connections at least.
+/// A change of at least this fraction of the reported number, and of at least this many connections, is reported soon.
 const CHANGE: f64 = 0.02;
 const LEAST_CHANGE: usize = 2;
-/// After this time any change is told.
+/// After this time every change is reported.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// A relay's load, as the others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// Connections that were not asked to leave.
     pub connections: usize,
-    /// Whether the relay is one that clients may be sent to.
+    /// Whether clients may be sent to this relay.
     pub ready: bool,
 }
 
-/// See the module.
+/// Decides when a relay reports its load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Publishing {
     told: Option<(Load, Duration)>,
 }
 
 impl Publishing {
-    /// Whether `load` is to be told `now`, in a fleet of so many relays. If so, it counts as told.
+    /// Whether `load` is to be reported `now`, in a fleet of so many relays. If so, it counts as reported.
     pub fn is_due(&mut self, now: Duration, load: Load, relays: usize) -> bool {
         if let Some((told, at)) = self.told {
             let pause = now.saturating_sub(at);
@@ -80,8 +80,16 @@ mod tests {
         );
         assert_eq!(written(|second| 1_000 + usize::from(second > 10), 2), [0, 30], "a small change waits");
         assert_eq!(written(|second| 1_000 + usize::from(second > 10) * 20, 2), [0, 11], "a large one does not");
-        assert_eq!(written(|second| 1_000 * (second as usize + 1), 2).len(), 40, "a storm: every third second");
-        assert_eq!(written(|second| 1_000 * (second as usize + 1), 100).len(), 12, "in a large fleet every tenth");
+        assert_eq!(
+            written(|second| 1_000 * (second as usize + 1), 2).len(),
+            40,
+            "a storm: one write every third second"
+        );
+        assert_eq!(
+            written(|second| 1_000 * (second as usize + 1), 100).len(),
+            12,
+            "in a large fleet, one write every tenth second"
+        );
     }
 
     #[test]

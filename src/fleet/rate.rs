@@ -1,15 +1,16 @@
-//! [`Rate`]: one after the other, so many a second, and no more than a few at a time to make up for a pause.
+//! [`Rate`]: lets through so many a second, one after the other, with only a small burst after a pause.
 //!
-//! Not here: how many there are. Used by whoever asks connections to leave. Always holds: in any time `t` at most `(t + BURST) × rate + 1`
-//! pass, however late the caller comes: a relay that got no processor for a second does not ask a second's clients at once.
+//! Not here: how many there are. Used by the code that asks connections to leave. Always holds: in any time `t` at most
+//! `(t + BURST) × rate + 1` pass, however late the caller comes. A relay that got no CPU for a second does not ask a
+//! whole second's clients at once.
 
 use std::time::Duration;
 
-/// What a caller that comes late may make up for: a busy machine is that late again and again, and would not get through otherwise. A second
-/// has a quarter more than its rate at most.
+/// How much a late caller may catch up. A busy machine is late by this much again and again, and would fall behind
+/// otherwise. At most, a second has a quarter more than its rate.
 const BURST: Duration = Duration::from_millis(250);
 
-/// See the module.
+/// A limit on how many pass in a second; see the module.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     interval: Duration,
@@ -17,13 +18,13 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many a second from `now` on; infinity sets no bound.
+    /// Lets so many pass in a second from `now` on. Infinity sets no limit.
     #[must_use]
     pub fn new(per_second: f64, now: Duration) -> Self {
         Self { interval: Duration::try_from_secs_f64(1.0 / per_second).unwrap_or(Duration::MAX), next: now }
     }
 
-    /// Changes how many a second there may be; the one that comes next is not moved.
+    /// Changes the rate. The time of the next one stays as it is.
     pub fn set(&mut self, per_second: f64) {
         self.interval = Self::new(per_second, self.next).interval;
     }
@@ -31,7 +32,7 @@ impl Rate {
     /// Lets one pass.
     ///
     /// # Errors
-    /// With the time of the next one, where it is not `now` yet.
+    /// The time of the next one, if that is not `now` yet.
     pub fn pass(&mut self, now: Duration) -> Result<(), Duration> {
         if self.next > now {
             return Err(self.next);
@@ -58,7 +59,7 @@ mod tests {
             steady += passes(&mut rate, Duration::from_millis(millis));
         }
         assert!((100..=101).contains(&steady), "{steady} in the first second");
-        assert!(passes(&mut rate, second * 5) <= 26, "after four seconds without a processor");
+        assert!(passes(&mut rate, second * 5) <= 26, "after four seconds without CPU");
         assert_eq!(rate.pass(second * 5), Err(second * 5 + Duration::from_millis(10)));
     }
 

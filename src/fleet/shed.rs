@@ -1,77 +1,83 @@
-//! [`Shedding`]: how many connections a relay asks to leave so that none has much more than its share.
+//! [`Shedding`]: how many connections a relay asks to leave so that no relay has much more than its share.
 //!
-//! After a restart the other relays have everybody, and clients do not come back by themselves. So a relay that has clearly more than the
-//! mean lets some go. Where they go is up to them: a client that chooses at random may come straight back, and one that knows a single address
-//! always does. So the relay looks at what came of it: while the relay with the fewest gets more, it goes on; where it does not, the relay
-//! rests, each time for longer, unless another relay comes. That also covers a relay that looks well and takes nobody.
+//! After a relay was restarted, the other relays have all of its clients, and the clients do not come back by
+//! themselves. So a relay that has clearly more than the mean lets some go. The clients decide where they go: one that
+//! chooses at random may come straight back, and one that knows a single address always does. So the relay checks the
+//! effect. It goes on while the relay with the fewest connections gets more. Otherwise it rests, each time for longer,
+//! unless another relay joins. This also covers a relay that looks healthy and accepts nobody.
 //!
-//! What counts is the mean, and not the relay with the fewest: one that has few harms nobody, and filling it up in a fleet of a hundred, whose
-//! clients choose at random, would take as many moves as there are clients.
+//! Relays compare themselves with the mean, not with the relay that has the fewest. A relay with few connections harms
+//! nobody. To fill it up in a fleet of a hundred, whose clients choose at random, would take as many moves as there are
+//! clients.
 //!
-//! Always holds: nothing is asked of anyone while the others are not seen; two relays do not send clients to and fro, since shedding begins
-//! at [`BEGIN`], ends at [`END`], and only a relay above the mean sheds; in a second at most [`PART`] of the connections.
+//! Always holds: no client is asked to leave while the other relays are not known; in a second at most [`PART`] of the
+//! connections are asked; and two relays do not send clients to and fro, since shedding begins at [`BEGIN`] and ends at
+//! [`END`], and only a relay above the mean sheds.
 
 use std::time::Duration;
 
-/// Between two looks.
+/// Time between two checks.
 pub const STEP: Duration = Duration::from_secs(1);
-/// Shedding begins where the relay has so much more than the mean, as a part of it...
+/// Shedding begins if the relay has this much more than the mean, as a fraction of the mean...
 const BEGIN: f64 = 0.10;
-/// ...and more connections than these, for so long: relays that have just come get clients by themselves at first.
+/// ...and more than this many connections above the mean, for this long: relays that have just joined get clients by
+/// themselves at first.
 const FEW: f64 = 4.0;
 const HOLD: Duration = Duration::from_secs(5);
-/// It ends where the relay has no more than that above the mean, or a single connection.
+/// Shedding ends when the relay has no more than this above the mean, or a single connection.
 const END: f64 = 0.04;
-/// Most that is asked to leave in a second, as a part of the relay's connections; of few connections this many. Two relays are then even
-/// within some 100 s, also where every second client comes straight back.
+/// The most connections that are asked to leave in a second, as a fraction of the relay's connections, and the number
+/// for a relay that has few. With it two relays are even within some 100 s, even if every second client comes straight
+/// back.
 const PART: f64 = 0.02;
 const LEAST_RATE: f64 = 2.0;
-/// What is above the mean is let go in no less than this many steps, since the numbers of others are some seconds old.
+/// The excess above the mean is shed in no fewer than this many steps, since the numbers of other relays are some
+/// seconds old.
 const TAPER: f64 = 8.0;
-/// After this time it looks at what came of it: where clients choose at random among all relays, the one with the fewest connections has got
-/// its part of those who were asked, and a quarter of that at the very least.
+/// After this time the relay checks the effect. If clients choose at random among all relays, the one with the fewest
+/// connections has got its part of the clients that were asked, and at the very least a quarter of that.
 const PATIENCE: Duration = Duration::from_secs(20);
 const USEFUL: usize = 4;
-/// How long it rests where it was of no use; doubled each time.
+/// How long the relay rests if shedding had no effect; doubled each time.
 const REST: Duration = Duration::from_secs(300);
 const LONGEST_REST: Duration = Duration::from_secs(3_600);
 
-/// See the module.
+/// Decides how many connections to shed; see the module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shedding {
     state: State,
-    /// How often it has rested since the relay had its share.
+    /// How often it has rested since the relay last had its share.
     rests: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 enum State {
-    /// The relay has no more than its share, or sees no other.
+    /// The relay has no more than its share, or knows no other relay.
     #[default]
     Even,
-    /// It has had more since then.
+    /// The relay has had more than its share since then.
     Above(Duration),
     Shedding(Try),
-    /// It was of no use, in a fleet of so many relays.
+    /// Shedding had no effect, in a fleet of so many relays.
     Resting {
         until: Duration,
         relays: usize,
     },
 }
 
-/// What is asked of connections, and what comes of it.
+/// One attempt to shed, and its effect.
 #[derive(Clone, Copy, Debug)]
 struct Try {
     since: Duration,
     relays: usize,
-    /// The fewest connections of a relay when it began.
+    /// The fewest connections of any relay when the attempt began.
     fewest: usize,
     asked: usize,
 }
 
 impl Shedding {
-    /// How many of its `own` connections the relay asks to leave within the next [`STEP`]. `others` has the connections of each other
-    /// relay that is ready; `None`, where that is not known.
+    /// How many of its `own` connections the relay asks to leave within the next [`STEP`]. `others` has the connections
+    /// of each other relay that is ready; it is `None` if they are not known.
     pub fn look(&mut self, now: Duration, own: usize, others: Option<&[usize]>) -> usize {
         let others = others.unwrap_or_default();
         let Some(&fewest) = others.iter().min() else {
@@ -120,7 +126,7 @@ impl Shedding {
 mod tests {
     use super::*;
 
-    /// Looks at each second with what `fleet` makes of it, and gives what was asked in each.
+    /// Runs the decision for each second, with what `fleet` makes of it, and returns how many were asked in each.
     fn run(
         seconds: u64,
         own: &mut usize,
@@ -168,7 +174,7 @@ mod tests {
     fn relays_shed_together_to_one_that_has_come() {
         let (mut own, mut others) = (1_000, vec![0, 1_000, 1_000, 1_000]);
         let asked = run(110, &mut own, &mut others, |count, own, others| {
-            // All four do the same, and a fifth of those who are asked go to the newcomer.
+            // All four relays do the same, and a fifth of the clients that are asked go to the newcomer.
             let gone = count / 5;
             *own -= gone;
             others[1..].iter_mut().for_each(|other| *other -= gone);
@@ -186,7 +192,7 @@ mod tests {
         let bouts: Vec<usize> =
             asked.split(|count| *count == 0).filter(|bout| !bout.is_empty()).map(|bout| bout.iter().sum()).collect();
         assert!(bouts.len() == 4 && bouts.iter().all(|bout| *bout <= 800), "{bouts:?}");
-        // Another relay comes: that is worth a try.
+        // Another relay joins, which is worth an attempt.
         let again: usize =
             (4_000..4_020).map(|second| shedding.look(Duration::from_secs(second), 2_000, Some(&[0, 0]))).sum();
         assert!(again > 0);
@@ -197,13 +203,13 @@ mod tests {
         let mut shedding = Shedding::default();
         let mut look = |second, others| shedding.look(Duration::from_secs(second), 2_000, others);
         assert_eq!((0..60).map(|second| look(second, None)).sum::<usize>(), 0);
-        assert_eq!((60..120).map(|second| look(second, Some(&[]))).sum::<usize>(), 0, "there is no other");
+        assert_eq!((60..120).map(|second| look(second, Some(&[]))).sum::<usize>(), 0, "there is no other relay");
         assert!((120..130).map(|second| look(second, Some(&[0]))).sum::<usize>() > 0);
-        assert_eq!((130..135).map(|second| look(second, None)).sum::<usize>(), 0, "in the middle of it");
+        assert_eq!((130..135).map(|second| look(second, None)).sum::<usize>(), 0, "in the middle of an attempt");
         assert_eq!(
             (135..140).map(|second| look(second, Some(&[0]))).sum::<usize>(),
             0,
-            "and it begins again with a look"
+            "and it begins again with a check"
         );
     }
 

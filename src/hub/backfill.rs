@@ -1,32 +1,41 @@
-//! The backfill of a feed: reads from upstream what was before the feed's history, and puts it there, so that watches that begin a
-//! little before it are served from memory, however many they are.
+//! The backfill of a feed: reads revisions older than the feed's history from upstream and puts them before it. Any
+//! number of watches that begin a little before the history are then served from memory.
 //!
-//! Not here: what the history cannot hold, see `fill`. After a start of the relay each history begins at its snapshot, and all
-//! clients come back with the revisions that they had. They cost etcd one watch together.
+//! Not here: what the history cannot hold, see `fill`. After the relay has started, each history begins at its
+//! snapshot, and all clients come back with the revisions that they had. Together they cost etcd one watch.
 //!
-//! One task a feed, while it is needed. What it does, in turns:
+//! Each feed has one such task while it needs one. The task repeats these steps:
 //!
-//! - *plan*: finds what the watches that are behind need. Nobody is behind: the task ends. Otherwise it reads from the lowest need on,
-//!   and a margin more, for those who come a little later; but no more than a stage, so that who is near does not wait for
-//!   who is far. Stages grow, as far as the history has room by what the stage before brought.
-//! - *read*: one upstream watch over the range of the feed, with what each event replaced, through the history's start. What does not
-//!   fit into the history is let go as it comes, the oldest first.
-//! - *join*: under the feed's lock, in steps, the newest first. Each step leaves a history without a gap.
-//! - *settle*: watches that the history reaches are parked and their streams woken: from here on they are like all that are parked. Where
-//!   the history cannot grow any more, the others wait for fills. The rest stay behind, for the next plan.
+//! - *plan*: finds what the lagging watches need. If no watch lags, the task ends. Otherwise it reads from the lowest
+//!   revision that is needed, and a margin more for watches that come a little later. It reads no more than one stage
+//!   at a time, so that a watch that needs little does not wait for one that needs much. Stages grow as far as the
+//!   history has room, judged by what the stage before brought.
+//! - *read*: opens one upstream watch over the range of the feed, with previous values, up to the start of the history.
+//!   Whatever does not fit into the history is dropped as it arrives, the oldest first.
+//! - *join*: puts it before the history under the feed's lock, in steps, the newest revisions first. Each step leaves a
+//!   history without a gap.
+//! - *settle*: parks the watches that the history now reaches and wakes their streams. From here on they are ordinary
+//!   parked watches. If the history cannot grow any more, the other watches wait for fills. Otherwise they stay behind
+//!   until the next plan.
 //!
-//! What may happen meanwhile:
+//! Meanwhile:
 //!
-//! - the history lets go of its oldest entries (it is full): nothing is joined, and those behind wait for fills;
-//! - the feed begins another history (`epoch`), or does not serve: what was read is dropped, and the next plan looks again;
-//! - upstream has compacted what is asked for: watches that need it are told, and the next read begins where upstream's history does;
-//! - another cluster answers, or a member that lacks what the feed has, or the watch breaks: again, after a delay that grows;
-//! - upstream refuses the relay, cancels the watch, or cannot tell when it has told everything (see `trusts_progress`): those behind
-//!   wait for fills, which can tell each watch upstream's reason, and no backfill is tried for a while.
+//! - the history may drop its oldest entries because it is full. Then nothing is joined, and the lagging watches wait
+//!   for fills;
+//! - the feed may begin another history (`epoch`), or stop serving. Then everything that was read is dropped, and the
+//!   task plans again;
+//! - upstream may have compacted some of what is needed. The watches that need it are cancelled with the compact
+//!   revision, and the next read begins where upstream's history begins;
+//! - another cluster may answer, or a member that lacks what the feed has, or the watch may break. Then the read is
+//!   tried again, after a delay that grows;
+//! - upstream may refuse the relay, cancel the watch, or be unable to report that the watch is complete (see
+//!   `trusts_progress`). Then the lagging watches wait for fills, which can pass upstream's reason to each watch, and
+//!   no backfill is tried for a while.
 //!
-//! Always holds: an entry that is put before the history is whole and as a live one, but that what a change replaced may be unknown
-//! where upstream had compacted it (`read` minds that); a watch that is behind has no writer; while one is, there is a task; what is
-//! read and not joined yet is never more than one history, in as many feeds as there are configured and [`ON_DEMAND`] others.
+//! Always holds: an entry that is put before the history is complete and equal to a live one, except that a replaced
+//! value may be unknown if upstream had compacted it (`read` takes care of that). A watch that is behind has no writer,
+//! and while one is behind there is a task. What has been read and not joined yet is never more than one history, in
+//! the configured feeds and in [`ON_DEMAND`] others at the same time.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -46,24 +55,26 @@ use crate::{
     types::{Cluster, Entry, Revision},
 };
 
-/// Most feeds on demand that are backfilled at once: clients decide how many there are. Configured ones do not wait.
+/// The most feeds on demand that are backfilled at once, since clients decide how many there are. Configured feeds do
+/// not wait.
 pub(super) const ON_DEMAND: usize = 4;
-/// Revisions that are read beyond what is needed; and as many again as are needed.
+/// Revisions that are read beyond those needed, in addition to as many again as are needed.
 const MARGIN: i64 = 256;
 /// Revisions of the first stage.
 const STAGE: i64 = 8192;
-/// How much longer a stage may be than the one before.
+/// The largest factor by which a stage may be longer than the one before.
 const GROWTH: i64 = 8;
-/// Most entries that are joined while the feed's lock is held.
+/// The most entries that are joined while the feed's lock is held.
 const STEP: usize = 1024;
-/// Most watches of a stream that are moved while its lock is held.
+/// The most watches of a stream that are moved while its lock is held.
 const STEP_WATCHES: usize = 1024;
-/// How often upstream is asked where it stands; etcd is silent while its watch is behind.
+/// How often upstream is asked for its progress. etcd reports none by itself while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
-/// How long upstream may be silent before the watch is given up. It reads all revisions since the start before it says something.
+/// How long upstream may be silent before the watch is given up. etcd reads all revisions since the start before it
+/// sends anything.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Starts what is asked for, for watches of these streams in `feed`.
+/// Starts the tasks that watches of these streams need in `feed`.
 pub(super) fn start<'a>(asks: Asks, feed: &Arc<Feed>, outboxes: impl IntoIterator<Item = &'a Arc<Outbox>>) {
     if asks.backfill {
         feed.shared.tasks.detach("backfill", run(feed.clone()));
@@ -73,33 +84,34 @@ pub(super) fn start<'a>(asks: Asks, feed: &Arc<Feed>, outboxes: impl IntoIterato
     }
 }
 
-/// One watch on upstream, and what for.
+/// One watch on upstream, and its purpose.
 #[derive(Debug)]
 struct Plan {
-    /// The history that it is for, and where that begins.
+    /// The history that it extends, and where that begins.
     epoch: u64,
     cluster: Arc<Cluster>,
     to: Revision,
     from: Revision,
     /// Entries and bytes for which the history has room.
     room: (usize, usize),
-    /// Whether the feed has seen an event since: then upstream gives it again, which tells that all before it was told.
+    /// Whether the feed has seen an event since. Upstream then repeats that event, which shows that everything before
+    /// it has arrived.
     ends_with_event: bool,
 }
 
-/// What upstream gave, oldest first.
+/// What upstream sent, oldest first.
 #[derive(Debug, Default)]
 struct Read {
     entries: VecDeque<(Arc<Entry>, usize)>,
     bytes: usize,
     /// Events and bytes of all that was read.
     seen: (usize, usize),
-    /// From here on nothing is missing.
+    /// From this revision on nothing is missing.
     from: Revision,
 }
 
 enum Ended {
-    /// Everything through the history's start.
+    /// Everything up to the start of the history.
     Complete(Read),
     Compacted(Revision),
     Failed(UpstreamError),
@@ -112,10 +124,10 @@ async fn run(feed: Arc<Feed>) {
     let mut oldest = Revision::ZERO;
     loop {
         let on_demand = feed.kind() == FeedKind::OnDemand;
-        // It is never closed.
+        // The semaphore is never closed.
         let turn = if on_demand { feed.shared.backfills.acquire().await.ok() } else { None };
         let Some(plan) = plan(&feed, stage, oldest) else { return };
-        tracing::debug!(range = %feed.range(), from = plan.from.get(), to = plan.to.get(), "Reading the past of a feed");
+        tracing::debug!(range = %feed.range(), from = plan.from.get(), to = plan.to.get(), "Reading a feed's past");
         let outcome = match read(&feed, &plan).await {
             Ended::Complete(read) => {
                 delays = self::delays();
@@ -128,14 +140,14 @@ async fn run(feed: Arc<Feed>) {
                 BackfillOutcome::Compacted
             }
             Ended::Failed(error) => {
-                tracing::debug!(range = %feed.range(), %error, "The past of a feed could not be read; trying again");
+                tracing::debug!(range = %feed.range(), %error, "Cannot read a feed's past, trying again");
                 drop(turn);
                 tokio::time::sleep(delays.next().unwrap_or(SILENCE)).await;
                 BackfillOutcome::Failed
             }
             Ended::Refused(reason) => {
                 tracing::info!(range = %feed.range(), reason,
-                    "The past of a feed cannot be read in one; each watch that needs it is served by itself");
+                    "Cannot read a feed's past for all of its watches at once; each watch that needs it is served by itself");
                 feed.lock().past.refused = Some(Instant::now());
                 BackfillOutcome::Refused
             }
@@ -145,7 +157,7 @@ async fn run(feed: Arc<Feed>) {
     }
 }
 
-/// What to read next; `None` where nobody is behind, and then the task has ended.
+/// What to read next; `None` if no watch is behind, and the task then counts as ended.
 fn plan(feed: &Feed, stage: i64, oldest: Revision) -> Option<Plan> {
     loop {
         feed.lock().past.asked = false;
@@ -171,7 +183,7 @@ fn plan(feed: &Feed, stage: i64, oldest: Revision) -> Option<Plan> {
         let needed = to.get().saturating_sub(lowest.get()).max(0);
         let from = to.get() - needed.saturating_mul(2).saturating_add(MARGIN).min(stage.max(1));
         let from = Revision::new(from.max(1));
-        // What is compacted is not asked for again, unless a watch is to be told that it is.
+        // Compacted revisions are not requested again, unless a watch must be told that they are compacted.
         let from = if lowest >= oldest { from.max(oldest).min(to) } else { from };
         return Some(Plan {
             epoch: inner.epoch,
@@ -184,7 +196,7 @@ fn plan(feed: &Feed, stage: i64, oldest: Revision) -> Option<Plan> {
     }
 }
 
-/// Reads the range of the feed until everything before the history's start has come.
+/// Reads the range of the feed until everything before the start of the history has arrived.
 async fn read(feed: &Feed, plan: &Plan) -> Ended {
     let request = WatchRequest { range: feed.range().clone(), start_revision: plan.from, prev_kv: true };
     let mut upstream = match tokio::time::timeout(SILENCE, feed.shared.upstream.watch(request)).await {
@@ -202,14 +214,14 @@ async fn read(feed: &Feed, plan: &Plan) -> Ended {
     }
     let trusts_progress = upstream.trusts_progress();
     if !trusts_progress && !plan.ends_with_event {
-        return Ended::Refused("etcd's progress cannot be believed, and nothing has happened since".into());
+        return Ended::Refused("etcd's progress cannot be trusted, and nothing has happened since".into());
     }
     let mut read = Read { from: plan.from, ..Read::default() };
     let mut ask = tokio::time::interval(PROGRESS_INTERVAL);
     ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     loop {
-        // Cancel safe: each arm says so.
+        // Cancel safe: every branch is.
         let message = tokio::select! {
             biased;
             message = upstream.next() => message,
@@ -250,7 +262,7 @@ async fn read(feed: &Feed, plan: &Plan) -> Ended {
 }
 
 impl Read {
-    /// Adds the next revision and lets go of the oldest ones that do not fit into the history.
+    /// Adds the next revision, and drops the oldest ones that do not fit into the history.
     fn add(&mut self, cluster: &Arc<Cluster>, changes: &Changes, room: (usize, usize)) {
         let entry = changes.entry(cluster);
         let cost = entry.cost();
@@ -265,8 +277,8 @@ impl Read {
     }
 }
 
-/// Revisions of the next stage: more than of this one, but not so many that the history would have no room for what they bring, if
-/// they bring as much.
+/// The number of revisions in the next stage: more than in this one, but no more than the history has room for, if they
+/// bring as many entries as this stage did.
 fn longer(stage: i64, plan: &Plan, read: &Read) -> i64 {
     let revisions = (plan.to.get() - plan.from.get()).max(1) as u128;
     let fits = |room: usize, seen: usize| (room.saturating_sub(seen)) as u128 * revisions / seen.max(1) as u128;
@@ -275,10 +287,10 @@ fn longer(stage: i64, plan: &Plan, read: &Read) -> i64 {
     stage.saturating_mul(GROWTH).min(fitting).max(STAGE)
 }
 
-/// Puts what was read before the history, the newest first.
+/// Puts what was read before the history, the newest revisions first.
 fn join(feed: &Feed, plan: &Plan, mut read: Read) -> BackfillOutcome {
     let mut to = plan.to;
-    // What was too much for the history is too much for good.
+    // What was dropped because the history had no room stays dropped.
     let mut complete = read.from == plan.from;
     loop {
         let rest = read.entries.len().saturating_sub(STEP);
@@ -318,7 +330,7 @@ fn settle(feed: &Arc<Feed>) {
     }
 }
 
-/// The same for some watches of a stream. True where there may be more.
+/// Does the same for some watches of a stream. Returns true if there may be more.
 fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
     let mut inner = feed.lock();
     let mut state = outbox.lock();
@@ -333,7 +345,7 @@ fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
             asks |= inner.lag_far(&mut state, *slot, needs);
         }
     }
-    // By now it may be another stream's place.
+    // The place may belong to another stream by now.
     let is_here = inner.outboxes.get(place as usize).is_some_and(|there| Arc::ptr_eq(there, outbox));
     if is_here && !state.watches.lags_in(feed.id()) {
         inner.past.forget(place);

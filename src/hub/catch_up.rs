@@ -1,12 +1,13 @@
-//! Reads history for the parked watches of a stream, as far as its queue has room, and makes them live again at its end.
+//! Reads history for the parked watches of a stream, as far as its queue has room, and makes them live again when they
+//! reach its end.
 //!
-//! Called by [`super::WatchStream::poll_drain`] when the queue is low, in the task of the stream: a stream that lags pays for itself.
-//! It need not be empty, since the live watches of the stream may never let it be.
-//! Watches of ranges get runs: a chunk of history as their group gets it, put together by the first that needs it and kept for
-//! the others. For watches of single keys, which share little, a step goes through the entries once for all of them.
-//! Those that are furthest behind come first, so that none waits for another that is ahead of it.
-//! Always holds: a watch is made live under the feed's lock, at the very revision up to which it was given everything; the
-//! feed's lock is held for taking pointers, never while events are matched or copied.
+//! [`super::WatchStream::poll_drain`] calls this when the queue is low, in the task of the stream, so a stream that
+//! lags does this work itself. The queue need not be empty, since the live watches of the stream may never let it be.
+//! Watches of ranges get runs: a chunk of history filtered for their group, built by the first watch that needs it and
+//! kept for the others. Watches of single keys share little, so one step goes through the entries once for all of them.
+//! The watches that are furthest behind come first, so that none waits for another that is ahead of it.
+//! Always holds: a watch is made live under the feed's lock, at the very revision up to which it was given everything.
+//! The feed's lock is held for copying pointers, never while events are matched or copied.
 
 use std::sync::Arc;
 
@@ -25,13 +26,13 @@ use super::{
 };
 use crate::types::{Entry, KeyRange, Revision};
 
-/// Most revisions that one step reads for single keys.
+/// The most revisions that one step reads for single keys.
 const STEP_ENTRIES: usize = 512;
-/// Most watches that one step serves, those that are furthest behind: bounds how long the feed's lock is held.
+/// The most watches that one step serves, those furthest behind. This bounds how long the feed's lock is held.
 const STEP_WATCHES: usize = 4096;
-/// Most runs that a step makes before it looks again.
+/// The most runs that a step builds before it checks again.
 const STEP_MADE: usize = 4;
-/// Most runs that one step passes on. Where a watch wants little, most of them are empty.
+/// The most runs that one step passes on. If a watch wants little, most of them are empty.
 const STEP_RUNS: usize = 512;
 
 /// A parked watch of a single key, as it was when the step began.
@@ -43,7 +44,7 @@ struct Single {
     options: WatchOptions,
 }
 
-/// A run that is missing, and how its group wants it.
+/// A run that does not exist yet, and how its group wants it.
 struct Missing {
     key: RunKey,
     task: Task,
@@ -51,29 +52,29 @@ struct Missing {
     options: WatchOptions,
 }
 
-/// Runs that were made, and of which feed and which history of it they are.
+/// Runs that were built, with their feed and its history.
 struct Made {
     feed: Arc<Feed>,
     epoch: u64,
     runs: Vec<(RunKey, Run)>,
 }
 
-/// What is to be done once the locks are let go.
+/// What to do once the locks are released.
 enum Next {
-    /// Nothing: there is something to send, or nobody is parked.
+    /// Nothing: there is something to send, or no watch is parked.
     Done,
     /// Read these entries for these watches.
     Read(Vec<Single>, Vec<Arc<Entry>>),
-    /// Make these runs, and come again.
+    /// Build these runs, and come again.
     Make(u64, Vec<Missing>),
 }
 
 /// One step for one feed: parked watches come closer to live, or are handed to a fill.
 pub(super) fn step(outbox: &Arc<Outbox>, feed_of: impl Fn(FeedId) -> Option<Arc<Feed>>) {
     let mut made = None;
-    // Each time with the runs that were missing before; the last time nothing is made, since nobody would take it.
+    // Each pass uses the runs that the one before was missing. The last pass builds none, since nothing would use them.
     for may_make in [true, true, false] {
-        // Not under the feed's lock: of a million parked watches this takes a while.
+        // Not under the feed's lock: with a million parked watches this takes a while.
         let Some((feed, slots)) = outbox.lock().watches.furthest_parked(STEP_WATCHES) else { return };
         let Some(feed) = feed_of(feed) else { return };
         match serve(&feed, outbox, slots, made.take()) {
@@ -92,19 +93,19 @@ pub(super) fn step(outbox: &Arc<Outbox>, feed_of: impl Fn(FeedId) -> Option<Arc<
     }
 }
 
-/// Passes on what runs there are to those that are furthest behind, or takes the entries for single keys, where those are.
-/// Watches that the history no longer reaches are to be filled.
+/// Passes existing runs on to the watches that are furthest behind, or takes the entries for single keys if those are
+/// furthest behind. Watches that the history no longer reaches will be filled.
 fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<Made>) -> Next {
     let mut inner = feed.lock();
     let mut state = outbox.lock();
-    // Else the history that they were of is gone, or it is another feed's turn.
+    // Otherwise the history that they belong to is gone, or it is another feed's turn.
     if let Some(made) = made.filter(|made| made.epoch == inner.epoch && Arc::ptr_eq(&made.feed, feed)) {
         made.runs.into_iter().for_each(|(key, run)| inner.history.keep(key, run));
     }
     let mut asks = Asks::default();
     let (mut singles, mut ranges) = (Vec::new(), Vec::new());
     for slot in slots {
-        // Cancelled meanwhile, perhaps.
+        // The watch may have been cancelled meanwhile.
         let parked = |watch: &&Watch| watch.phase() == Phase::Parked;
         let Some(watch) = state.watches.get(slot as usize).filter(parked) else { continue };
         let next = watch.next();
@@ -119,7 +120,7 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
             ranges.push((next, slot));
         }
     }
-    // A slot may have another watch by now, so their order is not certain.
+    // A slot may hold another watch by now, so the order is not certain.
     singles.sort_unstable();
     ranges.sort_unstable();
     let next = match (singles.first(), ranges.first()) {
@@ -137,8 +138,8 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
     next
 }
 
-/// Gives each watch one run after the other, in turns, until the queue is full. Watches that have come to the end of the history
-/// are live from here on; those that wait for a run, or for room, stay parked.
+/// Gives each watch one run at a time, in turns, until the queue is full. Watches that have reached the end of the
+/// history are live from here on. Those that wait for a run, or for room, stay parked.
 fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revision, u32)>) -> Next {
     let furthest = ranges.first().map(|(_, slot)| *slot);
     let mut missing: Vec<Missing> = Vec::new();
@@ -171,8 +172,8 @@ fn pass(inner: &Inner, state: &mut State, outbox: &Outbox, mut ranges: Vec<(Revi
             }
         }
     }
-    // What can be sent at once does not wait for what is to be made. But the queue of a stream whose other watches are live may never be
-    // empty, so the watch that is furthest behind does not wait for that.
+    // What can be sent at once does not wait for runs that have to be built. But the queue of a stream with live
+    // watches may never be empty, so the watch that is furthest behind does not wait for that.
     let make = !missing.is_empty() && (furthest_waits || state.queue.is_empty());
     if make { Next::Make(inner.epoch, missing) } else { Next::Done }
 }
@@ -183,7 +184,8 @@ fn single(inner: &Inner, state: &State, slot: usize) -> Option<Single> {
     Some(Single { slot, serial: watch.serial, next: watch.next(), range: group.range.clone(), options: group.options })
 }
 
-/// Matches entries with watches until about as much as `limits` allow is found, whole revisions only. Gives back the last revision done.
+/// Matches entries with watches until it has found about as much as `limits` allow, in whole revisions. Returns the
+/// last revision that was matched.
 fn read(
     watches: &[Single],
     entries: &[Arc<Entry>],
@@ -229,7 +231,7 @@ fn finish(
 ) {
     let inner = feed.lock();
     let mut state = outbox.lock();
-    // Cancelled, ended or moved meanwhile: not ours any more.
+    // A watch that was cancelled, ended or moved meanwhile does not belong to this step any more.
     let ours: Vec<bool> = watches
         .iter()
         .map(|single| {

@@ -1,7 +1,8 @@
-//! [`Confirmer`]: asks upstream for its current revision, once for all who were waiting when the ask began.
+//! [`Confirmer`]: asks upstream for its current revision, with one request for all callers that were waiting when the
+//! request began.
 //!
-//! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer comes
-//! from an ask that began after the question, so it is at least the revision that was current then.
+//! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer
+//! comes from a request that began after the caller asked, so its revision is at least the one that was current then.
 
 mod rounds;
 
@@ -14,38 +15,38 @@ use crate::{
     types::{Revision, UpstreamHeader},
 };
 
-/// How often all that is ready goes before the next ask, where many were answered: with three times it serves a quarter more of
-/// 160 readers at a time, with more no more.
+/// How often tasks that are ready run before the next request, if many callers were answered. With three times it
+/// serves a quarter more of 160 readers at a time; more times bring nothing.
 const TURNS: usize = 3;
 
-/// See the module.
+/// Asks for the current revision; see the module.
 #[derive(Debug)]
 pub struct Confirmer {
     upstream: Arc<dyn Upstream>,
     header: Arc<UpstreamHeader>,
     patience: Duration,
     tasks: Tasks,
-    /// Those who ask about a revision name it.
+    /// Callers that need to know about a revision name it.
     rounds: Rounds<Revision, Arc<Answer>>,
 }
 
 #[derive(Debug)]
 struct Answer {
     confirmed: Result<Confirmed, UpstreamError>,
-    /// The first of the revisions asked about that upstream still has.
+    /// The first of the revisions in question that upstream still has.
     readable: Option<Revision>,
 }
 
-/// Those who wait for the same answer.
+/// The callers that wait for the same answer.
 type Asked = Round<Arc<Answer>>;
 
-/// The task that asks, while it runs.
+/// The task that sends the requests, while it runs.
 #[derive(Debug)]
 struct Asking {
     confirmer: Arc<Confirmer>,
-    /// The round that it asks for.
+    /// The round that its request is for.
     round: Option<Arc<Asked>>,
-    /// Whether it came to its end.
+    /// Whether it ran to its end.
     over: bool,
 }
 
@@ -66,14 +67,15 @@ impl Confirmer {
     pub async fn confirm(self: &Arc<Self>, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let (answer, ask) = self.rounds.join(oldest);
         if ask {
-            // A task of its own: whoever asked first may give up without the others losing their answer.
+            // A task of its own: the first caller may give up without the others losing their answer.
             let asking = Asking { confirmer: self.clone(), round: None, over: false };
             self.tasks.detach("confirmer", asking.run());
         }
         answer.await.to(oldest)
     }
 
-    /// One ask for all, at the oldest revision. Only where that one is compacted does it take more to tell for the others.
+    /// One request for all, at the oldest revision. Only if that one is compacted does it take more requests to answer
+    /// the others.
     async fn answer(&self, mut wanted: Vec<Revision>) -> Answer {
         wanted.sort_unstable();
         wanted.dedup();
@@ -111,8 +113,8 @@ impl Asking {
     async fn run(mut self) {
         while let Some((round, wanted)) = self.next() {
             if round.close(Arc::new(self.confirmer.answer(wanted).await)) > 1 {
-                // Many ask again once they are answered. What is ready goes first, so that their next questions share one ask
-                // too; a task that has nothing else to wait for is back at once.
+                // Many callers ask again as soon as they are answered. Tasks that are ready run first, so that their
+                // next requests share one round too; a task that waits for nothing else is back at once.
                 for _ in 0..TURNS {
                     tokio::task::yield_now().await;
                 }
@@ -120,7 +122,7 @@ impl Asking {
         }
     }
 
-    /// The next round, which nobody joins from now on; `None`, and the end, where nobody waits.
+    /// The next round, which nobody can join any more. If nobody waits, it returns `None` and the task ends.
     fn next(&mut self) -> Option<(Arc<Asked>, Vec<Revision>)> {
         let next = self.confirmer.rounds.next();
         self.round = next.as_ref().map(|(round, _)| round.clone());
@@ -129,7 +131,8 @@ impl Asking {
     }
 }
 
-/// Where the task does not come to its end, since the runtime ends or it failed, nobody waits in vain.
+/// If the task does not run to its end, because the runtime stops or the task failed, the callers get an error instead
+/// of waiting for ever.
 impl Drop for Asking {
     fn drop(&mut self) {
         if self.over {
@@ -179,11 +182,11 @@ mod tests {
     #[async_trait]
     impl Upstream for Fake {
         async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
-            Err(UpstreamError::Unavailable("not asked for here".into()))
+            Err(UpstreamError::Unavailable("not asked for in this test".into()))
         }
 
         async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-            Err(UpstreamError::Unavailable("not asked for here".into()))
+            Err(UpstreamError::Unavailable("not asked for in this test".into()))
         }
 
         async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
@@ -213,7 +216,7 @@ mod tests {
         while fake.asks.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
-        // The first ask is under way and has read revision 10: it must not answer those who come now.
+        // The first request is under way and has read revision 10. It must not answer the callers that come now.
         fake.revision.store(11, Ordering::SeqCst);
         let others: Vec<_> = (0..50).map(|_| ask(&confirmer)).collect();
         while confirmer.rounds.waiting() < 50 {
@@ -276,7 +279,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         runtime.block_on(async {
             assert!(first.as_mut().poll(&mut cx).is_pending());
-            // The task asks; whoever comes now waits for the next round.
+            // The task has begun its request; callers that come now wait for the next round.
             while confirmer.rounds.is_awaited() {
                 tokio::task::yield_now().await;
             }
@@ -289,7 +292,7 @@ mod tests {
         }
     }
 
-    /// A question that is polled by hand.
+    /// A caller that is polled by hand.
     struct Task {
         question: Pin<Box<dyn Future<Output = Result<Confirmed, UpstreamError>>>>,
         woken: Arc<testing::Woken>,

@@ -1,4 +1,4 @@
-//! [`Delivery`]: what an outbox gives to be sent, in the words of etcd's watch protocol but not in its wire form.
+//! [`Delivery`]: what an outbox passes on to be sent, in the terms of etcd's watch protocol but not in its wire form.
 //!
 //! Made by `feed`, `catch_up` and `fill`; written by a front.
 
@@ -10,7 +10,7 @@ use crate::{
     types::{Header, Revision, Stamp},
 };
 
-/// The watch id of responses that are about no watch, or about all of a stream.
+/// The watch id of responses that concern no watch, or the whole stream.
 pub const NO_WATCH_ID: i64 = -1;
 
 /// One response to be sent.
@@ -20,7 +20,7 @@ pub enum Delivery {
     Created {
         /// Its id.
         watch_id: i64,
-        /// The revision at registration: events after it follow (or from the start revision, where one was given).
+        /// The revision at registration. Events after it follow, or events from the start revision on if there is one.
         stamp: Stamp,
     },
     /// Events of one revision, or of several.
@@ -29,43 +29,44 @@ pub enum Delivery {
         watch_id: i64,
         /// The events.
         payload: Arc<Payload>,
-        /// How many revisions of the payload are not for this watch: it has them already, or begins after them.
+        /// How many revisions of the payload are not for this watch, because it has them already or begins after them.
         from: u32,
-        /// Whether the client allows the response to be cut between events.
+        /// Whether the client allows the response to be split between events.
         fragment: bool,
-        /// Of events that are not live: the newest revision when they were read, which etcd puts into the header then.
+        /// For events that are not live: the newest revision when they were read, which etcd puts into the header of
+        /// such a response.
         as_of: Option<Revision>,
-        /// The watch began in the past and has not caught up yet: the events are late by its own wish.
+        /// The watch began in the past and has not caught up yet, so its events are late on purpose.
         replay: bool,
     },
     /// Every event up to the stamp's revision was sent before this.
     Progress {
-        /// The watch, or [`NO_WATCH_ID`] for all of the stream.
+        /// The watch, or [`NO_WATCH_ID`] for the whole stream.
         watch_id: i64,
-        /// The revision, and whose it is.
+        /// The revision, and its cluster.
         stamp: Stamp,
     },
     /// A watch ended, or was refused.
     Canceled(Box<Cancellation>),
 }
 
-/// The end of a watch, in etcd's words.
+/// The end of a watch, with etcd's wording.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cancellation {
     /// The watch; [`NO_WATCH_ID`] for one that was refused.
     pub watch_id: i64,
     /// Whether this answers a create that was refused.
     pub refused: bool,
-    /// With the revision zero after a compaction, as etcd does it.
+    /// After a compaction its revision is zero, as in etcd.
     pub header: Header,
-    /// The oldest revision that can be watched; zero where compaction is not the reason.
+    /// The oldest revision that can be watched; zero if compaction is not the reason.
     pub compact_revision: Revision,
-    /// etcd's text, or the relay's own where etcd has none.
+    /// etcd's text, or the relay's own if etcd has none.
     pub reason: String,
 }
 
 impl Cancellation {
-    /// Why upstream, a compaction or another cluster ended the watch, for metrics.
+    /// Whether upstream, a compaction or another cluster ended the watch, for metrics.
     pub(super) fn why(&self) -> CancelReason {
         if self.compact_revision == Revision::ZERO {
             CancelReason::Upstream
@@ -91,7 +92,7 @@ impl Delivery {
 pub enum Drained {
     /// Deliveries were added to the batch.
     Some,
-    /// The stream has ended and all it had to say is said.
+    /// The stream has ended, and everything was sent.
     End(StreamEnd),
 }
 
@@ -100,24 +101,24 @@ pub enum Drained {
 pub enum ProgressAnswer {
     /// It queued the answer.
     Sent,
-    /// etcd would not answer now.
+    /// etcd would not answer now either.
     Silence,
-    /// One feed is behind another: ask again when it has caught up.
+    /// One feed is behind another: try again when it has caught up.
     Later,
 }
 
 /// Why a stream ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// The relay stops; the client resumes elsewhere.
+    /// The relay is stopping; the client resumes elsewhere.
     Stopping,
-    /// The client asked to be told when the cluster has no leader.
+    /// The client requires a leader, and the cluster has none.
     NoLeader,
-    /// The feed that a create needs was not there in time.
+    /// The feed that a create needs was not available in time.
     Unavailable(String),
-    /// A request cannot be decoded; says why.
+    /// A request cannot be decoded; the text says why.
     Malformed(String),
-    /// A request is too large; says how large.
+    /// A request is too large; the text says how large.
     TooLarge(String),
 }
 

@@ -1,7 +1,8 @@
 //! How watches end: each is taken out of its outbox and of its feed, and its client is told why.
 //!
-//! Not here: who decides it, see `watch_stream`, `fill` and `backfill`; how all of a feed do, see `feed` and `reset`. Always holds: the feed is locked before the outbox and one
-//! outbox at a time; nobody is woken under a lock; a watch that was meant and is gone meanwhile, or has become another one, is left alone.
+//! Not here: the decision, see `watch_stream`, `fill` and `backfill`; how all watches of a feed end, see `feed` and
+//! `reset`. Always holds: the feed is locked before the outbox, and one outbox at a time; no task is woken under a
+//! lock; if the watch has gone meanwhile, or its place belongs to another watch, nothing is done.
 
 use std::{sync::Arc, task::Waker};
 
@@ -17,12 +18,12 @@ use crate::{
     types::{Cluster, Revision},
 };
 
-/// Most watches of a stream that are told of a compaction while the feed's lock is held.
+/// The most watches of a stream that are cancelled for a compaction while the feed's lock is held.
 const STEP_WATCHES: usize = 1024;
-/// After so many watches of a stream that has gone, others have the feed's lock first.
+/// After this many watches of a stream that has gone, the feed's lock is passed to those who wait for it.
 const STEP_FORGOTTEN: usize = 64;
 
-/// Ends a watch of this feed at the client's wish.
+/// Ends a watch of this feed because the client cancelled it.
 pub(super) fn cancel(feed: &Feed, outbox: &Outbox, watch_id: i64) {
     let mut inner = feed.lock();
     let header = inner.cluster.at(inner.revision);
@@ -43,7 +44,7 @@ pub(super) fn revoke(feed: &Feed, outbox: &Outbox, watch_id: i64, serial: u64, r
     let header = inner.cluster.at(inner.revision);
     let state = outbox.lock();
     let Some(slot) = state.watches.slot_of(watch_id) else { return };
-    // The same serial is the same watch, so it is of this feed.
+    // The same serial means the same watch, so it belongs to this feed.
     let meant = |watch: &Watch| watch.serial == serial && !watch.phase().is_over();
     if !state.watches.get(slot).is_some_and(meant) {
         return;
@@ -54,7 +55,7 @@ pub(super) fn revoke(feed: &Feed, outbox: &Outbox, watch_id: i64, serial: u64, r
     wake(waker);
 }
 
-/// Ends a watch that was being filled, for a reason of upstream's. After a compaction the id stays taken, as in etcd.
+/// Ends a watch that was being filled, for upstream's reason. After a compaction the id stays in use, as in etcd.
 pub(super) fn cancel_filled(feed: &Feed, outbox: &Outbox, serial: u64, cancellation: Cancellation) {
     let mut inner = feed.lock();
     let state = outbox.lock();
@@ -65,7 +66,8 @@ pub(super) fn cancel_filled(feed: &Feed, outbox: &Outbox, serial: u64, cancellat
     wake(waker);
 }
 
-/// Upstream has compacted what was before a revision: each watch that lags and needs some of it is told, whichever asked.
+/// Upstream has compacted everything before a revision. Every lagging watch that needs some of it is cancelled,
+/// whichever of them found out.
 pub(super) fn compacted(feed: &Feed, cluster: &Arc<Cluster>, compact_revision: Revision) {
     let mut place = Some(0);
     while let Some(from) = place {
@@ -77,23 +79,23 @@ pub(super) fn compacted(feed: &Feed, cluster: &Arc<Cluster>, compact_revision: R
     }
 }
 
-/// The same for some watches of a stream. True where there may be more.
+/// Does the same for some watches of a stream. Returns true if there may be more.
 fn compacted_some(feed: &Feed, outbox: &Outbox, cluster: &Arc<Cluster>, compact_revision: Revision) -> bool {
     let mut inner = feed.lock();
     if inner.cluster.id() != cluster.id() {
-        // What it has compacted is nothing to these.
+        // The compaction does not concern these watches.
         return false;
     }
     let slots = outbox.lock().watches.lagging_before(feed.id(), compact_revision, STEP_WATCHES);
     let mut wakers: Vec<Waker> = Vec::new();
     for slot in &slots {
         let state = outbox.lock();
-        // Phases change under the feed's lock, which is held. But a stream may end: then it has no watches.
+        // Phases change under the feed's lock, which is held here. But the stream may end, and then it has no watches.
         let Some(watch_id) = state.watches.get(*slot).map(|watch| watch.id) else { break };
         let header = cluster.at(Revision::ZERO);
         let cancellation = Cancellation { watch_id, header, compact_revision, ..Cancellation::default() };
         let why = cancellation.why();
-        // One by one: the place in the index of one that is still to come may be another after it.
+        // One by one: ending a watch may move the index entry of one that is still to come.
         wakers.extend(inner.end_watch(state, *slot, cancellation, why));
     }
     drop(inner);
@@ -101,7 +103,7 @@ fn compacted_some(feed: &Feed, outbox: &Outbox, cluster: &Arc<Cluster>, compact_
     !slots.is_empty()
 }
 
-/// Takes all watches of a stream that has ended out of this feed. Nobody is told.
+/// Takes all watches of a stream that has ended out of this feed. No message is sent.
 pub(super) fn forget(feed: &Feed, outbox: &Outbox) {
     let mut inner = feed.lock();
     let stopping = outbox.lock().end == Some(StreamEnd::Stopping);
@@ -110,7 +112,7 @@ pub(super) fn forget(feed: &Feed, outbox: &Outbox) {
     while let Some(slot) = from {
         let (slots, next) = outbox.lock().watches.some_slots_in(feed.id(), slot);
         for (done, slot) in slots.into_iter().enumerate() {
-            // A cancel may have come in where the lock was let go. A stream that is gone gets no new watch in its place.
+            // A cancel may have run while the lock was released. A stream that is gone gets no new watch in its place.
             let left = {
                 let mut state = outbox.lock();
                 state.watches.get(slot).is_some().then(|| state.watches.remove(slot))

@@ -1,13 +1,14 @@
-//! [`Feed`]: one watched range, its snapshot, its history, and the subscriptions that it serves.
+//! [`Feed`]: one watched range with its snapshot, its history, and the subscriptions that it serves.
 //!
-//! Not here: where the events come from, see `source`; how they are sent, see `front`; how watches come and go, see `watch_stream`. Its
-//! driver alone writes (`install`, `publish`, `advance`, `reset`); fronts and views subscribe and read.
+//! Not here: where the events come from, see `source`; how they are sent, see `front`; how watches come and go, see
+//! `watch_stream`. Only its driver writes (`install`, `publish`, `advance`, `reset`); fronts and views subscribe and
+//! read.
 //!
 //! Always holds:
-//! - the feed's revision only rises, but for a reset; every event of the range up to it is in snapshot and history, and was
-//!   pushed to each live watch before anyone can see that revision;
+//! - the feed's revision only rises, except at a reset. Every event of the range up to it is in snapshot and history,
+//!   and was pushed to each live watch before anyone can see that revision;
 //! - subscribing and publishing exclude each other, so a watch created at a revision gets each event after it;
-//! - under the feed's lock nothing waits and nobody is woken.
+//! - under the feed's lock nothing waits and no task is woken.
 
 mod demand;
 mod driven;
@@ -58,7 +59,7 @@ use super::{
 };
 use crate::types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision};
 
-/// Most revisions of the history that [`Feed::since`] takes at a time.
+/// The most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
 
 /// See [`Feed::since_step`].
@@ -68,13 +69,13 @@ type Since = (Vec<Arc<Entry>>, Option<Arc<Snapshot>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedKind {
-    /// Configured: always on.
+    /// Configured, and always on.
     Prefix,
-    /// Asked for by a watch: ends after an idle time.
+    /// Opened for a watch; ends after an idle time.
     OnDemand,
 }
 
-/// See the module.
+/// One watched range; see the module.
 #[derive(Debug)]
 pub struct Feed {
     id: FeedId,
@@ -83,29 +84,30 @@ pub struct Feed {
     pub(super) shared: Arc<FeedContext>,
     inner: Mutex<Inner>,
     snapshot: ArcSwap<Snapshot>,
-    /// Snapshots that lists in pages go on from.
+    /// Snapshots that lists in pages continue from.
     pub(super) pins: Pins,
-    /// Tells those who wait for a revision. The snapshot's is the one that counts: this one follows once the lock is let go.
+    /// Notifies those who wait for a revision. The snapshot's revision is the one that counts; this one follows once
+    /// the lock is released.
     revision: watch::Sender<Revision>,
     standing: watch::Sender<Standing>,
     /// Readers that wait for a revision; the driver asks for progress while there are any.
     waiting: AtomicUsize,
     nudge: Notify,
-    /// The newest revision above which a watch "from now" began, where the feed did not have it: an answer below it shows, as one below the
-    /// feed's own revision does, that the cluster went back.
+    /// The newest revision above which a watch "from now" began before the feed had it. An answer below it shows that
+    /// the cluster went back, as one below the feed's own revision does.
     floor: AtomicI64,
-    /// What the cluster has and the feed has not yet.
+    /// What the cluster has and the feed does not have yet.
     goal: Mutex<Goal>,
-    /// Tells the driver of a doubt.
+    /// Tells the driver about a doubt.
     doubts: Notify,
-    /// Who opened it.
+    /// The client that opened it.
     client: ClientKey,
-    /// What was read of its first snapshot, until that is whole.
+    /// The part of its first snapshot that was read so far.
     partial: ArcSwap<Snapshot>,
     twins: Mutex<demand::Known>,
-    /// When upstream last told how far the feed is.
+    /// When upstream last reported the feed's progress.
     heard: Heard,
-    /// The audit is to look at it soon.
+    /// The audit should check it soon.
     suspected: AtomicBool,
 }
 
@@ -113,11 +115,11 @@ pub struct Feed {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum PublishError {
     /// The revision is not after the feed's.
-    #[error("revision {got} came when the feed already stood at {at}")]
+    #[error("revision {got} arrived when the feed already had revision {at}")]
     Stale {
-        /// What came.
+        /// The revision that arrived.
         got: Revision,
-        /// Where the feed stood.
+        /// The feed's revision.
         at: Revision,
     },
 }
@@ -130,26 +132,27 @@ pub enum Reset {
         /// The oldest revision that is left there.
         compact_revision: Revision,
     },
-    /// Upstream told a change after it had said that there was none: watches went past it, and cannot go on as if they had it.
+    /// Upstream reported a change after it had said that there was none. Watches had gone past it, and cannot go on as
+    /// if they had it.
     Missed,
-    /// It is another cluster, or one restored to an older revision: no revision held by anyone means anything now.
+    /// It is another cluster, or one restored to an older revision. Revisions that clients know mean nothing any more.
     Replaced,
 }
 
-/// Why a wait for a revision ended without it.
+/// Why a wait for a revision failed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum WaitError {
-    /// Not reached in time.
+    /// The revision was not reached in time.
     #[error("the feed did not reach the revision in time")]
     Timeout,
-    /// This upstream's progress reports cannot be believed, or the feed has no watch now.
+    /// This upstream's progress cannot be trusted, or the feed has no watch now.
     #[error("the feed cannot tell whether it is up to date")]
     Unknown,
-    /// Upstream refuses the relay's own identity.
+    /// Upstream denies the relay's own user access.
     #[error("etcd denies the relay access")]
     Denied,
-    /// What answered is not the cluster that the feed's data came from, or no more as it was then.
-    #[error("another etcd cluster answers than the one that the feed's data came from")]
+    /// The answer comes from another cluster than the feed's data, or from a cluster that was reset since.
+    #[error("the etcd cluster that answers is not the one that the feed's data came from")]
     Replaced,
 }
 
@@ -192,13 +195,13 @@ impl Feed {
         })
     }
 
-    /// Names it within this process; a feed that is opened later has a higher number.
+    /// Identifies the feed within this process. A feed that is opened later has a higher number.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.id.number()
     }
 
-    /// By which outboxes know it.
+    /// The id by which outboxes know it.
     pub(super) fn id(&self) -> FeedId {
         self.id
     }
@@ -215,7 +218,7 @@ impl Feed {
         self.kind
     }
 
-    /// Where it stands with upstream.
+    /// Its state towards upstream.
     #[must_use]
     pub fn state(&self) -> FeedState {
         self.standing.borrow().state
@@ -227,20 +230,20 @@ impl Feed {
         self.snapshot.load().revision
     }
 
-    /// The revision, and its changes to come.
+    /// The revision, and its future changes.
     #[must_use]
     pub fn watch_revision(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()
     }
 
-    /// The current state of the range. A pointer; later changes do not touch it.
+    /// The current state of the range. It is a pointer, and later changes do not affect it.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// The snapshot and the history entries after `revision`, newest last, as of one moment; `None` for the entries where the
-    /// window does not reach back that far.
+    /// The snapshot and the history entries after `revision`, newest last, taken at one moment. The entries are `None`
+    /// if the history does not reach back that far.
     #[must_use]
     pub fn since(&self, revision: Revision) -> (Arc<Snapshot>, Option<Vec<Arc<Entry>>>) {
         let mut entries: Vec<Arc<Entry>> = Vec::new();
@@ -258,9 +261,9 @@ impl Feed {
         }
     }
 
-    /// Some history entries from revision `from` on, oldest first; with the newest one comes the snapshot of the same moment. In steps,
-    /// since whoever reads far back must not hold the feed up for as long as that takes. `None` where the window does not reach back that
-    /// far, or where the feed is not in `epoch` any more, which the first step fills in.
+    /// Some history entries from revision `from` on, oldest first. With the newest one comes the snapshot of the same
+    /// moment. It goes in steps, because reading far back at once would hold up the feed. `None` if the history does
+    /// not reach back that far, or if the feed is not in `epoch` any more; the first step sets `epoch`.
     pub(super) fn since_step(&self, from: Revision, epoch: &mut Option<u64>) -> Option<Since> {
         let inner = self.lock();
         let step = inner.history.read(from, SINCE_STEP)?;
@@ -277,13 +280,13 @@ impl Feed {
         self.snapshot.load().cluster.clone()
     }
 
-    /// Where it stands with upstream, as of one moment.
+    /// Its relation to upstream, taken at one moment.
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.standing.borrow().clone()
     }
 
-    /// Where it stands, and its changes to come.
+    /// Its relation to upstream, and future changes of it.
     #[must_use]
     pub fn watch_standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
@@ -295,7 +298,8 @@ impl Feed {
         self.standing.borrow().is_serving()
     }
 
-    /// Whether upstream refuses the relay's own identity. The feed does not serve then. [`Feed::last_error`] has upstream's words.
+    /// Whether upstream denies the relay's own user access. The feed then does not serve, and [`Feed::last_error`] has
+    /// upstream's message.
     #[must_use]
     pub fn is_denied(&self) -> bool {
         self.standing.borrow().permission == Permission::Denied
@@ -307,34 +311,35 @@ impl Feed {
         self.standing.borrow().error().map(str::to_owned)
     }
 
-    /// Where it stands now: to be had before upstream is asked, for [`Feed::reach`].
+    /// The feed's current position. Take it before upstream is asked, and pass it to [`Feed::reach`].
     #[must_use]
     pub fn mark(&self) -> Mark {
         let snapshot = self.snapshot.load();
-        // In this order: a floor of an earlier snapshot is never taken for one of a later.
+        // In this order, so that the floor of an earlier snapshot is never combined with a later snapshot.
         let floor = Revision::new(self.floor.load(Ordering::Acquire));
         Mark { epoch: snapshot.epoch, revision: snapshot.revision.max(floor) }
     }
 
-    /// A watch began above `revision`, which the cluster has and the feed has not. Called under the feed's lock.
+    /// A watch began above `revision`, which the cluster has and the feed does not. Called under the feed's lock.
     pub(super) fn begun_above(&self, revision: Revision) {
         self.floor.fetch_max(revision.get(), Ordering::AcqRel);
     }
 
-    /// Whether an `answer` of upstream's, to a question that was put after `mark`, is about the data that the feed has. Where it
-    /// cannot be, the feed is doubted, and does not serve until its driver knows more.
+    /// Whether upstream's `answer`, to a request that was made after `mark`, is about the data that the feed has. If it
+    /// cannot be, the feed is put in doubt, and does not serve until its driver has found out more.
     ///
     /// # Errors
     /// [`WaitError::Replaced`].
     pub fn check(&self, mark: Mark, answer: &Header) -> Result<(), WaitError> {
         let snapshot = self.snapshot.load();
         if snapshot.epoch == 0 {
-            // It has nothing yet that could be another cluster's.
+            // It has no data yet that could be another cluster's.
             return Ok(());
         }
         let same_cluster = snapshot.cluster.id() == answer.cluster_id;
         if snapshot.epoch != mark.epoch {
-            // The feed has begun again since. Of which cluster the answer speaks is known, but not of which of its pasts.
+            // The feed has begun again since. The answer's cluster is known, but not which of the cluster's pasts it is
+            // about.
             return if same_cluster { Ok(()) } else { Err(WaitError::Replaced) };
         }
         let doubt = match same_cluster {
@@ -349,8 +354,8 @@ impl Feed {
         Err(WaitError::Replaced)
     }
 
-    /// Waits until the feed has everything up to `answer`, which upstream gave to a question that was put after `mark`. Cancel
-    /// safe.
+    /// Waits until the feed has everything up to `answer`, which upstream gave to a request that was made after `mark`.
+    /// Cancel safe.
     ///
     /// # Errors
     /// As [`Feed::check`] and [`Feed::wait_for`].
@@ -359,18 +364,18 @@ impl Feed {
         if self.revision() < answer.revision {
             Box::pin(self.wait_for(answer.revision, patience)).await?;
         }
-        // It may have begun again meanwhile, with another cluster's revisions.
+        // The feed may have begun again meanwhile, with another cluster's revisions.
         if self.snapshot.load().cluster.id() == answer.cluster_id { Ok(()) } else { Err(WaitError::Replaced) }
     }
 
-    /// Lets the driver find out whether the feed is still what its upstream is.
+    /// Makes the driver check whether the feed still matches its upstream.
     pub fn doubt(&self, doubt: Doubt) {
         self.raise(doubt, self.snapshot.load().epoch);
     }
 
     fn raise(&self, doubt: Doubt, epoch: u64) {
         let raised = self.standing.send_if_modified(|standing| {
-            // A doubt about a snapshot that is gone would be settled by nobody.
+            // Nobody would settle a doubt about a snapshot that is gone.
             let graver = self.snapshot.load().epoch == epoch && standing.doubt.is_none_or(|(known, _)| known < doubt);
             if graver {
                 standing.doubt = Some((doubt, epoch));
@@ -385,10 +390,10 @@ impl Feed {
     /// Waits until the feed serves. Cancel safe.
     ///
     /// # Errors
-    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once where upstream refuses the relay;
-    /// [`WaitError::Unknown`] where the feed has ended.
+    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Denied`] at once if upstream denies the relay access;
+    /// [`WaitError::Unknown`] if the feed has ended.
     pub async fn wait_serving(&self, patience: Duration) -> Result<(), WaitError> {
-        // Somebody wants it: it does not end for want of use.
+        // Somebody needs it, so it does not end for being idle.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _expected = Expected(self);
         let mut standing = self.standing.subscribe();
@@ -406,8 +411,8 @@ impl Feed {
     /// Waits until every event up to `revision` has been published, asking upstream for progress. Cancel safe.
     ///
     /// # Errors
-    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] at once where the feed has ended or upstream's progress
-    /// cannot be believed, since then the wait might never end.
+    /// [`WaitError::Timeout`] after `patience`; [`WaitError::Unknown`] at once if the feed has ended or upstream's
+    /// progress cannot be trusted, since the wait might never end then.
     pub async fn wait_for(&self, revision: Revision, patience: Duration) -> Result<(), WaitError> {
         if self.revision() >= revision {
             return Ok(());
@@ -430,7 +435,8 @@ impl Feed {
         }
     }
 
-    /// Lets the driver ask how far the feed is, unless upstream told within `stale`: one ask for all who want to know meanwhile.
+    /// Makes the driver ask for the feed's progress, unless upstream reported it within `stale`. All who want to know
+    /// it meanwhile share one request.
     pub fn refresh(&self, stale: Duration) {
         if self.heard.is_older_than(stale) {
             self.nudge.notify_one();
@@ -442,7 +448,7 @@ impl Feed {
     }
 }
 
-/// Counts a reader that waits for a revision, whatever ends the wait.
+/// Counts a reader that waits for a revision, however the wait ends.
 struct Waiting<'a>(&'a Feed);
 
 impl Drop for Waiting<'_> {
@@ -451,7 +457,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Counts one who waits until the feed serves; then the time without use begins anew.
+/// Counts a caller that waits until the feed serves. When it ends, the idle time starts from zero.
 struct Expected<'a>(&'a Feed);
 
 impl Drop for Expected<'_> {

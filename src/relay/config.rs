@@ -1,5 +1,5 @@
-//! [`RelayConfig`]: all that a relay is told, parsed. Made by `cli` or by a test; the defaults are constants here or at the part
-//! that they belong to.
+//! [`RelayConfig`]: the whole configuration of a relay, parsed. Made by `cli` or by a test. The defaults are constants
+//! here or in the module that they belong to.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -16,14 +16,14 @@ use crate::{
     tls, view,
 };
 
-/// A relay.
+/// The configuration of a relay.
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
-    /// Where the data is.
+    /// Where the data comes from.
     pub upstream: Upstream,
     /// What is kept in memory.
     pub feeds: Feeds,
-    /// What a client's watches may do.
+    /// Limits of a client's watches.
     pub watches: Watches,
     /// Lainlet's views.
     pub views: Views,
@@ -31,7 +31,7 @@ pub struct RelayConfig {
     pub grpc: listen::PortConfig,
     /// The operator's port.
     pub http: Option<listen::PortConfig>,
-    /// Further ports for metrics and health alone.
+    /// Further ports that serve only metrics and health.
     pub metrics: Vec<listen::PortConfig>,
     /// Who may read `/debug/state`.
     pub debug_from: Audience,
@@ -39,9 +39,9 @@ pub struct RelayConfig {
     pub metrics_from: Audience,
     /// Who may read keys over HTTP while etcd's authentication is off.
     pub keys_from: Audience,
-    /// Which pages of other origins may.
+    /// Which pages of other origins may read keys over HTTP.
     pub cors: Cors,
-    /// How member lists name it; `None` leaves them as etcd has them.
+    /// How member lists name this relay; `None` leaves them as etcd sends them.
     pub advertise: Option<Advertise>,
     /// The port for etcd's v2 API.
     pub v2: Option<V2Facade>,
@@ -49,14 +49,15 @@ pub struct RelayConfig {
     pub drain_time: Duration,
 }
 
-/// How clients find a relay, and the others beside it.
+/// How clients find this relay and the others of its fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advertise {
-    /// What is told.
+    /// What member lists say.
     pub advertised: Advertised,
-    /// How long its registration stays without it.
+    /// How long the registration outlives the relay.
     pub ttl: Duration,
-    /// Whether it tells the other relays how many connections it has, and lets some go where it has more than its share.
+    /// Whether the relay reports its number of connections to the others, and sheds some when it has more than its
+    /// share.
     pub shed: bool,
 }
 
@@ -65,7 +66,7 @@ pub struct Advertise {
 pub struct V2Facade {
     /// The port.
     pub port: listen::PortConfig,
-    /// URLs at which clients reach it; empty for the address that it listens at.
+    /// URLs at which clients reach it; empty for the address that it listens on.
     pub advertised: Vec<String>,
 }
 
@@ -74,23 +75,23 @@ pub struct V2Facade {
 pub struct Views {
     /// When their feeds are opened.
     pub feeds: LainletFeeds,
-    /// Who may see what, and what they need to know of this machine.
+    /// Who may read which view, and what the views need to know about this machine.
     pub lainlet: view::LainletConfig,
 }
 
 /// When the feeds of Lainlet's views are opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LainletFeeds {
-    /// At the first request for a view. A relay that nobody asks costs etcd nothing for them.
+    /// At the first request for a view. A relay that serves no views then costs etcd nothing for them.
     #[default]
     OnDemand,
-    /// At the start; the process is not ready before they serve.
+    /// At the start. The process is not ready before they serve.
     AtStart,
-    /// Never: views are refused.
+    /// Never. Requests for views are refused.
     Off,
 }
 
-/// Where the data is.
+/// Where the data comes from.
 #[derive(Clone, Debug)]
 pub enum Upstream {
     /// In an etcd cluster, or in another relay.
@@ -102,7 +103,7 @@ pub enum Upstream {
 }
 
 impl RelayConfig {
-    /// What of all that is counted this relay has.
+    /// Which of the optional metrics this relay has.
     pub(super) fn present(&self) -> names::Present {
         let ports = std::iter::once(&self.grpc).chain(&self.http).chain(&self.metrics);
         let ports = ports.chain(self.v2.iter().map(|v2| &v2.port));
@@ -131,7 +132,7 @@ impl RelayConfig {
 }
 
 impl Upstream {
-    /// The relay's own user there, where it has one.
+    /// The user that the relay itself authenticates as, if it has one.
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         match self {
@@ -145,20 +146,20 @@ impl Upstream {
 /// The embedded store, as `demo` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Embedded {
-    /// Whether it begins with the example data of a LAIN cluster, or empty.
+    /// Whether it begins with the example data of a LAIN cluster. Otherwise it begins empty.
     pub seeded: bool,
-    /// Mean time between small changes; none without.
+    /// Mean time between small changes; `None` for no changes.
     pub changes_every: Option<Duration>,
 }
 
 /// An etcd cluster.
 #[derive(Clone, Debug)]
 pub struct Etcd {
-    /// The members; not empty.
+    /// The members. There is at least one.
     pub endpoints: Vec<Endpoint>,
-    /// How members with `https://` are reached.
+    /// How to reach members whose URL begins with `https://`.
     pub tls: Option<tls::Client>,
-    /// The relay's own identity, for feeds. Forwarded calls carry the client's.
+    /// The relay's own user, for feeds. Forwarded calls carry the client's.
     pub identity: Option<Identity>,
     /// Longest wait for a connection to one member.
     pub connect_timeout: Duration,
@@ -166,27 +167,27 @@ pub struct Etcd {
     pub request_timeout: Duration,
     /// Pings on connections upstream.
     pub keepalive: Option<forward::Keepalive>,
-    /// Largest number of forwarded calls that one client may have under way.
+    /// The most forwarded calls that one client may have under way.
     pub max_forwarded_per_client: NonZeroUsize,
-    /// Longest wait of a call that was not sent until a member can be reached.
+    /// How long a call that was not sent yet waits until a member can be reached.
     pub forward_wait: Duration,
-    /// How often the cluster is asked for its members, which then take the place of `endpoints`; never where there is none.
+    /// How often the cluster is asked for its members, which then replace `endpoints`; `None` for never.
     pub auto_sync: Option<Duration>,
 }
 
-/// An etcd cluster that has its keys in its v2 store.
+/// An etcd cluster that keeps its keys in its v2 store.
 #[derive(Clone, Debug)]
 pub struct EtcdV2 {
-    /// How to reach it. The identity is a user of v2's own.
+    /// How to reach it. The identity is a user of the v2 API.
     pub etcd: Etcd,
-    /// How long a wait stays open before it is asked again.
+    /// How long a wait stays open before another one replaces it.
     pub hold: Duration,
 }
 
 /// What is kept in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Feeds {
-    /// Prefixes with a feed that is always on; none covers another.
+    /// Prefixes that always have a feed. None of them covers another.
     pub prefixes: Vec<Bytes>,
     /// What happens to watches outside all prefixes.
     pub on_demand: OnDemand,
@@ -194,42 +195,42 @@ pub struct Feeds {
     pub history_bytes: NonZeroUsize,
     /// Bound of one feed's history, in revisions.
     pub history_entries: NonZeroUsize,
-    /// Between two audits of all feeds; `None` audits those alone that something speaks against.
+    /// Time between two audits of all feeds; with `None` only suspect feeds are audited.
     pub audit_interval: Option<Duration>,
 }
 
-/// Feeds outside all prefixes.
+/// What happens to watches outside all prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDemand {
-    /// A watch opens one, which ends `idle` after its last watch; `max` at a time.
+    /// A watch opens a feed, which ends `idle` after its last watch. There are at most `max` of them.
     Allow {
         /// How long a feed without watches stays.
         idle: Duration,
-        /// Largest number.
+        /// Largest number of such feeds.
         max: NonZeroUsize,
         /// What they may hold together, in bytes.
         bytes: NonZeroUsize,
     },
-    /// There are none: such a watch is refused.
+    /// No feed is opened: such a watch is refused.
     Deny,
 }
 
-/// What a client's watches may do.
+/// Limits of a client's watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watches {
-    /// Largest number on one stream.
+    /// The most watches on one stream.
     pub max_per_stream: NonZeroUsize,
-    /// Largest number of one client over all its streams; `None` sets none.
+    /// The most watches of one client over all its streams; `None` sets no limit.
     pub max_per_client: Option<NonZeroUsize>,
     /// Time between progress notifications to watches that asked for them.
     pub progress_notify_interval: Duration,
 }
 
 impl Etcd {
-    /// etcd's own clients' default is 5 s for a request; a cluster that elects a leader takes one or two.
+    /// The default of etcd's own clients for a request is 5 s; a cluster that elects a leader takes one or two.
     pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// What the forwarder takes of it.
+    /// The part of the configuration that the forwarder needs.
     pub(super) fn forward(&self) -> forward::ForwardConfig {
         forward::ForwardConfig {
             dialler: Dialler::new(self.tls.clone()),
@@ -255,7 +256,8 @@ impl Default for Feeds {
 }
 
 impl Feeds {
-    /// A key that the relay may read, which hardly ever changes: what it asks about when it wants to know no key's value.
+    /// A key that the relay may read and that hardly ever changes. The relay reads it when it needs an answer from etcd
+    /// but no key's value.
     #[must_use]
     pub fn probe_key(&self) -> Bytes {
         const FIRST: Bytes = Bytes::from_static(&[0]);
@@ -264,12 +266,12 @@ impl Feeds {
 
     /// 64 MiB.
     pub const HISTORY_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).expect("not zero");
-    /// At 500 changes a second, 100 seconds: longer than a client takes to come back.
+    /// At 500 changes a second this lasts 100 seconds, longer than a client takes to come back.
     pub const HISTORY_ENTRIES: NonZeroUsize = NonZeroUsize::new(50_000).expect("not zero");
 }
 
 impl OnDemand {
-    /// Longer than a client that restarts is away.
+    /// Longer than a client takes to restart.
     pub const IDLE: Duration = Duration::from_secs(300);
     /// Each costs etcd one watch and the relay a copy of the range.
     pub const MAX: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
@@ -294,8 +296,9 @@ impl Default for Watches {
 }
 
 impl Watches {
-    /// A watch costs the relay some hundred bytes; a client that has more of them on one stream is out of hand.
+    /// A watch costs the relay some hundred bytes. A client that has more watches than this on one stream is out of
+    /// control.
     pub const MAX_PER_STREAM: NonZeroUsize = NonZeroUsize::new(1_000_000).expect("not zero");
-    /// etcd's own.
+    /// The same as etcd's own.
     pub const PROGRESS_NOTIFY_INTERVAL: Duration = Duration::from_secs(600);
 }

@@ -1,8 +1,7 @@
-//! Wires the hub between its upstream and the calls that it answers.
+//! Wires the hub between its upstream and the calls that are answered from it.
 //!
-//! Not here: ports and what is forwarded, see `relay`. Called by `relay`, and by simulations, which have a made-up cluster and
-//! connections of their own. Always holds: the process is not ready while a configured feed does not
-//! serve.
+//! Not here: ports, and what is forwarded; see `relay`. Called by `relay`, and by simulations, which bring a simulated
+//! cluster and connections of their own. Always holds: the process is not ready while a configured feed does not serve.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,17 +21,17 @@ use crate::{
     view::Lainlet,
 };
 
-/// Most deliveries that wait on one stream: beyond it, what is missed is read from history.
+/// The most deliveries that wait on one stream. What comes beyond it is read from the history later.
 const OUTBOX_DELIVERIES: usize = 4096;
-/// Most fills at work at once. Each is a watch on etcd, which replays from disk for it.
+/// The most fills that run at once. Each is a watch for which etcd reads its past from disk.
 const FILLS: usize = 16;
 
-/// The heart of a relay: all of it but its ports.
+/// The core of a relay: all of it except its ports.
 #[derive(Debug)]
 pub struct Core {
     /// The feeds.
     pub hub: Arc<Hub>,
-    /// Who may read what.
+    /// Decides who may read what.
     pub access: Access,
     /// The calls that are answered from memory.
     pub api: EtcdApi,
@@ -40,15 +39,15 @@ pub struct Core {
     pub forward: GrpcService,
     /// The open watch streams.
     pub streams: Streams,
-    /// Whose tokens those are that clients show.
+    /// The users of the tokens that clients send.
     pub users: Users,
-    /// What further fronts open watches by.
+    /// Through which the other fronts open watches.
     pub sessions: Sessions,
-    /// Lainlet's views; none where they are off.
+    /// Lainlet's views; `None` if they are off.
     pub lainlet: Option<Lainlet>,
 }
 
-/// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from it.
+/// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from them.
 #[must_use]
 pub fn wire(
     config: &RelayConfig,
@@ -97,7 +96,7 @@ pub fn wire(
     }
     phases.spawn_upkeep("pulse of the feeds", pulse::beat(hub.clone(), ready.clone()));
     phases.spawn_upkeep("permission of the relay", doubt_permission(access.clone(), hub.clone()));
-    // What passes through may change who may do what, and tells whose a token is.
+    // Forwarded calls may change permissions, and their answers show whose a token is.
     let users = Users::default();
     let forward = access.noticing(users.noticing(forward));
     let streams = Streams::default();
@@ -125,8 +124,8 @@ pub fn wire(
     Core { hub, access, api, forward, streams, users, sessions, lainlet }
 }
 
-/// Holds readiness back while `feed` does not serve, or could not go on if it lost its watch: from the call on, not from when the
-/// task first runs, or a relay could be ready before that.
+/// Keeps the process not ready while `feed` does not serve, or could not go on if it lost its watch. This begins with
+/// the call and not when the task first runs; otherwise a relay could be ready too early.
 pub(super) fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) -> impl Future<Output = ()> + Send {
     let mut standing = feed.watch_standing();
     let reason = move |standing: &Standing| standing.unready().map(|why| format!("feed {}: {why}", feed.range()));
@@ -142,8 +141,8 @@ pub(super) fn hold_ready(feed: Arc<Feed>, ready: ReadyBoard) -> impl Future<Outp
     }
 }
 
-/// Lets the feeds find out whether the relay itself may still read them, when authentication is turned on or off, and again and
-/// again while it is on: etcd goes on with a watch that it would not open any more.
+/// Makes the feeds check whether the relay itself may still read them, when authentication is turned on or off, and
+/// repeatedly while it is on. etcd keeps a watch open that it would not accept any more.
 async fn doubt_permission(access: Access, hub: Arc<Hub>) {
     let mut known = access.watch();
     let mut before = Auth::Unknown;
@@ -155,7 +154,7 @@ async fn doubt_permission(access: Access, hub: Arc<Hub>) {
         if auth != Auth::Unknown {
             before = auth;
         }
-        // Between two looks while nothing changes.
+        // The pause between two checks while nothing changes.
         match tokio::time::timeout(INTERVAL, known.changed()).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(_)) => return,

@@ -9,7 +9,7 @@ use crate::{
     types::{Header, KeyRange, Revision},
 };
 
-/// An upstream with a snapshot of nothing, at whose watch a driver panics.
+/// An upstream with an empty snapshot, whose watch makes the driver panic.
 #[derive(Debug)]
 struct Unbearable;
 
@@ -25,7 +25,7 @@ impl HubUpstream for Unbearable {
     }
 
     async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
+        Err(UpstreamError::Unavailable("this test does not ask for it".into()))
     }
 }
 
@@ -35,11 +35,11 @@ async fn a_driver_that_panics_ends_the_relay_at_once() {
     let Ok(Task::Relay(start)) = cli::parse(args.iter().map(Into::into), cli::Build::default()) else {
         panic!("good flags")
     };
-    let relay = Relay::build(start.config, Metrics::install().expect("the only one")).expect("built");
+    let relay = Relay::build(start.config, Metrics::install().expect("the only recorder")).expect("built");
     let running = |data: Data, phases: &Phases, ready: &ReadyBoard| upstream::Running {
         upstream: Arc::new(Unbearable),
         ..data.run(phases, ready)
     };
-    let failure = relay.serve(Shutdown::new(), running).await.expect_err("it cannot go on");
+    let failure = relay.serve(Shutdown::new(), running).await.expect_err("the relay must stop");
     assert_eq!(failure, Failure { task: "feed driver", panic: "a bug".into() });
 }

@@ -1,4 +1,5 @@
-//! Where a relay's data is: what the hub asks, what calls are forwarded to, and which version clients are told.
+//! Where a relay's data comes from: what the hub reads, where calls are forwarded to, and which version clients are
+//! shown.
 //!
 //! Not here: what is kept in memory, see `core`.
 
@@ -27,7 +28,7 @@ use crate::{
     types::MemberVersion,
 };
 
-/// Where the data is, made before anything runs.
+/// Where the data comes from, made before anything runs.
 #[derive(Debug)]
 pub(super) enum Data {
     Etcd(Box<OverEtcd>),
@@ -35,7 +36,7 @@ pub(super) enum Data {
     Store { store: Store, changes_every: Option<Duration> },
 }
 
-/// An etcd cluster, and what the relay asks and writes there for itself.
+/// An etcd cluster, and what the relay reads and writes there for itself.
 #[derive(Debug)]
 pub(super) struct OverEtcd {
     etcd: Etcd,
@@ -44,21 +45,21 @@ pub(super) struct OverEtcd {
     load: Option<watch::Sender<Bytes>>,
 }
 
-/// What the rest of the relay takes of it.
+/// What the rest of the relay needs from it.
 pub(super) struct Running {
-    /// What the hub asks.
+    /// What the hub reads from.
     pub(super) upstream: Arc<dyn Upstream>,
-    /// All calls that the relay does not answer.
+    /// Handles all calls that the relay does not answer itself.
     pub(super) forward: GrpcService,
-    /// The same for the relay's own questions, over connections that no client's call takes.
+    /// The same for the relay's own requests, over connections that clients' calls do not use.
     pub(super) own: GrpcService,
-    /// What clients choose features by.
+    /// The version by which clients choose features.
     pub(super) version: watch::Receiver<Option<Arc<MemberVersion>>>,
-    /// How long one question may take.
+    /// How long one request may take.
     pub(super) patience: Duration,
-    /// What is known of etcd's members, where there are any.
+    /// What is known about etcd's members, if there are any.
     pub(super) members: Option<Members>,
-    /// Writes how many connections the relay has, where it does.
+    /// Publishes the relay's number of connections, if that is configured.
     pub(super) load: Option<watch::Sender<Bytes>>,
 }
 
@@ -85,7 +86,7 @@ impl Data {
         }
     }
 
-    /// Starts what has to run for it.
+    /// Starts the tasks that it needs.
     pub(super) fn run(self, phases: &Phases, ready: &ReadyBoard) -> Running {
         match self {
             Self::Etcd(over) => over_etcd(*over, phases, ready),
@@ -95,7 +96,7 @@ impl Data {
     }
 }
 
-/// What the relay registers, where it does.
+/// What the relay registers, if it is configured to.
 fn registration(advertise: &Advertise) -> Option<(Registration, Option<watch::Sender<Bytes>>)> {
     let (key, value) = advertise.advertised.registration()?;
     let load = load_key(&advertise.advertised).filter(|_| advertise.shed);
@@ -131,7 +132,8 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     }
     let probe = Probe::new(members.clone(), Dialler::new(etcd.tls), patience);
     if let Some(registration) = registration {
-        // Ends with the ports, and is waited for as they are: whoever looks for a relay then finds another.
+        // It ends with the ports, and the shutdown waits for it as for them, so clients that look for a relay then find
+        // another one.
         let stop = phases.accept.clone();
         phases.spawn_port("registration", upstream.clone().keep_registered(registration, stop));
     }

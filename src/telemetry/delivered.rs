@@ -1,9 +1,10 @@
-//! What is counted for each delivery: responses, events, bytes, and how long the event was under way.
+//! What is counted for each delivery: responses, events, bytes, and the delivery lag.
 //!
-//! Not with the metrics library, whose counters all threads share and whose histograms keep each value until they are read: on the
-//! delivery path that took a twentieth of a delivery's time, and memory for each. Here a thread adds to numbers of its own, and the
-//! recorder and `/debug/state` add them up when they are asked. Called by watch streams and by these two, nobody else. Always holds: what was counted
-//! is in the next sum; the buckets are those of [`names::LAG_BUCKETS`].
+//! This does not use the metrics library, whose counters are shared by all threads and whose histograms keep each value
+//! until they are read. On the delivery path that took a twentieth of a delivery's time, and memory for each delivery.
+//! Here each thread adds to counters of its own, and the recorder and `/debug/state` sum them up when they are read.
+//! Called only by watch streams and by these two readers. Always holds: what was counted is in the next sum; the
+//! buckets are those of [`names::LAG_BUCKETS`].
 
 use std::{
     cell::Cell,
@@ -16,7 +17,7 @@ use metrics::counter;
 
 use super::names;
 
-/// More threads share places, which costs them time and nothing else.
+/// With more threads than this, some share a place. That costs them a little time and nothing else.
 const PLACES: usize = 16;
 const BUCKETS: usize = names::LAG_BUCKETS.len() + 1;
 
@@ -26,13 +27,13 @@ thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The numbers of a thread, in cache lines of their own.
+/// The counters of one thread, in cache lines of their own.
 #[repr(align(128))]
 struct Counts {
     responses: AtomicU64,
     events: AtomicU64,
     bytes: AtomicU64,
-    /// By bucket; the last is for all that is longer.
+    /// By bucket; the last one is for everything longer.
     lags: [AtomicU64; BUCKETS],
     lag_nanos: AtomicU64,
 }
@@ -59,7 +60,7 @@ impl Counts {
     }
 }
 
-/// Counts what was handed to a connection at a time.
+/// Counts what was handed to a connection in one step.
 pub fn count(responses: u64, events: u64, bytes: u64) {
     let counts = Counts::of_thread();
     counts.responses.fetch_add(responses, Ordering::Relaxed);
@@ -67,7 +68,7 @@ pub fn count(responses: u64, events: u64, bytes: u64) {
     counts.bytes.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// Counts how long an event was under way.
+/// Counts the delivery lag of one event.
 pub fn count_lag(lag: Duration) {
     let counts = Counts::of_thread();
     counts.lags[bucket(lag.as_secs_f64())].fetch_add(1, Ordering::Relaxed);
@@ -94,7 +95,7 @@ pub struct Delivered {
 }
 
 impl Delivered {
-    /// What it is now.
+    /// The current sums.
     #[must_use]
     pub fn now() -> Self {
         Self {
@@ -105,7 +106,7 @@ impl Delivered {
     }
 }
 
-/// Tells the recorder what was counted.
+/// Passes the sums to the recorder.
 pub(super) fn record() {
     let Delivered { responses, events, bytes } = Delivered::now();
     counter!(names::RESPONSES_DELIVERED).absolute(responses);
@@ -154,7 +155,7 @@ mod tests {
             }
         });
         let threads = 2 * PLACES as u64;
-        // Other tests of the process may count as well.
+        // Other tests of this process may count as well.
         assert!(sum(|counts| &counts.events) >= before.0 + 3 * threads);
         assert!(sum(|counts| &counts.lags[BUCKETS - 1]) >= before.1 + threads);
     }

@@ -1,6 +1,6 @@
 //! Log lines on standard error, as text or as JSON.
 //!
-//! Not here: what is logged at which level; that is decided where it is logged. Set up once, by `main`.
+//! Not here: what is logged at which level; each caller decides that. Set up once, by `main`.
 
 use std::io::{self, IsTerminal as _};
 
@@ -38,11 +38,11 @@ impl Default for LoggingConfig {
     }
 }
 
-/// Why nothing can be logged.
+/// Why logging cannot be set up.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoggingError {
-    /// A part of the filter is neither a level nor a module with one.
+    /// A part of the filter is neither a level nor a module with a level.
     #[error(
         "`{part}` is not a log level; write error, warn, info, debug, trace or off, or name a module with its level, such as \
          info,etcd_relay::hub=debug"
@@ -54,27 +54,29 @@ pub enum LoggingError {
     /// The filter does not parse.
     #[error("`{filter}` is not a log filter: {cause}; try `info`, or `info,etcd_relay::hub=debug`")]
     Filter {
-        /// What was asked.
+        /// The filter that was given.
         filter: String,
-        /// What the parser says.
+        /// The parser's message.
         cause: ParseError,
     },
-    /// The process logs already.
+    /// The process has a logger already.
     #[error("cannot set up logging")]
     Install(#[from] TryInitError),
 }
 
-/// Parses a level or filter: levels, and modules with theirs, separated by commas. A level below `info` is the relay's own: the libraries below it, which
-/// say a line for each frame, stay at `info` unless they are named. What no part speaks of is logged from `info` on.
+/// Parses a level or a filter: levels, and modules with their levels, separated by commas. A level below `info` applies
+/// to the relay's own modules: its libraries, which log a line for each frame, stay at `info` unless they are named.
+/// Whatever no part names is logged from `info` on.
 ///
 /// # Errors
-/// Where a part is neither. A word that is no level would be taken for a module, and nothing else be logged any more.
+/// If a part is neither a level nor a module with one. A misspelt level would be taken for a module, and nothing else
+/// would be logged any more.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
     let spelled = spell(filter)?;
     EnvFilter::builder().parse(spelled).map_err(|cause| LoggingError::Filter { filter: filter.to_owned(), cause })
 }
 
-/// The same filter with a base level, and with the levels' own names.
+/// The same filter with a base level, and with the canonical names of levels.
 fn spell(filter: &str) -> Result<String, LoggingError> {
     let mut base = "info";
     let mut parts = Vec::new();
@@ -92,7 +94,7 @@ fn spell(filter: &str) -> Result<String, LoggingError> {
     Ok(parts.join(","))
 }
 
-/// At the commas that are not within `[span{fields}]`.
+/// Splits at the commas that are not within `[span{fields}]`.
 fn split(filter: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_usize;
     filter
@@ -107,12 +109,12 @@ fn split(filter: &str) -> impl Iterator<Item = &str> {
         .map(str::trim)
 }
 
-/// Whether no bracket is open at its end, so that the `=` behind it is not one of a field.
+/// Whether it ends outside all brackets, so that the `=` after it does not belong to a field.
 fn is_whole(module: &str) -> bool {
     module.matches(['[', '{']).count() == module.matches([']', '}']).count()
 }
 
-/// A level under any of the names that people give it.
+/// The level that a word means, under any of its usual names.
 fn level(word: &str) -> Option<&'static str> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     let word = if word.eq_ignore_ascii_case("warning") { "warn" } else { word };
@@ -122,13 +124,14 @@ fn level(word: &str) -> Option<&'static str> {
 /// Starts logging.
 ///
 /// # Errors
-/// Where the filter does not parse or logging was started before.
+/// If the filter does not parse, or logging was started before.
 pub fn install(config: &LoggingConfig) -> Result<(), LoggingError> {
     use tracing_subscriber::util::SubscriberInitExt as _;
 
     let filter = parse_filter(&config.filter)?;
     let terminal = io::stderr().is_terminal();
-    // Whoever read standard error may be gone. The library would say so on standard error, and panic in the task that logs.
+    // The reader of standard error may be gone. The library would report that on standard error, and panic in the task
+    // that logs.
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match (config.format, terminal) {
         (Format::Text, _) | (Format::Auto, true) => base.with_ansi(terminal).finish().try_init()?,

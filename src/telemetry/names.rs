@@ -1,30 +1,32 @@
-//! All metrics of the relay: names, meaning, label values.
+//! All metrics of the relay: their names, meanings and label values.
 //!
-//! Not here: the recorder. Everyone who counts uses these constants with the macros of `metrics`.
-//! Always holds: label values come from closed enums, never from keys, clients or addresses; every counter and gauge series that can move in a relay as it
-//! is set up starts at zero ([`describe`], [`begin()`]), so that a rate over it is right from the first scrape, and no other is there.
+//! Not here: the recorder. All code that counts something uses these constants with the macros of `metrics`.
+//! Always holds: label values come from closed enums, never from keys, clients or addresses. Every counter and gauge
+//! that can change in a relay with this configuration starts at zero ([`describe`], [`begin()`]), so that a rate over
+//! it is right from the first scrape. Series that can never change do not exist.
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// Watches that exist now, on all streams.
 pub const WATCHES: &str = "etcd_relay_watches";
-/// Watches behind the live feed that read the history as their connection drains.
+/// Watches behind the live feed, which read the history as their connection drains.
 pub const WATCHES_PARKED: &str = "etcd_relay_watches_parked";
-/// Watches behind the history, which temporary upstream watches bring to it; they may have to wait for their turn.
+/// Watches that need revisions older than the history. A backfill or a temporary upstream watch brings them up to it;
+/// they may have to wait for their turn.
 pub const WATCHES_CATCHING_UP: &str = "etcd_relay_watches_catching_up";
 /// Watches created since the start.
 pub const WATCHES_CREATED: &str = "etcd_relay_watches_created_total";
 /// Watches that ended, by [`CancelReason`].
 pub const WATCHES_CANCELED: &str = "etcd_relay_watches_canceled_total";
-/// Creates that were answered with a refusal, by [`Refusal`].
+/// Watch creates that were refused, by [`Refusal`].
 pub const WATCHES_REFUSED: &str = "etcd_relay_watches_refused_total";
-/// How often watches that asked for it are told their progress.
+/// Time between progress notifications to watches that asked for them.
 pub const PROGRESS_NOTIFY_INTERVAL: &str = "etcd_relay_progress_notify_interval_seconds";
 /// Whether the relay is registered in etcd: 1 or 0.
 pub const REGISTERED: &str = "etcd_relay_registered";
-/// Relays of the fleet that are ready, as far as this one knows; this one among them.
+/// Relays of the fleet that are ready, as far as this relay knows, including itself.
 pub const FLEET_RELAYS: &str = "etcd_relay_fleet_relays";
-/// The relay's connections, as a part of the mean of these relays.
+/// The relay's connections, as a fraction of the mean of these relays.
 pub const FLEET_SHARE: &str = "etcd_relay_fleet_share_ratio";
 /// Watch streams that are open now.
 pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
@@ -32,13 +34,13 @@ pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 pub const CONNECTIONS: &str = "etcd_relay_connections";
 /// Connections accepted since the start, by [`Port`].
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
-/// Requests over HTTP/2 that a connection did not serve because of a bound, by [`Overrun`].
+/// Requests over HTTP/2 that were refused because of a limit of their connection, by [`Overrun`].
 pub const REQUESTS_REFUSED: &str = "etcd_relay_requests_refused_total";
-/// Connections that the port closed for its own sake, by [`Port`] and [`Turned`].
+/// Connections that the port closed to protect itself, by [`Port`] and [`Turned`].
 pub const CONNECTIONS_TURNED_AWAY: &str = "etcd_relay_connections_turned_away_total";
-/// Connections that the relay asked to go elsewhere, by [`Port`] and [`LeaveReason`].
+/// Connections that the relay asked to reconnect elsewhere, by [`Port`] and [`LeaveReason`].
 pub const CONNECTIONS_ASKED_TO_LEAVE: &str = "etcd_relay_connections_asked_to_leave_total";
-/// Failures of `accept` that are not the peer's, by [`Port`].
+/// Failures of `accept` that are not the client's fault, by [`Port`].
 pub const ACCEPT_ERRORS: &str = "etcd_relay_accept_errors_total";
 /// Feeds, by [`FeedState`].
 pub const FEEDS: &str = "etcd_relay_feeds";
@@ -52,11 +54,11 @@ pub const UPSTREAM_RECONNECTS: &str = "etcd_relay_upstream_reconnects_total";
 pub const UPSTREAM_RESYNCS: &str = "etcd_relay_upstream_resyncs_total";
 /// Audits of a feed that ended, by [`Audited`].
 pub const AUDITS: &str = "etcd_relay_audits_total";
-/// Feeds in which the audit found something else than in etcd.
+/// Feeds whose content differed from etcd's in an audit.
 pub const AUDIT_MISMATCHES: &str = "etcd_relay_audit_mismatches_total";
 /// Keys that the audit compared with etcd's.
 pub const AUDITED_KEYS: &str = "etcd_relay_audited_keys_total";
-/// When the audit last came to the end of all feeds, in seconds since 1970; 0 before.
+/// When the audit last finished with all feeds, in seconds since 1970; 0 before that.
 pub const AUDIT_COMPLETED: &str = "etcd_relay_audit_completed_timestamp_seconds";
 /// Attempts to connect upstream for forwarded calls, by [`Connect`].
 pub const UPSTREAM_CONNECTS: &str = "etcd_relay_upstream_connects_total";
@@ -64,15 +66,15 @@ pub const UPSTREAM_CONNECTS: &str = "etcd_relay_upstream_connects_total";
 pub const V2_LISTINGS: &str = "etcd_relay_v2_listings_total";
 /// Waits on etcd's v2 API that ended, by [`V2WaitEnd`].
 pub const V2_WAITS: &str = "etcd_relay_v2_waits_total";
-/// Events that a wait found in the history when it was asked again, since the one before it had missed them.
+/// Events that a wait had missed, and that its successor found in etcd's history.
 pub const V2_REPAIRED: &str = "etcd_relay_v2_repaired_events_total";
 /// Requests for keys through the facade of etcd's v2 API, by [`FacadeRequest`].
 pub const FACADE_REQUESTS: &str = "etcd_relay_facade_requests_total";
 /// Waits and streams of the facade that are open now.
 pub const FACADE_WAITS: &str = "etcd_relay_facade_waits";
-/// Keys whose time had come and that this relay deleted.
+/// Expired keys that this relay deleted.
 pub const FACADE_EXPIRED: &str = "etcd_relay_facade_expired_keys_total";
-/// Reads of what was before the facade's history, by [`FacadePast`].
+/// Reads of revisions older than the facade's history, by [`FacadePast`].
 pub const FACADE_PASTS: &str = "etcd_relay_facade_past_reads_total";
 /// Revisions that changed several v2 keys.
 pub const FACADE_JOINED: &str = "etcd_relay_facade_joined_revisions_total";
@@ -82,56 +84,56 @@ pub const EVENTS_DELIVERED: &str = "etcd_relay_events_delivered_total";
 pub const RESPONSES_DELIVERED: &str = "etcd_relay_responses_delivered_total";
 /// Bytes of watch responses written to subscribers.
 pub const BYTES_DELIVERED: &str = "etcd_relay_bytes_delivered_total";
-/// From the receipt of a revision to its hand-over to a subscriber's connection.
+/// From the receipt of a revision until a subscriber's connection gets it.
 pub const DELIVERY_LAG_SECONDS: &str = "etcd_relay_delivery_lag_seconds";
-/// What [`DELIVERY_LAG_SECONDS`] means; `delivered` renders it.
-pub(super) const DELIVERY_LAG: &str =
-    "Seconds from the receipt of a revision to its hand-over to a subscriber's connection";
-/// How long the publishing of what came at a time took, by [`Part`].
+/// The help text of [`DELIVERY_LAG_SECONDS`]; `delivered` renders it.
+pub(super) const DELIVERY_LAG: &str = "Seconds from the receipt of a revision until a subscriber's connection gets it";
+/// How long it took to publish the revisions that arrived together, by [`Part`].
 pub const PUBLISH_SECONDS: &str = "etcd_relay_publish_seconds";
-/// How late a task gets its turn.
+/// How late a task is scheduled.
 pub const TURN_SECONDS: &str = "etcd_relay_turn_seconds";
 /// Revisions in the histories of all feeds.
 pub const HISTORY_ENTRIES: &str = "etcd_relay_history_entries";
 /// Bytes that the histories of all feeds keep.
 pub const HISTORY_BYTES: &str = "etcd_relay_history_bytes";
-/// The highest of the feeds' oldest revisions: from here on, every feed answers from memory.
+/// The highest of the feeds' oldest revisions. From here on, every feed answers from memory.
 pub const HISTORY_OLDEST_REVISION: &str = "etcd_relay_history_oldest_revision";
 /// The highest revision that any feed has.
 pub const HISTORY_NEWEST_REVISION: &str = "etcd_relay_history_newest_revision";
 /// Keys in the snapshots of all feeds.
 pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
-/// Bytes that feeds on demand hold together, what they share counted once.
+/// Bytes that feeds on demand hold together. Bytes that they share are counted once.
 pub const ON_DEMAND_BYTES: &str = "etcd_relay_on_demand_bytes";
-/// Temporary upstream watches that fill a gap behind the history, running now.
+/// Temporary upstream watches that run now, each filling a gap behind the history.
 pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 /// Watches that wait for their turn to be filled.
 pub const FILLS_WAITING: &str = "etcd_relay_fills_waiting";
-/// Reads of a feed's past, which put it before the feed's history, by [`BackfillOutcome`].
+/// Reads of a feed's past, which extend its history backwards, by [`BackfillOutcome`].
 pub const BACKFILLS: &str = "etcd_relay_backfills_total";
-/// Revisions that were put before a feed's history.
+/// Revisions by which feeds' histories were extended backwards.
 pub const BACKFILLED_REVISIONS: &str = "etcd_relay_backfilled_revisions_total";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
 /// `RangeStream` calls, by [`Read`].
 pub const RANGE_STREAMS: &str = "etcd_relay_range_streams_total";
-/// `Range` calls that look at many keys or far back: those that run and those that wait for their turn.
+/// `Range` calls that look at many keys or at a past revision: those that run, and those that wait for their turn.
 pub const LONG_READS: &str = "etcd_relay_long_reads";
-/// Questions to etcd whether a client may read a range, by [`Check`].
+/// Checks with etcd whether a client may read a range, by [`Check`].
 pub const ACCESS_CHECKS: &str = "etcd_relay_access_checks_total";
 /// Watch streams that were ended because etcd did not confirm in time that their clients may read what they watch.
 pub const STREAMS_UNCONFIRMED: &str = "etcd_relay_watch_streams_unconfirmed_total";
-/// Changes of keys that views are made of, by [`Directory`] and [`Effect`].
+/// Changes of keys that views are made from, by [`Directory`] and [`Effect`].
 pub const VIEW_CHANGES: &str = "etcd_relay_view_changes_total";
-/// New states of what is asked for of views, by [`Directory`]. Each is rendered once for all who get it.
+/// New versions of the view selections that clients asked for, by [`Directory`]. Each is rendered once for all of its
+/// readers.
 pub const VIEW_VERSIONS: &str = "etcd_relay_view_versions_total";
 /// Distinct selections of views that are kept up to date, by [`Directory`].
 pub const VIEW_TARGETS: &str = "etcd_relay_view_targets";
-/// Memory of what those selections show, by [`Directory`].
+/// Memory that the rows of these selections take, by [`Directory`].
 pub const VIEW_BYTES: &str = "etcd_relay_view_bytes";
-/// Values that cannot be read now, by [`Directory`]; `/debug` names them.
+/// Values that views cannot read now, by [`Directory`]; `/debug` names them.
 pub const VIEW_UNREADABLE: &str = "etcd_relay_view_unreadable_values";
-/// Requests for views that were answered with one reply, or begun as a stream, by [`Transport`] and [`Answer`].
+/// Requests for views, by [`Transport`] and [`Answer`]. A stream is counted when it begins.
 pub const VIEW_REQUESTS: &str = "etcd_relay_view_requests_total";
 /// Streams of views that are open now, by [`Transport`].
 pub const VIEW_STREAMS: &str = "etcd_relay_view_streams";
@@ -139,17 +141,17 @@ pub const VIEW_STREAMS: &str = "etcd_relay_view_streams";
 pub const VIEW_MESSAGES: &str = "etcd_relay_view_messages_total";
 /// Bytes of these replies, by [`Transport`].
 pub const VIEW_MESSAGE_BYTES: &str = "etcd_relay_view_message_bytes_total";
-/// From the receipt of a change to the hand-over of the view that it makes to a subscriber's connection.
+/// From the receipt of a change until a subscriber's connection gets the view that it changed.
 pub const VIEW_LAG_SECONDS: &str = "etcd_relay_view_lag_seconds";
 /// Requests for keys over HTTP, by [`KeysPath`] and [`KeysAnswer`].
 pub const KEYS_REQUESTS: &str = "etcd_relay_keys_requests_total";
 /// Streams of `/v1/watch` that are open now.
 pub const KEYS_STREAMS: &str = "etcd_relay_keys_streams";
-/// Writes of events to these streams: one for all that came together.
+/// Writes of events to these streams. Events that arrived together are one write.
 pub const KEYS_MESSAGES: &str = "etcd_relay_keys_messages_total";
 /// Bytes of these writes.
 pub const KEYS_MESSAGE_BYTES: &str = "etcd_relay_keys_message_bytes_total";
-/// Snapshots that these streams were sent, by [`KeysSnapshot`].
+/// Snapshots that were sent on these streams, by [`KeysSnapshot`].
 pub const KEYS_SNAPSHOTS: &str = "etcd_relay_keys_snapshots_total";
 /// Requests to the JSON gateway, by [`Service`] and [`GatewayOutcome`], counted when they end.
 pub const GATEWAY_REQUESTS: &str = "etcd_relay_gateway_requests_total";
@@ -161,19 +163,19 @@ pub const FORWARDS: &str = "etcd_relay_forwards";
 pub const UPSTREAM_CONNECTIONS: &str = "etcd_relay_upstream_connections";
 /// Calls that wait now until a connection upstream has room for them, by [`Lane`].
 pub const UPSTREAM_WAITING: &str = "etcd_relay_upstream_waiting_calls";
-/// How many revisions of the store the feed that is furthest behind is behind etcd.
+/// How many revisions of the store the slowest feed is behind etcd.
 pub const FEED_LAG_REVISIONS: &str = "etcd_relay_feed_lag_revisions";
-/// For how long the feed that is so for longest has been behind etcd.
+/// For how long a feed has been behind etcd; the longest time of all feeds.
 pub const FEED_LAG_SECONDS: &str = "etcd_relay_feed_lag_seconds";
 /// 1 while the etcd member with this [`MEMBER`] number answers for its cluster.
 pub const MEMBER_HEALTHY: &str = "etcd_relay_member_healthy";
-/// 1 while the members of etcd that answer have no leader.
+/// 1 while the etcd members that answer have no leader.
 pub const UPSTREAM_LEADERLESS: &str = "etcd_relay_upstream_leaderless";
 /// The place of a member among the endpoints that the relay was given, counted from 1.
 pub const MEMBER: &str = "member";
-/// How often a member was left for another one, by [`Leave`].
+/// How often the relay left a member for another one, by [`Leave`].
 pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
-/// Forwarded reads that were sent to another member, since the first one did not answer.
+/// Forwarded reads that were sent again to another member, since the first one did not answer.
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 /// Forwarded calls that wait now until a member can be reached.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
@@ -181,26 +183,27 @@ pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
 pub const TLS_HANDSHAKES: &str = "etcd_relay_tls_handshakes_total";
 /// TLS handshakes with members of etcd, by [`Connect`].
 pub const TLS_UPSTREAM_HANDSHAKES: &str = "etcd_relay_tls_upstream_handshakes_total";
-/// When a certificate in use ends, in seconds of Unix time, by [`TlsCertificate`]; 0 where there is none.
+/// When a certificate in use expires, in seconds of Unix time, by [`TlsCertificate`]; 0 if there is none.
 pub const TLS_CERTIFICATE_NOT_AFTER: &str = "etcd_relay_tls_certificate_not_after_seconds";
-/// Looks at TLS files that found a change, by [`TlsSide`] and [`Reload`].
+/// Changes of TLS files that were noticed, by [`TlsSide`] and [`Reload`].
 pub const TLS_RELOADS: &str = "etcd_relay_tls_reloads_total";
-/// 1 while `/ready` says so.
+/// 1 while `/ready` reports that the relay is ready.
 pub const READY: &str = "etcd_relay_ready";
-/// Always 1; the label `version` is the relay's.
+/// Always 1; the label `version` is the relay's version.
 pub const BUILD_INFO: &str = "etcd_relay_build_info";
 
-/// Buckets of [`DELIVERY_LAG_SECONDS`]: 50 µs (a push on an idle machine) to 30 s (a client that is as good as gone).
+/// Buckets of [`DELIVERY_LAG_SECONDS`]: from 50 µs (a push on an idle machine) to 30 s (a client that is as good as
+/// gone).
 pub const LAG_BUCKETS: [f64; 15] = [
     0.000_05, // 50 µs
     0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
-    0.002_5, 0.005, 0.01, // 10 ms: etcd's documentation speaks of this delay
+    0.002_5, 0.005, 0.01, // 10 ms: etcd's documentation mentions this delay
     0.025, 0.05, 0.1, // 100 ms
     0.5, 1.0, 5.0, 30.0, // 30 s
 ];
 
-/// Buckets of [`PUBLISH_SECONDS`] and [`TURN_SECONDS`]: 10 µs (one revision to a few) to 1 s, close together about 5 ms, which nobody who joins may hold a
-/// feed up for.
+/// Buckets of [`PUBLISH_SECONDS`] and [`TURN_SECONDS`]: from 10 µs (one revision to a few watches) to 1 s. They are
+/// close together around 5 ms, the longest time for which a new watch may hold up a feed.
 pub const PUBLISH_BUCKETS: [f64; 18] = [
     0.000_01, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
     0.002, 0.003, 0.004, 0.005, 0.007_5, 0.01, // 10 ms
@@ -271,7 +274,7 @@ labels! {
 }
 
 impl Port {
-    /// What is spoken on it, for the log.
+    /// The protocol on it, for the log.
     #[must_use]
     pub const fn protocol(self) -> &'static str {
         match self {
@@ -283,24 +286,24 @@ impl Port {
 }
 
 labels! {
-    /// Why a connection was asked to go elsewhere.
+    /// Why a connection was asked to reconnect elsewhere.
     LeaveReason as "reason" {
-        /// The relay stops.
+        /// The relay is stopping.
         Stopping = "stopping",
-        /// It is older than `--max-connection-age`, give or take a quarter.
+        /// It is older than `--max-connection-age`, within a quarter of that age.
         Age = "age",
         /// The relay has more than its share of the fleet's connections.
         Share = "share",
     }
 }
 labels! {
-    /// Which bound of a connection a request met.
+    /// Which limit of a connection a request exceeded.
     Overrun as "reason" {
         /// The connection has its largest number of streams.
         Streams = "streams",
         /// The request has too many fields.
         Fields = "fields",
-        /// Requests without an answer take as much memory as they may.
+        /// Unanswered requests take as much memory as they may.
         Unanswered = "unanswered",
     }
 }
@@ -313,9 +316,9 @@ labels! {
         Client = "client",
         /// It sent nothing in time.
         Silent = "silent",
-        /// It took no bytes for too long.
+        /// It accepted no bytes for too long.
         Stalled = "stalled",
-        /// It speaks TLS, and the port does not.
+        /// It speaks TLS, which the port does not.
         Tls = "tls",
     }
 }
@@ -326,9 +329,9 @@ labels! {
         Starting = "starting",
         /// It follows upstream.
         Live = "live",
-        /// It lost upstream and goes on from the next revision.
+        /// It lost upstream, and continues with the next revision.
         Resuming = "resuming",
-        /// It reads a new snapshot, since the next revision is gone upstream.
+        /// It reads a new snapshot, because upstream no longer has the next revision.
         Resyncing = "resyncing",
     }
 }
@@ -347,18 +350,19 @@ labels! {
         Timeout = "timeout",
         /// The relay's own identity was refused.
         Denied = "denied",
-        /// It did not bring what the cluster has.
+        /// The watch did not bring what the cluster has.
         Behind = "behind",
     }
 }
 labels! {
-    /// What publishing consists of.
+    /// The parts of publishing.
     Part as "part" {
-        /// From the receipt of the revisions to the wait for the feed: they are read and cut into revisions.
+        /// From the receipt of the revisions until the feed's lock is requested: reading them, and cutting them into
+        /// revisions.
         Reading = "reading",
-        /// The wait for the feed, which joins, cancels and streams that catch up hold for a moment.
+        /// The wait for the feed's lock. Joins, cancels and streams that catch up hold it for a moment.
         Waiting = "waiting",
-        /// The work in the feed, which others wait for: all is pushed to all live watches.
+        /// The work under the feed's lock, which others wait for: everything is pushed to all live watches.
         Pushing = "pushing",
     }
 }
@@ -405,20 +409,20 @@ labels! {
         Unavailable = "unavailable",
         /// The client went away.
         Canceled = "canceled",
-        /// The relay ended it because it stops.
+        /// The relay ended it because it is stopping.
         Shutdown = "shutdown",
-        /// The relay refused it: its client has as many under way as it may.
+        /// The relay refused it, because its client has as many under way as it may.
         Refused = "refused",
     }
 }
 labels! {
     /// How a request to the JSON gateway ended.
     GatewayOutcome as "outcome" {
-        /// Its call ended well.
+        /// Its call succeeded.
         Ok = "ok",
         /// Its call failed.
         Error = "error",
-        /// It stands for no call: its path, its method or its body is wrong.
+        /// It maps to no call: its path, its method or its body is wrong.
         Refused = "refused",
         /// The client went away.
         Canceled = "canceled",
@@ -429,9 +433,9 @@ labels! {
     Lane as "lane" {
         /// Forwarded calls that end soon.
         Calls = "calls",
-        /// Forwarded calls that wait for something, such as a lock, or have a long answer.
+        /// Forwarded calls that wait for something, such as a lock, or that have a long answer.
         Waiting = "waiting",
-        /// The relay's own questions.
+        /// The relay's own requests.
         Own = "own",
         /// Watches of feeds.
         Feeds = "feeds",
@@ -440,7 +444,8 @@ labels! {
     }
 }
 
-/// Describes all metrics, and starts the series that every relay has at zero. Called once, when the recorder is installed.
+/// Describes all metrics, and starts the series that every relay has at zero. Called once, when the recorder is
+/// installed.
 pub fn describe() {
     for (name, meaning) in GAUGES {
         describe_gauge!(*name, *meaning);
@@ -451,17 +456,17 @@ pub fn describe() {
     describe_histogram!(
         VIEW_LAG_SECONDS,
         metrics::Unit::Seconds,
-        "Seconds from the receipt of a change to the hand-over of the view that it makes to a subscriber's connection"
+        "Seconds from the receipt of a change until a subscriber's connection gets the view that it changed"
     );
     describe_histogram!(
         PUBLISH_SECONDS,
         metrics::Unit::Seconds,
-        "Seconds that revisions which came at a time took to be pushed to all live watches, by part: reading them, waiting for the feed, pushing"
+        "Seconds that it took to push revisions that arrived together to all live watches, by part: reading them, waiting for the feed, pushing"
     );
     describe_histogram!(
         TURN_SECONDS,
         metrics::Unit::Seconds,
-        "Seconds by which a task got its turn late, looked at 50 times a second: feeds and deliveries wait for theirs as long"
+        "Seconds by which a task was scheduled late, measured 50 times a second: feeds and deliveries wait as long for their turn"
     );
     drop(histogram!(TURN_SECONDS));
     for part in Part::ALL {
@@ -524,14 +529,17 @@ pub fn describe() {
 pub const GAUGES: &[(&str, &str)] = &[
     (WATCHES, "Watches that exist now"),
     (PROGRESS_NOTIFY_INTERVAL, "Seconds between progress notifications to watches that asked for them"),
-    (REGISTERED, "Whether the relay is registered in etcd, where --resolver-prefix says so"),
-    (FLEET_RELAYS, "Relays of the fleet that are ready; 0 where they are not known"),
+    (REGISTERED, "1 while the relay is registered in etcd under --resolver-prefix"),
+    (FLEET_RELAYS, "Relays of the fleet that are ready; 0 if they are not known"),
     (
         FLEET_SHARE,
-        "Connections of the relay, as a part of the mean of the relays that are ready; 0 where it is not known",
+        "Connections of the relay, as a fraction of the mean of the relays that are ready; 0 if it is not known",
     ),
-    (WATCHES_PARKED, "Watches behind the live feed that read the history as their connection drains"),
-    (WATCHES_CATCHING_UP, "Watches that need what is before the history: a backfill or a fill brings them to it"),
+    (WATCHES_PARKED, "Watches behind the live feed, which read the history as their connection drains"),
+    (
+        WATCHES_CATCHING_UP,
+        "Watches that need revisions older than the history; a backfill or a fill brings them up to it",
+    ),
     (WATCH_STREAMS, "Watch streams that are open now"),
     (CONNECTIONS, "Connections that are open now"),
     (FEEDS, "Feeds by state"),
@@ -540,25 +548,25 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_OLDEST_REVISION, "Highest of the feeds' oldest revisions in memory"),
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
-    (ON_DEMAND_BYTES, "Bytes that feeds on demand hold together, what they share counted once"),
+    (ON_DEMAND_BYTES, "Bytes that feeds on demand hold together; bytes that they share are counted once"),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
     (FILLS_WAITING, "Watches that wait for their turn to be filled"),
-    (LONG_READS, "Range calls that look at many keys or far back, running or waiting for their turn"),
+    (LONG_READS, "Range calls that look at many keys or at a past revision, running or waiting for their turn"),
     (VIEW_STREAMS, "Streams of views that are open now"),
     (KEYS_STREAMS, "Streams of /v1/watch that are open now"),
     (VIEW_TARGETS, "Distinct selections of views that are kept up to date"),
-    (VIEW_BYTES, "Memory of what the selections of views show"),
+    (VIEW_BYTES, "Memory that the rows of view selections take"),
     (VIEW_UNREADABLE, "Values that views cannot read now"),
     (FORWARDS, "Forwarded calls that are running now"),
-    (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what goes over them"),
-    (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what goes over it"),
+    (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what they are used for"),
+    (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what it is used for"),
     (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
-    (AUDIT_COMPLETED, "When the audit last came to the end of all feeds, in seconds since 1970; 0 before"),
-    (FEED_LAG_REVISIONS, "Revisions of the store by which the feed that is furthest behind is behind etcd"),
-    (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd, at most"),
-    (MEMBER_HEALTHY, "1 while the etcd member, by its place among the endpoints, answers for its cluster"),
+    (AUDIT_COMPLETED, "When the audit last finished with all feeds, in seconds since 1970; 0 before that"),
+    (FEED_LAG_REVISIONS, "Revisions of the store by which the slowest feed is behind etcd"),
+    (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd; the longest time of all feeds"),
+    (MEMBER_HEALTHY, "1 while the etcd member, numbered by its place among the endpoints, answers for its cluster"),
     (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
-    (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use ends, in seconds of Unix time; 0 where there is none"),
+    (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use expires, in seconds of Unix time; 0 if there is none"),
     (FACADE_WAITS, "Waits and streams over etcd's v2 API that are open now"),
     (READY, "1 while the relay is ready"),
     (BUILD_INFO, "Always 1; the label is the relay's version"),
@@ -570,51 +578,54 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (WATCHES_CANCELED, "Watches that ended, by reason"),
     (WATCHES_REFUSED, "Watch creates that were refused, by reason"),
     (CONNECTIONS_ACCEPTED, "Connections accepted"),
-    (CONNECTIONS_ASKED_TO_LEAVE, "Connections that the relay asked to go elsewhere"),
-    (REQUESTS_REFUSED, "Requests over HTTP/2 that met a bound of their connection, by reason"),
-    (CONNECTIONS_TURNED_AWAY, "Connections closed unserved or for taking no bytes, by reason"),
-    (ACCEPT_ERRORS, "Failures of accept that are not the peer's, such as too many open files"),
+    (CONNECTIONS_ASKED_TO_LEAVE, "Connections that the relay asked to reconnect elsewhere"),
+    (REQUESTS_REFUSED, "Requests over HTTP/2 that exceeded a limit of their connection, by reason"),
+    (CONNECTIONS_TURNED_AWAY, "Connections that were closed unserved, or because the client read nothing, by reason"),
+    (ACCEPT_ERRORS, "Failures of accept that are not the client's fault, such as too many open files"),
     (UPSTREAM_EVENTS, "Events received from upstream on feeds"),
     (UPSTREAM_REVISIONS, "Revisions received from upstream on feeds"),
     (UPSTREAM_RECONNECTS, "Broken upstream watches of feeds, by reason"),
     (UPSTREAM_RESYNCS, "New snapshots of running feeds, by reason"),
     (AUDITS, "Audits of a feed that ended, by outcome"),
-    (AUDIT_MISMATCHES, "Feeds in which the audit found something else than in etcd"),
+    (AUDIT_MISMATCHES, "Feeds whose content differed from etcd's in an audit"),
     (AUDITED_KEYS, "Keys that the audit compared with etcd's"),
-    (BACKFILLS, "Reads of a feed's past, which put it before the feed's history, by outcome"),
-    (BACKFILLED_REVISIONS, "Revisions that were put before a feed's history"),
+    (BACKFILLS, "Reads of a feed's past, which extend its history backwards, by outcome"),
+    (BACKFILLED_REVISIONS, "Revisions by which feeds' histories were extended backwards"),
     (UPSTREAM_CONNECTS, "Attempts to connect upstream"),
     (V2_LISTINGS, "Listings read from etcd's v2 API, by reason"),
-    (V2_WAITS, "Waits on etcd's v2 API that ended, by how"),
-    (V2_REPAIRED, "Events that a wait on etcd's v2 API had missed, found when it was asked again"),
-    (FACADE_REQUESTS, "Requests for keys over etcd's v2 API, by what they are"),
-    (FACADE_EXPIRED, "Keys of etcd's v2 API that this relay deleted when their time had come"),
-    (FACADE_PASTS, "Reads of what was before the history of etcd's v2 API, by outcome"),
-    (FACADE_JOINED, "Revisions that changed several keys of etcd's v2 API, of which a wait is told one"),
+    (V2_WAITS, "Waits on etcd's v2 API that ended, by how they ended"),
+    (V2_REPAIRED, "Events that a wait on etcd's v2 API had missed, and that its successor found"),
+    (FACADE_REQUESTS, "Requests for keys over etcd's v2 API, by kind"),
+    (FACADE_EXPIRED, "Expired keys of etcd's v2 API that this relay deleted"),
+    (FACADE_PASTS, "Reads of revisions older than the history of etcd's v2 API, by outcome"),
+    (FACADE_JOINED, "Revisions that changed several keys of etcd's v2 API, of which a wait reports one"),
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (READS, "Range calls by how they were answered"),
     (RANGE_STREAMS, "RangeStream calls by how they were answered"),
-    (ACCESS_CHECKS, "Questions to etcd whether a client may read a range, by outcome"),
+    (ACCESS_CHECKS, "Checks with etcd whether a client may read a range, by outcome"),
     (
         STREAMS_UNCONFIRMED,
         "Watch streams ended because etcd did not confirm in time that their clients may read what they watch",
     ),
-    (VIEW_REQUESTS, "Requests for views, by what became of them"),
+    (VIEW_REQUESTS, "Requests for views, by outcome"),
     (VIEW_MESSAGES, "Replies written to streams of views"),
     (VIEW_MESSAGE_BYTES, "Bytes of replies written to streams of views"),
     (KEYS_REQUESTS, "Requests for /v1/keys and /v1/watch, by how they were answered"),
     (KEYS_MESSAGES, "Writes of events to streams of /v1/watch"),
-    (KEYS_MESSAGE_BYTES, "Bytes of these writes"),
-    (KEYS_SNAPSHOTS, "Snapshots sent to streams of /v1/watch, by why"),
-    (VIEW_CHANGES, "Changes of keys that views are made of, by what they meant"),
-    (VIEW_VERSIONS, "New states of what is asked for of views"),
-    (MEMBER_LEFT, "How often an etcd member was left for another one, by reason"),
-    (FORWARD_RETRIES, "Forwarded reads that were sent to another member, since the first one did not answer"),
+    (KEYS_MESSAGE_BYTES, "Bytes of events written to streams of /v1/watch"),
+    (KEYS_SNAPSHOTS, "Snapshots sent to streams of /v1/watch, by reason"),
+    (VIEW_CHANGES, "Changes of keys that views are made from, by their effect"),
+    (VIEW_VERSIONS, "New versions of the view selections that clients asked for"),
+    (MEMBER_LEFT, "How often the relay left an etcd member for another one, by reason"),
+    (FORWARD_RETRIES, "Forwarded reads that were sent again to another member, since the first one did not answer"),
     (TLS_HANDSHAKES, "TLS handshakes with clients, by port and outcome"),
     (TLS_UPSTREAM_HANDSHAKES, "TLS handshakes with etcd"),
-    (TLS_RELOADS, "Changes of TLS files that were seen, by side and outcome; failed ones are counted at each look"),
+    (
+        TLS_RELOADS,
+        "Changes of TLS files that were noticed, by side and outcome; a change that cannot be used is counted at each check",
+    ),
     (GATEWAY_REQUESTS, "Requests to the JSON gateway, by service and outcome, counted when they end"),
     (FORWARDED, "Calls forwarded upstream, by service and outcome, counted when they end"),
 ];
@@ -644,7 +655,7 @@ mod tests {
             facade: true,
             views: true,
         });
-        // What was built is told by the recorder, and calls are told by service from the first one on.
+        // The recorder reports the build, and calls are reported by service from the first one on.
         for (name, meaning) in
             GAUGES.iter().chain(COUNTERS).filter(|(name, _)| ![BUILD_INFO, FORWARDED, GATEWAY_REQUESTS].contains(name))
         {
@@ -662,7 +673,7 @@ mod tests {
             ["etcd_relay_tls_", "etcd_relay_v2_", "etcd_relay_facade_", "etcd_relay_view_", "port=\"v2\"", "\"share\""]
         {
             let series = text.lines().find(|line| !line.starts_with('#') && line.contains(absent));
-            // Histograms are there with their help.
+            // Histograms have their help text.
             assert_eq!(series, None, "{absent}");
         }
         assert!(text.contains(r#"etcd_relay_connections{port="http"} 0"#), "{text}");
@@ -674,7 +685,7 @@ mod tests {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            // Of a service that no other test calls.
+            // A service that no other test calls.
             begin_forwarding(Service::Election);
         });
         let text = handle.render();

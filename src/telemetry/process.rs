@@ -1,6 +1,7 @@
-//! [`Usage`]: what this process takes of the machine, for those who show it as it changes.
+//! [`Usage`]: the CPU time and memory of this process, for the pages that show them live.
 //!
-//! Not here: the metrics of the process, which a library makes of more than this. Always holds: asking costs two system calls and no lock.
+//! Not here: the metrics of the process, which a library provides. Always holds: reading it costs two system calls and
+//! no lock.
 
 use std::{fs, num::NonZeroUsize, thread};
 
@@ -9,19 +10,19 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-/// See the module.
+/// The CPU time and memory of this process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Usage {
-    /// CPU time so far, of user and system together, of all threads.
+    /// CPU time so far, user and system together, of all threads.
     pub cpu_seconds: f64,
-    /// Memory in use; `None` where the system does not tell.
+    /// Memory in use; `None` if the system does not report it.
     pub memory_bytes: Option<u64>,
     /// CPUs that the process may use.
     pub cores: usize,
 }
 
 impl Usage {
-    /// What it is now.
+    /// The current values.
     #[must_use]
     pub fn now() -> Self {
         let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -33,7 +34,7 @@ impl Usage {
     }
 }
 
-/// Linux tells it in a file, as the second of some numbers.
+/// Linux reports it as the second number of a file.
 fn resident_pages() -> Option<u64> {
     fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()
 }

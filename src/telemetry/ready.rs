@@ -1,13 +1,13 @@
-//! [`ReadyBoard`]: what the process still waits for before it is of use to clients.
+//! [`ReadyBoard`]: what the process still waits for before it is ready to serve clients.
 //!
-//! Not liveness: a process that waits is well. Held by sources and feeds, read by `/ready`, `/health` and gRPC health.
-//! Always holds: ready exactly while nobody holds; a hold ends when it is dropped, also by a panic.
+//! Not liveness: a process that waits is alive. Sources and feeds hold it; `/ready`, `/health` and gRPC health read it.
+//! Always holds: the process is ready exactly while there is no hold. A hold ends when it is dropped, even by a panic.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use tokio::sync::watch;
 
-/// Shared between those who hold readiness back and those who report it. Ready when new.
+/// Shared between the parts that delay readiness and those that report it. A new board is ready.
 #[derive(Clone, Debug)]
 pub struct ReadyBoard {
     board: Arc<watch::Sender<Board>>,
@@ -38,13 +38,13 @@ impl ReadyBoard {
         Hold { id, board: self.board.clone() }
     }
 
-    /// Whether nobody holds.
+    /// Whether there is no hold.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.board.borrow().holds.is_empty()
     }
 
-    /// The reasons of all holds, oldest first; empty when ready.
+    /// The reasons of all holds, oldest first; empty if the process is ready.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
         self.board.borrow().holds.values().cloned().collect()
@@ -53,7 +53,7 @@ impl ReadyBoard {
     /// Waits until [`ReadyBoard::is_ready`] is `ready`. Cancel safe.
     pub async fn wait_for(&self, ready: bool) {
         let mut board = self.board.subscribe();
-        // Fails only when the sender is gone, and `self` has one.
+        // This fails only if the sender is gone, and `self` has one.
         let _ = board.wait_for(|board| board.holds.is_empty() == ready).await;
     }
 }
@@ -64,7 +64,7 @@ impl Default for ReadyBoard {
     }
 }
 
-/// One reason for not being ready; dropped, it is over.
+/// One reason for not being ready. It is removed when this is dropped.
 pub struct Hold {
     id: u64,
     board: Arc<watch::Sender<Board>>,

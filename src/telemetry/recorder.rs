@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::{delivered, names};
 
-/// How often histograms are drained of their raw samples, so that a process nobody scrapes does not keep them.
+/// How often the raw samples of histograms are aggregated, so that a process that is never scraped does not keep them.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// How often it is looked how late a task gets its turn: seldom enough to cost an idle relay nothing that shows.
+/// How often the scheduling delay is measured: rarely enough to cost an idle relay nothing that shows.
 const PULSE: Duration = Duration::from_millis(20);
 
 /// Renders the metrics of this process.
@@ -28,19 +28,20 @@ pub struct Metrics {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RecorderError {
-    /// The buckets are unusable: a fault in [`names`].
+    /// The buckets are invalid, which is a fault in [`names`].
     #[error("cannot set up the metrics")]
     Build(#[from] BuildError),
-    /// The process has a recorder already; a process has one [`Metrics`], to be cloned.
+    /// The process has a recorder already. There is one [`Metrics`] for a process; clone it.
     #[error("this process records metrics already; use the recorder that was installed first")]
     Installed,
 }
 
 impl Metrics {
-    /// Builds the recorder, makes it the process's own, and describes all metrics, each series starting at zero.
+    /// Builds the recorder, makes it the recorder of the process, and describes all metrics. Each series starts at
+    /// zero.
     ///
     /// # Errors
-    /// [`RecorderError::Installed`] when called twice in a process.
+    /// [`RecorderError::Installed`] if the process has called this before.
     pub fn install() -> Result<Self, RecorderError> {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(names::VIEW_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
@@ -66,7 +67,8 @@ impl Metrics {
         text
     }
 
-    /// Drains histograms for ever, and notes how late a task gets its turn meanwhile; run it as a task of the runtime that serves.
+    /// Aggregates histograms for ever, and measures the scheduling delay meanwhile. Run it as a task of the runtime
+    /// that serves.
     pub async fn upkeep(self) {
         let turn = histogram!(names::TURN_SECONDS);
         let mut drained = Instant::now();

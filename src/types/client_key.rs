@@ -1,20 +1,22 @@
-//! [`ClientKey`]: whose share of the relay a request, a stream or a feed on demand counts for.
+//! [`ClientKey`]: the client that a request, a stream or a feed on demand is charged to when the relay divides its
+//! resources.
 //!
-//! Not here: who the client is and what it may see, which is `front`'s to know. Made by `front` from the client's address, and from its user
-//! where there is one; compared by all that divides something between clients: the hub, the ports, the calls that are forwarded.
-//! Always holds: it tells nothing but sameness. Two clients behind one address are one client here.
+//! Not here: who the client is and what it may read; `front` knows that. `front` makes the key from the client's
+//! address, and from its user if there is one. Everything that divides something between clients compares keys: the
+//! hub, the ports and the forwarded calls.
+//! Always holds: two keys can only be compared for equality. Two clients behind one address count as one client.
 
 use std::{fmt, net::IpAddr};
 
-/// See the module.
+/// Identifies a client for fairness; see the module.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientKey(u64);
 
 impl ClientKey {
-    /// The relay itself, where it acts for no client: configured feeds, views, probes.
+    /// The relay itself, when it acts for no client: configured feeds, views and probes.
     pub const RELAY: Self = Self(0);
 
-    /// The key of a client that a front knows by this number. Equal numbers are one client; zero is the relay itself.
+    /// The key of the client that a front knows by this number. Equal numbers are one client; zero is the relay itself.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
@@ -22,12 +24,13 @@ impl ClientKey {
 }
 
 impl From<IpAddr> for ClientKey {
-    /// The key of an address. Addresses of version 6 are one client for each network of 64 bits, since a host may have all of one.
+    /// The key of an address. For IPv6, all addresses of a /64 network are one client, since a single host may own all
+    /// of them.
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
-            // Behind what no network of version 6 has.
+            // In a range that no IPv6 network in use has.
             IpAddr::V4(v4) => Self(1 << 32 | u64::from(v4.to_bits())),
-            // Loopback is of network zero, which is the relay's.
+            // Loopback's network is zero, and zero is the relay itself.
             IpAddr::V6(v6) => Self(((v6.to_bits() >> 64) as u64).max(1)),
         }
     }

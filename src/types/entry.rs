@@ -1,7 +1,8 @@
 //! [`Entry`]: one whole revision as subscribers receive it, encoded once.
 //!
-//! Not here: which subscriber gets which event; that is `hub`. Always holds: an entry has every event of its revision within
-//! its feed's range, in etcd's order; `encoded` is their concatenation as protobuf field 11 (`WatchResponse.events`).
+//! Not here: which subscriber gets which event; that is `hub`. Always holds: an entry has every event of its revision
+//! within its feed's range, in etcd's order, and `encoded` is their concatenation as protobuf field 11
+//! (`WatchResponse.events`).
 
 use std::{
     ops::Range,
@@ -24,13 +25,13 @@ const PREV_KV_TAG: u8 = 0x1a;
 /// What happened to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
-    /// It was created or changed.
+    /// The key was created or changed.
     Put,
-    /// It was deleted, by a request or by the end of its lease.
+    /// The key was deleted, by a request or because its lease ended.
     Delete,
 }
 
-/// One change before it is encoded.
+/// One change, before it is encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventFields {
     /// What happened.
@@ -40,7 +41,8 @@ pub struct EventFields {
 }
 
 impl EventFields {
-    /// Whether the change made the key. etcd never tells what such a change replaced, even where the same transaction deleted it.
+    /// Whether the change created the key. etcd never reports a previous value for such a change, even if the same
+    /// transaction deleted one.
     #[must_use]
     pub fn is_create(&self) -> bool {
         self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
@@ -54,14 +56,15 @@ pub struct Event {
     pub kind: EventKind,
     /// The key-value after the change.
     pub kv: Arc<KeyValue>,
-    /// The key-value before the change; absent for a creation, or where the source did not know it.
+    /// The key-value before the change. Absent if the key was created, or if the source did not know the previous
+    /// value.
     pub prev: Option<Arc<KeyValue>>,
     /// Where the event lies in [`Entry::encoded`].
     place: Range<u32>,
 }
 
 impl Event {
-    /// Whether the change made the key.
+    /// Whether the change created the key.
     #[must_use]
     pub fn is_create(&self) -> bool {
         self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
@@ -71,18 +74,18 @@ impl Event {
 /// One whole revision.
 #[derive(Debug)]
 pub struct Entry {
-    /// The cluster that made it: whose header it is sent with.
+    /// The cluster that made the revision; responses with this entry carry its header.
     pub cluster: Arc<Cluster>,
     /// The revision.
     pub revision: Revision,
-    /// When the relay received it: the start of the delivery lag.
+    /// When the relay received it. The delivery lag is counted from here.
     pub received: Instant,
     events: Box<[Event]>,
     encoded: Bytes,
     with_prev: OnceLock<WithPrev>,
 }
 
-/// The second encoding, with `prev_kv`, made when first asked for.
+/// The second encoding, with `prev_kv`, made when it is first needed.
 #[derive(Debug)]
 struct WithPrev {
     encoded: Bytes,
@@ -90,7 +93,7 @@ struct WithPrev {
 }
 
 impl Entry {
-    /// Encodes a revision of `cluster`. `prev` gives the key-value that an event replaces, asked in event order.
+    /// Encodes a revision of `cluster`. `prev` gives the key-value that an event replaces; it is called in event order.
     pub fn encode(
         cluster: &Arc<Cluster>,
         revision: Revision,
@@ -122,7 +125,7 @@ impl Entry {
             .zip(changes)
             .map(|((start, kv_start, end, kv_places), change)| {
                 let kv = KeyValue::from_places(encoded.slice(kv_start..end), kv_places, &change.kv);
-                // In a large transaction one surviving key would hold on to all the others' bytes.
+                // Otherwise one surviving key of a large transaction would keep the bytes of all the others in memory.
                 let kv = if shared { kv.detached() } else { kv };
                 Event { kind: change.kind, kv: Arc::new(kv), prev: prev(change), place: start as u32..end as u32 }
             })
@@ -136,7 +139,7 @@ impl Entry {
         &self.events
     }
 
-    /// All events as protobuf fields; with `prev_kv` where `prev` says so. The second form is made once and kept.
+    /// All events as protobuf fields, with `prev_kv` if `prev` is true. That form is made once and kept.
     #[must_use]
     pub fn encoded(&self, prev: bool) -> &Bytes {
         if prev { &self.with_prev().encoded } else { &self.encoded }
@@ -149,7 +152,7 @@ impl Entry {
         place.start as usize..place.end as usize
     }
 
-    /// Bytes that this entry keeps alive at the most: both encodings, the kept key-values and those they replaced.
+    /// The most bytes that this entry keeps alive: both encodings, the key-values, and those that they replaced.
     #[must_use]
     pub fn cost(&self) -> usize {
         let second = self.with_prev.get().map_or(0, |with_prev| with_prev.encoded.len());

@@ -1,8 +1,9 @@
-//! [`Header`]: who answered and where it stood, as etcd puts it into every response; [`Cluster`], who speaks for a cluster; and
-//! [`UpstreamHeader`], the cluster that answered last.
+//! [`Header`]: who answered and at which revision, as etcd puts it into every response; [`Cluster`], whose name a
+//! response carries; and [`UpstreamHeader`], the cluster that answered last.
 //!
-//! What a feed has is shown under the name of the cluster that it came from, so feeds, their snapshots and their entries hold a
-//! [`Cluster`]. Always holds: cluster id, member id and term are ones that an etcd member sent; they are never invented.
+//! The content of a feed is served under the name of the cluster that it came from, so feeds, their snapshots and their
+//! entries hold a [`Cluster`]. Always holds: cluster id, member id and term were sent by an etcd member; the relay
+//! never invents them.
 
 use std::sync::{
     Arc,
@@ -26,7 +27,7 @@ pub struct Header {
     pub raft_term: u64,
 }
 
-/// One cluster as it shows in headers: its id, which never changes, and the member and the term that were seen last.
+/// One cluster as it appears in headers: its id, which never changes, and the member and term that were seen last.
 #[derive(Debug, Default)]
 pub struct Cluster {
     id: u64,
@@ -48,18 +49,20 @@ impl Cluster {
         }
     }
 
-    /// Its id; zero for that of a feed which has read nothing yet.
+    /// Its id; zero for a feed that has not read anything yet.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The newest revision that it is known to have. A member puts only revisions into headers that the cluster has agreed on.
+    /// The newest revision that the cluster is known to have. Members put only revisions that the cluster has agreed on
+    /// into headers.
     fn newest(&self) -> Revision {
         Revision::new(self.newest.load(Ordering::Relaxed))
     }
 
-    /// Remembers which member answered last. False, and nothing, where the header is another cluster's.
+    /// Remembers which member answered last. Returns false, and remembers nothing, if the header is from another
+    /// cluster.
     #[must_use]
     pub fn observe(&self, header: &Header) -> bool {
         let same = header.cluster_id == self.id;
@@ -71,7 +74,7 @@ impl Cluster {
         same
     }
 
-    /// The header of a response made now of what this cluster had at `revision`.
+    /// The header of a response that is made now from what this cluster had at `revision`.
     #[must_use]
     pub fn at(&self, revision: Revision) -> Header {
         Header {
@@ -83,12 +86,13 @@ impl Cluster {
     }
 }
 
-/// What a header is made from when its response is written: a third of its size where many wait.
+/// What a header is made from when its response is written. It is a third of a header's size, which matters when many
+/// responses wait.
 #[derive(Clone, Debug, Default)]
 pub struct Stamp {
-    /// The cluster that speaks.
+    /// The cluster that the response comes from.
     pub cluster: Arc<Cluster>,
-    /// Where it stood.
+    /// The revision of its store.
     pub revision: Revision,
 }
 
@@ -100,14 +104,15 @@ impl Stamp {
     }
 }
 
-/// The cluster that answered last: what feeds that follow the same one share, and who speaks where no feed is concerned.
+/// The cluster that answered last. Feeds that follow the same cluster share it, and responses that concern no feed
+/// carry its header.
 #[derive(Debug, Default)]
 pub struct UpstreamHeader {
     newest: ArcSwap<Cluster>,
 }
 
 impl UpstreamHeader {
-    /// Remembers who answered last, and gives the cluster back.
+    /// Remembers who answered last, and returns that cluster.
     pub fn observe(&self, header: &Header) -> Arc<Cluster> {
         let newest = self.newest.load();
         if newest.observe(header) {
@@ -116,11 +121,12 @@ impl UpstreamHeader {
         self.replace(header)
     }
 
-    /// The cluster went back to what `header` says, or is another one: nothing newer that was known of it counts.
+    /// The cluster went back to what `header` says, or is another cluster. Newer revisions that were known before no
+    /// longer count.
     pub fn begin_again(&self, header: &Header) -> Arc<Cluster> {
         let newest = self.newest.load();
         if newest.newest() <= header.revision && newest.observe(header) {
-            // Somebody else found out before.
+            // Another caller found out first.
             return newest.clone();
         }
         self.replace(header)
@@ -132,14 +138,14 @@ impl UpstreamHeader {
         another
     }
 
-    /// The newest revision that this cluster is known to have; zero where another one answered last.
+    /// The newest revision that this cluster is known to have; zero if another cluster answered last.
     #[must_use]
     pub fn newest_of(&self, cluster_id: u64) -> Revision {
         let newest = self.newest.load();
         if newest.id == cluster_id { newest.newest() } else { Revision::ZERO }
     }
 
-    /// The header of a response that is about no feed.
+    /// The header of a response that concerns no feed.
     #[must_use]
     pub fn at(&self, revision: Revision) -> Header {
         self.newest.load().at(revision)
@@ -158,7 +164,7 @@ mod tests {
     fn what_came_from_a_cluster_keeps_its_name_when_another_one_answers() {
         let upstream = UpstreamHeader::default();
         let first = upstream.observe(&header(1, 2));
-        assert!(Arc::ptr_eq(&first, &upstream.observe(&header(1, 3))), "those of one cluster share it");
+        assert!(Arc::ptr_eq(&first, &upstream.observe(&header(1, 3))), "headers of one cluster share it");
         let second = upstream.observe(&header(2, 9));
         let at = Revision::new(5);
         assert_eq!(first.at(at), Header { revision: at, ..header(1, 3) });
@@ -174,13 +180,13 @@ mod tests {
         let upstream = UpstreamHeader::default();
         let cluster = upstream.observe(&at(7));
         upstream.observe(&at(9));
-        // Of a member that is behind.
+        // From a member that is behind.
         upstream.observe(&at(4));
         assert_eq!(upstream.newest_of(1), Revision::new(9));
         let back = upstream.begin_again(&at(4));
         assert_eq!(upstream.newest_of(1), Revision::new(4));
-        assert!(Arc::ptr_eq(&back, &upstream.begin_again(&at(5))), "feeds that follow the same one share it");
+        assert!(Arc::ptr_eq(&back, &upstream.begin_again(&at(5))), "feeds that follow the same cluster share it");
         assert!(!cluster.observe(&Header { revision: Revision::new(50), ..header(2, 2) }));
-        assert_eq!(upstream.newest_of(2), Revision::ZERO, "nothing is known of another one");
+        assert_eq!(upstream.newest_of(2), Revision::ZERO, "nothing is known of another cluster");
     }
 }

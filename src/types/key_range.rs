@@ -1,7 +1,7 @@
-//! [`KeyRange`]: the keys that a request, a watch or a feed is about, parsed once at the edge.
+//! [`KeyRange`]: the keys that a request, a watch or a feed covers, parsed once at the edge.
 //!
-//! Follows etcd's wire form (`key`, `range_end`): an empty `range_end` is one key, `"\0"` is every key from `key` on,
-//! anything else is the half-open interval. Always holds: a `KeyRange` contains at least one possible key.
+//! Follows etcd's wire form (`key`, `range_end`): an empty `range_end` means one key, `"\0"` means every key from `key`
+//! on, and anything else is a half-open interval. Always holds: a `KeyRange` contains at least one possible key.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub struct KeyRange {
 /// Where a [`KeyRange`] ends.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RangeEnd {
-    /// The range is its start key alone.
+    /// The range is only its start key.
     Single,
     /// The range ends before this key.
     Before(Bytes),
@@ -26,7 +26,7 @@ pub enum RangeEnd {
     Unbounded,
 }
 
-/// The range contains no key: its end is not after its start.
+/// The range contains no key, because its end is not after its start.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the key range is empty: range_end is not after key")]
 pub struct EmptyRange;
@@ -34,10 +34,10 @@ pub struct EmptyRange;
 impl KeyRange {
     /// Reads etcd's wire form.
     ///
-    /// An empty `key` is kept as it is: with range_end `"\0"` that is the whole key space.
+    /// An empty `key` is kept as it is. With the range_end `"\0"` it means the whole key space.
     ///
     /// # Errors
-    /// [`EmptyRange`] where `range_end` is neither empty nor `"\0"` and not after `key`.
+    /// [`EmptyRange`] if `range_end` is neither empty nor `"\0"` and is not after `key`.
     pub fn from_wire(key: Bytes, range_end: Bytes) -> Result<Self, EmptyRange> {
         let end = match &range_end[..] {
             [] => RangeEnd::Single,
@@ -97,7 +97,7 @@ impl KeyRange {
         self.end == RangeEnd::Single
     }
 
-    /// etcd's wire form, `(key, range_end)`. The empty key, which etcd refuses, becomes `"\0"`, the first key there is.
+    /// etcd's wire form, `(key, range_end)`. The empty key, which etcd refuses, becomes `"\0"`, the first possible key.
     #[must_use]
     pub fn to_wire(&self) -> (Bytes, Bytes) {
         let key = if self.start.is_empty() { Bytes::from_static(&[0]) } else { self.start.clone() };
@@ -125,7 +125,7 @@ impl KeyRange {
         match (&self.end, &other.end) {
             (_, RangeEnd::Single) => self.contains(&other.start),
             (RangeEnd::Single, RangeEnd::Before(end)) => {
-                // [key, key + "\0") is the one interval with a single key.
+                // [key, key + "\0") is the only interval that contains a single key.
                 self.start == other.start
                     && end.len() == self.start.len() + 1
                     && end.starts_with(&self.start)
@@ -137,7 +137,7 @@ impl KeyRange {
         }
     }
 
-    /// The smallest range that has both, and every key between them.
+    /// The smallest range that contains both ranges and every key between them.
     #[must_use]
     pub fn span(&self, other: &Self) -> Self {
         if self.covers(other) {
@@ -153,7 +153,7 @@ impl KeyRange {
         Self { start: self.start.clone().min(other.start.clone()), end }
     }
 
-    /// The first key after the range; `None` where it has no end.
+    /// The first key after the range; `None` if the range has no end.
     #[must_use]
     pub fn before(&self) -> Option<Bytes> {
         match &self.end {
@@ -163,7 +163,7 @@ impl KeyRange {
         }
     }
 
-    /// The range without the keys up to and including `key`; `None` where nothing is left. Used to page through a range.
+    /// The range without the keys up to and including `key`; `None` if nothing is left. Used to read a range in pages.
     #[must_use]
     pub fn after(&self, key: &[u8]) -> Option<Self> {
         let mut start = Vec::with_capacity(key.len() + 1);
@@ -184,8 +184,9 @@ impl fmt::Debug for KeyRange {
     }
 }
 
-/// Readable in logs: `"/a/"` for one key, `["/a/", "/a0")` for an interval; other bytes than printable ASCII escaped. Of a long key its
-/// beginning is shown, and its length: clients choose keys, and a log or an answer must not grow with them.
+/// Readable in logs: `"/a/"` for one key, `["/a/", "/a0")` for an interval; bytes other than printable ASCII are
+/// escaped. A long key is cut, and its length is shown: clients choose keys, and a log or an answer must not grow with
+/// them.
 impl fmt::Display for KeyRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start = Shown(&self.start);
@@ -207,10 +208,10 @@ impl fmt::Debug for RangeEnd {
     }
 }
 
-/// Bytes of a key that are shown; keys that people choose are shorter.
+/// The most bytes of a key that are shown. Keys chosen by people are shorter.
 const SHOWN_BYTES: usize = 256;
 
-/// A key, quoted, or its beginning with its length.
+/// A key in quotes, or its beginning with its length.
 struct Shown<'a>(&'a [u8]);
 
 impl fmt::Display for Shown<'_> {
@@ -229,14 +230,14 @@ mod tests {
     use super::*;
 
     fn wire(key: &'static str, end: &'static str) -> KeyRange {
-        KeyRange::from_wire(key.into(), end.into()).expect("a range with keys")
+        KeyRange::from_wire(key.into(), end.into()).expect("a range that contains keys")
     }
 
     #[test]
     fn a_long_key_is_shown_in_part_with_its_length() {
         assert_eq!(wire("/a/", "/a0").to_string(), r#"["/a/", "/a0")"#);
         let key: Bytes = vec![0xff; 1 << 20].into();
-        assert_eq!(KeyRange::single(key.slice(..256)).to_string().len(), 4 * 256 + 2, "all of it");
+        assert_eq!(KeyRange::single(key.slice(..256)).to_string().len(), 4 * 256 + 2, "the whole key is shown");
         let shown = KeyRange::from_wire("/a/".into(), key.clone()).expect("a range").to_string();
         assert!(shown.starts_with(r#"["/a/", "\xff"#) && shown.ends_with("…\" (1048576 bytes))"), "{shown}");
         assert!(shown.len() < 2_000 && format!("{:?}", RangeEnd::Before(key)).len() < 2_000);

@@ -1,7 +1,8 @@
 //! [`KeyValue`]: one key at one revision, in etcd's own encoding, made once and shared by history, snapshot and replies.
 //!
-//! Always holds: [`KeyValue::encoded`] is the protobuf field `2: mvccpb.KeyValue`, which is at once the `kv` field of an
-//! `Event` and an element of `kvs` in a `RangeResponse` (etcd's rpc.proto and kv.proto number both fields 2).
+//! Always holds: [`KeyValue::encoded`] is the protobuf field `2: mvccpb.KeyValue`. That is both the `kv` field of an
+//! `Event` and an element of `kvs` in a `RangeResponse`, because etcd's rpc.proto and kv.proto give both the field
+//! number 2.
 
 use std::{fmt, ops::Range};
 
@@ -19,17 +20,17 @@ pub struct KeyValue {
     encoded: Bytes,
     key: Range<u32>,
     value: Range<u32>,
-    /// Revision of the key's creation; zero for a deleted key.
+    /// Revision at which the key was created; zero for a deleted key.
     pub create_revision: Revision,
     /// Revision of the key's last change.
     pub mod_revision: Revision,
-    /// Number of changes since creation, from 1; zero for a deleted key.
+    /// Number of changes since the key was created, counted from 1; zero for a deleted key.
     pub version: i64,
-    /// Lease the key is bound to; zero for none.
+    /// Lease that the key is attached to; zero for none.
     pub lease: i64,
 }
 
-/// The parts of a [`KeyValue`] before it is encoded.
+/// The parts of a [`KeyValue`], before it is encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyValueFields {
     /// The key.
@@ -55,7 +56,7 @@ impl KeyValue {
         Self::from_places(buffer.freeze(), places, fields)
     }
 
-    /// Wraps a slice that [`KeyValueFields::encode_field`] wrote; `places` are relative to the slice.
+    /// Wraps a slice that [`KeyValueFields::encode_field`] wrote. `places` are relative to the slice.
     pub(super) fn from_places(encoded: Bytes, places: Places, fields: &KeyValueFields) -> Self {
         Self {
             encoded,
@@ -68,7 +69,7 @@ impl KeyValue {
         }
     }
 
-    /// The same key-value in an allocation of its own, so that it does not hold on to a larger one.
+    /// The same key-value in an allocation of its own, so that it does not keep a larger one in memory.
     #[must_use]
     pub fn detached(&self) -> Self {
         Self { encoded: Bytes::copy_from_slice(&self.encoded), ..self.clone() }
@@ -104,13 +105,13 @@ impl KeyValue {
         &self.encoded
     }
 
-    /// The field without its tag byte: length and message, to be put behind another tag.
+    /// The field without its tag byte, that is length and message, to be written after another tag.
     #[must_use]
     pub fn encoded_untagged(&self) -> &[u8] {
         &self.encoded[1..]
     }
 
-    /// How long the field is without the value: what a list of keys alone has of it.
+    /// Length of the field without the value, as a keys-only list contains it.
     #[must_use]
     pub fn bare_len(&self) -> usize {
         let message = self.bare_message_len();
@@ -129,7 +130,7 @@ impl KeyValue {
         self.encoded.len() - self.head_len() - self.value_field().len()
     }
 
-    /// Length of the tag and of the message's length: the key is the first field.
+    /// Length of the tag and of the length prefix. The key is the first field after them.
     fn head_len(&self) -> usize {
         field_of(&self.key).start
     }
@@ -162,7 +163,7 @@ impl fmt::Debug for KeyValue {
     }
 }
 
-/// Where the field with these bytes is, tag and length included; empty bytes have none.
+/// Where the field with these bytes lies, including its tag and length. Empty bytes have no field.
 fn field_of(bytes: &Range<u32>) -> Range<usize> {
     let bytes = bytes.start as usize..bytes.end as usize;
     if bytes.is_empty() { bytes } else { bytes.start - encoded_len_varint(bytes.len() as u64) - 1..bytes.end }
@@ -194,7 +195,7 @@ impl KeyValueFields {
         1 + encoded_len_varint(message as u64) + message
     }
 
-    /// Writes tag 2, length and message, fields in the order that etcd writes them.
+    /// Writes tag 2, length and message. The fields are in the order in which etcd writes them.
     pub(super) fn encode_field(&self, buffer: &mut BytesMut) -> Places {
         let start = buffer.len();
         buffer.put_u8(KV_TAG);
@@ -206,7 +207,7 @@ impl KeyValueFields {
                 buffer.put_slice(bytes);
             }
             let end = buffer.len() - start;
-            // Messages are below 2 GiB: gRPC refuses larger ones long before.
+            // Messages are smaller than 2 GiB: gRPC refuses larger ones long before this.
             (end - bytes.len()) as u32..end as u32
         };
         let put_int = |tag: u8, int: i64, buffer: &mut BytesMut| {

@@ -1,6 +1,6 @@
-//! [`Revision`]: etcd's logical clock, one step per transaction that changed the store.
+//! [`Revision`]: etcd's logical clock, which advances by one with each transaction that changes the store.
 //!
-//! Always holds: a revision that reaches a subscriber was assigned by etcd; the relay never makes one up.
+//! Always holds: etcd assigned every revision that reaches a subscriber; the relay never invents one.
 
 use std::fmt;
 
@@ -27,13 +27,13 @@ impl Revision {
         self.0
     }
 
-    /// The revision after this one; stays at the largest.
+    /// The revision after this one. The largest revision is its own successor.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// The revision before this one; stays at the smallest.
+    /// The revision before this one. The smallest revision is its own predecessor.
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))

@@ -1,5 +1,5 @@
-//! Tests of what is put before a history: that it is there for watches and reads as if it had come live, and that nothing is put
-//! there which is not the past of this very history.
+//! Tests of the backfill: what it puts before a history serves watches and reads as if it had arrived live, and nothing
+//! is put there that is not the past of this history.
 
 use super::*;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 10 };
 
-/// A put of `k`, which was created at revision 2; `known` says whether upstream tells what it replaced.
+/// A put of `k`, which was created at revision 2; `known` says whether upstream reports what the put replaced.
 fn change(revision: i64, known: bool) -> Changes {
     let kv = |revision: i64| KeyValueFields {
         key: "k".into(),
@@ -30,7 +30,7 @@ fn change(revision: i64, known: bool) -> Changes {
     }
 }
 
-/// A feed of everything whose history begins after revision 10.
+/// A feed over all keys, whose history begins after revision 10.
 fn feed() -> (Arc<crate::hub::Hub>, Arc<Feed>) {
     let hub = testing::hub(LIMITS);
     let feed = hub.open(KeyRange::prefix("".into()));
@@ -45,7 +45,7 @@ fn map(revision: i64) -> KeyMap {
     map
 }
 
-/// What a backfill of the revisions from `from` on would have planned and read now.
+/// What a backfill of the revisions from `from` on would plan and read now.
 fn past(feed: &Feed, from: i64, known: impl Fn(i64) -> bool) -> (Plan, Read) {
     let inner = feed.lock();
     let plan = Plan {
@@ -69,7 +69,7 @@ fn at(feed: &Feed, revision: i64) -> Result<String, ReadError> {
     Ok(kvs.first().map_or_else(String::new, |kv| String::from_utf8_lossy(kv.value()).into_owned()))
 }
 
-/// What a watch from a revision on is given of the history.
+/// What a watch from a revision on gets from the history.
 fn watched(feed: &Arc<Feed>, start: i64) -> Vec<i64> {
     let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
     let subscribe = Subscribe {
@@ -104,18 +104,18 @@ fn what_was_put_before_the_history_serves_watches_and_reads_of_the_past() {
     assert_eq!(join(&feed, &plan, read), BackfillOutcome::Joined);
     assert_eq!(watched(&feed, 4), (4..=11).collect::<Vec<_>>());
     assert_eq!([at(&feed, 2), at(&feed, 7), at(&feed, 10)].map(Result::unwrap), ["2", "7", "10"]);
-    assert_eq!(at(&feed, 1), Ok(String::new()), "before it was created");
+    assert_eq!(at(&feed, 1), Ok(String::new()), "before the key was created");
 }
 
 #[test]
 fn a_change_that_replaced_something_unknown_is_shown_and_not_undone() {
     let (_hub, feed) = feed();
-    // etcd has compacted what was before revision 5.
+    // etcd has compacted everything before revision 5.
     let (plan, read) = past(&feed, 5, |revision| revision > 5);
     assert_eq!(join(&feed, &plan, read), BackfillOutcome::Joined);
     assert_eq!(watched(&feed, 5), (5..=10).collect::<Vec<_>>());
     assert_eq!(at(&feed, 5).as_deref(), Ok("5"));
-    assert_eq!(at(&feed, 4), Err(ReadError::BeforeHistory), "nobody here knows what it was");
+    assert_eq!(at(&feed, 4), Err(ReadError::BeforeHistory), "nobody here knows the value");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn the_newest_of_the_past_is_kept_where_not_all_fits() {
     let (_hub, feed) = feed();
     (11..=104).for_each(|revision| feed.publish(&[change(revision, true)]).expect("in order"));
     let (plan, read) = past(&feed, 2, |_| true);
-    assert_eq!((read.entries.len(), read.from), (6, Revision::new(5)), "no more is kept than there is room for");
+    assert_eq!((read.entries.len(), read.from), (6, Revision::new(5)), "no more is kept than fits into the history");
     assert_eq!(join(&feed, &plan, read), BackfillOutcome::Full);
     assert_eq!(feed.stats().history_start, Revision::new(5));
     assert!(!feed.lock().history.grows_back());
@@ -162,7 +162,7 @@ fn a_stage_grows_as_far_as_there_is_room_for_what_it_would_bring() {
     let (_hub, feed) = feed();
     let (plan, read) = past(&feed, 2, |_| true);
     let plan = Plan { room: (100_000, usize::MAX), ..plan };
-    // Eight revisions brought nine entries: of the room that is left, so many revisions more.
+    // Eight revisions brought nine entries, so the remaining room allows this many more revisions.
     assert_eq!(longer(STAGE, &plan, &read), STAGE * GROWTH);
     let dense = Plan { room: (20_000, usize::MAX), ..plan };
     assert!((STAGE..=20_000).contains(&longer(STAGE, &dense, &read)));

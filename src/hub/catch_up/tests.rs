@@ -1,4 +1,4 @@
-//! Tests of watches that are behind: what they get, in which pieces, and when they are live again.
+//! Tests of watches that are behind: what they receive, in which pieces, and when they are live again.
 
 use std::{
     task::{Context, Waker},
@@ -11,7 +11,7 @@ use crate::{
     types::{ClientKey, EventFields, EventKind, Header, KeyValueFields},
 };
 
-/// Small enough that a watch is parked after some revisions.
+/// So small that a watch is parked after a few revisions.
 const LIMITS: OutboxLimits = OutboxLimits { bytes: 1000, deliveries: 100, watches: 100 };
 
 fn feed(hub: &Hub) -> Arc<Feed> {
@@ -27,7 +27,7 @@ fn changes(revision: i64, key: &'static str) -> Changes {
     Changes { revision: Revision::new(revision), events, prev: Vec::new(), received: Instant::now() }
 }
 
-/// Puts of the key `a`, each published alone.
+/// Puts of the key `a`, each published by itself.
 fn publish(feed: &Feed, revisions: impl IntoIterator<Item = i64>) {
     revisions.into_iter().for_each(|revision| feed.publish(&[changes(revision, "a")]).expect("in order"));
 }
@@ -52,7 +52,7 @@ fn add(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start: i64)
     stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
-/// Takes what is queued, without a step for what is parked.
+/// Takes what is queued, without a step for parked watches.
 fn take_created(stream: &Arc<WatchStream>) {
     let mut batch = Vec::new();
     stream.outbox.drain(&Context::from_waker(Waker::noop()), &mut batch, usize::MAX);
@@ -63,7 +63,7 @@ fn everything() -> KeyRange {
     KeyRange::prefix("".into())
 }
 
-/// The next deliveries with events: the watch, the payload, and how much of it is not for the watch.
+/// The next deliveries with events: the watch, the payload, and how much of the payload is not for the watch.
 fn poll(stream: &Arc<WatchStream>) -> Vec<(i64, Arc<Payload>, usize)> {
     let mut batch = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
@@ -77,7 +77,7 @@ fn poll(stream: &Arc<WatchStream>) -> Vec<(i64, Arc<Payload>, usize)> {
     batch.into_iter().filter_map(events).collect()
 }
 
-/// All that there is for the stream, as (watch, revision).
+/// Everything that the stream delivers, as (watch, revision).
 fn drain(stream: &Arc<WatchStream>) -> Vec<(i64, i64)> {
     let mut all = Vec::new();
     loop {
@@ -139,7 +139,7 @@ fn what_a_step_makes_is_kept_also_where_nothing_of_it_is_wanted() {
     publish(&feed, 1..=80);
     let stream = watch(&feed, KeyRange::prefix("z".into()), 1);
     take_created(&stream);
-    // Four chunks, each put together once: two a step.
+    // Four chunks, each built once, two in a step.
     (0..2).for_each(|_| step(&stream.outbox, |_| Some(feed.clone())));
     assert_eq!(stream.stats().parked, 0);
     assert_eq!(drain(&stream), of(0, []));
@@ -156,7 +156,7 @@ fn a_watch_that_is_behind_gets_each_revision_once_whatever_it_begins_with() {
         assert_eq!(drain(&stream), of(0, start..=60), "from {start}");
         assert_eq!(stream.stats().parked, 0);
     }
-    assert_eq!(live.stats().parked, 1, "more than its queue takes");
+    assert_eq!(live.stats().parked, 1, "it needs more than its queue holds");
     let mut got = Vec::new();
     for revision in 61..=99 {
         got.extend(poll(&live).into_iter().flat_map(|(_, payload, from)| {
@@ -165,7 +165,7 @@ fn a_watch_that_is_behind_gets_each_revision_once_whatever_it_begins_with() {
         publish(&feed, [revision]);
     }
     got.extend(drain(&live));
-    assert_eq!(got, of(0, 1..=99), "while the history goes on");
+    assert_eq!(got, of(0, 1..=99), "while the history grows");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn watches_of_ranges_and_of_keys_take_turns() {
     let mut first = poll(&stream);
     first.extend(poll(&stream));
     let early = first.iter().map(|(_, payload, _)| payload.revision().get()).max().expect("events");
-    assert!(early < 60, "none is served to its end while another waits");
+    assert!(early < 60, "no watch is served to its end while another waits");
     let mut all = drain(&stream);
     for (watch, payload, from) in first {
         all.extend(payload.each(from).map(|whole| (watch, whole.revision.get())));
@@ -201,7 +201,9 @@ fn runs_of_a_history_that_is_gone_are_not_passed_on() {
     publish(&feed, 1..=60);
     let stream = watch(&feed, everything(), 1);
     take_created(&stream);
-    let Next::Make(epoch, missing) = serve(&feed, &stream.outbox, vec![0], None) else { panic!("nothing is made yet") };
+    let Next::Make(epoch, missing) = serve(&feed, &stream.outbox, vec![0], None) else {
+        panic!("nothing is built yet")
+    };
     feed.install(Arc::default(), KeyMap::default(), Revision::ZERO);
     publish(&feed, 1..=10);
     let runs = missing.iter().map(|Missing { key, task, range, options }| (*key, task.make(range, *options))).collect();
@@ -220,7 +222,8 @@ fn of_more_watches_than_a_step_serves_none_waits_for_those_that_are_ahead_of_it(
     (0..watches).for_each(|_| add(&feed, &stream, everything(), 1));
     let mut served = std::collections::BTreeSet::new();
     let mut cx = Context::from_waker(Waker::noop());
-    // Little more than it takes to give each watch one delivery. Meanwhile more happens, so that who was served falls behind again.
+    // Little more than it takes to give each watch one delivery. Meanwhile more is published, so that watches that were
+    // served fall behind again.
     for revision in 31..31 + watches / 100 + 5 {
         publish(&feed, [revision]);
         let mut batch = Vec::new();
@@ -244,7 +247,7 @@ fn a_live_watch_whose_events_go_on_does_not_hold_up_one_that_is_parked() {
     add(&feed, &stream, everything(), 1);
     publish(&feed, [61]);
     let mut newest = None;
-    // The client takes as much as happens, so the queue is never empty.
+    // The client reads as fast as events are published, so the queue is never empty.
     for revision in 62..=99 {
         publish(&feed, [revision]);
         let polled = poll(&stream);
@@ -277,9 +280,9 @@ fn who_waits_for_room_comes_before_what_is_parked_and_leaves_it_the_room_afterwa
     }
     assert_eq!((stream.stats().parked, stream.stats().queued), (1, 0), "nothing is read for it yet");
     assert_eq!(woken.times(), 0);
-    // It was done, or had enough of waiting.
+    // It finished, or gave up waiting.
     drop(room);
-    assert_eq!(woken.times(), 1, "it is the turn of what is parked");
+    assert_eq!(woken.times(), 1, "it is the turn of the parked watches");
     assert!(stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready());
 }
 
@@ -294,7 +297,7 @@ fn who_has_waited_for_room_longest_finds_it_first() {
     assert!(busy.as_mut().poll(&mut cx).is_pending() && other.as_mut().poll(&mut cx).is_pending(), "the queue is full");
     take(&stream);
     assert!(busy.as_mut().poll(&mut cx).is_ready());
-    // It writes, and wants to write again, before the other one comes to it.
+    // It writes, and wants to write again, before the other one gets to it.
     (0..LIMITS.deliveries).for_each(|_| stream.refuse(Header::default(), String::new()));
     let mut again = Box::pin(stream.wait_room());
     assert!(again.as_mut().poll(&mut cx).is_pending() && other.as_mut().poll(&mut cx).is_pending(), "it is full again");
@@ -304,7 +307,7 @@ fn who_has_waited_for_room_longest_finds_it_first() {
     assert!(again.as_mut().poll(&mut cx).is_ready(), "and then its own");
 }
 
-/// Takes all that is queued.
+/// Takes everything that is queued.
 fn take(stream: &Arc<WatchStream>) {
     stream.outbox.drain(&Context::from_waker(Waker::noop()), &mut Vec::new(), usize::MAX);
 }

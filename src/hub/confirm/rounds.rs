@@ -1,8 +1,9 @@
-//! [`Rounds`]: who waits for which of the confirmer's asks.
+//! [`Rounds`]: which callers wait for which of the confirmer's requests.
 //!
-//! Whoever comes joins the round that begins next. One task asks, for one round after the other, until nobody waits. Not here: how upstream
-//! is asked, see `confirm`. `models` compiles this file over loom, so it knows no runtime. Always holds: nobody joins a round whose ask has
-//! begun; whoever joins a round is told its answer, by the task that runs or by the one that it is asked to start.
+//! A caller joins the round that begins next. One task makes a request for one round after the other, until nobody
+//! waits. Not here: how upstream is asked, see `confirm`. `models` compiles this file over loom, so it uses no runtime.
+//! Always holds: nobody joins a round whose request has begun; every caller that joins a round gets its answer, from
+//! the task that runs or from the one that it has to start.
 
 use std::{
     mem,
@@ -13,7 +14,8 @@ use std::{
 
 use crate::sync::Mutex;
 
-/// See the module. `W` is what a member wants to know, `A` what all of a round are told.
+/// The rounds of a confirmer; see the module. `W` is what a member wants to know, `A` is the answer for all members of
+/// a round.
 #[derive(Debug)]
 pub(crate) struct Rounds<W, A> {
     state: Mutex<RoundsState<W, A>>,
@@ -21,14 +23,14 @@ pub(crate) struct Rounds<W, A> {
 
 #[derive(Debug)]
 struct RoundsState<W, A> {
-    /// A task asks, or is about to be started.
+    /// A task is running, or is about to be started.
     asking: bool,
-    /// For those who come now.
+    /// The round that callers join now.
     next: Option<Arc<Round<A>>>,
     wanted: Vec<W>,
 }
 
-/// One ask, and all who wait for its answer.
+/// One request, and all who wait for its answer.
 #[derive(Debug)]
 pub(crate) struct Round<A> {
     state: Mutex<RoundState<A>>,
@@ -37,11 +39,11 @@ pub(crate) struct Round<A> {
 #[derive(Debug)]
 struct RoundState<A> {
     answer: Option<A>,
-    /// Each at its place, until it is woken or gives up.
+    /// Each caller has its place until it is woken or gives up.
     waiting: Vec<Option<Waker>>,
 }
 
-/// Who waits for a round. Dropped, it waits no more.
+/// A caller that waits for a round. It stops waiting when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Member<A> {
     round: Arc<Round<A>>,
@@ -55,7 +57,7 @@ impl<W, A> Default for Rounds<W, A> {
 }
 
 impl<W, A> Rounds<W, A> {
-    /// Joins the next round. True where no task asks: who joined has to start one.
+    /// Joins the next round. Returns true if no task is running: the caller then has to start one.
     pub(crate) fn join(&self, wanted: Option<W>) -> (Member<A>, bool) {
         let mut state = self.state.lock();
         state.wanted.extend(wanted);
@@ -64,8 +66,8 @@ impl<W, A> Rounds<W, A> {
         (Member { round, place: None }, start)
     }
 
-    /// The next round, which nobody joins from now on, and what its members want to know; `None` where nobody waits. Then the task that
-    /// asks is at its end, and who comes next starts another.
+    /// The next round, which nobody can join any more, and what its members want to know. It is `None` if nobody waits.
+    /// The running task then ends, and the next caller starts another.
     pub(crate) fn next(&self) -> Option<(Arc<Round<A>>, Vec<W>)> {
         let mut state = self.state.lock();
         let round = state.next.take();
@@ -73,7 +75,7 @@ impl<W, A> Rounds<W, A> {
         Some((round?, mem::take(&mut state.wanted)))
     }
 
-    /// The task that asks ends before its time. Gives the round that waited for it, for somebody to close.
+    /// The running task ends early. Returns the round that waited for it, so that it can be closed.
     pub(crate) fn stop(&self) -> Option<Arc<Round<A>>> {
         let mut state = self.state.lock();
         state.asking = false;
@@ -81,13 +83,13 @@ impl<W, A> Rounds<W, A> {
         state.next.take()
     }
 
-    /// How many wait for the next round.
+    /// How many callers wait for the next round.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.state.lock().next.as_ref().map_or(0, |round| round.state.lock().waiting.iter().flatten().count())
     }
 
-    /// Whether anybody has come since the last round began.
+    /// Whether anybody has joined since the last round began.
     #[cfg(test)]
     pub(super) fn is_awaited(&self) -> bool {
         self.state.lock().next.is_some()
@@ -99,7 +101,7 @@ impl<A> Round<A> {
         Self { state: Mutex::new(RoundState { answer: None, waiting: Vec::new() }) }
     }
 
-    /// Tells all who wait, and says how many they were. The first answer counts.
+    /// Gives the answer to all who wait, and returns how many they were. Only the first answer counts.
     pub(crate) fn close(&self, answer: A) -> usize {
         let waiting = {
             let mut state = self.state.lock();
@@ -107,7 +109,7 @@ impl<A> Round<A> {
             mem::take(&mut state.waiting)
         };
         let many = waiting.len();
-        // Not under the lock: who is woken there runs into it.
+        // Not under the lock, since a woken task would wait for it.
         waiting.into_iter().flatten().for_each(Waker::wake);
         many
     }

@@ -1,7 +1,8 @@
-//! What a feed on demand has beyond others: somebody who opened it, an end before its time, and key-values that it shares with feeds
-//! whose ranges overlap its own.
+//! What only feeds on demand have: a client that opened them, an early end, and key-values that they share with feeds
+//! of overlapping ranges.
 //!
-//! Not here: when it has to end, see `on_demand`. Always holds: what is shared is the same to the byte, and of the same cluster.
+//! Not here: when such a feed has to end, see `on_demand`. Always holds: what is shared is byte for byte the same, and
+//! of the same cluster.
 
 use std::{
     sync::{Arc, Weak},
@@ -22,14 +23,14 @@ use crate::{
     types::{ClientKey, KeyValue},
 };
 
-/// Most feeds that one shares with: those that have most in common with it.
+/// The most feeds that one feed shares with: those that have most in common with it.
 const TWINS: usize = 8;
 
-/// What feeds with overlapping ranges have. Held for a page or a batch of changes.
+/// The content of feeds with overlapping ranges. Held for a page or a batch of changes.
 #[derive(Debug)]
 pub struct Twins(Vec<Arc<Snapshot>>);
 
-/// The feeds that one shares with, and of when that is.
+/// The feeds that one feed shares with, and when they were looked up.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Known {
     generation: u64,
@@ -37,7 +38,7 @@ pub(in crate::hub) struct Known {
 }
 
 impl Twins {
-    /// The same key-value as another feed has it.
+    /// The same key-value, as another feed has it.
     #[must_use]
     pub fn share(&self, cluster_id: u64, kv: &KeyValue) -> Option<Arc<KeyValue>> {
         let same = |known: &&Arc<KeyValue>| known.mod_revision == kv.mod_revision && known.encoded() == kv.encoded();
@@ -47,7 +48,7 @@ impl Twins {
 }
 
 impl Feed {
-    /// Who opened it.
+    /// The client that opened it.
     #[must_use]
     pub fn client(&self) -> ClientKey {
         self.client
@@ -59,14 +60,14 @@ impl Feed {
         self.state() == FeedState::Closed
     }
 
-    /// How long nobody has used it; `None` where somebody does.
+    /// For how long nobody has used it; `None` while somebody does.
     pub(in crate::hub) fn idle_for(&self) -> Option<Duration> {
         let inner = self.lock();
         let in_use = !inner.index.is_empty() || !inner.outboxes.is_empty() || self.is_awaited();
         (!in_use).then(|| inner.idle_since.elapsed())
     }
 
-    /// What it has of its range: its snapshot, or as much of it as was read.
+    /// Its keys: its snapshot, or the part of it that was read so far.
     pub(in crate::hub) fn map(&self) -> KeyMap {
         let snapshot = self.snapshot();
         let partial = self.partial.load();
@@ -78,7 +79,7 @@ impl Feed {
         inner.history.bytes() + inner.history.run_bytes()
     }
 
-    /// What other feeds have of its range. Nothing for one that is always on: its own copy is the one that counts.
+    /// The other feeds' content in its range. Empty for a feed that is always on, since the others share its copy.
     #[must_use]
     pub fn twins(&self) -> Twins {
         if self.kind != FeedKind::OnDemand {
@@ -116,7 +117,7 @@ impl Feed {
         others.iter().map(|(_, feed)| Arc::downgrade(feed)).collect()
     }
 
-    /// Room to ask for a page of the snapshot. Feeds on demand, of which clients may open many at once, take turns.
+    /// A permit to read a page of the snapshot. Feeds on demand take turns, since clients may open many at once.
     pub async fn room_for_page(&self) -> Option<SemaphorePermit<'_>> {
         match self.kind {
             FeedKind::OnDemand => self.shared.on_demand.room_for_page().await,
@@ -124,7 +125,8 @@ impl Feed {
         }
     }
 
-    /// A turn to take over a page of the snapshot. Feeds on demand do so one after the other: each finds what the one before took over.
+    /// A turn to take over a page of the snapshot. Feeds on demand do this one after the other, so that each finds what
+    /// the one before took over.
     pub async fn turn_to_load(&self) -> Option<MutexGuard<'_, ()>> {
         match self.kind {
             FeedKind::OnDemand => Some(self.shared.on_demand.turn().await),
@@ -132,7 +134,8 @@ impl Feed {
         }
     }
 
-    /// A part of the snapshot was read. False where there is no room for it: the feed has ended then, with the reason.
+    /// A part of the snapshot was read. Returns false if there is no room for it; the feed has then ended with that
+    /// reason.
     #[must_use]
     pub fn loads(&self, part: Snapshot) -> bool {
         if self.kind != FeedKind::OnDemand {
@@ -149,7 +152,7 @@ impl Feed {
         }
     }
 
-    /// What was read is in the snapshot now, or of no use.
+    /// What was read is in the snapshot now, or is not needed any more.
     pub(in crate::hub) fn forget_part(&self) {
         if self.kind == FeedKind::OnDemand {
             let part = self.partial.swap(Arc::default());
@@ -159,14 +162,14 @@ impl Feed {
         }
     }
 
-    /// Looks whether feeds on demand have grown too large.
+    /// Checks whether feeds on demand have grown too large.
     pub fn enforce(&self) {
         if self.kind == FeedKind::OnDemand {
             self.shared.on_demand.enforce();
         }
     }
 
-    /// Ends the feed, and each watch of it with the reason.
+    /// Ends the feed, and cancels each of its watches with the reason.
     pub(in crate::hub) fn end(&self, reason: NoFeed) {
         let mut wakers: Vec<Waker> = Vec::new();
         let mut inner = self.lock();
@@ -186,15 +189,17 @@ impl Feed {
             }
         }
         drop(inner);
-        // Before anyone comes back for it.
+        // Before any client comes back for it.
         self.shared.on_demand.ended(self, reason);
         wakers.into_iter().for_each(Waker::wake);
         self.close();
     }
 
-    /// Tells everyone that the feed has ended, its driver too, and lets its data go. It takes no subscription any more.
+    /// Tells everyone, including its driver, that the feed has ended, and drops its data. It accepts no subscription
+    /// any more.
     pub(in crate::hub) fn close(&self) {
-        // First of all, so that nobody who still holds the feed takes it for one without keys; then its data go.
+        // This comes first, so that nobody who still holds the feed takes it for one without keys. Then its data is
+        // dropped.
         self.set_state(FeedState::Closed);
         self.drop_data();
         self.forget_part();

@@ -1,6 +1,7 @@
-//! The driver's side of a feed: what it writes, and what it is told about who waits.
+//! The driver's side of a feed: what the driver writes, and what it learns about waiting readers.
 //!
-//! Called by `source::driver` alone, one driver a feed. Not here: `reset`, which has a module of its own. Always holds: see `feed`.
+//! Called only by `source::driver`, with one driver for each feed. Not here: `reset`, which has a module of its own.
+//! Always holds: see `feed`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -21,13 +22,13 @@ use crate::{
 };
 
 impl Feed {
-    /// Changes where the feed stands, as a whole, for readers, metrics, `/ready` and `/debug/state`.
+    /// Changes the feed's relation to upstream, as a whole, for readers, metrics, `/ready` and `/debug/state`.
     pub(crate) fn stand(&self, change: impl FnOnce(&mut Standing)) {
         let mut states = None;
         self.standing.send_modify(|standing| {
             let old = standing.state;
             if old == FeedState::Closed {
-                // Whatever its driver was about to say.
+                // The feed has ended, so its driver's changes no longer count.
                 return;
             }
             change(standing);
@@ -38,7 +39,7 @@ impl Feed {
         }
     }
 
-    /// Sets the state alone. The feed is believed to be up to date with what it has, and no more.
+    /// Sets only the state. The feed is taken to be up to date with what it has, and no more.
     pub fn set_state(&self, state: FeedState) {
         self.stand(|standing| {
             standing.state = state;
@@ -46,7 +47,7 @@ impl Feed {
         });
     }
 
-    /// A snapshot was read, which settles what was in doubt before: the feed can serve, and watches from here on.
+    /// A snapshot was read, which settles earlier doubts. The feed can serve now, and watches from here on.
     pub fn loaded(&self) {
         let epoch = self.snapshot.load().epoch;
         self.stand(|standing| {
@@ -56,7 +57,7 @@ impl Feed {
         });
     }
 
-    /// A watch is open from the feed's next revision on, on this member where there are members.
+    /// A watch is open from the feed's next revision on, at this member if there are members.
     pub fn follows(&self, trusts_progress: bool, member: Option<Arc<str>>) {
         self.stand(|standing| {
             standing.state = FeedState::Live;
@@ -67,8 +68,8 @@ impl Feed {
         });
     }
 
-    /// Upstream failed. Where it `denied` the relay more than once in a row, the relay may not read the range; any other failure
-    /// tells nothing of that.
+    /// Upstream failed. If it `denied` the relay access more than once in a row, the relay may not read the range.
+    /// Other failures say nothing about that.
     pub fn failed(&self, state: FeedState, error: String, denied: bool) {
         self.stand(|standing| {
             standing.state = state;
@@ -85,19 +86,19 @@ impl Feed {
         self.doubts.notified().await;
     }
 
-    /// What has to be found out, if anything.
+    /// What has to be checked, if anything.
     #[must_use]
     pub fn doubted(&self) -> Option<Doubt> {
         let epoch = self.snapshot.load().epoch;
         self.standing.borrow().doubt.filter(|(_, of)| *of == epoch).map(|(doubt, _)| doubt)
     }
 
-    /// The doubt is settled: the feed is what its upstream is. One that is graver stays.
+    /// The doubt is settled: the feed matches its upstream. A graver doubt stays.
     pub fn settled(&self, doubt: Doubt) {
         self.stand(|standing| standing.doubt = standing.doubt.filter(|(known, _)| *known != doubt));
     }
 
-    /// What was found out about the relay's permission to read on, while its watch goes on.
+    /// Whether the relay lost its permission to read, while its watch goes on.
     pub fn permission(&self, lost: Option<String>) {
         self.stand(|standing| match lost {
             Some(error) => {
@@ -111,7 +112,7 @@ impl Feed {
         });
     }
 
-    /// The first snapshot, at `revision` of `cluster`. Nobody has subscribed before.
+    /// Installs the first snapshot, at `revision` of `cluster`. Nobody has subscribed before that.
     pub fn install(&self, cluster: Arc<Cluster>, map: KeyMap, revision: Revision) {
         let mut inner = self.lock();
         if inner.closed {
@@ -125,7 +126,7 @@ impl Feed {
         self.forget_part();
     }
 
-    /// The next revisions, rising, each whole. Pushes them to every live watch that they concern.
+    /// Publishes the next revisions, each whole and in rising order. Pushes them to every live watch that they concern.
     ///
     /// # Errors
     /// [`PublishError::Stale`] at the first revision that is not after the feed's; the ones before it are published.
@@ -154,7 +155,7 @@ impl Feed {
         result
     }
 
-    /// Upstream says that every event up to `revision` has been delivered. Older news are ignored.
+    /// Upstream reports that it has delivered every event up to `revision`. An older report is ignored.
     pub fn advance(&self, revision: Revision) {
         self.heard.now();
         {
@@ -169,7 +170,7 @@ impl Feed {
         self.pins.expire();
     }
 
-    /// Ends the feed if nobody has used it for `idle`. After it nobody can subscribe.
+    /// Ends the feed if nobody has used it for `idle`. Nobody can subscribe after that.
     #[must_use]
     pub fn close_if_idle(&self, idle: Duration) -> bool {
         let mut inner = self.lock();
@@ -190,7 +191,7 @@ impl Feed {
         close
     }
 
-    /// Lets everything go that a feed without a future has.
+    /// Drops everything that a feed without a future does not need.
     pub(in crate::hub) fn drop_data(&self) {
         let mut inner = self.lock();
         let revision = inner.revision;
@@ -199,25 +200,26 @@ impl Feed {
         replaced.free();
     }
 
-    /// Somebody read from the feed: it is not idle.
+    /// Notes that somebody read from the feed, so that it is not idle.
     pub fn touch(&self) {
         if self.kind == FeedKind::OnDemand {
             self.lock().idle_since = tokio::time::Instant::now();
         }
     }
 
-    /// Waits until someone waits for a revision. Cancel safe.
+    /// Waits until somebody waits for a revision. Cancel safe.
     pub async fn nudged(&self) {
         self.nudge.notified().await;
     }
 
-    /// Whether someone waits for a revision, or the cluster is known to have one that the feed has not.
+    /// Whether somebody waits for a revision, or the cluster is known to have one that the feed does not have.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0 || self.lag().is_some()
     }
 
-    /// Begins another history, with this map. What was there before is the caller's to free, once the lock is let go.
+    /// Begins another history, with this map. Returns the previous content, which the caller frees once the lock is
+    /// released.
     pub(in crate::hub) fn replace(&self, inner: &mut Inner, map: KeyMap, revision: Revision) -> Replaced {
         let history = History::new(revision.next(), self.shared.history_of(self.kind));
         let history = std::mem::replace(&mut inner.history, history);
@@ -231,14 +233,14 @@ impl Feed {
         Replaced { history, map, shown }
     }
 
-    /// Makes the state under the lock visible to those who read without it. Gives back what they saw before.
+    /// Makes the state under the lock visible to those who read without it. Returns what they saw before.
     fn show(&self, inner: &Inner) -> Arc<Snapshot> {
         let (map, cluster) = (inner.map.clone(), inner.cluster.clone());
         self.snapshot.swap(Arc::new(Snapshot { revision: inner.revision, map, epoch: inner.epoch, cluster }))
     }
 
-    /// Tells those who wait for a revision that it has come. Not under the lock: who is woken there runs into it. The driver alone
-    /// calls this, so revisions are announced in the order in which they were shown.
+    /// Notifies those who wait for a revision. Not under the lock, since a woken task would wait for it. Only the
+    /// driver calls this, so revisions are announced in the order in which they became visible.
     pub(in crate::hub) fn announce(&self, revision: Revision) {
         self.revision.send_replace(revision);
     }

@@ -1,8 +1,9 @@
-//! [`Goal`]: a revision that the cluster has and the feed has not yet, and since when.
+//! [`Goal`]: a revision that the cluster has and the feed does not have yet, and since when.
 //!
-//! Set by whoever was told the cluster's revision and found the feed below it: readers that waited in vain, and the pulse. Read by the driver, which
-//! asks for progress as long as there is a goal, by readers, which do not wait for a feed that is late, and by metrics.
-//! Always holds: a goal that was set before the feed began again is void; one that is reached is no goal.
+//! Set by those who learned the cluster's revision and found the feed below it: readers whose wait timed out, and the
+//! pulse. Read by the driver, which asks for progress as long as there is a goal; by readers, which do not wait for a
+//! feed that is late; and by metrics.
+//! Always holds: a goal that was set before the feed began again is void, and so is one that was reached.
 
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use tokio::time::Instant;
 use super::{Feed, FeedState, Mark};
 use crate::types::{Header, Revision};
 
-/// See the module. With revision zero there is none.
+/// A revision to be reached; see the module. With revision zero there is no goal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal {
     revision: Revision,
-    /// Of which of the feed's snapshots it was said.
+    /// The epoch of the feed's snapshot when the goal was set.
     epoch: u64,
     since: Instant,
 }
@@ -23,7 +24,7 @@ pub(super) struct Goal {
 /// How far a feed is behind its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lag {
-    /// Revisions of the whole store, few of which may be the feed's.
+    /// Revisions of the whole store. Only a few of them may concern the feed.
     pub revisions: i64,
     /// For how long it has been behind.
     pub time: Duration,
@@ -36,7 +37,8 @@ impl Goal {
 }
 
 impl Feed {
-    /// Upstream gave this `answer` to a question that was put after `mark`: the feed should soon have what it names.
+    /// Upstream gave this `answer` to a request that was made after `mark`, so the feed should soon have the revision
+    /// in it.
     pub fn expect(&self, mark: Mark, answer: &Header) {
         if self.check(mark, answer).is_err() || !self.can_tell() {
             return;
@@ -56,7 +58,7 @@ impl Feed {
         self.nudge.notify_one();
     }
 
-    /// How far the feed is behind what the cluster is known to have; `None` where it has all of that.
+    /// How far the feed is behind what the cluster is known to have; `None` if it has all of that.
     #[must_use]
     pub fn lag(&self) -> Option<Lag> {
         let goal = *self.goal.lock();
@@ -65,7 +67,7 @@ impl Feed {
         behind.then(|| Lag { revisions: goal.revision.get() - revision.get(), time: goal.since.elapsed() })
     }
 
-    /// Whether upstream's progress could tell that the feed is up to date.
+    /// Whether upstream's progress can show that the feed is up to date.
     fn can_tell(&self) -> bool {
         let standing = self.standing.borrow();
         standing.is_serving() && (standing.trusts_progress || standing.state != FeedState::Live)

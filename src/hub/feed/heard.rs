@@ -1,7 +1,7 @@
-//! [`Heard`]: when a feed's upstream last told how far the feed is.
+//! [`Heard`]: when upstream last reported a feed's progress.
 //!
-//! Written by the feed's driver for each batch and each progress, and read by whoever tells clients their progress. Always holds: neither
-//! waits for the other.
+//! The feed's driver writes it for each batch and each progress report; the code that sends clients their progress
+//! reads it. Always holds: neither waits for the other.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -1,7 +1,7 @@
 //! What a feed keeps under its lock, and what is done there: publishing a revision, and taking watches out.
 //!
-//! Not here: who calls and when, see `feed` and `driven`. Always holds: nothing here waits or wakes; one outbox is locked at a
-//! time.
+//! Not here: who calls this and when, see `feed` and `driven`. Always holds: nothing here waits or wakes a task; one
+//! outbox is locked at a time.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -36,7 +36,7 @@ use crate::{
 
 #[derive(Debug)]
 pub(in crate::hub) struct Inner {
-    /// The cluster that all of it came from.
+    /// The cluster that all of the content came from.
     pub(in crate::hub) cluster: Arc<Cluster>,
     pub(in crate::hub) map: KeyMap,
     pub(in crate::hub) history: History,
@@ -53,14 +53,14 @@ pub(in crate::hub) struct Inner {
 }
 
 impl Inner {
-    /// What is said of all that it has.
+    /// The header data for responses with this content.
     pub(in crate::hub) fn stamp(&self) -> Stamp {
         Stamp { cluster: self.cluster.clone(), revision: self.revision }
     }
 
-    /// Takes over the next revisions and pushes them to every live watch that they concern: those that came together in one
-    /// piece, so that a burst costs a watch little more than a revision does. At an error the ones before it are published.
-    /// What `twins` have already is taken from them.
+    /// Takes over the next revisions and pushes them to every live watch that they concern. Revisions that arrived
+    /// together are one piece, so that a burst costs a watch little more than one revision. On an error, the revisions
+    /// before it are published. Key-values that `twins` already have are shared with them.
     pub(in crate::hub) fn publish(
         &mut self,
         batch: &[Changes],
@@ -109,22 +109,22 @@ impl Inner {
         entry
     }
 
-    /// Pushes revisions to every live watch that they concern, and puts them into the history.
+    /// Pushes revisions to every live watch that they concern, and adds them to the history.
     fn dispatch(&mut self, entries: &mut Vec<Arc<Entry>>, wakers: &mut Vec<Waker>) {
         match &entries[..] {
             [] => {}
             [entry] => self.dispatch_one(entry, wakers),
             entries => self.dispatch_run(entries, wakers),
         }
-        // After the dispatch, so that the cost counts the second encoding where it was asked for.
+        // After the dispatch, so that the cost includes the second encoding if somebody needed it.
         entries.drain(..).for_each(|entry| self.history.push(entry));
     }
 
-    /// Work for the groups that match, none for the others. Groups are numbered by us, so a fixed hash is no danger, and the same groups
-    /// are given their events in the same order in every process: a simulation repeats.
+    /// Only groups that match cost any work. The relay numbers the groups itself, so a fixed hash is no risk, and the
+    /// same groups are given their events in the same order in every process. That makes simulations repeatable.
     fn dispatch_one(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
         if let [event] = entry.events() {
-            // Nearly every revision has one event: both its forms are made at most once for all groups.
+            // Nearly every revision has one event: each of its two forms is made at most once for all groups.
             let mut made: [Option<Arc<Payload>>; 2] = [None, None];
             self.index.matches(event.kv.key(), |id| {
                 let group = self.index.group(id);
@@ -144,7 +144,7 @@ impl Inner {
         }
     }
 
-    /// The same for several revisions, each group's in one piece.
+    /// Does the same for several revisions, and gives each group's events in one piece.
     fn dispatch_run(&self, entries: &[Arc<Entry>], wakers: &mut Vec<Waker>) {
         let mut concerned: HashMap<u32, Vec<(&Arc<Entry>, Picks)>, FixedState> = HashMap::default();
         for entry in entries {
@@ -180,7 +180,7 @@ impl Inner {
         }
     }
 
-    /// Ends a watch that is here, tells its client why, and takes it out. Gives back the task to wake.
+    /// Ends a watch that is here, sends its client the reason, and takes it out. Returns the task to wake.
     pub(in crate::hub) fn end_watch(
         &mut self,
         mut state: MutexGuard<'_, State>,
@@ -194,7 +194,7 @@ impl Inner {
         waker
     }
 
-    /// Takes out what a watch that left its outbox had here. No outbox is locked by the caller.
+    /// Takes out what a watch that left its outbox had here. The caller holds no outbox's lock.
     pub(in crate::hub) fn unlink(&mut self, left: Left) {
         if let Some(link) = left.link
             && let Some(moved) = self.index.remove(link.group, link.place)
@@ -212,7 +212,7 @@ impl Inner {
     }
 }
 
-/// What a feed has, locked. A panic meanwhile may leave it half changed, which nobody could tell later.
+/// A feed's content, locked. After a panic it may be half changed, which nobody could detect later.
 #[derive(Debug)]
 pub(in crate::hub) struct Locked<'a> {
     pub(super) inner: MutexGuard<'a, Inner>,
@@ -220,7 +220,7 @@ pub(in crate::hub) struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Lets those who wait have it first.
+    /// Passes the lock to those who wait for it, and takes it again.
     pub(in crate::hub) fn bump(this: &mut Self) {
         MutexGuard::bump(&mut this.inner);
     }

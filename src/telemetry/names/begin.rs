@@ -1,7 +1,7 @@
-//! Which series are there from the start, at zero: those that can move in a relay as it is set up.
+//! Which series exist from the start, at zero: those that can change in a relay with this configuration.
 //!
-//! Not here: what each relay has anyway, see [`super::describe`]. Called once, when it is known what the relay is to do. Always holds: a service has
-//! series from its first call on, since most services are never called.
+//! Not here: the series that every relay has, see [`super::describe`]. Called once, when the configuration is known.
+//! Always holds: the series of a service exist from its first call on, since most services are never called.
 
 use std::sync::Once;
 
@@ -9,12 +9,12 @@ use metrics::{counter, gauge};
 
 use super::*;
 
-/// What a relay has, and so which of the other series can ever move.
+/// The parts that a relay has. They decide which of the optional series can ever change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
-    /// Its ports, each with whether TLS is served there.
+    /// Its ports, each with whether it uses TLS.
     pub ports: Vec<(Port, bool)>,
-    /// Whether it asks clients to leave for reasons other than its end.
+    /// Why it may ask clients to leave while it runs on.
     pub leaves: Vec<LeaveReason>,
     /// It follows etcd's v3 API.
     pub etcd: bool,
@@ -28,7 +28,7 @@ pub struct Present {
     pub views: bool,
 }
 
-/// Starts the series of what a relay has at zero. Those of what it does not have would never be anything else.
+/// Starts the series of the parts that a relay has at zero. The other series would never be anything else.
 pub fn begin(present: &Present) {
     for (port, tls) in &present.ports {
         gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
@@ -131,7 +131,7 @@ fn begin_views() {
     }
 }
 
-/// The series of a service begin at zero with its first call: most services are never called.
+/// Starts the series of a service at zero, at its first call. Most services are never called.
 pub fn begin_forwarding(service: Service) {
     static BEGUN: [Once; Service::ALL.len()] = [const { Once::new() }; Service::ALL.len()];
     // In the order of the enum.

@@ -1,25 +1,25 @@
-//! Label values of what clients ask for and what becomes of it: watches, reads, views.
+//! Label values of clients' requests and their outcomes: watches, reads, views.
 //!
-//! Not here: the names of the metrics. Always holds: as in `names`, each value is given by somebody.
+//! Not here: the names of the metrics. Always holds: as in `names`, some code uses each value.
 
 labels! {
     /// Why a watch ended.
     CancelReason as "reason" {
         /// The client canceled it or its stream ended.
         Client = "client",
-        /// Its next revision is gone.
+        /// Its next revision was compacted.
         Compacted = "compacted",
         /// The cluster was replaced or restored.
         Replaced = "replaced",
         /// The client may no longer read the range.
         Denied = "denied",
-        /// Upstream canceled what it needs.
+        /// Upstream cancelled a watch that it depends on.
         Upstream = "upstream",
-        /// Its feed on demand ended, since such feeds held more than they may.
+        /// Its feed on demand ended, because such feeds held more memory than they may.
         FeedEnded = "feed_ended",
-        /// The relay stops.
+        /// The relay is stopping.
         Shutdown = "shutdown",
-        /// A fault of the relay: its log says which.
+        /// A fault of the relay; the log says which.
         Fault = "fault",
     }
 }
@@ -32,62 +32,62 @@ labels! {
         EmptyRange = "empty_range",
         /// The start revision is negative.
         NegativeStart = "negative_start",
-        /// The client may not read the range, or is not known.
+        /// The client may not read the range, or its user is not known.
         Denied = "denied",
         /// The relay's own user may not read the range, which is outside every configured feed.
         RelayDenied = "relay_denied",
-        /// The stream or the relay has its largest number.
+        /// The stream or the relay has its largest number of watches.
         Limit = "limit",
-        /// The client has its largest number, over all its streams.
+        /// The client has its largest number of watches, over all its streams.
         ClientLimit = "client_limit",
-        /// The range is outside every feed and on-demand feeds are off.
+        /// The range is outside every feed, and feeds on demand are off.
         OutsideFeeds = "outside_feeds",
-        /// The upstream cannot follow such a range.
+        /// The upstream cannot watch such a range.
         Unsupported = "unsupported",
         /// The range's feed had no snapshot in time.
         Late = "late",
-        /// The range is too large for etcd to be asked about it.
+        /// The range is too large to ask etcd for permission.
         TooLarge = "too_large",
     }
 }
 labels! {
     /// How a `Range` was answered.
     Read as "outcome" {
-        /// From the snapshot, as the client asked for no more.
+        /// From the snapshot, because the client asked for a serializable read.
         Snapshot = "snapshot",
         /// From the snapshot, after upstream confirmed its revision.
         Confirmed = "confirmed",
-        /// From the window of past revisions.
+        /// From a past revision in the history.
         History = "history",
-        /// With an error that the relay knew without asking.
+        /// With an error that the relay knew without asking etcd.
         Refused = "refused",
-        /// With an error: the client has too many long reads under way.
+        /// With an error, because the client has too many long reads under way.
         Busy = "busy",
-        /// By upstream: outside every feed.
+        /// By upstream, because the range is outside every feed.
         ForwardedOutside = "forwarded_outside",
-        /// By upstream: the feed was not ready or not up to date in time.
+        /// By upstream, because the feed was not ready or not up to date in time.
         ForwardedLate = "forwarded_late",
-        /// By upstream: its progress cannot be trusted.
+        /// By upstream, because its progress notifications cannot be trusted.
         ForwardedUntrusted = "forwarded_untrusted",
-        /// By upstream: the client may not read the range, or it is not known whether it may.
+        /// By upstream, because the client may not read the range, or its permission is not known.
         ForwardedAccess = "forwarded_access",
-        /// By upstream: the relay does not answer this form from memory.
+        /// By upstream, because the relay does not answer this kind of read from memory.
         ForwardedOther = "forwarded_other",
     }
 }
 labels! {
-    /// What etcd said about a client and a range.
+    /// What etcd answered about a client's permission for a range.
     Check as "outcome" {
         /// The client may read it.
         Granted = "granted",
-        /// It may not, or is not known.
+        /// The client may not read it, or its user is not known.
         Denied = "denied",
-        /// Nothing: it could not be asked.
+        /// There was no answer: etcd could not be asked.
         Unknown = "unknown",
     }
 }
 labels! {
-    /// The directories in etcd that views are made of, under Lainlet's names.
+    /// The directories in etcd that views are made from, under Lainlet's names.
     Directory as "directory" {
         /// `/lain/config/`
         Config = "config",
@@ -100,42 +100,42 @@ labels! {
     }
 }
 labels! {
-    /// How a view is asked for.
+    /// How a view is requested.
     Transport as "transport" {
-        /// HTTP, one answer or server-sent events.
+        /// HTTP, as a single answer or as server-sent events.
         Http = "http",
         /// gRPC.
         Grpc = "grpc",
     }
 }
 labels! {
-    /// What became of a request for a view.
+    /// How a request for a view ended.
     Answer as "answer" {
         /// It was answered, or its stream began.
         Ok = "ok",
         /// The caller may not see it.
         Forbidden = "forbidden",
-        /// A parameter is missing or wrong, or there is no such thing.
+        /// A parameter is missing or wrong, or the view does not exist.
         Invalid = "invalid",
-        /// The view cannot be shown as the cluster is.
+        /// The view cannot be shown for the cluster as it is.
         Unshowable = "unshowable",
-        /// Directories were not read yet, or a revision was not reached in time.
+        /// Directories have not been read yet, or a revision was not reached in time.
         NotReady = "not_ready",
     }
 }
 labels! {
-    /// What a key's change meant for views.
+    /// The effect of a key's change on views.
     Effect as "effect" {
-        /// Something that views read is different.
+        /// Something that views read has changed.
         Visible = "visible",
-        /// All that views read is as before.
+        /// Everything that views read is as before.
         Invisible = "invisible",
-        /// The value cannot be read; what was there before stays.
+        /// The value cannot be read, and the previous one is kept.
         Refused = "refused",
     }
 }
 labels! {
-    /// Which path of the keys over HTTP.
+    /// The path of a request for keys over HTTP.
     KeysPath as "path" {
         /// `/v1/keys`
         Keys = "keys",
@@ -146,13 +146,13 @@ labels! {
 labels! {
     /// How a request for keys over HTTP was answered.
     KeysAnswer as "answer" {
-        /// As it asked, or with a stream that began.
+        /// As requested, or with a stream that began.
         Ok = "ok",
-        /// It cannot be understood, or asks for too much.
+        /// The request is malformed, or asks for too much.
         Invalid = "invalid",
-        /// It names no user that etcd knows.
+        /// The request names no user that etcd knows.
         Unauthorized = "unauthorized",
-        /// Its client may not read this.
+        /// The client may not read this.
         Forbidden = "forbidden",
         /// The revision is compacted.
         Compacted = "compacted",
@@ -165,11 +165,11 @@ labels! {
 labels! {
     /// Why a stream of keys was sent a snapshot.
     KeysSnapshot as "reason" {
-        /// It began.
+        /// The stream began.
         Start = "start",
-        /// What its reader needed next was gone.
+        /// The next revision that the reader needed was gone.
         Compacted = "compacted",
-        /// Its reader wants the newest values and was far behind.
+        /// The reader wants only the newest values, and was far behind.
         Behind = "behind",
     }
 }

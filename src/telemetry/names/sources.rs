@@ -1,45 +1,46 @@
-//! Label values of what is asked of etcd's members, of what feeds and the audit find there, and of what is asked and answered over etcd's v2 API.
+//! Label values of requests to etcd's members, of what feeds and the audit find there, and of both sides of etcd's v2
+//! API.
 //!
-//! Not here: the names of the metrics. Always holds: as in `names`, each value is given by somebody.
+//! Not here: the names of the metrics. Always holds: as in `names`, some code uses each value.
 
 labels! {
     /// Why a feed read a new snapshot.
     ResyncReason as "reason" {
         /// The next revision was compacted while the feed was away.
         Compacted = "compacted",
-        /// A change was told after subscribers had gone past it.
+        /// A change was reported after subscribers had gone past its revision.
         Missed = "missed",
         /// The cluster has another id.
         ClusterReplaced = "cluster_replaced",
         /// The cluster's revision fell: restored from a backup.
         RevisionFell = "revision_fell",
-        /// The cluster's past is another one than what the feed had: restored from a backup under its old id.
+        /// The cluster has another past than the feed: it was restored from a backup under its old id.
         HistoryChanged = "history_changed",
-        /// The audit found something else in etcd than in the feed.
+        /// The audit found that the feed's content differs from etcd's.
         Audit = "audit",
     }
 }
 labels! {
     /// How an audit of a feed ended.
     Audited as "outcome" {
-        /// The feed has what etcd has.
+        /// The feed's content is the same as etcd's.
         Equal = "equal",
-        /// It has something else.
+        /// The content differs.
         Different = "different",
-        /// The feed, etcd or the relay's permission was not there for long enough; the next audit begins anew.
+        /// The feed, etcd or the relay's permission was not available for long enough. The next audit begins anew.
         Interrupted = "interrupted",
     }
 }
 labels! {
-    /// Why a member was left for another one.
+    /// Why the relay left a member for another one.
     Leave as "reason" {
-        /// It did not answer in the time in which another one did.
+        /// It did not answer in time, and another member did.
         Late = "late",
-        /// It has no leader, and another one has.
+        /// It has no leader, and another member has one.
         NoLeader = "no_leader",
-        /// It cannot be reached, or answers with an error that another one does not have.
+        /// It cannot be reached, or answers with an error that another member does not have.
         Failed = "failed",
-        /// Its watches do not bring what another one has. Feeds alone leave it.
+        /// Its watches do not bring what another member has. Only feeds leave it.
         Behind = "behind",
     }
 }
@@ -50,7 +51,7 @@ labels! {
         Start = "start",
         /// The store moved on by more than its history while a directory was quiet.
         Cleared = "cleared",
-        /// Someone wants to know whether a feed has all there is.
+        /// Somebody needs to know whether a feed is up to date.
         Asked = "asked",
         /// A read outside every feed.
         Read = "read",
@@ -61,14 +62,14 @@ labels! {
     V2WaitEnd as "end" {
         /// With its event.
         Event = "event",
-        /// It was silent for long and another took its place.
+        /// It was silent for long, and another wait replaced it.
         Hold = "hold",
         /// Without an event: the connection broke, or the answer ended.
         Cut = "cut",
     }
 }
 labels! {
-    /// What a request for keys over etcd's v2 API is.
+    /// The kind of a request for keys over etcd's v2 API.
     FacadeRequest as "kind" {
         /// GET and HEAD.
         Read = "read",
@@ -79,9 +80,9 @@ labels! {
     }
 }
 labels! {
-    /// What came of a read of the past for those who wait over etcd's v2 API.
+    /// The outcome of a read of the past for waits over etcd's v2 API.
     FacadePast as "outcome" {
-        /// It is in the history now.
+        /// It was read into the history.
         Read = "read",
         /// etcd has compacted it.
         Compacted = "compacted",
@@ -90,19 +91,19 @@ labels! {
     }
 }
 labels! {
-    /// What came of a read of a feed's past.
+    /// The outcome of a read of a feed's past.
     BackfillOutcome as "outcome" {
         /// All that was read is in the history.
         Joined = "joined",
-        /// The history has no room for all of it: it does not grow back any more.
+        /// The history has no room for all of it, and does not grow backwards any more.
         Full = "full",
         /// The feed began another history meanwhile, or does not serve.
         Moved = "moved",
-        /// etcd has compacted some of what was asked for.
+        /// etcd has compacted some of it.
         Compacted = "compacted",
-        /// etcd did not answer, or broke off. It is tried again.
+        /// etcd did not answer, or the read broke off. It is tried again.
         Failed = "failed",
-        /// etcd cannot or will not tell it in one. Each watch that needs it is served by itself.
+        /// etcd cannot or will not deliver it in one watch. Each watch that needs it is served by itself.
         Refused = "refused",
     }
 }
