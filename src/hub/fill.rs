@@ -1,11 +1,13 @@
-//! Fills the gap between what watches need and where their feed's history begins, from a temporary upstream watch.
+//! Fills the gap between the revisions that watches need and the start of their feed's history, from a temporary
+//! upstream watch.
 //!
-//! For what the history cannot hold; what it can is read by `backfill`. One upstream watch serves all watches of a group (the same
-//! range and options) that need about the same revision, whose stream ever it was whose turn came (`turns`).
-//! Always holds: a filling watch is written to by its fill alone; the splice to history happens under the feed's lock, at a revision
-//! that history still has; a client that does not read gets no turn, and where others wait or share the fill, it keeps it for
-//! [`GRACE`] at most; a stream with watches that wait has a place in the queue for each feed of theirs, is at work, or is full: then it asks
-//! again when it has been read.
+//! For revisions that do not fit into the history; `backfill` reads those that do. One upstream watch serves all
+//! watches of a group (the same range and options) that need about the same revision, whichever stream's turn it was
+//! (`turns`).
+//! Always holds: only its fill writes to a filling watch. The splice to the history happens under the feed's lock, at a
+//! revision that the history still has. A client that does not read gets no turn, and if others wait or share the fill,
+//! it keeps its turn for [`GRACE`] at most. A stream with watches that wait either has a place in the queue for each
+//! feed of theirs, or is being filled, or is full and queues again when it has been read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,24 +29,25 @@ use super::{
 };
 use crate::types::{Cluster, Entry, KeyRange, Revision};
 
-/// How often a fill asks upstream where it stands, and looks who is still there; etcd is silent while its watch is behind.
+/// How often a fill asks upstream for its progress, and checks which watches are still there. etcd sends nothing by
+/// itself while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a fill may keep its turn from others while upstream brings nothing: its keys are quiet, and progress cannot be believed.
-/// Long beside the time that etcd takes to begin.
+/// How long a fill may keep its turn while others wait and upstream brings nothing, because its keys are quiet and
+/// progress cannot be trusted. This is long beside the time that etcd takes to begin.
 const TURN: Duration = Duration::from_secs(5);
-/// How long a fill waits for a client that does not read, where others wait.
+/// How long a fill waits for a client that does not read, if others wait.
 const GRACE: Duration = Duration::from_millis(250);
-/// How many revisions a watch may be ahead of another one in the same fill: it waits for these.
+/// How many revisions a watch may be ahead of another one in the same fill. It waits until the fill reaches it.
 const NEAR: i64 = 1024;
-/// Most watches of one fill, and most streams that are looked at for them while the feed's lock is held.
+/// The most watches of one fill, and the most streams that are searched for them while the feed's lock is held.
 const MOST: usize = 4096;
-/// Failures in a row after which the turn goes to others.
+/// After so many failures in a row the turn goes to others.
 const ATTEMPTS: usize = 4;
 
-/// Puts a stream into the queue for fills from a feed, unless it is there or nothing of it waits.
+/// Puts a stream into the queue for fills from a feed, unless it is queued already or none of its watches waits.
 pub(super) fn ask(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
     let mut state = outbox.lock();
-    // One that is full asks again when it has been read.
+    // A full stream queues again when it has been read.
     if state.is_full(&outbox.limits) {
         return;
     }
@@ -70,7 +73,7 @@ struct Waiting {
 
 impl Candidate for Waiting {
     fn begin(self: Box<Self>, turn: Turn) {
-        // Else its watches are gone, or it does not read.
+        // Otherwise its watches are gone, or its client does not read.
         if let Some(fill) = Fill::begin(self.feed, &self.outbox) {
             let turns = fill.feed.shared.turns.clone();
             let tasks = fill.feed.shared.tasks.clone();
@@ -82,7 +85,7 @@ impl Candidate for Waiting {
     }
 }
 
-/// One upstream watch, and whom it is for.
+/// One upstream watch, and the watches that it serves.
 struct Fill {
     feed: Arc<Feed>,
     range: KeyRange,
@@ -90,7 +93,8 @@ struct Fill {
     members: Vec<Member>,
 }
 
-/// A watch to be filled. The client may cancel it and create another one with its id, which is not to be filled from here.
+/// A watch to be filled. The client may cancel it and create another one with the same id, which this fill must not
+/// serve.
 struct Member {
     outbox: Arc<Outbox>,
     watch_id: i64,
@@ -99,16 +103,16 @@ struct Member {
 
 /// Why one upstream watch of a fill ended.
 enum Outcome {
-    /// Nobody is left in it.
+    /// No watch is left in it.
     Done,
-    /// Others wait, and this fill cannot go on; again when it is its turn.
+    /// Others wait, and this fill cannot go on. It continues when its turn comes again.
     MakeWay,
-    /// Upstream broke off; try again from where the watches stand.
+    /// Upstream broke off. Try again from where the watches are.
     Again(UpstreamError),
 }
 
 impl Fill {
-    /// The fill of the next watch of this stream that waits for one, and of all that can share it.
+    /// The fill of this stream's next waiting watch, and of all watches that can share it.
     fn begin(feed: Arc<Feed>, outbox: &Arc<Outbox>) -> Option<Self> {
         loop {
             let slot = {
@@ -126,7 +130,7 @@ impl Fill {
                     return None;
                 }
                 let here = |watch: &&Watch| watch.phase() == Phase::Unfilled;
-                // Else it was canceled meanwhile.
+                // Otherwise the watch was cancelled meanwhile.
                 let Some(watch) = state.watches.get(slot).filter(here) else { continue };
                 if state.watches.feed_of(slot) != Some(feed.id()) {
                     continue;
@@ -146,7 +150,7 @@ impl Fill {
         }
     }
 
-    /// Fills until nobody is left in it, or others are to have the turn.
+    /// Fills until no watch is left in it, or others should have the turn.
     async fn run(mut self, turn: Turn) {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(250))
@@ -158,7 +162,7 @@ impl Fill {
         for attempt in 1.. {
             match self.attempt().await {
                 Outcome::Done | Outcome::MakeWay => break,
-                // Once may be a token that is too old; the next attempt brings a new one.
+                // A single refusal may come from an expired token; the next attempt uses a new one.
                 Outcome::Again(error @ UpstreamError::Denied(_)) if denied => {
                     let (header, reason) = (self.feed.snapshot().header(), format!("etcd-relay: {error}"));
                     self.end(&Cancellation { header, reason, ..Cancellation::default() });
@@ -175,13 +179,13 @@ impl Fill {
                 }
             }
         }
-        // Who waits may have the turn before those who had it.
+        // Those who wait may get the turn before those who had it.
         drop(turn);
         let members = std::mem::take(&mut self.members);
         self.release(members);
     }
 
-    /// One upstream watch, from where the watch stands that is furthest behind.
+    /// Runs one upstream watch, from the position of the watch that is furthest behind.
     async fn attempt(&mut self) -> Outcome {
         let Some(start_revision) = self.look() else { return Outcome::Done };
         let _at_work = stats::Filling::start();
@@ -192,7 +196,7 @@ impl Fill {
         };
         let cluster = self.feed.cluster();
         if upstream.created().cluster_id != cluster.id() {
-            // The feed's driver will find out too, and end the watches or keep them.
+            // The feed's driver will find out as well, and end the watches or keep them.
             return Outcome::Again(UpstreamError::Unavailable("another cluster answers".into()));
         }
         let trusts_progress = upstream.trusts_progress();
@@ -202,7 +206,7 @@ impl Fill {
         loop {
             let message = tokio::select! {
                 biased;
-                // Cancel safe: each arm says so.
+                // Cancel safe: every branch is.
                 message = upstream.next() => message,
                 _ = ask.tick() => {
                     if self.look().is_none() {
@@ -251,8 +255,8 @@ impl Fill {
         self.feed.shared.turns.is_awaited()
     }
 
-    /// Lets go of those that are not to be filled any more. The lowest revision that one of the others needs; `None` where there
-    /// is none.
+    /// Drops the watches that need no fill any more. Returns the lowest revision that one of the others needs, or
+    /// `None` if there is none.
     fn look(&mut self) -> Option<Revision> {
         let mut lowest: Option<Revision> = None;
         self.members.retain(|member| {
@@ -263,7 +267,7 @@ impl Fill {
         lowest
     }
 
-    /// Waits until all have room. Those that take too long leave the fill, where they hold up others.
+    /// Waits until all of them have room. Those that take too long leave the fill if they hold up others.
     async fn wait_room(&mut self) {
         loop {
             let patience = Instant::now() + GRACE;
@@ -280,7 +284,7 @@ impl Fill {
                 return;
             }
             if self.members.is_empty() && !self.others_wait() {
-                // Nobody is held up. But they may be gone.
+                // They hold up nobody, but they may be gone.
                 self.members = late;
                 if self.look().is_none() {
                     return;
@@ -291,7 +295,7 @@ impl Fill {
         }
     }
 
-    /// Queues consecutive revisions, what there is in them for the watches.
+    /// Queues what the watches want of consecutive revisions.
     fn give(&mut self, entries: &[Arc<Entry>], as_of: Revision) {
         let Some(through) = entries.last().map(|last| last.revision) else { return };
         let payload = Payload::matching(entries, &self.range, self.options);
@@ -313,7 +317,7 @@ impl Fill {
         self.members.retain(|member| member.with(|state, slot| state.pass(slot, revision)).is_some());
     }
 
-    /// Hands those back to history that it reaches.
+    /// Hands the watches that the history reaches back to it.
     fn splice(&mut self) {
         let feed = self.feed.clone();
         self.members.retain(|member| {
@@ -333,7 +337,7 @@ impl Fill {
         });
     }
 
-    /// Upstream has compacted what was before a revision, and not for these watches alone.
+    /// Upstream has compacted everything before a revision. This may concern more watches than these.
     fn end_compacted(&mut self, cluster: &Arc<Cluster>, compact_revision: Revision) {
         let needs_it = |member: &Member| member.next().is_none_or(|next| next < compact_revision);
         let (ended, left) = std::mem::take(&mut self.members).into_iter().partition(needs_it);
@@ -350,7 +354,7 @@ impl Fill {
         }
     }
 
-    /// Puts watches back to those that wait for a fill.
+    /// Returns watches to those that wait for a fill.
     fn release(&self, members: Vec<Member>) {
         for member in members {
             let mut inner = self.feed.lock();
@@ -368,14 +372,14 @@ impl Fill {
 }
 
 impl Member {
-    /// Calls `with` for the watch, while it is to be filled.
+    /// Calls `with` for the watch, if it is still to be filled.
     fn with<T>(&self, with: impl FnOnce(&mut State, usize) -> T) -> Option<T> {
         let mut state = self.outbox.lock();
         let slot = self.slot(&state)?;
         Some(with(&mut state, slot))
     }
 
-    /// What it needs next, while it is to be filled.
+    /// The revision that it needs next, if it is still to be filled.
     fn next(&self) -> Option<Revision> {
         let state = self.outbox.lock();
         state.watches.get(self.slot(&state)?).map(Watch::next)
@@ -386,7 +390,8 @@ impl Member {
     }
 }
 
-/// Adds the watches of a group that wait for a fill from about the revision `around` on, from `place` on and around, as filling ones.
+/// Adds the group's watches that wait for a fill from about the revision `around` on, and makes them filling ones. The
+/// search begins at `place` and goes round.
 fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revision, members: &mut Vec<Member>) {
     let from = Revision::new(around.get().saturating_sub(NEAR / 2));
     let through = Revision::new(around.get().saturating_add(NEAR / 2));
@@ -412,14 +417,14 @@ fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revisi
     }
 }
 
-/// Entries in parts that are queued as one delivery each.
+/// Splits entries into parts. Each part is queued as one delivery.
 fn runs(mut entries: &[Arc<Entry>]) -> impl Iterator<Item = &[Arc<Entry>]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |entry: &&Arc<Entry>| {
             let alone = is_large(entry);
             let fits = bytes == 0 || !alone && bytes + weight(entry) <= RUN_BYTES;
-            // What is large ends the run that it begins.
+            // A large entry ends the run that it begins.
             bytes += if alone { RUN_BYTES } else { weight(entry) };
             fits
         };

@@ -1,12 +1,12 @@
-//! [`History`]: the bounded window of past revisions of a feed, newest last.
+//! [`History`]: the bounded window of a feed's past revisions, newest last.
 //!
-//! Not here: current values, see `snapshot`. Written by `feed`, and by `backfill` at its old end; read by parked subscriptions and
-//! by reads at a past revision.
-//! Always holds: revisions strictly rise; an entry is a whole revision; every revision of the range from `start()` on is
-//! here; `start()` falls only while nothing was let go (`grows_back`), and never rises and falls again. Memory: at most the bytes and
-//! entries of its limits, or the newest entry alone, and an eighth of the bytes again for runs.
-//! Entries are cut into chunks, which begin and end at the same revisions for all who read, so that what a group gets of a chunk is
-//! put together once (`runs`).
+//! Not here: current values, see `snapshot`. Written by `feed`, and at its old end by `backfill`; read by parked
+//! subscriptions and by reads at a past revision.
+//! Always holds: revisions strictly rise; an entry is a whole revision; every revision of the range from `start()` on
+//! is here; `start()` falls only while nothing has been dropped (`grows_back`), so once it has risen it never falls.
+//! Memory: at most the bytes and entries of its limits, or the newest entry alone, and an eighth of the bytes more for
+//! runs. Entries are cut into chunks, at the same revisions for all readers, so that a group's part of a chunk is
+//! prepared once (`runs`).
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::types::{Entry, KeyRange, Revision};
 
-/// The number of the first entry that is pushed: those that are put before it count down from here.
+/// The number of the first entry that is pushed. Entries that are put before it have lower numbers.
 const ORIGIN: u64 = 1 << 62;
-/// The part of its bytes that a history may take again for runs.
+/// The part of its bytes that a history may use in addition for runs.
 const RUNS_SHARE: usize = 8;
 
-/// How much history a feed keeps. A subscriber that falls further behind costs etcd a watch of its own.
+/// How much history a feed keeps. A subscriber that falls further behind needs a watch of its own on etcd.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryLimits {
-    /// Most bytes, counting encoded events and what they replaced.
+    /// The most bytes, counting encoded events and what they replaced.
     pub bytes: usize,
-    /// Most revisions.
+    /// The most revisions.
     pub entries: usize,
 }
 
 impl HistoryLimits {
-    /// Puts an entry that is about to be added into the last chunk, which is open, or begins another with it.
+    /// Puts an entry that is about to be added into the last, open chunk, or begins another chunk with it.
     fn cut(&self, chunks: &mut VecDeque<Chunk>, number: u64, entry: &Entry) {
         let revisions = (self.entries as u64 / 4).clamp(1, RUN_REVISIONS as u64);
         let most = (self.bytes / 8).min(RUN_BYTES);
@@ -50,15 +50,15 @@ impl HistoryLimits {
     }
 }
 
-/// See the module.
+/// A window of past revisions; see the module.
 #[derive(Debug)]
 pub(super) struct History {
     entries: VecDeque<Kept>,
-    /// The number of the first entry that is here.
+    /// The number of the first entry in the window.
     first: u64,
-    /// Nothing was let go or turned away: what lies before the window may still be put there.
+    /// Nothing was dropped or rejected yet, so older revisions may still be put before the window.
     grows_back: bool,
-    /// Where the entries are cut; the last one is open.
+    /// The chunks that the entries are cut into; the last one is open.
     chunks: VecDeque<Chunk>,
     runs: Runs,
     start: Revision,
@@ -68,13 +68,13 @@ pub(super) struct History {
 
 #[derive(Debug)]
 struct Kept {
-    /// Beside the pointer, so that a search touches no entry.
+    /// Kept beside the pointer, so that a search touches no entry.
     revision: Revision,
     entry: Arc<Entry>,
     cost: usize,
 }
 
-/// Consecutive entries that are put together for who reads them all.
+/// Consecutive entries that are combined for every reader that needs all of them.
 #[derive(Debug)]
 struct Chunk {
     /// The number of its first entry.
@@ -83,23 +83,23 @@ struct Chunk {
     weight: usize,
 }
 
-/// What comes next for a watch that reads history.
+/// What a watch that reads the history gets next.
 #[derive(Debug)]
 pub(super) enum Ahead<'a> {
-    /// There is nothing: it is at the end.
+    /// Nothing: it is at the end.
     Nothing,
-    /// A run that has the next revision.
+    /// A run with the next revision.
     Run(&'a Run),
-    /// A run that is to be made first, see [`History::task`].
+    /// A run that has to be made first, see [`History::task`].
     Missing(RunKey),
 }
 
-/// What a run is to be made of.
+/// What a run is made from.
 #[derive(Debug)]
 pub(super) struct Task(Vec<Arc<Entry>>);
 
 impl Task {
-    /// Puts together what a group with this range and these options gets. Not to be done under a lock.
+    /// Builds the run of a group with this range and these options. Do not call it under a lock.
     #[must_use]
     pub(super) fn make(&self, range: &KeyRange, options: WatchOptions) -> Run {
         let (from, through) = match (self.0.first(), self.0.last()) {
@@ -119,7 +119,7 @@ impl History {
         Self { entries, first: ORIGIN, grows_back: true, chunks, runs, start, bytes: 0, limits }
     }
 
-    /// The first revision from which on nothing is missing.
+    /// The first revision from which the window is complete.
     #[must_use]
     pub(super) fn start(&self) -> Revision {
         self.start
@@ -137,13 +137,13 @@ impl History {
         self.bytes
     }
 
-    /// Bytes of runs that are kept.
+    /// Bytes of the runs that are kept.
     #[must_use]
     pub(super) fn run_bytes(&self) -> usize {
         self.runs.bytes()
     }
 
-    /// Adds the next revision and lets go of the oldest ones that no longer fit.
+    /// Adds the next revision, and drops the oldest ones that no longer fit.
     pub(super) fn push(&mut self, entry: Arc<Entry>) {
         debug_assert!(self.entries.back().is_none_or(|last| last.revision < entry.revision));
         let (revision, cost) = (entry.revision, entry.cost());
@@ -163,26 +163,26 @@ impl History {
         }
     }
 
-    /// Whether what lies before the window may be put there: nothing was let go for want of room yet. Numbers of entries that were
-    /// let go are never given again, so that a run is of one chunk for ever.
+    /// Whether older revisions may be put before the window, because nothing was dropped for want of room yet. Numbers
+    /// of dropped entries are never used again, so a run belongs to one chunk for ever.
     #[must_use]
     pub(super) fn grows_back(&self) -> bool {
         self.grows_back
     }
 
-    /// What lies before the window has no room in it.
+    /// The older revisions do not fit into the window.
     pub(super) fn close(&mut self) {
         self.grows_back = false;
     }
 
-    /// Entries and bytes for which there is room.
+    /// How many more entries and bytes fit.
     #[must_use]
     pub(super) fn room(&self) -> (usize, usize) {
         (self.limits.entries.saturating_sub(self.entries.len()), self.limits.bytes.saturating_sub(self.bytes))
     }
 
-    /// Puts older entries before the window, those that fit: they rise, and nothing is missing from `from` through the window's start.
-    /// Where one does not fit, the window has come to its bounds and does not grow back any more.
+    /// Puts older entries before the window, as many as fit. They rise, and nothing is missing from `from` to the start
+    /// of the window. If one does not fit, the window is full and does not grow backwards any more.
     pub(super) fn prepend(&mut self, from: Revision, older: Vec<Arc<Entry>>) {
         debug_assert!(self.grows_back && from <= self.start);
         debug_assert!(older.last().is_none_or(|last| last.revision < self.start));
@@ -214,25 +214,26 @@ impl History {
         }
     }
 
-    /// Up to `most` entries from revision `from` on, oldest first; `None` where the window no longer reaches back that far.
+    /// Up to `most` entries from revision `from` on, oldest first; `None` if the window no longer reaches back that
+    /// far.
     #[must_use]
     pub(super) fn read(&self, from: Revision, most: usize) -> Option<Vec<Arc<Entry>>> {
         (from >= self.start).then(|| self.since(from).take(most).cloned().collect())
     }
 
-    /// All entries from revision `from` on that the window has, oldest first.
+    /// The window's entries from revision `from` on, oldest first.
     pub(super) fn since(&self, from: Revision) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
         let first = self.entries.partition_point(|kept| kept.revision < from);
         self.entries.range(first..).map(|kept| &kept.entry)
     }
 
-    /// Whether there is no revision from `from` on.
+    /// Whether the window has no revision from `from` on.
     #[must_use]
     pub(super) fn ends_before(&self, from: Revision) -> bool {
         self.entries.back().is_none_or(|last| last.revision < from)
     }
 
-    /// What comes next for a watch of this group that needs `next`, which the window must reach.
+    /// What a watch of this group that needs `next` gets next. The window must reach back to `next`.
     #[must_use]
     pub(super) fn ahead(&self, next: Revision, group: u64) -> Ahead<'_> {
         if self.ends_before(next) {
@@ -240,7 +241,7 @@ impl History {
         }
         let mut index = self.chunks.partition_point(|chunk| chunk.first <= next).saturating_sub(1);
         if self.entries_of(index).next_back().is_none_or(|last| last.revision < next) {
-            // The next revision of the window is the first of the chunk after.
+            // The next revision of the window is the first one of the following chunk.
             index += 1;
         }
         let Some(chunk) = self.chunks.get(index) else { return Ahead::Nothing };
@@ -250,19 +251,19 @@ impl History {
         run.map_or(Ahead::Missing(key), Ahead::Run)
     }
 
-    /// What is needed to make a run that is missing.
+    /// What is needed to make a missing run.
     #[must_use]
     pub(super) fn task(&self, key: RunKey) -> Task {
         let index = self.chunks.partition_point(|chunk| chunk.number < key.chunk);
         Task(self.entries_of(index).map(|kept| kept.entry.clone()).collect())
     }
 
-    /// Keeps a run for the next who need it.
+    /// Keeps a run for others that need it.
     pub(super) fn keep(&mut self, key: RunKey, run: Run) {
         self.runs.insert(key, run);
     }
 
-    /// What the window still has of a chunk.
+    /// The part of a chunk that the window still has.
     fn entries_of(&self, index: usize) -> impl DoubleEndedIterator<Item = &Kept> {
         let place = |chunk: &Chunk| (chunk.number.saturating_sub(self.first) as usize).min(self.entries.len());
         let from = self.chunks.get(index).map_or(self.entries.len(), place);
@@ -315,7 +316,8 @@ mod tests {
         assert_eq!((history.len(), history.bytes()), (1, one));
     }
 
-    /// What a group of everything gets from `next` on, run by run, made where it is missing; the revisions of each run.
+    /// What a group that wants everything gets from `next` on, run by run; missing runs are made. Returns the revisions
+    /// of each run.
     fn walk(history: &mut History, mut next: Revision) -> Vec<Vec<i64>> {
         let mut runs = Vec::new();
         loop {

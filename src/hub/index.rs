@@ -1,9 +1,9 @@
 //! [`Index`]: finds the subscriptions that an event concerns.
 //!
-//! Not here: a subscription's position or queue, see `outbox`. Used by `feed` under its lock.
-//! Subscriptions of one range and one set of options form a group, so that a payload is made once for all of them.
-//! Always holds: a lookup costs one hash for exact keys and O(log n + matches) for ranges, whatever the number of others;
-//! a subscription costs eight bytes here, its key is kept once for all that share it.
+//! Not here: a subscription's position or queue, see `outbox`. Used by `feed` under its lock. Subscriptions with the
+//! same range and options form a group, so that a payload is made once for all of them.
+//! Always holds: a lookup costs one hash for exact keys and O(log n + matches) for ranges, however many others there
+//! are. A subscription costs eight bytes here, and its key is kept once for all that share it.
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -13,14 +13,14 @@ use smallvec::SmallVec;
 use super::{interval::IntervalTree, slack::Slack};
 use crate::types::{EventKind, KeyRange};
 
-/// Which events of its range a subscription wants, and how.
+/// Which events of its range a subscription wants, and in which form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WatchOptions {
-    /// Filter NOPUT: leave puts out.
+    /// Filter NOPUT: leaves puts out.
     pub no_put: bool,
-    /// Filter NODELETE: leave deletes out.
+    /// Filter NODELETE: leaves deletes out.
     pub no_delete: bool,
-    /// Events bring what they replaced.
+    /// Events include the previous key-value.
     pub prev_kv: bool,
 }
 
@@ -35,10 +35,10 @@ impl WatchOptions {
     }
 }
 
-/// A group's place in the index.
+/// A group's position in the index.
 pub(super) type GroupId = u32;
 
-/// One subscription in a group: the outbox's slot in the feed and the watch's slot in the outbox.
+/// One subscription in a group: the outbox's slot in the feed, and the watch's slot in the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) outbox: u32,
@@ -48,7 +48,7 @@ pub(super) struct Member {
 /// Subscriptions that get the same bytes.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// Given to no other group later, as its id is.
+    /// Unlike its id, this is never given to another group.
     pub(super) serial: u64,
     pub(super) range: KeyRange,
     pub(super) options: WatchOptions,
@@ -57,7 +57,7 @@ pub(super) struct Group {
 
 type GroupIds = SmallVec<[GroupId; 2]>;
 
-/// See the module.
+/// Subscriptions by key and range; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     groups: Slab<Group>,
@@ -69,11 +69,11 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Adds a subscription. Gives back its group and its position in there, which [`Index::remove`] wants back.
+    /// Adds a subscription. Returns its group and its position in the group, which [`Index::remove`] needs.
     pub(super) fn insert(&mut self, range: &KeyRange, options: WatchOptions, member: Member) -> (GroupId, u32) {
         let ids = if range.is_single() {
             if !self.exact.contains_key(range.start()) {
-                // A copy: the key must not hold on to the request that it came in.
+                // A copy, so that the key does not keep the buffer of its request in memory.
                 self.exact.insert(Bytes::copy_from_slice(range.start()), GroupIds::new());
             }
             self.exact.entry(range.start().clone()).or_default()
@@ -82,7 +82,7 @@ impl Index {
         };
         let found = ids.iter().copied().find(|id| self.groups[*id as usize].options == options);
         let id = found.unwrap_or_else(|| {
-            // A copy, as above.
+            // A copy, for the same reason.
             let group = Group { serial: self.next_serial, range: range.detached(), options, members: Vec::new() };
             self.next_serial += 1;
             let id = self.groups.insert(group) as GroupId;
@@ -95,7 +95,7 @@ impl Index {
         (id, members.len() as u32 - 1)
     }
 
-    /// Removes a subscription. Gives back the one that took its position, if any: its owner must learn of it.
+    /// Removes a subscription. Returns the one that took its position, if any; its owner must be told.
     pub(super) fn remove(&mut self, id: GroupId, position: u32) -> Option<Member> {
         let group = &mut self.groups[id as usize];
         group.members.swap_remove(position as usize);
@@ -109,7 +109,7 @@ impl Index {
                     ids.retain(|other| *other != id);
                     if ids.is_empty() {
                         self.exact.remove(group.range.start());
-                        // The memory of a burst of keys goes back.
+                        // Returns the memory that a burst of keys took.
                         if self.exact.capacity() > 64 && self.exact.len() < self.exact.capacity() / 8 {
                             self.exact.shrink_to(2 * self.exact.len());
                         }
@@ -128,7 +128,7 @@ impl Index {
         moved
     }
 
-    /// Calls `found` with each group whose range has `key`.
+    /// Calls `found` with each group whose range contains `key`.
     pub(super) fn matches(&self, key: &[u8], mut found: impl FnMut(GroupId)) {
         if let Some(ids) = self.exact.get(key) {
             ids.iter().copied().for_each(&mut found);

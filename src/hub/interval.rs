@@ -1,10 +1,10 @@
 //! [`IntervalTree`]: finds every range that contains a key.
 //!
-//! Used by `index` for subscriptions to more than one key. An AVL tree ordered by range, in which each node knows the
-//! furthest end below it. Its nodes lie side by side in one allocation and are walked without recursion.
-//! Always holds: the two subtrees of a node differ in height by one at most, whatever is inserted or removed in whatever order, so
-//! the tree is never higher than 1.45 · log2 n; insertion and removal cost O(log n), a lookup visits O(log n) nodes and as many again
-//! for each match at the most (fewer where many match); one value a range.
+//! Used by `index` for subscriptions to more than one key. It is an AVL tree ordered by range, in which each node knows
+//! the furthest end below it. The nodes lie side by side in one allocation and are walked without recursion.
+//! Always holds: the heights of a node's two subtrees differ by one at most, in whatever order ranges are inserted and
+//! removed, so the tree is never higher than 1.45 · log2 n. Insertion and removal cost O(log n). A lookup visits O(log
+//! n) nodes, and for each match at most as many again (fewer if many match). There is one value for each range.
 
 use std::cmp::Ordering;
 
@@ -15,18 +15,18 @@ use smallvec::SmallVec;
 use super::slack::Slack;
 use crate::types::{KeyRange, RangeEnd};
 
-/// Stands for "no node".
+/// Means "no node".
 const NONE: u32 = u32::MAX;
 /// Children of a node.
 const LEFT: usize = 0;
 const RIGHT: usize = 1;
-/// Higher than a tree of as many nodes as fit into memory: a walk needs no allocation.
+/// Higher than any tree that fits into memory, so that a walk needs no allocation.
 const HEIGHT: usize = 48;
 
 /// The nodes from the root down, each with the side on which the next one lies.
 type Path = SmallVec<[(u32, usize); HEIGHT]>;
 
-/// A map from ranges to values that can be asked by key.
+/// A map from ranges to values, searched by key.
 #[derive(Debug)]
 pub(super) struct IntervalTree<V> {
     nodes: Slab<Node<V>>,
@@ -43,7 +43,7 @@ struct Node<V> {
     /// The furthest end in this subtree.
     reach: RangeEnd,
     children: [u32; 2],
-    /// Of this subtree; a leaf has 1.
+    /// The height of this subtree; a leaf has 1.
     height: u8,
 }
 
@@ -54,7 +54,7 @@ impl<V> Default for IntervalTree<V> {
 }
 
 impl<V: Default> IntervalTree<V> {
-    /// The value of `range`, made where there is none.
+    /// The value of `range`, which is created if there is none.
     pub(super) fn entry(&mut self, range: &KeyRange) -> &mut V {
         let (path, found) = self.find(range);
         let node = if found == NONE { self.insert(path, range) } else { found };
@@ -72,7 +72,7 @@ impl<V: Default> IntervalTree<V> {
 }
 
 impl<V> IntervalTree<V> {
-    /// Takes `range` out.
+    /// Removes `range`.
     pub(super) fn remove(&mut self, range: &KeyRange) {
         let (mut path, found) = self.find(range);
         if found == NONE {
@@ -83,7 +83,7 @@ impl<V> IntervalTree<V> {
             && left != NONE
             && right != NONE
         {
-            // The next range in order has no left child. It takes the place of the one that goes.
+            // The next range in order has no left child. It takes the place of the removed one.
             path.push((found, RIGHT));
             gone = right;
             while self.nodes[gone as usize].children[LEFT] != NONE {
@@ -110,7 +110,7 @@ impl<V> IntervalTree<V> {
         });
     }
 
-    /// Calls `visit` with each node below which there may be a range that contains `key`, and whether its own does.
+    /// Calls `visit` with each node below which a range may contain `key`, and with whether the node's own range does.
     fn walk(&self, key: &[u8], mut visit: impl FnMut(&Node<V>, bool)) {
         let mut ahead: SmallVec<[u32; HEIGHT]> = SmallVec::new();
         let mut node = self.root;
@@ -131,7 +131,7 @@ impl<V> IntervalTree<V> {
         }
     }
 
-    /// The node of `range`, or [`NONE`], and the way to it or to where it would hang.
+    /// The node of `range`, or [`NONE`], and the path to it or to where it would be inserted.
     fn find(&self, range: &KeyRange) -> (Path, u32) {
         let mut path = Path::new();
         let mut node = self.root;
@@ -147,7 +147,7 @@ impl<V> IntervalTree<V> {
         (path, node)
     }
 
-    /// Hangs a subtree at the end of a path, and brings all nodes of the path into order again.
+    /// Attaches a subtree at the end of a path, and rebalances all nodes of the path.
     fn hang(&mut self, mut path: Path, subtree: u32) {
         let mut below = subtree;
         while let Some((node, side)) = path.pop() {
@@ -157,8 +157,8 @@ impl<V> IntervalTree<V> {
         self.root = below;
     }
 
-    /// Makes the heights of a node's subtrees differ by one at most, where they differ by two at most. Gives back the node that
-    /// is on top now.
+    /// Restores the balance of a node whose subtrees differ by two in height at most. Returns the node that is on top
+    /// now.
     fn balance(&mut self, node: u32) -> u32 {
         let [left, right] = self.nodes[node as usize].children;
         let (heavy, child) = match (self.height(left), self.height(right)) {
@@ -176,7 +176,7 @@ impl<V> IntervalTree<V> {
         self.rotate(node, heavy)
     }
 
-    /// Lifts the child on this side above the node. Gives back the child.
+    /// Rotates the child on this side above the node. Returns the child.
     fn rotate(&mut self, node: u32, side: usize) -> u32 {
         let child = self.nodes[node as usize].children[side];
         let moved = std::mem::replace(&mut self.nodes[child as usize].children[1 - side], node);
@@ -186,14 +186,14 @@ impl<V> IntervalTree<V> {
         child
     }
 
-    /// What a node knows of its subtree, from its children.
+    /// Recomputes from its children what a node knows about its subtree.
     fn update(&mut self, node: u32) {
         let here = &self.nodes[node as usize];
         let (mut height, mut reach) = (0, &here.end);
         for child in here.children {
             if let Some(child) = self.nodes.get(child as usize) {
                 height = height.max(child.height);
-                // `Unbounded` is the greatest, and an exclusive end is never `Single`.
+                // `Unbounded` is the greatest end, and an exclusive end is never `Single`.
                 reach = reach.max(&child.reach);
             }
         }
@@ -214,7 +214,7 @@ fn is_before(key: &[u8], end: &RangeEnd) -> bool {
     match end {
         RangeEnd::Before(end) => key < &end[..],
         RangeEnd::Unbounded => true,
-        // Made by `exclusive_end`, which never gives it.
+        // `exclusive_end` makes the ends, and never returns this.
         RangeEnd::Single => false,
     }
 }
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     impl<V> IntervalTree<V> {
-        /// Looks at each node: order, heights and ends. Gives back the height.
+        /// Checks order, heights and ends of each node. Returns the height.
         fn check(&self) -> usize {
             let mut seen = 0;
             let mut ahead = vec![self.root];
@@ -322,8 +322,8 @@ mod tests {
         }
     }
 
-    /// A treap that draws priorities from a generator whose seed is known becomes a list where the ranges come in the order of the
-    /// priorities. The stack is that of a small thread.
+    /// In a treap whose random seed is known, ranges that arrive in the order of their priorities make a list. The
+    /// stack is that of a small thread.
     #[test]
     fn no_order_of_ranges_makes_it_high_or_takes_stack() {
         const RANGES: u32 = 100_000;
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_lookup_visits_a_path_and_what_matches() {
-        // Each contains those after it; a key is in the first ones.
+        // Each range contains those after it; a key lies in the first ones.
         let mut tree = IntervalTree::<u32>::default();
         for number in 0..4096_u32 {
             let (from, to) = (number.to_be_bytes(), (10_000 - number).to_be_bytes());

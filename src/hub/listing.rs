@@ -1,10 +1,11 @@
-//! [`Listing`]: the key-values of a reply, to be taken a part at a time, encoded.
+//! [`Listing`]: the encoded key-values of a reply, taken one part at a time.
 //!
-//! Not here: which they are, see `read`; how they are sent, see `front`. Neighbours in a snapshot are no list but two places in it:
-//! a reply of half a million keys costs no memory before it is sent, and what is sent is the pages that all replies share. Without
-//! their values, or from last to first, key-values are copied as they are taken.
-//! Always holds: what is taken in parts is of one snapshot, and as long as [`Listing::encoded_len`] says; to take a part, or to
-//! drop what is left, takes a bounded time, however many key-values there are.
+//! Not here: which key-values they are, see `read`; how they are sent, see `front`. Neighbours in a snapshot are kept
+//! as two places in it, not as a list. A reply of half a million keys so costs no memory before it is sent, and it is
+//! sent from the pages that all replies share. Key-values without their values, or from last to first, are copied as
+//! they are taken.
+//! Always holds: all parts are from one snapshot, and as long together as [`Listing::encoded_len`] says. It takes a
+//! bounded time to take a part, or to drop the rest, however many key-values there are.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -18,28 +19,28 @@ use super::{
 };
 use crate::types::KeyValue;
 
-/// The least bytes that a key-value counts for when it is taken by itself: a shorter one takes as long, since it has to be fetched too.
+/// A key-value that is taken by itself counts for at least this many bytes, since fetching a shorter one takes as long.
 const LEAST: usize = 128;
-/// Key-values that are copied at a time from last to first.
+/// How many key-values are copied at a time from last to first.
 const BACK: usize = 64;
 
-/// See the module.
+/// The key-values of a reply; see the module.
 pub struct Listing {
     source: Source,
-    /// Leaves values out.
+    /// Whether values are left out.
     bare: bool,
-    /// Encoded bytes of what is left to be taken.
+    /// Encoded bytes that have not been taken yet.
     left: usize,
 }
 
 enum Source {
-    /// What is left of neighbours in a snapshot, by their places.
+    /// Neighbours in a snapshot, as the range of places that has not been taken yet.
     Neighbours { snapshot: Arc<Snapshot>, pages: Arc<Pages>, places: Range<usize>, order: Order },
-    /// What is left of some, and the memory that is counted for them.
+    /// Separate key-values that have not been taken yet, and the memory that is counted for them.
     Picked { kvs: smallvec::IntoIter<[Arc<KeyValue>; 1]>, held: Option<Held> },
 }
 
-/// The way through a snapshot.
+/// The direction through a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Rising,
@@ -59,25 +60,25 @@ impl Listing {
         Self { source: Source::Neighbours { snapshot, pages, places, order }, bare, left }
     }
 
-    /// Walks over all of `kvs`, of which there must not be many.
+    /// Iterates over all of `kvs`, so there must not be many.
     pub(super) fn picked(kvs: SmallVec<[Arc<KeyValue>; 1]>, bare: bool) -> Self {
         let left = kvs.iter().map(|kv| len(kv, bare)).sum();
         Self::picked_of(kvs, left, bare)
     }
 
-    /// `bytes` is how long they are, encoded, in this form.
+    /// `bytes` is their encoded length in this form.
     pub(super) fn picked_of(kvs: SmallVec<[Arc<KeyValue>; 1]>, bytes: usize, bare: bool) -> Self {
         Self { source: Source::Picked { kvs: kvs.into_iter(), held: None }, bare, left: bytes }
     }
 
-    /// Counts the memory of the list itself until it is dropped.
+    /// Counts the memory of the list itself, until the list is dropped.
     pub(super) fn hold(&mut self, memory: Held) {
         if let Source::Picked { held, .. } = &mut self.source {
             *held = Some(memory);
         }
     }
 
-    /// How many key-values are left to be taken.
+    /// How many key-values have not been taken yet.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.source {
@@ -86,19 +87,19 @@ impl Listing {
         }
     }
 
-    /// Whether all were taken.
+    /// Whether all of them were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Encoded bytes of what is left to be taken.
+    /// Encoded bytes that have not been taken yet.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         self.left
     }
 
-    /// The key-values that are left to be taken, with their values.
+    /// The key-values that have not been taken yet, with their values.
     #[must_use]
     pub fn kvs(&self) -> Vec<&Arc<KeyValue>> {
         match &self.source {
@@ -117,22 +118,22 @@ impl Listing {
         }
     }
 
-    /// Takes key-values, encoded, in order, some at a time to `with`, until these were `bytes` or a few more, or all. Where they are small,
-    /// fewer bytes.
+    /// Takes encoded key-values in order and passes them to `with` in pieces, until they are `bytes` or a few more, or
+    /// until all are taken. It takes fewer bytes if the key-values are small.
     pub fn take(&mut self, bytes: usize, mut with: impl FnMut(&Bytes)) {
         let before = self.left;
         let mut part = Part { bare: self.bare, copied: BytesMut::new(), left: &mut self.left, work: 0, most: bytes };
         match &mut self.source {
             Source::Neighbours { snapshot, pages, places, order: Order::Rising } => {
                 if part.bare && places.start < places.end {
-                    // For so many of average size.
+                    // Enough for so many of average size.
                     let count = places.len().min(bytes / LEAST + 1);
                     part.copied.reserve(before / places.len() * count);
                 }
                 let mut next = places.start;
                 snapshot.map.leaves(places.clone(), |leaf, places| {
                     next += places.len();
-                    // For less than half of a leaf none is made.
+                    // For less than half of a leaf no page is made.
                     let is_worth_it = !part.bare && 2 * places.len() >= leaf.entries().len();
                     match is_worth_it.then(|| leaf.page(pages)).flatten() {
                         Some(page) if places.len() == leaf.entries().len() => part.page(&page, &mut with),
@@ -172,8 +173,9 @@ impl Listing {
         }
     }
 
-    /// Takes key-values as they are kept, in order, one at a time to `with`, until these were `bytes` or a few more, or all. For those who do
-    /// not send them encoded; where values are to be left out, that is for `with` to do.
+    /// Takes key-values as they are stored, in order, and passes them to `with` one at a time, until they are `bytes`
+    /// or a few more, or until all are taken. For callers that do not send them encoded. If values are to be left out,
+    /// `with` has to do so.
     pub fn take_each(&mut self, bytes: usize, mut with: impl FnMut(&KeyValue)) {
         let bare = self.bare;
         let (mut work, mut taken) = (0, 0);
@@ -210,7 +212,7 @@ impl Listing {
     }
 }
 
-/// A part while it is taken.
+/// A part, while it is being taken.
 struct Part<'a> {
     bare: bool,
     /// Key-values without their values.
@@ -243,12 +245,12 @@ impl Part<'_> {
     }
 }
 
-/// How long a key-value is, encoded.
+/// The encoded length of a key-value.
 pub(super) fn len(kv: &KeyValue, bare: bool) -> usize {
     if bare { kv.bare_len() } else { kv.encoded().len() }
 }
 
-/// A client that goes leaves what it did not take.
+/// A client that leaves does not take the rest.
 impl Drop for Listing {
     fn drop(&mut self) {
         match &mut self.source {
@@ -296,7 +298,7 @@ mod tests {
         Listing::neighbours(snapshot, pages.clone(), places, Order::Rising, false)
     }
 
-    /// What is taken so many bytes at a time, and the buffers in which it came.
+    /// Everything that is taken, so many bytes at a time, and the buffers that it came in.
     fn take(mut listing: Listing, bytes: usize) -> (Vec<u8>, Vec<*const u8>) {
         let (mut all, mut buffers) = (Vec::new(), Vec::new());
         let len = listing.encoded_len();
@@ -306,7 +308,7 @@ mod tests {
                 all.extend_from_slice(part);
                 buffers.push(part.as_ptr());
             });
-            assert!(all.len() > before, "each part has something");
+            assert!(all.len() > before, "each part has some key-values");
             assert_eq!(listing.encoded_len(), len - all.len());
         }
         (all, buffers)
@@ -346,7 +348,7 @@ mod tests {
         assert_eq!(changed.len(), bytes.len() - 100);
         let shared = new.iter().filter(|buffer| buffers.contains(buffer)).count();
         assert_eq!(shared, buffers.len() - 1);
-        assert_eq!(take(first, usize::MAX).0, bytes, "what was begun stays as it was");
+        assert_eq!(take(first, usize::MAX).0, bytes, "a listing that has begun stays as it was");
     }
 
     #[test]
@@ -361,7 +363,7 @@ mod tests {
                 while !left.is_empty() {
                     let before = (left.len(), left.encoded_len(), one_by_one.len());
                     left.take_each(bytes, |kv| one_by_one.extend_from_slice(kv.encoded()));
-                    assert!(left.len() < before.0, "each part has something");
+                    assert!(left.len() < before.0, "each part has some key-values");
                     assert_eq!(before.1 - left.encoded_len(), one_by_one.len() - before.2);
                     assert!(bytes == usize::MAX || before.0 - left.len() <= bytes / LEAST + 1, "a part is bounded");
                 }

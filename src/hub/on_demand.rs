@@ -1,16 +1,18 @@
-//! [`OnDemand`]: what the feeds on demand hold together, whose they are, and which of them go when that is too much.
+//! [`OnDemand`]: what the feeds on demand hold together, which client each counts for, and which of them end when that
+//! is too much.
 //!
-//! Not here: opening feeds, see [`super::Hub`]; what a feed does about it, see `feed::demand`.
+//! Not here: opening feeds, see [`super::Hub`]; what the feed itself does, see `feed::demand`.
 //!
-//! Feeds whose ranges overlap share the key-values that they both have: what one holds already, another takes over, when it reads its
-//! snapshot and at each change. So the second copy of a range costs pointers, no watch has to move, and no key is kept that nobody asked
-//! for. What all hold is counted in the same way: each piece of the key space once, however many feeds have it, and not at all where a
-//! configured feed has it anyway.
+//! Feeds with overlapping ranges share the key-values that both have. If one feed holds a key-value already, another
+//! takes a pointer to it, when it reads its snapshot and at each change. So the second copy of a range costs pointers,
+//! no watch has to move, and the relay keeps no key that no client wanted. Their total size is counted in the same way:
+//! each piece of the key space counts once, however many feeds have it, and not at all if a configured feed has it.
 //!
-//! A feed is on the account of the client that opened it, until it ends. One client may take all but an eighth of what there is. Of that
-//! last eighth a client gets more only while it has less than is still free, so something is left for one that has nothing. Before anyone is
-//! refused, feeds that nobody uses end, the longest unused first.
-//! Always holds: the list has every feed that runs; each feed is counted at one moment, but not all feeds at the same one.
+//! A feed counts for the client that opened it, until it ends. One client may take all but an eighth of what there is.
+//! Of that last eighth a client gets more only while it has less than is still free, so something is left for a client
+//! that has nothing. Before a client is refused, unused feeds end, the longest unused first.
+//! Always holds: the list has every running feed; each feed is counted at one moment, but not all of them at the same
+//! one.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -31,29 +33,30 @@ use tokio::{
 use super::{Feed, FeedKind, KeyMap, NoFeed};
 use crate::types::{ClientKey, KeyRange};
 
-/// The part of everything, feeds and bytes, that no client may take alone: one in so many.
+/// One part in so many of all feeds and bytes is kept from any single client.
 const RESERVED: usize = 8;
-/// About what a key-value takes beside its encoded bytes.
+/// About the memory of a key-value beside its encoded bytes.
 const KEY_OVERHEAD: usize = 160;
-/// About what a key-value takes in each further feed that has it.
+/// About the memory of a key-value in each further feed that has it.
 const POINTER: usize = 24;
-/// What a feed takes beside its keys and its history.
+/// The memory of a feed beside its keys and its history.
 const FEED_OVERHEAD: usize = 8 << 10;
-/// A feed that was opened or left just now may be about to be used.
+/// A feed that was opened or left less than this ago may be about to be used.
 const GRACE: Duration = Duration::from_secs(5);
-/// Time between two looks at what all hold, where nobody opens a feed: it takes a millisecond or two for a thousand.
+/// Time between two checks of the total while no client opens a feed. A check takes a millisecond or two for a thousand
+/// feeds.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a range is refused that was too large: its clients would have it read again at once.
+/// For how long a range that was too large is refused. Otherwise its clients would have it read again at once.
 const REFUSED: Duration = Duration::from_secs(10);
-/// Most of these ranges; the oldest are forgotten.
+/// The most such ranges that are remembered; the oldest are forgotten.
 const MOST_REFUSED: usize = 64;
-/// Pages of snapshots that are asked for and taken over at the same time. Each takes some MiB in several forms, and many at once would
-/// make etcd too slow to answer any in time.
+/// How many pages of snapshots are read and taken over at the same time. Each takes some MiB in several forms, and many
+/// at once would make etcd too slow to answer any of them in time.
 const PAGES: usize = 4;
-/// How many feeds are looked at for what a piece of the key space takes: one may not have read it yet.
+/// How many feeds are checked for the size of a piece of the key space, since one may not have read it yet.
 const WITNESSES: usize = 4;
 
-/// See the module.
+/// The accounts of feeds on demand; see the module.
 #[derive(Debug)]
 pub(crate) struct OnDemand {
     bytes: usize,
@@ -62,11 +65,12 @@ pub(crate) struct OnDemand {
     generation: AtomicU64,
     held: AtomicUsize,
     looked: Mutex<Option<Instant>>,
-    /// Ranges whose feeds ended before their time, the newest last.
+    /// Ranges whose feeds were ended early, the newest last.
     refused: Mutex<VecDeque<Ended>>,
-    /// Held by the feed that takes over a page of its snapshot: two that did so at once would keep the same keys twice.
+    /// Held by the feed that takes over a page of its snapshot. Two feeds that did so at once would keep the same keys
+    /// twice.
     sharing: tokio::sync::Mutex<()>,
-    /// For pages of snapshots that are asked for.
+    /// Limits the pages of snapshots that are read at the same time.
     pages: Semaphore,
 }
 
@@ -92,9 +96,9 @@ impl OnDemand {
         }
     }
 
-    /// Room to ask for a page of a snapshot, in turns.
+    /// A permit to read a page of a snapshot. Feeds take turns.
     pub(super) async fn room_for_page(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.pages.acquire().await.ok()
     }
 
@@ -103,7 +107,7 @@ impl OnDemand {
         self.sharing.lock().await
     }
 
-    /// A feed has ended before its time.
+    /// Notes that a feed was ended early.
     pub(super) fn ended(&self, feed: &Feed, reason: NoFeed) {
         let mut refused = self.refused.lock();
         if refused.len() >= MOST_REFUSED {
@@ -112,18 +116,18 @@ impl OnDemand {
         refused.push_back(Ended { range: feed.range().clone(), client: feed.client(), reason, at: Instant::now() });
     }
 
-    /// Why a range cannot be had now, if one within it could not just now.
+    /// Why a range cannot be served now, if that was so for a range within it a moment ago.
     pub(super) fn refuses(&self, range: &KeyRange, client: ClientKey) -> Option<NoFeed> {
         let mut refused = self.refused.lock();
         while refused.front().is_some_and(|ended| ended.at.elapsed() >= REFUSED) {
             refused.pop_front();
         }
-        // What is too much for one client may not be for another.
+        // What is too much for one client may not be too much for another.
         let same = |ended: &&Ended| ended.reason != NoFeed::ClientBytes || ended.client == client;
         refused.iter().filter(same).find(|ended| range.covers(&ended.range)).map(|ended| ended.reason)
     }
 
-    /// What all held at the last look.
+    /// The total at the last check.
     pub(super) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
@@ -132,7 +136,7 @@ impl OnDemand {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Says that feeds may share more, or less, than before.
+    /// Notes that feeds may share more, or less, than before.
     pub(super) fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
@@ -145,12 +149,12 @@ impl OnDemand {
         self.changed();
     }
 
-    /// All feeds that run.
+    /// All running feeds.
     pub(super) fn running(&self) -> Vec<Arc<Feed>> {
         self.feeds.read().iter().filter_map(Weak::upgrade).filter(|feed| !feed.is_closed()).collect()
     }
 
-    /// Whether `client` may open one more, of `most`. Ends feeds that nobody uses where that makes room.
+    /// Whether `client` may open one more feed, of at most `most`. Ends unused feeds if that makes room.
     pub(super) fn admit(&self, client: ClientKey, most: usize) -> Result<(), NoFeed> {
         loop {
             let feeds = self.running();
@@ -167,7 +171,7 @@ impl OnDemand {
                     Err(refusal) => refusal,
                 }
             };
-            // Where a client has its share, it gives up its own first.
+            // A client that has used up its share gives up its own feeds first.
             let its_own = matches!(refusal, NoFeed::ClientLimit | NoFeed::ClientBytes);
             let ended = its_own && end_idle(&feeds, |feed| feed.client() == client);
             if !ended && !end_idle(&feeds, |_| true) {
@@ -192,7 +196,7 @@ impl OnDemand {
         }
     }
 
-    /// Whether a feed that reads its snapshot may go on with what it has by now. Ends feeds that nobody uses where that makes room.
+    /// Whether a feed that reads its snapshot may go on, with what it has by now. Ends unused feeds if that makes room.
     pub(super) fn loads(&self, client: ClientKey) -> Result<(), NoFeed> {
         loop {
             let feeds = self.running();
@@ -204,8 +208,8 @@ impl OnDemand {
         }
     }
 
-    /// Ends feeds where they have grown to more than all may hold: those that nobody uses; then, of the client that holds most, the one
-    /// that holds most. Looks now and then; called by feeds' drivers.
+    /// Ends feeds if they have grown to more than they may hold together: first those that are unused, then the largest
+    /// feed of the client that holds most. Checks only now and then; called by the drivers of feeds.
     pub(super) fn enforce(&self) {
         {
             let mut looked = self.looked.lock();
@@ -224,7 +228,7 @@ impl OnDemand {
             if !end_idle(&feeds, |_| true) {
                 let Some(largest) = census.largest(&feeds) else { return };
                 tracing::warn!(range = %largest.range(), held = census.total, bound = self.bytes,
-                    "Feeds on demand hold more than --on-demand-bytes; ended the largest of the client that holds most");
+                    "Feeds on demand hold more than --on-demand-bytes, so the largest feed of the client that holds most was ended");
                 largest.end(NoFeed::Bytes);
             }
             self.changed();
@@ -236,7 +240,7 @@ fn on_demand(feeds: &[Arc<Feed>]) -> impl Iterator<Item = &Arc<Feed>> {
     feeds.iter().filter(|feed| feed.kind() == FeedKind::OnDemand && !feed.is_closed())
 }
 
-/// Ends the feed that has been of no use for the longest time, of those that `may` go. False where there is none.
+/// Ends the feed that has been unused for the longest time, among those that `may` end. Returns false if there is none.
 fn end_idle(feeds: &[Arc<Feed>], may: impl Fn(&Feed) -> bool) -> bool {
     let mut idle: Vec<_> = on_demand(feeds)
         .filter(|feed| may(feed))
@@ -246,10 +250,10 @@ fn end_idle(feeds: &[Arc<Feed>], may: impl Fn(&Feed) -> bool) -> bool {
     idle.into_iter().any(|(_, feed)| feed.close_if_idle(GRACE))
 }
 
-/// What feeds on demand hold, each piece of the key space counted once.
+/// What feeds on demand hold, with each piece of the key space counted once.
 struct Census {
     total: usize,
-    /// What each feed is charged with, in the order of the feeds: what is its own, and the keys that no older feed has.
+    /// What each feed is charged for, in the order of the feeds: its own memory, and the keys that no older feed has.
     charges: Vec<usize>,
 }
 
@@ -257,7 +261,7 @@ impl Census {
     fn of(feeds: &[Arc<Feed>]) -> Self {
         let maps: Vec<KeyMap> = feeds.iter().map(|feed| feed.map()).collect();
         let mut charges = vec![0; feeds.len()];
-        // Where a feed begins (true) or ends, in key order; `None` is behind all keys.
+        // Where a feed begins (true) or ends, in key order; `None` comes after all keys.
         let mut cuts: Vec<(Option<Bytes>, bool, usize)> = Vec::with_capacity(2 * feeds.len());
         for (index, feed) in feeds.iter().enumerate() {
             if feed.kind() == FeedKind::OnDemand {
@@ -270,7 +274,7 @@ impl Census {
             (Some(one), Some(other)) => one.cmp(other),
             (one, other) => one.is_none().cmp(&other.is_none()),
         });
-        // Those that are always on first, then the oldest.
+        // Feeds that are always on come first, then the oldest.
         let mut here: BTreeSet<(bool, usize)> = BTreeSet::new();
         let mut from: Option<&Bytes> = None;
         for (at, begins, index) in &cuts {
@@ -291,12 +295,12 @@ impl Census {
         Self { total: charges.iter().sum(), charges }
     }
 
-    /// What the feeds of one client are charged with.
+    /// What the feeds of one client are charged for.
     fn of_client(&self, feeds: &[Arc<Feed>], client: ClientKey) -> usize {
         feeds.iter().zip(&self.charges).filter(|(feed, _)| feed.client() == client).map(|(_, charge)| charge).sum()
     }
 
-    /// Of the client that is charged with most, the feed that is.
+    /// The feed that is charged for most, of the client that is charged for most.
     fn largest<'a>(&self, feeds: &'a [Arc<Feed>]) -> Option<&'a Arc<Feed>> {
         let mut clients: HashMap<ClientKey, usize> = HashMap::new();
         for (feed, charge) in feeds.iter().zip(&self.charges) {

@@ -1,14 +1,15 @@
-//! [`Outbox`]: what one downstream watch stream has still to send, and where each of its watches stands.
+//! [`Outbox`]: what one downstream watch stream has still to send, and the position of each of its watches.
 //!
-//! Not here: the wire form, see `front`; what joins it with feeds, see `watch_stream`. It knows feeds by their numbers alone.
-//! A watch that keeps up is `Live`: its feed pushes into the queue. When the queue is full a watch is *parked*: it keeps only
-//! the revision it needs next, and is read for from the feed's history when the queue drains (`catch_up`). One that needs what was
-//! before the history is *behind* until the feed has read its past (`backfill`), or, where the history cannot hold that much, waits
-//! until a temporary upstream watch serves it (`fill`).
+//! Not here: the wire form, see `front`; what joins it with feeds, see `watch_stream`. It knows feeds only by their
+//! numbers. A watch that keeps up is `Live`: its feed pushes into the queue. When the queue is full a watch is
+//! *parked*: it keeps only the revision that it needs next, and gets its events from the feed's history when the queue
+//! drains (`catch_up`). A watch that needs revisions older than the history is *behind* until the feed has read its
+//! past (`backfill`). If the history cannot hold that much, the watch waits until a temporary upstream watch serves it
+//! (`fill`).
 //!
 //! Always holds: each watch's deliveries are in revision order, each revision once and whole; the queue has at most
-//! `OutboxLimits` plus one delivery a push; no lock is held while anything waits. Lock order: feed, then outbox; never two
-//! outboxes at once.
+//! `OutboxLimits` and one more delivery for each push; no lock is held while anything waits. Lock order: feed, then
+//! outbox; never two outboxes at once.
 
 mod handover;
 mod position;
@@ -40,27 +41,28 @@ use super::{
 };
 use crate::{sync::MutexGuard, types::ClientKey};
 
-/// How much a stream may have waiting.
+/// How much may wait on a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct OutboxLimits {
-    /// Event bytes. Beyond it watches are parked. Payloads are shared, so this bounds what a stream can pin, not what it costs.
+    /// Event bytes. Above this, watches are parked. Payloads are shared, so this limits what a stream keeps in memory,
+    /// not what it costs.
     pub bytes: usize,
     /// Deliveries.
     pub deliveries: usize,
-    /// Watches. Creates beyond it are refused.
+    /// Watches. Further creates are refused.
     pub watches: usize,
 }
 
-/// See the module.
+/// What one stream has still to send; see the module.
 #[derive(Debug)]
 pub(super) struct Outbox {
     state: Handover<State>,
     pub(super) limits: OutboxLimits,
-    /// Whose stream it is: fills are given to clients in turns.
+    /// The client of the stream: clients take turns for fills.
     pub(super) client: ClientKey,
-    /// Wakes those who wait for room.
+    /// Wakes tasks that wait for room.
     room: Notify,
-    /// Done when the stream is gone.
+    /// Cancelled when the stream is gone.
     gone: CancellationToken,
 }
 
@@ -69,27 +71,27 @@ pub(super) struct Outbox {
 pub(super) enum Found {
     /// Deliveries.
     Some {
-        /// There is room, and watches that wait for a fill are in no queue for one.
+        /// There is room, and some watches wait for a fill without a place in the queue for one.
         want_turns: bool,
-        /// There is room, and it is for the watches that are parked.
+        /// There is room, and it is the parked watches' turn.
         parked_next: bool,
     },
-    /// Nothing; but there is room, and it is for the watches that are parked.
+    /// No deliveries, but there is room, and it is the parked watches' turn.
     Parked,
-    /// Nothing; the task is registered to be woken.
+    /// Nothing; the task will be woken.
     Nothing,
-    /// The stream has ended, and all that it had to say is taken.
+    /// The stream has ended, and everything was taken.
     End(StreamEnd),
 }
 
 impl Outbox {
-    /// An empty outbox of a stream of this client. Its watches count for `counted`.
+    /// An empty outbox for a stream of this client. Its watches are counted in `counted`.
     pub(super) fn new(limits: OutboxLimits, client: ClientKey, counted: Counted) -> Arc<Self> {
         let state = Handover::new(State::new(counted));
         Arc::new(Self { state, limits, client, room: Notify::new(), gone: CancellationToken::new() })
     }
 
-    /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
+    /// Moves what waits into `batch`, up to about `most_bytes` of events, but at least one delivery.
     pub(super) fn drain(&self, cx: &Context<'_>, batch: &mut Vec<Delivery>, most_bytes: usize) -> Found {
         let mut others_wait = false;
         let found = self.state.look(cx, |state| {
@@ -111,12 +113,12 @@ impl Outbox {
         found.unwrap_or(Found::Nothing)
     }
 
-    /// Queues a delivery that is about no feed.
+    /// Queues a delivery that belongs to no feed.
     pub(super) fn say(&self, delivery: Delivery) {
         self.state.tell(|state| state.enqueue(delivery));
     }
 
-    /// Ends the stream once all that is queued is sent; nothing more is queued.
+    /// Ends the stream once everything in the queue was sent; nothing more is queued.
     pub(super) fn end(&self, why: StreamEnd) {
         self.state.tell(|state| {
             state.end.get_or_insert(why);
@@ -124,7 +126,7 @@ impl Outbox {
         });
     }
 
-    /// Ends the stream now: what is queued is dropped, and no watch is added from here on. Gives back the task to wake.
+    /// Ends the stream now: the queue is dropped, and no watch is added from here on. Returns the task to wake.
     #[must_use]
     pub(super) fn cut(&self, why: StreamEnd) -> Option<Waker> {
         let mut state = self.lock();
@@ -136,7 +138,7 @@ impl Outbox {
         waker
     }
 
-    /// The stream is gone: nobody drains it any more.
+    /// The stream is gone, and nobody drains it any more.
     pub(super) fn leave(&self) {
         self.gone.cancel();
         let mut state = self.lock();
@@ -148,8 +150,8 @@ impl Outbox {
         self.room.notify_waiters();
     }
 
-    /// Waits until the queue has room and all who came before have found it, or the stream is gone: whoever writes at the client's wish must
-    /// not outrun its reading. Cancel safe.
+    /// Waits until the queue has room and all earlier waiters have had theirs, or until the stream is gone. Whatever
+    /// answers the client's requests must not run ahead of the client's reading. Cancel safe.
     pub(super) async fn wait_room(&self) {
         let mut place: Option<Waiting<'_>> = None;
         loop {
@@ -172,12 +174,12 @@ impl Outbox {
         }
     }
 
-    /// Done when the stream is gone.
+    /// Cancelled when the stream is gone.
     pub(super) fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// A live watch's next events, from the feed, under its lock. Gives back a task to wake.
+    /// Pushes a live watch's next events. The feed calls this under its lock. Returns a task to wake.
     pub(super) fn push(&self, slot: u32, payload: &Arc<Payload>) -> Option<Waker> {
         self.lock().push(slot as usize, payload, &self.limits)
     }
@@ -187,7 +189,8 @@ impl Outbox {
     }
 }
 
-/// The place of a task that waits for room, whatever ends the wait. Then it is the turn of the next one, or of the parked watches.
+/// The place of a task that waits for room. However the wait ends, it is then the turn of the next task, or of the
+/// parked watches.
 struct Waiting<'a> {
     outbox: &'a Outbox,
     number: u64,

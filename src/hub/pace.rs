@@ -1,12 +1,12 @@
-//! [`Pace`]: how often watches that asked for it are told their progress.
+//! [`Pace`]: how often watches that asked for progress notifications get them.
 //!
-//! A client of etcd's counts on the interval of etcd's own `--watch-progress-notify-interval`, which no call tells. So the relay keeps one
-//! watch of its own on a key that hardly ever changes, with `progress_notify`, and measures the time between two notifications. What
-//! etcd sends there costs it one message an interval, however many subscribers the relay has.
+//! Clients of etcd rely on the interval of etcd's own `--watch-progress-notify-interval`, which no RPC reports. So the
+//! relay keeps one watch of its own with `progress_notify` on a key that hardly ever changes, and measures the time
+//! between two notifications. This costs etcd one message per interval, however many subscribers the relay has.
 //!
-//! Not here: who is told what at a tick, see [`super::WatchStream::notify_progress`].
-//! Always holds: the interval is at most the configured one, and shorter than upstream's where that is known; the watch is
-//! opened once somebody wants progress, and not before.
+//! Not here: which watches are notified at a tick, see [`super::WatchStream::notify_progress`].
+//! Always holds: the interval is at most the configured one, and shorter than upstream's if that is known; the watch is
+//! opened when a client first wants progress, and not before.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,12 +22,12 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// etcd's own least interval. Notifications that come faster were held up on their way.
+/// etcd's own shortest interval. Notifications that come faster were delayed on their way.
 const LEAST: Duration = Duration::from_millis(100);
-/// Between attempts to watch the key: the first, and the longest. The interval stays as it was meanwhile.
+/// The delay between attempts to watch the key: the first, and the longest. The interval stays as it was meanwhile.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// See the module.
+/// The interval of progress notifications; see the module.
 #[derive(Debug)]
 pub struct Pace {
     most: Duration,
@@ -38,10 +38,10 @@ pub struct Pace {
 /// The interval of the ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// Between two ticks of a stream.
+    /// The time between two ticks of a stream.
     pub interval: Duration,
-    /// How long ago a feed may have heard where its upstream stands before it asks. Where upstream's own notifications set the interval,
-    /// they come in time; where the interval is shorter than that, nobody else would tell the feed.
+    /// After how long without a progress report from upstream a feed asks for one. If upstream's own notifications set
+    /// the interval, they come in time; if the interval is shorter, nothing else would report the feed's progress.
     pub stale: Duration,
 }
 
@@ -61,18 +61,18 @@ impl Pace {
         Arc::new(Self { most, beat: watch::Sender::new(beat), wanted: Notify::new() })
     }
 
-    /// The interval, and its changes to come.
+    /// The interval, and its future changes.
     #[must_use]
     pub fn beat(&self) -> watch::Receiver<Beat> {
         self.beat.subscribe()
     }
 
-    /// Somebody wants progress.
+    /// Notes that a client wants progress.
     pub fn want(&self) {
         self.wanted.notify_one();
     }
 
-    /// Learns upstream's interval by a watch on `key`, from when progress is first wanted, for ever.
+    /// Learns upstream's interval by a watch on `key`, from when progress is first wanted. Never returns.
     pub async fn learn(self: Arc<Self>, upstream: Arc<dyn Upstream>, key: KeyRange) {
         self.wanted.notified().await;
         let mut delay = RETRY.0;
@@ -82,7 +82,7 @@ impl Pace {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            tracing::debug!(%error, "The watch that tells how often etcd notifies of progress has ended");
+            tracing::debug!(%error, "The watch that measures etcd's progress interval has ended");
             delay = if learned_before == *self.beat.borrow() { (delay * 2).min(RETRY.1) } else { RETRY.0 };
             tokio::time::sleep(delay).await;
         }
@@ -112,7 +112,7 @@ impl Pace {
 
     fn set(&self, beat: Beat) {
         self.beat.send_if_modified(|current| {
-            // A millisecond more or less is no news to thousands of streams.
+            // A change of a millisecond need not wake thousands of streams.
             let news = beat.stale.cmp(&beat.interval) != current.stale.cmp(&current.interval)
                 || beat.interval.abs_diff(current.interval) * 20 > current.interval;
             if news {
@@ -125,15 +125,15 @@ impl Pace {
 }
 
 impl Gaps {
-    /// A notification has come: upstream's interval, as far as two gaps tell it.
+    /// A notification has arrived. Returns upstream's interval, as far as two gaps show it.
     fn next(&mut self) -> Option<Duration> {
         let gap = self.last.elapsed();
         self.last = Instant::now();
         if gap < LEAST {
-            // Both had to wait on their way, such as while this process was stopped.
+            // Both were delayed on their way, for instance while this process was stopped.
             return None;
         }
-        // A change of the key leaves out a notification, so the gap behind it is no interval.
+        // A change of the key replaces a notification, so the gap after it is not an interval.
         Some(self.before.replace(gap).map_or(gap, |before| before.min(gap)))
     }
 }
@@ -143,8 +143,8 @@ impl Beat {
         Self { interval: most, stale: most / 2 }
     }
 
-    /// etcd adds up to a tenth to its interval, at random for each stream: a tenth less is never less often than what a client would
-    /// get there.
+    /// etcd adds up to a tenth to its interval, at random for each stream. With a tenth less, no client gets
+    /// notifications less often than from etcd.
     fn learned(gap: Duration, most: Duration) -> Self {
         let interval = (gap * 10 / 11).max(LEAST);
         if interval < most { Self { interval, stale: interval * 2 } } else { Self::configured(most) }
@@ -166,13 +166,13 @@ mod tests {
         assert_eq!(learned.interval, ms(5_000));
         assert!(learned.stale > ms(5_500), "etcd's own notifications come before the feed asks for one");
         assert_eq!(Beat::learned(Duration::from_secs(3_600), most), Beat::configured(most));
-        assert_eq!(Beat::learned(LEAST, most).interval, LEAST, "etcd has no shorter one");
+        assert_eq!(Beat::learned(LEAST, most).interval, LEAST, "etcd has no shorter interval");
     }
 
     #[tokio::test(start_paused = true)]
     async fn neither_a_notification_that_was_left_out_nor_one_that_came_late_is_an_interval() {
         let mut gaps = Gaps { last: Instant::now(), before: None };
-        // The process was stopped, and then had three at once; later the key was changed.
+        // The process was stopped and then received three at once; later the key was changed.
         for (gap, learned) in
             [(600, Some(600)), (1_900, Some(600)), (0, None), (0, None), (500, Some(500)), (1_200, Some(500))]
         {
@@ -191,6 +191,6 @@ mod tests {
         pace.set(Beat::learned(ms(5_510), pace.most));
         assert!(!beat.has_changed().expect("open"));
         pace.set(Beat::learned(ms(11_000), pace.most));
-        assert_eq!(beat.borrow_and_update().interval, ms(10_000), "etcd started anew, with a longer one");
+        assert_eq!(beat.borrow_and_update().interval, ms(10_000), "etcd was restarted with a longer interval");
     }
 }

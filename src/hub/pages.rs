@@ -1,9 +1,11 @@
-//! [`Pages`]: the encoded key-values of whole leaves of a snapshot, side by side in one buffer each, for replies that list them.
+//! [`Pages`]: the encoded key-values of whole leaves of a snapshot, each leaf in one buffer, for replies that list
+//! them.
 //!
-//! Not here: what a leaf is, see `snapshot`; replies, see `listing`. A page is made by the first reply that needs the whole leaf,
-//! shared by all that follow, and goes with its leaf: a write makes one leaf new and leaves the pages of all others.
-//! Always holds: a page is what its leaf's key-values are encoded as; pages take at most [`BUDGET`] bytes and a page or two more,
-//! of which those that were not asked for lately go first.
+//! Not here: what a leaf is, see `snapshot`; replies, see `listing`. The first reply that needs a whole leaf makes its
+//! page, and all later replies share it. A page is dropped with its leaf: a write replaces one leaf, and all others
+//! keep their pages.
+//! Always holds: a page has exactly its leaf's encoded key-values; pages take at most [`BUDGET`] bytes and a page or
+//! two more, and those that were not used lately are dropped first.
 
 use std::sync::{
     Arc, Weak,
@@ -15,14 +17,14 @@ use parking_lot::Mutex;
 
 use crate::types::KeyValue;
 
-/// Most bytes of all pages of a hub.
+/// The most bytes of all pages of a hub.
 const BUDGET: usize = 64 << 20;
-/// Leaves of fewer bytes are copied into each reply: more buffers would cost more. Of leaves with more bytes each large value is a
-/// buffer of its own anyway.
+/// Leaves of fewer bytes are copied into each reply, because more buffers would cost more. In leaves of more bytes,
+/// each large value is a buffer of its own anyway.
 const WORTH: std::ops::RangeInclusive<usize> = 1 << 10..=32 << 10;
 
-/// Keeps count of pages. Two generations: a page that is asked for comes into the young one; once that is full it is the old
-/// one, and what is in the old one by then goes.
+/// Counts pages in two generations. A page that is used moves to the young generation. When that is full it becomes the
+/// old one, and what was still in the old one is dropped.
 #[derive(Debug)]
 pub(crate) struct Pages {
     half: usize,
@@ -38,11 +40,11 @@ struct Generations {
     old: Vec<Weak<Slot>>,
 }
 
-/// Where a leaf has its page, if it has one.
+/// Holds a leaf's page, if there is one.
 #[derive(Debug)]
 pub(super) struct Slot {
     page: Mutex<Option<Bytes>>,
-    /// In which it was asked for last.
+    /// The generation in which it was last used.
     generation: AtomicU64,
 }
 
@@ -54,20 +56,20 @@ impl Default for Pages {
 
 impl Pages {
     fn within(budget: usize) -> Self {
-        // The first number is not that of a new slot.
+        // The first number differs from that of a new slot.
         Self { half: budget / 2, young: AtomicU64::new(1), generations: Mutex::default() }
     }
 
-    /// Whether a leaf of so many bytes has a page.
+    /// Whether a leaf of so many bytes gets a page.
     pub(super) fn are_worth_it(bytes: usize) -> bool {
         WORTH.contains(&bytes)
     }
 
-    /// The page of a leaf with these entries, made where it is not there.
+    /// The page of a leaf with these entries, made if it does not exist.
     pub(super) fn page(&self, slot: &Arc<Slot>, entries: &[Arc<KeyValue>]) -> Bytes {
         let page = {
             let mut page = slot.page.lock();
-            // Under the lock, since others who come for it now would make the same.
+            // Under the lock, since others that need it now would make the same page.
             page.get_or_insert_with(|| encode(entries)).clone()
         };
         let young = self.young.load(Ordering::Relaxed);
@@ -91,9 +93,9 @@ impl Pages {
             let full = std::mem::take(&mut generations.young);
             (std::mem::replace(&mut generations.old, full), old)
         };
-        // A leaf that is gone took its page along.
+        // A leaf that is gone took its page with it.
         for slot in forgotten.iter().filter_map(Weak::upgrade) {
-            // Under the page's lock: whoever asks for it now finds it, or makes it anew and counts it.
+            // Under the page's lock: a reply that needs it now either finds it, or makes it again and counts it.
             let mut page = slot.page.lock();
             if slot.generation.load(Ordering::Relaxed) <= old {
                 *page = None;
@@ -146,12 +148,12 @@ mod tests {
         let first = pages.page(&often.0, &often.1);
         for leaf in &leaves {
             pages.page(&leaf.0, &leaf.1);
-            assert_eq!(pages.page(&often.0, &often.1).as_ptr(), first.as_ptr(), "what is asked for stays");
+            assert_eq!(pages.page(&often.0, &often.1).as_ptr(), first.as_ptr(), "a page that is used stays");
             let held: usize =
                 leaves.iter().filter(|leaf| has_page(leaf)).map(|leaf| 2 * leaf.1[0].encoded().len()).sum();
             assert!(held <= 100_000 + 2 * first.len(), "{held} bytes");
         }
-        assert!(!has_page(&leaves[1]), "what was not asked for went");
+        assert!(!has_page(&leaves[1]), "a page that was not used was dropped");
         assert!(has_page(&leaves[199]));
     }
 
@@ -161,6 +163,6 @@ mod tests {
         let (slot, entries) = leaf(1000);
         let page = pages.page(&slot, &entries);
         drop(slot);
-        assert!(page.is_unique(), "nothing but the reply has it");
+        assert!(page.is_unique(), "only the reply has it");
     }
 }

@@ -1,9 +1,9 @@
-//! [`Payload`]: events that a group of subscriptions gets, as shared bytes: of one revision, or of a run of them.
+//! [`Payload`]: the events for a group of subscriptions, as shared bytes, from one revision or from a run of them.
 //!
-//! Made by `feed` once per group, for a revision or for several that came together; by `catch_up` once per group and chunk of
-//! history; by `catch_up` and `fill` for one subscription.
-//! Sent by a front. Always holds: a payload is never empty; it has all wanted events of each of its revisions and of every
-//! revision between two of them, so a revision is never split and never left out.
+//! Made by `feed` once per group, for one revision or for several that arrived together; by `catch_up` once per group
+//! and chunk of history; and by `catch_up` and `fill` for one subscription. Sent by a front. Always holds: a payload is
+//! never empty. It has all wanted events of each of its revisions and of every revision between two of them, so no
+//! revision is split or left out.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use super::index::WatchOptions;
 use crate::types::{Cluster, Entry, KeyRange, Revision};
 
-/// Which events of an entry, by index, rising.
+/// Indexes of some events of an entry, rising.
 pub(super) type Picks = SmallVec<[u32; 4]>;
 
 /// Events encoded as protobuf fields 11 of a `WatchResponse`.
@@ -27,10 +27,10 @@ pub struct Payload {
     texts: OnceLock<Box<[OnceLock<Text>; TEXTS]>>,
 }
 
-/// In how many forms a front may write a payload's events for all who get it.
+/// In how many forms a front may write a payload's events.
 pub const TEXTS: usize = 5;
 
-/// A payload's events as a front writes them, made once for all who get them in this form.
+/// A payload's events as a front writes them, made once for all who need them in this form.
 #[derive(Debug)]
 pub struct Text {
     bytes: Bytes,
@@ -40,9 +40,9 @@ pub struct Text {
 
 #[derive(Debug)]
 enum Of {
-    /// One revision: all of its events, or some.
+    /// One revision, with all of its events or some.
     One { entry: Arc<Entry>, prev_kv: bool, picks: Option<Picks> },
-    /// Several revisions, rising, whose bytes lie one after the other.
+    /// Several rising revisions, whose bytes lie one after the other.
     Run { cluster: Arc<Cluster>, steps: Box<[Step]> },
 }
 
@@ -53,7 +53,7 @@ struct Step {
     received: Instant,
     /// Where its bytes end.
     end: u32,
-    /// Where its events end, counted from the run's first.
+    /// The number of events up to here, counted from the start of the run.
     events: u32,
 }
 
@@ -97,8 +97,8 @@ impl Payload {
         Arc::new(Self::new(Of::One { entry: entry.clone(), prev_kv, picks: Some(picks) }, bytes))
     }
 
-    /// The events of these entries, which rise, with these indexes; `None` where there is no entry. Small entries: their bytes
-    /// are copied, once for all who get the run.
+    /// The events of these entries with these indexes; the entries rise. `None` if there is no entry. The entries are
+    /// small, and their bytes are copied once for all who get the run.
     #[must_use]
     pub(super) fn run(found: Vec<(&Arc<Entry>, Picks)>, prev_kv: bool) -> Option<Arc<Self>> {
         if found.len() < 2 {
@@ -121,7 +121,8 @@ impl Payload {
         Self { of, bytes, texts: OnceLock::new() }
     }
 
-    /// The events of these entries, which rise, that lie in `range` and that `options` want; `None` where there is none.
+    /// The events of these entries that lie in `range` and that `options` want; the entries rise. `None` if there is
+    /// none.
     #[must_use]
     pub(super) fn matching(entries: &[Arc<Entry>], range: &KeyRange, options: WatchOptions) -> Option<Arc<Self>> {
         let picks = |entry: &Entry| -> Picks {
@@ -133,7 +134,7 @@ impl Payload {
         Self::run(found.collect(), options.prev_kv)
     }
 
-    /// The cluster that made the events: within a feed's epoch, and so within a payload, it is one.
+    /// The cluster that made the events. Within a feed's epoch, and so within a payload, there is only one.
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         match &self.of {
@@ -160,7 +161,7 @@ impl Payload {
         }
     }
 
-    /// How many revisions of the payload are before `next`.
+    /// How many revisions of the payload are below `next`.
     #[must_use]
     pub fn before(&self, next: Revision) -> usize {
         match &self.of {
@@ -172,7 +173,7 @@ impl Payload {
         }
     }
 
-    /// The revision that has this many before it; the last one for all beyond.
+    /// The revision with this index; the last one for a larger index.
     #[must_use]
     pub(super) fn revision_at(&self, from: usize) -> Revision {
         match &self.of {
@@ -181,7 +182,7 @@ impl Payload {
         }
     }
 
-    /// When the revision that has this many before it came to the relay.
+    /// When the relay received the revision with this index.
     #[must_use]
     pub fn received(&self, from: usize) -> Option<Instant> {
         match &self.of {
@@ -190,7 +191,7 @@ impl Payload {
         }
     }
 
-    /// All events, encoded, but for those of the first `from` revisions.
+    /// All encoded events, except those of the first `from` revisions.
     #[must_use]
     pub fn bytes(&self, from: usize) -> Bytes {
         match self.place(from) {
@@ -205,7 +206,7 @@ impl Payload {
         self.bytes.len() - self.place(from).0
     }
 
-    /// Number of events, but for those of the first `from` revisions.
+    /// Number of events, except those of the first `from` revisions.
     #[must_use]
     pub fn events(&self, from: usize) -> usize {
         let all = match &self.of {
@@ -215,7 +216,7 @@ impl Payload {
         all - self.place(from).1
     }
 
-    /// The revisions one by one, but for the first `from`.
+    /// The revisions one by one, except the first `from`.
     pub fn each(&self, from: usize) -> impl Iterator<Item = Whole> {
         (from..self.revisions()).map(move |index| {
             let ((start, first), (end, last)) = match &self.of {
@@ -226,8 +227,8 @@ impl Payload {
         })
     }
 
-    /// The events as text of this form, of which there are [`TEXTS`]. The first who asks makes it: `write` appends a revision. It lives as long
-    /// as the payload.
+    /// The events as text of this form, of which there are [`TEXTS`]. The first caller makes it: `write` appends a
+    /// revision. It lives as long as the payload.
     pub fn text(&self, form: usize, write: impl Fn(&Whole, &mut Vec<u8>)) -> &Text {
         let texts = self.texts.get_or_init(Box::default);
         texts[form].get_or_init(|| {
@@ -241,7 +242,8 @@ impl Payload {
         })
     }
 
-    /// The events of a single revision one by one, encoded; nothing for a run, which is far too small to be sent in fragments.
+    /// The encoded events of a single revision, one by one. Nothing for a run, which is far too small to be sent in
+    /// fragments.
     pub fn pieces(&self) -> impl Iterator<Item = Bytes> {
         let one = match &self.of {
             Of::One { entry, prev_kv, picks } => Some((entry, *prev_kv, picks)),
@@ -256,7 +258,8 @@ impl Payload {
         })
     }
 
-    /// Bytes that the payload keeps alive: of a single revision all that its entry has, however few of them are wanted.
+    /// Bytes that the payload keeps in memory. For a single revision these are all bytes of its entry, however few of
+    /// its events are wanted.
     #[must_use]
     pub(super) fn cost(&self) -> usize {
         match &self.of {
@@ -277,13 +280,13 @@ impl Payload {
 }
 
 impl Text {
-    /// The text of each revision, but for the first `from`.
+    /// The text of each revision, except the first `from`.
     pub fn revisions(&self, from: usize) -> impl Iterator<Item = Bytes> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).skip(from).map(|(start, end)| self.bytes.slice(start..*end))
     }
 
-    /// The text, but for the first `from` revisions.
+    /// The text, except that of the first `from` revisions.
     #[must_use]
     pub fn from(&self, from: usize) -> Bytes {
         let start = from.checked_sub(1).map_or(0, |before| self.ends.get(before).copied().unwrap_or(self.bytes.len()));
@@ -338,7 +341,7 @@ mod tests {
             ("<0:5><0:8>".into(), "<0:8>".into(), "".into())
         );
         assert_eq!(text(0).revisions(1).collect::<Vec<_>>(), ["<0:5>", "<0:8>"]);
-        assert_eq!(written.get(), 3, "each revision once, however many ask");
+        assert_eq!(written.get(), 3, "each revision once, however many callers there are");
         assert!(std::ptr::eq(text(0).from(0).as_ptr(), text(0).from(0).as_ptr()), "all get the same bytes");
         assert_eq!(text(TEXTS - 1).from(2), format!("<{}:8>", TEXTS - 1));
         let one = Payload::whole(&entries[0], false);

@@ -1,9 +1,10 @@
 //! [`Pins`]: the snapshots that lists in pages are read from.
 //!
-//! Who lists in pages reads the later ones at the revision of the first (Kubernetes' API server does), so that the list is of one
-//! moment. A snapshot that was answered from in part is kept for a while: the other pages are then as cheap as the first. Without
-//! it they are made by undoing the history (`read`). Always holds: at most [`MOST`] snapshots, none that was not asked for in
-//! [`KEPT`] once the feed's revision rises; they share what did not change, so what they hold is what was replaced since.
+//! A client that lists in pages reads the later ones at the revision of the first (Kubernetes' API server does), so
+//! that the list shows one moment. A snapshot of which a part was returned is kept for a while, and the other pages are
+//! then as cheap as the first. Without it, they are made by undoing the history (`read`). Always holds: there are at
+//! most [`MOST`] snapshots, and when the feed's revision rises those are dropped that were not used within [`KEPT`].
+//! Snapshots share what did not change, so one keeps only what was replaced since.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,12 +14,12 @@ use tokio::time::Instant;
 use super::{Snapshot, snapshot::free};
 use crate::types::Revision;
 
-/// Lists that are read at a time, at as many revisions.
+/// How many lists are read at the same time, each at a revision of its own.
 const MOST: usize = 64;
-/// Between two pages of a list.
+/// The longest time between two pages of a list.
 const KEPT: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// The kept snapshots; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Pins(Mutex<Vec<Pin>>);
 
@@ -29,14 +30,14 @@ struct Pin {
 }
 
 impl Pin {
-    /// The most that it alone may keep alive.
+    /// The most keys that only this snapshot keeps in memory.
     fn keys(&self) -> usize {
         self.snapshot.map.len()
     }
 }
 
 impl Pins {
-    /// Keeps a snapshot of which only a part was shown.
+    /// Keeps a snapshot of which only a part was returned.
     pub(super) fn keep(&self, snapshot: &Arc<Snapshot>) {
         let mut pins = self.0.lock();
         let used = Instant::now();
@@ -60,7 +61,7 @@ impl Pins {
         Some(pin.snapshot.clone())
     }
 
-    /// Lets go of what nobody reads any more. Does not look at the clock where nothing is kept.
+    /// Drops snapshots that nobody reads any more. It does not read the clock if there is none.
     pub(super) fn expire(&self) {
         let expired: Vec<Pin> = {
             let mut pins = self.0.lock();
@@ -74,7 +75,7 @@ impl Pins {
         free(expired, keys);
     }
 
-    /// What was kept is of another history.
+    /// Drops all snapshots, since they belong to another history.
     pub(super) fn clear(&self) {
         let gone = std::mem::take(&mut *self.0.lock());
         let keys = gone.iter().map(Pin::keys).sum();

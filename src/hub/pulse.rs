@@ -1,9 +1,11 @@
-//! The pulse: asks now and then for the cluster's revision when nobody else does, and tells the feeds to reach it.
+//! The pulse: asks for the cluster's revision now and then if nobody else does, and sets it as the feeds' goal.
 //!
-//! A member that hears its leader and gets no entries, or whose watch streams stand still, looks healthy to a feed that only listens. So feeds are
-//! told what the cluster has; a driver asks for progress then, and moves to another member where it does not come.
-//! Not here: what a driver does. Always holds: one question to upstream a beat, however many feeds there are; at most `EACH` feeds ask for progress
-//! for it; the process is not ready while a configured feed has been behind for `LATE`.
+//! A member that hears its leader but gets no entries, or whose watch streams stand still, looks healthy to a feed that
+//! only listens. So feeds are told what the cluster has. A driver then asks for progress, and moves to another member
+//! if none comes.
+//! Not here: what a driver does. Always holds: there is one request to upstream per beat, however many feeds there are;
+//! at most `EACH` feeds ask for progress because of it; the process is not ready while a configured feed has been
+//! behind for `LATE`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,14 +15,14 @@ use metrics::gauge;
 use super::{FeedKind, Hub};
 use crate::telemetry::{Hold, ReadyBoard, names};
 
-/// Between questions.
+/// Time between requests.
 const BEAT: Duration = Duration::from_secs(1);
-/// Feeds that are told at a beat. With more feeds each is told less often: 1,024 are told every 16 s.
+/// How many feeds are told at a beat. With more feeds each is told less often: of 1,024 feeds, each is told every 16 s.
 const EACH: usize = 64;
-/// How long a configured feed may be behind before clients had better go elsewhere.
+/// How long a configured feed may be behind before clients should go elsewhere.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Beats for ever; run it as a task.
+/// Runs for ever; spawn it as a task.
 pub async fn beat(hub: Arc<Hub>, ready: ReadyBoard) {
     let mut told = 0;
     let mut held: HashMap<u64, Hold> = HashMap::new();

@@ -1,9 +1,10 @@
-//! [`RangeQuery`]: etcd's `Range` over a snapshot, option by option as etcd answers it.
+//! [`RangeQuery`]: etcd's `Range` over a snapshot, with every option as etcd answers it.
 //!
-//! Not here: the wire form and the wait for a revision, see `front`. What a tree that knows its counts can answer is answered at once. All
-//! else looks at key-values or at the history, which `walk` does in steps, here where that is little, and on the threads of `work` where it
-//! is not. Always holds: a reply is of one revision; a read holds its caller's thread for a millisecond at most. Source of the semantics:
-//! etcd's server/etcdserver/txn/range.go and docs/promises.md, section 5.
+//! Not here: the wire form and the wait for a revision, see `front`. A query that the counts in the tree can answer is
+//! answered at once. Every other one looks at key-values or at the history, which `walk` does in steps: here if it is
+//! little work, and otherwise on the threads of `work`. Always holds: a reply is of one revision; a read occupies its
+//! caller's thread for a millisecond at most. Source of the semantics: etcd's server/etcdserver/txn/range.go and
+//! docs/promises.md, section 5.
 
 mod sort;
 mod walk;
@@ -24,7 +25,7 @@ use crate::types::{Header, KeyRange, KeyValue, RangeEnd, Revision};
 
 /// What to sort by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the field's names say it")]
+#[allow(missing_docs, reason = "the field names say it")]
 pub enum SortTarget {
     Key,
     Version,
@@ -33,7 +34,7 @@ pub enum SortTarget {
     Value,
 }
 
-/// Which way.
+/// The direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "etcd's names")]
 pub enum SortOrder {
@@ -47,11 +48,11 @@ pub enum SortOrder {
 pub struct RangeQuery {
     /// The keys.
     pub range: KeyRange,
-    /// Most key-values to give; zero for all.
+    /// The most key-values to return; zero for all.
     pub limit: usize,
     /// The revision to read at; zero for the current one.
     pub revision: Revision,
-    /// Which way to sort.
+    /// The direction in which to sort.
     pub sort_order: SortOrder,
     /// What to sort by.
     pub sort_target: SortTarget,
@@ -59,36 +60,36 @@ pub struct RangeQuery {
     pub keys_only: bool,
     /// Only count.
     pub count_only: bool,
-    /// Lowest mod revision to give; zero for any.
+    /// Lowest mod revision to return; zero for any.
     pub min_mod_revision: Revision,
-    /// Highest mod revision to give; zero for any.
+    /// Highest mod revision to return; zero for any.
     pub max_mod_revision: Revision,
-    /// Lowest create revision to give; zero for any.
+    /// Lowest create revision to return; zero for any.
     pub min_create_revision: Revision,
-    /// Highest create revision to give; zero for any.
+    /// Highest create revision to return; zero for any.
     pub max_create_revision: Revision,
 }
 
 /// The answer.
 #[derive(Debug)]
 pub struct RangeReply {
-    /// The feed's cluster and revision, also of a read at a past revision.
+    /// The feed's cluster and revision, even for a read at a past revision.
     pub header: Header,
-    /// The key-values, sorted and limited, in the form that was asked for.
+    /// The key-values, sorted and limited, in the requested form.
     pub kvs: Listing,
     /// Whether the limit left some out.
     pub more: bool,
-    /// Keys in the range, whatever limit and filters say.
+    /// Keys in the range, regardless of limit and filters.
     pub count: usize,
 }
 
-/// From this limit on the rest of a reply is believed to be asked for next.
+/// From this limit on, the rest of a reply is expected to be requested next.
 const PAGE: usize = 100;
-/// Key-values that a read may look at without being taken for a long one: about a tenth of a millisecond.
+/// How many key-values a short read may look at: about a tenth of a millisecond.
 const SHORT: usize = 512;
-/// Steps of a walk that is believed to be short: the beginning, the changes since a revision, the look, the end.
+/// The expected steps of a short walk: the beginning, the changes since a revision, the keys, the end.
 const SHORT_STEPS: usize = 4;
-/// Revisions that a read of the past may go back without being taken for a long one.
+/// How many revisions a short read of the past may go back.
 const SHORT_PAST: i64 = 64;
 
 /// Why the feed cannot answer.
@@ -97,16 +98,16 @@ pub enum ReadError {
     /// The revision is after the feed's.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     Future,
-    /// The history does not reach back that far; upstream's may.
+    /// The history does not reach back that far, but upstream's may.
     #[error("the history does not reach back to the revision")]
     BeforeHistory,
     /// The feed began again from another snapshot while the read was under way.
     #[error("the feed began again from another snapshot during the read")]
     Overtaken,
-    /// The client has as many long reads under way as it may have. The text is etcd's.
+    /// The client has as many long reads under way as it may. The text is etcd's.
     #[error("etcdserver: too many requests")]
     Busy,
-    /// The read failed by a fault of the relay's own, which the log names.
+    /// The read failed because of a fault in the relay, which the log names.
     #[error("the read failed inside the relay")]
     Failed,
 }
@@ -146,22 +147,23 @@ impl RangeQuery {
         }
     }
 
-    /// Answers from what `feed` has: at once where that is little work, and else by turns with other long reads. Where it is dropped, the
-    /// work ends. What the feed had when this was called may be old by the time it is done; it is never older than that.
+    /// Answers from what `feed` has: at once if that is little work, otherwise in turns with other long reads. When
+    /// this future is dropped, the work ends. The reply is of the feed's revision when this was called, or of a later
+    /// one.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn answer(&self, feed: &Arc<Feed>, asker: impl FnOnce() -> Asker) -> Result<RangeReply, ReadError> {
         match self.begin(feed)? {
             Begun::Reply(reply) => Ok(reply),
-            // Boxed, since the reads that are answered at once would have to be as large.
+            // Boxed, since otherwise the future of every read would be as large.
             Begun::Walk(walk) => Box::pin(self.go_on(*walk, feed, asker())).await,
         }
     }
 
     async fn go_on(&self, mut walk: Walk, feed: &Arc<Feed>, asker: Asker) -> Result<RangeReply, ReadError> {
         if self.is_short(feed) {
-            // A revision may have more changes than was believed.
+            // A revision may have more changes than expected.
             for _ in 0..SHORT_STEPS {
                 if let Some(reply) = walk.step(feed) {
                     return reply;
@@ -185,7 +187,7 @@ impl RangeQuery {
         Ok(Begun::Walk(Box::new(Walk::new(self.clone()))))
     }
 
-    /// What is looked at: `now`, a snapshot of exactly the revision, or `None` where the history must be undone.
+    /// What is read: `now`, a snapshot of exactly the revision, or `None` if the history must be undone.
     fn snapshot(&self, feed: &Feed, now: &Arc<Snapshot>) -> Result<Option<Arc<Snapshot>>, ReadError> {
         if self.revision <= Revision::ZERO {
             return Ok(Some(now.clone()));
@@ -193,15 +195,15 @@ impl RangeQuery {
         match self.revision.cmp(&now.revision) {
             Ordering::Greater => Err(ReadError::Future),
             Ordering::Equal => Ok(Some(now.clone())),
-            // One of another epoch may come from another cluster.
+            // A snapshot of another epoch may come from another cluster.
             Ordering::Less => Ok(feed.pins.at(self.revision).filter(|past| past.epoch == now.epoch)),
         }
     }
 
-    /// The reply, where it takes no look at more than one key-value. `header` is that of the newest.
+    /// The reply, if it needs no more than one key-value. `header` is that of the newest revision.
     fn at_once(&self, feed: &Feed, snapshot: &Arc<Snapshot>, header: Header) -> Option<RangeReply> {
         if self.range.is_single() {
-            // The most frequent question: one look.
+            // The most frequent query: one lookup.
             let kv = snapshot.map.get(self.range.start());
             let count = usize::from(kv.is_some());
             let kv = kv.filter(|kv| !self.count_only && self.keeps(kv));
@@ -233,14 +235,14 @@ impl RangeQuery {
         Some(RangeReply { header, kvs, more, count })
     }
 
-    /// The limit left something out, which the client may come for next.
+    /// The limit left something out, and the client may request it next.
     fn goes_on(&self, feed: &Feed, snapshot: &Arc<Snapshot>) {
         if self.revision <= Revision::ZERO && self.limit >= PAGE {
             feed.pins.keep(snapshot);
         }
     }
 
-    /// Whether a walk is believed to be over soon.
+    /// Whether a walk is expected to end soon.
     fn is_short(&self, feed: &Feed) -> bool {
         let snapshot = feed.snapshot();
         let back = if self.revision <= Revision::ZERO { 0 } else { snapshot.revision.get() - self.revision.get() };
@@ -248,7 +250,7 @@ impl RangeQuery {
         back <= SHORT_PAST && looked_at <= SHORT
     }
 
-    /// About how much memory the query takes while it waits. Its range may hold on to the request that it came in.
+    /// About how much memory the query takes while it waits. Its range may keep the buffer of its request in memory.
     fn memory(&self) -> usize {
         let end = match self.range.end() {
             RangeEnd::Before(end) => end.len(),
@@ -274,7 +276,7 @@ impl RangeQuery {
 }
 
 impl RangeReply {
-    /// A reply that has a count and nothing else.
+    /// A reply with only a count.
     fn of_none(header: Header, count: usize) -> Self {
         Self { header, kvs: Listing::picked(SmallVec::new(), false), more: false, count }
     }
@@ -300,7 +302,7 @@ impl Job for LongRead {
             reply.kvs.hold(share.hold(memory));
         }
         if let Some(answer) = self.answer.take() {
-            // Whoever asked may be gone.
+            // The caller may be gone.
             drop(answer.send(reply));
         }
         true

@@ -1,24 +1,28 @@
-//! A feed begins anew, with a gap before its snapshot: each of its watches goes on, is served from the past, or ends.
+//! Lets a feed begin again, with a gap before its new snapshot: each of its watches goes on, is served from the past,
+//! or ends.
 //!
-//! Called by the driver. Not here: what the feed has then, see `feed`. Always holds: no watch misses a revision without being told.
+//! Called by the driver. Not here: what the feed has afterwards, see `feed`. Always holds: no watch misses a revision
+//! without being told.
 
 use std::{sync::Arc, task::Waker};
 
 use super::{Feed, Reset, backfill, delivery::Cancellation, feed::Asks, outbox::Phase, snapshot::KeyMap};
 use crate::types::{Cluster, Revision};
 
-/// Told to every watch when the cluster behind the relay is another one, or its past is. A relay over this one knows it by this text.
+/// Sent to every watch when the relay's cluster, or the cluster's past, has been replaced. A relay behind this one
+/// recognises this text.
 pub const REPLACED: &str =
     "etcd-relay: the etcd cluster was replaced or restored to an older revision; list again and watch from there";
 
 impl Feed {
-    /// A new snapshot, with a gap before it. Each watch goes on if what it needs is still to come; is served from the
-    /// past where upstream still has it; and is ended otherwise.
+    /// Installs a new snapshot, with a gap before it. Each watch goes on if it needs only future revisions, is served
+    /// from the past if upstream still has it, and is ended otherwise.
     pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
         let mut wakers: Vec<Waker> = Vec::new();
         let mut asks = Asks::default();
         let mut inner = self.lock();
-        // From here on all that is said is the new one's word; what is queued keeps the name of the one that it came from.
+        // From here on, messages carry the new cluster's name; those in queues keep the name of the cluster that they
+        // came from.
         inner.cluster = cluster.clone();
         let was = inner.revision;
         let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
@@ -35,9 +39,9 @@ impl Feed {
                 let Some(watch) = state.watches.get(slot) else { continue };
                 let (watch_id, phase) = (watch.id, watch.phase());
                 let needs = match phase {
-                    // One that is ahead may have been reached without an event for it.
+                    // A watch that is ahead may have been reached without an event for it.
                     Phase::Live | Phase::Ahead => watch.next().max(was.next()),
-                    // Upstream itself will tell its fill, unless the cluster is another one.
+                    // Upstream will report it to the fill itself, unless the cluster is another one.
                     Phase::Filling if *reset != Reset::Replaced => continue,
                     Phase::Parked | Phase::Behind | Phase::Unfilled | Phase::Filling => watch.next(),
                     Phase::Compacted | Phase::Failed => continue,
@@ -50,14 +54,14 @@ impl Feed {
                         continue;
                     }
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
-                        // The history that begins has room.
+                        // The new history has room.
                         if phase != Phase::Behind {
                             asks |= inner.lag_near(&mut state, slot, needs);
                         }
                         continue;
                     }
                     Reset::Compacted { compact_revision } => (*compact_revision, String::new()),
-                    // It begins after all that was missed.
+                    // The watch begins after everything that was missed.
                     Reset::Missed if phase == Phase::Ahead && watch.next() > was.max(revision) => continue,
                     Reset::Missed => (revision.next(), String::new()),
                     Reset::Replaced => (revision.max(Revision::new(1)), REPLACED.to_owned()),

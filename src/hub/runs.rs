@@ -1,8 +1,9 @@
-//! [`Runs`]: what a group of watches gets of a chunk of history, put together once for all of its watches that read it.
+//! [`Runs`]: a group's part of a chunk of history, prepared once for all watches of the group that read it.
 //!
-//! Not here: where history is cut and who reads it, see `history` and `catch_up`. Kept under the feed's lock, made outside of it.
-//! Always holds: a run has all that its group wants from `from` through `through`; the oldest runs are let go where all together
-//! are more than the bound, but the newest run stays.
+//! Not here: where the history is cut and who reads it, see `history` and `catch_up`. Kept under the feed's lock, and
+//! made outside of it.
+//! Always holds: a run has everything that its group wants from `from` to `through`; when all runs together exceed the
+//! bound, the oldest are dropped, but the newest run stays.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,17 +12,17 @@ use hashbrown::HashMap;
 use super::payload::Payload;
 use crate::types::{Entry, Revision};
 
-/// Most bytes of a run, by [`weight`]: large enough that what a run costs beside its bytes is nothing, small enough that a slow
-/// client pins little.
+/// The most bytes of a run, by [`weight`]: so large that the overhead of a run does not matter, and so small that a
+/// slow client keeps little in memory.
 pub(super) const RUN_BYTES: usize = 64 << 10;
-/// Most revisions of a run.
+/// The most revisions of a run.
 pub(super) const RUN_REVISIONS: usize = 512;
-/// From this size on a revision is sent as it is: a copy would cost more than one more buffer in a system call.
+/// A revision of this size or more is sent as it is: a copy would cost more than one more buffer in a system call.
 const LARGE: usize = 8 << 10;
-/// Bytes that a run takes beside its payload, and again for a payload beside what it keeps alive.
+/// Bytes of a run beside its payload, and of a payload beside what it keeps in memory.
 const RUN_OVERHEAD: usize = 128;
 
-/// What an entry may add to a run at the most.
+/// The most that an entry can add to a run.
 pub(super) fn weight(entry: &Entry) -> usize {
     let replaced = entry.events().iter().filter_map(|event| event.prev.as_ref());
     entry.encoded(false).len() + replaced.map(|prev| prev.encoded().len() + 8).sum::<usize>()
@@ -32,7 +33,7 @@ pub(super) fn is_large(entry: &Entry) -> bool {
     weight(entry) >= LARGE
 }
 
-/// See the module.
+/// The runs of a history; see the module.
 #[derive(Debug)]
 pub(super) struct Runs {
     runs: HashMap<RunKey, Kept>,
@@ -42,7 +43,7 @@ pub(super) struct Runs {
     most: usize,
 }
 
-/// Which run.
+/// Identifies a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RunKey {
     /// The number of the chunk's first entry.
@@ -51,26 +52,26 @@ pub(super) struct RunKey {
     pub(super) group: u64,
 }
 
-/// See the module.
+/// A group's part of a chunk; see the module.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// The first revision that it is about.
+    /// The first revision that it covers.
     pub(super) from: Revision,
-    /// The last one.
+    /// The last revision that it covers.
     pub(super) through: Revision,
-    /// `None` where the group wants none of them.
+    /// `None` if the group wants none of them.
     pub(super) payload: Option<Arc<Payload>>,
 }
 
 #[derive(Debug)]
 struct Kept {
     run: Run,
-    /// As it was counted: an entry may get a second encoding later.
+    /// The cost as it was counted, since an entry may get a second encoding later.
     cost: usize,
 }
 
 impl Runs {
-    /// None, and room for so many bytes.
+    /// An empty set, with room for so many bytes.
     pub(super) fn new(most: usize) -> Self {
         Self { runs: HashMap::new(), order: VecDeque::new(), bytes: 0, most }
     }
@@ -84,7 +85,8 @@ impl Runs {
         self.bytes
     }
 
-    /// Keeps a run, in the place of an older one of the same chunk and group: a chunk that grows is put together again and again.
+    /// Keeps a run, and replaces an older one of the same chunk and group: a run is made again when its chunk has
+    /// grown.
     pub(super) fn insert(&mut self, key: RunKey, run: Run) {
         let cost = cost(&run);
         self.bytes += cost;
@@ -95,7 +97,7 @@ impl Runs {
         while self.bytes > self.most && self.runs.len() > 1 {
             let Some(oldest) = self.order.pop_front() else { break };
             if oldest == key {
-                // Whoever made it has not had it yet.
+                // Its maker has not used it yet.
                 self.order.push_back(oldest);
             } else if let Some(old) = self.runs.remove(&oldest) {
                 self.bytes -= old.cost;
@@ -142,7 +144,7 @@ mod tests {
         (1..=3).for_each(|number| runs.insert(key(number), run(number as i64)));
         assert!(runs.get(key(1)).is_none() && runs.get(key(2)).is_some() && runs.get(key(3)).is_some());
         assert_eq!(runs.bytes(), 2 * one);
-        // One that was made anew is as old as it was.
+        // A run that was made again keeps its age.
         runs.insert(key(2), run(4));
         assert_eq!(runs.get(key(2)).map(|run| run.through), Some(Revision::new(4)));
         runs.insert(key(5), run(5));

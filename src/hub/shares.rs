@@ -1,7 +1,8 @@
-//! [`Shares`]: how many watches each client has, over all its streams, so that none can take more than its share.
+//! [`Shares`]: how many watches each client has over all its streams, so that no client takes more than its share.
 //!
-//! Not here: who a client is, which the fronts know; a stream can count for several, such as an address and a user. Always holds: a
-//! watch is counted from its create to its end, whatever ends it; a client without a stream is not kept; without a limit nothing is counted.
+//! Not here: who a client is, which the fronts know. A stream can count for several, such as an address and a user.
+//! Always holds: a watch is counted from its create to its end, however it ends; a client without a stream is
+//! forgotten; without a limit nothing is counted.
 
 use std::{
     num::NonZeroUsize,
@@ -17,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::types::ClientKey;
 
-/// See the module.
+/// Counts the watches of each client; see the module.
 #[derive(Debug)]
 pub struct Shares {
     limit: Option<NonZeroUsize>,
@@ -32,7 +33,7 @@ struct Share {
     watches: AtomicUsize,
 }
 
-/// The shares that the watches of one stream count for.
+/// The shares that the watches of one stream count towards.
 #[derive(Debug, Default)]
 pub struct Counted {
     shares: SmallVec<[Arc<Share>; 2]>,
@@ -44,13 +45,13 @@ pub struct Counted {
 pub(in crate::hub) struct Full;
 
 impl Shares {
-    /// Clients that may have so many watches each.
+    /// Shares with a limit of so many watches for each client.
     #[must_use]
     pub fn new(limit: Option<NonZeroUsize>) -> Arc<Self> {
         Arc::new(Self { limit, clients: Mutex::default() })
     }
 
-    /// A stream of these clients.
+    /// The shares of a stream of these clients.
     pub fn count_for(self: &Arc<Self>, clients: impl IntoIterator<Item = ClientKey>) -> Counted {
         if self.limit.is_none() {
             return Counted::default();
@@ -70,7 +71,7 @@ impl Shares {
 }
 
 impl Counted {
-    /// One watch more.
+    /// Counts one more watch.
     pub(in crate::hub) fn add(&mut self) -> Result<(), Full> {
         for (index, share) in self.shares.iter().enumerate() {
             if share.add().is_err() {
@@ -82,7 +83,7 @@ impl Counted {
         Ok(())
     }
 
-    /// One watch fewer.
+    /// Counts one watch less.
     pub(in crate::hub) fn remove(&mut self) {
         self.watches -= 1;
         self.shares.iter().for_each(|share| share.remove(1));
@@ -99,7 +100,7 @@ impl Share {
     fn add(&self) -> Result<(), Full> {
         let limit = self.all.limit.map_or(usize::MAX, NonZeroUsize::get);
         let add = |watches| (watches < limit).then_some(watches + 1);
-        // Relaxed: the number protects nothing but itself.
+        // Relaxed, since the number guards no other memory.
         self.watches.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map(drop).map_err(|_| Full)
     }
 

@@ -1,24 +1,25 @@
-//! [`Slack`]: gives back what a slab took for a burst. Slabs never do so by themselves.
+//! [`Slack`]: gives back the memory that a slab took in a burst. Slabs never do so by themselves.
 //!
-//! Used by the index, its ranges and the feed's list of streams, after each removal. The slab keeps its keys, so only what lies behind
-//! the last entry in use can go.
-//! Always holds: a slab is looked at when it is down to a quarter of its capacity, and then each time it has halved. So a look, which goes
-//! over the whole slab, is paid for by the removals before it, and is no longer than the growth that came before.
+//! Used by the index, its ranges and the feed's list of streams, after each removal. The slab keeps its keys, so only
+//! the memory after the last entry in use can be freed.
+//! Always holds: a slab is checked when it is down to a quarter of its capacity, and then each time it has halved. A
+//! check goes over the whole slab, so its cost is spread over the removals before it, and it takes no longer than the
+//! growth before them.
 
 use slab::Slab;
 
 /// A smaller slab is left alone, unless it is empty.
 const KEPT: usize = 64;
 
-/// See the module. One for each slab.
+/// Tracks when to shrink one slab; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Slack {
-    /// How few entries are left at the next look.
+    /// The number of entries at which the next check is due.
     next: usize,
 }
 
 impl Slack {
-    /// Something was removed from `slab`.
+    /// An entry was removed from `slab`.
     pub(super) fn removed<T>(&mut self, slab: &mut Slab<T>) {
         let (len, capacity) = (slab.len(), slab.capacity());
         if len == 0 {

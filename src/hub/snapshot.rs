@@ -1,8 +1,8 @@
 //! [`Snapshot`]: the current state of a feed, an immutable ordered map at a revision.
 //!
-//! Not here: past states, see `history`. Written by `feed`, read by whoever holds it. A version shares all that did not
-//! change with the one before it: a persistent B+ tree, whose inner nodes know the number of their keys and their bytes, so that
-//! counting costs no walk. Its tests are in `snapshot/tests.rs`.
+//! Not here: past states, see `history`. Written by `feed`, and read by everyone who holds it. Each version shares
+//! everything that did not change with the one before. It is a persistent B+ tree whose inner nodes know the number and
+//! the bytes of their keys, so that counting needs no walk. Its tests are in `snapshot/tests.rs`.
 //! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
 
 mod leaf;
@@ -18,35 +18,35 @@ use tokio::runtime::Handle;
 pub(super) use self::leaf::Leaf;
 use crate::types::{Cluster, Header, KeyRange, KeyValue, RangeEnd, Revision, Stamp};
 
-/// Most entries of a node: small enough that copying a path stays near a microsecond, large enough for a flat tree.
+/// The most entries of a node: so few that copying a path takes about a microsecond, and enough for a flat tree.
 const NODE_MAX: usize = 32;
-/// A node below this joins a neighbour where both fit into one.
+/// A node with fewer entries joins a neighbour if both fit into one node.
 const NODE_MIN: usize = NODE_MAX / 4;
-/// Entries that take about a millisecond to be freed.
+/// A number of entries that takes about a millisecond to free.
 pub(super) const MANY: usize = 10_000;
 
 /// The state of a key range at a revision.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Every change in the range up to this revision is in the map, and none after it.
+    /// The map has every change in the range up to this revision, and none after it.
     pub revision: Revision,
     /// The key-values.
     pub map: KeyMap,
-    /// Rises with each new snapshot that the feed reads from upstream: within an epoch each state follows from the one before
-    /// by the history's entries.
+    /// Rises with each new snapshot that the feed reads from upstream. Within an epoch, each state follows from the one
+    /// before by the history's entries.
     pub epoch: u64,
     /// The cluster that all of it came from.
     pub cluster: Arc<Cluster>,
 }
 
 impl Snapshot {
-    /// What is said of it.
+    /// The header data for responses with this content.
     #[must_use]
     pub fn stamp(&self) -> Stamp {
         Stamp { cluster: self.cluster.clone(), revision: self.revision }
     }
 
-    /// The header of an answer that is made of it.
+    /// The header of an answer that is made from it.
     #[must_use]
     pub fn header(&self) -> Header {
         self.cluster.at(self.revision)
@@ -68,13 +68,13 @@ enum Node {
 
 #[derive(Clone, Debug)]
 struct Child {
-    /// No key of this child is below it; of the first child it says nothing.
+    /// No key of this child is below it. It is meaningless for the first child.
     lower: Bytes,
     weight: Weight,
     node: Arc<Node>,
 }
 
-/// What some key-values amount to.
+/// The count and size of some key-values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Weight {
     count: usize,
@@ -115,7 +115,7 @@ impl KeyMap {
         }
     }
 
-    /// Puts a key-value in, and gives back the one it replaces.
+    /// Inserts a key-value, and returns the one that it replaces.
     pub fn insert(&mut self, kv: Arc<KeyValue>) -> Option<Arc<KeyValue>> {
         self.bytes += kv.encoded().len();
         let (replaced, split) = Arc::make_mut(&mut self.root).insert(kv);
@@ -128,9 +128,9 @@ impl KeyMap {
         replaced
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
-        // Look first: a path is not copied for a key that is not there.
+        // Checked first, so that no path is copied for a key that does not exist.
         self.get(key)?;
         let root = Arc::make_mut(&mut self.root);
         let removed = root.remove(key);
@@ -165,7 +165,7 @@ impl KeyMap {
         }
     }
 
-    /// How many keys lie in `range`, without walking them.
+    /// How many keys lie in `range`, without a walk.
     #[must_use]
     pub fn count(&self, range: &KeyRange) -> usize {
         match range.end() {
@@ -174,14 +174,14 @@ impl KeyMap {
         }
     }
 
-    /// How many keys lie in `range`, and their encoded bytes, without walking them.
+    /// How many keys lie in `range`, and their encoded bytes, without a walk.
     #[must_use]
     pub fn weigh(&self, range: &KeyRange) -> (usize, usize) {
         let weight = self.weight(&self.places(range));
         (weight.count, weight.bytes)
     }
 
-    /// Where the keys of `range` are among all, counted from the first.
+    /// The places of the keys of `range` among all keys, counted from the first.
     pub(super) fn places(&self, range: &KeyRange) -> Span<usize> {
         let from = self.rank(range.start());
         match range.end() {
@@ -191,7 +191,7 @@ impl KeyMap {
         }
     }
 
-    /// What the key-values at these places amount to, without a walk over them.
+    /// The size of the key-values at these places, without a walk.
     pub(super) fn weight(&self, places: &Span<usize>) -> Weight {
         let mut weight = self.weight_of_first(places.end);
         weight -= self.weight_of_first(places.start);
@@ -222,7 +222,7 @@ impl KeyMap {
         }
     }
 
-    /// How many keys there are from `from` on and before `to`, where there is one, and their encoded bytes. No walk.
+    /// How many keys there are from `from` on, and below `to` if it is given, and their encoded bytes, without a walk.
     pub(super) fn between(&self, from: &[u8], to: Option<&[u8]>) -> (usize, usize) {
         let (first, behind) = (self.rank(from), to.map_or_else(|| self.len(), |to| self.rank(to)));
         let bytes = self.bytes_of_first(behind).saturating_sub(self.bytes_of_first(first));
@@ -251,7 +251,8 @@ impl KeyMap {
         }
     }
 
-    /// Calls `with` with each leaf that has key-values of `places`, and where in it they are, while it says to go on.
+    /// Calls `with` for each leaf that has key-values of `places`, with their places in the leaf, until it returns
+    /// false.
     pub(super) fn leaves<'a>(&'a self, places: Span<usize>, mut with: impl FnMut(&'a Leaf, Span<usize>) -> bool) {
         let (mut skip, mut left) = (places.start, places.len());
         self.root.leaves(&mut skip, &mut left, &mut with);
@@ -340,7 +341,7 @@ impl Node {
         }
     }
 
-    /// See [`KeyMap::leaves`]. False where `with` said to stop.
+    /// See [`KeyMap::leaves`]. Returns false if `with` stopped it.
     fn leaves<'a>(
         &'a self,
         skip: &mut usize,
@@ -370,7 +371,7 @@ impl Node {
         }
     }
 
-    /// Inserts below this node; gives back what was replaced, and the right part where the node had to split.
+    /// Inserts below this node. Returns what was replaced, and the right part if the node had to split.
     fn insert(&mut self, kv: Arc<KeyValue>) -> (Option<Arc<KeyValue>>, Option<(Bytes, Self)>) {
         match self {
             Self::Leaf(leaf) => {
@@ -427,7 +428,7 @@ impl Node {
     }
 }
 
-/// Joins child `index` with a neighbour where both fit into one node.
+/// Joins child `index` with a neighbour if both fit into one node.
 fn join(children: &mut Vec<Child>, index: usize) {
     let fits = |left: usize| {
         left + 1 < children.len() && children[left].node.width() + children[left + 1].node.width() <= NODE_MAX
@@ -450,7 +451,8 @@ fn join(children: &mut Vec<Child>, index: usize) {
     }
 }
 
-/// Splits a node that is too wide. `inserted` is where the last entry went: a run of rising keys leaves full nodes behind.
+/// Splits a node that is too wide. `inserted` is the place of the last entry, so that rising keys leave full nodes
+/// behind.
 fn split<T>(entries: &mut Vec<T>, inserted: usize) -> Option<Vec<T>> {
     (entries.len() > NODE_MAX).then(|| {
         let at = if inserted + 1 == entries.len() { entries.len() - 1 } else { entries.len() / 2 };
@@ -458,7 +460,7 @@ fn split<T>(entries: &mut Vec<T>, inserted: usize) -> Option<Vec<T>> {
     })
 }
 
-/// A copy of the key, so that a separator does not hold on to a value that is long gone.
+/// A copy of the key, so that a separator does not keep a value in memory that was replaced long ago.
 fn lower_of(kv: &KeyValue) -> Bytes {
     Bytes::copy_from_slice(kv.key())
 }
@@ -468,7 +470,8 @@ pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> 
     entries.into_iter().map(|kv| kv.encoded().len()).sum()
 }
 
-/// Frees what keeps about so many entries alive. Of very many that takes a while, which no feed and no reader is to wait for.
+/// Frees data that keeps about so many entries in memory. A large amount is freed on another thread, so that no feed
+/// and no reader waits for it.
 pub(super) fn free(held: impl Send + 'static, entries: usize) {
     if entries >= MANY
         && let Ok(runtime) = Handle::try_current()
@@ -488,7 +491,7 @@ fn route(children: &[Child], key: &[u8]) -> usize {
 /// Key-values of a range in key order.
 #[derive(Debug)]
 pub struct Range<'a> {
-    /// Per inner node on the path: the children not visited yet.
+    /// For each inner node on the path, the children that were not visited yet.
     path: Vec<std::slice::Iter<'a, Child>>,
     leaf: std::slice::Iter<'a, Arc<KeyValue>>,
     start: Bytes,

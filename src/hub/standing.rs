@@ -1,36 +1,37 @@
-//! [`Standing`]: where a feed stands with its upstream, and [`Mark`], against which upstream's answers are checked.
+//! [`Standing`]: a feed's relation to its upstream, and [`Mark`], against which upstream's answers are checked.
 //!
-//! Not here: what the feed has, and of which cluster and up to which revision: that is one value too, the snapshot. Changed by the
-//! driver alone, but for a [`Doubt`], which anyone raises and the driver settles. Read by all who want to know whether the feed
-//! can serve, by `/ready` and by `/debug/state`.
-//! Always holds: a standing is read as a whole and changed as a whole, never under a feed's lock; a feed that another cluster's
-//! answer has put in doubt does not serve until its driver has asked again.
+//! Not here: what the feed has, from which cluster and up to which revision. That is one value too, the snapshot. Only
+//! the driver changes a standing, except for a [`Doubt`], which anyone may raise and the driver settles. It is read by
+//! all who need to know whether the feed can serve, by `/ready` and by `/debug/state`.
+//! Always holds: a standing is read and changed as a whole, never under a feed's lock; a feed that another cluster's
+//! answer has put in doubt does not serve until its driver has asked upstream again.
 
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{telemetry::names, types::Revision};
 
-/// Most bytes of an error that are kept and shown. The text is upstream's, and may be as long as HTTP/2's trailers, 16 MiB.
+/// The most bytes of an error that are kept and shown. The text is upstream's, and may be as long as HTTP/2's trailers,
+/// 16 MiB.
 const MOST_ERROR: usize = 1024;
 
-/// How far a feed is with its upstream.
+/// The state of a feed towards its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedState {
-    /// Reading its first snapshot; serves nobody yet.
+    /// It reads its first snapshot, and does not serve yet.
     Starting,
-    /// Watching.
+    /// It watches.
     Live,
-    /// The watch broke; watching again from the next revision. Serves what it has.
+    /// The watch broke, and the feed watches again from the next revision. It serves what it has.
     Resuming,
-    /// The revisions it needs are gone upstream; reading a new snapshot.
+    /// Upstream no longer has the revisions that it needs, so it reads a new snapshot.
     Resyncing,
-    /// Ended after its idle time; serves nobody any more.
+    /// It has ended, and serves nobody any more.
     Closed,
 }
 
 impl FeedState {
-    /// For metrics. A closed feed is gone, so it has none.
+    /// The label for metrics. A closed feed is gone, so it has none.
     pub(super) const fn label(self) -> Option<names::FeedState> {
         match self {
             Self::Starting => Some(names::FeedState::Starting),
@@ -46,58 +47,59 @@ impl FeedState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Permission {
-    /// It does, as far as the relay knows.
+    /// It may, as far as the relay knows.
     #[default]
     Granted,
-    /// The open watch goes on, and the next one would be refused: the feed serves, and the relay is not ready.
+    /// The open watch goes on, but the next one would be refused. The feed serves, and the relay is not ready.
     Lost,
-    /// It does not: what the feed has may be out of date for ever, so it does not serve.
+    /// It may not. What the feed has may be out of date for ever, so it does not serve.
     Denied,
 }
 
-/// Why a feed may not be what its upstream is.
+/// Why a feed may not match its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Doubt {
-    /// Who may read what has changed upstream; the relay's own permission may have gone.
+    /// Permissions have changed upstream, and the relay may have lost its own.
     Permission,
     /// An answer came from another cluster.
     Cluster,
-    /// The cluster confirmed a revision below one that the feed had before the question: it went back, and that is proof.
+    /// The cluster confirmed a revision below one that the feed had before it asked. This proves that the cluster went
+    /// back.
     WentBack,
-    /// The cluster had something else than the feed at the same revision, which is proof as well.
+    /// The cluster had other content than the feed at the same revision. This is a proof as well.
     Differs,
 }
 
-/// What upstream's last error was.
+/// Upstream's last error.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Trouble {
-    /// What it said, cut to a KiB.
+    /// Its message, cut to a KiB.
     pub error: String,
-    /// When it said so last.
+    /// When it last occurred.
     #[serde(serialize_with = "rfc3339")]
     pub at: SystemTime,
     /// Whether upstream has worked since.
     pub over: bool,
 }
 
-/// See the module.
+/// A feed's relation to its upstream; see the module.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    /// How far it is.
+    /// Its state.
     pub state: FeedState,
-    /// Where the member is that its watch was opened on last.
+    /// The address of the member on which its watch was last opened.
     pub(super) member: Option<Arc<str>>,
     /// Whether the relay may read it.
     pub permission: Permission,
-    /// Whether upstream's progress is believed: then the feed can tell that it is up to date.
+    /// Whether upstream's progress is trusted. Only then can the feed know that it is up to date.
     pub trusts_progress: bool,
-    /// What the driver has to find out, and of which of the feed's snapshots ([`super::Snapshot::epoch`]) it was said.
+    /// What the driver has to check, and which snapshot of the feed ([`super::Snapshot::epoch`]) the doubt is about.
     pub(super) doubt: Option<(Doubt, u64)>,
-    /// Upstream's last error, if there ever was one.
+    /// Upstream's last error, if there was one.
     pub trouble: Option<Arc<Trouble>>,
 }
 
-/// Where a feed stood before upstream was asked.
+/// A feed's position before upstream was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub(super) epoch: u64,
@@ -116,8 +118,8 @@ impl Standing {
         }
     }
 
-    /// Whether the feed can serve: it has a snapshot that upstream has not left behind, of the cluster that answers, and the relay
-    /// may read what comes next.
+    /// Whether the feed can serve: it has a snapshot from which it can continue, of the cluster that answers, and the
+    /// relay may read the changes that follow.
     #[must_use]
     pub fn is_serving(&self) -> bool {
         matches!(self.state, FeedState::Live | FeedState::Resuming)
@@ -131,10 +133,10 @@ impl Standing {
         self.trouble.as_ref().filter(|trouble| !trouble.over).map(|trouble| &*trouble.error)
     }
 
-    /// Why clients had better go to another relay, if they had.
+    /// Why clients should prefer another relay, if they should.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        let error = self.error().unwrap_or("no reason is known");
+        let error = self.error().unwrap_or("the reason is not known");
         match self.state {
             FeedState::Live | FeedState::Resuming if !self.is_serving() && self.permission != Permission::Denied => {
                 Some("another cluster answers than the one that its data came from".into())
@@ -147,7 +149,7 @@ impl Standing {
         }
     }
 
-    /// Takes note of an error. What was said before is forgotten.
+    /// Notes an error, which replaces the previous one.
     pub(super) fn failed(&mut self, error: String) {
         self.trouble = Some(Arc::new(Trouble { error: cut_error(error), at: SystemTime::now(), over: false }));
     }
@@ -162,7 +164,7 @@ impl Standing {
     }
 }
 
-/// An error of upstream's, as much of it as is kept: a KiB.
+/// An error from upstream, cut to the KiB that is kept.
 #[must_use]
 pub fn cut_error(error: String) -> String {
     if error.len() <= MOST_ERROR {
@@ -186,7 +188,7 @@ mod tests {
         let mut standing = Standing::new();
         standing.failed("no leader".to_owned());
         assert_eq!(standing.error(), Some("no leader"));
-        // Its characters end at odd places, so none of them ends at the bound.
+        // Its characters end at odd offsets, so none of them ends at the bound.
         standing.failed(format!("a{}", "é".repeat(MOST_ERROR)));
         let error = standing.error().expect("an error");
         assert!(error.len() <= MOST_ERROR + "…".len() && error.ends_with("éé…"), "{} bytes", error.len());

@@ -1,4 +1,4 @@
-//! The hub's metrics, behind functions named after what happened. Handles are looked up once.
+//! The hub's metrics, behind functions named after what happened. The handles are looked up once.
 //!
 //! Not here: names and label values, see `telemetry::names`.
 
@@ -34,7 +34,7 @@ pub(super) fn unsubscribed(count: usize, reason: CancelReason) {
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(count as u64);
 }
 
-/// A watch ended whose id stays taken: it still counts as a watch, until its client cancels it.
+/// A watch ended and its id stays in use. It still counts as a watch until its client cancels it.
 pub(super) fn canceled(reason: CancelReason) {
     counter!(names::WATCHES_CANCELED, CancelReason::LABEL => reason.as_str()).increment(1);
 }
@@ -44,7 +44,7 @@ pub(super) fn parked(up: bool) {
     step(&PARKED, up);
 }
 
-/// A watch is not reached by history, or it is again.
+/// The history does not reach back to a watch, or it does again.
 pub(super) fn catching_up(up: bool) {
     step(&CATCHING_UP, up);
 }
@@ -64,7 +64,7 @@ pub(super) fn joined(revisions: usize) {
     BACKFILLED.increment(revisions as u64);
 }
 
-/// A read that takes long is waited for, or not any more.
+/// A long read is under way or waiting, or not any more.
 pub(super) fn long_read(up: bool) {
     step(&LONG_READS, up);
 }
@@ -77,14 +77,14 @@ fn publishing(part: Part) -> Histogram {
     histogram!(names::PUBLISH_SECONDS, Part::LABEL => part.as_str())
 }
 
-/// When what came at a time was published.
+/// When revisions that arrived together were published.
 #[derive(Clone, Copy)]
 pub(super) struct Published {
-    /// The feed was asked for.
+    /// The feed's lock was requested.
     pub(super) asked: Instant,
-    /// It was had.
+    /// The lock was acquired.
     pub(super) began: Instant,
-    /// It was let go.
+    /// The lock was released.
     pub(super) done: Instant,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn published(batch: &[Changes], at: Published) {
     EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());
 }
 
-/// A feed changed its state, began or ended: `None` stands for "does not exist".
+/// A feed changed its state, began or ended. `None` means that it does not exist.
 pub(super) fn feed_state(old: Option<names::FeedState>, new: Option<names::FeedState>) {
     if let Some(old) = old {
         gauge!(names::FEEDS, names::FeedState::LABEL => old.as_str()).decrement(1.0);
@@ -108,7 +108,7 @@ pub(super) fn feed_state(old: Option<names::FeedState>, new: Option<names::FeedS
     }
 }
 
-/// Counts a fill at work, whatever ends it.
+/// Counts a running fill, however it ends.
 pub(super) struct Filling;
 
 impl Filling {

@@ -26,15 +26,15 @@ struct Nothing;
 #[async_trait]
 impl Upstream for Nothing {
     async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
+        Err(UpstreamError::Unavailable("not asked for in this test".into()))
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
+        Err(UpstreamError::Unavailable("not asked for in this test".into()))
     }
 
     async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        Err(UpstreamError::Unavailable("not asked for here".into()))
+        Err(UpstreamError::Unavailable("not asked for in this test".into()))
     }
 }
 
@@ -65,12 +65,12 @@ pub(crate) fn hub(outbox: OutboxLimits) -> Arc<Hub> {
     build(Arc::new(Nothing), |limits| Limits { outbox, ..limits })
 }
 
-/// The same, with an upstream that answers something.
+/// The same, with an upstream that answers some requests.
 pub(crate) fn hub_over(upstream: Arc<dyn Upstream>, outbox: OutboxLimits) -> Arc<Hub> {
     build(upstream, |limits| Limits { outbox, ..limits })
 }
 
-/// The same with other bounds.
+/// The same, with other limits.
 pub(crate) fn hub_with(bounds: impl FnOnce(Limits) -> Limits) -> Arc<Hub> {
     build(Arc::new(Nothing), bounds)
 }

@@ -1,9 +1,9 @@
-//! [`Turns`]: whose watches are filled next, so that no client waits for what another one asked for.
+//! [`Turns`]: whose watches are filled next, so that no client waits for another client's fills.
 //!
-//! Not here: what is done with a turn, see `fill`. Each client has a queue of its own; turns go round the clients, and round the queue of
-//! each.
-//! Always holds: no more turns are out than there are; a client has at most half of them (one, where there is but one), so that another
-//! finds some free or soon to be; whoever drops the ticket has no place in the queue any more.
+//! Not here: what is done in a turn, see `fill`. Each client has a queue of its own. Turns go round the clients, and
+//! round each client's queue.
+//! Always holds: there are never more turns out than exist; a client has at most half of them (or the only one), so
+//! that another client finds one free or soon will; a dropped ticket has no place in the queue any more.
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use parking_lot::Mutex;
 
 use crate::types::ClientKey;
 
-/// Who waits for a turn.
+/// Something that waits for a turn.
 pub(super) trait Candidate: fmt::Debug + Send {
     /// Its turn has come.
     fn begin(self: Box<Self>, turn: Turn);
 }
 
-/// See the module.
+/// The queues for turns; see the module.
 #[derive(Debug)]
 pub(super) struct Turns {
     state: Mutex<TurnsState>,
@@ -32,21 +32,21 @@ pub(super) struct Turns {
 #[derive(Debug, Default)]
 struct TurnsState {
     clients: BTreeMap<ClientKey, Client>,
-    /// Who had the last turn.
+    /// The client that had the last turn.
     last: Option<ClientKey>,
     out: usize,
     waiting: usize,
     next_ticket: u64,
 }
 
-/// There is one for each client that waits or has a turn.
+/// Exists for each client that waits or has a turn.
 #[derive(Debug, Default)]
 struct Client {
     waiting: BTreeMap<u64, Box<dyn Candidate>>,
     out: usize,
 }
 
-/// A place in the queue, given back when it is dropped.
+/// A place in the queue, given up when it is dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
     turns: Arc<Turns>,
@@ -62,7 +62,7 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    /// So many at once.
+    /// Allows so many turns at once.
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), most: most.max(1) })
     }
@@ -77,14 +77,14 @@ impl Turns {
         Ticket { turns: self.clone(), client, number }
     }
 
-    /// Lets candidates begin as long as a turn is free. Their tickets are of no use any more.
+    /// Lets candidates begin as long as a turn is free. Their tickets have no effect any more.
     pub(super) fn give(self: &Arc<Self>) {
         while let Some((turn, candidate)) = self.next() {
             candidate.begin(turn);
         }
     }
 
-    /// Whose turn it is, if one is free.
+    /// The next candidate, if a turn is free.
     fn next(self: &Arc<Self>) -> Option<(Turn, Box<dyn Candidate>)> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -150,7 +150,7 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    /// Whose turn it was, by client.
+    /// Notes the client that got a turn.
     #[derive(Debug)]
     struct Noted(u64, Arc<Mutex<Vec<(u64, Turn)>>>);
 
@@ -171,7 +171,7 @@ mod tests {
             (0..count).map(|_| turns.queue(ClientKey::new(client), candidate())).collect()
         }
 
-        /// The clients who have a turn.
+        /// The clients that have a turn.
         fn at_work(&self, turns: &Arc<Turns>) -> Vec<u64> {
             turns.give();
             self.begun.lock().iter().map(|(client, _)| *client).collect()
@@ -197,7 +197,7 @@ mod tests {
         let (turns, game) = (Turns::new(1), Game::default());
         let _tickets: Vec<_> = (1..=3).map(|client| game.queue(&turns, client, 2)).collect();
         let mut order = Vec::new();
-        // Each turn is over before the next begins.
+        // Each turn ends before the next one begins.
         while let [client] = game.at_work(&turns)[..] {
             order.push(client);
             game.end_first();

@@ -1,11 +1,12 @@
-//! [`WatchStream`]: one downstream watch stream: its outbox, and the feeds in which it has watches. What joins the two is here: a watch is
-//! created, drained, canceled and revoked, and a stream that is gone leaves nothing behind.
+//! [`WatchStream`]: one downstream watch stream, with its outbox and the feeds in which it has watches. This module
+//! joins the two: it creates, drains, cancels and revokes watches, and makes sure that a stream that is gone leaves
+//! nothing behind.
 //!
-//! Not here: the wire form, see `front`; what is queued and where watches stand, see `outbox`; how those that are behind are read for, see
-//! `catch_up`, `backfill` and `fill`; how watches end, see `ends`. A feed knows outboxes and no streams, an outbox knows neither, so nothing
-//! goes round in a circle.
-//! Always holds: lock order: feed, then outbox, then the list of feeds; the list has each feed in which the outbox has a watch, and some
-//! feeds for a while in which it had one; from [`WatchStream::leave`] on it is empty.
+//! Not here: the wire form, see `front`; what is queued, and the positions of watches, see `outbox`; how watches that
+//! are behind get their events, see `catch_up`, `backfill` and `fill`; how watches end, see `ends`. A feed refers to
+//! outboxes but not to streams, and an outbox refers to neither, so there are no reference cycles.
+//! Always holds: the lock order is feed, then outbox, then the list of feeds; the list has each feed in which the
+//! outbox has a watch, and for a while some feeds in which it had one; after [`WatchStream::leave`] it is empty.
 
 mod progress;
 mod watching;
@@ -36,43 +37,47 @@ use super::{
 };
 use crate::types::{ClientKey, Header, KeyRange, Revision, Stamp};
 
-/// Most steps of reading for parked watches in one poll: a long history with few matches must not hold the executor.
+/// The most steps of reading for parked watches in one poll: a long history with few matches must not hold up the
+/// executor.
 const POLL_STEPS: usize = 8;
 
-/// See the module.
+/// One downstream watch stream; see the module.
 #[derive(Debug)]
 pub struct WatchStream {
     pub(super) outbox: Arc<Outbox>,
     feeds: Mutex<Feeds>,
 }
 
-/// Most streams watch within one feed.
+/// Most streams watch within a single feed.
 type Feeds = SmallVec<[Arc<Feed>; 1]>;
 
-/// What a watch asks for.
+/// A request for a watch.
 #[derive(Clone, Debug)]
 pub struct Subscribe {
-    /// The id that the client wishes; zero for any.
+    /// The id that the client requests; zero for any.
     pub watch_id: i64,
-    /// The keys; inside the feed's range.
+    /// The keys, which lie inside the feed's range.
     pub range: KeyRange,
-    /// Filters and form.
+    /// Filters, and the form of events.
     pub options: WatchOptions,
     /// The first revision wanted; zero for "from now on".
     pub start_revision: Revision,
     /// Whether the client wants progress notifications.
     pub progress_notify: bool,
-    /// Whether large responses may be cut between events.
+    /// Whether large responses may be split between events.
     pub fragment: bool,
-    /// The newest revision that the cluster is known to have: what begins "from now" begins above it, also where the feed does not have it yet.
+    /// The newest revision that the cluster is known to have. A watch "from now" begins above it, even if the feed does
+    /// not have it yet.
     pub known: Revision,
-    /// Upstream said that [`Self::oldest_needed`] is compacted there. Then upstream serves the beginning of the watch instead of the history.
+    /// Upstream reported that [`Self::oldest_needed`] is compacted. Then upstream serves the beginning of the watch
+    /// instead of the history.
     pub compacted: bool,
 }
 
 impl Subscribe {
-    /// The oldest revision that this watch is about: what the events of its first revision replaced, if the client wants to know that. At the
-    /// compact revision itself etcd tells the events, but no longer what they replaced.
+    /// The oldest revision that this watch concerns. That is the one before its first, if the client wants to know what
+    /// the first events replaced. At the compact revision itself etcd sends the events, but no longer what they
+    /// replaced.
     #[must_use]
     pub fn oldest_needed(&self) -> Revision {
         let start = self.start_revision;
@@ -83,7 +88,7 @@ impl Subscribe {
 /// Why a subscription was not made.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SubscribeError {
-    /// The feed ended, or has no snapshot: look for one again.
+    /// The feed has ended or has no snapshot. The caller should look for a feed again.
     #[error("the feed is not serving")]
     NotServing,
     /// The stream has a watch with this id.
@@ -102,33 +107,33 @@ pub enum SubscribeError {
     Gone,
 }
 
-/// A watch as [`WatchStream::live_watches`] saw it.
+/// A watch, as [`WatchStream::live_watches`] found it.
 #[derive(Clone, Debug)]
 pub struct LiveWatch {
     /// Its id.
     pub watch_id: i64,
-    /// Tells it from another watch that has its id later.
+    /// Distinguishes it from a later watch with the same id.
     serial: u64,
     /// Its keys.
     pub range: KeyRange,
 }
 
-/// What [`WatchStream::stats`] counts.
+/// The figures of [`WatchStream::stats`].
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct WatchStreamStats {
     /// Watches of the stream.
     pub watches: usize,
-    /// Of these, parked ones.
+    /// Those that are parked.
     pub parked: usize,
-    /// Of these, ones that the history does not reach.
+    /// Those that the history does not reach.
     pub filling: usize,
-    /// Deliveries waiting.
+    /// Deliveries that wait.
     pub queued: usize,
-    /// Event bytes waiting.
+    /// Event bytes that wait.
     pub queued_bytes: usize,
-    /// The lowest revision that a watch behind its feed still needs.
+    /// The lowest revision that a watch which is behind still needs.
     pub behind_from: Option<Revision>,
-    /// How many revisions that watch is behind its feed; zero where none is behind.
+    /// How many revisions that watch is behind its feed; zero if no watch is behind.
     pub lag_revisions: i64,
 }
 
@@ -139,13 +144,13 @@ impl WatchStream {
         Self::counted(limits, client, Counted::default())
     }
 
-    /// The same where its watches count for a client.
+    /// The same, with watches that count for `counted`.
     #[must_use]
     pub fn counted(limits: OutboxLimits, client: ClientKey, counted: Counted) -> Arc<Self> {
         Arc::new(Self { outbox: Outbox::new(limits, client, counted), feeds: Mutex::default() })
     }
 
-    /// Whose stream it is.
+    /// The client of the stream.
     #[must_use]
     pub fn client(&self) -> ClientKey {
         self.outbox.client
@@ -178,7 +183,7 @@ impl WatchStream {
         let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
         let start = subscribe.start_revision;
         let from_now = start == Revision::ZERO;
-        // Also the feed's, where it is the newest.
+        // This also becomes the feed's floor, if it is the newest.
         let newest = if from_now { now.max(subscribe.known) } else { now };
         let next = if from_now { newest.next() } else { start };
         if newest > now {
@@ -214,15 +219,15 @@ impl WatchStream {
         backfill::start(asks, feed, [&self.outbox]);
         wake(waker);
         if has_others {
-            // Else a stream that goes from feed to feed would hold all in which it ever had a watch.
+            // Otherwise a stream that goes from feed to feed would keep all feeds in which it ever had a watch.
             self.forget_left();
         }
         Ok(())
     }
 
-    /// Moves what is waiting into `batch`, up to about `most_bytes` of events, at least one delivery.
+    /// Moves what waits into `batch`, up to about `most_bytes` of events, but at least one delivery.
     ///
-    /// Ready with [`Drained::Some`] where there was something. Registers the task to be woken otherwise.
+    /// Ready with [`Drained::Some`] if there was something. Otherwise the task will be woken.
     pub fn poll_drain(&self, cx: &mut Context<'_>, batch: &mut Vec<Delivery>, most_bytes: usize) -> Poll<Drained> {
         for _ in 0..POLL_STEPS {
             match self.outbox.drain(cx, batch, most_bytes) {
@@ -230,7 +235,7 @@ impl WatchStream {
                     if want_turns {
                         self.feeds().iter().for_each(|feed| fill::ask(feed, &self.outbox));
                     }
-                    // Not only once the queue is empty, which live watches may never let it be.
+                    // Not only once the queue is empty, since live watches may never let it be.
                     if parked_next {
                         catch_up::step(&self.outbox, |feed| self.feed(feed));
                     }
@@ -245,8 +250,8 @@ impl WatchStream {
         Poll::Pending
     }
 
-    /// Waits until the queue has room, or the stream is gone: whoever writes at the client's wish must not outrun its reading.
-    /// Cancel safe.
+    /// Waits until the queue has room, or the stream is gone. Whatever answers the client's requests must not run ahead
+    /// of the client's reading. Cancel safe.
     pub async fn wait_room(&self) {
         self.outbox.wait_room().await;
     }
@@ -258,23 +263,24 @@ impl WatchStream {
         self.outbox.say(Delivery::Canceled(Box::new(cancellation)));
     }
 
-    /// Ends a watch at the client's wish and queues the answer. An unknown id is no answer, as in etcd.
+    /// Ends a watch because the client cancelled it, and queues the answer. An unknown id gets no answer, as in etcd.
     pub fn cancel(&self, watch_id: i64) {
         if let Some(feed) = self.feed_of(watch_id) {
             ends::cancel(&feed, &self.outbox, watch_id);
         }
     }
 
-    /// Ends a watch whose client may not read its range any more, with etcd's reason. One that is gone stays gone, and one
-    /// that has its id by now is left alone.
+    /// Ends a watch whose client may not read its range any more, with etcd's reason. It does nothing if the watch is
+    /// gone, even if another watch has its id by now.
     pub fn revoke(&self, watch: &LiveWatch, reason: &str) {
         if let Some(feed) = self.feed_of(watch.watch_id) {
             ends::revoke(&feed, &self.outbox, watch.watch_id, watch.serial, reason.to_owned());
         }
     }
 
-    /// Ends the stream once all that is queued is sent; nothing more is queued. With `progress`, it is told its last progress where etcd would tell it,
-    /// else each live watch that asked for notifications is: a client that resumes elsewhere starts where it stopped.
+    /// Ends the stream once everything that is queued was sent; nothing more is queued. With `progress`, the stream is
+    /// told its last progress if etcd would do so; otherwise each live watch that asked for notifications is. A client
+    /// that resumes elsewhere then starts where it stopped.
     pub fn end(&self, why: StreamEnd, progress: bool) {
         if progress && self.answer_progress() != ProgressAnswer::Sent {
             self.notify_progress(true);
@@ -282,9 +288,10 @@ impl WatchStream {
         self.outbox.end(why);
     }
 
-    /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may not have it.
+    /// Ends the stream now: its watches get nothing more, and what is queued is dropped. For a client that may no
+    /// longer read it.
     pub fn cut(&self, why: StreamEnd) {
-        // First of all, so that no watch is added behind our back.
+        // This comes first, so that no watch is added meanwhile.
         let waker = self.outbox.cut(why);
         for feed in self.feeds() {
             ends::forget(&feed, &self.outbox);
@@ -292,9 +299,9 @@ impl WatchStream {
         wake(waker);
     }
 
-    /// The stream is gone: takes its watches out of all feeds. Called once, by whoever drops the stream.
+    /// The stream is gone, so its watches are taken out of all feeds. Called once, when the front drops the stream.
     pub fn leave(&self) {
-        // First of all, so that no watch is added behind our back.
+        // This comes first, so that no watch is added meanwhile.
         self.outbox.leave();
         let feeds = std::mem::take(&mut *self.feeds.lock());
         for feed in feeds {
@@ -304,13 +311,13 @@ impl WatchStream {
         drop(watches);
     }
 
-    /// Done when the stream is gone.
+    /// Cancelled when the stream is gone.
     #[must_use]
     pub fn gone(&self) -> &CancellationToken {
         self.outbox.gone()
     }
 
-    /// The watches that can still be given events, each with its range, in no order.
+    /// The watches that can still receive events, each with its range, in no order.
     #[must_use]
     pub fn live_watches(&self) -> Vec<LiveWatch> {
         self.feeds().iter().flat_map(|feed| self.live_watches_in(feed)).collect()
@@ -343,13 +350,13 @@ impl WatchStream {
         self.feeds.lock().to_vec()
     }
 
-    /// Lets go of the feeds in which the stream has no watch any more.
+    /// Drops the feeds in which the stream has no watch any more.
     fn forget_left(&self) {
         let left = {
             let state = self.outbox.lock();
             prune(&state, &mut self.feeds.lock())
         };
-        // Not under a lock, since it may be the last reference to all that a feed had.
+        // Not under a lock, since it may be the last reference to a feed's whole content.
         drop(left);
     }
 
@@ -360,7 +367,7 @@ impl WatchStream {
         self.feed(state.watches.feed_of(state.watches.slot_of(watch_id)?)?)
     }
 
-    /// Whether some watch has missed what its feed published, and is to be read for.
+    /// Whether some watch has missed what its feed published, and has to catch up.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         let state = self.outbox.lock();
@@ -373,7 +380,7 @@ impl WatchStream {
         self.outbox.lock().watches.len()
     }
 
-    /// Counts for `/debug/state`.
+    /// Figures for `/debug/state`.
     #[must_use]
     pub fn stats(&self) -> WatchStreamStats {
         let state = self.outbox.lock();
@@ -390,12 +397,12 @@ impl WatchStream {
         }
     }
 
-    /// A feed in which there is a watch.
+    /// A feed in which the stream has a watch.
     fn feed(&self, id: FeedId) -> Option<Arc<Feed>> {
         self.feeds.lock().iter().find(|feed| feed.id() == id).cloned()
     }
 
-    /// Whether there are others in the list.
+    /// Adds a feed, and returns whether there are others in the list.
     fn add_feed(&self, feed: &Arc<Feed>) -> bool {
         let mut feeds = self.feeds.lock();
         if !feeds.iter().any(|known| Arc::ptr_eq(known, feed)) {
@@ -405,7 +412,7 @@ impl WatchStream {
     }
 }
 
-/// Takes those feeds out of the list in which the stream has no watch any more.
+/// Removes the feeds in which the stream has no watch any more, and returns them.
 fn prune(state: &State, feeds: &mut Feeds) -> Feeds {
     if feeds.len() == state.watches.feeds().count() {
         return Feeds::new();

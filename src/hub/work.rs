@@ -1,13 +1,14 @@
-//! [`Workers`]: the threads for reads that take the longer the more keys there are, and the queue before them.
+//! [`Workers`]: the threads for reads whose time grows with the number of keys, and the queue before them.
 //!
-//! Not here: what such a read does, see `read`. On a connection's own thread it would hold up everything else there. Here reads take turns of
-//! about a millisecond: client by client, so that one who asks for much waits for itself and not others for it, and of each client
-//! connection by connection, in the order in which they came.
+//! Not here: what such a read does, see `read`. On its connection's thread it would hold up everything else there. Here
+//! reads take turns of about a millisecond: client by client, so that a client that asks for much delays only itself,
+//! and for each client connection by connection, in order of arrival.
 //! Always holds:
-//! - no more threads are at work than half of the cores, at the least one; they end when there is nothing to do;
-//! - a client has one read under way, and [`BEGUN`] are under way in all; the others wait, and hold no snapshot meanwhile;
-//! - what waits is bounded for each client and in all, see [`Bounds`]; beyond it a read is refused;
-//! - a read whose [`Place`] is dropped is not gone on with.
+//! - no more threads run than half of the cores, but at least one; they end when there is nothing to do;
+//! - each client has at most one read under way, and [`BEGUN`] are under way in all; the others wait, and hold no
+//!   snapshot meanwhile;
+//! - the waiting reads are bounded for each client and in all, see [`Bounds`]; above that a read is refused;
+//! - a read whose [`Place`] is dropped is not continued.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -28,63 +29,64 @@ use tokio::sync::oneshot;
 use super::stats;
 use crate::types::ClientKey;
 
-/// Reads under way at a time, which bounds the memory that they take: about 32 bytes for each key of a feed.
+/// The most reads under way, which bounds their memory: about 32 bytes for each key of a feed.
 const BEGUN: usize = 8;
 /// How long a thread without work stays.
 const LINGER: Duration = Duration::from_secs(5);
-/// How much the threads stand back behind those that serve connections, where the cores do not do for all. See nice(2).
+/// How far the threads give way to those that serve connections, if the cores are not enough for all. See nice(2).
 const NICE: i32 = 10;
 
-/// What may wait, and what may be held by clients that do not take their replies.
+/// How much may wait, and how much may be held for clients that do not read their replies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Reads of a client that wait.
+    /// The most waiting reads of a client.
     pub(super) waiting: usize,
-    /// Bytes of these. All clients together have sixteen times as much, of which each then has an equal share.
+    /// The most bytes of these reads. All clients together have sixteen times as much, and then each has an equal share
+    /// of it.
     pub(super) waiting_bytes: usize,
-    /// Bytes of a client's replies that are not taken yet; from there on its next read waits. All clients together have eight times as
-    /// much, and then only those begin a read who hold nothing.
+    /// The most bytes of a client's unread replies; above that its next read waits. All clients together have eight
+    /// times as much, and above that only clients that hold nothing may begin a read.
     pub(super) held_bytes: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        // A thousand reads wait for some seconds. What is held is eight bytes for each key-value.
+        // A thousand reads wait for some seconds. A held reply takes eight bytes for each key-value.
         Self { waiting: 1024, waiting_bytes: 4 << 20, held_bytes: 32 << 20 }
     }
 }
 
-/// Who asks.
+/// Whose read it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// The client.
     pub client: ClientKey,
-    /// One of its connections, by a number of its own.
+    /// One of its connections, by a unique number.
     pub connection: u64,
 }
 
-/// Something that is done in steps.
+/// A job that is done in steps.
 pub(super) trait Job: Send {
-    /// Goes on for about a millisecond. True once it is done, and whoever waits for it was told.
+    /// Continues for about a millisecond. Returns true once the job is done and its caller has the result.
     fn step(&mut self, share: &Share) -> bool;
 }
 
-/// The client has as much waiting as it may.
+/// The client has as many reads waiting as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Busy;
 
-/// Why something that was to be done by turns has no outcome.
+/// Why a job that takes turns has no result.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NotDone {
-    /// The client has as much waiting as it may.
-    #[error("too many long reads of this client's address wait; ask again when one has ended")]
+    /// The client has as many reads waiting as it may.
+    #[error("too many long reads of this client's address wait; try again when one has ended")]
     Busy,
-    /// A step failed by a fault of the relay's own, which the log names.
+    /// A step failed because of a fault in the relay, which the log names.
     #[error("the read failed inside the relay")]
     Failed,
 }
 
-/// See the module. Cheap to clone.
+/// The threads and their queue; see the module. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
     shared: Arc<WorkQueue>,
@@ -100,11 +102,11 @@ struct WorkQueue {
 #[derive(Default)]
 struct Queue {
     clients: HashMap<ClientKey, Client>,
-    /// Clients that may begin a read, next first.
+    /// Clients that may begin a read, the next one first.
     to_begin: VecDeque<ClientKey>,
-    /// Reads under way that no thread has in hand, next first.
+    /// Reads under way that no thread is running, the next one first.
     begun: VecDeque<Begun>,
-    /// All that are under way.
+    /// The number of reads under way.
     under_way: usize,
     held_bytes: usize,
     last: u64,
@@ -112,17 +114,17 @@ struct Queue {
     idle: usize,
 }
 
-/// What a client has here; it is forgotten when that is nothing.
+/// A client's reads and replies. It is forgotten when it has none.
 #[derive(Default)]
 struct Client {
-    /// By connection, and in the order in which they came.
+    /// Waiting reads by connection, in order of arrival.
     waiting: BTreeMap<Number, Waiting>,
     waiting_bytes: usize,
     held_bytes: usize,
     /// The connection whose read was begun last.
     last: u64,
     is_under_way: bool,
-    /// It is in [`Queue::to_begin`].
+    /// Whether it is in [`Queue::to_begin`].
     may_begin: bool,
 }
 
@@ -141,7 +143,7 @@ struct Begun {
     dropped: Arc<AtomicBool>,
 }
 
-/// The place of a read in the queue, and then among those under way.
+/// The place of a read in the queue, and later among those under way.
 pub(super) struct Place {
     shared: Arc<WorkQueue>,
     client: ClientKey,
@@ -149,7 +151,7 @@ pub(super) struct Place {
     dropped: Arc<AtomicBool>,
 }
 
-/// Counts the memory of a reply for its client.
+/// Counts the memory of a reply towards its client's share.
 pub(super) struct Share {
     shared: Arc<WorkQueue>,
     client: ClientKey,
@@ -178,7 +180,7 @@ impl Workers {
     /// Queues a job that takes about so many bytes while it waits.
     ///
     /// # Errors
-    /// [`Busy`], where the client's bounds are reached, or the system has no thread.
+    /// [`Busy`] if the client's limits are reached, or the system cannot start a thread.
     pub(super) fn enter(&self, asker: Asker, bytes: usize, job: Box<dyn Job>) -> Result<Place, Busy> {
         let Asker { client: key, connection } = asker;
         let dropped = Arc::new(AtomicBool::new(false));
@@ -203,7 +205,7 @@ impl Workers {
         Ok(place)
     }
 
-    /// Queues something that takes about so many bytes while it waits, and goes on with it until a step has an outcome.
+    /// Queues a function that takes about so many bytes while it waits, and calls it until a step has a result.
     ///
     /// # Errors
     /// See [`NotDone`].
@@ -221,7 +223,7 @@ impl Workers {
     }
 }
 
-/// A job that is one function, which has an outcome in the end.
+/// A job that calls one function until it has a result.
 struct Stepped<F, T> {
     step: F,
     answer: Option<oneshot::Sender<T>>,
@@ -231,7 +233,7 @@ impl<T: Send, F: FnMut() -> Option<T> + Send> Job for Stepped<F, T> {
     fn step(&mut self, _: &Share) -> bool {
         let Some(outcome) = (self.step)() else { return false };
         if let Some(answer) = self.answer.take() {
-            // Whoever asked may be gone.
+            // The caller may be gone.
             drop(answer.send(outcome));
         }
         true
@@ -239,7 +241,7 @@ impl<T: Send, F: FnMut() -> Option<T> + Send> Job for Stepped<F, T> {
 }
 
 impl WorkQueue {
-    /// Wakes a thread where there is something to do, or starts one.
+    /// Wakes a thread if there is something to do, or starts one.
     fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) -> Result<(), Busy> {
         let to_do = queue.to_begin.len() + queue.begun.len();
         if to_do > 0 && queue.idle > 0 {
@@ -256,28 +258,28 @@ impl WorkQueue {
             let mut queue = self.queue.lock();
             queue.threads -= 1;
             tracing::error!(%error, threads = queue.threads, "Cannot start a thread for long reads");
-            // Where there is another, it does the work.
+            // If there is another thread, that one does the work.
             if queue.threads > 0 { Ok(()) } else { Err(Busy) }
         })
     }
 
-    /// The life of a thread.
+    /// The main loop of a thread.
     fn work(self: &Arc<Self>) {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "Long reads get as much of the cores as anything else");
+            tracing::debug!(%error, "Cannot lower the priority of the threads for long reads");
         }
         while let Some(mut begun) = self.next() {
             let share = Share { shared: self.clone(), client: begun.client };
             let is_dropped = begun.dropped.load(Ordering::Relaxed);
             let is_over = is_dropped
                 || catch_unwind(AssertUnwindSafe(|| begun.job.step(&share))).unwrap_or_else(|_| {
-                    // Whoever waits is told by the job's end; the panic itself is in the log by now.
-                    tracing::error!("A long read failed by a fault of the relay's own");
+                    // The caller finds out when the job is dropped. The panic itself has been logged by now.
+                    tracing::error!("A long read failed because of a fault in the relay");
                     true
                 });
             if is_over {
                 let client = begun.client;
-                // What it had goes before another begins.
+                // What it held is freed before another read begins.
                 drop(begun);
                 self.queue.lock().end(client, &self.bounds);
             } else {
@@ -286,7 +288,7 @@ impl WorkQueue {
         }
     }
 
-    /// The next read to go on with. `None` after a while without one.
+    /// The next read to continue. `None` after a while without one.
     fn next(&self) -> Option<Begun> {
         let mut queue = self.queue.lock();
         loop {
@@ -305,7 +307,7 @@ impl WorkQueue {
 }
 
 impl Queue {
-    /// Lets a client begin a read when its turn comes, if it has one and may.
+    /// Puts a client into the queue, if it has a waiting read and may begin one.
     fn list(&mut self, key: ClientKey, bounds: &Bounds) {
         let all = 8 * bounds.held_bytes;
         let Some(client) = self.clients.get_mut(&key) else { return };
@@ -316,7 +318,7 @@ impl Queue {
         }
     }
 
-    /// The next read to go on with, or to begin.
+    /// The next read to continue, or to begin.
     fn next(&mut self) -> Option<Begun> {
         while self.under_way < BEGUN {
             let Some(key) = self.to_begin.pop_front() else { break };
@@ -332,7 +334,7 @@ impl Queue {
         self.begun.pop_front()
     }
 
-    /// A read is over.
+    /// A read has ended.
     fn end(&mut self, key: ClientKey, bounds: &Bounds) {
         self.under_way -= 1;
         if let Some(client) = self.clients.get_mut(&key) {
@@ -359,7 +361,7 @@ impl Queue {
 }
 
 impl Client {
-    /// The next read: the oldest of the connection after the one whose turn it was.
+    /// The next read: the oldest of the connection that comes after the one that had the last turn.
     fn next(&mut self) -> Option<Waiting> {
         let after = self.waiting.range((self.last.saturating_add(1), 0)..).next();
         let number = *after.or_else(|| self.waiting.iter().next())?.0;
@@ -395,7 +397,7 @@ impl Share {
     pub(super) fn hold(&self, bytes: usize) -> Held {
         let mut queue = self.shared.queue.lock();
         queue.held_bytes += bytes;
-        // A client with a read under way is here.
+        // A client with a read under way is in the map.
         queue.clients.entry(self.client).or_default().held_bytes += bytes;
         Held { shared: self.shared.clone(), client: self.client, bytes }
     }
@@ -410,7 +412,7 @@ impl Drop for Held {
         }
         queue.list(self.client, &self.shared.bounds);
         queue.forget(self.client);
-        // Where no thread can be started, the next read that comes tries again.
+        // If no thread can be started, the next read that arrives tries again.
         self.shared.rouse(queue).ok();
     }
 }

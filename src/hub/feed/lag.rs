@@ -1,7 +1,7 @@
-//! What a feed knows of the watches that need what is before its history, and how a watch comes to be one of them.
+//! The watches of a feed that need revisions older than its history, and how a watch becomes one of them.
 //!
-//! Not here: how the past is read, see `backfill` and `fill`. Under the feed's lock. Always holds: the place of an outbox with a watch that
-//! lags is noted.
+//! Not here: how the past is read, see `backfill` and `fill`. Everything here runs under the feed's lock. Always holds:
+//! the place of every outbox with a lagging watch is noted.
 
 use std::{
     collections::BTreeSet,
@@ -18,25 +18,25 @@ use crate::{
     types::Revision,
 };
 
-/// How long fills serve after upstream would not let the relay read the feed's past.
+/// For how long fills serve the lagging watches after upstream refused to let the relay read the feed's past.
 const REFUSED: Duration = Duration::from_secs(10);
-/// Most streams that are looked at while the feed's lock is held.
+/// The most streams that are looked at while the feed's lock is held.
 const STEP: usize = 64;
 
-/// See the module.
+/// The feed's lagging watches; see the module.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Past {
-    /// Places of the outboxes that have watches which are behind or unfilled; some have none any more.
+    /// Places of the outboxes with watches that are behind or unfilled. Some of them may have no such watch any more.
     lagging: BTreeSet<u32>,
-    /// There is a task that reads the feed's past.
+    /// A task is reading the feed's past.
     pub(in crate::hub) at_work: bool,
-    /// A watch fell behind since that task looked last.
+    /// A watch has fallen behind since that task last checked.
     pub(in crate::hub) asked: bool,
-    /// When upstream refused.
+    /// When upstream last refused.
     pub(in crate::hub) refused: Option<Instant>,
 }
 
-/// What is to be started for watches that lag, once the locks are let go.
+/// The tasks to start for lagging watches, once the locks are released.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub(in crate::hub) struct Asks {
@@ -45,7 +45,7 @@ pub(in crate::hub) struct Asks {
 }
 
 impl Past {
-    /// An outbox has left the feed, or nothing of it lags.
+    /// An outbox has left the feed, or none of its watches lags.
     pub(in crate::hub) fn forget(&mut self, outbox: u32) {
         self.lagging.remove(&outbox);
     }
@@ -55,19 +55,19 @@ impl Past {
         self.refused = None;
     }
 
-    /// Places of outboxes after `place`, around, that have watches for a fill.
+    /// Places of outboxes with watches that wait for a fill, beginning after `place` and going round.
     pub(in crate::hub) fn lagging_after(&self, place: u32) -> impl Iterator<Item = u32> {
         self.lagging.range(place..).chain(self.lagging.range(..place)).copied()
     }
 }
 
 impl Inner {
-    /// A watch that is live or parked needs what is before the history.
+    /// A watch that is live or parked needs revisions older than the history.
     pub(in crate::hub) fn lag(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
         if self.may_backfill() { self.lag_near(state, slot, needs) } else { self.lag_far(state, slot, needs) }
     }
 
-    /// The same where the history has room, or is to begin anew.
+    /// The same, if the history has room or will be replaced.
     pub(in crate::hub) fn lag_near(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
         self.past.lagging.insert(state.watches.place_of(slot));
         state.fall_behind(slot, needs);
@@ -75,7 +75,7 @@ impl Inner {
         Asks { backfill: !std::mem::replace(&mut self.past.at_work, true), fill: false }
     }
 
-    /// The same for what upstream alone can tell.
+    /// The same, if only upstream has the revisions.
     pub(in crate::hub) fn lag_far(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
         self.past.lagging.insert(state.watches.place_of(slot));
         state.await_fill(slot, needs);
@@ -86,7 +86,7 @@ impl Inner {
         self.history.grows_back() && self.past.refused.is_none_or(|refused| refused.elapsed() >= REFUSED)
     }
 
-    /// Some outboxes with watches that lag, from a place on, and the place to go on from.
+    /// Some outboxes with lagging watches, beginning at a place, and the place to continue from.
     pub(in crate::hub) fn lagging_from(&self, place: u32) -> (Vec<(u32, Arc<Outbox>)>, Option<u32>) {
         let places: Vec<u32> = self.past.lagging.range(place..).take(STEP).copied().collect();
         let next = places.last().filter(|_| places.len() == STEP).map(|last| last + 1);

@@ -1,4 +1,4 @@
-//! [`FeedStats`]: numbers of a feed for `/debug/state` and for metrics.
+//! [`FeedStats`]: the figures of a feed for `/debug/state` and for metrics.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,24 +11,24 @@ use crate::{
     types::Revision,
 };
 
-/// What [`Feed::stats`] tells.
+/// What [`Feed::stats`] returns.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct FeedStats {
-    /// Names it within this process, in the order in which feeds were opened.
+    /// Identifies the feed within this process, in the order in which feeds were opened.
     pub number: u64,
-    /// The keys, readable.
+    /// The keys, in readable form.
     pub range: String,
     /// Why it exists.
     pub kind: FeedKind,
-    /// Where the member is that its watch is open on, while one is.
+    /// The address of the member on which its watch is open, while one is.
     pub member: Option<String>,
     /// The cluster that its data came from; zero before the first snapshot.
     pub cluster_id: u64,
-    /// How far it is with its upstream.
+    /// Its state towards its upstream.
     pub state: FeedState,
     /// Whether upstream lets the relay read it.
     pub permission: Permission,
-    /// Whether its driver has to find out that it still is what its upstream is.
+    /// Whether its driver has to check that it still matches its upstream.
     pub doubted: bool,
     /// The feed's revision.
     pub revision: Revision,
@@ -36,30 +36,30 @@ pub struct FeedStats {
     pub keys: usize,
     /// Encoded bytes of the snapshot.
     pub bytes: usize,
-    /// The first revision from which on the history misses nothing.
+    /// The first revision from which the history is complete.
     pub history_start: Revision,
     /// Revisions in the history.
     pub history_entries: usize,
     /// Bytes in the history.
     pub history_bytes: usize,
-    /// Bytes of parts of the history that are kept as streams that are behind get them.
+    /// Bytes of the prepared parts of the history that are kept for streams that are behind.
     pub run_bytes: usize,
     /// Streams with a watch here.
     pub streams: usize,
     /// Watches here.
     pub watches: usize,
-    /// Whether upstream's progress is believed.
+    /// Whether upstream's progress is trusted.
     pub trusts_progress: bool,
-    /// How many revisions of the store it is behind, as far as the relay knows.
+    /// By how many revisions of the store it is behind, as far as the relay knows.
     pub lag_revisions: i64,
-    /// For how long it has been.
+    /// For how long it has been behind.
     pub lag_seconds: f64,
-    /// Upstream's last error, if there ever was one.
+    /// Upstream's last error, if there was one.
     pub last_error: Option<Trouble>,
 }
 
 impl Feed {
-    /// Numbers for `/debug/state` and metrics.
+    /// The figures for `/debug/state` and metrics.
     #[must_use]
     pub fn stats(&self) -> FeedStats {
         let standing = self.standing();
@@ -91,23 +91,23 @@ impl Feed {
     }
 }
 
-/// What all feeds have together, for `/debug/state`.
+/// The totals over all feeds, for `/debug/state`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Totals {
     /// The newest revision that any of them has.
     pub revision: Revision,
-    /// Keys; one that lies in two feeds counts twice.
+    /// Keys; a key that lies in two feeds counts twice.
     pub keys: usize,
     /// Watches.
     pub watches: usize,
-    /// By how many revisions the one that is furthest behind is behind its cluster.
+    /// By how many revisions the slowest feed is behind its cluster.
     pub lag_revisions: i64,
-    /// For how long one has been behind, at most.
+    /// The longest time for which a feed has been behind.
     pub lag: Duration,
 }
 
 impl Totals {
-    /// Those of some feeds, each of which is locked for a moment.
+    /// The totals over some feeds. Each is locked for a moment.
     pub(in crate::hub) fn of(feeds: &[Arc<Feed>]) -> Self {
         feeds.iter().fold(Self::default(), |totals, feed| {
             let (lag, inner) = (feed.lag(), feed.lock());
@@ -123,7 +123,7 @@ impl Totals {
 }
 
 impl FeedStats {
-    /// Sets the gauges of what all feeds hold together, and of what those on demand do, when metrics are scraped.
+    /// Sets the gauges of what all feeds, and those on demand, hold together. Called when metrics are scraped.
     pub(in crate::hub) fn set_gauges(feeds: &[Self], on_demand: usize) {
         gauge!(names::ON_DEMAND_BYTES).set(on_demand as f64);
         let sum = |of: fn(&Self) -> usize| feeds.iter().map(of).sum::<usize>() as f64;

@@ -1,4 +1,5 @@
-//! Tests of a feed with its streams, without a driver: what threads do to them at the same time, progress, and the end.
+//! Tests of a feed with its streams, without a driver: what threads do to them at the same time, progress, and how they
+//! end.
 
 use super::*;
 use crate::{
@@ -40,7 +41,7 @@ fn subscribe_from(feed: &Arc<Feed>, stream: &Arc<WatchStream>, watch_id: i64, ke
     stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
-/// The key `k` is put at `revision`.
+/// Puts the key `k` at `revision`.
 fn publish(feed: &Feed, revision: i64) {
     let kv = KeyValueFields { key: "k".into(), ..KeyValueFields::default() };
     let changes = Changes {
@@ -68,7 +69,7 @@ fn cancels_may_race_with_the_end_of_their_stream() {
     }
 }
 
-/// What is in the queue, as text.
+/// The content of the queue, as text.
 fn drain(stream: &Arc<WatchStream>) -> Vec<String> {
     let mut batch = Vec::new();
     let mut all = Vec::new();
@@ -120,8 +121,8 @@ fn a_client_that_does_not_read_does_not_gather_progress() {
     let feed = feed(&hub, "", 10);
     let stream = WatchStream::new(hub.limits().outbox, ClientKey::RELAY);
     (1..=60).for_each(|id| subscribe(&feed, &stream, id, "k"));
-    (0..10).for_each(|_| assert!(!stream.notify_progress(false), "there is no room for all"));
-    assert_eq!(stream.stats().queued, 100, "as many as the queue may have");
+    (0..10).for_each(|_| assert!(!stream.notify_progress(false), "there is no room for all of them"));
+    assert_eq!(stream.stats().queued, 100, "as many as the queue may hold");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn a_stream_that_has_ended_is_given_nothing_more() {
     assert_eq!(stream.poll_drain(&mut cx, &mut batch, usize::MAX), std::task::Poll::Ready(Drained::Some));
     let said: Vec<_> = batch.drain(..).map(|delivery| format!("{delivery:?}")).collect();
     assert!(said.iter().all(|said| said.starts_with("Created") || said.starts_with("Progress")), "{said:?}");
-    assert_eq!(said.len(), 3, "two were created, and one knows where it stands: {said:?}");
+    assert_eq!(said.len(), 3, "two were created, and one is told its progress: {said:?}");
     let end = std::task::Poll::Ready(Drained::End(StreamEnd::Stopping));
     assert_eq!(stream.poll_drain(&mut cx, &mut batch, usize::MAX), end, "whatever is published meanwhile");
 
@@ -199,7 +200,7 @@ fn what_happened_since_is_whole_and_ends_with_the_snapshot_while_more_happens() 
         let mut read = 0;
         loop {
             let is_over = writes.is_finished();
-            // More than one step, and nearly all that there is.
+            // More than one step, and nearly the whole history.
             let from = feed.revision().get() - 90;
             let (snapshot, entries) = feed.since(Revision::new(from));
             if let Some(entries) = entries.filter(|_| from > 10) {
@@ -255,7 +256,7 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
     (11..200).for_each(|revision| publish(&feed, revision));
     assert_eq!(page("099\0", 10), Ok((199, 150, true, keys(100, 200))));
     assert_eq!(page("199\0", 10), Ok((199, 50, false, keys(200, 250))));
-    assert_eq!(page("099\0", 11), Err(ReadError::BeforeHistory), "nobody lists at this revision");
+    assert_eq!(page("099\0", 11), Err(ReadError::BeforeHistory), "no list continues at this revision");
     // The same revision of another cluster.
     feed.reset(&Arc::default(), map, Revision::new(10), &Reset::Replaced);
     publish(&feed, 11);
@@ -275,7 +276,7 @@ async fn a_list_that_nobody_goes_on_with_is_let_go_also_where_only_other_keys_ch
     assert!(feed.pins.at(Revision::new(10)).is_none());
 }
 
-/// Fails where it is woken while the feed's lock is held.
+/// Fails if it is woken while the feed's lock is held.
 struct Unlocked {
     feed: Arc<Feed>,
     woken: AtomicUsize,
@@ -316,7 +317,7 @@ fn nobody_is_woken_under_the_feeds_lock() {
     }
 }
 
-/// An answer of upstream's.
+/// An answer from upstream.
 fn answer(cluster_id: u64, revision: i64) -> Header {
     Header { cluster_id, revision: Revision::new(revision), ..Header::default() }
 }
@@ -342,7 +343,7 @@ fn an_answer_of_another_cluster_or_from_before_the_question_puts_the_feed_in_dou
     ] {
         let feed = feed_of_cluster();
         let mark = feed.mark();
-        // What comes while upstream is asked proves nothing: the answer may be older.
+        // Events that arrive while upstream is asked prove nothing: the answer may be older.
         publish(&feed, 12);
         let expected = if doubt.is_none() { Ok(()) } else { Err(WaitError::Replaced) };
         assert_eq!(feed.check(mark, &answer(cluster_id, revision)), expected, "{cluster_id} at {revision}");
@@ -365,7 +366,7 @@ fn a_doubt_ends_with_the_snapshot_that_it_was_about() {
     feed.reset(&new, KeyMap::default(), Revision::new(3), &Reset::Replaced);
     feed.loaded();
     assert!(feed.is_serving() && feed.doubted().is_none());
-    // The question was put to the old one; what it says of the new one is no proof that this went back.
+    // The old cluster was asked. Its answer about the new one does not prove that the new one went back.
     assert_eq!(feed.check(mark, &answer(8, 2)), Ok(()));
     assert_eq!(feed.check(mark, &answer(7, 30)), Err(WaitError::Replaced));
     feed.raise(Doubt::WentBack, mark.epoch);
@@ -388,7 +389,7 @@ async fn a_feed_is_behind_until_it_has_what_the_cluster_had_and_no_longer_than_i
     assert_eq!(feed.lag(), Some(Lag { revisions: 7, time: Duration::ZERO }), "counted anew");
     let new = Arc::new(Cluster::of(&answer(8, 3)));
     feed.reset(&new, KeyMap::default(), Revision::new(3), &Reset::Replaced);
-    assert_eq!(feed.lag(), None, "that was said of what is gone");
+    assert_eq!(feed.lag(), None, "the lag was that of the old snapshot");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Feeds on demand under bounds that are met soon; the driver is the test.
+//! Tests of feeds on demand with small limits; the test acts as the driver.
 
 use super::*;
 use crate::{
@@ -34,7 +34,8 @@ fn range(from: usize, to: usize) -> KeyRange {
     KeyRange::from_wire(format!("{from:06}").into(), format!("{to:06}").into()).expect("a range")
 }
 
-/// Reads the snapshot of a feed as its driver does: in pages, each shared where another feed has it. False where it had to end.
+/// Reads the snapshot of a feed as its driver does: in pages, sharing the keys that another feed has. Returns false if
+/// the feed had to end.
 fn load(feed: &Feed, keys: std::ops::Range<usize>) -> bool {
     let (cluster, mut map) = (cluster(), KeyMap::default());
     for page in keys.collect::<Vec<_>>().chunks(100) {
@@ -85,11 +86,11 @@ async fn overlapping_ranges_have_each_key_once() {
         feeds.push(feed);
         one = one.max(feeds[0].map().bytes());
     }
-    // The union is 25 steps longer than one of them; each further feed has pointers, and the map's own nodes.
+    // The union is 25 steps longer than one of them. Each further feed has pointers and the map's own nodes.
     let union = (keys + 24 * step) * (one / keys + KEY_OVERHEAD);
     let most = union + 25 * (keys * POINTER + FEED_OVERHEAD);
     assert!(held(&hub) <= most + most / 10, "{} of {most}", held(&hub));
-    // The very same key-values, not only the same count.
+    // They are the same key-values, not only as many.
     let shared = |feed: &Arc<Feed>, other: &Arc<Feed>| {
         let key = format!("{:06}", 25 * step + 7);
         let of = |feed: &Arc<Feed>| feed.snapshot().map.get(key.as_bytes()).expect("there").clone();
@@ -97,7 +98,7 @@ async fn overlapping_ranges_have_each_key_once() {
     };
     assert!(feeds.iter().all(|feed| shared(feed, &feeds[0])));
 
-    // A change is shared as well by those that get it later.
+    // A change is also shared by the feeds that get it later.
     let changed = fields(25 * step + 7, 10);
     let changes = crate::hub::upstream::Changes {
         revision: Revision::new(10),
@@ -156,9 +157,9 @@ async fn one_client_leaves_feeds_for_others_and_has_its_own_ended_first() {
     assert_eq!((opened.len(), refusal), (88, NoFeed::ClientLimit));
     let other = hub.feed(&range(900_000, 900_005), TWO).expect("there is room for others");
     tokio::time::advance(GRACE).await;
-    hub.feed(&range(800_000, 800_005), ONE).expect("its own made room");
+    hub.feed(&range(800_000, 800_005), ONE).expect("its own feed made room");
     assert!(!other.is_closed());
-    // One for the new one, and one so that there is as much for others as before.
+    // One for the new feed, and one to keep as much for others as before.
     assert_eq!(opened.iter().filter(|feed| feed.is_closed()).count(), 2);
 }
 
@@ -211,7 +212,7 @@ async fn the_client_that_holds_most_is_the_one_that_loses_a_feed() {
         feed.reset(&cluster(), grown, Revision::new(9), &Reset::Compacted { compact_revision: Revision::ZERO });
     }
     hub.shared.on_demand.enforce();
-    assert!(!large.is_closed(), "the largest feed, but its client holds less");
+    assert!(!large.is_closed(), "it is the largest feed, but its client holds less");
     assert_eq!(small.iter().filter(|feed| feed.is_closed()).count(), 1);
 }
 
@@ -221,12 +222,12 @@ async fn a_range_that_is_too_large_ends_while_it_is_read() {
     let small = hub.feed(&range(500_000, 500_100), TWO).expect("room");
     assert!(load(&small, 500_000..500_100));
     let _used = watch(&small);
-    let large = hub.feed(&range(0, 100_000), ONE).expect("nothing is known of it yet");
+    let large = hub.feed(&range(0, 100_000), ONE).expect("its size is not known yet");
     assert!(!load(&large, 0..100_000));
     let again = hub.feed(&range(0, 100_000), ONE).err();
     assert!(matches!(again, Some(NoFeed::ClientBytes | NoFeed::Bytes)), "it is not read again at once: {again:?}");
     assert!(large.is_closed() && !small.is_closed());
-    assert!(held(&hub) < 1 << 19, "what it had is gone: {}", held(&hub));
+    assert!(held(&hub) < 1 << 19, "its data is gone: {}", held(&hub));
     assert!(hub.feed(&range(700_000, 700_100), TWO).is_ok());
 }
 
@@ -255,7 +256,7 @@ async fn feeds_that_grow_too_large_end_with_a_reason_and_leave_room() {
     assert_eq!(hub.feed(&range(0, 100_000), TWO).err(), Some(NoFeed::Bytes));
     tokio::time::advance(REFUSED).await;
     assert!(hub.feed(&range(0, 100_000), TWO).is_ok(), "it may be smaller by now");
-    assert_eq!(stream.watches(), 0, "the watch was told");
+    assert_eq!(stream.watches(), 0, "the watch was cancelled");
     assert!(!other.is_closed());
     assert!(held(&hub) < 1 << 20);
 }
@@ -266,14 +267,14 @@ async fn whoever_finds_a_feed_does_not_wait_for_one_who_opens_another() {
     let feed = hub.feed(&range(0, 100), ONE).expect("room");
     assert!(load(&feed, 0..100));
     std::thread::scope(|scope| {
-        // As while a change goes to all of its streams.
+        // As while a change is pushed to all of its streams.
         let busy = feed.lock();
         let opening = scope.spawn(|| hub.feed(&range(500, 600), TWO).is_ok());
         while !hub.opening.is_locked() {
             std::thread::yield_now();
         }
         for _ in 0..10_000 {
-            assert!(hub.feeds.try_read().is_some(), "the list of feeds is locked while one feed is waited for");
+            assert!(hub.feeds.try_read().is_some(), "the list of feeds is locked during the wait for one feed");
             std::thread::yield_now();
         }
         assert!(hub.running(&range(0, 100)).is_some() && !opening.is_finished());

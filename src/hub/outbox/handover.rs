@@ -1,20 +1,21 @@
-//! [`Handover`]: what waits for a task, under a lock, and whether the task rests. Whoever adds something finds the task looking for it, or
-//! wakes it.
+//! [`Handover`]: data that waits for a task, under a lock, and whether that task rests. Adding data either happens
+//! before the task looks, or wakes the task.
 //!
-//! Not here: what waits, and who may add to it, see `state`. Used by the outbox alone; `models/` tries it in every order in which threads can
-//! meet. Always holds: a task looks and goes to rest under one lock; nobody is woken under it, since who is woken runs into it.
+//! Not here: what the data is and who may add to it, see `state`. Used only by the outbox; `models/` checks it in every
+//! order in which threads can interleave. Always holds: the task looks and goes to rest under one lock; no task is
+//! woken under that lock, since it would wait for it at once.
 
 use std::task::{Context, Waker};
 
 use crate::sync::{Mutex, MutexGuard};
 
-/// See the module.
+/// Data for a task; see the module.
 #[derive(Debug)]
 pub(crate) struct Handover<S> {
     state: Mutex<S>,
 }
 
-/// The task that takes what waits, while it rests.
+/// The task that takes the data, while it rests.
 #[derive(Debug, Default)]
 pub(crate) struct Resting(Option<Waker>);
 
@@ -27,7 +28,7 @@ impl<S: AsMut<Resting>> Handover<S> {
         self.state.lock()
     }
 
-    /// What the task finds; where that is nothing, it rests until it is woken.
+    /// What `find` returns. If that is nothing, the task rests until it is woken.
     pub(crate) fn look<T>(&self, cx: &Context<'_>, find: impl FnOnce(&mut S) -> Option<T>) -> Option<T> {
         let mut state = self.lock();
         let found = find(&mut state);
@@ -37,7 +38,7 @@ impl<S: AsMut<Resting>> Handover<S> {
         found
     }
 
-    /// Changes what waits, and wakes the task that the change gives back.
+    /// Changes the data, and wakes the task that `change` returns.
     pub(crate) fn tell(&self, change: impl FnOnce(&mut S) -> Option<Waker>) {
         let waker = change(&mut self.lock());
         wake(waker);
@@ -51,7 +52,7 @@ impl Resting {
         }
     }
 
-    /// The task to wake, if it rests: whoever takes it has to, once the lock is let go.
+    /// The task to wake, if it rests. The caller has to wake it once the lock is released.
     pub(crate) fn take(&mut self) -> Option<Waker> {
         self.0.take()
     }

@@ -1,8 +1,9 @@
-//! [`Position`]: where a watch stands, which is the revision that it needs next and who brings it.
+//! [`Position`]: the position of a watch, which is the revision that it needs next and the way in which it gets it.
 //!
-//! Not here: when a watch moves and why, see `watch_stream` and those that read for it; the lines in which watches wait, see `watches`.
-//! A position changes by a [`Transition`] or by a push ([`Pushable`]), and by nothing else. The table below says from which phases each may come and where it leads.
-//! Always holds: a position never falls; a transition that the table does not have changes nothing.
+//! Not here: when a watch moves and why, see `watch_stream` and the code that reads for watches; the lines in which
+//! watches wait, see `watches`. A position changes by a [`Transition`] or by a push ([`Pushable`]), and in no other
+//! way. The table below lists the phases from which each transition is allowed, and the phase that follows.
+//! Always holds: a position never falls; a transition that is not in the table changes nothing.
 
 use thiserror::Error;
 
@@ -11,26 +12,26 @@ use crate::types::Revision;
 /// How a watch gets its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Phase {
-    /// Pushed by the feed.
+    /// The feed pushes them.
     Live,
-    /// It begins with a revision that is still to come: from there on pushed by the feed.
+    /// It begins at a future revision. From there on the feed pushes them.
     Ahead,
-    /// Read from history as the queue drains.
+    /// It reads them from the history as the queue drains.
     Parked,
-    /// Not at all until the feed has read its past: then from history.
+    /// It gets none until the feed has read its past. Then it reads them from the history.
     Behind,
-    /// Not at all until it is its turn to be filled.
+    /// It gets none until its turn to be filled.
     Unfilled,
-    /// From a temporary upstream watch.
+    /// It gets them from a temporary upstream watch.
     Filling,
-    /// Ended by compaction. The id stays taken and blocks progress until the client cancels it, as in etcd.
+    /// It was ended by a compaction. The id stays in use and blocks progress until the client cancels it, as in etcd.
     Compacted,
-    /// Ended by a fault of the relay. The id stays taken until the client cancels it.
+    /// It was ended by a fault of the relay. The id stays in use until the client cancels it.
     Failed,
 }
 
 impl Phase {
-    /// What `/debug/state` calls it.
+    /// Its name in `/debug/state`.
     pub(in crate::hub) const fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -44,49 +45,50 @@ impl Phase {
         }
     }
 
-    /// Whether the feed has something for the watch that was not put into its queue yet.
+    /// Whether the feed has something for the watch that has not been queued yet.
     pub(in crate::hub) const fn is_behind(self) -> bool {
         matches!(self, Self::Parked | Self::Behind | Self::Unfilled | Self::Filling)
     }
 }
 
-/// What happens to a watch. That its feed gives it events, the one that happens all the time, is not here: see [`Pushable`].
+/// What happens to a watch. The most common case, that its feed pushes events to it, is not here: see [`Pushable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Transition {
-    /// The revision that it begins with has come.
+    /// The revision that it begins at has arrived.
     Arrive,
     /// It was told that it has everything up to a revision.
     TellProgress,
-    /// Its next events did not fit into the queue: they are read from the history later.
+    /// Its next events did not fit into the queue; they are read from the history later.
     Miss,
     /// The history has what it needs next.
     Park,
-    /// It was given what there is for it up to a revision of the past.
+    /// It was given everything for it up to a revision of the past.
     Pass,
     /// It has everything that the feed has.
     CatchUp,
-    /// The feed begins anew, and all that the watch needs is still to come.
+    /// The feed begins again, and the watch needs only future revisions.
     Outlast,
     /// The history does not reach back to what it needs, but it may soon: the feed reads its past.
     FallBehind,
-    /// The history does not reach back to what it needs and will not: it waits for a fill, or for another one.
+    /// The history does not reach back to what it needs and never will: the watch waits for a fill, or for another one.
     AwaitFill,
-    /// It is its turn to be filled.
+    /// Its turn to be filled has come.
     BeginFill,
-    /// What it needs is compacted.
+    /// What it needs was compacted.
     Compact,
     /// The relay has lost track of it.
     Fail,
 }
 
-/// See the module.
+/// The position of a watch; see the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) struct Position {
     next: Revision,
     phase: Phase,
 }
 
-/// A transition that cannot be. It is a fault of the relay: the watch is ended, since what it would get next may not be what it needs.
+/// A transition that is not allowed. This is a fault of the relay. The watch is ended, since its next events might not
+/// be the ones that it needs.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{transition:?} to revision {next} is impossible for a watch that is {:?} and needs revision {}", .from.phase, .from.next)]
 pub(in crate::hub) struct Impossible {
@@ -95,12 +97,12 @@ pub(in crate::hub) struct Impossible {
     next: Revision,
 }
 
-/// The position of a live watch that events concern: the proof that its feed may push them.
+/// The position of a live watch that wants some of the events: it proves that the feed may push them.
 #[derive(Debug)]
 pub(in crate::hub) struct Pushable<'a>(&'a mut Position);
 
 impl Transition {
-    /// Where it leads from a phase; `None` where it cannot be.
+    /// The phase after this transition from `from`; `None` if it is not allowed.
     const fn leads(self, from: Phase) -> Option<Phase> {
         use Phase::{Ahead, Behind, Compacted, Failed, Filling, Live, Parked, Unfilled};
         match (self, from) {
@@ -122,24 +124,25 @@ impl Transition {
 }
 
 impl Phase {
-    /// Whether the watch has ended, though its id is still taken.
+    /// Whether the watch has ended, though its id is still in use.
     pub(in crate::hub) const fn is_over(self) -> bool {
         matches!(self, Self::Compacted | Self::Failed)
     }
 }
 
 impl Position {
-    /// Of a new watch.
+    /// The position of a new watch.
     pub(super) const fn live(next: Revision) -> Self {
         Self { next, phase: Phase::Live }
     }
 
-    /// Of a new watch that begins with a revision which is still to come.
+    /// The position of a new watch that begins at a future revision.
     pub(super) const fn ahead(next: Revision) -> Self {
         Self { next, phase: Phase::Ahead }
     }
 
-    /// The first revision that the watch may still be given: after its start, all that it got, and what it was told as progress.
+    /// The first revision that the watch may still be given: above its start, everything that it got, and the progress
+    /// that it was told.
     pub(in crate::hub) const fn next(self) -> Revision {
         self.next
     }
@@ -148,7 +151,7 @@ impl Position {
         self.phase
     }
 
-    /// The position after a transition that leaves the watch in need of `next`.
+    /// The position after a transition that leaves the watch needing `next`.
     pub(super) fn after(self, transition: Transition, next: Revision) -> Result<Self, Impossible> {
         match transition.leads(self.phase) {
             Some(phase) if next >= self.next => Ok(Self { next, phase }),
@@ -156,7 +159,7 @@ impl Position {
         }
     }
 
-    /// The way to push events up to a revision to a watch, where it wants some of them.
+    /// Allows events up to a revision to be pushed to a watch that wants some of them.
     pub(super) fn pushable(&mut self, through: Revision) -> Option<Pushable<'_>> {
         (self.phase == Phase::Live && through >= self.next).then_some(Pushable(self))
     }
@@ -167,7 +170,7 @@ impl Pushable<'_> {
         self.0.next
     }
 
-    /// The watch was given everything through a revision.
+    /// The watch was given everything up to and including a revision.
     pub(super) fn push(self, through: Revision) {
         self.0.next = self.0.next.max(through.next());
     }
@@ -188,7 +191,8 @@ mod tests {
         Phase::Failed,
     ];
 
-    /// Each transition, and where it leads from each of [`PHASES`]: the first letter of the phase, `F` for `Filling`, `E` (for "ended") for `Failed`.
+    /// Each transition, and the phase that it leads to from each of [`PHASES`]: the first letter of the phase, `F` for
+    /// `Filling`, `E` (for "ended") for `Failed`.
     const TABLE: [(Transition, &str); 12] = [
         (Transition::Arrive, "-L------"),
         (Transition::TellProgress, "L-------"),
@@ -269,9 +273,9 @@ mod tests {
     fn only_a_live_watch_is_pushed_to_and_only_what_it_needs() {
         for phase in PHASES {
             let mut position = Position { next: at(5), phase };
-            assert!(position.pushable(at(4)).is_none(), "it has that");
+            assert!(position.pushable(at(4)).is_none(), "it has that already");
             let Some(pushable) = position.pushable(at(6)) else {
-                assert_ne!(phase, Phase::Live, "one that is ahead has to arrive first");
+                assert_ne!(phase, Phase::Live, "a watch that is ahead has to arrive first");
                 continue;
             };
             assert_eq!((phase, pushable.next()), (Phase::Live, at(5)));

@@ -1,18 +1,19 @@
 //! [`DeliveryQueue`]: what a stream has still to send, in order, with its bytes counted.
 //!
-//! Not here: who may still be given something, see `state`. Always holds: the bytes are those of the deliveries that wait.
+//! Not here: which watches may still be given something, see `state`. Always holds: the byte count is that of the
+//! deliveries in the queue.
 
 use std::collections::VecDeque;
 
 use super::OutboxLimits;
 use crate::hub::delivery::Delivery;
 
-/// Deliveries for which a queue that was emptied keeps room.
+/// An emptied queue keeps the memory for this many deliveries.
 const KEPT: usize = 16;
-/// From this room on it goes back: a burst is over.
+/// A queue with memory for more deliveries than this gives it back: a burst is over.
 const LARGE: usize = 256;
 
-/// See the module.
+/// The deliveries of a stream; see the module.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct DeliveryQueue {
     deliveries: VecDeque<Delivery>,
@@ -25,7 +26,7 @@ impl DeliveryQueue {
         self.deliveries.push_back(delivery);
     }
 
-    /// Moves what waits into `batch`, up to about `most_bytes` of events, at least one delivery.
+    /// Moves what waits into `batch`, up to about `most_bytes` of events, but at least one delivery.
     pub(super) fn take(&mut self, batch: &mut Vec<Delivery>, most_bytes: usize) {
         let mut taken = 0;
         while let Some(next) = self.deliveries.front() {
@@ -38,7 +39,7 @@ impl DeliveryQueue {
                 batch.push(delivery);
             }
         }
-        // The next goes where the last was, whose memory is at hand.
+        // The next delivery goes to the start of the buffer, which is still in the CPU's cache.
         self.deliveries.clear();
         if self.deliveries.capacity() > LARGE {
             self.deliveries.shrink_to(KEPT);
@@ -66,7 +67,7 @@ impl DeliveryQueue {
         self.bytes >= limits.bytes || self.deliveries.len() >= limits.deliveries
     }
 
-    /// Whether there is room for those that were parked, and for those that wait for room.
+    /// Whether there is room for parked watches, and for tasks that wait for room.
     pub(super) fn is_low(&self, limits: &OutboxLimits) -> bool {
         self.bytes <= limits.bytes / 2 && self.deliveries.len() <= limits.deliveries / 2
     }

@@ -1,7 +1,7 @@
 //! What an outbox keeps under its lock: the queue, the watches, and whether the stream goes on.
 //!
-//! Not here: where each watch stands, see `watches`; who calls, see `outbox`. Always holds: what is queued for a watch and its position
-//! change together; on a stream that has ended nothing is queued.
+//! Not here: the position of each watch, see `watches`; the callers, see `outbox`. Always holds: what is queued for a
+//! watch and its position change together; nothing is queued on a stream that has ended.
 
 use std::{collections::BTreeSet, sync::Arc, task::Waker};
 
@@ -23,11 +23,11 @@ use crate::{
     types::{Revision, Stamp},
 };
 
-/// Told to a watch that the relay has lost track of.
+/// Sent to the client of a watch that the relay has lost track of.
 const FAILED: &str =
-    "etcd-relay: this watch failed by a fault of the relay; watch again from the last revision that you have";
+    "etcd-relay: this watch failed because of a fault in the relay; watch again from the last revision that you have";
 
-/// Most watches that become live at once because the revisions have come with which they begin.
+/// The most watches that become live at once because the revisions that they begin at have arrived.
 const STEP_ARRIVE: usize = 1024;
 
 /// Guarded by the outbox's lock.
@@ -37,12 +37,13 @@ pub(in crate::hub) struct State {
     pub(in crate::hub) watches: Watches,
     /// The stream's task.
     pub(super) task: Resting,
-    /// Tasks that wait for room in the queue, in the order in which they came. One that writes often would else come first each time.
+    /// Tasks that wait for room in the queue, in the order in which they came. Otherwise a task that writes often would
+    /// always come first.
     pub(super) waiting: BTreeSet<u64>,
     pub(super) next_waiting: u64,
     pub(in crate::hub) end: Option<StreamEnd>,
     pub(super) gone: bool,
-    /// Where the last tick of the progress timer stopped, because the queue was full.
+    /// Where the last tick of the progress timer stopped because the queue was full.
     pub(in crate::hub) notify_from: Option<(FeedId, usize)>,
 }
 
@@ -58,9 +59,9 @@ impl AsMut<Resting> for State {
     }
 }
 
-/// What happens to a watch. Where that cannot be, the watch is ended.
+/// What happens to a watch. If a transition is not allowed, the watch is ended.
 impl State {
-    /// A live watch gets its next events, or is parked where the queue is full. Gives back a task to wake.
+    /// Queues a live watch's next events, or parks the watch if the queue is full. Returns a task to wake.
     pub(in crate::hub) fn push(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
         let full = self.queue.is_full(limits);
         let over = self.is_over();
@@ -91,7 +92,7 @@ impl State {
         self.enqueue(delivery)
     }
 
-    /// The same for a watch that was ahead of its feed until now.
+    /// Does the same for a watch that was ahead of its feed until now.
     #[cold]
     fn push_first(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
         let next = self.watches.get(slot)?.next();
@@ -116,12 +117,12 @@ impl State {
         self.shift(slot, Transition::AwaitFill, needs);
     }
 
-    /// It is the watch's turn to be filled.
+    /// The watch's turn to be filled has come.
     pub(in crate::hub) fn begin_fill(&mut self, slot: usize) {
         self.stay(slot, Transition::BeginFill);
     }
 
-    /// A watch that was read for has everything that the feed has.
+    /// A watch that was catching up has everything that the feed has.
     pub(in crate::hub) fn catch_up(&mut self, slot: usize) {
         self.stay(slot, Transition::CatchUp);
     }
@@ -131,8 +132,8 @@ impl State {
         self.shift(slot, Transition::Outlast, needs);
     }
 
-    /// Adds the events of a watch that is parked or filling, from the revision on that it needs next. The task is the caller's to
-    /// wake, where that is another one.
+    /// Adds the events of a watch that is parked or filling, from the revision that it needs next. The caller must wake
+    /// the task, unless it runs in that task.
     pub(in crate::hub) fn give(&mut self, slot: usize, payload: Arc<Payload>, as_of: Revision) {
         let Some(watch) = self.watches.get_mut(slot) else { return };
         let from = payload.before(watch.next());
@@ -153,14 +154,14 @@ impl State {
         }
     }
 
-    /// A watch that is parked or filling has everything up to `through`. False where it was ended.
+    /// A watch that is parked or filling has everything up to `through`. Returns false if it was ended.
     pub(in crate::hub) fn pass(&mut self, slot: usize, through: Revision) -> bool {
         let next = self.watches.get(slot).map(|watch| watch.next().max(through.next()));
         next.is_some_and(|next| self.shift(slot, Transition::Pass, next))
     }
 
-    /// Ends a watch with `cancellation`; after a compaction the id stays taken until the client cancels it. Gives back what the feed has
-    /// to take out, and the task to wake.
+    /// Ends a watch with `cancellation`. After a compaction the id stays in use until the client cancels it. Returns
+    /// what the feed has to take out, and the task to wake.
     pub(in crate::hub) fn end_watch(
         &mut self,
         slot: usize,
@@ -193,7 +194,7 @@ impl State {
         }
     }
 
-    /// False where that was impossible.
+    /// Returns false if the transition was not allowed.
     fn shift(&mut self, slot: usize, transition: Transition, next: Revision) -> bool {
         let shifted = self.watches.shift(slot, transition, next);
         debug_assert!(shifted.is_ok(), "a fault of the relay: {shifted:?}");
@@ -203,8 +204,8 @@ impl State {
         shifted.is_ok()
     }
 
-    /// Ends a watch that the relay has lost track of: it is told, nothing more is queued for it, and its id stays taken until the client
-    /// cancels it or the stream ends, since only then the feed can let go of it.
+    /// Ends a watch that the relay has lost track of. The client is told, and nothing more is queued for it. Its id
+    /// stays in use until the client cancels it or the stream ends, since the feed can only take it out then.
     pub(in crate::hub) fn fail(&mut self, slot: usize, impossible: &Impossible) {
         let Some(watch) = self.watches.get(slot) else { return };
         let (watch_id, next) = (watch.id, watch.next());
@@ -212,7 +213,8 @@ impl State {
         if self.watches.shift(slot, Transition::Fail, next).is_ok() {
             stats::canceled(CancelReason::Fault);
             let cancellation = Cancellation { watch_id, reason: FAILED.to_owned(), ..Cancellation::default() };
-            // Under the lock, as nowhere else: whoever called expects nobody to be woken. The task finds the lock taken for a moment.
+            // This is the only wake-up under the lock, since the caller does not expect one. The woken task finds the
+            // lock taken for a moment.
             if let Some(waker) = self.enqueue(Delivery::Canceled(Box::new(cancellation))) {
                 waker.wake();
             }
@@ -222,8 +224,9 @@ impl State {
 
 /// Progress.
 impl State {
-    /// Queues the stream's progress where etcd would tell it: there are watches, all are live, and none waits for a revision to
-    /// come. `reached` has the revision of each feed. However many watches there are, this takes a moment.
+    /// Queues the stream's progress if etcd would report it: there are watches, all of them are live, and none waits
+    /// for a future revision. `reached` has the revision of each feed. This takes a moment, however many watches there
+    /// are.
     pub(in crate::hub) fn progress(
         &mut self,
         stamp: &Stamp,
@@ -231,7 +234,7 @@ impl State {
     ) -> (ProgressAnswer, Option<Waker>) {
         let arrived = reached.iter().all(|(feed, revision)| self.watches.arrive(*feed, *revision, STEP_ARRIVE));
         if !arrived || self.watches.newest() > stamp.revision {
-            // A watch in a feed that is ahead was told of more already, or began after it.
+            // A watch in a feed that is ahead was already told of later revisions, or began after this one.
             return (ProgressAnswer::Later, None);
         }
         let behind = self.watches.parked() + self.watches.catching_up() + self.watches.compacted() > 0;
@@ -243,9 +246,9 @@ impl State {
         (ProgressAnswer::Sent, waker)
     }
 
-    /// The tick of the progress timer for some of the watches of a feed, which stands at `stamp`, those in slots from `from` on: each live
-    /// one that asked for notifications and got nothing since the last tick is told where it stands, while the queue has room. With `all`,
-    /// also those that got something, and without regard to room.
+    /// The progress timer's tick for some of the watches of a feed that is at `stamp`, namely those in slots from
+    /// `from` on. Each live watch that asked for notifications and got nothing since the last tick is told its
+    /// progress, while the queue has room. With `all`, so are those that got something, and the room does not matter.
     pub(in crate::hub) fn notify_progress(
         &mut self,
         feed: FeedId,
@@ -271,26 +274,26 @@ impl State {
     }
 }
 
-/// How far [`State::notify_progress`] came.
+/// How far [`State::notify_progress`] got.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::hub) enum Notified {
     /// Through all slots.
     All,
-    /// To this slot, and the next ones may be looked at.
+    /// To this slot; the next ones may follow.
     Some(usize),
-    /// To this slot: the client does not read.
+    /// To this slot, because the client does not read.
     Full(usize),
 }
 
 /// The queue, and the stream as a whole.
 impl State {
-    /// Adds a delivery and gives back the task to wake. On a stream that has ended nothing is added: its client goes on from the
-    /// last that it got, and a busy feed must not put the end off for ever.
+    /// Adds a delivery and returns the task to wake. Nothing is added to a stream that has ended: its client resumes
+    /// from the last revision that it got, and a busy feed must not put off the end for ever.
     pub(in crate::hub) fn enqueue(&mut self, delivery: Delivery) -> Option<Waker> {
         self.append(delivery).then(|| self.task.take()).flatten()
     }
 
-    /// The same where the task needs no wake-up. Whether it was added.
+    /// Does the same if the task needs no wake-up. Returns whether it was added.
     fn append(&mut self, delivery: Delivery) -> bool {
         let open = !self.is_over();
         if open {
@@ -299,18 +302,19 @@ impl State {
         open
     }
 
-    /// Gives the stream's task to wake, where nothing was queued but there is something to do.
+    /// Returns the stream's task to wake when nothing was queued but there is something to do.
     pub(in crate::hub) fn wake(&mut self) -> Option<Waker> {
         self.task.take()
     }
 
-    /// Whether the stream has ended or is gone: nothing new may begin on it.
+    /// Whether the stream has ended or is gone, so that nothing new may begin on it.
     pub(in crate::hub) fn is_over(&self) -> bool {
         self.gone || self.end.is_some()
     }
 
-    /// Whether parked watches are to be read for: there is room, and nobody waits for it who writes for a watch that is further behind. Such
-    /// a one would find no room if the parked came first each time; and if they never did, fills that cannot catch up would hold them up for ever.
+    /// Whether it is the parked watches' turn: there is room, and no fill waits for it that serves a watch which is
+    /// further behind. If the parked watches always came first, such a fill would find no room. If they never did,
+    /// fills that cannot catch up would hold them up for ever.
     pub(super) fn are_parked_next(&self, limits: &OutboxLimits) -> bool {
         self.watches.parked() > 0
             && self.queue.is_low(limits)
@@ -322,7 +326,7 @@ impl State {
         self.queue.is_full(limits)
     }
 
-    /// The slot of a watch that is being filled; `None` where it is not any more, or its stream has ended.
+    /// The slot of a watch that is being filled; `None` if it is not any more, or its stream has ended.
     pub(in crate::hub) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
         if self.is_over() { None } else { self.watches.filling(watch_id, serial) }
     }

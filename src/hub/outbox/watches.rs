@@ -1,9 +1,11 @@
-//! [`Watches`]: the watches of a stream, where each of them stands, and the lines in which those wait that are not live.
+//! [`Watches`]: the watches of a stream, their positions, and the lines in which those wait that are not live.
 //!
-//! Not here: who moves a watch and when, see `watch_stream`; what is queued for it, see `state`. Positions are written in this file alone, by
-//! the transitions of `position`. One that is impossible fails a debug build; in a release build the watch is ended (`fail`).
-//! Always holds: each watch that is not live is in the line of its phase, and a line is ordered by position, so that the watch which is
-//! furthest behind comes first; what is counted agrees with the phases; an attachment lives as long as a watch in its feed.
+//! Not here: when a watch moves and why, see `watch_stream`; what is queued for it, see `state`. Only this file changes
+//! positions, by the transitions of `position`. A transition that is not allowed panics in a debug build; in a release
+//! build the watch is ended (`fail`).
+//! Always holds: each watch that is not live is in the line of its phase, and a line is ordered by position, so that
+//! the watch which is furthest behind comes first; the counts agree with the phases; an attachment lives as long as a
+//! watch in its feed.
 
 use std::{
     collections::BTreeSet,
@@ -29,18 +31,18 @@ use crate::{
     types::Revision,
 };
 
-/// Most slots that are looked at while a lock is held.
+/// The most slots that are looked at while a lock is held.
 const STEP_SLOTS: usize = 1024;
 
-/// Names a feed for the outboxes that have watches there.
+/// Identifies a feed for the outboxes with watches in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::hub) struct FeedId(u64);
 
 impl FeedId {
-    /// One that no other feed of this process has; a later one is higher.
+    /// An id that no other feed of this process has. Later ids are higher.
     pub(in crate::hub) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        // Relaxed: the number protects nothing but itself.
+        // Relaxed, since the number guards no other memory.
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -49,7 +51,7 @@ impl FeedId {
     }
 }
 
-/// See the module.
+/// The watches of a stream; see the module.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Watches {
     watches: Slab<Watch>,
@@ -57,23 +59,23 @@ pub(in crate::hub) struct Watches {
     next_id: i64,
     next_serial: u64,
     attachments: Slab<Attachment>,
-    /// Read from history when there is room.
+    /// Watches that read the history when there is room.
     parked: Line,
     behind: usize,
     unfilled: usize,
     filling: usize,
     compacted: usize,
-    /// Those that want progress notifications.
+    /// How many watches want progress notifications.
     notified: usize,
-    /// The highest revision up to which a live watch was given everything, or the stream was told so.
+    /// The highest revision up to which a live watch was given everything, or for which the stream was told so.
     newest: Revision,
-    /// Slots are below it.
+    /// All slots are below it.
     slots: usize,
-    /// Whose watches these are: one more is counted before it is added.
+    /// The clients that these watches count for. A watch is counted before it is added.
     counted: Counted,
 }
 
-/// Watches of one phase: what they need next, or wait for, and their slots.
+/// Watches of one phase: the revision that each needs next or waits for, and its slot.
 type Line = BTreeSet<(Revision, u32)>;
 
 /// A feed in which the stream has watches.
@@ -83,25 +85,26 @@ struct Attachment {
     /// The outbox's place in the feed.
     place: u32,
     watches: u32,
-    /// There where a watch waits: for the feed's past, for a fill, or for the revision that it begins with.
+    /// Present while a watch waits: for the feed's past, for a fill, or for the revision that it begins at.
     lag: Option<Box<Lag>>,
 }
 
 #[derive(Debug, Default)]
 struct Lag {
-    /// Begin with revisions that are still to come. The revision is the one of their feed with which they are live, see [`Watch::arrival`].
+    /// Watches that begin at future revisions, each with the revision of its feed at which it becomes live, see
+    /// [`Watch::arrival`].
     ahead: Line,
-    /// Wait until the feed has read its past.
+    /// Watches that wait until the feed has read its past.
     behind: Line,
-    /// Wait for a fill.
+    /// Watches that wait for a fill.
     unfilled: Line,
-    /// The slots of these: turns go round them.
+    /// The slots of these watches. Turns go round them.
     unfilled_slots: BTreeSet<u32>,
-    /// Are being filled.
+    /// Watches that are being filled.
     filling: Line,
     /// The stream's place in the queue for fills from this feed, while it has one.
     ticket: Option<Ticket>,
-    /// The slot that had the last turn: the next one is after it.
+    /// The slot that had the last turn. The next turn goes to a slot after it.
     last_filled: Option<u32>,
 }
 
@@ -109,7 +112,7 @@ struct Lag {
 #[derive(Debug)]
 pub(in crate::hub) struct Watch {
     pub(in crate::hub) id: i64,
-    /// Given by [`Watches::add`], and never again on this stream: ids and slots come back after a cancel.
+    /// Assigned by [`Watches::add`], and never again on this stream, whereas ids and slots are reused after a cancel.
     pub(in crate::hub) serial: u64,
     position: Position,
     /// Index into [`Watches::attachments`].
@@ -122,7 +125,7 @@ pub(in crate::hub) struct Watch {
     pub(super) quiet: bool,
     /// It began in the past and has not been live yet.
     pub(super) replay: bool,
-    /// It named no revision to begin with.
+    /// The client did not name a start revision.
     from_now: bool,
 }
 
@@ -136,8 +139,8 @@ impl Watch {
         self.position.phase()
     }
 
-    /// The lowest revision that it may be told as its progress. As in etcd, a watch that named its start is told nothing below that, not even
-    /// the revision before it; one from now on named none.
+    /// The lowest progress that it may be told. As in etcd, a watch that named its start revision is told nothing below
+    /// that, not even the revision before it; a watch from now on named none.
     fn arrival(&self) -> Revision {
         if self.from_now { self.next().previous() } else { self.next() }
     }
@@ -147,17 +150,17 @@ impl Watch {
         if self.phase() == Phase::Ahead { self.arrival() } else { self.next() }
     }
 
-    /// Where it is in its feed's index; `None` where it is there no more.
+    /// Its place in its feed's index; `None` if it is not in there any more.
     pub(in crate::hub) fn link(&self) -> Option<Link> {
         (self.group != UNLINKED).then_some(Link { group: self.group, place: self.place })
     }
 
-    /// The same for a watch that is read for.
+    /// The group of a watch that is catching up.
     pub(in crate::hub) fn group(&self) -> GroupId {
         self.group
     }
 
-    /// Where events are pushed to it.
+    /// Allows events to be pushed to it, if it is live.
     pub(super) fn pushable(&mut self, through: Revision) -> Option<Pushable<'_>> {
         self.position.pushable(through)
     }
@@ -173,49 +176,49 @@ pub(in crate::hub) struct Link {
 /// The group of a watch that is in no index any more.
 const UNLINKED: GroupId = u32::MAX;
 
-/// Watches that are to be told their progress.
+/// Watches that are due for a progress notification.
 #[derive(Debug)]
 pub(super) struct Due {
     /// Their slots and ids.
     pub(super) watches: SmallVec<[(usize, i64); 8]>,
-    /// All slots before this one were looked at.
+    /// All slots before this one were checked.
     pub(super) looked_through: usize,
 }
 
-/// What a watch that has ended had in its feed, for the feed to take out.
+/// What a watch that has ended had in its feed, so that the feed can take it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(in crate::hub) struct Left {
     pub(in crate::hub) link: Option<Link>,
-    /// The outbox's place in the feed, where that was its last watch there.
+    /// The outbox's place in the feed, if that was its last watch there.
     pub(in crate::hub) place: Option<u32>,
 }
 
-/// What [`Watches::add`] makes a watch of.
+/// What [`Watches::add`] makes a watch from.
 #[derive(Debug)]
 pub(in crate::hub) struct NewWatch {
     pub(in crate::hub) id: i64,
     /// The first revision that it wants.
     pub(in crate::hub) next: Revision,
-    /// It did not name that revision.
+    /// The client did not name that revision.
     pub(in crate::hub) from_now: bool,
     pub(in crate::hub) attachment: u32,
     pub(in crate::hub) link: Link,
     pub(in crate::hub) fragment: bool,
     pub(in crate::hub) progress_notify: bool,
-    /// It begins in the past: what it gets until it is live is late by its own wish.
+    /// It begins in the past, so its events are late on purpose until it is live.
     pub(in crate::hub) replay: bool,
 }
 
 /// How watches come and go.
 impl Watches {
-    /// None yet; those that come count for these.
+    /// An empty set. Watches that are added count for these clients.
     pub(super) fn counted(counted: Counted) -> Self {
         Self { counted, ..Self::default() }
     }
 
-    /// One more is counted, and has this id or, for zero, one that is given as etcd does: the next of a counter that skips those in
-    /// use.
+    /// Counts one more watch and returns its id: the requested one, or for zero the next free number of a counter, as
+    /// in etcd.
     pub(in crate::hub) fn admit(&mut self, wish: i64) -> Result<Option<i64>, Full> {
         self.counted.add()?;
         let id = self.assign_id(wish);
@@ -236,8 +239,8 @@ impl Watches {
         Some(self.next_id - 1)
     }
 
-    /// The attachment of a feed, made where it is new: `place` gives the outbox's place in the feed. The same for the feed to find the
-    /// next watch: the place, and the slot that it will have.
+    /// The attachment of a feed, created if it is new; `place` gives the outbox's place in the feed. Returns what the
+    /// feed needs to find the next watch: the place, and the slot that the watch will have.
     pub(in crate::hub) fn attach(&mut self, feed: FeedId, place: impl FnOnce() -> u32) -> (u32, u32, u32) {
         let slot = self.watches.vacant_key() as u32;
         if let Some((index, known)) = self.attachments.iter().find(|(_, known)| known.feed == feed) {
@@ -247,7 +250,7 @@ impl Watches {
         (self.attachments.insert(Attachment { feed, place, watches: 0, lag: None }) as u32, place, slot)
     }
 
-    /// Adds a watch that was admitted, in a feed that stands at `revision`. It is live or ahead; the caller may move it.
+    /// Adds an admitted watch, in a feed that is at `revision`. It is live or ahead; the caller may then move it.
     pub(in crate::hub) fn add(&mut self, new: NewWatch, revision: Revision) -> usize {
         let NewWatch { id, next, from_now, attachment, link, fragment, progress_notify, replay } = new;
         let Link { group, place } = link;
@@ -282,7 +285,7 @@ impl Watches {
         slot
     }
 
-    /// Takes a watch out.
+    /// Removes a watch.
     pub(in crate::hub) fn remove(&mut self, slot: usize) -> Left {
         self.leave_line(slot);
         self.count(self.watches[slot].phase(), false);
@@ -292,7 +295,7 @@ impl Watches {
         self.notified -= usize::from(watch.progress_notify);
         if self.watches.is_empty() {
             (self.newest, self.slots) = (Revision::ZERO, 0);
-            // The memory of a burst of watches goes back.
+            // Returns the memory that a burst of watches took.
             (self.watches, self.ids) = (Slab::new(), HashMap::new());
         }
         let attachment = &mut self.attachments[watch.attachment as usize];
@@ -302,7 +305,7 @@ impl Watches {
         Left { link: watch.link(), place }
     }
 
-    /// Another watch took its place in the feed's index.
+    /// The watch has moved to another place in the feed's index.
     pub(in crate::hub) fn moved(&mut self, slot: u32, place: u32) {
         if let Some(watch) = self.watches.get_mut(slot as usize) {
             watch.place = place;
@@ -310,9 +313,9 @@ impl Watches {
     }
 }
 
-/// The transitions: each moves one watch, and nothing else does.
+/// The transitions. Each moves one watch, and nothing else moves watches.
 impl Watches {
-    /// A watch that keeps its slot moves. See [`Transition`].
+    /// Moves a watch that keeps its slot. See [`Transition`].
     pub(in crate::hub) fn shift(
         &mut self,
         slot: usize,
@@ -342,7 +345,7 @@ impl Watches {
         Ok(())
     }
 
-    /// Compaction ended a watch. Its id stays taken.
+    /// A compaction ended a watch. Its id stays in use.
     pub(super) fn compact(&mut self, slot: usize) -> Result<Left, Impossible> {
         self.shift(slot, Transition::Compact, self.watches[slot].next())?;
         let watch = &mut self.watches[slot];
@@ -351,12 +354,13 @@ impl Watches {
         Ok(Left { link, place: None })
     }
 
-    /// A live watch was given everything through a revision.
+    /// A live watch was given everything up to and including a revision.
     pub(super) fn pushed(&mut self, through: Revision) {
         self.newest = self.newest.max(through);
     }
 
-    /// Watches in a feed, which stands at `revision`, that were ahead of it are live now. False where `most` were not enough.
+    /// Makes watches live that were ahead of their feed, which is at `revision` now. Returns false if there are more
+    /// than `most` of them.
     pub(super) fn arrive(&mut self, feed: FeedId, revision: Revision, most: usize) -> bool {
         for _ in 0..most {
             let Some((arrival, slot)) = self.lag_in(feed).and_then(|lag| lag.ahead.first().copied()) else {
@@ -374,8 +378,8 @@ impl Watches {
         self.shift(slot, Transition::Arrive, next).is_ok()
     }
 
-    /// Live watches in a feed, which stands at `revision`, that are to be told so: of the slots from `from` on as many as may be looked at
-    /// while a lock is held.
+    /// Live watches in a feed that is at `revision` which are due for a progress notification. Looks at as many slots
+    /// from `from` on as the lock may be held for.
     pub(super) fn due_for_progress(&mut self, feed: FeedId, revision: Revision, all: bool, from: usize) -> Due {
         let to = self.slots.min(from + STEP_SLOTS);
         let due = |slot: usize| {
@@ -390,7 +394,7 @@ impl Watches {
         Due { watches: (from..to).filter_map(due).collect(), looked_through: to }
     }
 
-    /// The tick of the progress timer has come to these slots: what is delivered from here on is news.
+    /// The progress timer's tick has come to these slots. Whatever is delivered from here on counts for the next tick.
     pub(super) fn ticked(&mut self, feed: FeedId, slots: Range<usize>) {
         for slot in slots {
             if let Some(watch) = self.watches.get_mut(slot)
@@ -432,7 +436,7 @@ impl Watches {
                 let lag = self.lag_mut(attachment);
                 let (left, idle) = (lag.ahead.remove(&entry), lag.is_idle());
                 if idle {
-                    // A stream that resumed where its feed stood has no other use for it.
+                    // A stream that resumed at its feed's revision has no other use for it.
                     self.attachments[attachment as usize].lag = None;
                 }
                 left
@@ -443,7 +447,7 @@ impl Watches {
         debug_assert!(left, "a watch is in its line until it leaves it");
     }
 
-    /// A watch came into a phase, or left it: here, and for the gauges.
+    /// Counts a watch that entered or left a phase, here and for the gauges.
     fn count(&mut self, phase: Phase, up: bool) {
         let count = match phase {
             Phase::Live | Phase::Ahead | Phase::Failed => return,
@@ -471,7 +475,7 @@ impl Watches {
     }
 }
 
-/// What is asked about them.
+/// Queries.
 impl Watches {
     pub(in crate::hub) fn len(&self) -> usize {
         self.watches.len()
@@ -489,7 +493,7 @@ impl Watches {
         self.watches.get_mut(slot)
     }
 
-    /// Slots are below it.
+    /// All slots are below it.
     pub(super) fn slots(&self) -> usize {
         self.slots
     }
@@ -499,7 +503,7 @@ impl Watches {
         self.ids.get(&watch_id).map(|slot| *slot as usize)
     }
 
-    /// The slot of a watch that is being filled; `None` where it is not any more, whatever came in its place.
+    /// The slot of a watch that is being filled; `None` if it is not any more, even if another watch has its id.
     pub(super) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
         let slot = self.slot_of(watch_id)?;
         let watch = &self.watches[slot];
@@ -521,16 +525,16 @@ impl Watches {
         self.attachments.iter().map(|(_, attachment)| attachment.feed)
     }
 
-    /// The slots of some of the watches in a feed, of those from `from` on, and the slot to go on from: who looks at a million watches with
-    /// a lock in hand holds up the feed.
+    /// The slots of some of the watches in a feed, from `from` on, and the slot to continue from. Looking at a million
+    /// watches under a lock would hold up the feed.
     pub(in crate::hub) fn some_slots_in(&self, feed: FeedId, from: usize) -> (Vec<usize>, Option<usize>) {
         let to = self.slots.min(from + STEP_SLOTS);
         let slots = (from..to).filter(|slot| self.feed_of(*slot) == Some(feed)).collect();
         (slots, (to < self.slots).then_some(to))
     }
 
-    /// The first `most` watches from a slot on, each with its slot and its feed, of the slots that may be looked at while a lock is held; and
-    /// the slot where the next look begins, if there is one.
+    /// The first `most` watches from a slot on, each with its slot and its feed, within the number of slots that may be
+    /// looked at under a lock; and the slot to continue from, if there is one.
     pub(in crate::hub) fn some_from(&self, from: usize, most: usize) -> (Vec<(usize, FeedId, &Watch)>, Option<usize>) {
         let to = self.slots.min(from.saturating_add(STEP_SLOTS));
         let found = (from..to).filter_map(|slot| Some((slot, self.feed_of(slot)?, self.watches.get(slot)?)));
@@ -549,17 +553,17 @@ impl Watches {
         self.parked.len()
     }
 
-    /// Watches that history does not reach.
+    /// Watches that the history does not reach.
     pub(in crate::hub) fn catching_up(&self) -> usize {
         self.behind + self.unfilled + self.filling
     }
 
-    /// Watches that compaction ended.
+    /// Watches that a compaction ended.
     pub(super) fn compacted(&self) -> usize {
         self.compacted
     }
 
-    /// What the watch that is furthest behind needs, and its feed; `None` where none is behind.
+    /// What the watch that is furthest behind needs, and its feed; `None` if no watch is behind.
     pub(in crate::hub) fn furthest_behind(&self) -> Option<(Revision, FeedId)> {
         let parked = self.parked.first().and_then(|(next, slot)| Some((*next, self.feed_of(*slot as usize)?)));
         let lagging = self.attachments.iter().flat_map(|(_, at)| {
@@ -569,7 +573,7 @@ impl Watches {
         parked.into_iter().chain(lagging).min_by_key(|(next, _)| *next)
     }
 
-    /// Whether a parked watch is further behind than each of those that are being filled. False where none is being filled.
+    /// Whether a parked watch is further behind than every watch that is being filled. False if none is being filled.
     pub(super) fn is_a_parked_one_behind_the_filling(&self) -> bool {
         let lags = self.attachments.iter().filter_map(|(_, at)| at.lag.as_deref());
         let filling = lags.filter_map(|lag| lag.filling.first()).map(|(next, _)| *next).min();
@@ -577,17 +581,17 @@ impl Watches {
         parked.zip(filling).is_some_and(|(parked, filling)| parked < filling)
     }
 
-    /// The highest revision up to which a live watch was given everything, or the stream was told so.
+    /// The highest revision up to which a live watch was given everything, or for which the stream was told so.
     pub(super) fn newest(&self) -> Revision {
         self.newest
     }
 
-    /// Revisions begin anew: another cluster has taken the place of the one that they were of.
+    /// Another cluster has replaced the one that the revisions belonged to, so they start again.
     pub(in crate::hub) fn forget_newest(&mut self) {
         self.newest = Revision::ZERO;
     }
 
-    /// Whether a watch begins with a revision that is still to come.
+    /// Whether a watch begins at a future revision.
     pub(super) fn some_ahead(&self) -> bool {
         self.attachments.iter().any(|(_, at)| at.lag.as_ref().is_some_and(|lag| !lag.ahead.is_empty()))
     }
@@ -597,8 +601,8 @@ impl Watches {
         self.notified > 0
     }
 
-    /// The feed of the parked watch that is furthest behind (revisions of several feeds are of one store), and up to `most` slots of
-    /// parked watches there, those that are furthest behind of all first.
+    /// The feed of the parked watch that is furthest behind (the revisions of several feeds belong to one store), and
+    /// up to `most` slots of parked watches there, those furthest behind first.
     pub(in crate::hub) fn furthest_parked(&self, most: usize) -> Option<(FeedId, Vec<u32>)> {
         let (_, first) = self.parked.first()?;
         let attachment = self.watches[*first as usize].attachment;
@@ -611,7 +615,7 @@ impl Watches {
         self.attachments.iter().find(|(_, at)| at.feed == feed)?.1.lag.as_deref()
     }
 
-    /// What the watch that waits for a feed's past and is furthest behind needs.
+    /// The lowest revision that a watch which waits for a feed's past needs.
     pub(in crate::hub) fn furthest_behind_in(&self, feed: FeedId) -> Option<Revision> {
         self.lag_in(feed)?.behind.first().map(|(next, _)| *next)
     }
@@ -637,7 +641,7 @@ impl Watches {
 
 /// The queue for fills: the stream has one place for each feed in which watches wait.
 impl Watches {
-    /// Whether watches wait for a fill that has no place in the queue yet.
+    /// Whether some watches wait for a fill without a place in the queue yet.
     pub(super) fn want_turns(&self) -> bool {
         let wants = |at: &Attachment| at.lag.as_deref().is_some_and(Lag::wants_turn);
         self.unfilled > 0 && self.attachments.iter().any(|(_, at)| wants(at))
@@ -648,7 +652,7 @@ impl Watches {
         self.lag_in(feed).is_some_and(Lag::wants_turn)
     }
 
-    /// The place in the queue that there is from now on, or none any more.
+    /// Sets or removes the place in the queue.
     pub(in crate::hub) fn set_ticket(&mut self, feed: FeedId, ticket: Option<Ticket>) {
         let found = self.attachments.iter_mut().find(|(_, at)| at.feed == feed);
         if let Some(lag) = found.and_then(|(_, at)| at.lag.as_deref_mut()) {
@@ -656,8 +660,9 @@ impl Watches {
         }
     }
 
-    /// The slot of the next watch that waits for a fill in a feed. Turns go round the slots, whatever the watches need: one whose position
-    /// rises would otherwise come before one that is further behind, for as long as it waits again and again.
+    /// The slot of the next watch that waits for a fill in a feed. Turns go round the slots, whatever revisions the
+    /// watches need. Otherwise a watch whose position rises would come before one that is further behind, as long as it
+    /// waits again and again.
     pub(in crate::hub) fn next_unfilled(&mut self, feed: FeedId) -> Option<usize> {
         let (_, at) = self.attachments.iter_mut().find(|(_, at)| at.feed == feed)?;
         let lag = at.lag.as_deref_mut()?;
@@ -667,7 +672,8 @@ impl Watches {
         Some(slot as usize)
     }
 
-    /// Slots of watches in a feed that wait for a fill and need a revision from `from` through `through` next; the first `most`.
+    /// Slots of watches in a feed that wait for a fill and need a revision from `from` to `through` next; the first
+    /// `most` of them.
     pub(in crate::hub) fn unfilled_in(
         &self,
         feed: FeedId,
@@ -685,7 +691,7 @@ impl Lag {
         !self.unfilled.is_empty() && self.ticket.is_none()
     }
 
-    /// Nothing is kept here.
+    /// Whether nothing is kept here.
     fn is_idle(&self) -> bool {
         let lines = [&self.ahead, &self.behind, &self.unfilled, &self.filling];
         lines.iter().all(|line| line.is_empty()) && self.ticket.is_none() && self.last_filled.is_none()
@@ -694,7 +700,7 @@ impl Lag {
 
 #[cfg(test)]
 impl Watches {
-    /// How many it has memory for.
+    /// The number of watches for which it has memory.
     pub(in crate::hub) fn room(&self) -> usize {
         self.watches.capacity().max(self.ids.capacity())
     }

@@ -1,7 +1,8 @@
-//! [`Sorter`]: takes a read's key-values in the order of their keys, and gives them back sorted and limited.
+//! [`Sorter`]: takes a read's key-values in the order of their keys, and returns them sorted and limited.
 //!
-//! Not here: which key-values they are, see `walk`. Called by `walk` alone, which offers a few thousand at a time.
-//! Always holds: no call takes longer than it takes to sort [`RUN`] key-values; among equals, key-values stay in the order of their keys.
+//! Not here: which key-values they are, see `walk`. Called only by `walk`, which passes a few thousand at a time.
+//! Always holds: no call takes longer than it takes to sort [`RUN`] key-values; equal key-values stay in the order of
+//! their keys.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -15,18 +16,18 @@ use smallvec::SmallVec;
 use super::{RangeQuery, SortOrder, SortTarget};
 use crate::{hub::listing, types::KeyValue};
 
-/// Key-values that are sorted at a time, which takes about a millisecond. Where fewer are wanted, no more are kept.
+/// How many key-values are sorted at a time, which takes about a millisecond. If fewer are wanted, no more are kept.
 const RUN: usize = 4096;
 
-/// See the module.
+/// Sorts the key-values of a read; see the module.
 #[derive(Debug)]
 pub(super) struct Sorter {
     target: SortTarget,
     order: SortOrder,
     bare: bool,
-    /// Key-values that are wanted.
+    /// How many key-values are wanted.
     most: usize,
-    /// Key-values after which no more need to be looked at.
+    /// After this many key-values no more are needed.
     enough: usize,
     offered: usize,
     kept: Kept,
@@ -36,35 +37,35 @@ pub(super) struct Sorter {
 enum Kept {
     /// In the order of their keys.
     AsTheyCome(SmallVec<[Arc<KeyValue>; 1]>),
-    /// The first of all, where few are wanted; the last of them on top.
+    /// The first ones in the wanted order, if few are wanted. The last of them is on top.
     First(BinaryHeap<Item>),
-    /// Sorted parts, and what comes next.
+    /// Sorted parts, and the part that is being collected.
     Runs(Vec<vec::IntoIter<Item>>, Vec<Item>),
 }
 
-/// What a read gives.
+/// The result of a read.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
     pub(super) kvs: SmallVec<[Arc<KeyValue>; 1]>,
-    /// How long they are, encoded.
+    /// Their encoded length.
     pub(super) bytes: usize,
 }
 
-/// A key-value with what it is sorted by.
+/// A key-value with its sort key.
 #[derive(Debug)]
 struct Item {
-    /// Decides for all but long values.
+    /// Decides the order, except between long values.
     rank: u64,
-    /// The place among the keys.
+    /// The position in the order of keys.
     number: usize,
-    /// Where the rank is only the beginning of the value.
+    /// Set if the rank is only the beginning of the value.
     by_value: Option<SortOrder>,
     kv: Arc<KeyValue>,
 }
 
 impl Sorter {
     pub(super) fn new(query: &RangeQuery) -> Self {
-        // etcd sorts ascending where a target other than the key is given without an order.
+        // etcd sorts in ascending order if a target other than the key is given without an order.
         let (as_they_come, order) = match (query.sort_target, query.sort_order) {
             (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => (true, SortOrder::Ascend),
             (_, SortOrder::None) => (false, SortOrder::Ascend),
@@ -78,13 +79,14 @@ impl Sorter {
         } else {
             Kept::Runs(Vec::new(), Vec::new())
         };
-        // One more than the limit tells whether there is more. etcd reads no more either where no order is named, and sorts these.
+        // One more than the limit shows whether there is more. Without an order, etcd reads no more than that either,
+        // and sorts what it read.
         let all_first = !as_they_come && (query.sort_order != SortOrder::None || query.is_filtered());
         let enough = if all_first { usize::MAX } else { most.saturating_add(1) };
         Self { target: query.sort_target, order, bare: query.keys_only, most, enough, offered: 0, kept }
     }
 
-    /// Takes the next key-value. False where no more are needed.
+    /// Takes the next key-value. Returns false if no more are needed.
     pub(super) fn offer(&mut self, kv: &Arc<KeyValue>) -> bool {
         let number = self.offered;
         self.offered += 1;
@@ -114,7 +116,7 @@ impl Sorter {
         self.offered < self.enough
     }
 
-    /// All were offered.
+    /// All key-values were passed.
     pub(super) fn finish(self) -> Finishing {
         let more = self.offered > self.most;
         let (runs, sorted) = match self.kept {
@@ -139,7 +141,7 @@ fn run(mut items: Vec<Item>) -> vec::IntoIter<Item> {
     items.into_iter()
 }
 
-/// Puts sorted parts together, and measures them.
+/// Merges sorted parts, and measures them.
 #[derive(Debug)]
 pub(super) struct Finishing {
     /// Whether the limit left some out.
@@ -147,15 +149,15 @@ pub(super) struct Finishing {
     bare: bool,
     most: usize,
     runs: Vec<vec::IntoIter<Item>>,
-    /// The next of each run, and whose it is.
+    /// The next item of each run, and which run it is from.
     heads: BinaryHeap<Reverse<(Item, usize)>>,
-    /// Key-values whose length is counted.
+    /// How many key-values have been measured.
     measured: usize,
     sorted: Sorted,
 }
 
 impl Finishing {
-    /// Goes on for about `steps` key-values. What came of it, once it is done.
+    /// Continues for about `steps` key-values. Returns the result once it is done.
     pub(super) fn step(&mut self, steps: usize) -> Option<Sorted> {
         for _ in 0..steps {
             if self.sorted.kvs.len() < self.most
@@ -180,7 +182,7 @@ impl Finishing {
 
 impl Item {
     fn new(kv: &Arc<KeyValue>, number: usize, target: SortTarget, order: SortOrder) -> Self {
-        // Signed numbers in the order of unsigned ones.
+        // Maps signed numbers to unsigned ones in the same order.
         let signed = |value: i64| value as u64 ^ 1 << 63;
         let rank = match target {
             SortTarget::Key => number as u64,
@@ -195,7 +197,8 @@ impl Item {
     }
 }
 
-/// The first bytes of a value as a number: most values differ there, and are then compared without a look at their memory.
+/// The first bytes of a value as a number. Most values differ there, and are then compared without reading their
+/// memory.
 fn beginning(value: &[u8]) -> u64 {
     let mut bytes = [0; 8];
     let len = value.len().min(bytes.len());

@@ -1,4 +1,4 @@
-//! Reads against a naive answer to the same question, and how their work is cut into steps.
+//! Compares reads with a naive answer to the same query, and checks how their work is divided into steps.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ fn everything() -> RangeQuery {
 /// The state after each revision.
 type States = BTreeMap<i64, BTreeMap<Vec<u8>, Arc<KeyValue>>>;
 
-/// A feed that went through these changes, `(key, value)` to put and without a value to delete, and the states that it had.
+/// A feed that went through these changes, and its states. `(key, value)` is a put; without a value it is a delete.
 fn feed(hub: &Arc<Hub>, first: KeyMap, changes: &[(u8, Option<u8>)]) -> (Arc<Feed>, States) {
     let feed = hub.open(KeyRange::prefix("".into()));
     let mut state: BTreeMap<Vec<u8>, Arc<KeyValue>> =
@@ -45,7 +45,7 @@ fn feed(hub: &Arc<Hub>, first: KeyMap, changes: &[(u8, Option<u8>)]) -> (Arc<Fee
             Some(value) => {
                 let kv = KeyValueFields {
                     key: key.clone().into(),
-                    // Some that differ after their first bytes alone.
+                    // Some differ only after their first bytes.
                     value: [&b"a long beginning"[..], &[*value]].concat().into(),
                     create_revision: before.map_or(revision, |kv| kv.create_revision),
                     mod_revision: revision,
@@ -67,10 +67,10 @@ fn publish(feed: &Feed, revision: Revision, events: Vec<EventFields>) {
     feed.publish(&[changes]).expect("published");
 }
 
-/// Key-values in their order, without values where the query wants none; whether there are more; the count.
+/// Key-values in order, without values if the query wants none; whether there are more; the count.
 type Answer = (Vec<KeyValueFields>, bool, usize);
 
-/// What etcd does, word for word: reads, filters, sorts, limits.
+/// What etcd does, step by step: reads, filters, sorts, limits.
 fn naive(query: &RangeQuery, state: &BTreeMap<Vec<u8>, Arc<KeyValue>>) -> Answer {
     let mut kvs: Vec<&Arc<KeyValue>> = state.values().filter(|kv| query.range.contains(kv.key())).collect();
     let count = kvs.len();
@@ -108,7 +108,7 @@ fn sent(reply: &mut RangeReply, bytes: usize) -> Vec<u8> {
     while !reply.kvs.is_empty() {
         reply.kvs.take(bytes, |part| sent.extend_from_slice(part));
     }
-    assert_eq!(sent.len(), len, "as long as was said");
+    assert_eq!(sent.len(), len, "as long as it reported");
     sent
 }
 
@@ -174,7 +174,8 @@ proptest! {
 
 #[test]
 fn a_past_read_looks_at_no_key_beyond_those_that_etcd_sorts() {
-    // Key 3 is gone, and lies behind all that are left. It is older than these, but etcd sorts the first two keys alone.
+    // Key 3 is deleted, and comes after all that are left. It is older than these, but etcd sorts only the first two
+    // keys.
     let (feed, states) = feed(&hub(), KeyMap::default(), &[(3, Some(0)), (1, Some(0)), (2, Some(0)), (3, None)]);
     let query = RangeQuery { limit: 1, sort_target: SortTarget::Create, revision: Revision::new(13), ..everything() };
     let reply = query.read(&feed).expect("a reply");
@@ -182,7 +183,7 @@ fn a_past_read_looks_at_no_key_beyond_those_that_etcd_sorts() {
     assert_eq!(naive(&query, &states[&13]).0[0].key, &[1][..]);
 }
 
-/// More keys than a step looks at, all with different values, in no order.
+/// More keys than one step looks at, with different values in no order.
 const KEYS: usize = 20_000;
 
 fn many() -> KeyMap {
@@ -289,8 +290,8 @@ async fn a_past_read_before_which_the_feed_begins_again_takes_nothing_of_the_new
     let (feed, _) = feed(&hub(), many(), &[]);
     let past = feed.revision().previous();
     let mut walk = Walk::new(RangeQuery { revision: past, ..everything() });
-    assert!(walk.step(&feed).is_none(), "it has seen that the revision is a past one");
-    // Now it is one to come.
+    assert!(walk.step(&feed).is_none(), "it has seen that the revision is in the past");
+    // Now the revision is in the future.
     feed.reset(&Arc::default(), KeyMap::default(), past.previous(), &crate::hub::Reset::Replaced);
     let ended = std::iter::repeat_with(|| walk.step(&feed)).flatten().next();
     assert!(matches!(ended, Some(Err(ReadError::BeforeHistory))), "{ended:?}");

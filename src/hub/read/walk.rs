@@ -1,9 +1,9 @@
 //! [`Walk`]: a read that looks at many key-values or at many changes, in steps.
 //!
-//! Not here: where it runs, see `work`; what needs no walk, see `read`. A read at a past revision first collects, from the history, what the
-//! changes since then replaced, and then looks at the keys as they were.
-//! Always holds: a step takes about a millisecond at most, whatever the request, the snapshot and the history are like; the reply is of one
-//! revision.
+//! Not here: where it runs, see `work`; reads that need no walk, see `read`. A read at a past revision first collects
+//! from the history what the changes since then replaced, and then looks at the keys as they were.
+//! Always holds: a step takes about a millisecond at most, whatever the request, the snapshot and the history are like;
+//! the reply is of one revision.
 
 use std::{
     cell::Cell,
@@ -23,12 +23,12 @@ use crate::{
     types::{Entry, EventKind, Header, KeyValue, Revision},
 };
 
-/// Key-values, or changes, of a step.
+/// How many key-values or changes a step looks at.
 const STEP: usize = 2048;
-/// Memory that a key-value of a reply takes in its list.
+/// The memory of a reply's list for each key-value.
 const POINTER: usize = size_of::<Arc<KeyValue>>();
 
-/// See the module.
+/// A read in steps; see the module.
 #[derive(Debug)]
 pub(super) struct Walk {
     query: RangeQuery,
@@ -43,11 +43,11 @@ enum Stage {
     Finishing(End),
 }
 
-/// What a reply has beside its key-values.
+/// What a reply has besides its key-values.
 #[derive(Clone, Copy, Debug)]
 struct Terms {
     header: Header,
-    /// Of the snapshot that was looked at.
+    /// The epoch of the snapshot that is read.
     epoch: u64,
     count: usize,
 }
@@ -58,32 +58,32 @@ struct End {
     finishing: Box<Finishing>,
 }
 
-/// What changed since a past revision.
+/// The changes since a past revision.
 #[derive(Debug)]
 struct Changes {
-    /// The first revision that is not taken from the history yet.
+    /// The first revision that was not taken from the history yet.
     from: Revision,
     epoch: Option<u64>,
-    /// Taken, and not looked at yet.
+    /// Entries that were taken and not looked at yet.
     entries: VecDeque<Arc<Entry>>,
-    /// Events of the first of these that were looked at.
+    /// How many events of the first of these were looked at.
     seen: usize,
-    /// Where the changes end, once all are taken.
+    /// The snapshot at the end of the changes, once all are taken.
     newest: Option<Arc<Snapshot>>,
     before: Before,
-    /// Keys that the range had more, with those that are new taken off.
+    /// How many more keys the range had at the past revision than it has now.
     more: isize,
 }
 
-/// What keys were before they changed, `None` where they were not there; and whether they are there now.
+/// The value of each key before it changed, `None` if it did not exist; and whether the key exists now.
 type Before = BTreeMap<Bytes, (Option<Arc<KeyValue>>, bool)>;
 
-/// A look at keys, one after the other.
+/// A pass over keys, one after the other.
 #[derive(Debug)]
 struct Look {
     snapshot: Arc<Snapshot>,
     terms: Terms,
-    /// Where the keys are that were not looked at.
+    /// The places of the keys that were not looked at yet.
     places: Range<usize>,
     before: Before,
     sorter: Sorter,
@@ -94,7 +94,7 @@ impl Walk {
         Self { query, stage: Stage::Beginning }
     }
 
-    /// Goes on for about a millisecond. The reply, or why there is none, once it is done.
+    /// Continues for about a millisecond. Returns the reply, or an error, once it is done.
     pub(super) fn step(&mut self, feed: &Feed) -> Option<Result<RangeReply, ReadError>> {
         match &mut self.stage {
             Stage::Beginning => {
@@ -148,20 +148,21 @@ impl Walk {
         None
     }
 
-    /// About how much memory a reply has that is not shared with the snapshot.
+    /// About how much memory a reply takes that it does not share with the snapshot.
     pub(super) fn memory(reply: &RangeReply) -> usize {
         reply.kvs.len() * POINTER
     }
 }
 
 impl Changes {
-    /// All since a revision of the feed's history of this epoch. In another the revision may be still to come.
+    /// All changes since a revision of the feed's history in this epoch. In another epoch the revision may still be in
+    /// the future.
     fn since(revision: Revision, epoch: u64) -> Self {
         let (entries, before) = (VecDeque::new(), Before::new());
         Self { from: revision.next(), epoch: Some(epoch), entries, seen: 0, newest: None, before, more: 0 }
     }
 
-    /// Looks at some changes. The snapshot that they lead to, once all were looked at.
+    /// Looks at some changes. Returns the snapshot that they lead to, once all were looked at.
     fn step(&mut self, feed: &Feed, query: &RangeQuery) -> Result<Option<Arc<Snapshot>>, ReadError> {
         for _ in 0..STEP {
             let Some(entry) = self.entries.front() else {
@@ -182,10 +183,11 @@ impl Changes {
             self.seen += 1;
             if query.range.contains(event.kv.key()) {
                 let is_there = event.kind == EventKind::Put;
-                // The first change since then tells what the key was then, the last whether it is there now.
+                // The first change since then shows the key's value at that time, and the last one whether it exists
+                // now.
                 let change = match self.before.entry(event.kv.key_bytes()) {
                     btree_map::Entry::Occupied(known) => known.into_mut(),
-                    // Compacted when the relay read it.
+                    // The value was compacted when the relay read the change.
                     btree_map::Entry::Vacant(_) if event.prev.is_none() && !event.is_create() => {
                         return Err(ReadError::BeforeHistory);
                     }
@@ -208,7 +210,7 @@ impl Look {
         Self { snapshot, terms, places, before, sorter: Sorter::new(query) }
     }
 
-    /// Looks at some keys. True once all that are needed were looked at.
+    /// Looks at some keys. Returns true once all that are needed were looked at.
     fn step(&mut self, query: &RangeQuery) -> bool {
         let Self { snapshot, places, before, sorter, .. } = self;
         let mut left = STEP;
@@ -220,7 +222,7 @@ impl Look {
         let mut next = places.start;
         snapshot.map.leaves(places.clone(), |leaf, places| {
             for kv in &leaf.entries()[places] {
-                // What was before this key, and is gone.
+                // Deleted keys that came before this one.
                 while let Some(gone) = before.first_entry().filter(|gone| &gone.key()[..] < kv.key()) {
                     if left == 0 || gone.remove().0.is_some_and(|was| take(&was)) {
                         return false;

@@ -1,6 +1,6 @@
 //! [`Leaf`]: neighbouring key-values of a map, and their page.
 //!
-//! Always holds: a page is of the entries that the leaf has.
+//! Always holds: the page has exactly the leaf's entries.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,14 +12,14 @@ use crate::{
     types::KeyValue,
 };
 
-/// Neighbours. Whoever changes the entries takes the slot out, since its page is of the entries before.
+/// Neighbouring key-values. A change of the entries removes the slot, since its page has the entries from before.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Leaf {
     entries: Vec<Arc<KeyValue>>,
     page: OnceLock<Arc<Slot>>,
 }
 
-/// A clone is made to be changed, so it has no page.
+/// A leaf is cloned in order to be changed, so the clone has no page.
 impl Clone for Leaf {
     fn clone(&self) -> Self {
         Self::of(self.entries.clone())
@@ -36,13 +36,13 @@ impl Leaf {
         &self.entries
     }
 
-    /// To change them.
+    /// The key-values, to be changed.
     pub(super) fn entries_mut(&mut self) -> &mut Vec<Arc<KeyValue>> {
         self.page.take();
         &mut self.entries
     }
 
-    /// All key-values, encoded, side by side; `None` where they are better taken one by one.
+    /// All key-values encoded side by side; `None` if they are better taken one by one.
     pub(in crate::hub) fn page(&self, pages: &Pages) -> Option<Bytes> {
         let slot = match self.page.get() {
             Some(slot) => slot,

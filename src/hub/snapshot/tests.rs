@@ -1,4 +1,4 @@
-//! The map against an ordered map of the standard library, and what a version keeps.
+//! Compares the map with an ordered map of the standard library, and checks that old versions stay as they were.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! What a stream is told of its progress: in answer to its question, at the tick of a timer, and before it ends.
+//! Progress reports to a stream: in answer to a request, at the tick of a timer, and before it ends.
 //!
-//! Always holds: whoever is told a revision was given everything up to it before.
+//! Always holds: before a stream is told a revision, it was given everything up to that revision.
 
 use super::WatchStream;
 use crate::{
@@ -13,14 +13,14 @@ use crate::{
 };
 
 impl WatchStream {
-    /// Answers a progress request on the whole stream, if etcd would: every watch is live and none waits for a revision to
-    /// come.
+    /// Answers a progress request for the whole stream, if etcd would: every watch is live and none waits for a future
+    /// revision.
     pub fn answer_progress(&self) -> ProgressAnswer {
         let feeds = self.feeds();
         let (answer, waker) = match &feeds[..] {
             [] => return ProgressAnswer::Silence,
             [feed] => with_stamp(feed, |stamp| self.outbox.lock().progress(stamp, &[(feed.id(), stamp.revision)])),
-            // Several feeds stand at several revisions. The lowest one holds for all, where they are of one cluster.
+            // Several feeds are at several revisions. The lowest one holds for all of them, if they are of one cluster.
             [first, ..] => {
                 let stamps = feeds.iter().map(|feed| feed.snapshot().stamp());
                 let lowest = stamps.min_by_key(|stamp| stamp.revision).unwrap_or_default();
@@ -35,9 +35,9 @@ impl WatchStream {
         answer
     }
 
-    /// The tick of the progress timer: each live watch that asked for notifications and got nothing since the last tick is
-    /// told where it stands. With `all`, also those that got something. False where the queue has no room for the others: the next call
-    /// goes on with them.
+    /// The progress timer's tick: each live watch that asked for notifications and got nothing since the last tick is
+    /// told its progress. With `all`, so are those that got something. Returns false if the queue has no room for the
+    /// others; the next call continues with them.
     pub fn notify_progress(&self, all: bool) -> bool {
         let feeds = self.feeds();
         let stopped = self.outbox.lock().notify_from.take().filter(|_| !all);
@@ -72,8 +72,7 @@ impl WatchStream {
     }
 }
 
-/// Calls `with` with the revision up to which every live watch has been given everything; nothing is published
-/// meanwhile.
+/// Calls `with` with the revision up to which every live watch was given everything. Nothing is published meanwhile.
 fn with_stamp<T>(feed: &Feed, with: impl FnOnce(&Stamp) -> T) -> T {
     let inner = feed.lock();
     with(&inner.stamp())

@@ -1,4 +1,5 @@
-//! Tests of a stream with its feeds: what a fault of the relay does to a watch, and what a stream leaves behind.
+//! Tests of a stream with its feeds: what a fault of the relay does to a watch, and that a stream leaves nothing
+//! behind.
 
 use std::{sync::Weak, task::Waker};
 
@@ -42,7 +43,7 @@ fn publish(feed: &Feed, revision: i64) {
     feed.publish(&[changes]).expect("the next revision");
 }
 
-/// What is told, in short.
+/// The messages of a stream, in short.
 fn told(stream: &WatchStream) -> Vec<String> {
     let mut cx = Context::from_waker(Waker::noop());
     let (mut batch, mut all) = (Vec::new(), Vec::new());
@@ -57,7 +58,7 @@ fn told(stream: &WatchStream) -> Vec<String> {
     all
 }
 
-/// Lets the relay lose track of a watch, as a release build goes on after it.
+/// Makes the relay lose track of a watch, and continues as a release build does.
 fn lose(stream: &WatchStream, watch_id: i64) {
     let mut state = stream.outbox.lock();
     let slot = state.watches.slot_of(watch_id).expect("a watch");
@@ -85,7 +86,7 @@ fn a_watch_that_the_relay_has_lost_track_of_is_ended_and_no_other() {
         assert_eq!(told(&stream), ["1 canceled", "2 events 11"]);
         assert_eq!(stream.live_watches().iter().map(|watch| watch.watch_id).collect::<Vec<_>>(), [2]);
 
-        // Nothing moves it any more, and it does not hold up the others.
+        // It does not move any more, and does not hold up the others.
         stream.notify_progress(true);
         assert_eq!(stream.answer_progress(), ProgressAnswer::Sent);
         assert_eq!(told(&stream), ["2 progress 11", "-1 progress 11"]);
@@ -122,7 +123,7 @@ fn feeds_and_streams_hold_each_other_in_no_circle() {
     }
     let outbox = Arc::downgrade(&stream.outbox);
     let held: Vec<Weak<Feed>> = feeds.iter().map(Arc::downgrade).collect();
-    // Nobody says goodbye.
+    // Without `leave`.
     drop((stream, feeds, hub));
     assert!(outbox.upgrade().is_none() && held.iter().all(|feed| feed.upgrade().is_none()));
 }
@@ -153,7 +154,7 @@ fn a_stream_that_goes_from_feed_to_feed_holds_those_alone_in_which_it_has_watche
     let hub = testing::hub(LIMITS);
     let stream = WatchStream::new(LIMITS, ClientKey::RELAY);
     for _ in 0..10 {
-        // Nobody asks for its feeds meanwhile.
+        // Nobody reads its list of feeds meanwhile.
         watch(&stream, &feed(&hub, "k"), 1, 0, false);
         stream.cancel(1);
         assert!(stream.feeds.lock().len() <= 1);
@@ -187,7 +188,7 @@ async fn a_watch_that_is_canceled_takes_its_place_in_the_queue_for_fills_along()
         watch(&waits, &feed, 1, 5, true);
         assert!(feed.shared.turns.is_awaited());
         waits.cancel(1);
-        assert!(!feed.shared.turns.is_awaited(), "a client could fill the queue with places that are of no use");
+        assert!(!feed.shared.turns.is_awaited(), "a client could fill the queue with useless places");
     }
     at_work.leave();
 }
@@ -260,7 +261,7 @@ fn a_watch_that_names_its_start_is_told_no_progress_below_it() {
     };
     assert_eq!(progress(&from_now), (ProgressAnswer::Sent, vec!["1 progress 10".into(), "-1 progress 10".into()]));
     assert_eq!(progress(&resumed), (ProgressAnswer::Silence, Vec::new()), "exactly one ahead");
-    // Without an event for it.
+    // No event reaches it.
     feed.advance(Revision::new(11));
     resumed.notify_progress(true);
     assert_eq!(resumed.answer_progress(), ProgressAnswer::Sent);
@@ -277,7 +278,7 @@ fn a_stream_is_told_no_progress_below_the_start_of_a_watch_in_a_feed_that_is_fur
     feeds[0].advance(Revision::new(12));
     watch(&stream, &feeds[0], 3, 12, false);
     told(&stream);
-    assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "the other feed stands at 10");
+    assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "the other feed is at 10");
     feeds[1].advance(Revision::new(11));
     assert_eq!(stream.answer_progress(), ProgressAnswer::Later, "12 is where the third begins");
     feeds[1].advance(Revision::new(12));
@@ -363,7 +364,7 @@ fn watches_are_shown_in_pages_each_with_its_keys_and_how_far_it_is_behind() {
         watch(&stream, &feeds[watch_id as usize % 2], watch_id, if watch_id == 2999 { 20 } else { 0 }, false);
         told(&stream);
     }
-    // Few are left, far apart.
+    // A few are left, far apart.
     (1..=3000)
         .filter(|watch_id| ![1, 1500, 2999, 3000].contains(watch_id))
         .for_each(|watch_id| stream.cancel(watch_id));
@@ -381,7 +382,7 @@ fn watches_are_shown_in_pages_each_with_its_keys_and_how_far_it_is_behind() {
     }
     let shown: Vec<_> = rows.iter().map(|row| (row.watch_id, row.phase, row.next.get(), row.lag_revisions)).collect();
     assert_eq!(shown[1..], [(1500, "live", 11, 0), (2999, "ahead", 20, 0), (3000, "live", 11, 0)]);
-    assert_eq!((shown[0].0, shown[0].1, shown[0].3), (1, "parked", 14 - shown[0].2 + 1), "its queue takes two");
+    assert_eq!((shown[0].0, shown[0].1, shown[0].3), (1, "parked", 14 - shown[0].2 + 1), "its queue holds two");
     assert!(shown[0].3 > 0);
     let ranges: Vec<_> = rows.iter().map(|row| (row.range.clone().expect("keys"), row.feed)).collect();
     for (row, feed) in ranges.iter().zip([&feeds[1], &feeds[0], &feeds[1], &feeds[0]]) {

@@ -1,7 +1,7 @@
 //! [`WatchStats`]: the watches of a stream one by one, as `/debug/state` shows them.
 //!
-//! Not here: what a stream has in all, see [`super::WatchStreamStats`]. Always holds: watches come in the order of their places; no lock is held for more
-//! than the rows that were asked for, and texts are made outside all of them.
+//! Not here: the totals of a stream, see [`super::WatchStreamStats`]. Always holds: watches come in the order of their
+//! places; no lock is held for more than the rows of one request, and texts are made outside all locks.
 
 use super::{FeedId, WatchStream};
 use crate::types::{KeyRange, Revision};
@@ -9,11 +9,11 @@ use crate::types::{KeyRange, Revision};
 /// One watch.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct WatchStats {
-    /// Its place in the stream, from 1. A later watch may get it when this one is gone.
+    /// Its place in the stream, from 1. A later watch may get the same place once this one is gone.
     pub number: u64,
-    /// As the client knows it.
+    /// The id that the client knows.
     pub watch_id: i64,
-    /// The keys, readable; `None` for a watch that has ended and was not cancelled yet.
+    /// The keys, in readable form; `None` for a watch that has ended and was not cancelled yet.
     pub range: Option<String>,
     /// The number of its feed.
     pub feed: u64,
@@ -25,7 +25,7 @@ pub struct WatchStats {
     pub lag_revisions: i64,
 }
 
-/// A watch that was seen before its feed's lock was taken.
+/// A watch that was found before its feed's lock was taken.
 struct Seen {
     slot: usize,
     serial: u64,
@@ -47,7 +47,7 @@ impl WatchStream {
                 from = next;
                 found.into_iter().map(|(slot, feed, watch)| Seen { slot, serial: watch.serial, feed }).collect()
             };
-            // Those of a feed that stand beside each other, under one lock of that feed.
+            // Neighbouring watches of the same feed are read under one lock of that feed.
             for seen in seen.chunk_by(|one, next| one.feed == next.feed) {
                 rows.extend(self.watches_of(seen));
             }
@@ -62,7 +62,7 @@ impl WatchStream {
         let rows: Vec<(WatchStats, Option<KeyRange>)> = seen
             .iter()
             .filter_map(|seen| {
-                // One that ended meanwhile is not shown, nor is another one that got its place.
+                // A watch that ended meanwhile is not shown, nor is another one that got its place.
                 let watch = state.watches.get(seen.slot).filter(|watch| watch.serial == seen.serial)?;
                 let lag = if watch.phase().is_behind() { inner.revision.get() - watch.next().get() + 1 } else { 0 };
                 let stats = WatchStats {

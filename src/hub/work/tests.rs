@@ -1,13 +1,13 @@
-//! The order of turns, the bounds, and what a client that goes leaves behind.
+//! Tests of the order of turns, of the limits, and that a client that leaves leaves nothing behind.
 
 use std::sync::mpsc;
 
 use super::*;
 
-/// More than any test says.
+/// More than any test needs.
 const ROOM: usize = 1000;
 
-/// Counts its steps out loud, and waits at each for leave to go on.
+/// Records each of its steps, and waits before each for permission to continue.
 struct Steps {
     name: &'static str,
     left: usize,
@@ -29,7 +29,7 @@ impl Job for Steps {
     }
 }
 
-/// Workers with one thread that steps when it is told to.
+/// Workers with one thread, which makes a step when the test allows it.
 struct Bench {
     workers: Workers,
     said: (mpsc::SyncSender<&'static str>, mpsc::Receiver<&'static str>),
@@ -65,13 +65,13 @@ impl Bench {
         self.workers.enter(Asker { client: ClientKey::new(client), connection }, 100, Box::new(job))
     }
 
-    /// Lets so many steps happen; whose they were.
+    /// Allows so many steps, and returns whose they were.
     fn step(&self, steps: usize) -> String {
         (0..steps).for_each(|_| self.leave.0.send(()).expect("there is a thread"));
         (0..steps).map(|_| self.said.1.recv().expect("said")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Waits until all that was begun is over. Nothing else may be waiting for leave.
+    /// Waits until everything that was begun has ended. Nothing else may be waiting for permission.
     fn settled(&self) {
         while self.workers.shared.queue.lock().under_way > 0 {
             thread::yield_now();
@@ -82,7 +82,7 @@ impl Bench {
 #[test]
 fn clients_take_turns_and_each_client_takes_them_by_connection() {
     let bench = Bench::new(Bounds::default());
-    // The thread has the first in hand while the others come.
+    // The thread is running the first one while the others arrive.
     let places = [
         bench.enter("a1", 1, 1, 3),
         bench.enter("a2", 1, 1, 1),
@@ -92,7 +92,8 @@ fn clients_take_turns_and_each_client_takes_them_by_connection() {
     ];
     assert!(places.iter().all(Result::is_ok));
     let all = bench.step(8);
-    // Client 2 need not wait for client 1's long read; client 1's second connection not for the first's whole queue.
+    // Client 2 need not wait for client 1's long read, nor client 1's second connection for the whole queue of the
+    // first.
     assert!(all == "a1 b1 a1 b1 a1 A1 a2 a3" || all == "a1 a1 b1 a1 b1 A1 a2 a3", "{all}");
 }
 
@@ -104,7 +105,7 @@ fn beyond_its_bounds_a_client_is_refused_and_others_are_not() {
     while let Ok(place) = bench.enter("a", 1, 1, 1) {
         places.push(place);
     }
-    // One may be in the thread's hands.
+    // The thread may be running one.
     assert!((3..=4).contains(&places.len()), "{}", places.len());
     assert!(bench.enter("b", 2, 2, 1).is_ok());
     let bench = Bench::new(Bounds { waiting_bytes: 250, ..Bounds::default() });
@@ -140,7 +141,7 @@ fn a_client_that_does_not_take_its_replies_begins_no_more_until_it_does() {
     assert_eq!(bench.step(2), "a1 a2");
     bench.settled();
     let _other = bench.enter("b", 2, 2, 1).expect("room");
-    assert_eq!(bench.step(1), "b", "others are not held up");
+    assert_eq!(bench.step(1), "b", "other clients are not held up");
     drop(bench.held.1.recv().expect("a reply"));
     assert_eq!(bench.step(1), "a3");
     bench.settled();

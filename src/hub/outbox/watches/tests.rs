@@ -1,4 +1,4 @@
-//! Tests of the order in which the watches of a stream have their turns.
+//! Tests of the order in which the watches of a stream get their turns.
 
 use super::*;
 
@@ -24,7 +24,8 @@ fn waiting_for_a_fill(watches: &mut Watches, feed: FeedId, needs: i64) -> usize 
 fn watches_that_are_filled_again_and_again_do_not_come_before_one_that_is_further_behind() {
     let (mut watches, feed) = (Watches::default(), FeedId::new());
     let (one, other) = (waiting_for_a_fill(&mut watches, feed, 50), waiting_for_a_fill(&mut watches, feed, 60));
-    // Writes go on: whoever was filled has lost the history again before its next turn, and then needs what is newer than all others need.
+    // Writes go on. A watch that was filled has lost the history again before its next turn, and then needs a newer
+    // revision than all others.
     let mut newest = 100;
     let mut turn = |watches: &mut Watches| {
         let slot = watches.next_unfilled(feed).expect("all wait");
@@ -45,7 +46,7 @@ fn a_parked_watch_is_read_for_before_those_that_are_filled_once_it_is_further_be
     let parked = waiting_for_a_fill(&mut watches, feed, 50);
     watches.shift(parked, Transition::BeginFill, Revision::new(50)).expect("possible");
     watches.shift(parked, Transition::Park, Revision::new(50)).expect("the history reaches it");
-    assert!(!watches.is_a_parked_one_behind_the_filling(), "none is filled");
+    assert!(!watches.is_a_parked_one_behind_the_filling(), "no watch is being filled");
     let filled = waiting_for_a_fill(&mut watches, feed, 40);
     watches.shift(filled, Transition::BeginFill, Revision::new(40)).expect("possible");
     assert!(!watches.is_a_parked_one_behind_the_filling());
