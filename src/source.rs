@@ -1,7 +1,8 @@
-//! Where data comes from: an etcd cluster, another relay, which speaks the same API, or a cluster that has its keys in v2 (`v2`).
+//! Where data comes from: an etcd cluster, another relay, which speaks the same API, or a cluster that keeps its keys
+//! in the v2 store (`v2`).
 //!
-//! Not here: the embedded store, see `store`; what is done with the data (`hub`) and who asks for it (`front`, which never
-//! sees this module).
+//! Not here: the embedded store, see `store`; what is done with the data (`hub`), and who requests it (`front`, which
+//! never uses this module).
 
 mod audit;
 mod causes;

@@ -1,12 +1,16 @@
-//! [`Audit`]: compares what each feed has with what etcd has at the same revision, a little at a time, for as long as the relay runs.
+//! [`Audit`]: compares the content of each feed with etcd's at the same revision, a little at a time, for as long as
+//! the relay runs.
 //!
-//! A feed follows its upstream event by event, so an event that is lost, by a fault of etcd, of the relay or of an operator, would be missing for
-//! ever. Kubernetes' API server checks its watch cache in the same way. Each step reads a page of keys at the revision of the feed's newest
-//! snapshot and compares them to the last field; the next step goes on behind it, at the revision of then. So no snapshot is held between
-//! steps, and a compaction in the middle of an audit does not matter.
-//! Not here: what follows from a difference, which is the driver's to do, see [`Feed::differs`]. Run by `relay`, in a task of its own.
-//! Always holds: one page is read at a time, within [`Budget`]; a page is compared with the snapshot of its own revision and cluster, so a
-//! difference is proof; nothing is read while a feed does not follow etcd, while the cluster has no leader, or where the relay may not read.
+//! A feed follows its upstream event by event. An event that is lost, by a fault of etcd, of the relay or of an
+//! operator, would be missing for ever. Kubernetes' API server checks its watch cache in the same way. Each step reads
+//! a page of keys at the revision of the feed's newest snapshot and compares every field. The next step continues after
+//! that page, at the revision that is newest then. So no snapshot is held between steps, and a compaction in the middle
+//! of an audit does not matter.
+//! Not here: what follows from a difference, which is the driver's task, see [`Feed::differs`]. Run by `relay`, in a
+//! task of its own.
+//! Always holds: one page is read at a time, within [`Budget`]. A page is compared with the snapshot of its own
+//! revision and cluster, so a difference is proof. Nothing is read while a feed does not follow etcd, while the cluster
+//! has no leader, or if the relay has no permission.
 
 use std::{
     pin::pin,
@@ -29,21 +33,22 @@ use crate::{
     types::KeyRange,
 };
 
-/// Most keys of a page, and about how many bytes it may have, by what the feed has. etcd answers within a millisecond or two.
+/// The most keys of a page, and about how many bytes it may have, judged by the feed's content. etcd answers such a
+/// read within a millisecond or two.
 const PAGE: (usize, usize) = (250, 256 << 10);
-/// How long after a failure the same page is asked for again.
+/// How long after a failure the same page is requested again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Failures in a row after which the audit of a feed ends for now.
+/// After so many failures in a row the audit of a feed ends for now.
 const FAILURES: u32 = 3;
-/// How long a feed whose audit was interrupted is left alone.
+/// How long a feed is left alone after its audit was interrupted.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// What the audit may cost: no more than this, whatever the interval is.
+/// The most that the audit may cost, whatever the interval is.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     keys_per_second: f64,
     bytes_per_second: f64,
-    /// What a question costs beside what it reads.
+    /// The cost of a request itself, in keys.
     keys_per_page: usize,
 }
 
@@ -58,7 +63,7 @@ impl Budget {
     }
 }
 
-/// See the module.
+/// Compares feeds with etcd; see the module.
 #[derive(Debug)]
 pub struct Audit {
     hub: Arc<Hub>,
@@ -71,13 +76,13 @@ pub struct Audit {
 enum End {
     Equal,
     Different,
-    /// To be begun anew once the feed follows etcd.
+    /// The audit begins again once the feed follows etcd.
     Interrupted,
-    /// The feed has read another snapshot, or has ended: there is nothing left to audit.
+    /// The feed has read another snapshot, or has ended, so there is nothing left to audit.
     Moot,
 }
 
-/// The audit of one feed, under way.
+/// The running audit of one feed.
 struct Going {
     feed: Arc<Feed>,
     epoch: u64,
@@ -86,20 +91,21 @@ struct Going {
 }
 
 impl Audit {
-    /// Between the audits of all feeds. What a restore leaves behind shows when a watch resumes; what is left for the audit is rare. A fleet of 20
-    /// relays with 100 MB each reads about 1 MB a second from etcd for it.
+    /// Time between the audits of all feeds. The effect of a restore shows when a watch resumes, so differences that
+    /// only the audit can find are rare. A fleet of 20 relays with 100 MB each reads about 1 MB a second from etcd for
+    /// it.
     pub const INTERVAL: Duration = Duration::from_secs(1_800);
 
-    /// Audits all feeds of `hub` with this pause between; with none, only those that something speaks against.
+    /// Audits all feeds of `hub`, with this pause between audits; without one, only suspect feeds.
     #[must_use]
     pub fn new(hub: Arc<Hub>, interval: Option<Duration>) -> Self {
         Self { agreement: hub.agreement(), hub, interval }
     }
 
-    /// Audits for ever; run it as a task.
+    /// Audits for ever; spawn it as a task.
     pub async fn run(self) {
         loop {
-            // Relays that were started together do not ask together.
+            // Relays that were started together do not read at the same time.
             let wait = self.interval.map(|interval| interval.mul_f64(0.8 + 0.2 * fastrand::f64()));
             let mut due = pin!(async {
                 match wait {
@@ -109,7 +115,7 @@ impl Audit {
             });
             loop {
                 let left = self.hub.feeds().iter().any(|feed| feed.is_suspect());
-                // Cancel safe, all.
+                // All branches are cancel safe.
                 tokio::select! {
                     biased;
                     () = &mut due => break,
@@ -122,7 +128,7 @@ impl Audit {
         }
     }
 
-    /// Goes through all feeds. Those that do not follow etcd now are audited when they do.
+    /// Audits all feeds. Those that do not follow etcd now are audited when they do.
     async fn all(&self) {
         let feeds: Vec<Weak<Feed>> = self.hub.feeds().iter().map(Arc::downgrade).collect();
         for feed in feeds {
@@ -142,7 +148,7 @@ impl Audit {
         gauge!(names::AUDIT_COMPLETED).set(now.as_secs_f64());
     }
 
-    /// Goes through the feeds that something speaks against.
+    /// Audits the suspect feeds.
     async fn suspects(&self) {
         for feed in self.hub.feeds() {
             if feed.is_suspect() && self.may_ask(&feed) {
@@ -161,7 +167,7 @@ impl Audit {
         feed.is_steady() && *self.agreement.borrow() == Agreement::Reached
     }
 
-    /// Compares the next page. How the audit ended, where it did.
+    /// Compares the next page. Returns how the audit ended, if it did.
     async fn step(&self, going: &mut Going) -> Option<End> {
         let feed = &going.feed;
         let mark = feed.mark();
@@ -174,7 +180,7 @@ impl Audit {
         }
         let began = Instant::now();
         let Part { range, keys, rest } = part(&snapshot.map, &going.rest);
-        // With one key too many it differs.
+        // One key too many shows a difference.
         let page = match self.hub.upstream().page(&range, Some(snapshot.revision), keys + 1).await {
             Ok(Page { kvs, more: true, .. }) if kvs.is_empty() => {
                 Err(UpstreamError::Protocol("an empty page that is not the last".into()))
@@ -198,7 +204,7 @@ impl Audit {
         counter!(names::AUDITED_KEYS).increment(page.kvs.len() as u64);
         if let Err(key) = compare(&snapshot.map, &range, &page) {
             tracing::error!(range = %feed.range(), revision = snapshot.revision.get(), key = sample(&key),
-                "The audit found something else in etcd than in the feed, which begins anew");
+                "The audit found that etcd's content differs from the feed's; the feed starts again from a new snapshot");
             feed.differs(&snapshot);
             return Some(End::Different);
         }
@@ -244,12 +250,12 @@ impl Going {
     }
 }
 
-/// What to ask for at a time, by what the feed has there.
+/// What one step reads, judged by the feed's content.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
-    /// It ends where the feed has its next key, since etcd counts all keys of a range however few of them it is to give.
+    /// It ends where the feed has its next key, since etcd counts all keys of a range however few of them it returns.
     range: KeyRange,
-    /// How many keys the feed has in it.
+    /// How many keys of the feed lie in it.
     keys: usize,
     rest: Option<KeyRange>,
 }
@@ -275,7 +281,7 @@ fn part(map: &KeyMap, rest: &KeyRange) -> Part {
     }
 }
 
-/// Compares a page of `range` with what the map has there. Fails with the first key that differs.
+/// Compares a page of `range` with the map. Returns the first key that differs as an error.
 fn compare(map: &KeyMap, range: &KeyRange, page: &Page) -> Result<(), Bytes> {
     let mut ours = map.range(range);
     for theirs in &page.kvs {
@@ -324,10 +330,10 @@ mod tests {
             |kvs: &[KeyValueFields], more| compare(&map(&had), &range, &page(kvs, more)).map_err(|key| key.to_vec());
         let at = |key: &str| Err(key.as_bytes().to_vec());
         assert_eq!(found(&had, false), Ok(()));
-        assert_eq!(found(&had[..2], true), Ok(()), "the rest is of the next page");
-        assert_eq!(found(&had[..2], false), at("k3"), "a key that etcd has not");
+        assert_eq!(found(&had[..2], true), Ok(()), "the rest is on the next page");
+        assert_eq!(found(&had[..2], false), at("k3"), "a key that etcd does not have");
         assert_eq!(found(&had[1..], false), at("k1"));
-        assert_eq!(found(&[&had[..], &[kv("k4", 6)]].concat(), false), at("k4"), "a key that the feed has not");
+        assert_eq!(found(&[&had[..], &[kv("k4", 6)]].concat(), false), at("k4"), "a key that the feed does not have");
         assert_eq!(found(&[kv("k0", 2), kv("k1", 3)], true), at("k0"));
         for other in [
             kv("k2", 5),
@@ -350,7 +356,7 @@ mod tests {
         assert_eq!((first.keys, second.keys, second.rest), (PAGE.0, PAGE.0, None));
         let ends: Vec<_> = [first.range, second.range].iter().map(KeyRange::to_wire).collect();
         let next = many[PAGE.0].key.clone();
-        assert_eq!(ends, [("k".into(), next.clone()), (next, "l".into())], "nothing is asked for twice, or left out");
+        assert_eq!(ends, [("k".into(), next.clone()), (next, "l".into())], "no key is read twice, or left out");
         let everything = part(&all, &KeyRange::prefix(Bytes::new()));
         assert_eq!(part(&all, &everything.rest.expect("more")).range.to_wire().1, Bytes::from_static(&[0]));
         let large = |kv: KeyValueFields| KeyValueFields { value: vec![0; PAGE.1 / 4].into(), ..kv };

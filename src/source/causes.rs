@@ -1,6 +1,6 @@
 //! Errors with their causes on one line, for logs and for clients.
 //!
-//! Always holds: a cause that an outer error repeats in its own text is not said twice.
+//! Always holds: a cause that an outer error repeats in its own text is not written twice.
 
 use std::{error::Error, iter};
 
@@ -9,7 +9,7 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     with_causes(error.to_string(), error)
 }
 
-/// A text of one's own for `error`, with its causes.
+/// A text for `error`, followed by its causes.
 pub(super) fn with_causes(mut text: String, error: &(dyn Error + 'static)) -> String {
     for cause in iter::successors(error.source(), |&error| error.source()) {
         let cause = cause.to_string();

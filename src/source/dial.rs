@@ -1,8 +1,9 @@
-//! [`Dialler`]: opens every connection to etcd, whoever needs it: feeds, forwarded calls, the relay's own questions, the version probe.
+//! [`Dialler`]: opens every connection to etcd: for feeds, forwarded calls, the relay's own requests, and the version
+//! probe.
 //!
-//! Not here: what is spoken on the connection. Callers see a [`ByteStream`] and nothing of TCP or TLS.
-//! Always holds: whoever calls bounds the wait; a connection that is dropped while it is made leaves nothing behind; `https://` is never
-//! reached without TLS.
+//! Not here: the protocol on the connection. Callers get a [`ByteStream`], and know nothing of TCP or TLS.
+//! Always holds: the caller bounds the wait; a connection that is dropped while it is made leaves nothing behind; an
+//! `https://` member is never reached without TLS.
 
 use std::io;
 
@@ -14,25 +15,26 @@ use tokio::{
 use super::Endpoint;
 use crate::tls::{self, Speaks};
 
-/// A connection to a member, as far as those who speak on it can tell.
+/// A connection to a member, as the code that uses it sees it.
 pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> ByteStream for S {}
 
-/// See the module. Cheap to clone.
+/// Opens connections to members; see the module. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Dialler {
     tls: Option<tls::Client>,
 }
 
 impl Dialler {
-    /// Reaches members over TCP, and those with `https://` over TLS, if there is `tls`.
+    /// Reaches members over TCP, and `https://` members over TLS if `tls` is given.
     #[must_use]
     pub fn new(tls: Option<tls::Client>) -> Self {
         Self { tls }
     }
 
-    /// Whether members may see a certificate of the relay, by whose name etcd could take a call for one of the relay's own.
+    /// Whether members may see a certificate of the relay. By its name etcd could take a client's call for one of the
+    /// relay's own.
     #[must_use]
     pub fn shows_certificate(&self) -> bool {
         self.tls.as_ref().is_some_and(tls::Client::has_certificate)
@@ -41,7 +43,7 @@ impl Dialler {
     /// Connects to a member. Cancel safe.
     ///
     /// # Errors
-    /// Where its name is not known, it does not accept, or it is not to be believed.
+    /// If its name cannot be resolved, it refuses the connection, or it cannot be trusted.
     pub(super) async fn dial(&self, endpoint: &Endpoint, speaks: Speaks) -> io::Result<impl ByteStream + use<>> {
         let tls = match &self.tls {
             _ if !endpoint.is_secure() => None,

@@ -1,8 +1,9 @@
-//! [`discover`]: the members that the DNS SRV records of a domain name, as etcd's own tools look them up for `--discovery-srv`.
+//! [`discover`]: finds members by the DNS SRV records of a domain, as etcd's own tools do with `--discovery-srv`.
 //!
-//! Not here: what a certificate must say then, see `tls::client`. Called once, before the relay starts: the members that were found are used
-//! until it ends.
-//! Always holds: members with TLS come first, those of a kind in the order of RFC 2782; without `insecure` no other are used.
+//! Not here: what a certificate must contain then, see `tls::client`. Called once, before the relay starts. The members
+//! that were found are used until it ends.
+//! Always holds: members with TLS come first, and members of a kind are in the order of RFC 2782; without `insecure`
+//! only members with TLS are used.
 
 use std::{io, time::Duration};
 
@@ -18,11 +19,12 @@ use thiserror::Error;
 
 use super::{Endpoint, EndpointError};
 
-/// Most members that are taken from records. A cluster of etcd has seven at most by its own advice; each is probed once a second.
+/// The most members that are taken from records. etcd advises seven members at most, and each member is probed once a
+/// second.
 const MOST: usize = 64;
-/// How often a question is sent: packets get lost, and one lost packet must not end the start of a relay.
+/// How often a query is sent. Packets get lost, and a single lost packet must not stop the start of a relay.
 const ATTEMPTS: u32 = 3;
-/// How long an answer may take. All attempts at both questions take less than 10 s.
+/// The timeout of a query. All attempts at both queries take less than 10 s.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(1600);
 
 /// What to look up.
@@ -30,13 +32,13 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(1600);
 pub struct Discovery {
     /// The domain: the records are `_etcd-client-ssl._tcp.DOMAIN` and `_etcd-client._tcp.DOMAIN`.
     pub domain: String,
-    /// Tells clusters of one domain apart: it is added to the service's name, behind a hyphen.
+    /// Distinguishes clusters of one domain: it is appended to the service's name, after a hyphen.
     pub service_name: Option<String>,
     /// Whether members without TLS are used.
     pub insecure: bool,
 }
 
-/// What was found.
+/// The members that were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovered {
     /// The members; at least one.
@@ -49,30 +51,30 @@ pub struct Discovered {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DiscoveryError {
-    /// The domain or the service cannot be part of a DNS name.
+    /// The domain or the service name is not allowed in a DNS name.
     #[error("`{0}` cannot be part of a DNS name: {1}")]
     Name(String, String),
-    /// DNS did not answer, or nothing that could be read.
+    /// DNS did not answer, or its answer could not be read.
     #[error("DNS gave no usable answer to SRV {record}: {source}; the servers are those of /etc/resolv.conf")]
     Dns {
-        /// What was asked for.
+        /// The records that were requested.
         record: String,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// There are no records.
     #[error("DNS has no SRV records {0}")]
     NoRecords(String),
-    /// Records name members without TLS only.
-    #[error("all SRV records are for members without TLS ({0}), which are used with --insecure-discovery only")]
+    /// Records name only members without TLS.
+    #[error("all SRV records are for members without TLS ({0}); these are used only with --insecure-discovery")]
     Insecure(String),
-    /// A record names what cannot be a member.
+    /// A record names something that cannot be a member.
     #[error("an SRV record names no member: {0}")]
     Target(#[from] EndpointError),
     /// Too many records.
     #[error("SRV records name {0} members, more than {MOST}")]
     TooMany(usize),
-    /// The system let the relay make no threads or sockets for it.
+    /// The system did not give the relay a thread or a socket for the lookup.
     #[error("cannot look up DNS records: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -80,7 +82,7 @@ pub enum DiscoveryError {
 /// Looks the records up at the servers of `/etc/resolv.conf`. Blocks for 10 seconds at most.
 ///
 /// # Errors
-/// Where no member is found.
+/// If no member is found.
 pub fn discover(discovery: &Discovery) -> Result<Discovered, DiscoveryError> {
     discover_by(ResolvConf::default(), discovery)
 }
@@ -126,7 +128,7 @@ impl Discovery {
         }
     }
 
-    /// Targets and ports; none where there are no records.
+    /// Targets and ports; an empty list if there are no records.
     async fn lookup(&self, resolver: &StubResolver, service: &str) -> Result<Vec<String>, DiscoveryError> {
         let bad = |text: &str, error: &dyn ToString| DiscoveryError::Name(text.to_owned(), error.to_string());
         let relative: RelativeName<Vec<u8>> =
@@ -137,7 +139,7 @@ impl Discovery {
         let mut left = ATTEMPTS;
         let found = loop {
             left -= 1;
-            // Without records the library names the domain itself, with this port, which no record of a service has.
+            // Without records the library returns the domain itself with this port, which no record of a service has.
             let lookup = lookup_srv(resolver, relative.clone(), domain.clone(), 0);
             let error = match tokio::time::timeout(ANSWER_PATIENCE, lookup).await {
                 Ok(Ok(found)) => break found,

@@ -1,11 +1,13 @@
-//! [`Driver`]: keeps each feed in step with its upstream, whatever happens to that.
+//! [`Driver`]: keeps each feed up to date with its upstream, through all failures of the upstream.
 //!
-//! One task a feed, the only writer of it. States: `starting` (snapshot in pages pinned at one revision), `live` (watch from
-//! the next one), `resuming` (the watch broke: again from the last change that the feed knows of, which has to be the same still (`past`),
-//! after a jittered delay that grows up to a cap and starts afresh once upstream said something), `resyncing` (what comes next is gone, or
-//! was never the feed's: a new snapshot).
-//! Always holds: the feed's revision follows event revisions and believed progress only, never a header; it goes back only
-//! with a reset that every subscriber is told of, when the cluster is another one or was restored; nothing that the feed had is published again.
+//! There is one task for each feed, and only that task writes to the feed. Its states are: `starting` (reads a snapshot
+//! in pages, all at one revision); `live` (watches from the next revision on); `resuming` (the watch broke, and the
+//! feed watches again from the last change that it knows, which must still be the same (`past`); the delay before each
+//! attempt is jittered and grows to a limit, and falls back once upstream has sent something); `resyncing` (upstream no
+//! longer has the next revision, or is not what the feed followed, so a new snapshot is read).
+//! Always holds: the feed's revision follows only event revisions and trusted progress, never a header. It goes back
+//! only at a reset, of which every subscriber is told, when the cluster is another one or was restored. Nothing that
+//! the feed had is published again.
 
 mod load;
 mod outage;
@@ -36,31 +38,33 @@ use crate::{
     types::{Cluster, Header, KeyRange, KeyValue, Revision, UpstreamHeader},
 };
 
-/// How long to wait for asked progress before asking again; etcd is silent while a watch is behind.
+/// How long to wait for requested progress before requesting it again. etcd is silent while a watch is behind.
 const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
-/// How often an idle feed asks for progress, so that it can resume after a compaction elsewhere in the key space.
+/// How often an idle feed requests progress, so that it can resume after a compaction that other parts of the key space
+/// have caused.
 const PROGRESS_IDLE: Duration = Duration::from_secs(30);
 
-/// How long a watch may bring nothing while the cluster is known to have more, at first and at most: doubled each time that another watch did no
-/// better, since etcd says nothing while it reads a long past. The last is also how long one is kept where there is no other member.
+/// How long a watch may bring nothing while the cluster is known to have more: at first, and at most. The time doubles
+/// whenever another watch did no better, since etcd sends nothing while it reads a long past. If there is no other
+/// member, a watch is kept for the longest time.
 const BEHIND: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_secs(24));
 
-/// From how many revisions and bytes on no more are read before they are published: bounds how long the feed's lock is held.
+/// Once this many revisions or bytes were read, they are published. This bounds how long the feed's lock is held.
 const TOGETHER: (usize, usize) = (256, 1 << 20);
-/// How long a cluster stays before it may be replaced again at once. Two that answer in turns at one address make a feed read as
-/// many snapshots as the delays after failures allow.
+/// A cluster that replaced another one less than this ago is replaced only after a delay. If two clusters answer in
+/// turns at one address, a feed then reads only as many snapshots as the delays after failures allow.
 const REPLACED_PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of a key that a log line shows.
+/// The most bytes of a key that a log line shows.
 const SAMPLE: usize = 128;
 
-/// How feeds are driven.
+/// The settings of drivers.
 #[derive(Clone, Copy, Debug)]
 pub struct DriverConfig {
     /// First delay after a failure.
     pub min_delay: Duration,
     /// Longest delay after failures in a row.
     pub max_delay: Duration,
-    /// After how long without use a feed on demand ends.
+    /// A feed on demand ends when it was not used for this long.
     pub idle: Duration,
 }
 
@@ -70,7 +74,7 @@ impl Default for DriverConfig {
     }
 }
 
-/// See the module. Cloned into each feed's task.
+/// Keeps feeds up to date; see the module. Cloned into each feed's task.
 #[derive(Clone, Debug)]
 pub struct Driver {
     config: DriverConfig,
@@ -81,7 +85,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver of feeds of `upstream` that ends with `stop`. It writes the newest identity into `header`.
+    /// A driver for feeds of `upstream`, which ends with `stop`. It writes the newest header into `header`.
     #[must_use]
     pub fn new(
         config: DriverConfig,
@@ -118,7 +122,7 @@ impl FeedRunner for Driver {
     }
 }
 
-/// One feed's driver at work.
+/// The running driver of one feed.
 struct Driving {
     driver: Driver,
     feed: Arc<Feed>,
@@ -126,36 +130,36 @@ struct Driving {
     cluster: Arc<Cluster>,
     delays: ExponentialBackoff,
     outage: Outage,
-    /// The last failure was a denial.
+    /// The last failure was a refusal of the relay's user.
     denied: bool,
-    /// When the cluster was last replaced by another one, and the delays before it may be again.
+    /// When the cluster was last replaced by another one, and the delays before the next replacement.
     replaced: Option<(Instant, ExponentialBackoff)>,
     /// How long a watch may bring nothing while the cluster has more.
     patience: Duration,
-    /// The snapshot was read just now: there is no past to compare.
+    /// The snapshot was read just now, so there is no past to compare.
     fresh: bool,
-    /// The key-value of the snapshot that was changed last.
+    /// The key-value of the snapshot with the latest change.
     newest: Option<Arc<KeyValue>>,
-    /// The oldest revision that upstream has, as far as it told since the snapshot was read.
+    /// The oldest revision that upstream has, as far as it reported one since the snapshot was read.
     oldest: Revision,
-    /// What the open watch has still to tell of what the feed had.
+    /// What the open watch still has to repeat of what the feed had.
     past: Option<Past>,
     terms: Terms,
 }
 
-/// What upstream says to a doubt.
+/// Upstream's answer to a doubt.
 enum Verdict {
-    /// Nothing, for there is nothing to ask: the cluster went back.
+    /// No answer was needed: it is proved that the cluster went back.
     Proved,
-    /// Who answers now, and where it stands.
+    /// The cluster that answers now, and its revision.
     Answer(Header),
     /// The relay may read the range.
     Permitted,
-    /// Upstream did not let the relay ask, or not answer.
+    /// Upstream did not accept the request, or did not answer it.
     Failed(UpstreamError),
 }
 
-/// A question about a doubt, under way.
+/// A request about a doubt that is under way.
 type Asking = Pin<Box<dyn Future<Output = (Doubt, Verdict)> + Send>>;
 
 /// Why a watch ended.
@@ -163,13 +167,14 @@ enum Ended {
     Failed(UpstreamError),
     Canceled(String),
     Gone(Reset, ResyncReason),
-    /// What was to be compared with the feed is compacted up to here, and what the feed needs next is not.
+    /// The changes that were to be compared with the feed are compacted up to this revision, but the next revision that
+    /// the feed needs is not.
     Forgotten(Revision),
     Idle,
 }
 
 impl Ended {
-    /// What answers is not what the feed followed.
+    /// The cluster that answers is not the one that the feed followed.
     const fn replaced(why: ResyncReason) -> Self {
         Self::Gone(Reset::Replaced, why)
     }
@@ -182,11 +187,11 @@ impl Driving {
             if !self.load(reset.take()).await {
                 return;
             }
-            // Until the history is gone upstream.
+            // Until upstream no longer has the next revision.
             let (gone, why) = loop {
                 match self.follow().await {
                     Ended::Idle => {
-                        tracing::info!(range = %self.feed.range(), "Feed on demand ended after its idle time");
+                        tracing::info!(range = %self.feed.range(), "A feed on demand ended after its idle time");
                         return;
                     }
                     Ended::Gone(gone, why) => break (gone, why),
@@ -201,7 +206,7 @@ impl Driving {
                 }
             };
             tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), cause = ?gone,
-                "Feed needs a new snapshot; subscribers that miss revisions are told");
+                "A feed needs a new snapshot; subscribers that miss revisions are told");
             self.feed.set_state(FeedState::Resyncing);
             if gone == Reset::Replaced {
                 self.wait_replaced().await;
@@ -210,7 +215,7 @@ impl Driving {
         }
     }
 
-    /// Watches from the last change that the feed knows of until that ends.
+    /// Watches from the last change that the feed knows, until the watch ends.
     async fn follow(&mut self) -> Ended {
         while let Some(doubt) = self.feed.doubted() {
             let verdict = ask(self.driver.upstream.clone(), self.feed.range().clone(), doubt).await;
@@ -232,7 +237,8 @@ impl Driving {
         }
         self.look_at_term(&created);
         if created.revision < self.feed.revision() {
-            // This member is behind, and will give what is to come when it gets there; or the cluster itself went back.
+            // Either this member is behind, and will send what follows when it gets there, or the cluster itself went
+            // back.
             match self.driver.upstream.confirm(None).await {
                 Ok(confirmed) if self.is_another(&confirmed.header) => {
                     return Ended::replaced(ResyncReason::RevisionFell);
@@ -248,21 +254,21 @@ impl Driving {
         self.feed.follows(upstream.trusts_progress(), upstream.member());
         if let Some(failures) = self.outage.ended() {
             tracing::info!(range = %self.feed.range(), revision = self.feed.revision().get(), failures,
-                "Feed follows etcd again");
+                "A feed follows etcd again");
         }
         self.read(&mut *upstream).await
     }
 
     async fn read(&mut self, upstream: &mut dyn UpstreamWatch) -> Ended {
         let trusts_progress = upstream.trusts_progress();
-        // At the start, since a feed may stand far behind others.
+        // Requested at the start, since a feed may be far behind others.
         let mut unanswered = trusts_progress && (upstream.has_cheap_progress() || self.feed.is_awaited());
         if unanswered && let Err(error) = upstream.request_progress().await {
             return Ended::Failed(error);
         }
-        // When progress was last asked for.
+        // When progress was last requested.
         let mut asked = unanswered.then(Instant::now);
-        // Someone came after the ask, whom its answer does not serve.
+        // Somebody came after the last request, and its answer does not serve them.
         let mut newcomers = false;
         let mut idle =
             tokio::time::interval((self.driver.config.idle / 4).clamp(Duration::from_millis(10), PROGRESS_IDLE));
@@ -270,7 +276,7 @@ impl Driving {
         let mut heard = Instant::now();
         let mut ahead = None;
         let mut asking: Option<Asking> = None;
-        // Where the feed stood when it was found behind, or moved last while it was.
+        // The feed's revision when it was found to be behind, or when it last moved while it was behind.
         let mut behind: Option<(Revision, Instant)> = None;
         loop {
             if self.feed.is_closed() {
@@ -279,7 +285,7 @@ impl Driving {
             let revision = self.feed.revision();
             let is_behind = trusts_progress && self.feed.lag().is_some();
             if behind.is_some_and(|(at, _)| at != revision) {
-                // It brings something.
+                // The watch brings something.
                 self.patience = BEHIND.0;
                 behind = None;
             }
@@ -295,8 +301,9 @@ impl Driving {
                 asking = Some(Box::pin(ask(self.driver.upstream.clone(), self.feed.range().clone(), doubt)));
             }
             let ask_again = asked.map(|at| at + PROGRESS_PATIENCE);
-            // Cancel safe: every arm says so. The order is fixed, so that a simulation repeats. Messages come last because they may
-            // never pause; each of the other arms is at rest after it was taken once or twice.
+            // Cancel safe: every branch is. The order is fixed, so that a simulation repeats. Messages come last
+            // because they may never pause, whereas each of the other branches is idle after it was taken once or
+            // twice.
             let ask_progress = tokio::select! {
                 biased;
                 () = self.feed.nudged(), if !newcomers => {
@@ -315,7 +322,7 @@ impl Driving {
                     true
                 }
                 () = self.feed.in_doubt(), if asking.is_none() => false,
-                verdict = async { asking.as_mut().expect("the arm is off where nothing is asked").await },
+                verdict = async { asking.as_mut().expect("the branch is disabled while nothing is asked").await },
                     if asking.is_some() =>
                 {
                     asking = None;
@@ -337,7 +344,8 @@ impl Driving {
                         Ok(message) => match self.take(message, trusts_progress) {
                             Ok(answered) => {
                                 unanswered &= !answered;
-                                // Others wait for a member that is behind: asking it without a pause brings it no nearer.
+                                // The others wait for a member that is behind. Asking it without a pause does not make
+                                // it faster.
                                 answered && std::mem::take(&mut newcomers) && self.feed.is_awaited()
                             }
                             Err(ended) => return ended,
@@ -358,9 +366,9 @@ impl Driving {
         }
     }
 
-    /// Writes a message into the feed. True where it was progress.
+    /// Writes a message into the feed. Returns true if it was progress.
     fn take(&mut self, message: WatchMessage, trusts_progress: bool) -> Result<bool, Ended> {
-        // Upstream works: the next failure is the first.
+        // Upstream works, so the delays start again from the shortest.
         self.delays = delays(&self.driver.config);
         match message {
             WatchMessage::Events { header, revisions } => {
@@ -396,7 +404,7 @@ impl Driving {
         }
     }
 
-    /// Compares what the feed had with what it is told of that, and gives back what is new.
+    /// Compares what the feed had with what the watch repeats of it, and returns what is new.
     fn compare<'a>(&mut self, revisions: &'a [Changes]) -> Result<&'a [Changes], Ended> {
         let Some(past) = &mut self.past else { return Ok(revisions) };
         let end = past.end();
@@ -408,7 +416,7 @@ impl Driving {
         Ok(news)
     }
 
-    /// The watch has told all that it has before `next`.
+    /// The watch has sent everything that it has before `next`.
     fn passed(&mut self, next: Revision) -> Result<(), Ended> {
         let Some(past) = &mut self.past else { return Ok(()) };
         match past.passed(next).map_err(|differs| self.is_not_the_past(&differs))? {
@@ -432,16 +440,17 @@ impl Driving {
 
     fn is_not_the_past(&self, differs: &Differs) -> Ended {
         tracing::error!(range = %self.feed.range(), revision = differs.revision.get(), key = sample(&differs.key),
-            "etcd's past is not what the feed had, as after a restore under the same cluster id");
+            "etcd's past differs from what the feed had, as after a restore under the same cluster id");
         Ended::replaced(ResyncReason::HistoryChanged)
     }
 
-    /// Whether an answer that was agreed on by its cluster, to a question put now, shows that it is not the feed's, or went back.
+    /// Whether an answer that its cluster agreed on, to a request made now, shows that the cluster is another one or
+    /// went back.
     fn is_another(&self, answer: &Header) -> bool {
         answer.cluster_id != self.cluster.id() || answer.revision < self.feed.revision()
     }
 
-    /// Acts on what upstream said to a doubt. The way in which the watch is to end, where it is.
+    /// Acts on upstream's answer to a doubt. Returns how the watch has to end, if it does.
     fn judge(&mut self, (doubt, verdict): (Doubt, Verdict)) -> Option<Ended> {
         match verdict {
             Verdict::Proved => {
@@ -461,13 +470,13 @@ impl Driving {
                 let error = UpstreamError::Denied(why);
                 if self.feed.standing().error().is_none() {
                     tracing::warn!(range = %self.feed.range(), %error,
-                        "The feed's watch goes on, and etcd would refuse the next one");
+                        "The feed's watch goes on, but etcd would refuse the next one");
                 }
                 self.feed.permission(Some(error.to_string()));
             }
-            // It is asked again when it changes again, and when the watch breaks.
+            // It is asked again at the next change of permissions, and when the watch breaks.
             Verdict::Failed(error) if doubt == Doubt::Permission => {
-                tracing::debug!(range = %self.feed.range(), %error, "Cannot find out whether the relay may read on");
+                tracing::debug!(range = %self.feed.range(), %error, "Cannot check whether the relay may still read the feed's range");
             }
             Verdict::Failed(error) => return Some(Ended::Failed(error)),
         }
@@ -475,7 +484,7 @@ impl Driving {
         None
     }
 
-    /// Waits where the cluster was replaced a moment ago as well.
+    /// Waits if the cluster was already replaced a moment ago.
     async fn wait_replaced(&mut self) {
         match &mut self.replaced {
             Some((at, delays)) if at.elapsed() < REPLACED_PATIENCE => {
@@ -487,8 +496,8 @@ impl Driving {
         }
     }
 
-    /// Waits before the next attempt. A doubt is no reason to wait, since what it is about answers; nor is a cluster that can say again what it
-    /// agrees on, or can no longer.
+    /// Waits before the next attempt. It does not wait for a doubt, since upstream answers then. It stops waiting when
+    /// the cluster reaches agreement again, or loses it.
     async fn pause(&mut self, state: FeedState, error: &UpstreamError) {
         let reason = match error {
             UpstreamError::NoLeader => ReconnectReason::NoLeader,
@@ -503,12 +512,12 @@ impl Driving {
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
         if self.outage.failed(reason) {
             tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
-                failures = self.outage.failures(), "Feed cannot follow etcd, retrying");
+                failures = self.outage.failures(), "A feed cannot follow etcd, retrying");
         } else {
             tracing::debug!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
-                "Feed cannot follow etcd, retrying");
+                "A feed cannot follow etcd, retrying");
         }
-        // Once may be a token that etcd forgot when it started anew; the next attempt brings a new one.
+        // A single refusal may come from a token that etcd forgot at its restart; the next attempt uses a new one.
         let denied = matches!(error, UpstreamError::Denied(_));
         let denied_before = std::mem::replace(&mut self.denied, denied);
         let doubted = self.feed.doubted();
@@ -523,11 +532,11 @@ impl Driving {
         let agreed = async {
             let changed = |now: &Agreement| (*now == Agreement::Reached) != (before == Agreement::Reached);
             if agreement.wait_for(changed).await.is_err() {
-                // This upstream does not tell.
+                // This upstream never reports it.
                 std::future::pending().await
             }
         };
-        // Cancel safe, all. Where it had been in doubt before, the question about it may be what failed.
+        // All branches are cancel safe. If there was a doubt before, the request about it may be what failed.
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = doubts => {}
@@ -536,7 +545,7 @@ impl Driving {
     }
 }
 
-/// A key as a log line has it, cut where it is long.
+/// A key as a log line shows it, cut if it is long.
 pub(super) fn sample(key: &[u8]) -> String {
     key[..key.len().min(SAMPLE)].escape_ascii().to_string()
 }
@@ -544,14 +553,14 @@ pub(super) fn sample(key: &[u8]) -> String {
 /// Asks upstream about a doubt.
 async fn ask(upstream: Arc<dyn Upstream>, range: KeyRange, doubt: Doubt) -> (Doubt, Verdict) {
     let verdict = match doubt {
-        // By now the cluster may be ahead again.
+        // The cluster may be ahead again by now.
         Doubt::WentBack | Doubt::Differs => Verdict::Proved,
         Doubt::Cluster => match upstream.confirm(None).await {
             Ok(confirmed) => Verdict::Answer(confirmed.header),
             Err(error) => Verdict::Failed(error),
         },
         Doubt::Permission => match may_read(&*upstream, &range).await {
-            // Once may be a token that is too old; the next question brings a new one.
+            // A single refusal may come from an expired token; the next request uses a new one.
             Err(UpstreamError::Denied(_)) => may_read(&*upstream, &range).await,
             answer => answer,
         }
@@ -560,7 +569,8 @@ async fn ask(upstream: Arc<dyn Upstream>, range: KeyRange, doubt: Doubt) -> (Dou
     (doubt, verdict)
 }
 
-/// Whether the relay may read a range. Permission is checked before the revision, which no store reaches: the answer is no read.
+/// Whether the relay may read a range. etcd checks permission before the revision, and no store reaches this revision,
+/// so nothing is read.
 async fn may_read(upstream: &dyn Upstream, range: &KeyRange) -> Result<(), UpstreamError> {
     match upstream.page(range, Some(Revision::new(i64::MAX)), 1).await {
         Ok(_) | Err(UpstreamError::Future | UpstreamError::Compacted) => Ok(()),
@@ -568,8 +578,8 @@ async fn may_read(upstream: &dyn Upstream, range: &KeyRange) -> Result<(), Upstr
     }
 }
 
-/// The next message; of events, those that have arrived with them too, so that a burst is published together. What was read beyond
-/// them stays in `ahead`. Cancel safe.
+/// The next message. If it has events, those that have arrived after them are included, so that a burst is published
+/// together. What was read beyond them stays in `ahead`. Cancel safe.
 async fn next(
     upstream: &mut dyn UpstreamWatch,
     ahead: &mut Option<Result<WatchMessage, UpstreamError>>,
@@ -596,7 +606,8 @@ async fn next(
     Ok(WatchMessage::Events { header, revisions })
 }
 
-/// The revisions in parts that are published together: to who is behind, etcd sends a thousand in one response.
+/// Splits revisions into parts that are published together: etcd sends a thousand in one response to a watch that is
+/// behind.
 fn batches(mut revisions: &[Changes]) -> impl Iterator<Item = &[Changes]> {
     std::iter::from_fn(move || {
         let mut gathered = 0;

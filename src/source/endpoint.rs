@@ -1,6 +1,6 @@
 //! [`Endpoint`]: the client URL of one etcd member, or of another relay.
 //!
-//! Always holds: scheme `http` or `https`, a host, a port, nothing behind them.
+//! Always holds: the scheme is `http` or `https`, there is a host and a port, and nothing after them.
 
 use std::{fmt, str::FromStr};
 
@@ -17,7 +17,7 @@ pub struct Endpoint {
     authority: Authority,
 }
 
-/// Why a text is no usable endpoint.
+/// Why a text is not a usable endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum EndpointError {
@@ -27,7 +27,7 @@ pub enum EndpointError {
     /// Some other scheme.
     #[error("`{0}`: the scheme `{1}` isn't supported; use an http:// or https:// client URL of the cluster")]
     Scheme(String, String),
-    /// More than scheme, host and port.
+    /// It has more than scheme, host and port.
     #[error("`{0}` has a path, query or user name; an etcd client URL is http://host:port and nothing else")]
     Excess(String),
 }
@@ -39,7 +39,7 @@ impl Endpoint {
         self.is_secure
     }
 
-    /// Its scheme, as requests name it.
+    /// Its scheme, as requests carry it.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         if self.is_secure { Scheme::HTTPS } else { Scheme::HTTP }
@@ -59,7 +59,7 @@ impl Endpoint {
         (host, self.authority.port_u16().unwrap_or(DEFAULT_PORT))
     }
 
-    /// The same as a URL, as etcd's clients take it.
+    /// The same as a URL, in the form that etcd's clients take.
     #[must_use]
     pub fn url(&self) -> String {
         self.to_string()
@@ -69,7 +69,8 @@ impl Endpoint {
 impl FromStr for Endpoint {
     type Err = EndpointError;
 
-    /// Takes `http://host:port` and `https://host:port`, and, as etcd's own tools do, `host:port`, which is the former.
+    /// Accepts `http://host:port` and `https://host:port`, and, as etcd's own tools do, `host:port`, which means
+    /// `http`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let malformed = || EndpointError::Malformed(text.to_owned());
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };

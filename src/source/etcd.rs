@@ -1,10 +1,9 @@
 //! [`EtcdUpstream`]: an etcd v3 cluster as the hub's upstream, through etcd-client.
 //!
-//! Not here: when to try again and from where, see `driver`; calls that are passed through, see `forward`.
-//! Always holds: a call goes to one member, the one that `members` prefers; a call and a watch whose member is left for another one end,
-//! and whoever made them tries again there.
-//! Watches, bulk reads and questions have connections of their own, so that a large snapshot does not hold up events, and a question
-//! is asked however many watches there are.
+//! Not here: when to retry and from where, see `driver`; calls that are passed through, see `forward`.
+//! Always holds: a call goes to one member, the one that `members` prefers. When that member is left for another one,
+//! its calls and watches end, and the caller tries again there. Watches, bulk reads and small requests have connections
+//! of their own, so a large snapshot does not hold up events, and a request can be made however many watches there are.
 
 mod member_watch;
 mod register;
@@ -43,37 +42,37 @@ use crate::{
     types::{Header, KeyRange, KeyValueFields, Revision},
 };
 
-/// Bytes that may be under way to the relay on one connection: enough for a burst of large values.
+/// The most bytes under way to the relay on one connection: enough for a burst of large values.
 const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
 
-/// How long a call may be without an answer before its member is looked at.
+/// How long a call may go unanswered before its member is put in doubt.
 const SLOW: Duration = Duration::from_millis(300);
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
 pub struct EtcdConfig {
-    /// Client URLs of its members, tried in order.
+    /// Client URLs of its members.
     pub endpoints: Vec<Endpoint>,
     /// What opens connections to them.
     pub dialler: Dialler,
-    /// How long a connection may take.
+    /// The timeout of connecting.
     pub connect_timeout: Duration,
-    /// How long an answer may take.
+    /// The timeout of a request.
     pub request_timeout: Duration,
     /// Pings on its connections. etcd closes connections that ping more often than every 5 s.
     pub keepalive: Option<Keepalive>,
-    /// Who the relay is, where etcd asks.
+    /// The relay's own user, if etcd requires one.
     pub identity: Option<Identity>,
-    /// A key that the relay may read, for asking the current revision.
+    /// A key that the relay may read, for requests for the current revision.
     pub probe_key: Bytes,
 }
 
-/// A user of etcd. Of no effect while etcd's authentication is off.
+/// A user of etcd. It has no effect while etcd's authentication is off.
 #[derive(Clone)]
 pub struct Identity {
-    /// Name.
+    /// The user's name.
     pub user: String,
-    /// Password.
+    /// The user's password.
     pub password: String,
 }
 
@@ -83,11 +82,11 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// See the module.
+/// An etcd cluster as upstream; see the module.
 #[derive(Debug)]
 pub struct EtcdUpstream {
     config: EtcdConfig,
-    /// In the members' order; made when one is first called.
+    /// In the members' order; a link is made when its member is first called.
     links: RwLock<Vec<Arc<MemberLink>>>,
     members: Members,
     versions: Arc<Versions>,
@@ -98,13 +97,13 @@ struct MemberLink {
     watch: LaneLink,
     bulk: LaneLink,
     ask: LaneLink,
-    /// On the connections of `ask`, for questions that need no name.
+    /// A client on the connections of `ask`, for requests without a token.
     nameless: Mutex<Option<Client>>,
-    /// The cluster that it answered for last; zero before.
+    /// The cluster that it last answered for; zero before that.
     cluster: AtomicU64,
 }
 
-/// Those of one lane, and the client that uses them, once there is one.
+/// The connections of one lane, and the client that uses them, once there is one.
 struct LaneLink {
     pool: Pool,
     client: Mutex<Option<Client>>,
@@ -136,8 +135,9 @@ impl MemberLink {
         }
     }
 
-    /// What the member answered is of this cluster. With a token of another one, such as the cluster had before it was restored, etcd lets a call wait
-    /// until it has written as much as its predecessor had when it gave the token.
+    /// Notes that the member answered for this cluster. With a token from another cluster, such as the one before a
+    /// restore, etcd lets a call wait until it has written as much as its predecessor had when it issued the token. So
+    /// a change of cluster drops the tokens.
     fn answered_for(&self, cluster_id: u64) {
         let before = self.cluster.swap(cluster_id, Ordering::AcqRel);
         if before != 0 && before != cluster_id {
@@ -145,7 +145,7 @@ impl MemberLink {
         }
     }
 
-    /// The next calls say again who we are.
+    /// Makes the next calls authenticate again.
     fn forget_tokens(&self) {
         for lane in [&self.watch, &self.bulk, &self.ask] {
             *lane.client.lock() = None;
@@ -161,19 +161,19 @@ impl MemberLink {
     }
 }
 
-/// Which connections a call takes.
+/// The connections that a call uses.
 #[derive(Clone, Copy)]
 enum Lane {
     /// Watches, which never end by themselves.
     Watch,
     /// Reads of whole ranges.
     Bulk,
-    /// Questions of a few bytes that somebody waits for.
+    /// Small requests that somebody waits for.
     Ask,
 }
 
 impl EtcdUpstream {
-    /// An upstream that connects when it is first asked.
+    /// An upstream that connects when it is first used.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Arc<Self> {
         let members = Members::new(&config.endpoints);
@@ -193,28 +193,28 @@ impl EtcdUpstream {
         links[member].clone()
     }
 
-    /// The client URLs of the cluster's members that vote, by what a member says that is well.
+    /// The client URLs of the cluster's voting members, as a healthy member reports them.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If no member answers.
     pub(super) async fn listed(&self) -> Result<Vec<String>, UpstreamError> {
         let list = async |client: Client| client.cluster_client().member_list().await.map_err(|error| refused(&error));
         let list = self.call(self.members.preferred(), Lane::Ask, list).await?;
-        // One without a name has not started yet.
+        // A member without a name has not started yet.
         let voters = list.members().iter().filter(|member| !member.name().is_empty() && !member.is_learner());
         Ok(voters.flat_map(|member| member.client_urls()).cloned().collect())
     }
 
-    /// What is known of its members.
+    /// What is known about its members.
     #[must_use]
     pub fn members(&self) -> &Members {
         &self.members
     }
 
-    /// Asks a member something that it can answer only in touch with its cluster.
+    /// Sends a member a request that it can answer only in touch with its cluster.
     ///
     /// # Errors
-    /// Where it does not answer, or not as such a member does.
+    /// If it does not answer, or not as such a member does.
     pub(super) async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
         if let Some(header) = self.nameless(member, patience, GetOptions::new().with_count_only()).await? {
             self.members.in_term(member, header.raft_term);
@@ -222,10 +222,10 @@ impl EtcdUpstream {
         Ok(())
     }
 
-    /// Whether a member answers over gRPC at all, whatever it says.
+    /// Whether a member answers over gRPC at all, whatever the answer is.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If it does not answer.
     pub(super) async fn reach(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
         match self.nameless(member, patience, GetOptions::new().with_count_only().with_serializable()).await {
             // It is there, and as useful as its cluster.
@@ -234,7 +234,8 @@ impl EtcdUpstream {
         }
     }
 
-    /// A question without a name. What etcd denies to whom it does not know, it denies when it has done the rest, and then without a header.
+    /// A request without a token. When etcd refuses it for the missing user, it does so only after everything else, and
+    /// without a header.
     async fn nameless(
         &self,
         member: usize,
@@ -261,24 +262,25 @@ impl EtcdUpstream {
         }
     }
 
-    /// The version of a member, by whichever way it tells; `None` where it does not.
+    /// The version of a member, however it can be learned; `None` if it cannot.
     async fn ask_version(&self, member: usize, client: &Client) -> Option<String> {
-        // A quarter of the time each, so that a port that swallows one kind of question leaves enough for the watch.
+        // A quarter of the time for each, so that a port that swallows one kind of request leaves enough time for the
+        // watch.
         let patience = self.config.request_timeout / 4;
         match over_http(&self.config.dialler, &self.members.endpoint(member), patience).await {
             Ok(version) => return Some(version.etcdserver),
-            Err(error) => tracing::debug!(%error, "An etcd member does not tell its version over HTTP"),
+            Err(error) => tracing::debug!(%error, "Cannot read an etcd member's version over HTTP"),
         }
         let mut maintenance = client.maintenance_client();
         match tokio::time::timeout(patience, maintenance.status()).await {
             Ok(Ok(status)) => return Some(status.version().to_owned()),
-            Ok(Err(error)) => tracing::debug!(%error, "An etcd member does not tell its version by Status"),
-            Err(_) => tracing::debug!("An etcd member does not tell its version by Status: no answer in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "Cannot read an etcd member's version by Status"),
+            Err(_) => tracing::debug!("Cannot read an etcd member's version by Status: no answer in time"),
         }
         None
     }
 
-    /// A page, by a linearizable read, or of what the member has where it is to be `serializable`.
+    /// Reads a page: linearizable, or what the member itself has if `serializable` is set.
     async fn read(
         &self,
         range: &KeyRange,
@@ -317,13 +319,14 @@ impl EtcdUpstream {
             self.members.doubt(member);
             std::future::pending::<Infallible>().await
         };
-        // Cancel safe: what has not come of the answer is not wanted any more.
+        // Cancel safe: an answer that has not arrived is not needed any more.
         let result = tokio::select! {
             result = tokio::time::timeout(patience, attempt) => result.unwrap_or(Err(UpstreamError::Timeout(patience))),
             () = self.members.left(member) => Err(UpstreamError::Unavailable(LEFT.to_owned())),
             never = slow => match never {},
         };
-        // Its token may be too old, or from before authentication was enabled; or from before the cluster was restored, see `answered_for`.
+        // The token may be expired, or from before authentication was enabled, or from before the cluster was restored,
+        // see `answered_for`.
         let is_void = match &result {
             Err(error @ UpstreamError::Denied(_)) => !lacks_permission(error),
             Err(UpstreamError::Timeout(_)) => true,
@@ -335,7 +338,7 @@ impl EtcdUpstream {
         result.map_err(|error| self.failed(member, error))
     }
 
-    /// Puts the member that failed in doubt, and names it.
+    /// Puts the member that failed in doubt, and adds its name to the error.
     fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
         if !is_of_member(&error) {
             return error;
@@ -356,7 +359,7 @@ impl EtcdUpstream {
         Ok(header)
     }
 
-    /// Where a feed's watch or a part of its snapshot goes.
+    /// The member for a feed's watch or a page of its snapshot.
     async fn for_feed(&self) -> usize {
         self.members.settled().await;
         self.members.for_watch()
@@ -369,14 +372,15 @@ impl EtcdUpstream {
             return Ok(client.clone());
         }
         let channel = pool.channel();
-        // Feeds read and watch without a leader as well; whether there is one, the judge of the members finds out.
+        // Feeds read and watch without a leader as well. The judge of the members finds out whether there is one.
         let requires_leader = matches!(lane, Lane::Ask);
         let options = ConnectOptions::new().with_require_leader(requires_leader).with_auto_token_refresh(true);
         let client = match &self.config.identity {
             Some(Identity { user, password }) => {
                 let named = options.clone().with_user(user, password);
                 match Client::from_channel(channel.clone(), Some(named)).await {
-                    // Nobody has a name while authentication is off. Once it is on, calls are denied, and we come here again.
+                    // There are no users while authentication is off. Once it is on, calls are refused and the client
+                    // is made again here.
                     Err(error) if is_auth_off(&error) => Client::from_channel(channel, Some(options)).await,
                     result => result,
                 }
@@ -392,7 +396,7 @@ impl EtcdUpstream {
 #[async_trait]
 impl Upstream for EtcdUpstream {
     async fn page(&self, range: &KeyRange, revision: Option<Revision>, limit: usize) -> Result<Page, UpstreamError> {
-        // Cancel safe, both. etcd would let a read wait for seven seconds.
+        // Both branches are cancel safe. etcd would let a read wait for seven seconds.
         tokio::select! {
             page = self.read(range, revision, limit, false) => page,
             () = self.members.quorum_lost() => Err(UpstreamError::Unavailable(SILENT.to_owned())),
@@ -456,28 +460,29 @@ impl Upstream for EtcdUpstream {
             })
             .await
         };
-        // The first question of each member that waited through an election ends so, when the answer can be had.
+        // The first request to each member that waited through an election ends like this when an answer can be had.
         let ask = async |member: usize, revision: Option<Revision>| match ask_once(member, revision).await {
             Err(UpstreamError::LeaderChanged) => ask_once(member, revision).await,
             answer => answer,
         };
         let confirm = async |member: usize| match ask(member, oldest).await {
             Ok(header) => Ok(Ok(Confirmed { header, compacted: false })),
-            // What is still to come is not compacted.
+            // A future revision is not compacted.
             Err(error @ (UpstreamError::Compacted | UpstreamError::Future)) => {
                 let compacted = matches!(error, UpstreamError::Compacted);
                 ask(member, None).await.map(|header| Ok(Confirmed { header, compacted }))
             }
             Err(error) if is_of_member(&error) => Err(error),
-            // Another member would say the same.
+            // Another member would give the same answer.
             Err(error) => Ok(Err(error)),
         };
-        // Another member may answer where the preferred one does not.
+        // Another member may answer if the preferred one does not.
         let is_late = |member| {
             self.members.doubt(member);
             true
         };
-        // Cancel safe, both. A member that has just lost its leader would let it wait for seven seconds, and those who ask later with it.
+        // Both branches are cancel safe. A member that has just lost its leader would let it wait for seven seconds,
+        // together with everybody who asks later.
         let answer = tokio::select! {
             answer = race(self.members.ranked(), confirm, is_late) => answer,
             () = self.members.quorum_lost() => return Err(UpstreamError::Unavailable(SILENT.to_owned())),
@@ -513,13 +518,13 @@ fn header(header: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
     })
 }
 
-/// What ended for want of an answer, while another member answers.
+/// The error of a request that went unanswered while another member answers.
 const LEFT: &str = "the member does not answer, and another one does";
 
-/// What ended since no member has an answer.
-const SILENT: &str = "no member says what the cluster agrees on";
+/// The error of a request that ended because no member can answer.
+const SILENT: &str = "no member knows what the cluster agrees on";
 
-/// Whether another member may not fail in this way.
+/// Whether another member may answer without this error.
 fn is_of_member(error: &UpstreamError) -> bool {
     !matches!(error, UpstreamError::Compacted | UpstreamError::Future) && !lacks_permission(error)
 }
@@ -528,7 +533,7 @@ fn ended() -> UpstreamError {
     UpstreamError::Unavailable("the watch stream ended".into())
 }
 
-/// A watch that the server ended. Reasons are etcd's texts.
+/// The error for a watch that the server ended. The reasons are etcd's texts.
 fn canceled(reason: String) -> UpstreamError {
     if reason.contains("permission denied") || reason.contains("auth") || reason.contains("user name is empty") {
         UpstreamError::Denied(reason)
@@ -539,7 +544,7 @@ fn canceled(reason: String) -> UpstreamError {
     }
 }
 
-/// Sorts etcd's errors by what can be done about them.
+/// Classifies etcd's errors by how to react to them.
 fn refused(error: &Error) -> UpstreamError {
     let Error::GRpcStatus(status) = error else {
         return UpstreamError::Unavailable(chain(error));
@@ -557,10 +562,11 @@ fn refused(error: &Error) -> UpstreamError {
     }
 }
 
-/// etcd's denials that come with a code of several meanings.
+/// etcd's refusals whose status code has other meanings too.
 const DENIALS: [&str; 3] = ["user name is empty", "revision of auth store is old", "authentication failed"];
 
-/// Whether etcd knows the relay and does not let it read this range. Logging in anew, which costs etcd much, changes nothing then.
+/// Whether etcd knows the relay's user and does not let it read this range. To authenticate again, which costs etcd
+/// much, would change nothing then.
 fn lacks_permission(error: &UpstreamError) -> bool {
     matches!(error, UpstreamError::Denied(text) if text.contains("permission denied"))
 }

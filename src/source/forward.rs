@@ -1,15 +1,17 @@
-//! [`Forward`]: passes any gRPC call to etcd byte for byte, streams, metadata, trailers and errors included.
+//! [`Forward`]: passes any gRPC call to etcd byte for byte, including streams, metadata, trailers and errors.
 //!
-//! But for keep-alives of leases (`keepalive`), it does not look into messages, sends no write again that etcd may have seen, and bounds no call's time: a
-//! `grpc-timeout` goes to etcd, which ends the call, and a client that gives up resets the stream here and so upstream.
-//! Which member a call goes to, and what happens to it when that one does not answer, is in `send`.
-//! Called by the gRPC port for all that the relay does not answer itself.
-//! Always holds: one call here is one call upstream at a time, but for those; a call that ends here, for whatever reason, ends upstream; no client's calls
-//! keep another's waiting; no call acts as the relay. Calls that wait for something (a lock, an election, an event) have connections apart from those that end at
-//! once, and so have the relay's own questions; a client has a bounded number of calls, and a fair part of the connections (`pool`).
+//! Except for lease keep-alives (`keepalive`), it does not look into messages. It never repeats a write that etcd may
+//! have seen, and sets no deadline of its own: a `grpc-timeout` goes to etcd, which ends the call, and a client that
+//! gives up resets its stream here and so the one upstream. Which member a call goes to, and what happens if that one
+//! does not answer, is in `send`. The gRPC port calls this for everything that the relay does not answer itself.
+//! Always holds, except for keep-alives: one call here is one call upstream at a time; a call that ends here, for
+//! whatever reason, ends upstream; no client's calls keep another client waiting; no call acts as the relay's user.
+//! Calls that wait for something (a lock, an election, an event) use other connections than calls that end at once, and
+//! so do the relay's own requests. Each client has a bounded number of calls, and a fair part of the connections
+//! (`pool`).
 //!
-//! Not tonic's `Channel`: it would add to `user-agent`, answer `grpc-timeout` itself, and not say whether a call that failed
-//! had been sent, which is what decides whether the next endpoint may be tried.
+//! tonic's `Channel` is not used: it would add to `user-agent`, enforce `grpc-timeout` itself, and not report whether a
+//! failed call had been sent, which decides whether the next endpoint may be tried.
 
 mod body;
 mod clients;
@@ -53,14 +55,14 @@ use super::{
 };
 use crate::{critical::Tasks, telemetry::names, types::ClientKey};
 
-/// In whose name a call of the relay's own takes its place on a connection.
+/// The client for which a call of the relay's own takes its place on a connection.
 #[derive(Clone, Copy, Debug)]
 struct OnBehalfOf(ClientKey);
 
-/// Forwards calls, with the type hidden, for fronts.
+/// Forwards calls; type-erased, for fronts.
 pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// Headers that belong to one connection (RFC 9110, section 7.6.1), with `host`, which becomes `:authority`.
+/// Headers that concern a single connection (RFC 9110, section 7.6.1), and `host`, which becomes `:authority`.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::HOST,
@@ -71,45 +73,48 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// What etcd's own HTTP gateway puts into the calls that it passes on: with it etcd takes the name of the connection's certificate for
-/// nobody's (its `AuthInfoFromTLS`, since 3.2.26 and 3.3.11). So a call without a token is one without a user, and never one of the relay,
-/// whatever its certificate says and whenever authentication is turned on.
+/// The header that etcd's own HTTP gateway adds to the calls that it passes on. With it etcd ignores the name in the
+/// connection's certificate (its `AuthInfoFromTLS`, since 3.2.26 and 3.3.11). So a call without a token has no user,
+/// and is never taken for one of the relay's, whatever its certificate says and whenever authentication is turned on.
 const DISOWNED: HeaderName = HeaderName::from_static("grpcgateway-accept");
-/// Names the relays that a call has passed, one after the other: a call that comes back to one of them would go round for ever.
+/// Names the relays that a call has passed. A call that came back to one of them would go round for ever.
 const VIA: HeaderName = HeaderName::from_static("etcd-relay-via");
-/// Most relays that a call passes.
+/// The most relays that a call may pass.
 const MOST_TIERS: usize = 8;
 
 /// How calls reach etcd.
 #[derive(Clone, Debug)]
 pub struct ForwardConfig {
-    /// What opens connections to members.
+    /// Opens connections to members.
     pub dialler: Dialler,
-    /// Longest wait for a connection to one member, before the next is tried.
+    /// Longest wait for a connection to one member, before the next one is tried.
     pub connect_timeout: Duration,
-    /// Pings on connections upstream; `None` sends none, and a member that vanishes is then noticed by TCP alone.
+    /// Pings on connections upstream. With `None`, only TCP notices that a member has vanished.
     pub keepalive: Option<Keepalive>,
-    /// Largest number of bytes of one call's answer on its way through the relay, when the client reads slower than etcd
-    /// writes. More memory a stalled call; less limits throughput to window ÷ round trip.
+    /// The most bytes of one call's answer on their way through the relay, when the client reads slower than etcd
+    /// writes. A larger window takes more memory for a stalled call; a smaller one limits throughput to window ÷ round
+    /// trip.
     pub stream_window: NonZeroU32,
-    /// Most calls of one client that are under way at a time; one more is refused.
+    /// The most calls of one client that are under way; one more is refused.
     pub max_per_client: NonZeroUsize,
-    /// Longest wait of a call that was not sent until a member can be reached; zero refuses it at once.
+    /// How long a call that was not sent yet waits until a member can be reached; with zero it is refused at once.
     pub wait: Duration,
 }
 
 impl ForwardConfig {
-    /// Longest wait for a connection: etcd's own clients' default is 5 s; a member in the same network takes milliseconds.
+    /// Longest wait for a connection. The default of etcd's own clients is 5 s; a member in the same network takes
+    /// milliseconds.
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-    /// Finds a vanished member in 15 s at the most; etcd accepts a ping each 5 s.
+    /// Detects a vanished member within 15 s; etcd accepts one ping every 5 s.
     pub const KEEPALIVE: Keepalive =
         Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: true };
-    /// 1 MiB: 10 Gbit/s at a round trip of 0.8 ms.
+    /// 1 MiB allows 10 Gbit/s at a round trip of 0.8 ms.
     pub const STREAM_WINDOW: NonZeroU32 = NonZeroU32::new(1 << 20).expect("not zero");
-    /// A host with as many leases to keep alive, or a relay behind this one with as many clients, is a large one. A call costs some ten
-    /// KiB.
+    /// Only a large host keeps this many leases alive, and only a large relay behind this one has this many clients. A
+    /// call costs some ten KiB.
     pub const MAX_PER_CLIENT: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
-    /// etcd's clients wait for a member as long as their calls may last. A cluster of one that is restarted takes some five seconds.
+    /// etcd's clients wait for a member as long as their calls may last. A cluster of one member takes some five
+    /// seconds to restart.
     pub const WAIT: Duration = Duration::from_secs(10);
 }
 
@@ -123,18 +128,18 @@ pub struct Forward {
 struct ForwardInner {
     members: Members,
     settings: Settings,
-    /// In the members' order; made when one is first called.
+    /// In the members' order; a link is made when its member is first called.
     links: RwLock<Vec<Arc<Link>>>,
     wait: Duration,
     clients: Arc<Clients>,
-    /// Whether calls could be taken for the relay's own, by its certificate.
+    /// Whether calls could be taken for the relay's own because of its certificate.
     disowns: bool,
     drain: CancellationToken,
     /// This relay's name in [`VIA`].
     name: HeaderValue,
 }
 
-/// The connections to one member, by what goes over them.
+/// The connections to one member, by their use.
 #[derive(Debug)]
 struct Link {
     calls: Pool,
@@ -153,8 +158,9 @@ impl Link {
 }
 
 impl Forward {
-    /// Makes a forwarder to these members that connects when first used. When `drain` is cancelled, calls that would never end by themselves
-    /// (watches, keep-alives, observers) end with etcd's own `server stopped`; the others may finish.
+    /// Makes a forwarder to these members, which connects when it is first used. When `drain` is cancelled, calls that
+    /// would never end by themselves (watches, keep-alives, observers) end with etcd's own `server stopped`; the others
+    /// may finish.
     #[must_use]
     pub fn new(config: &ForwardConfig, members: Members, drain: CancellationToken) -> Self {
         let settings = Settings {
@@ -171,7 +177,7 @@ impl Forward {
         Self { shared: Arc::new(ForwardInner { members, settings, links, wait, clients, disowns, drain, name }) }
     }
 
-    /// For the relay's own calls, with the type hidden: over connections that no client's call takes.
+    /// A type-erased service for the relay's own calls, over connections that clients' calls do not use.
     #[must_use]
     pub fn own(&self) -> ForwardService {
         let forward = self.clone();
@@ -181,20 +187,20 @@ impl Forward {
         }))
     }
 
-    /// The same with its type hidden.
+    /// The same, type-erased.
     #[must_use]
     pub fn boxed(self) -> ForwardService {
         BoxCloneSyncService::new(self)
     }
 
-    /// The same, with keep-alives of leases over a few streams that clients share.
+    /// The same, with lease keep-alives over a few streams that clients share.
     #[must_use]
     pub fn sharing_keepalives(self, tasks: Tasks) -> ForwardService {
         keepalive::over(self, tasks)
     }
 
-    /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. Never fails: where etcd cannot be reached, the
-    /// answer is a gRPC status that says so.
+    /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. It never fails: if etcd
+    /// cannot be reached, the answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         self.pass(request, None).await
     }
@@ -208,7 +214,7 @@ impl Forward {
         let lane = lane.unwrap_or(method.lane);
         // Requests without a key come from the relay itself.
         let client = head.extensions.get().copied().unwrap_or(ClientKey::RELAY);
-        // The relay's own questions have metrics of their own, and etcd's refusals are what some of them ask for.
+        // The relay's own requests have metrics of their own, and some of them expect to be refused.
         let service = (lane != names::Lane::Own).then_some(method.service);
         let Some(counted) = self.shared.clients.enter(client) else {
             count(service, names::Outcome::Refused);
@@ -229,7 +235,7 @@ impl Forward {
             head.headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
         }
         head.version = Version::HTTP_2;
-        // Its connection is asked to leave, or the relay stops.
+        // Ready when the call's connection is asked to leave, or the relay stops.
         let drain = method.endless.then(|| head.extensions.get().unwrap_or(&self.shared.drain).clone());
         head.extensions.clear();
 
@@ -283,14 +289,14 @@ impl ForwardInner {
     /// How long a call may wait to be sent.
     fn patience(&self, headers: &HeaderMap, lane: names::Lane) -> Duration {
         if lane == names::Lane::Own {
-            // Whoever asks for the relay asks again.
+            // Whoever makes such a request for the relay repeats it.
             return Duration::ZERO;
         }
         let timeout = headers.get("grpc-timeout").and_then(|value| method::timeout(value.to_str().ok()?));
         timeout.map_or(self.wait, |timeout| timeout.min(self.wait))
     }
 
-    /// Done when calls that wait for this member had better be ended.
+    /// Ready when calls that wait for this member should end.
     fn left(&self, member: usize) -> BoxFuture<'static, ()> {
         let members = self.members.clone();
         Box::pin(async move { members.left(member).await })
@@ -302,7 +308,8 @@ fn name() -> HeaderValue {
     HeaderValue::from(rand::random::<u64>())
 }
 
-/// Drops what belongs to the client's connection, named by the standard or by the `connection` header itself.
+/// Drops headers that concern only the client's connection, as named by the standard or by the `connection` header
+/// itself.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -316,7 +323,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Counts a client's call that is running; dropped, it is over.
+/// Counts a running call of a client, until it is dropped.
 #[derive(Debug)]
 struct Running;
 
@@ -333,7 +340,7 @@ impl Drop for Running {
     }
 }
 
-/// A call of a client ended. The relay's own are for no service that clients ask for, and are not counted.
+/// Counts a client's call that ended. The relay's own calls have no service here, and are not counted.
 fn count(service: Option<names::Service>, outcome: names::Outcome) {
     let Some(service) = service else { return };
     counter!(

@@ -1,14 +1,15 @@
-//! [`Members`]: what the relay knows of each etcd member's health, in one place for all who call one: feeds, forwarded calls, questions
-//! about access, confirmations, probes.
+//! [`Members`]: what the relay knows about the health of each etcd member, in one place for all callers: feeds,
+//! forwarded calls, permission checks, confirmations, probes.
 //!
-//! Whoever calls a member reports what makes it [`doubt`](Members::doubt) that one; the [`judge`] then asks all members the same small
-//! question, which only a member with a working cluster can answer, and its verdict is what everybody sees. So no single slow call moves
-//! anybody, and a member is left only where another one has answered meanwhile.
-//! Feeds have one word more: a member that answers and whose watches bring nothing is [shunned](Members::shun) by them for a while.
+//! A caller that sees a problem with a member reports a [`doubt`](Members::doubt). The [`judge`] then sends all members
+//! the same small request, which only a member with a working cluster can answer, and its verdict applies to everybody.
+//! So no single slow call moves anybody, and a member is left only if another one has answered meanwhile. Feeds have
+//! one more means: they [shun](Members::shun) a member for a while that answers requests but whose watches bring
+//! nothing.
 //!
 //! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
-//! Always holds: a member is preferred until another one is better, not the one that was listed first; [`Health::Away`] is said of a
-//! member only by the judge; where no member answers anything, nobody is told to leave any.
+//! Always holds: the preferred member stays preferred until another one is better, whatever the order of the list; only
+//! the judge declares a member [`Health::Away`]; if no member answers anything, nobody has to leave any.
 
 pub(super) mod judge;
 pub(super) mod race;
@@ -33,26 +34,27 @@ use crate::{
     telemetry::names::{self, Leave},
 };
 
-/// How long the first calls wait for the first verdict: a cluster in the same network answers within milliseconds.
+/// How long the first calls wait for the first verdict. A cluster in the same network answers within milliseconds.
 const FIRST_VERDICT: Duration = Duration::from_secs(1);
-/// How long a write may go on after its member has answered under a later leader than that of then. One that was not lost is applied before that
-/// answer; etcd itself gives up after seven seconds.
+/// How long a write may still be answered after its member has answered under a later leader than the one at that time.
+/// A write that was not lost is applied before that answer. etcd itself gives up after seven seconds.
 const LOST: Duration = Duration::from_secs(1);
-/// What is known of a member.
+/// The health of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Health {
-    /// It answered the last question that was put to it.
+    /// It answered the last request of the judge.
     Healthy,
     /// Nobody has asked it yet.
     Unknown,
-    /// It let a question wait that another member has answered: no new call goes to it.
+    /// Another member has answered a request that this one has not. No new call goes to it.
     Suspect,
-    /// It does not answer, or says that it has no leader, while another member answers: calls that wait for it are ended.
+    /// It does not answer, or reports that it has no leader, while another member answers. Calls that wait for it are
+    /// ended.
     Away,
 }
 
-/// See the module. Cheap to clone; clones share what they know.
+/// The health of all members; see the module. Cheap to clone; clones share their state.
 #[derive(Clone, Debug)]
 pub struct Members {
     shared: Arc<MembersInner>,
@@ -61,13 +63,13 @@ pub struct Members {
 #[derive(Debug)]
 struct MembersInner {
     view: watch::Sender<View>,
-    /// Asks the judge to look now.
+    /// Makes the judge check now.
     doubts: Notify,
-    /// What those who do not care for single members want to know.
+    /// The state of the cluster as a whole.
     agreement: watch::Sender<Agreement>,
 }
 
-/// What `/debug/state` shows of a member.
+/// A member in `/debug/state`.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemberState {
     endpoint: String,
@@ -77,12 +79,12 @@ pub struct MemberState {
     for_seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
-    /// Whether feeds keep away from it.
+    /// Whether feeds avoid it.
     shunned_by_feeds: bool,
 }
 
 impl Members {
-    /// The members at these endpoints, of which nothing is known yet; not empty.
+    /// The members at these endpoints, with unknown health. There must be at least one.
     #[must_use]
     pub fn new(endpoints: &[Endpoint]) -> Self {
         let members: Vec<Member> = endpoints.iter().cloned().map(Member::new).collect();
@@ -94,24 +96,24 @@ impl Members {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Where one is.
+    /// The address of a member.
     pub(super) fn endpoint(&self, member: usize) -> Endpoint {
         self.shared.view.borrow().members[member].endpoint.clone()
     }
 
-    /// Those that are to be asked how they are.
+    /// The members that the judge has to ask.
     fn listed(&self) -> Vec<usize> {
         self.shared.view.borrow().listed().map(|(index, _)| index).collect()
     }
 
-    /// Whether no member could say what the cluster agrees on the last time, and this one said nothing at all.
+    /// Whether no member could answer for the cluster the last time, and this one did not answer at all.
     fn is_mute(&self, member: usize) -> bool {
         let view = self.shared.view.borrow();
         view.quorum == Quorum::Lost && !view.members[member].reached
     }
 
-    /// The cluster has these members now. Those that are not among them get no call, and the calls that wait for them end. Nothing happens where
-    /// there are none.
+    /// Sets the cluster's members. Calls go only to these, and calls that wait for others end. An empty list changes
+    /// nothing.
     pub(super) fn list(&self, endpoints: &[Endpoint]) {
         let changed = self.shared.view.send_if_modified(|view| view.list(endpoints));
         if changed {
@@ -119,7 +121,7 @@ impl Members {
         }
     }
 
-    /// All members, the one that a call should go to first.
+    /// All members, the best one for a call first.
     pub(super) fn ranked(&self) -> Vec<usize> {
         let view = self.shared.view.borrow();
         let mut ranked: Vec<usize> = view.listed().map(|(index, _)| index).collect();
@@ -127,32 +129,32 @@ impl Members {
         ranked
     }
 
-    /// The member that a feed's watch goes to.
+    /// The member for a feed's watch.
     pub(super) fn for_watch(&self) -> usize {
         let now = Instant::now();
         let view = self.shared.view.borrow();
         let rank = |&index: &usize| {
             let member = &view.members[index];
             let shunned = member.shunned.until.filter(|until| *until > now);
-            // Of those that are shunned, the one that has been so for longest.
+            // Of several that are shunned, the one that has been shunned for longest.
             (member.health.max(Health::Unknown), shunned, index != view.preferred)
         };
         view.listed().map(|(index, _)| index).min_by_key(rank).unwrap_or(view.preferred)
     }
 
-    /// The member that a call goes to.
+    /// The member for a call.
     pub(super) fn preferred(&self) -> usize {
         self.shared.view.borrow().preferred
     }
 
-    /// Waits for the first verdict, for a second at most.
+    /// Waits for the first verdict, but a second at most.
     pub(super) async fn settled(&self) {
         let mut view = self.shared.view.subscribe();
         // Without a verdict the first member is as good as any.
         let _ = tokio::time::timeout(FIRST_VERDICT, view.wait_for(|view| view.quorum != Quorum::Unknown)).await;
     }
 
-    /// Waits until calls that wait for this member had better be ended. Cancel safe.
+    /// Waits until calls should stop waiting for this member. Cancel safe.
     pub(super) async fn left(&self, member: usize) {
         self.until(|view| {
             view.health_of(member) == Health::Away && view.has_healthy() || view.is_alone_in_silence(member)
@@ -160,7 +162,7 @@ impl Members {
         .await;
     }
 
-    /// Waits until a feed's watch on this member had better be elsewhere. Cancel safe.
+    /// Waits until a feed's watch on this member should move to another. Cancel safe.
     pub(super) async fn left_by_watches(&self, member: usize) {
         self.until(|view| {
             view.health_of(member) >= Health::Suspect && view.has_healthy() || view.is_alone_in_silence(member)
@@ -168,14 +170,15 @@ impl Members {
         .await;
     }
 
-    /// Waits until what was proposed to the member at `sent` will hardly be answered any more, since the leader of then has gone with it. The
-    /// member has answered under a later one, so it has all that came of the earlier, and has had [`LOST`] to say so. Cancel safe.
+    /// Waits until a proposal that was sent to the member at `sent` will hardly be answered any more, because it was
+    /// lost with the leader at that time. The member has answered under a later leader, so it has applied everything
+    /// from the earlier one, and has had [`LOST`] to report it. Cancel safe.
     pub(super) async fn lost_with_leader(&self, member: usize, sent: Instant) {
         self.until(|view| view.members[member].led.since.is_some_and(|since| since > sent)).await;
         tokio::time::sleep(LOST).await;
     }
 
-    /// The member answered in this raft term what needs a leader.
+    /// The member answered a request that needs a leader, in this raft term.
     pub(super) fn in_term(&self, member: usize, term: u64) {
         self.shared.view.send_if_modified(|view| {
             let led = &mut view.members[member].led;
@@ -187,44 +190,44 @@ impl Members {
         });
     }
 
-    /// Waits until a member answers, whichever. Cancel safe.
+    /// Waits until any member answers. Cancel safe.
     pub(super) async fn reached(&self) {
         self.until(View::is_reached).await;
     }
 
-    /// Whether a member answers, whichever.
+    /// Whether any member answers.
     fn is_reached(&self) -> bool {
         self.shared.view.borrow().is_reached()
     }
 
-    /// Whether the cluster can say what it agrees on; changes are told.
+    /// Whether the cluster can reach agreement. The receiver is notified of changes.
     pub(super) fn agreement(&self) -> watch::Receiver<Agreement> {
         self.shared.agreement.subscribe()
     }
 
-    /// Whether no member can say what the cluster agrees on.
+    /// Whether no member can answer for the cluster.
     pub(super) fn has_lost_quorum(&self) -> bool {
         self.shared.view.borrow().quorum == Quorum::Lost
     }
 
-    /// Waits until no member can say what the cluster agrees on. Cancel safe.
+    /// Waits until no member can answer for the cluster. Cancel safe.
     pub(super) async fn quorum_lost(&self) {
         self.until(|view| view.quorum == Quorum::Lost).await;
     }
 
     async fn until(&self, holds: impl FnMut(&View) -> bool) {
-        // Fails only when the sender is gone, and `self` has one.
+        // This fails only if the sender is gone, and `self` has one.
         let _ = self.shared.view.subscribe().wait_for(holds).await;
     }
 
-    /// Something that a call to this member saw may be the member's fault: the judge looks now.
+    /// A call to this member had a problem that may be the member's fault. The judge checks at once.
     pub(super) fn doubt(&self, member: usize) {
         tracing::trace!(endpoint = %self.endpoint(member), "An etcd member is in doubt");
         self.shared.doubts.notify_one();
     }
 
-    /// A watch on this member brought nothing that another member has: feeds keep away from it for a while. False where they have no
-    /// other to go to.
+    /// A watch on this member did not bring what another member has. Feeds avoid it for a while. Returns false if they
+    /// have no other member.
     pub(super) fn shun(&self, member: usize) -> bool {
         let now = Instant::now();
         let mut elsewhere = false;
@@ -233,7 +236,7 @@ impl Members {
             elsewhere = others.map(|(_, other)| other.health).any(|health| health == Health::Healthy);
             let shunned = &mut view.members[member].shunned;
             if shunned.until.is_some_and(|until| until > now) {
-                // Another feed said so.
+                // Another feed reported it already.
                 return;
             }
             let soon = shunned.until.is_some_and(|until| now - until < SHUNNED.1);
@@ -245,14 +248,14 @@ impl Members {
         elsewhere
     }
 
-    /// Where the member is that calls go to.
+    /// The address of the member that calls go to.
     #[must_use]
     pub fn in_use(&self) -> String {
         let view = self.shared.view.borrow();
         view.members[view.preferred].endpoint.to_string()
     }
 
-    /// What is known, for `/debug/state`.
+    /// The members' state, for `/debug/state`.
     #[must_use]
     pub fn state(&self) -> Vec<MemberState> {
         let now = Instant::now();
@@ -268,7 +271,7 @@ impl Members {
         view.listed().map(state).collect()
     }
 
-    /// Takes note of findings. `fastest` is the member whose answer came first.
+    /// Notes findings. `fastest` is the member whose answer came first.
     fn found(&self, findings: impl IntoIterator<Item = (usize, Finding)>, fastest: Option<usize>) {
         if fastest.is_some() {
             self.agree(Agreement::Reached);
@@ -296,12 +299,12 @@ impl Members {
         });
     }
 
-    /// No member could say what the cluster agrees on, and what they said is this.
+    /// No member could answer for the cluster; `agreement` says what they did answer.
     fn without_quorum(&self, agreement: Agreement) {
         self.agree(agreement);
         self.shared.view.send_if_modified(|view| {
             let changed = std::mem::replace(&mut view.quorum, Quorum::Lost) != Quorum::Lost;
-            // Who answers at all is better than who does not.
+            // A member that answers at all is better than one that does not.
             let rank = |(index, member): &(usize, &Member)| (member.reached, *index == view.preferred, Reverse(*index));
             let best = view.listed().max_by_key(rank).map_or(view.preferred, |(index, _)| index);
             let moved = std::mem::replace(&mut view.preferred, best) != best;
@@ -314,7 +317,7 @@ impl Members {
             let before = std::mem::replace(known, agreement);
             match (before >= Agreement::Leaderless, agreement >= Agreement::Leaderless) {
                 (false, true) => tracing::warn!(
-                    "etcd has no leader: what needs one fails, and all else is served from what members have"
+                    "etcd has no leader: calls that need one fail, and everything else is served from what the members have"
                 ),
                 (true, false) if agreement == Agreement::Reached => tracing::info!("etcd has a leader again"),
                 _ => {}

@@ -1,10 +1,11 @@
 //! [`Pool`]: the connections to one member for one kind of call, as many as are needed.
 //!
-//! Not here: which member to use, and what is sent. A member takes so many calls at once on a connection (its HTTP/2 setting
-//! MAX_CONCURRENT_STREAMS; etcd's flag `--max-concurrent-streams`). When they are used up another connection is made, up to
-//! [`MAX_LINKS`]; then calls wait for a [`Place`], in fair turns by client (`turns`).
-//! Always holds: no connection has more calls than its member takes; at most one connection attempt at a time; whoever waited for an
-//! attempt that failed is told of that failure, so that a hundred waiting calls wait one connect timeout and not a hundred.
+//! Not here: which member to use, and what is sent. A member accepts a limited number of calls at once on a connection
+//! (its HTTP/2 setting MAX_CONCURRENT_STREAMS; etcd's flag `--max-concurrent-streams`). When they are used up another
+//! connection is made, up to [`MAX_LINKS`]; after that, calls wait for a [`Place`], in fair turns by client (`turns`).
+//! Always holds: no connection has more calls than its member accepts; there is at most one connection attempt at a
+//! time; all callers that wait for an attempt get its error if it fails, so that a hundred waiting calls wait one
+//! connect timeout and not a hundred.
 
 mod channel;
 mod link;
@@ -34,16 +35,17 @@ use self::{
 use super::Endpoint;
 use crate::{telemetry::names, types::ClientKey};
 
-/// Most connections of a pool. With etcd's `--max-concurrent-streams` at a hundred these are as many calls as a relay has in a bad
-/// moment; without it, one connection takes all. Each costs etcd a goroutine or three and some ten KiB.
+/// The most connections of a pool. With etcd's `--max-concurrent-streams` at a hundred, they carry as many calls as a
+/// relay has in a bad moment; without that limit, one connection carries all calls. Each costs etcd up to three
+/// goroutines and some ten KiB.
 pub(super) const MAX_LINKS: usize = 16;
-/// From how many calls on a connection gets another beside it, if the member takes more: one task drives a connection, and so does one
-/// goroutine at the member.
+/// A connection with more calls than this gets another beside it, even if the member accepts more: one task drives a
+/// connection, and so does one goroutine at the member.
 const COMFORTABLE: usize = 1_000;
-/// Pause before a further connection is tried again while others work.
+/// The pause before a further connection is tried again while others work.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Pings that find out whether the other side is still there.
+/// Pings that check whether the other side is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
     /// Time between pings.
@@ -54,7 +56,7 @@ pub struct Keepalive {
     pub while_idle: bool,
 }
 
-/// See the module. Cheap to clone; clones share connections.
+/// The connections to one member; see the module. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(super) struct Pool {
     shared: Arc<PoolInner>,
@@ -64,7 +66,7 @@ struct PoolInner {
     endpoint: Endpoint,
     settings: Settings,
     lane: names::Lane,
-    /// A plain mutex: nothing waits and nobody is woken under it.
+    /// A plain mutex: nothing waits and no task is woken under it.
     state: Mutex<PoolState>,
 }
 
@@ -72,7 +74,7 @@ struct PoolInner {
 struct PoolState {
     links: Vec<Link>,
     links_made: u64,
-    /// An attempt to connect runs, or a pause before the next.
+    /// An attempt to connect is running, or the pause before the next one.
     growing: bool,
     /// The last attempt failed.
     failing: bool,
@@ -85,11 +87,11 @@ struct Link {
     id: u64,
     sender: SendRequest<RequestBody>,
     limit: Arc<StreamLimit>,
-    /// Calls that have a place here.
+    /// The number of calls with a place here.
     busy: usize,
 }
 
-/// A call's place on a connection; dropped, it is free again.
+/// A call's place on a connection. It is free again when this is dropped.
 #[must_use]
 pub(super) struct Place {
     pool: Arc<PoolInner>,
@@ -101,9 +103,9 @@ pub(super) struct Place {
 
 /// Why a call was not answered.
 pub(super) enum SendError {
-    /// The connection had closed before; nothing was sent.
+    /// The connection had closed before, so nothing was sent.
     Unsent(Box<Request<RequestBody>>, LinkError),
-    /// The connection broke, or the member reset the call: it may have acted on it.
+    /// The connection broke, or the member reset the call. It may have acted on it.
     Broken(hyper::Error),
 }
 
@@ -118,10 +120,11 @@ impl Pool {
         &self.shared.endpoint
     }
 
-    /// A place for a call of `client`, as soon as there is one. Waits without limit while the member is busy. Cancel safe.
+    /// A place for a call of `client`, as soon as there is one. It waits without a limit while the member is busy.
+    /// Cancel safe.
     ///
     /// # Errors
-    /// Where there is no connection and none can be made.
+    /// If there is no connection and none can be made.
     pub(super) async fn place(&self, client: ClientKey) -> Result<Place, LinkError> {
         let shared = &self.shared;
         let (waiter, answer) = oneshot::channel();
@@ -136,7 +139,7 @@ impl Pool {
         shared.settle(granted);
         match answer.await {
             Ok(result) => result,
-            // Whoever drops a waiter answers it, or is the runtime at its end.
+            // A dropped waiter was answered before, unless the runtime is ending.
             Err(_) => Err(LinkError::Http2 { endpoint: shared.endpoint.clone(), cause: "the relay stops".into() }),
         }
     }
@@ -146,7 +149,7 @@ impl Pool {
         self.shared.state.lock().links.iter().any(|link| !link.sender.is_closed())
     }
 
-    /// The error of a member that is not waited for any longer.
+    /// The error for a member that is not waited for any longer.
     pub(super) fn silent(&self) -> LinkError {
         LinkError::Http2 {
             endpoint: self.endpoint().clone(),
@@ -154,7 +157,7 @@ impl Pool {
         }
     }
 
-    /// Open connections, for tests: each with the number of its calls.
+    /// Open connections, each as the number of its calls; for tests.
     #[cfg(test)]
     pub(super) fn busy(&self) -> Vec<usize> {
         let open = |link: &&Link| !link.sender.is_closed();
@@ -169,7 +172,8 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Place {
-    /// Sends a call and waits for the head of its answer. The place is given back with the answer, to be kept until that has ended.
+    /// Sends a call and waits for the head of its answer. Returns the place with the answer; it must be kept until the
+    /// answer has ended.
     ///
     /// # Errors
     /// See [`SendError`].
@@ -203,7 +207,7 @@ impl std::fmt::Debug for Place {
 }
 
 impl PoolInner {
-    /// A place without a wait, where nobody waits.
+    /// A place without waiting, if no call waits.
     fn at_once(self: &Arc<Self>, state: &mut PoolState, client: ClientKey) -> Option<Place> {
         state.drop_closed();
         if !state.turns.is_empty() || !state.turns.may_take(client, state.free()) {
@@ -216,7 +220,7 @@ impl PoolInner {
         Some(place)
     }
 
-    /// Gives free places to those who wait, and has another connection made where there are too few.
+    /// Gives free places to waiting calls, and starts another connection if there are too few.
     fn serve(self: &Arc<Self>, state: &mut PoolState) -> Vec<(Waiter, Place)> {
         state.drop_closed();
         let mut granted = Vec::new();
@@ -229,10 +233,11 @@ impl PoolInner {
         granted
     }
 
-    /// Hands places over. Not to be called under the lock: it wakes.
+    /// Hands places over. Not to be called under the lock, since it wakes tasks.
     fn settle(self: &Arc<Self>, mut granted: Vec<(Waiter, Place)>) {
         while let Some((waiter, place)) = granted.pop() {
-            // A caller that went away in this moment: the next one gets its place. In a loop, since there may be many of them.
+            // The caller has just gone away, and the next one gets its place. This is a loop, since there may be many
+            // of them.
             if let Err(Ok(mut place)) = waiter.send(Ok(place)) {
                 place.held = false;
                 granted.extend(self.release(place.link, place.client));
@@ -263,7 +268,7 @@ impl PoolInner {
         granted
     }
 
-    /// A connection is of no use for new calls any more. Those that run on it go on.
+    /// A connection cannot take new calls any more. Running calls go on.
     fn lost(self: &Arc<Self>, link: u64) {
         let granted = {
             let mut state = self.state.lock();
@@ -294,7 +299,7 @@ impl PoolInner {
     }
 }
 
-/// Makes a connection. While calls wait and others work, it does not give up.
+/// Makes a connection. It does not give up while calls wait and other connections work.
 async fn grow(shared: Arc<PoolInner>) {
     loop {
         let attempt = shared.connect().await;
@@ -321,7 +326,7 @@ async fn grow(shared: Arc<PoolInner>) {
         shared.settle(granted);
         let Some((error, again)) = error else { return };
         for waiter in refused {
-            // One that went away needs no answer.
+            // A caller that went away needs no answer.
             let _ = waiter.send(Err(error.clone()));
         }
         if !again {
@@ -331,9 +336,9 @@ async fn grow(shared: Arc<PoolInner>) {
     }
 }
 
-/// Takes a connection out of its pool when it has ended.
+/// Removes a connection from its pool when it has ended.
 async fn forget_at(end: oneshot::Receiver<()>, link: u64, pool: Weak<PoolInner>) {
-    // Ends by being dropped.
+    // It ends by being dropped.
     let _ = end.await;
     if let Some(pool) = pool.upgrade() {
         pool.lost(link);
@@ -345,7 +350,8 @@ impl PoolState {
         self.links.retain(|link| !link.sender.is_closed());
     }
 
-    /// The connection that the next call takes: the first that is comfortable, so that the later ones can end; else the least busy.
+    /// The connection for the next call: the first one that is not too busy, so that the later ones can end; otherwise
+    /// the least busy.
     fn roomy(&self) -> Option<usize> {
         let comfortable = self.links.iter().position(|link| link.busy < link.comfortable());
         comfortable.or_else(|| {
@@ -354,7 +360,7 @@ impl PoolState {
         })
     }
 
-    /// Places that are free, with those of connections that could still be made.
+    /// How many places are free, including those on connections that could still be made.
     fn free(&self) -> usize {
         let open = self.links.iter().fold(0, |sum: usize, link| sum.saturating_add(link.room()));
         match self.links.last() {
@@ -383,7 +389,7 @@ impl Link {
     }
 }
 
-/// A call that waits; dropped, it waits no more.
+/// A waiting call. It stops waiting when this is dropped.
 struct Waiting<'a> {
     pool: &'a PoolInner,
     client: ClientKey,

@@ -1,8 +1,9 @@
-//! Asks etcd for its version, again and again: what `/version` repeats.
+//! Regularly asks etcd for its version, which `/version` repeats.
 //!
-//! Not here: how a version is asked for, and whether progress is believed, see `version`; whether etcd can be reached, see `members`.
-//! Always holds: the last known version stays. A cluster whose members serve HTTP elsewhere (`--listen-client-http-urls`) has no version to
-//! repeat.
+//! Not here: how a version is read, and whether progress is trusted, see `version`; whether etcd can be reached, see
+//! `members`.
+//! Always holds: the last known version stays. A cluster whose members serve HTTP elsewhere
+//! (`--listen-client-http-urls`) has no version to repeat.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,14 +13,14 @@ use tokio::sync::watch;
 use super::{Dialler, Members, members::race::race, version::over_http};
 use crate::types::MemberVersion;
 
-/// Between answers.
+/// Time between answers.
 const STEADY: Duration = Duration::from_secs(5);
-/// Between failures, doubled up to the second; each is jittered by half.
+/// The pause after a failure, doubled from the first to the second of these; each is jittered by half.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// What a member calls its cluster's version until the members have agreed, some seconds after their first start.
+/// What a member reports as its cluster's version until the members have agreed, some seconds after their first start.
 const UNSETTLED: &str = "not_decided";
 
-/// Asks the members, the best first.
+/// Reads the version from the members, the best member first.
 #[derive(Debug)]
 pub struct Probe {
     members: Members,
@@ -29,7 +30,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Makes a probe of these members, reached by `dialler`, with `patience` for one answer.
+    /// Makes a probe of these members, which connects by `dialler` and has `patience` for one answer.
     #[must_use]
     pub fn new(members: Members, dialler: Dialler, patience: Duration) -> Self {
         Self { members, dialler, patience, version: watch::Sender::new(None) }
@@ -41,7 +42,7 @@ impl Probe {
         self.version.subscribe()
     }
 
-    /// Asks for ever; run it as a task.
+    /// Runs for ever; spawn it as a task.
     pub async fn run(self) {
         let mut pause = RETRY.0;
         loop {
@@ -66,7 +67,7 @@ impl Probe {
                 }
                 Err(failures) => {
                     for (member, error) in failures {
-                        tracing::debug!(endpoint = %self.members.endpoint(member), %error, "An etcd member does not tell its version");
+                        tracing::debug!(endpoint = %self.members.endpoint(member), %error, "Cannot read an etcd member's version");
                     }
                     let wait = pause;
                     pause = (pause * 2).min(RETRY.1);

@@ -1,14 +1,15 @@
 //! [`V2Upstream`]: a cluster that keeps its keys in etcd's v2 store, etcd 2.3 to 3.5, as the hub's upstream.
 //!
-//! What v2 has is one listing of a directory as of an index, and waits that tell the first change at or after an index, out of
-//! the newest 1,000 of the whole store. Indexes are the revisions. A watch (`watch`) owns a copy of its directory's keys (`copy`)
-//! and is told by a task (`walk`), which asks one wait after the other. Not here: when to try again, see `driver`.
+//! v2 offers a listing of a directory at an index, and waits, each of which returns the first change at or after an
+//! index, among the newest 1,000 of the whole store. The relay uses indexes as revisions. A watch (`watch`) owns a copy
+//! of its directory's keys (`copy`) and gets its changes from a task (`walk`), which makes one wait after the other.
+//! Not here: when to retry, see `driver`.
 //!
 //! Always holds:
-//! - a position is the index of an event that was told, or that of a listing; never the header of a wait, which may lie beyond
-//!   events that are still to be told;
-//! - what v2 can no longer tell step by step is told as compacted, and never passed over;
-//! - nothing is ever asked of the cluster's v3 store, which is another one.
+//! - a position is the index of an event that was reported, or that of a listing; it is never the index in the header
+//!   of a wait, which may lie beyond events that are still to come;
+//! - what v2 can no longer report step by step is reported as compacted, and never skipped;
+//! - nothing is ever read from the cluster's v3 store, which is a different one.
 
 mod answer;
 mod calls;
@@ -48,40 +49,41 @@ use crate::{
     types::{Header, KeyRange, Revision},
 };
 
-/// How long the copy of a watch that broke is kept for the one that goes on with it. Drivers try every two seconds.
+/// How long the copy of a broken watch is kept for the watch that continues it. Drivers try every two seconds.
 const KEPT: Duration = Duration::from_secs(60);
-/// From how many bytes on a listing is read on a thread of its own.
+/// A listing of more bytes than this is parsed on a thread of its own.
 const LARGE: usize = 256 << 10;
-/// Most bytes of a listing that a client asks for outside every feed.
+/// The most bytes of a listing that a client reads outside every feed.
 const MAX_READ: usize = 64 << 20;
-/// From how many keys on a copy is made on a thread of its own.
+/// A copy of more keys than this is made on a thread of its own.
 const MANY: usize = 4096;
 
 /// How to reach the cluster.
 #[derive(Clone, Debug)]
 pub struct V2Config {
-    /// Client URLs of its members, tried in order.
+    /// Client URLs of its members.
     pub endpoints: Vec<Endpoint>,
-    /// How they are reached.
+    /// How to reach them.
     pub dialler: Dialler,
-    /// How long a connection may take.
+    /// The timeout of connecting.
     pub connect_timeout: Duration,
-    /// How long an answer may take to begin, and to go on.
+    /// How long an answer may take to begin, and to continue.
     pub request_timeout: Duration,
-    /// A user of v2's own, where its authentication is on.
+    /// A user of the v2 API, if its authentication is on.
     pub identity: Option<Identity>,
-    /// How long a wait stays open before it is asked again: what it missed is found then.
+    /// How long a wait stays open before it is repeated; the repetition finds what it missed.
     pub hold: Duration,
-    /// A prefix that the relay may read, for asking the current index.
+    /// A prefix that the relay may read, for requests for the current index.
     pub probe_prefix: Bytes,
 }
 
 impl V2Config {
-    /// Long beside the way to a member, short beside the patience of who looks at a view.
+    /// Long compared with a round trip to a member, and short compared with the patience of somebody who looks at a
+    /// view.
     pub const HOLD: Duration = Duration::from_secs(20);
 }
 
-/// See the module.
+/// A v2 cluster as upstream; see the module.
 #[derive(Debug)]
 pub struct V2Upstream {
     members: Arc<Members>,
@@ -89,7 +91,7 @@ pub struct V2Upstream {
     copies: Arc<Copies>,
 }
 
-/// Copies of directories that no watch owns now.
+/// Copies of directories that no watch owns at the moment.
 #[derive(Debug, Default)]
 struct Copies(Mutex<Vec<(Instant, Copy)>>);
 
@@ -101,7 +103,7 @@ struct Listing {
     listed: Vec<Listed>,
 }
 
-/// A wait that was asked for.
+/// The result of opening a wait.
 #[derive(Debug)]
 enum Opened {
     Wait(Standing, Box<Reply>),
@@ -110,7 +112,7 @@ enum Opened {
 }
 
 impl V2Upstream {
-    /// An upstream that connects when it is first asked.
+    /// An upstream that connects when it is first used.
     #[must_use]
     pub fn new(config: V2Config) -> Arc<Self> {
         let place = Place::of(&KeyRange::prefix(config.probe_prefix.clone()));
@@ -119,19 +121,19 @@ impl V2Upstream {
         Arc::new(Self { members: Members::new(config), probe, copies: Arc::default() })
     }
 
-    /// Whether a feed can have this range: v2 knows directories and single keys.
+    /// Whether a feed can have this range: v2 has only directories and single keys.
     #[must_use]
     pub fn is_place(range: &KeyRange) -> bool {
         Place::of(range).is_some()
     }
 
-    /// The answers to calls that feeds do not answer: reads, and the reason why there is nothing else.
+    /// Answers the calls that feeds do not answer: reads, and for everything else the reason why there is nothing.
     #[must_use]
     pub fn forward_service(self: &Arc<Self>) -> ForwardService {
         calls::service(self.clone())
     }
 
-    /// The keys of a range as they are now, for a reader that no feed serves.
+    /// The current keys of a range, for a reader that no feed serves.
     async fn read(&self, range: &KeyRange) -> Result<Page, UpstreamError> {
         let place = Place::of(range).ok_or_else(no_place)?;
         let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Read).await?;
@@ -139,7 +141,7 @@ impl V2Upstream {
         Ok(Page { header, kvs: listed.into_iter().map(Listed::fields).collect(), more: false })
     }
 
-    /// Whether v2's own authentication is on.
+    /// Whether authentication is on in the v2 API.
     async fn is_auth_on(&self) -> Result<bool, UpstreamError> {
         self.members.is_auth_on().await
     }
@@ -147,7 +149,7 @@ impl V2Upstream {
 
 #[async_trait]
 impl Upstream for V2Upstream {
-    /// A listing is of one index and has all keys, so there is one page, whatever the limit.
+    /// A listing shows one index and has all keys, so there is a single page, whatever the limit.
     async fn page(&self, range: &KeyRange, _revision: Option<Revision>, _limit: usize) -> Result<Page, UpstreamError> {
         let place = Place::of(range).ok_or_else(no_place)?;
         let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Start).await?;
@@ -166,10 +168,10 @@ impl Upstream for V2Upstream {
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
         let start = request.start_revision;
-        // Whoever wants to know what was replaced is no feed, and reads the past.
+        // A request with `prev_kv` does not come from a feed, and reads the past.
         let fits = |copy: &Copy| !request.prev_kv && copy.range == request.range && copy.can_begin_at(start);
         let Some(copy) = self.copies.take(fits) else {
-            // Nobody knows the keys that the past had, so its events cannot be told.
+            // The keys that existed in the past are not known, so its events cannot be reported.
             let created = self.confirm(None).await?.header;
             return Ok(Box::new(V2Watch::gone(created)));
         };
@@ -202,7 +204,7 @@ impl Upstream for V2Upstream {
 
     async fn confirm(&self, _oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let members = &self.members;
-        // A share of the time each, so that a member that is frozen leaves some for another.
+        // A share of the time for each, so that a frozen member leaves some for another.
         let patience = members.config().request_timeout / members.len() as u32;
         let mut last = None;
         for _ in 0..members.len() {
@@ -211,7 +213,7 @@ impl Upstream for V2Upstream {
             match asked.unwrap_or_else(|_| Err(members.failed(member, UpstreamError::Timeout(patience)))) {
                 Ok(standing) => {
                     let header = header(members, member, &standing).await;
-                    // What the history does not have, a fill is told.
+                    // A fill finds out by itself what the history no longer has.
                     return Ok(Confirmed { header, compacted: false });
                 }
                 Err(error) => last = Some(error),
@@ -226,10 +228,10 @@ impl Copies {
         self.0.lock().push((Instant::now(), copy));
     }
 
-    /// Drops those that nobody has gone on with in time.
+    /// Drops copies that no watch has continued in time.
     fn forget_old(&self) {
         let old: Vec<_> = self.0.lock().extract_if(.., |(put, _)| put.elapsed() >= KEPT).collect();
-        // Not under the lock: a copy may have a million keys.
+        // Not under the lock, since a copy may have a million keys.
         drop(old);
     }
 
@@ -241,10 +243,10 @@ impl Copies {
     }
 }
 
-/// A copy that goes back to the others when its watch ends, for the one that goes on.
+/// A copy that goes back to the others when its watch ends, for the watch that continues it.
 #[derive(Debug)]
 struct Owned {
-    /// There until it is dropped.
+    /// Present until this is dropped.
     copy: Option<Copy>,
     copies: Arc<Copies>,
 }
@@ -253,13 +255,13 @@ impl Deref for Owned {
     type Target = Copy;
 
     fn deref(&self) -> &Copy {
-        self.copy.as_ref().expect("it is taken out where it is dropped alone")
+        self.copy.as_ref().expect("it is taken only by drop")
     }
 }
 
 impl DerefMut for Owned {
     fn deref_mut(&mut self) -> &mut Copy {
-        self.copy.as_mut().expect("it is taken out where it is dropped alone")
+        self.copy.as_mut().expect("it is taken only by drop")
     }
 }
 
@@ -271,7 +273,8 @@ impl Drop for Owned {
     }
 }
 
-/// Reads a directory or a key as it is now, agreed by the cluster. That there is none is a state like any other.
+/// Reads the current content of a directory or a key, with the cluster's agreement. If it does not exist, the listing
+/// is empty.
 async fn list(members: &Members, place: &Place, range: &KeyRange, why: V2Listing) -> Result<Listing, UpstreamError> {
     let most = if why == V2Listing::Read { MAX_READ } else { MAX_ANSWER };
     let member = members.preferred();
@@ -290,7 +293,7 @@ async fn list(members: &Members, place: &Place, range: &KeyRange, why: V2Listing
     Ok(Listing { member, standing, listed })
 }
 
-/// Computes something, on a thread of its own where it is `large`: it would hold up all else that this thread has to do.
+/// Computes something, on a thread of its own if it is `large`, since it would hold up everything else on this thread.
 async fn aside<T: Send + 'static>(
     large: bool,
     compute: impl FnOnce() -> T + Send + 'static,
@@ -299,10 +302,10 @@ async fn aside<T: Send + 'static>(
         return Ok(compute());
     }
     let computed = tokio::task::spawn_blocking(compute).await;
-    computed.map_err(|error| UpstreamError::Unavailable(format!("the reading of a listing failed: {error}")))
+    computed.map_err(|error| UpstreamError::Unavailable(format!("cannot parse a listing: {error}")))
 }
 
-/// Asks for the first change after a position.
+/// Opens a wait for the first change after a position.
 async fn open(members: &Members, place: &Place, after: Revision) -> Result<Opened, UpstreamError> {
     let member = members.preferred();
     match members.get(member, &place.target(&format!("wait=true&waitIndex={}", after.next()))).await {
@@ -312,7 +315,7 @@ async fn open(members: &Members, place: &Place, after: Revision) -> Result<Opene
     }
 }
 
-/// Where the cluster stands, by a read that is agreed by it.
+/// The cluster's current index, by a read that the cluster agreed on.
 async fn standing(members: &Members, member: usize, target: &str) -> Result<Standing, UpstreamError> {
     match members.get(member, target).await {
         Ok((standing, reply)) => {
@@ -348,9 +351,8 @@ fn no_place() -> UpstreamError {
     UpstreamError::Protocol(NO_PLACE.to_owned())
 }
 
-/// Why a range cannot be read or watched.
-const NO_PLACE: &str = "etcd's v2 store has directories and keys; only the keys of one directory (/a/ to /a0) or one key can be \
-                        read and watched";
+/// The error for a range that cannot be read or watched.
+const NO_PLACE: &str = "etcd's v2 store has only directories and keys; the keys of one directory (/a/ to /a0) or one key can be read and watched";
 
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,13 @@
-//! [`Versions`]: which version of etcd each member runs, since that decides whether its progress can be believed.
+//! [`Versions`]: which version of etcd each member runs. This decides whether its progress can be trusted.
 //!
-//! A member tells its version over plain HTTP (`/version`), unless `--listen-client-http-urls` has moved HTTP to another port; and
-//! through `Maintenance.Status`, unless authentication is on: etcd 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 allow that call to root alone.
-//! So both are tried, HTTP first. Where neither answers, the version that was known before is kept; where none was known, the
-//! member's progress is not believed, and everything else works.
+//! A member reports its version over plain HTTP (`/version`), unless `--listen-client-http-urls` has moved HTTP to
+//! another port; and through `Maintenance.Status`, unless authentication is on: etcd 3.5.28 to 3.5.31 and 3.6.0 to
+//! 3.6.11 allow that call only to root. So both are tried, HTTP first. If neither answers, the version that was known
+//! before is kept. If none was known, the member's progress is not trusted, and everything else works.
 //!
 //! Not here: how etcd is reached over gRPC, see `etcd`; the version that the relay repeats to its clients, see `probe`.
-//! Always holds: a member is asked once for as long as its watches last, however many they are; after one of them broke, the next
-//! asks again, since the member may run another version by then.
+//! Always holds: a member is asked once for as long as its watches last, however many they are. After one of them
+//! broke, the next one asks again, since the member may run another version by then.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,10 +22,10 @@ use tokio::time::timeout;
 use super::{Dialler, Endpoint};
 use crate::{tls::Speaks, types::MemberVersion};
 
-/// `/version` answers with less than 100 bytes.
+/// An answer to `/version` has less than 100 bytes.
 const MAX_ANSWER: usize = 4096;
 
-/// Why a member did not tell its version over HTTP.
+/// Why a member's version could not be read over HTTP.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(super) enum VersionError {
@@ -37,11 +37,11 @@ pub(super) enum VersionError {
     Timeout(Duration),
     #[error("/version answers with status {0}; is this etcd's client port?")]
     Status(http::StatusCode),
-    #[error("/version answers with something else than etcd's JSON: {0}")]
+    #[error("/version answers with something other than etcd's JSON: {0}")]
     Answer(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// See the module.
+/// The versions of the members; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Versions {
     members: RwLock<Vec<Arc<Member>>>,
@@ -50,13 +50,13 @@ pub(super) struct Versions {
 #[derive(Debug, Default)]
 struct Member {
     known: Mutex<Known>,
-    /// Held while the member is asked, so that the feeds that start together ask once.
+    /// Held while the member is asked, so that feeds that start together ask once.
     asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// The version that the member told last.
+    /// The version that the member reported last.
     version: Option<String>,
     /// Whether the member was asked since a watch of it broke.
     asked: bool,
@@ -64,7 +64,7 @@ struct Known {
     times: u64,
 }
 
-/// What is known of a member, and since which question.
+/// What was known about a member, and after which request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Belief {
     pub(super) trusts_progress: bool,
@@ -73,7 +73,7 @@ pub(super) struct Belief {
 }
 
 impl Versions {
-    /// Members come to be known while the relay runs.
+    /// Members become known while the relay runs.
     fn member(&self, index: usize) -> Arc<Member> {
         if let Some(member) = self.members.read().get(index) {
             return member.clone();
@@ -85,7 +85,8 @@ impl Versions {
         members[index].clone()
     }
 
-    /// What is known of a member. It is asked by `ask`, which answers `None` where it does not tell, if it was not asked yet.
+    /// The version of a member. If the member was not asked yet, `ask` asks it, and returns `None` if it does not
+    /// answer.
     pub(super) async fn of(&self, index: usize, ask: impl AsyncFnOnce() -> Option<String>) -> Belief {
         let member = self.member(index);
         if let Some(belief) = member.belief(index) {
@@ -101,7 +102,7 @@ impl Versions {
         if told.is_some() {
             known.version = told;
         } else {
-            tracing::info!(kept = ?known.version, "An etcd member tells its version neither at /version nor by Status");
+            tracing::info!(kept = ?known.version, "An etcd member reports its version neither at /version nor by Status");
         }
         known.asked = true;
         known.times += 1;
@@ -111,7 +112,7 @@ impl Versions {
         known.belief(index)
     }
 
-    /// A watch that began with this belief broke: the next one asks again.
+    /// A watch that began with this belief broke, so the next one asks again.
     pub(super) fn outdate(&self, belief: Belief) {
         let member = self.member(belief.member);
         let mut known = member.known.lock();
@@ -160,7 +161,7 @@ async fn fetch(dialler: &Dialler, endpoint: &Endpoint) -> Result<MemberVersion, 
         serde_json::from_slice(&body.to_bytes()).map_err(|error| VersionError::Answer(error.into()))
     };
     tokio::pin!(exchange, connection);
-    // The connection has to be driven for the exchange to move; it may end first, once the answer is in.
+    // The connection has to be driven for the exchange to proceed. It may end first, once the answer has arrived.
     tokio::select! {
         biased;
         answer = &mut exchange => answer,
@@ -171,7 +172,7 @@ async fn fetch(dialler: &Dialler, endpoint: &Endpoint) -> Result<MemberVersion, 
     }
 }
 
-/// etcd 3.4.31 and 3.5.13 mended progress that overtook events (issue 15220).
+/// etcd 3.4.31 and 3.5.13 fixed the fault that progress could overtake events (issue 15220).
 fn trusts_progress(version: &str) -> bool {
     let mut numbers = version.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));
     let mut number = || numbers.next().unwrap_or(0);
@@ -200,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Answers with a version, and counts the questions.
+    /// Answers with a version, and counts the requests.
     #[derive(Default)]
     struct Told {
         version: Mutex<Option<&'static str>>,
@@ -227,12 +228,12 @@ mod tests {
         beliefs.iter().for_each(|belief| versions.outdate(*belief));
         let again = versions.of(1, async || told.ask().await).await;
         assert!(!again.trusts_progress);
-        // One that noticed late says nothing about the member as it is now.
+        // A watch that noticed late says nothing about the member as it is now.
         versions.outdate(beliefs[0]);
         versions.of(1, async || told.ask().await).await;
         assert_eq!(told.asked.load(Ordering::Relaxed), 2);
         versions.of(0, async || told.ask().await).await;
-        assert_eq!(told.asked.load(Ordering::Relaxed), 3, "each member speaks for itself");
+        assert_eq!(told.asked.load(Ordering::Relaxed), 3, "each member has a version of its own");
     }
 
     #[tokio::test]
@@ -242,12 +243,12 @@ mod tests {
         let unknown = versions.of(0, async || told.ask().await).await;
         assert!(!unknown.trusts_progress);
         assert!(!versions.of(0, async || told.ask().await).await.trusts_progress);
-        assert_eq!(told.asked.load(Ordering::Relaxed), 1, "a member that does not tell is not asked for each watch");
+        assert_eq!(told.asked.load(Ordering::Relaxed), 1, "a member that does not answer is not asked for each watch");
         versions.outdate(unknown);
         *told.version.lock() = Some("3.6.11");
         let known = versions.of(0, async || told.ask().await).await;
         assert!(known.trusts_progress);
-        // Authentication was enabled meanwhile, and Status is for root alone.
+        // Authentication was enabled meanwhile, and only root may use Status.
         *told.version.lock() = None;
         versions.outdate(known);
         assert!(versions.of(0, async || told.ask().await).await.trusts_progress);

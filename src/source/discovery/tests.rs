@@ -1,4 +1,4 @@
-//! Tests against a DNS server of their own.
+//! Tests against a DNS server that each test starts.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -10,13 +10,13 @@ use domain::{
 
 use super::*;
 
-/// Answers questions by these records (owner, priority, port, target), for as long as the test runs; a target of `.` has the server answer
-/// that it failed.
+/// Answers queries with these records (owner, priority, port, target) for as long as the test runs. For the target `.`
+/// the server reports a failure.
 fn dns(records: &'static [(&'static str, u16, u16, &'static str)]) -> ResolvConf {
     dns_behind_a_network_that_loses(0, records)
 }
 
-/// The same, but that so many questions never arrive.
+/// The same, but so many queries never arrive.
 fn dns_behind_a_network_that_loses(
     questions: usize,
     records: &'static [(&'static str, u16, u16, &'static str)],
@@ -118,6 +118,6 @@ fn a_server_that_says_nothing_is_told_from_one_that_knows_no_records() {
 fn a_question_that_is_lost_is_asked_again() {
     let conf = dns_behind_a_network_that_loses(2, BOTH);
     let discovery = Discovery { domain: "example.org".into(), service_name: None, insecure: false };
-    let found = discover_by(conf, &discovery).expect("the third question is answered");
+    let found = discover_by(conf, &discovery).expect("the third query is answered");
     assert_eq!(found.endpoints.len(), 2, "{found:?}");
 }

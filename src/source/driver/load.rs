@@ -1,7 +1,7 @@
-//! How a feed gets its snapshot: in pages, pinned at one revision.
+//! How a feed gets its snapshot: in pages, all at one revision.
 //!
-//! Not here: when one is read, and what follows from it, see `driver`. Always holds: a snapshot that nobody agreed on begins a feed and never
-//! replaces one.
+//! Not here: when a snapshot is read, and what follows from it, see `driver`. Always holds: a snapshot that the cluster
+//! has not agreed on begins a feed and never replaces one.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::{
     types::{Cluster, Header, KeyValue, Revision},
 };
 
-/// Bytes that a page of a snapshot should have: large enough to be cheap, small enough to be bounded.
+/// The intended size of a snapshot's page: large enough to be cheap, small enough to be bounded.
 const PAGE_BYTES: usize = 4 << 20;
-/// Keys of the first page, before the size of values is known, and most keys of any.
+/// Keys of the first page, before the size of values is known, and the most keys of any page.
 const PAGE_KEYS: (usize, usize) = (64, 10_000);
 
 impl Driving {
-    /// Reads a snapshot, however often it takes. False where the feed ended for want of use meanwhile.
+    /// Reads a snapshot, in as many attempts as it takes. Returns false if the feed ended for want of use meanwhile.
     pub(super) async fn load(&mut self, reset: Option<(Reset, ResyncReason)>) -> bool {
         let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
         let (map, header, newest) = loop {
@@ -41,7 +41,7 @@ impl Driving {
                 return false;
             }
         };
-        tracing::info!(range = %self.feed.range(), revision = header.revision.get(), keys = map.len(), "Feed has its snapshot");
+        tracing::info!(range = %self.feed.range(), revision = header.revision.get(), keys = map.len(), "A feed has its snapshot");
         let another = self.cluster.id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
         self.cluster = match reset {
@@ -55,7 +55,7 @@ impl Driving {
                 let (reset, reason) = match reset {
                     _ if another => (Reset::Replaced, ResyncReason::ClusterReplaced),
                     _ if fell => (Reset::Replaced, ResyncReason::RevisionFell),
-                    // Where it looked like another cluster, and went on meanwhile, what was delivered may not be its past.
+                    // If it looked like another cluster, and went on meanwhile, what was delivered may not be its past.
                     reset => reset,
                 };
                 counter!(names::UPSTREAM_RESYNCS, ResyncReason::LABEL => reason.as_str()).increment(1);
@@ -67,9 +67,10 @@ impl Driving {
         !self.feed.is_closed()
     }
 
-    /// All pages of the range, at one revision, and the key-value that was changed last. Where nobody can say what the cluster agrees on, what a
-    /// member has will do for a feed's first snapshot: the feed is behind then, as on a member that is, and goes on from there. For a feed that
-    /// goes on from an earlier one it would look as if the cluster had gone back.
+    /// All pages of the range, at one revision, and the key-value with the latest change. If no member knows what the
+    /// cluster agrees on, a feed's first snapshot may be read from one member alone. The feed is then behind, as on a
+    /// member that is behind, and goes on from there. For a feed that continues an earlier snapshot, it would look as
+    /// if the cluster had gone back.
     async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header, Option<Arc<KeyValue>>), UpstreamError> {
         let upstream = &self.driver.upstream;
         let agreement = upstream.agreement();
@@ -82,7 +83,7 @@ impl Driving {
             let room = self.feed.room_for_page().await;
             let revision = first.map(|first| first.revision);
             let alone = *agreement.borrow() > Agreement::Reached;
-            // At a revision that is given, all members have the same.
+            // At a given revision, all members have the same content.
             let page = if alone && (is_first || revision.is_some()) {
                 upstream.page_of_member(&range, revision, limit).await?
             } else {

@@ -1,19 +1,19 @@
-//! [`Outage`]: the failures of a feed's upstream since it last worked, and which of them the log tells at level `warn`.
+//! [`Outage`]: the failures of a feed's upstream since it last worked, and which of them are logged at level `warn`.
 //!
-//! Not here: what follows from a failure, and the text of the line. Used by `driver`.
-//! Always holds: the first failure of each kind is told at once, since the kind says what to do; each kind is told again every
-//! [`WARN_EVERY`] failures, so that an outage of an hour does not drown the log.
+//! Not here: what follows from a failure, and the text of the log line. Used by `driver`.
+//! Always holds: the first failure of each kind is logged at once, since the kind tells an operator what to do; each
+//! kind is logged again every [`WARN_EVERY`] failures, so that an outage of an hour does not flood the log.
 
 use crate::telemetry::names::ReconnectReason;
 
-/// How many failures in a row make one line in the log.
+/// After so many failures in a row a kind is logged again.
 const WARN_EVERY: u32 = 30;
 
-/// See the module.
+/// Counts failures in a row; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     failures: u32,
-    /// The kinds that were told in the current round of [`WARN_EVERY`] failures.
+    /// The kinds that were logged in the current round of [`WARN_EVERY`] failures.
     told: Vec<ReconnectReason>,
 }
 
@@ -23,7 +23,7 @@ impl Outage {
         self.failures
     }
 
-    /// Counts a failure. Whether it is to be told.
+    /// Counts a failure. Returns whether it should be logged.
     pub(super) fn failed(&mut self, reason: ReconnectReason) -> bool {
         if self.failures.is_multiple_of(WARN_EVERY) {
             self.told.clear();
@@ -36,7 +36,7 @@ impl Outage {
         first
     }
 
-    /// Upstream works. How many failures there were before, if any.
+    /// Upstream works again. Returns how many failures there were before, if any.
     pub(super) fn ended(&mut self) -> Option<u32> {
         let failures = std::mem::take(self).failures;
         (failures > 0).then_some(failures)
@@ -53,9 +53,9 @@ mod tests {
     fn another_kind_of_failure_is_told_in_the_midst_of_an_outage() {
         let mut outage = Outage::default();
         assert!(outage.failed(Unavailable), "the first");
-        assert!(!outage.failed(Unavailable), "the same again");
+        assert!(!outage.failed(Unavailable), "the same kind again");
         assert!(outage.failed(Denied), "another kind");
-        assert!(!outage.failed(Unavailable) && !outage.failed(Denied), "both were told");
+        assert!(!outage.failed(Unavailable) && !outage.failed(Denied), "both were logged");
         assert_eq!(outage.failures(), 5);
     }
 

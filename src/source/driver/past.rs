@@ -1,10 +1,12 @@
-//! [`Past`]: what a feed had when its watch broke, compared with what the next watch tells of the same revisions.
+//! [`Past`]: what a feed had when its watch broke, compared with what the next watch reports for the same revisions.
 //!
-//! A cluster that was restored under its old id, and has grown beyond the feed's revision since, shows itself in nothing else. So a watch that
-//! resumes begins at the last change that the feed knows of, which has to come again as it was, and nothing else up to the feed's revision.
+//! A cluster that was restored under its old id, and has grown beyond the feed's revision since, shows in no other way.
+//! So a watch that resumes begins at the last change that the feed knows. The watch must repeat that change exactly,
+//! and report nothing else up to the feed's revision.
 //! Not here: the watch, and what follows from a difference; see `driver`.
-//! Always holds: a difference is proof, since of one history each revision is told in one way for ever. What could not be compared is no proof of
-//! anything, and is said to be unproved. It holds pointers to what the feed has anyway.
+//! Always holds: a difference is proof, since within one history each revision is always reported in the same way. What
+//! could not be compared proves nothing, and is reported as unproved. The comparison holds pointers to what the feed
+//! has anyway.
 
 use std::sync::Arc;
 
@@ -15,56 +17,58 @@ use crate::{
     types::{Entry, EventFields, EventKind, KeyValue, KeyValueFields, Revision},
 };
 
-/// How far before the feed's revision a watch begins at most. etcd reads all revisions from there on, whosever they are, and so many at a time:
-/// a watch that resumes costs it one such read more. What is further back is left to the audit.
+/// How far before the feed's revision a watch begins at most. etcd reads all revisions from there on, whoever's they
+/// are, in batches of this size, so a watch that resumes costs it one more read. Anything further back is left to the
+/// audit.
 const SPAN: i64 = 1_000;
 
-/// See the module.
+/// The comparison of a feed with a new watch; see the module.
 #[derive(Debug)]
 pub(super) struct Past {
     held: Held,
-    /// What has to come.
+    /// What the watch must repeat.
     expected: Expected,
     /// Where the watch begins.
     start: Revision,
-    /// Whether what has to come has come, and all of it.
+    /// Whether the expected change has come, and whether it was complete.
     came: Option<bool>,
 }
 
-/// The last change that is known of the feed's range.
+/// The last known change in the feed's range.
 #[derive(Debug)]
 enum Expected {
-    /// All of it.
+    /// The whole revision.
     Entry(Arc<Entry>),
-    /// What the snapshot had left of it.
+    /// What the snapshot shows of it.
     Put(Arc<KeyValue>),
-    /// None is known, or it is too far back.
+    /// No change is known, or it is too far back.
     Nothing,
 }
 
-/// Where upstream's past is another one.
+/// Upstream's past differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Differs {
     /// The revision that differs.
     pub(super) revision: Revision,
-    /// A key that was changed there, in one of both.
+    /// A key that was changed there, by one of the two.
     pub(super) key: Vec<u8>,
 }
 
-/// How far the comparison is.
+/// The state of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There is more to come.
+    /// There is more to compare.
     Open,
-    /// The watch has gone past what the feed had. The last change came as it was.
+    /// The watch has gone past what the feed had, and repeated the last change exactly.
     Proved,
-    /// It has gone past it, and told nothing of the last change, which may be for a good reason.
+    /// The watch has gone past what the feed had and did not repeat the last change, for which there may be a good
+    /// reason.
     Unproved,
 }
 
 impl Past {
-    /// What is to be compared of `held`. `newest` is the last change in the snapshot that the feed read, and `oldest` the oldest revision that
-    /// upstream is known to have.
+    /// What of `held` has to be compared. `newest` is the last change in the snapshot that the feed read, and `oldest`
+    /// the oldest revision that upstream is known to have.
     pub(super) fn of(held: Held, newest: Option<Arc<KeyValue>>, oldest: Revision) -> Self {
         let at = held.snapshot.revision;
         let first = oldest.max(Revision::new(at.get() - SPAN)).max(Revision::new(1));
@@ -73,7 +77,7 @@ impl Past {
             (None, Some(kv)) => Expected::Put(kv),
             (None, None) => Expected::Nothing,
         };
-        // Between the last change and the feed's revision there was none, so that any is proof as well.
+        // There was no change between the last one and the feed's revision, so any such change is proof as well.
         let (expected, start) = match known.revision() {
             Some(revision) if revision >= first => (known, revision),
             Some(_) => (Expected::Nothing, first),
@@ -82,22 +86,23 @@ impl Past {
         Self { held, expected, start: start.min(at.next()), came: None }
     }
 
-    /// Where the watch has to begin. It is not after the feed's next revision.
+    /// Where the watch has to begin: at the feed's next revision, or before.
     pub(super) fn start(&self) -> Revision {
         self.start
     }
 
-    /// The feed's revision: what is told up to it is the past.
+    /// The feed's revision. What is reported up to it is the past.
     pub(super) fn end(&self) -> Revision {
         self.held.snapshot.revision
     }
 
-    /// Whether upstream, which has nothing before `oldest`, still has what the feed needs next, though not all that was to be compared.
+    /// Whether upstream, which has nothing before `oldest`, still has the next revision that the feed needs, though not
+    /// everything that was to be compared.
     pub(super) fn goes_on_from(&self, oldest: Revision) -> bool {
         oldest > self.start && oldest <= self.end().next()
     }
 
-    /// The watch told these changes, each of a revision up to the feed's, and nothing between them.
+    /// The watch reported these changes, each at a revision up to the feed's, and nothing between them.
     pub(super) fn told(&mut self, changes: &[Changes]) -> Result<(), Differs> {
         for changes in changes {
             self.passed(changes.revision)?;
@@ -106,7 +111,7 @@ impl Past {
         Ok(())
     }
 
-    /// The watch has told all that it has before `next`.
+    /// The watch has sent everything that it has before `next`.
     pub(super) fn passed(&mut self, next: Revision) -> Result<Progress, Differs> {
         let is_past = self.expected.revision().is_some_and(|revision| revision < next);
         if is_past && self.came.is_none() {
@@ -156,11 +161,11 @@ impl Past {
         Ok(())
     }
 
-    /// Whether a change before the feed's snapshot was read can have led to it.
+    /// Whether a change from before the feed's snapshot can have led to it.
     fn fits(&self, event: &EventFields) -> bool {
         let fields = &event.kv;
         let Some(kv) = self.held.snapshot.map.get(&fields.key) else {
-            // Deleted later, as far as the snapshot tells.
+            // The key was deleted later, as far as the snapshot shows.
             return true;
         };
         match event.kind {
@@ -180,7 +185,7 @@ impl Expected {
     }
 }
 
-/// Whether all of a revision has come; fails with the key where another change came, or a key was not put.
+/// Whether the whole revision has come. Fails with a key that was changed differently, or not put at all.
 fn compare_entry(entry: &Entry, told: &[EventFields]) -> Result<bool, Vec<u8>> {
     // A transaction changes a key once.
     let mut left: HashMap<_, _> = entry.events().iter().map(|event| (event.kv.key(), event)).collect();
@@ -196,7 +201,7 @@ fn compare_entry(entry: &Entry, told: &[EventFields]) -> Result<bool, Vec<u8>> {
     }
 }
 
-/// Whether a key-value is the same to the last field.
+/// Whether a key-value is the same in every field.
 pub(in crate::source) fn is_same(kv: &KeyValue, fields: &KeyValueFields) -> bool {
     kv.key() == &fields.key[..]
         && kv.mod_revision == fields.mod_revision

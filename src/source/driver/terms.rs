@@ -1,15 +1,16 @@
-//! [`Terms`]: the raft term that each member was last seen in.
+//! [`Terms`]: the raft term in which each member was last seen.
 //!
-//! A member never falls behind a term that it was in, but for one whose data were replaced by older ones. Over another relay, whose headers may be
-//! older than those of a relay asked before, a fall is no proof; so it is a reason to look, and no more.
-//! Each feed's driver has its own. Always holds: a header is of an answer that was asked for after the ones before it had come.
+//! A member never falls below a term that it was in, unless its data was replaced by older data. Over another relay,
+//! whose headers may be older than those of a relay asked before, a lower term proves nothing. So it only leads to an
+//! audit. Each feed's driver has its own record. Always holds: a header belongs to an answer that was requested after
+//! the answers before it had come.
 
 use crate::types::Header;
 
-/// Members that are remembered. A cluster has seven or fewer; those of clusters that were replaced are forgotten in turn.
+/// How many members are remembered. A cluster has seven or fewer; members of replaced clusters are forgotten in turn.
 const MEMBERS: usize = 64;
 
-/// See the module.
+/// The last term of each member; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Terms(Vec<Seen>);
 
@@ -21,7 +22,7 @@ struct Seen {
 }
 
 impl Terms {
-    /// Takes note of a member's term. True where the member was in a later one before.
+    /// Notes a member's term. Returns true if the member was in a later one before.
     pub(super) fn fell(&mut self, header: &Header) -> bool {
         let Header { cluster_id, member_id, raft_term, .. } = *header;
         match self.0.iter_mut().find(|seen| seen.cluster_id == cluster_id && seen.member_id == member_id) {
@@ -49,7 +50,7 @@ mod tests {
     fn a_term_falls_where_its_member_was_in_a_later_one() {
         let mut terms = Terms::default();
         assert!(!terms.fell(&header(1, 5)) && !terms.fell(&header(2, 9)) && !terms.fell(&header(1, 5)));
-        assert!(!terms.fell(&Header { cluster_id: 2, ..header(1, 4) }), "another cluster's terms are its own");
+        assert!(!terms.fell(&Header { cluster_id: 2, ..header(1, 4) }), "another cluster has terms of its own");
         assert!(!terms.fell(&header(1, 6)) && terms.fell(&header(1, 4)));
         assert!(!terms.fell(&header(1, 4)), "once is enough");
     }

@@ -1,4 +1,4 @@
-//! Tests of what the driver reads at a time.
+//! Tests of the driver: what it reads together, and how it treats doubts, delays and members that are behind.
 
 use std::{
     collections::VecDeque,
@@ -59,7 +59,7 @@ fn put(revision: i64, value: usize) -> WatchMessage {
     WatchMessage::Events { header: header(revision), revisions }
 }
 
-/// What is read at once, as (newest header, revisions); of other messages, no revisions.
+/// What is read together, as (newest header, revisions); for other messages, no revisions.
 async fn read(upstream: &mut Arrived, ahead: &mut Option<Result<WatchMessage, UpstreamError>>) -> (i64, Vec<i64>) {
     match next(upstream, ahead).await.expect("no failure") {
         WatchMessage::Events { header, revisions } => {
@@ -105,20 +105,20 @@ fn what_comes_in_one_message_is_published_in_parts_that_leave_nothing_out() {
     let many = [(1..=most).collect(), (most + 1..=2 * most).collect(), vec![2 * most + 1]];
     assert_eq!(parts(1..=2 * most + 1, 1), many);
     assert_eq!(parts(1..=9, TOGETHER.1 / 4), [vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9]]);
-    assert_eq!(parts(1..=2, 2 * TOGETHER.1), [[1], [2]], "one is published whatever its size");
+    assert_eq!(parts(1..=2, 2 * TOGETHER.1), [[1], [2]], "a single one is published whatever its size");
 }
 
-/// A cluster that a test makes up: its id and its revision, who else answers instead, and what was asked of it.
+/// A simulated cluster: its id and revision, another cluster that may answer instead, and the requests that it got.
 #[derive(Debug)]
 struct MadeUp {
     answers: Mutex<(u64, i64)>,
     snapshots: AtomicUsize,
     confirms: AtomicUsize,
     watches: AtomicUsize,
-    /// There is no other member to go to.
+    /// There is no other member to move to.
     alone: AtomicBool,
     agreement: watch::Sender<Agreement>,
-    /// Where the member stands that is read from when nobody agrees.
+    /// The revision of the member that is read from when there is no agreement.
     member: AtomicI64,
 }
 
@@ -225,7 +225,7 @@ async fn a_doubt_is_settled_where_upstream_is_what_it_was() {
     assert!(feed.check(mark, &header_of(2, 10)).is_err() && !feed.is_serving());
     live(&feed).await;
     let asked = (upstream.confirms.load(Ordering::SeqCst), upstream.snapshots.load(Ordering::SeqCst));
-    assert_eq!((asked, feed.mark()), ((1, 1), mark), "asked once, and nothing was read anew");
+    assert_eq!((asked, feed.mark()), ((1, 1), mark), "asked once, and no new snapshot was read");
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +244,7 @@ async fn a_cluster_that_went_back_is_read_anew_though_it_is_ahead_by_now() {
     assert!(feed.check(feed.mark(), &header_of(1, 4)).is_err());
     live(&feed).await;
     let asked = (upstream.confirms.load(Ordering::SeqCst), upstream.snapshots.load(Ordering::SeqCst));
-    assert_eq!((asked, feed.revision().get()), ((0, 2), 50), "it is proved; asking could only find it ahead");
+    assert_eq!((asked, feed.revision().get()), ((0, 2), 50), "it is proved, and asking could only find it ahead");
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,7 +261,7 @@ async fn clusters_that_answer_in_turns_cost_a_snapshot_for_each_delay_and_not_fo
     assert!(begun.elapsed() > Duration::from_secs(20), "{:?} for 40 snapshots", begun.elapsed());
 }
 
-/// How long it takes until the feed watches once more.
+/// How long it takes until the feed watches again.
 async fn watched_again(upstream: &MadeUp) -> Duration {
     let (began, before) = (Instant::now(), upstream.watches.load(Ordering::SeqCst));
     while upstream.watches.load(Ordering::SeqCst) == before {
@@ -270,7 +270,8 @@ async fn watched_again(upstream: &MadeUp) -> Duration {
     began.elapsed()
 }
 
-/// The member hears its leader and gets no entries, or its watch streams stand still: a feed that only listens would wait for ever.
+/// The member hears its leader but gets no entries, or its watch streams stand still. A feed that only listens would
+/// wait for ever.
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_brings_nothing_while_the_cluster_has_more_is_left_for_another() {
     let (upstream, _hub, feed) = followed().await;
@@ -283,7 +284,7 @@ async fn a_watch_that_brings_nothing_while_the_cluster_has_more_is_left_for_anot
     for _ in 0..6 {
         pauses.push(watched_again(&upstream).await.as_secs());
     }
-    // With the delay before each watch.
+    // Each includes the delay before the watch.
     assert!(pauses.is_sorted() && pauses[0] <= 2 && pauses[5] >= BEHIND.1.as_secs(), "{pauses:?}");
     feed.advance(Revision::new(12));
     assert_eq!(feed.lag(), None);
@@ -296,7 +297,7 @@ async fn a_watch_that_brings_nothing_is_kept_for_longer_where_there_is_no_other_
     live(&feed).await;
     *upstream.answers.lock() = (1, 12);
     feed.expect(feed.mark(), &upstream.header());
-    // The first watch was made before.
+    // The first watch was made before this.
     watched_again(&upstream).await;
     assert!(watched_again(&upstream).await >= BEHIND.1);
 }
@@ -305,17 +306,17 @@ async fn a_watch_that_brings_nothing_is_kept_for_longer_where_there_is_no_other_
 async fn a_feed_opens_on_what_a_member_has_where_nobody_agrees() {
     let (upstream, hub, feed) = followed_when(Agreement::Silent).await;
     assert_eq!((feed.revision().get(), upstream.snapshots.load(Ordering::SeqCst)), (7, 0));
-    assert_eq!(hub.header().newest_of(1).get(), 10, "as its watch says, which tells the rest");
+    assert_eq!(hub.header().newest_of(1).get(), 10, "from the watch's header");
 }
 
-/// It would look as if the cluster had gone back, and cancel every watch.
+/// Otherwise it would look as if the cluster had gone back, and every watch would be cancelled.
 #[tokio::test(start_paused = true)]
 async fn a_feed_that_begins_again_waits_until_the_cluster_agrees() {
     let (upstream, _hub, feed) = followed().await;
     upstream.agreement.send_replace(Agreement::Leaderless);
     assert!(feed.check(feed.mark(), &header_of(1, 4)).is_err());
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!((feed.state(), feed.revision().get()), (FeedState::Resyncing, 10), "the member stands at 7");
+    assert_eq!((feed.state(), feed.revision().get()), (FeedState::Resyncing, 10), "the member is at revision 7");
     let began = Instant::now();
     upstream.agreement.send_replace(Agreement::Reached);
     live(&feed).await;

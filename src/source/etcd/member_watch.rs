@@ -1,6 +1,7 @@
-//! [`EtcdWatch`]: an open watch on an etcd member, as the hub's upstream has one.
+//! [`EtcdWatch`]: an open watch on an etcd member, in the form that the hub uses.
 //!
-//! Not here: on which member it is opened, and how, see `etcd`. Always holds: revisions come whole and in order, or the watch ends.
+//! Not here: how and on which member it is opened, see `etcd`. Always holds: revisions come whole and in order, or the
+//! watch ends.
 
 use std::{sync::Arc, time::Instant};
 
@@ -25,28 +26,29 @@ use crate::{
 pub(super) struct EtcdWatch {
     pub(super) sender: WatchRequestSender,
     pub(super) stream: WatchResponseStream,
-    /// Events of a response that has not come to its end.
+    /// Events of a response whose last fragment has not come yet.
     pub(super) fragments: Vec<PbEvent>,
     pub(super) versions: Arc<Versions>,
     pub(super) belief: Belief,
     pub(super) created: Header,
     pub(super) member: usize,
     pub(super) members: Members,
-    /// Done when feeds had better be on another member.
+    /// Ready when feeds should move to another member.
     pub(super) left: BoxFuture<'static, ()>,
 }
 
 #[async_trait]
 impl UpstreamWatch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
-        // Cancel safe, both: what was read of a message is kept. What has come comes before an end.
+        // Both branches are cancel safe: the part of a message that was read is kept. A message that has arrived comes
+        // before an end.
         let message = tokio::select! {
             biased;
             message = Self::read(&mut self.stream, &mut self.fragments) => message,
             () = &mut self.left => Err(UpstreamError::Unavailable(LEFT.to_owned())),
         };
         if message.is_err() {
-            // The member may come back as another version.
+            // The member may come back with another version.
             self.versions.outdate(self.belief);
             self.members.doubt(self.member);
         }
@@ -75,7 +77,7 @@ impl UpstreamWatch for EtcdWatch {
 }
 
 impl EtcdWatch {
-    /// The next message. Cancel safe: what has arrived of a response in fragments is kept.
+    /// The next message. Cancel safe: the fragments of a response that have arrived are kept.
     async fn read(
         stream: &mut WatchResponseStream,
         fragments: &mut Vec<PbEvent>,
@@ -111,7 +113,7 @@ impl EtcdWatch {
     }
 }
 
-/// Cuts a response into its revisions.
+/// Splits a response into its revisions.
 fn revisions(events: Vec<PbEvent>) -> Result<Vec<Changes>, UpstreamError> {
     let received = Instant::now();
     let mut revisions: Vec<Changes> = Vec::new();

@@ -1,7 +1,9 @@
-//! [`Registration`]: a key of the relay's own in etcd, under a lease, while the relay serves, and a second one whose value changes.
+//! [`Registration`]: a key in etcd that the relay keeps under a lease while it serves, and a second key whose value
+//! changes.
 //!
-//! Not here: what the keys say, see `front::grpc::members` and `front::balance`. Run by `relay` as a task. Always holds: the keys go at most the lease's time
-//! after the relay has ended, however it ended; where the lease or the member is lost, the relay registers again.
+//! Not here: the content of the keys, see `front::grpc::members` and `front::balance`. Run by `relay` as a task. Always
+//! holds: the keys disappear at most the lease's time after the relay has ended, however it ended; if the lease or the
+//! member is lost, the relay registers again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,42 +16,42 @@ use tokio_util::sync::CancellationToken;
 use super::{EtcdUpstream, Lane, refused};
 use crate::{hub::upstream::UpstreamError, telemetry::names};
 
-/// Between attempts to register, as etcd's proxy has it.
+/// The pause between attempts to register, as in etcd's proxy.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the end of the relay waits for etcd to take the key away.
+/// How long the relay's shutdown waits for etcd to delete the key.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
-/// The key-value is renewed this many times in the time of its lease.
+/// How often the lease is renewed within its time.
 const RENEWALS: u32 = 3;
 
-/// What is written, and for how long it stays without the relay.
+/// What is written, and how long it outlives the relay.
 #[derive(Clone, Debug)]
 pub struct Registration {
     /// The key.
     pub key: Bytes,
-    /// What it says.
+    /// The value.
     pub value: Bytes,
-    /// The lease's time; whole seconds.
+    /// The lease's time, in whole seconds.
     pub ttl: Duration,
-    /// What is written beside it.
+    /// A second key under the same lease.
     pub load: Option<LoadKey>,
 }
 
-/// A key whose value changes. Nothing is written while it is empty.
+/// A key whose value changes. Nothing is written while the value is empty.
 #[derive(Clone, Debug)]
 pub struct LoadKey {
     /// The key.
     pub key: Bytes,
-    /// What it says now. Whoever changes it bounds how often.
+    /// The current value. Its sender bounds how often it changes.
     pub value: watch::Receiver<Bytes>,
 }
 
 impl EtcdUpstream {
-    /// Keeps the key in etcd until `stop`, and takes it away then.
+    /// Keeps the key in etcd until `stop`, and deletes it then.
     pub async fn keep_registered(self: Arc<Self>, registration: Registration, stop: CancellationToken) {
         let mut failing = false;
         loop {
             gauge!(names::REGISTERED).set(0.0);
-            // What was granted before `stop` and is not used ends with its time.
+            // A lease that was granted before `stop` and is not used expires by itself.
             let Some(registered) = stop.run_until_cancelled(Box::pin(self.register(&registration))).await else {
                 return;
             };
@@ -63,11 +65,11 @@ impl EtcdUpstream {
                         gauge!(names::REGISTERED).set(0.0);
                         return self.revoke(lease).await;
                     }
-                    tracing::warn!(key = %registration.key.escape_ascii(), "The registration in etcd was lost; registering again");
+                    tracing::warn!(key = %registration.key.escape_ascii(), "The registration in etcd was lost, registering again");
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(key = %registration.key.escape_ascii(), %error, "Cannot register in etcd; trying again");
+                    tracing::warn!(key = %registration.key.escape_ascii(), %error, "Cannot register in etcd, retrying");
                 }
                 Err(error) => tracing::debug!(%error, "Cannot register in etcd"),
             }
@@ -77,7 +79,7 @@ impl EtcdUpstream {
         }
     }
 
-    /// The id of the lease under which the key is there.
+    /// The id of the lease that holds the key.
     async fn register(&self, registration: &Registration) -> Result<i64, UpstreamError> {
         let ttl = registration.ttl.as_secs().max(1);
         let lease = self
@@ -102,16 +104,16 @@ impl EtcdUpstream {
         .await
     }
 
-    /// Keeps what is registered under a lease until the lease is gone, or may be.
+    /// Keeps the registration alive until its lease has ended, or may have.
     async fn keep(&self, lease: i64, registration: &Registration) {
-        // What is under way of either is dropped: the lease decides.
+        // What either of them has under way is dropped: the lease decides.
         tokio::select! {
             () = self.keep_lease(lease, registration.ttl) => {}
             () = self.keep_load(lease, registration.load.as_ref()) => {}
         }
     }
 
-    /// Writes the second key whenever its value changes, for ever.
+    /// Writes the second key whenever its value changes. Never returns.
     async fn keep_load(&self, lease: i64, load: Option<&LoadKey>) {
         let mut failing = false;
         if let Some(LoadKey { key, value }) = load {
@@ -129,7 +131,7 @@ impl EtcdUpstream {
                     }
                     Err(error) if !failing => {
                         failing = true;
-                        tracing::warn!(key = %key.escape_ascii(), %error, "Cannot write the number of connections to etcd, so relays cannot balance them; trying again");
+                        tracing::warn!(key = %key.escape_ascii(), %error, "Cannot write the number of connections to etcd, so relays cannot balance them; retrying");
                     }
                     Err(error) => tracing::debug!(%error, "Cannot write the number of connections to etcd"),
                 }
@@ -139,14 +141,14 @@ impl EtcdUpstream {
         std::future::pending().await
     }
 
-    /// Renews a lease until it is gone, or may be.
+    /// Renews a lease until it has ended, or may have.
     async fn keep_lease(&self, lease: i64, ttl: Duration) {
         let mut renewed = Instant::now();
         let mut pause = ttl / RENEWALS;
         while renewed.elapsed() < ttl {
             tokio::time::sleep(pause).await;
             let asked = Instant::now();
-            // A stream for each, so that any member will do.
+            // A new stream each time, so that any member can serve it.
             let left = self
                 .call(self.members.preferred(), Lane::Ask, async |client| {
                     let mut leases = client.lease_client();
@@ -173,7 +175,7 @@ impl EtcdUpstream {
         });
         let revoked = tokio::time::timeout(LAST_PATIENCE, revoke).await;
         if let Err(error) = revoked.unwrap_or(Err(UpstreamError::Timeout(LAST_PATIENCE))) {
-            tracing::debug!(%error, "The lease of the registration ends by its time alone");
+            tracing::debug!(%error, "Cannot revoke the lease of the registration; it will expire by itself");
         }
     }
 }

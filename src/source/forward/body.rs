@@ -1,7 +1,7 @@
 //! The answer of a forwarded call, and how the call ended.
 //!
-//! Always holds: bytes pass as they come, with the flow control of both connections; when the answer is dropped, the request
-//! ends with a reset (`pool::Answer`); a call is counted once.
+//! Always holds: bytes pass as they come, under the flow control of both connections; when the answer is dropped, the
+//! request ends with a reset (`pool::Answer`); a call is counted once.
 
 use std::{
     pin::Pin,
@@ -22,10 +22,10 @@ use crate::{
     telemetry::names::{Outcome, Service, begin_forwarding},
 };
 
-/// A call that is running. Dropped without [`Call::finish`], the client went away.
+/// A running call. If it is dropped without [`Call::finish`], the client has gone away.
 #[derive(Debug)]
 pub(super) struct Call {
-    /// None for a question of the relay's own, which is not counted.
+    /// `None` for a request of the relay's own, which is not counted.
     service: Option<Service>,
     outcome: Outcome,
     _counted: Counted,
@@ -40,17 +40,17 @@ impl Call {
         Self { service, outcome: Outcome::Canceled, _counted: counted, _running: service.map(|_| Running::start()) }
     }
 
-    /// Says how the call ended when the relay itself answered.
+    /// Records how a call ended that the relay itself answered.
     pub(super) fn finish(mut self, code: Code) {
         self.outcome = if code == Code::Unavailable { Outcome::Unavailable } else { Outcome::Error };
     }
 
-    /// Says how a call ended that the relay answered by itself until then.
+    /// Records how a call ended that the relay was answering itself until then.
     pub(super) fn end(mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 
-    /// Notes what the answer's headers or trailers say.
+    /// Reads the status from the answer's headers or trailers.
     pub(super) fn note(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get("grpc-status") {
             self.outcome = if code.as_bytes() == b"0" { Outcome::Ok } else { Outcome::Error };
@@ -64,14 +64,14 @@ impl Drop for Call {
     }
 }
 
-/// What etcd answers.
+/// etcd's answer.
 pub(super) struct ResponseBody {
-    /// Gone when the answer has ended.
+    /// `None` once the answer has ended.
     inner: Option<Answer>,
     call: Call,
-    /// For calls that never end by themselves: when to end them.
+    /// When to end a call that never ends by itself.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    /// When to end it since its member says nothing and another one does.
+    /// When to end it because its member is silent and another one answers.
     left: Option<BoxFuture<'static, ()>>,
 }
 
@@ -133,7 +133,8 @@ impl http_body::Body for ResponseBody {
                     self.call.outcome = Outcome::Error;
                     Some(Err(reason.into()))
                 }
-                // etcd went away in the middle. A reset would be an internal error to the client; this tells it to go on.
+                // etcd went away in the middle. A reset would look like an internal error to the client; this status
+                // makes it try again.
                 None => {
                     let text = format!("etcd-relay lost its connection to etcd: {}", chain(&error));
                     self.end(&Status::unavailable(text), Outcome::Unavailable)
@@ -141,7 +142,7 @@ impl http_body::Body for ResponseBody {
             },
             None => {
                 self.inner = None;
-                // An answer without a status breaks gRPC; the client will say so in its own words.
+                // An answer without a status violates gRPC; the client will report that in its own words.
                 if self.call.outcome == Outcome::Canceled {
                     self.call.outcome = Outcome::Error;
                 }
@@ -155,7 +156,7 @@ impl http_body::Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // A call that may be ended early has no length that could be promised.
+        // A call that may be ended early cannot promise a length.
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), |_| SizeHint::default())
     }
 }

@@ -1,7 +1,7 @@
 //! [`Clients`]: how many forwarded calls each client has under way.
 //!
-//! Not here: whose turn it is, see `pool`. Always holds: a call is counted from before it is sent until it has ended; a client without a
-//! call is not kept; the relay's own calls are not bounded here.
+//! Not here: the order in which calls get a place, see `pool`. Always holds: a call is counted from before it is sent
+//! until it has ended; a client without a call is forgotten; the relay's own calls are not limited here.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -10,15 +10,15 @@ use parking_lot::Mutex;
 
 use crate::types::ClientKey;
 
-/// See the module.
+/// Counts each client's forwarded calls; see the module.
 #[derive(Debug)]
 pub(super) struct Clients {
     most: usize,
-    /// A plain mutex: it is held for a look-up.
+    /// A plain mutex, since it is only held for a look-up.
     calls: Mutex<HashMap<ClientKey, usize>>,
 }
 
-/// A call that is counted while this lives.
+/// A call, which counts while this lives.
 #[derive(Debug)]
 pub(super) struct Counted {
     clients: Arc<Clients>,
@@ -30,12 +30,12 @@ impl Clients {
         Arc::new(Self { most: most.get(), calls: Mutex::default() })
     }
 
-    /// Most calls of a client.
+    /// The most calls of a client.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Counts a call; `None` where its client has as many as it may.
+    /// Counts a call; `None` if its client has as many as it may.
     pub(super) fn enter(self: &Arc<Self>, client: ClientKey) -> Option<Counted> {
         let mut calls = self.calls.lock();
         let running = calls.entry(client).or_default();
@@ -72,7 +72,7 @@ mod tests {
         assert!(clients.enter(one).is_none());
         assert!((0..10).map(|_| clients.enter(ClientKey::RELAY)).collect::<Vec<_>>().iter().all(Option::is_some));
         drop(held);
-        assert!(clients.calls.lock().is_empty(), "who has no call is not kept");
+        assert!(clients.calls.lock().is_empty(), "a client without a call is forgotten");
         assert!(clients.enter(one).is_some());
     }
 }

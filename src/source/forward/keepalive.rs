@@ -1,15 +1,18 @@
-//! [`KeepAlives`]: `Lease.LeaseKeepAlive` of thousands of clients over a few streams at etcd.
+//! [`KeepAlives`]: passes `Lease.LeaseKeepAlive` calls of thousands of clients to etcd over a few streams.
 //!
-//! Each request of a client goes to etcd, and each answer back to the client that asked; the relay keeps nothing alive by itself, so the lease of
-//! a client that is gone ends when etcd says. Shared are the streams alone: those of clients with the same name (token), since etcd looks at
-//! the stream's. etcd answers the requests of a stream one after the other, in order, so an answer is that of the oldest request without
-//! one; and an error, which ends the stream, is that request's too: the others are asked again on the next stream.
+//! Each request of a client goes to etcd, and each answer goes back to the client that sent the request. The relay
+//! keeps no lease alive by itself, so the lease of a client that is gone ends when etcd says. Only the streams are
+//! shared, by clients with the same user (token), since etcd checks the stream's. etcd answers the requests of a stream
+//! one after the other, so an answer belongs to the oldest unanswered request. An error, which ends the stream, belongs
+//! to that request too, and the other requests are sent again on the next stream.
 //!
-//! Streams that clients share are the relay's own, and wait for no place on a connection behind a client's calls. So that a client that comes with
-//! a thousand tokens does not take all places, it opens no more than [`LANES`] of them; its further ones are for itself, and take places in its name.
+//! Shared streams are the relay's own, so they never wait for a place on a connection behind a client's calls. A client
+//! that uses a thousand tokens must not take all places: it opens no more than [`LANES`] shared streams, and its
+//! further ones are only for itself and take places in its name.
 //!
-//! Not here: what goes over one stream, see `lane`. All other calls pass. Always holds: a client has at most one request under way, so its answers come
-//! in order, and one that does not read asks for nothing; clients by address take turns.
+//! Not here: what goes over one stream, see `lane`. All other calls are passed on. Always holds: a client has at most
+//! one request under way, so its answers come in order, and a client that does not read sends no more; clients take
+//! turns by address.
 
 mod lane;
 mod line;
@@ -40,14 +43,14 @@ use crate::{
     types::ClientKey,
 };
 
-/// The call.
+/// The method's path.
 const PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
-/// Clients of one stream. More of them would wait for each other where etcd has to ask its leader about each lease.
+/// Clients of one stream. With more, they would wait for each other when etcd has to ask its leader about each lease.
 const PER_LANE: usize = 512;
-/// Streams of clients with the same name. Beyond `PER_LANE` clients each, they are shared by more. No client address opens more than these
-/// that others may share, whatever the names.
+/// Streams of clients with the same user. If there are more than `PER_LANE` clients for each, they are shared by more.
+/// No client address opens more shared streams than this, whatever tokens it uses.
 const LANES: usize = 16;
-/// What of a stream's fields etcd looks at, or a relay before it.
+/// The fields of a stream that etcd reads, or a relay in between.
 const LOOKED_AT: [HeaderName; 5] = [
     HeaderName::from_static("token"),
     http::header::AUTHORIZATION,
@@ -56,7 +59,7 @@ const LOOKED_AT: [HeaderName; 5] = [
     super::VIA,
 ];
 
-/// See the module. Cheap to clone.
+/// Shares the streams; see the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct KeepAlives {
     shared: Arc<Shared>,
@@ -69,34 +72,34 @@ struct Shared {
     lanes: Mutex<Lanes>,
 }
 
-/// Streams at etcd. One without clients is not kept.
+/// Streams at etcd. A stream without clients is dropped.
 #[derive(Debug, Default)]
 struct Lanes {
     alike: HashMap<Kind, Vec<Arc<Lane>>>,
-    /// How many of those that clients share each client opened; who opened none is not kept.
+    /// How many shared streams each client has opened; clients with none are not listed.
     opened: HashMap<ClientKey, usize>,
 }
 
-/// Which clients may share a stream.
+/// Decides which clients may share a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
-    /// What etcd looks at.
+    /// The fields that etcd reads.
     fields: Fields,
-    /// The client that has it for itself.
+    /// The client that has the stream to itself, if there is one.
     owner: Option<ClientKey>,
 }
 
-/// Fields of a stream, in the order of [`LOOKED_AT`]; for each, its values as they came.
+/// Fields of a stream, in the order of [`LOOKED_AT`], each with its values as they came.
 type Fields = Vec<(HeaderName, http::HeaderValue)>;
 
-/// Passes all calls to etcd, and keep-alives over shared streams.
+/// Passes all calls to etcd, with keep-alives over shared streams.
 pub(super) fn over(forward: Forward, tasks: Tasks) -> ForwardService {
     let direct = forward.clone().boxed();
     let shared = Arc::new(Shared { forward, tasks, lanes: Mutex::default() });
     BoxCloneSyncService::new(Split { direct, keepalives: LeaseServer::new(KeepAlives { shared }) })
 }
 
-/// Which calls go which way.
+/// Separates keep-alives from the other calls.
 #[derive(Clone)]
 struct Split {
     direct: ForwardService,
@@ -113,7 +116,7 @@ impl Service<http::Request<Body>> for Split {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        // A compressed request is for etcd to understand, or not.
+        // A compressed request is left to etcd, which may or may not understand it.
         if request.uri().path() == PATH && !request.headers().contains_key("grpc-encoding") {
             Box::pin(self.keepalives.clone().oneshot(request))
         } else {
@@ -147,7 +150,7 @@ impl Lease for KeepAlives {
 }
 
 impl Shared {
-    /// A client's place at the least busy of the streams that it may share.
+    /// Finds a place for a client on the least busy of the streams that it may share.
     fn join(self: &Arc<Self>, fields: Fields, client: ClientKey) -> Member {
         let mut lanes = self.lanes.lock();
         let Lanes { alike, opened } = &mut *lanes;
@@ -178,7 +181,7 @@ impl Shared {
                 });
                 lane
             }
-            // There are some, or there would be room for one.
+            // There is a stream, since otherwise there would be room for a new one.
             None => known
                 .iter()
                 .min_by_key(|lane| lane.members())
@@ -188,7 +191,7 @@ impl Shared {
         lane.join(client)
     }
 
-    /// Takes out a stream that nobody needs, so that nobody joins it. False where somebody has joined meanwhile.
+    /// Removes a stream that nobody needs, so that nobody joins it. Returns false if somebody has joined meanwhile.
     fn forget(&self, kind: &Kind, lane: &Arc<Lane>, opener: ClientKey) -> bool {
         let mut lanes = self.lanes.lock();
         let Lanes { alike, opened } = &mut *lanes;
@@ -213,7 +216,7 @@ impl Shared {
     }
 }
 
-/// What etcd looks at.
+/// The fields that etcd reads.
 fn fields(headers: HeaderMap) -> Fields {
     LOOKED_AT.iter().flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone()))).collect()
 }
@@ -223,16 +226,16 @@ struct Keeping {
     member: Member,
     requests: Streaming<LeaseKeepAliveRequest>,
     stop: CancellationToken,
-    /// Gone when the call has ended.
+    /// `None` once the call has ended.
     call: Option<Call>,
 }
 
 impl Keeping {
-    /// The next answer, made when the client takes it. `None` where the client has asked for all that it wants.
+    /// The next answer, requested when the client is ready to take it. `None` if the client has sent its last request.
     async fn step(mut self) -> Option<(Result<LeaseKeepAliveResponse, Status>, Self)> {
         self.call.as_ref()?;
         let Self { member, requests, stop, .. } = &mut self;
-        // All are cancel safe: what an arm leaves undone the end of the call undoes.
+        // All branches are cancel safe: what a branch leaves undone is cleaned up when the call ends.
         let answer = tokio::select! {
             biased;
             () = stop.cancelled() => Err((status::stopped(), Outcome::Shutdown)),

@@ -1,24 +1,25 @@
-//! [`Method`]: what a call's path says about it, and [`timeout`], what its client says about its time.
+//! [`Method`]: what the path of a call says about it, and [`timeout`], the deadline that its client set.
 //!
-//! Not here: what is done with it. Always holds: a method that is not known here is never sent twice.
+//! Not here: what follows from it. Always holds: a method that is not known here is never sent twice.
 
 use std::time::Duration;
 
 use crate::telemetry::names;
 
-/// What a call's path says about it.
+/// What the path of a call says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Method {
     pub(super) service: names::Service,
-    /// Over which connections it goes: those for calls that wait for something, or have a long answer, or for the others.
+    /// The connections that it uses: those for calls that wait for something or have a long answer, or those for other
+    /// calls.
     pub(super) lane: names::Lane,
-    /// Whether it ends only when one side goes away.
+    /// Whether it ends only when one side closes it.
     pub(super) endless: bool,
-    /// Whether a second one does no harm: what it asks for it only reads.
+    /// Whether it may be sent twice without harm, because it only reads.
     pub(super) repeatable: bool,
-    /// Whether it is one proposal to the leader, which is answered as soon as it is applied.
+    /// Whether it is a single proposal to the leader, which is answered as soon as it is applied.
     pub(super) proposes: bool,
-    /// Whether it is ended when its member is left. What is asked of one member, such as its snapshot, is not.
+    /// Whether it ends when its member is left. A request to one particular member, such as for its snapshot, does not.
     pub(super) leaves: bool,
 }
 
@@ -81,7 +82,7 @@ impl Method {
     }
 }
 
-/// A `grpc-timeout`, as gRPC writes it: up to eight digits and a unit.
+/// Parses a `grpc-timeout`: up to eight digits and a unit.
 pub(super) fn timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,11 +1,13 @@
-//! [`Sending`]: the way of one call to a member, until the head of an answer.
+//! [`Sending`]: sends one call to a member, and waits for the head of the answer.
 //!
-//! Members are tried in the order that `members` gives. A call that provably was not sent goes to the next one, and waits for one where none
-//! can be reached, as etcd's own clients do. A call that was sent waits until it is answered or its member is left for another one: then a read is
-//! sent there, and a write ends with etcd's words for a call whose outcome is not known. A read that a member refuses for want of a leader or
-//! of time goes to the next member too.
-//! Not here: what the answer's body does, see `body`. Always holds: a call that may have been sent is sent again only where it only reads; each
-//! member answers it once at most; the request of a read is kept in memory, and is no longer than the port takes (`MAX_KEPT`).
+//! Members are tried in the order that `members` gives. A call that provably was not sent goes to the next member, and
+//! if none can be reached it waits for one, as etcd's own clients do. A call that was sent waits until it is answered
+//! or its member is left for another one. Then a read is sent to that one, and a write ends with etcd's words for a
+//! call whose outcome is unknown. A read that a member refuses because it has no leader or no time also goes to the
+//! next member.
+//! Not here: the answer's body, see `body`. Always holds: a call that may have been sent is sent again only if it only
+//! reads; each member answers it at most once; the request of a read is kept in memory, and is no longer than the port
+//! accepts (`MAX_KEPT`).
 
 use std::{convert::Infallible, time::Duration};
 
@@ -27,13 +29,13 @@ use crate::{
     types::ClientKey,
 };
 
-/// Largest request of a read that is kept to be sent again: what etcd takes by default.
+/// The largest request of a read that is kept to be sent again. It is what etcd accepts by default.
 const MAX_KEPT: usize = 2 << 20;
-/// How long a call that ends soon may be without an answer before its member is looked at.
+/// After this long without an answer, the member of a short call is put in doubt.
 const SLOW: Duration = Duration::from_millis(300);
-/// Between two attempts of a call that waits for a member.
+/// The pause between two attempts of a call that waits for a member.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How often a connection may turn out to be closed, which says nothing about its member, before that is an answer.
+/// How often a connection may turn out to be closed before that counts as a failure. It says nothing about the member.
 const CLOSED: usize = 3;
 
 /// etcd's refusals that another member may not give.
@@ -45,14 +47,14 @@ const ELSEWHERE: [&str; 5] = [
     "etcdserver: request timed out, possibly due to connection lost",
 ];
 
-/// A call on its way.
+/// A call that is being sent.
 pub(super) struct Sending<'a> {
     pub(super) shared: &'a ForwardInner,
     pub(super) method: Method,
     pub(super) lane: names::Lane,
     pub(super) client: ClientKey,
     pub(super) path: PathAndQuery,
-    /// Until when it may wait to be sent.
+    /// How long it may wait to be sent.
     pub(super) until: Instant,
 }
 
@@ -63,11 +65,11 @@ pub(super) struct Sent {
     pub(super) member: usize,
 }
 
-/// What is sent.
+/// The body of the request.
 enum Payload {
-    /// It can be sent again.
+    /// Kept, so that it can be sent again.
     Kept(Bytes),
-    /// It passes as it comes; gone when it has been sent.
+    /// Passed on as it comes; `None` once it has been sent.
     Passing(Option<Body>),
 }
 
@@ -84,7 +86,7 @@ impl Sending<'_> {
     /// Sends the call, and waits for the head of its answer.
     ///
     /// # Errors
-    /// What its client is told where there is no answer.
+    /// The status for the client, if there is no answer.
     pub(super) async fn send(self, head: request::Parts, body: Body) -> Result<Sent, Status> {
         let mut payload = if self.method.repeatable {
             let whole = Limited::new(body, MAX_KEPT).collect().await;
@@ -93,7 +95,7 @@ impl Sending<'_> {
             Payload::Passing(Some(body))
         };
         let members = &self.shared.members;
-        // Who was asked and did not answer, or refused.
+        // The members that did not answer, or refused.
         let mut tried = Vec::new();
         let mut refusal = None;
         let mut closed = 0;
@@ -118,7 +120,7 @@ impl Sending<'_> {
                     if refused {
                         members.doubt(member);
                     }
-                    // Where no member has an answer, the next one would take as long to refuse it.
+                    // If no member has an answer, the next one would take as long to refuse it.
                     if !refused || !self.method.repeatable || members.has_lost_quorum() {
                         return Ok(*sent);
                     }
@@ -135,7 +137,7 @@ impl Sending<'_> {
                     if !self.method.repeatable {
                         return Err(status);
                     }
-                    // An answer, if only a refusal, says more.
+                    // An answer says more, even if it is a refusal.
                     refusal.get_or_insert(Err(status));
                 }
             }
@@ -144,13 +146,13 @@ impl Sending<'_> {
         }
     }
 
-    /// A place for the call at the first member that can be reached.
+    /// Finds a place for the call at the first member that can be reached.
     async fn place(&self, rest: Vec<usize>) -> Result<(usize, Place), Vec<(usize, LinkError)>> {
         let shared = self.shared;
         let place = async |member: usize| {
             let link = shared.link(member);
             let pool = link.pool(self.lane);
-            // Cancel safe: a wait for a place ends with it.
+            // Cancel safe: the wait for a place ends when it is dropped.
             tokio::select! {
                 place = pool.place(self.client) => place,
                 () = shared.members.left(member) => Err(pool.silent()),
@@ -185,7 +187,7 @@ impl Sending<'_> {
             }
             std::future::pending::<Infallible>().await
         };
-        // Cancel safe: a call whose answer is not waited for any more is reset, with the guard of its request.
+        // Cancel safe: a call whose answer is not needed any more is reset by the guard of its request.
         let answer = tokio::select! {
             answer = place.send(request) => answer,
             () = members.left(member), if self.method.leaves => return Tried::Unanswered(status::left()),
@@ -225,7 +227,7 @@ impl Sending<'_> {
             sleep(AGAIN).await;
             self.shared.members.reached().await;
         };
-        // Cancel safe, all.
+        // All branches are cancel safe.
         tokio::select! {
             () = again => Ok(()),
             () = sleep_until(self.until) => Err(status::unreachable()),
@@ -239,7 +241,7 @@ fn is_refusal(head: &response::Parts) -> bool {
     Status::from_header_map(&head.headers).is_some_and(|status| ELSEWHERE.contains(&status.message()))
 }
 
-/// Counts a call that waits.
+/// Counts a waiting call.
 struct Held;
 
 impl Held {

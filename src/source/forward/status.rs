@@ -1,4 +1,4 @@
-//! What a client is told when a call could not be forwarded or broke on the way.
+//! The status that a client gets when a call could not be forwarded or broke on the way.
 //!
 //! Not here: etcd's own errors, which pass untouched.
 
@@ -9,17 +9,17 @@ use tonic::{Code, Status};
 
 use crate::source::{Endpoint, causes::chain};
 
-/// etcd's own words when a member stops; its clients then go on elsewhere.
+/// etcd's own words when a member stops. Its clients then try another one.
 pub(super) fn stopped() -> Status {
     Status::unavailable("etcdserver: server stopped")
 }
 
-/// The request makes no sense.
+/// The request is malformed.
 pub(super) fn malformed(what: &str) -> Status {
     Status::invalid_argument(format!("etcd-relay: {what}"))
 }
 
-/// The call has been here before; nothing was sent.
+/// The call has passed this relay before; nothing was sent.
 pub(super) fn goes_round() -> Status {
     Status::failed_precondition(
         "etcd-relay: this call has passed this relay before, or too many relays: --etcd leads back to it. Let --etcd name etcd's members, or \
@@ -30,12 +30,11 @@ pub(super) fn goes_round() -> Status {
 /// The client has as many calls under way as it may; nothing was sent.
 pub(super) fn too_many(most: usize) -> Status {
     Status::resource_exhausted(format!(
-        "etcd-relay: {most} calls from this client's address are under way to etcd, as many as --max-forwarded-per-client allows; \
-         wait for some to end, or raise it"
+        "etcd-relay: {most} calls from this client's address are under way to etcd, as many as --max-forwarded-per-client allows; wait for some to end, or raise the limit"
     ))
 }
 
-/// The request broke off, or is larger than etcd takes; nothing was sent.
+/// The request broke off, or is larger than etcd accepts; nothing was sent.
 pub(super) fn unreadable(error: &(dyn Error + 'static)) -> Status {
     if error.is::<http_body_util::LengthLimitError>() {
         return Status::resource_exhausted("etcdserver: request is too large");
@@ -43,18 +42,19 @@ pub(super) fn unreadable(error: &(dyn Error + 'static)) -> Status {
     Status::cancelled(format!("etcd-relay: the request broke off: {}", chain(error)))
 }
 
-/// No member could be reached; nothing was sent. In the words that etcd's clients know, so that they send the call again.
+/// No member could be reached; nothing was sent. These are the words by which etcd's clients know that they can send
+/// the call again.
 pub(super) fn unreachable() -> Status {
     Status::unavailable("there is no connection available")
 }
 
-/// The member did not answer, and another one does: it may have acted on the call. In etcd's own words.
+/// The member did not answer, and another one does. It may have acted on the call. In etcd's own words.
 pub(super) fn left() -> Status {
     Status::unavailable("etcdserver: request timed out, possibly due to connection lost")
 }
 
-/// The leader has changed since the call was sent, and the member has what came of the one before: the call was lost with it, most likely. In etcd's
-/// own words.
+/// The leader has changed since the call was sent, and the member has everything from the time of the earlier leader:
+/// most likely the call was lost with that leader. In etcd's own words.
 pub(super) fn lost_with_leader() -> Status {
     Status::unavailable("etcdserver: request timed out, possibly due to previous leader failure")
 }
@@ -62,7 +62,7 @@ pub(super) fn lost_with_leader() -> Status {
 /// The connection broke, or etcd reset the call, before it answered: etcd may or may not have acted on it.
 pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> Status {
     let code = match reset(error) {
-        // The mapping of gRPC's HTTP/2 specification.
+        // As in the table of gRPC's HTTP/2 specification.
         Some(Reason::REFUSED_STREAM) | None => Code::Unavailable,
         Some(Reason::CANCEL) => Code::Cancelled,
         Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
@@ -72,7 +72,7 @@ pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> Status {
     Status::new(code, format!("etcd-relay lost the call to etcd at {endpoint}: {}", chain(error)))
 }
 
-/// Why etcd reset the stream, where it did; `None` where the connection broke.
+/// Why etcd reset the stream, if it did; `None` if the connection broke.
 pub(super) fn reset(error: &(dyn Error + 'static)) -> Option<Reason> {
     iter::successors(Some(error), |&error| error.source())
         .find_map(|error| error.downcast_ref::<h2::Error>())

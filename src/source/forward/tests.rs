@@ -1,4 +1,4 @@
-//! A call on its way, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
+//! Tests of a forwarded call, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
 
 use std::{future::pending, net::SocketAddr, pin::pin, time::Duration};
 
@@ -32,7 +32,7 @@ impl Server {
         Self::with_streams(None, answer).await
     }
 
-    /// One that takes so many calls at once on a connection.
+    /// A server that accepts so many calls at once on a connection.
     async fn with_streams<F, R>(most: Option<u32>, answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
@@ -41,7 +41,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = endpoint(listener.local_addr().expect("an address"));
         let task = tokio::spawn(async move {
-            // Connections end with this task, so that aborting it is the death of the server.
+            // Connections end with this task, so aborting it is the death of the server.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
@@ -64,7 +64,7 @@ fn endpoint(addr: SocketAddr) -> Endpoint {
     format!("http://{addr}").parse().expect("an endpoint")
 }
 
-/// Where nobody listens.
+/// An endpoint where nobody listens.
 async fn nowhere() -> Endpoint {
     endpoint(TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address"))
 }
@@ -99,7 +99,7 @@ fn full(bytes: &'static [u8]) -> UpstreamBody {
     Full::new(Bytes::from_static(bytes)).map_err(|never| match never {}).boxed()
 }
 
-/// A body that gives what is sent to it.
+/// A body of the frames that are sent to it.
 fn fed() -> (mpsc::Sender<Result<Frame<Bytes>, h2::Error>>, UpstreamBody) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, BoxBody::new(StreamBody::new(ReceiverStream::new(receiver))))
@@ -199,7 +199,7 @@ async fn a_client_that_goes_away_resets_the_call_upstream() {
             let (_sender, body) = fed();
             let mut from_client = request.into_body();
             tokio::spawn(async move {
-                // Keeps the answer open for ever; only the request's end is of interest.
+                // Keeps the answer open for ever; the test is about the request's end.
                 let _sender = _sender;
                 let end = from_client.frame().await;
                 ended.send(end.map(|frame| frame.map(|_| ()).map_err(|error| error.to_string()))).await.expect("waits");
@@ -210,7 +210,7 @@ async fn a_client_that_goes_away_resets_the_call_upstream() {
     })
     .await;
     let forward = forward(&[&server.endpoint], &CancellationToken::new());
-    // The request never ends by itself, as a watch's.
+    // The request never ends by itself, like that of a watch.
     let open = || Body::new(StreamBody::new(tokio_stream::pending::<Result<Frame<Bytes>, tonic::Status>>()));
     let response = forward.call(request("/etcdserverpb.Watch/Watch", open())).await;
     drop(response);
@@ -242,12 +242,12 @@ async fn calls_go_to_the_member_that_can_be_reached() {
         let body = Body::new(Full::new(Bytes::from_static(b"whole")));
         let response = forward.call(request("/etcdserverpb.KV/Put", body)).await;
         let answer = response.into_body().collect().await.expect("an answer").to_bytes();
-        assert_eq!(&answer[..], b"whole", "the request came whole to the second member");
+        assert_eq!(&answer[..], b"whole", "the second member got the whole request");
     }
     server.task.abort();
 }
 
-/// The member passed it on to a leader that is no more, and would say so seven seconds later.
+/// The member passed it on to a leader that is gone, and would report so only seven seconds later.
 #[tokio::test]
 async fn a_write_that_was_lost_with_its_leader_ends_soon_after_there_is_another() {
     let (came, mut arrived) = mpsc::channel(2);
@@ -276,7 +276,7 @@ async fn a_write_that_was_lost_with_its_leader_ends_soon_after_there_is_another(
     members.in_term(0, 4);
     let response = tokio::select! {
         response = &mut put => response,
-        _ = &mut compact => panic!("it may take its time"),
+        _ = &mut compact => panic!("it may take longer"),
     };
     let text = "etcdserver: request timed out, possibly due to previous leader failure";
     let status = status_of(response.headers());
@@ -300,7 +300,7 @@ async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
             let answer = response.into_body().collect().await.expect("an answer").to_bytes();
             assert_eq!(&answer[..], b"done", "round {round}");
         };
-        // The end of the call drops the connection on the server's side.
+        // The end of the call closes the connection on the server's side.
         tokio::select! {
             biased;
             () = serve => panic!("round {round}: the connection ended first"),

@@ -1,9 +1,9 @@
-//! [`Judge`]: asks all members the same question, now and then and whenever somebody has a doubt, and says which of them are of use.
+//! [`Judge`]: sends all members the same request, regularly and at every doubt, and decides which of them can be used.
 //!
-//! The question is a linearizable read that counts one key: a member answers it only when it is in touch with the cluster's leader and has
-//! applied what the cluster has agreed on. One that is frozen, cut off, without a leader or behind for good does not.
-//! How members are asked at a time is in `survey`; what is done about its verdicts, in `members`. Always holds: one survey at a time; the process
-//! is not ready while no member answers at all.
+//! The request is a linearizable read that counts one key. A member answers it only if it is in touch with the
+//! cluster's leader and has applied what the cluster agreed on. A member that is frozen, cut off, without a leader or
+//! permanently behind does not answer. One round of requests is in `survey`; what follows from the verdicts is in
+//! `members`. Always holds: there is one survey at a time; the process is not ready while no member answers at all.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,35 +19,36 @@ use crate::{
     telemetry::{Hold, ReadyBoard},
 };
 
-/// Between surveys while nobody has a doubt: how long a fault of a member that nobody uses stays unknown. Each costs a small
-/// linearizable read a member.
+/// Time between surveys while there is no doubt. A fault of a member that nobody uses stays unknown for this long. Each
+/// survey costs one small linearizable read for each member.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Between surveys at least, however many doubts there are; and while those that speak have no answer, so that calls go on as soon as one has.
+/// The shortest time between surveys, however many doubts there are. It also applies while members respond without an
+/// answer, so that calls go on as soon as one has it.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Between surveys while no member says anything.
+/// Time between surveys while no member responds.
 const ALONE: Duration = Duration::from_millis(200);
-/// How long all members may be without a leader before that is told to streams that want one. etcd ends its own when it has found none three times
-/// in a row, a second apart by default, so that most elections end none.
+/// After this long without a leader on any member, streams that require one are ended. etcd ends its own streams when
+/// it has found no leader three times in a row, a second apart by default, so most elections end none.
 const LEADER_LOST: Duration = Duration::from_millis(2500);
 
-/// See the module.
+/// Asks all members; see the module.
 #[derive(Debug)]
 pub struct Judge {
     members: Members,
     upstream: Arc<EtcdUpstream>,
     ready: ReadyBoard,
-    /// Since when the members that answer have had no leader.
+    /// When the members that answer lost their leader.
     leaderless: Option<Instant>,
 }
 
 impl Judge {
-    /// A judge of the members of `upstream`. It holds `ready` back while none answers.
+    /// A judge of the members of `upstream`. It keeps `ready` back while none answers.
     #[must_use]
     pub fn new(upstream: Arc<EtcdUpstream>, ready: ReadyBoard) -> Self {
         Self { members: upstream.members().clone(), upstream, ready, leaderless: None }
     }
 
-    /// Asks for ever; run it as a task.
+    /// Runs for ever; spawn it as a task.
     pub async fn run(mut self) {
         let mut hold = Some(self.ready.hold("etcd: not asked yet"));
         let mut warned = false;
@@ -61,7 +62,7 @@ impl Judge {
             };
             tokio::time::sleep(PAUSE).await;
             let jitter = 0.8 + 0.2 * fastrand::f64();
-            // Cancel safe, both.
+            // Both branches are cancel safe.
             tokio::select! {
                 () = self.members.shared.doubts.notified() => {}
                 () = tokio::time::sleep((late - PAUSE).mul_f64(jitter)) => {}
@@ -69,7 +70,7 @@ impl Judge {
         }
     }
 
-    /// Puts the question to all. False where none could answer.
+    /// Asks all members. Returns false if none could answer.
     async fn survey(&mut self) -> bool {
         let began = Instant::now();
         let Some(all_without) = Survey::of(&self.members, &*self.upstream).run().await else {
@@ -85,7 +86,7 @@ impl Judge {
         false
     }
 
-    /// Keeps readiness, and says in the log when all members went away and when one came back.
+    /// Updates readiness, and logs when all members went away and when one came back.
     fn tell(&self, hold: &mut Option<Hold>, warned: &mut bool) {
         if self.members.is_reached() {
             if hold.take().is_some() {
@@ -100,7 +101,7 @@ impl Judge {
         };
         let reason = format!("etcd cannot be reached: {}", states.iter().map(why).collect::<Vec<_>>().join("; "));
         if !std::mem::replace(warned, true) {
-            tracing::warn!(reason, "Cannot reach etcd; retrying");
+            tracing::warn!(reason, "Cannot reach etcd, retrying");
         }
         match hold {
             Some(hold) => hold.explain(reason),

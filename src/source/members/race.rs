@@ -1,22 +1,22 @@
-//! [`race`]: puts one question to members in turn, without waiting long for any.
+//! [`race`]: sends one request to members in turn, without waiting long for any of them.
 //!
-//! Called where a question may be put twice without harm: confirmations, and the making of connections. Always holds: each member is asked
-//! once at most; the answer is the first that comes; what was asked of the others ends with it.
+//! For requests that may be sent twice without harm: confirmations, and opening connections. Always holds: each member
+//! is asked at most once; the first answer is returned; then the requests to the others are dropped.
 
 use std::{pin::pin, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
-/// How long a member may take before the next is asked as well. A linearizable read takes a few milliseconds, and so does a connection; one that
-/// takes longer costs a second one, which is little.
+/// How long a member may take before the next one is asked as well. A linearizable read takes a few milliseconds, and
+/// so does a connection. If one takes longer, a second one costs little.
 pub(in crate::source) const HEDGE: Duration = Duration::from_millis(250);
 
-/// Asks the first of `members`, and the next when that fails, or has not answered within [`HEDGE`] and `is_late` says that this is its
-/// fault.
+/// Asks the first of `members`, and the next one when that fails, or when it has not answered within [`HEDGE`] and
+/// `is_late` says that this is its fault.
 ///
 /// # Errors
-/// Where all failed: each member with its error, in the order of their failures.
+/// If all failed: each member with its error, in the order of their failures.
 pub(in crate::source) async fn race<T, E, F>(
     members: impl IntoIterator<Item = usize>,
     ask: impl Fn(usize) -> F,

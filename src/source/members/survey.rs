@@ -1,12 +1,13 @@
-//! [`Survey`]: one round of the judge's questions to all members, and what their answers and their silence say of them.
+//! [`Survey`]: one round of the judge's requests to all members, and what their answers and their silence show.
 //!
-//! A member that is late is suspected once another has answered, and away once it has had [`PATIENCE`]; so a slow relay or a slow cluster, where all
-//! are late, moves nobody. An election is waited through here: a member whose leader has just changed is asked again at once, so the first that
-//! can speak for the cluster is known as soon as it can. While none can, all are asked beside that whether they are there at all, so that who
-//! is not is known when the first of the others has an answer.
+//! A late member is suspected once another one has answered, and is away once it has had [`PATIENCE`]. So a slow relay
+//! or a slow cluster, where all members are late, moves nobody. The survey also waits through an election: a member
+//! whose leader has just changed is asked again at once, so the first member that can answer for the cluster is found
+//! as early as possible. While none can, all members are also asked whether they respond at all. A member that does not
+//! is then already known when the first of the others has an answer.
 //!
-//! Not here: when surveys are made, and what is done about a verdict. Always holds: a member has one question of each of the two kinds at a time;
-//! nothing is said against a member but what another one's answer bears out.
+//! Not here: when surveys are made, and what follows from a verdict. Always holds: a member has at most one request of
+//! each of the two kinds at a time; a member is judged only by comparison with another member's answer.
 
 use std::time::Duration;
 
@@ -16,46 +17,46 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Finding, Members};
 use crate::{hub::upstream::UpstreamError, telemetry::names::Leave};
 
-/// How long a member may take before it is suspected, from the question and from another member's answer on: a relay that was held up itself
-/// gets the late answers within the second of these.
+/// How long a member may take before it is suspected, counted from the request and from another member's answer. If the
+/// relay itself was held up, the late answers arrive within the second of these times.
 const LATE: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(200));
-/// How long a member may take at all.
+/// The longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long one may take to say anything at all, where none says what the cluster agrees on. Then the process is not ready.
+/// If no member can answer for the cluster, how long one may take to respond at all. Then the process is not ready.
 const SILENCE: Duration = Duration::from_secs(2);
-/// The same, once another member says something.
+/// The same, once another member has responded.
 const OTHERS_SILENCE: Duration = Duration::from_millis(600);
-/// Before a member whose leader has changed, or that has none, is asked again.
+/// The pause before a member whose leader has changed, or that has none, is asked again.
 const AGAIN: Duration = Duration::from_millis(30);
 
-/// How members are asked.
+/// The requests to members.
 pub(super) trait Asking: Sync {
-    /// What a member can answer only in touch with its cluster.
+    /// A request that a member can answer only in touch with its cluster.
     fn question(&self, member: usize, patience: Duration) -> impl Future<Output = Result<(), UpstreamError>> + Send;
 
-    /// Whether a member answers at all, whatever it says.
+    /// Whether a member answers at all, whatever the answer is.
     fn reach(&self, member: usize, patience: Duration) -> impl Future<Output = Result<(), UpstreamError>> + Send;
 }
 
-/// See the module.
+/// One round of requests; see the module.
 pub(super) struct Survey<'a, A> {
     members: &'a Members,
     upstream: &'a A,
     began: Instant,
     asked: Vec<usize>,
-    /// Those that have not answered the question in any way.
+    /// Members that have not responded to the request in any way.
     silent: Vec<usize>,
-    /// Those that failed, while none has answered.
+    /// Members that failed while none has answered.
     failed: Vec<(usize, UpstreamError)>,
-    /// Those that said that they have no leader, and are asked again.
+    /// Members that reported no leader, and are asked again.
     without: Vec<usize>,
-    /// Those that said anything at all.
+    /// Members that have responded in any way.
     spoke: Vec<usize>,
-    /// Who answered first, and when.
+    /// The member that answered first, and when.
     first: Option<(usize, Instant)>,
-    /// The others were told to be late.
+    /// Whether the other members were reported as late.
     told: bool,
-    /// Since when they have been asked whether they are there.
+    /// Since when the members have been asked whether they respond at all.
     reaching_since: Option<Instant>,
 }
 
@@ -77,7 +78,8 @@ impl<'a, A: Asking> Survey<'a, A> {
         }
     }
 
-    /// Asks. Where no member could say what the cluster agrees on: whether each that said anything said that it has no leader.
+    /// Runs the survey. If no member could answer for the cluster, returns whether all that responded reported that
+    /// they have no leader.
     pub(super) async fn run(mut self) -> Option<bool> {
         let (upstream, until) = (self.upstream, self.began + PATIENCE);
         let ask =
@@ -87,9 +89,10 @@ impl<'a, A: Asking> Survey<'a, A> {
             async move { (member, upstream.reach(member, SILENCE).await.is_ok()) }
         };
         let mut asking: FuturesUnordered<_> = self.asked.iter().map(|member| ask(*member, Duration::ZERO)).collect();
-        // None at first.
+        // Empty at first.
         let mut reaching: FuturesUnordered<_> = [].iter().map(reach).collect();
-        // Those that said nothing in the last survey, where none had an answer, are not waited for by those that say something.
+        // If no member had an answer in the last survey, those that did not respond then are not waited for once others
+        // respond.
         let lost = self.members.has_lost_quorum();
         let mute: Vec<usize> = self.asked.iter().copied().filter(|member| self.members.is_mute(*member)).collect();
         let some_speak = mute.len() < self.asked.len();
@@ -119,7 +122,7 @@ impl<'a, A: Asking> Survey<'a, A> {
         if self.first.is_some() {
             return None;
         }
-        // None could say what the cluster agrees on: who has no leader, and who is not there at all?
+        // No member could answer for the cluster. Which have no leader, and which do not respond at all?
         let since = *self.reaching_since.get_or_insert_with(|| {
             reaching.extend(self.asked.iter().map(reach));
             Instant::now()
@@ -140,12 +143,12 @@ impl<'a, A: Asking> Survey<'a, A> {
         Some(self.without_an_answer())
     }
 
-    /// Whether nothing is waited for any more: while none has answered, all have failed at least once.
+    /// Whether there is nothing more to wait for: as long as none has answered, each must have failed at least once.
     fn is_through(&self, nobody_is_asked: bool) -> bool {
         nobody_is_asked || self.first.is_none() && self.silent.is_empty()
     }
 
-    /// Takes note of an answer. True where the member is to be asked again.
+    /// Notes an answer. Returns true if the member is to be asked again.
     fn answered(&mut self, member: usize, answer: Result<(), UpstreamError>) -> bool {
         self.silent.retain(|silent| *silent != member);
         self.without.retain(|without| *without != member);
@@ -155,7 +158,7 @@ impl<'a, A: Asking> Survey<'a, A> {
                 self.members.found([(member, Finding::Answered)], Some(fastest));
                 self.tell_mute();
             }
-            // It may have one while the others are still waited for.
+            // It may get a leader while the survey waits for the others.
             Err(UpstreamError::NoLeader) if self.first.is_none() => {
                 self.spoke.push(member);
                 self.without.push(member);
@@ -164,13 +167,14 @@ impl<'a, A: Asking> Survey<'a, A> {
             Err(error) => self.failed.push((member, error)),
         }
         if let Some((fastest, _)) = self.first {
-            // What fails at once is known at once, now that another has answered.
+            // A failure counts at once, now that another member has answered.
             self.members.found(self.failed.drain(..).map(finding), Some(fastest));
         }
         false
     }
 
-    /// Those that are silent, and let the other question wait as well, which others answered long ago, are late.
+    /// Reports members as late that are silent and have not answered the other request either, which others answered
+    /// long ago.
     fn tell_mute(&self) {
         let long_ago = self.reaching_since.is_some_and(|since| since.elapsed() >= LATE.1);
         if long_ago && !self.spoke.is_empty() {
@@ -203,7 +207,7 @@ impl<'a, A: Asking> Survey<'a, A> {
     }
 }
 
-/// What a member says, before `until`. One whose leader has changed while it was asked has said nothing yet.
+/// A member's answer before `until`. A member whose leader changed during the request has not answered yet.
 async fn answer(upstream: &impl Asking, member: usize, pause: Duration, until: Instant) -> Result<(), UpstreamError> {
     let mut pause = pause;
     loop {
@@ -218,7 +222,7 @@ async fn answer(upstream: &impl Asking, member: usize, pause: Duration, until: I
     }
 }
 
-/// What a failure says of a member, where another one answered.
+/// What a failure means for a member when another one has answered.
 fn finding((member, error): (usize, UpstreamError)) -> (usize, Finding) {
     let (leave, reached) = match &error {
         UpstreamError::NoLeader => (Leave::NoLeader, true),

@@ -1,15 +1,16 @@
-//! [`AutoSync`]: asks the cluster now and then who its members are, and lets the relay use those.
+//! [`AutoSync`]: regularly asks the cluster for its members, which the relay then uses.
 //!
-//! As etcd's own clients do it with their `AutoSyncInterval`: the members' advertised client URLs take the place of what the relay was given, but for
-//! members that only learn or have not started. Not here: what is done with a member that comes or goes, see `members`; run as a task.
-//! Always holds: a list without a usable URL changes nothing, and neither does one that cannot be read.
+//! This is what etcd's own clients do with their `AutoSyncInterval`: the members' advertised client URLs replace the
+//! configured ones, except for learners and members that have not started. Not here: what happens when a member comes
+//! or goes, see `members`. Runs as a task.
+//! Always holds: a list without a usable URL changes nothing, and neither does a list that cannot be read.
 
 use std::{sync::Arc, time::Duration};
 
 use super::Members;
 use crate::source::{Endpoint, EtcdUpstream};
 
-/// See the module.
+/// Reads the list of members; see the module.
 #[derive(Debug)]
 pub struct AutoSync {
     members: Members,
@@ -24,7 +25,7 @@ impl AutoSync {
         Self { members: upstream.members().clone(), upstream, interval }
     }
 
-    /// Asks for ever.
+    /// Runs for ever.
     pub async fn run(self) {
         let mut said = Vec::new();
         loop {
@@ -45,7 +46,7 @@ impl AutoSync {
     }
 }
 
-/// The endpoints, and what is none.
+/// The endpoints, and the URLs that are not usable.
 fn usable(urls: &[String]) -> (Vec<Endpoint>, Vec<String>) {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     let mut others = Vec::new();

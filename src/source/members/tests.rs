@@ -1,4 +1,4 @@
-//! Who is preferred, suspected, left and shunned. What the judge finds is said by each test.
+//! Tests of which member is preferred, suspected, left and shunned. Each test provides the judge's findings.
 
 use std::{future::pending, pin::pin};
 
@@ -44,7 +44,7 @@ fn a_member_that_is_late_gets_no_new_call_and_one_that_is_away_keeps_none() {
     assert_eq!(members.is_left(0), (false, false));
     members.found([(0, Finding::Late)], Some(1));
     assert_eq!((members.preferred(), members.ranked()), (1, vec![1, 2, 0]));
-    assert_eq!(members.is_left(0), (true, false), "feeds move, and calls have some time");
+    assert_eq!(members.is_left(0), (true, false), "feeds move, and calls get some time");
     members.found([(0, failed("no answer"))], Some(1));
     assert_eq!(members.is_left(0), (true, true));
     members.found([(0, Finding::Answered)], Some(1));
@@ -64,7 +64,11 @@ fn where_no_member_answers_nobody_is_told_to_leave() {
     members.without_quorum(Agreement::Leaderless);
     assert_eq!(members.preferred(), 1, "one that answers at all is better than none");
     assert!(pin!(members.reached()).now_or_never().is_some());
-    assert_eq!((members.is_left(0), members.is_left(1)), ((true, true), (false, false)), "and is waited for instead");
+    assert_eq!(
+        (members.is_left(0), members.is_left(1)),
+        ((true, true), (false, false)),
+        "and calls wait for it instead"
+    );
 }
 
 #[test]
@@ -76,7 +80,7 @@ fn members_come_and_go_with_the_clusters_list_and_keep_their_numbers() {
     assert_eq!((members.listed(), members.ranked(), members.preferred()), (vec![1, 2], vec![1, 2], 1));
     assert_eq!((members.is_left(0), members.endpoint(2)), ((true, true), at(3)));
     members.found([(0, Finding::Answered)], Some(0));
-    assert_eq!((members.preferred(), members.is_left(0)), (1, (true, true)), "its last answer counts for nothing");
+    assert_eq!((members.preferred(), members.is_left(0)), (1, (true, true)), "its last answer no longer counts");
     members.list(&[]);
     assert_eq!(members.listed(), [1, 2], "no list");
     members.list(&[at(1), at(2)]);
@@ -100,7 +104,7 @@ fn what_the_cluster_agrees_on_is_told_apart_from_the_members() {
     members.found([(0, Finding::Answered)], Some(0));
     assert_eq!(*agreement.borrow_and_update(), Agreement::Reached);
     members.found([(1, failed("gone"))], Some(0));
-    assert!(!agreement.has_changed().expect("open"), "no news of a single member");
+    assert!(!agreement.has_changed().expect("open"), "a change of one member is not reported");
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,16 +114,23 @@ async fn what_was_sent_before_another_leader_came_is_lost_with_the_first() {
     members.in_term(0, 1);
     let sent = Instant::now();
     tokio::time::advance(Duration::from_secs(60)).await;
-    assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "the first term that is seen is no news");
+    assert!(
+        pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(),
+        "the first term that is seen is not a change"
+    );
     members.in_term(1, 2);
-    assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "that is of another member");
+    assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "that was another member's term");
     members.in_term(0, 2);
     members.lost_with_leader(0, sent).await;
     assert_eq!(began.elapsed(), Duration::from_secs(60) + LOST);
-    assert!(pin!(members.lost_with_leader(0, Instant::now())).now_or_never().is_none(), "sent to the new one");
+    assert!(
+        pin!(members.lost_with_leader(0, Instant::now())).now_or_never().is_none(),
+        "it was sent under the new leader"
+    );
 }
 
-/// A member whose watches bring nothing serves calls, and no feed until some time has passed; longer each time that it happens again.
+/// A member whose watches bring nothing still serves calls, but no feed for a while; longer each time that it happens
+/// again.
 #[tokio::test(start_paused = true)]
 async fn feeds_shun_a_member_whose_watches_bring_nothing() {
     let members = members(3);
@@ -130,7 +141,7 @@ async fn feeds_shun_a_member_whose_watches_bring_nothing() {
     assert!(members.shun(1));
     assert_eq!(members.for_watch(), 2);
     assert!(members.shun(2));
-    assert_eq!(members.for_watch(), 0, "of those that are shunned, the first");
+    assert_eq!(members.for_watch(), 0, "of the shunned members, the first");
     tokio::time::advance(SHUNNED.0).await;
     assert_eq!(members.for_watch(), 0);
     members.shun(0);
@@ -164,7 +175,7 @@ async fn a_race_asks_the_next_when_one_fails_at_once_or_is_late() {
 #[tokio::test(start_paused = true)]
 async fn a_race_waits_for_a_member_that_is_late_through_no_fault_of_its_own() {
     let ask = |member: usize| async move {
-        assert_eq!(member, 0, "nobody else is asked");
+        assert_eq!(member, 0, "no other member is asked");
         tokio::time::sleep(race::HEDGE * 10).await;
         Ok::<_, ()>(())
     };

@@ -1,7 +1,7 @@
-//! [`View`]: what is known of the members at one moment, and how findings of the judge and lists of the cluster change it.
+//! [`View`]: the state of all members at one moment, and how the judge's findings and the cluster's lists change it.
 //!
-//! Not here: who is told, and who waits for what, see `members`. Always holds: a member keeps its place for the life of the process, whether the
-//! cluster still has it or not.
+//! Not here: who is notified, and who waits for what, see `members`. Always holds: a member keeps its place for the
+//! life of the process, even if the cluster does not have it any more.
 
 use std::time::SystemTime;
 
@@ -16,83 +16,83 @@ use crate::{
     telemetry::names::{self, Leave},
 };
 
-/// Most members that are known in the life of a process: one for each address that the cluster ever names.
+/// The most members in the life of a process: one for each address that the cluster ever names.
 pub(super) const MOST: usize = 256;
-/// How long feeds shun a member at first, and at most: doubled each time that it happens again soon after.
+/// How long feeds shun a member at first, and at most; doubled each time that it happens again soon after.
 pub(super) const SHUNNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 #[derive(Debug)]
 pub(super) struct View {
-    /// Each keeps its place, also when it is not listed any more.
+    /// Each keeps its place, even when it is not listed any more.
     pub(super) members: Vec<Member>,
     /// The member that new calls go to.
     pub(super) preferred: usize,
     pub(super) quorum: Quorum,
 }
 
-/// Whether any member can say what the cluster agreed on.
+/// Whether any member can answer for the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Quorum {
     /// Nobody has asked yet.
     Unknown,
-    /// One can.
+    /// A member can.
     Held,
-    /// None can.
+    /// No member can.
     Lost,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) endpoint: Endpoint,
-    /// Whether it is one of the cluster's, as far as the relay was told.
+    /// Whether it belongs to the cluster, as far as the relay knows.
     pub(super) listed: bool,
     pub(super) health: Health,
     pub(super) since: SystemTime,
     /// Why it is not healthy.
     pub(super) why: Option<String>,
-    /// Whether it answers at all, if only for what it has itself.
+    /// Whether it responds at all, if only with what it has itself.
     pub(super) reached: bool,
     pub(super) shunned: Shunned,
     pub(super) led: Led,
 }
 
-/// Under which leader a member answered what needs one.
+/// The leader under which a member last answered a request that needs one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Led {
-    /// The raft term; zero where it is not known.
+    /// The raft term; zero if it is not known.
     pub(super) term: u64,
-    /// When that was first seen, where there was an earlier term before.
+    /// When that term was first seen, if there was an earlier one.
     pub(super) since: Option<Instant>,
 }
 
-/// How feeds think of a member.
+/// How long feeds avoid a member.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shunned {
-    /// Until when no feed's watch goes there where there is another member.
+    /// Until when no feed's watch goes to it, if there is another member.
     pub(super) until: Option<Instant>,
-    /// For how long the next time.
+    /// How long they avoid it the next time.
     pub(super) pause: Duration,
 }
 
 /// What the judge found out about a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// It said what the cluster agrees on.
+    /// It answered for the cluster.
     Answered,
-    /// It has not answered for longer than another one took.
+    /// It has not answered, and another member did some time ago.
     Late,
     /// It failed, or did not answer in time.
     Failed {
         why: String,
-        /// Whether it answers at all.
+        /// Whether it responds at all.
         reached: bool,
         leave: Leave,
     },
 }
 
 impl View {
-    /// No member says what the cluster agrees on, and this one says nothing at all while another one does.
+    /// Whether no member can answer for the cluster, and this one does not respond at all while another one does.
     pub(super) fn is_alone_in_silence(&self, member: usize) -> bool {
         self.quorum == Quorum::Lost
             && !(self.members[member].listed && self.members[member].reached)
@@ -103,12 +103,12 @@ impl View {
         self.members.iter().enumerate().filter(|(_, member)| member.listed)
     }
 
-    /// One that is not listed any more is away for good.
+    /// A member that is not listed any more is away for good.
     pub(super) fn health_of(&self, member: usize) -> Health {
         if self.members[member].listed { self.members[member].health } else { Health::Away }
     }
 
-    /// True where something changed.
+    /// Returns true if something changed.
     pub(super) fn list(&mut self, endpoints: &[Endpoint]) -> bool {
         let (mut changed, mut some) = (false, false);
         for endpoint in endpoints {
@@ -120,7 +120,7 @@ impl View {
                     self.members.len() - 1
                 }
                 None => {
-                    tracing::warn!(%endpoint, most = MOST, "An etcd member is not used: the relay has known too many; start it again");
+                    tracing::warn!(%endpoint, most = MOST, "An etcd member is not used because the relay has known too many; restart the relay to use it");
                     continue;
                 }
             };
@@ -137,7 +137,7 @@ impl View {
         }
         for (index, member) in self.members.iter_mut().enumerate() {
             if member.listed && !endpoints.contains(&member.endpoint) {
-                tracing::info!(endpoint = %member.endpoint, "The cluster does not have this member any more");
+                tracing::info!(endpoint = %member.endpoint, "The cluster no longer has this member");
                 member.listed = false;
                 healthy_metric(index, None);
                 changed = true;
@@ -148,7 +148,7 @@ impl View {
         changed
     }
 
-    /// Whether any says anything.
+    /// Whether any member responds.
     pub(super) fn is_reached(&self) -> bool {
         self.listed().any(|(_, member)| member.reached)
     }
@@ -157,7 +157,7 @@ impl View {
         self.listed().any(|(_, member)| member.health == Health::Healthy)
     }
 
-    /// True where something changed.
+    /// Returns true if something changed.
     pub(super) fn note(&mut self, index: usize, finding: Finding, others_answer: bool) -> bool {
         let member = &mut self.members[index];
         if !member.listed {
@@ -167,10 +167,10 @@ impl View {
         let (health, why, reached, leave) = match finding {
             Finding::Answered => (Health::Healthy, None, true, None),
             Finding::Late => {
-                let late = "it lets questions wait that another member answers".to_owned();
+                let late = "it has not answered requests that another member answers".to_owned();
                 (Health::Suspect.max(member.health), Some(late), member.reached, Some(Leave::Late))
             }
-            // In a server's words, which may be many.
+            // In a server's words, which may be long.
             Finding::Failed { why, reached, leave } => (Health::Away, Some(cut_error(why)), reached, Some(leave)),
         };
         let before = std::mem::replace(&mut member.health, health);
@@ -188,11 +188,11 @@ impl View {
             counter!(names::MEMBER_LEFT, Leave::LABEL => leave.as_str()).increment(1);
         }
         match &member.why {
-            // Where none answers, that is one fault and not one of each member.
+            // If no member answers, that is one fault and not one of each member.
             Some(why) if others_answer && before != Health::Away => {
-                tracing::warn!(%endpoint, why, ?health, "An etcd member is of no use; others serve");
+                tracing::warn!(%endpoint, why, ?health, "An etcd member cannot be used, and other members serve");
             }
-            Some(why) => tracing::debug!(%endpoint, why, ?health, "An etcd member is of no use"),
+            Some(why) => tracing::debug!(%endpoint, why, ?health, "An etcd member cannot be used"),
             None if before >= Health::Suspect => tracing::info!(%endpoint, "An etcd member serves again"),
             None => tracing::debug!(%endpoint, "An etcd member serves"),
         }
@@ -215,7 +215,8 @@ impl Member {
     }
 }
 
-/// Members are named by the place in which the relay came to know them, which no client chooses. Of one that is not listed there is no word.
+/// The label is the order in which the relay came to know the members, which no client can influence. A member that is
+/// not listed has no series.
 pub(in crate::source) fn healthy_metric(index: usize, healthy: Option<bool>) {
     let value = healthy.map_or(f64::NAN, |healthy| if healthy { 1.0 } else { 0.0 });
     gauge!(names::MEMBER_HEALTHY, names::MEMBER => (index + 1).to_string()).set(value);

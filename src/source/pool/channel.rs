@@ -1,7 +1,8 @@
-//! A [`Pool`] as the channel that etcd's client library sends its calls on, and [`Answer`], the body of any call's answer.
+//! A [`Pool`] as the channel on which etcd's client library sends its calls, and [`Answer`], the body of any call's
+//! answer.
 //!
-//! Not here: calls that are passed through, see `forward`, which chooses among members. Always holds: an answer holds its place on the
-//! connection, and the guard of its request, until it has ended or is dropped.
+//! Not here: calls that are passed through, see `forward`, which chooses among members. Always holds: an answer keeps
+//! its place on the connection, and the guard of its request, until it has ended or is dropped.
 
 use std::{
     pin::Pin,
@@ -26,7 +27,7 @@ use crate::{
 };
 
 impl Pool {
-    /// The pool for the relay's own calls by way of the client library.
+    /// The pool as a channel for the relay's own calls through the client library.
     pub(in crate::source) fn channel(&self) -> Channel {
         let pool = self.clone();
         Channel::Custom(BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
@@ -57,7 +58,7 @@ impl Pool {
         }
     }
 
-    /// Where a call to `path` goes at a member.
+    /// The URI of a call to `path` at a member.
     pub(in crate::source) fn uri(endpoint: &Endpoint, path: PathAndQuery) -> Uri {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(endpoint.scheme());
@@ -67,7 +68,7 @@ impl Pool {
     }
 }
 
-/// What a member answers.
+/// A member's answer.
 pub(in crate::source) struct Answer {
     inner: Incoming,
     _place: Place,

@@ -1,7 +1,7 @@
 //! [`open`]: one HTTP/2 connection to one member, ready for calls.
 //!
-//! Not here: when one is needed and who may use it, see `pool`. Always holds: a connection is handed out when the member has said how
-//! many calls it takes at once, so nobody counts on more.
+//! Not here: when one is needed and who may use it, see `pool`. Always holds: a connection is returned only after the
+//! member has reported how many calls it accepts at once, so no caller counts on more.
 
 use std::{
     future::poll_fn,
@@ -37,7 +37,8 @@ use crate::{
     tls::Speaks,
 };
 
-/// Largest size of all headers and trailers of an answer: as grpc-go's, so that etcd can send what its clients take.
+/// The largest size of all headers and trailers of an answer: as in grpc-go, so that etcd can send whatever its clients
+/// accept.
 const MAX_HEADERS: u32 = 16 << 20;
 
 /// How to connect.
@@ -46,14 +47,14 @@ pub(in crate::source) struct Settings {
     pub(in crate::source) dialler: Dialler,
     pub(in crate::source) connect_timeout: Duration,
     pub(in crate::source) keepalive: Option<Keepalive>,
-    /// Bytes of one call's answer that may be under way.
+    /// The most bytes of one call's answer that may be under way.
     pub(in crate::source) stream_window: NonZeroU32,
     /// The same for all answers of a connection together.
     pub(in crate::source) connection_window: NonZeroU32,
 }
 
-/// The largest window that HTTP/2 knows. Where each stream has its own, small one, the connection's must never be what stops it,
-/// or clients that do not read their streams would stop those that do.
+/// The largest window in HTTP/2. If each stream has a small window of its own, the connection's window must never be
+/// what stops it. Otherwise clients that do not read their streams would stop those that do.
 pub(in crate::source) const WIDE: NonZeroU32 = NonZeroU32::new((1 << 31) - 1).expect("not zero");
 
 /// Why there is no connection to a member.
@@ -63,27 +64,27 @@ pub(in crate::source) enum LinkError {
     /// Name resolution, TCP or TLS failed.
     #[error("{endpoint}: {cause}")]
     Connect { endpoint: Endpoint, cause: Arc<io::Error> },
-    /// No answer in time.
+    /// There was no answer in time.
     #[error("{endpoint}: no connection within {}", humantime::format_duration(*.after))]
     Timeout { endpoint: Endpoint, after: Duration },
-    /// What answers does not speak HTTP/2, or went away.
+    /// The other side does not speak HTTP/2, or closed the connection.
     #[error("{endpoint}: {cause}")]
     Http2 { endpoint: Endpoint, cause: String },
 }
 
-/// A connection.
+/// An open connection.
 pub(super) struct Opened {
     pub(super) sender: SendRequest<RequestBody>,
     pub(super) limit: Arc<StreamLimit>,
-    /// Done when the connection has ended.
+    /// Ready when the connection has ended.
     pub(super) end: oneshot::Receiver<()>,
 }
 
-/// How many calls a member takes at once on a connection: zero until it has said so.
+/// How many calls a member accepts at once on a connection: zero until it has reported it.
 #[derive(Debug, Default)]
 pub(super) struct StreamLimit {
     most: AtomicUsize,
-    /// Looks again.
+    /// Woken when the limit may have changed.
     waker: AtomicWaker,
 }
 
@@ -93,7 +94,7 @@ impl StreamLimit {
     }
 }
 
-/// Connects and waits for the member's settings. Cancel safe: an attempt that is dropped leaves nothing behind.
+/// Connects and waits for the member's settings. Cancel safe: a dropped attempt leaves nothing behind.
 pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::Lane) -> Result<Opened, LinkError> {
     let attempt = async {
         let failed = |cause: io::Error| LinkError::Connect { endpoint: endpoint.clone(), cause: Arc::new(cause) };
@@ -106,7 +107,7 @@ pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::
     }
 }
 
-/// The error of a connection that closed before a call could be sent on it.
+/// The error for a connection that closed before a call could be sent on it.
 pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LinkError {
     LinkError::Http2 { endpoint: endpoint.clone(), cause: chain(error) }
 }
@@ -122,7 +123,7 @@ async fn greet(
         .timer(TokioTimer::new())
         .initial_stream_window_size(settings.stream_window.get())
         .initial_connection_window_size(settings.connection_window.get())
-        // Replaced by the member's first settings; what differs from it was said by the member.
+        // The member's first settings replace this, so any other value came from the member.
         .initial_max_send_streams(0)
         .max_header_list_size(MAX_HEADERS);
     if let Some(keepalive) = settings.keepalive {
@@ -151,7 +152,7 @@ async fn greet(
             if most > 0
                 && let Some(settled) = settled.take()
             {
-                // Nobody waits where the attempt was given up.
+                // Nobody waits if the attempt was given up.
                 let _ = settled.send(());
             }
             polled
@@ -166,7 +167,7 @@ async fn greet(
         Ok(()) => Ok(Opened { sender, limit, end }),
         Err(_) => Err(LinkError::Http2 {
             endpoint: endpoint.clone(),
-            cause: "the connection ended before the member said its HTTP/2 settings; is this etcd's client port, and does it want https:// or another certificate?"
+            cause: "the connection ended before the member sent its HTTP/2 settings; is this etcd's client port, and does it need https:// or another certificate?"
                 .into(),
         }),
     }
@@ -188,7 +189,8 @@ impl Drop for Open {
     }
 }
 
-/// Wakes the connection's owner when the member's first frames were read: HTTP/2's client does not tell of settings by itself.
+/// Wakes the connection's owner when the member's first frames were read, since HTTP/2's client does not report
+/// settings by itself.
 struct Heard<S> {
     inner: S,
     limit: Arc<StreamLimit>,
@@ -201,7 +203,7 @@ impl<S: ByteStream> AsyncRead for Heard<S> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if self.limit.get() == 0 {
             self.heard |= buffer.filled().len() > before;
-            // Whoever asks for more has acted on what it read before.
+            // A reader that reads again has processed what it read before.
             if polled.is_pending() && std::mem::take(&mut self.heard) {
                 self.limit.waker.wake();
             }

@@ -1,6 +1,6 @@
-//! [`RequestBody`]: what is sent in a call upstream, tied to the call's answer.
+//! [`RequestBody`]: the body of a call upstream, tied to the call's answer.
 //!
-//! Always holds: when the guard is dropped, which goes with the answer, the request ends with a reset.
+//! Always holds: when the guard, which lives with the answer, is dropped, the request ends with a reset.
 
 use std::{
     pin::Pin,
@@ -13,11 +13,11 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 use tonic::body::Body;
 
-/// See the module.
+/// The body of a request; see the module.
 #[derive(Debug)]
 pub(in crate::source) struct RequestBody {
     inner: Body,
-    /// Ends when the answer, or the call before there is one, is dropped.
+    /// Ends when the answer is dropped, or the call before there is one.
     call: oneshot::Receiver<()>,
 }
 
@@ -31,7 +31,7 @@ impl RequestBody {
         (Self { inner, call }, guard)
     }
 
-    /// The body, where nothing of it was sent.
+    /// The original body, if nothing of it was sent.
     pub(in crate::source) fn into_inner(self) -> Body {
         self.inner
     }

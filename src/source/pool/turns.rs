@@ -1,13 +1,15 @@
-//! [`Turns`]: how many calls each client has on the connections of a pool, and who gets the next free place.
+//! [`Turns`]: how many calls each client has on the connections of a pool, and which client gets the next free place.
 //!
 //! Not here: the places themselves, see `pool`. Plain data, without locks or tasks.
 //!
-//! The client with the fewest places is first, and of several the one that has waited longest: a client with one call waits behind
-//! no backlog. A client may take a place only if it has fewer than are free. So one alone takes half of a full pool, two take a
-//! third each, and there is always a place left for a client that has none, even where calls never end, as those that wait for a
-//! lock. The relay itself may take all, and waits as a client without any place does: it shares its pools with nobody, but for the streams of
-//! keep-alives, and a client can have only a few of these opened.
-//! Always holds: `order` has exactly the clients with a call that waits; a client without place and waiter is not kept.
+//! The client with the fewest places comes first, and of several the one that has waited longest, so a client with one
+//! call never waits behind a backlog. A client may take a place only if it has fewer places than are free. So a single
+//! client takes half of a full pool, two take a third each, and there is always a place left for a client that has
+//! none, even if calls never end, such as those that wait for a lock. The relay itself may take all places, and waits
+//! like a client without any. It shares its pools with nobody, except for the streams of keep-alives, and a client can
+//! open only a few of these.
+//! Always holds: `order` has exactly the clients with a waiting call; a client without a place or a waiting call is
+//! forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,12 +17,12 @@ use hashbrown::HashMap;
 
 use crate::types::ClientKey;
 
-/// See the module. `T` is a call that waits.
+/// The clients of a pool; see the module. `T` is a waiting call.
 #[derive(Debug)]
 pub(super) struct Turns<T> {
     clients: HashMap<ClientKey, Client<T>>,
-    /// By places held, of which the relay's own do not count, then by how long a client has waited. Where the first may take no place, so
-    /// may none.
+    /// By places held (the relay's own do not count), then by how long a client has waited. If the first client may not
+    /// take a place, no client may.
     order: BTreeSet<(usize, u64, ClientKey)>,
     tickets: u64,
 }
@@ -28,7 +30,7 @@ pub(super) struct Turns<T> {
 #[derive(Debug)]
 struct Client<T> {
     held: usize,
-    /// Of its last turn, or of its first call.
+    /// The ticket of its last turn, or of its first call.
     since: u64,
     /// By ticket, so that a call that gives up leaves nothing behind.
     waiting: BTreeMap<u64, T>,
@@ -61,7 +63,7 @@ impl<T> Turns<T> {
         self.change(client, |client, _| client.held = client.held.saturating_sub(1));
     }
 
-    /// A call waits for a place. The ticket takes it out again.
+    /// A call waits for a place. The ticket removes it again.
     pub(super) fn wait(&mut self, client: ClientKey, call: T) -> u64 {
         self.change(client, |client, ticket| {
             client.waiting.insert(ticket, call);
@@ -69,12 +71,12 @@ impl<T> Turns<T> {
         })
     }
 
-    /// A call waits no more.
+    /// A call has stopped waiting.
     pub(super) fn cancel(&mut self, client: ClientKey, ticket: u64) {
         self.change(client, |client, _| drop(client.waiting.remove(&ticket)));
     }
 
-    /// The call that gets one of `free` places, which its client then has.
+    /// The call that gets one of `free` places; its client then holds that place.
     pub(super) fn next(&mut self, free: usize) -> Option<(ClientKey, T)> {
         let (_, _, client) = *self.order.first()?;
         if !self.may_take(client, free) {
@@ -88,7 +90,7 @@ impl<T> Turns<T> {
         call.map(|call| (client, call))
     }
 
-    /// Takes all calls that wait.
+    /// Removes and returns all waiting calls.
     pub(super) fn drain(&mut self) -> Vec<T> {
         let waiting: Vec<ClientKey> = self.order.iter().map(|(_, _, client)| *client).collect();
         let mut calls = Vec::new();
@@ -98,7 +100,7 @@ impl<T> Turns<T> {
         calls
     }
 
-    /// Changes a client, with a new ticket at hand, and keeps the order.
+    /// Changes a client, with a new ticket available, and keeps the order.
     fn change<R>(&mut self, key: ClientKey, with: impl FnOnce(&mut Client<T>, u64) -> R) -> R {
         self.tickets += 1;
         let ticket = self.tickets;
@@ -136,7 +138,7 @@ mod tests {
         backlog(&mut turns, GREEDY, 1000);
         turns.wait(MODEST, 7777);
         assert_eq!(turns.next(10), Some((MODEST, 7777)));
-        assert_eq!(turns.next(10), Some((GREEDY, 0)), "its own calls come in their order");
+        assert_eq!(turns.next(10), Some((GREEDY, 0)), "its own calls stay in order");
     }
 
     #[test]

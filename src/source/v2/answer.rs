@@ -1,6 +1,6 @@
-//! What a v2 member answers, apart from listings: [`Event`]s and [`Refusal`]s, and the numbers in an answer's head.
+//! The answers of a v2 member other than listings: [`Event`]s, [`Refusal`]s, and the numbers in an answer's head.
 //!
-//! Not here: what follows from them. Always holds: an index is one that the member sent.
+//! Not here: what follows from them. Always holds: every index was sent by the member.
 
 use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
@@ -11,27 +11,27 @@ use crate::types::Revision;
 pub(super) const CLEARED: u32 = 401;
 /// There is no such key or directory.
 pub(super) const NOT_FOUND: u32 = 100;
-/// Something on the way to it is a file.
+/// A part of the path is a file.
 pub(super) const NOT_A_DIRECTORY: u32 = 104;
-/// The member's user may not read it.
+/// The relay's user may not read it.
 pub(super) const UNAUTHORIZED: u32 = 110;
 
 static CLUSTER: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 static INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
 static TERM: HeaderName = HeaderName::from_static("x-raft-term");
 
-/// What the head of an answer says of the store.
+/// What the head of an answer says about the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
     pub(super) cluster_id: u64,
-    /// The store's index: of a listing the one that it is of, of a wait the one at which it was registered.
+    /// The store's index: for a listing the index that it shows, for a wait the index at which it was registered.
     pub(super) index: Revision,
     /// Absent on errors.
     pub(super) raft_term: Option<u64>,
 }
 
 impl Standing {
-    /// `None` where the answer is not of a v2 member.
+    /// `None` if the answer does not come from a v2 member.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
         Some(Self {
@@ -42,7 +42,7 @@ impl Standing {
     }
 }
 
-/// A change that a wait tells.
+/// A change that a wait returns.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) action: String,
@@ -62,21 +62,21 @@ pub(super) struct EventNode {
     pub(super) modified_index: i64,
 }
 
-/// What it was before.
+/// The node's state before the change.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 struct PrevNode {
     #[serde(default)]
     dir: bool,
 }
 
-/// What a change does to keys.
+/// The effect of a change on keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect<'a> {
     /// The key has this value now.
     Put(&'a str),
-    /// The key, if there was one, is a directory now, or gone.
+    /// The key, if there was one, is a directory now, or deleted.
     Gone,
-    /// The directory is gone, with every key below it.
+    /// The directory was deleted, with every key below it.
     TreeGone,
 }
 
@@ -87,7 +87,7 @@ impl Event {
 
     pub(super) fn effect(&self) -> Effect<'_> {
         let removes = matches!(&*self.action, "delete" | "compareAndDelete" | "expire");
-        // The expiry of a directory says so in `prevNode` alone, in etcd 2.
+        // In etcd 2, only `prevNode` shows that a directory has expired.
         let was_directory = self.prev_node.as_ref().is_some_and(|node| node.dir);
         match (removes, self.node.dir) {
             (true, dir) if dir || was_directory => Effect::TreeGone,

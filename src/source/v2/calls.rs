@@ -1,8 +1,8 @@
-//! The calls that feeds do not answer, over a cluster that has v2 data: `Range` of a directory or a key is read there and then;
-//! all else is refused, with the reason.
+//! The calls that feeds do not answer, over a cluster with v2 data: a `Range` of a directory or a key is read directly,
+//! and everything else is refused with the reason.
 //!
-//! etcd 3.0 to 3.5 with v2 data speaks v3 too, but of another store, which is empty: nothing is ever sent there. Always holds:
-//! a refusal is `Unimplemented`, since a client that hears `Unavailable` tries for ever.
+//! etcd 3.0 to 3.5 with v2 data speaks v3 too, but for another store, which is empty: nothing is ever sent there.
+//! Always holds: a refusal is `Unimplemented`, since a client that gets `Unavailable` retries for ever.
 
 use std::{
     convert::Infallible,
@@ -33,15 +33,15 @@ use crate::{
 /// Takes any gRPC request.
 pub(super) type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// The one method that is served.
+/// The only method that is served.
 const RANGE: &str = "/etcdserverpb.KV/Range";
-/// The largest message taken, as by an etcd member.
+/// The largest message that is accepted, as by an etcd member.
 const MAX_MESSAGE_BYTES: usize = 2 << 20;
-/// Listings for clients that are read at a time.
+/// How many listings are read for clients at the same time.
 const READS: usize = 8;
-/// Reads of one client that are under way or wait for their turn.
+/// The most reads of one client that are under way or wait for their turn.
 pub(super) const CLIENT_READS: usize = 256;
-/// No store comes to this revision: whoever reads it wants to know whether it may read.
+/// No store reaches this revision. A client that reads it only wants to know whether it may read.
 const NEVER: i64 = i64::MAX;
 
 pub(super) fn service(upstream: Arc<V2Upstream>) -> ForwardService {
@@ -49,7 +49,7 @@ pub(super) fn service(upstream: Arc<V2Upstream>) -> ForwardService {
     BoxCloneSyncService::new(ServedOnly { routes: Routes::new(kv).prepare() })
 }
 
-/// Lets `Range` through.
+/// Lets only `Range` through.
 #[derive(Clone)]
 struct ServedOnly {
     routes: Routes,
@@ -80,16 +80,16 @@ fn refusal() -> Status {
     )
 }
 
-/// Reads of what no feed has: each is a listing, which is whole in memory.
+/// Reads outside every feed. Each is a listing, which is held in memory as a whole.
 #[derive(Debug)]
 struct Reads {
     upstream: Arc<V2Upstream>,
     turns: Semaphore,
-    /// For each client how many it has that read or wait for their turn, and its own turns.
+    /// For each client, how many of its reads are running or waiting, and its own turns.
     clients: Mutex<HashMap<ClientKey, (usize, Arc<Semaphore>)>>,
 }
 
-/// A client's read that is under way.
+/// A client's running read.
 struct UnderWay<'a> {
     reads: &'a Reads,
     client: ClientKey,
@@ -103,7 +103,7 @@ impl Reads {
         Self { upstream, turns: Semaphore::new(READS), clients: Mutex::default() }
     }
 
-    /// Counts a read of this client, if it may have one more: each may have a connection to a member.
+    /// Counts a read of this client, if it may have one more: each may need a connection to a member.
     fn enter(&self, client: ClientKey) -> Result<UnderWay<'_>, Status> {
         let mut clients = self.clients.lock();
         let (count, own) = clients.entry(client).or_insert_with(|| (0, Arc::new(Semaphore::new(READS / 2))));
@@ -119,7 +119,8 @@ impl Reads {
 }
 
 impl UnderWay<'_> {
-    /// Waits for the turn of a listing: first among the client's own, so that a client has no more than half of all.
+    /// Waits for the turn of a listing: first among the client's own, so that a client has no more than half of all
+    /// turns.
     async fn turn(&mut self) -> Result<(), Status> {
         let closed = |closed: AcquireError| Status::internal(closed.to_string());
         let own = self.own.clone().acquire_owned().await.map_err(closed)?;
@@ -150,7 +151,7 @@ impl Kv for Reads {
         }
         let mut under_way = self.enter(client)?;
         if self.upstream.is_auth_on().await.map_err(|error| unavailable(&error))? {
-            // v3's clients have no users of v2's. Their rights are not known, and unknown is no.
+            // v3 clients have no v2 users. Their permissions are not known, and unknown means no.
             return Err(Status::invalid_argument("etcdserver: user name is empty"));
         }
         if request.revision > 0 {
@@ -222,7 +223,7 @@ fn wire_header(header: &crate::types::Header) -> ResponseHeader {
     }
 }
 
-/// What the request wants of the keys of its range.
+/// The answer to a request, from the keys of its range.
 fn answer(request: &RangeRequest, mut kvs: Vec<KeyValueFields>) -> Result<RangeResponse, Status> {
     kvs.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     ranges::answer(request, kvs.iter()).map_err(|error: InvalidSort| Status::invalid_argument(error.to_string()))

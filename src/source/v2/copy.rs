@@ -1,8 +1,9 @@
-//! [`struct@Copy`]: which keys a directory has and of which index they are, so that the end of a whole tree, which v2 tells as one
-//! event, can be told key by key.
+//! [`struct@Copy`]: the keys of a directory with their indexes. With it the end of a whole tree, which is one event in
+//! v2, can be reported key by key.
 //!
-//! Not here: values, which the feed has; a hash of each says whether it changed. Called by the watch that owns it. Always
-//! holds: the copy is the directory at [`Copy::revision`], but for indexes that a refresh moved, which v2 tells nobody.
+//! Not here: values, which the feed has; a hash of each shows whether it changed. Called by the watch that owns it.
+//! Always holds: the copy shows the directory at [`Copy::revision`], except for indexes that a refresh moved, since v2
+//! does not report refreshes.
 
 use std::{
     collections::BTreeMap,
@@ -22,46 +23,46 @@ use super::{
 };
 use crate::types::{EventFields, EventKind, KeyRange, KeyValueFields, Revision};
 
-/// How long after a listing a change before it may still be under way from a wait.
+/// For how long after a listing an earlier change may still be on its way from a wait.
 const SETTLES: Duration = Duration::from_secs(5);
-/// Keys that are compared before other tasks go on: some hundred microseconds.
+/// How many keys are compared before other tasks may run, which takes some hundred microseconds.
 const STEP: usize = 1024;
 
-/// See the module.
+/// The keys of a directory; see the module.
 #[derive(Debug)]
 pub(super) struct Copy {
     pub(super) range: KeyRange,
     pub(super) place: Place,
     pub(super) cluster_id: u64,
-    /// What the copy is of.
+    /// The revision that the copy shows.
     pub(super) revision: Revision,
-    /// Where waits go on: every change up to here was told, or was in the listing that the copy began with.
+    /// Where waits continue: every change up to here was reported, or was in the listing that the copy began with.
     pub(super) walked: Revision,
     /// The last revision with a change.
     changed: Revision,
     keys: BTreeMap<Bytes, Meta>,
     hasher: RandomState,
-    /// Keys that a listing had with another index and the same value: refreshed, or set to the same value in a change that is
-    /// under way. Those that the next listing has in the same way were refreshed.
+    /// Keys that a listing had with another index and the same value. They were either refreshed, or set to the same
+    /// value by a change that is on its way. Those that the next listing has unchanged were refreshed.
     suspects: BTreeMap<Bytes, Revision>,
-    /// Shared with who waits.
+    /// Shared with the task that waits.
     pub(super) agreed: Arc<Agreed>,
 }
 
-/// The newest listing that showed nothing else than the copy, and when it came.
+/// The newest listing that equalled the copy, and when it came.
 #[derive(Debug)]
 pub(super) struct Agreed(Mutex<(Revision, Instant)>);
 
 impl Agreed {
-    /// A position after `walked` that a wait may begin after where etcd has no history from `walked` on: a listing that agreed
-    /// with the copy, so long ago that no change before it can still be under way.
+    /// A position after `walked` from which a wait may begin if etcd's history does not reach back to `walked`: the
+    /// index of a listing that equalled the copy, so long ago that no earlier change can still be on its way.
     pub(super) fn settled(&self, walked: Revision) -> Option<Revision> {
         let (revision, at) = *self.0.lock();
         (revision > walked && at.elapsed() >= SETTLES).then_some(revision)
     }
 }
 
-/// What is known of a key.
+/// What is known about a key.
 #[derive(Clone, Debug)]
 struct Meta {
     created: Revision,
@@ -70,32 +71,32 @@ struct Meta {
     value: u64,
 }
 
-/// A listing that is being compared with the copy, a part at a time: a directory may have a million keys.
+/// A listing that is being compared with the copy, a part at a time, since a directory may have a million keys.
 #[derive(Debug)]
 pub(super) struct Comparison {
     pub(super) revision: Revision,
-    /// Nothing can be under way: whoever waited would have been told.
+    /// No change can be on its way: an open wait would have returned it.
     pub(super) unheard: bool,
     listed: Vec<Listed>,
-    /// How many were looked at.
+    /// How many keys were compared.
     at: usize,
     refreshed: BTreeMap<Bytes, Revision>,
 }
 
-/// What a listing shows that the copy has not.
+/// The difference between a listing and the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compared {
-    /// Nothing.
+    /// There is none.
     Same,
-    /// Nothing but indexes of keys whose value is as before; another listing tells.
+    /// Only indexes of keys with unchanged values differ; the next listing shows why.
     PerhapsRefreshed,
-    /// Changes that were not told.
+    /// Changes that were not reported.
     Different,
 }
 
 impl Copy {
-    /// A copy that begins with a listing. Keys that `before` had at the same index keep what v2 does not say: when they were
-    /// created, and how often they were changed since.
+    /// A copy that begins with a listing. Keys that `before` had at the same index keep what v2 does not report: when
+    /// they were created, and how often they have changed since.
     pub(super) fn new(
         range: KeyRange,
         place: Place,
@@ -123,7 +124,7 @@ impl Copy {
         self.changed < start && start <= self.revision.next()
     }
 
-    /// The keys as they are, for a listing's values.
+    /// The keys with the values of a listing.
     pub(super) fn fields(&self, listed: Listed) -> KeyValueFields {
         let known = self.keys.get(&listed.key).map(|meta| (meta.created, meta.version));
         let fields = listed.fields();
@@ -131,7 +132,7 @@ impl Copy {
         KeyValueFields { create_revision, version, ..fields }
     }
 
-    /// What an event changes, in the order of the keys. Empty where it is about nothing that the copy shows.
+    /// What an event changes, in key order. Empty if it does not concern the keys of this copy.
     pub(super) fn apply(&mut self, event: &Event) -> Vec<EventFields> {
         let index = event.index();
         let changes = self.changes(event);
@@ -159,7 +160,7 @@ impl Copy {
         let index = event.index();
         let path = &*event.node.key;
         if self.place.hides(path) {
-            // Waits leave those out, and the search of the history does not.
+            // Waits leave these out, but a search of the history does not.
             return Vec::new();
         }
         let gone = |key: &Bytes| EventFields {
@@ -170,7 +171,7 @@ impl Copy {
             Effect::Put(value) if self.range.contains(path.as_bytes()) => {
                 let known = self.keys.get_key_value(path.as_bytes());
                 let key = known.map_or_else(|| Bytes::copy_from_slice(path.as_bytes()), |(key, _)| key.clone());
-                // v2 makes a key anew with each `set`; for v3's clients it is created once.
+                // v2 creates a key again with each `set`; for v3 clients it is created once.
                 let (created, version) = known.map_or((index, 1), |(_, meta)| (meta.created, meta.version + 1));
                 let value = Bytes::copy_from_slice(value.as_bytes());
                 let kv =
@@ -189,7 +190,7 @@ impl Copy {
         }
     }
 
-    /// Compares some more keys with a listing. The outcome once all were looked at, or as soon as one differs.
+    /// Compares some more keys with a listing. Returns the result once all were compared, or as soon as one differs.
     pub(super) fn compare(&mut self, comparison: &mut Comparison) -> Option<Compared> {
         let Comparison { unheard, listed, at, refreshed, .. } = comparison;
         if listed.len() != self.keys.len() {
@@ -223,7 +224,7 @@ impl Copy {
         Some(Compared::Same)
     }
 
-    /// A listing of `revision` showed the same: nothing has changed up to there.
+    /// A listing of `revision` equalled the copy: nothing has changed up to there.
     pub(super) fn agree(&mut self, revision: Revision, unheard: bool) {
         self.revision = self.revision.max(revision);
         *self.agreed.0.lock() = (revision, Instant::now());
@@ -339,7 +340,7 @@ mod tests {
             compare(&mut copy, at(20), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], false),
             Compared::Same
         );
-        assert_eq!((copy.revision, copy.walked), (at(20), at(9)), "a change may be under way from the wait");
+        assert_eq!((copy.revision, copy.walked), (at(20), at(9)), "a change may be on its way from the wait");
         assert_eq!(compare(&mut copy, at(30), &[listed("/a/x", "x", 5), listed("/a/y", "x", 6)], true), Compared::Same);
         assert_eq!((copy.revision, copy.walked), (at(30), at(30)));
     }

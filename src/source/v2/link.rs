@@ -1,7 +1,8 @@
-//! [`Members`]: requests to the members of a cluster over HTTP/1.1, and which of them is asked.
+//! [`Members`]: sends requests to the members of a cluster over HTTP/1.1, and chooses the member.
 //!
-//! Not here: what is asked for, and when again. Always holds: a request goes to one member; a connection is used again only
-//! after its answer was read to the end; every wait for a member has an end, but that for a wait's event.
+//! Not here: the content of requests, and retries. Always holds: a request goes to one member; a connection is reused
+//! only after its answer was read to the end; every wait for a member has a timeout, except the wait for a wait's
+//! event.
 
 use std::{
     sync::{
@@ -36,25 +37,27 @@ use crate::{
     tls::Speaks,
 };
 
-/// Connections to a member that are kept for the next request: as many as there are feeds that list at a time, seldom more.
+/// How many connections to a member are kept for the next request: as many as there are feeds that list at a time,
+/// which is rarely more.
 const IDLE: usize = 8;
-/// Most bytes of a listing or an event. etcd itself would fail long before.
+/// The most bytes of a listing or an event. etcd itself would fail long before.
 pub(super) const MAX_ANSWER: usize = 1 << 30;
-/// How long the end of an answer may take behind its last line: they mostly come together.
+/// How long the end of an answer may take after its last line. Mostly they come together.
 const END_PATIENCE: Duration = Duration::from_millis(200);
-/// How long a member that does not say its id is not asked for it again: each answer's header would have to wait for that.
+/// How long a member that does not report its id is not asked for it again, since each answer's header would have to
+/// wait for that.
 const ID_PAUSE: Duration = Duration::from_secs(60);
-/// Most bytes of an error, or of what a member says of itself: some hundred.
+/// The most bytes of an error, or of a member's report about itself, which has some hundred.
 const MAX_SELF: usize = 64 << 10;
 
-/// See the module.
+/// The members of a v2 cluster; see the module.
 #[derive(Debug)]
 pub(super) struct Members {
     config: V2Config,
     credentials: Option<HeaderValue>,
     members: Vec<Member>,
     preferred: AtomicUsize,
-    /// The newest that any member said.
+    /// The newest term that any member reported.
     term: AtomicU64,
 }
 
@@ -79,7 +82,7 @@ impl Drop for Connection {
     }
 }
 
-/// The head of an answer, and what is needed to read on.
+/// The head of an answer, and what is needed to read the rest.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) member: usize,
@@ -90,10 +93,10 @@ pub(super) struct Reply {
     read: BytesMut,
 }
 
-/// What a member says instead of what it was asked for.
+/// A member's answer if it is not the requested one.
 #[derive(Debug)]
 pub(super) enum Declined {
-    /// An error of v2.
+    /// A v2 error.
     Refused(Refusal, Standing),
     /// Anything else.
     Failed(UpstreamError),
@@ -109,7 +112,7 @@ impl Members {
             value
         });
         let members = config.endpoints.iter().enumerate().map(|(at, _)| {
-            // Not asked yet.
+            // It was not asked yet.
             healthy_metric(at, None);
             Member::default()
         });
@@ -121,7 +124,7 @@ impl Members {
         &self.config
     }
 
-    /// The member to ask.
+    /// The member that requests go to.
     pub(super) fn preferred(&self) -> usize {
         self.preferred.load(Ordering::Relaxed) % self.members.len()
     }
@@ -130,10 +133,10 @@ impl Members {
         self.members.len()
     }
 
-    /// Prefers another member than one that failed, and names it in the error.
+    /// Prefers another member than the one that failed, and adds its name to the error.
     pub(super) fn failed(&self, member: usize, error: UpstreamError) -> UpstreamError {
         if matches!(error, UpstreamError::Denied(_) | UpstreamError::TooLarge(_)) {
-            // Another member would say the same.
+            // Another member would give the same answer.
             return error;
         }
         healthy_metric(member, Some(false));
@@ -147,20 +150,20 @@ impl Members {
         }
     }
 
-    /// The term in an answer's head; where it has none, the newest that is known.
+    /// The term in an answer's head, or the newest that is known.
     pub(super) fn term(&self, said: Option<u64>) -> u64 {
         let known = self.term.fetch_max(said.unwrap_or_default(), Ordering::Relaxed);
         said.unwrap_or(known)
     }
 
-    /// The member's id, as it says itself; zero where it does not.
+    /// The member's id, as it reports it; zero if it does not.
     pub(super) async fn id(&self, member: usize) -> u64 {
         let Member { id, asked, .. } = &self.members[member];
         let known = id.load(Ordering::Relaxed);
         if known != 0 {
             return known;
         }
-        // One asks, and the others wait for what it learns.
+        // One caller asks, and the others wait for the result.
         let mut asked = asked.lock().await;
         let known = id.load(Ordering::Relaxed);
         if known != 0 || asked.is_some_and(|asked| asked.elapsed() < ID_PAUSE) {
@@ -179,7 +182,7 @@ impl Members {
         said.unwrap_or_default()
     }
 
-    /// Sends a GET to a member and reads the head of its answer.
+    /// Sends a GET request to a member and reads the head of its answer.
     pub(super) async fn get(&self, member: usize, target: &str) -> Result<(Standing, Reply), Declined> {
         let sent = self.send(member, target).await;
         let reply = sent.map_err(|error| Declined::Failed(self.failed(member, error)))?;
@@ -192,7 +195,7 @@ impl Members {
         }
     }
 
-    /// Whether v2's own authentication is on. etcd 2.0 has none.
+    /// Whether authentication is on in the v2 API. etcd 2.0 has none.
     pub(super) async fn is_auth_on(&self) -> Result<bool, UpstreamError> {
         let member = self.preferred();
         let asked = async {
@@ -224,11 +227,10 @@ impl Members {
             }
             (Some(refusal), _) => UpstreamError::Unavailable(format!("etcd v2 answers {refusal}")),
             (None, _) if status == StatusCode::NOT_FOUND => UpstreamError::Unavailable(
-                "it does not serve etcd's v2 API. From etcd 3.4 on it is off unless etcd runs with --enable-v2, and from 3.6 \
-                 on it is gone: then its data are in v3, and --etcd is the flag"
+                "it does not serve etcd's v2 API. From etcd 3.4 on the API is off unless etcd runs with --enable-v2, and from 3.6 on it does not exist: then its data is in v3, and --etcd is the flag to use"
                     .to_owned(),
             ),
-            (None, _) => UpstreamError::Unavailable(format!("it answers with status {status}, and not as etcd v2 does")),
+            (None, _) => UpstreamError::Unavailable(format!("it answers with status {status}, and not in the form of etcd v2")),
         };
         Declined::Failed(self.failed(member, error))
     }
@@ -246,7 +248,7 @@ impl Members {
         let kept = self.members[member].idle.lock().pop();
         if let Some(connection) = kept.filter(|kept| !kept.sender.is_closed()) {
             match timeout(patience, self.send_on(member, connection, target)).await {
-                // The member closes idle connections; a GET can be sent again.
+                // The member closes idle connections. A GET request can be sent again.
                 Ok(Err(_)) => {}
                 Ok(reply) => return reply,
                 Err(_) => return Err(UpstreamError::Timeout(patience)),
@@ -295,7 +297,7 @@ impl Members {
 }
 
 impl Reply {
-    /// The whole body. As long as some of it keeps coming, it may take any time.
+    /// Reads the whole body. It may take any time, as long as some of it keeps coming.
     pub(super) async fn whole(mut self, members: &Members, most: usize) -> Result<Bytes, UpstreamError> {
         let patience = members.config.request_timeout;
         while timeout(patience, self.more(most)).await.unwrap_or(Err(UpstreamError::Timeout(patience)))? {}
@@ -310,7 +312,7 @@ impl Reply {
         self.whole(members, most).await.map_err(|error| members.failed(member, error))
     }
 
-    /// Waits for the line that ends a wait; empty where the answer ends without one. Cancel safe: what was read is kept.
+    /// Waits for the line that ends a wait; empty if the answer ends without one. Cancel safe: what was read is kept.
     pub(super) async fn line(&mut self) -> Result<Bytes, UpstreamError> {
         loop {
             if self.read.ends_with(b"\n") || !self.more(MAX_ANSWER).await? {
@@ -319,14 +321,14 @@ impl Reply {
         }
     }
 
-    /// Lets the connection be used again, once the end of the answer, which follows its line, is there too.
+    /// Makes the connection reusable, once the end of the answer has followed its line.
     pub(super) async fn recycle(mut self, members: Arc<Members>) {
         if let Ok(Ok(false)) = timeout(END_PATIENCE, self.more(MAX_ANSWER)).await {
             members.keep(self.member, self.connection);
         }
     }
 
-    /// Reads some more; false at the end. Cancel safe.
+    /// Reads some more. Returns false at the end. Cancel safe.
     async fn more(&mut self, most: usize) -> Result<bool, UpstreamError> {
         match self.body.frame().await {
             None => Ok(false),

@@ -1,8 +1,8 @@
-//! Reads a listing: etcd's JSON of a directory and all below it, into its keys.
+//! Parses a listing: etcd's JSON of a directory and everything below it, into its keys.
 //!
-//! Whoever may write to the store decides how deep directories are nested, so the depth is a stack of our own and not one of
-//! calls: serde_json, which recurses, refuses what is nested deeper than 63 directories.
-//! Always holds: an unknown field is passed over, whatever it has.
+//! Whoever may write to the store decides how deeply directories are nested, so the depth is kept on an explicit stack
+//! and not by recursion. serde_json recurses, and refuses more than 63 nested directories.
+//! Always holds: an unknown field is skipped, whatever it contains.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// As it is seen for the first time.
+    /// The key as it looks when it is first seen.
     pub(super) fn fields(self) -> KeyValueFields {
         KeyValueFields {
             key: self.key,
@@ -34,12 +34,12 @@ impl Listed {
     }
 }
 
-/// The text is no listing.
+/// The text is not a listing.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a listing that is not of the form of etcd v2, at byte {0}")]
+#[error("not a listing in the form of etcd v2, at byte {0}")]
 pub(super) struct Malformed(usize);
 
-/// The keys of a listing, in its order. Directories are no keys.
+/// The keys of a listing, in its order. Directories are not keys.
 pub(super) fn read(text: &[u8]) -> Result<Vec<Listed>, Malformed> {
     let mut reader = Reader { text, at: 0 };
     reader.expect(b'{')?;
@@ -59,7 +59,7 @@ pub(super) fn read(text: &[u8]) -> Result<Vec<Listed>, Malformed> {
     }
 }
 
-/// A node as far as it was read.
+/// A partly parsed node.
 #[derive(Default)]
 struct Node {
     key: Option<Bytes>,
@@ -75,7 +75,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A node with all below it.
+    /// A node with everything below it.
     fn node(&mut self) -> Result<Vec<Listed>, Malformed> {
         let mut found = Vec::new();
         self.expect(b'{')?;
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// Passes over a value.
+    /// Skips a value.
     fn skip(&mut self) -> Result<(), Malformed> {
         let mut depth = 0_usize;
         loop {
@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
 }
 
 impl Node {
-    /// The root and directories are no keys.
+    /// The root and directories are not keys.
     fn listed(self) -> Option<Listed> {
         let (created, modified) = (Revision::new(self.created), Revision::new(self.modified));
         let value = self.value.filter(|_| !self.is_directory)?;

@@ -1,33 +1,33 @@
-//! [`Place`]: what a key range is in etcd's v2 store: a directory with all below it, or one key.
+//! [`Place`]: the place of a key range in etcd's v2 store: a directory with everything below it, or one key.
 //!
-//! Not here: requests. Always holds: a place's path is clean, so that etcd never answers it with a redirect.
+//! Not here: requests. Always holds: a place's path is canonical, so that etcd never answers with a redirect.
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::types::{KeyRange, RangeEnd};
 
-/// What is written as it is in a request's path.
+/// The characters that are not escaped in a request's path.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A directory or a key of the v2 store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Without a slash at its end; empty for the root.
+    /// The path without a trailing slash; empty for the root.
     path: String,
-    /// Everything below the path, or the path alone.
+    /// Whether it means everything below the path, or the path alone.
     is_directory: bool,
 }
 
 impl Place {
-    /// The place that has the keys of `range` and no others; `None` where there is none.
+    /// The place that has exactly the keys of `range`; `None` if there is none.
     pub(super) fn of(range: &KeyRange) -> Option<Self> {
         let start = std::str::from_utf8(range.start()).ok()?;
         if range.is_single() {
             return is_clean(start).then(|| Self { path: start.to_owned(), is_directory: false });
         }
         if *range.end() == RangeEnd::Unbounded {
-            // The whole key space, as `--prefix ""` and as clients write it.
+            // The whole key space, as in `--prefix ""` and as clients write it.
             return matches!(start, "" | "\0").then(|| Self { path: String::new(), is_directory: true });
         }
         let path = start.strip_suffix('/')?;
@@ -41,27 +41,28 @@ impl Place {
         format!("/v2/keys{}?{recursive}{query}", utf8_percent_encode(&self.path, PATH))
     }
 
-    /// The target of a request for a key in or beside it that nobody writes: its answer is short, whatever the place has.
+    /// The target of a request for a key in or beside it that nobody writes. The answer is short, whatever the place
+    /// contains.
     pub(super) fn probe_target(&self) -> String {
         let directory =
             if self.is_directory { &self.path } else { self.path.rsplit_once('/').map_or("", |(up, _)| up) };
         format!("/v2/keys{}/_etcd-relay-probe?quorum=true", utf8_percent_encode(directory, PATH))
     }
 
-    /// Whether listings leave `key` out: a component of it below the place begins with `_`.
+    /// Whether listings leave out `key`, because a component of it below the place begins with `_`.
     pub(super) fn hides(&self, key: &str) -> bool {
         let below = key.strip_prefix(&self.path).filter(|_| self.is_directory);
         below.is_some_and(|below| below.starts_with('/') && below.contains("/_"))
     }
 
-    /// Whether all of the place goes when the directory `path` goes.
+    /// Whether the whole place is deleted with the directory `path`.
     pub(super) fn is_within(&self, path: &str) -> bool {
         let below = self.path.strip_prefix(path);
         below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
     }
 }
 
-/// What begins every key below the directory `path`.
+/// The prefix of every key below the directory `path`.
 pub(super) fn prefix_of(path: &str) -> Bytes {
     format!("{}/", path.trim_end_matches('/')).into()
 }
@@ -115,6 +116,6 @@ mod tests {
             assert_eq!(place.hides(key), hidden, "{key}");
         }
         let hidden = Place::of(&KeyRange::prefix("/_a/".into())).expect("a place");
-        assert!(!hidden.hides("/_a/b"), "what was asked for by its own path is shown");
+        assert!(!hidden.hides("/_a/b"), "a key that is requested by its own path is shown");
     }
 }

@@ -1,7 +1,8 @@
-//! Whether any member of a v2 cluster answers, for `/ready`, and what else is to be looked at from time to time.
+//! Checks whether any member of a v2 cluster answers, for `/ready`, and other things that have to be checked from time
+//! to time.
 //!
-//! Not here: feeds, which say for themselves whether they serve; a relay without one is not ready either while nobody answers. Always
-//! holds: what is asked for is agreed by the cluster, so a member without a quorum does not count.
+//! Not here: feeds, which report by themselves whether they serve; a relay without feeds is not ready either while no
+//! member answers. Always holds: the check needs the cluster's agreement, so a member without a quorum does not count.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +12,13 @@ use crate::{
     telemetry::{Hold, ReadyBoard},
 };
 
-/// Between two looks while a member answers.
+/// Time between two checks while a member answers.
 const STEADY: Duration = Duration::from_secs(10);
-/// Between two looks while none does.
+/// Time between two checks while none does.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl V2Upstream {
-    /// Holds `ready` back while no member answers, with the reason; run it as a task.
+    /// Keeps the process not ready while no member answers, with the reason; spawn it as a task.
     pub async fn keep_ready(self: Arc<Self>, ready: ReadyBoard) {
         let mut held: Option<Hold> = Some(ready.hold("etcd: not asked yet"));
         loop {

@@ -1,4 +1,4 @@
-//! The source against a made-up member that does what members do seldom.
+//! Tests of the source against a simulated member that does what real members rarely do.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     types::ClientKey,
 };
 
-/// A member with one directory, `/d`, that does what its test says.
+/// A member with one directory, `/d`, whose behaviour the test controls.
 #[derive(Clone, Debug, Default)]
 struct Member {
     state: Arc<Mutex<State>>,
@@ -29,20 +29,20 @@ struct State {
     index: i64,
     cluster: u64,
     keys: BTreeMap<String, (String, i64)>,
-    /// Events by index; what is not here any more is cleared below `oldest`.
+    /// Events by index. Events below `oldest` are gone.
     history: Vec<(i64, String)>,
     oldest: i64,
-    /// Open waits are told nothing.
+    /// Open waits get no event.
     mute: bool,
-    /// Waits are cut in the middle of their answer.
+    /// Waits are cut off in the middle of their answer.
     cuts: bool,
     /// Nothing is answered.
     frozen: bool,
-    /// It does not say its id.
+    /// It does not report its id.
     nameless: bool,
-    /// How often it was asked for it.
+    /// How often it was asked for its id.
     asked_for_id: usize,
-    /// The answers to waits have no end, and so many are not given up yet.
+    /// The answers to waits do not end, and this many have not been given up yet.
     lingers: bool,
     lingering: usize,
 }
@@ -85,7 +85,7 @@ impl Member {
         index
     }
 
-    /// Writes elsewhere, more than the history has room for.
+    /// Simulates writes elsewhere, more than the history has room for.
     fn move_on(&self, by: i64) {
         let mut state = self.state.lock();
         state.index += by;
@@ -143,7 +143,7 @@ impl Member {
         let _ = stream.write_all(answer.as_bytes()).await;
     }
 
-    /// The first event at or after an index; `None` where the wait is cut.
+    /// The first event at or after an index; `None` if the wait is cut off.
     async fn next(&self, wanted: i64, registered: bool) -> Option<String> {
         let mut registered = registered;
         loop {
@@ -179,7 +179,7 @@ fn range() -> KeyRange {
     KeyRange::prefix(Bytes::from_static(b"/d/"))
 }
 
-/// A watch from where the listing is.
+/// A watch from the index of the listing on.
 async fn follow(upstream: &V2Upstream) -> Box<dyn UpstreamWatch> {
     let page = upstream.page(&range(), None, 1).await.expect("a listing");
     watch_from(upstream, page.header.revision.next()).await
@@ -261,7 +261,8 @@ async fn progress_is_told_when_a_listing_shows_that_nothing_is_under_way() {
     watch.request_progress().await.expect("asked");
     let WatchMessage::Progress(header) = next(&mut watch).await else { panic!("no progress") };
     assert_eq!(header.revision.get(), 16);
-    // A key was made and gone again before that listing, and is told after it: the watch has missed a step, and says so.
+    // A key was created and deleted before that listing, and is reported after it. The watch has missed a step, and
+    // says so.
     {
         let mut state = member.state.lock();
         let event = r#"{"action":"set","node":{"key":"/d/t","value":"1","modifiedIndex":14,"createdIndex":14}}"#;
@@ -311,7 +312,7 @@ async fn an_event_is_told_although_the_end_of_its_answer_is_late() {
     for value in ["1", "2", "3"] {
         let at = member.set("/d/a", value);
         assert_eq!(next_event(&mut watch).await, at);
-        assert!(member.state.lock().lingering > 0, "the answer that told it was not given up first");
+        assert!(member.state.lock().lingering > 0, "the answer that reported it was not given up first");
     }
 }
 

@@ -1,10 +1,11 @@
-//! [`Walk`]: the task that asks one wait after the other, and what a wait cannot tell.
+//! [`Walk`]: the task that makes one wait after the other, and handles what a wait cannot report.
 //!
-//! Not here: what events mean; `watch`, which it tells, knows the keys. v2 has no heartbeat, and a wait can miss what it waits
-//! for: the member got a snapshot, lost its leader, or is gone. So a wait that is silent for a while is asked again, from the same
-//! position, beside the open one: the history then has what was missed. No streams (`stream=true`): they fall silent, for good
-//! and without a word, after a burst and when they begin in the past.
-//! Always holds: events are told in order, each once, and as soon as they were read; one wait is open at a time, but while it is replaced.
+//! Not here: what events mean; `watch`, which receives them, knows the keys. v2 has no heartbeat, and a wait can miss
+//! its event because the member got a snapshot, lost its leader, or is gone. So when a wait has been silent for a
+//! while, another one is opened beside it from the same position; etcd then finds in its history what was missed.
+//! Streams (`stream=true`) are not used: after a burst, and when they begin in the past, they fall silent for good.
+//! Always holds: events are reported in order, each once, and as soon as they were read; only one wait is open at a
+//! time, except while it is being replaced.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,77 +31,77 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// A wait that ends empty sooner than this is not to be asked again at once.
+/// A wait that ends without an event sooner than this is not repeated at once.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// What a walk tells. After `Gone` and `Failed` comes nothing more.
+/// The reports of a walk. Nothing comes after `Gone` and `Failed`.
 #[derive(Debug)]
 pub(super) enum Told {
     Event(Box<Event>),
-    /// The directory as it was at some moment; `unheard` where a wait was open all the time that was not told otherwise, so that
-    /// nothing is under way.
+    /// The directory as it was at some moment. `unheard` is set if a wait was open all the time and returned nothing
+    /// else, so that no change can be on its way.
     Listed {
         listing: Listing,
         unheard: bool,
     },
-    /// What came after the position cannot be told any more.
+    /// What comes after the position can no longer be reported.
     Gone(Standing),
     Failed(UpstreamError),
 }
 
-/// What a walk is about.
+/// What a walk follows, and its position.
 #[derive(Debug)]
 pub(super) struct Walk {
     pub(super) members: Arc<Members>,
     pub(super) range: KeyRange,
     pub(super) place: Place,
     pub(super) cluster_id: u64,
-    /// Every change up to here was told.
+    /// Every change up to here was reported.
     pub(super) walked: Revision,
     pub(super) agreed: Arc<Agreed>,
-    /// Somebody wants to know what the directory is now.
+    /// Notified when somebody needs the current state of the directory.
     pub(super) ask: Arc<Notify>,
     pub(super) tell: mpsc::Sender<Told>,
 }
 
-/// A wait that is open.
+/// An open wait.
 struct Wait {
     reply: Reply,
     /// The store's index when it was registered.
     registered: Revision,
     since: Instant,
-    /// It took the place of one that was silent.
+    /// Whether it replaced a wait that was silent.
     repeated: bool,
 }
 
-/// What is asked for besides.
+/// Other requests under way.
 #[derive(Default)]
 struct UnderWay {
     opening: Option<Opening>,
-    /// The end of an answer whose event was told: its connection is used again if that comes in time.
+    /// The end of an answer whose event was reported. Its connection is reused if the end comes in time.
     ending: Option<BoxFuture<'static, ()>>,
-    /// With whether it is for want of history.
+    /// A listing, and whether it is read because the history does not reach back.
     listing: Option<(BoxFuture<'static, Result<Listing, UpstreamError>>, bool)>,
 }
 
 struct Opening {
     future: BoxFuture<'static, Result<Opened, UpstreamError>>,
-    /// The position that it was asked from.
+    /// The position from which it was opened.
     after: Revision,
-    /// It is to take the place of a wait that is silent.
+    /// Whether it is to replace a silent wait.
     repeats: bool,
 }
 
 /// Why a walk ends.
 enum End {
-    /// Nobody listens.
+    /// Nobody receives its reports any more.
     Unheard,
     Gone(Standing),
     Failed(UpstreamError),
 }
 
 impl Walk {
-    /// Walks on from the first wait until it cannot.
+    /// Runs from the first wait until it cannot continue.
     pub(super) async fn run(mut self, standing: Standing, first: Reply) {
         let wait = self.wait(standing, first, false);
         let last = match Box::pin(self.walk(wait)).await {
@@ -108,7 +109,7 @@ impl Walk {
             End::Gone(standing) => Told::Gone(standing),
             End::Failed(error) => Told::Failed(error),
         };
-        // Where nobody listens any more, nobody is to be told.
+        // If nobody receives any more, the last report is not needed.
         let _ = self.tell.send(last).await;
     }
 
@@ -124,7 +125,7 @@ impl Walk {
             let silent_at = wait.as_ref().map_or_else(Instant::now, |wait| wait.since + hold);
             let is_quiet = wait.is_some() && under_way.opening.is_none() && !clears;
             let ask = self.ask.clone();
-            // Cancel safe: what is under way stays where it is, and a line keeps what was read of it.
+            // Cancel safe: what is under way stays where it is, and the part of a line that was read is kept.
             let step = tokio::select! {
                 line = next_line(wait.as_mut()) => self.line(line, &mut wait, &mut under_way).await,
                 () = ended_answer(&mut under_way.ending) => {
@@ -154,7 +155,7 @@ impl Walk {
         }
     }
 
-    /// Tells the event that a wait ended with.
+    /// Reports the event that a wait ended with.
     async fn line(
         &mut self,
         line: Result<bytes::Bytes, UpstreamError>,
@@ -168,7 +169,7 @@ impl Walk {
         })?;
         if text.is_empty() {
             ended(V2WaitEnd::Cut);
-            let error = || UpstreamError::Unavailable("it ends waits as soon as they are asked".to_owned());
+            let error = || UpstreamError::Unavailable("it ends waits as soon as they are opened".to_owned());
             return if since.elapsed() < SHORT {
                 Err(End::Failed(self.members.failed(reply.member, error())))
             } else {
@@ -176,16 +177,18 @@ impl Walk {
             };
         }
         ended(V2WaitEnd::Event);
-        let event = serde_json::from_slice::<Event>(&text)
-            .map_err(|error| End::Failed(UpstreamError::Protocol(format!("an event that is none: {error}"))))?;
+        let event = serde_json::from_slice::<Event>(&text).map_err(|error| {
+            End::Failed(UpstreamError::Protocol(format!("an event that cannot be parsed: {error}")))
+        })?;
         let index = event.index();
-        // The end of the answer has mostly come as well. If not, neither this event nor the next wait is to be late for it.
+        // The end of the answer has mostly come as well. If not, neither this event nor the next wait is delayed for
+        // it.
         let mut ending = reply.recycle(self.members.clone()).boxed();
         if (&mut ending).now_or_never().is_none() {
             under_way.ending = Some(ending);
         }
         if index <= self.walked {
-            // Told by the wait that this one took the place of.
+            // The wait that this one replaced has reported it.
             return Ok(());
         }
         if repeated && index <= registered {
@@ -207,7 +210,7 @@ impl Walk {
             Opened::Wait(standing, reply) => {
                 self.check(&standing)?;
                 if standing.index < self.walked {
-                    // It may be behind, or the cluster may have gone back: that is found out where watches begin.
+                    // It may be behind, or the cluster may have gone back. That is checked where watches begin.
                     return Err(self.failed("it is behind"));
                 }
                 if wait.replace(self.wait(standing, *reply, repeats)).is_some() {
@@ -217,7 +220,7 @@ impl Walk {
             Opened::Cleared(standing) => {
                 self.check(&standing)?;
                 if after < self.walked {
-                    // An event came meanwhile: its index is the position to ask from.
+                    // An event came meanwhile, and its index is the position to wait from.
                 } else if let Some(settled) = self.agreed.settled(self.walked) {
                     self.walked = settled;
                     under_way.opening = Some(self.open(settled));
@@ -242,7 +245,7 @@ impl Walk {
         let index = listing.standing.index;
         if index < self.walked {
             if clears {
-                return Err(self.failed("its index went back"));
+                return Err(self.failed("its index went backwards"));
             }
             // An event that came meanwhile says more.
             return Ok(());
@@ -260,7 +263,7 @@ impl Walk {
         Opening { future: async move { open(&members, &place, after).await }.boxed(), after, repeats: false }
     }
 
-    /// Asks again, a member that has the cluster's consent.
+    /// Opens another wait, after a read that the cluster agreed on.
     fn repeat(&self) -> Opening {
         let (members, place, after) = (self.members.clone(), self.place.clone(), self.walked);
         let future = async move {
@@ -300,7 +303,7 @@ async fn next_line(wait: Option<&mut Wait>) -> Result<bytes::Bytes, UpstreamErro
     }
 }
 
-/// The wait that is being opened, with its position and whether it repeats another. Cancel safe.
+/// The wait that is being opened, with its position and whether it repeats another one. Cancel safe.
 async fn opened(opening: &mut Option<Opening>) -> (Result<Opened, UpstreamError>, Revision, bool) {
     match opening {
         Some(opening) => ((&mut opening.future).await, opening.after, opening.repeats),

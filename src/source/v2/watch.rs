@@ -1,7 +1,8 @@
-//! [`V2Watch`]: what a walk tells, as the changes of a range of keys.
+//! [`V2Watch`]: turns the reports of a walk into changes of a range of keys.
 //!
-//! Not here: requests, see `walk`. Always holds: what a watch can no longer tell step by step, it tells as compacted. That is so
-//! after a cut during which the store moved on by more than its history, and where a listing shows what no wait told.
+//! Not here: requests, see `walk`. Always holds: what a watch can no longer report step by step, it reports as
+//! compacted. This happens after an interruption during which the store moved on by more than its history, and when a
+//! listing shows what no wait reported.
 
 use std::{
     sync::Arc,
@@ -27,22 +28,22 @@ use crate::{
     types::{Header, Revision},
 };
 
-/// What a walk may be ahead of who reads.
+/// How many reports a walk may be ahead of its reader.
 const AHEAD: usize = 64;
 
-/// How long a listing that shows nothing new waits for what the open wait may still have to tell: a key that was made and deleted
-/// again, which no listing shows. The listing and the wait's answer are on their way at the same time.
+/// How long a listing that equals the copy waits for events of the open wait. A key that was created and deleted again
+/// is in no listing. The listing and the wait's answer are on their way at the same time.
 const UNDER_WAY: Duration = Duration::from_millis(50);
 
-/// See the module.
+/// A watch over v2; see the module.
 #[derive(Debug)]
 pub(super) enum V2Watch {
     Open(Box<Open>),
-    /// It could not begin where it was to: the header says where the store stands. True once that was told.
+    /// It could not begin at its position; the header has the store's index. The flag is true once that was reported.
     Gone(Header, bool),
 }
 
-/// A watch that a walk tells.
+/// A watch with a running walk.
 #[derive(Debug)]
 pub(super) struct Open {
     copy: Owned,
@@ -52,9 +53,9 @@ pub(super) struct Open {
     walk: AbortHandle,
     /// A listing that is being compared.
     comparison: Option<Comparison>,
-    /// A listing that showed nothing else, and when that is believed.
+    /// A listing that equalled the copy, and when it will be trusted.
     settling: Option<(Revision, Instant)>,
-    /// Nothing comes after what was given last.
+    /// Nothing comes after the last message.
     over: bool,
 }
 
@@ -65,7 +66,7 @@ impl Drop for Open {
 }
 
 impl V2Watch {
-    /// A watch that goes on with `copy`, told by the wait that begins with `standing` and `first`.
+    /// A watch that continues with `copy`, from the wait that begins with `standing` and `first`.
     pub(super) fn new(members: Arc<Members>, copy: Owned, standing: Standing, first: Reply, created: Header) -> Self {
         let (tell, told) = mpsc::channel(AHEAD);
         let ask = Arc::new(Notify::new());
@@ -83,7 +84,7 @@ impl V2Watch {
         Self::Open(Box::new(Open { copy, created, told, ask, walk, comparison: None, settling: None, over: false }))
     }
 
-    /// A watch that says at once that its beginning is compacted.
+    /// A watch that reports at once that its beginning is compacted.
     pub(super) fn gone(created: Header) -> Self {
         Self::Gone(created, false)
     }
@@ -115,7 +116,7 @@ impl UpstreamWatch for V2Watch {
         true
     }
 
-    /// Each costs a listing.
+    /// Each progress report costs a listing.
     fn has_cheap_progress(&self) -> bool {
         false
     }
@@ -135,7 +136,7 @@ impl Open {
                 return Ok(message);
             }
             let settles_at = self.settling.map(|(_, at)| at);
-            // Cancel safe: all else is done at once. What was told is looked at before the time is up.
+            // Cancel safe: everything else is done at once. A report is handled before the time is up.
             let told = tokio::select! {
                 biased;
                 told = self.told.recv() => told,
@@ -150,7 +151,8 @@ impl Open {
                 Told::Event(event) => {
                     let index = event.index();
                     if index <= self.copy.revision {
-                        // A listing showed the directory after it, and this was not to be seen there: made and gone again.
+                        // A listing showed the directory after this event, and did not show its effect: the key was
+                        // created and deleted again.
                         if self.copy.changes(&event).is_empty() {
                             continue;
                         }
@@ -158,7 +160,7 @@ impl Open {
                         return Err(UpstreamError::Missed);
                     }
                     if self.settling.is_some_and(|(listed, _)| index <= listed) {
-                        // It was under way when the listing was made, which has to be made again.
+                        // It was on its way when the listing was made, which has to be made again.
                         self.settling = None;
                         self.ask.notify_one();
                     }
@@ -174,7 +176,7 @@ impl Open {
                 }
                 Told::Listed { listing, unheard } => {
                     let index = listing.standing.index;
-                    // Whoever wants to know more than what settles asks again.
+                    // Whoever needs a newer state than the settling one asks again.
                     if index >= self.copy.revision && (unheard || self.settling.is_none()) {
                         self.comparison = Some(Comparison::new(index, unheard, listing.listed));
                     }
@@ -188,7 +190,8 @@ impl Open {
         }
     }
 
-    /// Finishes the comparison that is under way, if there is one, and tells what follows from it. Cancel safe: it goes on where it was.
+    /// Finishes the running comparison, if there is one, and returns what follows from it. Cancel safe: it continues
+    /// where it stopped.
     async fn compare(&mut self) -> Option<WatchMessage> {
         while let Some(comparison) = &mut self.comparison {
             let (index, unheard) = (comparison.revision, comparison.unheard);
@@ -204,7 +207,7 @@ impl Open {
                     return Some(WatchMessage::Progress(self.header(index)));
                 }
                 Compared::Same => self.settling = Some((index, Instant::now() + UNDER_WAY)),
-                // What is under way will be told; whoever waits asks again.
+                // A change on its way will be reported; whoever waits asks again.
                 Compared::PerhapsRefreshed => {}
                 Compared::Different if !unheard => {}
                 Compared::Different => return Some(self.lost(index)),
@@ -223,7 +226,7 @@ impl Open {
     }
 }
 
-/// Nothing up to `index` can be told.
+/// Nothing up to `index` can be reported.
 fn compacted(index: Revision) -> WatchMessage {
     WatchMessage::Compacted { compact_revision: index.next() }
 }

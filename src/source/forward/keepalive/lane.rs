@@ -1,8 +1,9 @@
 //! [`Lane`]: one `LeaseKeepAlive` stream at etcd, for the clients that share it.
 //!
-//! Not here: who shares which, see `keepalive`. Driven by a task of its own as long as it has clients.
-//! Always holds: the oldest request without an answer is the one that etcd is at; a request gets one answer, or an error; where a stream
-//! ends, requests that etcd has not looked at are asked again; etcd has [`WINDOW`] requests at a time, and [`PATIENCE`] for the oldest.
+//! Not here: which clients share a stream, see `keepalive`. Runs in a task of its own as long as it has clients.
+//! Always holds: etcd is working on the oldest unanswered request; a request gets one answer, or an error; when a
+//! stream ends, requests that etcd has not looked at are sent again; etcd has at most [`WINDOW`] requests at a time,
+//! and [`PATIENCE`] for the oldest.
 
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
@@ -22,25 +23,25 @@ use crate::{
     types::ClientKey,
 };
 
-/// Requests that etcd has at a time: enough for it never to wait for one, and few, so that turns count.
+/// The most requests that etcd has at a time: enough that it never waits for one, and so few that turns matter.
 const WINDOW: usize = 64;
-/// How long etcd may take for one. It gives up by itself after some seconds; a member that is frozen does not.
+/// How long etcd may take for one request. It gives up by itself after some seconds; a frozen member does not.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pauses between streams that end without an answer.
+/// Pauses between streams that end without an answer: the first, and the longest.
 const DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// etcd's text where a stream that wants a leader has none.
+/// etcd's text when a stream requires a leader and there is none.
 const NO_LEADER: &str = "etcdserver: no leader";
 
-/// See the module.
+/// One stream at etcd; see the module.
 #[derive(Debug)]
 pub(super) struct Lane {
     fields: Fields,
-    /// In whose name it takes a place on a connection; in the relay's own without.
+    /// The client in whose name it takes a place on a connection; the relay itself if there is none.
     owner: Option<ClientKey>,
     state: Mutex<State>,
-    /// Something came, or somebody left.
+    /// Notified when a request has come or a client has left.
     news: Notify,
-    /// Why all calls here end.
+    /// The reason why all calls here end.
     lost: watch::Sender<Option<Status>>,
 }
 
@@ -50,7 +51,7 @@ struct State {
     members: usize,
 }
 
-/// A request, and who waits for its answer.
+/// A request, and the caller that waits for its answer.
 #[derive(Debug)]
 struct Ask {
     client: ClientKey,
@@ -66,27 +67,27 @@ pub(super) struct Member {
     lost: watch::Receiver<Option<Status>>,
 }
 
-/// A stream at etcd.
+/// An open stream at etcd.
 struct Open {
     requests: mpsc::Sender<LeaseKeepAliveRequest>,
-    /// Without answers yet, oldest first.
+    /// Unanswered requests, oldest first.
     asked: VecDeque<Ask>,
-    /// Since when the oldest waits.
+    /// When the oldest request became the oldest.
     since: Instant,
-    /// It gave an answer.
+    /// Whether it gave an answer.
     works: bool,
 }
 
 /// How a stream has ended.
 struct Ended {
     over: Over,
-    /// It gave an answer.
+    /// Whether it gave an answer.
     works: bool,
-    /// Somebody waited for one at the end, and was told.
+    /// Whether somebody was waiting for an answer at the end, and got the error.
     told: bool,
 }
 
-/// Why a stream is no more.
+/// Why a stream ended.
 enum Over {
     /// Nobody needs it.
     Idle,
@@ -104,7 +105,7 @@ impl Lane {
         self.lost.borrow().is_none() && self.state.lock().members > 0
     }
 
-    /// How many clients it has. One that has lost its leader takes no more.
+    /// How many clients it has. A stream that has lost its leader accepts no more.
     pub(super) fn members(&self) -> usize {
         if self.lost.borrow().is_some() { usize::MAX } else { self.state.lock().members }
     }
@@ -114,7 +115,7 @@ impl Lane {
         Member { lane: self.clone(), client, lost: self.lost.subscribe() }
     }
 
-    /// Serves its clients until the last has left.
+    /// Serves its clients until the last one has left.
     pub(super) async fn run(&self, forward: &Forward) {
         let mut delays = delays();
         loop {
@@ -122,30 +123,30 @@ impl Lane {
                 return;
             }
             let Ended { over: Over::Failed(failed), works, told } = self.serve(forward).await else { continue };
-            tracing::debug!(%failed, "A stream of keep-alives has ended");
+            tracing::debug!(%failed, "A stream of lease keep-alives has ended");
             if works {
                 delays = self::delays();
             }
-            // Nothing was asked on it: what is wrong is wrong with the stream.
+            // No request was waiting on it, so the fault is the stream's own.
             let refused = !works && !told;
             if self.wants_leader() && (refused || failed.message() == NO_LEADER) {
-                // As etcd ends each of their streams. Whoever comes again gets another one.
+                // This is also how etcd ends their streams. A client that comes back gets another stream.
                 self.lost.send_replace(Some(failed));
                 return;
             }
             if refused {
-                // It failed before anybody was asked for on it, so nobody who waits would get further.
+                // It failed before anybody used it, so nobody who waits would get further.
                 self.refuse(&failed);
             }
             if told && !is_of_all(&failed) {
-                // The client that asked is gone, and the others wait.
+                // The client that sent the request is gone, and the others wait.
                 continue;
             }
             tokio::time::sleep(delays.next().unwrap_or(DELAY.1)).await;
         }
     }
 
-    /// Waits until a stream is needed; false where the last client has left.
+    /// Waits until a stream is needed. Returns false if the last client has left.
     async fn wait_wanted(&self) -> bool {
         loop {
             {
@@ -153,7 +154,7 @@ impl Lane {
                 if state.members == 0 {
                     return false;
                 }
-                // Whoever wants a leader is told at once that there is none.
+                // A client that requires a leader is told at once that there is none.
                 if !state.line.is_empty() || self.wants_leader() {
                     return true;
                 }
@@ -176,12 +177,12 @@ impl Lane {
             request.extensions_mut().insert(OnBehalfOf(owner));
         }
         let mut client = LeaseClient::new(forward.clone().boxed());
-        // etcd's answer begins with its first message, so requests go out before.
+        // etcd's answer begins with its first message, so requests are sent before that.
         let mut opening = pin!(client.lease_keep_alive(request));
         let mut answers: Option<Streaming<LeaseKeepAliveResponse>> = None;
         let over = loop {
             let waits = !open.asked.is_empty();
-            // All are cancel safe; `opening` goes on in the next round.
+            // All branches are cancel safe; `opening` continues in the next round.
             tokio::select! {
                 biased;
                 opened = &mut opening, if answers.is_none() => match opened {
@@ -209,7 +210,7 @@ impl Lane {
         Ended { over, works: open.works, told }
     }
 
-    /// Sends one request that waits, as soon as there is one. True where the last client has left. Cancel safe.
+    /// Sends one waiting request, as soon as there is one. Returns true if the last client has left. Cancel safe.
     async fn send(&self, open: &mut Open) -> bool {
         loop {
             let news = self.news.notified();
@@ -219,14 +220,14 @@ impl Lane {
                     return true;
                 }
                 while let Some((_, ask)) = state.line.pop() {
-                    // A client that is gone wants nothing.
+                    // A client that is gone needs no answer.
                     if ask.answer.is_closed() {
                         continue;
                     }
                     if open.asked.is_empty() {
                         open.since = Instant::now();
                     }
-                    // There is room for as many as have no answer. Where the stream has ended, its end says why.
+                    // The channel has room for all unanswered requests. If the stream has ended, its end says why.
                     let _ = open.requests.try_send(ask.request);
                     open.asked.push_back(ask);
                     return false;
@@ -236,23 +237,23 @@ impl Lane {
         }
     }
 
-    /// Tells all who wait for a stream that there is none.
+    /// Sends the error to all requests that wait for a stream.
     fn refuse(&self, status: &Status) {
         let waiting: Vec<Ask> = {
             let mut state = self.state.lock();
             std::iter::from_fn(|| state.line.pop().map(|(_, ask)| ask)).collect()
         };
         for ask in waiting {
-            // Who is gone needs no answer.
+            // A caller that is gone needs no answer.
             let _ = ask.answer.send(Err(status.clone()));
         }
     }
 
-    /// The stream has ended with these requests unanswered, oldest first.
+    /// Handles the end of a stream with these requests unanswered, oldest first.
     fn fail(&self, mut asked: VecDeque<Ask>, status: &Status) {
         let told = if is_of_all(status) { asked.len() } else { 1 };
         for ask in asked.drain(..told.min(asked.len())) {
-            // Who is gone needs no answer.
+            // A caller that is gone needs no answer.
             let _ = ask.answer.send(Err(status.clone()));
         }
         let mut state = self.state.lock();
@@ -263,17 +264,17 @@ impl Lane {
 }
 
 impl Open {
-    /// An answer is that of the oldest request.
+    /// Passes an answer to the oldest request.
     fn take(&mut self, answer: LeaseKeepAliveResponse) -> Result<(), Status> {
         let asked = self.asked.front().map(|ask| ask.request.id);
         if asked != Some(answer.id) {
-            let text = format!("etcd-relay: etcd answered for the lease {:x} when asked for {asked:x?}", answer.id);
+            let text = format!("etcd-relay: etcd answered for the lease {:x} to a request for {asked:x?}", answer.id);
             return Err(Status::unavailable(text));
         }
         self.works = true;
         self.since = Instant::now();
         if let Some(ask) = self.asked.pop_front() {
-            // Who is gone needs no answer.
+            // A caller that is gone needs no answer.
             let _ = ask.answer.send(Ok(answer));
         }
         Ok(())
@@ -281,19 +282,19 @@ impl Open {
 }
 
 impl Member {
-    /// Asks etcd. Cancel safe: a request that nobody waits for any more may be asked or not.
+    /// Sends a request to etcd. Cancel safe: whether a request without a waiting caller is sent does not matter.
     pub(super) async fn ask(&self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
         let (answer, answered) = oneshot::channel();
         self.lane.state.lock().line.push(self.client, Ask { client: self.client, request, answer });
         self.lane.news.notify_one();
         match answered.await {
             Ok(answer) => answer,
-            // The lane has lost its leader, or the relay ends.
+            // The stream has lost its leader, or the relay is stopping.
             Err(_) => Err(self.lost.borrow().clone().unwrap_or_else(status::stopped)),
         }
     }
 
-    /// Done when all calls of the stream end, with the reason. Cancel safe.
+    /// Waits until all calls of the stream end, and returns the reason. Cancel safe.
     pub(super) async fn lost(&self) -> Status {
         let mut lost = self.lost.clone();
         let told = lost.wait_for(Option::is_some).await.map(|why| why.clone());
@@ -317,8 +318,8 @@ async fn next(answers: &mut Option<Streaming<LeaseKeepAliveResponse>>) -> Result
     answers.message().await?.ok_or_else(|| Status::unavailable("etcd-relay: etcd ended a stream of keep-alives"))
 }
 
-/// Whether an error is about the stream, its member or its name, and so about all requests on it. Others are about the lease that etcd was
-/// at, such as that its user may not keep it.
+/// Whether an error concerns the stream, its member or its user, and so all requests on it. Other errors concern the
+/// lease that etcd was working on, for instance that its user may not keep it alive.
 fn is_of_all(status: &Status) -> bool {
     !matches!(
         status.code(),
@@ -404,7 +405,7 @@ mod tests {
         let answer = |id| LeaseKeepAliveResponse { id, ttl: 10, ..LeaseKeepAliveResponse::default() };
         open.take(answer(7)).expect("the oldest");
         assert_eq!(answered.remove(0).await.expect("told").expect("an answer").id, 7);
-        open.take(answer(9)).expect_err("nobody asked for it");
-        assert!(answered.remove(0).try_recv().is_err(), "nobody gets another's answer");
+        open.take(answer(9)).expect_err("no request was made for this lease");
+        assert!(answered.remove(0).try_recv().is_err(), "no caller gets another caller's answer");
     }
 }

@@ -1,7 +1,7 @@
 //! [`Line`]: requests that wait for a stream, in turns by client.
 //!
-//! Plain data, without locks or tasks. Always holds: a client's requests leave in the order in which they came, and between two of them each
-//! other client that waits has one; a client without a request is not kept.
+//! Plain data, without locks or tasks. Always holds: a client's requests leave in the order in which they came, and
+//! between two of them every other waiting client gets a turn; a client without a request is forgotten.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 
 use crate::types::ClientKey;
 
-/// See the module. `T` is a request.
+/// The waiting requests; see the module. `T` is a request.
 #[derive(Debug)]
 pub(super) struct Line<T> {
     waiting: HashMap<ClientKey, VecDeque<T>>,
@@ -35,7 +35,7 @@ impl<T> Line<T> {
         requests.push_back(request);
     }
 
-    /// The client whose turn it is, and its oldest request.
+    /// The client whose turn it is, with its oldest request.
     pub(super) fn pop(&mut self) -> Option<(ClientKey, T)> {
         let client = self.turns.pop_front()?;
         let requests = self.waiting.get_mut(&client)?;

@@ -1,4 +1,4 @@
-//! Who gets a place where a member takes few calls at once: nobody's calls keep another's waiting.
+//! Tests of who gets a place when a member accepts few calls at once: no client's calls keep another client waiting.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ const LOCK: &str = "/v3lockpb.Lock/Lock";
 const PUT: &str = "/etcdserverpb.KV/Put";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
-/// A member that takes two calls at once on a connection, tells of each call that came, and answers those that wait when it is let.
+/// A member that accepts two calls at once on a connection, reports each call that came, and answers waiting calls when
+/// the test says so.
 struct Busy {
     server: Server,
     came: mpsc::Receiver<String>,
@@ -54,7 +55,7 @@ impl Busy {
     }
 }
 
-/// Starts calls of a client that nobody waits for.
+/// Starts calls of a client whose answers nobody reads.
 fn start(forward: &Forward, client: u64, path: &'static str, count: usize) -> tokio::task::JoinSet<Bytes> {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..count {
@@ -96,7 +97,7 @@ async fn calls_that_wait_hold_up_no_call_that_ends_and_no_question_of_the_relays
     let question = request("/etcdserverpb.Auth/AuthStatus", Body::empty());
     let response = tower::ServiceExt::oneshot(forward.own(), question).await.expect("never fails");
     assert_eq!(response.into_body().collect().await.expect("an answer").to_bytes(), "done");
-    assert_eq!(forward.shared.link(0).own.busy(), [0], "by a connection of its own");
+    assert_eq!(forward.shared.link(0).own.busy(), [0], "over a connection of its own");
 }
 
 #[tokio::test]
@@ -121,7 +122,7 @@ async fn one_client_with_calls_that_never_end_leaves_places_for_others() {
     let forward = forward(&[&member.server.endpoint], &CancellationToken::new());
     let mut calls = Vec::new();
     let mut left = Busy::PLACES;
-    // Each takes half of what the one before it left, however much it wants.
+    // Each takes half of what the one before left, however much it wants.
     for client in 1..=4 {
         calls.push(start(&forward, client, LOCK, 300));
         member.came(left / 2).await;
@@ -150,7 +151,7 @@ async fn one_client_that_keeps_leases_alive_under_many_names_leaves_places_for_o
     let named = |name: usize| keep_alive(1, format!("name-{name}"));
     (0..SHARED).for_each(|name| drop(streams.spawn(named(name))));
     member.came(SHARED).await;
-    // The further ones are for itself alone, and take its share of what is left.
+    // The further streams are only for itself, and take its share of the places that are left.
     (SHARED..300).for_each(|name| drop(streams.spawn(named(name))));
     let own = (Busy::PLACES - SHARED) / 2;
     member.came(own).await;

@@ -1,20 +1,20 @@
-//! What surveys find, over members that are played on a clock of their own.
+//! Tests of what surveys find, with simulated members and a simulated clock.
 
 use super::*;
 use crate::{hub::upstream::Agreement, source::Endpoint};
 
-/// What a member does with linearizable questions, from a moment on.
+/// How a member responds to linearizable requests, from some time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leader {
-    /// It has one that answers.
+    /// It has a leader that answers.
     Has,
-    /// It believes in one that does not answer.
+    /// It believes in a leader that does not answer.
     Silent,
-    /// It has none.
+    /// It has no leader.
     None,
 }
 
-/// Members of which each is there or not, and since when the cluster has been led how.
+/// Members that are up or not, and the cluster's leadership over time.
 struct Cluster {
     began: Instant,
     there: Vec<bool>,
@@ -80,7 +80,7 @@ fn ms(duration: Duration) -> u128 {
     duration.as_millis()
 }
 
-/// The member whose calls had better go elsewhere, and when.
+/// The member that calls should leave, and when.
 async fn left(members: &Members, cluster: &Cluster) -> u128 {
     members.left_by_watches(0).await;
     ms(cluster.began.elapsed())
@@ -104,7 +104,7 @@ async fn an_election_longer_than_a_survey_is_waited_for_without_the_member_that_
     assert_eq!(ms(cluster.began.elapsed()), ms(PATIENCE), "nothing more is waited for");
     members.without_quorum(Agreement::Silent);
     assert_eq!(left(&members, &cluster).await, ms(PATIENCE));
-    assert_ne!(members.preferred(), 0, "those that speak are asked");
+    assert_ne!(members.preferred(), 0, "requests go to members that respond");
     let mut surveys = 1;
     while Survey::of(&members, &cluster).run().await.is_some() {
         surveys += 1;
@@ -120,7 +120,7 @@ async fn the_first_that_has_a_leader_is_found_within_a_survey_that_found_none() 
     let (members, cluster) = Cluster::of(&[false, true, true], &[(0, Leader::None), (300, Leader::Has)]);
     let (agreed, left) = tokio::join!(Survey::of(&members, &cluster).run(), left(&members, &cluster));
     assert_eq!(agreed, None);
-    // Not earlier: nothing shows that the one is silent but that it is late.
+    // Not earlier: only being late shows that the member is silent.
     let at_last = ms(LATE.0.max(Duration::from_millis(300) + AGAIN + TRIP * 2 + LATE.1));
     assert!((ms(LATE.0)..=at_last + 5).contains(&left), "left after {left} ms");
 }
