@@ -1,13 +1,13 @@
-//! [`Tasks`]: the tasks that hold the relay's state, and what follows where one of them panics: the process ends.
+//! [`Tasks`]: the tasks that hold the relay's state. If one of them panics, the process ends.
 //!
-//! A feed whose driver is gone stands still and says that it is up to date; a port that accepts no more looks open. What such a task held
-//! when it panicked cannot be trusted, and nothing else in the process can tell. So the first panic is logged with the task's name,
-//! whoever runs the process is told ([`Tasks::failed`]), and ends at once with [`Failure::EXIT_CODE`]: a supervisor starts it again, and
-//! clients resume elsewhere meanwhile.
+//! A feed whose driver is gone stands still and claims to be up to date; a port that accepts no more looks open. What
+//! such a task held when it panicked cannot be trusted, and nothing else in the process can detect this. So the first
+//! panic is logged with the task's name, and the process learns of it ([`Tasks::failed`]) and ends at once with
+//! [`Failure::EXIT_CODE`]. A supervisor starts it again, and clients resume elsewhere meanwhile.
 //!
-//! Not for the tasks of one client: a panic in a handler or a connection ends that stream alone. Not for views: an engine that panics on
-//! somebody's data ends its streams and reads all anew (`view::engine`).
-//! Used by all layers that spawn. Always holds: a task of these never ends by a panic without a word.
+//! Not for the tasks of one client: a panic in a handler or a connection ends only that stream. Not for views: an
+//! engine that panics on somebody's data ends its streams and reads everything again (`view::engine`). Used by all
+//! layers that spawn tasks. Always holds: such a task never ends by a panic unnoticed.
 
 use std::{
     any::Any,
@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-/// See the module. Cheap to clone; all clones tell of the same failures.
+/// The tasks of the process; see the module. Cheap to clone; all clones report the same failures.
 #[derive(Clone, Debug)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -33,17 +33,17 @@ pub struct Tasks {
 pub struct Failure {
     /// Its name.
     pub task: &'static str,
-    /// What the panic said.
+    /// The panic's message.
     pub panic: String,
 }
 
 impl Failure {
-    /// What the process exits with: BSD's code for a fault of the program itself.
+    /// The process's exit code: BSD's code for an internal fault of a program.
     pub const EXIT_CODE: u8 = 70;
 }
 
 impl Tasks {
-    /// None yet.
+    /// An empty set.
     #[must_use]
     pub fn new() -> Self {
         Self { tracker: TaskTracker::new(), failed: Arc::new(watch::Sender::new(None)) }
@@ -59,7 +59,7 @@ impl Tasks {
         tokio::spawn(self.guard(task, future));
     }
 
-    /// Spawns a thread that may block, for which the end of the process waits.
+    /// Spawns a thread that may block. The end of the process waits for it.
     pub fn spawn_blocking(&self, task: &'static str, work: impl FnOnce() + Send + 'static) {
         let tasks = self.clone();
         self.tracker.spawn_blocking(move || {
@@ -69,25 +69,24 @@ impl Tasks {
         });
     }
 
-    /// The same future; a panic in it is a failure of `task`.
+    /// Wraps a future, so that a panic in it is a failure of `task`.
     pub fn guard<F: Future<Output = ()>>(&self, task: &'static str, future: F) -> impl Future<Output = ()> + use<F> {
         let tasks = self.clone();
         async move {
-            // What the future held is dropped, and nobody looks at it again.
+            // What the future held is dropped, and not used again.
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 tasks.fail(task, text(&*panic));
             }
         }
     }
 
-    /// A part of the relay's state was being changed by a thread that panics.
+    /// Reports that a thread panicked while it was changing a part of the relay's state.
     pub fn fail(&self, task: &'static str, panic: String) {
         tracing::error!(
             task,
             panic,
             exit_code = Failure::EXIT_CODE,
-            "A task that holds the relay's state panicked, so that state cannot be trusted: the process ends. This is a bug: please report \
-             it with the lines before this one. A supervisor should start the process again"
+            "A task that holds the relay's state panicked, so that state cannot be trusted: the process ends. This is a bug: please report it with the lines before this one. A supervisor should start the process again"
         );
         self.failed.send_if_modified(|failed| {
             let first = failed.is_none();
@@ -103,28 +102,28 @@ impl Tasks {
         let mut failed = self.failed.subscribe();
         match failed.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(failure)) => failure.clone(),
-            // The sender lives as long as we do.
+            // The sender lives as long as `self`.
             _ => std::future::pending().await,
         }
     }
 
-    /// No more tasks that the end waits for.
+    /// Accepts no more tasks that the end of the process waits for.
     pub fn close(&self) {
         self.tracker.close();
     }
 
-    /// Waits until they are closed and have ended. Cancel safe.
+    /// Waits until the set is closed and all tasks have ended. Cancel safe.
     pub async fn wait(&self) {
         self.tracker.wait().await;
     }
 
-    /// How many there are.
+    /// The number of tasks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no tasks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tracker.is_empty()
@@ -137,7 +136,7 @@ impl Default for Tasks {
     }
 }
 
-/// What a panic says; by `panic!` it is a text.
+/// The message of a panic, which is a text if `panic!` raised it.
 fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a word".to_owned())

@@ -1,7 +1,8 @@
-//! [`Fetcher`]: GET requests to a relay's HTTP port, one after the other over one connection, for the commands that look at a relay (`top`, `health`).
+//! [`Fetcher`]: sends GET requests to a relay's HTTP port, one after the other over one connection, for the commands
+//! that query a relay (`top`, `health`).
 //!
-//! Not here: what the answers mean. Always holds: a request has a deadline, which includes the connection; an answer has a bounded length; whatever
-//! fails, the next request begins with a new connection.
+//! Not here: the meaning of the answers. Always holds: a request has a deadline, which includes connecting; an answer
+//! has a bounded length; after a failure, the next request begins with a new connection.
 
 use std::{error::Error, fmt, io, net::IpAddr, pin::Pin, str::FromStr, time::Duration};
 
@@ -19,9 +20,9 @@ use tokio::{
 
 use crate::tls::{self, Speaks};
 
-/// Longest answer. A page of `/debug/state` has a tenth of this.
+/// The longest answer. A page of `/debug/state` has a tenth of this.
 const MOST_BYTES: usize = 16 << 20;
-/// Where a URL names no port: the relay's default.
+/// The port if the URL names none: the relay's default.
 const DEFAULT_PORT: u16 = 9001;
 
 type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
@@ -38,36 +39,36 @@ pub struct RelayUrl {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// Nobody accepts connections there, or not over TLS.
+    /// The address accepts no connections, or not over TLS.
     #[error("cannot connect to {at}: {cause}")]
     Connect {
-        /// Where.
+        /// The address.
         at: String,
-        /// What the system says.
+        /// The system's message.
         cause: io::Error,
     },
-    /// Nothing came in time.
+    /// There was no answer in time.
     #[error("{at} did not answer within {}", humantime::format_duration(*patience))]
     Late {
-        /// Where.
+        /// The address.
         at: String,
-        /// How long it had.
+        /// The timeout.
         patience: Duration,
     },
-    /// The connection ended, or what came was no HTTP/1.1.
+    /// The connection ended, or the answer was not HTTP/1.1.
     #[error("lost the connection to {at}: {cause}")]
     Lost {
-        /// Where.
+        /// The address.
         at: String,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// The path makes no request.
-    #[error("`{0}` cannot be asked for")]
+    /// The path is not valid in a request.
+    #[error("`{0}` is not a valid path for a request")]
     Path(String),
 }
 
-/// What was answered.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
@@ -76,7 +77,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// See the module.
+/// Sends requests to a relay; see the module.
 #[derive(Debug)]
 pub struct Fetcher {
     url: RelayUrl,
@@ -85,7 +86,7 @@ pub struct Fetcher {
     link: Option<Link>,
 }
 
-/// A connection. It makes progress while an answer is waited for, so nothing has to run in the background.
+/// A connection. It makes progress only while a request waits for its answer, so nothing runs in the background.
 #[derive(Debug)]
 struct Link {
     sender: http1::SendRequest<Empty<Bytes>>,
@@ -93,25 +94,25 @@ struct Link {
 }
 
 impl Fetcher {
-    /// Asks there, over `tls` if the URL says so, with so much time for each answer.
+    /// Sends requests to `url`, over `tls` if the URL begins with `https://`, with `patience` as the timeout of each.
     #[must_use]
     pub fn new(url: RelayUrl, tls: Option<tls::Client>, patience: Duration) -> Self {
         Self { url, tls, patience, link: None }
     }
 
-    /// Where it asks.
+    /// The relay's URL.
     #[must_use]
     pub fn url(&self) -> &RelayUrl {
         &self.url
     }
 
-    /// Asks for a path, which may have a query.
+    /// Requests a path, which may have a query.
     ///
     /// # Errors
-    /// Where there is no answer.
+    /// If there is no answer.
     pub async fn get(&mut self, path: &str) -> Result<Answer, FetchError> {
         let deadline = Instant::now() + self.patience;
-        // An idle connection may have been closed by the relay, which shows only when it is used.
+        // The relay may have closed an idle connection, which shows only when it is used.
         if let Some(link) = self.link.take()
             && let Ok(answer) = self.ask(link, path, deadline).await
         {
@@ -167,13 +168,13 @@ impl Link {
             Ok::<_, Box<dyn Error + Send + Sync>>(Answer { status, body })
         };
         let mut answer = std::pin::pin!(answer);
-        // Dropped together with the link, both, where the deadline passes.
+        // If the deadline passes, both are dropped, together with the link.
         tokio::select! {
             biased;
             answer = &mut answer => answer,
             ended = connection => {
                 ended?;
-                // What came before the end may be the whole answer. Nothing comes any more.
+                // What came before the end may be the whole answer. Nothing more will come.
                 answer.now_or_never().unwrap_or_else(|| Err("it was closed before the answer".into()))
             }
         }
@@ -199,7 +200,8 @@ impl RelayUrl {
 impl FromStr for RelayUrl {
     type Err = String;
 
-    /// Takes what `--listen-http` takes too: of several URLs the first, and this machine for an address that stands for all of its addresses.
+    /// Accepts what `--listen-http` accepts: of several URLs it takes the first, and it takes this machine for an
+    /// address that means all addresses.
     fn from_str(text: &str) -> Result<Self, String> {
         let problem =
             || format!("`{text}` is not the URL of a relay's HTTP port; write it like http://127.0.0.1:{DEFAULT_PORT}");
@@ -340,7 +342,7 @@ mod tests {
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             let _ = stream.read(&mut [0; 1024]).await;
-            // Until the client has enough.
+            // Until the client has read enough.
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
             while stream.write_all(&[b'x'; 1 << 16]).await.is_ok() {}
         });

@@ -1,6 +1,7 @@
-//! `etcd-relay health`: whether a relay is ready, or at least alive, for probes of containers and for scripts.
+//! `etcd-relay health`: reports whether a relay is ready, or at least alive, for probes of containers and for scripts.
 //!
-//! Not here: flags, see `cli::health`. Called by `main`. Always holds: one request, one line, and an end within the patience, whatever the relay does.
+//! Not here: flags, see `cli::health`. Called by `main`. Always holds: it makes one request, writes one line, and ends
+//! within the timeout, whatever the relay does.
 
 use std::io::{self, Write as _};
 
@@ -8,52 +9,52 @@ use thiserror::Error;
 
 use crate::fetch::Fetcher;
 
-/// Most of the relay's answer that is shown.
+/// The most bytes of the relay's answer that are shown.
 const MOST: usize = 1024;
 
-/// What is asked.
+/// What to ask the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// Whether the process answers.
     Live,
-    /// Whether it is of use to clients.
+    /// Whether it is ready to serve clients.
     Ready,
 }
 
-/// A relay to ask.
+/// A relay, and what to ask it.
 #[derive(Debug)]
 pub struct Health {
-    /// Asks it.
+    /// Sends the request.
     pub fetcher: Fetcher,
-    /// What.
+    /// What to ask.
     pub question: Question,
 }
 
 /// The answer, as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it is a yes.
+    /// Whether the answer is yes.
     pub is_well: bool,
     line: String,
 }
 
-/// Why nobody can be asked or told.
+/// Why there is no answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum HealthError {
     /// The system gives no timers.
     #[error("cannot start")]
     Start(#[source] io::Error),
-    /// Standard output takes nothing.
+    /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Write(#[source] io::Error),
 }
 
 impl Health {
-    /// Asks.
+    /// Asks the relay.
     ///
     /// # Errors
-    /// Where the system gives no timers. That nobody answers is a verdict.
+    /// If the system gives no timers. If the relay does not answer, that is a verdict.
     pub fn run(mut self) -> Result<Verdict, HealthError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
         Ok(runtime.block_on(self.ask()))
@@ -75,10 +76,10 @@ impl Health {
 }
 
 impl Verdict {
-    /// Writes the line to standard output, and gives the exit code: 0 for a yes.
+    /// Writes the line to standard output, and returns the exit code, which is 0 for yes.
     ///
     /// # Errors
-    /// Where standard output takes nothing.
+    /// If standard output cannot be written.
     pub fn tell(&self) -> Result<u8, HealthError> {
         let mut out = io::stdout().lock();
         writeln!(out, "{}", self.line).and_then(|()| out.flush()).map_err(HealthError::Write)?;
@@ -88,14 +89,14 @@ impl Verdict {
     fn of(status: u16, text: &str) -> Self {
         match status {
             200 => Self { is_well: true, line: one_line(text) },
-            // `not ready:` and a line for each reason.
+            // `not ready:` and one line for each reason.
             503 => Self { is_well: false, line: one_line(text) },
             _ => Self { is_well: false, line: format!("answered {status}: {}", one_line(text)) },
         }
     }
 }
 
-/// The lines beside each other, with what is not printable escaped.
+/// Joins the lines, and escapes characters that are not printable.
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {

@@ -1,10 +1,10 @@
-//! [`Latest`]: a value that is replaced now and then, for thousands who want the newest one and nothing in between.
+//! [`Latest`]: a value that is replaced now and then, for thousands of readers that want only the newest one.
 //!
-//! As `tokio::sync::watch`, but made for many waiting tasks: each leaves its waker once, and not anew for each value, so a look
-//! that finds nothing new takes no lock, and telling all walks over their wakers in one piece of memory. Used by views, whose
-//! versions it holds, and by ports, for what all streams must hear.
+//! It works like `tokio::sync::watch`, but for many waiting tasks. Each registers its waker once and not for each
+//! value, so a check that finds nothing new takes no lock, and a new value wakes all tasks from one piece of memory.
+//! Views use it for their versions, and ports for what all streams must be told.
 //!
-//! Always holds: a value that is replaced wakes everyone who has looked and found nothing new; nobody is woken under a lock.
+//! Always holds: a new value wakes everyone who has checked and found nothing new; no task is woken under a lock.
 
 use std::{
     sync::Arc,
@@ -18,10 +18,10 @@ use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 
 /// The number after the last value.
 const NO_MORE: u64 = u64::MAX;
-/// Tasks woken between two looks at the list of them.
+/// How many tasks are woken between two reads of their list.
 const BATCH: usize = 64;
 
-/// The one who replaces the value. Dropped, there are no more.
+/// The writer of the value. When it is dropped, there are no more values.
 #[derive(Debug)]
 pub struct Latest<T> {
     shared: Arc<LatestInner<T>>,
@@ -29,10 +29,10 @@ pub struct Latest<T> {
 
 #[derive(Debug)]
 struct LatestInner<T> {
-    /// Of the newest value, from 1; changes under the lock of the value.
+    /// The number of the newest value, from 1; it changes under the lock of the value.
     number: AtomicU64,
     value: RwLock<T>,
-    /// A place for each who follows; `None` until it has waited.
+    /// A place for each follower; `None` until it has waited.
     followers: Mutex<Slab<Option<Waker>>>,
 }
 
@@ -50,7 +50,7 @@ impl<T: Clone> Latest<T> {
         self.shared.value.read().clone()
     }
 
-    /// Puts a value in the place of the newest, and wakes all who wait.
+    /// Replaces the value, and wakes all who wait.
     pub fn replace(&self, value: T) {
         let old = {
             let mut newest = self.shared.value.write();
@@ -62,14 +62,14 @@ impl<T: Clone> Latest<T> {
         self.shared.wake_all();
     }
 
-    /// One who is given the newest value first, and then whenever there is a newer one.
+    /// A follower, which gets the newest value first, and then each time there is a newer one.
     #[must_use]
     pub fn follow(&self) -> Follower<T> {
         let place = self.shared.followers.lock().insert(None);
         Follower { shared: self.shared.clone(), place, given: 0, waker: None }
     }
 
-    /// How many follow.
+    /// The number of followers.
     #[must_use]
     pub fn followers(&self) -> usize {
         self.shared.followers.lock().len()
@@ -77,7 +77,7 @@ impl<T: Clone> Latest<T> {
 }
 
 impl<T> Latest<T> {
-    /// There are no more values, as when it is dropped.
+    /// Ends the values, as dropping this does.
     pub fn end(&self) {
         {
             let _newest = self.shared.value.write();
@@ -100,7 +100,7 @@ impl<T> LatestInner<T> {
             let mut batch: SmallVec<[Waker; BATCH]> = SmallVec::new();
             {
                 let followers = self.followers.lock();
-                // Whoever comes in before `next` meanwhile has not looked before the value was there.
+                // A follower that takes a place before `next` meanwhile first checks after the value was there.
                 while next < followers.capacity() && batch.len() < BATCH {
                     batch.extend(followers.get(next).and_then(Clone::clone));
                     next += 1;
@@ -114,19 +114,19 @@ impl<T> LatestInner<T> {
     }
 }
 
-/// One who wants the newest value.
+/// A reader of the newest value.
 #[derive(Debug)]
 pub struct Follower<T> {
     shared: Arc<LatestInner<T>>,
     place: usize,
-    /// The number of the value that was given last.
+    /// The number of the value that it got last.
     given: u64,
-    /// The waker that is at our place.
+    /// The waker that is in its place.
     waker: Option<Waker>,
 }
 
 impl<T: Clone> Follower<T> {
-    /// The newest value, if it is not the one that was given last; `None` when there are no more. Cancel safe.
+    /// The newest value, if it is not the one that was returned last; `None` when there are no more. Cancel safe.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let newer = self.newer();
         if newer.is_ready() || self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -136,11 +136,11 @@ impl<T: Clone> Follower<T> {
         if let Some(place) = self.shared.followers.lock().get_mut(self.place) {
             place.clone_from(&self.waker);
         }
-        // What came before this woke nobody.
+        // A value that came before this woke nobody.
         self.newer()
     }
 
-    /// As [`Follower::poll_next`], to await. Cancel safe.
+    /// [`Follower::poll_next`] as a future. Cancel safe.
     pub async fn next(&mut self) -> Option<T> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -206,12 +206,12 @@ mod tests {
         for value in 1..=LAST {
             latest.replace(value);
             if value % 100 == 0 {
-                // Those that have come to rest meanwhile are woken by the next.
+                // Those that have begun to wait meanwhile are woken by the next value.
                 tokio::task::yield_now().await;
             }
         }
         assert!(tasks.join_all().await.into_iter().all(|last| last == Some(LAST)));
-        assert_eq!(latest.followers(), 0, "who goes leaves nothing");
+        assert_eq!(latest.followers(), 0, "a dropped follower leaves nothing behind");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The program: reads flags, starts logging and metrics, binds, runs, ends. No logic.
+//! The program: reads flags, starts logging and metrics, binds ports, runs, ends. No logic.
 
 use std::process::ExitCode;
 
@@ -12,12 +12,13 @@ use etcd_relay::{
     top::Ended,
 };
 
-/// It gives memory back to the system some ten seconds after it was freed, by a thread of its own, so an idle relay does not keep what a burst
-/// took. The C library keeps nearly all of it for good.
+/// A thread of jemalloc returns memory to the system some ten seconds after it was freed, so an idle relay does not
+/// keep what a burst took. The C library keeps nearly all of it for good.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The build script names the file to which git adds a line whenever it goes to another commit. Only this file is compiled again then.
+/// The build script sets this variable to the file to which git adds a line whenever it moves to another commit. Only
+/// this file is compiled again then.
 static COMMIT: Commit = Commit::last_of(include_bytes!(env!("ETCD_RELAY_REFLOG")));
 
 fn main() -> ExitCode {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "Cannot go on");
+            tracing::error!(error = format!("{error:#}"), "Cannot continue");
             ExitCode::FAILURE
         }
     }
@@ -59,7 +60,7 @@ fn run(start: Start, build: Build) -> anyhow::Result<ExitCode> {
     Ok(match ended {
         Ok(_drained) => ExitCode::SUCCESS,
         Err(_logged) => {
-            // Threads that are at work are not waited for: their state is what cannot be trusted.
+            // Running threads are not waited for, since their state cannot be trusted.
             runtime.shutdown_background();
             ExitCode::from(Failure::EXIT_CODE)
         }

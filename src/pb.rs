@@ -39,7 +39,7 @@ pub mod v3lockpb {
     tonic::include_proto!("v3lockpb");
 }
 
-/// Lainlet's services and their messages. Maps are sorted, so that like messages have like bytes.
+/// Lainlet's services and their messages. Maps are sorted, so that equal messages have equal bytes.
 pub mod lainlet {
     tonic::include_proto!("message");
 }

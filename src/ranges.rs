@@ -1,7 +1,9 @@
-//! What a `Range` request wants of the keys of its range: every option as an etcd member answers it, quirks included.
+//! The effect of a `Range` request's options on the keys of its range: every option as an etcd member handles it,
+//! quirks included.
 //!
-//! Not here: which keys there are. Called by the embedded store, and where reads are answered from a listing of etcd's v2 store; feeds have
-//! `hub::RangeQuery`, which works on snapshots. Always holds: `count` is that of the whole range, whatever the limit and the filters.
+//! Not here: which keys exist. Used by the embedded store, and for reads that are answered from a listing of etcd's v2
+//! store; feeds have `hub::RangeQuery`, which works on snapshots. Always holds: `count` is that of the whole range,
+//! whatever the limit and the filters.
 
 use std::cmp::Ordering;
 
@@ -47,8 +49,8 @@ pub(crate) fn answer<'a>(
     if request.count_only {
         kvs.clear();
     }
-    // Without an order and filters, etcd reads one key more than the limit and no further; what it then sorts, for a target
-    // other than the key, are those.
+    // Without an order and filters, etcd reads only one key more than the limit. If it sorts by a target other than the
+    // key, it sorts those.
     if let (SortOrder::None, false, Some(limit)) = (order, has_filters(request), limit) {
         kvs.truncate(limit.saturating_add(1));
     }
@@ -134,6 +136,6 @@ mod tests {
         let ascending = RangeRequest { sort_order: SortOrder::Ascend.into(), ..by_mod.clone() };
         assert_eq!(keys(&ascending, &kvs), ("dc".to_owned(), true, 4));
         let filtered = RangeRequest { max_mod_revision: 8, ..by_mod };
-        assert_eq!(keys(&filtered, &kvs), ("dc".to_owned(), true, 4), "with a filter all are read");
+        assert_eq!(keys(&filtered, &kvs), ("dc".to_owned(), true, 4), "with a filter all keys are read");
     }
 }

@@ -1,7 +1,8 @@
-//! The order in which the process ends, and what starts it.
+//! The order in which the process stops, and what starts it.
 //!
-//! Not here: what each part does when its token is cancelled. Driven by `relay`; started by a signal or a test.
-//! Always holds: phases only go forward, and the last is reached within the drain time, or at once when asked twice.
+//! Not here: what each part does when its token is cancelled. Run by `relay`; started by a signal or a test.
+//! Always holds: phases only go forward, and the last one is reached within the drain time, or at once after a second
+//! request.
 
 use std::{io, time::Duration};
 
@@ -13,12 +14,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::critical::Tasks;
 
-/// How far the end has come.
+/// The phases of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Serving.
     Running,
-    /// Not ready any more, no new connections; streams are told to end and calls to finish.
+    /// Not ready any more, and no new connections; streams are told to end and calls to finish.
     Draining,
     /// All connections have ended, or were cut off at the end of the drain time.
     Drained,
@@ -26,7 +27,7 @@ pub enum Phase {
     Closed,
 }
 
-/// Asks the process to end. Cheap to clone.
+/// Requests a shutdown. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     begin: CancellationToken,
@@ -34,49 +35,49 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Nothing asked yet.
+    /// Nothing is requested yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks for an orderly end.
+    /// Requests an orderly shutdown.
     pub fn begin(&self) {
         self.begin.cancel();
     }
 
-    /// Asks for the end without waiting for anyone.
+    /// Requests a shutdown that waits for nobody.
     pub fn at_once(&self) {
         self.begin.cancel();
         self.at_once.cancel();
     }
 
-    /// Waits until the end was asked for. Cancel safe.
+    /// Waits until a shutdown is requested. Cancel safe.
     pub async fn begun(&self) {
         self.begin.cancelled().await;
     }
 
-    /// Turns SIGTERM and SIGINT into an orderly end, and the second of them into one at once. Handles are in place when this
-    /// returns; the future waits for signals for ever.
+    /// Turns SIGTERM and SIGINT into an orderly shutdown, and a second signal into an immediate one. The handlers are
+    /// installed when this returns; the future waits for signals for ever.
     ///
     /// # Errors
-    /// Where the system does not let the process handle signals.
+    /// If the system does not let the process handle signals.
     pub fn on_signals(&self) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = self.clone();
         Ok(async move {
             loop {
-                // Cancel safe, both.
+                // Both branches are cancel safe.
                 let name = tokio::select! {
                     _ = terminate.recv() => "SIGTERM",
                     _ = interrupt.recv() => "SIGINT",
                 };
                 if shutdown.begin.is_cancelled() {
-                    tracing::warn!(signal = name, "Ending at once");
+                    tracing::warn!(signal = name, "Second signal, stopping at once");
                     shutdown.at_once();
                 } else {
-                    tracing::info!(signal = name, "Ending; a second signal ends at once");
+                    tracing::info!(signal = name, "Stopping; a second signal stops at once");
                     shutdown.begin();
                 }
             }
@@ -84,38 +85,39 @@ impl Shutdown {
     }
 }
 
-/// The tokens of one running relay: what each part waits for.
+/// The cancellation tokens of a running relay, one for each phase.
 #[derive(Debug)]
 pub struct Phases {
     phase: watch::Sender<Phase>,
-    /// Cancelled first: ports accept no more and ask their connections to leave, one after the other.
+    /// Cancelled first: ports stop accepting and ask their connections to leave, one after the other.
     pub accept: CancellationToken,
-    /// Cancelled after the ports had time to ask their connections to leave: what has not ended with its connection says its last.
+    /// Cancelled after the ports had time to ask their connections to leave: streams that are still open send their
+    /// last messages.
     pub streams: CancellationToken,
     /// Cancelled when the drain time is over: connections are cut off.
     pub abort: CancellationToken,
     /// Cancelled last: feeds, probes and connections upstream end.
     pub upstream: CancellationToken,
-    /// Everything that serves clients.
+    /// All tasks that serve clients.
     pub clients: TaskTracker,
-    /// Everything that serves the process: feeds, probes, upkeep.
+    /// All tasks that serve the process: feeds, probes, upkeep.
     pub upkeep: Tasks,
 }
 
-/// How an end went.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// All clients had ended.
+    /// All clients had left.
     Completely,
     /// Some were cut off.
     CutOff,
 }
 
-/// How long tasks may take once they are cut off; they have nothing left to wait for.
+/// How long tasks may take once they are cut off. They have nothing left to wait for.
 const LAST_STEPS: Duration = Duration::from_secs(1);
 
 impl Phases {
-    /// All running.
+    /// Tokens for a relay that runs.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -129,7 +131,7 @@ impl Phases {
         }
     }
 
-    /// Tells how far the end has come.
+    /// The current phase, and its changes.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
@@ -143,24 +145,24 @@ impl Phases {
         });
     }
 
-    /// Spawns what accepts a port's connections; the end waits for it as for a client.
+    /// Spawns the task that accepts a port's connections. The shutdown waits for it as for a client.
     pub fn spawn_port(&self, name: &'static str, port: impl Future<Output = ()> + Send + 'static) {
         self.clients.spawn(self.upkeep.guard(name, port));
     }
 
-    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short. What does not end with its
-    /// connection is told to after `spread`.
+    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short. After
+    /// `spread`, streams are told to end that have not ended with their connections.
     pub async fn end(&self, drain_time: Duration, spread: Duration, shutdown: &Shutdown) -> Drained {
         self.enter(Phase::Draining);
         self.accept.cancel();
         self.clients.close();
-        // In an arm, so that all of it together takes no longer than the drain time.
+        // In one branch, so that all of it together takes no longer than the drain time.
         let told = async {
             tokio::time::sleep(spread).await;
             self.streams.cancel();
             std::future::pending::<()>().await
         };
-        // All arms are cancel safe; what is left is ended by `abort`.
+        // All branches are cancel safe; what is left is ended by `abort`.
         let drained = tokio::select! {
             biased;
             () = self.clients.wait() => Drained::Completely,
@@ -187,7 +189,7 @@ impl Phases {
 
 async fn ended(wait: impl Future<Output = ()>, left: impl FnOnce() -> usize) {
     if tokio::time::timeout(LAST_STEPS, wait).await.is_err() {
-        tracing::warn!(tasks = left(), "Tasks did not end when told to; leaving them");
+        tracing::warn!(tasks = left(), "Tasks did not end in time, leaving them");
     }
 }
 

@@ -1,11 +1,12 @@
 //! The embedded store: etcd's data model in the memory of this process, behind the same [`Upstream`] trait as etcd itself.
 //!
-//! What `demo` runs on, what tests run on where no etcd is needed, and the model that simulations compare the relay with. It is
-//! not a database: nothing outlives the process, nothing is replicated, and old revisions go when there are too many.
+//! `demo` runs on it, tests that need no etcd run on it, and simulations compare the relay with it. It is not a
+//! database: nothing outlives the process, nothing is replicated, and old revisions are dropped when there are too
+//! many.
 //!
-//! Always holds: revisions, events, options and errors are those that an etcd member would give for the same requests; a watch
-//! delivers whole revisions in rising order or says which are gone. Nothing is queued for a watch: it has a position in the one
-//! log, so a slow one costs nothing.
+//! Always holds: revisions, events, options and errors are those that an etcd member would give for the same requests;
+//! a watch delivers whole revisions in rising order or reports which are gone. Nothing is queued for a watch: it has a
+//! position in the one log, so a slow watch costs nothing.
 //!
 //! [`Upstream`]: crate::hub::upstream::Upstream
 
@@ -49,15 +50,16 @@ use crate::{
 /// How large a [`Store`] may become.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Revisions that can be watched from and read at; with more, the store compacts the oldest away. Default 100,000.
+    /// The most revisions that can be watched from and read at; with more, the store compacts the oldest away. Default
+    /// 100,000.
     pub history_revisions: NonZeroUsize,
-    /// Bytes of the events of these revisions, about; with more, the store compacts the oldest away but keeps at least one
-    /// revision. Default 64 MiB.
+    /// The most bytes of the events of these revisions, approximately; with more, the store compacts the oldest away
+    /// but keeps at least one revision. Default 64 MiB.
     pub history_bytes: usize,
-    /// Bytes of the newest version of all keys, about; what would exceed them is refused with [`StoreError::NoSpace`]. Default
-    /// 256 MiB.
+    /// The most bytes of the newest version of all keys, approximately; a write that would exceed them is refused with
+    /// [`StoreError::NoSpace`]. Default 256 MiB.
     pub quota_bytes: usize,
-    /// What the store says its client URLs are when asked for the members of its cluster. Default none.
+    /// The client URLs that the store reports for its member. Default none.
     pub client_urls: Vec<String>,
 }
 
@@ -82,15 +84,15 @@ struct StoreInner {
     config: StoreConfig,
     cluster_id: u64,
     member_id: u64,
-    /// Held for the length of one request, never while waiting.
+    /// Held for the length of one request, never during a wait.
     state: Mutex<StoreState>,
-    /// The current revision, told after the lock is released: what watches wait for.
+    /// The current revision, sent after the lock is released. Watches wait for it.
     revision: watch::Sender<Revision>,
-    /// A lease was granted, which may be the next that ends.
+    /// Notified when a lease was granted, which may be the next one to end.
     granted: Notify,
 }
 
-/// A store that is alone had one election: the term after etcd's first.
+/// A store that is alone has had one election: this is the term after etcd's first.
 const RAFT_TERM: u64 = 2;
 
 impl Store {
@@ -104,7 +106,7 @@ impl Store {
         Self { shared: Arc::new(StoreInner { config, cluster_id: id(), member_id: id(), state, revision, granted }) }
     }
 
-    /// Who the store is, and where it stands.
+    /// The store's id, and its current revision.
     #[must_use]
     pub fn header(&self) -> Header {
         self.header_at(self.shared.state.lock().mvcc.current())
@@ -113,7 +115,7 @@ impl Store {
     /// `KV.Range`.
     ///
     /// # Errors
-    /// As etcd: no key, an unknown sort order or target, a revision compacted or to come.
+    /// As in etcd: no key, an unknown sort order or target, a compacted or future revision.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, StoreError> {
         let mut response = self.shared.state.lock().range(request)?;
         self.sign(&mut response.header);
@@ -123,7 +125,8 @@ impl Store {
     /// `KV.Put`.
     ///
     /// # Errors
-    /// As etcd: no key, options that contradict each other, an unknown lease, nothing there to keep, too large, no space.
+    /// As in etcd: no key, options that contradict each other, an unknown lease, no value or lease to keep, too large,
+    /// no space.
     pub fn put(&self, request: &PutRequest) -> Result<PutResponse, StoreError> {
         let mut response = self.change(|state| state.put(request))?;
         self.sign(&mut response.header);
@@ -133,7 +136,7 @@ impl Store {
     /// `KV.DeleteRange`.
     ///
     /// # Errors
-    /// As etcd: no key.
+    /// As in etcd: no key.
     pub fn delete_range(&self, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, StoreError> {
         let mut response = self.change(|state| state.delete_range(request))?;
         self.sign(&mut response.header);
@@ -143,7 +146,7 @@ impl Store {
     /// `KV.Txn`.
     ///
     /// # Errors
-    /// As etcd: more than 128 operations, a key put twice, and what [`Store::range`], [`Store::put`] and
+    /// As in etcd: more than 128 operations, a key that is put twice, and whatever [`Store::range`], [`Store::put`] and
     /// [`Store::delete_range`] refuse. Nothing is changed then.
     pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, StoreError> {
         let mut response = self.change(|state| state.txn(request))?;
@@ -154,7 +157,7 @@ impl Store {
     /// `KV.Compact`.
     ///
     /// # Errors
-    /// As etcd: a revision compacted before or to come.
+    /// As in etcd: a revision that is compacted already or in the future.
     pub fn compact(&self, request: &CompactionRequest) -> Result<CompactionResponse, StoreError> {
         let mut response = self.change(|state| state.compact(request))?;
         self.sign(&mut response.header);
@@ -164,7 +167,7 @@ impl Store {
     /// `Lease.LeaseGrant`. Leases end only while [`Store::expire_leases`] runs.
     ///
     /// # Errors
-    /// As etcd: the id is in use, or the time to live above 9,000,000,000 s. One below 2 s is raised to that.
+    /// As in etcd: the id is in use, or the time to live is above 9,000,000,000 s. A time below 2 s is raised to 2 s.
     pub fn lease_grant(&self, request: &LeaseGrantRequest) -> Result<LeaseGrantResponse, StoreError> {
         let mut response = self.change(|state| state.grant(request, Instant::now()))?;
         self.shared.granted.notify_one();
@@ -172,17 +175,17 @@ impl Store {
         Ok(response)
     }
 
-    /// `Lease.LeaseRevoke`: the keys of the lease are deleted, in one revision.
+    /// `Lease.LeaseRevoke`: deletes the keys of the lease, in one revision.
     ///
     /// # Errors
-    /// As etcd: there is no such lease.
+    /// As in etcd: there is no such lease.
     pub fn lease_revoke(&self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, StoreError> {
         let mut response = self.change(|state| state.revoke(request.id))?;
         self.sign(&mut response.header);
         Ok(response)
     }
 
-    /// One request of `Lease.LeaseKeepAlive`. A TTL of 0 in the answer says that there is no such lease.
+    /// One request of `Lease.LeaseKeepAlive`. A TTL of 0 in the answer means that there is no such lease.
     #[must_use]
     pub fn lease_keep_alive(&self, request: &LeaseKeepAliveRequest) -> LeaseKeepAliveResponse {
         let mut state = self.shared.state.lock();
@@ -191,7 +194,7 @@ impl Store {
         LeaseKeepAliveResponse { header: Some(convert::header(header)), id: request.id, ttl }
     }
 
-    /// `Lease.LeaseTimeToLive`. A TTL of -1 in the answer says that there is no such lease.
+    /// `Lease.LeaseTimeToLive`. A TTL of -1 in the answer means that there is no such lease.
     #[must_use]
     pub fn lease_time_to_live(&self, request: &LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse {
         let mut response = self.shared.state.lock().time_to_live(request, Instant::now());
@@ -199,7 +202,7 @@ impl Store {
         response
     }
 
-    /// `Lease.LeaseLeases`, the lease that ends first before the others.
+    /// `Lease.LeaseLeases`, beginning with the lease that ends first.
     #[must_use]
     pub fn leases(&self) -> LeaseLeasesResponse {
         let state = self.shared.state.lock();
@@ -208,7 +211,7 @@ impl Store {
         LeaseLeasesResponse { header, leases }
     }
 
-    /// Rough bytes of the newest version of all keys, and of the events of the revisions that are kept.
+    /// Approximate bytes of the newest version of all keys, and of the events of the kept revisions.
     fn sizes(&self) -> (usize, usize) {
         let state = self.shared.state.lock();
         (state.mvcc.live_bytes(), state.mvcc.log_bytes())
@@ -218,7 +221,8 @@ impl Store {
         &self.shared.config.client_urls
     }
 
-    /// Ends leases when their time is over, each as a revision of its own, until `cancel`. Whoever makes a store runs it.
+    /// Ends leases when their time is over, each in a revision of its own, until `cancel`. Whoever makes a store has to
+    /// run it.
     pub async fn expire_leases(self, cancel: CancellationToken) {
         loop {
             let next = self.shared.state.lock().leases.next_deadline();
@@ -228,7 +232,7 @@ impl Store {
                     None => std::future::pending().await,
                 }
             };
-            // All three are cancel safe: a notification that no one waits for is kept.
+            // All three branches are cancel safe: a notification that nobody waits for is kept.
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = self.shared.granted.notified() => {}
@@ -240,7 +244,7 @@ impl Store {
     fn revoke_expired(&self) {
         let expired = self.shared.state.lock().leases.expired(Instant::now());
         for id in expired {
-            // Between the two locks the lease may have been revoked or, its id chosen by a client, granted anew.
+            // Between the two locks the lease may have been revoked, or granted again under an id that a client chose.
             let now = Instant::now();
             let ended = self.change(|state| {
                 if state.leases.get(id).is_some_and(|lease| lease.is_over(now)) {
@@ -251,12 +255,12 @@ impl Store {
             });
             match ended {
                 Ok(()) => tracing::debug!(lease.id = id, "Lease ended"),
-                Err(error) => tracing::error!(lease.id = id, %error, "Lease could not be ended"),
+                Err(error) => tracing::error!(lease.id = id, %error, "Cannot end a lease whose time is over"),
             }
         }
     }
 
-    /// Runs a change and, after the lock is released, wakes the watches where it made a revision.
+    /// Runs a change. If it made a revision, wakes the watches after the lock is released.
     fn change<T>(&self, change: impl FnOnce(&mut StoreState) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let (result, current) = {
             let mut state = self.shared.state.lock();
@@ -270,7 +274,7 @@ impl Store {
         result
     }
 
-    /// Adds who answers to a header that has the revision.
+    /// Adds the store's id to a header that has the revision.
     fn sign(&self, header: &mut Option<ResponseHeader>) {
         let revision = header.as_ref().map_or(Revision::ZERO, |header| Revision::new(header.revision));
         *header = Some(convert::header(self.header_at(revision)));

@@ -1,7 +1,7 @@
-//! The locks and atomics of what is handed over between threads without a channel.
+//! The locks and atomics for code that passes data between threads without a channel.
 //!
-//! Named here, so that `models/` can compile the files that use them over loom's, which try every order in which threads can meet. Used by
-//! such files alone. Always holds: nothing but names.
+//! They are named here, so that `models/` can compile the files that use them over loom's, which try every order in
+//! which threads can interleave. Only such files use them. Always holds: this file has only names.
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 

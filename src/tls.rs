@@ -1,14 +1,15 @@
 //! TLS on both sides: for clients that connect to the relay ([`Server`]), and for the relay as a client of etcd ([`Client`]).
 //!
-//! Not here: sockets, and who may do what. A port asks [`Server::handshake`] for a stream, and the dialler upstream asks [`Client::connect`];
-//! neither knows rustls.
+//! Not here: sockets, and permissions. A port gets its streams from [`Server::handshake`], and the dialler upstream
+//! from [`Client::connect`]; neither knows rustls.
 //!
-//! rustls does the protocol and ring the cryptography. aws-lc-rs, the alternative, encrypts what is delivered no faster (0.23 µs for a record of
-//! 150 bytes) and shakes hands a fifth faster, but is some ten times as much C to build, with tools of its own.
+//! rustls implements the protocol and ring the cryptography. The alternative to ring, aws-lc-rs, encrypts deliveries no
+//! faster (0.23 µs for a record of 150 bytes) and completes handshakes a fifth faster, but it has some ten times as
+//! much C code to build, with tools of its own.
 //! Always holds:
-//! - files are read at the start and followed from then on (`follow`): new handshakes use what the files contain, and a set of files that
-//!   cannot be used changes nothing;
-//! - an open connection is never touched by such a change;
+//! - files are read at the start and followed from then on (`follow`): new handshakes use the current files, and a set
+//!   of files that cannot be used changes nothing;
+//! - such a change never affects an open connection;
 //! - no private key is ever printed or logged.
 
 mod client;
@@ -44,17 +45,17 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         cause: io::Error,
     },
-    /// A file has something else than what is expected of it.
+    /// A file does not have the expected content.
     #[error("{} has no usable {wanted} in PEM form{}", .path.display(), colon(.cause))]
     Content {
         /// The file.
         path: PathBuf,
         /// What it should have.
         wanted: &'static str,
-        /// What is wrong with it, where it is there.
+        /// What is wrong with it, if it is there.
         cause: String,
     },
     /// A certificate and a key do not belong together, or are of a kind that is not supported.
@@ -64,7 +65,7 @@ pub enum TlsError {
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// Why.
+        /// The reason.
         cause: String,
     },
     /// Certificate authorities or revocation lists cannot be used.
@@ -72,16 +73,16 @@ pub enum TlsError {
     Trust {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         cause: String,
     },
     /// This machine trusts no authority.
     #[error("this machine has no trusted certificate authorities{}; name those of etcd with --cacert", colon(.0))]
     NoRoots(String),
-    /// No certificate could be made, or no key of the process's own.
-    #[error("cannot make a certificate or a key: {0}")]
+    /// No certificate or key could be generated.
+    #[error("cannot generate a certificate or a key: {0}")]
     Generate(String),
-    /// The versions and cipher suites that were asked for leave nothing.
+    /// The configured versions and cipher suites leave nothing to use.
     #[error("no version of TLS is left with these cipher suites and versions: {0}")]
     Nothing(String),
 }
@@ -90,7 +91,7 @@ fn colon(cause: &str) -> String {
     if cause.is_empty() { String::new() } else { format!(": {cause}") }
 }
 
-/// Where all cryptography comes from.
+/// The source of all cryptography.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -1,4 +1,4 @@
-//! Between the wire's messages and the crate's types.
+//! Conversions between the wire's messages and the crate's types.
 //!
 //! Not here: checks and meaning. Used by the other files of `store`.
 
@@ -10,12 +10,12 @@ use crate::{
     types::{Header, KeyRange, Revision},
 };
 
-/// The keys that a request means; `None` where its range is empty, which for a read or a delete is no error.
+/// The keys that a request means. `None` if its range is empty, which is not an error for a read or a delete.
 pub(super) fn range(key: &Bytes, range_end: &Bytes) -> Option<KeyRange> {
     KeyRange::from_wire(key.clone(), range_end.clone()).ok()
 }
 
-/// The header of an answer within a transaction's, which has nothing but the revision.
+/// The header of an answer inside a transaction's, which has only the revision.
 #[expect(clippy::unnecessary_wraps, reason = "a message field of a response is an Option")]
 pub(super) fn revision_header(revision: Revision) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision: revision.get(), ..ResponseHeader::default() })

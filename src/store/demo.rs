@@ -1,7 +1,8 @@
-//! Example data for the store: the configuration and pods of a small LAIN cluster, and small changes to it going on.
+//! Example data for the store: the configuration and pods of a small LAIN cluster, and continuous small changes to it.
 //!
 //! Not here: running the relay. `demo` calls it, and tests that want data that looks real.
-//! Always holds: the changes go round; each leaves a state that such a cluster could be in, and none makes the data grow.
+//! Always holds: the changes repeat in a cycle; each leaves a state that such a cluster could be in, and none makes the
+//! data grow.
 
 use std::{
     num::NonZeroUsize,
@@ -16,20 +17,21 @@ use tokio_util::sync::CancellationToken;
 use super::{Store, StoreError};
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 
-/// The data, a JSON object with `key` and `value` a line.
+/// The data, one JSON object with `key` and `value` on each line.
 const SEED: &str = include_str!("../../tests/fixtures/lain/small.jsonl");
-/// Where the data has its pod groups.
+/// The prefix of pod groups.
 const POD_GROUPS: &str = "/lain/deployd/pod_groups/";
-/// Where it has its switches, `True` or `False`.
+/// The prefix of feature switches, which are `True` or `False`.
 const FEATURES: &str = "/lain/config/features/";
-/// Where it has its machines.
+/// The prefix of machines.
 const NODES: &str = "/lain/nodes/nodes/";
-/// What a pod group says of its last change.
+/// The field of a pod group with the time of its last change.
 const UPDATED_AT: &str = "\"UpdatedAt\":\"";
-/// What it says of where a container is; the third number is changed when it is moved, from 0 to 1 and back.
+/// The field of a pod group with a container's address. Its third number changes when the container is moved, from 0 to
+/// 1 and back.
 const CONTAINER_IP: &str = "\"ContainerIp\":\"172.20.";
 
-/// How the changes go on.
+/// How often the data changes.
 #[derive(Clone, Copy, Debug)]
 pub struct DemoConfig {
     /// Mean time from one change to the next; each is up to a quarter shorter or longer. Default 1 s.
@@ -51,7 +53,7 @@ pub enum SeedError {
     Malformed {
         /// From 1.
         line: usize,
-        /// What the parser says.
+        /// The parser's message.
         source: serde_json::Error,
     },
     /// The store refuses a key.
@@ -65,10 +67,10 @@ struct Seed {
     value: String,
 }
 
-/// Puts the example data into a store, a revision a key. Gives the number of keys.
+/// Puts the example data into a store, one key in each revision. Returns the number of keys.
 ///
 /// # Errors
-/// [`SeedError::Refused`] where the store has no room.
+/// [`SeedError::Refused`] if the store has no room.
 pub fn seed(store: &Store) -> Result<usize, SeedError> {
     let mut keys = 0;
     for (index, line) in SEED.lines().enumerate() {
@@ -80,8 +82,8 @@ pub fn seed(store: &Store) -> Result<usize, SeedError> {
     Ok(keys)
 }
 
-/// Makes small changes to a store that was seeded, until `cancel`: most rewrite a pod group, some of them with
-/// a container at another address, some flip a switch, some take a machine away and bring it back.
+/// Makes small changes to a store that was seeded, until `cancel`. Most of them rewrite a pod group, sometimes with a
+/// container at another address; some flip a switch; some remove a machine and bring it back.
 pub async fn keep_changing(store: Store, config: DemoConfig, cancel: CancellationToken) {
     let mut changes = Changes::default();
     loop {
@@ -91,22 +93,22 @@ pub async fn keep_changing(store: Store, config: DemoConfig, cancel: Cancellatio
             () = tokio::time::sleep(pause) => {}
         }
         if let Err(error) = changes.next(&store) {
-            // Someone else may have filled the store; the next change may find room again.
-            tracing::warn!(%error, "Example change refused");
+            // Another client may have filled the store; the next change may find room again.
+            tracing::warn!(%error, "The store refused a change of the example data");
         }
     }
 }
 
-/// What was changed last.
+/// The state of the changes.
 #[derive(Default)]
 struct Changes {
     made: usize,
-    /// A machine that is away.
+    /// A machine that was removed.
     away: Option<PutRequest>,
 }
 
 impl Changes {
-    /// Of five changes one flips a switch, one moves a container, and one is about a machine.
+    /// Of five changes one flips a switch, one moves a container, and one removes or returns a machine.
     fn next(&mut self, store: &Store) -> Result<(), StoreError> {
         let turn = self.made / 5;
         let kind = self.made % 5;
@@ -143,7 +145,7 @@ fn move_container(store: &Store, turn: usize) -> Result<(), StoreError> {
     store.put(&PutRequest { key, value, ..PutRequest::default() }).map(|_| ())
 }
 
-/// The value with its first container at another address; unchanged where it has none.
+/// The value with its first container at another address; unchanged if it has no container.
 fn with_first_container_moved(value: &str) -> String {
     let Some((before, rest)) = value.split_once(CONTAINER_IP) else { return value.to_owned() };
     let Some((network, after)) = rest.split_once('.') else { return value.to_owned() };
@@ -158,14 +160,14 @@ fn update_pod_group(store: &Store, turn: usize) -> Result<(), StoreError> {
     store.put(&PutRequest { key, value, ..PutRequest::default() }).map(|_| ())
 }
 
-/// The value with its first `UpdatedAt` set; unchanged where it has none.
+/// The value with its first `UpdatedAt` set; unchanged if it has none.
 fn with_updated_at(value: &str, now: &str) -> String {
     let Some((before, rest)) = value.split_once(UPDATED_AT) else { return value.to_owned() };
     let Some((_, after)) = rest.split_once('"') else { return value.to_owned() };
     format!("{before}{UPDATED_AT}{now}\"{after}")
 }
 
-/// The key whose turn it is of those below a prefix.
+/// The key under a prefix whose turn it is.
 fn pick(store: &Store, prefix: &'static str, turn: usize) -> Result<Option<(Bytes, Bytes)>, StoreError> {
     let (key, range_end) = crate::types::KeyRange::prefix(Bytes::from_static(prefix.as_bytes())).to_wire();
     let mut found = store.range(&RangeRequest { key, range_end, ..RangeRequest::default() })?.kvs;

@@ -1,6 +1,6 @@
 //! [`StoreError`]: why the store refuses a request, in etcd's own words.
 //!
-//! Not here: status codes, which are the service's. Always holds: the text is the one that an etcd member sends.
+//! Not here: status codes, which belong to the service. Always holds: the text is the one that an etcd member sends.
 
 use thiserror::Error;
 
@@ -14,10 +14,10 @@ pub enum StoreError {
     /// A put keeps the value or lease of a key that does not exist, or a transaction has an operation without content.
     #[error("etcdserver: key not found")]
     KeyNotFound,
-    /// A put both keeps the value and brings one.
+    /// A put both keeps the value and sends one.
     #[error("etcdserver: value is provided")]
     ValueProvided,
-    /// A put both keeps the lease and brings one.
+    /// A put both keeps the lease and names one.
     #[error("etcdserver: lease is provided")]
     LeaseProvided,
     /// A sort order or target that the protocol does not know.
@@ -32,10 +32,10 @@ pub enum StoreError {
     /// The request is larger than etcd's default `--max-request-bytes`.
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
-    /// The revision is gone.
+    /// The revision is compacted.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
-    /// The revision is not assigned yet.
+    /// The revision is in the future.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
     /// The store is full: delete keys, or give it a larger [`StoreConfig::quota_bytes`](super::StoreConfig::quota_bytes).

@@ -1,7 +1,8 @@
-//! The leases: how long each lasts, and the keys bound to it.
+//! The leases: how long each lasts, and the keys attached to it.
 //!
-//! Not here: deleting the keys of a lease that ended (`state`) and waiting for its end (`store`). Pure: the time is an argument.
-//! Always holds: a key is bound to one lease at the most, the one that its newest version names.
+//! Not here: deleting the keys of a lease that ended (`state`), and waiting for its end (`store`). Pure: the time is an
+//! argument.
+//! Always holds: a key is attached to at most one lease, the one that its newest version names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,9 +14,10 @@ use tokio::time::Instant;
 
 use super::StoreError;
 
-/// The shortest time to live, in seconds: that of an etcd member with default election timeout. Shorter ones are raised to it.
+/// The shortest time to live, in seconds: that of an etcd member with the default election timeout. Shorter times are
+/// raised to it.
 pub(super) const MIN_TTL: i64 = 2;
-/// The longest, in seconds; etcd's.
+/// The longest time to live, in seconds, as in etcd.
 const MAX_TTL: i64 = 9_000_000_000;
 
 /// All leases.
@@ -46,7 +48,7 @@ impl Lease {
 }
 
 impl Leases {
-    /// Begins a lease; 0 lets the store choose the id. Gives the id and the seconds granted.
+    /// Begins a lease; with the id 0 the store chooses one. Returns the id and the seconds granted.
     pub(super) fn grant(&mut self, id: i64, ttl: i64, now: Instant) -> Result<(i64, i64), StoreError> {
         if ttl > MAX_TTL {
             return Err(StoreError::LeaseTtlTooLarge);
@@ -60,12 +62,12 @@ impl Leases {
         Ok((id, ttl))
     }
 
-    /// Ends a lease and gives it back, with the keys that were bound to it.
+    /// Ends a lease and returns it, with the keys that were attached to it.
     pub(super) fn remove(&mut self, id: i64) -> Result<Lease, StoreError> {
         self.leases.remove(&id).ok_or(StoreError::LeaseNotFound)
     }
 
-    /// Starts the time of a lease again, unless it is over. Gives the seconds.
+    /// Starts the time of a lease again, unless it is over. Returns the seconds.
     pub(super) fn renew(&mut self, id: i64, now: Instant) -> Result<i64, StoreError> {
         let lease = self.leases.get_mut(&id).filter(|lease| !lease.is_over(now)).ok_or(StoreError::LeaseNotFound)?;
         lease.deadline = now + seconds(lease.ttl);
@@ -80,14 +82,14 @@ impl Leases {
         self.leases.contains_key(&id)
     }
 
-    /// The ids, the lease that ends first before the others.
+    /// The ids, beginning with the lease that ends first.
     pub(super) fn ids(&self) -> Vec<i64> {
         let mut ids: Vec<_> = self.leases.iter().map(|(id, lease)| (lease.deadline, *id)).collect();
         ids.sort_unstable();
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Moves a key from a lease to another; 0 is none.
+    /// Moves a key from one lease to another; 0 means none.
     pub(super) fn rebind(&mut self, key: &Bytes, from: i64, to: i64) {
         if from == to {
             return;

@@ -1,9 +1,10 @@
-//! Keys with all their versions, and the log of what changed: the store's data and its revisions.
+//! Keys with all their versions, and the log of changes: the store's data and its revisions.
 //!
 //! Not here: requests and their options (`range`, `txn`), leases, waiting. Pure and synchronous; `state` calls it.
-//! Always holds: a transaction that changes something is one revision, the next one; one that changes nothing is none. The log
-//! has every revision from the compacted one (or 2, the first there is) to the current one. Reads from the compacted revision
-//! on see what was there; a revision before it is refused.
+//! Always holds: a transaction that changes something makes one revision, the next one; a transaction that changes
+//! nothing makes none. The log has every revision from the compacted one (or from 2, the first with changes) to the
+//! current one. Reads at the compacted revision or later see the state at that revision; a read at an earlier one is
+//! refused.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,16 +23,16 @@ pub(super) struct HistoryLimits {
     pub(super) bytes: usize,
 }
 
-/// The data.
+/// The keys and the log.
 #[derive(Debug)]
 pub(super) struct Mvcc {
-    /// Versions of a key with rising revisions; never none.
+    /// Versions of a key with rising revisions; at least one.
     keys: BTreeMap<Bytes, VecDeque<Version>>,
-    /// One record a revision, without a gap.
+    /// One record for each revision, without a gap.
     log: VecDeque<Record>,
     current: Revision,
     compacted: Revision,
-    /// Changes of the transaction that is going on; they are [`Mvcc::visible`] to it.
+    /// Changes of the running transaction, which can read them (see [`Mvcc::visible`]).
     open: Vec<EventFields>,
     live_bytes: usize,
     log_bytes: usize,
@@ -42,7 +43,7 @@ pub(super) struct Mvcc {
 #[derive(Debug)]
 struct Version {
     revision: Revision,
-    /// `None` where it was deleted.
+    /// `None` if it was deleted.
     kv: Option<KeyValueFields>,
 }
 
@@ -55,11 +56,11 @@ pub(super) struct Record {
     bytes: usize,
 }
 
-/// etcd's first revision: that of a store to which nothing was written.
+/// etcd's first revision: that of a store that was never written to.
 const FIRST: Revision = Revision::new(1);
-/// What etcd takes for the compacted revision where nothing is.
+/// What etcd reports as the compacted revision if there is none.
 const NOTHING_COMPACTED: Revision = Revision::new(-1);
-/// Rough size of what a version or an event takes beside its key and value.
+/// About how much a version or an event takes beside its key and value.
 const OVERHEAD: usize = 128;
 
 impl Mvcc {
@@ -81,27 +82,28 @@ impl Mvcc {
         self.current
     }
 
-    /// The oldest revision that can be read; -1 where nothing was compacted.
+    /// The oldest revision that can be read; -1 if nothing was compacted.
     pub(super) fn compacted(&self) -> Revision {
         self.compacted
     }
 
-    /// The revision that reads see: the current one or, within a transaction that changed something, the one it makes.
+    /// The revision that reads see: the current one, or the one that a running transaction makes if it changed
+    /// something.
     pub(super) fn visible(&self) -> Revision {
         if self.open.is_empty() { self.current } else { self.current.next() }
     }
 
-    /// Rough bytes of the newest version of every key.
+    /// Approximate bytes of the newest version of every key.
     pub(super) fn live_bytes(&self) -> usize {
         self.live_bytes
     }
 
-    /// Rough bytes of the log.
+    /// Approximate bytes of the log.
     pub(super) fn log_bytes(&self) -> usize {
         self.log_bytes
     }
 
-    /// The revision to read for one that a request names, where 0 and less mean the newest.
+    /// The revision to read for the one in a request, where 0 and less mean the newest.
     pub(super) fn readable(&self, revision: i64) -> Result<Revision, StoreError> {
         let revision = Revision::new(revision);
         if revision > self.visible() {
@@ -138,7 +140,7 @@ impl Mvcc {
             Some(kv) => (kv.key.clone(), kv.create_revision, kv.version + 1, cost(kv)),
             None => (Bytes::copy_from_slice(key), revision, 1, 0),
         };
-        // A copy: what came from a network is a slice of a larger buffer, which it would keep alive.
+        // A copy, since a value from the network is a slice of a larger buffer, which it would keep in memory.
         let value = Bytes::copy_from_slice(value);
         let kv = KeyValueFields { key, value, create_revision, mod_revision: revision, version, lease };
         self.live_bytes = self.live_bytes - freed + cost(&kv);
@@ -146,7 +148,7 @@ impl Mvcc {
         self.keys.entry(kv.key.clone()).or_default().push_back(Version { revision, kv: Some(kv) });
     }
 
-    /// Deletes the keys of a range, in key order, and gives what they were.
+    /// Deletes the keys of a range, in key order, and returns their last values.
     pub(super) fn delete(&mut self, range: &KeyRange) -> Vec<KeyValueFields> {
         let revision = self.current.next();
         let mut deleted = Vec::new();
@@ -161,7 +163,7 @@ impl Mvcc {
         deleted
     }
 
-    /// Ends a transaction: what it changed becomes the next revision. Old revisions go where there are too many.
+    /// Ends a transaction: its changes become the next revision. Old revisions are dropped if there are too many.
     pub(super) fn commit(&mut self) {
         if self.open.is_empty() {
             return;
@@ -174,7 +176,7 @@ impl Mvcc {
         self.enforce_limits();
     }
 
-    /// Forgets the revisions before one.
+    /// Drops the revisions before one.
     pub(super) fn compact(&mut self, revision: i64) -> Result<(), StoreError> {
         let revision = Revision::new(revision);
         if revision <= self.compacted {
@@ -214,8 +216,8 @@ impl Mvcc {
             self.log_bytes -= record.bytes;
             record.events.iter().for_each(|event| trim(&mut self.keys, &event.kv.key, revision));
         }
-        // The events of `revision` stay for whoever watches from it, but what they replaced goes: in it, too, where a transaction
-        // changed a key twice.
+        // The events of `revision` stay for watches that begin there, but what they replaced is dropped; even within
+        // the revision, if a transaction changed a key twice.
         if let Some(record) = self.log.front_mut().filter(|record| record.revision == revision) {
             record.events.iter().for_each(|event| trim(&mut self.keys, &event.kv.key, revision));
             self.log_bytes -= record.bytes;
@@ -244,7 +246,7 @@ impl Record {
     }
 }
 
-/// Leaves of a key's versions up to `revision` only the last, and not even that where it is a deletion.
+/// Keeps only the last of a key's versions up to `revision`, and drops that as well if it is a deletion.
 fn trim(keys: &mut BTreeMap<Bytes, VecDeque<Version>>, key: &Bytes, revision: Revision) {
     let Some(versions) = keys.get_mut(key) else { return };
     let old = versions.partition_point(|version| version.revision <= revision);

@@ -1,7 +1,8 @@
 //! Range requests over the store's own data.
 //!
-//! Not here: the data (`mvcc`), and what each option means (`ranges`). Called by `state` for a request alone and within a transaction.
-//! Always holds: what is answered is of one revision.
+//! Not here: the data (`mvcc`), and the meaning of each option (`ranges`). Called by `state`, for single requests and
+//! within transactions.
+//! Always holds: an answer shows one revision.
 
 use super::{StoreError, convert, mvcc::Mvcc};
 use crate::{
@@ -18,7 +19,7 @@ pub(super) fn check(request: &RangeRequest) -> Result<(), StoreError> {
     ranges::check(request).map_err(|InvalidSort| StoreError::InvalidSortOption)
 }
 
-/// Answers a request that [`check`] let pass. The header has the revision alone.
+/// Answers a request that [`check`] accepted. The header has only the revision.
 pub(super) fn answer(mvcc: &Mvcc, request: &RangeRequest) -> Result<RangeResponse, StoreError> {
     let at = mvcc.readable(request.revision)?;
     let kvs: Vec<&KeyValueFields> = match convert::range(&request.key, &request.range_end) {

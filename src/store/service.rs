@@ -1,7 +1,7 @@
-//! The store's gRPC services: what a relay forwards of its clients' requests, when it runs on the embedded store.
+//! The store's gRPC services: the calls that a relay on the embedded store forwards for its clients.
 //!
-//! Served: `KV` but RangeStream; `Lease`; of `Maintenance` Status and Alarm; of `Cluster` MemberList; of `Auth` AuthStatus and
-//! Authenticate. Not here: `Watch`, which the relay serves itself. Every other method is refused, by its name.
+//! Served: `KV` except RangeStream; `Lease`; Status and Alarm of `Maintenance`; MemberList of `Cluster`; AuthStatus and
+//! Authenticate of `Auth`. Not here: `Watch`, which the relay serves itself. Every other method is refused by name.
 //! Always holds: codes and texts of errors are etcd's.
 
 mod kv;
@@ -24,7 +24,7 @@ use crate::pb::etcdserverpb::{
     maintenance_server::MaintenanceServer,
 };
 
-/// The etcd release whose API the store speaks, and the version that its status names.
+/// The etcd release whose API the store implements, and the version in its status.
 pub const ETCD_API_VERSION: &str = "3.5.16";
 
 /// Takes any gRPC request.
@@ -48,11 +48,11 @@ pub(super) const SERVED: [&str; 15] = [
     "/etcdserverpb.Auth/AuthStatus",
     "/etcdserverpb.Auth/Authenticate",
 ];
-/// The largest message taken, as by an etcd member: `--max-request-bytes` and 512 KiB.
+/// The largest message that is accepted, as by an etcd member: `--max-request-bytes` and 512 KiB.
 const MAX_MESSAGE_BYTES: usize = 2 << 20;
 
 impl Store {
-    /// The services of this store. A method that it does not serve answers Unimplemented and is named in the message.
+    /// The services of this store. Other methods answer Unimplemented, with the method's name in the message.
     #[must_use]
     pub fn forward_service(&self) -> ForwardService {
         let routes = Routes::new(KvServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-/// Lets the served methods through.
+/// Lets only the served methods through.
 #[derive(Clone)]
 struct ServedOnly {
     routes: Routes,
@@ -94,7 +94,7 @@ impl Service<Request<Body>> for ServedOnly {
 fn refusal(path: &str) -> Status {
     let method = path.trim_start_matches('/').replace('/', ".");
     let method = method.strip_prefix("etcdserverpb.").unwrap_or(&method);
-    // The path is the client's; a longer one than any method has is not repeated whole.
+    // The path comes from the client. If it is longer than any method's, it is not repeated in full.
     let method: String = method.chars().take(100).collect();
     Status::unimplemented(format!("etcd-relay: the embedded store does not serve {method}"))
 }

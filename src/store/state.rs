@@ -1,8 +1,8 @@
-//! The store's state, data and leases together, and what each request does to it.
+//! The store's state, which is its data and leases, and the effect of each request on it.
 //!
 //! Not here: locks, waiting, the network (`store`). Pure and synchronous; requests and answers are the protocol's messages.
-//! Always holds: a request is refused before it changed anything, or it is carried out whole, as one revision. Headers of
-//! answers have the revision alone; `store` adds who answers.
+//! Always holds: a request is either refused before it changed anything, or carried out completely, as one revision.
+//! Headers of answers have only the revision; `store` adds the ids.
 
 use tokio::time::Instant;
 
@@ -48,7 +48,7 @@ impl StoreState {
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, StoreError> {
         txn::check_put(request)?;
         self.check_room(request)?;
-        // In a transaction, etcd looks at these in the other order.
+        // In a transaction, etcd checks these in the other order.
         txn::check_lease(&self.leases, request)?;
         txn::check_kept(&self.mvcc, request)?;
         let response = self.apply_put(request);
@@ -90,7 +90,7 @@ impl StoreState {
         Ok(LeaseGrantResponse { header, id, ttl, error: String::new() })
     }
 
-    /// Ends a lease; its keys go in one revision.
+    /// Ends a lease; its keys are deleted in one revision.
     pub(super) fn revoke(&mut self, id: i64) -> Result<LeaseRevokeResponse, StoreError> {
         let lease = self.leases.remove(id)?;
         for key in lease.keys {
@@ -114,7 +114,7 @@ impl StoreState {
         }
     }
 
-    /// Refuses what is too large for a request or for what is left of the quota.
+    /// Refuses what is too large for a request or for the rest of the quota.
     fn check_room(&self, request: &impl prost::Message) -> Result<(), StoreError> {
         let bytes = request.encoded_len();
         if bytes > MAX_REQUEST_BYTES {
@@ -137,7 +137,7 @@ impl StoreState {
             };
             responses.push(ResponseOp { response: Some(response) });
         }
-        // A nested answer's header stays empty, as etcd's does.
+        // A nested answer's header stays empty, as in etcd.
         Ok(TxnResponse { header: Some(ResponseHeader::default()), succeeded: chosen.succeeded, responses })
     }
 

@@ -1,4 +1,4 @@
-//! Tests of the store as its users see it. Requests compared with a real etcd: `tests/it/store.rs`.
+//! Tests of the store as its users see it. `tests/it/store.rs` compares requests with a real etcd.
 
 mod model;
 mod service;
@@ -33,7 +33,7 @@ async fn watch_all(store: &Store, start: i64) -> Box<dyn UpstreamWatch> {
     store.watch(request).await.expect("a watch")
 }
 
-/// What the watch has now; `None` where it waits.
+/// The watch's next message; `None` if there is none now.
 fn now(watch: &mut Box<dyn UpstreamWatch>) -> Option<WatchMessage> {
     watch.next().now_or_never().map(|message| message.expect("an open watch"))
 }
@@ -190,7 +190,7 @@ async fn a_lease_ends_with_its_time_and_takes_its_keys_in_one_revision() {
     for key in ["a", "b", "c"] {
         store.put(&PutRequest { lease: 7, ..put_request(key, "1") }).expect("a put");
     }
-    // A key that has left the lease stays.
+    // A key that was detached from the lease stays.
     store.put(&PutRequest { lease: 8, ..put_request("c", "2") }).expect("a put");
     let mut watch = watch_all(&store, 0).await;
 

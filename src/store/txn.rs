@@ -1,7 +1,7 @@
-//! Transactions: what etcd refuses before it looks at the data, and which operations it then takes.
+//! Transactions: what etcd refuses before it looks at the data, and which operations it then executes.
 //!
-//! Not here: carrying them out, which is `state`'s. Always holds: all comparisons, those of nested transactions too, are made
-//! with the data as it was before the first operation; a chosen operation cannot fail any more once [`choose`] returned.
+//! Not here: executing them, which `state` does. Always holds: all comparisons, including those of nested transactions,
+//! use the data from before the first operation; once [`choose`] has returned, a chosen operation cannot fail.
 
 use std::{
     cmp::Ordering,
@@ -47,7 +47,7 @@ pub(super) fn check(request: &TxnRequest) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Compares, takes the branches, and refuses what of them could not be carried out.
+/// Compares, chooses the branches, and refuses operations in them that could not be executed.
 pub(super) fn choose<'a>(mvcc: &Mvcc, leases: &Leases, request: &'a TxnRequest) -> Result<Chosen<'a>, StoreError> {
     let chosen = take_branch(mvcc, request);
     check_puts(mvcc, leases, &chosen)?;
@@ -55,13 +55,13 @@ pub(super) fn choose<'a>(mvcc: &Mvcc, leases: &Leases, request: &'a TxnRequest) 
     Ok(chosen)
 }
 
-/// Whether the key exists of which a put keeps the value or the lease.
+/// Checks that the key exists if a put keeps its value or lease.
 pub(super) fn check_kept(mvcc: &Mvcc, put: &PutRequest) -> Result<(), StoreError> {
     let keeps = put.ignore_value || put.ignore_lease;
     if keeps && mvcc.get(&put.key).is_none() { Err(StoreError::KeyNotFound) } else { Ok(()) }
 }
 
-/// Whether the lease of a put exists.
+/// Checks that the lease of a put exists.
 pub(super) fn check_lease(leases: &Leases, put: &PutRequest) -> Result<(), StoreError> {
     if put.lease != 0 && !leases.exists(put.lease) { Err(StoreError::LeaseNotFound) } else { Ok(()) }
 }
@@ -84,7 +84,7 @@ pub(super) fn check_delete(delete: &DeleteRangeRequest) -> Result<(), StoreError
     if delete.key.is_empty() { Err(StoreError::EmptyKey) } else { Ok(()) }
 }
 
-/// `max_ops` bounds the longest of the three lists; a nested transaction has what its parent leaves.
+/// `max_ops` limits the longest of the three lists; a nested transaction has what its parent leaves.
 fn check_size(request: &TxnRequest, max_ops: usize) -> Result<(), StoreError> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     if ops > max_ops {
@@ -112,8 +112,8 @@ struct Changed<'a> {
     deletes: Intervals,
 }
 
-/// Collects what a branch may change; refuses a put of a key that the branch puts or deletes elsewhere. Deleting twice is
-/// allowed, and so is a put in both branches of one nested transaction.
+/// Collects the keys that a branch may change. Refuses a put of a key that the branch also puts or deletes elsewhere. A
+/// key may be deleted twice, and both branches of one nested transaction may put it.
 fn changes(ops: &[RequestOp]) -> Result<Changed<'_>, StoreError> {
     let mut all = Changed::default();
     for op in ops {
@@ -145,13 +145,13 @@ fn changes(ops: &[RequestOp]) -> Result<Changed<'_>, StoreError> {
     Ok(all)
 }
 
-/// Disjoint intervals, end by start.
+/// Disjoint intervals, each from its start (the map's key) to its end.
 #[derive(Default)]
 struct Intervals(BTreeMap<Bytes, Bytes>);
 
 impl Intervals {
-    /// Takes `range_end` for a key even where it is `"\0"`, as etcd does here: a put beside a delete of "all keys from this one
-    /// on" is no duplicate to it.
+    /// Takes `range_end` for a key even if it is `"\0"`, as etcd does here: to etcd, a put beside a delete of "all keys
+    /// from this one on" is not a duplicate.
     fn insert(&mut self, key: &Bytes, range_end: &Bytes) {
         if range_end.is_empty() {
             let after = [&key[..], &[0]].concat();
@@ -202,14 +202,15 @@ fn take_branch<'a>(mvcc: &Mvcc, request: &'a TxnRequest) -> Chosen<'a> {
     Chosen { succeeded, steps }
 }
 
-/// Whether every key of the range compares so; of no key at all, whether a key without version, revisions and lease does.
+/// Whether every key of the range satisfies the comparison. For an empty range, whether a key without version,
+/// revisions and lease does.
 fn holds(mvcc: &Mvcc, compare: &Compare) -> bool {
     let range = convert::range(&compare.key, &compare.range_end);
     let mut kvs = range.iter().flat_map(|range| mvcc.scan(range, mvcc.visible())).peekable();
     if kvs.peek().is_some() {
         return kvs.all(|kv| holds_for(compare, kv));
     }
-    // A value that is not there equals none and differs from none.
+    // A missing value neither equals nor differs from any value.
     compare.target != CompareTarget::Value as i32 && holds_for(compare, &KeyValueFields::default())
 }
 
@@ -236,7 +237,7 @@ fn holds_for(compare: &Compare, kv: &KeyValueFields) -> bool {
             Some(TargetUnion::Lease(lease)) => *lease,
             _ => 0,
         }),
-        // What etcd does with a target and a result that it does not know.
+        // What etcd does with a target or a result that it does not know.
         Err(_) => Ordering::Equal,
     };
     match CompareResult::try_from(compare.result) {

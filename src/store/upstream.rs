@@ -1,8 +1,8 @@
-//! The store as an [`Upstream`]: pages, watches and confirmations, as a source gives them of an etcd cluster.
+//! The store as an [`Upstream`]: pages, watches and confirmations, as they come from an etcd cluster.
 //!
-//! Not here: requests of clients. Called by the feed driver and whoever else reads from upstream.
-//! Always holds: a watch is a position in the store's log; nothing is queued for it, and it looks at a bounded number of
-//! revisions each time it holds the lock. Progress is true when it is said: it is the revision up to which the log was read.
+//! Not here: requests of clients. Called by the feed driver and by everything else that reads from upstream.
+//! Always holds: a watch is a position in the store's log; nothing is queued for it, and it looks at a bounded number
+//! of revisions each time it holds the lock. Progress is the revision up to which the log was read.
 
 use std::time::Instant;
 
@@ -15,9 +15,10 @@ use crate::{
     types::{EventFields, EventKind, Header, KeyRange, KeyValueFields, Revision},
 };
 
-/// Revisions that a watch looks at while it holds the lock, and the most that one message has. As many as etcd's own batches.
+/// The most revisions that a watch looks at while it holds the lock, and the most in one message: as many as in etcd's
+/// own batches.
 const BATCH_REVISIONS: usize = 1000;
-/// Bytes of keys and values after which a message ends, with the revision that reached them.
+/// A message ends with the revision that brings it to this many bytes of keys and values.
 const BATCH_BYTES: usize = 4 << 20;
 
 #[async_trait]
@@ -38,7 +39,7 @@ impl Upstream for Store {
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-        // The receiver before the header: a revision made between the two wakes the watch, and is not missed.
+        // Subscribed before the header is read, so that a revision between the two wakes the watch and is not missed.
         let told = self.shared.revision.subscribe();
         let created = self.header();
         let position = match request.start_revision {
@@ -81,7 +82,7 @@ struct StoreWatch {
 /// What the log has at a watch's position.
 enum Look {
     Found(WatchMessage),
-    /// Nothing in this batch, but there is more of the log.
+    /// Nothing in this batch, but there is more in the log.
     Nothing,
     /// The end of the log.
     End(Header),
@@ -103,7 +104,7 @@ impl UpstreamWatch for StoreWatch {
                     self.progress_asked = false;
                     return Ok(WatchMessage::Progress(header));
                 }
-                // Cancel safe: what changed since is seen again at the next call.
+                // Cancel safe: a change since then is found at the next call.
                 Look::End(_) => self.told.changed().await.map_err(|_| ended())?,
             }
         }
@@ -171,7 +172,8 @@ impl StoreWatch {
     }
 }
 
-/// What an event replaced, as etcd finds it: the key at the revision before, unless the event created it or that is compacted.
+/// What an event replaced, as etcd finds it: the key at the revision before, unless the event created it or that
+/// revision is compacted.
 fn replaced<'a>(mvcc: &'a Mvcc, event: &EventFields) -> Option<&'a KeyValueFields> {
     let creates = event.kind == EventKind::Put && event.kv.create_revision == event.kv.mod_revision;
     let before = event.kv.mod_revision.previous();

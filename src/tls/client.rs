@@ -1,7 +1,8 @@
-//! [`Client`]: the relay's side of TLS towards etcd: which members it believes, and its own certificate.
+//! [`Client`]: the relay's side of TLS towards etcd: which members it trusts, and its own certificate.
 //!
-//! Not here: where members are, see `source::dial`. Always holds: a member's certificate is that of an authority that is trusted, and has the
-//! name or address by which the member is called, unless the operator has turned that off.
+//! Not here: the addresses of members, see `source::dial`. Always holds: a member's certificate is signed by a trusted
+//! authority, and has the name or address under which the member is configured, unless the operator has turned that
+//! off.
 
 use std::{
     fmt, io,
@@ -36,27 +37,27 @@ pub type ClientStream<T> = tokio_rustls::client::TlsStream<T>;
 /// How to reach members over TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Authorities of members' certificates; those of the system where it is not set.
+    /// Authorities for members' certificates; the system's if it is not set.
     pub cacert: Option<PathBuf>,
-    /// The relay's own certificate, with its key, where members ask for one.
+    /// The relay's own certificate and key, for members that require one.
     pub pair: Option<(PathBuf, PathBuf)>,
-    /// Whether any certificate of a member is believed.
+    /// Whether every certificate of a member is accepted.
     pub insecure_skip_verify: bool,
-    /// The name that members' certificates must have; that by which a member is called where it is not set. For members whose names were
-    /// learned from DNS, which anybody between may have changed.
+    /// The name that members' certificates must have; by default the name under which the member is configured. It is
+    /// for members whose names were learned from DNS, where an attacker may have changed them.
     pub server_name: Option<String>,
 }
 
-/// What is to be spoken on a connection.
+/// The protocol on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     /// HTTP/1.1, which needs no announcement.
     Http1,
-    /// HTTP/2, which newer members take only where it is announced.
+    /// HTTP/2, which newer members accept only if it is announced.
     Http2,
 }
 
-/// See the module. Cheap to clone.
+/// The relay's TLS client; see the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -72,16 +73,16 @@ struct Current {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     own: Option<Names>,
-    /// When the first of the authorities in the file ends.
+    /// When the first of the authorities in the file expires.
     ca_not_after: Option<SystemTime>,
     read: Digest,
 }
 
 impl Client {
-    /// Reads the files, and the system's authorities where no others are named. Blocks.
+    /// Reads the files, and the system's authorities if no others are configured. Blocks.
     ///
     /// # Errors
-    /// Where they cannot be used.
+    /// If they cannot be used.
     pub fn load(options: ClientOptions) -> Result<Self, TlsError> {
         let contents = Contents::read(options.paths())?;
         let current = ArcSwap::from_pointee(Current::new(&options, &contents)?);
@@ -94,23 +95,24 @@ impl Client {
         self.shared.current.load().own.as_ref().and_then(Names::common).map(str::to_owned)
     }
 
-    /// Whether members are shown a certificate of the relay where they ask for one.
+    /// Whether the relay has a certificate to show to members that require one.
     #[must_use]
     pub fn has_certificate(&self) -> bool {
         self.shared.options.pair.is_some()
     }
 
-    /// Shakes hands with the member that is called `host`. Cancel safe: dropped, the connection is closed.
+    /// Performs the handshake with the member named `host`. Cancel safe: if it is dropped, the connection is closed.
     ///
     /// # Errors
-    /// Where the member is not to be believed, or does not speak TLS; the text says what to look at.
+    /// If the member cannot be trusted or does not speak TLS. The text says what to check.
     pub async fn connect<T>(&self, host: &str, stream: T, speaks: Speaks) -> io::Result<ClientStream<T>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let host = self.shared.options.server_name.as_deref().unwrap_or(host);
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is no name for TLS")))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is not a name that TLS can use"))
+        })?;
         let config = {
             let current = self.shared.current.load();
             match speaks {
@@ -128,7 +130,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Follows the files for ever; run it as a task.
+    /// Follows the files for ever; spawn it as a task.
     pub async fn keep(self) {
         let shared = self.shared;
         let current = shared.current.load_full();
@@ -190,7 +192,7 @@ impl Current {
         Ok(Self { http1, http2: Arc::new(config), own, ca_not_after, read: contents.whole() })
     }
 
-    /// Tells the metrics.
+    /// Updates the metrics.
     fn show(&self) {
         show(TlsCertificate::Upstream, self.own.as_ref().map(Names::not_after));
         show(TlsCertificate::UpstreamCa, self.ca_not_after);
@@ -208,29 +210,29 @@ fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
-/// What to look at after a handshake that failed.
+/// The error with advice on what to check after a failed handshake.
 fn explained(error: &io::Error) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         return io::Error::new(error.kind(), format!("TLS handshake: {error}"));
     };
     let look = match cause {
-        rustls::Error::InvalidMessage(_) => "does it speak TLS there, or is it an http:// URL?",
+        rustls::Error::InvalidMessage(_) => "does the server speak TLS, or is it an http:// URL?",
         rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
             "is --cacert the authority of its certificate?"
         }
-        rustls::Error::InvalidCertificate(_) => "look at the member's certificate",
-        rustls::Error::AlertReceived(_) => "look at --cert and --key, and at the member's log",
-        _ => "look at the member's log",
+        rustls::Error::InvalidCertificate(_) => "check the member's certificate",
+        rustls::Error::AlertReceived(_) => "check --cert and --key, and the member's log",
+        _ => "check the member's log",
     };
     io::Error::new(error.kind(), format!("TLS handshake: {cause}; {look}"))
 }
 
-/// Believes every member, but for proof that it has the key of its certificate.
+/// Trusts every member that proves to have the key of its certificate.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 
-/// That of the certificates that etcd makes with `--auto-tls`. It cannot be checked, and where any certificate is believed, a check would show only
-/// that the member has the key of whatever certificate it sent.
+/// The scheme of the certificates that etcd makes with `--auto-tls`. ring cannot check it. If every certificate is
+/// accepted, a check would only show that the member has the key of whatever certificate it sent.
 const UNKNOWN_TO_RING: SignatureScheme = SignatureScheme::ECDSA_NISTP521_SHA512;
 
 impl ServerCertVerifier for Unverified {

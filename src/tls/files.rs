@@ -1,7 +1,8 @@
-//! [`Contents`]: what a set of files has at one moment.
+//! [`Contents`]: the content of a set of files at one moment.
 //!
-//! Not here: what it means, see `pem`. Always holds: no file of more than [`MOST`] bytes is read; whether two moments differ is told from
-//! the bytes alone, so a file that is replaced, rewritten or behind another symbolic link is all the same.
+//! Not here: the meaning of the content, see `pem`. Always holds: no file of more than [`MOST`] bytes is read; only the
+//! bytes decide whether the content has changed, so it makes no difference whether a file is replaced, rewritten or
+//! reached through another symbolic link.
 
 use std::{
     collections::BTreeMap,
@@ -14,16 +15,16 @@ use std::{
 
 use super::TlsError;
 
-/// A bundle of all public authorities has a quarter of a MiB; a large revocation list has some.
+/// A bundle of all public authorities takes a quarter of a MiB; a large revocation list takes a few.
 const MOST: u64 = 32 << 20;
 
-/// With a secret of the process, so that what is kept to compare keys tells nothing about them.
+/// Uses a secret of the process, so that the value that is kept to compare keys reveals nothing about them.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// See the module.
+/// The content of some files; see the module.
 pub(super) struct Contents(BTreeMap<PathBuf, Vec<u8>>);
 
-/// Stands for the bytes of some files.
+/// A hash of the bytes of some files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Digest(u64);
 
@@ -31,7 +32,7 @@ impl Contents {
     /// Reads the files. Blocks.
     ///
     /// # Errors
-    /// Where one cannot be read, or is too large.
+    /// If one cannot be read, or is too large.
     pub(super) fn read<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<Self, TlsError> {
         let mut contents = BTreeMap::new();
         for path in paths {
@@ -51,13 +52,13 @@ impl Contents {
         self.0.get(path).map_or(&[], Vec::as_slice)
     }
 
-    /// Stands for the bytes of these files.
+    /// A hash of the bytes of these files.
     pub(super) fn digest<'a>(&self, paths: impl IntoIterator<Item = &'a Path>) -> Digest {
         let of: Vec<_> = paths.into_iter().map(|path| (path, self.of(path))).collect();
         Digest(HASHER.hash_one(of))
     }
 
-    /// Stands for the bytes of all.
+    /// A hash of the bytes of all files.
     pub(super) fn whole(&self) -> Digest {
         Digest(HASHER.hash_one(&self.0))
     }

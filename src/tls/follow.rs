@@ -1,9 +1,9 @@
-//! [`follow`]: has files read again, and what they contain taken, whenever they change.
+//! [`follow`]: reads files again whenever they change, and applies their content.
 //!
-//! Files are looked at rather than subscribed to: Kubernetes mounts them behind symbolic links that it swaps, some of them on file systems that
-//! tell nobody of a change. Not here: what is made of them.
-//! Always holds: a change is seen within [`LOOK`] and the time of reading; what cannot be used is logged once, counted at each look, and
-//! changes nothing.
+//! Files are polled and not subscribed to: Kubernetes mounts them behind symbolic links that it swaps, and some file
+//! systems report no changes. Not here: what is done with the content.
+//! Always holds: a change is noticed within [`LOOK`] and the time of reading; content that cannot be used is logged
+//! once, counted at each check, and changes nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,13 +19,15 @@ use super::{
 };
 use crate::telemetry::names::{self, Reload, TlsSide};
 
-/// Between two looks. Certificates are renewed days before they end; revocation lists are what somebody waits for.
+/// Time between two checks. Certificates are renewed days before they expire; somebody may be waiting for a new
+/// revocation list.
 const LOOK: Duration = Duration::from_secs(3);
-/// Who replaces a pair writes one file after the other. So what does not fit is read again before it counts as a failure.
+/// A certificate and its key are replaced one after the other. So files that do not match are read again before this
+/// counts as a failure.
 const AGAIN: (usize, Duration) = (3, Duration::from_millis(100));
 
-/// Looks for ever, where there is a file to look at; run it as a task. `last` stands for what is in use, and `take` is given what differs
-/// from it.
+/// Checks for ever, if there is a file to check; spawn it as a task. `last` is the digest of what is in use, and `take`
+/// gets content that differs from it.
 pub(super) async fn follow<'a>(
     paths: impl Iterator<Item = &'a Path>,
     mut last: Digest,
@@ -61,7 +63,7 @@ pub(super) async fn follow<'a>(
                     last = digest;
                     failure = None;
                     count(Reload::Taken);
-                    tracing::info!(side = side.as_str(), "Took changed TLS files");
+                    tracing::info!(side = side.as_str(), "Applied changed TLS files");
                     break;
                 }
                 Err(error) => failure = Some(error.to_string()),
@@ -74,7 +76,7 @@ pub(super) async fn follow<'a>(
                 tracing::error!(
                     side = side.as_str(),
                     error,
-                    "Cannot use changed TLS files; what was read before stays in use"
+                    "Cannot use changed TLS files, keeping what was read before"
                 );
             }
         }

@@ -1,10 +1,12 @@
-//! [`Handshakes`]: the threads on which clients' handshakes are calculated, apart from those that deliver events.
+//! [`Handshakes`]: the threads that compute clients' handshakes, separate from those that deliver events.
 //!
-//! A handshake takes some hundred microseconds of calculation, and a thousand clients that come back at once would hold all deliveries up by
-//! as many. Here they have threads of their own with a lower priority, which give way after each step of a handshake, so they get what deliveries
-//! leave. Only the calculation is here: the sockets stay with the threads that serve them.
-//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. If all places are taken, the next one waits for a place, as
-//! a socket and nothing else. It gets the place of one that has waited too long for its peer, see `places`.
+//! A handshake takes some hundred microseconds of computation. A thousand clients that come back at once would delay
+//! all deliveries by a thousand times that. So handshakes have threads of their own with a lower priority, which yield
+//! after each step of a handshake and get the CPU time that deliveries leave. Only the computation is here: the sockets
+//! stay with the threads that serve them.
+//! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. If all places are taken, the
+//! next handshake waits for a place, and costs only a socket meanwhile. It gets the place of one that has waited too
+//! long for its peer, see `places`.
 
 mod places;
 
@@ -32,14 +34,16 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::places::Places;
 
-/// Longest time from a client's first byte to the end of its handshake: a few round trips, of which the slowest take a second.
+/// The longest time from a client's first byte to the end of its handshake: a few round trips, of which the slowest
+/// take a second.
 pub(super) const TIME: Duration = Duration::from_secs(10);
-/// Each is some 20 KiB of memory. A storm of clients has fewer under way at a time, since an honest one waits for a round trip at most.
+/// Each takes some 20 KiB of memory. A storm of clients has fewer under way at a time, since an honest client waits for
+/// a round trip at most.
 pub(super) const MOST: usize = 4096;
-/// How often the first in line looks whether somebody has waited too long for a peer: those that begin to wait meanwhile may have little
-/// patience left.
+/// How often the first in line checks whether a handshake has waited too long for its peer: one that begins to wait
+/// meanwhile may have little time left.
 const LOOK: Duration = Duration::from_millis(100);
-/// How much the threads stand back behind those that serve connections. See nice(2).
+/// How far the threads give way to those that serve connections. See nice(2).
 const NICE: i32 = 10;
 
 /// Why there is no connection.
@@ -49,29 +53,30 @@ pub enum HandshakeError {
     /// The client's certificate is missing, or is not accepted.
     #[error("the client's certificate is not accepted: {0}")]
     Refused(String),
-    /// The client did not go on in time.
+    /// The client did not continue in time.
     #[error("no TLS handshake within {}", humantime::format_duration(TIME))]
     Timeout,
-    /// Too many were under way: the relay had waited longest for this client, or the client got no place in time.
+    /// Too many handshakes were under way: the relay had waited longest for this client, or the client got no place in
+    /// time.
     #[error(
         "more than {MOST} TLS handshakes were under way, and this client was slow to answer or got no place in time"
     )]
     Crowded,
-    /// The client went away, or does not speak TLS as the relay does.
+    /// The client went away, or its TLS does not fit the relay's.
     #[error("the TLS handshake failed: {0}")]
     Failed(String),
 }
 
-/// See the module.
+/// The threads and their places; see the module.
 pub(super) struct Handshakes {
     runtime: Option<Runtime>,
     room: Arc<Semaphore>,
     places: Arc<Mutex<Places>>,
-    /// Held by the first of those that wait for room.
+    /// Held by the first of the handshakes that wait for a place.
     line: tokio::sync::Mutex<()>,
 }
 
-/// A place; dropped, it is free.
+/// A place, which is free again when this is dropped.
 struct Turn {
     number: u64,
     ended: CancellationToken,
@@ -83,7 +88,7 @@ impl Handshakes {
     /// Starts the threads.
     ///
     /// # Errors
-    /// Where the system gives none.
+    /// If the system gives no threads.
     pub(super) fn start() -> io::Result<Self> {
         Self::with_room(MOST)
     }
@@ -95,7 +100,7 @@ impl Handshakes {
             .enable_time()
             .on_thread_start(|| {
                 if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                    tracing::debug!(%error, "TLS handshakes get as much of the cores as anything else");
+                    tracing::debug!(%error, "Cannot lower the priority of the threads for TLS handshakes");
                 }
             })
             .build()?;
@@ -103,12 +108,12 @@ impl Handshakes {
         Ok(Self { runtime: Some(runtime), room, places: Arc::default(), line: tokio::sync::Mutex::new(()) })
     }
 
-    /// Runs one, which waits for nothing but its peer. Cancel safe: dropped, it ends.
+    /// Runs one handshake, which waits for nothing but its peer. Cancel safe: it ends when it is dropped.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         handshake: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, HandshakeError> {
-        let runtime = self.runtime.as_ref().expect("it is taken when this is dropped");
+        let runtime = self.runtime.as_ref().expect("it is taken only by drop");
         let turn = timeout(TIME, self.turn()).await.map_err(|_| HandshakeError::Crowded)?;
         let handshake = Measured::new(handshake, &turn);
         let task = AbortOnDropHandle::new(runtime.spawn(async move { timeout(TIME, handshake).await }));
@@ -116,7 +121,7 @@ impl Handshakes {
             None => Err(HandshakeError::Crowded),
             Some(Ok(Ok(ended))) => Ok(ended),
             Some(Ok(Err(_))) => Err(HandshakeError::Timeout),
-            // Nobody but its handle ends it, so it has panicked, which is in the log.
+            // Only its handle could have ended it, so it has panicked, which has been logged.
             Some(Err(_)) => Err(HandshakeError::Failed("a fault of the relay".to_owned())),
         }
     }
@@ -132,11 +137,11 @@ impl Handshakes {
             };
             tokio::select! {
                 biased;
-                room = &mut room => return self.take(room.expect("it is never closed")),
+                room = &mut room => return self.take(room.expect("the semaphore is never closed")),
                 () = sleep_until(look) => {
                     if self.places.lock().end_one(Instant::now()) {
-                        // Nobody else is in line for what it leaves.
-                        return self.take(room.await.expect("it is never closed"));
+                        // Nobody else is in line for the place that it leaves.
+                        return self.take(room.await.expect("the semaphore is never closed"));
                     }
                 }
             }
@@ -159,7 +164,7 @@ impl Drop for Turn {
 impl Drop for Handshakes {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // What is left of handshakes at the end of the process goes with it.
+            // Handshakes that are left when the process ends are dropped with it.
             runtime.shutdown_background();
         }
     }
@@ -171,18 +176,19 @@ impl fmt::Debug for Handshakes {
     }
 }
 
-/// A handshake that tells when it begins to wait for its peer, and when the peer has answered.
+/// A handshake that reports when it begins to wait for its peer, and when the peer has answered.
 struct Measured<F> {
     handshake: Pin<Box<F>>,
     answer: Arc<Answer>,
     waker: Waker,
 }
 
-/// What a peer's answer wakes.
+/// Wakes the handshake when its peer's answer comes.
 struct Answer {
     number: u64,
     places: Arc<Mutex<Places>>,
-    /// Whether it has come since the handshake was polled. Changed under the lock of `places`, but where it is set back.
+    /// Whether an answer has come since the handshake was last polled. It is set under the lock of `places`, and
+    /// cleared without it.
     has_come: AtomicBool,
     task: AtomicWaker,
 }
@@ -210,14 +216,14 @@ impl<F: Future> Future for Measured<F> {
         if polled.is_pending() {
             this.answer.is_missing();
         }
-        // A lower priority alone is not enough: a thread that has begun its slice may keep it for milliseconds, whoever is waiting.
+        // A lower priority is not enough: a thread may use its time slice for milliseconds, whoever else is waiting.
         thread::yield_now();
         polled
     }
 }
 
 impl Answer {
-    /// The handshake cannot go on without it.
+    /// The handshake cannot continue without its peer's answer.
     fn is_missing(&self) {
         let mut places = self.places.lock();
         if !self.has_come.load(Ordering::Acquire) {
@@ -266,8 +272,8 @@ mod tests {
         until(&handshakes, 8).await;
         assert!(!oldest.is_finished());
         let begun = Instant::now();
-        handshakes.run(async {}).await.expect("the oldest gives its place");
-        assert!(begun.elapsed() >= PATIENCE, "not before it had its time");
+        handshakes.run(async {}).await.expect("the oldest handshake gives up its place");
+        assert!(begun.elapsed() >= PATIENCE, "not before its time was over");
         assert!(matches!(oldest.await.expect("no panic"), Err(HandshakeError::Crowded)));
         assert!(others.iter().all(|other| !other.is_finished()));
         others.iter().for_each(tokio::task::JoinHandle::abort);
@@ -278,7 +284,8 @@ mod tests {
     async fn one_that_waits_for_the_relay_keeps_its_place_and_one_that_waits_for_its_peer_does_not() {
         let handshakes = Arc::new(Handshakes::with_room(2).expect("threads"));
         let (told, tells) = tokio::sync::oneshot::channel();
-        // Its peer has answered, and the relay has not come to it: it is polled, and calls itself, again and again.
+        // Its peer has answered, and the relay has not handled that yet: the handshake is polled, and wakes itself,
+        // again and again.
         let busy = tokio::spawn({
             let handshakes = handshakes.clone();
             async move {
@@ -302,7 +309,7 @@ mod tests {
             async move { handshakes.run(pending::<()>()).await }
         });
         until(&handshakes, 1).await;
-        handshakes.run(async {}).await.expect("the silent one gives its place");
+        handshakes.run(async {}).await.expect("the silent one gives up its place");
         assert!(matches!(silent.await.expect("no panic"), Err(HandshakeError::Crowded)));
         told.send(()).expect("it is there");
         busy.await.expect("no panic").expect("nobody took its place");

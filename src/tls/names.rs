@@ -1,7 +1,7 @@
-//! [`Names`]: whom a certificate names, and for how long.
+//! [`Names`]: the names in a certificate, and when it expires.
 //!
-//! Not here: whether it is to be believed. Those of clients are read only after their chain was verified.
-//! Always holds: a certificate that cannot be read names nobody and has ended.
+//! Not here: whether it can be trusted. Clients' names are read only after their chain was verified.
+//! Always holds: a certificate that cannot be read has no names and counts as expired.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-/// See the module.
+/// The names in a certificate; see the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     common: Vec<String>,
@@ -19,7 +19,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those of a certificate.
+    /// The names in a certificate.
     #[must_use]
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
@@ -35,14 +35,14 @@ impl Names {
         Self { common, alternative, not_after: UNIX_EPOCH + Duration::from_secs(seconds) }
     }
 
-    /// The common name of the subject; `None` where there is none, or an empty one.
+    /// The common name of the subject; `None` if there is none, or it is empty.
     #[must_use]
     pub fn common(&self) -> Option<&str> {
         self.common.iter().map(String::as_str).find(|name| !name.is_empty())
     }
 
-    /// Whether the certificate bears this name: as an alternative name (DNS, address, URI or e-mail), or, where it has none of these, as
-    /// its common name. Exactly: a wildcard in the certificate is not spread.
+    /// Whether the certificate has exactly this name: as an alternative name (DNS, address, URI or e-mail), or as its
+    /// common name if it has none of these. A wildcard in the certificate matches only itself.
     #[must_use]
     pub fn bears(&self, name: &str) -> bool {
         if self.alternative.is_empty() {
@@ -52,13 +52,13 @@ impl Names {
         }
     }
 
-    /// When the certificate ends.
+    /// When the certificate expires.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// Whether it has ended.
+    /// Whether it has expired.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         SystemTime::now() > self.not_after

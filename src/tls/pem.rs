@@ -1,6 +1,6 @@
-//! Certificates, keys and revocation lists, as they are in files.
+//! Reads certificates, keys and revocation lists from the content of files.
 //!
-//! Always holds: an error names the file and what it lacks, and shows nothing of a key.
+//! Always holds: an error names the file and what it lacks, and reveals nothing of a key.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -14,10 +14,10 @@ use rustls::{
 
 use super::{Names, TlsError, files::Contents};
 
-/// How a PEM file begins each of its sections.
+/// The beginning of each section of a PEM file.
 const MARK: &[u8] = b"-----BEGIN ";
 
-/// The certificates of a file, in its order; at least one.
+/// The certificates of a file, in their order; at least one.
 pub(super) fn certificates(contents: &Contents, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let content = |cause| TlsError::Content { path: path.to_owned(), wanted: "certificate", cause };
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(contents.of(path))
@@ -39,7 +39,7 @@ pub(super) fn key(contents: &Contents, path: &Path) -> Result<PrivateKeyDer<'sta
     })
 }
 
-/// The authorities of a file, and when the first of their certificates ends.
+/// The authorities of a file, and when the first of their certificates expires.
 pub(super) fn roots(contents: &Contents, path: &Path) -> Result<(Arc<RootCertStore>, Option<SystemTime>), TlsError> {
     let certificates = certificates(contents, path)?;
     let not_after = certificates.iter().map(|certificate| Names::of(certificate).not_after()).min();
@@ -50,7 +50,7 @@ pub(super) fn roots(contents: &Contents, path: &Path) -> Result<(Arc<RootCertSto
     Ok((Arc::new(roots), not_after))
 }
 
-/// The revocation lists of a file: PEM, or one in DER, as etcd takes it.
+/// The revocation lists of a file: PEM, or a single one in DER, as etcd accepts it.
 pub(super) fn revocation_lists(
     contents: &Contents,
     path: &Path,

@@ -1,11 +1,12 @@
-//! [`Server`]: the relay's side of TLS towards its clients: its certificate, and which certificates of theirs it accepts.
+//! [`Server`]: the relay's side of TLS towards its clients: its own certificate, and which clients' certificates it
+//! accepts.
 //!
 //! Not here: the port, see `front::listen`. Always holds:
-//! - where there are trusted authorities each client has a certificate of one of them, as at etcd; it is not expired and not revoked, and
-//!   has one of the allowed names where such are set;
-//! - a session is resumed only under the authorities and revocation lists under which it began, and only while the client's certificate
-//!   lasts;
-//! - no data comes before the handshake has ended (no 0-RTT), so nothing can be replayed.
+//! - if there are trusted authorities, each client has a certificate of one of them, as in etcd; it is neither expired
+//!   nor revoked, and has one of the allowed names if there are any;
+//! - a session is resumed only under the authorities and revocation lists under which it began, and only until the
+//!   client's certificate expires;
+//! - no data is accepted before the handshake has ended (no 0-RTT), so nothing can be replayed.
 
 use std::{
     fmt, io,
@@ -39,9 +40,10 @@ use super::{
 };
 use crate::telemetry::names::{self as metric_names, TlsCertificate, TlsSide};
 
-/// What clients may speak behind TLS. Those that name nothing are told apart by their first bytes, as without TLS.
+/// The protocols that clients may speak over TLS. For clients that announce none, the first bytes decide, as without
+/// TLS.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// Tickets after a handshake. A client uses one for its next connection, and gets another then.
+/// Tickets after a handshake. A client uses one for its next connection, and gets another one then.
 const TICKETS: usize = 1;
 
 /// A connection to a client.
@@ -52,13 +54,13 @@ pub type ServerStream<T> = tokio_rustls::server::TlsStream<T>;
 pub struct ServerOptions {
     /// The relay's own certificate.
     pub source: Source,
-    /// Authorities of clients' certificates. Where there are some, each client must have one.
+    /// Authorities for clients' certificates. If there are any, each client must have a certificate.
     pub trusted_ca: Option<PathBuf>,
     /// Revoked certificates.
     pub crl: Option<PathBuf>,
-    /// Names of which a client's certificate must have one; none allows all.
+    /// Names of which a client's certificate must have one; an empty list allows all.
     pub allowed_hostnames: Vec<String>,
-    /// What is spoken.
+    /// The versions and cipher suites.
     pub suites: Suites,
 }
 
@@ -72,16 +74,16 @@ pub enum Source {
         /// Its key.
         key: PathBuf,
     },
-    /// Made at the start for these names, and signed by itself.
+    /// Made for these names at the start, and self-signed.
     SelfSigned {
         /// Host names and addresses.
         hosts: Vec<String>,
-        /// How long it lasts.
+        /// How long it is valid.
         validity: Duration,
     },
 }
 
-/// See the module. Cheap to clone.
+/// The relay's TLS server; see the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -101,24 +103,24 @@ struct Current {
     read: Digest,
 }
 
-/// Which clients are accepted. Their tickets stay good as long as nothing of it changes.
+/// Which clients are accepted. Their tickets are valid as long as this does not change.
 #[derive(Clone)]
 struct Trust {
     verifier: Arc<dyn ClientCertVerifier>,
     tickets: Arc<dyn ProducesTickets>,
-    /// When the first of the authorities ends.
+    /// When the first of the authorities expires.
     not_after: Option<SystemTime>,
     read: Digest,
 }
 
-/// A client whose handshake has ended well.
+/// A client whose handshake succeeded.
 #[derive(Debug)]
 pub struct Accepted<T> {
     /// The connection.
     pub stream: ServerStream<T>,
-    /// Whom its certificate names, where it had to have one.
+    /// The names in its certificate, if it had to have one.
     pub names: Option<Arc<Names>>,
-    /// Whether it went on with an earlier session.
+    /// Whether it resumed an earlier session.
     pub resumed: bool,
 }
 
@@ -126,7 +128,7 @@ impl Server {
     /// Reads the files. Blocks.
     ///
     /// # Errors
-    /// Where they cannot be used.
+    /// If they cannot be used.
     pub fn load(options: ServerOptions) -> Result<Self, TlsError> {
         let contents = Contents::read(options.paths())?;
         let current = Current::new(&options, &contents, None)?;
@@ -134,14 +136,14 @@ impl Server {
         Ok(Self { shared: Arc::new(Shared { options, current, handshakes: OnceLock::new() }) })
     }
 
-    /// Starts the threads for handshakes, where they do not run yet.
+    /// Starts the threads for handshakes, unless they run already.
     ///
     /// # Errors
-    /// Where the system gives none.
+    /// If the system gives no threads.
     pub fn start(&self) -> io::Result<()> {
         if self.shared.handshakes.get().is_none() {
             let started = Handshakes::start()?;
-            // One that lost a race against another is dropped.
+            // Another call may have been faster; these threads are then dropped.
             let _ = self.shared.handshakes.set(started);
         }
         Ok(())
@@ -153,19 +155,21 @@ impl Server {
         self.shared.options.trusted_ca.is_some()
     }
 
-    /// What shakes hands by itself, without the threads and the bounds of [`Self::handshake`]: to compare with, and not to serve.
+    /// An acceptor without the threads and the limits of [`Self::handshake`]. It is meant for comparisons, not for
+    /// serving.
     #[must_use]
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.shared.current.load().config.clone())
     }
 
-    /// Shakes hands with a client that has begun to. Cancel safe: dropped, the connection is closed.
+    /// Performs the handshake with a client that has begun one. Cancel safe: if it is dropped, the connection is
+    /// closed.
     ///
     /// # Errors
-    /// Where there is no connection to use; the client was told why, as far as TLS has words for it.
+    /// If there is no usable connection. The client was told why, as far as TLS can express it.
     ///
     /// # Panics
-    /// Before [`Self::start`].
+    /// If it is called before [`Self::start`].
     pub async fn handshake<T>(&self, stream: T) -> Result<Accepted<T>, HandshakeError>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -187,7 +191,7 @@ impl Server {
             .await?
     }
 
-    /// Follows the files for ever; run it as a task.
+    /// Follows the files for ever; spawn it as a task.
     pub async fn keep(self) {
         let shared = self.shared;
         let current = shared.current.load_full();
@@ -242,7 +246,7 @@ impl Current {
         let (mut config, own) = match (&options.source, before) {
             (Source::Files { cert, key }, _) => with((pem::certificates(contents, cert)?, pem::key(contents, key)?))?,
             (Source::SelfSigned { hosts, validity }, None) => with(self_signed(hosts, *validity)?)?,
-            // It is made once: other authorities of clients are no reason for another one.
+            // A self-signed certificate is made once, and kept when the authorities for clients change.
             (Source::SelfSigned { .. }, Some(before)) => {
                 (builder.with_cert_resolver(before.config.cert_resolver.clone()), before.own.clone())
             }
@@ -253,12 +257,12 @@ impl Current {
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         config.ticketer = trust.tickets.clone();
         config.send_tls13_tickets = TICKETS;
-        // Tickets are with the clients: the relay keeps nothing of a connection that has ended.
+        // The clients keep their tickets; the relay keeps nothing of a connection that has ended.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(config), trust, own, read: contents.whole() })
     }
 
-    /// Tells the metrics.
+    /// Updates the metrics.
     fn show(&self) {
         show(TlsCertificate::Port, Some(self.own.not_after()));
         show(TlsCertificate::PortCa, self.trust.not_after);
@@ -298,7 +302,7 @@ fn verifier(
     let mut blamed = path;
     if let Some(crl) = &options.crl {
         blamed = crl;
-        // As etcd: what no list names is not revoked.
+        // As in etcd, a certificate that no list mentions is not revoked.
         builder = builder.with_crls(pem::revocation_lists(contents, crl)?).allow_unknown_revocation_status();
     }
     let inner =
@@ -311,13 +315,13 @@ fn verifier(
         .iter()
         .map(|name| {
             ServerName::try_from(name.clone())
-                .map_err(|_| TlsError::Trust { path: path.to_owned(), cause: format!("`{name}` is no host name") })
+                .map_err(|_| TlsError::Trust { path: path.to_owned(), cause: format!("`{name}` is not a host name") })
         })
         .collect::<Result<_, _>>()?;
     Ok(Arc::new(Hostnames { inner, hostnames }))
 }
 
-/// Accepts those clients whose certificate has one of some host names.
+/// Accepts only clients whose certificate has one of some host names.
 #[derive(Debug)]
 struct Hostnames {
     inner: Arc<dyn ClientCertVerifier>,
@@ -375,7 +379,7 @@ impl ClientCertVerifier for Hostnames {
     }
 }
 
-/// A certificate for some hosts, signed by itself, and its key.
+/// A self-signed certificate for some hosts, and its key.
 fn self_signed(
     hosts: &[String],
     validity: Duration,
@@ -384,7 +388,7 @@ fn self_signed(
     let mut params = CertificateParams::new(hosts).map_err(failed)?;
     params.distinguished_name.push(rcgen::DnType::CommonName, "etcd-relay");
     let now = SystemTime::now();
-    // Clocks differ a little.
+    // Clocks may differ a little.
     params.not_before = (now - Duration::from_secs(3600)).into();
     params.not_after = (now + validity).into();
     let key = KeyPair::generate().map_err(failed)?;
@@ -392,7 +396,7 @@ fn self_signed(
     Ok((vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
 }
 
-/// What a failed handshake tells about the client.
+/// What a failed handshake shows about the client.
 fn told(error: &io::Error) -> HandshakeError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
@@ -403,7 +407,7 @@ fn told(error: &io::Error) -> HandshakeError {
     }
 }
 
-/// Tells the metrics when a certificate ends; zero where there is none.
+/// Sets the metric of a certificate's expiry; zero if there is no certificate.
 pub(super) fn show(certificate: TlsCertificate, not_after: Option<SystemTime>) {
     let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     gauge!(metric_names::TLS_CERTIFICATE_NOT_AFTER, TlsCertificate::LABEL => certificate.as_str())

@@ -1,7 +1,7 @@
 //! [`Stream`]: a connection with or without TLS, as one type.
 //!
-//! Whoever reads and writes is compiled once for both, and a plain connection costs a comparison for each call. Not here: which of the two it
-//! is. Always holds: reads, writes, flushes and shutdowns are passed on as they are.
+//! Code that reads and writes is compiled once for both, and a plain connection costs one comparison for each call. Not
+//! here: the choice between the two. Always holds: reads, writes, flushes and shutdowns are passed on as they are.
 
 use std::{
     io::{self, IoSlice},
@@ -11,12 +11,13 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// See the module. The large part of a connection with TLS is in a box, so that plain ones are as small as they are.
+/// A connection with or without TLS; see the module. The large part of a TLS connection is boxed, so that plain ones
+/// stay small.
 #[derive(Debug)]
 pub enum Stream<P, T> {
-    /// Without.
+    /// Without TLS.
     Plain(P),
-    /// With.
+    /// With TLS.
     Tls(Box<T>),
 }
 

@@ -1,7 +1,7 @@
-//! [`Version`] and [`Suites`]: which TLS is spoken, under the names that etcd's flags have for it.
+//! [`Version`] and [`Suites`]: the TLS versions and cipher suites, under the names in etcd's flags.
 //!
-//! Always holds: TLS 1.2 and 1.3 and nothing older; of TLS 1.2 only suites with forward secrecy and authenticated encryption, since rustls
-//! has no others; those of TLS 1.3 are always on where 1.3 is, as in etcd.
+//! Always holds: only TLS 1.2 and 1.3 are used; for TLS 1.2 only suites with forward secrecy and authenticated
+//! encryption, since rustls has no others; the suites of TLS 1.3 are always on if 1.3 is, as in etcd.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -31,19 +31,19 @@ impl FromStr for Version {
         match text {
             "TLS1.2" => Ok(Self::Tls12),
             "TLS1.3" => Ok(Self::Tls13),
-            _ => Err(format!("`{text}` is no version of TLS that is supported; write TLS1.2 or TLS1.3")),
+            _ => Err(format!("`{text}` is not a supported version of TLS; write TLS1.2 or TLS1.3")),
         }
     }
 }
 
-/// What may be spoken.
+/// The allowed versions and cipher suites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suites {
     /// The oldest version.
     pub min: Version,
-    /// The newest.
+    /// The newest version.
     pub max: Version,
-    /// Cipher suites of TLS 1.2; all where there are none.
+    /// Cipher suites of TLS 1.2; an empty list means all.
     named: Vec<CipherSuite>,
 }
 
@@ -53,24 +53,24 @@ impl Default for Suites {
     }
 }
 
-/// A name that is no cipher suite that can be used.
+/// The name is not that of a usable cipher suite.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{name}` is no cipher suite that is supported; there are {}", known().join(", "))]
+#[error("`{name}` is not a supported cipher suite; the supported ones are {}", known().join(", "))]
 pub struct UnknownSuite {
     name: String,
 }
 
-/// Go's shorter names of two suites, which etcd takes as well.
+/// Go's shorter names of two suites, which etcd accepts as well.
 const ALIASES: [(&str, &str); 2] = [
     ("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
     ("TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
 ];
 
 impl Suites {
-    /// Those with these names, of these versions.
+    /// The suites with these names, and these versions.
     ///
     /// # Errors
-    /// Where there is none with such a name.
+    /// If a name is not that of a usable suite.
     pub fn new<'a>(min: Version, max: Version, names: impl IntoIterator<Item = &'a str>) -> Result<Self, UnknownSuite> {
         let all = provider();
         let named = names
@@ -85,7 +85,7 @@ impl Suites {
         Ok(Self { min, max, named })
     }
 
-    /// The versions for rustls.
+    /// The versions, for rustls.
     pub(super) fn versions(&self) -> Vec<&'static SupportedProtocolVersion> {
         [(Version::Tls13, &TLS13), (Version::Tls12, &TLS12)]
             .into_iter()
@@ -94,7 +94,7 @@ impl Suites {
             .collect()
     }
 
-    /// The cryptography with these suites and no others.
+    /// The cryptography with only these suites.
     pub(super) fn provider(&self) -> Result<Arc<CryptoProvider>, TlsError> {
         let all = provider();
         if self.named.is_empty() {
@@ -114,7 +114,7 @@ impl Suites {
     }
 }
 
-/// Go's name, which etcd's flags use: that of the standard.
+/// Go's name of a suite, which etcd's flags use; it is the standard's.
 fn go_name(suite: CipherSuite) -> String {
     let name = suite.as_str().unwrap_or_default();
     name.replacen("TLS13_", "TLS_", 1)

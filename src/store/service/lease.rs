@@ -1,4 +1,4 @@
-//! `Lease`, all of it.
+//! All of `Lease`.
 
 use futures_util::StreamExt;
 use tonic::{Request, Response, Status, Streaming, async_trait, codegen::BoxStream};
@@ -25,7 +25,7 @@ impl Lease for Store {
         Ok(Response::new(self.lease_revoke(request.get_ref())?))
     }
 
-    /// One answer a request, made when the client takes it: nothing waits in between.
+    /// One answer for each request, made when the client takes it, so nothing is queued in between.
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,

@@ -1,6 +1,7 @@
-//! What a client asks of a member rather than of its data: Status, Alarm, MemberList, AuthStatus, Authenticate.
+//! Calls about a member rather than its data: Status, Alarm, MemberList, AuthStatus, Authenticate.
 //!
-//! The store is a cluster of one, without alarms and without auth. Not here: what would change that, which is refused by name.
+//! The store is a cluster of one member, without alarms and without authentication. Not here: calls that would change
+//! that; they are refused by name.
 
 use tonic::{Request, Response, Status, async_trait};
 
@@ -16,7 +17,7 @@ use crate::{
 
 /// The name of the only member.
 const MEMBER_NAME: &str = "embedded";
-/// etcd's auth revision where nothing was ever changed.
+/// etcd's auth revision as long as nothing was changed.
 const FIRST_AUTH_REVISION: u64 = 1;
 
 #[async_trait]
@@ -24,7 +25,7 @@ impl Maintenance for Store {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let header = self.header();
         let (live, log) = self.sizes();
-        // There is no raft log: each revision stands for one entry that was committed and applied.
+        // There is no raft log: each revision counts as one entry that was committed and applied.
         let index = header.revision.get().unsigned_abs();
         Ok(Response::new(StatusResponse {
             header: Some(convert::header(header)),
@@ -70,7 +71,7 @@ impl Auth for Store {
         Ok(Response::new(AuthStatusResponse { header, enabled: false, auth_revision: FIRST_AUTH_REVISION }))
     }
 
-    /// Clients that were given a name and a password ask first; this answer tells them to go on without.
+    /// Clients with a user name and a password make this call first; the answer makes them continue without.
     async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<Response<AuthenticateResponse>, Status> {
         Err(Status::failed_precondition("etcdserver: authentication is not enabled"))
     }

@@ -1,5 +1,5 @@
-//! The store against a naive model that keeps every state there ever was: random writes and compactions, then every revision
-//! read and every revision watched from. A failure names its seed; `ETCD_RELAY_TEST_SEED` repeats it.
+//! Compares the store with a naive model that keeps every past state: after random writes and compactions, every
+//! revision is read and watched from. A failure prints its seed; `ETCD_RELAY_TEST_SEED` repeats it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::types::{EventFields, KeyValueFields};
 
 type State = BTreeMap<Bytes, KeyValueFields>;
 
-/// State and events of every revision, whether compacted or not; index 0 is revision 1.
+/// State and events of every revision, even compacted ones; index 0 is revision 1.
 struct Model {
     states: Vec<State>,
     events: Vec<Vec<EventFields>>,
@@ -71,7 +71,7 @@ impl Model {
         if !events.is_empty() {
             self.states.push(state);
             self.events.push(events);
-            // Revision 1 has no events, so that it takes no place in the history.
+            // Revision 1 has no events, so it takes no place in the history.
             if self.current() - self.keep >= 2 {
                 self.compacted = self.compacted.max(self.current() - self.keep + 1);
             }
@@ -125,7 +125,7 @@ async fn run(seed: u64) {
     }
 }
 
-/// Up to four, no key put that is also deleted or put again: such a transaction is refused.
+/// Up to four writes. No key is put that is also deleted or put again, since such a transaction is refused.
 fn random_writes(rng: &mut StdRng) -> Vec<Write> {
     let mut keys: Vec<u8> = (b'a'..=b'h').collect();
     let mut key = |rng: &mut StdRng| keys.remove(rng.random_range(0..keys.len()));

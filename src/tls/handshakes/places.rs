@@ -1,10 +1,12 @@
-//! [`Places`]: which handshakes are under way, and which of them gives its place to the next one if all places are taken.
+//! [`Places`]: which handshakes are under way, and which of them gives up its place to the next one if all places are
+//! taken.
 //!
-//! Not here: the handshakes themselves. Called by `handshakes`, for each step of a handshake.
-//! Always holds: a handshake is measured by how long it has waited **for its peer**, all waits together. The time in which the relay
-//! calculates, or in which other handshakes have the processors, does not count, so a peer that answers at once keeps its place however busy the
-//! relay is. A byte now and then starts no new measurement, so a peer that drips bytes uses up its time like one that is silent.
-//! Only a handshake that waits for its peer at this moment can lose its place.
+//! Not here: the handshakes themselves. `handshakes` calls this for each step of a handshake.
+//! Always holds: a handshake is measured by how long it has waited **for its peer**, all waits together. The time in
+//! which the relay computes, or in which other handshakes use the CPU, does not count, so a peer that answers at once
+//! keeps its place however busy the relay is. The time does not start again with each byte, so a peer that sends a byte
+//! now and then uses it up like one that is silent. Only a handshake that is waiting for its peer at this moment can
+//! lose its place.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 /// How long a handshake may wait for its peer in all while others wait for its place: some round trips.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// The handshakes under way; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     last: u64,
     all: HashMap<u64, Place>,
-    /// Those that wait for their peers, by when their patience ends.
+    /// Those that wait for their peers, ordered by when their time ends.
     waiting: BTreeSet<(Instant, u64)>,
 }
 
@@ -37,21 +39,21 @@ struct Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It calculates, or is about to.
+    /// It computes, or is about to.
     Runs,
-    /// It waits for its peer; its patience ends at this time.
+    /// It waits for its peer; its time ends at this moment.
     Waits(Instant),
 }
 
 impl Places {
-    /// Begins a handshake, which loses its place when `ended` is cancelled. Gives its number.
+    /// Begins a handshake, which loses its place when `ended` is cancelled. Returns its number.
     pub(super) fn take(&mut self, ended: CancellationToken) -> u64 {
         self.last += 1;
         self.all.insert(self.last, Place { ended, left: PATIENCE, state: State::Runs });
         self.last
     }
 
-    /// The handshake is over.
+    /// The handshake has ended.
     pub(super) fn leave(&mut self, number: u64) {
         if let Some(Place { state: State::Waits(until), .. }) = self.all.remove(&number) {
             self.waiting.remove(&(until, number));
@@ -78,12 +80,12 @@ impl Places {
         }
     }
 
-    /// When the patience of the first one ends; nothing while none waits for its peer.
+    /// When the time of the first one ends; `None` if none waits for its peer.
     pub(super) fn next(&self) -> Option<Instant> {
         self.waiting.first().map(|(until, _)| *until)
     }
 
-    /// Ends the one whose patience ended first, if there is one.
+    /// Ends the handshake whose time ended first, if there is one.
     pub(super) fn end_one(&mut self, now: Instant) -> bool {
         let over = self.waiting.first().copied().filter(|(until, _)| *until <= now);
         let Some((until, number)) = over else { return false };
@@ -124,14 +126,14 @@ mod tests {
         let (silent, silent_ended) = begin(&mut places);
         let mut now = start;
         places.waits(silent, now);
-        // A byte each second, to which there is nothing to answer.
+        // A byte each second that needs no answer.
         for _ in 0..2 {
             places.waits(dripping, now);
             now += 1000 * MS;
             places.goes_on(dripping, now);
         }
         assert!(places.end_one(now) && silent_ended.is_cancelled());
-        assert!(!places.end_one(now), "nobody else waits at this moment");
+        assert!(!places.end_one(now), "no other handshake waits at this moment");
         places.waits(dripping, now);
         assert!(places.end_one(now) && dripping_ended.is_cancelled());
         assert_eq!((places.len(), places.waiting.len()), (0, 0));
@@ -142,7 +144,8 @@ mod tests {
         let (mut places, start) = (Places::default(), Instant::now());
         let (number, ended) = begin(&mut places);
         let mut now = start;
-        // Three round trips of a client that answers within 100 ms, to a relay that takes 3 s for each of its own steps.
+        // Three round trips of a client that answers within 100 ms, with a relay that takes 3 s for each of its own
+        // steps.
         for _ in 0..3 {
             now += 3000 * MS;
             assert!(!places.end_one(now));
@@ -164,7 +167,7 @@ mod tests {
         for (after, (number, _)) in [3, 1, 4, 2].into_iter().zip(&all) {
             places.waits(*number, now + after * MS);
         }
-        // One that is over keeps nobody.
+        // A handshake that has ended holds no place.
         places.leave(all[1].0);
         let later = now + PATIENCE + 3 * MS;
         assert!(places.end_one(later) && all[3].1.is_cancelled());
