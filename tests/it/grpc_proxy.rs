@@ -118,7 +118,7 @@ async fn the_members_are_those_that_the_cluster_names() {
     eventually("a member that came is asked", async || (healthy(added + 1).await == Some(1.0)).then_some(())).await;
     etcd.remove_member(0).await;
     eventually("a member that went is not asked", async || healthy(1).await.filter(|healthy| healthy.is_nan())).await;
-    for gone in ["The cluster has another member", "The cluster does not have this member any more"] {
+    for gone in ["The cluster has another member", "The cluster no longer has this member"] {
         assert!(relay.log().contains(gone));
     }
     let revision = put().await.expect("a header").revision;
