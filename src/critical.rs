@@ -1,9 +1,9 @@
 //! [`Tasks`]: the tasks that hold the relay's state. If one of them panics, the process ends.
 //!
-//! A feed whose driver is gone stands still and claims to be up to date; a port that accepts no more looks open. What
-//! such a task held when it panicked cannot be trusted, and nothing else in the process can detect this. So the first
-//! panic is logged with the task's name, and the process learns of it ([`Tasks::failed`]) and ends at once with
-//! [`Failure::EXIT_CODE`]. A supervisor starts it again, and clients resume elsewhere meanwhile.
+//! A feed without its driver stands still and claims to be up to date; a port that accepts no more connections looks
+//! open. What such a task held when it panicked cannot be trusted, and nothing else in the process can detect this. So
+//! the first panic is logged with the task's name, and the process learns of it ([`Tasks::failed`]) and ends at once
+//! with [`Failure::EXIT_CODE`]. A supervisor starts it again, and clients resume elsewhere meanwhile.
 //!
 //! Not for the tasks of one client: a panic in a handler or a connection ends only that stream. Not for views: an
 //! engine that panics on somebody's data ends its streams and reads everything again (`view::engine`). Used by all

@@ -287,7 +287,7 @@ mod tests {
         }
     }
 
-    /// Answers so many requests on each connection, and then closes it.
+    /// Answers `each` requests on a connection, and then closes it.
     async fn server(each: usize) -> RelayUrl {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = listener.local_addr().expect("an address").to_string().parse().expect("a URL");

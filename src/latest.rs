@@ -1,8 +1,8 @@
 //! [`Latest`]: a value that is replaced now and then, for thousands of readers that want only the newest one.
 //!
-//! It works like `tokio::sync::watch`, but for many waiting tasks. Each registers its waker once and not for each
+//! It works like `tokio::sync::watch`, but for many waiting tasks. Each task registers its waker once and not for each
 //! value, so a check that finds nothing new takes no lock, and a new value wakes all tasks from one piece of memory.
-//! Views use it for their versions, and ports for what all streams must be told.
+//! Views use it for their versions, and ports for messages to all streams.
 //!
 //! Always holds: a new value wakes everyone who has checked and found nothing new; no task is woken under a lock.
 

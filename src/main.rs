@@ -13,7 +13,7 @@ use etcd_relay::{
 };
 
 /// A thread of jemalloc returns memory to the system some ten seconds after it was freed, so an idle relay does not
-/// keep what a burst took. The C library keeps nearly all of it for good.
+/// keep what a burst took. The C library never returns most of it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -371,7 +371,7 @@ async fn keep_ready_metric(ready: ReadyBoard) {
 }
 
 /// The longest wait for clients at the end. Two thirds of it are used to ask them to leave: with thousands of clients,
-/// 6 % go to the other relays each second. It is less than the 30 s that Kubernetes gives a pod.
+/// 6 % move to the other relays each second. It is less than the 30 s that Kubernetes gives a pod.
 pub const DRAIN_TIME: Duration = Duration::from_secs(25);
 
 #[cfg(test)]

@@ -150,8 +150,8 @@ impl Phases {
         self.clients.spawn(self.upkeep.guard(name, port));
     }
 
-    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short. After
-    /// `spread`, streams are told to end that have not ended with their connections.
+    /// Goes through the phases. `drain_time` is the longest wait for clients; `shutdown` may cut it short. Streams that
+    /// have not ended with their connections are told to end after `spread`.
     pub async fn end(&self, drain_time: Duration, spread: Duration, shutdown: &Shutdown) -> Drained {
         self.enter(Phase::Draining);
         self.accept.cancel();

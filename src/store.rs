@@ -221,8 +221,8 @@ impl Store {
         &self.shared.config.client_urls
     }
 
-    /// Ends leases when their time is over, each in a revision of its own, until `cancel`. Whoever makes a store has to
-    /// run it.
+    /// Ends leases when their time is over, each in a revision of its own, until `cancel`. The owner of the store has
+    /// to run it.
     pub async fn expire_leases(self, cancel: CancellationToken) {
         loop {
             let next = self.shared.state.lock().leases.next_deadline();

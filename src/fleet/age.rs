@@ -18,7 +18,7 @@ pub fn greatest_age(max_age: Duration, chance: f64) -> Duration {
     max_age.mul_f64(JITTER.mul_add(2.0 * chance, 1.0 - JITTER))
 }
 
-/// How many of so many connections are asked to leave in a second, however many are too old.
+/// How many of these connections are asked to leave in a second, even if all of them are too old.
 #[must_use]
 pub fn age_rate(connections: usize) -> f64 {
     steady(connections, SPREAD)

@@ -34,7 +34,7 @@ pub fn spread(drain_time: Duration) -> Duration {
 }
 
 impl Drain {
-    /// A drain of so many connections that begins `now`. It takes `spread` if there are many.
+    /// A drain of this many connections that begins `now`. It takes `spread`, or less if there are few.
     #[must_use]
     pub fn new(connections: usize, spread: Duration, now: Duration) -> Self {
         let planned = steady(connections, spread);
@@ -52,7 +52,7 @@ impl Drain {
     }
 }
 
-/// How many a second must be asked to ask all of them over this time.
+/// The rate at which this many connections can be asked within this time.
 pub(super) fn steady(connections: usize, time: Duration) -> f64 {
     (connections as f64 / time.as_secs_f64()).max(LEAST_RATE)
 }

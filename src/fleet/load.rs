@@ -35,7 +35,7 @@ pub struct Publishing {
 }
 
 impl Publishing {
-    /// Whether `load` is to be reported `now`, in a fleet of so many relays. If so, it counts as reported.
+    /// Whether `load` is to be reported `now`, in a fleet of this many relays. If so, it counts as reported.
     pub fn is_due(&mut self, now: Duration, load: Load, relays: usize) -> bool {
         if let Some((told, at)) = self.told {
             let pause = now.saturating_sub(at);

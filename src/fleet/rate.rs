@@ -1,4 +1,4 @@
-//! [`Rate`]: lets through so many a second, one after the other, with only a small burst after a pause.
+//! [`Rate`]: limits how many pass in a second, one after the other, with only a small burst after a pause.
 //!
 //! Not here: how many there are. Used by the code that asks connections to leave. Always holds: in any time `t` at most
 //! `(t + BURST) × rate + 1` pass, however late the caller comes. A relay that got no CPU for a second does not ask a
@@ -18,7 +18,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Lets so many pass in a second from `now` on. Infinity sets no limit.
+    /// Lets this many pass in a second from `now` on. Infinity sets no limit.
     #[must_use]
     pub fn new(per_second: f64, now: Duration) -> Self {
         Self { interval: Duration::try_from_secs_f64(1.0 / per_second).unwrap_or(Duration::MAX), next: now }

@@ -58,7 +58,7 @@ enum State {
     /// The relay has had more than its share since then.
     Above(Duration),
     Shedding(Try),
-    /// Shedding had no effect, in a fleet of so many relays.
+    /// Shedding had no effect, in a fleet of this many relays.
     Resting {
         until: Duration,
         relays: usize,

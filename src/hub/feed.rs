@@ -435,7 +435,7 @@ impl Feed {
         }
     }
 
-    /// Makes the driver ask for the feed's progress, unless upstream reported it within `stale`. All who want to know
+    /// Makes the driver ask for the feed's progress, unless upstream reported it within `stale`. All callers that need
     /// it meanwhile share one request.
     pub fn refresh(&self, stale: Duration) {
         if self.heard.is_older_than(stale) {

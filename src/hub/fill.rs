@@ -33,7 +33,7 @@ use crate::types::{Cluster, Entry, KeyRange, Revision};
 /// itself while its watch is behind.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a fill may keep its turn while others wait and upstream brings nothing, because its keys are quiet and
-/// progress cannot be trusted. This is long beside the time that etcd takes to begin.
+/// progress cannot be trusted. This is long compared with the time that etcd takes to begin.
 const TURN: Duration = Duration::from_secs(5);
 /// How long a fill waits for a client that does not read, if others wait.
 const GRACE: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ const GRACE: Duration = Duration::from_millis(250);
 const NEAR: i64 = 1024;
 /// The most watches of one fill, and the most streams that are searched for them while the feed's lock is held.
 const MOST: usize = 4096;
-/// After so many failures in a row the turn goes to others.
+/// After this many failures in a row the turn goes to others.
 const ATTEMPTS: usize = 4;
 
 /// Puts a stream into the queue for fills from a feed, unless it is queued already or none of its watches waits.
@@ -295,7 +295,7 @@ impl Fill {
         }
     }
 
-    /// Queues what the watches want of consecutive revisions.
+    /// Queues the events that the watches want from consecutive revisions.
     fn give(&mut self, entries: &[Arc<Entry>], as_of: Revision) {
         let Some(through) = entries.last().map(|last| last.revision) else { return };
         let payload = Payload::matching(entries, &self.range, self.options);

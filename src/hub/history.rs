@@ -68,7 +68,7 @@ pub(super) struct History {
 
 #[derive(Debug)]
 struct Kept {
-    /// Kept beside the pointer, so that a search touches no entry.
+    /// Kept next to the pointer, so that a search touches no entry.
     revision: Revision,
     entry: Arc<Entry>,
     cost: usize,
@@ -163,8 +163,8 @@ impl History {
         }
     }
 
-    /// Whether older revisions may be put before the window, because nothing was dropped for want of room yet. Numbers
-    /// of dropped entries are never used again, so a run belongs to one chunk for ever.
+    /// Whether older revisions may be put before the window, because nothing had to be dropped yet. Numbers of dropped
+    /// entries are never used again, so a run always belongs to the same chunk.
     #[must_use]
     pub(super) fn grows_back(&self) -> bool {
         self.grows_back

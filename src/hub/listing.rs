@@ -126,7 +126,7 @@ impl Listing {
         match &mut self.source {
             Source::Neighbours { snapshot, pages, places, order: Order::Rising } => {
                 if part.bare && places.start < places.end {
-                    // Enough for so many of average size.
+                    // Enough key-values of average size to make up `bytes`.
                     let count = places.len().min(bytes / LEAST + 1);
                     part.copied.reserve(before / places.len() * count);
                 }
@@ -298,7 +298,7 @@ mod tests {
         Listing::neighbours(snapshot, pages.clone(), places, Order::Rising, false)
     }
 
-    /// Everything that is taken, so many bytes at a time, and the buffers that it came in.
+    /// Takes everything, `bytes` at a time. Returns the bytes, and the buffers that they came in.
     fn take(mut listing: Listing, bytes: usize) -> (Vec<u8>, Vec<*const u8>) {
         let (mut all, mut buffers) = (Vec::new(), Vec::new());
         let len = listing.encoded_len();

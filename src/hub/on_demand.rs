@@ -33,13 +33,13 @@ use tokio::{
 use super::{Feed, FeedKind, KeyMap, NoFeed};
 use crate::types::{ClientKey, KeyRange};
 
-/// One part in so many of all feeds and bytes is kept from any single client.
+/// A single client may not take this part of all feeds and bytes: one in eight.
 const RESERVED: usize = 8;
-/// About the memory of a key-value beside its encoded bytes.
+/// About the memory of a key-value in addition to its encoded bytes.
 const KEY_OVERHEAD: usize = 160;
 /// About the memory of a key-value in each further feed that has it.
 const POINTER: usize = 24;
-/// The memory of a feed beside its keys and its history.
+/// The memory of a feed in addition to its keys and its history.
 const FEED_OVERHEAD: usize = 8 << 10;
 /// A feed that was opened or left less than this ago may be about to be used.
 const GRACE: Duration = Duration::from_secs(5);

@@ -60,7 +60,7 @@ impl Pages {
         Self { half: budget / 2, young: AtomicU64::new(1), generations: Mutex::default() }
     }
 
-    /// Whether a leaf of so many bytes gets a page.
+    /// Whether a leaf of this many bytes gets a page.
     pub(super) fn are_worth_it(bytes: usize) -> bool {
         WORTH.contains(&bytes)
     }

@@ -19,7 +19,7 @@ pub(super) const RUN_BYTES: usize = 64 << 10;
 pub(super) const RUN_REVISIONS: usize = 512;
 /// A revision of this size or more is sent as it is: a copy would cost more than one more buffer in a system call.
 const LARGE: usize = 8 << 10;
-/// Bytes of a run beside its payload, and of a payload beside what it keeps in memory.
+/// Bytes of a run in addition to its payload, and of a payload in addition to what it keeps in memory.
 const RUN_OVERHEAD: usize = 128;
 
 /// The most that an entry can add to a run.
@@ -71,7 +71,7 @@ struct Kept {
 }
 
 impl Runs {
-    /// An empty set, with room for so many bytes.
+    /// An empty set, with room for this many bytes.
     pub(super) fn new(most: usize) -> Self {
         Self { runs: HashMap::new(), order: VecDeque::new(), bytes: 0, most }
     }

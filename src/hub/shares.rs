@@ -45,7 +45,7 @@ pub struct Counted {
 pub(in crate::hub) struct Full;
 
 impl Shares {
-    /// Shares with a limit of so many watches for each client.
+    /// Shares with this limit of watches for each client.
     #[must_use]
     pub fn new(limit: Option<NonZeroUsize>) -> Arc<Self> {
         Arc::new(Self { limit, clients: Mutex::default() })

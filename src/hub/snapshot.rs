@@ -470,7 +470,7 @@ pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> 
     entries.into_iter().map(|kv| kv.encoded().len()).sum()
 }
 
-/// Frees data that keeps about so many entries in memory. A large amount is freed on another thread, so that no feed
+/// Frees data that keeps about this many entries in memory. A large amount is freed on another thread, so that no feed
 /// and no reader waits for it.
 pub(super) fn free(held: impl Send + 'static, entries: usize) {
     if entries >= MANY

@@ -62,7 +62,7 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    /// Allows so many turns at once.
+    /// Allows this many turns at once.
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), most: most.max(1) })
     }

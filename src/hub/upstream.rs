@@ -128,8 +128,8 @@ pub trait UpstreamWatch: Send {
         true
     }
 
-    /// What the cluster has does not arrive on this watch. Returns whether another watch may do better; that one is
-    /// then opened elsewhere if possible.
+    /// Called when the cluster has revisions that do not arrive on this watch. Returns whether another watch may do
+    /// better; that one is then opened elsewhere if possible.
     fn is_late(&mut self) -> bool {
         true
     }

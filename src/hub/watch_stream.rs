@@ -278,9 +278,9 @@ impl WatchStream {
         }
     }
 
-    /// Ends the stream once everything that is queued was sent; nothing more is queued. With `progress`, the stream is
-    /// told its last progress if etcd would do so; otherwise each live watch that asked for notifications is. A client
-    /// that resumes elsewhere then starts where it stopped.
+    /// Ends the stream once everything that is queued was sent; nothing more is queued. With `progress`, the stream
+    /// gets a last progress report if etcd would send one; otherwise each live watch that asked for notifications gets
+    /// one. A client that resumes elsewhere then starts where it stopped.
     pub fn end(&self, why: StreamEnd, progress: bool) {
         if progress && self.answer_progress() != ProgressAnswer::Sent {
             self.notify_progress(true);

@@ -177,7 +177,7 @@ impl Workers {
         Self { shared: Arc::new(WorkQueue { queue, wanted, bounds, most_threads }) }
     }
 
-    /// Queues a job that takes about so many bytes while it waits.
+    /// Queues a job. `bytes` is about how much memory it takes while it waits.
     ///
     /// # Errors
     /// [`Busy`] if the client's limits are reached, or the system cannot start a thread.
@@ -205,7 +205,8 @@ impl Workers {
         Ok(place)
     }
 
-    /// Queues a function that takes about so many bytes while it waits, and calls it until a step has a result.
+    /// Queues a function, and calls it until a step has a result. `bytes` is about how much memory it takes while it
+    /// waits.
     ///
     /// # Errors
     /// See [`NotDone`].
@@ -393,7 +394,7 @@ impl Drop for Place {
 }
 
 impl Share {
-    /// Counts so many bytes of a reply.
+    /// Counts the memory of a reply.
     pub(super) fn hold(&self, bytes: usize) -> Held {
         let mut queue = self.shared.queue.lock();
         queue.held_bytes += bytes;

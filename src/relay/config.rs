@@ -296,7 +296,7 @@ impl Default for Watches {
 }
 
 impl Watches {
-    /// A watch costs the relay some hundred bytes. A client that has more watches than this on one stream is out of
+    /// A watch costs the relay a few hundred bytes. A client that has more watches than this on one stream is out of
     /// control.
     pub const MAX_PER_STREAM: NonZeroUsize = NonZeroUsize::new(1_000_000).expect("not zero");
     /// The same as etcd's own.

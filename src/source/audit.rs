@@ -38,7 +38,7 @@ use crate::{
 const PAGE: (usize, usize) = (250, 256 << 10);
 /// How long after a failure the same page is requested again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// After so many failures in a row the audit of a feed ends for now.
+/// After this many failures in a row the audit of a feed ends for now.
 const FAILURES: u32 = 3;
 /// How long a feed is left alone after its audit was interrupted.
 const AGAIN: Duration = Duration::from_secs(10);

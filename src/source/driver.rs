@@ -6,8 +6,8 @@
 //! attempt is jittered and grows to a limit, and falls back once upstream has sent something); `resyncing` (upstream no
 //! longer has the next revision, or is not what the feed followed, so a new snapshot is read).
 //! Always holds: the feed's revision follows only event revisions and trusted progress, never a header. It goes back
-//! only at a reset, of which every subscriber is told, when the cluster is another one or was restored. Nothing that
-//! the feed had is published again.
+//! only at a reset, when the cluster is another one or was restored; every subscriber is told then. Nothing that the
+//! feed had is published again.
 
 mod load;
 mod outage;

@@ -55,7 +55,7 @@ pub struct EtcdConfig {
     pub endpoints: Vec<Endpoint>,
     /// What opens connections to them.
     pub dialler: Dialler,
-    /// The timeout of connecting.
+    /// The timeout of a connection attempt.
     pub connect_timeout: Duration,
     /// The timeout of a request.
     pub request_timeout: Duration,

@@ -289,7 +289,7 @@ impl ForwardInner {
     /// How long a call may wait to be sent.
     fn patience(&self, headers: &HeaderMap, lane: names::Lane) -> Duration {
         if lane == names::Lane::Own {
-            // Whoever makes such a request for the relay repeats it.
+            // The caller of such a request repeats it.
             return Duration::ZERO;
         }
         let timeout = headers.get("grpc-timeout").and_then(|value| method::timeout(value.to_str().ok()?));

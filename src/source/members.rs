@@ -3,9 +3,8 @@
 //!
 //! A caller that sees a problem with a member reports a [`doubt`](Members::doubt). The [`judge`] then sends all members
 //! the same small request, which only a member with a working cluster can answer, and its verdict applies to everybody.
-//! So no single slow call moves anybody, and a member is left only if another one has answered meanwhile. Feeds have
-//! one more means: they [shun](Members::shun) a member for a while that answers requests but whose watches bring
-//! nothing.
+//! So no single slow call moves anybody, and a member is left only if another one has answered meanwhile. Feeds can
+//! also [shun](Members::shun) a member for a while, if it answers requests but its watches bring nothing.
 //!
 //! Not here: what is sent, and what happens to a call whose member is left (`forward`, `etcd`).
 //! Always holds: the preferred member stays preferred until another one is better, whatever the order of the list; only

@@ -63,7 +63,7 @@ const MANY: usize = 4096;
 pub struct V2Config {
     /// Client URLs of its members.
     pub endpoints: Vec<Endpoint>,
-    /// How to reach them.
+    /// The timeout of a connection attempt.
     pub dialler: Dialler,
     /// The timeout of connecting.
     pub connect_timeout: Duration,

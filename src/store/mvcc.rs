@@ -60,7 +60,7 @@ pub(super) struct Record {
 const FIRST: Revision = Revision::new(1);
 /// What etcd reports as the compacted revision if there is none.
 const NOTHING_COMPACTED: Revision = Revision::new(-1);
-/// About how much a version or an event takes beside its key and value.
+/// About how much a version or an event takes in addition to its key and value.
 const OVERHEAD: usize = 128;
 
 impl Mvcc {

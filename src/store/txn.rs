@@ -150,8 +150,8 @@ fn changes(ops: &[RequestOp]) -> Result<Changed<'_>, StoreError> {
 struct Intervals(BTreeMap<Bytes, Bytes>);
 
 impl Intervals {
-    /// Takes `range_end` for a key even if it is `"\0"`, as etcd does here: to etcd, a put beside a delete of "all keys
-    /// from this one on" is not a duplicate.
+    /// Takes `range_end` for a key even if it is `"\0"`, as etcd does here: etcd does not see a put and a delete of
+    /// "all keys from this one on" as duplicates.
     fn insert(&mut self, key: &Bytes, range_end: &Bytes) {
         if range_end.is_empty() {
             let after = [&key[..], &[0]].concat();

@@ -1,6 +1,6 @@
 //! [`Handshakes`]: the threads that compute clients' handshakes, separate from those that deliver events.
 //!
-//! A handshake takes some hundred microseconds of computation. A thousand clients that come back at once would delay
+//! A handshake takes a few hundred microseconds of computation. A thousand clients that come back at once would delay
 //! all deliveries by a thousand times that. So handshakes have threads of their own with a lower priority, which yield
 //! after each step of a handshake and get the CPU time that deliveries leave. Only the computation is here: the sockets
 //! stay with the threads that serve them.
@@ -216,7 +216,7 @@ impl<F: Future> Future for Measured<F> {
         if polled.is_pending() {
             this.answer.is_missing();
         }
-        // A lower priority is not enough: a thread may use its time slice for milliseconds, whoever else is waiting.
+        // A lower priority is not enough: a thread may use its time slice for milliseconds while others wait.
         thread::yield_now();
         polled
     }

@@ -1,5 +1,5 @@
-//! [`Header`]: who answered and at which revision, as etcd puts it into every response; [`Cluster`], whose name a
-//! response carries; and [`UpstreamHeader`], the cluster that answered last.
+//! [`Header`]: who answered and at which revision, as etcd puts it into every response; [`Cluster`], one cluster as it
+//! appears in headers; and [`UpstreamHeader`], the cluster that answered last.
 //!
 //! The content of a feed is served under the name of the cluster that it came from, so feeds, their snapshots and their
 //! entries hold a [`Cluster`]. Always holds: cluster id, member id and term were sent by an etcd member; the relay

@@ -267,7 +267,7 @@ async fn whoever_finds_a_feed_does_not_wait_for_one_who_opens_another() {
     let feed = hub.feed(&range(0, 100), ONE).expect("room");
     assert!(load(&feed, 0..100));
     std::thread::scope(|scope| {
-        // As while a change is pushed to all of its streams.
+        // A change that is being pushed to all of its streams holds the lock like this.
         let busy = feed.lock();
         let opening = scope.spawn(|| hub.feed(&range(500, 600), TWO).is_ok());
         while !hub.opening.is_locked() {

@@ -661,8 +661,8 @@ impl Watches {
     }
 
     /// The slot of the next watch that waits for a fill in a feed. Turns go round the slots, whatever revisions the
-    /// watches need. Otherwise a watch whose position rises would come before one that is further behind, as long as it
-    /// waits again and again.
+    /// watches need. If the watch that is furthest behind came first, a watch whose position rises would never get a
+    /// turn after it.
     pub(in crate::hub) fn next_unfilled(&mut self, feed: FeedId) -> Option<usize> {
         let (_, at) = self.attachments.iter_mut().find(|(_, at)| at.feed == feed)?;
         let lag = at.lag.as_deref_mut()?;

@@ -102,7 +102,7 @@ fn naive(query: &RangeQuery, state: &BTreeMap<Vec<u8>, Arc<KeyValue>>) -> Answer
     (kvs.into_iter().map(fields).collect(), more, count)
 }
 
-/// What a reply sends, in parts of so many bytes.
+/// What a reply sends, in parts of this many bytes.
 fn sent(reply: &mut RangeReply, bytes: usize) -> Vec<u8> {
     let (mut sent, len) = (Vec::new(), reply.kvs.encoded_len());
     while !reply.kvs.is_empty() {

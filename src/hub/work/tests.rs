@@ -65,7 +65,7 @@ impl Bench {
         self.workers.enter(Asker { client: ClientKey::new(client), connection }, 100, Box::new(job))
     }
 
-    /// Allows so many steps, and returns whose they were.
+    /// Allows this many steps, and returns which jobs made them.
     fn step(&self, steps: usize) -> String {
         (0..steps).for_each(|_| self.leave.0.send(()).expect("there is a thread"));
         (0..steps).map(|_| self.said.1.recv().expect("said")).collect::<Vec<_>>().join(" ")

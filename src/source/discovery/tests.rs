@@ -16,7 +16,7 @@ fn dns(records: &'static [(&'static str, u16, u16, &'static str)]) -> ResolvConf
     dns_behind_a_network_that_loses(0, records)
 }
 
-/// The same, but so many queries never arrive.
+/// The same, but this many queries are lost.
 fn dns_behind_a_network_that_loses(
     questions: usize,
     records: &'static [(&'static str, u16, u16, &'static str)],

@@ -23,7 +23,8 @@ const PAGE_BYTES: usize = 4 << 20;
 const PAGE_KEYS: (usize, usize) = (64, 10_000);
 
 impl Driving {
-    /// Reads a snapshot, in as many attempts as it takes. Returns false if the feed ended for want of use meanwhile.
+    /// Reads a snapshot, in as many attempts as it takes. Returns false if the feed ended meanwhile because nobody used
+    /// it.
     pub(super) async fn load(&mut self, reset: Option<(Reset, ResyncReason)>) -> bool {
         let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
         let (map, header, newest) = loop {

@@ -6,7 +6,7 @@
 
 use crate::telemetry::names::ReconnectReason;
 
-/// After so many failures in a row a kind is logged again.
+/// After this many failures in a row a kind is logged again.
 const WARN_EVERY: u32 = 30;
 
 /// Counts failures in a row; see the module.

@@ -17,8 +17,8 @@ use crate::{
     types::{Entry, EventFields, EventKind, KeyValue, KeyValueFields, Revision},
 };
 
-/// How far before the feed's revision a watch begins at most. etcd reads all revisions from there on, whoever's they
-/// are, in batches of this size, so a watch that resumes costs it one more read. Anything further back is left to the
+/// How far before the feed's revision a watch begins at most. etcd reads all revisions from there on, for whatever
+/// keys, in batches of this size, so a watch that resumes costs it one more read. Anything further back is left to the
 /// audit.
 const SPAN: i64 = 1_000;
 

@@ -32,7 +32,7 @@ impl Server {
         Self::with_streams(None, answer).await
     }
 
-    /// A server that accepts so many calls at once on a connection.
+    /// A server that accepts at most this many calls at once on a connection.
     async fn with_streams<F, R>(most: Option<u32>, answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,

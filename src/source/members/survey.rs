@@ -173,7 +173,7 @@ impl<'a, A: Asking> Survey<'a, A> {
         false
     }
 
-    /// Reports members as late that are silent and have not answered the other request either, which others answered
+    /// Reports members as late that have answered neither request, although other members have answered one of them
     /// long ago.
     fn tell_mute(&self) {
         let long_ago = self.reaching_since.is_some_and(|since| since.elapsed() >= LATE.1);

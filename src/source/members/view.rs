@@ -103,7 +103,7 @@ impl View {
         self.members.iter().enumerate().filter(|(_, member)| member.listed)
     }
 
-    /// A member that is not listed any more is away for good.
+    /// A member that is not listed any more stays away.
     pub(super) fn health_of(&self, member: usize) -> Health {
         if self.members[member].listed { self.members[member].health } else { Health::Away }
     }

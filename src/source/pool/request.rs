@@ -17,7 +17,7 @@ use tonic::body::Body;
 #[derive(Debug)]
 pub(in crate::source) struct RequestBody {
     inner: Body,
-    /// Ends when the answer is dropped, or the call before there is one.
+    /// Resolves when the answer is dropped, or when the call is dropped before it has an answer.
     call: oneshot::Receiver<()>,
 }
 

@@ -25,7 +25,7 @@ use crate::types::{EventFields, EventKind, KeyRange, KeyValueFields, Revision};
 
 /// For how long after a listing an earlier change may still be on its way from a wait.
 const SETTLES: Duration = Duration::from_secs(5);
-/// How many keys are compared before other tasks may run, which takes some hundred microseconds.
+/// How many keys are compared before other tasks may run. This takes a few hundred microseconds.
 const STEP: usize = 1024;
 
 /// The keys of a directory; see the module.

@@ -47,7 +47,7 @@ const END_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a member that does not report its id is not asked for it again, since each answer's header would have to
 /// wait for that.
 const ID_PAUSE: Duration = Duration::from_secs(60);
-/// The most bytes of an error, or of a member's report about itself, which has some hundred.
+/// The most bytes of an error, or of a member's report about itself, which has a few hundred.
 const MAX_SELF: usize = 64 << 10;
 
 /// The members of a v2 cluster; see the module.

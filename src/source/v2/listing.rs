@@ -1,6 +1,6 @@
 //! Parses a listing: etcd's JSON of a directory and everything below it, into its keys.
 //!
-//! Whoever may write to the store decides how deeply directories are nested, so the depth is kept on an explicit stack
+//! Clients that write to the store decide how deeply directories are nested, so the depth is kept on an explicit stack
 //! and not by recursion. serde_json recurses, and refuses more than 63 nested directories.
 //! Always holds: an unknown field is skipped, whatever it contains.
 

@@ -41,7 +41,7 @@ impl Place {
         format!("/v2/keys{}?{recursive}{query}", utf8_percent_encode(&self.path, PATH))
     }
 
-    /// The target of a request for a key in or beside it that nobody writes. The answer is short, whatever the place
+    /// The target of a request for a key in or next to it that nobody writes. The answer is short, whatever the place
     /// contains.
     pub(super) fn probe_target(&self) -> String {
         let directory =

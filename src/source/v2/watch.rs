@@ -176,7 +176,7 @@ impl Open {
                 }
                 Told::Listed { listing, unheard } => {
                     let index = listing.standing.index;
-                    // Whoever needs a newer state than the settling one asks again.
+                    // A caller that needs a newer state than this listing shows asks again.
                     if index >= self.copy.revision && (unheard || self.settling.is_none()) {
                         self.comparison = Some(Comparison::new(index, unheard, listing.listed));
                     }
@@ -207,7 +207,7 @@ impl Open {
                     return Some(WatchMessage::Progress(self.header(index)));
                 }
                 Compared::Same => self.settling = Some((index, Instant::now() + UNDER_WAY)),
-                // A change on its way will be reported; whoever waits asks again.
+                // A change that is on its way will be reported, and a caller that waits asks again.
                 Compared::PerhapsRefreshed => {}
                 Compared::Different if !unheard => {}
                 Compared::Different => return Some(self.lost(index)),

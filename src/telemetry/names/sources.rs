@@ -27,7 +27,8 @@ labels! {
         Equal = "equal",
         /// The content differs.
         Different = "different",
-        /// The feed, etcd or the relay's permission was not available for long enough. The next audit begins anew.
+        /// The feed, etcd or the relay's permission was not available for long enough. The next audit starts from the
+        /// beginning.
         Interrupted = "interrupted",
     }
 }

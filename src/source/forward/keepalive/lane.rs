@@ -36,7 +36,7 @@ const NO_LEADER: &str = "etcdserver: no leader";
 #[derive(Debug)]
 pub(super) struct Lane {
     fields: Fields,
-    /// The client in whose name it takes a place on a connection; the relay itself if there is none.
+    /// The client whose places on connections it takes; `None` if it takes the relay's own.
     owner: Option<ClientKey>,
     state: Mutex<State>,
     /// Notified when a request has come or a client has left.

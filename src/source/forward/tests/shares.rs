@@ -47,7 +47,7 @@ impl Busy {
         Self { server, came, unlock }
     }
 
-    /// Waits until so many more calls have come.
+    /// Waits until `count` more calls have come.
     async fn came(&mut self, count: usize) {
         for _ in 0..count {
             self.came.recv().await.expect("the server runs");
