@@ -114,21 +114,21 @@ impl Fetcher {
         let deadline = Instant::now() + self.patience;
         // The relay may have closed an idle connection, which shows only when it is used.
         if let Some(link) = self.link.take()
-            && let Ok(answer) = self.ask(link, path, deadline).await
+            && let Ok(answer) = self.exchange(link, path, deadline).await
         {
             return Ok(answer);
         }
         let connected = timeout_at(deadline, self.connect()).await.map_err(|_| self.late())?;
-        self.ask(connected?, path, deadline).await
+        self.exchange(connected?, path, deadline).await
     }
 
-    async fn ask(&mut self, mut link: Link, path: &str, deadline: Instant) -> Result<Answer, FetchError> {
+    async fn exchange(&mut self, mut link: Link, path: &str, deadline: Instant) -> Result<Answer, FetchError> {
         let request = Request::get(path)
             .header(header::HOST, self.url.authority())
             .header(header::USER_AGENT, concat!("etcd-relay/", env!("CARGO_PKG_VERSION")))
             .body(Empty::new())
             .map_err(|_| FetchError::Path(path.to_owned()))?;
-        let answer = timeout_at(deadline, link.ask(request)).await.map_err(|_| self.late())?;
+        let answer = timeout_at(deadline, link.exchange(request)).await.map_err(|_| self.late())?;
         let answer = answer.map_err(|cause| FetchError::Lost { at: self.url.to_string(), cause: chain(&*cause) })?;
         self.link = Some(link);
         Ok(answer)
@@ -158,7 +158,7 @@ impl Fetcher {
 }
 
 impl Link {
-    async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> Result<Answer, Box<dyn Error + Send + Sync>> {
         let Self { sender, connection } = self;
         let answer = async {
             sender.ready().await?;

@@ -57,10 +57,10 @@ impl Health {
     /// If the system gives no timers. If the relay does not answer, that is a verdict.
     pub fn run(mut self) -> Result<Verdict, HealthError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
-        Ok(runtime.block_on(self.ask()))
+        Ok(runtime.block_on(self.request()))
     }
 
-    async fn ask(&mut self) -> Verdict {
+    async fn request(&mut self) -> Verdict {
         let path = match self.question {
             Question::Live => "/live",
             Question::Ready => "/ready",
@@ -80,7 +80,7 @@ impl Verdict {
     ///
     /// # Errors
     /// If standard output cannot be written.
-    pub fn tell(&self) -> Result<u8, HealthError> {
+    pub fn print(&self) -> Result<u8, HealthError> {
         let mut out = io::stdout().lock();
         writeln!(out, "{}", self.line).and_then(|()| out.flush()).map_err(HealthError::Write)?;
         Ok(u8::from(!self.is_well))

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Ok(Task::Relay(start)) => run(*start, build),
         Ok(Task::Bench(task)) => bench(&task),
         Ok(Task::Top(task)) => return cli::end(task.run().map(Ended::code)),
-        Ok(Task::Health(task)) => return cli::end(task.run().and_then(|verdict| verdict.tell())),
+        Ok(Task::Health(task)) => return cli::end(task.run().and_then(|verdict| verdict.print())),
         Ok(Task::Manual(pages)) => return cli::end(pages.write().map(|()| 0)),
         Err(exit) => return exit.report(),
     };

@@ -44,7 +44,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
     Feed, FeedKind, ends,
-    feed::Asks,
+    feed::PastTasks,
     fill,
     outbox::{Outbox, Watch, wake},
     stats,
@@ -75,12 +75,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// Starts the tasks that watches of these streams need in `feed`.
-pub(super) fn start<'a>(asks: Asks, feed: &Arc<Feed>, outboxes: impl IntoIterator<Item = &'a Arc<Outbox>>) {
-    if asks.backfill {
+pub(super) fn start<'a>(tasks: PastTasks, feed: &Arc<Feed>, outboxes: impl IntoIterator<Item = &'a Arc<Outbox>>) {
+    if tasks.backfill {
         feed.shared.tasks.detach("backfill", run(feed.clone()));
     }
-    if asks.fill {
-        outboxes.into_iter().for_each(|outbox| fill::ask(feed, outbox));
+    if tasks.fill {
+        outboxes.into_iter().for_each(|outbox| fill::queue(feed, outbox));
     }
 }
 
@@ -334,7 +334,7 @@ fn settle(feed: &Arc<Feed>) {
 fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
     let mut inner = feed.lock();
     let mut state = outbox.lock();
-    let mut asks = Asks::default();
+    let mut tasks = PastTasks::default();
     let mut slots = state.watches.behind_from(feed.id(), inner.history.start(), STEP_WATCHES);
     slots.iter().for_each(|slot| state.park(*slot));
     let waker = if slots.is_empty() { None } else { state.wake() };
@@ -342,7 +342,7 @@ fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
         slots = state.watches.behind_from(feed.id(), Revision::ZERO, STEP_WATCHES);
         for slot in &slots {
             let Some(needs) = state.watches.get(*slot).map(Watch::next) else { continue };
-            asks |= inner.lag_far(&mut state, *slot, needs);
+            tasks |= inner.lag_far(&mut state, *slot, needs);
         }
     }
     // The place may belong to another stream by now.
@@ -353,7 +353,7 @@ fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
     drop(state);
     drop(inner);
     wake(waker);
-    start(asks, feed, [outbox]);
+    start(tasks, feed, [outbox]);
     !slots.is_empty()
 }
 

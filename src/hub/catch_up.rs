@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use super::{
     Feed, backfill,
-    feed::{Asks, Inner},
+    feed::{Inner, PastTasks},
     history::{Ahead, Task},
     index::WatchOptions,
     outbox::{FeedId, Outbox, OutboxLimits, Phase, State, Watch},
@@ -102,7 +102,7 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
     if let Some(made) = made.filter(|made| made.epoch == inner.epoch && Arc::ptr_eq(&made.feed, feed)) {
         made.runs.into_iter().for_each(|(key, run)| inner.history.keep(key, run));
     }
-    let mut asks = Asks::default();
+    let mut tasks = PastTasks::default();
     let (mut singles, mut ranges) = (Vec::new(), Vec::new());
     for slot in slots {
         // The watch may have been cancelled meanwhile.
@@ -113,7 +113,7 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
             continue;
         }
         if next < inner.history.start() {
-            asks |= inner.lag(&mut state, slot as usize, next);
+            tasks |= inner.lag(&mut state, slot as usize, next);
         } else if inner.index.group(watch.group()).range.is_single() {
             singles.push((next, slot));
         } else {
@@ -134,7 +134,7 @@ fn serve(feed: &Arc<Feed>, outbox: &Arc<Outbox>, slots: Vec<u32>, made: Option<M
     };
     drop(state);
     drop(inner);
-    backfill::start(asks, feed, [outbox]);
+    backfill::start(tasks, feed, [outbox]);
     next
 }
 

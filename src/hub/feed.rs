@@ -45,7 +45,7 @@ pub use self::{
 use self::{goal::Goal, heard::Heard, lag::Past};
 pub(super) use self::{
     inner::{Inner, Locked},
-    lag::Asks,
+    lag::PastTasks,
 };
 use super::{
     FeedContext,

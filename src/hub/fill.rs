@@ -45,7 +45,7 @@ const MOST: usize = 4096;
 const ATTEMPTS: usize = 4;
 
 /// Puts a stream into the queue for fills from a feed, unless it is queued already or none of its watches waits.
-pub(super) fn ask(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
+pub(super) fn queue(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
     let mut state = outbox.lock();
     // A full stream queues again when it has been read.
     if state.is_full(&outbox.limits) {
@@ -361,11 +361,11 @@ impl Fill {
             let mut state = member.outbox.lock();
             let Some(slot) = member.slot(&state) else { continue };
             let Some(needs) = state.watches.get(slot).map(Watch::next) else { continue };
-            let asks = inner.lag_far(&mut state, slot, needs);
+            let tasks = inner.lag_far(&mut state, slot, needs);
             drop(state);
             drop(inner);
-            if asks.fill {
-                ask(&self.feed, &member.outbox);
+            if tasks.fill {
+                queue(&self.feed, &member.outbox);
             }
         }
     }

@@ -114,13 +114,13 @@ impl Outbox {
     }
 
     /// Queues a delivery that belongs to no feed.
-    pub(super) fn say(&self, delivery: Delivery) {
-        self.state.tell(|state| state.enqueue(delivery));
+    pub(super) fn queue(&self, delivery: Delivery) {
+        self.state.change(|state| state.enqueue(delivery));
     }
 
     /// Ends the stream once everything in the queue was sent; nothing more is queued.
     pub(super) fn end(&self, why: StreamEnd) {
-        self.state.tell(|state| {
+        self.state.change(|state| {
             state.end.get_or_insert(why);
             state.wake()
         });
@@ -200,7 +200,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Outbox { state, limits, room, .. } = self.outbox;
         let mut others_wait = false;
-        state.tell(|state| {
+        state.change(|state| {
             state.waiting.remove(&self.number);
             others_wait = !state.waiting.is_empty() && !state.is_full(limits);
             state.are_parked_next(limits).then(|| state.wake()).flatten()

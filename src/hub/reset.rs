@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, task::Waker};
 
-use super::{Feed, Reset, backfill, delivery::Cancellation, feed::Asks, outbox::Phase, snapshot::KeyMap};
+use super::{Feed, Reset, backfill, delivery::Cancellation, feed::PastTasks, outbox::Phase, snapshot::KeyMap};
 use crate::types::{Cluster, Revision};
 
 /// Sent to every watch when the relay's cluster, or the cluster's past, has been replaced. A relay behind this one
@@ -19,7 +19,7 @@ impl Feed {
     /// from the past if upstream still has it, and is ended otherwise.
     pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
         let mut wakers: Vec<Waker> = Vec::new();
-        let mut asks = Asks::default();
+        let mut tasks = PastTasks::default();
         let mut inner = self.lock();
         // From here on, messages carry the new cluster's name; those in queues keep the name of the cluster that they
         // came from.
@@ -56,7 +56,7 @@ impl Feed {
                     Reset::Compacted { compact_revision } if needs >= *compact_revision => {
                         // The new history has room.
                         if phase != Phase::Behind {
-                            asks |= inner.lag_near(&mut state, slot, needs);
+                            tasks |= inner.lag_near(&mut state, slot, needs);
                         }
                         continue;
                     }
@@ -77,7 +77,7 @@ impl Feed {
         self.announce(revision);
         replaced.free();
         self.forget_part();
-        backfill::start(asks, self, []);
+        backfill::start(tasks, self, []);
         wakers.into_iter().for_each(Waker::wake);
     }
 }

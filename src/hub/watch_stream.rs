@@ -28,7 +28,7 @@ use super::{
     Feed, backfill, catch_up,
     delivery::{Cancellation, Delivery, Drained, NO_WATCH_ID, ProgressAnswer, StreamEnd},
     ends,
-    feed::Asks,
+    feed::PastTasks,
     fill,
     index::{Member, WatchOptions},
     outbox::{FeedId, Found, Link, NewWatch, Outbox, OutboxLimits, State, Watch, wake},
@@ -205,18 +205,18 @@ impl WatchStream {
         let slot = state.watches.add(new, now);
         let waker =
             state.enqueue(Delivery::Created { watch_id: id, stamp: Stamp { revision: newest, ..inner.stamp() } });
-        let mut asks = Asks::default();
+        let mut tasks = PastTasks::default();
         if past && subscribe.compacted {
-            asks = inner.lag_far(&mut state, slot, start);
+            tasks = inner.lag_far(&mut state, slot, start);
         } else if lags {
-            asks = inner.lag(&mut state, slot, start);
+            tasks = inner.lag(&mut state, slot, start);
         } else if parked {
             state.park(slot);
         }
         drop(state);
         drop(inner);
         stats::subscribed();
-        backfill::start(asks, feed, [&self.outbox]);
+        backfill::start(tasks, feed, [&self.outbox]);
         wake(waker);
         if has_others {
             // Otherwise a stream that goes from feed to feed would keep all feeds in which it ever had a watch.
@@ -233,7 +233,7 @@ impl WatchStream {
             match self.outbox.drain(cx, batch, most_bytes) {
                 Found::Some { want_turns, parked_next } => {
                     if want_turns {
-                        self.feeds().iter().for_each(|feed| fill::ask(feed, &self.outbox));
+                        self.feeds().iter().for_each(|feed| fill::queue(feed, &self.outbox));
                     }
                     // Not only once the queue is empty, since live watches may never let it be.
                     if parked_next {
@@ -260,7 +260,7 @@ impl WatchStream {
     pub fn refuse(&self, header: Header, reason: String) {
         let cancellation =
             Cancellation { watch_id: NO_WATCH_ID, refused: true, header, reason, ..Cancellation::default() };
-        self.outbox.say(Delivery::Canceled(Box::new(cancellation)));
+        self.outbox.queue(Delivery::Canceled(Box::new(cancellation)));
     }
 
     /// Ends a watch because the client cancelled it, and queues the answer. An unknown id gets no answer, as in etcd.

@@ -409,7 +409,7 @@ impl Driving {
         let Some(past) = &mut self.past else { return Ok(revisions) };
         let end = past.end();
         let (old, news) = revisions.split_at(revisions.partition_point(|changes| changes.revision <= end));
-        past.told(old).map_err(|differs| self.is_not_the_past(&differs))?;
+        past.reported(old).map_err(|differs| self.is_not_the_past(&differs))?;
         if let Some(first) = news.first() {
             self.passed(first.revision)?;
         }

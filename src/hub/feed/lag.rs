@@ -39,7 +39,7 @@ pub(in crate::hub) struct Past {
 /// The tasks to start for lagging watches, once the locks are released.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
-pub(in crate::hub) struct Asks {
+pub(in crate::hub) struct PastTasks {
     pub(in crate::hub) backfill: bool,
     pub(in crate::hub) fill: bool,
 }
@@ -63,23 +63,23 @@ impl Past {
 
 impl Inner {
     /// A watch that is live or parked needs revisions older than the history.
-    pub(in crate::hub) fn lag(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
+    pub(in crate::hub) fn lag(&mut self, state: &mut State, slot: usize, needs: Revision) -> PastTasks {
         if self.may_backfill() { self.lag_near(state, slot, needs) } else { self.lag_far(state, slot, needs) }
     }
 
     /// The same, if the history has room or will be replaced.
-    pub(in crate::hub) fn lag_near(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
+    pub(in crate::hub) fn lag_near(&mut self, state: &mut State, slot: usize, needs: Revision) -> PastTasks {
         self.past.lagging.insert(state.watches.place_of(slot));
         state.fall_behind(slot, needs);
         self.past.asked = true;
-        Asks { backfill: !std::mem::replace(&mut self.past.at_work, true), fill: false }
+        PastTasks { backfill: !std::mem::replace(&mut self.past.at_work, true), fill: false }
     }
 
     /// The same, if only upstream has the revisions.
-    pub(in crate::hub) fn lag_far(&mut self, state: &mut State, slot: usize, needs: Revision) -> Asks {
+    pub(in crate::hub) fn lag_far(&mut self, state: &mut State, slot: usize, needs: Revision) -> PastTasks {
         self.past.lagging.insert(state.watches.place_of(slot));
         state.await_fill(slot, needs);
-        Asks { backfill: false, fill: true }
+        PastTasks { backfill: false, fill: true }
     }
 
     pub(in crate::hub) fn may_backfill(&self) -> bool {
@@ -94,7 +94,7 @@ impl Inner {
     }
 }
 
-impl BitOr for Asks {
+impl BitOr for PastTasks {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
@@ -102,7 +102,7 @@ impl BitOr for Asks {
     }
 }
 
-impl BitOrAssign for Asks {
+impl BitOrAssign for PastTasks {
     fn bitor_assign(&mut self, other: Self) {
         *self = *self | other;
     }

@@ -39,7 +39,7 @@ impl<S: AsMut<Resting>> Handover<S> {
     }
 
     /// Changes the data, and wakes the task that `change` returns.
-    pub(crate) fn tell(&self, change: impl FnOnce(&mut S) -> Option<Waker>) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut S) -> Option<Waker>) {
         let waker = change(&mut self.lock());
         wake(waker);
     }

@@ -219,18 +219,18 @@ impl Watches {
 
     /// Counts one more watch and returns its id: the requested one, or for zero the next free number of a counter, as
     /// in etcd.
-    pub(in crate::hub) fn admit(&mut self, wish: i64) -> Result<Option<i64>, Full> {
+    pub(in crate::hub) fn admit(&mut self, requested: i64) -> Result<Option<i64>, Full> {
         self.counted.add()?;
-        let id = self.assign_id(wish);
+        let id = self.assign_id(requested);
         if id.is_none() {
             self.counted.remove();
         }
         Ok(id)
     }
 
-    fn assign_id(&mut self, wish: i64) -> Option<i64> {
-        if wish != 0 {
-            return (!self.ids.contains_key(&wish)).then_some(wish);
+    fn assign_id(&mut self, requested: i64) -> Option<i64> {
+        if requested != 0 {
+            return (!self.ids.contains_key(&requested)).then_some(requested);
         }
         while self.ids.contains_key(&self.next_id) {
             self.next_id += 1;

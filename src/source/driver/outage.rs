@@ -14,7 +14,7 @@ const WARN_EVERY: u32 = 30;
 pub(super) struct Outage {
     failures: u32,
     /// The kinds that were logged in the current round of [`WARN_EVERY`] failures.
-    told: Vec<ReconnectReason>,
+    logged: Vec<ReconnectReason>,
 }
 
 impl Outage {
@@ -26,12 +26,12 @@ impl Outage {
     /// Counts a failure. Returns whether it should be logged.
     pub(super) fn failed(&mut self, reason: ReconnectReason) -> bool {
         if self.failures.is_multiple_of(WARN_EVERY) {
-            self.told.clear();
+            self.logged.clear();
         }
         self.failures = self.failures.saturating_add(1);
-        let first = !self.told.contains(&reason);
+        let first = !self.logged.contains(&reason);
         if first {
-            self.told.push(reason);
+            self.logged.push(reason);
         }
         first
     }
@@ -62,8 +62,8 @@ mod tests {
     #[test]
     fn a_long_outage_is_told_now_and_then() {
         let mut outage = Outage::default();
-        let told: Vec<u32> = (0..2 * WARN_EVERY + 1).filter(|_| outage.failed(Unavailable)).collect();
-        assert_eq!(told, [0, WARN_EVERY, 2 * WARN_EVERY]);
+        let logged: Vec<u32> = (0..2 * WARN_EVERY + 1).filter(|_| outage.failed(Unavailable)).collect();
+        assert_eq!(logged, [0, WARN_EVERY, 2 * WARN_EVERY]);
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Past {
     }
 
     /// The watch reported these changes, each at a revision up to the feed's, and nothing between them.
-    pub(super) fn told(&mut self, changes: &[Changes]) -> Result<(), Differs> {
+    pub(super) fn reported(&mut self, changes: &[Changes]) -> Result<(), Differs> {
         for changes in changes {
             self.passed(changes.revision)?;
             self.compare(changes)?;
@@ -186,10 +186,10 @@ impl Expected {
 }
 
 /// Whether the whole revision has come. Fails with a key that was changed differently, or not put at all.
-fn compare_entry(entry: &Entry, told: &[EventFields]) -> Result<bool, Vec<u8>> {
+fn compare_entry(entry: &Entry, reported: &[EventFields]) -> Result<bool, Vec<u8>> {
     // A transaction changes a key once.
     let mut left: HashMap<_, _> = entry.events().iter().map(|event| (event.kv.key(), event)).collect();
-    for event in told {
+    for event in reported {
         match left.remove(&event.kv.key[..]) {
             Some(had) if had.kind == event.kind && is_same(&had.kv, &event.kv) => {}
             _ => return Err(event.kv.key.to_vec()),

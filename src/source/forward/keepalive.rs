@@ -243,7 +243,7 @@ impl Keeping {
             request = requests.message() => match request {
                 Ok(Some(request)) => tokio::select! {
                     biased;
-                    answer = member.ask(request) => answer.map_err(|status| (status, Outcome::Error)),
+                    answer = member.request(request) => answer.map_err(|status| (status, Outcome::Error)),
                     lost = member.lost() => Err((lost, Outcome::Error)),
                 },
                 Ok(None) => {

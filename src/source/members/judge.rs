@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Members,
-    survey::{Asking, Survey},
+    survey::{Requests, Survey},
 };
 use crate::{
     hub::upstream::{Agreement, UpstreamError},
@@ -54,7 +54,7 @@ impl Judge {
         let mut warned = false;
         loop {
             let answered = self.survey().await;
-            self.tell(&mut hold, &mut warned);
+            self.report(&mut hold, &mut warned);
             let late = match answered {
                 true => INTERVAL,
                 false if self.members.is_reached() => PAUSE,
@@ -87,7 +87,7 @@ impl Judge {
     }
 
     /// Updates readiness, and logs when all members went away and when one came back.
-    fn tell(&self, hold: &mut Option<Hold>, warned: &mut bool) {
+    fn report(&self, hold: &mut Option<Hold>, warned: &mut bool) {
         if self.members.is_reached() {
             if hold.take().is_some() {
                 tracing::info!("Reached etcd");
@@ -110,7 +110,7 @@ impl Judge {
     }
 }
 
-impl Asking for EtcdUpstream {
+impl Requests for EtcdUpstream {
     async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
         Self::question(self, member, patience).await
     }

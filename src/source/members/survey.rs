@@ -30,7 +30,7 @@ const OTHERS_SILENCE: Duration = Duration::from_millis(600);
 const AGAIN: Duration = Duration::from_millis(30);
 
 /// The requests to members.
-pub(super) trait Asking: Sync {
+pub(super) trait Requests: Sync {
     /// A request that a member can answer only in touch with its cluster.
     fn question(&self, member: usize, patience: Duration) -> impl Future<Output = Result<(), UpstreamError>> + Send;
 
@@ -55,12 +55,12 @@ pub(super) struct Survey<'a, A> {
     /// The member that answered first, and when.
     first: Option<(usize, Instant)>,
     /// Whether the other members were reported as late.
-    told: bool,
+    late_reported: bool,
     /// Since when the members have been asked whether they respond at all.
     reaching_since: Option<Instant>,
 }
 
-impl<'a, A: Asking> Survey<'a, A> {
+impl<'a, A: Requests> Survey<'a, A> {
     pub(super) fn of(members: &'a Members, upstream: &'a A) -> Self {
         let asked = members.listed();
         Self {
@@ -73,7 +73,7 @@ impl<'a, A: Asking> Survey<'a, A> {
             without: Vec::new(),
             spoke: Vec::new(),
             first: None,
-            told: false,
+            late_reported: false,
             reaching_since: None,
         }
     }
@@ -114,7 +114,7 @@ impl<'a, A: Asking> Survey<'a, A> {
                     self.reaching_since = Some(Instant::now());
                     reaching.extend(self.asked.iter().map(reach));
                 }
-                () = async { sleep_until(late.unwrap_or(until)).await }, if late.is_some() && !self.told => self.tell_late(),
+                () = async { sleep_until(late.unwrap_or(until)).await }, if late.is_some() && !self.late_reported => self.report_late(),
                 () = sleep_until(self.began + LATE.0), if impatient => break,
             }
         }
@@ -156,7 +156,7 @@ impl<'a, A: Asking> Survey<'a, A> {
             Ok(()) => {
                 let fastest = self.first.get_or_insert_with(|| (member, Instant::now())).0;
                 self.members.found([(member, Finding::Answered)], Some(fastest));
-                self.tell_mute();
+                self.report_silent();
             }
             // It may get a leader while the survey waits for the others.
             Err(UpstreamError::NoLeader) if self.first.is_none() => {
@@ -175,15 +175,15 @@ impl<'a, A: Asking> Survey<'a, A> {
 
     /// Reports members as late that have answered neither request, although other members have answered one of them
     /// long ago.
-    fn tell_mute(&self) {
+    fn report_silent(&self) {
         let long_ago = self.reaching_since.is_some_and(|since| since.elapsed() >= LATE.1);
         if long_ago && !self.spoke.is_empty() {
             self.found_late(self.silent.iter().filter(|silent| !self.spoke.contains(silent)));
         }
     }
 
-    fn tell_late(&mut self) {
-        self.told = true;
+    fn report_late(&mut self) {
+        self.late_reported = true;
         self.found_late(self.silent.iter());
     }
 
@@ -208,7 +208,7 @@ impl<'a, A: Asking> Survey<'a, A> {
 }
 
 /// A member's answer before `until`. A member whose leader changed during the request has not answered yet.
-async fn answer(upstream: &impl Asking, member: usize, pause: Duration, until: Instant) -> Result<(), UpstreamError> {
+async fn answer(upstream: &impl Requests, member: usize, pause: Duration, until: Instant) -> Result<(), UpstreamError> {
     let mut pause = pause;
     loop {
         if !pause.is_zero() {

@@ -36,7 +36,7 @@ const SHORT: Duration = Duration::from_secs(1);
 
 /// The reports of a walk. Nothing comes after `Gone` and `Failed`.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum Report {
     Event(Box<Event>),
     /// The directory as it was at some moment. `unheard` is set if a wait was open all the time and returned nothing
     /// else, so that no change can be on its way.
@@ -61,7 +61,7 @@ pub(super) struct Walk {
     pub(super) agreed: Arc<Agreed>,
     /// Notified when somebody needs the current state of the directory.
     pub(super) ask: Arc<Notify>,
-    pub(super) tell: mpsc::Sender<Told>,
+    pub(super) reports: mpsc::Sender<Report>,
 }
 
 /// An open wait.
@@ -106,11 +106,11 @@ impl Walk {
         let wait = self.wait(standing, first, false);
         let last = match Box::pin(self.walk(wait)).await {
             End::Unheard => return,
-            End::Gone(standing) => Told::Gone(standing),
-            End::Failed(error) => Told::Failed(error),
+            End::Gone(standing) => Report::Gone(standing),
+            End::Failed(error) => Report::Failed(error),
         };
         // If nobody receives any more, the last report is not needed.
-        let _ = self.tell.send(last).await;
+        let _ = self.reports.send(last).await;
     }
 
     async fn walk(&mut self, first: Wait) -> End {
@@ -195,7 +195,7 @@ impl Walk {
             counter!(names::V2_REPAIRED).increment(1);
         }
         self.walked = index;
-        self.tell(Told::Event(Box::new(event))).await
+        self.report(Report::Event(Box::new(event))).await
     }
 
     fn opened(
@@ -250,7 +250,7 @@ impl Walk {
             // An event that came meanwhile says more.
             return Ok(());
         }
-        self.tell(Told::Listed { listing, unheard: clears }).await?;
+        self.report(Report::Listed { listing, unheard: clears }).await?;
         if clears {
             self.walked = index;
             under_way.opening = Some(self.open(index));
@@ -290,8 +290,8 @@ impl Walk {
         End::Failed(UpstreamError::Unavailable(why.to_owned()))
     }
 
-    async fn tell(&self, told: Told) -> Result<(), End> {
-        self.tell.send(told).await.map_err(|_| End::Unheard)
+    async fn report(&self, report: Report) -> Result<(), End> {
+        self.reports.send(report).await.map_err(|_| End::Unheard)
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     answer::Standing,
     copy::{Compared, Comparison},
     link::{Members, Reply},
-    walk::{Told, Walk},
+    walk::{Report, Walk},
 };
 use crate::{
     hub::upstream::{Changes, UpstreamError, UpstreamWatch, WatchMessage},
@@ -48,7 +48,7 @@ pub(super) enum V2Watch {
 pub(super) struct Open {
     copy: Owned,
     created: Header,
-    told: mpsc::Receiver<Told>,
+    reports: mpsc::Receiver<Report>,
     ask: Arc<Notify>,
     walk: AbortHandle,
     /// A listing that is being compared.
@@ -68,7 +68,7 @@ impl Drop for Open {
 impl V2Watch {
     /// A watch that continues with `copy`, from the wait that begins with `standing` and `first`.
     pub(super) fn new(members: Arc<Members>, copy: Owned, standing: Standing, first: Reply, created: Header) -> Self {
-        let (tell, told) = mpsc::channel(AHEAD);
+        let (sender, reports) = mpsc::channel(AHEAD);
         let ask = Arc::new(Notify::new());
         let walk = Walk {
             members,
@@ -78,10 +78,10 @@ impl V2Watch {
             walked: copy.walked,
             agreed: copy.agreed.clone(),
             ask: ask.clone(),
-            tell,
+            reports: sender,
         };
         let walk = tokio::spawn(walk.run(standing, first)).abort_handle();
-        Self::Open(Box::new(Open { copy, created, told, ask, walk, comparison: None, settling: None, over: false }))
+        Self::Open(Box::new(Open { copy, created, reports, ask, walk, comparison: None, settling: None, over: false }))
     }
 
     /// A watch that reports at once that its beginning is compacted.
@@ -94,8 +94,8 @@ impl V2Watch {
 impl UpstreamWatch for V2Watch {
     async fn next(&mut self) -> Result<WatchMessage, UpstreamError> {
         match self {
-            Self::Gone(header, told) => {
-                if std::mem::replace(told, true) {
+            Self::Gone(header, reported) => {
+                if std::mem::replace(reported, true) {
                     return Err(ended());
                 }
                 Ok(compacted(header.revision))
@@ -137,18 +137,18 @@ impl Open {
             }
             let settles_at = self.settling.map(|(_, at)| at);
             // Cancel safe: everything else is done at once. A report is handled before the time is up.
-            let told = tokio::select! {
+            let report = tokio::select! {
                 biased;
-                told = self.told.recv() => told,
+                report = self.reports.recv() => report,
                 () = until(settles_at) => {
                     let Some((index, _)) = self.settling.take() else { continue };
                     self.copy.agree(index, false);
                     return Ok(WatchMessage::Progress(self.header(index)));
                 }
             };
-            let Some(told) = told.filter(|_| !self.over) else { return Err(ended()) };
-            match told {
-                Told::Event(event) => {
+            let Some(report) = report.filter(|_| !self.over) else { return Err(ended()) };
+            match report {
+                Report::Event(event) => {
                     let index = event.index();
                     if index <= self.copy.revision {
                         // A listing showed the directory after this event, and did not show its effect: the key was
@@ -174,15 +174,15 @@ impl Open {
                         WatchMessage::Events { header, revisions: vec![changes] }
                     });
                 }
-                Told::Listed { listing, unheard } => {
+                Report::Listed { listing, unheard } => {
                     let index = listing.standing.index;
                     // A caller that needs a newer state than this listing shows asks again.
                     if index >= self.copy.revision && (unheard || self.settling.is_none()) {
                         self.comparison = Some(Comparison::new(index, unheard, listing.listed));
                     }
                 }
-                Told::Gone(standing) => return Ok(self.lost(standing.index)),
-                Told::Failed(error) => {
+                Report::Gone(standing) => return Ok(self.lost(standing.index)),
+                Report::Failed(error) => {
                     self.over = true;
                     return Err(error);
                 }

@@ -47,13 +47,13 @@ pub(super) struct Lane {
 
 #[derive(Debug, Default)]
 struct State {
-    line: Line<Ask>,
+    line: Line<Pending>,
     members: usize,
 }
 
 /// A request, and the caller that waits for its answer.
 #[derive(Debug)]
-struct Ask {
+struct Pending {
     client: ClientKey,
     request: LeaseKeepAliveRequest,
     answer: oneshot::Sender<Result<LeaseKeepAliveResponse, Status>>,
@@ -71,7 +71,7 @@ pub(super) struct Member {
 struct Open {
     requests: mpsc::Sender<LeaseKeepAliveRequest>,
     /// Unanswered requests, oldest first.
-    asked: VecDeque<Ask>,
+    unanswered: VecDeque<Pending>,
     /// When the oldest request became the oldest.
     since: Instant,
     /// Whether it gave an answer.
@@ -84,7 +84,7 @@ struct Ended {
     /// Whether it gave an answer.
     works: bool,
     /// Whether somebody was waiting for an answer at the end, and got the error.
-    told: bool,
+    was_awaited: bool,
 }
 
 /// Why a stream ended.
@@ -122,13 +122,13 @@ impl Lane {
             if !self.wait_wanted().await {
                 return;
             }
-            let Ended { over: Over::Failed(failed), works, told } = self.serve(forward).await else { continue };
+            let Ended { over: Over::Failed(failed), works, was_awaited } = self.serve(forward).await else { continue };
             tracing::debug!(%failed, "A stream of lease keep-alives has ended");
             if works {
                 delays = self::delays();
             }
             // No request was waiting on it, so the fault is the stream's own.
-            let refused = !works && !told;
+            let refused = !works && !was_awaited;
             if self.wants_leader() && (refused || failed.message() == NO_LEADER) {
                 // This is also how etcd ends their streams. A client that comes back gets another stream.
                 self.lost.send_replace(Some(failed));
@@ -138,7 +138,7 @@ impl Lane {
                 // It failed before anybody used it, so nobody who waits would get further.
                 self.refuse(&failed);
             }
-            if told && !is_of_all(&failed) {
+            if was_awaited && !is_of_all(&failed) {
                 // The client that sent the request is gone, and the others wait.
                 continue;
             }
@@ -170,7 +170,7 @@ impl Lane {
     /// Serves one stream until it ends.
     async fn serve(&self, forward: &Forward) -> Ended {
         let (requests, queue) = mpsc::channel(WINDOW);
-        let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
+        let mut open = Open { requests, unanswered: VecDeque::new(), since: Instant::now(), works: false };
         let mut request = Request::new(ReceiverStream::new(queue));
         *request.metadata_mut() = MetadataMap::from_headers(self.fields.iter().cloned().collect());
         if let Some(owner) = self.owner {
@@ -181,7 +181,7 @@ impl Lane {
         let mut opening = pin!(client.lease_keep_alive(request));
         let mut answers: Option<Streaming<LeaseKeepAliveResponse>> = None;
         let over = loop {
-            let waits = !open.asked.is_empty();
+            let waits = !open.unanswered.is_empty();
             // All branches are cancel safe; `opening` continues in the next round.
             tokio::select! {
                 biased;
@@ -198,16 +198,16 @@ impl Lane {
                 () = tokio::time::sleep_until(open.since + PATIENCE), if waits => {
                     break Over::Failed(Status::unavailable("etcdserver: request timed out"));
                 }
-                idle = self.send(&mut open), if open.asked.len() < WINDOW => if idle {
+                idle = self.send(&mut open), if open.unanswered.len() < WINDOW => if idle {
                     break Over::Idle;
                 },
             }
         };
-        let told = !open.asked.is_empty();
+        let was_awaited = !open.unanswered.is_empty();
         if let Over::Failed(status) = &over {
-            self.fail(std::mem::take(&mut open.asked), status);
+            self.fail(std::mem::take(&mut open.unanswered), status);
         }
-        Ended { over, works: open.works, told }
+        Ended { over, works: open.works, was_awaited }
     }
 
     /// Sends one waiting request, as soon as there is one. Returns true if the last client has left. Cancel safe.
@@ -219,17 +219,17 @@ impl Lane {
                 if state.members == 0 {
                     return true;
                 }
-                while let Some((_, ask)) = state.line.pop() {
+                while let Some((_, pending)) = state.line.pop() {
                     // A client that is gone needs no answer.
-                    if ask.answer.is_closed() {
+                    if pending.answer.is_closed() {
                         continue;
                     }
-                    if open.asked.is_empty() {
+                    if open.unanswered.is_empty() {
                         open.since = Instant::now();
                     }
                     // The channel has room for all unanswered requests. If the stream has ended, its end says why.
-                    let _ = open.requests.try_send(ask.request);
-                    open.asked.push_back(ask);
+                    let _ = open.requests.try_send(pending.request);
+                    open.unanswered.push_back(pending);
                     return false;
                 }
             }
@@ -239,26 +239,26 @@ impl Lane {
 
     /// Sends the error to all requests that wait for a stream.
     fn refuse(&self, status: &Status) {
-        let waiting: Vec<Ask> = {
+        let waiting: Vec<Pending> = {
             let mut state = self.state.lock();
-            std::iter::from_fn(|| state.line.pop().map(|(_, ask)| ask)).collect()
+            std::iter::from_fn(|| state.line.pop().map(|(_, pending)| pending)).collect()
         };
-        for ask in waiting {
+        for pending in waiting {
             // A caller that is gone needs no answer.
-            let _ = ask.answer.send(Err(status.clone()));
+            let _ = pending.answer.send(Err(status.clone()));
         }
     }
 
     /// Handles the end of a stream with these requests unanswered, oldest first.
-    fn fail(&self, mut asked: VecDeque<Ask>, status: &Status) {
-        let told = if is_of_all(status) { asked.len() } else { 1 };
-        for ask in asked.drain(..told.min(asked.len())) {
+    fn fail(&self, mut unanswered: VecDeque<Pending>, status: &Status) {
+        let failed = if is_of_all(status) { unanswered.len() } else { 1 };
+        for pending in unanswered.drain(..failed.min(unanswered.len())) {
             // A caller that is gone needs no answer.
-            let _ = ask.answer.send(Err(status.clone()));
+            let _ = pending.answer.send(Err(status.clone()));
         }
         let mut state = self.state.lock();
-        for ask in asked {
-            state.line.push(ask.client, ask);
+        for pending in unanswered {
+            state.line.push(pending.client, pending);
         }
     }
 }
@@ -266,16 +266,16 @@ impl Lane {
 impl Open {
     /// Passes an answer to the oldest request.
     fn take(&mut self, answer: LeaseKeepAliveResponse) -> Result<(), Status> {
-        let asked = self.asked.front().map(|ask| ask.request.id);
+        let asked = self.unanswered.front().map(|pending| pending.request.id);
         if asked != Some(answer.id) {
             let text = format!("etcd-relay: etcd answered for the lease {:x} to a request for {asked:x?}", answer.id);
             return Err(Status::unavailable(text));
         }
         self.works = true;
         self.since = Instant::now();
-        if let Some(ask) = self.asked.pop_front() {
+        if let Some(pending) = self.unanswered.pop_front() {
             // A caller that is gone needs no answer.
-            let _ = ask.answer.send(Ok(answer));
+            let _ = pending.answer.send(Ok(answer));
         }
         Ok(())
     }
@@ -283,9 +283,9 @@ impl Open {
 
 impl Member {
     /// Sends a request to etcd. Cancel safe: whether a request without a waiting caller is sent does not matter.
-    pub(super) async fn ask(&self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+    pub(super) async fn request(&self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
         let (answer, answered) = oneshot::channel();
-        self.lane.state.lock().line.push(self.client, Ask { client: self.client, request, answer });
+        self.lane.state.lock().line.push(self.client, Pending { client: self.client, request, answer });
         self.lane.news.notify_one();
         match answered.await {
             Ok(answer) => answer,
@@ -343,14 +343,14 @@ mod tests {
 
     type Answered = oneshot::Receiver<Result<LeaseKeepAliveResponse, Status>>;
 
-    fn asked(lane: &Lane, ids: &[i64]) -> (Open, Vec<Answered>) {
+    fn open_with(lane: &Lane, ids: &[i64]) -> (Open, Vec<Answered>) {
         let (requests, _queue) = mpsc::channel(WINDOW);
-        let mut open = Open { requests, asked: VecDeque::new(), since: Instant::now(), works: false };
+        let mut open = Open { requests, unanswered: VecDeque::new(), since: Instant::now(), works: false };
         let mut answered = Vec::new();
         for id in ids {
             let (answer, receiver) = oneshot::channel();
             let (client, request) = (ClientKey::new(1), LeaseKeepAliveRequest { id: *id });
-            open.asked.push_back(Ask { client, request, answer });
+            open.unanswered.push_back(Pending { client, request, answer });
             answered.push(receiver);
         }
         assert!(lane.state.lock().line.is_empty());
@@ -359,14 +359,14 @@ mod tests {
 
     fn left(lane: &Lane) -> Vec<i64> {
         let mut state = lane.state.lock();
-        std::iter::from_fn(|| state.line.pop()).map(|(_, ask)| ask.request.id).collect()
+        std::iter::from_fn(|| state.line.pop()).map(|(_, pending)| pending.request.id).collect()
     }
 
     #[tokio::test]
     async fn an_error_about_a_lease_is_its_clients_alone_and_the_others_are_asked_again_in_order() {
         let lane = Lane::new(&Fields::new(), None);
-        let (open, mut answered) = asked(&lane, &[7, 8, 9]);
-        lane.fail(open.asked, &Status::permission_denied("etcdserver: permission denied"));
+        let (open, mut answered) = open_with(&lane, &[7, 8, 9]);
+        lane.fail(open.unanswered, &Status::permission_denied("etcdserver: permission denied"));
         let told = answered.remove(0).await.expect("an answer").expect_err("an error");
         assert_eq!(told.code(), Code::PermissionDenied);
         assert!(answered.iter_mut().all(|answer| answer.try_recv().is_err()), "the others still wait");
@@ -376,8 +376,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_about_the_member_is_told_to_all_who_wait() {
         let lane = Lane::new(&Fields::new(), None);
-        let (open, answered) = asked(&lane, &[7, 8, 9]);
-        lane.fail(open.asked, &Status::unavailable("etcdserver: request timed out"));
+        let (open, answered) = open_with(&lane, &[7, 8, 9]);
+        lane.fail(open.unanswered, &Status::unavailable("etcdserver: request timed out"));
         for answer in answered {
             assert_eq!(answer.await.expect("an answer").expect_err("an error").code(), Code::Unavailable);
         }
@@ -387,9 +387,9 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_stream_that_is_refused_is_told() {
         let lane = Lane::new(&Fields::new(), None);
-        let (open, answered) = asked(&lane, &[7, 8]);
-        for ask in open.asked {
-            lane.state.lock().line.push(ask.client, ask);
+        let (open, answered) = open_with(&lane, &[7, 8]);
+        for pending in open.unanswered {
+            lane.state.lock().line.push(pending.client, pending);
         }
         lane.refuse(&Status::failed_precondition("it goes round"));
         for answer in answered {
@@ -401,7 +401,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_that_of_the_oldest_request_or_of_none() {
         let lane = Lane::new(&Fields::new(), None);
-        let (mut open, mut answered) = asked(&lane, &[7, 8]);
+        let (mut open, mut answered) = open_with(&lane, &[7, 8]);
         let answer = |id| LeaseKeepAliveResponse { id, ttl: 10, ..LeaseKeepAliveResponse::default() };
         open.take(answer(7)).expect("the oldest");
         assert_eq!(answered.remove(0).await.expect("told").expect("an answer").id, 7);

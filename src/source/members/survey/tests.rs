@@ -54,7 +54,7 @@ impl Cluster {
     }
 }
 
-impl Asking for Cluster {
+impl Requests for Cluster {
     async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
         let answer = async {
             self.is_there(member).await;
