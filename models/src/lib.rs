@@ -265,7 +265,7 @@ pub fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
         let others = [1, 2].map(|delivery| {
             let outbox = outbox.clone();
             thread::spawn(move || match delivery {
-                1 => outbox.tell(|outbox| outbox.push(delivery)),
+                1 => outbox.change(|outbox| outbox.push(delivery)),
                 _ => {
                     let waker = outbox.lock().push(delivery);
                     wake(waker);
@@ -296,7 +296,7 @@ pub fn a_stream_that_moved_is_woken_where_it_is() {
         assert!(outbox.look(&Context::from_waker(&Waker::from(before)), Outbox::drain).is_none());
         let other = {
             let outbox = outbox.clone();
-            thread::spawn(move || outbox.tell(|outbox| outbox.push(1)))
+            thread::spawn(move || outbox.change(|outbox| outbox.push(1)))
         };
         let task = Task::new();
         let waker = Waker::from(task.clone());

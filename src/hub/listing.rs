@@ -1,7 +1,7 @@
 //! [`Listing`]: the encoded key-values of a reply, taken one part at a time.
 //!
 //! Not here: which key-values they are, see `read`; how they are sent, see `front`. Neighbours in a snapshot are kept
-//! as two places in it, not as a list. A reply of half a million keys so costs no memory before it is sent, and it is
+//! as two places in it, not as a list. So a reply of half a million keys costs no memory before it is sent, and it is
 //! sent from the pages that all replies share. Key-values without their values, or from last to first, are copied as
 //! they are taken.
 //! Always holds: all parts are from one snapshot, and as long together as [`Listing::encoded_len`] says. It takes a

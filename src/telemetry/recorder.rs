@@ -14,7 +14,7 @@ use super::{delivered, names};
 
 /// How often the raw samples of histograms are aggregated, so that a process that is never scraped does not keep them.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// How often the scheduling delay is measured: rarely enough to cost an idle relay nothing that shows.
+/// How often the scheduling delay is measured: so rarely that it costs an idle relay next to nothing.
 const PULSE: Duration = Duration::from_millis(20);
 
 /// Renders the metrics of this process.

@@ -145,7 +145,7 @@ impl Entry {
         if prev { &self.with_prev().encoded } else { &self.encoded }
     }
 
-    /// Where event `index` lies in [`Entry::encoded`] of the same `prev`.
+    /// Where event `index` lies in [`Entry::encoded`], which was called with the same `prev`.
     #[must_use]
     pub fn place(&self, index: usize, prev: bool) -> Range<usize> {
         let place = if prev { &self.with_prev().places[index] } else { &self.events[index].place };

@@ -162,7 +162,7 @@ impl Changes {
         Self { from: revision.next(), epoch: Some(epoch), entries, seen: 0, newest: None, before, more: 0 }
     }
 
-    /// Looks at some changes. Returns the snapshot that they lead to, once all were looked at.
+    /// Looks at some changes. When it has looked at all of them, it returns the snapshot that they lead to.
     fn step(&mut self, feed: &Feed, query: &RangeQuery) -> Result<Option<Arc<Snapshot>>, ReadError> {
         for _ in 0..STEP {
             let Some(entry) = self.entries.front() else {
@@ -210,7 +210,7 @@ impl Look {
         Self { snapshot, terms, places, before, sorter: Sorter::new(query) }
     }
 
-    /// Looks at some keys. Returns true once all that are needed were looked at.
+    /// Looks at some keys. Returns true when it has looked at all that are needed.
     fn step(&mut self, query: &RangeQuery) -> bool {
         let Self { snapshot, places, before, sorter, .. } = self;
         let mut left = STEP;

@@ -120,7 +120,7 @@ async fn the_first_that_has_a_leader_is_found_within_a_survey_that_found_none() 
     let (members, cluster) = Cluster::of(&[false, true, true], &[(0, Leader::None), (300, Leader::Has)]);
     let (agreed, left) = tokio::join!(Survey::of(&members, &cluster).run(), left(&members, &cluster));
     assert_eq!(agreed, None);
-    // Not earlier: only being late shows that the member is silent.
+    // Not earlier: until then, the member might only be late and not silent.
     let at_last = ms(LATE.0.max(Duration::from_millis(300) + AGAIN + TRIP * 2 + LATE.1));
     assert!((ms(LATE.0)..=at_last + 5).contains(&left), "left after {left} ms");
 }
