@@ -80,7 +80,7 @@ pub(super) fn start<'a>(tasks: PastTasks, feed: &Arc<Feed>, outboxes: impl IntoI
         feed.shared.tasks.detach("backfill", run(feed.clone()));
     }
     if tasks.fill {
-        outboxes.into_iter().for_each(|outbox| fill::queue(feed, outbox));
+        outboxes.into_iter().for_each(|outbox| fill::enqueue(feed, outbox));
     }
 }
 

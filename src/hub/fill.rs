@@ -45,7 +45,7 @@ const MOST: usize = 4096;
 const ATTEMPTS: usize = 4;
 
 /// Puts a stream into the queue for fills from a feed, unless it is queued already or none of its watches waits.
-pub(super) fn queue(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
+pub(super) fn enqueue(feed: &Arc<Feed>, outbox: &Arc<Outbox>) {
     let mut state = outbox.lock();
     // A full stream queues again when it has been read.
     if state.is_full(&outbox.limits) {
@@ -365,7 +365,7 @@ impl Fill {
             drop(state);
             drop(inner);
             if tasks.fill {
-                queue(&self.feed, &member.outbox);
+                enqueue(&self.feed, &member.outbox);
             }
         }
     }

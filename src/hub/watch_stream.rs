@@ -233,7 +233,7 @@ impl WatchStream {
             match self.outbox.drain(cx, batch, most_bytes) {
                 Found::Some { want_turns, parked_next } => {
                     if want_turns {
-                        self.feeds().iter().for_each(|feed| fill::queue(feed, &self.outbox));
+                        self.feeds().iter().for_each(|feed| fill::enqueue(feed, &self.outbox));
                     }
                     // Not only once the queue is empty, since live watches may never let it be.
                     if parked_next {
