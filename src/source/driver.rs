@@ -191,7 +191,7 @@ impl Driving {
             let (gone, why) = loop {
                 match self.follow().await {
                     Ended::Idle => {
-                        tracing::info!(range = %self.feed.range(), "A feed on demand ended after its idle time");
+                        tracing::info!(range = %self.feed.range(), "Feed on demand ended after its idle time");
                         return;
                     }
                     Ended::Gone(gone, why) => break (gone, why),
@@ -206,7 +206,7 @@ impl Driving {
                 }
             };
             tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), cause = ?gone,
-                "A feed needs a new snapshot; subscribers that miss revisions are told");
+                "Feed needs a new snapshot; subscribers that miss revisions are told");
             self.feed.set_state(FeedState::Resyncing);
             if gone == Reset::Replaced {
                 self.wait_replaced().await;
@@ -254,7 +254,7 @@ impl Driving {
         self.feed.follows(upstream.trusts_progress(), upstream.member());
         if let Some(failures) = self.outage.ended() {
             tracing::info!(range = %self.feed.range(), revision = self.feed.revision().get(), failures,
-                "A feed follows etcd again");
+                "Feed follows etcd again");
         }
         self.read(&mut *upstream).await
     }
@@ -512,10 +512,10 @@ impl Driving {
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
         if self.outage.failed(reason) {
             tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
-                failures = self.outage.failures(), "A feed cannot follow etcd, retrying");
+                failures = self.outage.failures(), "Feed cannot follow etcd, retrying");
         } else {
             tracing::debug!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
-                "A feed cannot follow etcd, retrying");
+                "Feed cannot follow etcd, retrying");
         }
         // A single refusal may come from a token that etcd forgot at its restart; the next attempt uses a new one.
         let denied = matches!(error, UpstreamError::Denied(_));

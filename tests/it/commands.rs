@@ -112,7 +112,7 @@ async fn the_log_begins_with_what_runs_and_its_numbers_are_numbers() {
     assert_eq!(first["message"], "Starting etcd-relay");
     assert_eq!((&first["version"], &first["upstream"]), (&env!("CARGO_PKG_VERSION").into(), &"embedded store".into()));
     assert!(first["commit"].is_string() && first["prefixes"] == "\"\"" && first["on_demand"] == false, "{first}");
-    let snapshot = said(&relay, "A feed has its snapshot");
+    let snapshot = said(&relay, "Feed has its snapshot");
     assert!(snapshot[0]["revision"].is_i64() && snapshot[0]["keys"].is_u64(), "{snapshot:?}");
     assert!(!relay.log().contains("fewer connections"), "nobody asked for more: {}", relay.log());
 }

@@ -42,7 +42,7 @@ impl Driving {
                 return false;
             }
         };
-        tracing::info!(range = %self.feed.range(), revision = header.revision.get(), keys = map.len(), "A feed has its snapshot");
+        tracing::info!(range = %self.feed.range(), revision = header.revision.get(), keys = map.len(), "Feed has its snapshot");
         let another = self.cluster.id() != header.cluster_id;
         let fell = header.revision < self.feed.revision();
         self.cluster = match reset {
