@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos kubernetes check build bench microbench bench-views fleet docs tools
+.PHONY: help demo test chaos kubernetes kubernetes-api alerts check build bench microbench bench-views fleet docs tools
 
 # What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -10,7 +10,7 @@ ARGS ?=
 CHAOS_OF_TEST := --seed=7 --minutes=1.2 --truth-only
 
 help: ## List these commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 demo: tools ## Run the relay on a small store of its own, with things to try (ARGS=… goes to etcd-relay demo)
 	@command -v etcdctl >/dev/null \
@@ -38,6 +38,16 @@ kubernetes: tools ## Run Kubernetes' own tests of its storage layer on a relay; 
 	@scripts/kubernetes >/dev/null && \
 		etcd=$$(scripts/etcd) && export ETCD="$$etcd/etcd" && \
 		ETCD_RELAY_TEST_SCALE=full cargo test --locked --test it -- --nocapture kubernetes $(ARGS)
+
+kubernetes-api: tools ## Ask a real kube-apiserver about deploy/kubernetes; needs Go, the first run takes many minutes
+	@scripts/kube-apiserver >/dev/null && \
+		etcd=$$(scripts/etcd) && export ETCD="$$etcd/etcd" && \
+		ETCD_RELAY_TEST_SCALE=full cargo test --locked --test it -- --nocapture manifests::api $(ARGS)
+
+alerts: ## Check the alerts in deploy/alerts.yaml and run their unit tests, by promtool
+	@promtool=$$(scripts/promtool) && \
+		$$promtool/promtool check rules deploy/alerts.yaml && \
+		$$promtool/promtool test rules deploy/alerts_test.yaml
 
 check: ## All that CI does: formatting, lints, documentation, licences, tests
 	.ci/run

@@ -1,4 +1,4 @@
-# Sourced by the scripts that bring etcd: Debian's packages of it, unpacked without being installed.
+# Sourced by the scripts that bring etcd and Prometheus: Debian's packages of them, unpacked without being installed.
 #
 # The caller sets `work`, a folder of its own, `arch`, `suite` and `version`, and defines `note` and `failed`. Needs no root.
 
@@ -17,7 +17,7 @@ debian_packages() {
     fi
     packages=("${@/%/=$version*}")
     for mirror in $mirrors; do
-        note "Bringing etcd $version from Debian's packages for $suite at $mirror."
+        note "Bringing $* $version from Debian's packages for $suite at $mirror."
         echo "deb [arch=$arch signed-by=$keyring target=Packages] $mirror $suite main" >"$work/apt/sources.list"
         rm -rf "${work:?}/root" "$work"/apt/*.deb
         if (

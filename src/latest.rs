@@ -38,6 +38,23 @@ struct LatestInner<T> {
 
 impl<T: Clone> Latest<T> {
     /// Begins with `value`.
+    /// ```
+    /// use etcd_relay::latest::Latest;
+    ///
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// # runtime.block_on(async {
+    /// let latest = Latest::new("one");
+    /// let mut follower = latest.follow();
+    /// assert_eq!(follower.next().await, Some("one"));
+    /// latest.replace("two");
+    /// latest.replace("three");
+    /// // A follower gets the newest value, and not those in between.
+    /// assert_eq!(follower.next().await, Some("three"));
+    /// drop(latest);
+    /// assert_eq!(follower.next().await, None);
+    /// # });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn new(value: T) -> Self {
         let shared = LatestInner { number: AtomicU64::new(1), value: RwLock::new(value), followers: Mutex::default() };

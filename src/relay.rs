@@ -162,6 +162,32 @@ impl Relay {
 
     /// Serves until `shutdown`, then stops within the drain time.
     ///
+    /// ```
+    /// use etcd_relay::{
+    ///     cli::{self, Build, Task},
+    ///     relay::Relay,
+    ///     shutdown::Shutdown,
+    ///     telemetry::recorder::Metrics,
+    /// };
+    ///
+    /// # let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    /// # runtime.block_on(async {
+    /// let line = ["etcd-relay", "demo", "--listen-grpc=127.0.0.1:0", "--listen-http=127.0.0.1:0"];
+    /// let Ok(Task::Relay(start)) = cli::parse(line.map(Into::into), Build::default()) else {
+    ///     panic!("these flags start a relay");
+    /// };
+    /// let relay = Relay::build(start.config, Metrics::install()?)?;
+    /// assert_ne!(relay.grpc_addr().port(), 0);
+    ///
+    /// // From here on clients are served. This one is told to end at once.
+    /// let shutdown = Shutdown::new();
+    /// shutdown.begin();
+    /// relay.run(shutdown).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// At once, and without a message to clients, if a task that holds the relay's state has panicked.
     pub async fn run(self, shutdown: Shutdown) -> Result<Drained, Failure> {
@@ -261,11 +287,13 @@ impl Relay {
             let port = HttpPort::with_keys(admin.router(), over_http, keys, grpc_addr);
             phases.spawn_port("HTTP port", http.serve(port, stop.clone()));
         }
+        // No client is served there, and whoever watches the relay is to see how it ends.
+        let last = Stop { accept: phases.upstream.clone(), abort: phases.upstream.clone() };
         for port in metrics_only {
             let router = metrics_only::router(process.clone());
-            phases.spawn_port(
+            phases.spawn_upkeep(
                 "metrics port",
-                port.serve(HttpPort::new(router, metrics_only::ABOUT, grpc_addr), stop.clone()),
+                port.serve(HttpPort::new(router, metrics_only::ABOUT, grpc_addr), last.clone()),
             );
         }
         // All ports have the same certificate.

@@ -75,6 +75,19 @@ impl Default for StoreConfig {
 }
 
 /// A store in memory. Clones are handles of the same store.
+/// ```
+/// use etcd_relay::{
+///     pb::etcdserverpb::{PutRequest, RangeRequest},
+///     store::{Store, StoreConfig},
+/// };
+///
+/// let store = Store::new(StoreConfig::default());
+/// store.put(&PutRequest { key: "/app/a".into(), value: "on".into(), ..PutRequest::default() })?;
+/// let answer = store.range(&RangeRequest { key: "/app/a".into(), ..RangeRequest::default() })?;
+/// assert_eq!(&answer.kvs[0].value[..], b"on");
+/// assert_eq!(store.header().revision.get(), 2);
+/// # Ok::<(), etcd_relay::store::StoreError>(())
+/// ```
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<StoreInner>,

@@ -57,7 +57,8 @@ pub(super) struct Ports {
     tls: PortTls,
 
     /// Further address for /metrics, /health, /live and /ready over HTTP, and nothing else; written as --listen-grpc. These paths
-    /// stay on the other ports too; --metrics-from says who may scrape there. Default: none
+    /// stay on the other ports too; --metrics-from says who may scrape there. It answers until the relay has ended, also while it
+    /// drains. Default: none
     #[arg(long, env = "ETCD_RELAY_LISTEN_METRICS", value_name = "URL", value_delimiter = ',')]
     listen_metrics: Vec<ListenUrl>,
 

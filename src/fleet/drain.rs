@@ -28,6 +28,19 @@ pub struct Drain {
 }
 
 /// The part of the drain time in which all connections are asked: two thirds.
+/// ```
+/// use std::time::Duration;
+///
+/// use etcd_relay::fleet::{Drain, spread};
+///
+/// let spread = spread(Duration::from_secs(30));
+/// assert_eq!(spread, Duration::from_secs(20));
+///
+/// // 2,000 connections over 20 s: one may go now, and the next one 10 ms later.
+/// let mut drain = Drain::new(2_000, spread, Duration::ZERO);
+/// assert_eq!(drain.pass(Duration::ZERO, 2_000), Ok(()));
+/// assert_eq!(drain.pass(Duration::ZERO, 1_999), Err(Duration::from_millis(10)));
+/// ```
 #[must_use]
 pub fn spread(drain_time: Duration) -> Duration {
     drain_time * 2 / 3

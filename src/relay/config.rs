@@ -12,7 +12,7 @@ use crate::{
         listen,
     },
     source::{Audit, Dialler, Endpoint, Identity, forward},
-    telemetry::names::{self, LeaveReason},
+    telemetry::names::{self, LeaveReason, PresentPort},
     tls, view,
 };
 
@@ -120,7 +120,17 @@ impl RelayConfig {
             leaves.push(LeaveReason::Share);
         }
         names::Present {
-            ports: ports.map(|port| (port.port, is_secure(port))).collect(),
+            ports: ports
+                .map(|port| PresentPort {
+                    port: port.port,
+                    tls: is_secure(port),
+                    max_connections: port.max_connections.get(),
+                })
+                .collect(),
+            on_demand_bytes: match self.feeds.on_demand {
+                OnDemand::Allow { bytes, .. } => bytes.get(),
+                OnDemand::Deny => 0,
+            },
             leaves,
             etcd: matches!(self.upstream, Upstream::Etcd(_)),
             etcd_tls: etcd.is_some_and(|etcd| etcd.tls.is_some()),

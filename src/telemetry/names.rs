@@ -32,6 +32,8 @@ pub const FLEET_SHARE: &str = "etcd_relay_fleet_share_ratio";
 pub const WATCH_STREAMS: &str = "etcd_relay_watch_streams";
 /// Connections that are open now, by [`Port`].
 pub const CONNECTIONS: &str = "etcd_relay_connections";
+/// Most connections that a port may have, by [`Port`].
+pub const CONNECTIONS_LIMIT: &str = "etcd_relay_connections_limit";
 /// Connections accepted since the start, by [`Port`].
 pub const CONNECTIONS_ACCEPTED: &str = "etcd_relay_connections_accepted_total";
 /// Requests over HTTP/2 that were refused because of a limit of their connection, by [`Overrun`].
@@ -104,6 +106,8 @@ pub const HISTORY_NEWEST_REVISION: &str = "etcd_relay_history_newest_revision";
 pub const SNAPSHOT_KEYS: &str = "etcd_relay_snapshot_keys";
 /// Bytes that feeds on demand hold together. Bytes that they share are counted once.
 pub const ON_DEMAND_BYTES: &str = "etcd_relay_on_demand_bytes";
+/// Most bytes that feeds on demand may hold together; 0 where there are none.
+pub const ON_DEMAND_LIMIT_BYTES: &str = "etcd_relay_on_demand_limit_bytes";
 /// Temporary upstream watches that run now, each filling a gap behind the history.
 pub const GAP_FILLS: &str = "etcd_relay_gap_fills";
 /// Watches that wait for their turn to be filled.
@@ -251,7 +255,7 @@ mod sources;
 mod tls;
 
 pub use self::{
-    begin::{Present, begin, begin_forwarding},
+    begin::{Present, PresentPort, begin, begin_forwarding},
     clients::{
         Answer, CancelReason, Check, Directory, Effect, KeysAnswer, KeysPath, KeysSnapshot, Read, Refusal, Transport,
     },
@@ -542,6 +546,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     ),
     (WATCH_STREAMS, "Watch streams that are open now"),
     (CONNECTIONS, "Connections that are open now"),
+    (CONNECTIONS_LIMIT, "Most connections that a port may have: --max-connections, or less where open files are few"),
     (FEEDS, "Feeds by state"),
     (HISTORY_ENTRIES, "Revisions in the histories of all feeds"),
     (HISTORY_BYTES, "Bytes that the histories of all feeds keep"),
@@ -549,6 +554,10 @@ pub const GAUGES: &[(&str, &str)] = &[
     (HISTORY_NEWEST_REVISION, "Highest revision that any feed has"),
     (SNAPSHOT_KEYS, "Keys in the snapshots of all feeds"),
     (ON_DEMAND_BYTES, "Bytes that feeds on demand hold together; bytes that they share are counted once"),
+    (
+        ON_DEMAND_LIMIT_BYTES,
+        "Most bytes that feeds on demand may hold together: --on-demand-bytes, or 0 where they are denied",
+    ),
     (GAP_FILLS, "Temporary upstream watches that fill a gap behind the history"),
     (FILLS_WAITING, "Watches that wait for their turn to be filled"),
     (LONG_READS, "Range calls that look at many keys or at a past revision, running or waiting for their turn"),
@@ -647,13 +656,14 @@ mod tests {
     #[test]
     fn every_series_of_what_a_relay_has_is_there_at_zero_with_a_help_text() {
         let text = told(&Present {
-            ports: Port::ALL.iter().map(|port| (*port, true)).collect(),
+            ports: Port::ALL.iter().map(|port| PresentPort { port: *port, tls: true, max_connections: 3 }).collect(),
             leaves: vec![LeaveReason::Age, LeaveReason::Share],
             etcd: true,
             etcd_tls: true,
             etcd_v2: true,
             facade: true,
             views: true,
+            on_demand_bytes: 5,
         });
         // The recorder reports the build, and calls are reported by service from the first one on.
         for (name, meaning) in
@@ -667,7 +677,10 @@ mod tests {
 
     #[test]
     fn what_a_relay_does_not_have_has_no_series() {
-        let plain = Present { ports: vec![(Port::Grpc, false), (Port::Http, false)], etcd: true, ..Present::default() };
+        let port = |port| PresentPort { port, tls: false, max_connections: 3 };
+        // Two addresses for metrics are two ports of that kind.
+        let ports = [Port::Grpc, Port::Http, Port::Metrics, Port::Metrics].map(port).to_vec();
+        let plain = Present { ports, etcd: true, ..Present::default() };
         let text = told(&plain);
         for absent in
             ["etcd_relay_tls_", "etcd_relay_v2_", "etcd_relay_facade_", "etcd_relay_view_", "port=\"v2\"", "\"share\""]
@@ -677,6 +690,9 @@ mod tests {
             assert_eq!(series, None, "{absent}");
         }
         assert!(text.contains(r#"etcd_relay_connections{port="http"} 0"#), "{text}");
+        assert!(text.contains(r#"etcd_relay_connections_limit{port="http"} 3"#), "{text}");
+        assert!(text.contains(r#"etcd_relay_connections_limit{port="metrics"} 6"#), "{text}");
+        assert!(text.contains("etcd_relay_on_demand_limit_bytes 0"), "{text}");
         assert!(text.contains("etcd_relay_audit_mismatches_total 0"), "an alert needs it: {text}");
     }
 

@@ -9,6 +9,20 @@ use bytes::Bytes;
 use thiserror::Error;
 
 /// A non-empty set of neighbouring keys.
+/// ```
+/// use etcd_relay::types::KeyRange;
+///
+/// let app = KeyRange::prefix("/app/".into());
+/// assert!(app.contains(b"/app/a") && !app.contains(b"/apps"));
+/// assert!(app.covers(&KeyRange::single("/app/a".into())));
+///
+/// // As etcd writes it: everything from `/app/` up to, but not including, `/app0`.
+/// let (key, range_end) = app.to_wire();
+/// assert_eq!((&key[..], &range_end[..]), (&b"/app/"[..], &b"/app0"[..]));
+/// assert_eq!(KeyRange::from_wire(key, range_end)?, app);
+/// assert!(KeyRange::from_wire("/b".into(), "/a".into()).is_err());
+/// # Ok::<(), etcd_relay::types::EmptyRange>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyRange {
     start: Bytes,

@@ -15,6 +15,23 @@ use super::Revision;
 const KV_TAG: u8 = 0x12;
 
 /// A key with its value and etcd's metadata, encoded.
+/// ```
+/// use etcd_relay::types::{KeyValue, KeyValueFields, Revision};
+///
+/// let fields = KeyValueFields {
+///     key: "/app/a".into(),
+///     value: "on".into(),
+///     create_revision: Revision::new(7),
+///     mod_revision: Revision::new(9),
+///     version: 2,
+///     lease: 0,
+/// };
+/// let kv = KeyValue::new(&fields);
+/// assert_eq!((kv.key(), kv.value()), (&b"/app/a"[..], &b"on"[..]));
+/// // The encoding is kept, and sent as it is to everyone.
+/// assert_eq!(kv.encoded()[0], 0x12);
+/// assert_eq!(kv.fields(), fields);
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyValue {
     encoded: Bytes,

@@ -7,6 +7,13 @@ use std::fmt;
 use serde::Serialize;
 
 /// A store revision as etcd assigned it. Zero means "none yet".
+/// ```
+/// use etcd_relay::types::Revision;
+///
+/// let seen = Revision::new(41);
+/// assert_eq!(seen.next().get(), 42);
+/// assert!(Revision::ZERO < seen);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Revision(i64);

@@ -11,7 +11,7 @@ pub mod http;
 pub mod kv;
 pub mod peers;
 mod ports;
-mod process;
+pub mod process;
 pub mod relay;
 pub mod replay;
 pub mod schema;

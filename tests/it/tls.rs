@@ -21,14 +21,14 @@ use crate::support::{
 };
 
 /// An etcd that wants a certificate of each client at its address with TLS.
-struct SecureEtcd {
+pub(crate) struct SecureEtcd {
     etcd: Etcd,
     /// `host:port` with TLS.
     addr: String,
 }
 
 impl SecureEtcd {
-    async fn start(ca: &Authority) -> Self {
+    pub(crate) async fn start(ca: &Authority) -> Self {
         Self::start_with(ca, &[]).await
     }
 
@@ -48,7 +48,7 @@ impl SecureEtcd {
     }
 
     /// A relay in front of it that shows `own`, with the whole key space as its feed.
-    fn relay(&self, ca: &Authority, own: &Pair) -> RelayCommand {
+    pub(crate) fn relay(&self, ca: &Authority, own: &Pair) -> RelayCommand {
         upstream(RelayCommand::serve(&[format!("https://{}", self.addr)]).prefix(""), ca, own)
     }
 }

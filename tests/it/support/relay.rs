@@ -24,6 +24,8 @@ const ABOUT_THE_MACHINE: &str = "The limit of open files";
 /// How a relay is started.
 #[derive(Clone, Debug)]
 pub struct RelayCommand {
+    /// A command that starts the program: its words, before those of the program.
+    under: Vec<String>,
     program: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -55,6 +57,11 @@ impl RelayCommand {
         Self::new(&["serve", "--etcd-v2", &endpoints.join(",")]).listen()
     }
 
+    /// `serve` with no flag at all: what it does is for [`RelayCommand::env`] to say, and with it where it listens.
+    pub fn told_by_environment() -> Self {
+        Self::new(&["serve"])
+    }
+
     /// `demo`: the embedded store, empty and without changes of its own.
     pub fn demo() -> Self {
         Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()
@@ -78,6 +85,12 @@ impl RelayCommand {
     /// Another build of the program than the one of these tests.
     pub fn program(mut self, program: &Path) -> Self {
         self.program = program.to_owned();
+        self
+    }
+
+    /// Another command starts it, is told which program that is, and becomes it in the end.
+    pub fn under(mut self, words: &[&str]) -> Self {
+        self.under = words.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -122,12 +135,14 @@ impl RelayCommand {
     /// Starts it, waits until it listens and, unless told otherwise, until it is ready.
     pub async fn start(self) -> Relay {
         let folder = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
-        let mut command = vec![self.program.display().to_string()];
+        let proxy = self.args[0] == "grpc-proxy";
+        let mut command = self.under;
+        command.push(self.program.display().to_string());
         command.extend(self.args);
         let mut process = Process::spawn("etcd-relay", &command, &self.env, &folder.path().join("relay.log"));
         let grpc_addr = listening(&mut process, "grpc").await;
         // With `grpc-proxy start` the one address serves both.
-        let http_addr = if command[1] == "grpc-proxy" { None } else { Some(listening(&mut process, "http").await) };
+        let http_addr = if proxy { None } else { Some(listening(&mut process, "http").await) };
         let relay = Relay { process, grpc_addr, http_addr, _folder: folder };
         if self.wait_ready && relay.http_addr.is_some() {
             relay.ready().await;
@@ -138,7 +153,8 @@ impl RelayCommand {
     fn new(args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay"));
-        Self { program, args, env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())], wait_ready: true }
+        let env = vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())];
+        Self { under: Vec::new(), program, args, env, wait_ready: true }
     }
 
     fn listen(self) -> Self {
