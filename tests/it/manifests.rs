@@ -146,7 +146,7 @@ fn everything_passes_the_schemas_of_the_oldest_and_of_the_newest_kubernetes() {
             let (passes, said) = conform(tools, &version, &yaml);
             assert!(passes && said.contains("Skipped: 0"), "{name}, Kubernetes {version}: {said}");
         }
-        for folder in ["base", "zones", "tls", "monitoring"] {
+        for folder in ["base", "zones", "tls", "monitoring", "try"] {
             let path = kubernetes().join(folder);
             let path = path.to_str().expect("UTF-8");
             let built = run(&tools.join("kubectl"), &["kustomize", "--load-restrictor=LoadRestrictionsNone", path], "");

@@ -99,8 +99,10 @@ impl Api {
     }
 
     /// What it takes of a change that it does not make.
+    ///
+    /// By the server itself, since a board is longer than the note in which the client keeps what it applied last.
     fn try_apply(&self, path: &str) {
-        self.must("kubectl", &["apply", "--dry-run=server", "--validate=strict", "-f", path]);
+        self.must("kubectl", &["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", path]);
     }
 
     /// Makes the resources of the Prometheus operator known.
@@ -146,7 +148,7 @@ async fn a_real_api_server_takes_the_manifests_and_the_chart() {
         api.must("kubectl", &["apply", "--validate=strict", "-k", &folder(name)]);
     }
 
-    api.must("kubectl", &["apply", "-f", &api.file("cluster.yaml", CLUSTER)]);
+    api.must("kubectl", &["apply", "--server-side", "-f", &api.file("cluster.yaml", CLUSTER)]);
     for (name, args) in CASES {
         let yaml = render(tools, "1.37.0", args).unwrap_or_else(|why| panic!("{name}: {why}"));
         api.try_apply(&api.file("rendered.yaml", &yaml));
@@ -157,10 +159,31 @@ async fn a_real_api_server_takes_the_manifests_and_the_chart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_api_server_takes_the_kit_to_try() {
+    let (Some(program), Some(tools)) = (program(), tools()) else { return };
+    let api = Api::start(&program, tools).await;
+    let built = api.must("kubectl", &["kustomize", "--load-restrictor=LoadRestrictionsNone", "deploy/kubernetes/try"]);
+    // A board is longer than the note in which the client would keep what it applied last.
+    api.must("kubectl", &["apply", "--server-side", "--validate=strict", "-f", &api.file("try.yaml", &built)]);
+    let deployments = documents(tools, &built).into_iter().filter(|document| document["kind"] == "Deployment");
+    let pods: Vec<_> = deployments.map(|deployment| pod_of(&deployment, "etcd-relay")).collect();
+    assert_eq!(pods.len(), 4);
+    for mut pod in pods {
+        // Of the accounts of a namespace, this is the one that no controller has to make.
+        pod["spec"]["serviceAccountName"] = json!("etcd-relay");
+        api.must(
+            "kubectl",
+            &["create", "--dry-run=server", "--validate=strict", "-f", &api.file("pod.json", &pod.to_string())],
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn helm_installs_upgrades_and_takes_away_the_chart() {
     let (Some(program), Some(tools)) = (program(), tools()) else { return };
     let api = Api::start(&program, tools).await;
     let chart = "deploy/kubernetes/chart/etcd-relay";
+    api.know_custom_resources().await;
     let install = ["--namespace", "etcd-relay", "--create-namespace", "--set", super::ETCD];
     let notes = api.must("helm", &[&["install", "etcd-relay", chart], &install[..]].concat());
     assert!(notes.contains("http://etcd-relay.etcd-relay.svc:23790"), "{notes}");
@@ -168,6 +191,12 @@ async fn helm_installs_upgrades_and_takes_away_the_chart() {
     api.must("helm", &[&["upgrade", "etcd-relay", chart], &install[..], &zones].concat());
     let names = api.must("kubectl", &["-n", "etcd-relay", "get", "deployments", "-o", "name"]);
     assert_eq!(names.lines().collect::<Vec<_>>(), ["deployment.apps/etcd-relay-a", "deployment.apps/etcd-relay-b"]);
+    let monitoring = "monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true,monitoring.dashboards.enabled=true";
+    let same = ["upgrade", "etcd-relay", chart, "--namespace", "etcd-relay", "--reuse-values", "--set", monitoring];
+    api.must("helm", &same);
+    let names =
+        api.must("kubectl", &["-n", "etcd-relay", "get", "servicemonitors,prometheusrules,configmaps", "-o", "name"]);
+    assert_eq!(names.lines().count(), 3, "{names}");
     api.must("helm", &["uninstall", "etcd-relay", "--namespace", "etcd-relay"]);
     let left = api.must(
         "kubectl",
@@ -189,13 +218,7 @@ items:
 
 /// The pod of a Deployment may come into its namespace, where pods must be `restricted`; one with a right more may not.
 fn take_pod(api: &Api, name: &str, deployment: &Value) {
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": deployment["spec"]["template"]["metadata"],
-        "spec": deployment["spec"]["template"]["spec"],
-    });
-    pod["metadata"]["name"] = json!("pod");
-    pod["metadata"]["namespace"] = json!("relays");
+    let pod = pod_of(deployment, "relays");
     let create = ["create", "--dry-run=server", "--validate=strict", "-f"];
     api.must("kubectl", &[&create[..], &[&api.file("pod.json", &pod.to_string())]].concat());
     for (path, value) in [
@@ -210,4 +233,16 @@ fn take_pod(api: &Api, name: &str, deployment: &Value) {
         let said = text(refused.stderr);
         assert!(!refused.status.success() && said.contains("violates PodSecurity"), "{name}: {path}: {said}");
     }
+}
+
+/// A pod of a Deployment, as its controller would make it.
+fn pod_of(deployment: &Value, namespace: &str) -> Value {
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": deployment["spec"]["template"]["metadata"],
+        "spec": deployment["spec"]["template"]["spec"],
+    });
+    pod["metadata"]["name"] = json!("pod");
+    pod["metadata"]["namespace"] = json!(namespace);
+    pod
 }
