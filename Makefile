@@ -1,12 +1,12 @@
-# The commands of this repository. `make demo` and `make test` bring what they need: see scripts/.
+# The commands of this repository. `make demo` and `make test` fetch what they need; see scripts/.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos kubernetes kubernetes-api alerts check build bench microbench bench-views fleet docs tools
 
-# What follows goes to the program or to the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
+# Arguments for the program or for the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
 
-# The chaos that `make test` runs: the same faults each time, a minute and some, and only the truth of what is told is judged.
+# The chaos test of `make test`: the same faults each time, for a little over a minute, with checks of correctness only.
 CHAOS_OF_TEST := --seed=7 --minutes=1.2 --truth-only
 
 help: ## List these commands

@@ -1,11 +1,12 @@
-//! etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads on this machine, one after the other, and the table of how
-//! they compare. `make bench`, or `cargo bench --bench compare -- --help`.
+//! Compares etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads on this machine, one after the
+//! other, and writes a table. `make bench`, or `cargo bench --bench compare -- --help`.
 //!
-//! Not here: the loads, which are `etcd-relay bench`'s; what parts of the relay cost alone, see `hub`. Each run has servers of its
-//! own. A wrong answer of the relay is an error; a figure never is, and what others do wrong is told.
+//! The loads are those of `etcd-relay bench`; parts of the relay alone are measured in `hub`. Each run has its own
+//! servers. A wrong answer of the relay is an error; a measurement never is, and errors of other servers are only
+//! reported.
 
-#![expect(unreachable_pub, reason = "in a program `pub` says what other files use; nothing is reachable from outside")]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that tells figures")]
+#![expect(unreachable_pub, reason = "in a program, `pub` marks what other files use; nothing is visible outside")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints measurements")]
 
 mod comparison {
     pub mod cases;
@@ -26,27 +27,27 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use comparison::{cases, run::Lab, table};
 
-/// etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads, and a table of how they compare. Takes about
-/// a quarter of an hour, and wants the machine for itself.
+/// Compares etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads. It takes about a quarter of an
+/// hour and needs the machine for itself.
 #[derive(Debug, Parser)]
 #[command(name = "compare", max_term_width = 120)]
 struct Args {
-    /// Cases to run; all where none is named
+    /// Cases to run. Default: all
     cases: Vec<String>,
 
-    /// A smoke run: small and short, for its errors and not for its figures
+    /// Make a small and short smoke run, which finds errors but gives no useful measurements
     #[arg(long)]
     quick: bool,
 
-    /// Where to write the table as Markdown; without it, standard output
+    /// File to write the table to, as Markdown. Default: standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Another relay than the one built with this benchmark
+    /// Relay to use instead of the one built with this benchmark
     #[arg(long, value_name = "PATH")]
     relay: Option<PathBuf>,
 
-    /// What `cargo bench` always says
+    /// Passed by `cargo bench`; ignored
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -62,13 +63,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the relay did nothing wrong.
+/// Runs all cases. Returns whether the relay made no errors.
 fn run(args: &Args) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
     let lab = Lab::new(args.relay.clone())?;
     let all = cases::all(args.quick);
     for name in &args.cases {
-        anyhow::ensure!(all.iter().any(|case| case.name == name), "there is no case {name}; there are {}", names(&all));
+        anyhow::ensure!(all.iter().any(|case| case.name == name), "unknown case {name}; the cases are {}", names(&all));
     }
     let mut measured = Vec::new();
     for case in all.into_iter().filter(|case| args.cases.is_empty() || args.cases.iter().any(|name| case.name == name))

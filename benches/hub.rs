@@ -1,7 +1,7 @@
-//! Micro-benchmarks of the hub alone, without network: what a revision costs those who match it and those who do not, what
-//! joining, catching up and reading cost. `cargo bench`; `cargo bench -- publish` for some.
+//! Micro-benchmarks of the hub alone, without a network: the cost of a revision for streams that match it and for those
+//! that do not, and of joining, catching up and reading. `cargo bench`; `cargo bench -- publish` for some of them.
 //!
-//! Not here: whole relays under load. Times are of one thread; compare them within one run.
+//! Whole relays under load are measured in `compare`. Times are of one thread; compare them only within one run.
 
 use std::{
     sync::Arc,
@@ -25,8 +25,8 @@ fn main() {
     divan::main();
 }
 
-/// A revision with one event of 256 B, for streams that watch the whole prefix and read as they go. Time per delivery is that
-/// of the run divided by the number of streams.
+/// A revision with one event of 256 B for streams that watch the whole prefix and read at once. The time per delivery
+/// is the total divided by the number of streams.
 #[divan::bench(args = [1, 100, 1_000, 10_000])]
 fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
     let feed = feed(0);
@@ -82,7 +82,7 @@ fn publish_to_one_of_many_ranges(bencher: Bencher<'_, '_>, ranges: usize) {
     });
 }
 
-/// A revision while a reader holds the snapshot before it, so that the write copies its path.
+/// A revision while a reader holds the previous snapshot, so that the write must copy its path.
 #[divan::bench(args = [1_000, 500_000])]
 fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
     let feed = feed(keys);
@@ -95,8 +95,8 @@ fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
     });
 }
 
-/// A stream that joins, with one watch, and leaves, beside others: what it costs must not grow with them, since all streams of a large
-/// client end together.
+/// A stream that joins with one watch and leaves, beside others. The cost must not grow with their number, because all
+/// streams of a large client end together.
 #[divan::bench(args = [0, 1_000, 100_000])]
 fn join_and_leave(bencher: Bencher<'_, '_>, others: usize) {
     let feed = feed(0);
@@ -107,8 +107,8 @@ fn join_and_leave(bencher: Bencher<'_, '_>, others: usize) {
     });
 }
 
-/// Watches from the past: 1,000 revisions from the history, to one stream and to many that begin at the same revision, which share
-/// what they read.
+/// Watches of the past: 1,000 revisions from the history for one stream, and for many that begin at the same revision
+/// and share what is read.
 #[divan::bench(args = [1, 100])]
 fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
     let feed = feed(0);
@@ -128,7 +128,7 @@ fn replay_a_thousand_revisions(bencher: Bencher<'_, '_>, streams: usize) {
     });
 }
 
-/// A thousand keys of half a million from the snapshot, as buffers that go to a connection.
+/// A thousand of half a million keys from the snapshot, as buffers for a connection.
 #[divan::bench]
 fn range_of_a_thousand_keys(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
@@ -149,7 +149,7 @@ fn range_of_a_thousand_keys_after_a_write(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One key of half a million.
+/// One of half a million keys.
 #[divan::bench]
 fn range_of_one_key(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
@@ -157,7 +157,7 @@ fn range_of_one_key(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| taken(&query, &feed));
 }
 
-/// How many keys a large range has.
+/// The count of a large range.
 #[divan::bench]
 fn count_of_half_a_million_keys(bencher: Bencher<'_, '_>) {
     let feed = feed(500_000);
@@ -213,7 +213,7 @@ fn subscribe(feed: &Arc<Feed>, stream: &Arc<WatchStream>, range: KeyRange, start
     stream.subscribe(feed, &subscribe).expect("subscribed");
 }
 
-/// Takes all that waits, as a front does.
+/// Takes everything that waits, like a front.
 fn drain(stream: &Arc<WatchStream>) {
     let mut cx = Context::from_waker(Waker::noop());
     let mut batch = Vec::new();
@@ -236,7 +236,7 @@ fn put(revision: Revision, key: &str) -> Changes {
     Changes { revision, events, prev: Vec::new(), received: Instant::now() }
 }
 
-/// Takes all of an answer, as a front does; its buffers and bytes.
+/// Takes a whole answer, like a front. Returns its number of buffers and bytes.
 fn taken(query: &RangeQuery, feed: &Feed) -> (usize, usize) {
     let mut reply = query.read(feed).expect("a reply");
     let mut taken = (0, 0);
@@ -244,19 +244,19 @@ fn taken(query: &RangeQuery, feed: &Feed) -> (usize, usize) {
     taken
 }
 
-/// The benchmarks write into feeds themselves.
+/// The benchmarks write into feeds directly.
 struct NoDriver;
 
 impl FeedRunner for NoDriver {
     fn run(&self, _: Arc<Feed>) {}
 }
 
-/// An upstream that is never asked.
+/// An upstream that is never called.
 #[derive(Debug)]
 struct Nothing;
 
 fn never<T>() -> Result<T, UpstreamError> {
-    Err(UpstreamError::Unavailable("no benchmark asks upstream".into()))
+    Err(UpstreamError::Unavailable("no benchmark calls upstream".into()))
 }
 
 #[async_trait]

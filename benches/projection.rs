@@ -1,12 +1,13 @@
-//! Micro-benchmarks of the views alone, without network: what it takes to read a cluster, a change that no view shows, one that
-//! one app's views show, and one that a view of everything shows. `cargo bench --bench projection`.
+//! Micro-benchmarks of the views alone, without a network: reading a cluster, a change that no view shows, a change
+//! that one app's views show, and a change that a view of everything shows. `cargo bench --bench projection`.
 //!
-//! Not here: streams and whole relays under load; see `views`. Each goes through a feed and the thread that follows it, with
-//! changes in batches where that would hide what one costs. With three process types an app and two instances each.
+//! Streams and whole relays under load are measured in `views`. Each change goes through a feed and the thread that
+//! follows it, in batches where a single change would be too short to measure. Apps have three process types with two
+//! instances each.
 
 // For the JSON of a docker inspection.
 #![recursion_limit = "256"]
-#![expect(unreachable_pub, reason = "in a program `pub` says what other files use; nothing is reachable from outside")]
+#![expect(unreachable_pub, reason = "in a program, `pub` marks what other files use; nothing is visible outside")]
 
 #[expect(dead_code, reason = "the benchmark of whole relays uses all of it")]
 #[path = "support/cluster/mod.rs"]
@@ -35,9 +36,9 @@ use etcd_relay::{
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-/// Changes between two looks at what came of them.
+/// Changes between two checks of their effect.
 const BATCH: u32 = 100;
-/// Apps whose views are asked for: as many in a small cluster as in a large one.
+/// Number of apps whose views are requested: the same in small and large clusters.
 const WATCHED: usize = 100;
 const PROCS: usize = 3;
 
@@ -45,13 +46,13 @@ fn main() {
     divan::main();
 }
 
-/// All values of a cluster, from a feed's snapshot to the first reply.
+/// Reads all values of a cluster, from a feed's snapshot to the first reply.
 #[divan::bench(args = [100, 1_000], sample_count = 10, sample_size = 1)]
 fn read_a_cluster(bencher: Bencher<'_, '_>, apps: usize) {
     let cluster = cluster(apps);
     bencher.counter(ItemsCount::new(apps * PROCS)).with_inputs(|| Views::over(&cluster)).bench_local_values(|views| {
         drop(black_box(views.select("/v2/streamrouter/ports", None, Revision::ZERO)));
-        // Its threads end outside of the measurement.
+        // Its threads end outside the measurement.
         views
     });
 }
@@ -76,14 +77,15 @@ fn changes_of_one_app(bencher: Bencher<'_, '_>, apps: usize) {
     drop(watched);
 }
 
-/// One change that a view of all apps shows, up to its event as it is sent. Grows by the pieces of the event, not by its bytes.
+/// One change that a view of all apps shows, up to its event as it is sent. It grows with the number of pieces of the
+/// event, not with its bytes.
 #[divan::bench(args = [100, 1_000, 5_000])]
 fn change_of_everything(bencher: Bencher<'_, '_>, apps: usize) {
     let mut cluster = cluster(apps);
     let mut views = Views::over(&cluster);
     let all = views.select("/v2/coreinfowatcher", None, Revision::ZERO);
     let (_, mut subscription) = all.subscribe().expect("read");
-    let mut next = || views.runtime.block_on(subscription.next()).expect("the views go on");
+    let mut next = || views.runtime.block_on(subscription.next()).expect("the views continue");
     // Renders what does not change.
     black_box(next().body.as_ref().expect("a reply").frame(Kind::Update));
     let (feed, revision) = (views.feed.clone(), &mut views.revision);
@@ -136,7 +138,7 @@ impl Views {
         self.runtime.block_on(self.lainlet.select(&ask)).expect("a reply")
     }
 
-    /// Someone who watches each of these views of each watched app.
+    /// A subscriber of each of these views of each watched app.
     fn of_apps(&self, cluster: &Cluster, views: &[&str]) -> Vec<etcd_relay::view::Subscription> {
         let watch = |app: &&str, view: &&str| {
             self.select(&format!("/v2/{view}"), Some(app), Revision::ZERO).subscribe().expect("read").1
@@ -197,19 +199,19 @@ fn fields(revision: Revision, key: String, value: Option<String>) -> KeyValueFie
     }
 }
 
-/// The benchmarks write into feeds themselves.
+/// The benchmarks write into feeds directly.
 struct NoDriver;
 
 impl FeedRunner for NoDriver {
     fn run(&self, _: Arc<Feed>) {}
 }
 
-/// An upstream that is never asked.
+/// An upstream that is never called.
 #[derive(Debug)]
 struct Nothing;
 
 fn never<T>() -> Result<T, UpstreamError> {
-    Err(UpstreamError::Unavailable("no benchmark asks upstream".into()))
+    Err(UpstreamError::Unavailable("no benchmark calls upstream".into()))
 }
 
 #[async_trait]

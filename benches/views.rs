@@ -1,12 +1,13 @@
-//! The views under load: a real etcd, the relay as it is built for use, a made-up LAIN cluster that changes, and thousands of
-//! watchers that check each thing that they get. `make bench-views`, or `cargo bench --bench views -- --help`.
+//! The views under load: a real etcd, the relay as it is built for use, a generated LAIN cluster that changes, and
+//! thousands of watchers that check what they get. `make bench-views`, or `cargo bench --bench views -- --help`.
 //!
-//! Not here: what parts of it cost alone; see `projection`. Figures are told and never judged; what a watcher is sent is.
+//! Parts of it alone are measured in `projection`. Measurements are printed and never judged; only wrong data is an
+//! error.
 
 // For the JSON of a docker inspection.
 #![recursion_limit = "256"]
-#![expect(unreachable_pub, reason = "in a program `pub` says what other files use; nothing is reachable from outside")]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that tells figures")]
+#![expect(unreachable_pub, reason = "in a program, `pub` marks what other files use; nothing is visible outside")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints measurements")]
 
 mod support;
 
@@ -64,8 +65,8 @@ async fn measure(scenario: Scenario, args: &Args) -> Result<Report> {
     }
 }
 
-/// A connection is a file here and one in the relay, which inherits the limit. Where it cannot be raised, the first connection
-/// that does not fit says so.
+/// Each connection needs a file here and one in the relay, which inherits the limit. If the limit cannot be raised, the
+/// first connection that does not fit reports it.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -1,8 +1,8 @@
-# Sourced by the scripts that bring etcd and Prometheus: Debian's packages of them, unpacked without being installed.
+# Sourced by the scripts that fetch etcd and Prometheus: unpacks Debian's packages without installing them.
 #
 # The caller sets `work`, a folder of its own, `arch`, `suite` and `version`, and defines `note` and `failed`. Needs no root.
 
-# Unpacks the packages "$@", such as etcd-server, into $work/root. On failure, its reasons go to `failed`.
+# Unpacks the packages "$@", such as etcd-server, into $work/root. On failure, it reports the reasons to `failed`.
 debian_packages() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror mirrors packages
     if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null || [[ ! -r $keyring ]]; then
@@ -17,7 +17,7 @@ debian_packages() {
     fi
     packages=("${@/%/=$version*}")
     for mirror in $mirrors; do
-        note "Bringing $* $version from Debian's packages for $suite at $mirror."
+        note "Fetching $* $version from Debian's packages for $suite at $mirror."
         echo "deb [arch=$arch signed-by=$keyring target=Packages] $mirror $suite main" >"$work/apt/sources.list"
         rm -rf "${work:?}/root" "$work"/apt/*.deb
         if (
@@ -34,7 +34,7 @@ debian_packages() {
     return 1
 }
 
-# An apt that has its own lists, cache and state, runs none of the machine's hooks, and keeps the machine's proxy settings.
+# Runs apt with its own lists, cache and state, without the machine's hooks, but with the machine's proxy settings.
 private_apt() {
     mkdir -p "$work"/apt/{lists/partial,archives/partial}
     : >"$work/apt/status"
@@ -63,7 +63,7 @@ debian_mirrors() {
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-sid}")
     apt-get -c "$work/apt/conf" update --print-uris 2>/dev/null |
         sed -nE "s#^'(.+)/dists/($codename|$suite|stable|oldstable|testing|unstable|sid)/InRelease' .*#\1#p" | sort -u
-    # From here on our own list of sources counts, not the machine's.
+    # From here on, our own list of sources replaces the machine's.
     cat >>"$work/apt/conf" <<CONF
 Dir::Etc::sourcelist "$work/apt/sources.list";
 Dir::Etc::sourceparts "/dev/null";

@@ -1,12 +1,14 @@
-//! `etcd-relay bench`: load on any server of etcd's API, or on Lainlet's views, with every answer checked, and what it cost.
+//! `etcd-relay bench`: puts load on a server of etcd's API or of Lainlet's views, checks every answer, and measures the
+//! cost.
 //!
-//! Not here: flags, see `cli::bench`. Knows nothing of the relay inside: it measures etcd, etcd's grpc-proxy and the relay alike.
-//! Always holds: it writes below a prefix that is its own, and takes the keys away at the end; what came and should not have, or
-//! should have and did not, fails the run, and no figure does.
+//! The flags are in `cli::bench`. It is independent of the relay's internals, and measures etcd, etcd's grpc-proxy and
+//! the relay alike. Always holds: it writes only below its own prefix, and deletes the keys at the end. A wrong or
+//! missing answer fails the run; a bad measurement does not.
 //!
-//! `wire` and `link` are a client that takes little of the machine that it shares with the server; `plan` says what is written,
-//! `writer` writes it, `check` and `listed` judge what comes; `watch`, `range`, `leases`, `views` and `floor` are the loads; `report` tells.
-//! `handshakes` is one more: what a storm of clients is compared with; `background` keeps such clients out of the way of what is measured.
+//! `wire` and `link` are a client that uses little CPU, because it shares the machine with the server. `plan` defines
+//! what is written, `writer` writes it, `check` and `listed` check the answers. The loads are `watch`, `range`,
+//! `leases`, `views` and `floor`; `handshakes` is for comparison with a storm of clients. `background` keeps such
+//! clients from slowing down what is measured. `report` prints the results.
 
 mod background;
 mod calls;
@@ -50,7 +52,7 @@ pub use self::{
     writer::Load,
 };
 
-/// What to run.
+/// The load to run.
 #[derive(Clone, Debug)]
 pub enum Bench {
     /// Watches.
@@ -61,13 +63,13 @@ pub enum Bench {
     Leases(Leases),
     /// Lainlet's views.
     Views(Views),
-    /// Bare sockets, to compare with.
+    /// Bare sockets, for comparison.
     Floor(Floor),
-    /// Bare TLS handshakes, to compare with.
+    /// Bare TLS handshakes, for comparison.
     Handshakes(Handshakes),
 }
 
-/// Why a run could not be made.
+/// Why a run failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BenchError {
@@ -80,42 +82,42 @@ pub enum BenchError {
     /// A watch could not be created.
     #[error("a watch could not be created: {0}")]
     Watch(String),
-    /// A view could not be had.
-    #[error("a view could not be had: {0}")]
+    /// A view could not be read.
+    #[error("cannot read the view: {0}")]
     View(String),
-    /// The key to write exists.
-    #[error("the key {0:?} exists, and would be written and deleted; name one that does not")]
+    /// The key to write already exists.
+    #[error("the key {0:?} already exists and would be overwritten and deleted; choose one that does not exist")]
     KeyExists(String),
-    /// An answer is no protobuf.
+    /// An answer is not valid protobuf.
     #[error("the answer to a call cannot be read")]
     Unreadable,
-    /// Nothing more happened.
-    #[error("nothing happened for {}: {done} of {all} {what}", humantime::format_duration(*waited))]
+    /// There was no progress.
+    #[error("no progress for {}: {done} of {all} {what}", humantime::format_duration(*waited))]
     Stalled {
-        /// What was waited for.
+        /// What was awaited.
         what: &'static str,
         /// How many there were.
         done: u64,
         /// How many there should have been.
         all: u64,
-        /// How long nothing happened.
+        /// How long there was no progress.
         waited: Duration,
     },
-    /// A process to measure is not there.
-    #[error("there is no process {0}")]
+    /// A process to measure does not exist.
+    #[error("process {0} does not exist")]
     Process(u32),
-    /// The metrics of a server cannot be had.
+    /// The metrics of a server cannot be read.
     #[error("cannot read the metrics at {url}: {why}")]
     Metrics {
-        /// Where they should be.
+        /// Their URL.
         url: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// The system gives no threads.
+    /// The system cannot start a thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// A thread of the load ended before its time.
+    /// A thread of the load generator ended too early.
     #[error("a thread of the load generator ended")]
     Lost,
 }
@@ -133,10 +135,10 @@ impl From<wire::WireError> for BenchError {
 }
 
 impl Bench {
-    /// Runs it.
+    /// Runs the load.
     ///
     /// # Errors
-    /// Where it cannot be run. What was wrong with the answers is in the report.
+    /// Fails if the run cannot be made. Wrong answers are in the report instead.
     pub fn run(&self) -> Result<Report, BenchError> {
         raise_file_limit();
         match self {
@@ -150,20 +152,18 @@ impl Bench {
     }
 }
 
-/// A connection is a file. Where the limit cannot be raised, the first connection that does not fit says so.
+/// Raises the limit on open files, since each connection needs one. If that fails, the first connection that does not
+/// fit reports it.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
-        tracing::debug!("The limit of open files stays as it is");
+        tracing::debug!("The limit on open files stays as it is");
     }
 }
 
-/// Sleeps, on a thread that has no tasks.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "no runtime is on the threads that look at progress or pace bare sockets"
-)]
+/// Sleeps on a thread without tasks.
+#[expect(clippy::disallowed_methods, reason = "the threads that poll progress or pace bare sockets have no runtime")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
 }

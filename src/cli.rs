@@ -1,8 +1,8 @@
-//! The command line: flags and environment variables become a [`relay::RelayConfig`], a load to run, a look at a relay, or a text about the program.
+//! The command line: turns flags and environment variables into the task that `main` runs.
 //!
-//! Not here: anything that runs. Called by `main` alone.
-//! Always holds: a value that makes no sense ends the start with exit code 64 and a text that names the flag, before a port is
-//! bound.
+//! A task is a relay ([`relay::RelayConfig`]), a benchmark, a look at a running relay, or a text about the program.
+//! Nothing runs here. Only `main` calls this module. Always holds: an invalid value ends the process with exit code 64
+//! and a message that names the flag, before any port is bound.
 
 mod announce;
 mod bench;
@@ -42,16 +42,16 @@ use crate::{
 /// The exit code for wrong usage (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
-/// What to do.
+/// What the command line asked for.
 #[derive(Debug)]
 pub enum Task {
     /// Run a relay.
     Relay(Box<Start>),
-    /// Run a load.
+    /// Run a benchmark.
     Bench(Box<BenchTask>),
     /// Show a relay's state.
     Top(Box<Top>),
-    /// Ask whether a relay is well.
+    /// Check whether a relay is healthy.
     Health(Box<Health>),
     /// Write manual pages.
     Manual(ManualPages),
@@ -64,16 +64,16 @@ pub struct Start {
     pub config: relay::RelayConfig,
     /// What is logged, and how.
     pub logging: logging::LoggingConfig,
-    /// To be logged once, at the start.
+    /// Logged once, at the start.
     warnings: Vec<String>,
     announce: Announce,
 }
 
-/// Why a load has no report.
+/// Why a benchmark produced no report.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BenchFailure {
-    /// It could not be run.
+    /// The benchmark could not be run.
     #[error(transparent)]
     Bench(#[from] BenchError),
     /// The report could not be written.
@@ -81,18 +81,18 @@ pub enum BenchFailure {
     Write(#[from] std::io::Error),
 }
 
-/// What to say before ending, and with which code.
+/// Why the process ends without a task: what it prints, and with which exit code.
 #[derive(Debug)]
 pub enum Exit {
-    /// Help or version was asked for, or clap found the flags wrong.
+    /// Help or version was requested, or clap rejected the flags.
     Clap(clap::Error),
-    /// A text for standard output was asked for.
+    /// A text for standard output was requested.
     Text(Vec<u8>),
-    /// A value makes no sense.
+    /// A value is not valid.
     Usage(String),
 }
 
-/// One upstream etcd watch per key prefix, fanned out to thousands of subscribers over etcd's own v3 API.
+/// Relays etcd: one upstream watch per key prefix serves thousands of subscribers, over etcd's own v3 API.
 #[derive(Debug, Parser)]
 #[command(name = "etcd-relay", version, max_term_width = 120)]
 struct Cli {
@@ -102,35 +102,35 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Relay an etcd cluster, or another relay
+    /// Run a relay of an etcd cluster, or of another relay
     Serve(Box<serve::Serve>),
-    /// Try it out: relay a store in memory with example data that keeps changing
+    /// Try it out: run a relay over an in-memory store whose example data keeps changing
     Demo(Box<demo::Demo>),
-    /// Load any server of etcd's API, or Lainlet's views, check every answer, and report the cost
+    /// Put load on a server of etcd's API or of Lainlet's views, check every answer, and report the cost
     Bench(Box<bench::BenchCommand>),
-    /// Show a relay's state in a terminal, or once as text
+    /// Show a relay's state in a terminal, or print it once as text
     Top(Box<look::TopCommand>),
-    /// Ask whether a relay is ready or alive, for probes
+    /// Check whether a relay is ready or alive, for probes
     Health(Box<look::HealthCommand>),
-    /// Write the version, and the commit that it was built from
+    /// Print the version and the commit it was built from
     Version,
-    /// Write a script that completes commands and flags in a shell
+    /// Print a shell script that completes commands and flags
     Completions(pages::CompletionsCommand),
-    /// Write manual pages
+    /// Print or write the manual pages
     Man(pages::ManCommand),
-    /// Take the place of `etcd grpc-proxy start`: the same command and flags
+    /// Replace `etcd grpc-proxy start`: takes the same command and flags
     #[command(disable_help_flag = true)]
     GrpcProxy {
-        /// `start`, and the flags of `etcd grpc-proxy start`; see `grpc-proxy start --help`
+        /// `start` and the flags of `etcd grpc-proxy start`; see `grpc-proxy start --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
 }
 
-/// Reads a command line, the program's name first, of a program that was built so.
+/// Parses a command line, whose first item is the program's name. `build` is what `version` prints.
 ///
 /// # Errors
-/// Where there is nothing to run.
+/// Returns an [`Exit`] if there is nothing to run: a text was requested, or the command line is wrong.
 pub fn parse<I>(arguments: I, build: Build) -> Result<Task, Exit>
 where
     I: IntoIterator<Item = OsString>,
@@ -149,7 +149,7 @@ where
     start.map(|start| Task::Relay(Box::new(start)))
 }
 
-/// The exit code of a command that does not log: its own, or that of an error, which is written to standard error.
+/// Returns the exit code of a command that does not log. An error is written to standard error and gives exit code 1.
 pub fn end(ended: Result<u8, impl std::error::Error>) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
@@ -158,7 +158,7 @@ pub fn end(ended: Result<u8, impl std::error::Error>) -> ExitCode {
             for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
                 text += &format!(": {cause}");
             }
-            // Where not even this can be written, nothing is left to do but to end.
+            // If standard error is closed too, there is no way left to report it.
             let _ = writeln!(std::io::stderr(), "{text}");
             ExitCode::FAILURE
         }
@@ -166,7 +166,7 @@ pub fn end(ended: Result<u8, impl std::error::Error>) -> ExitCode {
 }
 
 impl Start {
-    /// Logs what runs, and what the operator should know about the flags.
+    /// Logs what is about to run, and any warnings about the flags.
     pub fn log(&self, build: Build) {
         announce::starting(&self.config, build);
         for warning in &self.warnings {
@@ -174,17 +174,17 @@ impl Start {
         }
     }
 
-    /// Tells that the ports are bound, in the words that each command's users wait for.
+    /// Announces that the ports are bound, in the words that users of each command expect.
     pub fn announce(&self, relay: &Relay) {
         self.announce.say(relay);
     }
 }
 
 impl BenchTask {
-    /// Runs it, and writes the report to standard output. Whether nothing was wrong.
+    /// Runs the benchmark and writes the report to standard output. Returns whether every check passed.
     ///
     /// # Errors
-    /// Where it cannot be run, or the report cannot be written.
+    /// Fails if the benchmark cannot run or the report cannot be written.
     pub fn run(&self) -> Result<bool, BenchFailure> {
         let report = self.bench.run()?;
         let mut out = std::io::stdout().lock();
@@ -200,10 +200,10 @@ impl BenchTask {
 }
 
 impl Exit {
-    /// Says it, and gives the exit code.
+    /// Prints the text and returns the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        // Where not even this can be written, nothing is left to do but to end.
+        // If the output is closed, there is no way left to report it.
         match self {
             Self::Clap(error) => {
                 let _ = error.print();
@@ -212,7 +212,7 @@ impl Exit {
             Self::Text(text) => {
                 let mut out = std::io::stdout().lock();
                 match out.write_all(text).and_then(|()| out.flush()) {
-                    // Whoever wanted only the beginning has it.
+                    // The reader closed the pipe early, for example `head`: that is not an error.
                     Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
                     _ => ExitCode::SUCCESS,
                 }
@@ -233,7 +233,7 @@ mod tests {
         std::iter::once("etcd-relay").chain(line.iter().copied()).map(OsString::from)
     }
 
-    /// The text of a refusal.
+    /// The text with which the command line is refused.
     pub(super) fn refused(line: &[&str]) -> String {
         match parse(arguments(line), Build::default()).expect_err("refused") {
             Exit::Clap(error) => {

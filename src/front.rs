@@ -1,6 +1,7 @@
-//! What clients see: ports, etcd's v3 API over gRPC and as JSON (`gateway`), plain HTTP, and etcd's v2 API (`v2`).
+//! Everything that clients connect to: ports, etcd's v3 API over gRPC and as JSON (`gateway`), plain HTTP, and etcd's
+//! v2 API (`v2`).
 //!
-//! Not here: where data comes from. Fronts get all they need as traits and services from the composition root.
+//! Where the data comes from is not here: the composition root gives each front the traits and services it needs.
 
 pub mod access;
 pub mod balance;

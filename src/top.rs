@@ -1,8 +1,9 @@
-//! `etcd-relay top`: a relay's state in a terminal, from its `/debug/state`.
+//! `etcd-relay top`: shows a relay's state in a terminal, read from its `/debug/state`.
 //!
-//! Not here: flags, see `cli::top`. Called by `main`. Knows nothing of the relay but docs/debug-state.schema.json, and shows what an older relay tells as well.
-//! Always holds: it costs the relay a bounded page of each list a second, and nothing after it has ended; text of others reaches the terminal escaped
-//! (`text`); the terminal is given back as it was (`screen`); where standard output is no terminal, one picture in plain text is written.
+//! The flags are in `cli::top`; `main` calls this. It depends on docs/debug-state.schema.json alone, and also shows the
+//! answers of older relays. Always holds: each second it costs the relay at most one page of each list, and nothing
+//! once it has ended. Text from others is escaped before it reaches the terminal (`text`). The terminal is restored at
+//! the end (`screen`). If standard output is not a terminal, the state is printed once as plain text.
 
 mod details;
 mod draw;
@@ -32,41 +33,41 @@ use tokio::{
 
 use self::{
     draw::draw,
-    page::{Asks, Page, Update, Wish},
+    page::{Action, Filter, Page, Update},
     reader::Reader,
     screen::Screen,
 };
 use crate::fetch::Fetcher;
 
-/// How often the page is drawn at least: it says how old it is.
+/// The page is redrawn at least this often, because it shows how old the data is.
 const REDRAW: Duration = Duration::from_secs(1);
-/// Answers that wait to be drawn; then the relay is asked for no more.
+/// Answers that may wait to be drawn. When this many wait, no further request is sent.
 const WAITING: usize = 4;
 
 /// Which relay to show, and how.
 #[derive(Debug)]
 pub struct Top {
-    /// Asks it.
+    /// Sends the requests.
     pub fetcher: Fetcher,
-    /// Time between two looks.
+    /// Refresh interval.
     pub every: Duration,
-    /// Whether to write one picture in plain text, and end.
+    /// Whether to print the state once as plain text and end.
     pub once: bool,
-    /// Only rows with this text.
+    /// Show only rows that contain this text.
     pub find: String,
 }
 
-/// How it ended.
+/// How `top` ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// As it was told to.
+    /// The user quit, or the state was printed once.
     Done,
-    /// By a signal of this number.
+    /// A signal with this number ended it.
     Signal(u8),
 }
 
 impl Ended {
-    /// The exit code, as a shell makes it of a signal.
+    /// The exit code. For a signal it is the one that a shell would report.
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
@@ -86,19 +87,20 @@ pub enum TopError {
     /// The terminal cannot be used.
     #[error("cannot use the terminal")]
     Terminal(#[source] io::Error),
-    /// The system gives no signals or no timers.
+    /// The system provides no signals or no timers.
     #[error("cannot start")]
     Start(#[source] io::Error),
-    /// The picture cannot be written.
+    /// The text cannot be written.
     #[error("cannot write to standard output")]
     Write(#[source] io::Error),
 }
 
 impl Top {
-    /// Shows the relay until told to end.
+    /// Shows the relay until the user or a signal ends it.
     ///
     /// # Errors
-    /// Where the terminal cannot be used; and, for one picture, where the relay does not answer. A terminal waits for the relay instead.
+    /// Fails if the terminal cannot be used. If the state is printed once, it also fails if the relay does not answer;
+    /// in a terminal it keeps trying instead.
     pub fn run(self) -> Result<Ended, TopError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TopError::Start)?;
         let interactive = !self.once && io::stdout().is_terminal() && io::stdin().is_terminal();
@@ -106,12 +108,12 @@ impl Top {
     }
 
     async fn show(self) -> Result<Ended, TopError> {
-        let wish = Wish { find: self.find.clone(), behind: false };
-        let (wishes, wished) = watch::channel(wish.clone());
+        let filter = Filter { find: self.find.clone(), behind: false };
+        let (filters, filter_changes) = watch::channel(filter.clone());
         let (updates, mut came) = mpsc::channel(WAITING);
         let mut page = Page::new(self.fetcher.url().to_string(), Instant::now());
-        page.wish = wish;
-        let mut reading = std::pin::pin!(Reader::new(self.fetcher, self.every, wished, updates).run());
+        page.filter = filter;
+        let mut reading = std::pin::pin!(Reader::new(self.fetcher, self.every, filter_changes, updates).run());
         let listen = |kind| signal(kind).map_err(TopError::Start);
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
@@ -121,18 +123,18 @@ impl Top {
         let mut keys = EventStream::new();
         loop {
             screen.draw(|frame| draw(frame, &mut page, Instant::now())).map_err(TopError::Terminal)?;
-            // Cancel safe, all.
+            // All branches are cancel safe.
             tokio::select! {
-                // Ends only when nobody listens any more.
+                // The reader ends only when nothing receives its updates any more.
                 () = &mut reading => return Ok(Ended::Done),
                 Some(update) = came.recv() => page.update(update, Instant::now()),
                 event = keys.next() => match event {
                     Some(Ok(Event::Key(key))) => match page.key(key, Instant::now()) {
-                        Asks::Nothing => {}
-                        Asks::Connections => _ = wishes.send_replace(page.wish.clone()),
-                        Asks::Quit => return Ok(Ended::Done),
+                        Action::Nothing => {}
+                        Action::Connections => _ = filters.send_replace(page.filter.clone()),
+                        Action::Quit => return Ok(Ended::Done),
                     },
-                    // A new size, for one: it is drawn in that.
+                    // Other events, such as a new size: the next drawing uses it.
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Err(TopError::Terminal(error)),
                     None => return Ok(Ended::Done),
@@ -145,18 +147,18 @@ impl Top {
         }
     }
 
-    /// One picture, from two looks at the counters.
+    /// Prints the state once. The rates come from two readings of the counters.
     async fn picture(self) -> Result<Ended, TopError> {
-        let wish = Wish { find: self.find.clone(), behind: false };
-        let (_wishes, wished) = watch::channel(wish.clone());
+        let filter = Filter { find: self.find.clone(), behind: false };
+        let (_wishes, filter_changes) = watch::channel(filter.clone());
         let (updates, mut came) = mpsc::channel(WAITING);
         let mut page = Page::new(self.fetcher.url().to_string(), Instant::now());
-        page.wish = wish;
-        let reader = Reader::new(self.fetcher, self.every, wished, updates);
+        page.filter = filter;
+        let reader = Reader::new(self.fetcher, self.every, filter_changes, updates);
         let reading = async move {
-            // Ends with this, and the updates with it.
+            // The reader is dropped at the end of this block, and closes the channel of updates.
             let mut reader = reader;
-            reader.tell_state().await?;
+            reader.read_state().await?;
             tokio::time::sleep(self.every).await;
             reader.round().await
         };
@@ -170,7 +172,7 @@ impl Top {
         read.map_err(|error| TopError::Relay(error.to_string()))?;
         let mut out = io::stdout().lock();
         match out.write_all(draw::text(&page, Instant::now()).as_bytes()).and_then(|()| out.flush()) {
-            // Whoever wanted only the beginning has it.
+            // The reader closed the pipe early, for example `head`: that is not an error.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(TopError::Write(error)),
             _ => Ok(Ended::Done),
         }

@@ -1,22 +1,23 @@
-//! Views: small JSON and protobuf replies made of a few directories in etcd, as Lainlet makes them for LAIN's components.
+//! Views: small JSON and protobuf replies made from a few directories in etcd, as Lainlet makes them for LAIN's
+//! components.
 //!
-//! A view is a projection over a feed: it shows the newest state and says so again when that changes. Not here: transports
-//! (`front::http::lainlet`, `front::grpc::lainlet`) and events as etcd gives them, which need no view.
+//! A view is a projection of a feed: it shows the newest state, and shows it again when that changes. Transports are in
+//! `front::http::lainlet` and `front::grpc::lainlet`. Plain events of etcd need no view.
 //!
 //! | file | idea |
 //! |---|---|
-//! | `lainlet` | a request: which view, who may see what, from which revision on |
-//! | `access` | the rules by which a caller's address decides |
-//! | `directory` | where in etcd |
-//! | `document` | a value, read |
-//! | `engine`, `index` | a directory's documents, and the targets that a change concerns |
-//! | `target`, `select` | one selection of one view, shared by all who asked for it |
+//! | `lainlet` | a request: which view, who may see what, and the required revision |
+//! | `access` | the rules, which depend on a caller's address |
+//! | `directory` | the directories in etcd |
+//! | `document` | a parsed value |
+//! | `engine`, `index` | a directory's documents, and the targets that a change affects |
+//! | `target`, `select` | one selection of one view, shared by all clients that requested it |
 //! | `listing`, `payload` | its rows in order, and the forms in which they are sent |
-//! | `projection`, `views` | what a view is, and each of them |
+//! | `projection`, `views` | the definition of a view, and all views |
 //! | `json`, `wire` | JSON as Go writes it, protobuf as Go reads it |
 //!
-//! Always holds: a change is read once, made into rows once for each view that shows it, and rendered once in each form for
-//! all who get it; what it costs does not grow with what it leaves alone.
+//! Always holds: a change is parsed once, made into rows once for each view that shows it, and rendered once in each
+//! form for all clients. Its cost does not depend on the data that it does not affect.
 
 mod access;
 mod directory;

@@ -1,15 +1,16 @@
-//! Models of hand-overs between threads, tried in every order: see `models/`, which has the relay's own files over loom.
+//! Runs the models of the places where threads hand something over, in every possible order. `models/` compiles the
+//! relay's own files over loom.
 
 use etcd_relay_models as models;
 
 #[test]
-fn a_ring_beside_an_answer_is_not_lost() {
-    models::a_ring_beside_an_answer_is_not_lost();
+fn a_wake_up_beside_a_reset_is_not_lost() {
+    models::a_wake_up_beside_a_reset_is_not_lost();
 }
 
 #[test]
-fn a_call_finds_the_task_looking_or_wakes_it() {
-    models::a_call_finds_the_task_looking_or_wakes_it();
+fn a_wake_up_is_seen_or_wakes_the_task() {
+    models::a_wake_up_is_seen_or_wakes_the_task();
 }
 
 #[test]

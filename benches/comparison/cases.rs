@@ -1,6 +1,6 @@
-//! The loads, on whom, and what the relay is to reach with each.
+//! The loads, the servers they run on, and the goals of the relay for each.
 //!
-//! Not here: how they run. Always holds: a case has a name, and a run of it an end.
+//! Running them is in `run`. Always holds: a case has a name, and each of its runs ends.
 
 use std::time::Duration;
 
@@ -9,64 +9,64 @@ use super::run::Target;
 /// One load on several servers.
 #[derive(Debug)]
 pub struct Case {
-    /// For the command line.
+    /// The name on the command line.
     pub name: &'static str,
-    /// For people.
+    /// The description for people.
     pub what: String,
     /// The runs.
     pub runs: Vec<Run>,
-    /// What is compared.
+    /// The goals.
     pub goals: Vec<Goal>,
 }
 
 /// One load on one server.
 #[derive(Debug)]
 pub struct Run {
-    /// For the table.
+    /// The label in the table.
     pub label: &'static str,
     /// The server.
     pub target: Target,
-    /// For `etcd-relay bench`.
+    /// The arguments for `etcd-relay bench`.
     pub args: Vec<String>,
-    /// How often; the runs of a case take turns, and the median counts.
+    /// The number of repetitions. The runs of a case take turns, and the median counts.
     pub times: usize,
-    /// Whether TLS is spoken on all sides, with certificates of clients.
+    /// Whether all sides use TLS, with client certificates.
     pub tls: bool,
-    /// Longest time, in which others than the relay may fail.
+    /// Longest duration. Servers other than the relay may fail by taking longer.
     pub patience: Duration,
 }
 
-/// Something to reach.
+/// A goal for the relay.
 #[derive(Debug)]
 pub struct Goal {
-    /// The figure.
+    /// The name of the measurement.
     pub what: &'static str,
     /// The run that is measured.
     pub of: &'static str,
-    /// The run that it is compared with; none where the figure itself counts.
+    /// The run to compare with; `None` if the measurement itself must reach the bound.
     pub against: Option<&'static str>,
-    /// Where in a report the figure is.
+    /// Where the measurement is in a report.
     pub figure: Figure,
-    /// Where in the other's report its own is.
+    /// Where it is in the report of the other run.
     pub theirs: Figure,
-    /// What to reach.
+    /// The bound to reach.
     pub bound: Bound,
 }
 
-/// Where a figure is.
+/// Where a measurement is in a report.
 #[derive(Clone, Copy, Debug)]
 pub enum Figure {
-    /// Among the figures of the run.
+    /// A measurement of the run.
     Run(&'static str),
-    /// Of the process that is measured; for the bare sockets, of their sender.
+    /// A measurement of the server process; for bare sockets, of their sender.
     Server(&'static str),
-    /// Of etcd.
+    /// A measurement of etcd.
     Etcd(&'static str),
-    /// Of the relay's own metrics: the metric and its part.
+    /// One of the relay's own metrics: its name and part.
     Metric(&'static str, &'static str),
 }
 
-/// At most, or at least.
+/// An upper or a lower bound.
 #[derive(Clone, Copy, Debug)]
 pub enum Bound {
     /// At most.
@@ -77,28 +77,29 @@ pub enum Bound {
 
 const CPU: Figure = Figure::Server("cpu_us_each");
 const P99: Figure = Figure::Run("delay_99_ms");
-/// The same while others came.
+/// The same while other clients arrived.
 const P99_MEANWHILE: Figure = Figure::Run("joining_delay_99_ms");
-/// Until all had come.
+/// The time until all clients had arrived.
 const ALL_BACK: Figure = Figure::Run("joining_seconds");
 const MEMORY: Figure = Figure::Server("kib_per_connection");
 const MINUTE: Duration = Duration::from_secs(60);
-/// Writes come as they do alone, so the same number of them costs etcd the same, or not.
+/// The rate of writes is fixed, so the cost of the same number of writes for etcd can be compared.
 const CPU_OF_ETCD: Figure = Figure::Etcd("cpu_us_per_write");
-/// Runs of a side where one tells too little: figures of one run differ by a quarter with whatever else the machine does.
+/// Repetitions if a single run is not precise enough: other work on the machine changes a single measurement by a
+/// quarter.
 const TIMES: usize = 3;
-/// Where the two sides are to be nearly the same.
+/// Repetitions if the two sides are expected to be nearly equal.
 const MANY_TIMES: usize = 5;
 
-/// What holds the feed up: the bound of the longest wait for its lock, before it can push.
+/// How long the feed was held up: an upper bound of its longest wait for its lock before it could push.
 const PAUSE: Figure = Figure::Metric("etcd_relay_publish_seconds{part=\"waiting\"}", "max_at_most_ms");
-/// What nearly all waits of the relay's tasks for a processor, its feeds' among them, did not exceed. The longest is the scheduler's: the
-/// load has its share of the machine, too.
+/// An upper bound of 99 % of the waits of the relay's tasks, including its feeds, for a core. The longest wait depends
+/// on the scheduler, because the load uses the machine as well.
 const TURN_99: Figure = Figure::Metric("etcd_relay_turn_seconds", "99_at_most_ms");
 
-/// All of them; small and short ones for a smoke run.
+/// All cases; small and short ones for a smoke run.
 pub fn all(quick: bool) -> Vec<Case> {
-    // Shorter where there are several.
+    // Shorter if there are several.
     let time = if quick { "1s" } else { "10s" };
     let often = if quick { "1s" } else { "5s" };
     let size = |full: u32, small: u32| if quick { small } else { full };
@@ -111,8 +112,8 @@ pub fn all(quick: bool) -> Vec<Case> {
     let prefix_100 = watch_often(format!("--connections {many} --rate 100"));
     let spread = size(100, 5);
     let prefix_10 = watch_often(format!("--connections {spread} --watches {spread} --rate 10"));
-    // A number of writes, not a time: what etcd takes in ten seconds takes minutes to deliver. etcd itself would take minutes for
-    // these as well, at 0.1 million deliveries a second, so it is not run.
+    // A number of writes instead of a time: what etcd accepts in ten seconds takes minutes to deliver. etcd itself
+    // would also take minutes for these, at 0.1 million deliveries per second, so it is not run.
     let full = format!("watch --puts {} --connections {}", size(20_000, 100), size(500, 10));
     let keys = size(3_000, 30);
     let distinct = watch(format!(
@@ -130,12 +131,12 @@ pub fn all(quick: bool) -> Vec<Case> {
     let read = format!("range --duration {often} --connections 16 --concurrency 160");
     let read_all =
         format!("range --duration {often} --connections 16 --concurrency 16 --all --keys {}", size(1_000, 50));
-    // As many as are healthy among the others, whose delays alone are told.
+    // As many watchers as are healthy in the other runs, since only their delays are reported.
     let stay = if quick { "1s" } else { "8s" };
     let healthy = format!("watch --duration {stay} --connections {} --rate 100", size(198, 8));
     let mixed = format!("watch --duration {stay} --connections {} --slow 1 --reconnect 1 --rate 100", size(200, 10));
     let (joiners, listed) = (size(50, 3), size(500_000, 2_000));
-    // The server is dropped with its keys; deleting half a million takes longer than the run.
+    // The server is dropped together with its keys, because deleting half a million would take longer than the run.
     let joining = watch_often(format!(
         "--connections {} --rate 100 --join {joiners} --join-after 2s --keys {listed} --keep --patience 30s",
         size(100, 8)
@@ -191,7 +192,7 @@ pub fn all(quick: bool) -> Vec<Case> {
                 run("rustls alone", Target::Floor, &format!("handshakes --connections {storming}"))
                     .over_tls()
                     .times(times(TIMES)),
-                // What of it is not TLS.
+                // The part of it that is not TLS.
                 run("relay without TLS", Target::Relay, &storm).times(times(TIMES)),
             ],
             goals: vec![
@@ -324,7 +325,7 @@ pub fn all(quick: bool) -> Vec<Case> {
             ),
             runs: vec![
                 Run { patience: 4 * MINUTE, ..run("relay", Target::Relay, &joining).times(times(2)) },
-                // What the scheduler does to the same watchers without any of that.
+                // The effect of the scheduler on the same watchers alone.
                 run("relay, nobody joins", Target::Relay, &watched).times(times(2)),
             ],
             goals: vec![

@@ -1,8 +1,8 @@
-//! [`Lab`]: servers for one run, the load on them, and what it reported.
+//! [`Lab`]: the servers for one run, the load on them, and its report.
 //!
-//! Not here: what is compared. Runs of a case that are made more than once take turns, so that what else the machine does meets all alike;
-//! the median counts. Always holds: each run has new servers; one that fails or takes too long is an outcome with its reason, and ends no
-//! other; no run is left out.
+//! Runs of a case that are repeated take turns, so that other work on the machine affects all of them alike; the median
+//! counts. Always holds: each run has new servers. A run that fails or takes too long is a result with a reason, and
+//! ends no other run. No run is left out.
 
 use std::{
     io::Read as _,
@@ -24,11 +24,11 @@ use crate::support::{
     process::{Process, free_port},
 };
 
-/// Longest wait for a server to serve.
+/// Longest wait until a server answers.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Who is under load.
+/// The server under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// etcd itself.
@@ -41,26 +41,26 @@ pub enum Target {
     Floor,
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// The run's label.
     pub label: &'static str,
     target: Target,
-    /// The reports in the order of the runs, each or why there is none.
+    /// The reports in the order of the runs, or the reason why there is none.
     pub reports: Vec<Result<Value, String>>,
 }
 
-/// A figure of one or more runs.
+/// A measurement from one or more runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// The one in the middle; of an even number the lower of two.
+    /// The median; of an even number of runs, the lower of the two.
     pub median: f64,
-    /// The least.
+    /// The smallest value.
     pub least: f64,
-    /// The most.
+    /// The largest value.
     pub most: f64,
-    /// Of how many.
+    /// The number of runs.
     pub of: usize,
 }
 
@@ -68,29 +68,29 @@ pub struct Measured {
 struct Server {
     process: Process,
     endpoint: String,
-    /// Where it tells metrics.
+    /// The address of its metrics, if it has any.
     http: Option<String>,
 }
 
-/// The programs.
+/// The programs to run.
 #[derive(Debug)]
 pub struct Lab {
     relay: PathBuf,
     etcd: PathBuf,
     load_average: String,
-    /// Of an authority, and of all servers and clients.
+    /// The certificates of an authority and of all servers and clients.
     certificates: TempDir,
 }
 
 impl Lab {
-    /// With this relay, or the one that was built with this benchmark, and the etcd that `ETCD` names.
+    /// Uses this relay, or the one built with this benchmark, and the etcd that `ETCD` names.
     pub fn new(relay: Option<PathBuf>) -> Result<Self> {
         let relay = relay.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay")));
         let load_average = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
         Ok(Self { relay, etcd: etcd::program()?, load_average, certificates: certificates()? })
     }
 
-    /// The first line of what the programs say of their versions.
+    /// The first line of each program's version.
     pub fn versions(&self) -> Result<Vec<String>> {
         let version = |program: &Path| {
             let output = Command::new(program).arg("--version").output().context("ask for a version")?;
@@ -99,12 +99,12 @@ impl Lab {
         [&self.etcd, &self.relay].into_iter().map(|program| version(program)).collect()
     }
 
-    /// That of the last minute before anything ran: figures of a busy machine mean little.
+    /// The load average of the last minute before the first run. Measurements of a busy machine mean little.
     pub fn load_average(&self) -> &str {
         self.load_average.split(' ').next().unwrap_or_default()
     }
 
-    /// All runs of a case.
+    /// Makes all runs of a case.
     pub async fn measure(&self, case: &Case) -> Vec<Outcome> {
         let mut outcomes: Vec<Outcome> = case.runs.iter().map(Outcome::of).collect();
         for turn in 0..case.runs.iter().map(|run| run.times).max().unwrap_or(0) {
@@ -188,7 +188,8 @@ impl Lab {
         let deadline = Instant::now() + START_PATIENCE;
         let serves = async || match (is_secure, target) {
             (false, _) => http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200),
-            // Over TLS nobody is asked here: the relay tells at its other port, the proxy once it accepts.
+            // With TLS, no request is made here: the relay's other port is checked, and the proxy is ready once it
+            // accepts connections.
             (true, Target::Relay) => http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200),
             (true, _) => tokio::net::TcpStream::connect(&addr).await.is_ok(),
         };
@@ -203,13 +204,13 @@ impl Lab {
         Ok(Some(Server { process, endpoint: format!("{scheme}://{addr}"), http }))
     }
 
-    /// Flags of a client that has a certificate.
+    /// Flags for a client with a certificate.
     fn as_client(&self) -> [String; 3] {
         [("cacert", "ca.pem"), ("cert", "pair.pem"), ("key", "pair.key")]
             .map(|(flag, file)| format!("--{flag}={}", self.certificates.path().join(file).display()))
     }
 
-    /// Runs the load, and gives its report.
+    /// Runs the load and returns its report.
     async fn load(&self, args: &[String], patience: Duration) -> Result<Value> {
         let mut child = Command::new(&self.relay)
             .args(args)
@@ -219,7 +220,7 @@ impl Lab {
             .spawn()
             .context("start the load")?;
         let deadline = Instant::now() + patience;
-        // A report fits into a pipe, so nobody needs to read before the end.
+        // A report fits into a pipe, so it need not be read before the end.
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 child.kill()?;
@@ -234,7 +235,7 @@ impl Lab {
         if out.is_empty() {
             bail!("no report: {}", reason(&err));
         }
-        serde_json::from_str(&out).context("the report is no JSON")
+        serde_json::from_str(&out).context("the report is not JSON")
     }
 }
 
@@ -260,15 +261,15 @@ impl Outcome {
         Self { label: run.label, target: run.target, reports: Vec::new() }
     }
 
-    /// A figure of the reports.
+    /// A measurement from the reports.
     pub fn figure(&self, figure: Figure) -> Option<Measured> {
         let of = |report: &Value| match figure {
-            // The sender of bare sockets is a thread, with a figure of its own.
+            // The sender of bare sockets is a thread with its own measurement.
             Figure::Server(name) if self.target == Target::Floor => report["figures"][name].as_f64(),
             Figure::Run(name) => report["figures"][name].as_f64(),
             Figure::Server(name) => report["processes"]["server"][name].as_f64(),
             Figure::Etcd(name) => report["processes"]["etcd"][name].as_f64(),
-            // Beyond all buckets there is no bound.
+            // There is no bound beyond the last bucket.
             Figure::Metric(metric, part) => match &report["metrics"]["relay"][metric][part] {
                 Value::String(_) => Some(f64::INFINITY),
                 value => value.as_f64(),
@@ -280,12 +281,12 @@ impl Outcome {
         Some(Measured { median: figures[(figures.len() - 1) / 2], least, most, of: figures.len() })
     }
 
-    /// Whether there is any report.
+    /// Whether there is a report.
     pub fn is_measured(&self) -> bool {
         self.reports.iter().any(Result::is_ok)
     }
 
-    /// What was wrong with the answers, and the runs that failed.
+    /// The wrong answers and the failed runs.
     pub fn findings(&self) -> Vec<String> {
         let told = |report: &Result<Value, String>| match report {
             Ok(report) => wrong(report).map(|wrong| format!("**wrong**: {wrong}")),
@@ -294,7 +295,7 @@ impl Outcome {
         self.reports.iter().filter_map(told).collect()
     }
 
-    /// Whether nothing was wrong that the relay is to blame for.
+    /// Whether the relay made no errors.
     pub fn is_right_or_of_others(&self) -> bool {
         let is_ours = matches!(self.target, Target::Relay | Target::Floor);
         !is_ours || self.findings().is_empty()
@@ -314,7 +315,7 @@ fn in_short(report: &Result<Value, String>) -> String {
     }
 }
 
-/// The last thing that was said.
+/// The last line of a log.
 fn reason(log: &str) -> String {
     let line = log.lines().last().unwrap_or("it said nothing");
     let parsed: Option<Value> = serde_json::from_str(line).ok();

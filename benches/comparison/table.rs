@@ -1,4 +1,4 @@
-//! What was measured as Markdown: what the relay is to reach and does, and the figures behind it.
+//! Writes the measurements as Markdown: the goals of the relay, and the data behind them.
 //!
 //! Not here: any measurement.
 
@@ -11,7 +11,7 @@ use super::{
     run::{Lab, Measured, Outcome},
 };
 
-/// The columns of the figures.
+/// The columns of the measurements.
 const COLUMNS: [(&str, Figure); 22] = [
     ("deliveries/s", Figure::Run("deliveries_per_second")),
     ("reads/s", Figure::Run("reads_per_second")),
@@ -84,7 +84,7 @@ fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
     let ours = find(goal.of).and_then(|outcome| outcome.figure(goal.figure));
     let theirs = goal.against.and_then(find).and_then(|outcome| outcome.figure(goal.theirs));
     let now = match (ours, goal.against) {
-        // The longest pause of all.
+        // The longest pause of all runs.
         (Some(ours), None) if matches!(goal.figure, Figure::Metric(..)) => Some(ours.most),
         (Some(ours), None) => Some(ours.median),
         (Some(ours), Some(_)) => theirs.filter(|theirs| theirs.median > 0.0).map(|theirs| ours.median / theirs.median),
@@ -111,7 +111,7 @@ fn goal_row(goal: &Goal, outcomes: &[Outcome]) -> String {
     )
 }
 
-/// A table with the columns that any of them has.
+/// A table of the columns that any run has.
 fn figures(text: &mut String, outcomes: &[Outcome]) -> Result<()> {
     let columns: Vec<_> =
         COLUMNS.iter().filter(|(_, figure)| outcomes.iter().any(|outcome| outcome.figure(*figure).is_some())).collect();
@@ -132,7 +132,7 @@ fn figures(text: &mut String, outcomes: &[Outcome]) -> Result<()> {
     Ok(())
 }
 
-/// The median, with the least and the most of several.
+/// The median, with the smallest and the largest of several values.
 fn with_spread(measured: Option<Measured>) -> String {
     match measured {
         Some(Measured { median, least, most, of }) if of > 1 => {
@@ -142,7 +142,7 @@ fn with_spread(measured: Option<Measured>) -> String {
     }
 }
 
-/// Three digits that say something.
+/// Three significant digits.
 fn shown(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),

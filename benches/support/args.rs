@@ -6,12 +6,12 @@ use clap::{Parser, ValueEnum};
 
 use super::cluster::Size;
 
-/// Lainlet's views under load: a real etcd, the relay, a made-up cluster that changes, and thousands of watchers that check what
-/// they get. Ends with an error where one got what it should not have, and whatever the figures are.
+/// Puts load on Lainlet's views: a real etcd, the relay, a generated cluster that changes, and thousands of watchers
+/// that check what they get. It fails only if one of them got something wrong, never because of a measurement.
 #[derive(Debug, Parser)]
 #[command(name = "views", max_term_width = 120)]
 pub struct Args {
-    /// What to measure; all where none is named
+    /// Scenarios to measure. Default: all
     #[arg(value_enum)]
     pub scenarios: Vec<Scenario>,
 
@@ -31,45 +31,45 @@ pub struct Args {
     #[arg(long, default_value_t = 2)]
     pub instances: usize,
 
-    /// Watchers; 1000 in `config`, 2000 in `cluster`
+    /// Number of watchers. Default: 1000 in `config`, 2000 in `cluster`
     #[arg(long)]
     pub watchers: Option<usize>,
 
-    /// Changes a second; 20 in `config`, 100 in `cluster`, 200 in `scale`
+    /// Changes per second. Default: 20 in `config`, 100 in `cluster`, 200 in `scale`
     #[arg(long)]
     pub rate: Option<u32>,
 
-    /// How long each part goes on
+    /// Duration of each part in seconds
     #[arg(long, default_value_t = 15)]
     pub seconds: u32,
 
-    /// What the cluster and its changes are made from
+    /// Seed of the cluster and its changes
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 
-    /// Another relay than the one built with this benchmark
+    /// Relay to use instead of the one built with this benchmark
     #[arg(long, value_name = "PATH")]
     pub relay: Option<PathBuf>,
 
-    /// One JSON document instead of tables
+    /// Print one JSON document instead of tables
     #[arg(long)]
     pub json: bool,
 
-    /// What `cargo bench` always says
+    /// Passed by `cargo bench`; ignored
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// A thing to measure.
+/// A scenario to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// 1,000 watchers of one configuration value that changes 20 times a second
     Config,
-    /// GETs of small views over 64 connections, as fast as they go
+    /// GETs of small views over 64 connections, as fast as possible
     Get,
-    /// 2,000 watchers over all views and their usual targets, 100 changes a second of which few are seen
+    /// 2,000 watchers of all views with their usual targets, with 100 changes per second of which few are visible
     Cluster,
-    /// What a change costs with 100, 1,000 and 5,000 apps
+    /// The cost of a change with 100, 1,000 and 5,000 apps
     Scale,
 }
 

@@ -1,6 +1,6 @@
-//! The sender: changes at an even pace, each noted before it is written, and what they cost the servers.
+//! Sends changes at an even rate, records each before it is written, and measures their cost for the servers.
 //!
-//! Not here: which changes; see `cluster` and the scenarios.
+//! The changes are in `cluster` and the scenarios.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ use super::{
     process::Process,
 };
 
-/// How many changes, and how fast.
+/// The number and rate of changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Changes a second.
     pub rate: u32,
-    /// For so many seconds.
+    /// Duration in seconds.
     pub seconds: u32,
 }
 
-/// What a time cost.
+/// The cost of a period.
 #[derive(Debug)]
 pub struct Cost {
-    /// How long it was, from the first change to the last message.
+    /// Its duration, from the first change to the last message.
     pub time: Duration,
     /// CPU time of the relay, of user and system.
     pub relay: Duration,
@@ -34,33 +34,33 @@ pub struct Cost {
     pub etcd: Duration,
 }
 
-/// What came of changes.
+/// The result of changes.
 #[derive(Debug)]
 pub struct Measured {
-    /// How many there were.
+    /// Number of changes.
     pub changes: u32,
-    /// What they cost.
+    /// Their cost.
     pub cost: Cost,
     /// What the watchers saw.
     pub tally: Tally,
 }
 
-/// What is measured, and who watches.
+/// The servers that are measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// The relay, where there is one.
+    /// The relay, if there is one.
     pub relay: Option<&'a Process>,
     /// Its etcd.
     pub etcd: &'a Process,
 }
 
 impl Subject<'_> {
-    /// What nothing costs, for some seconds.
+    /// Measures the cost of an idle period.
     pub async fn idle(self, seconds: u32) -> Result<Cost> {
         self.cost(sleep(Duration::from_secs(seconds.into()))).await.map(|(cost, ())| cost)
     }
 
-    /// What something costs.
+    /// Measures the cost of a future.
     pub async fn cost<T>(self, what: impl Future<Output = T>) -> Result<(Cost, T)> {
         let usage = || -> Result<_> { Ok((self.relay.map(Process::usage).transpose()?, self.etcd.usage()?)) };
         let start = Instant::now();
@@ -71,7 +71,7 @@ impl Subject<'_> {
         Ok((Cost { time: start.elapsed(), relay, etcd: after.1.since(&before.1) }, done))
     }
 
-    /// Sends changes, waits until all watchers have what comes of them, and compares what they have with a GET.
+    /// Sends changes, waits until all watchers have received them, and compares their states with a GET.
     pub async fn drive(
         self,
         client: &mut KvClient,
@@ -95,7 +95,7 @@ impl Subject<'_> {
     }
 }
 
-/// Sends changes, and gives the revision of the last.
+/// Sends changes and returns the revision of the last one.
 pub async fn send(
     client: &mut KvClient,
     scopes: &Scopes,

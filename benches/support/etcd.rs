@@ -1,6 +1,6 @@
-//! [`Etcd`]: a real etcd on loopback with its data in a temporary folder, and the writes to it.
+//! [`Etcd`]: a real etcd on the loopback interface with its data in a temporary folder, and the writes to it.
 //!
-//! Not here: what is written; see `cluster`. The program is the one that `ETCD` names, else `etcd` on `PATH`.
+//! The content is in `cluster`. The program is the one that `ETCD` names, or else `etcd` on `PATH`.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,11 +17,11 @@ use super::{
     process::{Process, free_port},
 };
 
-/// Longest wait for etcd to serve.
+/// Longest wait until etcd answers.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Pauses between questions to a server that starts.
+/// Pause between requests to a server that is starting.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Bounds of one loading transaction, below etcd's 1.5 MiB and 128 operations.
+/// Limits of a loading transaction, below etcd's 1.5 MiB and 128 operations.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_KEYS: usize = 100;
 
@@ -30,18 +30,19 @@ const BATCH_KEYS: usize = 100;
 pub struct Etcd {
     process: Process,
     addr: String,
-    /// Where it speaks TLS, if it does.
+    /// Its address with TLS, if it has one.
     secure_addr: Option<String>,
     _folder: TempDir,
 }
 
 impl Etcd {
-    /// Starts one member and waits until it serves.
+    /// Starts one member and waits until it answers.
     pub async fn start() -> Result<Self> {
         Self::start_with(None).await
     }
 
-    /// The same, and besides with TLS where there is a folder with `ca.pem`, `pair.pem` and `pair.key`: clients need a certificate then.
+    /// The same, and also with TLS if there is a folder with `ca.pem`, `pair.pem` and `pair.key`. Clients then need a
+    /// certificate.
     pub async fn start_with(certificates: Option<&Path>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let addr = format!("127.0.0.1:{}", free_port()?);
@@ -58,7 +59,7 @@ impl Etcd {
             ("--initial-advertise-peer-urls", &peer),
             ("--initial-cluster", &format!("bench={peer}")),
             ("--log-level", "warn"),
-            // The disk is not what is measured.
+            // The disk is not part of the measurement.
             ("--unsafe-no-fsync", "true"),
             ("--quota-backend-bytes", "8589934592"),
         ] {
@@ -87,7 +88,7 @@ impl Etcd {
         format!("http://{}", self.addr)
     }
 
-    /// Its URL with TLS, where it has one.
+    /// Its URL with TLS, if it has one.
     pub fn secure_endpoint(&self) -> Option<String> {
         self.secure_addr.as_ref().map(|addr| format!("https://{addr}"))
     }
@@ -102,7 +103,7 @@ impl Etcd {
         Ok(self.connect().await?.kv_client())
     }
 
-    /// Writes all entries, many at a time. Returns their number and bytes.
+    /// Writes all entries, many at a time. Returns their number and size.
     pub async fn load(&self, entries: impl Iterator<Item = (String, String)>) -> Result<(usize, usize)> {
         let mut client = self.client().await?;
         let (mut keys, mut bytes) = (0, 0);
@@ -122,13 +123,13 @@ impl Etcd {
         Ok((keys, bytes))
     }
 
-    /// Watches a prefix, as one plain client would.
+    /// Watches a prefix like a plain client.
     pub async fn watch(&self, prefix: &str) -> Result<WatchStream> {
         let options = WatchOptions::new().with_prefix();
         self.connect().await?.watch(prefix, Some(options)).await.with_context(|| format!("watch {prefix}"))
     }
 
-    /// The watches that it holds.
+    /// The number of watches in this etcd.
     pub async fn watchers(&self) -> Result<u64> {
         const NAME: &str = "etcd_debugging_mvcc_watcher_total ";
         let answer = http::get(&self.addr, "/metrics").await?;
@@ -151,5 +152,8 @@ pub fn program() -> Result<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|folder| folder.join("etcd"))
         .find(|path| path.is_file())
-        .context("no etcd: run `make bench` or `make bench-views`, which bring one, or let ETCD name the program")
+        .context(
+            "there is no etcd; run `make bench` or `make bench-views`, which download one, or set ETCD to the \
+            program",
+        )
 }

@@ -1,7 +1,7 @@
-//! [`Fleet`]: many watchers of views, each on a connection of its own, and what they saw.
+//! [`Fleet`]: many watchers of views, each on its own connection, and what they received.
 //!
-//! Not here: what changes; see `cluster` and `driver`. All run on one thread of their own, beside the one that writes. Always
-//! holds: a watcher that was sent what it should not have been, or whose connection ended, is an error of the next tally.
+//! Changes are in `cluster` and `driver`. All watchers run on one thread beside the one that writes. Always holds: a
+//! watcher that received something wrong, or whose connection ended, is an error of the next tally.
 
 use std::{
     cell::RefCell,
@@ -30,21 +30,21 @@ use super::{
     sse::{Event, Events},
 };
 
-/// Watches that are being opened at a time.
+/// Watches that are being opened at the same time.
 const OPENING: usize = 64;
 /// Longest wait for all watches to be open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
-/// All has come where nothing has for so long.
+/// After this time without a message, everything has arrived.
 const QUIET: Duration = Duration::from_millis(300);
-/// Longest wait for that, and for a stream to show what a GET shows.
+/// Longest wait for that, and until a stream shows the same as a GET.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Bytes read at once.
+/// Bytes per read.
 const READ: usize = 256 << 10;
-/// Wrong streams that are shown.
+/// Most faulty streams that are listed.
 const SHOWN: usize = 5;
 
-/// The time that sender and receivers share.
+/// The clock that sender and receivers share.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -67,23 +67,23 @@ pub struct Watch {
     pub uri: String,
     /// Seconds between heartbeats, 0 for none.
     pub heartbeat: u32,
-    /// What it shows, as `cluster::shown` names it.
+    /// What it shows, named by `cluster::shown`.
     pub shows: String,
-    /// Where the time is found at which a state was sent.
+    /// Where the sending time of a state is found.
     pub sent: Sent,
 }
 
-/// Where the time is found at which a state was sent.
+/// Where the sending time of a state is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// With the sender: that of the newest change that the watch shows. Right as long as changes of one target are further apart
-    /// than delays are long.
+    /// From the sender: the time of the newest change that the watch shows. It is correct as long as the changes of a
+    /// target are further apart than the delays.
     WithSender,
     /// In the one value of the payload: `{"<key>":"<nanoseconds>"}`.
     InPayload,
 }
 
-/// When what was last changed, and how often: written by the sender, read by the watchers.
+/// When each target was last changed, and how often. The sender writes it and the watchers read it.
 #[derive(Debug, Default)]
 pub struct Scopes {
     index: HashMap<String, usize>,
@@ -97,7 +97,7 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Notes that a change is being sent.
+    /// Records that a change is being sent.
     pub fn note(&self, change: &Change, now: u64) {
         for scope in change.shown_by.iter().filter_map(|name| self.index.get(name)) {
             self.scopes[*scope].sent.store(now, Ordering::Relaxed);
@@ -135,25 +135,25 @@ struct Seen {
     failure: Option<String>,
 }
 
-/// What all watchers saw since [`Fleet::begin`].
+/// What all watchers received since [`Fleet::begin`].
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// States that there would be without conflation.
+    /// Number of states that there would be without conflation.
     pub expected: u64,
-    /// States that came.
+    /// Number of received states.
     pub states: u64,
-    /// Heartbeats that came.
+    /// Number of received heartbeats.
     pub heartbeats: u64,
     /// Bytes of states.
     pub bytes: u64,
-    /// From before the write to after the reading, in microseconds, sorted: of watchers of one target.
+    /// Delays of watchers of one target, from before the write to after the read, in microseconds, sorted.
     pub delays: Vec<u32>,
-    /// The same of watchers of everything.
+    /// The same for watchers of everything.
     pub delays_of_all: Vec<u32>,
 }
 
 impl Fleet {
-    /// Opens these watches at `addr`, and waits until each has its first state.
+    /// Opens these watches at `addr` and waits until each has its first state.
     pub async fn open(addr: &str, watches: Vec<Watch>, clock: Clock) -> Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().context("a runtime")?;
         let mut scopes = Scopes::default();
@@ -186,7 +186,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Where the sender notes what it sends.
+    /// Where the sender records what it sends.
     pub fn scopes(&self) -> Arc<Scopes> {
         self.scopes.clone()
     }
@@ -196,7 +196,7 @@ impl Fleet {
         self.watchers.len()
     }
 
-    /// Counts from here.
+    /// Starts a new tally.
     pub fn begin(&self) {
         for watcher in &self.watchers {
             let seen = &mut *watcher.seen.lock();
@@ -208,7 +208,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until nothing comes any more.
+    /// Waits until no more messages arrive.
     pub async fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + SETTLE_PATIENCE;
         let (mut last, mut since) = (self.states(), Instant::now());
@@ -223,10 +223,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// What came since [`Self::begin`].
+    /// The tally since [`Self::begin`].
     ///
     /// # Errors
-    /// If a watcher failed, was sent more states than there were changes for it, or none where there was one.
+    /// Fails if a watcher failed, got more states than there were changes for it, or got none although there was a
+    /// change.
     pub fn tally(&self) -> Result<Tally> {
         let mut tally = Tally::default();
         let mut wrong = Vec::new();
@@ -247,16 +248,16 @@ impl Fleet {
             let delays = if of_all { &mut tally.delays_of_all } else { &mut tally.delays };
             delays.extend_from_slice(&seen.delays);
         }
-        fail_with("were not sent what they should", &wrong)?;
+        fail_with("did not receive the right states", &wrong)?;
         tally.delays.sort_unstable();
         tally.delays_of_all.sort_unstable();
         Ok(tally)
     }
 
-    /// Compares the last state of each watch with a GET of the same, as of `revision` or later.
+    /// Compares the last state of each watch with a GET as of `revision` or later.
     ///
     /// # Errors
-    /// If they differ, and stay so.
+    /// Fails if they stay different.
     pub async fn verify(&self, revision: i64) -> Result<()> {
         let mut by_uri: BTreeMap<&str, Vec<&Watcher>> = BTreeMap::new();
         for watcher in &self.watchers {
@@ -305,7 +306,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // A plain drop waits, which no task of another runtime may do.
+            // A plain drop would block, which a task of another runtime must not do.
             runtime.shutdown_background();
         }
     }
@@ -327,7 +328,7 @@ impl Watcher {
         let mut events = Events::default();
         loop {
             stream.readable().await?;
-            // The buffer is shared by all watchers, and so is never held across an await.
+            // All watchers share the buffer, so it is never held across an await.
             BUFFER.with_borrow_mut(|buffer| match stream.try_read(buffer) {
                 Ok(0) => bail!("the server closed the watch"),
                 Ok(read) => {
@@ -353,7 +354,7 @@ impl Watcher {
             Sent::WithSender => scopes.scopes[self.scope].sent.load(Ordering::Relaxed),
             Sent::InPayload => sent_in(payload).with_context(|| format!("no time in {payload:?}"))?,
         };
-        ensure!(sent >= seen.last_sent, "an older state after a newer one");
+        ensure!(sent >= seen.last_sent, "an older state came after a newer one");
         seen.last_sent = sent;
         let last = seen.last.get_or_insert_with(Vec::new);
         // The first state was not sent because of a change.
@@ -374,12 +375,12 @@ impl Watcher {
     }
 }
 
-/// Whether there was a state before: a payload is never empty.
+/// Whether there was a state before. A payload is never empty.
 fn events_before(last: &[u8]) -> bool {
     !last.is_empty()
 }
 
-/// Where in an answer a watcher is.
+/// The position of a watcher in an answer.
 enum Reading {
     Head(Vec<u8>),
     Body(Framing),

@@ -1,7 +1,7 @@
-//! What the benchmark of the views is made of: real servers as child processes, a made-up LAIN cluster that changes, watchers
-//! that check what they get, and the report.
+//! Shared code of the views' benchmark: real servers as child processes, a generated LAIN cluster that changes,
+//! watchers that check what they get, and the report.
 //!
-//! Not here: what is measured; see `scenarios`. A step that fails ends its scenario with the reason, and the program with an
+//! The measurements are in `scenarios`. A step that fails ends its scenario with the reason, and the program with an
 //! error.
 
 pub mod args;

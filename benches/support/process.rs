@@ -1,10 +1,11 @@
-//! [`Process`]: a server as a child process that never outlives this program, and [`Usage`]: what it has used of the machine.
+//! [`Process`]: a server as a child process that never outlives this program, and [`Usage`]: the resources that it has
+//! used.
 //!
-//! Not here: what the server is; see `etcd` and `relay`. Linux only: the figures are from `/proc`. Always holds: only what was
-//! started here is ever signalled, by its id.
+//! The servers are in `etcd` and `relay`. Linux only, because it reads `/proc`. Always holds: only processes that were
+//! started here are signalled, by their id.
 //!
-//! The server's parent is a small shell that holds a pipe from this program. When the pipe closes, for whatever reason, the
-//! shell kills the server; `Drop` alone would leave it behind where this program is killed.
+//! The server's parent is a small shell that holds a pipe from this program. When the pipe closes, for whatever reason,
+//! the shell kills the server. `Drop` alone would leave it running if this program is killed.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use rand::Rng;
 
-/// `$1` is the log, the rest the command. Prints the id of the server, and ends with it.
+/// `$1` is the log, the rest is the command. It prints the id of the server, and ends together with it.
 const SUPERVISOR: &str = r#"
 exec 3<&0
 log=$1
@@ -53,7 +54,7 @@ impl Process {
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // The shell would say that the server was killed.
+            // Otherwise the shell would print that the server was killed.
             .stderr(Stdio::null())
             .spawn()
             .context("start sh")?;
@@ -64,7 +65,7 @@ impl Process {
     }
 
     /// Its id.
-    #[allow(dead_code, reason = "only one of the benchmarks that share this file asks for it")]
+    #[allow(dead_code, reason = "only one of the benchmarks that share this file uses it")]
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -79,13 +80,13 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// What it has used up to now.
+    /// The resources that it has used so far.
     pub fn usage(&self) -> Result<Usage> {
         let threads = cpu_of_threads(self.pid).with_context(|| format!("/proc/{}: the server has ended", self.pid))?;
         Ok(Usage { threads })
     }
 
-    /// Memory that it has now, in bytes.
+    /// Its current memory in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid);
         let status = fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -98,7 +99,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.supervisor.stdin.take());
-        // The guard kills the server now, and the shell ends with it. An error means that there is nothing to wait for.
+        // The guard kills the server now, and the shell ends with it. After an error, there is nothing to wait for.
         let _ended = self.supervisor.wait();
     }
 }
@@ -110,8 +111,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// CPU time since then, of user and system together. What a thread used that has ended since is not in it; the servers here
-    /// keep theirs.
+    /// User and system CPU time since an earlier measurement, without threads that have ended since. The servers here
+    /// keep their threads.
     pub fn since(&self, then: &Self) -> Duration {
         let used = |(thread, now): (&u64, &Duration)| {
             now.saturating_sub(then.threads.get(thread).copied().unwrap_or_default())
@@ -120,7 +121,7 @@ impl Usage {
     }
 }
 
-/// A port on 127.0.0.1 that nobody listens on, below those that the kernel gives to outgoing connections.
+/// A free port on 127.0.0.1, below those that the kernel uses for outgoing connections.
 pub fn free_port() -> Result<u16> {
     for _ in 0..PORT_ATTEMPTS {
         let port = rand::rng().random_range(10_000..32_000);
@@ -131,8 +132,8 @@ pub fn free_port() -> Result<u16> {
     anyhow::bail!("no free port on 127.0.0.1")
 }
 
-/// From the scheduler's own account in nanoseconds where the kernel keeps one, since the hundredths of a second of `stat` are too
-/// coarse for what one change costs.
+/// From the scheduler's account in nanoseconds if the kernel keeps one, because the hundredths of a second in `stat`
+/// are too coarse for the cost of one change.
 fn cpu_of_threads(pid: u32) -> Option<HashMap<u64, Duration>> {
     let mut threads = HashMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
@@ -153,7 +154,7 @@ fn scheduled(thread: &Path) -> Option<Duration> {
 
 fn ticked(thread: &Path) -> Option<Duration> {
     let stat = fs::read_to_string(thread.join("stat")).ok()?;
-    // The name, in parentheses, may itself have spaces; utime and stime are fields 14 and 15.
+    // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15.
     let (_, rest) = stat.rsplit_once(") ")?;
     let ticks = rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
     Some(Duration::from_millis(ticks * 10))

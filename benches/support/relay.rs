@@ -1,6 +1,6 @@
-//! [`Relay`]: the relay, built with optimisation, in front of an etcd, started as an operator starts it.
+//! [`Relay`]: an optimized build of the relay in front of an etcd, started like an operator would.
 //!
-//! Not here: what is asked of it. Its address is read from its log.
+//! Requests are made elsewhere. Its address is read from its log.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use super::{etcd::Etcd, http, process::Process};
 
 /// Longest wait for a start.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pauses between questions to a server that starts.
+/// Pause between requests to a server that is starting.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A running relay.
@@ -28,7 +28,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts `program`, or the relay that was built with this benchmark, and waits until it has the views.
+    /// Starts `program`, or the relay built with this benchmark, and waits until it serves the views.
     pub async fn start(etcd: &Etcd, program: Option<&Path>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let program = program.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_etcd-relay")), Path::to_owned);
@@ -69,7 +69,7 @@ impl Relay {
         if self.addr.is_empty() {
             self.addr = self.process.log().lines().find_map(listening).unwrap_or_default();
         }
-        // One view of each source.
+        // One view of each directory.
         for uri in ["/v2/configwatcher?target=domain", "/v2/streamrouter/ports", "/v2/depends?target=none", "/v2/nodes"]
         {
             if self.addr.is_empty() || !http::get(&self.addr, uri).await.is_ok_and(|answer| answer.status == 200) {
@@ -80,7 +80,7 @@ impl Relay {
     }
 }
 
-/// The address for HTTP, where the line says it.
+/// The address for HTTP, if this line contains it.
 fn listening(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);

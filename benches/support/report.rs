@@ -1,12 +1,12 @@
-//! [`Report`]: figures as tables for people, or as JSON.
+//! [`Report`]: measurements as tables for people, or as JSON.
 //!
-//! Not here: any judgement of them.
+//! Measurements are never judged here.
 
 use std::{fmt, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-/// The figures of one scenario.
+/// The measurements of one scenario.
 #[derive(Debug)]
 pub struct Report {
     title: String,
@@ -14,7 +14,7 @@ pub struct Report {
     notes: Vec<String>,
 }
 
-/// Rows of figures. A column's name has its unit.
+/// Rows of measurements. The name of a column includes its unit.
 #[derive(Debug)]
 pub struct Table {
     columns: Vec<&'static str>,
@@ -82,7 +82,7 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..self.columns.len()).map(width).collect();
         for line in lines {
             for (index, (cell, width)) in line.iter().zip(&widths).enumerate() {
-                // Names to the left, figures to the right.
+                // Names on the left, numbers on the right.
                 if index == 0 { write!(f, "\n  {cell:<width$}")? } else { write!(f, "  {cell:>width$}")? }
             }
         }
@@ -90,7 +90,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// A figure with three digits that say something.
+/// A number with three significant digits.
 pub fn figure(value: f64) -> Value {
     let scale = if value.abs() >= 100.0 {
         1.0
@@ -102,7 +102,7 @@ pub fn figure(value: f64) -> Value {
     json!((value * scale).round() / scale)
 }
 
-/// Microseconds of this for each of so many; nothing where there were none.
+/// Microseconds per item; null if there were none.
 pub fn micros_each(time: Duration, of: u64) -> Value {
     if of == 0 { Value::Null } else { figure(time.as_secs_f64() * 1e6 / of as f64) }
 }

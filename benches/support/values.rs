@@ -1,8 +1,7 @@
-//! The JSON of LAIN's orchestrator: the values of pod groups, portals and nodes, with all members and in the order in which it
-//! writes them.
+//! The JSON of LAIN's orchestrator: the values of pod groups, portals and nodes, with all members in their usual order.
 //!
-//! Not here: what is in them and how it changes; see `cluster`, the only caller. Always holds: `<`, `>` and `&` are escaped as
-//! Go's encoder does it; a container's `Runtime` has the 3 to 5 KB that docker's inspection gives.
+//! The content is in `cluster`, the only caller. Always holds: `<`, `>` and `&` are escaped like in Go's encoder. A
+//! container's `Runtime` has 3 to 5 KB like the output of docker's inspection.
 
 use std::borrow::Cow;
 
@@ -36,7 +35,7 @@ pub struct PodGroup<'a> {
     pub updated_at: &'a str,
 }
 
-/// What is to run.
+/// The specification of a pod group.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Spec<'a> {
@@ -50,7 +49,7 @@ pub struct Spec<'a> {
     pub restart_policy: u8,
 }
 
-/// One instance of it.
+/// The specification of an instance.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PodSpec<'a> {
@@ -72,7 +71,7 @@ pub struct PodSpec<'a> {
     pub health_config: Value,
 }
 
-/// A portal that is used.
+/// A portal that the app uses.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Dependency<'a> {
@@ -80,7 +79,7 @@ pub struct Dependency<'a> {
     pub policy: u8,
 }
 
-/// Where an instance was before.
+/// The earlier place of an instance.
 #[derive(Serialize)]
 pub struct PrevState<'a> {
     #[serde(rename = "NodeName")]
@@ -89,7 +88,7 @@ pub struct PrevState<'a> {
     pub ips: Option<Vec<&'a str>>,
 }
 
-/// One container of an instance, as it is to run.
+/// The specification of a container.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ContainerSpec<'a> {
@@ -156,7 +155,7 @@ pub struct PortalPod<'a> {
     pub pod: Pod<'a>,
 }
 
-/// What docker's inspection of a container tells, as far as it differs from one to the next.
+/// The parts of docker's inspection of a container that differ between containers.
 pub struct Inspection<'a> {
     pub app: &'a str,
     pub pod_name: &'a str,

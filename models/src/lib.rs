@@ -1,18 +1,19 @@
-//! Models of the relay's hand-overs between threads: the relay's own files over loom, which tries every order in which loads, stores and locks
-//! of several threads can come to pass, also those that the processor at hand does not show.
+//! Models of the places where threads hand something over: the relay's own files compiled over loom. Loom tries every
+//! order in which loads, stores and locks of several threads can happen, including orders that this processor does not
+//! show.
 //!
-//! Run by `tests/models.rs` of the relay. Not here: whatever knows no atomics and no locks. Always holds: nothing here is a copy of the relay's code.
+//! Run by the relay's `tests/models.rs`. Always holds: nothing here is a copy of the relay's code.
 
 mod sync;
 
 /// `src/latest.rs`.
 #[path = "../../src/latest.rs"]
-#[expect(dead_code, reason = "the relay uses what the models do not")]
+#[expect(dead_code, reason = "the relay uses the parts that the models do not")]
 mod latest;
 
 /// `src/http2/wake.rs`.
 #[path = "../../src/http2/wake.rs"]
-#[expect(dead_code, reason = "the relay uses what the models do not")]
+#[expect(dead_code, reason = "the relay uses the parts that the models do not")]
 mod wake;
 
 /// `src/hub/outbox/handover.rs`.
@@ -21,7 +22,7 @@ mod handover;
 
 /// `src/hub/confirm/rounds.rs`.
 #[path = "../../src/hub/confirm/rounds.rs"]
-#[expect(dead_code, reason = "the relay uses what the models do not")]
+#[expect(dead_code, reason = "the relay uses the parts that the models do not")]
 mod rounds;
 
 use std::{
@@ -39,10 +40,10 @@ use self::{
     handover::{Handover, Resting, wake},
     latest::Latest,
     rounds::Rounds,
-    wake::{Calls, WakeSource, WakeSources},
+    wake::{WakeList, WakeSource, WakeSources},
 };
 
-/// A task that is told whether it was woken.
+/// A waker that counts how often it was woken.
 #[derive(Debug)]
 struct Task(AtomicUsize);
 
@@ -62,73 +63,74 @@ impl Wake for Task {
     }
 }
 
-/// A connection answers a bell and looks for news, while whoever rang it has more news and rings again: the look sees them, or there is a call.
-pub fn a_ring_beside_an_answer_is_not_lost() {
+/// A connection resets a flag and looks for news, while another thread adds news and sets the flag again. Either the
+/// look sees the news, or the part is in the list of woken parts.
+pub fn a_wake_up_beside_a_reset_is_not_lost() {
     loom::model(|| {
-        let calls = Calls::new(1_000);
-        let bell = calls.bell(WakeSource::READ);
-        bell.ring();
-        let mut callers = WakeSources::new();
+        let wakes = WakeList::new(1_000);
+        let flag = wakes.flag(WakeSource::READ);
+        flag.set();
+        let mut woken = WakeSources::new();
         let cx = Context::from_waker(Waker::noop());
-        assert!(calls.look(&mut callers, &cx), "it was rung");
-        callers.clear();
+        assert!(wakes.look(&mut woken, &cx), "the flag was set");
+        woken.clear();
         let news = Arc::new(AtomicBool::new(false));
         let other = {
-            let (bell, news) = (bell.clone(), news.clone());
+            let (flag, news) = (flag.clone(), news.clone());
             thread::spawn(move || {
                 news.store(true, Ordering::Relaxed);
-                bell.ring();
+                flag.set();
             })
         };
-        bell.answered();
+        flag.reset();
         let seen = news.load(Ordering::Relaxed);
-        other.join().expect("it rings");
-        assert!(seen || calls.look(&mut callers, &cx), "news were not seen and nobody calls");
+        other.join().expect("the other thread ends");
+        assert!(seen || wakes.look(&mut woken, &cx), "the news was not seen, and no part was woken");
     });
 }
 
-/// Two call while the task looks and goes to rest: it has seen both, or was woken.
-pub fn a_call_finds_the_task_looking_or_wakes_it() {
+/// Two parts are woken while the task looks and goes to sleep: it has seen both, or is woken.
+pub fn a_wake_up_is_seen_or_wakes_the_task() {
     loom::model(|| {
-        let calls = Calls::new(1_000);
-        let others = [WakeSource::READ, WakeSource::stream(0)].map(|caller| {
-            let bell = calls.bell(caller);
-            thread::spawn(move || bell.ring())
+        let wakes = WakeList::new(1_000);
+        let others = [WakeSource::READ, WakeSource::stream(0)].map(|source| {
+            let flag = wakes.flag(source);
+            thread::spawn(move || flag.set())
         });
         let task = Task::new();
         let waker = Waker::from(task.clone());
         let cx = Context::from_waker(&waker);
         let mut seen = 0;
-        let mut callers = WakeSources::new();
-        while calls.look(&mut callers, &cx) {
-            seen += callers.drain(..).count();
+        let mut woken = WakeSources::new();
+        while wakes.look(&mut woken, &cx) {
+            seen += woken.drain(..).count();
         }
-        others.into_iter().for_each(|other| other.join().expect("it rings"));
-        assert!(task.woken() <= 1, "once for all who call");
-        assert_eq!(task.woken() == 0, seen == 2, "it rests beside a call");
-        while calls.look(&mut callers, &cx) {
-            seen += callers.drain(..).count();
+        others.into_iter().for_each(|other| other.join().expect("the other thread ends"));
+        assert!(task.woken() <= 1, "once for all parts");
+        assert_eq!(task.woken() == 0, seen == 2, "the task sleeps although a part was woken");
+        while wakes.look(&mut woken, &cx) {
+            seen += woken.drain(..).count();
         }
         assert_eq!(seen, 2);
     });
 }
 
-/// Bytes that were read are counted by two streams: the connection is told of all, once there are enough.
+/// Two streams count bytes that were read: once there are enough, the connection learns of all of them.
 pub fn what_was_read_is_told() {
     loom::model(|| {
-        let calls = Calls::new(10);
+        let wakes = WakeList::new(10);
         let others = [6, 7].map(|bytes| {
-            let calls = calls.clone();
-            thread::spawn(move || calls.count_read(bytes))
+            let wakes = wakes.clone();
+            thread::spawn(move || wakes.count_read(bytes))
         });
         others.into_iter().for_each(|other| other.join().expect("it reads"));
-        let mut callers = WakeSources::new();
-        assert!(calls.look(&mut callers, &Context::from_waker(Waker::noop())), "enough was read");
-        assert_eq!((callers.len(), calls.take_read()), (1, 13));
+        let mut woken = WakeSources::new();
+        assert!(wakes.look(&mut woken, &Context::from_waker(Waker::noop())), "enough was read");
+        assert_eq!((woken.len(), wakes.take_read()), (1, 13));
     });
 }
 
-/// A follower looks and goes to rest while the value is replaced: it has the newest, or was woken.
+/// A follower looks and goes to sleep while the value is replaced: it has the newest value, or is woken.
 pub fn a_follower_has_the_newest_or_is_woken() {
     loom::model(|| {
         let latest = Latest::new(1);
@@ -146,7 +148,7 @@ pub fn a_follower_has_the_newest_or_is_woken() {
         match first {
             Poll::Ready(value) => assert_eq!(value, Some(2)),
             Poll::Pending => {
-                assert!(task.woken() > 0, "it rests beside a value that it does not have");
+                assert!(task.woken() > 0, "the follower sleeps although it lacks the newest value");
                 assert_eq!(follower.poll_next(cx), Poll::Ready(Some(2)));
             }
         }
@@ -154,7 +156,7 @@ pub fn a_follower_has_the_newest_or_is_woken() {
     });
 }
 
-/// The same where there are no more values, and where the follower has moved to another task before.
+/// The same at the end of the values, if the follower moved to another task before.
 pub fn a_follower_that_moved_is_told_of_the_end() {
     loom::model(|| {
         let latest = Latest::new(1);
@@ -169,18 +171,18 @@ pub fn a_follower_that_moved_is_told_of_the_end() {
         let first = follower.poll_next(cx);
         other.join().expect("it ends");
         if first.is_pending() {
-            assert!(task.woken() > 0, "it rests beside the end");
+            assert!(task.woken() > 0, "the follower sleeps although the values have ended");
         }
         assert_eq!(follower.poll_next(cx), Poll::Ready(None));
     });
 }
 
-/// Two join at a time, and who is told to start a task asks upstream until nobody waits: whoever has an answer has one of an ask that began
-/// after it came, and nobody is left without one who asks.
+/// Two callers join at the same time, and the one that must start a task asks upstream until nobody waits. Each answer
+/// must come from a question that began after its caller joined, and no caller may wait without a task that asks.
 pub fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
     loom::model(|| {
         let rounds: Arc<Rounds<(), usize>> = Arc::default();
-        // What upstream would answer now.
+        // What upstream would currently answer.
         let current = Arc::new(AtomicUsize::new(1));
         let ask = |rounds: &Rounds<(), usize>, current: &AtomicUsize| {
             let before = current.fetch_add(1, Ordering::AcqRel);
@@ -209,11 +211,11 @@ pub fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
         if let Poll::Ready(answer) = answer {
             assert!(answer > before, "an answer from before the question");
         }
-        assert!(rounds.next().is_none(), "somebody waits, and nobody asks");
+        assert!(rounds.next().is_none(), "a caller waits, and no task asks");
     });
 }
 
-/// A member goes to rest while its round is closed: it has the answer, or is woken.
+/// A member goes to sleep while its round is closed: it has the answer, or is woken.
 pub fn a_member_has_the_answer_or_is_woken() {
     loom::model(|| {
         let rounds: Rounds<(), usize> = Rounds::default();
@@ -228,13 +230,13 @@ pub fn a_member_has_the_answer_or_is_woken() {
         let first = member.as_mut().poll(cx);
         other.join().expect("it closes");
         if first.is_pending() {
-            assert_eq!(task.woken(), 1, "it rests beside an answer");
+            assert_eq!(task.woken(), 1, "the member sleeps although there is an answer");
         }
         assert_eq!(member.as_mut().poll(cx), Poll::Ready(7));
     });
 }
 
-/// What waits for a stream's task, as far as a hand-over knows it.
+/// The deliveries that wait for a stream's task, as far as a hand-over is concerned.
 #[derive(Debug, Default)]
 struct Outbox {
     deliveries: Vec<u32>,
@@ -258,7 +260,8 @@ impl Outbox {
     }
 }
 
-/// Two feeds push, each under a lock and waking later, while the stream's task takes what there is and goes to rest: it has all, or was woken.
+/// Two feeds push, each under a lock and waking afterwards, while the stream's task takes deliveries and goes to sleep:
+/// it has all of them, or is woken.
 pub fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
     loom::model(|| {
         let outbox = Arc::new(Handover::new(Outbox::default()));
@@ -280,15 +283,15 @@ pub fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
             seen.extend(deliveries);
         }
         others.into_iter().for_each(|other| other.join().expect("it pushes"));
-        assert!(task.woken() <= 1, "it rests once");
-        assert_eq!(task.woken() == 0, seen.len() == 2, "it rests beside a delivery");
+        assert!(task.woken() <= 1, "it sleeps once");
+        assert_eq!(task.woken() == 0, seen.len() == 2, "the task sleeps although there is a delivery");
         seen.extend(outbox.look(&cx, Outbox::drain).into_iter().flatten());
         seen.sort_unstable();
         assert_eq!(seen, [1, 2]);
     });
 }
 
-/// A stream's body moves to another task between two looks: the one that looked last is woken.
+/// A stream's body moves to another task between two looks: the task that looked last is woken.
 pub fn a_stream_that_moved_is_woken_where_it_is() {
     loom::model(|| {
         let outbox = Arc::new(Handover::new(Outbox::default()));
@@ -302,6 +305,6 @@ pub fn a_stream_that_moved_is_woken_where_it_is() {
         let waker = Waker::from(task.clone());
         let found = outbox.look(&Context::from_waker(&waker), Outbox::drain);
         other.join().expect("it pushes");
-        assert_eq!(found.is_none(), task.woken() == 1, "it rests beside a delivery");
+        assert_eq!(found.is_none(), task.woken() == 1, "the task sleeps although there is a delivery");
     });
 }

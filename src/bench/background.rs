@@ -1,7 +1,8 @@
-//! Work of the load generator that stands for other machines, and must not take the processors from what is measured.
+//! Runs work of the load generator that stands for other machines, without taking CPU from what is measured.
 //!
-//! Clients that shake hands calculate as much as their server. On one machine both share the processors, and a delay would be that of the load
-//! generator as much as the server's. So this work has the lowest priority and gives way after each step: it gets what all others leave.
+//! A TLS handshake costs the client as much CPU as the server. On one machine both share the cores, and a measured
+//! delay would include the load generator's own work. So this work has the lowest priority and yields after each step:
+//! it gets what everything else leaves.
 
 use std::{
     future::poll_fn,
@@ -14,10 +15,10 @@ use tokio::task::LocalSet;
 
 use super::{BenchError, runtime};
 
-/// The lowest that there is. See nice(2).
+/// The lowest priority; see nice(2).
 const NICE: i32 = 19;
 
-/// Runs this on a thread of its own, with tasks that must not leave it.
+/// Runs this on a separate thread, with tasks that stay on it.
 pub(super) fn run<F, T>(
     name: &str,
     work: impl FnOnce() -> F + Send + 'static,
@@ -28,14 +29,15 @@ where
 {
     let run = move || {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "This part of the load gets as much of the processors as anything else");
+            tracing::debug!(%error, "Cannot lower the priority of this part of the load, so its delays may include the \
+                load's own CPU time");
         }
         runtime()?.block_on(LocalSet::new().run_until(work()))
     };
     thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
-/// The same, with everybody else's turn after each of its steps.
+/// Runs `work` and yields after each of its steps.
 pub(super) async fn giving_way<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     poll_fn(|cx| {

@@ -1,6 +1,7 @@
-//! [`Calls`]: unary calls over one connection, many at a time.
+//! [`Calls`]: unary calls over one connection, many at the same time.
 //!
-//! Not here: what is called, see `writer`, `range` and `leases`. Always holds: a call that etcd refuses ends the run with its reason.
+//! The calls themselves are in `writer`, `range` and `leases`. Always holds: a call that etcd refuses ends the run with
+//! etcd's reason.
 
 use std::{
     future::poll_fn,
@@ -28,13 +29,13 @@ pub(super) const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
 pub(super) const LEASE_TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
 const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 
-/// Keys that are deleted at a time.
+/// Number of keys that are deleted at once.
 const DELETED: u64 = 5_000;
 
-/// Who is told of an answer.
+/// Receives the answers.
 type OnAnswer<'a, T> = &'a mut dyn FnMut(T, &[u8]) -> Result<(), BenchError>;
 
-/// Calls that wait for their answers, each with what its caller wants to know then.
+/// Calls that wait for their answers, each with the context that its caller needs.
 #[derive(Debug)]
 pub(super) struct Calls<T> {
     link: Link,
@@ -46,17 +47,17 @@ impl<T> Calls<T> {
         Ok(Self { link: Link::connect(endpoint, STREAM_WINDOW).await?, open: HashMap::new() })
     }
 
-    /// Sends a request, with the next [`Self::poll`].
+    /// Sends a request at the next [`Self::poll`].
     pub(super) fn start(&mut self, method: &str, request: &[u8], context: T) {
         self.open.insert(self.link.sender().call(method, request), context);
     }
 
-    /// Calls without an answer.
+    /// Number of calls without an answer.
     pub(super) fn in_flight(&self) -> usize {
         self.open.len()
     }
 
-    /// Hands on the answers that came. Ready where it cannot go on, never otherwise.
+    /// Passes on the answers that arrived. Ready only with an error.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -75,7 +76,7 @@ impl<T> Calls<T> {
     }
 }
 
-/// One call over a connection of its own.
+/// Makes one call over a connection of its own.
 pub(super) async fn once(endpoint: &Endpoint, method: &str, request: &[u8]) -> Result<Vec<u8>, BenchError> {
     let mut calls = Calls::connect(endpoint).await?;
     calls.start(method, request, ());
@@ -95,27 +96,28 @@ pub(super) async fn once(endpoint: &Endpoint, method: &str, request: &[u8]) -> R
     .await
 }
 
-/// The revision that etcd is at.
+/// etcd's current revision.
 pub(super) async fn revision(endpoint: &Endpoint) -> Result<i64, BenchError> {
     let request = pb::RangeRequest { key: Bytes::from_static(&[0]), count_only: true, ..Default::default() };
     let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
     Ok(message::answered_revision(&answer)?)
 }
 
-/// Whether there is such a key.
+/// Whether a key exists.
 pub(super) async fn exists(endpoint: &Endpoint, key: &str) -> Result<bool, BenchError> {
     let request = pb::RangeRequest { key: key.to_owned().into(), count_only: true, ..Default::default() };
     let answer = once(endpoint, RANGE, &request.encode_to_vec()).await?;
     Ok(message::range_response(&answer)?.count > 0)
 }
 
-/// Removes one key.
+/// Deletes one key.
 pub(super) async fn delete_one(endpoint: &Endpoint, key: &str) -> Result<(), BenchError> {
     let request = pb::DeleteRangeRequest { key: key.to_owned().into(), ..Default::default() };
     once(endpoint, DELETE_RANGE, &request.encode_to_vec()).await.map(|_| ())
 }
 
-/// Removes the keys of a run, some at a time: etcd takes seconds to delete half a million at once, and serves nobody else meanwhile.
+/// Deletes the keys of a run in parts: etcd takes seconds to delete half a million at once, and answers nobody
+/// meanwhile.
 pub(super) async fn delete(endpoint: &Endpoint, plan: &Plan) -> Result<(), BenchError> {
     let mut calls = Calls::connect(endpoint).await?;
     let mut buffer = vec![0; 16 << 10];
@@ -126,7 +128,7 @@ pub(super) async fn delete(endpoint: &Endpoint, plan: &Plan) -> Result<(), Bench
                 if first >= plan.keys {
                     return Poll::Ready(Ok(()));
                 }
-                // The last piece takes all that is left.
+                // The last part includes everything that is left.
                 let (key, prefix_end) = KeyRange::prefix(plan.prefix.clone().into()).to_wire();
                 let key = if first == 0 { key } else { plan.key(first).into() };
                 first = first.saturating_add(DELETED);

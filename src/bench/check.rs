@@ -1,7 +1,8 @@
-//! The judge: whether a watch was sent each write once, in order, whole revisions at a time, with the right value.
+//! Checks that a watch received each write once, in order, in whole revisions, and with the right value.
 //!
-//! Not here: how deliveries arrive, see `watch`. Always holds: a watch takes 16 bytes however long it lives, since there may be ten
-//! million of them: order, repeats and splits show at once, and gaps at the end, by number and sum of what was to come.
+//! Deliveries arrive through `watch`. Always holds: a watch needs 16 bytes, however long it lives, since there may be
+//! ten million of them. Wrong order, duplicates and split revisions are found at once; gaps are found at the end, by
+//! the number and the sum of the expected events.
 
 use thiserror::Error;
 
@@ -13,7 +14,7 @@ use super::{
     wire::WireError,
 };
 
-/// What was wrong with a delivery.
+/// An error in a delivery.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(super) enum Wrong {
     #[error(transparent)]
@@ -24,17 +25,17 @@ pub(super) enum Wrong {
     Split { revision: i64 },
     #[error("revision {revision} came after {last}")]
     Disorder { last: i64, revision: i64 },
-    #[error("{missing} of {expected} events never came; the last that came was of revision {last}")]
+    #[error("{missing} of {expected} events never came; the last one was of revision {last}")]
     Gap { missing: u64, expected: u64, last: i64 },
-    #[error("{count} events came where {expected} were written, or not with the revisions that they were written with")]
+    #[error("{count} events came but {expected} were written, or their revisions differ from those of the writes")]
     Unwritten { count: u64, expected: u64 },
     #[error("a wrong value of {key:?} at revision {revision}")]
     Value { key: String, revision: i64 },
-    #[error("key {key:?}, which was not asked for, at revision {revision}")]
+    #[error("unrequested key {key:?} at revision {revision}")]
     Key { key: String, revision: i64 },
-    #[error("a deletion of {key:?}, which nobody deleted, at revision {revision}")]
+    #[error("a deletion of {key:?} at revision {revision}, although it was not deleted")]
     Deletion { key: String, revision: i64 },
-    #[error("a response for watch {0}, which was not asked for")]
+    #[error("a response for the unknown watch {0}")]
     UnknownWatch(i64),
     #[error("canceled (compact revision {compact_revision}): {reason:?}")]
     Canceled { compact_revision: i64, reason: String },
@@ -61,7 +62,7 @@ impl From<WireError> for Wrong {
     }
 }
 
-/// What a watch is over.
+/// The range of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// All keys of the run.
@@ -70,17 +71,17 @@ pub(super) enum Scope {
     Key(u64),
 }
 
-/// What one watch was sent. Revisions count from the run's first.
+/// What one watch has received. Revisions count from the run's first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// The revision after which it was to begin.
+    /// The watch begins after this revision.
     start: u32,
     last: u32,
     count: u32,
     sum: u32,
 }
 
-/// A transaction that etcd acknowledged.
+/// A transaction that etcd has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) revision: i64,
@@ -88,16 +89,16 @@ pub(super) struct Write {
     pub(super) first: u64,
 }
 
-/// All that was written.
+/// Everything that was written.
 #[derive(Debug)]
 pub(super) struct Truth {
     all: Line,
     by_key: Vec<Line>,
-    /// The state of the keys: each revision with the number and sum of the newest puts of all keys that were written up to it.
+    /// The state of the keys: for each revision, the number and the sum of the newest puts of all keys up to it.
     state: Line,
 }
 
-/// Revisions in order, each with the number and sum of all puts up to it.
+/// Revisions in order, each with the number and the sum of all puts up to it.
 #[derive(Debug, Default)]
 struct Line(Vec<(u32, u32, u32)>);
 
@@ -108,12 +109,13 @@ impl Seen {
         Self { start, last: start, count: 0, sum: 0 }
     }
 
-    /// The revision from which to go on.
+    /// The revision from which a new watch must continue.
     pub(super) fn next(&self, plan: &Plan) -> i64 {
         plan.base + i64::from(self.last) + 1
     }
 
-    /// Judges a response with events, and tells of each the number of its put and when it was sent. The number of events.
+    /// Checks a response with events. Calls the function with the number of each put and its sending time. Returns the
+    /// number of events.
     pub(super) fn response(
         &mut self,
         plan: &Plan,
@@ -159,12 +161,12 @@ impl Seen {
         Ok(events)
     }
 
-    /// How many events should have come in the end.
+    /// The number of events that should have come in the end.
     pub(super) fn expected(&self, truth: &Truth, scope: Scope) -> u64 {
         u64::from(truth.after(scope, self.start).0)
     }
 
-    /// Judges the whole, once nothing more comes.
+    /// Checks the whole watch once nothing more comes.
     pub(super) fn conclude(&self, plan: &Plan, truth: &Truth, scope: Scope) -> Result<(), Wrong> {
         let (expected, sum) = truth.after(scope, self.start);
         if self.count < expected {
@@ -195,7 +197,7 @@ impl Truth {
         truth
     }
 
-    /// Number and sum of the puts after this revision.
+    /// The number and the sum of the puts after this revision.
     fn after(&self, scope: Scope, revision: u32) -> (u32, u32) {
         match scope {
             Scope::All => self.all.after(revision),
@@ -203,7 +205,7 @@ impl Truth {
         }
     }
 
-    /// Of the keys as they were at this revision, those that the run had written: their number, and the sum of their newest puts.
+    /// The number of keys that the run had written at this revision, and the sum of their newest puts.
     pub(super) fn state_at(&self, revision: u32) -> (u32, u32) {
         self.state.until(revision)
     }
@@ -215,7 +217,7 @@ impl Line {
         self.0.push((revision, count + 1, sum.wrapping_add(mark(revision, number))));
     }
 
-    /// Adds a put in the place of the one with this mark.
+    /// Adds a put, and removes the one with the mark `replaced`.
     fn replace(&mut self, revision: u32, replaced: Option<u32>, number: u64) {
         let (_, count, sum) = self.0.last().copied().unwrap_or_default();
         let sum = sum.wrapping_sub(replaced.unwrap_or(0)).wrapping_add(mark(revision, number));
@@ -241,7 +243,7 @@ impl Line {
     }
 }
 
-/// A number that other puts and revisions hardly have.
+/// A number that is unlikely to be the same for other puts and revisions.
 pub(super) fn mark(revision: u32, number: u64) -> u32 {
     let mixed = (number << 32 ^ number ^ u64::from(revision).rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32
@@ -260,7 +262,7 @@ mod tests {
         Plan::new(b"/test/".to_vec(), 4, 64, puts_per_write, BASE)
     }
 
-    /// A response with these puts, as (revision, number).
+    /// A response with these puts, given as (revision, number).
     fn response(plan: &Plan, puts: &[(i64, u64)]) -> Vec<u8> {
         let event = |(mod_revision, number): &(i64, u64)| {
             let kv = mvccpb::KeyValue {
@@ -274,7 +276,7 @@ mod tests {
         WatchResponse { events: puts.iter().map(event).collect(), ..Default::default() }.encode_to_vec()
     }
 
-    /// What is wrong with these responses where this was written.
+    /// The error in these responses, given what was written.
     fn judge(plan: &Plan, scope: Scope, written: &[(i64, u64)], responses: &[&[(i64, u64)]]) -> Result<(), Wrong> {
         let mut seen = Seen::after(plan, BASE);
         for puts in responses {
@@ -324,7 +326,7 @@ mod tests {
         let disorder = Err(Wrong::Disorder { last: 1002, revision: 1001 });
         assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1002, 1)], &[(1001, 0)]]), disorder);
         assert_eq!(judge(&plan(1), Scope::All, &written, &[&[(1002, 1), (1001, 0)]]), disorder);
-        // What is from before the watch is out of order too.
+        // Events from before the watch are out of order too.
         let early = judge(&plan(1), Scope::All, &[], &[&[(999, 0)]]);
         assert!(matches!(early, Err(Wrong::Value { revision: 999, .. })), "{early:?}");
     }

@@ -1,8 +1,8 @@
-//! `bench floor`: what a delivery costs a program that does nothing else: one thread that writes the bytes of a watch's response to one
-//! socket after the other.
+//! `bench floor`: the cost of a delivery in a program that does nothing else. One thread writes the bytes of a watch
+//! response to one socket after the other.
 //!
-//! Not here: any server; this is what servers are compared with. The same client reads and checks it, and a "write" is one revision
-//! to all sockets. Always holds: the sender's CPU time is that of its thread alone.
+//! Servers are compared with this. The same client reads and checks the data, and a "write" is one revision to all
+//! sockets. Always holds: the sender's CPU time is only that of its thread.
 
 use std::{
     io::Write as _,
@@ -40,31 +40,31 @@ use crate::{
     },
 };
 
-/// Keys that are written in turns.
+/// Keys that are written in turn.
 const KEYS: u64 = 100;
-/// What their names begin with.
+/// The prefix of their names.
 const PREFIX: &str = "/etcd-relay-bench/";
 
-/// A load of bare sockets.
+/// The load of bare sockets.
 #[derive(Clone, Debug)]
 pub struct Floor {
     /// Sockets.
     pub connections: u64,
-    /// Responses on each socket for one write, written together.
+    /// Responses on each socket per write, written together.
     pub watches: u64,
-    /// Bytes of a value.
+    /// Bytes per value.
     pub value_size: usize,
-    /// Writes a second; nothing for as fast as it goes.
+    /// Writes per second; `None` for as many as possible.
     pub rate: Option<f64>,
-    /// How long.
+    /// How long to run.
     pub duration: Duration,
-    /// How long nothing may happen.
+    /// Longest time without progress.
     pub patience: Duration,
 }
 
 /// What the sender did.
 struct Sent {
-    /// Open until all was read.
+    /// Kept open until everything was read.
     _sockets: Vec<TcpStream>,
     writes: u64,
     cpu: Duration,
@@ -73,7 +73,7 @@ struct Sent {
 
 impl Floor {
     pub(super) fn run(&self) -> Result<Report, BenchError> {
-        // Keys as long as those of a run against a server.
+        // The keys are as long as those of a run against a server.
         let plan = Arc::new(Plan::new(Plan::prefix_below(PREFIX), KEYS, self.value_size, 1, 0));
         let progress = Progress::new();
         let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(LinkError::Io)?;
@@ -86,7 +86,7 @@ impl Floor {
         let (sent, read) = thread::scope(|scope| {
             let sender = thread::Builder::new().name("sender".to_owned()).spawn_scoped(scope, || {
                 let sent = self.send(&plan, &listener);
-                // Where it failed nothing more is waited for.
+                // If it failed, nothing more is awaited.
                 let writes = sent.as_ref().map_or(0, |sent: &Sent| sent.writes);
                 expected.store(writes * self.watches * self.connections, Ordering::Release);
                 sent
@@ -154,7 +154,7 @@ impl Floor {
         Ok(Sent { _sockets: sockets, writes, cpu, elapsed: begun.elapsed() })
     }
 
-    /// What a server of etcd's API sends on a connection for one put.
+    /// The frames that a server of etcd's API sends on a connection for one put.
     fn frames(&self, plan: &Plan, number: u64) -> Vec<u8> {
         let revision = number as i64 + 1;
         let kv = mvccpb::KeyValue {
@@ -178,7 +178,7 @@ impl Floor {
         bytes
     }
 
-    /// Reads all sockets until all has come, or nothing does any more.
+    /// Reads all sockets until everything has come, or there is no more progress.
     async fn read(
         &self,
         plan: &Arc<Plan>,
@@ -219,7 +219,7 @@ impl Floor {
             if now != last.0 {
                 last = (now, Instant::now());
             }
-            // While the sender waits for its next write nothing happens either.
+            // There is also no progress while the sender waits for its next write.
             let is_over = expected.load(Ordering::Acquire) != u64::MAX;
             if now >= expected.load(Ordering::Acquire) || is_over && last.1.elapsed() > self.patience {
                 break;
@@ -268,7 +268,7 @@ impl Reader {
     }
 }
 
-/// CPU time of this thread up to now.
+/// The CPU time of this thread so far.
 fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))

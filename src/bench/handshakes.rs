@@ -1,8 +1,9 @@
-//! `bench handshakes`: how long many TLS handshakes at once take on this machine with a server that does nothing else: rustls alone.
+//! `bench handshakes`: the time that many simultaneous TLS handshakes take on this machine with a server that does
+//! nothing else, using rustls alone.
 //!
-//! Not here: any server of etcd's API; this is what a storm of clients on one of them is compared with, see `watch::storm`. Server and clients
-//! show the same certificate, and each asks for the other's. Always holds: a handshake is over when the client has read a byte from the
-//! server, since with TLS 1.3 the server looks at the client's certificate last.
+//! This is the comparison for a storm of clients on a server; see `watch::storm`. Server and clients present the same
+//! certificate, and each requires the other's. Always holds: a handshake counts as done when the client has read a byte
+//! from the server, because with TLS 1.3 the server checks the client's certificate last.
 
 use std::{
     cell::RefCell,
@@ -33,17 +34,17 @@ use super::{
 };
 use crate::tls::{self, Speaks};
 
-/// Connections that wait to be accepted: all of them may come before the first is.
+/// Connections that wait to be accepted. All of them may arrive before the first is accepted.
 const BACKLOG: u32 = 4096;
 
-/// A load of handshakes.
+/// The load of handshakes.
 #[derive(Clone, Debug)]
 pub struct Handshakes {
-    /// How many at once.
+    /// Number of simultaneous handshakes.
     pub connections: u64,
-    /// The server's certificate, and the authority of the clients'.
+    /// The server's certificate, and the authority for the clients' certificates.
     pub server: tls::Server,
-    /// The clients' certificate, and the authority of the server's.
+    /// The clients' certificate, and the authority for the server's certificate.
     pub client: tls::Client,
     /// How long they may take.
     pub patience: Duration,
@@ -86,7 +87,7 @@ impl Handshakes {
         Ok(report)
     }
 
-    /// Shakes hands with all who come, until the runtime ends.
+    /// Accepts handshakes until the runtime ends.
     fn serve(&self, runtime: &Runtime) -> io::Result<SocketAddr> {
         let _context = runtime.enter();
         let socket = TcpSocket::new_v4()?;
@@ -100,7 +101,7 @@ impl Handshakes {
 
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor) {
     let mut open = JoinSet::new();
-    // That it cannot accept shows at the clients.
+    // An error of accept shows at the clients.
     while let Ok((stream, _)) = listener.accept().await {
         let acceptor = acceptor.clone();
         open.spawn(async move {
@@ -108,13 +109,13 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor) {
             let mut stream = acceptor.accept(stream).await?;
             stream.write_all(&[0]).await?;
             stream.flush().await?;
-            // Until the client has gone.
+            // Until the client closes.
             stream.read_u8().await
         });
     }
 }
 
-/// All clients at once.
+/// Runs all clients at once.
 async fn come(
     endpoint: Endpoint,
     connections: u64,
@@ -146,7 +147,7 @@ async fn come(
         }
     };
     if tokio::time::timeout(patience, all).await.is_err() {
-        findings.add(format_args!("not all were through after {}", humantime::format_duration(patience)));
+        findings.add(format_args!("not all handshakes were done after {}", humantime::format_duration(patience)));
     }
     let elapsed = begun.elapsed();
     let joins = joins.borrow().clone();

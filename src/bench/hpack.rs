@@ -1,17 +1,17 @@
-//! Headers out of an HTTP/2 block that was written without a dynamic table.
+//! Reads headers from an HTTP/2 block that was written without a dynamic table.
 //!
-//! Not here: the whole of HPACK. Of the static table only `:status` is named, since that and gRPC's own headers, which are not in it,
-//! are all that is read. Called by `wire` where a stream ends. Always holds: bytes that are no block of headers give nothing.
+//! This is not all of HPACK. Of the static table only `:status` is needed, because gRPC's own headers are not in it.
+//! Called by `wire` at the end of a stream. Always holds: bytes that are not a block of headers give `None`.
 
 use httlib_huffman::DecoderSpeed;
 
-/// The index of the first `:status` in the static table, and the statuses that have entries.
+/// The index of the first `:status` in the static table, and the status codes of its entries.
 const STATUS: usize = 8;
 const STATUSES: [&str; 7] = ["200", "204", "206", "304", "400", "404", "500"];
 /// The size of the static table.
 const STATIC: usize = 61;
 
-/// Names and values, as far as they have names here.
+/// Names and values of the headers whose names are supported here.
 pub(super) fn read(mut block: &[u8]) -> Option<Vec<(String, String)>> {
     let mut headers = Vec::new();
     while let Some(first) = block.first() {
@@ -39,7 +39,7 @@ pub(super) fn read(mut block: &[u8]) -> Option<Vec<(String, String)>> {
     Some(headers)
 }
 
-/// An integer whose first byte has this many bits for it.
+/// An integer with this many bits in its first byte.
 fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
     let (first, rest) = block.split_first()?;
     *block = rest;
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(read(&[0x20, 0x8d]), owned(&[(":status", "404")]));
         assert_eq!(read(b"\x08\x03503"), owned(&[(":status", "503")]));
         assert_eq!(read(b"\x00\x01a\x02bc\x40\x01d\x00"), owned(&[("a", "bc"), ("d", "")]));
-        // RFC 7541, C.4.1 and C.6.1: Huffman's code.
+        // Huffman-coded examples of RFC 7541, C.4.1 and C.6.1.
         assert_eq!(
             read(b"\x00\x01a\x8c\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff"),
             owned(&[("a", "www.example.com")])

@@ -1,6 +1,7 @@
-//! HTTP/1.1 as far as a load of views needs it: GET on a connection that stays open, and bodies in any of the three framings.
+//! The part of HTTP/1.1 that a load of views needs: GET on a connection that stays open, and bodies with any of the
+//! three kinds of framing.
 //!
-//! Not here: events; see `sse`. Written by hand to take as little as possible of the cores that the servers under test share.
+//! Events are in `sse`. It is handwritten to use as little as possible of the CPU that the servers under test need.
 
 use std::io::{self, BufRead as _, Write as _};
 
@@ -12,14 +13,14 @@ use tokio::{
 
 use super::link::Socket;
 
-/// What came that should not have.
+/// Why an answer is not usable.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    /// The connection cannot go on.
+    /// The connection failed.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
-    /// What the server sent is wrong.
+    /// The server's data is invalid.
     #[error("{0}")]
     Breach(String),
 }
@@ -30,7 +31,7 @@ impl HttpError {
     }
 }
 
-/// `Ok`, or what was wrong.
+/// A result with an [`HttpError`].
 pub type Result<T> = std::result::Result<T, HttpError>;
 
 /// An answer.
@@ -42,17 +43,17 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// One GET on a connection of its own.
+/// Makes one GET on a connection of its own.
 ///
 /// # Errors
-/// Where there is no answer of HTTP/1.1.
+/// Fails if there is no HTTP/1.1 answer.
 pub async fn get(addr: &str, uri: &str) -> Result<Answer> {
     let mut connection = Connection::open(addr).await?;
     let status = connection.get(uri).await?;
     Ok(Answer { status, body: std::mem::take(&mut connection.body) })
 }
 
-/// A connection for one request after the other.
+/// A connection for successive requests.
 #[derive(Debug)]
 pub struct Connection {
     stream: Socket,
@@ -67,22 +68,22 @@ impl Connection {
     /// Connects to `addr` (`host:port`).
     ///
     /// # Errors
-    /// Where nobody listens there.
+    /// Fails if the connection is refused.
     pub async fn open(addr: &str) -> Result<Self> {
         let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
         Ok(Self::over(Socket::Plain(stream), addr))
     }
 
-    /// Over a socket to `addr`.
+    /// Uses a socket that is connected to `addr`.
     pub(super) fn over(stream: Socket, addr: &str) -> Self {
         Self { stream, addr: addr.to_owned(), received: Vec::new(), request: Vec::new(), body: Vec::new() }
     }
 
-    /// Asks for `uri`, and gives the status; [`Self::body`] has the body.
+    /// Requests `uri` and returns the status; [`Self::body`] has the body.
     ///
     /// # Errors
-    /// Where there is no answer of HTTP/1.1.
+    /// Fails if there is no HTTP/1.1 answer.
     pub async fn get(&mut self, uri: &str) -> Result<u16> {
         self.request.clear();
         write!(self.request, "GET {uri} HTTP/1.1\r\nHost: {}\r\n\r\n", self.addr)?;
@@ -126,10 +127,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head, and the number of bytes that it takes; `None` where there is more of it to come.
+    /// Parses the head. Returns its length in bytes as well; `None` if it is incomplete.
     ///
     /// # Errors
-    /// Where it is none of HTTP/1.1.
+    /// Fails if it is not the head of an HTTP/1.1 answer.
     pub fn parse(bytes: &[u8]) -> Result<Option<(usize, Self)>> {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
         let text =
@@ -151,22 +152,22 @@ impl Head {
     }
 }
 
-/// How a body ends, and how much of it there has been.
+/// How a body ends, and how far it was read.
 #[derive(Debug)]
 pub enum Framing {
-    /// After so many more bytes.
+    /// After this many more bytes.
     Left(usize),
-    /// With a chunk of none.
+    /// With an empty chunk.
     Chunks(Chunks),
-    /// With the connection.
+    /// At the end of the connection.
     UntilClose,
 }
 
 impl Framing {
-    /// Hands on what of these bytes is body. Whether it is complete.
+    /// Passes on the part of these bytes that belongs to the body. Returns whether the body is complete.
     ///
     /// # Errors
-    /// Where they break the framing, and those of `body`.
+    /// Fails if the bytes break the framing, or if `body` fails.
     pub fn decode<E: From<HttpError>>(
         &mut self,
         bytes: &[u8],
@@ -189,10 +190,10 @@ impl Framing {
     }
 }
 
-/// Where in a chunked body one is.
+/// The position in a chunked body.
 #[derive(Debug, Default)]
 pub struct Chunks {
-    /// The line with a chunk's length, as far as it has come.
+    /// The received part of the line with a chunk's length.
     line: Vec<u8>,
     left: usize,
     /// The line break after a chunk is still to come.

@@ -1,10 +1,11 @@
-//! `bench leases`: clients that each keep a lease alive, as etcd's own clients do, and some that end without a word.
+//! `bench leases`: clients that each keep a lease alive like etcd's own clients, and some that disconnect.
 //!
-//! Not here: what leases are for. A run: each client is granted a lease and opens a stream, on which it asks for its lease every third of the time to
-//! live. A client whose stream or connection breaks opens another one. At half the time some connections end, and what is left of
-//! their leases is asked for until they are gone. In the end all leases are revoked.
-//! Always holds: a lease that its client keeps alive must live until the end, whatever breaks meanwhile; one whose client is gone must end, no earlier than
-//! its time to live after the last answer, and no later than its time to live and the run's patience after the last request.
+//! A run grants each client a lease. The client opens a stream, on which it renews the lease every third of its time to
+//! live. If the stream or the connection breaks, the client opens another one. After half of the time some connections
+//! end, and their leases are checked until they are gone. At the end all leases are revoked. Always holds: a lease that
+//! its client keeps alive must live until the end, whatever breaks meanwhile. A lease whose client is gone must expire,
+//! no earlier than its time to live after the last answer, and no later than its time to live and the run's patience
+//! after the last request.
 
 use std::{
     future::poll_fn,
@@ -35,31 +36,31 @@ use super::{
 use crate::pb::etcdserverpb as pb;
 
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
-/// Calls on the way at a time, where leases are granted, looked at and revoked.
+/// Most simultaneous calls to grant, check and revoke leases.
 const IN_FLIGHT: usize = 64;
-/// Between two looks at the leases of clients that are gone.
+/// Pause between two checks of the leases of clients that are gone.
 const LOOK: Duration = Duration::from_millis(100);
-/// Before a client whose stream or connection broke opens another one.
+/// Pause before a client reconnects whose stream or connection broke.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What a connection reads at once: answers are small.
+/// Bytes per read of a connection; answers are small.
 const READ: usize = 16 << 10;
 
-/// A load of leases.
+/// The load of leases.
 #[derive(Clone, Debug)]
 pub struct Leases {
-    /// The server that keeps them.
+    /// The server to measure.
     pub endpoint: Endpoint,
-    /// Where is asked what is left of them.
+    /// The server at which leases are checked.
     pub check_endpoint: Endpoint,
-    /// Clients, each with a lease.
+    /// Number of clients, each with a lease.
     pub clients: u64,
-    /// Connections, which the clients share.
+    /// Number of connections, which the clients share.
     pub connections: u64,
-    /// Seconds that a lease lives without being kept alive.
+    /// Time to live of a lease in seconds.
     pub ttl: u32,
     /// How long they are kept alive.
     pub duration: Duration,
-    /// How many of the connections end at half the time.
+    /// Number of connections that end after half of the time.
     pub stop: u64,
     /// How long an answer or the end of a lease may take.
     pub patience: Duration,
@@ -67,14 +68,14 @@ pub struct Leases {
     pub processes: Vec<Watched>,
 }
 
-/// What was wrong.
+/// An error in an answer or in the life of a lease.
 #[derive(Debug, Error, PartialEq, Eq)]
 enum Wrong {
     #[error("the answer to a keep-alive cannot be read")]
     Unreadable,
-    #[error("an answer for the lease {got:x} came to the client of {asked:x}")]
+    #[error("an answer for the lease {got:x} went to the client of {asked:x}")]
     Other { asked: i64, got: i64 },
-    #[error("the lease {lease:x} was lost, although its client asked for it {since:?} before")]
+    #[error("the lease {lease:x} was lost, although its client had renewed it {since:?} before")]
     Lost { lease: i64, since: Duration },
     #[error("the client of the lease {lease:x} got no answer for {waited:?}")]
     Silent { lease: i64, waited: Duration },
@@ -84,17 +85,17 @@ enum Wrong {
     Late { lease: i64, late: Duration },
 }
 
-/// A client, and what it did last.
+/// A client with the times of its requests.
 #[derive(Clone, Debug)]
 struct Client {
     lease: i64,
-    /// When it asks next.
+    /// When it sends the next request.
     due: Instant,
     /// Since when it waits for an answer.
     asked: Option<Instant>,
-    /// When it last asked.
+    /// When it sent its last request.
     last: Instant,
-    /// When it asked what was answered last.
+    /// When it sent the last request that was answered.
     kept: Instant,
     /// The lease is gone.
     lost: bool,
@@ -106,9 +107,9 @@ struct Seen {
     clients: Vec<Client>,
     latency: Histogram<u64>,
     findings: Findings,
-    /// Streams and connections that broke.
+    /// Number of streams and connections that broke.
     broken: u64,
-    /// They ended at half the time.
+    /// The connection ended after half of the time.
     gone: bool,
 }
 
@@ -121,9 +122,9 @@ struct Keeping {
     over: AtomicBool,
 }
 
-/// Why a connection is left.
+/// Why a connection ended.
 enum Left {
-    /// The run is over, or half over.
+    /// The run, or its first half, is over.
     Done,
     Broken,
 }
@@ -143,7 +144,7 @@ impl Leases {
         measured.and_then(|report| revoked.map(|()| report))
     }
 
-    /// Revokes those that are there and will be for some time. The others end by themselves.
+    /// Revokes the leases that still exist and would live for some time. The others expire by themselves.
     async fn revoke(&self, leases: &[i64]) -> Result<(), BenchError> {
         let left = self.left(leases).await?;
         let alive = leases.iter().zip(left).filter(|(_, left)| *left > 1);
@@ -160,7 +161,7 @@ impl Leases {
             if answer.ttl == i64::from(self.ttl) {
                 return Ok(answer.id);
             }
-            let why = format!("a lease of {} s was granted where {} s were asked for", answer.ttl, self.ttl);
+            let why = format!("a lease of {} s was granted instead of {} s", answer.ttl, self.ttl);
             Err(BenchError::Refused(why))
         };
         answers.into_iter().map(granted).collect()
@@ -177,7 +178,7 @@ impl Leases {
         let connections = self.connections.min(self.clients);
         let mut running = JoinSet::new();
         for number in 0..connections {
-            // Spread over the time between two requests, as those of clients that came one after the other are.
+            // Spread over the time between two requests, like those of clients that started one after the other.
             let own = leases.iter().enumerate().skip(number as usize).step_by(connections as usize);
             let clients = own.map(|(index, lease)| {
                 let due = begun + (ttl / 3).mul_f64(index as f64 / self.clients as f64);
@@ -213,7 +214,7 @@ impl Leases {
         }
         let (answers, elapsed) = end.ok_or(BenchError::Lost)?;
         let (own_end, usage) = (Usage::of(std::process::id())?, usages()?);
-        // Those who kept theirs to the end must still have them.
+        // Clients that kept their leases alive to the end must still have them.
         for (client, left) in kept.iter().zip(self.left(&ids(&kept)).await?) {
             if left < 0 {
                 findings.add(Wrong::Lost { lease: client.lease, since: client.kept.elapsed() });
@@ -242,7 +243,7 @@ impl Leases {
         Ok(report)
     }
 
-    /// Waits until the leases of clients that are gone have ended. How long after their time they did.
+    /// Waits until the leases of clients that are gone have ended. Returns how long after their time they ended.
     async fn watch_end(
         &self,
         mut gone: Vec<Client>,
@@ -264,7 +265,7 @@ impl Leases {
                     }
                     continue;
                 }
-                // It had ended when the answer came at the latest.
+                // The lease had ended when the answer arrived, at the latest.
                 let early = earliest.saturating_duration_since(Instant::now());
                 if !early.is_zero() {
                     findings.add(Wrong::Early { lease: client.lease, early });
@@ -277,7 +278,7 @@ impl Leases {
         Ok(after)
     }
 
-    /// The seconds that are left of each lease; -1 where there is none any more.
+    /// The remaining seconds of each lease; -1 for one that does not exist.
     async fn left(&self, leases: &[i64]) -> Result<Vec<i64>, BenchError> {
         let requests = leases.iter().map(|id| pb::LeaseTimeToLiveRequest { id: *id, keys: false }.encode_to_vec());
         let answers = calls(&self.check_endpoint, LEASE_TIME_TO_LIVE, requests.collect()).await?;
@@ -296,7 +297,7 @@ impl Keeping {
         let mut seen = Seen { clients, latency, findings, broken: 0, gone: stops };
         while let Left::Broken = self.serve(&mut seen, stops).await {
             seen.broken += 1;
-            // What was asked on it may have been answered or not.
+            // It is unknown whether the last requests on it were handled.
             seen.clients.iter_mut().for_each(|client| client.asked = None);
             tokio::time::sleep(PAUSE).await;
         }
@@ -307,7 +308,8 @@ impl Keeping {
         self.over.load(Ordering::Acquire) || stops && self.half.load(Ordering::Acquire)
     }
 
-    /// Keeps the leases alive until the connection breaks. Where there is none, the clients try again until their leases are lost.
+    /// Keeps the leases alive until the connection breaks. Without a connection, the clients retry until their leases
+    /// are lost.
     async fn serve(&self, seen: &mut Seen, stops: bool) -> Left {
         let connected =
             tokio::time::timeout(self.options.patience, Link::connect(&self.options.endpoint, DEFAULT_WINDOW));
@@ -329,7 +331,7 @@ impl Keeping {
                     return Poll::Ready(Left::Done);
                 }
                 self.ask(&mut link, seen, &open);
-                // Those whose stream broke open another one.
+                // Clients whose stream broke open another one.
                 for index in 0..seen.clients.len() {
                     let client = &seen.clients[index];
                     if !client.lost && client.due <= Instant::now() && !open.contains_key(&index) {
@@ -382,7 +384,7 @@ impl Keeping {
         }
     }
 
-    /// Judges an answer.
+    /// Checks an answer.
     fn take(&self, seen: &mut Seen, index: usize, bytes: &[u8]) {
         let client = &mut seen.clients[index];
         let Some(asked) = client.asked.take() else { return };
@@ -399,7 +401,7 @@ impl Keeping {
     }
 }
 
-/// Whether the answer says that the client's lease is kept alive.
+/// Checks that the answer keeps the client's lease alive.
 fn judge(client: &Client, bytes: &[u8]) -> Result<(), Wrong> {
     let answer = pb::LeaseKeepAliveResponse::decode(bytes).map_err(|_| Wrong::Unreadable)?;
     if answer.id != client.lease {
@@ -415,7 +417,7 @@ fn ids(clients: &[Client]) -> Vec<i64> {
     clients.iter().map(|client| client.lease).collect()
 }
 
-/// Makes these calls, some at a time, over a connection of their own. Their answers, in the order of the requests.
+/// Makes these calls over a separate connection, several at a time. Returns the answers in the order of the requests.
 async fn calls(endpoint: &Endpoint, method: &str, requests: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, BenchError> {
     let mut calls = Calls::connect(endpoint).await?;
     let mut buffer = vec![0; READ];

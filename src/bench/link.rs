@@ -1,7 +1,6 @@
-//! [`Link`]: a [`Session`] on a socket, driven by the task that owns it; and [`Endpoint`], where it leads.
+//! [`Link`]: a [`Session`] on a socket, driven by the task that owns it, and [`Endpoint`], the address of a server.
 //!
-//! Not here: what is said. Always holds: it reads into the buffer of its thread, so that a connection on which nothing happens has
-//! no memory for reading.
+//! Always holds: it reads into a buffer of its thread, so an idle connection needs no memory for reading.
 
 use std::{
     fmt, io,
@@ -20,17 +19,17 @@ use tokio::{
 use super::wire::{OnEvent, Sender, Session, WireError};
 use crate::tls::{self, Speaks};
 
-/// A connection, with TLS or without.
+/// A connection with or without TLS.
 pub(super) type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
 
-/// Longest wait for one connection.
+/// Timeout for one connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// Reads in a row, after which others have their turn.
+/// Reads in a row before other connections have their turn.
 const READS: usize = 16;
-/// What a thread reads at once.
+/// Bytes per read of a thread.
 pub(super) const READ_BYTES: usize = 256 << 10;
 
-/// Where a server listens: `http://host:port`, `host:port`, or `https://host:port`, which has to be told by what it is believed.
+/// The address of a server: `http://host:port`, `host:port`, or `https://host:port`, which needs TLS settings.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     addr: String,
@@ -38,25 +37,25 @@ pub struct Endpoint {
     tls: Option<tls::Client>,
 }
 
-/// Why a connection cannot go on.
+/// Why a connection failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// There is none.
+    /// It could not be made.
     #[error("cannot connect to {addr}")]
     Connect {
-        /// Where to.
+        /// The address.
         addr: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// The system ended it.
     #[error("the connection broke")]
     Io(#[from] io::Error),
-    /// The server ended it.
+    /// The server closed it.
     #[error("the server closed the connection")]
     Closed,
-    /// What came over it makes no sense.
+    /// The server's data is invalid.
     #[error("{0}")]
     Wire(String),
 }
@@ -72,12 +71,12 @@ impl From<WireError> for LinkError {
 pub(super) struct Link {
     socket: Socket,
     session: Session,
-    /// Bytes were written that TLS may keep to itself until it is flushed.
+    /// Bytes were written that TLS may hold back until it is flushed.
     unflushed: bool,
 }
 
 impl Link {
-    /// To a server that may send so much ahead on a stream.
+    /// Connects to a server that may send `stream_window` bytes ahead on a stream.
     pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
         Ok(Self {
             socket: connect(endpoint, Speaks::Http2).await?,
@@ -86,17 +85,17 @@ impl Link {
         })
     }
 
-    /// To a server that sends frames of stream 1 without being asked.
+    /// Connects to a server that sends frames on stream 1 without a request.
     pub(super) async fn listen(endpoint: &Endpoint) -> Result<Self, LinkError> {
         Ok(Self { socket: connect(endpoint, Speaks::Http2).await?, session: Session::listening(1), unflushed: false })
     }
 
-    /// To open streams and send on them; it goes out with the next [`Self::poll`].
+    /// Opens streams and sends on them. The data is written at the next [`Self::poll`].
     pub(super) fn sender(&mut self) -> &mut Sender {
         self.session.sender()
     }
 
-    /// Writes what is to be written, and hands on what comes. Ready where the connection has ended, never otherwise.
+    /// Writes what is waiting, and passes on what arrives. Ready only when the connection has ended.
     pub(super) fn poll<E: From<LinkError> + From<WireError>>(
         &mut self,
         context: &mut Context<'_>,
@@ -134,7 +133,7 @@ impl Link {
                 Poll::Ready(Ok(written)) => {
                     self.unflushed = true;
                     out.drain(..written);
-                    // What a large beginning took is not kept for thousands of connections.
+                    // The large buffer of the beginning is not kept for thousands of connections.
                     out.shrink_to(4096);
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -144,7 +143,7 @@ impl Link {
     }
 }
 
-/// A socket to there, without Nagle's delay.
+/// A socket to this address, without Nagle's delay.
 pub(super) async fn connect(endpoint: &Endpoint, speaks: Speaks) -> Result<Socket, LinkError> {
     let failed = |source| LinkError::Connect { addr: endpoint.addr().to_owned(), source };
     let connected = tokio::time::timeout(CONNECT_PATIENCE, async {
@@ -171,7 +170,7 @@ impl Endpoint {
         self.is_secure
     }
 
-    /// The same, reached with `tls` where it begins with `https://`.
+    /// The same address, with `tls` if it begins with `https://`.
     #[must_use]
     pub fn with(self, tls: Option<&tls::Client>) -> Self {
         Self { tls: tls.filter(|_| self.is_secure).cloned(), ..self }
@@ -183,7 +182,7 @@ impl Endpoint {
     }
 }
 
-/// By where they lead.
+/// Compares the addresses.
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
         (&self.addr, self.is_secure) == (&other.addr, other.is_secure)
@@ -205,7 +204,7 @@ impl FromStr for Endpoint {
             Some((host, port)) if !host.is_empty() && !addr.contains('/') && port.parse::<u16>().is_ok() => {
                 Ok(Self { addr: addr.to_owned(), is_secure, tls: None })
             }
-            _ => Err(format!("`{text}` is no endpoint; write it like http://127.0.0.1:2379")),
+            _ => Err(format!("invalid endpoint `{text}`; write it like http://127.0.0.1:2379")),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! [`Listed`]: the judge of a list: whether its pages have every key once, in order, all as of the revision that the first one named.
+//! [`Listed`]: checks that the pages of a list have every key once, in order, all as of the first page's revision.
 //!
-//! Not here: who lists, see `watch::joiner`; watches, see `check`. The keys are there before the run's first revision, each with the put
-//! of its own number, and none is deleted. Always holds: a list takes a few bytes however long it is: what is missing or out of place
-//! shows at once, and whether the values are those of the revision at the end, by number and sum of those that were written since.
+//! Lists are made in `watch::joiner`; watches are checked in `check`. The keys exist before the run's first revision,
+//! each with the put of its own number, and none is deleted. Always holds: a list needs a few bytes, however long it
+//! is. Missing or misplaced keys are found at once. Whether the values are those of the revision is found at the end,
+//! by the number and the sum of the values written since.
 
 use thiserror::Error;
 
@@ -12,58 +13,59 @@ use super::{
     plan::Plan,
 };
 
-/// What was wrong with a list.
+/// An error in a list.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(super) enum Wrong {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
-    #[error("it is of revision {revision}, although {acknowledged} was acknowledged before it was asked for")]
+    #[error("the list is of revision {revision}, although {acknowledged} was acknowledged before the request")]
     Stale { revision: i64, acknowledged: i64 },
-    #[error("key {key:?} came where that of number {index} was to come")]
+    #[error("key {key:?} came in place of key number {index}")]
     Key { key: String, index: u64 },
     #[error("a wrong value of {0:?}")]
     Value(String),
-    #[error("key {key:?} is of revision {revision}, the list of {listed}")]
+    #[error("key {key:?} has revision {revision}, but the list is of {listed}")]
     Later { key: String, revision: i64, listed: i64 },
-    #[error("{keys} keys came and {count} were counted, with more to come: {more}; there are {expected}")]
+    #[error("{keys} keys came with count {count} and more={more}, but there are {expected}")]
     Count { keys: u64, count: i64, more: bool, expected: u64 },
     #[error(
-        "it is not as of its revision {revision}: {changed} keys had new values, which is not what was written until then"
+        "the list does not match its revision {revision}: {changed} keys had new values, which differs from what was \
+         written until then"
     )]
     Mixed { revision: i64, changed: u32 },
-    #[error("it ended nowhere: {keys} of {expected} keys came, and then nothing")]
+    #[error("the list is incomplete: only {keys} of {expected} keys came")]
     Unfinished { keys: u64, expected: u64 },
 }
 
-/// The pages that have come.
+/// The pages that have arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listed {
-    /// That of the first page; zero before it.
+    /// The revision of the first page; zero before it.
     revision: i64,
     keys: u64,
-    /// Of these, the ones that the run had written, and the sum of their puts.
+    /// The number of keys that the run had written, and the sum of their puts.
     changed: u32,
     sum: u32,
     done: bool,
 }
 
 impl Listed {
-    /// The revision of the list; zero as long as nothing has come.
+    /// The revision of the list; zero before the first page.
     pub(super) fn revision(&self) -> i64 {
         self.revision
     }
 
-    /// How many keys have come.
+    /// The number of keys that have arrived.
     pub(super) fn keys(&self) -> u64 {
         self.keys
     }
 
-    /// Whether that was all.
+    /// Whether the list is complete.
     pub(super) fn is_done(&self) -> bool {
         self.done
     }
 
-    /// Judges a page. `acknowledged` is the newest revision of which the writer knew when the list was asked for.
+    /// Checks a page. `acknowledged` is the newest revision that the writer knew when the list was requested.
     pub(super) fn page(&mut self, plan: &Plan, acknowledged: i64, bytes: &[u8]) -> Result<(), Wrong> {
         let head = message::range_response(bytes)?;
         if self.revision == 0 {
@@ -93,7 +95,7 @@ impl Listed {
             }
             self.keys += 1;
         }
-        // The count is of the range that was asked for: all that had not come before.
+        // The count is that of the requested range: all keys that have not arrived before.
         let left = plan.keys - before;
         let progress = self.keys > before && self.keys < plan.keys;
         if head.count != i64::try_from(left).unwrap_or(i64::MAX)
@@ -107,7 +109,7 @@ impl Listed {
         Ok(())
     }
 
-    /// Judges the whole, once it is known what was written.
+    /// Checks the whole list, once it is known what was written.
     pub(super) fn conclude(&self, plan: &Plan, truth: &Truth) -> Result<(), Wrong> {
         if !self.done {
             return Err(Wrong::Unfinished { keys: self.keys, expected: plan.keys });
@@ -143,7 +145,7 @@ mod tests {
     /// Its revision, its keys, how many it counts, and whether it says that there are more.
     type Page<'a> = (i64, &'a [Kv], i64, bool);
 
-    /// As it comes.
+    /// Encodes a page.
     fn page(plan: &Plan, (revision, keys, count, more): Page<'_>) -> Vec<u8> {
         let kv = |(key, number, mod_revision): &Kv| mvccpb::KeyValue {
             key: plan.key(*key).into(),
@@ -155,7 +157,7 @@ mod tests {
         RangeResponse { header, kvs: keys.iter().map(kv).collect(), more, count }.encode_to_vec()
     }
 
-    /// Key 1 was written at 101 and 103, key 2 at 102. What is wrong with these pages?
+    /// The error in these pages. Key 1 was written at 101 and 103, key 2 at 102.
     fn judge(pages: &[Page<'_>]) -> Result<(), Wrong> {
         let plan = plan();
         let mut listed = Listed::default();
@@ -171,7 +173,7 @@ mod tests {
     #[test]
     fn a_whole_list_passes_in_one_page_or_in_many() {
         assert_eq!(judge(&[(102, &AT_102, 4, false)]), Ok(()));
-        // A later page names the revision of its time, and has the keys of the first one's.
+        // A later page names the revision at its own time, and has the keys of the first one's revision.
         assert_eq!(judge(&[(102, &AT_102[..3], 4, true), (103, &AT_102[3..], 1, false)]), Ok(()));
     }
 
@@ -200,6 +202,10 @@ mod tests {
         keys[1] = (1, 2, 101);
         assert!(matches!(judge(&[(102, &keys, 4, false)]), Err(Wrong::Value(_))));
         keys[1] = (1, 5, 98);
-        assert!(matches!(judge(&[(102, &keys, 4, false)]), Err(Wrong::Value(_))), "a put of the run before its time");
+        assert!(
+            matches!(judge(&[(102, &keys, 4, false)]), Err(Wrong::Value(_))),
+            "a put that the run had not made \
+            yet"
+        );
     }
 }

@@ -1,17 +1,16 @@
-//! The answers of etcd, read where they lie: a message is looked through for the few fields that are checked, and nothing of it is
-//! copied.
+//! Reads etcd's answers in place: only the fields that are checked are looked up, and nothing is copied.
 //!
-//! Not here: judgement, see `check`; requests, which are made with `pb`. Called for every delivery. Always holds: bytes that are no
+//! Checks are in `check`; requests are made with `pb`. Called for every delivery. Always holds: bytes that are not
 //! protobuf are an error.
 
 use thiserror::Error;
 
-/// Bytes that are not what they should be.
+/// Bytes that are not a valid message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("a message that cannot be read")]
 pub(super) struct Unreadable;
 
-/// What a `WatchResponse` says, but for its events.
+/// The fields of a `WatchResponse` without its events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct WatchResponse<'a> {
     pub(super) revision: i64,
@@ -22,7 +21,7 @@ pub(super) struct WatchResponse<'a> {
     pub(super) cancel_reason: &'a [u8],
 }
 
-/// What a key-value says.
+/// The fields of a key-value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyValue<'a> {
     pub(super) key: &'a [u8],
@@ -30,7 +29,7 @@ pub(super) struct KeyValue<'a> {
     pub(super) value: &'a [u8],
 }
 
-/// What a `RangeResponse` says, but for its key-values.
+/// The fields of a `RangeResponse` without its key-values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RangeResponse {
     pub(super) revision: i64,
@@ -38,7 +37,7 @@ pub(super) struct RangeResponse {
     pub(super) count: i64,
 }
 
-/// The head of a `WatchResponse`.
+/// Reads the head of a `WatchResponse`.
 pub(super) fn watch_response(bytes: &[u8]) -> Result<WatchResponse<'_>, Unreadable> {
     let mut response = WatchResponse::default();
     for field in fields(bytes) {
@@ -64,7 +63,7 @@ pub(super) fn events(bytes: &[u8]) -> impl Iterator<Item = Result<(bool, KeyValu
     })
 }
 
-/// The head of a `RangeResponse`.
+/// Reads the head of a `RangeResponse`.
 pub(super) fn range_response(bytes: &[u8]) -> Result<RangeResponse, Unreadable> {
     let mut response = RangeResponse::default();
     for field in fields(bytes) {
@@ -87,7 +86,7 @@ pub(super) fn key_values(bytes: &[u8]) -> impl Iterator<Item = Result<KeyValue<'
     })
 }
 
-/// The revision in the header of an answer to a write.
+/// The revision in the header of the answer to a write.
 pub(super) fn answered_revision(bytes: &[u8]) -> Result<i64, Unreadable> {
     for field in fields(bytes) {
         if let (1, Value::Bytes(header)) = field? {
@@ -138,7 +137,7 @@ enum Value<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message; after an error there are no more.
+/// The fields of a message, up to the first error.
 fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>), Unreadable>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {

@@ -1,21 +1,21 @@
-//! [`Plan`]: the keys and values of a run, by which a delivery tells what was written and when.
+//! [`Plan`]: the keys and values of a run. A value shows which write it belongs to, and when that was sent.
 //!
-//! Not here: who writes, see `writer`. A value is the run's tag, the time of sending in nanoseconds of the run's clock, the number of
-//! the put, and bytes of its own making up to the size that was asked for. Always holds: put `n` is of key `n % keys`.
+//! Writing is in `writer`. A value consists of the run's tag, the sending time in nanoseconds of the run's clock, the
+//! number of the put, and filler up to the requested size. Always holds: put `n` has key `n % keys`.
 
 use std::time::Instant;
 
 use rand::Rng as _;
 
 const TAG: usize = 8;
-/// The smallest value there is.
+/// The smallest possible value.
 pub const VALUE_MIN: usize = TAG + 16;
 /// Digits of a key's number.
 const DIGITS: usize = 8;
-/// Most keys of a run: what the digits have room for.
+/// Most keys of a run, as many as fit into the digits.
 pub const KEYS_MAX: u64 = 100_000_000;
 
-/// What a run writes.
+/// The keys and values of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) prefix: Vec<u8>,
@@ -28,7 +28,7 @@ pub(super) struct Plan {
     clock: Instant,
 }
 
-/// What a value says.
+/// The content of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Put {
     pub(super) number: u64,
@@ -37,7 +37,7 @@ pub(super) struct Put {
 }
 
 impl Plan {
-    /// One for `keys` keys below `prefix`, with values of `value_size` bytes, after the revision `base`.
+    /// A plan for `keys` keys below `prefix`, with values of `value_size` bytes, after the revision `base`.
     pub(super) fn new(prefix: Vec<u8>, keys: u64, value_size: usize, puts_per_write: u64, base: i64) -> Self {
         let mut filler = vec![0; value_size.saturating_sub(VALUE_MIN)];
         let mut random = rand::rng();
@@ -45,12 +45,12 @@ impl Plan {
         Self { prefix, keys, puts_per_write, base, tag: random.random(), filler, clock: Instant::now() }
     }
 
-    /// The same keys and values, for writes after this revision.
+    /// The same keys and values for writes after this revision.
     pub(super) fn after(&self, base: i64) -> Self {
         Self { base, ..self.clone() }
     }
 
-    /// The same for transactions of so many puts.
+    /// The same for transactions of several puts.
     pub(super) fn in_transactions_of(&self, puts_per_write: u64) -> Self {
         Self { puts_per_write, ..self.clone() }
     }
@@ -65,7 +65,7 @@ impl Plan {
         u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The key of this number.
+    /// The key with this number.
     pub(super) fn key(&self, index: u64) -> Vec<u8> {
         let mut key = self.prefix.clone();
         key.extend_from_slice(format!("{index:0DIGITS$}").as_bytes());
@@ -80,7 +80,7 @@ impl Plan {
         (index < self.keys).then_some(index)
     }
 
-    /// The value of this put.
+    /// The value of a put.
     pub(super) fn value(&self, number: u64, sent: u64) -> Vec<u8> {
         let mut value = Vec::with_capacity(VALUE_MIN + self.filler.len());
         value.extend_from_slice(&self.tag);
@@ -90,7 +90,7 @@ impl Plan {
         value
     }
 
-    /// What a value says; nothing where it is none of this run's.
+    /// The content of a value; `None` if it is not from this run.
     pub(super) fn read_value(&self, value: &[u8]) -> Option<Put> {
         let rest = value.strip_prefix(&self.tag)?;
         let (sent, rest) = rest.split_first_chunk()?;
@@ -99,7 +99,7 @@ impl Plan {
         (filler == self.filler).then_some(put)
     }
 
-    /// A revision counted from the run's first, which is 1; nothing for one that is not of this run.
+    /// The revision counted from the run's first, which is 1; `None` for one from before the run.
     pub(super) fn relative(&self, revision: i64) -> Option<u32> {
         revision.checked_sub(self.base).and_then(|relative| u32::try_from(relative).ok())
     }

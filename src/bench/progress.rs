@@ -1,6 +1,6 @@
-//! A bar on the terminal while a run goes on, on standard error; nothing where that is no terminal.
+//! A progress bar on standard error while a run goes on, if that is a terminal.
 //!
-//! Not here: what is counted. Always holds: it is gone when the report is written.
+//! Counting is done elsewhere. Always holds: the bar is removed before the report is written.
 
 use std::{
     io::{IsTerminal as _, stderr},
@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Between two looks, and two pictures.
+/// Time between two updates.
 pub(super) const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Progress {
         Self(ProgressBar::with_draw_target(None, target))
     }
 
-    /// Begins a stage of `all` things, or of a number that is not known.
+    /// Begins a stage of `all` items, or of an unknown number.
     pub(super) fn stage(&self, name: &'static str, all: Option<u64>) {
         let bar = if all.is_some() {
             "{msg:10} {wide_bar} {human_pos}/{human_len} {per_sec}"

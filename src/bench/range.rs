@@ -1,8 +1,8 @@
-//! `bench range`: reads of one key or of many, linearizable or serializable, each answer checked.
+//! `bench range`: reads of one key or of all keys, linearizable or serializable, with every answer checked.
 //!
-//! Not here: watches. A run: write the keys; read, so many calls on the way at a time, while keys are written on if that was asked for;
-//! take the keys away. Always holds: an answer has all keys, in order, with values that were written; and a linearizable one is not
-//! older than what was acknowledged before it was asked for.
+//! A run writes the keys, reads with a given number of simultaneous calls, and then deletes the keys. On request it
+//! also writes keys during the reads. Always holds: an answer must have all keys, in order, with values that were
+//! written. A linearizable answer must not be older than what was acknowledged before its request.
 
 use std::{
     future::poll_fn,
@@ -35,60 +35,60 @@ use super::{
 };
 use crate::{pb::etcdserverpb as pb, types::KeyRange};
 
-/// Writes of the keys that are on the way at a time.
+/// Simultaneous writes of the keys.
 const LOADING: usize = 64;
 
-/// A load of reads.
+/// The load of reads.
 #[derive(Clone, Debug)]
 pub struct Range {
-    /// The server that is read.
+    /// The server to read from.
     pub endpoint: Endpoint,
-    /// Where is written.
+    /// The server to write to.
     pub put_endpoint: Endpoint,
-    /// Keys there are.
+    /// Number of keys.
     pub keys: u64,
-    /// Whether a read is of all keys, instead of one.
+    /// Whether a read covers all keys instead of one.
     pub all: bool,
-    /// Whether any member may answer from what it has.
+    /// Whether any member may answer from its own data.
     pub serializable: bool,
     /// Connections.
     pub connections: u64,
-    /// Calls on the way at a time, over all connections.
+    /// Most simultaneous calls over all connections.
     pub concurrency: u64,
-    /// How long.
+    /// How long to read.
     pub duration: Duration,
-    /// Writes a second meanwhile.
+    /// Writes per second during the reads.
     pub rate: Option<f64>,
-    /// Bytes of a value.
+    /// Bytes per value.
     pub value_size: usize,
-    /// How long nothing may happen.
+    /// Longest time without progress.
     pub patience: Duration,
-    /// The prefix below which is written.
+    /// The prefix to write below.
     pub prefix: String,
-    /// Whether the keys stay.
+    /// Whether to leave the keys in the store.
     pub keep: bool,
     /// Processes to measure.
     pub processes: Vec<Watched>,
 }
 
-/// What was wrong with an answer.
+/// An error in an answer.
 #[derive(Debug, Error, PartialEq, Eq)]
 enum Wrong {
     #[error(transparent)]
     Unreadable(#[from] message::Unreadable),
-    #[error("{keys} keys came and {count} were counted, of {expected}")]
+    #[error("{keys} keys came with count {count}, but there are {expected}")]
     Count { keys: u64, count: i64, expected: u64 },
     #[error("revision {revision}, although {acknowledged} was acknowledged before the read")]
     Stale { revision: i64, acknowledged: i64 },
     #[error("the newest key is of revision {newest}, although {acknowledged} was acknowledged before the read")]
     StaleKeys { newest: i64, acknowledged: i64 },
-    #[error("key {0:?} came where another was to come")]
+    #[error("key {0:?} came in place of another one")]
     Key(String),
     #[error("a wrong value of {0:?}")]
     Value(String),
 }
 
-/// What a call is to be judged by.
+/// What is needed to check the answer to a call.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     at: u64,
@@ -100,7 +100,7 @@ struct Asked {
 struct Reading {
     plan: Plan,
     options: Range,
-    /// The newest revision that was acknowledged.
+    /// The newest acknowledged revision.
     acknowledged: AtomicI64,
     reads: AtomicU64,
     over: AtomicBool,
@@ -185,7 +185,7 @@ impl Range {
                         break;
                     }
                     if end.is_none() && begun.elapsed() >= self.duration {
-                        // Measured before the last answers, so that ending is no part of it.
+                        // Measured before the last answers, so that the end is not included.
                         end = Some((reads, begun.elapsed(), Usage::of(std::process::id())?, usages()?));
                         reading.over.store(true, Ordering::Release);
                     }
@@ -224,10 +224,10 @@ impl Range {
 }
 
 impl Reading {
-    /// Writes until the reads are over. The number of writes.
+    /// Writes until the reads are over. Returns the number of writes.
     fn write_on(&self, rate: f64) -> Result<u64, BenchError> {
         let mut writes = 0;
-        // In pieces, between which it looks whether it is over.
+        // In pieces, between which it checks whether the reads are over.
         let piece = Duration::from_millis(100).max(Duration::from_secs_f64(1.0 / rate));
         let runtime = runtime()?;
         while !self.over.load(Ordering::Acquire) {
@@ -241,7 +241,7 @@ impl Reading {
         Ok(writes)
     }
 
-    /// Keeps so many calls on the way over one connection.
+    /// Keeps a number of calls under way over one connection.
     async fn read(self: Arc<Self>, calls_at_a_time: u64) -> Result<(Histogram<u64>, Findings), BenchError> {
         let mut calls = Calls::connect(&self.options.endpoint).await?;
         let mut buffer = vec![0; READ_BYTES];
@@ -254,7 +254,7 @@ impl Reading {
                     return Poll::Ready(Ok(()));
                 }
                 while !over && (calls.in_flight() as u64) < calls_at_a_time {
-                    // Some way through the keys, so that neighbours in time are none in space.
+                    // Steps through the keys, so that successive reads are not of neighbouring keys.
                     key = (key + 7919) % self.options.keys;
                     let acknowledged = self.acknowledged.load(Ordering::Acquire);
                     calls.start(RANGE, &self.request(key), Asked { at: self.plan.now(), key, acknowledged });
@@ -346,7 +346,7 @@ mod tests {
         }
     }
 
-    /// An answer at a revision with these keys, as (key, number of the put, revision).
+    /// An answer at a revision with these keys, given as (key, number of the put, revision).
     fn answer(plan: &Plan, revision: i64, keys: &[(u64, u64, i64)]) -> Vec<u8> {
         let kv = |(key, number, mod_revision): &(u64, u64, i64)| mvccpb::KeyValue {
             key: plan.key(*key).into(),

@@ -1,6 +1,7 @@
-//! [`Report`]: what a run measured and what was wrong, as a table for people or as JSON for programs.
+//! [`Report`]: what a run measured and which errors it found, as a table for people or as JSON for programs.
 //!
-//! Not here: any judgement of figures. Always holds: a figure has the same name in every report, and its unit is part of it.
+//! Measurements are never judged. Always holds: a measurement has the same name in every report, and its unit is part
+//! of the name.
 
 use std::{fmt, time::Duration};
 
@@ -10,9 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::usage::{Usage, Watched};
 
-/// Findings that are told; all are counted.
+/// Most errors that are shown; all are counted.
 const SHOWN: usize = 10;
-/// Longest delay that is told apart, in microseconds.
+/// Longest delay that is distinguished, in microseconds.
 const LONGEST: u64 = 3_600_000_000;
 
 /// What a run measured.
@@ -22,13 +23,13 @@ pub struct Report {
     settings: Map<String, Value>,
     figures: Map<String, Value>,
     processes: Map<String, Value>,
-    /// What servers' own metrics say, by server and metric.
+    /// Values of servers' own metrics, by server and metric.
     #[serde(skip_serializing_if = "Map::is_empty")]
     metrics: Map<String, Value>,
     wrong: Findings,
 }
 
-/// What was wrong.
+/// The errors of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Findings {
     count: u64,
@@ -49,7 +50,7 @@ impl Findings {
         self.first.truncate(SHOWN);
     }
 
-    /// One of them.
+    /// The first error.
     pub(super) fn first(&self) -> Option<String> {
         self.first.first().cloned()
     }
@@ -69,7 +70,7 @@ impl Report {
         self.settings.insert(name.to_owned(), value.into());
     }
 
-    /// A figure, to three digits that say something.
+    /// Adds a number, rounded to three significant digits.
     pub(super) fn figure(&mut self, name: &str, value: f64) {
         self.figures.insert(name.to_owned(), rounded(value));
     }
@@ -78,7 +79,7 @@ impl Report {
         self.figures.insert(name.to_owned(), value.into());
     }
 
-    /// The quantiles of microseconds, in milliseconds.
+    /// Adds the quantiles of times in microseconds, in milliseconds.
     pub(super) fn quantiles(&mut self, name: &str, delays: &Histogram<u64>) {
         if delays.is_empty() {
             return;
@@ -88,7 +89,7 @@ impl Report {
         }
     }
 
-    /// What a process took over a time in which `events` things were done.
+    /// Adds the resources that a process used while `events` items were handled.
     pub(super) fn process(&mut self, process: &Watched, taken: Taken, events: u64, elapsed: Duration) {
         let each = |time: Duration| per(time.as_secs_f64() * 1e6, events);
         let cpu = taken.end.since(&taken.begin);
@@ -110,14 +111,14 @@ impl Report {
         self.processes.insert(process.name.clone(), figures);
     }
 
-    /// What a process that was told of took for each of so many writes.
+    /// Adds the resources that a process used per write.
     pub(super) fn per_write(&mut self, process: &Watched, taken: Taken, writes: u64) {
         if let Some(figures) = self.processes.get_mut(&process.name) {
             figures["cpu_us_per_write"] = per(taken.end.since(&taken.begin).all().as_secs_f64() * 1e6, writes);
         }
     }
 
-    /// What servers' own metrics say of the run.
+    /// Adds the values of servers' own metrics.
     pub(super) fn metrics(&mut self, metrics: Map<String, Value>) {
         self.metrics.extend(metrics);
     }
@@ -126,17 +127,17 @@ impl Report {
         self.wrong.join(findings);
     }
 
-    /// Whether nothing was wrong.
+    /// Whether there were no errors.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.wrong.is_empty()
     }
 }
 
-/// A process at three times.
+/// The usage of a process at three times.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
-    /// Before anything was opened, with the number of watches and connections that were opened then.
+    /// Before anything was opened, with the number of watches and connections that were opened after it.
     pub(super) idle: Option<(Usage, u64, u64)>,
     pub(super) begin: Usage,
     pub(super) end: Usage,
@@ -161,7 +162,7 @@ impl fmt::Display for Report {
             }
         }
         if self.passed() {
-            return writeln!(f, "\n  All was as it should be.");
+            return writeln!(f, "\n  Every answer was correct.");
         }
         writeln!(f, "\n  WRONG: {} findings", self.wrong.count)?;
         for finding in &self.wrong.first {
@@ -172,7 +173,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Names to the left, figures to the right.
+/// A table with names on the left and numbers on the right.
 fn table(f: &mut fmt::Formatter<'_>, figures: &Map<String, Value>) -> fmt::Result {
     let width = figures.keys().map(String::len).max().unwrap_or(0);
     figures.iter().try_for_each(|(name, value)| writeln!(f, "    {name:<width$}  {:>12}", shown(value)))
@@ -197,10 +198,10 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// To three digits that say something.
+/// Rounds to three significant digits.
 pub(super) fn rounded(value: f64) -> Value {
     if value.is_infinite() {
-        // JSON has no such number.
+        // JSON has no infinity.
         return json!("∞");
     }
     let scale = match value.abs() {
@@ -212,12 +213,12 @@ pub(super) fn rounded(value: f64) -> Value {
     json!((value * scale).round() / scale)
 }
 
-/// One for microseconds.
+/// A histogram of microseconds.
 pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds are right")
+    Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds are valid")
 }
 
-/// Notes nanoseconds as microseconds.
+/// Records nanoseconds as microseconds.
 pub(super) fn note(histogram: &mut Histogram<u64>, nanos: u64) {
     histogram.saturating_record((nanos / 1000).max(1));
 }
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!(json["processes"]["relay"]["bytes_per_watch"], 2048.0);
         assert_eq!(json["processes"]["relay"]["kib_per_connection"], 1024.0);
         let text = report.to_string();
-        for shown in ["delay_99_ms", "metrics of told", "a_seconds  max_at_most_ms 5", "All was as it should be"] {
+        for shown in ["delay_99_ms", "metrics of told", "a_seconds  max_at_most_ms 5", "Every answer was correct"] {
             assert!(text.contains(shown), "{shown}: {text}");
         }
     }

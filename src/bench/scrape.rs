@@ -1,6 +1,6 @@
-//! What a server's own metrics say of a run: chosen series of its Prometheus text, before and after, and the difference.
+//! Reads selected series of a server's Prometheus metrics before and after a run, and computes the difference.
 //!
-//! Not here: what they mean. Always holds: of a histogram only is told what its buckets know: a bound that the longest did not exceed.
+//! Always holds: of a histogram, only what its buckets show is reported: an upper bound of the longest value.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -11,17 +11,17 @@ use super::{BenchError, Endpoint, http, report::rounded, runtime};
 /// Metrics to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scrape {
-    /// What the server is called in the report.
+    /// The server's name in the report.
     pub name: String,
-    /// Where it tells them.
+    /// The server that has them.
     pub endpoint: Endpoint,
-    /// The path there.
+    /// The path of the metrics.
     pub path: String,
     /// Names of the metrics.
     pub metrics: Vec<String>,
 }
 
-/// A URL of metrics with a name, as it is written: `relay=http://127.0.0.1:9001/metrics`.
+/// The URL of metrics with a name: `relay=http://127.0.0.1:9001/metrics`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsUrl {
     name: String,
@@ -29,17 +29,18 @@ pub struct MetricsUrl {
     path: String,
 }
 
-/// What a server told at one time.
+/// The metrics of a server at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Samples {
-    /// By the name of a series with its labels.
+    /// By the name of a series including its labels.
     values: BTreeMap<String, f64>,
-    /// Buckets of a histogram, by the name and labels of the histogram, each with its upper bound; cumulative, as they are told.
+    /// Buckets of histograms, by the histogram's name and labels, each with its upper bound. They are cumulative, as in
+    /// the metrics.
     buckets: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
 impl MetricsUrl {
-    /// To read these metrics there.
+    /// Selects the metrics to read there.
     #[must_use]
     pub fn of(self, metrics: &[String]) -> Scrape {
         Scrape { name: self.name, endpoint: self.endpoint, path: self.path, metrics: metrics.to_vec() }
@@ -55,7 +56,7 @@ impl FromStr for MetricsUrl {
             _ => (text, text),
         };
         if url.starts_with("https://") {
-            return Err("metrics are read without TLS; name an http:// address (--listen-metrics)".to_owned());
+            return Err("metrics cannot be read over TLS; use an http:// address (--listen-metrics)".to_owned());
         }
         let rest = url.strip_prefix("http://").unwrap_or(url);
         let (addr, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -64,12 +65,12 @@ impl FromStr for MetricsUrl {
     }
 }
 
-/// What all of them tell now.
+/// Reads all of them.
 pub(super) fn all(scrapes: &[Scrape]) -> Result<Vec<Samples>, BenchError> {
     scrapes.iter().map(Scrape::read).collect()
 }
 
-/// What is different from then, by the name of the server.
+/// Reads all of them again and returns the differences by server.
 pub(super) fn since(scrapes: &[Scrape], then: Vec<Samples>) -> Result<Map<String, Value>, BenchError> {
     let mut told = Map::new();
     for (scrape, then) in scrapes.iter().zip(then) {
@@ -87,10 +88,10 @@ impl Scrape {
             return Err(refused(format!("status {}", answer.status)));
         }
         let samples = Samples::parse(&String::from_utf8_lossy(&answer.body), &self.metrics);
-        // A name that is misspelt would look like a server in which nothing happens.
+        // A misspelt name would look like a server in which nothing happens.
         let told = |name: &String| samples.values.keys().chain(samples.buckets.keys()).any(|told| is_of(told, name));
         match self.metrics.iter().find(|name| !told(name)) {
-            Some(unknown) => Err(refused(format!("there is no metric {unknown}"))),
+            Some(unknown) => Err(refused(format!("the metric {unknown} does not exist"))),
             None => Ok(samples),
         }
     }
@@ -121,8 +122,8 @@ impl Samples {
         samples
     }
 
-    /// What is different from then: of a histogram how many there were, their mean, and bounds that 99 % and all of them did not
-    /// exceed; of everything else the difference.
+    /// The difference to `then`: for a histogram the number of values, their mean, and upper bounds of 99 % and of all
+    /// of them; for other metrics the difference.
     fn since(&self, then: &Self) -> Map<String, Value> {
         let before = |series: &str| then.values.get(series).copied().unwrap_or(0.0);
         let mut told = Map::new();
@@ -138,7 +139,7 @@ impl Samples {
             let (name, labels) = histogram.split_at(histogram.find('{').unwrap_or(histogram.len()));
             let sum = format!("{name}_sum{labels}");
             let sum = self.values.get(&sum).copied().unwrap_or(0.0) - before(&sum);
-            // Seconds are told in thousandths, as all times of a report.
+            // Seconds are shown as milliseconds, like all times in a report.
             let (unit, scale) = if name.ends_with("_seconds") { ("_ms", 1e3) } else { ("", 1.0) };
             let figure =
                 |value: Option<f64>| value.filter(|_| all > 0.0).map_or(Value::Null, |value| rounded(scale * value));
@@ -164,7 +165,7 @@ impl Samples {
     }
 }
 
-/// Whether a series of this name belongs to this metric.
+/// Whether a series belongs to this metric.
 fn is_of(series: &str, metric: &str) -> bool {
     let name = series.split('{').next().unwrap_or_default();
     let rest = name.strip_prefix(metric);

@@ -1,36 +1,37 @@
-//! [`Events`]: server-sent events out of the bytes of a watch, with Lainlet's rules checked on the way.
+//! [`Events`]: parses the server-sent events of a watch and checks Lainlet's rules.
 //!
-//! Not here: the connection, and what a payload should be; see its callers. Always holds: an event that breaks a rule is an error and
-//! is never handed on.
+//! Connections and expected payloads are handled by the callers. Always holds: an event that breaks a rule is an error
+//! and is never passed on.
 
 use std::io::BufRead as _;
 
 use super::http::{HttpError, Result};
 
-/// Every so many payloads one is parsed as JSON, the first always: parsing all would cost more than sending them.
+/// One of this many payloads is parsed as JSON, starting with the first. Parsing all of them would cost more than
+/// sending them.
 const SAMPLE: u64 = 16;
 
 const DATA: &[u8] = b"data: ";
 
-/// What came.
+/// An event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A state, complete.
+    /// A complete state.
     State(&'a [u8]),
-    /// A sign of life.
+    /// A heartbeat.
     Heartbeat,
 }
 
-/// The events of one watch, up to where it has come.
+/// The parser for the events of one watch.
 #[derive(Debug, Default)]
 pub struct Events {
     line: Vec<u8>,
     id: Option<u64>,
     kind: Kind,
-    /// The line, with its name.
+    /// The `data` line, including its name.
     data: Vec<u8>,
     has_data: bool,
-    /// States so far, and so the last id.
+    /// Number of states so far, which is also the last id.
     count: u64,
 }
 
@@ -46,10 +47,10 @@ enum Kind {
 }
 
 impl Events {
-    /// Reads on, and hands on each event that is complete.
+    /// Reads more bytes, and passes on each complete event.
     ///
     /// # Errors
-    /// Where an event breaks a rule, and those of `event`.
+    /// Fails if an event breaks a rule, or if `event` fails.
     pub fn read<E: From<HttpError>>(
         &mut self,
         mut bytes: &[u8],
@@ -72,7 +73,7 @@ impl Events {
         Ok(())
     }
 
-    /// How many states there were.
+    /// The number of states.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -139,7 +140,7 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// The states of a stream, or what is wrong with it.
+    /// The states of a stream, or its error.
     fn states(text: &str) -> std::result::Result<Vec<String>, String> {
         let mut states = Vec::new();
         let read = Events::default().read(text.as_bytes(), |event| {

@@ -1,44 +1,44 @@
-//! What processes take of the machine: CPU time and memory, from `/proc`.
+//! Measures CPU time and memory of processes, from `/proc`.
 //!
-//! Not here: what it is divided by, see `report`. Linux only. CPU time is the scheduler's account of each thread, in nanoseconds, and
-//! misses threads that have ended; the kernel's account of the whole process has these, in hundredths of a second, which is too coarse
-//! for a server that does little. So the first counts, unless the second shows that threads with time of their own have ended. The split
-//! in user and system is the second's, and sampled.
+//! Only for Linux. The scheduler accounts the CPU time of each thread in nanoseconds, but without threads that have
+//! ended. The kernel's account of the whole process includes these, but in hundredths of a second, which is too coarse
+//! for a server that does little. So the first is used, unless the second shows that threads which used CPU have ended.
+//! The split into user and system time comes from the second and is sampled.
 
 use std::{fs, str::FromStr, time::Duration};
 
 use super::BenchError;
 
-/// A process to look at.
+/// A process to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// What it is called in the report.
+    /// Its name in the report.
     pub name: String,
     /// Its id.
     pub pid: u32,
 }
 
-/// What a process has taken up to now.
+/// The resources that a process has used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// Of the whole process, in ticks.
+    /// For the whole process, in ticks.
     pub(super) user: Duration,
     pub(super) system: Duration,
-    /// Of the threads that live; nothing where the kernel keeps no account of them.
+    /// For the existing threads; `None` if the kernel keeps no such account.
     pub(super) threads: Option<Duration>,
     /// Resident memory in bytes.
     pub(super) resident: u64,
 }
 
-/// CPU time between two looks.
+/// CPU time between two measurements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cpu {
     pub(super) user: Duration,
     pub(super) system: Duration,
 }
 
-/// By how much the ticks of user and system together may differ from the scheduler's account, with a little for the time between the
-/// two looks.
+/// By how much the ticks of user and system time may differ from the scheduler's account, including the time between
+/// the two measurements.
 const ROUNDING_TICKS: u64 = 3;
 
 impl Usage {
@@ -48,7 +48,7 @@ impl Usage {
         usage().ok_or(BenchError::Process(pid))
     }
 
-    /// CPU time since then.
+    /// CPU time since an earlier measurement.
     pub(super) fn since(&self, then: &Self) -> Cpu {
         let user = self.user.saturating_sub(then.user);
         let system = self.system.saturating_sub(then.system);
@@ -61,7 +61,7 @@ impl Usage {
     }
 
     fn parse(stat: &str, status: &str) -> Option<Self> {
-        // The name, in parentheses, may itself have spaces; utime and stime are fields 14 and 15.
+        // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
         let mut time = || Some(tick() * u32::try_from(fields.next()?.parse::<u64>().ok()?).ok()?);
         let (user, system) = (time()?, time()?);
@@ -81,11 +81,11 @@ fn tick() -> Duration {
     Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second().max(1)).unwrap_or(100)
 }
 
-/// What all threads that live now have had of the processors.
+/// The CPU time of all existing threads.
 fn threads(pid: u32) -> Option<Duration> {
     let mut sum = Duration::ZERO;
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        // One may end between the listing and the reading.
+        // A thread may end between the listing and the reading.
         let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
         sum += Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
     }
@@ -97,7 +97,7 @@ impl FromStr for Watched {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, pid) = text.split_once('=').unwrap_or((text, text));
-        let pid = pid.parse().map_err(|_| format!("`{text}` is no process; write it like relay=1234"))?;
+        let pid = pid.parse().map_err(|_| format!("invalid process `{text}`; write it like relay=1234"))?;
         Ok(Self { name: name.to_owned(), pid })
     }
 }
@@ -129,7 +129,7 @@ mod tests {
         let then = at(1000, 500, Some(1503));
         assert_eq!(at(1030, 510, Some(1551)).since(&then), Cpu { user: ms(36), system: ms(12) });
         assert_eq!(at(1300, 600, Some(1600)).since(&then).all(), ms(400), "a thread has ended");
-        assert_eq!(at(1300, 600, Some(1400)).since(&then).all(), ms(400), "an old one");
+        assert_eq!(at(1300, 600, Some(1400)).since(&then).all(), ms(400), "an old kernel");
         assert_eq!(at(1300, 600, None).since(&then).all(), ms(400));
         assert_eq!(at(1000, 500, Some(1504)).since(&then), Cpu { user: ms(1), system: ms(0) });
         let of = Usage::of(std::process::id()).expect("this one");

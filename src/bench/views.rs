@@ -1,8 +1,7 @@
-//! `bench views`: Lainlet's views over HTTP, as answers or as streams, each checked.
+//! `bench views`: Lainlet's views over HTTP, as single answers or as streams, with every answer checked.
 //!
-//! Not here: etcd's API. With a key to write, the values have the time of their writing in them, which a view that shows the value
-//! shows as well: so a state tells how old it is, and the last state must be the last value. Always holds: a key that exists is not
-//! written.
+//! With a key to write, each value contains its sending time, and so does a view that shows the value. So a state shows
+//! its age, and the last state must contain the last value. Always holds: an existing key is not overwritten.
 
 use std::{
     sync::{
@@ -33,31 +32,31 @@ use super::{
 };
 use crate::{pb::etcdserverpb::PutRequest, tls::Speaks};
 
-/// Connections that are being opened at a time.
+/// Connections that are being opened at the same time.
 const OPENING: usize = 64;
-/// Bytes that a stream reads at once.
+/// Bytes per read of a stream.
 const READ: usize = 16 << 10;
-/// What stands before the time in a value.
+/// The text before the time in a value.
 const MARK: &[u8] = b"etcd-relay-bench:";
 /// Digits of the time.
 const DIGITS: usize = 20;
 
-/// A load of views.
+/// The load of views.
 #[derive(Clone, Debug)]
 pub struct Views {
-    /// The HTTP port of the views.
+    /// The HTTP port with the views.
     pub endpoint: Endpoint,
     /// Path and query of the view.
     pub path: String,
-    /// Whether to watch it, instead of asking for it again and again.
+    /// Whether to watch it instead of requesting it repeatedly.
     pub watch: bool,
     /// Connections.
     pub connections: u64,
-    /// How long.
+    /// How long to run.
     pub duration: Duration,
     /// The writes that the view shows.
     pub writes: Option<ViewWrites>,
-    /// How long nothing may happen.
+    /// Longest time without progress.
     pub patience: Duration,
     /// Processes to measure.
     pub processes: Vec<Watched>,
@@ -66,11 +65,11 @@ pub struct Views {
 /// Writes of one key.
 #[derive(Clone, Debug)]
 pub struct ViewWrites {
-    /// Where is written.
+    /// The server to write to.
     pub endpoint: Endpoint,
-    /// A key that does not exist.
+    /// A key that does not exist yet.
     pub key: String,
-    /// Writes a second.
+    /// Writes per second.
     pub rate: f64,
 }
 
@@ -81,7 +80,7 @@ struct LoadState {
     open: AtomicU64,
     messages: AtomicU64,
     over: AtomicBool,
-    /// Streams that have the last value.
+    /// Number of streams that have the last value.
     newest: AtomicU64,
     /// When the last value was written.
     last: AtomicU64,
@@ -98,7 +97,7 @@ impl Views {
         if calls::exists(&writes.endpoint, &writes.key).await? {
             return Err(BenchError::KeyExists(writes.key.clone()));
         }
-        // The view is to show something from the start.
+        // The view must show something from the start.
         put(writes, 0).await?;
         let measured = self.measure().await;
         let deleted = calls::delete_one(&writes.endpoint, &writes.key).await;
@@ -210,7 +209,7 @@ impl LoadState {
         }
     }
 
-    /// Waits until each stream has the last value, and notes those that do not get it.
+    /// Waits until each stream has the last value, and reports those that do not get it.
     async fn newest_everywhere(&self) {
         let deadline = Instant::now() + self.options.patience;
         let all = self.options.connections;
@@ -307,10 +306,10 @@ impl LoadState {
         }
     }
 
-    /// Notes how old the value in a state is, and whether it is the last.
+    /// Records the age of the value in a state, and whether it is the last value.
     fn note(&self, data: &[u8], has_newest: &mut bool) {
         let Some(written) = written_at(data) else { return };
-        // The value from before the writes has no time.
+        // The value from before the writes contains no time.
         if written > 0 {
             report::note(&mut self.seen.lock().0, self.now().saturating_sub(written));
         }
@@ -320,7 +319,7 @@ impl LoadState {
         }
     }
 
-    /// Writes until it is over, and then once more, which is the last value. The number of writes.
+    /// Writes until the time is over, then writes the last value. Returns the number of writes.
     fn writer(self: Arc<Self>, writes: ViewWrites) -> JoinHandle<Result<u64, BenchError>> {
         tokio::spawn(async move {
             let begun = tokio::time::Instant::now();

@@ -1,8 +1,9 @@
-//! `bench watch`: many watches, writes, and whether each write came to each watch as it should.
+//! `bench watch`: many watches and a writer, with a check that each write reaches each watch.
 //!
-//! Not here: one connection, see `subscriber`; the threads that have them, see `fleet`; those that come later, see `joiner` and `storm`.
-//! A run: read the revision; write what is to be listed and the history, if there is to be any; open everything; write, while others
-//! join if they are to; wait until all has come, or nothing does any more; judge; take the keys away.
+//! A connection is in `subscriber`, the threads in `fleet`, and later clients in `joiner` and `storm`. A run reads the
+//! revision, writes the keys to list and the history if requested, and opens all watches. Then it writes, while others
+//! join if requested, and waits until everything has come or there is no more progress. Finally it checks the result
+//! and deletes the keys.
 
 mod fleet;
 mod joiner;
@@ -38,84 +39,85 @@ use super::{
     writer::{self, Load},
 };
 
-/// Writes of the history that are on the way at a time.
+/// Simultaneous writes of the history.
 const HISTORY_IN_FLIGHT: usize = 64;
-/// Most puts of a transaction that writes what is to be listed, and most bytes of it: what etcd takes by default, and somewhat less.
+/// Most puts of a transaction that writes keys to list, and most bytes: a little less than etcd's default limits.
 const FILL_PUTS: u64 = 128;
 const FILL_BYTES: usize = 1 << 20;
-/// Transactions of these on the way at a time.
+/// Simultaneous transactions of these.
 const FILL_IN_FLIGHT: usize = 8;
 
-/// A load of watches.
+/// The load of watches.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    /// The server that is watched.
+    /// The server to watch.
     pub endpoint: Endpoint,
-    /// Where is written.
+    /// The server to write to.
     pub put_endpoint: Endpoint,
     /// Connections.
     pub connections: u64,
-    /// Watch streams of each connection.
+    /// Watch streams per connection.
     pub streams: u64,
-    /// Watches of each stream.
+    /// Watches per stream.
     pub watches: u64,
-    /// Whether each watch is over one key, instead of all over one prefix.
+    /// Whether each watch follows one key instead of the whole prefix.
     pub distinct: bool,
-    /// Keys that are written.
+    /// Number of keys to write.
     pub keys: u64,
-    /// Bytes of a value.
+    /// Bytes per value.
     pub value_size: usize,
-    /// Puts of one transaction.
+    /// Puts per transaction.
     pub puts_per_write: u64,
     /// Writes that are made before the watches, which begin before them.
     pub history: u64,
     /// The writes.
     pub load: Load,
-    /// Of the connections, those that do not read until the writes are over.
+    /// Number of connections that do not read until the writes are over.
     pub slow: u64,
-    /// Of the connections, those that drop and come back.
+    /// Number of connections that disconnect and come back.
     pub reconnecting: u64,
-    /// How long these stay.
+    /// How long these stay connected.
     pub reconnect_every: Duration,
-    /// Connections that come while there are writes, each to list all keys, which were written before, and to watch on from there.
+    /// Connections that join during the writes. Each lists all keys, which exist beforehand, and watches from its list
+    /// on.
     pub join: u64,
-    /// Connections that come all at once while there are writes, each to watch a key that nobody writes.
+    /// Connections that arrive all at once during the writes. Each watches a key that is never written.
     pub storm: u64,
-    /// How long after the first write these or those come.
+    /// How long after the first write they arrive.
     pub join_after: Duration,
-    /// Most keys of one answer to them; zero for all in one.
+    /// Most keys per page of their lists; zero reads all in one.
     pub join_page: u64,
-    /// Threads that read.
+    /// Number of threads that read.
     pub threads: u64,
-    /// How long nothing may happen.
+    /// Longest time without progress.
     pub patience: Duration,
-    /// The prefix below which is written.
+    /// The prefix to write below.
     pub prefix: String,
-    /// Whether the keys stay.
+    /// Whether to leave the keys in the store.
     pub keep: bool,
     /// Processes to measure.
     pub processes: Vec<Watched>,
-    /// Metrics to read before and after.
+    /// Metrics to read before and after the run.
     pub metrics: Vec<Scrape>,
 }
 
-/// What threads count for all to see.
+/// Counters that the threads share.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     created: AtomicU64,
     delivered: AtomicU64,
     reconnects: AtomicU64,
-    /// Deliveries that there should be in the end, by the threads that know.
+    /// Deliveries that are expected in the end, set by the threads when they know it.
     expected: AtomicU64,
     judges: AtomicU64,
     /// When the last delivery came, in nanoseconds of the run's clock.
     last: AtomicU64,
-    /// The newest revision that a write was acknowledged with.
+    /// The newest acknowledged revision of a write.
     acknowledged: AtomicI64,
-    /// Keys that joiners were sent, and how many of these are through or have failed.
+    /// Keys that joiners have received, and the number of joiners that are done or have failed.
     listed: AtomicU64,
     joined: AtomicU64,
-    /// When the first began and the last was through, in nanoseconds of the run's clock; zero as long as that is to come.
+    /// When the first joiner began and the last one was done, in nanoseconds of the run's clock; zero until then.
     joining_from: AtomicU64,
     joined_at: AtomicU64,
     failure: Mutex<Option<BenchError>>,
@@ -127,7 +129,7 @@ impl Counts {
         self.delivered.fetch_add(events, Ordering::Release);
     }
 
-    /// One more of `all` joiners is through, or has failed.
+    /// Counts one more of `all` joiners that is done or has failed.
     fn joined(&self, all: u64, now: u64) {
         if self.joined.fetch_add(1, Ordering::AcqRel) + 1 == all {
             self.joined_at.store(now, Ordering::Release);
@@ -142,7 +144,7 @@ impl Watch {
         let prefix = Plan::prefix_below(&self.prefix);
         let plan = Arc::new(Plan::new(prefix, self.keys, self.value_size, self.puts_per_write, base));
         let measured = self.measure(&plan);
-        // A run that failed leaves no keys behind either; then its own error counts.
+        // A failed run also deletes its keys; its own error is the one reported.
         if !self.keep {
             let deleted = runtime.block_on(calls::delete(&self.put_endpoint, &plan));
             return measured.and_then(|report| deleted.map(|()| report));
@@ -191,7 +193,7 @@ impl Watch {
         if self.coming() > 0 {
             let all = self.join * self.keys + self.coming();
             progress.stage("join", Some(all));
-            // Those that are stuck are for the judge, too.
+            // Stuck connections are reported by the check as well.
             not_stalled(wait(self.patience, "keys listed and watches created", &counts, &progress, || {
                 let joined = counts.joined.load(Ordering::Acquire);
                 (counts.listed.load(Ordering::Acquire) + joined, all, joined >= self.coming())
@@ -214,7 +216,7 @@ impl Watch {
         let tally = fleet.finish()?;
         let joined = joiners.map(Joiners::finish).transpose()?;
         let came = storm.map(Storm::finish).transpose()?;
-        // That something did not come is for the judge to say, watch by watch.
+        // The check reports missing events, watch by watch.
         not_stalled(settled)?;
 
         let mut report = Report::new("watch");
@@ -263,7 +265,7 @@ impl Watch {
         Ok(report)
     }
 
-    /// Writes all keys, for those who list them. The plan for what is written after that.
+    /// Writes all keys for the joiners to list. Returns the plan for later writes.
     fn fill(&self, plan: &Plan, progress: &Progress) -> Result<Plan, BenchError> {
         progress.stage("keys", Some(self.keys));
         let runtime = runtime()?;
@@ -283,12 +285,12 @@ impl Watch {
         Ok(plan.after(newest))
     }
 
-    /// Puts that were made for those who list.
+    /// Number of puts that were made for the lists.
     fn filled(&self) -> u64 {
         if self.join > 0 { self.keys } else { 0 }
     }
 
-    /// Connections that come while there are writes.
+    /// Number of connections that arrive during the writes.
     fn coming(&self) -> u64 {
         self.join + self.storm
     }
@@ -298,8 +300,8 @@ impl Watch {
         self.filled() + self.history * self.puts_per_write
     }
 
-    /// Whether there is to be another write although it is time to end: as long as someone joins and gets on with it, and once more, so
-    /// that each has something to be sent.
+    /// Whether to go on writing although the time is over: as long as a joiner makes progress, and once more after
+    /// that, so that each receives something.
     fn writes_on<'a>(&'a self, counts: &'a Counts, written: &'a AtomicU64) -> impl FnMut() -> bool + use<'a> {
         let mut last = (0, Instant::now());
         let mut written_then = None;
@@ -317,7 +319,7 @@ impl Watch {
         }
     }
 
-    /// Writes from a thread of its own, so that reading delays no write.
+    /// Writes from a separate thread, so that reading delays no write.
     fn write(
         &self,
         plan: &Plan,
@@ -384,7 +386,7 @@ impl Watch {
     }
 }
 
-/// That nothing more happened is no error where a judge looks at what did.
+/// A lack of progress is not an error here, because the check reports what is missing.
 fn not_stalled(waited: Result<(), BenchError>) -> Result<(), BenchError> {
     match waited {
         Err(BenchError::Stalled { .. }) => Ok(()),
@@ -392,7 +394,8 @@ fn not_stalled(waited: Result<(), BenchError>) -> Result<(), BenchError> {
     }
 }
 
-/// Looks until it is done, or nothing has changed for too long. `look` gives what is done, all of it, and whether that was all.
+/// Polls until the work is done or there is no progress for too long. `look` returns the number of items that are done,
+/// their total, and whether that is final.
 fn wait(
     patience: Duration,
     what: &'static str,

@@ -1,9 +1,9 @@
-//! [`Session`]: the client's side of one HTTP/2 connection that speaks gRPC, without any input or output of its own.
+//! [`Session`]: the client side of one HTTP/2 connection with gRPC, without any I/O of its own.
 //!
-//! Not here: sockets, see `link`; what messages mean, see `message`. Written by hand since the load generator shares the machine
-//! with the server that it measures: a message that arrives whole is handed on where it lies, without a task, a queue or a copy.
-//! Always holds: received windows are given back as they are read; nothing is sent beyond the server's windows; a frame that breaks
-//! the protocol is an error and ends the connection.
+//! Sockets are in `link`, the content of messages is in `message`. It is handwritten because the load generator shares
+//! the machine with the server that it measures: a complete message is passed on in place, without a task, a queue or a
+//! copy. Always holds: received window is given back as data is read. Nothing is sent beyond the server's windows. A
+//! frame that breaks the protocol is an error and ends the connection.
 
 use std::mem;
 
@@ -15,16 +15,16 @@ use super::hpack;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
-/// What RFC 9113 lets a peer send in one frame as long as nothing else was said.
+/// The largest frame that RFC 9113 allows by default.
 const FRAME_MAX: usize = 16 << 10;
 pub(super) const DEFAULT_WINDOW: u32 = 65_535;
-/// What the server may send ahead of us: that of etcd's own client where bandwidth is not scarce. Given back by halves.
+/// The window of a stream. It is that of etcd's own client on fast networks, and is given back by halves.
 pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Longest gRPC message that is believed.
+/// Longest gRPC message that is accepted.
 const MESSAGE_MAX: usize = 512 << 20;
 
-/// Most memory that is taken for a message before it has come.
+/// Most memory that is reserved for a message before it has arrived.
 const MESSAGE_RESERVED: usize = 256 << 10;
 
 const DATA: u8 = 0;
@@ -42,7 +42,7 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// Why a connection cannot go on.
+/// Why a connection failed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum WireError {
     #[error("the server breaks HTTP/2: {0}")]
@@ -53,54 +53,54 @@ pub(super) enum WireError {
     Compressed,
 }
 
-/// What came.
+/// An event of the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event<'a> {
-    /// A gRPC message of this stream.
+    /// A gRPC message on this stream.
     Message(u32, &'a [u8]),
     /// The server ended the stream.
     Ended(u32, Status),
 }
 
-/// How a stream ended.
+/// The result of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Status {
-    /// With `grpc-status` 0.
+    /// The `grpc-status` is 0.
     Ok,
-    /// With another one, or without any.
+    /// Any other status, or none.
     Failed(String),
 }
 
-/// Who is told of an event.
+/// Receives the events.
 pub(super) type OnEvent<'a, E> = &'a mut dyn FnMut(&mut Sender, Event<'_>) -> Result<(), E>;
 
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// A frame that has not come whole.
+    /// A frame that is not complete yet.
     partial: Vec<u8>,
-    /// Trailers that have not come whole: their stream and whether it ends.
+    /// Trailers that are not complete yet: their stream, and whether it ends.
     block: Option<(u32, bool, Vec<u8>)>,
-    /// The trailers of the last call that went well: most are the same bytes.
+    /// The trailers of the last successful call. Most are the same bytes.
     good_trailers: Vec<u8>,
     read: u32,
     stream_window: u32,
     streams: HashMap<u32, WireStream>,
-    /// Streams with something to send.
+    /// Streams with data to send.
     waiting: Vec<u32>,
     sender: Sender,
 }
 
-/// The sending half, which an event's receiver may use.
+/// The sending half, which the receiver of an event may use.
 #[derive(Debug)]
 pub(super) struct Sender {
     out: Vec<u8>,
     next_stream: u32,
     window: i64,
     initial_window: i64,
-    /// Streams that were opened by the receiver of an event.
+    /// Streams that the receiver of an event has opened.
     opened: Vec<(u32, Outgoing)>,
-    /// Messages for streams that are open.
+    /// Messages for open streams.
     queued: Vec<(u32, Vec<u8>)>,
     authority: String,
 }
@@ -108,27 +108,28 @@ pub(super) struct Sender {
 #[derive(Debug)]
 struct WireStream {
     outgoing: Outgoing,
-    /// A message that has not come whole, with its five bytes of head.
+    /// A message that is not complete yet, with its head of five bytes.
     message: Vec<u8>,
     read: u32,
 }
 
 #[derive(Debug)]
 struct Outgoing {
-    /// What the server's window has no room for.
+    /// Data for which the server's window has no room.
     waiting: Vec<u8>,
     window: i64,
     end: bool,
 }
 
 impl Session {
-    /// One that is to be opened with a server of this authority (`host:port`), which may send so much ahead on a stream.
+    /// Opens a session to a server with this authority (`host:port`), which may send `stream_window` bytes ahead on a
+    /// stream.
     pub(super) fn open(authority: &str, stream_window: u32) -> Self {
         let mut out = PREFACE.to_vec();
         let settings: [(u16, u32); 3] = [
-            // No dynamic table: each block of headers can be read, or passed over, alone.
+            // No dynamic table, so each block of headers can be read or skipped separately.
             (1, 0),
-            // No push.
+            // No server push.
             (2, 0),
             (4, stream_window),
         ];
@@ -141,7 +142,7 @@ impl Session {
         Self { stream_window, ..Self::with(out, authority) }
     }
 
-    /// One whose server sends frames of `stream` without being asked.
+    /// A session whose server sends frames on `stream` without a request.
     pub(super) fn listening(stream: u32) -> Self {
         let mut session = Self::with(Vec::new(), "");
         session.streams.insert(stream, WireStream::new(Outgoing { waiting: Vec::new(), window: 0, end: true }));
@@ -169,18 +170,18 @@ impl Session {
         }
     }
 
-    /// To open streams and send on them.
+    /// Opens streams and sends on them.
     pub(super) fn sender(&mut self) -> &mut Sender {
         &mut self.sender
     }
 
-    /// What is to be written to the socket, from which the caller takes what it wrote.
+    /// The bytes for the socket. The caller removes what it has written.
     pub(super) fn output(&mut self) -> &mut Vec<u8> {
         self.flush();
         &mut self.sender.out
     }
 
-    /// Reads what came from the socket, and hands on what is complete.
+    /// Reads bytes from the socket and passes on complete events.
     pub(super) fn input<E: From<WireError>>(&mut self, mut bytes: &[u8], on: OnEvent<'_, E>) -> Result<(), E> {
         if !self.partial.is_empty() {
             let mut partial = mem::take(&mut self.partial);
@@ -196,7 +197,7 @@ impl Session {
                 if partial.len() == length {
                     self.frame(&partial, on)?;
                     partial.clear();
-                    // Of thousands of connections few have a partial frame at a time.
+                    // Of thousands of connections, few have a partial frame at the same time.
                     partial.shrink_to(1024);
                 }
             }
@@ -262,16 +263,16 @@ impl Session {
                     stream.outgoing.window += more;
                 }
             }
-            // Acknowledgements, and what RFC 9113 says to ignore.
+            // Acknowledgements, and frames that RFC 9113 says to ignore.
             _ => {}
         }
         self.adopt();
         Ok(())
     }
 
-    /// Cuts the bytes of a stream into messages.
+    /// Splits the bytes of a stream into messages.
     fn data<E: From<WireError>>(&mut self, id: u32, mut bytes: &[u8], on: OnEvent<'_, E>) -> Result<(), E> {
-        // A stream that was given up may have data on the way.
+        // Data may still arrive for a stream that was given up.
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         while !bytes.is_empty() {
             if stream.message.is_empty()
@@ -285,7 +286,7 @@ impl Session {
             let wanted = message_length(&stream.message)?.unwrap_or(5);
             let (part, rest) = bytes.split_at(bytes.len().min(wanted - have));
             if have <= 5 {
-                // So that it is not moved as it grows, within what a server's word alone may cost.
+                // Avoids moving the message while it grows, but limits what a server's claim alone may cost.
                 stream.message.reserve_exact((wanted - have).min(MESSAGE_RESERVED));
             }
             stream.message.extend_from_slice(part);
@@ -344,7 +345,7 @@ impl Session {
         Ok(())
     }
 
-    /// Lets the server send as much again as was read, once that is half a window.
+    /// Gives back the window for bytes that were read, once they are half of it.
     fn give_back(&mut self, id: u32, read: usize) {
         let read = u32::try_from(read).unwrap_or(u32::MAX);
         self.read += read;
@@ -359,7 +360,7 @@ impl Session {
         }
     }
 
-    /// Takes in what was opened and queued since.
+    /// Takes over what was opened and queued since the last call.
     fn adopt(&mut self) {
         for (id, outgoing) in self.sender.opened.drain(..) {
             if !outgoing.waiting.is_empty() {
@@ -419,7 +420,7 @@ impl Outgoing {
 }
 
 impl Sender {
-    /// Opens a stream for this method, such as `/etcdserverpb.Watch/Watch`, and gives its number.
+    /// Opens a stream for this method, such as `/etcdserverpb.Watch/Watch`. Returns its number.
     pub(super) fn open(&mut self, method: &str) -> u32 {
         self.start(method, Vec::new(), false)
     }
@@ -432,7 +433,7 @@ impl Sender {
     /// Sends a message on an open stream.
     pub(super) fn send(&mut self, stream: u32, message: &[u8]) {
         let message = enveloped(message);
-        // The one that was opened last, most often.
+        // Usually this is the stream that was opened last.
         match self.opened.iter_mut().rev().find(|(id, _)| *id == stream) {
             Some((_, outgoing)) => outgoing.waiting.extend_from_slice(&message),
             None => self.queued.push((stream, message)),
@@ -442,7 +443,7 @@ impl Sender {
     fn start(&mut self, method: &str, waiting: Vec<u8>, end: bool) -> u32 {
         let id = self.next_stream;
         self.next_stream += 2;
-        // POST and http from the static table; the rest as literals that are not to be indexed.
+        // POST and http from the static table; the others as literals without indexing.
         let mut block = vec![0x83, 0x86];
         literal(&mut block, &[0x04], method);
         literal(&mut block, &[0x01], &self.authority);
@@ -451,14 +452,14 @@ impl Sender {
         head(&mut self.out, block.len(), HEADERS, END_HEADERS, id);
         self.out.extend_from_slice(&block);
         let mut outgoing = Outgoing { waiting, window: self.initial_window, end };
-        // The usual case: a short call with room in the windows goes out at once.
+        // The usual case: a short call that fits into the windows is sent at once.
         outgoing.send(id, &mut self.window, &mut self.out);
         self.opened.push((id, outgoing));
         id
     }
 }
 
-/// Writes a frame of a whole message, for who plays the server's part.
+/// Writes a complete message as a frame, for code that plays the server.
 pub(super) fn data_frame(out: &mut Vec<u8>, stream: u32, message: &[u8]) {
     let message = enveloped(message);
     for part in message.chunks(FRAME_MAX) {
@@ -478,7 +479,7 @@ fn window_update(out: &mut Vec<u8>, stream: u32, by: u32) {
     out.extend_from_slice(&by.to_be_bytes());
 }
 
-/// A header with its value as it is; the length in HPACK's form of seven bits and more.
+/// A header with a plain value. The length has HPACK's form with seven bits in its first byte.
 fn literal(block: &mut Vec<u8>, name: &[u8], value: &str) {
     block.extend_from_slice(name);
     let mut length = value.len();
@@ -496,7 +497,7 @@ fn literal(block: &mut Vec<u8>, name: &[u8], value: &str) {
     block.extend_from_slice(value.as_bytes());
 }
 
-/// With the head of a gRPC message.
+/// A message with gRPC's head.
 fn enveloped(message: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(5 + message.len());
     bytes.push(0);
@@ -505,7 +506,7 @@ fn enveloped(message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The length of the frame that begins here, its head included.
+/// The length of the frame that begins here, including its head.
 fn frame_length(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     let &[a, b, c, ..] = bytes else { return Ok(None) };
     if bytes.len() < HEAD {
@@ -518,7 +519,7 @@ fn frame_length(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     Ok(Some(HEAD + length))
 }
 
-/// The length of the message that begins here, its head included.
+/// The length of the message that begins here, including its head.
 fn message_length(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     let Some(&[compressed, a, b, c, d]) = bytes.first_chunk::<5>() else { return Ok(None) };
     if compressed != 0 {
@@ -546,14 +547,14 @@ fn be32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
-/// What the trailers say.
+/// The status in the trailers.
 fn status_of(block: &[u8]) -> Result<Status, WireError> {
     let headers = hpack::read(block).ok_or(WireError::Protocol("headers that cannot be read"))?;
     let value = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     Ok(match (value("grpc-status"), value("grpc-message")) {
         (Some("0"), _) => Status::Ok,
         (Some(code), text) => {
-            // The text is percent-encoded on the wire.
+            // The text is percent-encoded.
             let text = percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy();
             Status::Failed(format!("status {code}: {text}"))
         }
@@ -565,7 +566,7 @@ fn status_of(block: &[u8]) -> Result<Status, WireError> {
 mod tests {
     use super::*;
 
-    /// What a session with an open stream makes of these bytes, which come in pieces of `step`.
+    /// The events of a session with an open stream for these bytes, which arrive in pieces of `step`.
     fn read(bytes: &[u8], step: usize) -> Result<Vec<String>, WireError> {
         let mut session = Session::listening(1);
         let mut seen = Vec::new();
@@ -595,7 +596,7 @@ mod tests {
         for message in ["one", "", &long, "two"] {
             data_frame(&mut bytes, 1, message.as_bytes());
         }
-        // Two messages in one frame, and one over two frames.
+        // Two messages in one frame, and one message in two frames.
         let joined = [enveloped(b"three"), enveloped(b"four")].concat();
         for part in [&joined[..7], &joined[7..]] {
             head(&mut bytes, part.len(), DATA, 0, 1);

@@ -1,7 +1,8 @@
-//! The writes of a run: paced or as fast as etcd takes them, over one connection, and what etcd said to each.
+//! The writes of a run, at a given rate or as fast as etcd accepts them, over one connection, with etcd's answer to
+//! each.
 //!
-//! Not here: what is written, see `plan`. Always holds: the time in a value is that of its sending; a write that etcd refuses ends the
-//! run, since nobody could say whether it is to come.
+//! The content is in `plan`. Always holds: the time in a value is its sending time. A refused write ends the run,
+//! because it would be unknown whether it takes effect.
 
 use std::{
     future::{Future as _, poll_fn},
@@ -22,20 +23,20 @@ use super::{
 };
 use crate::pb::etcdserverpb::{self as pb, request_op::Request};
 
-/// How much is written, and how fast.
+/// How many writes to make, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Load {
-    /// Writes a second; nothing for as fast as etcd takes them.
+    /// Writes per second; `None` for as many as etcd accepts.
     pub rate: Option<f64>,
     /// Most writes.
     pub writes: Option<u64>,
     /// Longest time.
     pub duration: Option<Duration>,
-    /// Most writes without an answer.
+    /// Most unanswered writes.
     pub in_flight: usize,
 }
 
-/// Writes, the first put with the number `first`. Each acknowledged write is told to `each`.
+/// Makes the writes, starting with put number `first`. `each` is called for each acknowledged write.
 pub(super) async fn write(
     endpoint: &Endpoint,
     plan: &Plan,
@@ -46,7 +47,7 @@ pub(super) async fn write(
     write_while(endpoint, plan, load, first, || false, each).await
 }
 
-/// The same, beyond the load's duration as long as `more` says so.
+/// The same, but continues after the load's duration as long as `more` returns true.
 pub(super) async fn write_while(
     endpoint: &Endpoint,
     plan: &Plan,
@@ -94,7 +95,7 @@ pub(super) async fn write_while(
             if started || answered {
                 continue;
             }
-            // What may be due next; answers wake by themselves.
+            // The time of the next event. Answers wake the task by themselves.
             let next = due(sent).filter(|_| !over).into_iter().chain(end.filter(|_| !late)).min();
             let Some(next) = next else { return Poll::Pending };
             timer.as_mut().reset(next);
@@ -102,7 +103,7 @@ pub(super) async fn write_while(
                 return Poll::Pending;
             }
             if calls.in_flight() >= load.in_flight {
-                // Due, but there is no room: an answer wakes it.
+                // A write is due but there is no room; an answer wakes the task.
                 return Poll::Pending;
             }
         }
@@ -110,7 +111,7 @@ pub(super) async fn write_while(
     .await
 }
 
-/// A put, or a transaction of some.
+/// A put, or a transaction of several.
 fn request(plan: &Plan, first: u64) -> (&'static str, Vec<u8>) {
     let put = |number: u64| pb::PutRequest {
         key: plan.key(number % plan.keys).into(),

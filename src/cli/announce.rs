@@ -1,4 +1,5 @@
-//! What is said at the start, and once the ports are bound: the words that each command's users, and the tools around them, wait for.
+//! The messages at the start and once the ports are bound. Users of each command, and tools around them, wait for these
+//! words.
 
 use std::io::Write as _;
 
@@ -8,14 +9,14 @@ use crate::{
     relay::{EtcdV2, OnDemand, Relay, RelayConfig, Upstream},
 };
 
-/// Who waits for what.
+/// What a command announces once its ports are bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Announce {
-    /// The lines `Listening`, which the relay logs itself, are enough.
+    /// Nothing: the relay's own `Listening` log lines are enough.
     Nothing,
-    /// The line of `etcd grpc-proxy start`.
+    /// The log line of `etcd grpc-proxy start`.
     GrpcProxy,
-    /// What to try.
+    /// Commands for the user to try.
     Demo,
 }
 
@@ -26,14 +27,14 @@ impl Announce {
             Self::GrpcProxy => tracing::info!(address = %relay.grpc_addr(), "started gRPC proxy"),
             Self::Demo => {
                 let text = to_try(relay.grpc_address(), relay.http_address(), relay.v2_address());
-                // A closed standard output is no reason not to serve.
+                // The relay also serves if standard output is closed.
                 let _ = std::io::stdout().write_all(text.as_bytes());
             }
         }
     }
 }
 
-/// What runs, over what, and for whom, in one line.
+/// Logs one line: the version, the upstream, and what the relay keeps.
 pub(super) fn starting(config: &RelayConfig, build: Build) {
     let upstream = match &config.upstream {
         Upstream::Etcd(etcd) | Upstream::EtcdV2(EtcdV2 { etcd, .. }) => joined(etcd.endpoints.iter()),
@@ -58,7 +59,7 @@ fn joined(items: impl Iterator<Item = impl ToString>) -> String {
 }
 
 fn to_try(grpc: Address, http: Option<Address>, v2: Option<Address>) -> String {
-    // Nobody knows the authority of a certificate that was made a moment ago.
+    // No client trusts a certificate authority that was generated a moment ago.
     let unverified = if grpc.secure { "--insecure-transport=false --insecure-skip-tls-verify " } else { "" };
     let mut text = http.map_or_else(String::new, |http| format!("\nLook at it: {http}/\n"));
     text.push_str(&format!("\nTry:\n\n  etcdctl --endpoints {grpc} {unverified}watch --prefix /lain/\n"));

@@ -1,7 +1,7 @@
-//! `etcd-relay bench`: load on a server, checked and measured.
+//! `etcd-relay bench`: puts load on a server, checks the answers and measures the cost.
 //!
-//! Not here: the load, see [`crate::bench`]. Always holds: a load that cannot be, such as more slow connections than there are, is
-//! refused before anything is connected.
+//! The load itself is in [`crate::bench`]. Always holds: an impossible load, for example with more slow connections
+//! than connections, is refused before anything connects.
 
 use std::{num::NonZeroU64, time::Duration};
 
@@ -13,8 +13,8 @@ use crate::{
     tls::{self, ServerOptions, Source, Suites},
 };
 
-/// Load on any server of etcd's API, or on Lainlet's views, with every answer checked. If an answer was wrong, says what and exits with code 1;
-/// a figure is never an error.
+/// Puts load on a server of etcd's API or of Lainlet's views, and checks every answer. A wrong answer is reported and
+/// gives exit code 1. A slow result is not an error.
 #[derive(Debug, Args)]
 pub(super) struct BenchCommand {
     #[command(subcommand)]
@@ -23,66 +23,66 @@ pub(super) struct BenchCommand {
 
 #[derive(Debug, Subcommand)]
 enum LoadCommand {
-    /// Many watches, and writes that each of them must be sent once, in order, whole revisions at a time
+    /// Many watches and a writer: each watch must get every write once, in order, in whole revisions
     Watch(Box<WatchFlags>),
-    /// Reads of one key or of many, linearizable or not
+    /// Reads of one key or of all keys, linearizable or serializable
     Range(Box<RangeFlags>),
-    /// Clients that each keep a lease alive, and some that end without a word, whose leases must end in time
+    /// Clients that keep leases alive; some disconnect, and their leases must expire on time
     Leases(Box<LeasesFlags>),
-    /// Lainlet's views over HTTP: answers, or streams of server-sent events
+    /// Lainlet's views over HTTP: single answers or streams of server-sent events
     Views(Box<ViewsFlags>),
-    /// What a delivery costs a program that only writes the same bytes to as many sockets; no server can cost less
+    /// The lowest possible cost: a program that only writes the same bytes to as many sockets
     Floor(Box<FloorFlags>),
-    /// How long many TLS handshakes at once take on this machine with a server that does nothing else; a storm of clients takes no less
+    /// The time that many simultaneous TLS handshakes take on this machine, with a server that does nothing else
     Handshakes(Box<HandshakeFlags>),
 }
 
-/// A run, ready.
+/// A benchmark that is ready to run.
 #[derive(Clone, Debug)]
 pub struct BenchTask {
     /// What to run.
     pub bench: Bench,
-    /// Whether the report is JSON.
+    /// Whether to print the report as JSON.
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Server to measure: http:// or https://
+    /// URL of the server to measure: http:// or https://
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2379")]
     endpoint: Endpoint,
 
     #[command(flatten)]
     tls: UpstreamTls,
 
-    /// Process on this machine to measure with it: its CPU time for each delivery or answer, and its memory; repeatable
+    /// Process on this machine to measure as well (CPU time per delivery or answer, and memory); repeatable
     #[arg(long, value_name = "[NAME=]PID")]
     pid: Vec<Watched>,
 
-    /// How long nothing may happen before the run ends; whatever has not come by then counts as missing
+    /// End the run after this time without any progress. What has not arrived by then counts as missing
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
     patience: PositiveTime,
 
-    /// One JSON document instead of a table
+    /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 struct Writes {
-    /// Server to write to, if that is not the server to measure
+    /// URL of the server to write to. Default: the server to measure
     #[arg(long, value_name = "URL")]
     put_endpoint: Option<Endpoint>,
 
-    /// Prefix below which the run makes a prefix of its own
+    /// Prefix under which the run creates a prefix of its own
     #[arg(long, value_name = "PREFIX", default_value = "/etcd-relay-bench/")]
     prefix: String,
 
-    /// Leave the keys there at the end
+    /// Leave the keys in the store at the end
     #[arg(long)]
     keep: bool,
 
-    /// Bytes of a value; at least 24, which identify the put
+    /// Bytes per value; at least 24, since that many identify the put
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
     value_size: u32,
 }
@@ -95,81 +95,83 @@ struct WatchFlags {
     #[command(flatten)]
     writes: Writes,
 
-    /// Connections
+    /// Number of connections
     #[arg(long, value_name = "NUMBER", default_value = "10")]
     connections: NonZeroU64,
 
-    /// Watch streams of each connection
+    /// Watch streams per connection
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     streams: NonZeroU64,
 
-    /// Watches of each stream
+    /// Watches per stream
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     watches: NonZeroU64,
 
-    /// Give each watch one key, in turn, instead of the whole prefix
+    /// Let each watch follow a single key, in turn, instead of the whole prefix
     #[arg(long)]
     distinct: bool,
 
-    /// Keys to write, in turns
+    /// Number of keys to write, in turn
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
 
-    /// Writes a second; by default as many as the server takes
+    /// Writes per second. Default: as many as the server accepts
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 
-    /// Writes in all; with --duration, whichever is reached first ends them
+    /// Total number of writes. With --duration, the limit that is reached first ends the writes
     #[arg(long, value_name = "NUMBER")]
     puts: Option<u64>,
 
-    /// How long to write; 10s if --puts is not given either
+    /// How long to write. Default: 10s, unless --puts is given
     #[arg(long, value_name = "TIME")]
     duration: Option<PositiveTime>,
 
-    /// Most unanswered writes at a time
+    /// Largest number of unanswered writes at a time
     #[arg(long, value_name = "NUMBER", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     in_flight: u16,
 
-    /// Puts in each transaction, and so events in each revision
+    /// Puts per transaction, and so events per revision
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=128))]
     puts_per_write: u64,
 
-    /// Writes to make before the watches are created; the watches start before these writes
+    /// Writes to make before the watches are created. The watches start at the first of them
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     history: u64,
 
-    /// How many of the connections read nothing until the writes are over, and must get everything then
+    /// Connections that read nothing until all writes are done, and must then receive everything
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     slow: u64,
 
-    /// How many of the connections drop and reconnect again and again, and resume from where they were
+    /// Connections that disconnect and reconnect repeatedly, and resume where they stopped
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     reconnect: u64,
 
-    /// How long these stay connected each time
+    /// How long the connections of --reconnect stay connected each time
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_millis(500)))]
     reconnect_every: PositiveTime,
 
-    /// Connections that join during the writes: each lists all keys, which are written before, and watches from its list on.
-    /// The writes go on until all have joined
+    /// Connections that join during the writes. Each lists all keys, which exist beforehand, and watches from the
+    /// revision of its list. The writes go on until all have joined
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     join: u64,
 
-    /// Connections that come during the writes, all at once, each to watch a key that nobody writes, as after a failure of the network.
-    /// They have the lowest priority on this machine, as if they were on others. The writes go on until all have their watches
+    /// Connections that all arrive at once during the writes, as after a network failure. Each watches a key that is
+    /// never written. They run at the lowest priority on this machine, as if they were on other machines. The writes go
+    /// on until all have their watches
     #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "join")]
     storm: u64,
 
-    /// How long after the first write those of --join or --storm come, all at once
+    /// How long after the first write the connections of --join or --storm arrive
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(1)))]
     join_after: PositiveTime,
 
-    /// Most keys of one answer to these, as Kubernetes' API server asks; 0 for all in one
+    /// Largest number of keys per page of a list of --join, as Kubernetes' API server uses; 0 reads all in one
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     join_page: u64,
 
-    /// Metrics of a server to read before the writes and after everything has come, such as relay=http://127.0.0.1:9001/metrics; repeatable
+    /// URL of a server's metrics to read before the writes and after everything has arrived, such as
+    /// relay=http://127.0.0.1:9001/metrics; repeatable
     #[arg(long, value_name = "[NAME=]URL", requires = "metric")]
     metrics_url: Vec<MetricsUrl>,
 
@@ -177,7 +179,7 @@ struct WatchFlags {
     #[arg(long, value_name = "METRIC", requires = "metrics_url")]
     metric: Vec<String>,
 
-    /// Threads that read
+    /// Number of threads that read
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     threads: u64,
 }
@@ -193,19 +195,19 @@ struct RangeFlags {
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
 
-    /// Read all keys each time, instead of one
+    /// Read all keys each time instead of a single one
     #[arg(long)]
     all: bool,
 
-    /// Make the reads serializable: the member answers from what it has
+    /// Make the reads serializable: the member answers from its own data
     #[arg(long)]
     serializable: bool,
 
-    /// Connections
+    /// Number of connections
     #[arg(long, value_name = "NUMBER", default_value = "16")]
     connections: NonZeroU64,
 
-    /// Unanswered reads at a time, over all connections
+    /// Largest number of unanswered reads at a time, over all connections
     #[arg(long, value_name = "NUMBER", default_value = "160")]
     concurrency: NonZeroU64,
 
@@ -213,7 +215,7 @@ struct RangeFlags {
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// Writes a second meanwhile; by default none
+    /// Writes per second during the reads. Default: none
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 }
@@ -223,27 +225,28 @@ struct LeasesFlags {
     #[command(flatten)]
     common: Common,
 
-    /// Clients, each with a lease and a stream on which it keeps this alive
+    /// Number of clients. Each has a lease and a stream that keeps it alive
     #[arg(long, value_name = "NUMBER", default_value = "1000")]
     clients: NonZeroU64,
 
-    /// Connections, which the clients share
+    /// Number of connections, which the clients share
     #[arg(long, value_name = "NUMBER", default_value = "100")]
     connections: NonZeroU64,
 
-    /// Seconds that a lease lives without being kept alive; clients do that every third of it
+    /// Time to live of each lease, in seconds. Clients renew it every third of that time
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=86_400))]
     ttl: u32,
 
-    /// How long to keep them alive
+    /// How long to keep the leases alive
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// How many of the connections end at half the time, and their clients with them. Their leases must end, and not before their time
+    /// Connections that end after half of the time, together with their clients. The leases of these clients must
+    /// expire, and not too early
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     stop: u64,
 
-    /// Server to ask what is left of the leases, if that is not the server to measure
+    /// URL of the server to ask for the leases that are left. Default: the server to measure
     #[arg(long, value_name = "URL")]
     check_endpoint: Option<Endpoint>,
 }
@@ -257,81 +260,82 @@ struct ViewsFlags {
     #[arg(long, value_name = "PATH")]
     path: String,
 
-    /// Watch the view, instead of asking for it again and again
+    /// Watch the view instead of requesting it repeatedly
     #[arg(long)]
     watch: bool,
 
-    /// Connections
+    /// Number of connections
     #[arg(long, value_name = "NUMBER", default_value = "10")]
     connections: NonZeroU64,
 
-    /// How long
+    /// How long to run
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// Key to write, which must not exist, and which the view shows. With it, delays are reported, and the last value must arrive
+    /// Key to write. It must not exist yet, and the view must show it. With this flag delays are reported, and the last
+    /// value must arrive
     #[arg(long, value_name = "KEY", requires = "put_endpoint")]
     put_key: Option<String>,
 
-    /// etcd to write this key to
+    /// URL of the etcd to write that key to
     #[arg(long, value_name = "URL", requires = "put_key")]
     put_endpoint: Option<Endpoint>,
 
-    /// Writes of this key a second
+    /// Writes of that key per second
     #[arg(long, value_name = "NUMBER", default_value_t = 10.0, requires = "put_key")]
     rate: f64,
 }
 
 #[derive(Debug, Args)]
 struct FloorFlags {
-    /// Sockets
+    /// Number of sockets
     #[arg(long, value_name = "NUMBER", default_value = "10")]
     connections: NonZeroU64,
 
-    /// Responses on each socket for each write, sent together
+    /// Responses on each socket per write, sent together
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     watches: NonZeroU64,
 
-    /// Bytes of a value
+    /// Bytes per value
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(VALUE_MIN as i64..=1_000_000))]
     value_size: u32,
 
-    /// Writes a second; by default as many as possible
+    /// Writes per second. Default: as many as possible
     #[arg(long, value_name = "NUMBER")]
     rate: Option<f64>,
 
-    /// How long
+    /// How long to run
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
     duration: PositiveTime,
 
-    /// How long to wait while nothing comes after the last write
+    /// How long to wait for the next delivery after the last write
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(10)))]
     patience: PositiveTime,
 
-    /// One JSON document instead of a table
+    /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 struct HandshakeFlags {
-    /// Handshakes at once
+    /// Number of simultaneous handshakes
     #[arg(long, value_name = "NUMBER", default_value = "2000")]
     connections: NonZeroU64,
 
     #[command(flatten)]
     tls: UpstreamTls,
 
-    /// How long all of them may take
+    /// How long all handshakes may take together
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(60)))]
     patience: PositiveTime,
 
-    /// One JSON document instead of a table
+    /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// How long to write where nothing else is said.
+/// How long to write by default.
 const DURATION: Duration = Duration::from_secs(10);
 
 impl BenchCommand {
@@ -352,13 +356,16 @@ impl WatchFlags {
     fn watch(&self) -> Result<bench::Watch, Exit> {
         if self.slow.saturating_add(self.reconnect) >= self.connections.get() {
             return Err(Exit::Usage(format!(
-                "--slow {} and --reconnect {} leave none of --connections {} to measure",
+                "--slow {} and --reconnect {} leave no connection to measure of --connections {}",
                 self.slow, self.reconnect, self.connections
             )));
         }
         if self.puts_per_write > self.keys {
             let (puts, keys) = (self.puts_per_write, self.keys);
-            return Err(Exit::Usage(format!("--puts-per-write {puts} needs as many --keys; there are {keys}")));
+            return Err(Exit::Usage(format!(
+                "--puts-per-write {puts} needs at least as many --keys, but there are only \
+                {keys}"
+            )));
         }
         let rate = rate(self.rate)?;
         let duration = match (self.puts, self.duration) {
@@ -396,11 +403,11 @@ impl WatchFlags {
 }
 
 impl Common {
-    /// The server to measure, and where to write, each with the certificates that it takes.
+    /// The server to measure and the server to write to, each with its certificates.
     fn endpoints(&self, put: Option<&Endpoint>) -> Result<(Endpoint, Endpoint), Exit> {
         let put = put.unwrap_or(&self.endpoint);
         let is_secure = self.endpoint.is_secure() || put.is_secure();
-        // Whoever measures knows whom it believes.
+        // Warnings are dropped: whoever runs a benchmark knows which servers to trust.
         let tls = self.tls.clone().client(is_secure, "--endpoint", None, &mut Vec::new())?;
         Ok((self.endpoint.clone().with(tls.as_ref()), put.clone().with(tls.as_ref())))
     }
@@ -432,7 +439,10 @@ impl LeasesFlags {
     fn leases(&self) -> Result<bench::Leases, Exit> {
         let connections = self.connections.min(self.clients);
         if self.stop > connections.get() {
-            return Err(Exit::Usage(format!("--stop {} is more than the {connections} connections", self.stop)));
+            return Err(Exit::Usage(format!(
+                "--stop {} is more than the number of connections ({connections})",
+                self.stop
+            )));
         }
         let (endpoint, check_endpoint) = self.common.endpoints(self.check_endpoint.as_ref())?;
         Ok(bench::Leases {
@@ -452,7 +462,7 @@ impl LeasesFlags {
 impl ViewsFlags {
     fn views(&self) -> Result<bench::Views, Exit> {
         if !self.path.starts_with('/') || self.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(Exit::Usage(format!("--path {:?} is no path; write it like /v2/nodes", self.path)));
+            return Err(Exit::Usage(format!("--path {:?} is not a path; write it like /v2/nodes", self.path)));
         }
         let rate = rate(Some(self.rate))?.unwrap_or(self.rate);
         let (view_endpoint, put_endpoint) = self.common.endpoints(self.put_endpoint.as_ref())?;
@@ -490,8 +500,8 @@ impl HandshakeFlags {
     fn handshakes(&self) -> Result<bench::Handshakes, Exit> {
         let (Some(ca), Some(cert), Some(key)) = (&self.tls.cacert, &self.tls.cert, &self.tls.key) else {
             return Err(Exit::Usage(
-                "bench handshakes needs --cacert, --cert and --key: the server and the clients show the same certificate, which must be \
-                 valid for 127.0.0.1"
+                "bench handshakes needs --cacert, --cert and --key: the server and the clients present the same \
+                 certificate, which must be valid for 127.0.0.1"
                     .to_owned(),
             ));
         };
@@ -505,16 +515,16 @@ impl HandshakeFlags {
         let server =
             tls::Server::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
         let client = self.tls.clone().client(true, "--endpoint", None, &mut Vec::new())?;
-        let client = client.expect("there is one for https://");
+        let client = client.expect("a TLS client for https://");
         Ok(bench::Handshakes { connections: self.connections.get(), server, client, patience: self.patience.0 })
     }
 }
 
-/// A rate that can be kept.
+/// Checks that a rate is a usable number.
 fn rate(rate: Option<f64>) -> Result<Option<f64>, Exit> {
     match rate {
         Some(rate) if !(rate.is_finite() && rate >= 0.001) => {
-            Err(Exit::Usage(format!("--rate {rate} is not a number of writes a second")))
+            Err(Exit::Usage(format!("--rate {rate} is not a valid number of writes per second; the smallest is 0.001")))
         }
         rate => Ok(rate),
     }

@@ -17,11 +17,11 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// What the store begins with
+    /// Data that the store starts with
     #[arg(long, env = "ETCD_RELAY_SEED", value_name = "DATA", value_enum, default_value_t)]
     seed: Seed,
 
-    /// Mean time between small changes to the example data, such as 1s; none leaves it as it is
+    /// Average time between small changes to the example data, such as 1s; none stops the changes
     #[arg(
         long,
         env = "ETCD_RELAY_CHANGES_EVERY",
@@ -47,7 +47,7 @@ enum Seed {
     /// The configuration and pods of a small LAIN cluster
     #[default]
     Lain,
-    /// Nothing
+    /// No data
     None,
 }
 
@@ -62,7 +62,7 @@ impl Demo {
                     changes_every: self.changes_every.0,
                 }),
                 feeds: Feeds {
-                    // The whole key space: the store is small.
+                    // The store is small, so one feed covers the whole key space.
                     prefixes: vec![bytes::Bytes::new()],
                     on_demand: OnDemand::Deny,
                     history_bytes: self.memory.history_bytes.0,

@@ -1,6 +1,6 @@
 //! Flags that find etcd's members by DNS, for `serve` and for `grpc-proxy start`.
 //!
-//! Not here: the look-up itself, see `source::discovery`.
+//! The look-up itself is in `source::discovery`.
 
 use clap::Args;
 
@@ -9,17 +9,19 @@ use crate::source::{Discovered, Discovery, Endpoint, discover};
 
 #[derive(Debug, Args)]
 pub(super) struct DiscoveryFlags {
-    /// In place of --etcd: domain whose DNS SRV records _etcd-client-ssl._tcp and _etcd-client._tcp name the members. They are looked up
-    /// once, at the start. Members' certificates must be for the domain itself
+    /// Domain whose DNS SRV records name etcd's members, in place of --etcd. The records are _etcd-client-ssl._tcp and
+    /// _etcd-client._tcp. They are looked up once, at the start. The members' certificates must be valid for the domain
+    /// itself
     #[arg(long, env = "ETCD_RELAY_DISCOVERY_SRV", value_name = "DOMAIN")]
     discovery_srv: Option<String>,
 
-    /// Name of the cluster where a domain has several: the records are then _etcd-client-ssl-NAME._tcp and _etcd-client-NAME._tcp
+    /// Name of the cluster, if a domain has several. The records are then _etcd-client-ssl-NAME._tcp and
+    /// _etcd-client-NAME._tcp
     #[arg(long, env = "ETCD_RELAY_DISCOVERY_SRV_NAME", value_name = "NAME", requires = "discovery_srv")]
     discovery_srv_name: Option<String>,
 
-    /// Also use members without TLS that the records name, and take members' certificates for their own names. Whoever can change DNS
-    /// answers on the way then decides what the relay takes for etcd
+    /// Also use members without TLS, and accept certificates that are valid for the names in the records. Anyone who
+    /// can change DNS answers can then make the relay use a false etcd
     #[arg(long, env = "ETCD_RELAY_INSECURE_DISCOVERY", requires = "discovery_srv")]
     insecure_discovery: bool,
 }
@@ -31,21 +33,21 @@ impl DiscoveryFlags {
     }
 }
 
-/// The members.
+/// Looks up the members.
 pub(super) fn look_up(discovery: &Discovery, warnings: &mut Vec<String>) -> Result<Vec<Endpoint>, Exit> {
     let Discovered { endpoints, left_out } =
         discover(discovery).map_err(|error| Exit::Usage(format!("--discovery-srv {}: {error}", discovery.domain)))?;
     if !left_out.is_empty() {
         let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
         warnings.push(format!(
-            "--discovery-srv: members without TLS are not used without --insecure-discovery: {}",
+            "--discovery-srv: these members have no TLS and are not used (--insecure-discovery would use them): {}",
             left_out.join(", ")
         ));
     }
     Ok(endpoints)
 }
 
-/// What members' certificates must name. DNS is not to be trusted, so the names that it gave are none to check by.
+/// The name that the members' certificates must have. DNS cannot be trusted, so the names in its answers prove nothing.
 pub(super) fn server_name(discovery: &Discovery) -> Option<String> {
     (!discovery.insecure).then(|| discovery.domain.trim_end_matches('.').to_owned())
 }

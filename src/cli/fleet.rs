@@ -1,4 +1,4 @@
-//! Flags by which a relay is one of several: how clients reach it, and how they find the others.
+//! Flags for a relay that is one of several: how clients reach it, and how they find the other relays.
 
 use std::time::Duration;
 
@@ -8,32 +8,36 @@ use http::Uri;
 use super::{Exit, values::PositiveTime};
 use crate::{front::grpc::Advertised, relay::Advertise};
 
-/// How long a relay that vanished stays in the list of relays.
+/// How long a relay that crashed stays in the list of relays.
 pub(super) const TTL: Duration = Duration::from_secs(60);
-/// etcd grants no lease of less than its election timeout, which is a second by default; and a lease has whole seconds.
+/// The shortest lease. etcd grants none below its election timeout, one second by default, and a lease is in whole
+/// seconds.
 const SHORTEST: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Fleet")]
 pub(super) struct FleetFlags {
-    /// URL at which clients reach this relay: member lists name it in place of etcd's members, so that clients which ask for the members
-    /// (Go's with auto-sync, `etcdctl --cluster`) stay with the relay. Default: none, and member lists are etcd's own
+    /// URL at which clients reach this relay. Member lists then name it in place of etcd's members, so clients that ask
+    /// for the members (Go's with auto-sync, `etcdctl --cluster`) stay with the relay. Default: none; member lists are
+    /// etcd's own
     #[arg(long, env = "ETCD_RELAY_ADVERTISE_CLIENT_URL", value_name = "URL")]
     advertise_client_url: Option<String>,
 
-    /// Prefix of etcd's keys below which the relay registers itself, under a lease; member lists then name all relays that are registered
-    /// there. The format is that of etcd's grpc-proxy and of clientv3's `naming/endpoints`. Default: none
+    /// Prefix of the etcd keys under which the relay registers itself with a lease. Member lists then name all relays
+    /// that are registered there. The format is that of etcd's grpc-proxy and of clientv3's `naming/endpoints`.
+    /// Default: none
     #[arg(long, env = "ETCD_RELAY_RESOLVER_PREFIX", value_name = "PREFIX", requires = "advertise_client_url")]
     resolver_prefix: Option<String>,
 
-    /// How long the registration of a relay that crashed remains, in whole seconds. A shorter time takes it off the list sooner, and
-    /// renews it more often. Default: 1m
+    /// How long the registration of a crashed relay remains, in whole seconds. A shorter time removes it from the list
+    /// sooner, but renews the lease more often. Default: 1m
     #[arg(long, env = "ETCD_RELAY_RESOLVER_TTL", value_name = "TIME", requires = "resolver_prefix")]
     resolver_ttl: Option<PositiveTime>,
 
-    /// Whether relays below --resolver-prefix balance their connections to --listen-grpc: each writes how many it has below
-    /// PREFIX.connections/, and one with clearly more than its share asks some to go elsewhere, at most 2 % a second, until all have like
-    /// shares. Costs etcd a watch a relay, and a write when the number changes, every 3 s at most. Default: true
+    /// Whether relays with the same --resolver-prefix balance their connections to --listen-grpc. Each relay writes its
+    /// number of connections under PREFIX.connections/. A relay with clearly more than its share asks some clients to
+    /// reconnect, at most 2 % of them per second, until the shares are similar. This costs etcd one watch per relay,
+    /// and a write when the number changes, at most every 3 s. Default: true
     #[arg(
         long,
         env = "ETCD_RELAY_SHED_CONNECTIONS",
@@ -55,7 +59,7 @@ impl FleetFlags {
     }
 }
 
-/// A relay that clients reach at `url`, and that keeps the connections that it has.
+/// A relay that clients reach at `url`. It does not shed connections.
 pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> Result<Advertise, Exit> {
     let parsed: Option<Uri> = url.parse().ok();
     let usable = parsed.is_some_and(|uri| {
@@ -68,7 +72,10 @@ pub(super) fn advertise(url: String, prefix: Option<String>, ttl: Duration) -> R
         )));
     }
     if ttl < SHORTEST || ttl.subsec_nanos() != 0 {
-        return Err(Exit::Usage(format!("--resolver-ttl: must be whole seconds, {} or more", SHORTEST.as_secs())));
+        return Err(Exit::Usage(format!(
+            "--resolver-ttl: the time must be in whole seconds, at least {}",
+            SHORTEST.as_secs()
+        )));
     }
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(Advertise {

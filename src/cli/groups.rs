@@ -1,4 +1,4 @@
-//! Flags that several commands share, a group for each part of the relay.
+//! Flags that several commands share, in one group per part of the relay.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
@@ -32,8 +32,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ports")]
 pub(super) struct Ports {
-    /// Where to serve etcd's v3 API: http://host:port, https://host:port, or host:port, which is http://; repeatable, or separated by
-    /// commas. Without a host it listens on all of the machine's addresses. Port 0 takes a free one, which the log names
+    /// Address at which to serve etcd's v3 API: http://host:port, https://host:port, or host:port, which means http://.
+    /// Repeatable, or separated by commas. Without a host, it listens on all of the machine's addresses. Port 0 picks a
+    /// free port, which the log names
     #[arg(
         long,
         env = "ETCD_RELAY_LISTEN_GRPC",
@@ -43,7 +44,8 @@ pub(super) struct Ports {
     )]
     listen_grpc: Vec<ListenUrl>,
 
-    /// Where to serve keys (/v1/keys, /v1/watch), Lainlet's views, /metrics, /live, /ready and /debug/state over HTTP. Written as --listen-grpc
+    /// Address at which to serve keys (/v1/keys, /v1/watch), Lainlet's views, /metrics, /live, /ready and /debug/state
+    /// over HTTP. Same form as --listen-grpc
     #[arg(
         long,
         env = "ETCD_RELAY_LISTEN_HTTP",
@@ -56,44 +58,47 @@ pub(super) struct Ports {
     #[command(flatten)]
     tls: PortTls,
 
-    /// Further address for /metrics, /health, /live and /ready over HTTP, and nothing else; written as --listen-grpc. These paths
-    /// stay on the other ports too; --metrics-from says who may scrape there. It answers until the relay has ended, also while it
-    /// drains. Default: none
+    /// Additional address that serves only /metrics, /health, /live and /ready over HTTP. Same form as --listen-grpc.
+    /// It answers until the relay has ended, also while the relay drains. The other ports keep these paths as well;
+    /// --metrics-from limits who may scrape there. Default: none
     #[arg(long, env = "ETCD_RELAY_LISTEN_METRICS", value_name = "URL", value_delimiter = ',')]
     listen_metrics: Vec<ListenUrl>,
 
-    /// Who may read /debug/state, which shows the key ranges that clients watch and their addresses: only callers from 127.0.0.1, ::1,
-    /// --node-ip and each --trusted-net, and not through an HTTP proxy; or everyone; or nobody, for a relay whose callers all come through
-    /// a proxy on its own machine that adds no header
+    /// Who may read /debug/state, which shows clients' addresses and the key ranges that they watch. `trusted` allows
+    /// callers from 127.0.0.1, ::1, --node-ip and each --trusted-net, unless they come through an HTTP proxy. Use
+    /// `nobody` if all callers come through a proxy on the relay's own machine that adds no header
     #[arg(long, env = "ETCD_RELAY_DEBUG_FROM", value_name = "WHO", value_enum, default_value_t = Who::Trusted)]
     debug_from: Who,
 
-    /// Who may read /metrics on --listen-http and --listen-grpc: the same choice as for --debug-from. Metrics name no key, no client and no
-    /// address. --listen-metrics is open to whoever can reach it
+    /// Who may read /metrics on --listen-http and --listen-grpc; same choices as --debug-from. Metrics contain no keys,
+    /// clients or addresses. --listen-metrics is open to anyone who can reach it
     #[arg(long, env = "ETCD_RELAY_METRICS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Any)]
     metrics_from: Who,
 
-    /// Who may read keys over HTTP (/v1/keys and /v1/watch on --listen-http) while etcd's authentication is off: the same choice as for
-    /// --debug-from. While it is on, etcd decides for each user; nobody closes these paths then too
+    /// Who may read keys over HTTP (/v1/keys and /v1/watch on --listen-http) while etcd's authentication is off; same
+    /// choices as --debug-from. While it is on, etcd's permissions apply to each user instead. `nobody` closes these
+    /// paths in both cases
     #[arg(long, env = "ETCD_RELAY_KEYS_FROM", value_name = "WHO", value_enum, default_value_t = Who::Trusted)]
     keys_from: Who,
 
-    /// Origins whose pages may read /v1/keys and /v1/watch in a browser, such as `https://example.org`, or * for all; repeated or separated by
-    /// commas. Default: none
+    /// Origins whose pages may read /v1/keys and /v1/watch in a browser, such as `https://example.org`, or * for all.
+    /// Repeatable, or separated by commas. Default: none
     #[arg(long, env = "ETCD_RELAY_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     cors: Vec<Origin>,
 
-    /// Largest number of connections on each port; one more is closed at once, so that its client tries elsewhere. Each
-    /// costs an open file and a few KiB; the limit of open files may lower this number
+    /// Largest number of connections on each port. A further connection is closed at once, so that its client can try
+    /// another relay. Each costs an open file and a few KiB; the limit on open files may lower this number
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = listen::PortConfig::MAX_CONNECTIONS)]
     max_connections: NonZeroUsize,
 
-    /// Largest number of connections of one client on each port; one more is closed at once. A client is an IPv4 address or an IPv6 /64
-    /// network, so clients behind one address share the limit. 0 sets no limit, and one client can then take all connections
+    /// Largest number of connections of one client on each port. A further connection is closed at once. A client is an
+    /// IPv4 address or an IPv6 /64 network, so clients behind one address share the limit. 0 sets no limit; one client
+    /// can then take all connections
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
     max_connections_per_client: usize,
 
-    /// Largest number of calls and watch streams that one connection may have open; its client waits before it opens more
+    /// Largest number of calls and watch streams that one connection may have open. At the limit the client waits
+    /// before it opens another
     #[arg(
         long,
         env = "ETCD_RELAY_MAX_STREAMS_PER_CONNECTION",
@@ -102,8 +107,8 @@ pub(super) struct Ports {
     )]
     max_streams_per_connection: NonZeroU32,
 
-    /// Bytes of one stream that may wait in memory for a slow client; beyond that, its watches wait as positions in the history.
-    /// A larger buffer takes bursts with fewer wake-ups, and costs more memory for each slow stream
+    /// Bytes of one stream that may wait in memory for a slow client. Beyond that, its watches are kept as positions in
+    /// the history. A larger buffer absorbs bursts with fewer wake-ups, but costs more memory for each slow stream
     #[arg(
         long,
         env = "ETCD_RELAY_STREAM_BUFFER_BYTES",
@@ -112,8 +117,8 @@ pub(super) struct Ports {
     )]
     stream_buffer_bytes: ByteCount,
 
-    /// Time between pings to clients; 0s sends none, and a client that vanished then stays until TCP notices. A shorter
-    /// time notices it sooner, and costs more pings for each connection
+    /// Time between pings to clients. 0s sends none; a client that vanished then stays until TCP notices. A shorter
+    /// time notices it sooner, but costs more pings for each connection
     #[arg(
         long,
         env = "ETCD_RELAY_KEEPALIVE_INTERVAL",
@@ -131,21 +136,21 @@ pub(super) struct Ports {
     )]
     keepalive_timeout: PositiveTime,
 
-    /// How old a connection may be, give or take a quarter; then its client is asked to reconnect, and its watches end with their
-    /// progress, so that they go on elsewhere without a gap. Balances the relays behind one address after one of them was away. A shorter
-    /// age balances sooner, and makes each client reconnect more often. 0s sets no limit
+    /// Age at which a client is asked to reconnect, varied by up to a quarter. Its watches end with their progress, so
+    /// they resume elsewhere without a gap. This balances relays behind one address after one of them was away. A
+    /// shorter age balances sooner, but makes each client reconnect more often. 0s sets no limit
     #[arg(long, env = "ETCD_RELAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value_t = Time(Duration::ZERO))]
     max_connection_age: Time,
 
-    /// Longest wait for clients to finish after SIGTERM or SIGINT; then connections are cut. 0s waits for none. Connections are asked to
-    /// leave one after the other: at least 25 a second, and all of them within two thirds of this time. A longer time spares the relays that
-    /// they go to, and lets longer calls finish, but makes a restart take longer
+    /// Longest wait for clients to finish after SIGTERM or SIGINT, before their connections are cut. 0s waits for none.
+    /// Clients are asked to leave one after the other: at least 25 per second, and all within two thirds of this time.
+    /// A longer time spares the relays that take over, and lets longer calls finish, but a restart takes longer
     #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
     pub(super) drain_time: Time,
 }
 
 impl Ports {
-    /// For a demonstration: with `--auto-tls` all addresses speak TLS, without being told each.
+    /// For the demo: with `--auto-tls`, all addresses use TLS without an explicit https://.
     pub(super) fn speak_tls_if_asked(&mut self) {
         if self.tls.is_auto() {
             for url in self.listen_grpc.iter_mut().chain(&mut self.listen_http) {
@@ -154,7 +159,7 @@ impl Ports {
         }
     }
 
-    /// What TLS is served with, where an address, of these or of `more`, wants it.
+    /// The TLS settings of the ports; `None` if no address uses https://, neither here nor in `more`.
     pub(super) fn tls(&self, more: &[ListenUrl]) -> Result<Option<tls::Server>, Exit> {
         let own = self.listen_grpc.iter().chain(&self.listen_http).chain(&self.listen_metrics);
         let urls: Vec<_> = own.chain(more).copied().collect();
@@ -189,7 +194,7 @@ impl Ports {
         self.cors.iter().cloned().collect()
     }
 
-    /// A port for etcd's v2 API; `None` where it has no address.
+    /// A port for etcd's v2 API; `None` if there is no address for it.
     pub(super) fn v2(&self, urls: &[ListenUrl], tls: &Option<tls::Server>) -> Option<listen::PortConfig> {
         (!urls.is_empty()).then(|| self.port(Port::V2, urls, tls))
     }
@@ -214,7 +219,7 @@ impl Ports {
 enum Who {
     /// Callers from this machine and from each --trusted-net
     Trusted,
-    /// Everyone
+    /// Anyone
     Any,
     /// No one
     Nobody,
@@ -233,7 +238,8 @@ impl From<Who> for Audience {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Memory")]
 pub(super) struct Memory {
-    /// Bound of each feed's history. A watch that starts within it, or falls behind within it, costs etcd nothing
+    /// Size of each feed's history, in bytes. A watch that starts or falls behind within the history costs etcd
+    /// nothing. The oldest revisions are dropped first
     #[arg(
         long,
         env = "ETCD_RELAY_HISTORY_BYTES",
@@ -242,7 +248,7 @@ pub(super) struct Memory {
     )]
     pub(super) history_bytes: ByteCount,
 
-    /// Bound of each feed's history, in revisions; whichever of the two bounds is reached first counts
+    /// Size of each feed's history, in revisions. The limit that is reached first applies, this or --history-bytes
     #[arg(
         long,
         env = "ETCD_RELAY_HISTORY_ENTRIES",
@@ -251,7 +257,7 @@ pub(super) struct Memory {
     )]
     pub(super) history_entries: NonZeroUsize,
 
-    /// Largest number of watches on one stream; a create beyond it is refused. Each costs a few hundred bytes
+    /// Largest number of watches on one stream. A further watch is refused. Each costs a few hundred bytes
     #[arg(
         long,
         env = "ETCD_RELAY_MAX_WATCHES_PER_STREAM",
@@ -260,14 +266,14 @@ pub(super) struct Memory {
     )]
     max_watches_per_stream: NonZeroUsize,
 
-    /// Largest number of watches of one client over all its streams; a create beyond it is refused. A client is an address (of IPv6 a
-    /// /64 network) and, if the stream has a token, also a user: both are counted. 0 sets no limit
+    /// Largest number of watches of one client over all its streams. A further watch is refused. A client is an address
+    /// (for IPv6 a /64 network) and, if the stream has a token, also a user; both are counted. 0 sets no limit
     #[arg(long, env = "ETCD_RELAY_MAX_WATCHES_PER_CLIENT", value_name = "NUMBER", default_value_t = 0)]
     max_watches_per_client: usize,
 
-    /// Longest time between progress notifications to watches that asked for them; where etcd notifies its clients more often, the
-    /// relay does so too. A shorter time lets clients resume from a later revision; each time costs a message for each such watch, and
-    /// one to etcd for each feed
+    /// Longest time between progress notifications to watches that asked for them. If etcd notifies its clients more
+    /// often, so does the relay. A shorter time lets clients resume from a later revision. Each notification costs one
+    /// message per watch, and one to etcd per feed
     #[arg(
         long,
         env = "ETCD_RELAY_PROGRESS_NOTIFY_INTERVAL",
@@ -290,12 +296,13 @@ impl Memory {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub(super) struct Log {
-    /// How log lines look, on standard error
+    /// Format of the log lines, which go to standard error
     #[arg(long, env = "ETCD_RELAY_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     log_format: Format,
 
-    /// What is logged: error, warn, info, debug, trace or off, or by module, such as info,etcd_relay::hub=debug. debug and trace are for the
-    /// relay's own modules; libraries stay at info unless they are named, as in debug,h2=debug. At debug it tells who connects and watches what
+    /// What to log: error, warn, info, debug, trace or off, or a level per module, such as info,etcd_relay::hub=debug.
+    /// debug and trace apply to the relay's own modules; libraries stay at info unless they are named, as in
+    /// debug,h2=debug. At debug the log shows who connects and what they watch
     #[arg(long, env = "ETCD_RELAY_LOG_LEVEL", value_name = "LEVEL", default_value_t = logging::LoggingConfig::default().filter)]
     log_level: String,
 }

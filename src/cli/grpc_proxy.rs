@@ -1,9 +1,10 @@
-//! `etcd-relay grpc-proxy start`: the relay under the command and flags of `etcd grpc-proxy start`.
+//! `etcd-relay grpc-proxy start`: runs the relay with the command and flags of `etcd grpc-proxy start`.
 //!
-//! The relay's user of etcd, for which etcd's proxy has no flag, comes from the variables that `serve` knows as well (`identity`).
-//! Flags are written as Go programs take them: `--flag value`, `--flag=value`, `--debug`, `--debug=false`, `20s`, `2h0m0s`.
-//! Always holds: each flag of etcd's works, or is accepted with one warning that says what the relay does instead, or is
-//! refused by name; a flag that is given its harmless default changes nothing. The table is [`flags::FLAGS`].
+//! etcd's proxy has no flag for an etcd user, so the relay's user comes from the same environment variables as for
+//! `serve` (`identity`). Flags have Go's syntax: `--flag value`, `--flag=value`, `--debug`, `--debug=false`, `20s`,
+//! `2h0m0s`. Always holds: each of etcd's flags works, or is accepted with one warning about what the relay does
+//! instead, or is refused by name. A flag that is set to its harmless default changes nothing. The table is
+//! [`flags::FLAGS`].
 
 mod flags;
 
@@ -30,7 +31,7 @@ use crate::{
     tls,
 };
 
-/// Reads the arguments behind `grpc-proxy`.
+/// Parses the arguments after `grpc-proxy`.
 pub(super) fn start(arguments: &[OsString]) -> Result<Start, Exit> {
     let arguments: Vec<&str> = arguments
         .iter()
@@ -42,12 +43,12 @@ pub(super) fn start(arguments: &[OsString]) -> Result<Start, Exit> {
             Some(given) => given.start(),
         },
         Some((&("--help" | "-h" | "help"), _)) => Err(Exit::Text(help().into_bytes())),
-        Some((other, _)) => Err(usage(format!("there is no command `grpc-proxy {other}`; use `grpc-proxy start`"))),
+        Some((other, _)) => Err(usage(format!("`grpc-proxy {other}` is not a command; use `grpc-proxy start`"))),
         None => Err(usage("`grpc-proxy` does nothing by itself; use `grpc-proxy start`".to_owned())),
     }
 }
 
-/// The flags that were given, by name, and are not their harmless default.
+/// The flags that were given and differ from their harmless default, by name.
 #[derive(Debug, Default)]
 struct Given {
     values: BTreeMap<&'static str, String>,
@@ -55,7 +56,7 @@ struct Given {
 }
 
 impl Given {
-    /// `None` where help is asked for.
+    /// Returns `None` if help was requested.
     fn parse(arguments: &[&str]) -> Result<Option<Self>, Exit> {
         let mut given: BTreeMap<&'static str, (&'static Flag, String)> = BTreeMap::new();
         let mut rest = arguments.iter();
@@ -84,7 +85,7 @@ impl Given {
                 (None, _) => rest.next().copied().ok_or_else(|| usage(format!("--{name} needs a value")))?,
             };
             flag.kind.check(value).map_err(|problem| usage(format!("--{name}: {problem}")))?;
-            // As in Go, lists grow and all else is what was said last.
+            // As in Go: values of a list add up, and for other flags the last one wins.
             let value = match given.get(flag.name) {
                 Some((_, before)) if flag.kind == Kind::Strings => format!("{before},{value}"),
                 _ => value.to_owned(),
@@ -111,7 +112,7 @@ impl Given {
         let port_tls = self.port_tls()?;
         let listen_addr = self.values.get("listen-addr").map_or(flags::LISTEN_ADDR, String::as_str);
         let addr = resolve(listen_addr).map_err(|problem| usage(format!("--listen-addr: {problem}")))?;
-        // As etcd's proxy: whoever has a certificate speaks TLS.
+        // As in etcd's proxy, a certificate turns TLS on.
         let address = listen::Address { addr, secure: port_tls.is_given() };
         let metrics_address = match self.values.get("metrics-addr") {
             Some(url) if !url.is_empty() => {
@@ -131,7 +132,7 @@ impl Given {
         }
         let mut grpc = at(Port::Grpc, address);
         if let Some(streams) = self.number("max-concurrent-streams")? {
-            // As in etcd, zero means no bound of its own.
+            // As in etcd, zero means no limit.
             grpc.max_streams = NonZeroU32::new(u32::try_from(streams).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MAX);
         }
         grpc.keepalive = keepalive(
@@ -142,13 +143,13 @@ impl Given {
         let mut warnings = std::mem::take(&mut self.warnings);
         let endpoints = self.values.get("endpoints").map_or(flags::ENDPOINTS, String::as_str);
         let tls = self.upstream_tls();
-        // As etcd's own clients: what has no scheme is reached over TLS where there are settings for it.
+        // As in etcd's own clients, a URL without a scheme uses TLS if there are TLS settings.
         let scheme = if tls.is_given() { "https://" } else { "" };
         let endpoint = |text: &str| match text.trim() {
             text if text.contains("://") || text.is_empty() => self.endpoint("endpoints", text),
             text => self.endpoint("endpoints", &format!("{scheme}{text}")),
         };
-        // As etcd's proxy: what DNS names goes before --endpoints.
+        // As in etcd's proxy, discovery takes precedence over --endpoints.
         let discovery = self.discovery();
         let (endpoints, named) = match &discovery {
             Some(discovery) => (discovery::look_up(discovery, &mut warnings)?, "--discovery-srv"),
@@ -157,7 +158,7 @@ impl Given {
         let server_name = discovery.as_ref().and_then(discovery::server_name);
         let is_secure = endpoints.iter().any(Endpoint::is_secure);
         let tls = if tls.is_given() && !is_secure {
-            // As etcd's proxy, which says nothing.
+            // etcd's proxy ignores them as well, but without a warning.
             warnings.push(format!(
                 "--cacert, --cert, --key and --insecure-skip-tls-verify have no effect: no URL of {named} begins with https://"
             ));
@@ -167,8 +168,9 @@ impl Given {
         };
         if let Some(name) = tls.as_ref().and_then(tls::Client::common_name) {
             return Err(usage(format!(
-                "--cert: cert has non empty Common Name ({name}); etcd's grpc-proxy refuses such a certificate too, as etcd can take it \
-                 for a user's. `etcd-relay serve` accepts it: no client's call acts under that name"
+                "--cert: cert has non empty Common Name ({name}). etcd could take that name for a user, so etcd's \
+                 grpc-proxy refuses such a certificate too. Use `etcd-relay serve` instead: it never lets a client's \
+                 call act under that name"
             )));
         }
         let debug = self.is_set("debug");
@@ -188,7 +190,7 @@ impl Given {
                 }),
                 feeds: Feeds::default(),
                 watches: Watches::default(),
-                // etcd's proxy has no such thing, and neither has its flag.
+                // etcd's proxy has no views and no flag for them.
                 views: Views { feeds: LainletFeeds::Off, ..Views::default() },
                 grpc,
                 http: None,
@@ -196,7 +198,7 @@ impl Given {
                 debug_from: Audience::Nobody,
                 keys_from: Audience::Nobody,
                 cors: Cors::Off,
-                // As etcd's.
+                // As in etcd's proxy.
                 metrics_from: Audience::Any,
                 advertise: self.advertise()?,
                 v2: None,
@@ -231,9 +233,9 @@ impl Given {
     fn port_tls(&mut self) -> Result<PortTls, Exit> {
         let (trusted_ca_file, mut client_crl_file) = (self.file("trusted-ca-file"), self.file("client-crl-file"));
         if trusted_ca_file.is_none() && client_crl_file.take().is_some() {
-            // etcd's proxy takes it without a word.
+            // etcd's proxy ignores it without a warning.
             self.warnings.push(
-                "--client-crl-file has no effect without --trusted-ca-file: no client is asked for a certificate"
+                "--client-crl-file has no effect without --trusted-ca-file: clients are not asked for certificates"
                     .to_owned(),
             );
         }
@@ -266,8 +268,8 @@ impl Given {
         }
     }
 
-    /// etcd's default is no pings at all, and a proxy that never notices that its member vanished; the relay's own serves
-    /// where nothing was said.
+    /// By default, etcd's proxy sends no pings and never notices that its member vanished. So the relay's own defaults
+    /// apply here.
     fn dial_keepalive(&self) -> Result<Option<forward::Keepalive>, Exit> {
         let own = forward::ForwardConfig::KEEPALIVE;
         let interval = self.duration("dial-keepalive-time")?.unwrap_or(own.interval);
@@ -283,11 +285,11 @@ impl Given {
         }))
     }
 
-    /// With the checks that etcd's proxy makes.
+    /// Makes the same checks as etcd's proxy.
     fn advertise(&self) -> Result<Option<Advertise>, Exit> {
         let is_secure = self.is_set("auto-tls") || self.text("cert-file").is_some();
         let scheme = if is_secure { "https" } else { "http" };
-        // As etcd's proxy, whose own default has no scheme.
+        // As in etcd's proxy, whose own default has no scheme.
         let url = self.text("advertise-client-url").map(|url| match url.parse::<http::uri::Authority>() {
             Ok(authority) if authority.port().is_some() => format!("{scheme}://{url}"),
             _ => url,
@@ -326,7 +328,7 @@ impl Given {
     }
 }
 
-/// Zero disables, as in etcd.
+/// Zero turns pings off, as in etcd.
 fn keepalive(interval: Duration, timeout: Duration) -> Option<listen::Keepalive> {
     (!interval.is_zero() && !timeout.is_zero()).then_some(listen::Keepalive { interval, timeout })
 }
@@ -337,7 +339,8 @@ fn usage(text: String) -> Exit {
 
 fn help() -> String {
     let mut text = String::from(
-        "Runs the relay under the command and flags of `etcd grpc-proxy start`.\n\nUsage: etcd-relay grpc-proxy start [flags]\n",
+        "Runs the relay with the command and flags of `etcd grpc-proxy start`.\n\nUsage: etcd-relay grpc-proxy start \
+         [flags]\n",
     );
     let mut section = |title: &str, wanted: fn(&Flag) -> bool| {
         text.push_str(&format!("\n{title}:\n"));

@@ -1,4 +1,4 @@
-//! Flags of Lainlet's views.
+//! Flags for Lainlet's views.
 
 use std::net::IpAddr;
 
@@ -14,21 +14,22 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Lainlet's views")]
 pub(super) struct LainletFlags {
-    /// When to open the feeds from which Lainlet's views are made, all below /lain/: at the first request for a view; at the
-    /// start, so that the first request need not wait; or never, and views are refused
+    /// When to open the feeds for Lainlet's views, all under /lain/. `at-start` spares the first request the wait;
+    /// `off` refuses views
     #[arg(long, env = "ETCD_RELAY_LAINLET", value_name = "WHEN", value_enum, default_value_t)]
     lainlet: When,
 
-    /// This machine's address in the cluster: callers from it may see everything, and callers on no known node are shown this
-    /// machine's node
+    /// This machine's address in the cluster. Callers from this address may see every view. A caller on an unknown node
+    /// is shown the views of this machine's node
     #[arg(long, env = "ETCD_RELAY_NODE_IP", value_name = "ADDR")]
     node_ip: Option<IpAddr>,
 
-    /// This machine's name in the cluster, for views of one node that are requested from no known node. Default: the host name
+    /// This machine's name in the cluster, used for views of one node that are requested from an unknown node. Default:
+    /// the host name
     #[arg(long, env = "ETCD_RELAY_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
 
-    /// Lets everyone see every view, whatever address they come from
+    /// Let everyone see every view, whatever their address
     #[arg(long, env = "ETCD_RELAY_NO_AUTH")]
     no_auth: bool,
 
@@ -36,8 +37,9 @@ pub(super) struct LainletFlags {
     #[arg(long, env = "ETCD_RELAY_TRUSTED_NET", value_name = "CIDR", value_delimiter = ',', value_parser = network)]
     trusted_net: Vec<IpNet>,
 
-    /// Name in a client's certificate with which it may see every view, whatever its address: an alternative name (DNS, address, URI or
-    /// e-mail), or the common name of a certificate without any; repeatable, or separated by commas. Needs --trusted-ca-file
+    /// Name in a client certificate that lets its holder see every view from any address. It is an alternative name
+    /// (DNS, address, URI or e-mail), or the common name of a certificate without any. Repeatable, or separated by
+    /// commas. Needs --trusted-ca-file
     #[arg(
         long,
         env = "ETCD_RELAY_VIEWS_ALLOW_SAN",
@@ -47,7 +49,8 @@ pub(super) struct LainletFlags {
     )]
     views_allow_san: Vec<String>,
 
-    /// Whether callers from the addresses below /lain/nodes/nodes/ may see every view, as each node could of its own Lainlet
+    /// Whether callers from the addresses under /lain/nodes/nodes/ may see every view, as each node could in its own
+    /// Lainlet
     #[arg(
         long,
         env = "ETCD_RELAY_TRUST_NODES",
@@ -65,9 +68,9 @@ enum When {
     /// At the first request for a view
     #[default]
     OnDemand,
-    /// At the start; the process is not ready before it has read them
+    /// At the start; the process is ready only once they have been read
     AtStart,
-    /// Never: views are refused
+    /// Never; views are refused
     Off,
 }
 

@@ -1,6 +1,6 @@
-//! [`ListenUrl`]: an address to listen at, as etcd's flags write it.
+//! [`ListenUrl`]: an address to listen on, in the form of etcd's flags.
 //!
-//! Always holds: host names are resolved, so that one that is not known ends the start.
+//! Always holds: host names are resolved here, so an unknown name ends the start.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
@@ -9,7 +9,7 @@ use std::{
 
 use crate::front::listen::Address;
 
-/// Such as `https://10.0.0.1:23790`, `localhost:23790` or `:23790`.
+/// For example `https://10.0.0.1:23790`, `localhost:23790` or `:23790`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ListenUrl(pub(super) Address);
 
@@ -30,21 +30,21 @@ impl FromStr for ListenUrl {
     }
 }
 
-/// The address that `host:port` stands for; of several the first one that is IPv4, as Go's programs take it. `:port` is all of the
-/// machine's addresses.
+/// Resolves `host:port`. If a name has several addresses, the first IPv4 address is used, as in Go programs. `:port`
+/// means all of the machine's addresses.
 pub(super) fn resolve(text: &str) -> Result<SocketAddr, String> {
     let problem =
-        |cause: &str| format!("`{text}` is not an address to listen at ({cause}); write it like 127.0.0.1:23790");
+        |cause: &str| format!("`{text}` is not an address to listen on ({cause}); write it like 127.0.0.1:23790");
     if let Some(port) = text.strip_prefix(':') {
         let port = port.parse().map_err(|_| problem("the port is not a number"))?;
         return Ok(all(port));
     }
     let found: Vec<_> = text.to_socket_addrs().map_err(|error| problem(&error.to_string()))?.collect();
     let first = found.iter().find(|addr| addr.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| problem("the name has none"))
+    first.copied().ok_or_else(|| problem("the name has no address"))
 }
 
-/// Those of IPv6, which are those of IPv4 too, where the machine has any.
+/// The unspecified IPv6 address, which covers IPv4 as well, or that of IPv4 on a machine without IPv6.
 fn all(port: u16) -> SocketAddr {
     if UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
         (Ipv6Addr::UNSPECIFIED, port).into()

@@ -1,7 +1,7 @@
-//! `etcd-relay top` and `etcd-relay health`: commands that look at a relay through its HTTP port.
+//! `etcd-relay top` and `etcd-relay health`: commands that query a relay through its HTTP port.
 //!
-//! Not here: what they do, see [`crate::top`] and [`crate::health`]. Always holds: what concerns etcd (`ETCD_RELAY_CACERT` and so on) is not taken for what
-//! concerns the relay, so that a probe in the relay's own container works.
+//! What they do is in [`crate::top`] and [`crate::health`]. Always holds: the variables for etcd (`ETCD_RELAY_CACERT`
+//! and so on) do not apply to the connection to the relay, so a probe works in the relay's own container.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -18,21 +18,24 @@ use crate::{
     top::Top,
 };
 
-/// The shortest time between two looks of `top`. Each costs the relay some milliseconds.
+/// The shortest refresh interval of `top`. Each refresh costs the relay some milliseconds.
 const LEAST_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 struct Target {
-    /// The relay's HTTP port: http://host:port, https://host:port or host:port. The variable is that of the relay itself; of several
-    /// addresses the first is taken, and this machine for one that stands for all of its addresses
+    /// URL of the relay's HTTP port: http://host:port, https://host:port or host:port. The environment variable is the
+    /// relay's own: of several addresses the first is used, and an address that stands for all of the machine's
+    /// addresses means this machine
     #[arg(long, env = "ETCD_RELAY_LISTEN_HTTP", value_name = "URL", default_value = "http://127.0.0.1:9001")]
     endpoint: RelayUrl,
 
-    /// File with the certificate authorities for a relay at https://, in PEM form. Default: those that this machine trusts
+    /// File with the certificate authorities for a relay with https://, in PEM form. Default: those that this machine
+    /// trusts
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
 
-    /// File with a certificate for a relay that asks for one (--trusted-ca-file), followed by any intermediate certificates
+    /// File with a client certificate, for a relay that requires one (--trusted-ca-file), followed by any intermediate
+    /// certificates
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
@@ -45,43 +48,45 @@ struct Target {
     insecure_skip_tls_verify: bool,
 }
 
-/// A relay's state in a terminal: etcd's member, feeds, connections with what they watch and how far they are behind, deliveries and CPU.
+/// Shows a relay's state in a terminal: etcd's members, feeds, connections, what they watch and how far they are
+/// behind.
 ///
-/// It reads /debug/state, which by default is open to this machine and to each --trusted-net. Where standard output is no terminal, it
-/// writes one picture in plain text and ends. Keys: `?` shows them.
+/// It also shows deliveries and CPU time. `top` reads /debug/state, which by default is open to this machine and to
+/// each --trusted-net. If standard output is not a terminal, it prints the state once as plain text and ends. Press `?`
+/// for the keys.
 #[derive(Debug, Args)]
 pub(super) struct TopCommand {
     #[command(flatten)]
     target: Target,
 
-    /// Time between two looks, at least 250ms. Lists of more than 500 rows are read over several looks
+    /// Refresh interval, at least 250ms. Lists of more than 500 rows are read over several refreshes
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(1)))]
     interval: PositiveTime,
 
-    /// Longest wait for an answer
+    /// Longest wait for an answer from the relay
     #[arg(long, value_name = "TIME", default_value_t = PositiveTime(Duration::from_secs(5)))]
     timeout: PositiveTime,
 
-    /// Only rows that have this text: address, user, agent or keys
+    /// Show only rows that contain this text in the address, user, agent or keys
     #[arg(long, value_name = "TEXT", default_value = "")]
     find: String,
 
-    /// Write one picture in plain text, with all rows, and end
+    /// Print the state once as plain text, with all rows, and end
     #[arg(long)]
     once: bool,
 }
 
-/// Whether a relay is ready: exits with code 0 and `ready`, or with code 1 and a line that says what is not.
+/// Checks whether a relay is ready: prints `ready` and exits with 0, or prints the reason and exits with 1.
 #[derive(Debug, Args)]
 pub(super) struct HealthCommand {
     #[command(flatten)]
     target: Target,
 
-    /// Ask whether the process answers, as /live does, for a liveness probe
+    /// Check whether the process answers, like /live, for a liveness probe
     #[arg(long, conflicts_with = "ready")]
     live: bool,
 
-    /// Ask whether every configured feed serves and etcd was reached, as /ready does. This is what is asked without --live
+    /// Check whether every configured feed serves and etcd was reached, like /ready. This is the default
     #[arg(long)]
     ready: bool,
 
@@ -96,7 +101,7 @@ impl Target {
         if !self.endpoint.is_secure() {
             if is_told {
                 return Err(Exit::Usage(format!(
-                    "--cacert, --cert, --key and --insecure-skip-tls-verify are for https://, and --endpoint is {}",
+                    "--cacert, --cert, --key and --insecure-skip-tls-verify need an https:// URL, but --endpoint is {}",
                     self.endpoint
                 )));
             }
@@ -118,7 +123,11 @@ impl TopCommand {
     pub(super) fn task(self) -> Result<Task, Exit> {
         let every = self.interval.0;
         if every < LEAST_INTERVAL {
-            return Err(Exit::Usage(format!("--interval {} is shorter than {}", self.interval, Time(LEAST_INTERVAL))));
+            return Err(Exit::Usage(format!(
+                "--interval {} is too short; the shortest is {}",
+                self.interval,
+                Time(LEAST_INTERVAL)
+            )));
         }
         let fetcher = self.target.fetcher(self.timeout.0)?;
         Ok(Task::Top(Box::new(Top { fetcher, every, once: self.once, find: self.find })))

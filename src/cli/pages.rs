@@ -1,7 +1,7 @@
-//! `etcd-relay version`, `completions` and `man`: what the program says about itself.
+//! `etcd-relay version`, `completions` and `man`: the texts about the program itself.
 //!
-//! Not here: the flags that they show, which are those of all commands. Called for `main` and for packages. Always holds: what is written comes from the
-//! same definitions as `--help`.
+//! Called for `main`, and by the scripts that build packages. Always holds: the texts come from the same definitions as
+//! `--help`.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -12,36 +12,37 @@ use thiserror::Error;
 
 use super::{Cli, Exit, Task};
 
-/// Of what the program was built.
+/// What the program was built from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Build {
-    /// The commit, if it was built in a checkout, or was told.
+    /// The commit, if it was built in a checkout or the build set it.
     pub commit: Option<&'static str>,
 }
 
-/// A commit that git noted last, and that is in the program from when it was compiled.
+/// The commit that git recorded last. It is read at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
     hash: [u8; Self::LONGEST],
     len: usize,
 }
 
-/// Write a script that completes commands and flags in a shell.
+/// Prints a shell script that completes commands and flags.
 #[derive(Debug, Args)]
 pub(super) struct CompletionsCommand {
-    /// Shell to complete for
+    /// Shell to generate the script for
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// Write a manual page, or all of them.
+/// Prints one manual page, or writes all of them to a directory.
 #[derive(Debug, Args)]
 pub(super) struct ManCommand {
-    /// Command whose page to write to standard output, such as serve or bench watch. Default: that of etcd-relay itself, which names the others
+    /// Command whose page to print, such as serve or bench watch. Default: the page of etcd-relay itself, which lists
+    /// the others
     #[arg(value_name = "COMMAND", conflicts_with = "dir")]
     command: Vec<String>,
 
-    /// Directory in which to write the pages of all commands, such as /usr/share/man/man1; it must exist
+    /// Directory to write the pages of all commands to, such as /usr/share/man/man1; it must exist
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -52,7 +53,7 @@ pub struct ManualPages {
     dir: PathBuf,
 }
 
-/// Why manual pages cannot be written.
+/// Why the manual pages cannot be written.
 #[derive(Debug, Error)]
 #[error("cannot write manual pages to {}", dir.display())]
 pub struct ManualError {
@@ -74,10 +75,10 @@ impl Build {
 }
 
 impl Commit {
-    /// Of SHA-256; those of SHA-1 have 40.
+    /// The length of a SHA-256 hash. A SHA-1 hash has 40 digits.
     const LONGEST: usize = 64;
 
-    /// The commit that the last line of a reflog leads to (`OLD NEW WHO WHEN WHY`), if it has one.
+    /// The new commit in the last line of a reflog (`OLD NEW WHO WHEN WHY`), if there is one.
     #[must_use]
     pub const fn last_of(log: &[u8]) -> Self {
         let mut commit = Self { hash: [0; Self::LONGEST], len: 0 };
@@ -100,7 +101,7 @@ impl Commit {
         commit
     }
 
-    /// Its hash; `None` where no commit is known.
+    /// The hash; `None` if no commit is known.
     #[must_use]
     pub fn hash(&'static self) -> Option<&'static str> {
         std::str::from_utf8(&self.hash[..self.len]).ok().filter(|hash| !hash.is_empty())
@@ -126,19 +127,21 @@ impl ManCommand {
         command.build();
         for name in &self.command {
             let found = command.find_subcommand(name).cloned();
-            command = found.ok_or_else(|| Exit::Usage(format!("there is no command `{}`", self.command.join(" "))))?;
+            command = found.ok_or_else(|| {
+                Exit::Usage(format!("`{}` is not a command; `etcd-relay --help` lists them", self.command.join(" ")))
+            })?;
         }
         let mut page = Vec::new();
-        Man::new(command).render(&mut page).map_err(|error| Exit::Usage(format!("there is no page: {error}")))?;
+        Man::new(command).render(&mut page).map_err(|error| Exit::Usage(format!("cannot make the page: {error}")))?;
         Err(Exit::Text(page))
     }
 }
 
 impl ManualPages {
-    /// Writes them: `etcd-relay.1`, `etcd-relay-serve.1` and so on.
+    /// Writes the pages: `etcd-relay.1`, `etcd-relay-serve.1` and so on.
     ///
     /// # Errors
-    /// Where the directory does not take them.
+    /// Fails if a file cannot be written to the directory.
     pub fn write(&self) -> Result<(), ManualError> {
         clap_mangen::generate_to(commands().disable_help_subcommand(true), &self.dir)
             .map_err(|cause| ManualError { dir: self.dir.clone(), cause })

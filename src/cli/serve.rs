@@ -1,4 +1,4 @@
-//! `etcd-relay serve`: a relay over an etcd cluster, by its v3 API or by its v2 API.
+//! `etcd-relay serve`: runs a relay over an etcd cluster, through its v3 API or its v2 API.
 
 use std::{ffi::OsStr, num::NonZeroUsize, path::PathBuf};
 
@@ -46,8 +46,8 @@ pub(super) struct Serve {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Upstream")]
 struct UpstreamFlags {
-    /// Client URLs of the etcd cluster's members, or of another relay; repeated or separated by commas. The first that
-    /// answers is used until it fails
+    /// Client URLs of the etcd cluster's members, or of another relay. Repeatable, or separated by commas. The first
+    /// one that answers is used until it fails
     #[arg(
         long,
         visible_alias = "endpoints",
@@ -62,7 +62,7 @@ struct UpstreamFlags {
     #[command(flatten)]
     discovery: DiscoveryFlags,
 
-    /// In place of --etcd: client URLs of the members of a cluster that keeps its keys in etcd's v2 store (etcd 2.3 to 3.5).
+    /// Client URLs of the members of a cluster whose keys are in etcd's v2 store (etcd 2.3 to 3.5), in place of --etcd.
     /// Keys can be watched and read, but not written
     #[arg(
         long,
@@ -73,13 +73,13 @@ struct UpstreamFlags {
     )]
     etcd_v2: Vec<Endpoint>,
 
-    /// How long a wait on --etcd-v2 stays open before it is asked again. A shorter time finds events that a member failed to
-    /// report sooner, and costs the cluster more requests for each feed. Default: 20s
+    /// How long a v2 wait at --etcd-v2 stays open before it is sent again. A shorter time finds events sooner that a
+    /// member failed to report, but costs the cluster more requests for each feed. Default: 20s
     #[arg(long, env = "ETCD_RELAY_ETCD_V2_HOLD", value_name = "TIME")]
     etcd_v2_hold: Option<PositiveTime>,
 
-    /// etcd user as whom the relay reads what it keeps in memory, if etcd's authentication is on. Forwarded calls
-    /// carry their client's own identity
+    /// etcd user for the relay's own reads, needed if etcd's authentication is on. Forwarded calls carry the identity
+    /// of their client instead
     #[arg(long, env = "ETCD_RELAY_UPSTREAM_USER", value_name = "NAME", requires = "upstream_password_file")]
     upstream_user: Option<String>,
 
@@ -87,8 +87,8 @@ struct UpstreamFlags {
     #[arg(long, env = "ETCD_RELAY_UPSTREAM_PASSWORD_FILE", value_name = "FILE", requires = "upstream_user")]
     upstream_password_file: Option<PathBuf>,
 
-    /// Longest wait for a connection to one member; then the next is tried. A shorter time moves on sooner, but gives up on
-    /// members that are far away or busy
+    /// Longest wait for a connection to one member before the next member is tried. A shorter time moves on sooner, but
+    /// gives up on distant or busy members
     #[arg(
         long,
         env = "ETCD_RELAY_CONNECT_TIMEOUT",
@@ -97,8 +97,8 @@ struct UpstreamFlags {
     )]
     connect_timeout: PositiveTime,
 
-    /// Longest wait for one answer to the relay's own requests; then another member is asked. Forwarded calls have only their
-    /// client's deadline
+    /// Timeout of the relay's own requests, after which another member is asked. Forwarded calls have only their
+    /// client's timeout
     #[arg(
         long,
         env = "ETCD_RELAY_REQUEST_TIMEOUT",
@@ -107,8 +107,8 @@ struct UpstreamFlags {
     )]
     request_timeout: PositiveTime,
 
-    /// Largest number of forwarded calls that one client address may have under way, including calls that wait for a lock or keep a
-    /// lease alive; one more is refused. Each costs about ten KiB here, and a stream at etcd
+    /// Largest number of open forwarded calls of one client address, including calls that wait for a lock or keep a
+    /// lease alive. A further call is refused. Each costs about 10 KiB in the relay and a stream at etcd
     #[arg(
         long,
         env = "ETCD_RELAY_MAX_FORWARDED_PER_CLIENT",
@@ -117,13 +117,13 @@ struct UpstreamFlags {
     )]
     max_forwarded_per_client: NonZeroUsize,
 
-    /// How long a forwarded call waits, within its own timeout, for a member that can be reached, as it does in etcd's own clients. 0s
-    /// refuses it at once. With a longer time calls survive a longer restart of etcd, and more of them wait meanwhile
+    /// How long a forwarded call waits for a reachable member, within its own timeout, as in etcd's own clients. 0s
+    /// refuses it at once. With a longer time calls survive a longer restart of etcd, but more of them wait meanwhile
     #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
     forward_wait: Time,
 
-    /// How often to ask the cluster for its members, whose advertised client URLs then take the place of --etcd; 0s never does. For clusters whose
-    /// members change while the relay runs
+    /// How often to ask the cluster for its members; their advertised client URLs then replace --etcd. For clusters
+    /// whose members change while the relay runs. 0s never asks
     #[arg(
         long,
         env = "ETCD_RELAY_ENDPOINTS_AUTO_SYNC_INTERVAL",
@@ -140,8 +140,9 @@ struct UpstreamFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Feeds")]
 struct FeedFlags {
-    /// Key prefix to keep in memory and follow from the start; repeatable, or separated by commas. A comma that belongs to a prefix is written
-    /// "\,". "" is the whole key space. Each costs etcd one watch, and the relay a copy of its keys. Default: none
+    /// Key prefix to keep in memory from the start. Repeatable, or separated by commas. Write "\," for a comma within a
+    /// prefix. "" is the whole key space. Each prefix costs etcd one watch, and the relay a copy of its keys. Default:
+    /// none
     #[arg(long, env = "ETCD_RELAY_PREFIX", value_name = "PREFIX", value_delimiter = '\n')]
     prefix: Vec<Prefixes>,
 
@@ -149,35 +150,36 @@ struct FeedFlags {
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND", value_name = "WHAT", value_enum, default_value_t)]
     on_demand: OnDemandFlag,
 
-    /// How long a feed on demand stays after its last watch. A longer time saves etcd a snapshot when watches come back, and keeps
-    /// the feed's keys in memory for longer. Default: 5m
+    /// How long a feed on demand is kept after its last watch ended. A longer time saves etcd a snapshot when watches
+    /// come back, but keeps the feed's keys in memory for longer. Default: 5m
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_IDLE", value_name = "TIME")]
     on_demand_idle: Option<Time>,
 
-    /// Largest number of feeds on demand; a watch that would open one more is refused. The last eighth is kept for client addresses that have
-    /// few of them. Default: 1024
+    /// Largest number of feeds on demand. A watch that would open another one is refused. The last eighth is reserved
+    /// for client addresses that have few of them. Default: 1024
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_MAX", value_name = "NUMBER")]
     on_demand_max: Option<NonZeroUsize>,
 
-    /// What feeds on demand may hold in memory together; keys that several of them have are counted once. Feeds that nobody uses end before
-    /// a watch is refused. The last eighth is kept for client addresses that hold little. Default: 1GiB
+    /// Memory for all feeds on demand together; a key that several of them hold counts once. At the limit, unused feeds
+    /// end first, then watches are refused. The last eighth is reserved for client addresses that hold little. Default:
+    /// 1GiB
     #[arg(long, env = "ETCD_RELAY_ON_DEMAND_BYTES", value_name = "BYTES")]
     on_demand_bytes: Option<ByteCount>,
 
-    /// How long after an audit of all feeds the next begins. It compares each key that is kept in memory with etcd's, at no more than 1,000 keys
-    /// and 1 MiB a second; a feed that differs is read anew, and its watches are told. Less finds a fault sooner, and reads all keys from etcd as
-    /// much oftener. 0s audits those feeds alone whose watch resumed without proof that etcd still has the same past.
-    /// Of no effect with --etcd-v2
+    /// Pause between two audits of all feeds. An audit compares each key in memory with etcd's, at up to 1,000 keys and
+    /// 1 MiB per second. A feed that differs is read again, and its watches are cancelled. A shorter pause finds a
+    /// fault sooner, but reads all keys from etcd more often. 0s audits only feeds whose watch resumed without proof
+    /// that etcd still has the same history. It has no effect with --etcd-v2
     #[arg(long, env = "ETCD_RELAY_AUDIT_INTERVAL", value_name = "TIME", default_value_t = Time(Audit::INTERVAL))]
     audit_interval: Time,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum OnDemandFlag {
-    /// It opens a feed
+    /// Open a feed for its range
     #[default]
     Allow,
-    /// It is refused
+    /// Refuse the watch
     Deny,
 }
 
@@ -276,7 +278,7 @@ impl FeedFlags {
             }
             OnDemandFlag::Deny if prefixes.is_empty() => {
                 return Err(Exit::Usage(
-                    "--on-demand deny without any --prefix would refuse every watch; give a --prefix".to_owned(),
+                    "--on-demand deny without any --prefix would refuse every watch; add a --prefix".to_owned(),
                 ));
             }
             OnDemandFlag::Deny => OnDemand::Deny,
@@ -285,17 +287,17 @@ impl FeedFlags {
     }
 }
 
-/// What to say where all keys are kept since a variable is set and empty, which is easily done by mistake.
+/// A warning if all keys are kept in memory because a variable is set but empty, which is an easy mistake.
 fn about_empty(variable: Option<&OsStr>, prefixes: &[String]) -> Option<String> {
     let is_empty = variable.is_some_and(OsStr::is_empty) && prefixes.iter().any(String::is_empty);
     is_empty.then(|| {
-        "ETCD_RELAY_PREFIX is set and empty, which is the prefix of all keys: the relay keeps every key of the cluster in memory. If that is not \
-         meant, unset it"
+        "ETCD_RELAY_PREFIX is set and empty. An empty prefix stands for all keys, so the relay keeps every key of the \
+         cluster in memory; unset the variable if you did not mean this"
             .to_owned()
     })
 }
 
-/// etcd's v2 store has no prefixes but directories.
+/// Refuses prefixes that are not directories, since etcd's v2 store has only directories.
 fn refuse_unless_directories(prefixes: &[Bytes]) -> Result<(), Exit> {
     match prefixes.iter().find(|prefix| !V2Upstream::is_place(&KeyRange::prefix((*prefix).clone()))) {
         None => Ok(()),
@@ -307,16 +309,15 @@ fn refuse_unless_directories(prefixes: &[Bytes]) -> Result<(), Exit> {
     }
 }
 
-/// Drops prefixes that begin with another: the other's feed has their keys already.
+/// Drops each prefix that begins with another one, whose feed already has its keys.
 fn without_covered(mut prefixes: Vec<String>, warnings: &mut Vec<String>) -> Vec<Bytes> {
     prefixes.sort_unstable();
     let mut kept: Vec<String> = Vec::new();
     for prefix in prefixes {
-        // Sorted, a prefix comes right before what it covers, or before others that it covers too.
+        // In sorted order, a prefix comes directly before the prefixes that it covers.
         match kept.last() {
-            Some(larger) if prefix.starts_with(larger.as_str()) => warnings.push(format!(
-                "--prefix {prefix:?} is within --prefix {larger:?}, whose feed serves both; it is left out"
-            )),
+            Some(larger) if prefix.starts_with(larger.as_str()) => warnings
+                .push(format!("--prefix {prefix:?} is ignored: the feed of --prefix {larger:?} already serves it")),
             _ => kept.push(prefix),
         }
     }
@@ -413,7 +414,12 @@ mod tests {
         assert_eq!(start.warnings.len(), 2, "{:?}", start.warnings);
         let whole = started(&["serve", "--etcd", ETCD, "--prefix", "", "--prefix", "/a"]);
         assert_eq!(whole.config.feeds.prefixes, [""]);
-        assert_eq!(whole.warnings.len(), 1, "who asks for all keys by the flag means it: {:?}", whole.warnings);
+        assert_eq!(
+            whole.warnings.len(),
+            1,
+            "an empty --prefix flag is deliberate and gives no warning: {:?}",
+            whole.warnings
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Flags for TLS, towards clients and towards etcd, and what they make, for `serve` and for `grpc-proxy start`.
+//! TLS flags for clients and for etcd, and the settings made from them, for `serve` and `grpc-proxy start`.
 //!
-//! Always holds: files are read here, so that one that cannot be used ends the start before a port is bound; a flag that would do nothing is
-//! refused, since whoever gives it believes that it protects something.
+//! Always holds: files are read here, so an unusable file ends the start before a port is bound. A flag without effect
+//! is refused, because the user would believe that it protects something.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,14 +10,14 @@ use clap::Args;
 use super::{Exit, listen::ListenUrl};
 use crate::tls::{self, ClientOptions, ServerOptions, Source, Suites, Version};
 
-/// How long a certificate of `--auto-tls` lasts. As etcd's.
+/// How long a certificate of `--auto-tls` is valid, as in etcd.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "TLS for clients")]
 pub(super) struct PortTls {
-    /// File with the certificate that clients see, in PEM form, followed by any intermediate certificates. All TLS files are read again
-    /// when they change
+    /// File with the server certificate in PEM form, followed by any intermediate certificates. All TLS files are read
+    /// again when they change
     #[arg(long, env = "ETCD_RELAY_CERT_FILE", value_name = "FILE", requires = "key_file", conflicts_with = "auto_tls")]
     pub(super) cert_file: Option<PathBuf>,
 
@@ -25,19 +25,20 @@ pub(super) struct PortTls {
     #[arg(long, env = "ETCD_RELAY_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     pub(super) key_file: Option<PathBuf>,
 
-    /// File with the certificate authorities for clients. With it each client at an https:// address needs a certificate of one of them
+    /// File with the certificate authorities for clients. Each client at an https:// address then needs a certificate
+    /// from one of them
     #[arg(long, env = "ETCD_RELAY_TRUSTED_CA_FILE", value_name = "FILE")]
     pub(super) trusted_ca_file: Option<PathBuf>,
 
-    /// Requires client certificates explicitly, as in etcd; --trusted-ca-file, which it needs, already requires them
+    /// Require client certificates, as in etcd. It needs --trusted-ca-file, which already requires them
     #[arg(long, env = "ETCD_RELAY_CLIENT_CERT_AUTH", requires = "trusted_ca_file")]
     pub(super) client_cert_auth: bool,
 
-    /// File with revoked certificates of clients: lists in PEM form, or one in DER. Open connections stay
+    /// File with revoked client certificates: lists in PEM form, or one list in DER form. Open connections are kept
     #[arg(long, env = "ETCD_RELAY_CLIENT_CRL_FILE", value_name = "FILE", requires = "trusted_ca_file")]
     pub(super) client_crl_file: Option<PathBuf>,
 
-    /// Host names, one of which a client's certificate must have; repeatable, or separated by commas. Default: any
+    /// Host names of which a client certificate must have one. Repeatable, or separated by commas. Default: any
     #[arg(
         long,
         env = "ETCD_RELAY_CLIENT_CERT_ALLOWED_HOSTNAME",
@@ -47,8 +48,8 @@ pub(super) struct PortTls {
     )]
     pub(super) client_cert_allowed_hostname: Vec<String>,
 
-    /// Cipher suites of TLS 1.2, in the order in which they are preferred; repeatable, or separated by commas. Those of TLS 1.3 are always
-    /// on. Default: all that are supported
+    /// Cipher suites of TLS 1.2, in order of preference. Repeatable, or separated by commas. Those of TLS 1.3 are
+    /// always on. Default: all supported suites
     #[arg(long, env = "ETCD_RELAY_CIPHER_SUITES", value_name = "SUITE", value_delimiter = ',')]
     pub(super) cipher_suites: Vec<String>,
 
@@ -60,28 +61,28 @@ pub(super) struct PortTls {
     #[arg(long, env = "ETCD_RELAY_TLS_MAX_VERSION", value_name = "VERSION")]
     pub(super) tls_max_version: Option<Version>,
 
-    /// Serve TLS with a self-signed certificate that is made at the start and not stored. It protects against eavesdroppers, but clients
-    /// cannot verify who answers
+    /// Serve TLS with a self-signed certificate, generated at each start and not stored. It protects against
+    /// eavesdropping, but clients cannot verify the server
     #[arg(long, env = "ETCD_RELAY_AUTO_TLS")]
     pub(super) auto_tls: bool,
 
-    /// Years that it lasts.
+    /// Validity of the certificate of `--auto-tls`, in years.
     #[arg(skip)]
     pub(super) years: Option<u32>,
 }
 
 impl PortTls {
-    /// Whether there is to be a certificate.
+    /// Whether there is a certificate, from a file or generated.
     pub(super) fn is_given(&self) -> bool {
         self.cert_file.is_some() || self.key_file.is_some() || self.auto_tls
     }
 
-    /// Whether it is to be made at the start.
+    /// Whether the certificate is generated at the start.
     pub(super) fn is_auto(&self) -> bool {
         self.auto_tls
     }
 
-    /// What TLS is served with at those of `urls` that want it.
+    /// The TLS settings for those of `urls` that use https://; `None` if there are none.
     pub(super) fn server(&self, urls: &[ListenUrl]) -> Result<Option<tls::Server>, Exit> {
         let usage = |text: &str| Exit::Usage(text.to_owned());
         let is_secure = urls.iter().any(|url| url.0.secure);
@@ -94,7 +95,8 @@ impl PortTls {
         if !is_secure {
             return if is_told {
                 Err(usage(
-                    "flags for TLS are given (--cert-file, --auto-tls or others), but no address to listen at begins with https://",
+                    "flags for TLS are given (--cert-file, --auto-tls or others), but no listen address begins with \
+                     https://",
                 ))
             } else {
                 Ok(None)
@@ -107,7 +109,7 @@ impl PortTls {
                 Source::SelfSigned { hosts: hosts(urls), validity: YEAR * years }
             }
             (None, None) => return Err(usage("https:// needs --cert-file and --key-file, or --auto-tls")),
-            _ => return Err(usage("--cert-file and --key-file belong together; give both or none")),
+            _ => return Err(usage("--cert-file and --key-file belong together; give both or neither")),
         };
         let suites = self.suites()?;
         let options = ServerOptions {
@@ -118,7 +120,10 @@ impl PortTls {
             suites,
         };
         if options.trusted_ca.is_none() && options.crl.is_some() {
-            return Err(usage("--client-crl-file needs --trusted-ca-file: without it no client has a certificate"));
+            return Err(usage(
+                "--client-crl-file needs --trusted-ca-file: without it, clients are not asked for \
+                certificates",
+            ));
         }
         let flags = "--cert-file, --key-file, --trusted-ca-file, --client-crl-file";
         tls::Server::load(options).map(Some).map_err(|error| Exit::Usage(format!("{flags}: {error}")))
@@ -138,7 +143,7 @@ impl PortTls {
     }
 }
 
-/// What a certificate of one's own making is for.
+/// The host names and addresses for which a generated certificate is valid.
 fn hosts(urls: &[ListenUrl]) -> Vec<String> {
     let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     hosts.extend(rustix::system::uname().nodename().to_str().ok().filter(|name| !name.is_empty()).map(str::to_owned));
@@ -151,12 +156,13 @@ fn hosts(urls: &[ListenUrl]) -> Vec<String> {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "TLS to etcd")]
 pub(super) struct UpstreamTls {
-    /// File with the certificate authorities for members with https://, in PEM form. Default: those that this machine trusts
+    /// File with the certificate authorities for members with https://, in PEM form. Default: those that this machine
+    /// trusts
     #[arg(long, env = "ETCD_RELAY_CACERT", value_name = "FILE")]
     pub(super) cacert: Option<PathBuf>,
 
-    /// File with the relay's own certificate, for members that ask for one, followed by any intermediate certificates. Forwarded calls
-    /// never act as the user that it names
+    /// File with the relay's client certificate in PEM form, for members that require one, followed by any intermediate
+    /// certificates. Forwarded calls never act as the user named in it
     #[arg(long, env = "ETCD_RELAY_CERT", value_name = "FILE", requires = "key")]
     pub(super) cert: Option<PathBuf>,
 
@@ -164,7 +170,7 @@ pub(super) struct UpstreamTls {
     #[arg(long, env = "ETCD_RELAY_KEY", value_name = "FILE", requires = "cert")]
     pub(super) key: Option<PathBuf>,
 
-    /// Accept any certificate from a member. Whoever is between the relay and etcd can then read and change everything
+    /// Accept any certificate from a member. Anyone between the relay and etcd can then read and change everything
     #[arg(long, env = "ETCD_RELAY_INSECURE_SKIP_TLS_VERIFY")]
     pub(super) insecure_skip_tls_verify: bool,
 }
@@ -175,7 +181,8 @@ impl UpstreamTls {
         self.cacert.is_some() || self.cert.is_some() || self.key.is_some() || self.insecure_skip_tls_verify
     }
 
-    /// How to reach what the flag `named` names, where that is over TLS. Certificates must have the name `server_name`, where it is given.
+    /// The TLS client settings for the URLs of the flag `named`; `None` if none uses https://. Certificates must be
+    /// valid for `server_name`, if it is given.
     pub(super) fn client(
         self,
         is_secure: bool,
@@ -186,7 +193,7 @@ impl UpstreamTls {
         if !is_secure {
             if self.is_given() {
                 return Err(Exit::Usage(format!(
-                    "--cacert, --cert, --key and --insecure-skip-tls-verify are for https://, and no URL of {named} begins with it"
+                    "--cacert, --cert, --key and --insecure-skip-tls-verify need an https:// URL, but {named} has none"
                 )));
             }
             return Ok(None);
@@ -194,11 +201,11 @@ impl UpstreamTls {
         let pair = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => return Err(Exit::Usage("--cert and --key belong together; give both or none".to_owned())),
+            _ => return Err(Exit::Usage("--cert and --key belong together; give both or neither".to_owned())),
         };
         if self.insecure_skip_tls_verify {
             warnings.push(
-                "--insecure-skip-tls-verify: whoever is between the relay and etcd can read and change everything"
+                "--insecure-skip-tls-verify: anyone between the relay and etcd can read and change everything"
                     .to_owned(),
             );
         }
@@ -208,8 +215,8 @@ impl UpstreamTls {
             tls::Client::load(options).map_err(|error| Exit::Usage(format!("--cacert, --cert, --key: {error}")))?;
         if let Some(name) = client.common_name() {
             warnings.push(format!(
-                "--cert names `{name}`: if etcd's authentication is on, the relay reads its feeds as that user, unless --upstream-user \
-                 names another; clients' calls never act as that user"
+                "the common name of --cert is `{name}`. If etcd's authentication is on, the relay reads its feeds as \
+                 that user, unless --upstream-user sets another. Calls of clients never act as that user"
             ));
         }
         Ok(Some(client))

@@ -1,6 +1,6 @@
-//! The flags of etcd's v2 API over the keys of v3.
+//! Flags for etcd's v2 API over v3 keys.
 //!
-//! Not here: the v2 store as upstream (`serve`). Always holds: without an address there is no facade.
+//! An etcd v2 store as upstream is `serve`'s `--etcd-v2`. Always holds: without an address, the v2 API is not served.
 
 use clap::Args;
 
@@ -10,13 +10,13 @@ use crate::{relay::V2Facade, source::Endpoint, tls};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "etcd's v2 API")]
 pub(super) struct V2Flags {
-    /// Where to serve etcd's v2 API over the keys of v3 that begin with /, such as 127.0.0.1:4001, or https://…; port 0 takes a free one.
-    /// It costs a feed over all these keys. Default: none
+    /// Address at which to serve etcd's v2 API over the v3 keys that begin with /. Same form as --listen-grpc, such as
+    /// 127.0.0.1:4001. It costs one feed over all these keys. Default: none
     #[arg(long, env = "ETCD_RELAY_LISTEN_V2", value_name = "URL", value_delimiter = ',')]
     pub(super) listen_v2: Vec<ListenUrl>,
 
-    /// URL at which clients reach --listen-v2; they learn it at their first sync. Repeated or separated by commas. Default:
-    /// the address that it listens at
+    /// URL at which clients reach --listen-v2, which they learn at their first sync. Repeatable, or separated by
+    /// commas. Default: the address of --listen-v2
     #[arg(long, env = "ETCD_RELAY_ADVERTISE_V2_URL", value_name = "URL", value_delimiter = ',')]
     advertise_v2_url: Vec<Endpoint>,
 }

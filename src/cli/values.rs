@@ -1,10 +1,10 @@
-//! Values of flags that clap has no parser for.
+//! Types for flag values that clap cannot parse itself.
 
 use std::{fmt, net::IpAddr, num::NonZeroUsize, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 
-/// Units of bytes: those of etcd's and Kubernetes' flags. The two kinds differ on purpose.
+/// Units of bytes, as in the flags of etcd and Kubernetes. MiB and MB differ on purpose.
 const UNITS: [(&str, u64); 8] = [
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),
@@ -16,7 +16,7 @@ const UNITS: [(&str, u64); 8] = [
     ("B", 1),
 ];
 
-/// A number of bytes, such as `67108864`, `64MiB` or `64MB`; not zero.
+/// A number of bytes above zero, such as `67108864`, `64MiB` or `64MB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ByteCount(pub(super) NonZeroUsize);
 
@@ -24,19 +24,19 @@ impl FromStr for ByteCount {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let problem = || format!("`{text}` is not a number of bytes; write it like 67108864, 64MiB or 64MB");
+        let problem = || format!("invalid number of bytes `{text}`; write it like 67108864, 64MiB or 64MB");
         let (number, unit) = UNITS
             .iter()
             .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|number| (number.trim_end(), *unit)))
             .unwrap_or((text, 1));
         let number: u64 = number.parse().map_err(|_| problem())?;
         let bytes = number.checked_mul(unit).and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(problem)?;
-        NonZeroUsize::new(bytes).map(Self).ok_or_else(|| "zero would leave no room for anything".to_owned())
+        NonZeroUsize::new(bytes).map(Self).ok_or_else(|| "the number of bytes must be more than zero".to_owned())
     }
 }
 
 impl fmt::Display for ByteCount {
-    /// In the largest unit of 1024 that fits.
+    /// Uses the largest binary unit that divides the number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.0.get() as u64;
         match UNITS[..3].iter().rev().find(|(_, unit)| bytes.is_multiple_of(*unit)) {
@@ -46,7 +46,7 @@ impl fmt::Display for ByteCount {
     }
 }
 
-/// Key prefixes, separated by commas; `\,` is a comma that belongs to one. An empty text is the prefix of all keys.
+/// Key prefixes, separated by commas. `\,` is a comma within a prefix. An empty text is the prefix of all keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefixes(pub(super) Vec<String>);
 
@@ -71,7 +71,8 @@ impl FromStr for Prefixes {
         }
         if prefixes.len() > 1 && prefixes.iter().any(String::is_empty) {
             return Err(format!(
-                "`{text}` has a comma with no prefix before or behind it; an empty prefix, which is the whole key space, must be given alone"
+                "`{text}` has a comma with no prefix before or after it; the empty prefix, which stands for the whole \
+                 key space, must be given alone"
             ));
         }
         Ok(Self(prefixes))
@@ -83,13 +84,16 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
     text.parse().map_err(|_| match text.parse::<IpAddr>() {
         Ok(addr) => {
             let (net, one) = if addr.is_ipv4() { (8, 32) } else { (64, 128) };
-            format!("`{text}` has no mask; write {text}/{net} for a network, or {text}/{one} for this address alone")
+            format!(
+                "the mask is missing in `{text}`; write {text}/{net} for a network, or {text}/{one} for this \
+                address alone"
+            )
         }
         Err(_) => format!("`{text}` is not a network; write it like 10.0.0.0/8"),
     })
 }
 
-/// A length of time, such as `10s`, `5m` or `1h 30m`; zero means "not at all".
+/// A duration such as `10s`, `5m` or `1h 30m`. Zero means "never" or "not at all".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Time(pub(super) Duration);
 
@@ -97,9 +101,12 @@ impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text)
-            .map(Self)
-            .map_err(|error| format!("`{text}` is not a length of time ({error}); write it like 10s, 5m or 500ms"))
+        humantime::parse_duration(text).map(Self).map_err(|error| {
+            format!(
+                "invalid duration `{text}` ({error}); write it with a unit, like 10s, 5m or \
+                500ms"
+            )
+        })
     }
 }
 
@@ -109,7 +116,7 @@ impl fmt::Display for Time {
     }
 }
 
-/// A length of time that is not zero.
+/// A duration above zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PositiveTime(pub(super) Duration);
 
@@ -118,7 +125,7 @@ impl FromStr for PositiveTime {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse()? {
-            Time(Duration::ZERO) => Err("zero makes no sense here".to_owned()),
+            Time(Duration::ZERO) => Err("the duration must be more than zero".to_owned()),
             Time(time) => Ok(Self(time)),
         }
     }
@@ -130,7 +137,7 @@ impl fmt::Display for PositiveTime {
     }
 }
 
-/// A length of time, or `none`.
+/// A duration, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimeOrNone(pub(super) Option<Duration>);
 
@@ -154,9 +161,9 @@ impl fmt::Display for TimeOrNone {
     }
 }
 
-/// A length of time as Go writes it: `2h0m0s`, `1.5h`, `300ms`, `0`.
+/// Parses a duration in Go's syntax: `2h0m0s`, `1.5h`, `300ms`, `0`.
 pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
-    let problem = || format!("`{text}` is not a length of time; write it like 20s, 2h0m0s or 1.5h");
+    let problem = || format!("invalid duration `{text}`; write it like 20s, 2h0m0s or 1.5h");
     if text == "0" {
         return Ok(Duration::ZERO);
     }

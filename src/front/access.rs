@@ -1,21 +1,21 @@
-//! [`Access`]: whether a client may read what the relay has in memory. etcd decides, client by client and range by range; the
-//! relay asks it with that client's own token and nobody else's.
+//! [`Access`]: whether a client may read what the relay has in memory. etcd decides for each client and range: the
+//! relay asks it with that client's own token, never with another one.
 //!
-//! Not here: how etcd is asked (`ask`) and what is remembered (`memo`); what happens to a client that may not, see
-//! `front::grpc`. Calls that are forwarded carry their client's token, so etcd decides about those without our help.
+//! Not here: how etcd is asked (`ask`), what is remembered (`memo`), and what happens to a client that is denied
+//! (`front::grpc`). Forwarded calls carry their client's token, so etcd checks those itself.
 //!
-//! The question is a `Range` over the very bytes that the client gave, at a revision that no store will reach: etcd checks
-//! permission before it looks at the revision, so the answer costs it no read. etcd tells its auth revision to root alone, which
-//! a relay should not be; so what is known is asked again every [`INTERVAL`], which is how long a change made elsewhere may take
-//! to show. A change made through this relay shows at once.
+//! The question is a `Range` with exactly the client's bytes, at a revision that no store will reach. etcd checks
+//! permission before it looks at the revision, so the answer costs it no read. etcd reveals its auth revision only to
+//! root, which a relay should not be. So answers are asked again after [`INTERVAL`], which is how long a change made
+//! elsewhere may take to show. A change made through this relay shows at once.
 //!
-//! Who may read a range may read each part of it, so the ranges of a stream are asked about together, and apart only where etcd says
-//! no to all of them, or cannot answer for them. Whoever asks what another asks gets the same answer (`memo`), and no client can make
-//! another's questions wait (`turns`).
+//! A client that may read a range may read each part of it. So the ranges of a stream are checked together, and
+//! separately only if etcd denies all of them or cannot answer for them. Clients with the same question share the
+//! answer (`memo`), and no client can delay the questions of another (`turns`).
 //!
-//! Always holds: unknown means no; while authentication is off the cost is one atomic load; a grant is believed for
-//! [`INTERVAL`] from the moment the question was put, and never across a change that the relay saw; a denial is never believed by
-//! a read or a create that came after it.
+//! Always holds: unknown means no. While authentication is off, a check costs one atomic load. A grant is valid for
+//! [`INTERVAL`] from the time of the question, and never across a change that the relay saw. A denial never applies to
+//! a read or create that came after it.
 
 mod ask;
 mod changes;
@@ -62,36 +62,38 @@ use crate::{
     types::KeyRange,
 };
 
-/// How long an answer of etcd is believed, and between two looks at whether authentication is on. Longer costs etcd fewer
-/// questions, but a client whose permission was taken away, or one without a name after authentication was enabled, sees for longer
-/// what it saw before.
+/// How long an answer of etcd is valid, and the time between two checks of whether authentication is on. A longer time
+/// costs etcd fewer questions. But a client whose permission was revoked, or an anonymous client after authentication
+/// was enabled, sees data for longer.
 pub const INTERVAL: Duration = Duration::from_secs(5);
-/// How long a live watch goes on without etcd's word that its client may read it, while etcd's events come: nothing is sent later than
-/// this after a permission was taken away. Longer than [`INTERVAL`] and an answer take together.
+/// How long a live watch continues without etcd's confirmation while etcd's events come. Nothing is sent later than
+/// this after a permission was revoked. It is longer than [`INTERVAL`] plus the time for an answer.
 pub const LIMIT: Duration = Duration::from_secs(9);
-/// Between failures to learn whether authentication is on, doubled up to the interval.
+/// First pause after a failure to learn whether authentication is on. It doubles up to the interval.
 const RETRY: Duration = Duration::from_millis(200);
-/// Longest wait for one answer, where the relay's requests may not wait for less: several have to fit into [`LIMIT`].
+/// Longest wait for one answer, unless the relay's request timeout is shorter. Several attempts have to fit into
+/// [`LIMIT`].
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a range of several watches that etcd denied is not asked about again as a whole: its parts are.
+/// For this long after etcd denied a range that covers several watches, the parts are checked instead.
 const SPLIT: Duration = Duration::from_secs(60);
-/// Most ranges, and bytes of them, that are looked at together: bounds the time that it takes to put them in order.
+/// Most ranges, and most bytes of them, that are checked together. This bounds the time to sort them.
 const TOGETHER: (usize, usize) = (1024, 1 << 20);
-/// Ranges of more bytes take long to read, so others get their turn first.
+/// Ranges with more bytes than this take long to process, so other tasks run first.
 const LARGE: usize = 64 << 10;
 
-/// Authentication is on, or it is not known whether it is.
+/// Authentication is on, or its state is unknown.
 const NOT_OFF: u8 = 0;
-/// It is off by an answer that still counts.
+/// Authentication is off, by an answer that is still valid.
 const OFF: u8 = 1;
-/// It was off by an answer that is older than [`LIMIT`], and etcd has been away since. This counts until etcd is heard again.
+/// Authentication was off by an answer older than [`LIMIT`], and etcd has been away since. This is valid until etcd
+/// answers again.
 const OFF_ONCE: u8 = 2;
 
-/// Whether etcd asks for names.
+/// Whether etcd's authentication is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Auth {
-    /// Not learned yet.
+    /// Not known yet.
     Unknown,
     /// Everyone may do everything.
     Off,
@@ -99,38 +101,38 @@ pub enum Auth {
     On,
 }
 
-/// What is known, and since when answers count.
+/// What is known about authentication, and from when on answers are valid.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
-    /// Whether etcd asks for names.
+    /// Whether etcd's authentication is on.
     pub auth: Auth,
-    /// Live watches are to be checked again by questions put at or after this moment.
+    /// Live watches must be confirmed by questions asked at or after this time.
     pub since: Instant,
-    /// Until when authentication was off for sure, where it was.
+    /// Until when authentication was certainly off, if it was.
     pub off_until: Instant,
 }
 
-/// Why a client does not get what it asked for.
+/// Why a client may not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// etcd says no.
+    /// etcd denied it.
     Denied(Denial),
-    /// etcd answers, but cannot say for this range; in words for a log or a client.
+    /// etcd answered, but cannot decide for this range; the text is for a log or a client.
     Unanswerable(String),
-    /// etcd did not say; in words for a log or a client.
+    /// etcd did not answer; the text is for a log or a client.
     Unknown(String),
 }
 
-/// Which denials count.
+/// Which denials are valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denials {
-    /// Those to questions that are put from now on: the client may have been given permission a moment ago.
+    /// Only denials of questions asked from now on: the client may have been given permission a moment ago.
     New,
-    /// Those that grants would count from too.
+    /// The denials that are as recent as grants must be.
     Known,
 }
 
-/// See the module. Cheap to clone.
+/// Checks permissions; see the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Access {
     shared: Arc<AccessInner>,
@@ -138,9 +140,9 @@ pub struct Access {
 
 struct AccessInner {
     upstream: GrpcService,
-    /// How long one answer may take.
+    /// Timeout of one question.
     patience: Duration,
-    /// One of [`NOT_OFF`], [`OFF`] and [`OFF_ONCE`], as `known` has it, for the hot path.
+    /// One of [`NOT_OFF`], [`OFF`] and [`OFF_ONCE`]. It mirrors `known` for the hot path.
     off: AtomicU8,
     known: watch::Sender<Known>,
     memo: Mutex<Memo>,
@@ -150,7 +152,8 @@ struct AccessInner {
 }
 
 impl Access {
-    /// Asks `upstream`, which passes calls to etcd, with `patience` for one answer. Knows nothing until [`Access::run`] runs.
+    /// Creates an `Access` that asks etcd through `upstream`, with `patience` for one answer. It knows nothing until
+    /// [`Access::run`] runs.
     #[must_use]
     pub fn new(upstream: GrpcService, patience: Duration) -> Self {
         let now = Instant::now();
@@ -169,9 +172,9 @@ impl Access {
         }
     }
 
-    /// Learns again and again whether authentication is on. Run it as a task; `ready` is held back until it is known.
+    /// Keeps checking whether authentication is on. Run it as a task. Readiness is held back until the first answer.
     pub async fn run(self, ready: ReadyBoard) {
-        let mut hold = Some(ready.hold("it is not known yet whether etcd's authentication is on"));
+        let mut hold = Some(ready.hold("it is not yet known whether etcd's authentication is on"));
         let mut pause = RETRY;
         let mut said = Auth::Unknown;
         loop {
@@ -192,14 +195,14 @@ impl Access {
                     }
                     INTERVAL
                 }
-                // Something changed while etcd was asked.
+                // Something changed while the question was under way.
                 Ok(false) => continue,
                 Err(why) => {
                     if pause == RETRY {
-                        tracing::debug!(why, "Cannot learn whether etcd's authentication is on; asking again");
+                        tracing::debug!(why, "Cannot check whether etcd's authentication is on, retrying");
                     }
                     if let Some(hold) = &hold {
-                        hold.explain(format!("etcd does not tell whether its authentication is on: {why}"));
+                        hold.explain(format!("cannot check whether etcd's authentication is on: {why}"));
                     }
                     let wait = pause;
                     pause = (pause * 2).min(INTERVAL);
@@ -207,7 +210,7 @@ impl Access {
                 }
             };
             let jitter = 0.8 + 0.2 * fastrand::f64();
-            // Cancel safe: both arms leave nothing behind.
+            // Both arms are cancel safe.
             tokio::select! {
                 () = tokio::time::sleep(wait.mul_f64(jitter)) => {}
                 () = self.shared.doubt.notified() => pause = RETRY,
@@ -215,56 +218,56 @@ impl Access {
         }
     }
 
-    /// Whether authentication is known to be off: then everyone may read everything.
+    /// Whether authentication is known to be off, so that everyone may read everything.
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.shared.off.load(Ordering::Acquire) != NOT_OFF
     }
 
-    /// etcd answered a question of another kind. If it was away for so long that authentication may have been enabled meanwhile, the
-    /// belief that it is off ends: the caller has to look at [`Access::is_off`] again.
+    /// Reports that etcd answered a request of another kind. If etcd was away so long that authentication may have been
+    /// enabled meanwhile, it is no longer assumed to be off, and the caller must check [`Access::is_off`] again.
     pub fn heard(&self) {
         if self.shared.off.load(Ordering::Acquire) == OFF_ONCE {
             self.doubt_since(Instant::now());
         }
     }
 
-    /// etcd, or the way to it, answered a question of another kind with this error.
+    /// Reports that a request of another kind failed with this error, at etcd or on the way to it.
     pub fn failed(&self, error: &UpstreamError) {
         match error {
             UpstreamError::Denied(_) if self.is_off() => self.doubt(),
-            // Its member answers.
+            // The member itself answered.
             UpstreamError::NoLeader => self.heard(),
             _ => {}
         }
     }
 
-    /// What is known now.
+    /// The current knowledge.
     #[must_use]
     pub fn known(&self) -> Known {
         *self.shared.known.borrow()
     }
 
-    /// What is known, and its changes to come: while authentication is on there is one every [`INTERVAL`] at most, at which
-    /// live watches are to be checked.
+    /// The current knowledge and its changes. While authentication is on, there is a change at most every [`INTERVAL`],
+    /// at which live watches must be checked.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Known> {
         self.shared.known.subscribe()
     }
 
-    /// Waits until it is known whether authentication is on, for `patience` at most. Cancel safe.
+    /// Waits, for at most `patience`, until it is known whether authentication is on. Cancel safe.
     pub async fn wait_known(&self, patience: Duration) -> Auth {
         let mut known = self.watch();
         let learned = tokio::time::timeout(patience, known.wait_for(|known| known.auth != Auth::Unknown)).await;
         match learned {
             Ok(Ok(known)) => known.auth,
-            // The sender lives as long as we do, so this is the timeout.
+            // The sender lives as long as `self`, so this is the timeout.
             _ => Auth::Unknown,
         }
     }
 
-    /// What was known may no longer be true: nothing that was learned before counts, and etcd is asked again now. Until it
-    /// answers, nobody reads without a check.
+    /// Drops everything learned so far, since it may be outdated, and asks etcd again at once. Until etcd answers,
+    /// every read is checked.
     pub fn doubt(&self) {
         let now = Instant::now();
         let outdated = self.shared.memo.lock().forget(now);
@@ -276,13 +279,14 @@ impl Access {
         self.shared.doubt.notify_one();
     }
 
-    /// Authentication is not known to be off any more, and was off for sure until `since`.
+    /// Marks authentication as possibly on. It was certainly off until `since`.
     fn doubt_since(&self, since: Instant) {
         self.shared.known.send_modify(|known| self.not_off(known, since));
         self.shared.doubt.notify_one();
     }
 
-    /// Nothing newer than the answer to the question put at `asked` says that authentication is off, and that one is too old.
+    /// Marks the last answer as too old: the question asked at `asked` is the newest that said that authentication is
+    /// off.
     fn off_once(&self, asked: Instant) {
         self.shared.known.send_if_modified(|known| {
             if known.auth == Auth::Off && known.since == asked {
@@ -293,7 +297,7 @@ impl Access {
     }
 
     fn not_off(&self, known: &mut Known, off_until: Instant) {
-        // Where names were asked for, each check tells by itself if that has ended.
+        // If authentication was on, each check notices by itself when that ends.
         if known.auth == Auth::Off {
             self.shared.off.store(NOT_OFF, Ordering::Release);
             known.auth = Auth::Unknown;
@@ -301,8 +305,8 @@ impl Access {
         }
     }
 
-    /// From when on an answer counts in a look at live watches now: the same moment for all who look in the same [`INTERVAL`], so that
-    /// they share their questions.
+    /// The time from which on answers are valid for a check of live watches now. It is the same for all checks in the
+    /// same [`INTERVAL`], so that they share their questions.
     #[must_use]
     pub fn round(&self) -> Instant {
         let since = self.known().since;
@@ -310,15 +314,15 @@ impl Access {
         u32::try_from(rounds).ok().and_then(|rounds| since.checked_add(INTERVAL * rounds)).unwrap_or_else(Instant::now)
     }
 
-    /// Checks that `client` may read `range`: true only where etcd said so within [`INTERVAL`].
+    /// Checks that `client` may read `range`. True only if etcd confirmed it within [`INTERVAL`].
     pub async fn permits(&self, client: &Client, range: &WireRange) -> bool {
         let now = Instant::now();
         let since = now.checked_sub(INTERVAL).unwrap_or(now);
         self.is_off() || self.verdict(client, range, since, now).await == Verdict::Granted
     }
 
-    /// Checks each of `ranges` for `client`, by grants of questions put at or after `since`. As few questions as will do: who may
-    /// read a range may read each part of it.
+    /// Checks each of `ranges` for `client`, with grants of questions asked at or after `since`. It needs few
+    /// questions, because a client that may read a range may read each part of it.
     pub async fn check(
         &self,
         client: &Client,
@@ -352,7 +356,7 @@ impl Access {
         let mut sorted: Vec<(Option<KeyRange>, usize)> =
             ranges.iter().enumerate().map(|(index, range)| (range.parse(), index)).collect();
         sorted.sort_unstable();
-        // Ranges without a key cannot be spanned; etcd is asked about each.
+        // Ranges without a key cannot be combined, so etcd is asked about each of them.
         let (empty, whole) = sorted.split_at(sorted.partition_point(|(range, _)| range.is_none()));
         let mut todo: Vec<&[(Option<KeyRange>, usize)]> = empty.chunks(1).collect();
         if !whole.is_empty() {
@@ -385,24 +389,27 @@ impl Access {
                     todo.extend(halves(slice));
                     continue;
                 }
-                // No member answers: asking about each part would only take longer.
+                // No member answers, so asking about each part would only take longer.
                 Verdict::Unknown(why) => Refused::Unknown(why),
             };
             slice.iter().for_each(|(_, index)| results[*index] = Err(refused.clone()));
         }
     }
 
-    /// Whether etcd denied a span of several ranges lately.
+    /// Whether etcd recently denied this span of several ranges.
     fn is_split(&self, client: &Client, span: &WireRange) -> bool {
         let now = Instant::now();
         let question = Question::new(&self.shared.hasher, &client.credentials, span);
         self.shared.memo.lock().denied(&question, now.checked_sub(SPLIT).unwrap_or(now))
     }
 
-    /// What etcd says, or said to a question put at `since` or later; where it denies, at `denied_since` or later.
+    /// etcd's answer, new or from a question asked at `since` or later. A denial must be from `denied_since` or later.
     async fn verdict(&self, client: &Client, range: &WireRange, mut since: Instant, denied_since: Instant) -> Verdict {
         if !range.can_be_asked() {
-            return Verdict::Unanswerable(format!("the range is too large to be asked about: {}", range.bytes()));
+            return Verdict::Unanswerable(format!(
+                "the range is too large to check permission for it: {}",
+                range.bytes()
+            ));
         }
         if range.bytes() > LARGE {
             tokio::task::yield_now().await;
@@ -419,7 +426,7 @@ impl Access {
             drop(outdated);
             let verdict = answer.verdict(async || self.put_in_turn(client, question.range()).await).await;
             if matches!(verdict, Verdict::Denied(_)) && answer.asked < denied_since {
-                // Another asked before this client came, and may do now what it could not do then.
+                // The denial answers an earlier question, and the client may have been given permission since then.
                 since = since.max(denied_since);
                 continue;
             }
@@ -447,7 +454,7 @@ impl Access {
         })
     }
 
-    /// Takes note of what was learned by a question put at `asked`. False where it was overtaken by a doubt.
+    /// Records what a question asked at `asked` showed. Returns false if something was in doubt after it was asked.
     fn learned(&self, auth: Auth, asked: Instant) -> Result<bool, String> {
         let mut noted = false;
         self.shared.known.send_if_modified(|known| {
@@ -460,7 +467,7 @@ impl Access {
             let off_until = if auth == Auth::Off { since } else { known.off_until };
             *known = Known { auth, since, off_until };
             self.shared.off.store(if auth == Auth::Off { OFF } else { NOT_OFF }, Ordering::Release);
-            // Live watches are looked at again each time that names are asked for.
+            // Live watches are checked again after each answer that authentication is on.
             changed || auth == Auth::On
         });
         Ok(noted)
@@ -473,12 +480,12 @@ impl fmt::Debug for AccessInner {
     }
 }
 
-/// Two parts of a slice of two and more.
+/// Splits a slice of at least two elements into two parts.
 fn halves<T>(slice: &[T]) -> [&[T]; 2] {
     slice.split_at(slice.len() / 2).into()
 }
 
-/// The smallest range that has all of `slice`.
+/// The smallest range that contains all of `slice`.
 fn span(slice: &[(Option<KeyRange>, usize)]) -> Option<WireRange> {
     let whole = slice.iter().filter_map(|(range, _)| range.clone()).reduce(|one, another| one.span(&another))?;
     Some(WireRange::of(&whole))

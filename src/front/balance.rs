@@ -1,10 +1,10 @@
-//! [`Balance`]: keeps a relay's connections near its share of the fleet's.
+//! [`Balance`]: keeps the number of a relay's connections near its share of the fleet's connections.
 //!
-//! Each relay writes how many connections it has beside its registration in etcd, under the same lease, and all read what the others wrote from a
-//! feed. It is a key of its own, outside the prefix of registrations: etcd's clients that resolve names there would connect anew at each
-//! change. Not here: how many are asked to leave and when a number is told, see `crate::fleet`; who is asked, see `listen::pacing`; who writes, see
-//! `source::etcd::register`.
-//! Always holds: nobody is asked to leave while this relay is not ready, or does not see another that is.
+//! Each relay writes its number of connections to a key in etcd, under the lease of its registration, and reads the
+//! numbers of the others from a feed. The key is outside the prefix of registrations: etcd clients that resolve names
+//! there would reconnect at each change. Not here: how many clients are asked to leave and when a number is written
+//! (`crate::fleet`), which clients are asked (`listen::pacing`), and writing the key (`source::etcd::register`). Always
+//! holds: no client is asked to leave while this relay is not ready, or sees no other relay that is ready.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     types::KeyRange,
 };
 
-/// Most relays that are looked at, and the longest value that is read as a load. As for registrations.
+/// Most relays that are read, and the longest value that is read as a load; the same as for registrations.
 const MOST: usize = 1_000;
 const LONGEST: usize = 4 << 10;
-/// A feed that has been behind etcd for so long says nothing of the other relays.
+/// A feed that is behind etcd for this long tells nothing about the other relays.
 const STALE: Duration = Duration::from_secs(3);
 
 /// See the module.
@@ -33,14 +33,14 @@ pub struct Balance {
     key: Bytes,
     range: KeyRange,
     feed: Arc<Feed>,
-    /// The connections that it balances.
+    /// The connections to balance.
     pacing: Arc<Pacing>,
     ready: ReadyBoard,
-    /// What is written of this relay.
+    /// The value to write for this relay.
     told: watch::Sender<Bytes>,
 }
 
-/// The key under which the relay that advertises itself so writes its load; none where it does not register itself.
+/// The key for the load of the relay that is advertised so; `None` if it does not register itself.
 #[must_use]
 pub fn load_key(advertised: &Advertised) -> Option<Bytes> {
     Some(format!("{}{}", prefix(advertised)?, advertised.url).into())
@@ -51,7 +51,8 @@ fn prefix(advertised: &Advertised) -> Option<String> {
 }
 
 impl Balance {
-    /// Balances what `pacing` has. The keys of all relays have a feed that is always on. `None` where the relay does not register itself.
+    /// Creates a balancer for the connections of `pacing`. A feed of all relays' keys is always open. `None` if the
+    /// relay does not register itself.
     #[must_use]
     pub fn new(
         advertised: &Advertised,
@@ -64,7 +65,7 @@ impl Balance {
         Some(Self { key, feed: hub.always(range.clone()), range, pacing, ready, told })
     }
 
-    /// Runs for ever, as a task.
+    /// Runs forever, as a task.
     pub async fn run(self) {
         let origin = Instant::now();
         let (mut publishing, mut shedding) = (Publishing::default(), Shedding::default());
@@ -95,7 +96,7 @@ impl Balance {
         }
     }
 
-    /// The connections of each other relay that is ready; `None` where that is not known for now.
+    /// The number of connections of each other relay that is ready; `None` if it is currently unknown.
     fn others(&self) -> Option<Vec<usize>> {
         let late = self.feed.lag().is_some_and(|lag| lag.time >= STALE);
         if late || !self.feed.is_serving() || self.feed.state() != FeedState::Live {
@@ -146,20 +147,21 @@ mod tests {
         let running = tokio::spawn(balance.run());
         let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
         seconds(20).await;
-        assert_eq!(pacing.staying(), 100, "nothing is seen");
+        assert_eq!(pacing.staying(), 100, "nothing is known");
         assert_eq!(*own.borrow_and_update(), r#"{"connections":100,"ready":true}"#);
         let low = r#"{"connections":0,"ready":true}"#;
-        // Itself, as it was long ago; one that is not ready; what is no load.
+        // Entries that must be ignored: this relay's own old value, a relay that is not ready, a value that is not a
+        // load.
         let nobody = [(URL, low), ("http://b:1", r#"{"connections":0,"ready":false}"#), ("http://c:1", "0")];
         feed.install(Arc::default(), map(&nobody), Revision::new(5));
         feed.set_state(FeedState::Live);
         seconds(20).await;
-        assert_eq!(pacing.staying(), 100, "there is no other");
+        assert_eq!(pacing.staying(), 100, "there is no other relay");
         feed.install(Arc::default(), map(&[("http://b:1", low)]), Revision::new(6));
         feed.set_state(FeedState::Live);
         let hold = ready.hold("not yet");
         seconds(20).await;
-        assert_eq!(pacing.staying(), 100, "it is not ready itself");
+        assert_eq!(pacing.staying(), 100, "this relay is not ready itself");
         assert_eq!(*own.borrow_and_update(), r#"{"connections":100,"ready":false}"#);
         drop(hold);
         seconds(10).await;
@@ -169,7 +171,7 @@ mod tests {
         seconds(2).await;
         let left = pacing.staying();
         seconds(20).await;
-        assert_eq!(pacing.staying(), left, "what is known of the others may be old");
+        assert_eq!(pacing.staying(), left, "the other relays' numbers may be old");
         assert_eq!(places.iter().filter(|place| !place.token().is_cancelled()).count(), left);
         running.abort();
     }

@@ -1,6 +1,7 @@
-//! The bodies of a port: [`RequestBody`], of either protocol or the relay's own, and [`PortBody`], for handlers that answer with different ones.
+//! The bodies on a port: [`RequestBody`] for requests of all protocols, and [`PortBody`] for handlers that answer in
+//! different ways.
 //!
-//! Always holds: a handler's buffers reach the connection as they are, unboxed and uncopied; that is what keeps a delivery cheap.
+//! Always holds: a handler's buffers reach the connection unboxed and uncopied, which keeps deliveries cheap.
 
 use std::{
     io::IoSlice,
@@ -15,7 +16,7 @@ use tonic::body::Body;
 
 use crate::http2;
 
-/// Any error, as hyper takes it.
+/// Any error, in the form that hyper accepts.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request.
@@ -25,7 +26,7 @@ pub enum RequestBody {
     Http1(Incoming),
     /// Over HTTP/2.
     Http2(http2::Body),
-    /// Made by the relay of another request.
+    /// Made by the relay from another request.
     Made(Body),
 }
 
@@ -58,7 +59,7 @@ impl http_body::Body for RequestBody {
     }
 }
 
-/// The body of a local handler, or that of anything else.
+/// The body of a local handler, or of any other answer.
 #[derive(Debug)]
 pub enum PortBody<B> {
     /// A local handler's own body.

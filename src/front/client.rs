@@ -1,8 +1,9 @@
-//! [`Client`]: who asks, as far as a front can tell: where the connection comes from, and what the client says it is.
+//! [`Client`]: who sent a request, as far as a front can tell: the address of the connection, and the client's
+//! credentials.
 //!
-//! Not here: what a client may see, which etcd decides for watches and reads (`access`) and Lainlet's rules for views. Made by the
-//! fronts from a request; taken by all that decides for, or counts by, a client.
-//! Always holds: the address is that of the connection's other end, and never what a header says.
+//! What a client may see is decided by etcd for watches and reads (`access`), and by Lainlet's rules for views. The
+//! fronts create it from a request for everything that decides or counts by client. Always holds: the address is that
+//! of the other end of the connection, never one from a header.
 
 use std::{
     fmt,
@@ -16,28 +17,30 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use super::listen::{ClientAddr, ClientCertificate, ConnectionId};
 use crate::{tls, types::ClientKey};
 
-/// See the module. Cheap to clone.
+/// A client; see the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    /// Where the connection comes from; an IPv4 address in IPv6 form counts as the former. None where there is no connection.
+    /// The address of the connection's other end. An IPv4 address in IPv6 form counts as IPv4. `None` without a
+    /// connection.
     pub addr: Option<IpAddr>,
     /// Its connection.
     pub connection: Option<ConnectionId>,
-    /// What its certificate says, where it had to show one. It gives a client nothing at etcd: only its credentials do.
+    /// The names in its certificate, if it had to present one. They give it no rights at etcd; only credentials do.
     pub certificate: Option<Arc<tls::Names>>,
-    /// By what etcd knows it.
+    /// How etcd identifies the client.
     pub credentials: Credentials,
 }
 
-/// By what users' keys are made of their tokens: who could foresee them could use up another's share.
+/// The secret for hashing tokens into user keys. If clients could predict the keys, one could use up the share of
+/// another.
 static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The metadata by which etcd knows a client. Equal ones are one user; one user may have several.
+/// The metadata by which etcd identifies a client. Equal credentials mean the same user; a user may have several.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credentials(Arc<[(HeaderName, HeaderValue)]>);
 
 impl Client {
-    /// The client that sent a request with these headers; the port that it came through has put the rest into `extensions`.
+    /// The client of a request with these headers. The port has put the other details into `extensions`.
     #[must_use]
     pub fn of(headers: &HeaderMap, extensions: &Extensions) -> Self {
         Self {
@@ -48,69 +51,70 @@ impl Client {
         }
     }
 
-    /// The relay itself, where it asks on nobody's behalf. It has no name.
+    /// The relay itself, when it asks for its own purposes. It has no name.
     #[must_use]
     pub fn relay() -> Self {
         Self { addr: None, connection: None, certificate: None, credentials: Credentials::none() }
     }
 
-    /// Whether its certificate bears this name.
+    /// Whether its certificate contains this name.
     #[must_use]
     pub fn bears(&self, name: &str) -> bool {
         self.certificate.as_ref().is_some_and(|certificate| certificate.bears(name))
     }
 
-    /// Whose share it takes of what is divided between clients: that of its address. Credentials do not count, since anyone can make up
-    /// as many as they like.
+    /// The key by which resources are divided between clients: that of its address. Credentials do not count, because
+    /// anyone can invent any number of them.
     #[must_use]
     pub fn key(&self) -> ClientKey {
         self.addr.map_or(ClientKey::RELAY, ClientKey::from)
     }
 
-    /// The key of its user, where it says who it is: counts beside its address where a user is to have no more by having several.
+    /// The key of its user, if it has credentials. It counts beside the address where several addresses must not give a
+    /// user more.
     #[must_use]
     pub fn user_key(&self) -> Option<ClientKey> {
-        // Zero is the relay itself.
+        // Zero is reserved for the relay itself.
         (!self.credentials.is_none()).then(|| ClientKey::new(SECRET.hash_one(&self.credentials).max(1)))
     }
 }
 
 impl Credentials {
-    /// Those in a request's headers.
+    /// The credentials in a request's headers.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let named = |name: &'static str| {
             headers.get_all(name).into_iter().map(move |value| (HeaderName::from_static(name), value.clone()))
         };
-        // etcd takes the first, and the second where the first is not there.
+        // etcd takes the first of these headers, or the second if the first is missing.
         Self(named("token").chain(named("authorization")).collect())
     }
 
-    /// Those of a client without a name.
+    /// The credentials of an anonymous client.
     #[must_use]
     pub fn none() -> Self {
         Self(Arc::default())
     }
 
-    /// Whether there is nothing to be known by.
+    /// Whether there are no credentials.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The headers.
+    /// The headers that carry the credentials.
     pub fn headers(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.0.iter()
     }
 
-    /// About how much memory they take.
+    /// Approximate memory use in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|(_, value)| value.len() + 64).sum()
     }
 }
 
-/// Tokens are secrets.
+/// Tokens are secret and not shown.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_none() { "Credentials(none)" } else { "Credentials(…)" })

@@ -1,12 +1,14 @@
-//! [`Gateway`]: etcd's JSON gateway, `/v3/…` on the gRPC port, for clients without gRPC.
+//! [`Gateway`]: etcd's JSON gateway, at `/v3/…` on the gRPC port, for clients without gRPC.
 //!
-//! A request becomes the gRPC call that it stands for (`routes`, `decode`), the relay answers that call as it answers any, from memory or by
-//! forwarding it, and what comes back becomes JSON (`encode`, `answer`). So nothing here knows what a call does, who may do it, or which
-//! bounds it has: a client is known by the same address and the same token, and a request that would harm etcd is refused by the same guard.
-//! The messages are translated by their descriptors (`schema`). A watch's events are written as JSON once for all who get them (`lines`).
+//! A request is translated into the gRPC call that it stands for (`routes`, `decode`). The relay answers that call as
+//! usual, from memory or by forwarding, and the answer is translated into JSON (`encode`, `answer`). So nothing here
+//! depends on the meaning of a call, its permissions or its limits: the client has the same address and token, and the
+//! same guard refuses requests that would harm etcd. Messages are translated by their descriptors (`schema`). A watch's
+//! events are written as JSON once for all clients that get them (`lines`).
 //!
-//! It is the gateway of etcd 3.5, to the words of its errors; docs/json-gateway.md says how that of 3.6 differs.
-//! Always holds: a stream's answers are sent at once, and no further than its client reads; a body is read within bounds (`requests`).
+//! It behaves like the gateway of etcd 3.5, including the text of errors. docs/json-gateway.md lists the differences of
+//! 3.6. Always holds: the answers of a stream are sent at once, and only as fast as the client reads; bodies are read
+//! within limits (`requests`).
 
 mod answer;
 mod decode;
@@ -49,26 +51,27 @@ use super::{
 };
 use crate::telemetry::names::{self, GatewayOutcome, Service};
 
-/// For all bodies that are being read.
+/// Memory for all bodies that are being read.
 const ROOM: usize = 256 << 20;
-/// What a client is told for whose body there is none in time.
+/// The error for a client whose body does not fit in time.
 const FULL: &str = "etcd-relay: too many large requests are being read; try again";
-/// Up to this length an answer is sent in one, with its length, once the call has ended; a longer one as it is made.
+/// An answer up to this length is sent in one piece with its length, once the call has ended. A longer one is sent as
+/// it is made.
 const WHOLE: usize = 64 << 10;
 
-/// A call that may take less than this is over before it begins.
+/// A call with less time left than this has already timed out.
 const TICK: Duration = Duration::from_millis(1);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-/// What a path does not show as it is.
+/// Characters that are escaped in a path.
 const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
 const FORM: &str = "application/x-www-form-urlencoded";
-/// The answer's own content type, which the gateway passes on as it does all metadata.
+/// The content type of the gRPC answer, which the gateway passes on like all metadata.
 const INNER_TYPE: HeaderName = HeaderName::from_static("grpc-metadata-content-type");
 
-/// What every answer of etcd's has, by default for pages of any origin.
+/// Headers of all of etcd's answers. By default they allow pages of any origin.
 const CORS: [(HeaderName, HeaderValue); 3] = [
     (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE")),
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
@@ -84,22 +87,22 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The gateway to the calls in `descriptors`, an encoded `FileDescriptorSet` of etcd's API.
+    /// Creates a gateway to the calls in `descriptors`, an encoded `FileDescriptorSet` of etcd's API.
     ///
     /// # Errors
-    /// Where they are not those of etcd's API: a fault of the build.
+    /// Fails if the descriptors are not those of etcd's API, which is a fault of the build.
     pub fn new(descriptors: &[u8]) -> Result<Self, SchemaError> {
         let schema = Arc::new(Schema::new(descriptors, routes::calls())?);
         let lines = Lines::new(&schema)?;
         Ok(Self { schema, room: Room::new(ROOM, FULL), lines })
     }
 
-    /// Whether a request to this path is for the gateway.
+    /// Whether the gateway serves this path.
     pub(super) fn serves(path: &str) -> bool {
         path == "/v3" || path.starts_with("/v3/") || path.starts_with("/v3beta/")
     }
 
-    /// Answers a request: the call that it stands for by `local` or `forward`.
+    /// Answers a request, by passing its call to `local` or `forward`.
     pub(super) async fn answer<L: Local>(
         &self,
         request: Request<RequestBody>,
@@ -128,7 +131,7 @@ impl Gateway {
             Some(rest) => Cow::Owned(format!("/v3/{rest}")),
             None => Cow::Borrowed(path),
         };
-        // As Go does since 1.22: a slash that is escaped is none when a path is cleaned.
+        // As in Go since 1.22: an escaped slash is not a slash when a path is cleaned.
         if let Some(clean) = routes::cleaned(&path) {
             return Err(Box::new(redirect(&clean, request.uri().query())));
         }
@@ -152,7 +155,7 @@ impl Gateway {
         let mut counted = Counted::new(call.path);
         let (mut parts, mut body) = request.into_parts();
         if overridden(&parts.headers).is_some() {
-            // As in Go, where the form that is looked for in it uses it up.
+            // As in Go: looking for a form field consumes the body.
             body = RequestBody::Made(Body::empty());
         }
         let metadata = match metadata::of(&parts.headers) {
@@ -190,7 +193,7 @@ impl Gateway {
         }
     }
 
-    /// Makes a response of the call's.
+    /// Turns the call's response into the gateway's response.
     async fn answered<B>(
         &self,
         call: Call,
@@ -214,7 +217,7 @@ impl Gateway {
         let mut answer = Answer::new(body, self.schema.clone(), call.response, form, deadline, counted);
         if let Begin::End(status) = answer.begin().await {
             if status.code() == Code::Ok {
-                // A stream without an answer. A call with one answer has one, or an error.
+                // A stream without any message. A call with a single answer has one, or an error.
                 answer.count(GatewayOutcome::Ok);
                 return json(StatusCode::OK, Body::empty());
             }
@@ -241,7 +244,7 @@ impl fmt::Debug for Gateway {
     }
 }
 
-/// Puts the call to who answers it.
+/// Passes the call to the handler that answers it.
 async fn ask<L: Local>(
     mut request: Request<RequestBody>,
     local: L,
@@ -256,13 +259,13 @@ async fn ask<L: Local>(
     response.map(PortBody::Plain)
 }
 
-/// Does something within the call's time.
+/// Runs a future within the call's timeout.
 async fn within<T>(
     deadline: &mut Option<Pin<Box<Sleep>>>,
     work: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let Some(deadline) = deadline else { return work.await };
-    // Neither is used again where the other was first.
+    // Whichever arm is not first is dropped.
     tokio::select! {
         biased;
         () = deadline.as_mut() => Err(Status::deadline_exceeded(DEADLINE)),
@@ -275,10 +278,11 @@ fn one(message: Bytes) -> RequestBody {
     RequestBody::Made(Body::new(Full::new(message)))
 }
 
-/// The body of a call with many requests, of which the first is there. As in grpc-gateway, what cannot be read behind it ends them.
+/// The body of a call with many requests, the first of which has arrived. As in grpc-gateway, an unreadable later
+/// request ends them.
 ///
 /// # Errors
-/// Where the first cannot be read.
+/// Fails if the first request cannot be read.
 async fn stream_of(mut requests: Requests) -> Result<RequestBody, Status> {
     let first = requests.next().await.map_err(|error| error.status(Code::Unknown))?;
     let Some(first) = first else { return Ok(RequestBody::Made(Body::empty())) };
@@ -292,7 +296,7 @@ async fn stream_of(mut requests: Requests) -> Result<RequestBody, Status> {
     Ok(RequestBody::Made(Body::new(StreamBody::new(frames))))
 }
 
-/// The headers of the call.
+/// The headers of the gRPC call.
 fn inner_headers(outer: &HeaderMap, metadata: Metadata) -> HeaderMap {
     let mut headers = metadata.headers;
     headers.insert(header::CONTENT_TYPE, GRPC);
@@ -301,7 +305,7 @@ fn inner_headers(outer: &HeaderMap, metadata: Metadata) -> HeaderMap {
         headers.insert(header::USER_AGENT, agent.clone());
     }
     if let Some(timeout) = metadata.timeout {
-        // At most eight digits; what is longer than three years is none.
+        // gRPC allows at most eight digits. A timeout of more than three years is left out.
         let text = match (timeout.as_millis(), timeout.as_secs()) {
             (millis @ 0..100_000_000, _) => Some(format!("{millis}m")),
             (_, seconds @ 0..100_000_000) => Some(format!("{seconds}S")),
@@ -314,7 +318,7 @@ fn inner_headers(outer: &HeaderMap, metadata: Metadata) -> HeaderMap {
     headers
 }
 
-/// The method that a form's client means, if it says so.
+/// The method that a client declares by `X-HTTP-Method-Override`, if any.
 fn overridden(headers: &HeaderMap) -> Option<String> {
     let method = headers.get("x-http-method-override").filter(|method| !method.is_empty())?;
     let is_form = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == FORM);
@@ -329,7 +333,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
     response
 }
 
-/// As Go's server tells clients the path that they mean.
+/// Redirects to a cleaned path, as Go's server does.
 fn redirect(path: &str, query: Option<&str>) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
@@ -349,19 +353,19 @@ fn json(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
-/// With the metadata that etcd's answers have.
+/// Adds the metadata that etcd's answers have.
 fn with_type(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(INNER_TYPE, GRPC);
     response
 }
 
-/// The response to a call that failed before anything of it was sent. `asked` where the call itself did.
+/// The response to a call that failed before anything was sent. `asked` tells whether the call itself failed.
 fn failed(call: Call, status: &Status, asked: bool) -> Response<Body> {
     let body = if call.responses && asked { errors::in_stream(status) } else { errors::whole(status) };
     json(errors::http_status(status.code()), Body::new(Full::from(body)))
 }
 
-/// A request that is counted when it is over, or dropped.
+/// Counts a request when it ends or is dropped.
 struct Counted {
     service: Service,
     ended: bool,
@@ -389,7 +393,7 @@ impl Counted {
         }
     }
 
-    /// The response to a request that cannot be put to anyone.
+    /// The response to a request that cannot be translated into a call.
     fn refuse(&mut self, status: &Status) -> Response<Body> {
         self.end(GatewayOutcome::Refused);
         json(errors::http_status(status.code()), Body::new(Full::from(errors::whole(status))))

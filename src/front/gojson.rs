@@ -1,22 +1,22 @@
-//! Text as Go's JSON encoder writes it, which is what etcd's clients over HTTP are given.
+//! Text in the form of Go's JSON encoder, which etcd's HTTP clients receive.
 //!
-//! Always holds: what is written is a JSON string, whatever the bytes.
+//! Always holds: the output is a JSON string, whatever the input bytes are.
 
-/// Which Go wrote it.
+/// The version of Go whose form is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Go {
-    /// Before 1.22: those that servers of v2 are built with.
+    /// Before 1.22, with which v2 servers are built.
     Old,
-    /// Since then: with `\b` and `\f`.
+    /// Since 1.22, which writes `\b` and `\f`.
     New,
 }
 
-/// Writes a string with its quotes. Bytes that are not UTF-8 become `\ufffd`, each by itself; `<`, `>` and `&` are escaped.
+/// Writes a quoted string. Each byte that is not UTF-8 becomes `\ufffd`; `<`, `>` and `&` are escaped.
 pub(super) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
     put_string_of(Go::Old, out, bytes);
 }
 
-/// The same as a certain Go writes it.
+/// Writes a quoted string in the form of a given version of Go.
 pub(super) fn put_string_of(go: Go, out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {

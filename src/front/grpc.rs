@@ -1,14 +1,15 @@
-//! The gRPC port, which behaves as an etcd member's client port: calls by path, plain HTTP beside them.
+//! The gRPC port, which behaves like an etcd member's client port: gRPC calls by path, and plain HTTP.
 //!
 //! | request | answered by |
 //! |---|---|
 //! | a path that [`Local`] answers (`/etcdserverpb.Watch/Watch`, `/etcdserverpb.KV/Range`, `/message.…`) | the relay, from memory |
 //! | `/grpc.health.v1.Health/…`, `/grpc.reflection.…` | the relay |
-//! | `/etcdserverpb.KV/Txn` and others that can end a member | forwarded to etcd, if they do it no harm (`guard`) |
-//! | `/etcdserverpb.Cluster/MemberList`, where the relay advertises itself | the relay (`members`) |
+//! | `/etcdserverpb.KV/Txn` and other calls that could crash a member | forwarded to etcd if they are harmless
+//! (`guard`) |
+//! | `/etcdserverpb.Cluster/MemberList`, if the relay advertises itself | the relay (`members`) |
 //! | any other with content type `application/grpc…` | forwarded to etcd |
-//! | any other to `/v3/…` | the JSON gateway (`front::gateway`), which puts the same calls |
-//! | all else | `front::http::member` |
+//! | any other to `/v3/…` | the JSON gateway (`front::gateway`), which makes the same calls |
+//! | everything else | `front::http::member` |
 
 mod ending;
 mod etcd;

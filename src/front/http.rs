@@ -1,6 +1,6 @@
-//! Plain HTTP: the operator's port ([`admin`]) with its `state`, a `page` that shows it, Lainlet's API ([`lainlet`]) and the keys ([`keys`]); what
-//! an etcd member answers beside gRPC
-//! ([`member`]), and ports for metrics alone ([`metrics_only`]).
+//! Plain HTTP. The operator's port ([`admin`]) has the `state`, a `page` that shows it, Lainlet's API ([`lainlet`]) and
+//! the keys ([`keys`]). [`member`] has what an etcd member answers beside gRPC, and [`metrics_only`] is for ports with
+//! metrics alone.
 
 pub mod admin;
 pub mod audience;
@@ -25,7 +25,7 @@ use super::Inspect;
 
 /// The content type of Prometheus text.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// What a process says that lives.
+/// The answer of a live process.
 const LIVE: &str = "live\n";
 
 fn scrape(inspect: &dyn Inspect) -> Response {

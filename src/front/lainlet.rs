@@ -1,6 +1,6 @@
-//! What both of Lainlet's APIs, HTTP and gRPC, tell in the same words: their version, and the state behind the views.
+//! What Lainlet's HTTP and gRPC APIs have in common: their version, and the state behind the views.
 //!
-//! Not here: the views themselves, see `crate::view`.
+//! The views themselves are in `crate::view`.
 
 use std::time::UNIX_EPOCH;
 
@@ -8,32 +8,32 @@ use serde::Serialize;
 
 use crate::{types::EventKind, view::Stats};
 
-/// The API that is spoken.
+/// The version of the API.
 pub const API_VERSION: &str = "2.4";
-/// Lainlet's version that is stood in for, and behind it what stands in.
+/// The version of Lainlet that this replaces, followed by the relay's own version.
 pub const VERSION: &str = concat!("2.4.3+etcd-relay.", env!("CARGO_PKG_VERSION"));
 
-/// Go's time zero, the first second of the year 1, in seconds of Unix time.
+/// Go's zero time, the first second of the year 1, in seconds of Unix time.
 const NEVER: i64 = -62_135_596_800;
 
-/// Lainlet's number of goroutines: here, the tasks that are alive.
+/// Lainlet's number of goroutines. Here it is the number of running tasks.
 #[must_use]
 pub fn goroutines() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// When a directory changed last, in seconds of Unix time; the year 1 if it never did.
+/// When a directory last changed, in seconds of Unix time; the year 1 if it never did.
 #[must_use]
 pub fn update_time(stats: &Stats) -> i64 {
     let at = stats.last.as_ref().and_then(|last| last.at.duration_since(UNIX_EPOCH).ok());
     at.map_or(NEVER, |at| at.as_secs().cast_signed())
 }
 
-/// The last change of a directory, as Lainlet tells it, but without the value: that may be a secret.
+/// The last change of a directory in Lainlet's format, but without the value, which may be secret.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct LastEvent {
-    /// 0 none, 1 a put, 3 a deletion, 4 a new snapshot.
+    /// 0 for none, 1 for a put, 3 for a deletion, 4 for a new snapshot.
     action: u8,
     /// The key in etcd, or the directory of a snapshot.
     key: String,
@@ -43,7 +43,7 @@ pub struct LastEvent {
 }
 
 impl LastEvent {
-    /// That of a directory with this state.
+    /// The last event of a directory with this state.
     #[must_use]
     pub fn of(stats: &Stats) -> Self {
         let Some(last) = &stats.last else {

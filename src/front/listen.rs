@@ -1,15 +1,18 @@
-//! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2, with TLS and without.
+//! A port: accepts connections and serves each with one service, over HTTP/1.1 and HTTP/2, with and without TLS.
 //!
-//! HTTP/1.1 is hyper's, HTTP/2 our own (`crate::http2`). Not here: what is answered. Bound by the composition root before anything is served,
-//! so that addresses are known. A port may have several addresses, some with TLS and some without; its bounds are for all of them together.
-//! Always holds:
-//! - errors of a peer never end the port; errors of the system (no more files) are logged, counted, and waited out;
-//! - at the largest number of connections a new one is closed at once and counted, so that its client tries another relay
-//!   rather than waits in a queue that nobody sees; so is one too many of a client, where [`PortConfig::max_connections_per_client`] says so;
-//! - a connection that sends nothing is closed after [`PortConfig::FIRST_BYTES`], one whose peer vanished after a missed ping,
-//!   one that takes no bytes after [`PortConfig::write_stall`];
-//! - a [`Lasting`] answer over HTTP/1.1 keeps of its connection only the socket and the body, and ends as the client closes;
-//! - when told to stop: no new connections, the open ones are asked to finish (GOAWAY) one after the other, and cut off when told so.
+//! HTTP/1.1 is hyper's, HTTP/2 is our own (`crate::http2`). The composition root binds ports before anything is served,
+//! so that addresses are known. A port may have several addresses, some with TLS and some without; its limits apply to
+//! all of them together. Always holds:
+//! - errors of a peer never end the port; errors of the system (such as too many open files) are logged and counted,
+//!   and accepting resumes after a pause;
+//! - a connection beyond the limit is closed at once and counted, so that its client tries another relay instead of
+//!   waiting in a hidden queue; the same holds for the limit per client, [`PortConfig::max_connections_per_client`];
+//! - a connection that sends nothing is closed after [`PortConfig::FIRST_BYTES`], one whose peer vanished after a
+//!   missed ping, and one that accepts no bytes after [`PortConfig::write_stall`];
+//! - a [`Lasting`] answer over HTTP/1.1 keeps only the socket and the body of its connection, and ends when the client
+//!   closes;
+//! - when the port stops, it accepts no new connections. Open ones are asked to finish (GOAWAY) one after the other,
+//!   and are cut off on request.
 
 mod accept;
 mod clients;
@@ -48,12 +51,12 @@ pub use self::{
 pub use crate::http2::Keepalive;
 use crate::{http2, telemetry::names, tls, types::ClientKey};
 
-/// Where a port listens.
+/// An address that a port listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// Port 0 takes a free one.
+    /// Port 0 picks a free port.
     pub addr: SocketAddr,
-    /// Whether TLS is spoken there.
+    /// Whether it uses TLS.
     pub secure: bool,
 }
 
@@ -63,48 +66,48 @@ impl fmt::Display for Address {
     }
 }
 
-/// How a port serves.
+/// The settings of a port.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
-    /// Where to listen; not empty.
+    /// The addresses to listen on; not empty.
     pub addresses: Vec<Address>,
-    /// With which certificate, at addresses with TLS.
+    /// The TLS settings, for addresses with TLS.
     pub tls: Option<tls::Server>,
-    /// Which port it is, for metrics and logs.
+    /// The kind of port, for metrics and logs.
     pub port: names::Port,
-    /// Largest number of connections.
+    /// Most connections.
     pub max_connections: NonZeroUsize,
-    /// Largest number of connections of one client, by its address; `None` sets none.
+    /// Most connections of one client, by its address; `None` sets no limit.
     pub max_connections_per_client: Option<NonZeroUsize>,
-    /// Largest number of HTTP/2 streams a connection may have open; more are refused to that connection.
+    /// Most HTTP/2 streams that a connection may have open; further ones are refused.
     pub max_streams: NonZeroU32,
-    /// Bytes of one stream's answer that may wait for its client to read them, behind what the handler keeps itself.
+    /// Bytes of a stream's answer that may wait for its client, in addition to what the handler keeps itself.
     pub stream_buffer: NonZeroUsize,
-    /// Pings on HTTP/2 connections, probes of TCP on others; `None` sends none.
+    /// Pings on HTTP/2 connections and TCP probes on others; `None` sends none.
     pub keepalive: Option<Keepalive>,
-    /// How long a connection may take no bytes while there are some for it.
+    /// How long a connection may accept no bytes while some are waiting.
     pub write_stall: Duration,
-    /// How long it takes until all connections were asked to leave, once the port stops; less where they are few.
+    /// The time within which all connections are asked to leave when the port stops; shorter if there are few.
     pub leave_spread: Duration,
-    /// How old a connection may be, give or take a quarter, before it is asked to leave; `None` sets no age.
+    /// The age at which a connection is asked to leave, varied by a quarter; `None` sets no limit.
     pub max_age: Option<Duration>,
 }
 
 impl PortConfig {
-    /// A relay serves a rack; beyond this, files and memory want a look first.
+    /// A relay serves a rack. For more connections, check the limits on files and memory first.
     pub const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
-    /// One connection of a busy client has thousands of calls at once, but not more.
+    /// A busy client may have thousands of calls at once on a connection, but not more.
     pub const MAX_STREAMS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero");
-    /// 128 KiB: as much as a socket buffer; what is more waits as a position in the history, at no cost.
+    /// 128 KiB, about a socket buffer. Anything beyond waits as a position in the history, at no cost.
     pub const STREAM_BUFFER: NonZeroUsize = NonZeroUsize::new(128 << 10).expect("not zero");
     /// See there.
     pub const KEEPALIVE: Keepalive = Keepalive::DEFAULT;
-    /// How long a connection may take for its first bytes. A client that connects has them ready.
+    /// How long a connection may take to send its first bytes. A client has them ready when it connects.
     pub const FIRST_BYTES: Duration = Duration::from_secs(10);
-    /// Longer than any pause of a client that will read on; what waits for it meanwhile is bounded.
+    /// Longer than any pause of a client that will continue to read. What waits for it meanwhile is bounded.
     pub const WRITE_STALL: Duration = Duration::from_secs(120);
 
-    /// A port of kind `port` at `addr`, without TLS, with defaults for the rest.
+    /// A port of kind `port` at `addr`, without TLS and with defaults for the rest.
     #[must_use]
     pub fn new(port: names::Port, addr: SocketAddr) -> Self {
         Self {
@@ -126,7 +129,7 @@ impl PortConfig {
         Pacing::new(self.port, self.leave_spread, self.max_age)
     }
 
-    /// How much a client may ask for over HTTP/2.
+    /// The limits for HTTP/2.
     fn http2(&self) -> http2::Limits {
         http2::Limits { max_streams: self.max_streams.get(), keepalive: self.keepalive, ..http2::Limits::default() }
     }
@@ -142,29 +145,30 @@ pub struct BindError {
     cause: io::Error,
 }
 
-/// The address of a client, put into the extensions of each request.
+/// The address of a client, in the extensions of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddr(pub SocketAddr);
 
 impl ClientAddr {
-    /// Whose share of the relay what comes from there counts for.
+    /// The key of the client for dividing resources.
     #[must_use]
     pub fn key(self) -> ClientKey {
         ClientKey::from(self.0.ip())
     }
 }
 
-/// What a client's certificate says, put into the extensions of each request of a client that had to show one.
+/// The names in a client's certificate, in the extensions of each request of a client that had to present one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate(pub Arc<tls::Names>);
 
-/// Cancelled when the connection that a request came over is asked to leave; without a connection, `otherwise`, which is when the relay stops.
+/// Cancelled when the connection of a request is asked to leave. Without a connection, it is `otherwise`, which is
+/// cancelled when the relay stops.
 #[must_use]
 pub fn leave(extensions: &Extensions, otherwise: &CancellationToken) -> CancellationToken {
     extensions.get().unwrap_or(otherwise).clone()
 }
 
-/// A bound port that serves nothing yet; clients can connect and wait.
+/// A bound port that serves nothing yet. Clients can connect and wait.
 #[derive(Debug)]
 pub struct Bound {
     listeners: Vec<Listener>,
@@ -173,7 +177,7 @@ pub struct Bound {
     pacing: Arc<Pacing>,
 }
 
-/// A place where a port listens.
+/// An address that a port listens on.
 #[derive(Debug)]
 struct Listener {
     socket: TcpListener,
@@ -181,13 +185,13 @@ struct Listener {
 }
 
 impl Bound {
-    /// Binds a port. `connections` shows those of all ports.
+    /// Binds a port. Its connections are listed in `connections`.
     ///
     /// # Errors
-    /// Where an address is taken or not this machine's, or there are no threads for TLS.
+    /// Fails if an address is in use or does not belong to this machine, or if there are no threads for TLS.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub fn bind(config: PortConfig, connections: Arc<Connections>) -> Result<Self, BindError> {
         let listeners = config.addresses.iter().map(|address| {
             let failed = |cause| BindError { addr: address.addr, port: config.port, cause };
@@ -208,45 +212,45 @@ impl Bound {
         Ok(Self { listeners, config, connections, pacing })
     }
 
-    /// Where it listens first, with the real port.
+    /// The first address, with the real port.
     ///
     /// # Panics
-    /// Where the configuration had no address.
+    /// Panics if the configuration had no address.
     #[must_use]
     pub fn address(&self) -> Address {
         self.listeners[0].address
     }
 
-    /// The same without saying whether TLS is spoken there.
+    /// The first address, without the information about TLS.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.address().addr
     }
 
-    /// Everywhere it listens.
+    /// All addresses.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.listeners.iter().map(|listener| listener.address)
     }
 
-    /// Asks its connections to leave.
+    /// The part that asks connections to leave.
     #[must_use]
     pub fn pacing(&self) -> Arc<Pacing> {
         self.pacing.clone()
     }
 
-    /// Which port it is.
+    /// The kind of port.
     #[must_use]
     pub fn port(&self) -> names::Port {
         self.config.port
     }
 }
 
-/// Probes of TCP that may stay without an answer.
+/// TCP probes that may stay unanswered.
 const PROBES: u32 = 4;
 
-/// Has TCP do what pings do, for clients that speak HTTP/1.1. Accepted connections take it over from the listener.
+/// Lets TCP do what pings do, for clients that use HTTP/1.1. Accepted connections inherit it from the listener.
 fn probe(listener: &StdListener, keepalive: Keepalive) -> io::Result<()> {
-    // Linux takes whole seconds in this range.
+    // Linux accepts whole seconds in this range.
     let fit = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
     sockopt::set_tcp_keepidle(listener, fit(keepalive.interval))?;
     sockopt::set_tcp_keepintvl(listener, fit(keepalive.timeout / PROBES))?;

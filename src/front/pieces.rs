@@ -1,7 +1,7 @@
-//! [`Pieces`]: bytes to be sent, partly shared with others, and [`Writer`], which puts them together.
+//! [`Pieces`]: bytes to send, partly shared with others, and [`Writer`], which collects them.
 //!
-//! Always holds: shared bytes are passed on, not copied, unless they are so few that one more buffer in the system call would
-//! cost more than the copy.
+//! Always holds: shared bytes are not copied, unless they are so few that another buffer in the system call would cost
+//! more than the copy.
 
 use std::io::IoSlice;
 
@@ -10,14 +10,14 @@ use smallvec::SmallVec;
 
 use crate::view::Parts;
 
-/// From this size on shared bytes are passed on; below, they are copied beside their neighbours.
+/// Shared bytes of this size or more are passed on; smaller ones are copied beside their neighbours.
 pub(super) const SHARE_FROM: usize = 1024;
 
 /// A list of buffers that reads as one.
 #[derive(Debug, Default)]
 pub struct Pieces {
     list: SmallVec<[Bytes; 3]>,
-    /// Buffers read to their end.
+    /// Number of buffers that were completely read.
     done: usize,
     remaining: usize,
 }
@@ -35,7 +35,7 @@ impl Pieces {
         self.list.push(bytes);
     }
 
-    /// Adds what a view shares with all who get it.
+    /// Adds bytes that a view shares between all its clients.
     pub(super) fn extend(&mut self, parts: &Parts) {
         self.remaining += parts.len();
         self.list.extend(parts.pieces().iter().cloned());
@@ -103,7 +103,7 @@ impl Buf for Pieces {
             piece.advance(step);
             count -= step;
             if piece.is_empty() {
-                // Lets go of shared bytes as soon as they are sent.
+                // Frees shared bytes as soon as they are sent.
                 *piece = Bytes::new();
                 self.done += 1;
             }
@@ -115,17 +115,17 @@ impl Buf for Pieces {
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     pieces: Pieces,
-    /// Bytes of our own, behind the last piece.
+    /// Our own bytes after the last piece.
     own: BytesMut,
 }
 
 impl Writer {
-    /// A writer with room for `capacity` bytes of its own.
+    /// A writer with space for `capacity` own bytes.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self { pieces: Pieces::default(), own: BytesMut::with_capacity(capacity) }
     }
 
-    /// Adds bytes that others share.
+    /// Adds shared bytes.
     pub(super) fn shared(&mut self, bytes: &Bytes) {
         if bytes.len() < SHARE_FROM {
             self.own.extend_from_slice(bytes);
@@ -135,12 +135,12 @@ impl Writer {
         }
     }
 
-    /// Bytes of our own, behind all that was written.
+    /// A buffer for own bytes after everything written so far.
     pub(super) fn own(&mut self) -> &mut BytesMut {
         &mut self.own
     }
 
-    /// All that was written.
+    /// Everything that was written.
     pub(super) fn finish(mut self) -> Pieces {
         if !self.own.is_empty() {
             self.pieces.push(self.own.freeze());
@@ -172,7 +172,7 @@ mod tests {
         writer.own().put_u8(9);
         let mut pieces = writer.finish();
         assert_eq!(pieces.list.len(), 3);
-        assert!(std::ptr::eq(pieces.list[1].as_ptr(), large.as_ptr()), "large bytes are passed on, not copied");
+        assert!(std::ptr::eq(pieces.list[1].as_ptr(), large.as_ptr()), "large buffers are passed on, not copied");
         let mut expected = b"head".to_vec();
         expected.extend_from_slice(&small);
         expected.extend_from_slice(&large);

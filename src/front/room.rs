@@ -1,8 +1,9 @@
-//! [`Room`]: a bound for what many requests have in memory together, and for each client's part of it.
+//! [`Room`]: limits the memory of many requests together, and each client's share of it.
 //!
-//! Not here: the bound of a single request. Called for large bodies of requests to the JSON gateway and to v2, and for listings of v2. Always holds: a [`Place`] has its part of the room until it
-//! is dropped; a client gets no more than what is still free afterwards, so that one client has at most half of the room, and a client
-//! without any always finds some; nobody waits for room for longer than [`PATIENCE`].
+//! The limit of a single request is not here. It is used for large request bodies of the JSON gateway and of v2, and
+//! for listings of v2. Always holds: a [`Place`] keeps its part of the room until it is dropped. A client gets no more
+//! than what remains free afterwards, so one client has at most half of the room, and a client without any always finds
+//! some. No request waits for room longer than [`PATIENCE`].
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,7 +17,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::types::ClientKey;
 
-/// What is taken of the room at a time. Shorter texts need none: their number is that of requests.
+/// The unit in which room is taken. Shorter texts need none, since the number of requests limits them.
 const BLOCK: usize = 64 << 10;
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,20 +31,20 @@ pub(super) struct Room {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// What a client is told when there is no room in time.
+    /// The error for a client that gets no room in time.
     full: &'static str,
 }
 
-/// All counts are of blocks.
+/// All counts are in blocks.
 #[derive(Debug)]
 struct State {
-    /// Below zero where more was counted than there is.
+    /// Below zero if more was counted than there is.
     free: i64,
-    /// Those that have something, or wait for it.
+    /// The clients that have room or wait for it.
     clients: BTreeMap<ClientKey, Share>,
-    /// Requests that wait.
+    /// Number of waiting requests.
     waiting: usize,
-    /// Who got something last.
+    /// The client that got room last.
     last: Option<ClientKey>,
     last_number: u64,
 }
@@ -51,7 +52,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Share {
     taken: i64,
-    /// In the order in which they came.
+    /// In order of arrival.
     waiting: VecDeque<Waiting>,
 }
 
@@ -62,11 +63,11 @@ struct Waiting {
     granted: oneshot::Sender<()>,
 }
 
-/// There was no room in time; with what a client is told then.
+/// There was no room in time; contains the error for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full(pub(super) &'static str);
 
-/// A part of the room; none at first.
+/// A part of the room; empty at first.
 #[derive(Debug)]
 pub(super) struct Place {
     shared: Arc<Shared>,
@@ -74,7 +75,7 @@ pub(super) struct Place {
     blocks: i64,
 }
 
-/// A request that waits for room. Dropped, it waits no more, and gives back what it was granted and has not noticed.
+/// A request that waits for room. Dropping it ends the wait, and returns room that was granted but not noticed.
 struct Ticket<'a> {
     shared: &'a Shared,
     client: ClientKey,
@@ -90,12 +91,12 @@ impl Room {
         Self { shared: Arc::new(Shared { state: Mutex::new(state), full }) }
     }
 
-    /// A place for a text of this client's.
+    /// A place for a text of this client.
     pub(super) fn place(&self, client: ClientKey) -> Place {
         Place { shared: self.shared.clone(), client, blocks: 0 }
     }
 
-    /// A place that is enough for a text of `len` bytes, which is there already: it counts whether there is room or not.
+    /// A place for a text of `len` bytes that already exists. It counts even if there is no room.
     pub(super) fn count(&self, client: ClientKey, len: usize) -> Place {
         let mut place = self.place(client);
         place.blocks = blocks_of(len);
@@ -107,14 +108,14 @@ impl Room {
         place
     }
 
-    /// Bytes that a client has.
+    /// Bytes that a client occupies.
     #[cfg(test)]
     pub(super) fn taken(&self, client: ClientKey) -> usize {
         let taken = self.shared.state.lock().clients.get(&client).map_or(0, |share| share.taken);
         usize::try_from(taken).expect("not less than nothing") * BLOCK
     }
 
-    /// Bytes that nobody has.
+    /// Bytes that are free.
     #[cfg(test)]
     pub(super) fn free(&self) -> usize {
         usize::try_from(self.shared.state.lock().free).expect("some") * BLOCK
@@ -126,17 +127,17 @@ impl Place {
         self.client
     }
 
-    /// Whether it is nothing, which is enough for a short text.
+    /// Whether it is empty, which is enough for a short text.
     pub(super) fn is_empty(&self) -> bool {
         self.blocks == 0
     }
 
-    /// Whether it is enough for a text of `len` bytes.
+    /// Whether it is large enough for a text of `len` bytes.
     pub(super) fn fits(&self, len: usize) -> bool {
         blocks_of(len) <= self.blocks
     }
 
-    /// Lets it be enough for a text of `len` bytes, if its client can have that now.
+    /// Grows it for a text of `len` bytes, if its client may have that now.
     pub(super) fn try_grow(&mut self, len: usize) -> bool {
         let more = (blocks_of(len) - self.blocks).max(0);
         let is_enough = more == 0 || self.shared.state.lock().take(self.client, more);
@@ -144,10 +145,10 @@ impl Place {
         is_enough
     }
 
-    /// The same, and waits for it.
+    /// Grows it for a text of `len` bytes, and waits if necessary.
     ///
     /// # Errors
-    /// Where there is no room in time.
+    /// Fails if there is no room in time.
     pub(super) async fn grow(&mut self, len: usize) -> Result<(), Full> {
         if self.try_grow(len) {
             return Ok(());
@@ -169,14 +170,14 @@ impl Place {
         Ok(())
     }
 
-    /// Gives back what a text of `len` bytes does not need.
+    /// Returns what a text of `len` bytes does not need.
     pub(super) fn shrink(&mut self, len: usize) {
         let less = (self.blocks - blocks_of(len)).max(0);
         self.blocks -= less;
         self.shared.give_back(self.client, less);
     }
 
-    /// Lets it count for another client, even if that one has its part already.
+    /// Lets it count for another client, even beyond that client's share.
     pub(super) fn pass_to(&mut self, client: ClientKey) {
         let mut state = self.shared.state.lock();
         state.clients.entry(client).or_default().taken += self.blocks;
@@ -215,7 +216,7 @@ impl Shared {
 }
 
 impl State {
-    /// Takes so many blocks for a client, if it may have them.
+    /// Takes blocks for a client, if it may have them.
     fn take(&mut self, client: ClientKey, blocks: i64) -> bool {
         let taken = self.clients.get(&client).map_or(0, |share| share.taken);
         let may = may_take(self.free, taken, blocks);
@@ -226,30 +227,30 @@ impl State {
         may
     }
 
-    /// Puts a request at the end of its client's queue.
+    /// Adds a request to the end of its client's queue.
     fn wait(&mut self, client: ClientKey, blocks: i64, granted: oneshot::Sender<()>) -> u64 {
         self.last_number += 1;
         self.waiting += 1;
         let number = self.last_number;
         self.clients.entry(client).or_default().waiting.push_back(Waiting { number, blocks, granted });
-        // What it waits for may have become free.
+        // The room that it waits for may have become free.
         self.grant();
         number
     }
 
-    /// Takes a request out of its client's queue; false where it was granted what it waits for.
+    /// Removes a request from its client's queue. Returns false if it has already been granted its room.
     fn withdraw(&mut self, client: ClientKey, number: u64) -> bool {
         let Some(share) = self.clients.get_mut(&client) else { return false };
         let Ok(at) = share.waiting.binary_search_by_key(&number, |waiting| waiting.number) else { return false };
         share.waiting.remove(at);
         self.waiting -= 1;
-        // Others of this client may have waited behind it for less.
+        // Other requests of this client may have waited behind it for less room.
         self.leave(client, 0);
         self.grant();
         true
     }
 
-    /// Gives what is free to those who wait: clients in turn, and of each its first request.
+    /// Gives free room to waiting requests: clients in turn, and the first request of each.
     fn grant(&mut self) {
         while self.waiting > 0 {
             let free = self.free;
@@ -265,12 +266,12 @@ impl State {
             self.free -= first.blocks;
             self.waiting -= 1;
             self.last = Some(client);
-            // Whoever has gone gives it back by its ticket.
+            // If the request is gone, its ticket returns the room.
             let _ = first.granted.send(());
         }
     }
 
-    /// So many blocks do not count for a client any more.
+    /// Blocks no longer count for a client.
     fn leave(&mut self, client: ClientKey, blocks: i64) {
         let Some(share) = self.clients.get_mut(&client) else { return };
         share.taken -= blocks;
@@ -280,12 +281,12 @@ impl State {
     }
 }
 
-/// Whether a client that has `taken` may have `more`: no more than what is free then.
+/// Whether a client that has `taken` may have `more`: at most as much as then remains free.
 fn may_take(free: i64, taken: i64, more: i64) -> bool {
     taken + more <= free - more
 }
 
-/// Whole blocks in so many bytes.
+/// The number of blocks for this many bytes.
 fn blocks_of(bytes: usize) -> i64 {
     i64::try_from(bytes / BLOCK).unwrap_or(i64::MAX)
 }
@@ -310,7 +311,7 @@ mod tests {
         let (mut one, mut another) = (room.place(ONE), room.place(ONE));
         one.grow(BLOCK).await.expect("room");
         one.grow(3 * BLOCK).await.expect("room");
-        assert_eq!(room.free(), 5 * BLOCK, "what it had counts");
+        assert_eq!(room.free(), 5 * BLOCK, "earlier room counts");
         another.grow(BLOCK - 1).await.expect("none is needed");
         assert!(another.grow(2 * BLOCK).await.is_err());
         drop(one);
@@ -327,11 +328,11 @@ mod tests {
         let room = room(16);
         let mut all: Vec<_> = (0..100).map(|_| room.place(ONE)).collect();
         let taken = all.iter_mut().map(|place| place.try_grow(BLOCK)).filter(|grown| *grown).count();
-        assert_eq!(taken, 8, "half of it, however many requests it has");
+        assert_eq!(taken, 8, "half of the room, however many requests it has");
         let mut another = room.place(TWO);
         another.grow(4 * BLOCK).await.expect("half of the rest");
         let mut third = room.place(THREE);
-        third.grow(2 * BLOCK).await.expect("half of that");
+        third.grow(2 * BLOCK).await.expect("half of what is left then");
         assert!(!all[99].try_grow(BLOCK));
     }
 
@@ -351,8 +352,13 @@ mod tests {
             assert!(futures_util::poll!(waits).is_pending());
         }
         drop(held.remove(0));
-        let Poll::Ready(Ok(_kept)) = futures_util::poll!(&mut first) else { panic!("it came first") };
-        assert!(futures_util::poll!(&mut other).is_pending(), "it would have more than is left");
+        let Poll::Ready(Ok(_kept)) = futures_util::poll!(&mut first) else {
+            panic!(
+                "the first request is served \
+            first"
+            )
+        };
+        assert!(futures_util::poll!(&mut other).is_pending(), "the client would have more than is left");
         drop(held);
         assert!(futures_util::poll!(&mut other).is_ready());
         assert!(second.await.is_ok());

@@ -1,17 +1,16 @@
-//! [`Session`]: one client's watches, from its requests to the queue that its answers are taken from. It knows no transport: a front
-//! gives it requests as a stream and sends what the [`WatchStream`] gives.
+//! [`Session`]: the watches of one stream, from its requests to the queue of its answers. It is independent of the
+//! transport: a front passes requests in as a stream, and sends what the [`WatchStream`] yields.
 //!
-//! A request is parsed (`step`), permitted (`permission`), waits until the feeds have the cluster's current revision, and is acted on
-//! in the hub. The relay asks for the current revision once for all requests that came together (and for all streams that ask at the
-//! time): so that answers name the revision that etcd would name, and a watch "from now" shows no write made before. Where upstream does
-//! not answer, requests are served from what the feed has, as by an etcd member without a leader; a watch "from now" then begins above the newest
-//! revision that the cluster is known to have.
+//! A request is parsed (`step`), checked (`permission`), waits until the feeds have the cluster's current revision, and
+//! is executed in the hub. The relay asks for the current revision once for all requests that arrived together, and for
+//! all streams that need it at that time. So answers name the revision that etcd would name, and a watch "from now"
+//! shows no earlier write. If upstream does not answer, requests are served from the feed's data, as by an etcd member
+//! without a leader; a watch "from now" then begins above the newest known revision of the cluster.
 //!
-//! A create whose feed has no snapshot yet waits, and what comes behind it waits with it (`waiting`), but for cancels of other watches
-//! and for progress.
-//! Always holds: answers to creates come in the order of the creates; a client that does not read is not read from; a client whose
-//! requests never pause gets its progress notifications all the same.
-//! Source of the semantics: docs/promises.md, section 2; etcd's v3rpc/watch.go.
+//! A create whose feed has no snapshot yet waits, and later requests wait behind it (`waiting`), except cancels of
+//! other watches and progress requests. Always holds: answers to creates come in the order of the creates. Requests of
+//! a client that does not read are not read. A client that sends requests without a pause still gets its progress
+//! notifications. The semantics follow docs/promises.md, section 2, and etcd's v3rpc/watch.go.
 
 mod permission;
 mod step;
@@ -45,37 +44,37 @@ use crate::{
     types::{Header, Revision},
 };
 
-/// Most requests that are acted on together, and about how many bytes of them.
+/// Most requests that are executed together, and approximately their most bytes.
 const BATCH: (usize, usize) = (1024, 1 << 20);
-/// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from what the
-/// feed has.
+/// How long upstream may take to name the current revision, and a feed to reach it, before requests are served from the
+/// feed's data.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a create waits for its feed's first snapshot before it is refused; on a stream without watches, before the stream is
-/// ended, for the client to try elsewhere.
+/// How long a create waits for its feed's first snapshot before it is refused. On a stream without watches, the stream
+/// then ends, so that the client tries elsewhere.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
-/// When progress notifications go on for which the client's queue had no room.
+/// Pause before progress notifications continue for which the client's queue had no room.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
-/// How often a progress request on several feeds is tried while one is ahead of another.
+/// How often a progress request for several feeds is tried while one is ahead of another.
 const PROGRESS_TRIES: usize = 10;
 
-/// etcd's text for creates that it refuses.
+/// etcd's error for a create with an empty range.
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
-/// The end of a stream whose requests nobody acts on any more.
+/// The end of a stream whose requests are no longer handled.
 const PANICKED: &str = "etcd-relay: this stream failed by a fault of the relay; open another";
 
 /// What all sessions of a relay share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sessions {
-    /// Where the feeds are.
+    /// The hub with the feeds.
     pub hub: Arc<Hub>,
-    /// Decides who may watch what.
+    /// Decides what a client may watch.
     pub access: Access,
-    /// How many watches a client may have.
+    /// The number of watches that a client may have.
     pub shares: Arc<Shares>,
-    /// How often progress is told.
+    /// The interval of progress notifications.
     pub pace: Arc<Pace>,
-    /// The relay stops, for those whose connection does not tell.
+    /// Cancelled when the relay stops, for sessions without a connection.
     pub stop: CancellationToken,
 }
 
@@ -85,39 +84,39 @@ pub struct Session {
     shared: Sessions,
     stream: Arc<WatchStream>,
     permission: Permission,
-    /// The client wants the stream to end where there is no leader.
+    /// The stream must end if there is no leader.
     requires_leader: bool,
-    /// Some watch asked for progress, and may be there still.
+    /// Some watch has asked for progress, and may still exist.
     wants_progress: bool,
     stop: CancellationToken,
-    /// Who answered when the cluster's revision was last asked, and what it was.
+    /// The last answer about the cluster's current revision.
     current: Header,
-    /// Nobody answered the last time.
+    /// The last question about it was not answered.
     unconfirmed: bool,
     waiting: Waiting,
 }
 
-/// Requests that came together, and what came behind them.
+/// Requests that arrived together, and what came after them.
 #[derive(Default)]
 struct Batch {
     requests: Vec<WatchRequest>,
     bytes: usize,
-    /// The end of the requests: the client's word that it has no more, or why they broke off.
+    /// The end of the requests: the client has no more, or the reason why they ended early.
     end: Option<Result<(), StreamEnd>>,
 }
 
 /// The ticks of a stream's progress timer.
 struct Ticks {
     beat: watch::Receiver<Beat>,
-    /// When the last tick began, or the first watch that asked for progress came.
+    /// When the last tick began, or when the first watch asked for progress.
     last: Instant,
-    /// Some watch asked for progress.
+    /// Some watch has asked for progress.
     wanted: bool,
-    /// The client's queue had no room for all of the last tick.
+    /// The client's queue had no room for all notifications of the last tick.
     more: bool,
 }
 
-/// The outcome of a request.
+/// The result of a request.
 enum Acted {
     /// It was answered, or needs no answer.
     Done,
@@ -128,8 +127,8 @@ enum Acted {
 }
 
 impl Sessions {
-    /// A session of this client, which ends with a last progress when `stop` is cancelled. Its answers are for whoever polls
-    /// [`Session::stream`].
+    /// Opens a session of this client. It ends with a last progress notification when `stop` is cancelled. Its answers
+    /// are read from [`Session::stream`].
     #[must_use]
     pub fn open(&self, client: Client, requires_leader: bool, stop: CancellationToken) -> Session {
         let clients = std::iter::once(client.key()).chain(client.user_key());
@@ -150,16 +149,16 @@ impl Sessions {
 }
 
 impl Session {
-    /// Where its answers and events come from.
+    /// The stream of its answers and events.
     #[must_use]
     pub fn stream(&self) -> &Arc<WatchStream> {
         &self.stream
     }
 
-    /// Serves the requests until the stream is left. An error among them ends the session.
+    /// Serves the requests until the stream is gone. An error among the requests ends the session.
     #[expect(
         clippy::manual_async_fn,
-        reason = "an `async fn` has room for its arguments twice, in each of thousands of streams"
+        reason = "an `async fn` stores its arguments twice, in each of thousands of streams"
     )]
     pub fn run(
         mut self,
@@ -170,10 +169,10 @@ impl Session {
             let permission = self.permission.clone();
             let (client, connection) = self.named();
             tracing::debug!(client, connection, "Watch stream opened");
-            // Side by side: a client that holds up its requests does not hold up the check of its watches.
+            // Both run concurrently, so a client that delays its requests does not delay the check of its watches.
             let both = async { tokio::join!(self.serve(&mut requests), permission.keep()) };
             let both = pin!(AssertUnwindSafe(both).catch_unwind());
-            // A client must not wait for a task that is gone: a panic is an end that it is told of.
+            // A client must not wait for a task that is gone: a panic ends the stream with an error.
             if let Some(Err(_)) = stream.gone().run_until_cancelled(both).await {
                 stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));
             }
@@ -181,7 +180,7 @@ impl Session {
         }
     }
 
-    /// Who it is, for the log: its address, and its connection as `/debug/state` names it.
+    /// The client for the log: its address, and its connection's number in `/debug/state`.
     fn named(&self) -> (Option<DisplayValue<IpAddr>>, Option<u64>) {
         let client = &self.permission.client;
         (client.addr.map(display), client.connection.map(|connection| connection.0))
@@ -190,7 +189,7 @@ impl Session {
     async fn serve(&mut self, requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin)) {
         let mut agreement = self.shared.hub.agreement();
         if self.requires_leader && *agreement.borrow() >= Agreement::Leaderless {
-            // As etcd refuses it. A stream that is open may outlast an election.
+            // As in etcd, a new stream is refused. An open stream may outlast an election.
             return self.stream.end(StreamEnd::NoLeader, false);
         }
         let mut ticks = Ticks { beat: self.shared.pace.beat(), last: Instant::now(), wanted: false, more: false };
@@ -198,19 +197,19 @@ impl Session {
         let stop = self.stop.clone();
         loop {
             ticks.want(self.wants_progress);
-            // Cancel safe: each arm says so. What a client can make ready without a pause comes last.
+            // Each arm is cancel safe. Work that a client can produce without a pause comes last.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.stream.end(StreamEnd::Stopping, true),
                 () = lost_leader(&mut agreement), if self.requires_leader => {
                     return self.stream.end(StreamEnd::NoLeader, false);
                 }
-                // In a box, as below: few streams want progress, and it has a timer.
+                // Boxed, like the one below: few streams want progress, and this future contains a timer.
                 () = async { Box::pin(ticks.due(&self.stream)).await }, if ticks.wanted => {
                     ticks.tick(&self.stream);
                     self.wants_progress = self.stream.wants_progress();
                 }
-                // In a box while it lasts: thousands of streams wait here, and in few of them a create does.
+                // Boxed while it lasts: thousands of streams wait here, but few of them have a waiting create.
                 () = async { Box::pin(self.waiting.due(&self.shared.hub, self.stream.client())).await }, if !self.waiting.is_empty() => {
                     let act = Box::pin(self.act_on_waiting());
                     match stop.run_until_cancelled(act).await {
@@ -220,7 +219,7 @@ impl Session {
                     }
                 }
                 batch = read(requests, &self.stream), if !half_closed && self.waiting.has_room() => {
-                    // What is not acted on when the relay stops, the client asks elsewhere.
+                    // The client repeats elsewhere what is not executed when the relay stops.
                     let act = Box::pin(self.act(batch.requests));
                     match stop.run_until_cancelled(act).await {
                         Some(true) => {}
@@ -229,7 +228,7 @@ impl Session {
                     }
                     match batch.end {
                         None => {}
-                        // The client says no more, and wants to hear all the same.
+                        // The client sends nothing more, but still reads.
                         Some(Ok(())) => half_closed = true,
                         Some(Err(why)) => return self.stream.end(why, false),
                     }
@@ -238,10 +237,10 @@ impl Session {
         }
     }
 
-    /// False where the stream has ended.
+    /// Executes requests. Returns false if the stream has ended.
     async fn act(&mut self, requests: Vec<WatchRequest>) -> bool {
         let until = Instant::now() + SERVING_PATIENCE;
-        // Requests of no known kind are ignored, as etcd ignores them.
+        // Like etcd, it ignores requests of an unknown kind.
         let wanted = requests
             .into_iter()
             .filter_map(|request| request.request_union)
@@ -250,7 +249,8 @@ impl Session {
         self.act_on(wanted).await
     }
 
-    /// The first of those that wait has its snapshot, or has waited long enough. False where the stream has ended.
+    /// Handles the first waiting create, whose snapshot is there or which has waited long enough. Returns false if the
+    /// stream has ended.
     async fn act_on_waiting(&mut self) -> bool {
         let wanted = self.waiting.take();
         self.act_on(wanted).await
@@ -306,7 +306,7 @@ impl Session {
         true
     }
 
-    /// Acts on a request. `asked` are the feeds that served when the current revision was asked for.
+    /// Executes a request. `asked` are the feeds that served when the current revision was requested.
     async fn take(&mut self, wanted: &Wanted, asked: &[Arc<Feed>]) -> Acted {
         match &wanted.step {
             Step::Create(_, subscribe) => return self.create(subscribe, wanted.until, asked),
@@ -322,7 +322,7 @@ impl Session {
         Acted::Done
     }
 
-    /// The steps with refusals in place of creates that the client may not do. `None` where the stream has ended.
+    /// Replaces creates that the client may not do by refusals. `None` if the stream has ended.
     async fn authorized(&self, mut wanted: Vec<Wanted>) -> Option<Vec<Wanted>> {
         if self.permission.access.is_off() {
             return Some(wanted);
@@ -345,7 +345,8 @@ impl Session {
         }
     }
 
-    /// Asks for the current revision and waits until `feeds`, which serve, have it, within bounds. Whether `oldest` is compacted.
+    /// Asks for the current revision and waits, for a limited time, until the serving `feeds` have it. Returns whether
+    /// `oldest` is compacted.
     async fn reach_current(&mut self, feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
         let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
@@ -365,7 +366,7 @@ impl Session {
         self.permission.access.heard();
         self.current = confirmed.header;
         self.unconfirmed = false;
-        // A feed of another cluster does not serve until it has begun again; creates wait for that.
+        // A feed of another cluster does not serve until it has restarted; creates wait for that.
         let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
         for waited in join_all(waits).await {
             if let Err(error) = waited {
@@ -375,7 +376,7 @@ impl Session {
         confirmed.compacted
     }
 
-    /// Which of `starts` are compacted at etcd. Asked together, they cost few questions.
+    /// Which of `starts` are compacted at etcd. They are checked together, which needs few questions.
     async fn compacted(&self, starts: BTreeSet<Revision>) -> BTreeSet<Revision> {
         let ask = async |start: Revision| {
             let confirmed = self.shared.hub.confirmer().confirm(Some(start)).await;
@@ -399,7 +400,8 @@ impl Session {
         };
         let was_asked = || asked.iter().any(|known| Arc::ptr_eq(known, &feed));
         if feed.is_serving() && !was_asked() && Instant::now() < until {
-            // Its snapshot came while the current revision was asked for, and may have been read before: it is asked for again.
+            // The snapshot came while the current revision was requested, and may be older than it, so the request
+            // waits for another answer.
             return Acted::Waits;
         }
         let known = self.known(&feed);
@@ -431,8 +433,8 @@ impl Session {
         }
     }
 
-    /// The newest revision that the feed's cluster is known to have: a watch "from now" shows nothing that its client may have been told before,
-    /// also where the feed is behind, or where nobody can be asked.
+    /// The newest known revision of the feed's cluster. A watch "from now" must show nothing that its client may have
+    /// seen before, even if the feed is behind or nobody can be asked.
     fn known(&self, feed: &Feed) -> Revision {
         let cluster = feed.cluster();
         if self.unconfirmed {
@@ -440,17 +442,17 @@ impl Session {
         }
         let standing = feed.standing();
         if standing.state == FeedState::Live && !standing.trusts_progress {
-            // It cannot tell when it gets there, and the watch would be told no progress.
+            // The feed could not tell when it gets there, so the watch would get no progress.
             return Revision::ZERO;
         }
-        // What was known before counts for nothing beside what the cluster says: it may have gone back.
+        // The cluster's answer counts more than what was known before, since the cluster may have gone back.
         if self.current.cluster_id == cluster.id() { self.current.revision } else { Revision::ZERO }
     }
 
     /// Lets a create wait whose feed has no snapshot, or refuses it.
     fn without_snapshot(&self, feed: &Feed, until: Instant) -> Acted {
         if feed.is_denied() && feed.kind() == FeedKind::OnDemand {
-            // It will not get better by coming again, and the stream's other watches are none the worse for it.
+            // Retrying would not help, and the stream's other watches need not suffer.
             let why = feed.last_error().unwrap_or_default();
             self.refuse(format!("etcd-relay: {why}"), Refusal::RelayDenied);
             return Acted::Done;
@@ -459,9 +461,9 @@ impl Session {
             return Acted::Waits;
         }
         let why = feed.last_error().map_or_else(String::new, |error| format!(": {error}"));
-        let text = format!("etcd-relay: no snapshot of {} from etcd yet; try again{why}", feed.range());
+        let text = format!("etcd-relay: no snapshot of {} from etcd yet; retry{why}", feed.range());
         if self.stream.watches() > 0 {
-            // The stream's other watches must not end for this one.
+            // The stream's other watches must not end because of this one.
             self.refuse(text, Refusal::Late);
             return Acted::Done;
         }
@@ -470,7 +472,7 @@ impl Session {
     }
 
     async fn progress(&mut self) {
-        // The stream's other requests wait meanwhile, so a member that says nothing is not waited for again and again.
+        // The stream's other requests wait meanwhile, so a silent member is not waited for repeatedly.
         let until = Instant::now() + CURRENT_PATIENCE;
         for _ in 0..PROGRESS_TRIES {
             if self.stream.answer_progress() != ProgressAnswer::Later || Instant::now() >= until {
@@ -504,7 +506,7 @@ impl Ticks {
         loop {
             let interval = self.beat.borrow_and_update().interval;
             let at = self.last + if self.more { interval.min(PROGRESS_PAUSE) } else { interval };
-            // Both are cancel safe. Whoever sets the interval lives as long as the relay.
+            // Both are cancel safe. The sender of the interval lives as long as the relay.
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(at) => return stream.wait_room().await,
@@ -538,20 +540,20 @@ impl Batch {
     }
 }
 
-/// Those that serve. A snapshot that is still to come may have been read before a question that is put now.
+/// The feeds that serve. A snapshot that is still to come may be older than an answer to a question sent now.
 fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
     feeds.retain(|feed| feed.is_serving());
     feeds
 }
 
-/// Waits until the feeds have what one of them has, for when nobody says what is current.
+/// Waits until the feeds have the newest revision among them, for when the current one is unknown.
 async fn level(feeds: &[Arc<Feed>]) {
     let newest = feeds.iter().map(|feed| feed.revision()).max().unwrap_or_default();
-    // Where one cannot, its client is told nothing, as by a member that is behind.
+    // If a feed cannot, its client gets no progress, as from a member that is behind.
     let _ = join_all(feeds.iter().map(|feed| feed.wait_for(newest, CURRENT_PATIENCE))).await;
 }
 
-/// The next request, once the client has read enough of its answers, and those that have arrived with it. Cancel safe.
+/// The next request, once the client has read enough of its answers, and those that arrived with it. Cancel safe.
 async fn read(
     requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin),
     stream: &WatchStream,
@@ -571,7 +573,7 @@ async fn read(
 /// Waits until the cluster has lost its leader for good. Cancel safe.
 async fn lost_leader(agreement: &mut watch::Receiver<Agreement>) {
     if agreement.wait_for(|agreement| *agreement == Agreement::LeaderLost).await.is_err() {
-        // Nobody can tell.
+        // The sender is gone, so nothing will change.
         std::future::pending().await
     }
 }

@@ -1,7 +1,8 @@
-//! [`Signal`]: tells thousands of streams once that something has happened, such as that the relay ends.
+//! [`Signal`]: notifies thousands of streams once of an event, such as the end of the relay.
 //!
-//! A cancellation token can do the same, but each look at it takes locks that all streams share, and a stream looks whenever it
-//! is polled; here that is one load. Always holds: who listens is woken, or sees it when it looks next.
+//! A cancellation token can do the same, but each check of it takes locks that all streams share, and a stream checks
+//! at every poll. Here a check is a single load. Always holds: a listener is woken, or sees the event at its next
+//! check.
 
 use std::{
     pin::Pin,
@@ -16,17 +17,17 @@ use crate::latest::{Follower, Latest};
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Signal {
-    /// Ends when it happens.
+    /// Ends when the event happens.
     silence: Arc<Latest<()>>,
-    /// Passes the token's word on, as long as there is anyone who may ask to listen.
+    /// Forwards the token's cancellation as long as a listener may exist.
     _follows: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Signal {
-    /// Tells when `token` is cancelled.
+    /// Creates a signal for the cancellation of `token`.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     #[must_use]
     pub fn of(token: CancellationToken) -> Self {
         let silence = Arc::new(Latest::new(()));
@@ -38,7 +39,7 @@ impl Signal {
         Self { silence, _follows: Arc::new(AbortOnDropHandle::new(follows)) }
     }
 
-    /// One who listens, for one task at a time.
+    /// A listener, for one task at a time.
     #[must_use]
     pub fn listener(&self) -> Listener {
         Listener(self.silence.follow())
@@ -50,7 +51,7 @@ impl Signal {
 pub struct Listener(Follower<()>);
 
 impl Listener {
-    /// Ready when it has happened.
+    /// Ready when the event has happened.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match self.0.poll_next(cx) {

@@ -1,4 +1,4 @@
-//! Both ports as clients see them: who answers what, and what those are told who came to the wrong place.
+//! Tests of both ports from a client's view: which service answers, and the errors for requests to the wrong port.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -33,12 +33,12 @@ use crate::{
     types::{MemberVersion, Revision},
 };
 
-/// A process that says what a test sets.
+/// A process whose state the test sets.
 #[derive(Default)]
 struct Told {
     ready: ReadyBoard,
     version: Mutex<Option<Arc<MemberVersion>>>,
-    /// Watch streams of each connection.
+    /// The watch streams of each connection.
     streams: Mutex<usize>,
 }
 
@@ -91,7 +91,7 @@ impl Inspect for Told {
     }
 }
 
-/// Answers one path, by its name.
+/// Answers a single path, by its name.
 #[derive(Clone)]
 struct OnlyWatch;
 
@@ -111,7 +111,7 @@ struct Ports {
     told: Arc<Told>,
     grpc: SocketAddr,
     http: SocketAddr,
-    /// Ends what never ends by itself.
+    /// Ends streams that do not end by themselves.
     streams: CancellationToken,
 }
 
@@ -253,7 +253,7 @@ async fn the_operators_port_tells_how_it_is() {
     let _hold = ports.told.ready.hold("feed /a: no leader");
     let (status, text) = get(ports.http, "/ready").await;
     assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("feed /a: no leader"), "{text}");
-    assert_eq!(get(ports.http, "/live").await.0, StatusCode::OK, "what waits is alive");
+    assert_eq!(get(ports.http, "/live").await.0, StatusCode::OK, "a process that waits is alive");
     assert_eq!(get(ports.http, "/metrics").await.1, "etcd_relay_up 1\n");
 
     let (_, text) = get(ports.http, "/debug/state").await;
@@ -427,9 +427,9 @@ async fn the_state_can_be_watched_until_the_relay_stops() {
     let mut body = response.into_body();
     let mut text = String::new();
     while text.matches("event: state\ndata: {").count() < 3 {
-        let frame = body.frame().await.expect("it goes on").expect("a frame");
+        let frame = body.frame().await.expect("the stream goes on").expect("a frame");
         text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
     }
     ports.streams.cancel();
-    body.collect().await.expect("it ends in order");
+    body.collect().await.expect("the stream ends normally");
 }

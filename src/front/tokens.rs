@@ -1,8 +1,8 @@
-//! [`Tokens`]: the tokens that etcd gave for HTTP's Basic credentials, kept for a while under a hash of these.
+//! [`Tokens`]: the tokens that etcd gave for HTTP Basic credentials, kept for a while under a hash of the credentials.
 //!
-//! Called by fronts whose clients know passwords and no tokens: etcd's v2 API and the keys over HTTP. Not here: how etcd is asked for a token,
-//! and rights, about which etcd decides by the token. Always holds: credentials are kept nowhere and never logged; the number of tokens
-//! is bounded.
+//! Used by fronts whose clients send passwords instead of tokens: etcd's v2 API and keys over HTTP. Requesting a token
+//! is elsewhere, and etcd decides about permissions by the token. Always holds: credentials are never kept or logged;
+//! the number of tokens is bounded.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -15,9 +15,9 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a token is used: etcd's simple tokens live for five minutes after their last use.
+/// How long a token is used. etcd's simple tokens expire five minutes after their last use.
 const KEPT: Duration = Duration::from_secs(60);
-/// Users that are known at a time. One more asks etcd each time.
+/// Most tokens at a time. Further users need a new token for each request.
 const MOST: usize = 1_024;
 
 /// See the module.
@@ -28,14 +28,14 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// The token that these credentials were given, if it is still to be used.
+    /// The token for these credentials, if it may still be used.
     pub(super) fn get(&self, credentials: &HeaderValue) -> Option<HeaderValue> {
         let tokens = self.tokens.lock();
         let kept = tokens.get(&self.key(credentials)).filter(|(since, _)| since.elapsed() < KEPT);
         kept.map(|(_, token)| token.clone())
     }
 
-    /// Keeps what etcd gave for these credentials.
+    /// Keeps the token that etcd gave for these credentials.
     pub(super) fn keep(&self, credentials: &HeaderValue, token: HeaderValue) {
         let mut tokens = self.tokens.lock();
         if tokens.len() >= MOST {
@@ -46,7 +46,7 @@ impl Tokens {
         }
     }
 
-    /// Forgets what these credentials were given; whether there was something. etcd may have forgotten it too.
+    /// Forgets the token of these credentials, which etcd may have forgotten too. Returns whether there was one.
     pub(super) fn forget(&self, credentials: &HeaderValue) -> bool {
         self.tokens.lock().remove(&self.key(credentials)).is_some()
     }
@@ -56,14 +56,14 @@ impl Tokens {
     }
 }
 
-/// Name and password, where the credentials are Basic ones.
+/// Name and password, if these are Basic credentials.
 pub(super) fn basic(credentials: &HeaderValue) -> Option<(String, String)> {
     let text = scheme(credentials.as_bytes(), b"Basic ")?;
     let text = String::from_utf8(BASE64_STANDARD.decode(text).ok()?).ok()?;
     text.split_once(':').map(|(name, password)| (name.to_owned(), password.to_owned()))
 }
 
-/// What follows this name of a scheme, of which upper and lower case are the same.
+/// The part after the name of a scheme, which is not case-sensitive.
 pub(super) fn scheme<'a>(credentials: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (begin, rest) = credentials.split_at_checked(name.len())?;
     begin.eq_ignore_ascii_case(name).then(|| rest.trim_ascii())
@@ -96,7 +96,7 @@ mod tests {
             tokens.keep(&user(number), header("token"));
         }
         assert_eq!(tokens.get(&user(0)), Some(header("token")));
-        assert_eq!(tokens.get(&user(MOST)), None, "there was no room");
+        assert_eq!(tokens.get(&user(MOST)), None, "there is no room for it");
         assert!(tokens.forget(&user(0)) && !tokens.forget(&user(0)));
         tokio::time::advance(KEPT).await;
         assert_eq!(tokens.get(&user(1)), None, "too old");

@@ -1,9 +1,9 @@
-//! [`Users`]: which of etcd's users a token belongs to, as far as this relay has seen etcd give it out. For `/debug/state` alone.
+//! [`Users`]: which etcd user a token belongs to, as far as the relay has seen etcd issue it. Only for `/debug/state`.
 //!
-//! Not here: who may read what, which etcd decides at each check (`access`). A name is learned from etcd's answer to `Authenticate` that passes through
-//! the relay, so it is one that etcd has checked a password for. What a token itself says is not believed: anyone can write one.
-//! Always holds: neither tokens nor passwords are kept, but a number made of a token by a secret of this process; no more than twice `MOST`
-//! names are kept, and those that were given out longest ago are forgotten.
+//! Permissions are decided by etcd at each check (`access`). A name is learned when an `Authenticate` call passes
+//! through the relay, so etcd has checked its password. The content of a token is not believed, since anyone can forge
+//! one. Always holds: neither tokens nor passwords are kept, only hashes of tokens with a secret of this process. At
+//! most twice `MOST` names are kept, and the oldest are forgotten first.
 
 use std::{
     collections::HashMap,
@@ -22,24 +22,24 @@ use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use super::grpc::GrpcService;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 
-/// Tokens of a generation. A client gets another one every few minutes, and its connections keep showing the first.
+/// Tokens per generation. A client gets a new token every few minutes, but its connections keep showing the first.
 const MOST: usize = 16_384;
-/// Bytes of a name that are shown. etcd sets no bound.
+/// Longest name that is shown, in bytes. etcd sets no limit.
 const MOST_NAME: usize = 128;
-/// As etcd's own bound for a request; a name, a password and a token are far smaller.
+/// etcd's own limit on requests. A name, a password and a token are far smaller.
 const MOST_MESSAGE: usize = 2 << 20;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
-/// By what numbers are made of tokens: who could foresee them could take another's name.
+/// The secret for hashing tokens. If clients could predict the hashes, one could take another's name.
 static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Stands for a token.
+/// The hash of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenKey(u64);
 
 impl TokenKey {
-    /// That of the token that a request shows; etcd takes `token`, and `authorization` where that is not there.
+    /// The key of a request's token. etcd takes the header `token`, or `authorization` if that is missing.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         headers
@@ -64,14 +64,14 @@ struct Generations {
 }
 
 impl Users {
-    /// The user whom etcd gave this token to.
+    /// The user to whom etcd issued this token.
     #[must_use]
     pub fn name(&self, token: TokenKey) -> Option<Arc<str>> {
         let known = self.0.lock();
         known.young.get(&token).or_else(|| known.old.get(&token)).cloned()
     }
 
-    /// Passes calls on to `forward`, and remembers whom etcd gives tokens to.
+    /// Passes calls on to `forward`, and records to whom etcd issues tokens.
     #[must_use]
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let users = self.clone();
@@ -95,7 +95,7 @@ impl Users {
     }
 
     async fn notice(&self, name: Option<String>, response: Response<Body>) -> Response<Body> {
-        // An answer that is a status alone is passed on as it is: clients tell it by its end.
+        // A response that consists only of a status is passed on unchanged, because clients recognize it by its end.
         let (Some(name), false) = (name, response.headers().contains_key("grpc-status")) else { return response };
         let (parts, body) = response.into_parts();
         match Limited::new(body, MOST_MESSAGE).collect().await {
@@ -110,7 +110,11 @@ impl Users {
                 let body = Full::new(answer).with_trailers(async move { trailers.map(Ok) });
                 Response::from_parts(parts, Body::new(body))
             }
-            Err(error) => Status::unavailable(format!("etcd-relay: etcd's answer broke off: {error}")).into_http(),
+            Err(error) => Status::unavailable(format!(
+                "etcd-relay: etcd's answer ended too early: \
+                {error}"
+            ))
+            .into_http(),
         }
     }
 
@@ -123,7 +127,7 @@ impl Users {
     }
 }
 
-/// The message of a unary call, where it can be read: not compressed, and whole.
+/// The message of a unary call, if it is complete and not compressed.
 fn message<M: prost::Message + Default>(mut framed: &[u8]) -> Option<M> {
     let head = framed.get(..5)?;
     framed.advance(head.len());
@@ -131,7 +135,7 @@ fn message<M: prost::Message + Default>(mut framed: &[u8]) -> Option<M> {
     (head[0] == 0).then(|| framed.get(..length)).flatten().and_then(|bytes| M::decode(bytes).ok())
 }
 
-/// A text, or its beginning.
+/// A text, cut to `most` bytes.
 fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();

@@ -1,9 +1,9 @@
 //! etcd's v2 API over v3 data, for clients that were written for etcd 2.
 //!
-//! A v2 key is the v3 key of the same name, an index is a revision, and a directory is there where a key is below it, or its mark,
-//! the key `DIR/`. Reads are from one feed over all keys that begin with `/`; writes are one transaction each (`operation`); those
-//! who wait are told by one task that follows the feed (`waits`); keys end by a compare when their time comes (`expire`). Not here:
-//! where data comes from. Always holds: nothing is ever half written, whoever else writes at the same time.
+//! A v2 key is the v3 key of the same name, and an index is a revision. A directory exists if a key is below it, or if
+//! its mark exists, the key `DIR/`. Reads come from one feed of all keys that begin with `/`. Each write is a single
+//! transaction (`operation`). One task follows the feed and answers waits (`waits`). Keys expire by a transaction with
+//! a compare (`expire`). Always holds: no write takes effect only in part, whoever else writes at the same time.
 
 mod answer;
 mod events;
@@ -53,26 +53,26 @@ use crate::{
     types::{ClientKey, KeyRange},
 };
 
-/// What the facade is made of.
+/// The parts that the v2 API needs.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where reads come from.
+    /// The source of reads.
     pub hub: Arc<Hub>,
-    /// Who may read what.
+    /// Decides what a user may read.
     pub access: Access,
-    /// Where writes go.
+    /// The destination of writes.
     pub calls: GrpcService,
-    /// Whose rights end keys, where etcd has users.
+    /// The user that deletes expired keys, if etcd has users.
     pub own: Option<Own>,
-    /// URLs at which clients reach the facade.
+    /// The URLs at which clients reach the v2 API.
     pub advertised: Vec<String>,
-    /// Ends those tasks.
+    /// Ends the tasks.
     pub stop: CancellationToken,
-    /// Ends waits and streams, before connections end.
+    /// Ends waits and streams before their connections end.
     pub streams: CancellationToken,
 }
 
-/// The relay's own user of etcd's.
+/// The relay's own etcd user.
 #[derive(Clone)]
 pub struct Own {
     /// Name.
@@ -87,10 +87,10 @@ impl std::fmt::Debug for Own {
     }
 }
 
-/// A task that the facade needs, with its name.
+/// A task of the v2 API, with its name.
 pub type Task = (&'static str, BoxFuture<'static, ()>);
 
-/// Opens the feed of all keys that v2 can name, and makes the tasks that follow it. Not more than once for a relay.
+/// Opens the feed of all keys with a v2 name, and creates the tasks that follow it. Called at most once per relay.
 pub fn open(parts: &Parts) -> (Arc<Feed>, [Task; 2], Running) {
     let feed = parts.hub.always(KeyRange::prefix(Bytes::from_static(b"/")));
     let (waits, made) = (Waits::new(), Arc::new(Made::default()));
@@ -98,14 +98,14 @@ pub fn open(parts: &Parts) -> (Arc<Feed>, [Task; 2], Running) {
     let v3 = V3 { calls: parts.calls.clone(), token: None, asker, unseen: 0 };
     let follow = waits.clone().follow(feed.clone(), made.clone(), parts.stop.clone());
     let end = expire::run(feed.clone(), v3.clone(), parts.own.clone(), made.clone(), parts.stop.clone());
-    let tasks = [("waits of v2", follow.boxed()), ("ends of v2's keys", end.boxed())];
+    let tasks = [("waits of v2", follow.boxed()), ("expiry of v2 keys", end.boxed())];
     let past = Past::new(parts.hub.upstream().clone(), feed.clone(), waits.clone());
     let listings = Listings::new(parts.hub.clone(), feed.clone());
     let keys = Arc::new(Keys { hub: parts.hub.clone(), feed: feed.clone(), waits, made, past, listings });
     (feed, tasks, Running { keys, v3 })
 }
 
-/// A facade that follows its feed and is on no port yet.
+/// The v2 API while it follows its feed, before it is on a port.
 #[derive(Debug)]
 pub struct Running {
     keys: Arc<Keys>,
@@ -113,10 +113,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// The service of its port.
+    /// The service for its port.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     #[must_use]
     pub fn port(self, parts: Parts, inspect: Arc<dyn Inspect>) -> V2Port {
         let shared = Shared {

@@ -1,7 +1,8 @@
-//! [`Body`]: a request's body, as its handler reads it, and [`Feeder`], by which the connection fills it.
+//! [`Body`]: a request's body for its handler, and [`Feeder`], through which the connection fills it.
 //!
-//! Most requests are whole before their handler is called, and are then nothing but bytes. Always holds: the peer may send as much as
-//! was read and no more, so what waits here is bounded by the windows; a body that is dropped gives back what it did not read.
+//! Most requests are complete before their handler is called; their body is then just bytes. Always holds: the peer may
+//! send only as much as the handler has read, so the windows bound what waits here. A dropped body gives back the
+//! window of its unread data.
 
 use std::{
     collections::VecDeque,
@@ -16,12 +17,12 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
-use super::wake::Bell;
+use super::wake::WakeFlag;
 
-/// Up to this size data that wait are joined.
+/// Waiting pieces up to this size are joined.
 const SMALL: usize = 4 << 10;
 
-/// See the module.
+/// A request's body; see the module.
 #[derive(Debug)]
 pub struct Body(Kind);
 
@@ -34,9 +35,9 @@ enum Kind {
 #[derive(Debug)]
 struct BodyInner {
     state: Mutex<BodyState>,
-    /// Tells the stream that enough was read for the peer to send more.
-    bell: Arc<Bell>,
-    tell_from: u32,
+    /// Set when the peer should be allowed to send more.
+    flag: Arc<WakeFlag>,
+    report_from: u32,
 }
 
 #[derive(Debug, Default)]
@@ -44,9 +45,9 @@ struct BodyState {
     data: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     end: Option<Result<(), Reason>>,
-    /// Read, and not told to the peer.
+    /// Bytes that were read but not yet reported to the peer.
     read: u32,
-    /// Nobody reads any more.
+    /// The handler has dropped the body.
     dropped: bool,
     reader: Option<Waker>,
 }
@@ -56,15 +57,16 @@ struct BodyState {
 pub(super) struct Feeder(Arc<BodyInner>);
 
 impl Body {
-    /// A body that is here.
+    /// A body whose data is complete.
     pub(super) fn whole(data: Bytes) -> Self {
         Self(Kind::Whole(data))
     }
 
-    /// A body that begins with `data` and of which more comes. `bell` is rung when `tell_from` bytes were read.
-    pub(super) fn arriving(bell: Arc<Bell>, tell_from: u32, data: VecDeque<Bytes>) -> (Feeder, Self) {
+    /// A body that begins with `data` and is still arriving. `flag` is set after each `report_from` bytes that are
+    /// read.
+    pub(super) fn arriving(flag: Arc<WakeFlag>, report_from: u32, data: VecDeque<Bytes>) -> (Feeder, Self) {
         let state = BodyState { data, ..BodyState::default() };
-        let shared = Arc::new(BodyInner { state: Mutex::new(state), bell, tell_from });
+        let shared = Arc::new(BodyInner { state: Mutex::new(state), flag, report_from });
         (Feeder(shared.clone()), Self(Kind::Arriving(shared)))
     }
 }
@@ -84,7 +86,7 @@ impl Feeder {
         wake(reader);
     }
 
-    /// No more comes: all is there, or the stream was reset.
+    /// Marks the end: the body is complete, or the stream was reset.
     pub(super) fn end(&self, trailers: Option<HeaderMap>, end: Result<(), Reason>) {
         let reader = {
             let mut state = self.0.state.lock();
@@ -97,10 +99,10 @@ impl Feeder {
         wake(reader);
     }
 
-    /// Takes the count of bytes that were read, if there are enough of them to tell the peer.
+    /// Takes the count of read bytes if it is large enough to report it to the peer.
     pub(super) fn take_read(&self) -> Option<u32> {
         let mut state = self.0.state.lock();
-        (state.read >= self.0.tell_from).then(|| std::mem::take(&mut state.read))
+        (state.read >= self.0.report_from).then(|| std::mem::take(&mut state.read))
     }
 }
 
@@ -113,14 +115,14 @@ impl Drop for Feeder {
 impl BodyInner {
     fn count_read(&self, bytes: usize) {
         let bytes = bytes as u32;
-        self.bell.calls().count_read(bytes);
-        let tell = {
+        self.flag.wakes().count_read(bytes);
+        let is_due = {
             let mut state = self.state.lock();
             state.read += bytes;
-            state.read >= self.tell_from && state.end.is_none()
+            state.read >= self.report_from && state.end.is_none()
         };
-        if tell {
-            self.bell.ring();
+        if is_due {
+            self.flag.set();
         }
     }
 }
@@ -186,7 +188,8 @@ impl Drop for Body {
     }
 }
 
-/// Adds `data` to those that wait. Small ones become one: windows count their bytes, but not what each costs beside them.
+/// Adds `data` to the waiting pieces. Small pieces are joined: windows count their bytes, but not the overhead of each
+/// piece.
 pub(super) fn join(waiting: &mut VecDeque<Bytes>, data: Bytes) {
     if let Some(last) = waiting.back_mut()
         && last.len() + data.len() <= SMALL
@@ -214,18 +217,18 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::{
-        super::wake::{Calls, WakeSource},
+        super::wake::{WakeList, WakeSource},
         *,
     };
 
-    fn arriving(tell_from: u32) -> (Arc<Calls>, Feeder, Body) {
-        let calls = Calls::new(1000);
-        let (feeder, body) = Body::arriving(calls.bell(WakeSource::stream(0)), tell_from, VecDeque::new());
-        (calls, feeder, body)
+    fn arriving(report_from: u32) -> (Arc<WakeList>, Feeder, Body) {
+        let wakes = WakeList::new(1000);
+        let (feeder, body) = Body::arriving(wakes.flag(WakeSource::stream(0)), report_from, VecDeque::new());
+        (wakes, feeder, body)
     }
 
-    fn has_called(calls: &Calls) -> bool {
-        calls.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()))
+    fn was_woken(wakes: &WakeList) -> bool {
+        wakes.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()))
     }
 
     #[tokio::test]
@@ -258,20 +261,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_stream_is_told_when_enough_was_read() {
-        let (calls, feeder, mut body) = arriving(4);
+        let (wakes, feeder, mut body) = arriving(4);
         feeder.push(Bytes::from_static(b"one"));
         feeder.push(Bytes::from_static(b"two"));
         body.frame().await.expect("a frame").expect("no error");
-        assert!(!has_called(&calls) && feeder.take_read().is_none());
+        assert!(!was_woken(&wakes) && feeder.take_read().is_none());
         body.frame().await.expect("a frame").expect("no error");
-        assert!(has_called(&calls));
+        assert!(was_woken(&wakes));
         assert_eq!((feeder.take_read(), feeder.take_read()), (Some(6), None));
-        assert_eq!(calls.take_read(), 6);
+        assert_eq!(wakes.take_read(), 6);
     }
 
     #[test]
     fn small_data_that_wait_are_joined_and_counted_once() {
-        let (calls, feeder, mut body) = arriving(1000);
+        let (wakes, feeder, mut body) = arriving(1000);
         for byte in 0..10_000 {
             feeder.push(Bytes::copy_from_slice(&[byte as u8]));
         }
@@ -284,16 +287,16 @@ mod tests {
         }
         assert_eq!(frames, 10_000_usize.div_ceil(SMALL));
         assert!(read.iter().enumerate().all(|(at, byte)| *byte == at as u8));
-        assert_eq!((read.len(), calls.take_read(), feeder.take_read()), (10_000, 10_000, Some(10_000)));
+        assert_eq!((read.len(), wakes.take_read(), feeder.take_read()), (10_000, 10_000, Some(10_000)));
     }
 
     #[test]
     fn what_is_not_read_is_given_back() {
-        let (calls, feeder, body) = arriving(4);
+        let (wakes, feeder, body) = arriving(4);
         feeder.push(Bytes::from_static(b"one"));
         drop(body);
-        assert_eq!(calls.take_read(), 3);
+        assert_eq!(wakes.take_read(), 3);
         feeder.push(Bytes::from_static(b"two"));
-        assert_eq!((calls.take_read(), feeder.take_read()), (3, Some(6)));
+        assert_eq!((wakes.take_read(), feeder.take_read()), (3, Some(6)));
     }
 }

@@ -1,8 +1,9 @@
 //! [`Connection`]: the task of a connection.
 //!
-//! Not here: what each frame does, see `intake`; how an answer goes out, see `stream`. Always holds: only those who called are
-//! looked at; nothing is read while [`BACKLOG`] waits for the socket, nor is any stream run then; a turn is bounded in rounds and in time,
-//! so that no connection keeps its thread; when a connection ends its streams are dropped in turns as well.
+//! Not here: the effect of each frame (`intake`) and how an answer is sent (`stream`). Always holds: only parts that
+//! were woken are looked at. While [`BACKLOG`] bytes wait for the socket, nothing is read and no stream runs. A turn is
+//! bounded in rounds and in time, so no connection keeps its thread. When a connection ends, its streams are dropped in
+//! turns as well.
 
 mod intake;
 
@@ -31,19 +32,19 @@ use super::{
     stream::{ConnectionContext, Ran},
     streams::Streams,
     turn::Turn,
-    wake::{Bell, Calls, WakeSource, WakeSources},
+    wake::{WakeFlag, WakeList, WakeSource, WakeSources},
 };
 
-/// Bytes that wait for the socket from which on nothing is read: what streams give until they are not asked, and as much again for
-/// answers to the peer's own frames.
+/// While this many bytes wait for the socket, nothing is read: twice the limit for the output of streams, where the
+/// second half is room for answers to the peer's own frames.
 const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
-/// Rounds of one turn.
+/// Most rounds in one turn.
 const ROUNDS: usize = 16;
-/// Calls that one turn looks at: a change that all streams of a connection hear of is a call of each.
+/// Most wake-ups that one turn handles. A change that concerns all streams of a connection wakes each of them.
 const CALLERS: usize = 8 << 10;
-/// The window that each connection has before it says another.
+/// The initial window of each connection in the protocol.
 const FIRST_WINDOW: u32 = 65_535;
-/// What is in our pings, to tell whose answer comes.
+/// The content of our pings, by which their answers are recognized.
 const PROBE: [u8; 8] = *b"alive? .";
 const LAST_CALL: [u8; 8] = *b"stopping";
 
@@ -53,99 +54,101 @@ pub enum Ended {
     /// Reading or writing failed.
     #[error("the socket failed")]
     Socket(#[from] io::Error),
-    /// The peer was told this reason with GOAWAY.
+    /// The peer broke the protocol and was sent this reason with GOAWAY.
     #[error("the client broke the protocol: {0}")]
     Protocol(Reason),
     /// A ping was not answered in time.
     #[error("the client does not answer pings")]
     Silent,
-    /// A frame, or the fields of a request, did not become whole in time.
-    #[error("the client did not finish what it began to send")]
+    /// A frame, or the fields of a request, were not complete in time.
+    #[error("the client did not complete a frame or a request in time")]
     Unfinished,
 }
 
-/// See the module.
+/// A connection; see the module.
 pub struct Connection<T, S, F, B: http_body::Body, E> {
     io: T,
-    calls: Arc<Calls>,
-    /// Those who called and were not looked at yet.
-    callers: WakeSources,
-    /// The socket may have bytes for us.
+    wakes: Arc<WakeList>,
+    /// Parts that were woken and not looked at yet.
+    woken: WakeSources,
+    /// The socket may have bytes to read.
     readable: bool,
-    /// The socket takes no more.
+    /// The socket accepts no more bytes.
     full: bool,
-    /// It is time to look whether the peer is there.
+    /// The watchdog is due.
     is_due: bool,
-    /// Its turn is over, and the tasks that are ready now go before the next.
+    /// The turn is over: the tasks that are ready now run before the next turn.
     gives_way: bool,
     output: Output,
     streams: Streams<F, B>,
     peer: Peer,
-    course: Course,
+    phase: Phase,
     turn: Turn,
-    tell_from: u32,
-    write: (Arc<Bell>, Waker),
-    // In boxes: a delivery touches what is above, and each line of memory that it need not fetch is time.
+    report_from: u32,
+    write: (Arc<WakeFlag>, Waker),
+    // Rarely used parts are in boxes: a delivery touches the fields above, and each cache line that it does not fetch
+    // saves time.
     intake: Box<Intake>,
     rare: Box<Rare<E>>,
     service: S,
 }
 
-/// What a connection looks at when it begins, ends, or is quiet for long.
+/// What a connection needs only when it begins, ends, or has been idle for long.
 struct Rare<E> {
-    bells: Bells,
+    wake_flags: WakeFlags,
     limits: Limits,
     watchdog: Watchdog,
     stop: Option<E>,
     abort: E,
-    /// Told of each request that is not served because of a bound.
-    tell: Box<dyn Fn(Refused) + Send + Sync>,
-    /// How the connection has ended, while the last of its streams are dropped.
+    /// Called for each request that is refused because of a limit.
+    on_refusal: Box<dyn Fn(Refused) + Send + Sync>,
+    /// The result of the connection, while its last streams are being dropped.
     ended: Option<Result<(), Ended>>,
 }
 
-/// By whom the parts of a connection call it.
-struct Bells {
-    read: (Arc<Bell>, Waker),
-    timer: (Arc<Bell>, Waker),
-    stop: (Arc<Bell>, Waker),
-    abort: (Arc<Bell>, Waker),
+/// The wake flags of the parts of a connection.
+struct WakeFlags {
+    read: (Arc<WakeFlag>, Waker),
+    timer: (Arc<WakeFlag>, Waker),
+    stop: (Arc<WakeFlag>, Waker),
+    abort: (Arc<WakeFlag>, Waker),
 }
 
-/// What the peer takes.
+/// The limits that the peer set.
 #[derive(Debug)]
 struct Peer {
-    /// Bytes on all streams.
+    /// Bytes that it accepts on all streams together.
     window: i64,
-    /// Bytes on a new stream.
+    /// Bytes that it accepts on a new stream.
     stream_window: i64,
-    /// By how much that has changed for streams that do not know yet. They are told once a round: it costs a look at all of them, and a
-    /// peer can change it with each few bytes.
+    /// The change of that number which the streams do not know yet. They are updated once per round: an update visits
+    /// all of them, and a peer can cause one with every few bytes.
     ahead: i64,
     max_payload: usize,
-    /// It has made its table of fields smaller, and must be told that ours is.
+    /// The peer has reduced its field table, so a change of our table's size must be sent.
     shrinks_table: bool,
 }
 
-/// Where a connection is on its way.
+/// The phase of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Course {
+enum Phase {
     Open,
-    /// The peer was told that we stop, and may have requests under way.
+    /// The peer has been told that we stop, but requests may still arrive.
     Stopping,
-    /// No new streams; ends with the last of those that are open.
+    /// No new streams are accepted; the connection ends with its last open stream.
     Finishing,
-    /// Writes its last words.
+    /// The last frames are being written.
     Closing(Option<Reason>),
 }
 
-/// Finds out whether a peer that says nothing is there, and whether one that has begun something goes on with it.
+/// Finds out whether a silent peer is still there, and whether a peer completes what it has begun.
 struct Watchdog {
     keepalive: Option<Keepalive>,
     timer: Pin<Box<Sleep>>,
-    /// When a whole frame came last. A part of one is no sign of life: any peer could give one byte now and then.
+    /// When the last complete frame arrived. Part of a frame is no sign of life: a peer could send one byte now and
+    /// then.
     heard: Instant,
-    /// When the ping was sent that waits for an answer.
+    /// When the ping was sent whose answer is awaited.
     pinged: Option<Instant>,
 }
 
@@ -157,24 +160,24 @@ where
     B: http_body::Body<Error: Into<Failure>> + Unpin,
     E: Future<Output = ()> + Unpin,
 {
-    /// Serves the peer at `io`, whose preface is still to be read. When `stop` is ready the connection ends with the requests under way;
-    /// when `abort` is ready it ends at once. Neither is polled again after that.
+    /// Serves the peer at `io`, which has not sent its preface yet. When `stop` is ready, the connection ends once the
+    /// open requests are answered. When `abort` is ready, it ends at once. Neither is polled after that.
     ///
-    /// How long the peer may take no bytes is for `io` to bound: an error from it ends the connection.
+    /// `io` must bound the time in which the peer accepts no bytes: an error of `io` ends the connection.
     ///
     /// # Panics
-    /// Outside a tokio runtime with time, where `limits` has a keepalive.
+    /// Panics outside a tokio runtime with time, if `limits` has a keepalive.
     pub fn new(io: T, service: S, limits: Limits, stop: E, abort: E) -> Self {
-        let calls = Calls::new(limits.connection_window / 4);
-        let bell = |caller| {
-            let bell = calls.bell(caller);
-            (bell.clone(), Waker::from(bell))
+        let wakes = WakeList::new(limits.connection_window / 4);
+        let flag = |source| {
+            let flag = wakes.flag(source);
+            (flag.clone(), Waker::from(flag))
         };
-        let bells = Bells {
-            read: bell(WakeSource::READ),
-            timer: bell(WakeSource::TIMER),
-            stop: bell(WakeSource::STOP),
-            abort: bell(WakeSource::ABORT),
+        let wake_flags = WakeFlags {
+            read: flag(WakeSource::READ),
+            timer: flag(WakeSource::TIMER),
+            stop: flag(WakeSource::STOP),
+            abort: flag(WakeSource::ABORT),
         };
         let mut output = Output::default();
         let own = OwnSettings {
@@ -184,8 +187,8 @@ where
         };
         own.put(output.own());
         frame::put_window_update(output.own(), 0, limits.connection_window.saturating_sub(FIRST_WINDOW));
-        for caller in [WakeSource::STOP, WakeSource::ABORT, WakeSource::TIMER] {
-            calls.call(caller);
+        for source in [WakeSource::STOP, WakeSource::ABORT, WakeSource::TIMER] {
+            wakes.add(source);
         }
         let now = Instant::now();
         let first = limits.keepalive.map_or(Limits::UNFINISHED, |terms| terms.interval.min(Limits::UNFINISHED));
@@ -198,7 +201,7 @@ where
         Self {
             io,
             service,
-            callers: WakeSources::new(),
+            woken: WakeSources::new(),
             readable: true,
             full: false,
             is_due: false,
@@ -212,59 +215,59 @@ where
                 max_payload: MAX_PAYLOAD,
                 shrinks_table: false,
             },
-            course: Course::Open,
+            phase: Phase::Open,
             turn: Turn::default(),
-            tell_from: limits.stream_window / 2,
-            write: bell(WakeSource::WRITE),
+            report_from: limits.stream_window / 2,
+            write: flag(WakeSource::WRITE),
             intake: Box::new(Intake::new(limits.connection_window.max(FIRST_WINDOW))),
             rare: Box::new(Rare {
-                bells,
+                wake_flags,
                 limits,
                 watchdog,
                 stop: Some(stop),
                 abort,
-                tell: Box::new(|_| ()),
+                on_refusal: Box::new(|_| ()),
                 ended: None,
             }),
-            calls,
+            wakes,
         }
     }
 
-    /// Calls `tell` for each request that is not served because of a bound, such as to count it.
+    /// WakeList `report` for each request that is refused because of a limit, for example to count it.
     #[must_use]
-    pub fn on_refusal(mut self, tell: impl Fn(Refused) + Send + Sync + 'static) -> Self {
-        self.rare.tell = Box::new(tell);
+    pub fn on_refusal(mut self, report: impl Fn(Refused) + Send + Sync + 'static) -> Self {
+        self.rare.on_refusal = Box::new(report);
         self
     }
 
-    /// One turn, which ends with the connection, when there is nothing to do, or to let others go on.
+    /// Runs one turn. It ends with the connection, when there is nothing to do, or to let other connections run.
     fn take_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         for _ in 0..ROUNDS {
-            if !self.callers.is_empty() || self.calls.look(&mut self.callers, cx) {
-                if let [caller] = self.callers[..]
-                    && let Some(place) = caller.place()
+            if !self.woken.is_empty() || self.wakes.look(&mut self.woken, cx) {
+                if let [source] = self.woken[..]
+                    && let Some(place) = source.place()
                     && self.may_run()
                     && self.peer.ahead == 0
                     && self.streams.is_at_rest(self.peer.window > 0)
                 {
-                    // What nearly all look-ups find: one stream has something to say, and its turn is now.
-                    self.callers.clear();
+                    // The most frequent case: one stream was woken, and it runs now.
+                    self.woken.clear();
                     self.run_one(place);
-                } else if self.answer_calls() {
+                } else if self.handle_wakes() {
                     return Poll::Ready(Ok(()));
                 }
             } else if self.is_idle() {
                 return Poll::Pending;
             }
             if self.may_read() && !self.read()? {
-                // Whoever has closed does not wait for answers.
+                // The peer has closed the connection and does not wait for answers.
                 return Poll::Ready(Ok(()));
             }
             if std::mem::take(&mut self.is_due) {
-                // After what has come is read: where all were held up, an answer may be among it.
+                // Checked after reading: if everything was delayed, the answer to a ping may have just been read.
                 self.watch()?;
             }
-            // Who sends without a pause has its answers all the same.
+            // A peer that sends without a pause must get its answers all the same.
             let has_read_enough = self.turn.is_over();
             if has_read_enough {
                 self.turn = Turn::default();
@@ -280,11 +283,11 @@ where
                     Poll::Pending => self.full = true,
                 }
             }
-            let finishes = self.course == Course::Finishing || self.intake.leaves && self.course != Course::Stopping;
-            if finishes && self.streams.all.is_empty() && !matches!(self.course, Course::Closing(_)) {
-                self.course = Course::Closing(None);
+            let finishes = self.phase == Phase::Finishing || self.intake.leaves && self.phase != Phase::Stopping;
+            if finishes && self.streams.all.is_empty() && !matches!(self.phase, Phase::Closing(_)) {
+                self.phase = Phase::Closing(None);
             }
-            if let Course::Closing(reason) = self.course
+            if let Phase::Closing(reason) = self.phase
                 && self.streams.clear(&mut self.turn)
                 && !self.full
                 && self.output.is_empty()
@@ -295,7 +298,8 @@ where
                         shut?;
                         return Poll::Ready(reason.map_or(Ok(()), |reason| Err(Ended::Protocol(reason))));
                     }
-                    // It calls when it can go on. Only a look that finds no callers has this task woken by it.
+                    // The socket wakes us when it accepts more. This task is only woken again after a look that finds
+                    // nothing to do.
                     Poll::Pending => self.full = true,
                 }
             }
@@ -307,80 +311,82 @@ where
         Poll::Pending
     }
 
-    /// Has this task run again once others have had their turn, those among them for whose sockets something has come meanwhile.
+    /// Lets other tasks run first, including those whose sockets have received something meanwhile.
     ///
-    /// A task that wakes itself goes behind those that are known to be ready. But what has come to sockets the runtime looks at when nobody
-    /// is ready, and else once in 61 runs of tasks: connections that always have more to do would have everyone else wait for 61 of their
-    /// turns. So it first has itself woken after such a look, and then goes behind those whom that look has found.
+    /// A task that wakes itself goes behind the tasks that are known to be ready. But the runtime checks the sockets
+    /// only when no task is ready, or once in 61 runs of tasks. So connections that always have more to do would delay
+    /// all others by 61 of their turns. Therefore this task is first woken after such a check, and then goes behind the
+    /// tasks that the check has found.
     fn give_way(&mut self, cx: &mut Context<'_>) {
         self.gives_way = true;
         let yielded = pin!(tokio::task::yield_now()).poll(cx);
-        debug_assert!(yielded.is_pending(), "it is ready when it is polled again");
+        debug_assert!(yielded.is_pending(), "the next poll is ready");
     }
 
-    /// One look at all who called. True where the connection is to be dropped at once.
-    fn answer_calls(&mut self) -> bool {
-        let mut callers = std::mem::take(&mut self.callers);
+    /// Handles the parts that were woken. Returns true if the connection must be dropped at once.
+    fn handle_wakes(&mut self) -> bool {
+        let mut woken = std::mem::take(&mut self.woken);
         let mut over = false;
-        let now = callers.len().min(CALLERS);
-        for caller in callers.drain(..now) {
-            match caller {
+        let now = woken.len().min(CALLERS);
+        for source in woken.drain(..now) {
+            match source {
                 WakeSource::READ => {
-                    self.rare.bells.read.0.answered();
+                    self.rare.wake_flags.read.0.reset();
                     self.readable = true;
                 }
                 WakeSource::WRITE => {
-                    self.write.0.answered();
+                    self.write.0.reset();
                     self.full = false;
                 }
                 WakeSource::TIMER => {
-                    self.rare.bells.timer.0.answered();
+                    self.rare.wake_flags.timer.0.reset();
                     self.is_due = true;
                 }
                 WakeSource::STOP => self.stop(),
                 WakeSource::ABORT => {
-                    let (bell, waker) = &self.rare.bells.abort;
-                    bell.answered();
+                    let (flag, waker) = &self.rare.wake_flags.abort;
+                    flag.reset();
                     over |= Pin::new(&mut self.rare.abort).poll(&mut Context::from_waker(waker)).is_ready();
                 }
                 WakeSource::WINDOW => {
-                    let read = self.calls.take_read();
+                    let read = self.wakes.take_read();
                     self.intake.widen(read);
-                    if !matches!(self.course, Course::Closing(_)) {
+                    if !matches!(self.phase, Phase::Closing(_)) {
                         frame::put_window_update(self.output.own(), 0, read);
                     }
                 }
                 stream => stream.place().into_iter().for_each(|place| self.streams.queue(place)),
             }
         }
-        if !callers.is_empty() {
+        if !woken.is_empty() {
             self.turn.end();
         }
-        self.callers = callers;
+        self.woken = woken;
         over
     }
 
-    /// Begins to end, if it is told to.
+    /// Begins to end the connection if `stop` is ready.
     fn stop(&mut self) {
         let Some(stop) = &mut self.rare.stop else { return };
-        let (bell, waker) = &self.rare.bells.stop;
-        bell.answered();
+        let (flag, waker) = &self.rare.wake_flags.stop;
+        flag.reset();
         if Pin::new(stop).poll(&mut Context::from_waker(waker)).is_ready() {
             self.rare.stop = None;
-            if self.course == Course::Open {
-                // Requests that are under way when this arrives are served: the answer to the ping tells that there are no more.
+            if self.phase == Phase::Open {
+                // Requests that arrive before the answer to this ping are still served; after the answer, no more can
+                // be under way.
                 frame::put_go_away(self.output.own(), MAX_STREAM, Reason::NO_ERROR);
                 frame::put_ping(self.output.own(), false, LAST_CALL);
-                self.course = Course::Stopping;
+                self.phase = Phase::Stopping;
             }
         }
     }
 
-    /// Asks a peer that has been quiet whether it is there, and ends what it does not go on with.
+    /// Pings a silent peer, and ends what a peer does not complete.
     fn watch(&mut self) -> Result<(), Ended> {
         loop {
-            let Rare { bells, watchdog, .. } = &mut *self.rare;
-            if watchdog.timer.as_mut().poll(&mut Context::from_waker(&bells.timer.1)).is_pending() {
+            let Rare { wake_flags, watchdog, .. } = &mut *self.rare;
+            if watchdog.timer.as_mut().poll(&mut Context::from_waker(&wake_flags.timer.1)).is_pending() {
                 return Ok(());
             }
             let now = Instant::now();
@@ -415,9 +421,9 @@ where
         }
     }
 
-    /// Reads what has come. False where the peer has closed its side.
+    /// Reads from the socket. Returns false if the peer has closed its side.
     fn read(&mut self) -> Result<bool, Ended> {
-        let waker = self.rare.bells.read.1.clone();
+        let waker = self.rare.wake_flags.read.1.clone();
         match self.poll_read(&mut Context::from_waker(&waker)) {
             Poll::Pending => {
                 self.readable = false;
@@ -427,14 +433,14 @@ where
         }
     }
 
-    /// Runs streams in turns until there is enough to write.
+    /// Runs streams in turn until there is enough to write.
     fn run(&mut self) {
-        if matches!(self.course, Course::Closing(_)) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return;
         }
         if self.peer.ahead != 0 {
             if std::mem::replace(&mut self.turn.has_widened, true) {
-                // Until they know, no stream may run.
+                // No stream may run before its window is updated.
                 return self.turn.end();
             }
             let more = std::mem::take(&mut self.peer.ahead);
@@ -450,23 +456,23 @@ where
         }
     }
 
-    /// Runs the stream at `place`, if there is one.
+    /// Runs the stream at `place`, if it still exists.
     fn run_one(&mut self, place: usize) {
         let Some(stream) = self.streams.all.get_mut(place) else { return };
         let mut context = ConnectionContext {
             output: &mut self.output,
-            calls: &self.calls,
+            wakes: &self.wakes,
             window: &mut self.peer.window,
             max_payload: self.peer.max_payload,
             shrinks_table: &mut self.peer.shrinks_table,
-            tell_from: self.tell_from,
+            report_from: self.report_from,
             turn: &mut self.turn,
         };
         self.streams.fresh -= usize::from(stream.is_new());
         let ran = stream.run(&mut context, &self.service);
         self.streams.held -= stream.let_go();
         match ran {
-            Ran::Rests => {}
+            Ran::Idle => {}
             Ran::Again => self.streams.queue(place),
             Ran::WaitsForConnection => self.streams.wait(place),
             Ran::Over(reset) => {
@@ -481,41 +487,41 @@ where
         }
     }
 
-    /// Ends the connection with an error, once it is told to the peer.
+    /// Ends the connection with an error, which is first sent to the peer.
     fn close(&mut self, reason: Reason) {
         frame::put_go_away(self.output.own(), self.intake.last, reason);
-        self.course = Course::Closing(Some(reason));
+        self.phase = Phase::Closing(Some(reason));
     }
 
     fn is_idle(&self) -> bool {
-        if matches!(self.course, Course::Closing(_)) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return self.streams.are_gone();
         }
         let may_run = self.may_run() && !self.streams.is_at_rest(self.peer.window > 0);
         !self.may_read() && !may_run
     }
 
-    /// Whether there is something to read, and room for what it does. Requests are not read faster than their handlers are called.
+    /// Whether more may be read. Requests are not read faster than their handlers are called.
     fn may_read(&self) -> bool {
         self.readable
             && self.output.len() < BACKLOG
             && self.streams.fresh < Limits::FRESH
-            && !matches!(self.course, Course::Closing(_))
+            && !matches!(self.phase, Phase::Closing(_))
     }
 
-    /// Whether what streams give can be written.
+    /// Whether there is room for the output of streams.
     fn may_run(&self) -> bool {
-        !self.full && self.output.len() < Limits::OUTPUT && !matches!(self.course, Course::Closing(_))
+        !self.full && self.output.len() < Limits::OUTPUT && !matches!(self.phase, Phase::Closing(_))
     }
 }
 
 impl<T, S, F, B: http_body::Body, E> fmt::Debug for Connection<T, S, F, B, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("course", &self.course).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Connection").field("phase", &self.phase).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
-// Handlers are pinned in boxes of their own; nothing else here is ever pinned.
+// Handlers are pinned in boxes of their own; nothing else here is pinned.
 impl<T: Unpin, S, F, B: http_body::Body, E> Unpin for Connection<T, S, F, B, E> {}
 
 impl<T, S, F, B, E> Future for Connection<T, S, F, B, E>
@@ -539,7 +545,7 @@ where
             let ended = ready!(this.take_turn(cx));
             this.rare.ended = Some(ended);
         }
-        // Who has closed is not there any more to wait for that.
+        // A peer that has closed does not wait for this.
         if this.streams.clear(&mut this.turn) {
             return Poll::Ready(this.rare.ended.take().unwrap_or(Ok(())));
         }

@@ -1,21 +1,21 @@
-//! Frames of HTTP/2 as they are on the wire: their head, the flags, and what the small ones say (RFC 9113, sections 4 and 6).
+//! HTTP/2 frames on the wire: their head, the flags, and the content of the small ones (RFC 9113, sections 4 and 6).
 //!
-//! Not here: what a frame does to a connection, see `connection` and `intake`. Always holds: a payload that does not have the shape of its
-//! type is an error of the connection, with the reason that the RFC names; nothing is read past a payload.
+//! The effect of a frame is in `connection` and `intake`. Always holds: a payload of the wrong shape is an error of the
+//! connection, with the reason that the RFC names. Nothing is read beyond a payload.
 
 use bytes::{Buf as _, BufMut as _};
 use h2::Reason;
 
-/// Length of a frame's head.
+/// Length of a frame head.
 pub(super) const HEAD: usize = 9;
-/// Largest payload that we take, and that we may send until the peer says otherwise: the protocol's default.
+/// Largest payload that we accept, and that we may send unless the peer allows more: the protocol's default.
 pub(super) const MAX_PAYLOAD: usize = 16_384;
-/// Largest window of the protocol.
+/// Largest window in the protocol.
 pub(super) const MAX_WINDOW: i64 = (1 << 31) - 1;
-/// Largest identifier of a stream.
+/// Largest stream number.
 pub(super) const MAX_STREAM: u32 = (1 << 31) - 1;
 
-/// What kind of frame it is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Data,
@@ -50,16 +50,16 @@ impl Kind {
     }
 }
 
-/// Of DATA and HEADERS.
+/// A flag of DATA and HEADERS.
 pub(super) const END_STREAM: u8 = 0x1;
-/// Of SETTINGS and PING.
+/// A flag of SETTINGS and PING.
 pub(super) const ACK: u8 = 0x1;
-/// Of HEADERS and CONTINUATION.
+/// A flag of HEADERS and CONTINUATION.
 pub(super) const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// A frame's head.
+/// The head of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     pub(super) len: usize,
@@ -69,7 +69,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Reads a head where `bytes` has a whole one.
+    /// Reads a head if `bytes` contains a complete one.
     pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
         if bytes.len() < HEAD {
             return None;
@@ -94,7 +94,7 @@ impl Head {
         Ok(&rest[..len])
     }
 
-    /// The block of HEADERS, behind what it says of priority, which is obsolete.
+    /// The block of HEADERS, after the obsolete priority fields.
     pub(super) fn block<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Reason> {
         let block = self.unpadded(payload)?;
         if !self.has(PRIORITY) {
@@ -106,7 +106,7 @@ impl Head {
     }
 }
 
-/// Checks what is said of priority, of which nothing is used.
+/// Checks the priority fields, which have no effect.
 pub(super) fn check_priority(stream: u32, mut priority: &[u8]) -> Result<(), Reason> {
     if priority.len() != 5 {
         return Err(Reason::FRAME_SIZE_ERROR);
@@ -114,18 +114,18 @@ pub(super) fn check_priority(stream: u32, mut priority: &[u8]) -> Result<(), Rea
     if priority.get_u32() & MAX_STREAM == stream { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
 }
 
-/// The one number that RST_STREAM and WINDOW_UPDATE say.
+/// The single number in RST_STREAM and WINDOW_UPDATE.
 pub(super) fn number(mut payload: &[u8]) -> Result<u32, Reason> {
     if payload.len() == 4 { Ok(payload.get_u32()) } else { Err(Reason::FRAME_SIZE_ERROR) }
 }
 
-/// A setting that matters to who only answers.
+/// A setting that matters to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
     TableSize(u32),
     InitialWindow(u32),
     MaxPayload(usize),
-    /// Of no concern to us.
+    /// Any other setting.
     Other,
 }
 
@@ -136,7 +136,7 @@ const INITIAL_WINDOW: u16 = 4;
 const MAX_FRAME_SIZE: u16 = 5;
 const MAX_HEADER_LIST: u16 = 6;
 
-/// The settings in a SETTINGS frame.
+/// Parses the settings of a SETTINGS frame.
 pub(super) fn settings(payload: &[u8]) -> Result<impl Iterator<Item = Result<Setting, Reason>>, Reason> {
     let (settings, rest) = payload.as_chunks::<6>();
     if !rest.is_empty() {
@@ -169,7 +169,7 @@ pub(super) fn put_data(out: &mut Vec<u8>, len: usize, end: bool, stream: u32) {
     put_head(out, len, 0, if end { END_STREAM } else { 0 }, stream);
 }
 
-/// Writes HEADERS, and CONTINUATION where `block` is larger than a frame may be.
+/// Writes HEADERS, and CONTINUATION if `block` is larger than a frame may be.
 pub(super) fn put_headers(out: &mut Vec<u8>, block: &[u8], end_stream: bool, stream: u32, max_payload: usize) {
     let end_stream = if end_stream { END_STREAM } else { 0 };
     if block.len() <= max_payload {
@@ -193,7 +193,7 @@ pub(super) fn put_reset(out: &mut Vec<u8>, stream: u32, reason: Reason) {
     out.put_u32(reason.into());
 }
 
-/// What we say of ourselves.
+/// Our own settings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnSettings {
     pub(super) max_streams: u32,
@@ -221,7 +221,7 @@ pub(super) fn put_settings_ack(out: &mut Vec<u8>) {
     put_head(out, 0, 4, ACK, 0);
 }
 
-/// Writes PING, or the answer to one.
+/// Writes PING, or the answer to a ping.
 pub(super) fn put_ping(out: &mut Vec<u8>, ack: bool, opaque: [u8; 8]) {
     put_head(out, 8, 6, if ack { ACK } else { 0 }, 0);
     out.put_slice(&opaque);

@@ -1,7 +1,8 @@
-//! [`Output`]: frames on their way to the socket: small ones side by side in one buffer, large data as they are.
+//! [`Output`]: frames on their way to the socket. Small frames are copied into one buffer, large data is passed on as
+//! it is.
 //!
-//! Not here: what is written. Always holds: bytes leave in the order in which they came; shared bytes are not copied from
-//! [`SHARE_FROM`] on; a connection that has nothing to write holds no buffer, since all connections of a thread borrow one.
+//! Always holds: bytes leave in the order in which they came. Shared bytes of [`SHARE_FROM`] or more are not copied. A
+//! connection with nothing to write holds no buffer, since all connections of a thread share one.
 
 use std::{
     cell::Cell,
@@ -14,9 +15,10 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-/// From this size on bytes are passed on; below, copied beside their neighbours: each buffer has its cost in the system call.
+/// Data of this size or more is passed on; smaller data is copied beside its neighbours, because each buffer adds cost
+/// to the system call.
 pub(super) const SHARE_FROM: usize = 2048;
-/// Buffers in one system call.
+/// Most buffers in one system call.
 const SLICES: usize = 64;
 /// Largest buffer that a thread keeps for its connections.
 const KEPT: usize = 128 << 10;
@@ -25,22 +27,22 @@ thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// See the module.
+/// The output of a connection; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// Bytes of our own, and those that were copied.
+    /// Our own bytes, and those that were copied.
     own: Vec<u8>,
-    /// Of `own`, what is written.
+    /// How much of `own` has been written.
     written: usize,
-    /// Shared bytes, each behind so many of `own` in all.
+    /// Shared bytes, each with the total number of bytes of `own` that come before it.
     shared: VecDeque<(usize, Bytes)>,
     shared_len: usize,
-    /// Bytes were written that the socket may keep to itself until it is flushed, as TLS does.
+    /// Bytes were written that the socket may hold back until it is flushed, as TLS does.
     unflushed: bool,
 }
 
 impl Output {
-    /// Bytes that wait.
+    /// Number of waiting bytes.
     pub(super) fn len(&self) -> usize {
         self.own.len() - self.written + self.shared_len
     }
@@ -49,7 +51,7 @@ impl Output {
         self.len() == 0
     }
 
-    /// Where to put bytes behind all that waits.
+    /// The buffer at the end of everything that waits.
     pub(super) fn own(&mut self) -> &mut Vec<u8> {
         if self.own.capacity() == 0 {
             self.own = SPARE.take();
@@ -57,12 +59,12 @@ impl Output {
         &mut self.own
     }
 
-    /// Takes `len` bytes of `data`, which has them.
+    /// Takes `len` bytes from `data`, which must have as many.
     pub(super) fn take(&mut self, data: &mut impl Buf, mut len: usize) {
         while len > 0 {
             let count = data.chunk().len().min(len);
             if count >= SHARE_FROM {
-                // Of bytes in one piece this is a reference.
+                // If the bytes are in one piece, this only counts a reference.
                 let bytes = data.copy_to_bytes(count);
                 let behind = self.own().len();
                 self.shared_len += count;
@@ -76,7 +78,7 @@ impl Output {
         }
     }
 
-    /// Writes all that waits, and flushes it. Pending where the socket takes no more for now.
+    /// Writes and flushes everything that waits. Pending while the socket accepts no more.
     pub(super) fn poll_write<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -110,7 +112,7 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Keeps no more memory than what waits for a socket that is full, which may take long.
+    /// Shrinks the buffer to what waits for a full socket, which may take long.
     fn settle(&mut self) {
         if self.written == 0 && self.own.len() == self.own.capacity() {
             return;
@@ -124,7 +126,7 @@ impl Output {
         keep(&mut spare);
     }
 
-    /// Lets go of memory that others can use, once all is written.
+    /// Gives up memory that others can use, once everything is written.
     fn rest(&mut self) {
         keep(&mut std::mem::take(&mut self.own));
         self.written = 0;
@@ -171,7 +173,7 @@ impl Output {
     }
 }
 
-/// Gives a buffer to the next connection of this thread.
+/// Keeps a buffer for the next connection of this thread.
 fn keep(buffer: &mut Vec<u8>) {
     if buffer.capacity() > 0 && buffer.capacity() <= KEPT {
         buffer.clear();
@@ -185,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a few bytes at a time.
+    /// A writer that accepts a few bytes at a time.
     struct Slow(Vec<u8>, usize);
 
     impl AsyncWrite for Slow {

@@ -1,7 +1,7 @@
-//! [`Fields`]: the fields of a header block, and the request or the trailers that they make (RFC 9113, section 8).
+//! [`Fields`]: the fields of a header block, and the request or trailers made from them (RFC 9113, section 8).
 //!
-//! Not here: how they are compressed, see `hpack`. Always holds: what the RFC calls malformed becomes no request; what is too
-//! large is told apart from it, and holds no memory beyond the limit.
+//! Compression is in `hpack`. Always holds: what the RFC calls malformed never becomes a request. A request that is too
+//! large is a separate case, and uses no memory beyond the limit.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header,
@@ -10,7 +10,7 @@ use http::{
 
 use super::hpack::{Field, Invalid};
 
-/// See the module.
+/// The fields of a block; see the module.
 #[derive(Debug)]
 pub(super) struct Fields {
     method: Option<Method>,
@@ -18,14 +18,14 @@ pub(super) struct Fields {
     authority: Option<Authority>,
     path: Option<PathAndQuery>,
     headers: HeaderMap,
-    /// Room that is left for them.
+    /// Room that is left for fields, in bytes.
     room: usize,
-    /// Bytes that they take in memory.
+    /// Bytes that the fields take in memory.
     cost: usize,
     fault: Option<Rejected>,
 }
 
-/// Why fields make no request.
+/// Why the fields do not form a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
     Malformed,
@@ -34,20 +34,20 @@ pub(super) enum Rejected {
 
 /// A request without its body.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct RequestHead {
     pub(super) request: Request<()>,
-    /// Bytes that its body has, if it says so.
+    /// Length of its body in bytes, if it is declared.
     pub(super) length: Option<u64>,
     /// Bytes that its fields take in memory.
     pub(super) cost: usize,
 }
 
-/// What a field takes beside its name and value: its place in a map that doubles as it grows. A field that is in the peer's table comes as one
-/// byte, so a request may take a hundred times what was sent for it.
+/// Memory per field in addition to its name and value: its place in a map that doubles as it grows. A field from the
+/// peer's table arrives as one byte, so a request may take a hundred times what was sent for it.
 const FIELD_COST: usize = 200;
 
 impl Fields {
-    /// No fields yet, and room for so many bytes of them.
+    /// No fields yet, and room for this many bytes of them.
     pub(super) fn new(room: usize) -> Self {
         Self {
             method: None,
@@ -89,13 +89,13 @@ impl Fields {
                 }
                 self.headers.try_append(name, value).map(drop).map_err(|_| Rejected::TooLarge)
             }
-            // Nothing here goes by it, and clients of etcd 3.5.0 name their resolver there.
+            // Clients of etcd 3.5.0 put their resolver's name there. It is ignored, since nothing here uses it.
             Field::Invalid(Invalid::Authority) => Ok(()),
             Field::Invalid(_) => Err(Rejected::Malformed),
         }
     }
 
-    /// Fields that begin with a colon come once, and before all others.
+    /// Pseudo-headers occur at most once, and before all other fields.
     fn pseudo<T>(&mut self, place: impl FnOnce(&mut Self) -> &mut Option<T>, value: T) -> Result<(), Rejected> {
         if !self.headers.is_empty() || place(self).replace(value).is_some() {
             return Err(Rejected::Malformed);
@@ -103,8 +103,8 @@ impl Fields {
         Ok(())
     }
 
-    /// The request that the fields make.
-    pub(super) fn request(self) -> Result<Asked, Rejected> {
+    /// The request that the fields form.
+    pub(super) fn request(self) -> Result<RequestHead, Rejected> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -117,7 +117,7 @@ impl Fields {
             uri.authority = self.authority;
         } else {
             let (Some(scheme), Some(path)) = (self.scheme, self.path) else { return Err(Rejected::Malformed) };
-            // A URI has its scheme with an authority only.
+            // A URI has a scheme only together with an authority.
             uri.scheme = self.authority.is_some().then_some(scheme);
             uri.authority = self.authority;
             uri.path_and_query = Some(path);
@@ -128,10 +128,10 @@ impl Fields {
         *request.method_mut() = method;
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = self.headers;
-        Ok(Asked { request, length, cost: self.cost })
+        Ok(RequestHead { request, length, cost: self.cost })
     }
 
-    /// The trailers that the fields make.
+    /// The trailers that the fields form.
     pub(super) fn trailers(self) -> Result<HeaderMap, Rejected> {
         match self.fault {
             Some(fault) => Err(fault),
@@ -147,7 +147,7 @@ impl Fields {
     }
 }
 
-/// Whether a header may be in a message of HTTP/2: what is about a connection may not.
+/// Whether a header is allowed in HTTP/2; headers about a connection are not.
 fn may_be(name: &HeaderName, value: &HeaderValue) -> bool {
     if *name == header::TE {
         return value == "trailers";
@@ -155,7 +155,7 @@ fn may_be(name: &HeaderName, value: &HeaderValue) -> bool {
     !is_of_connection(name)
 }
 
-/// Whether a header is about a connection, which HTTP/2 has other means for.
+/// Whether a header is about a connection, which HTTP/2 handles by other means.
 pub(super) fn is_of_connection(name: &HeaderName) -> bool {
     *name == header::CONNECTION
         || *name == header::TRANSFER_ENCODING
@@ -201,10 +201,10 @@ mod tests {
 
     #[test]
     fn fields_make_a_request() {
-        let asked = fields(get().into_iter().chain([header("content-length", "7"), header("te", "trailers")]));
-        let asked = asked.request().expect("a request");
-        assert_eq!((asked.request.uri().to_string().as_str(), asked.length), ("http://host:1/a?b", Some(7)));
-        assert_eq!((asked.request.method(), asked.request.version()), (&Method::GET, Version::HTTP_2));
+        let head = fields(get().into_iter().chain([header("content-length", "7"), header("te", "trailers")]));
+        let head = head.request().expect("a request");
+        assert_eq!((head.request.uri().to_string().as_str(), head.length), ("http://host:1/a?b", Some(7)));
+        assert_eq!((head.request.method(), head.request.version()), (&Method::GET, Version::HTTP_2));
         let mut without_authority = get();
         without_authority.pop();
         assert_eq!(fields(without_authority).request().expect("a request").request.uri(), "/a?b");
@@ -228,7 +228,7 @@ mod tests {
         }
         let mut late = get();
         late.insert(1, header("a", "b"));
-        assert!(fields(late).request().is_err(), "a field with a colon after others");
+        assert!(fields(late).request().is_err(), "a pseudo-header after other fields");
         for missing in 0..3 {
             let mut some = get();
             some.remove(missing);

@@ -1,8 +1,8 @@
 //! [`Stream`]: one request and its answer, from the first field to the last byte.
 //!
-//! Its handler and the answer's body are polled here, in the connection's task, when they call and when the peer has room: so what an
-//! answer gives is written at once, and a slow client is not asked for more. Always holds: no more is sent than the windows
-//! allow; a body is not polled while the last data that it gave wait.
+//! The handler and the answer's body are polled here, in the connection's task, when they were woken and the peer has
+//! room. So output is written at once, and nothing is produced for a slow client. Always holds: no more is sent than
+//! the windows allow. A body is not polled while its last data still waits.
 
 use std::{
     collections::VecDeque,
@@ -25,91 +25,91 @@ use super::{
     hpack,
     limits::Limits,
     output::Output,
-    request::{Asked, is_of_connection},
+    request::{RequestHead, is_of_connection},
     turn::Turn,
-    wake::{Bell, Calls, WakeSource},
+    wake::{WakeFlag, WakeList, WakeSource},
 };
 
-/// See the module.
+/// A stream; see the module.
 pub(super) struct Stream<F, B: http_body::Body> {
     pub(super) id: u32,
-    bell: Arc<Bell>,
+    flag: Arc<WakeFlag>,
     waker: Waker,
-    /// It is to be run.
+    /// It is queued to run.
     pub(super) queued: bool,
     /// It waits for the connection's window.
     pub(super) waits_for_connection: bool,
-    /// Bytes that the peer takes.
+    /// Bytes that the peer accepts.
     window: i64,
     answer: Answer<F, B>,
-    /// What the body gave, and is not written.
+    /// Data of the body that is not written yet.
     data: Option<B::Data>,
     is_head: bool,
     coming: Coming,
     /// Bytes that the peer may still send.
     receive_window: i64,
-    /// Bytes of the request's body still to come, where the request has told.
+    /// Bytes of the request's body that are still to come, if its length was declared.
     length: Option<u64>,
-    /// Bytes that the request takes until it is answered.
+    /// Memory of the request until it is answered, in bytes.
     held: usize,
-    /// When data came last for a request that was not whole and not answered then.
+    /// When data last arrived, for an incomplete and unanswered request.
     heard: Option<Instant>,
 }
 
-/// What a call takes beside what it is made of: its map of fields, its waker, and what its handler makes of it.
+/// Memory of a call in addition to its content: its map of fields, its waker, and what its handler allocates.
 const CALL_COST: usize = 2 << 10;
 
-/// How far an answer is.
+/// The state of the answer.
 #[expect(
     clippy::large_enum_variant,
-    reason = "a box would be made for each request, to spare what the body needs anyway"
+    reason = "a box would cost an allocation per request, to save memory that the body needs anyway"
 )]
 enum Answer<F, B> {
-    /// The request is not given to its handler yet.
-    Asked(Request<()>),
+    /// The request has not been given to its handler yet.
+    Pending(Request<()>),
     Awaited(Pin<Box<F>>),
     Sent(B),
     Done,
 }
 
-/// What the peer sends of the request.
+/// The input of a request.
 enum Coming {
-    /// What came before the handler was called.
+    /// Data that arrived before the handler was called.
     Early(VecDeque<Bytes>),
     ToBody(Feeder),
     Ended,
-    /// All that came before the handler was called.
+    /// The complete body, which arrived before the handler was called.
     Whole(VecDeque<Bytes>),
 }
 
-/// What streams of a connection share when they are run.
+/// What the streams of a connection share while they run.
 #[derive(Debug)]
 pub(super) struct ConnectionContext<'a> {
     pub(super) output: &'a mut Output,
-    pub(super) calls: &'a Calls,
-    /// Bytes that the peer takes on all streams.
+    pub(super) wakes: &'a WakeList,
+    /// Bytes that the peer accepts on all streams together.
     pub(super) window: &'a mut i64,
     pub(super) max_payload: usize,
-    /// The peer is to be told that our table of fields is as small as it wants.
+    /// The peer must be told that our field table is as small as it wants.
     pub(super) shrinks_table: &'a mut bool,
-    /// Half of what a stream may receive without a word of ours.
-    pub(super) tell_from: u32,
+    /// Half of what a stream may receive before its window is widened.
+    pub(super) report_from: u32,
     pub(super) turn: &'a mut Turn,
 }
 
-/// From this size on a piece of data counts as one that took long to make.
+/// A piece of data of this size or more counts as a long step.
 const LARGE: usize = 4 << 10;
 
-/// Where a stream is after a run.
+/// The state of a stream after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ran {
-    /// It calls when there is more to do.
-    Rests,
-    /// There is more to do once other streams had their turn.
+    /// It is woken when there is more to do.
+    Idle,
+    /// There is more to do after other streams had their turn.
     Again,
-    /// It waits for the window of the connection.
+    /// It waits for the connection's window.
     WaitsForConnection,
-    /// It is over; told to reset it, with a reason, where the peer does not know that.
+    /// It is over. If the peer does not know that, the stream is reset with this reason.
     Over(Option<Reason>),
 }
 
@@ -118,38 +118,38 @@ where
     F: Future<Output = Result<Response<B>, Failure>>,
     B: http_body::Body<Error: Into<Failure>> + Unpin,
 {
-    /// A stream of `asked`, at `place` among the connection's streams.
-    pub(super) fn new(id: u32, calls: &Arc<Calls>, place: usize, asked: Asked, windows: (i64, i64)) -> Self {
-        let bell = calls.bell(WakeSource::stream(place));
+    /// A stream for the request `head`, at `place` among the connection's streams.
+    pub(super) fn new(id: u32, wakes: &Arc<WakeList>, place: usize, head: RequestHead, windows: (i64, i64)) -> Self {
+        let flag = wakes.flag(WakeSource::stream(place));
         Self {
             id,
-            waker: Waker::from(bell.clone()),
-            bell,
+            waker: Waker::from(flag.clone()),
+            flag,
             queued: false,
             waits_for_connection: false,
             window: windows.0,
-            is_head: asked.request.method() == Method::HEAD,
-            held: size_of::<Self>() + size_of::<F>() + CALL_COST + asked.cost,
+            is_head: head.request.method() == Method::HEAD,
+            held: size_of::<Self>() + size_of::<F>() + CALL_COST + head.cost,
             heard: None,
-            answer: Answer::Asked(asked.request),
+            answer: Answer::Pending(head.request),
             data: None,
             coming: Coming::Early(VecDeque::new()),
             receive_window: windows.1,
-            length: asked.length,
+            length: head.length,
         }
     }
 
-    /// Whether the handler was not called yet.
+    /// Whether the handler has not been called yet.
     pub(super) fn is_new(&self) -> bool {
-        matches!(self.answer, Answer::Asked(_))
+        matches!(self.answer, Answer::Pending(_))
     }
 
-    /// Bytes that the request takes until it is answered.
+    /// Memory of the request until it is answered, in bytes.
     pub(super) fn held(&self) -> usize {
         self.held
     }
 
-    /// Bytes that are not held any more, since the request was answered.
+    /// Releases the memory of the request, which is answered now. Returns its size.
     pub(super) fn let_go(&mut self) -> usize {
         if self.held > 0 && self.is_answered() { std::mem::take(&mut self.held) } else { 0 }
     }
@@ -158,12 +158,12 @@ where
         matches!(self.answer, Answer::Sent(_) | Answer::Done)
     }
 
-    /// When data came last, where more must come before the request can be answered.
+    /// When data last arrived, if more must come before the request can be answered.
     pub(super) fn waits_since(&self) -> Option<Instant> {
         self.heard.filter(|_| !self.has_ended() && !self.is_answered())
     }
 
-    /// Data came for a request that was not answered: so many bytes more are held. Whether they are the first of a body.
+    /// Adds data of an unanswered request to its memory. Returns whether it is the first data of a body.
     pub(super) fn hold(&mut self, more: usize) -> bool {
         if self.is_answered() {
             return false;
@@ -172,24 +172,26 @@ where
         self.heard.replace(Instant::now()).is_none()
     }
 
-    /// Whether the peer has said that no more comes.
+    /// Whether the peer has declared the end of the request.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.coming, Coming::Ended | Coming::Whole(_))
     }
 
-    /// Changes how much the peer takes; false where that is more than may be, once what is `ahead` for all streams is added.
+    /// Changes the peer's window. Returns false if it would exceed the protocol's limit, once the pending change
+    /// `ahead` of all streams is added.
     pub(super) fn widen(&mut self, more: i64, ahead: i64) -> bool {
         self.window += more;
         self.window + ahead <= MAX_WINDOW
     }
 
-    /// Whether the peer takes anything on this stream.
+    /// Whether the peer accepts anything on this stream.
     pub(super) fn has_room(&self) -> bool {
         self.window > 0
     }
 
-    /// Takes `data`, for which the peer used `used` bytes of the window, padding with them. How many the peer is to be given back at once.
-    pub(super) fn receive(&mut self, data: &[u8], used: usize, calls: &Calls) -> Result<u32, Reason> {
+    /// Receives `data`, which used `used` bytes of the window including padding. Returns how many bytes of window to
+    /// give back at once.
+    pub(super) fn receive(&mut self, data: &[u8], used: usize, wakes: &WakeList) -> Result<u32, Reason> {
         if self.has_ended() {
             return Err(Reason::STREAM_CLOSED);
         }
@@ -201,7 +203,7 @@ where
             *length = length.checked_sub(data.len() as u64).ok_or(Reason::PROTOCOL_ERROR)?;
         }
         let padding = used - data.len();
-        calls.count_read(padding as u32);
+        wakes.count_read(padding as u32);
         self.receive_window += padding as i64;
         if !data.is_empty() {
             let bytes = Bytes::copy_from_slice(data);
@@ -214,7 +216,7 @@ where
         Ok(padding as u32)
     }
 
-    /// No more of the request comes.
+    /// Receives the end of the request.
     pub(super) fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Reason> {
         if self.has_ended() {
             return Err(Reason::STREAM_CLOSED);
@@ -223,7 +225,7 @@ where
             return Err(Reason::PROTOCOL_ERROR);
         }
         self.coming = match std::mem::replace(&mut self.coming, Coming::Ended) {
-            // Trailers are dropped: no call of a request that comes whole has any that mean something.
+            // Trailers are dropped: no call whose request arrives complete has trailers with a meaning.
             Coming::Early(early) => Coming::Whole(early),
             Coming::ToBody(feeder) => {
                 feeder.end(trailers, Ok(()));
@@ -234,27 +236,28 @@ where
         Ok(())
     }
 
-    /// Tells the reader of the request's body that the stream was reset. What never got a reader is given back.
-    pub(super) fn break_off(self, reason: Reason, calls: &Calls) {
+    /// Tells the reader of the request's body that the stream was reset. Window that nobody can use any more is given
+    /// back.
+    pub(super) fn break_off(self, reason: Reason, wakes: &WakeList) {
         match self.coming {
             Coming::ToBody(feeder) => feeder.end(None, Err(reason)),
             Coming::Early(data) | Coming::Whole(data) => {
-                calls.count_read(data.iter().map(Bytes::len).sum::<usize>() as u32)
+                wakes.count_read(data.iter().map(Bytes::len).sum::<usize>() as u32)
             }
             Coming::Ended => {}
         }
     }
 
-    /// Goes on as far as it can.
+    /// Runs the stream as far as possible.
     pub(super) fn run(&mut self, context: &mut ConnectionContext<'_>, call: &impl Fn(Request<Body>) -> F) -> Ran {
-        self.bell.answered();
+        self.flag.reset();
         self.tell_read(context);
         loop {
             if let Some(data) = &mut self.data {
                 let room = self.window.min(*context.window).max(0) as usize;
                 let len = data.remaining().min(room).min(context.max_payload);
                 if len == 0 && data.has_remaining() {
-                    return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
+                    return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Idle };
                 }
                 let all = len == data.remaining();
                 let end = all && matches!(&self.answer, Answer::Sent(body) if body.is_end_stream());
@@ -275,11 +278,11 @@ where
             }
             let cx = &mut Context::from_waker(&self.waker);
             match &mut self.answer {
-                Answer::Asked(_) => self.ask(context, call),
+                Answer::Pending(_) => self.call_handler(context, call),
                 Answer::Awaited(answer) => {
                     context.turn.weigh();
                     match guarded(|| answer.as_mut().poll(cx)) {
-                        Poll::Pending => return Ran::Rests,
+                        Poll::Pending => return Ran::Idle,
                         Poll::Ready(Err(error)) => return Ran::Over(Some(reason(&*error))),
                         Poll::Ready(Ok(response)) => {
                             if self.head(response, context) {
@@ -292,13 +295,13 @@ where
                     }
                 }
                 Answer::Sent(body) => {
-                    // Without room it is not asked for more, unless there is nothing but trailers to come.
+                    // Without room the body is not polled, unless only trailers can follow.
                     let room = self.window.min(*context.window);
                     if room <= 0 && body.size_hint().upper() != Some(0) {
-                        return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Rests };
+                        return if self.window > 0 { Ran::WaitsForConnection } else { Ran::Idle };
                     }
                     match guarded(|| Pin::new(body).poll_frame(cx).map_err(Into::into).map(Ok)) {
-                        Poll::Pending => return Ran::Rests,
+                        Poll::Pending => return Ran::Idle,
                         Poll::Ready(Ok(None)) => {
                             frame::put_data(context.output.own(), 0, true, self.id);
                             return self.over();
@@ -332,11 +335,11 @@ where
     }
 
     /// Gives the request to its handler.
-    fn ask(&mut self, context: &ConnectionContext<'_>, call: &impl Fn(Request<Body>) -> F) {
-        let Answer::Asked(request) = std::mem::replace(&mut self.answer, Answer::Done) else { return };
+    fn call_handler(&mut self, context: &ConnectionContext<'_>, call: &impl Fn(Request<Body>) -> F) {
+        let Answer::Pending(request) = std::mem::replace(&mut self.answer, Answer::Done) else { return };
         let body = match std::mem::replace(&mut self.coming, Coming::Ended) {
             Coming::Early(early) => {
-                let (feeder, body) = Body::arriving(self.bell.clone(), context.tell_from, early);
+                let (feeder, body) = Body::arriving(self.flag.clone(), context.report_from, early);
                 self.coming = Coming::ToBody(feeder);
                 body
             }
@@ -348,7 +351,7 @@ where
                     early.push_front(first);
                     early.make_contiguous().concat().into()
                 };
-                context.calls.count_read(data.len() as u32);
+                context.wakes.count_read(data.len() as u32);
                 Body::whole(data)
             }
             coming @ (Coming::ToBody(_) | Coming::Ended) => {
@@ -359,12 +362,12 @@ where
         self.answer = Answer::Awaited(Box::pin(call(request.map(|()| body))));
     }
 
-    /// Writes the head of the answer. Whether that was all.
+    /// Writes the head of the answer. Returns whether that was the whole answer.
     fn head(&mut self, response: Response<B>, context: &mut ConnectionContext<'_>) -> bool {
         let (mut parts, body) = response.into_parts();
         let names: Vec<_> = parts.headers.keys().filter(|name| is_of_connection(name)).cloned().collect();
         for name in names {
-            tracing::debug!(header = name.as_str(), "Left out a header that HTTP/2 does not have");
+            tracing::debug!(header = name.as_str(), "Removed a header that HTTP/2 does not allow");
             parts.headers.remove(name);
         }
         let has_body = !parts.status.is_informational()
@@ -390,7 +393,7 @@ where
     }
 
     fn over(&self) -> Ran {
-        // Who still sends is told that there is no need to.
+        // A peer that is still sending is told that it can stop.
         Ran::Over((!self.has_ended()).then_some(Reason::NO_ERROR))
     }
 
@@ -404,20 +407,20 @@ where
     }
 }
 
-/// Polls what is not of the connection. A panic there is an error of the stream, for many others are in the same task.
+/// Polls code outside this layer. A panic there ends only the stream, because the task serves many others.
 fn guarded<T>(poll: impl FnOnce() -> Poll<Result<T, Failure>>) -> Poll<Result<T, Failure>> {
     // Whatever panicked is dropped with its stream.
     catch_unwind(AssertUnwindSafe(poll)).unwrap_or_else(|_| Poll::Ready(Err("a handler panicked".into())))
 }
 
-/// A head that says how long the body is says it twice in gRPC, whose messages do.
+/// Whether it is gRPC, whose messages already contain their length, so that the head need not declare it.
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Writes the fields that `encode` writes, as HEADERS.
+/// Writes the fields from `encode` as HEADERS.
 pub(super) fn put_fields(out: &mut Vec<u8>, id: u32, end: bool, max_payload: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-    // In place, and moved in the rare case that one frame does not do.
+    // The block is written in place, and moved only in the rare case that it does not fit into one frame.
     let at = out.len();
     frame::put_headers(out, &[], end, id, max_payload);
     let block = out.len();
@@ -432,7 +435,7 @@ pub(super) fn put_fields(out: &mut Vec<u8>, id: u32, end: bool, max_payload: usi
     }
 }
 
-/// With what to reset the stream of an answer that failed.
+/// The reason with which to reset the stream of a failed answer.
 fn reason(error: &(dyn Error + 'static)) -> Reason {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,9 +1,9 @@
-//! [`Streams`]: the open streams of a connection, and whose turn it is.
+//! [`Streams`]: the open streams of a connection, and the order in which they run.
 //!
-//! Always holds: a stream has a number for the peer and a place here, and is listed under both or neither; it is queued once at a time,
-//! whatever calls it; it waits for the connection's window once at a time, and those that wait go on in their order, as far as the window
-//! goes: so none takes all of it, and room for one costs no look at the others; all of them are dropped in steps, for one turn may be too
-//! short for it.
+//! Always holds: a stream is listed under its number and under its place here, or under neither. It is queued at most
+//! once, however often it is woken. It waits for the connection's window at most once, and waiting streams continue in
+//! order, as far as the window goes. So no stream takes the whole window, and a little room does not cost a look at all
+//! streams. All streams are dropped in steps, because one turn may be too short.
 
 use std::collections::VecDeque;
 
@@ -14,23 +14,24 @@ use tokio::time::Instant;
 
 use super::{Failure, limits::Limits, stream::Stream, turn::Turn};
 
-/// Streams for which a connection without any keeps room, so that one call after the other makes none anew.
+/// Number of streams for which an idle connection keeps memory, so that successive calls do not allocate.
 const KEPT: usize = 8;
 
-/// See the module.
+/// The streams of a connection; see the module.
 pub(super) struct Streams<F, B: http_body::Body> {
     pub(super) all: Slab<Stream<F, B>>,
     pub(super) places: HashMap<u32, usize>,
     runnable: VecDeque<usize>,
-    /// The numbers of those that wait for the connection's window, first come first served. Some may be gone.
+    /// The numbers of streams that wait for the connection's window, in order of arrival. Some may be closed.
     waiting: VecDeque<u32>,
-    /// How many were opened whose handler was not called yet.
+    /// Number of streams whose handler has not been called yet.
     pub(super) fresh: usize,
-    /// Bytes that requests take which were not answered yet.
+    /// Memory of unanswered requests, in bytes.
     pub(super) held: usize,
-    /// The numbers of those whose body has begun, with the time to look whether more of it came. Some may be gone, or whole.
+    /// The numbers of streams whose body has begun, with the time at which to check whether more has arrived. Some may
+    /// be closed or complete.
     bodies: VecDeque<(u32, Instant)>,
-    /// Those that are dropped, as far as they are not yet.
+    /// The streams that are being dropped.
     leaving: Option<slab::IntoIter<Stream<F, B>>>,
 }
 
@@ -52,7 +53,7 @@ where
         }
     }
 
-    /// Makes room for one more. Most connections have one stream, so the first gets no room for others beside it.
+    /// Makes room for one more stream. Most connections have only one, so the first allocates no room for others.
     pub(super) fn make_room(&mut self) {
         if self.all.capacity() == 0 {
             self.all.reserve_exact(1);
@@ -64,7 +65,7 @@ where
         Some((place, &mut self.all[place]))
     }
 
-    /// Gives the stream at `place` a turn, if there is one.
+    /// Queues the stream at `place`, if it exists.
     pub(super) fn queue(&mut self, place: usize) {
         if let Some(stream) = self.all.get_mut(place)
             && !std::mem::replace(&mut stream.queued, true)
@@ -73,7 +74,7 @@ where
         }
     }
 
-    /// Whose turn it is, where the connection's window has `room` or none: those that have waited for it come first.
+    /// The next stream to run. If the connection's window has room, streams that have waited for it come first.
     pub(super) fn next(&mut self, room: bool) -> Option<usize> {
         while room && let Some(id) = self.waiting.pop_front() {
             if let Some((place, stream)) = self.get_mut(id) {
@@ -83,7 +84,7 @@ where
         }
         loop {
             let place = self.runnable.pop_front()?;
-            // One that was queued may be gone, and another be in its place.
+            // The queued stream may be gone, and another one may be in its place.
             if let Some(stream) = self.all.get_mut(place)
                 && std::mem::replace(&mut stream.queued, false)
             {
@@ -96,20 +97,20 @@ where
         self.runnable.is_empty() && (!room || self.waiting.is_empty())
     }
 
-    /// The stream at `place` goes on when the connection's window is wider.
+    /// Makes the stream at `place` wait until the connection's window is wider.
     pub(super) fn wait(&mut self, place: usize) {
         if let Some(stream) = self.all.get_mut(place)
             && !std::mem::replace(&mut stream.waits_for_connection, true)
         {
             self.waiting.push_back(stream.id);
             if self.waiting.len() > 2 * self.all.len() {
-                // A peer that gives no room could else leave as many behind as it likes.
+                // Otherwise a peer that never widens the window could leave any number of closed streams here.
                 self.waiting.retain(|id| self.places.contains_key(id));
             }
         }
     }
 
-    /// So many bytes of a body came for stream `id`.
+    /// Adds data of the body of stream `id` to its memory.
     pub(super) fn hold(&mut self, id: u32, more: usize) {
         let Some((_, stream)) = self.get_mut(id) else { return };
         let before = stream.held();
@@ -123,7 +124,7 @@ where
         }
     }
 
-    /// The next stream of whose body nothing came for too long.
+    /// The next stream whose body has stalled for too long.
     pub(super) fn stalled(&mut self, now: Instant) -> Option<u32> {
         while let Some(&(id, at)) = self.bodies.front()
             && at <= now
@@ -139,7 +140,7 @@ where
         None
     }
 
-    /// Changes how much the peer takes on each stream. False where that is more than may be.
+    /// Changes the peer's window of each stream. Returns false if one would exceed the protocol's limit.
     pub(super) fn widen_all(&mut self, more: i64) -> bool {
         let Self { all, runnable, .. } = self;
         all.iter_mut().all(|(place, stream)| {
@@ -162,19 +163,20 @@ where
             self.waiting.clear();
             self.bodies.clear();
             if self.all.capacity() > KEPT {
-                // A burst is over: its memory goes back.
+                // The burst is over, so its memory is returned.
                 *self = Self::new();
             }
         }
         stream
     }
 
-    /// Whether there are none, and none is left to be dropped.
+    /// Whether no stream is left, not even one that is being dropped.
     pub(super) fn are_gone(&self) -> bool {
         self.all.is_empty() && self.leaving.is_none()
     }
 
-    /// Drops streams as far as `turn` goes. True once all are gone; nothing may be opened or run meanwhile.
+    /// Drops streams for the rest of `turn`. Returns true once all are gone. Until then, no stream may be opened or
+    /// run.
     pub(super) fn clear(&mut self, turn: &mut Turn) -> bool {
         if !self.all.is_empty() {
             let Self { all, .. } = std::mem::replace(self, Self::new());
@@ -198,7 +200,7 @@ mod tests {
     use http_body_util::Full;
 
     use super::{
-        super::{request::Asked, wake::Calls},
+        super::{request::RequestHead, wake::WakeList},
         *,
     };
 
@@ -206,13 +208,13 @@ mod tests {
 
     #[test]
     fn those_that_wait_for_the_connection_go_on_in_order_and_leave_nothing_behind() {
-        let calls = Calls::new(1000);
+        let wakes = WakeList::new(1000);
         let mut streams = Streams::<Never, Full<Bytes>>::new();
         let open = |streams: &mut Streams<_, _>, id| {
             let entry = streams.all.vacant_entry();
             let place = entry.key();
-            let asked = Asked { request: Request::new(()), length: None, cost: 0 };
-            let stream = Stream::new(id, &calls, place, asked, (1000, 1000));
+            let head = RequestHead { request: Request::new(()), length: None, cost: 0 };
+            let stream = Stream::new(id, &wakes, place, head, (1000, 1000));
             streams.held += stream.held();
             streams.fresh += 1;
             entry.insert(stream);

@@ -1,6 +1,6 @@
-//! A connection against h2's client, and against frames made by hand: what the tests share.
+//! Shared code of the tests, which connect to h2's client or send handmade frames.
 
-mod course;
+mod ending;
 mod faults;
 mod held;
 pub(crate) mod sockets;
@@ -43,7 +43,7 @@ use super::{
 type Answer = Response<UnsyncBoxBody<Bytes, Failure>>;
 /// A frame to send: kind, flags, stream, payload.
 type Sent = (u8, u8, u32, &'static [u8]);
-type Asked = (Request<Body>, tokio::sync::oneshot::Sender<Answer>);
+type Call = (Request<Body>, tokio::sync::oneshot::Sender<Answer>);
 
 const LIMITS: Limits = Limits {
     max_streams: 100,
@@ -57,13 +57,13 @@ const LIMITS: Limits = Limits {
 /// A connection whose requests the test answers.
 struct Served {
     client: DuplexStream,
-    asked: mpsc::Receiver<Asked>,
+    calls: mpsc::Receiver<Call>,
     stop: CancellationToken,
     abort: CancellationToken,
     task: JoinHandle<Result<(), Ended>>,
-    /// Handlers that are not done.
+    /// Number of handlers that are not finished.
     open: Arc<AtomicUsize>,
-    /// The bounds for which requests were not served.
+    /// The limits because of which requests were refused.
     refused: Arc<Mutex<Vec<Refused>>>,
 }
 
@@ -76,9 +76,9 @@ impl Drop for Open {
 }
 
 fn serve(limits: Limits) -> Served {
-    // Smaller than most of what is sent, so that both sides meet a full socket.
+    // Smaller than most messages, so that both sides meet a full socket.
     let (client, io) = tokio::io::duplex(10_000);
-    let (ask, asked) = mpsc::channel(LIMITS.max_streams as usize);
+    let (ask, calls) = mpsc::channel(LIMITS.max_streams as usize);
     let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
     let open = Arc::new(AtomicUsize::new(0));
     let count = open.clone();
@@ -98,21 +98,21 @@ fn serve(limits: Limits) -> Served {
     let refusals = refused.clone();
     let connection = Connection::new(io, service, limits, told(&stop), told(&abort));
     let task = tokio::spawn(connection.on_refusal(move |bound| refusals.lock().push(bound)));
-    Served { client, asked, stop, abort, task, open, refused }
+    Served { client, calls, stop, abort, task, open, refused }
 }
 
 /// Answers with the request's own body.
-fn echo((request, answer): Asked) {
+fn echo((request, answer): Call) {
     let body = request.into_body().map_err(Into::into).boxed_unsync();
     let _ = answer.send(Response::new(body));
 }
 
-/// Serves echoes. The client's end, and what ends the task.
+/// Serves echoes. Returns the client's end, and the token that ends the task.
 fn echoing(limits: Limits) -> (DuplexStream, CancellationToken) {
-    let Served { client, mut asked, abort, .. } = serve(limits);
+    let Served { client, mut calls, abort, .. } = serve(limits);
     tokio::spawn(async move {
-        while let Some(asked) = asked.recv().await {
-            echo(asked);
+        while let Some(calls) = calls.recv().await {
+            echo(calls);
         }
     });
     (client, abort)
@@ -124,7 +124,7 @@ fn bytes(text: &'static str) -> UnsyncBoxBody<Bytes, Failure> {
         .boxed_unsync()
 }
 
-/// A body that says how often it was asked.
+/// An endless body that counts how often it was polled.
 struct Endless(Arc<AtomicUsize>);
 
 impl http_body::Body for Endless {
@@ -137,13 +137,13 @@ impl http_body::Body for Endless {
     }
 }
 
-/// A client of bare frames.
+/// A client that sends bare frames.
 struct Raw {
     io: DuplexStream,
     read: BytesMut,
 }
 
-/// One frame.
+/// A received frame.
 #[derive(Debug)]
 struct Got {
     kind: Kind,
@@ -153,7 +153,7 @@ struct Got {
 }
 
 impl Got {
-    /// The number that is last in RST_STREAM and GOAWAY, or all of WINDOW_UPDATE.
+    /// The last number in RST_STREAM and GOAWAY, or the only one in WINDOW_UPDATE.
     fn reason(&self) -> Reason {
         let last = self.payload.last_chunk().copied().expect("a number");
         u32::from_be_bytes(last).into()
@@ -161,7 +161,7 @@ impl Got {
 }
 
 impl Raw {
-    /// Says what each client says first.
+    /// Sends what each client sends first.
     async fn greet(io: DuplexStream) -> Self {
         let mut raw = Self { io, read: BytesMut::new() };
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
@@ -170,7 +170,7 @@ impl Raw {
     }
 
     async fn send(&mut self, bytes: &[u8]) {
-        // A server that has had enough closes.
+        // The server may have closed the connection.
         let _ = self.io.write_all(bytes).await;
     }
 
@@ -181,8 +181,8 @@ impl Raw {
         self.send(&out).await;
     }
 
-    /// HEADERS of a POST, with its end where `end`.
-    async fn ask(&mut self, stream: u32, end: bool) {
+    /// Sends HEADERS of a POST, which end the request if `end` is set.
+    async fn post(&mut self, stream: u32, end: bool) {
         self.frame(1, 4 | u8::from(end), stream, POST).await;
     }
 
@@ -201,7 +201,7 @@ impl Raw {
         }
     }
 
-    /// The next frame of this kind; others are passed over.
+    /// The next frame of this kind. Other frames are skipped.
     async fn until(&mut self, kind: Kind) -> Got {
         loop {
             let got = self.next().await.unwrap_or_else(|| panic!("closed before {kind:?}"));
@@ -218,7 +218,7 @@ const END: u8 = frame::END_STREAM;
 
 type Unanswered = BoxFuture<'static, Result<Answer, Failure>>;
 
-/// A connection that is polled by hand and whose requests nobody answers.
+/// A connection that the test polls itself, and whose requests nobody answers.
 fn by_hand<T>(io: T, limits: Limits) -> impl Future<Output = Result<(), Ended>>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,

@@ -1,29 +1,30 @@
-//! [`Turn`]: how long a connection keeps its thread before the thread's other connections go on.
+//! [`Turn`]: limits how long a connection keeps its thread before the thread's other connections continue.
 //!
-//! Not here: what is done in a turn, see `connection`. Always holds: whatever a peer sent, and however many streams it has, a turn is over
-//! [`Limits::TURN`] after it began, but for the one step that is under way; and the clock is looked at only now and then, for a look costs
-//! as much as a good part of a delivery.
+//! The work of a turn is in `connection`. Always holds: whatever a peer sends and however many streams it has, a turn
+//! ends [`Limits::TURN`] after it began, except for the step under way. The clock is read only now and then, because
+//! reading it costs a good part of a delivery.
 
 use tokio::time::Instant;
 
 use super::limits::Limits;
 
-/// Small steps between two looks at the clock: together they take some 50 µs.
+/// Small steps between two readings of the clock; together they take about 50 µs.
 const LOOK_EVERY: u32 = 16;
 
-/// See the module.
+/// The turn of a connection; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// When its first step was taken.
+    /// When the first step of the turn was taken.
     began: Option<Instant>,
     steps: u32,
     over: bool,
-    /// All streams were told of a change of their windows, which is a look at each of them.
+    /// A change of windows has been passed on to all streams in this turn, which visits each of them.
     pub(super) has_widened: bool,
 }
 
 impl Turn {
-    /// Before a step: a frame that came, a stream's run, a stream that is dropped. False where it is for another turn.
+    /// Called before each step: a frame, the run of a stream, or dropping a stream. Returns false if the step must wait
+    /// for another turn.
     pub(super) fn step(&mut self) -> bool {
         let Some(began) = self.began else {
             self.began = Some(Instant::now());
@@ -37,13 +38,13 @@ impl Turn {
         !self.over
     }
 
-    /// The step that is taken now may be long, such as a call of a handler. So the clock is looked at before the next.
+    /// Marks the current step as possibly long, like a call of a handler, so the clock is read before the next one.
     pub(super) fn weigh(&mut self) {
         self.began.get_or_insert_with(Instant::now);
         self.steps = LOOK_EVERY;
     }
 
-    /// No more steps in this turn.
+    /// Ends the turn.
     pub(super) fn end(&mut self) {
         self.over = true;
     }
@@ -68,6 +69,6 @@ mod tests {
         let mut turn = Turn::default();
         turn.weigh();
         tokio::time::advance(Limits::TURN).await;
-        assert!(!turn.step(), "a long step is looked at at once");
+        assert!(!turn.step(), "the clock is read after a long step");
     }
 }

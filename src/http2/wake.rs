@@ -1,8 +1,8 @@
-//! Who of a connection has something to do: the socket, a timer, a stream. One task serves them all, and looks only at those
-//! that called, since a look at the others would fetch their memory for nothing.
+//! Which parts of a connection have something to do: the socket, a timer, a stream. One task serves them all and looks
+//! only at those that were woken, since a look at an idle part would fetch its memory for nothing.
 //!
-//! Always holds: a call between two looks is seen by the later one; the task is woken once for all calls until it looks; nobody is
-//! woken under a lock.
+//! Always holds: a part that is woken between two looks is seen by the later one. The task is woken once for all parts
+//! until it looks. Nothing is woken under a lock.
 
 use std::{
     sync::Arc,
@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 
-/// What called, as a number: below [`WakeSource::FIRST_STREAM`] a part of the connection, from there on the place of a stream.
+/// A part of a connection, as a number: below [`WakeSource::FIRST_STREAM`] a fixed part, from there on the place of a
+/// stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WakeSource(u32);
 
@@ -23,7 +24,7 @@ impl WakeSource {
     pub(super) const TIMER: Self = Self(2);
     pub(super) const STOP: Self = Self(3);
     pub(super) const ABORT: Self = Self(4);
-    /// Requests were read, so that the connection may have more of them.
+    /// Bodies of requests were read, so the connection's window can be widened.
     pub(super) const WINDOW: Self = Self(5);
     const FIRST_STREAM: u32 = 6;
 
@@ -37,41 +38,41 @@ impl WakeSource {
     }
 }
 
-/// Those who called. Few at a time, so they need no memory of their own.
+/// The parts that were woken. Usually these are few, so they need no allocation.
 pub(super) type WakeSources = SmallVec<[WakeSource; 4]>;
 
-/// What the task of a connection and those who call it share.
+/// What the task of a connection shares with everything that wakes it.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct WakeList {
     waiting: Mutex<Waiting>,
-    /// Bytes of requests that were read and that the peer was not told of.
+    /// Bytes of request bodies that were read but not yet reported to the peer.
     read: AtomicU32,
-    /// From how many of them on it is to be told.
-    tell_from: u32,
+    /// The number of such bytes from which on they are reported.
+    report_from: u32,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    callers: WakeSources,
-    /// The task, while it rests.
+    woken: WakeSources,
+    /// The task, while it is idle.
     task: Option<Waker>,
 }
 
-impl Calls {
-    /// Calls of a connection that tells its peer of so many bytes of requests at a time.
-    pub(super) fn new(tell_from: u32) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), read: AtomicU32::new(0), tell_from })
+impl WakeList {
+    /// The list for a connection that reports this many bytes of request bodies at a time.
+    pub(super) fn new(report_from: u32) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), read: AtomicU32::new(0), report_from })
     }
 
-    /// Who calls by it.
-    pub(super) fn bell(self: &Arc<Self>, caller: WakeSource) -> Arc<Bell> {
-        Arc::new(Bell { calls: self.clone(), caller, rung: AtomicBool::new(false) })
+    /// The flag by which `source` wakes the connection.
+    pub(super) fn flag(self: &Arc<Self>, source: WakeSource) -> Arc<WakeFlag> {
+        Arc::new(WakeFlag { wakes: self.clone(), source, is_set: AtomicBool::new(false) })
     }
 
-    pub(super) fn call(&self, caller: WakeSource) {
+    pub(super) fn add(&self, source: WakeSource) {
         let task = {
             let mut waiting = self.waiting.lock();
-            waiting.callers.push(caller);
+            waiting.woken.push(source);
             waiting.task.take()
         };
         if let Some(task) = task {
@@ -79,22 +80,23 @@ impl Calls {
         }
     }
 
-    /// Moves those who called into `callers`, which is empty. Where nobody did, the task of `cx` is woken by the next, and this is false.
-    pub(super) fn look(&self, callers: &mut WakeSources, cx: &Context<'_>) -> bool {
+    /// Moves the parts that were woken into `woken`, which must be empty. If there are none, returns false, and the
+    /// next one wakes the task of `cx`.
+    pub(super) fn look(&self, woken: &mut WakeSources, cx: &Context<'_>) -> bool {
         let mut waiting = self.waiting.lock();
-        if waiting.callers.is_empty() {
+        if waiting.woken.is_empty() {
             waiting.task = Some(cx.waker().clone());
             return false;
         }
-        std::mem::swap(&mut waiting.callers, callers);
+        std::mem::swap(&mut waiting.woken, woken);
         true
     }
 
-    /// Counts bytes of requests that were read.
+    /// Counts bytes of request bodies that were read.
     pub(super) fn count_read(&self, bytes: u32) {
         let before = self.read.fetch_add(bytes, Ordering::Relaxed);
-        if before < self.tell_from && before + bytes >= self.tell_from {
-            self.call(WakeSource::WINDOW);
+        if before < self.report_from && before + bytes >= self.report_from {
+            self.add(WakeSource::WINDOW);
         }
     }
 
@@ -104,44 +106,44 @@ impl Calls {
     }
 }
 
-/// Calls for one part of a connection.
+/// Wakes the connection for one of its parts.
 #[derive(Debug)]
-pub(super) struct Bell {
-    calls: Arc<Calls>,
-    caller: WakeSource,
-    /// It has called, and nobody has come yet.
-    rung: AtomicBool,
+pub(super) struct WakeFlag {
+    wakes: Arc<WakeList>,
+    source: WakeSource,
+    /// The part was woken and has not been looked at yet.
+    is_set: AtomicBool,
 }
 
-impl Bell {
-    /// Whoever was called is here, and looks after this for what it was called for; from now on it is called anew.
+impl WakeFlag {
+    /// Resets the flag. It must be called before the part is looked at; from then on the part can be woken again.
     ///
-    /// A swap, and not a store: a store may come to pass after the look that follows it (on x86 too), so a ring between the two would
-    /// find `true` and call nobody, for something that the look did not see. Swaps of one place have an order. A ring before this one
-    /// is what this swap reads from, and by `Acquire` the look sees all that came before that ring; a ring after it finds `false`, and
-    /// calls.
-    pub(super) fn answered(&self) {
-        self.rung.swap(false, Ordering::AcqRel);
+    /// This is a swap and not a store. A store may take effect after the look that follows it, on x86 too. A `set`
+    /// between the two would then find `true` and wake nobody, although the look missed its reason. Swaps of one
+    /// location have an order. This swap reads from each `set` before it, so by `Acquire` the look sees everything that
+    /// came before that `set`. A `set` after it finds `false` and wakes the task.
+    pub(super) fn reset(&self) {
+        self.is_set.swap(false, Ordering::AcqRel);
     }
 
-    pub(super) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            self.calls.call(self.caller);
+    pub(super) fn set(&self) {
+        if !self.is_set.swap(true, Ordering::AcqRel) {
+            self.wakes.add(self.source);
         }
     }
 
-    pub(super) fn calls(&self) -> &Calls {
-        &self.calls
+    pub(super) fn wakes(&self) -> &WakeList {
+        &self.wakes
     }
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        self.set();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring();
+        self.set();
     }
 }
 
@@ -162,39 +164,39 @@ mod tests {
 
     #[test]
     fn the_task_is_woken_once_for_all_who_call_and_sees_each_once() {
-        let calls = Calls::new(1000);
-        let (one, two) = (calls.bell(WakeSource::READ), calls.bell(WakeSource::stream(3)));
+        let wakes = WakeList::new(1000);
+        let (one, two) = (wakes.flag(WakeSource::READ), wakes.flag(WakeSource::stream(3)));
         let counting = Arc::new(Counting::default());
         let task = Waker::from(counting.clone());
         let cx = Context::from_waker(&task);
-        let mut callers = WakeSources::new();
-        assert!(!calls.look(&mut callers, &cx));
-        one.ring();
-        two.ring();
-        one.ring();
+        let mut woken = WakeSources::new();
+        assert!(!wakes.look(&mut woken, &cx));
+        one.set();
+        two.set();
+        one.set();
         assert_eq!(counting.0.load(Ordering::Relaxed), 1);
-        assert!(calls.look(&mut callers, &cx));
-        assert_eq!(callers[..], [WakeSource::READ, WakeSource::stream(3)]);
-        assert_eq!((callers[0].place(), callers[1].place()), (None, Some(3)));
-        callers.clear();
-        one.ring();
-        assert!(!calls.look(&mut callers, &cx), "nobody was there to answer the first ring");
-        one.answered();
-        one.ring();
+        assert!(wakes.look(&mut woken, &cx));
+        assert_eq!(woken[..], [WakeSource::READ, WakeSource::stream(3)]);
+        assert_eq!((woken[0].place(), woken[1].place()), (None, Some(3)));
+        woken.clear();
+        one.set();
+        assert!(!wakes.look(&mut woken, &cx), "the flag is still set from the first time");
+        one.reset();
+        one.set();
         assert_eq!(counting.0.load(Ordering::Relaxed), 2);
-        assert!(calls.look(&mut callers, &cx));
+        assert!(wakes.look(&mut woken, &cx));
     }
 
     #[test]
     fn reading_much_is_told_once() {
-        let calls = Calls::new(1000);
-        let mut callers = WakeSources::new();
+        let wakes = WakeList::new(1000);
+        let mut woken = WakeSources::new();
         let cx = Context::from_waker(Waker::noop());
-        calls.count_read(1000 - 1);
-        assert!(!calls.look(&mut callers, &cx));
-        calls.count_read(1);
-        calls.count_read(1);
-        assert!(calls.look(&mut callers, &cx));
-        assert_eq!((callers.as_slice(), calls.take_read()), (&[WakeSource::WINDOW][..], 1000 + 1));
+        wakes.count_read(1000 - 1);
+        assert!(!wakes.look(&mut woken, &cx));
+        wakes.count_read(1);
+        wakes.count_read(1);
+        assert!(wakes.look(&mut woken, &cx));
+        assert_eq!((woken.as_slice(), wakes.take_read()), (&[WakeSource::WINDOW][..], 1000 + 1));
     }
 }

@@ -1,4 +1,4 @@
-//! A row with all that is known of it, as lines of safe text.
+//! All details of one row, as lines of safe text.
 
 use super::{
     numbers::{bytes, count, lag, time},
@@ -70,6 +70,6 @@ pub(super) fn of_connection(connection: &Connection) -> Vec<String> {
         }
         lines.extend(stream.watching_next.as_deref().map(|path| format!("  more at {}", safe(path))));
     }
-    lines.extend(connection.watch_streams_next.as_deref().map(|path| format!("more streams at {}", safe(path))));
+    lines.extend(connection.watch_streams_next.as_deref().map(|path| format!("for more streams see {}", safe(path))));
     lines
 }

@@ -1,7 +1,7 @@
-//! The page as cells of a terminal, and as plain text.
+//! Draws the page as terminal cells, or as plain text.
 //!
-//! Not here: what is on it, see `page`. Always holds: every text of others goes through [`safe`]; a terminal of any size gets something that fits; what is drawn
-//! costs as much as the rows that are shown, however long a list is.
+//! What the page contains is in `page`. Always holds: all text from others goes through [`safe`]. The page fits a
+//! terminal of any size. Drawing costs only as much as the visible rows, however long the lists are.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +15,24 @@ use super::{
     details::{of_connection, of_feed},
     lists::{CONNECTIONS, FEEDS, trouble},
     numbers::{bytes, count, lag, short, time},
-    page::{Focus, Page, Wish},
+    page::{Filter, Focus, Page},
     state::{Connection, Feed, Row},
     sweep::Sweep,
     table::{Column, Layout},
     text::{columns, fit, safe},
 };
 
-/// Below this size there is no room for anything.
+/// The smallest terminal in which anything is drawn.
 const LEAST: (u16, u16) = (20, 5);
-/// Lines below which only one list is shown.
+/// With fewer lines than this, only one list is shown.
 const BOTH: usize = 16;
-/// Lists that are older than this say so.
+/// A list that is older than this shows its age.
 const FRESH: Duration = Duration::from_secs(2);
-/// How long the relay may say nothing before that is said.
+/// After this time without an answer, the page says so.
 const SILENT: Duration = Duration::from_secs(5);
-/// Most things that are not ready that are named.
+/// Largest number of reasons and of members that are listed.
 const REASONS: usize = 3;
-/// Columns of the curve of events.
+/// Width of the chart of events, in columns.
 const CURVE: usize = 40;
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -40,17 +40,17 @@ const KEYS: &str = "q quit  tab list  s/S sort  r reverse  / find  b behind  ent
 const HELP: &[&str] = &[
     "q, ctrl-c         quit",
     "tab               go to the other list",
-    "up, down, j, k    go to the row above or below",
-    "pgup, pgdn        turn the page; home, end: first and last row",
-    "s, S              sort by the next column, or by the one before",
+    "up, down, j, k    select the row above or below",
+    "pgup, pgdn        move by a page; home, end: first and last row",
+    "s, S              sort by the next or the previous column",
     "r                 reverse the order",
-    "/                 show only rows with a text: address, user, agent, keys",
+    "/                 show only rows with this text in address, user, agent or keys",
     "b                 show only connections with a watch that is behind",
-    "enter             all that is known of the selected row; esc goes back",
+    "enter             show all details of the selected row; esc goes back",
     "esc               show all rows again",
 ];
 
-/// A line, and how it is to be noticed.
+/// A line with its style.
 struct Line {
     text: String,
     style: Style,
@@ -87,7 +87,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, page: &mut Page, now: Instant) {
     put(frame, area, area.height - 1, &foot, style);
 }
 
-/// The page as text, with all rows in full.
+/// The page as plain text, with all rows in full.
 pub(super) fn text(page: &Page, now: Instant) -> String {
     let mut text = String::new();
     let mut add = |line: &str| {
@@ -114,7 +114,7 @@ fn whole<R>(rows: &[&R], list: &[Column<R>], sorted: usize, reversed: bool, add:
 }
 
 fn put(frame: &mut Frame<'_>, area: Rect, line: u16, text: &str, style: Style) {
-    // All of the line, so that nothing of what stood there before is left.
+    // The text is padded to the full width, so that it overwrites what was there before.
     let text = fit(text, usize::from(area.width), false);
     frame.buffer_mut().set_stringn(area.x, area.y + line, text, usize::from(area.width), style);
 }
@@ -131,14 +131,14 @@ fn alarming(text: String) -> Line {
     Line { text, style: Style::new().fg(Color::Red).add_modifier(Modifier::BOLD) }
 }
 
-/// What is above the lists.
+/// The lines above the lists.
 fn head(page: &Page, now: Instant, width: usize) -> Vec<Line> {
     let mut lines = Vec::new();
     let Some(state) = &page.state else {
         lines.push(bold(format!("etcd-relay at {}", safe(&page.url))));
         match &page.trouble {
             Some((why, _)) => lines.push(alarming(format!("{}; trying again", safe(why)))),
-            None => lines.push(plain("Asking for its state")),
+            None => lines.push(plain("Reading the state")),
         }
         return lines;
     };
@@ -155,10 +155,10 @@ fn head(page: &Page, now: Instant, width: usize) -> Vec<Line> {
     if let Some((why, since)) = &page.trouble {
         let heard = page.heard.unwrap_or(*since);
         let silent = time(now.saturating_duration_since(heard).as_secs());
-        lines.push(alarming(format!("No answer for {silent}, what is shown is as old: {}; trying again", safe(why))));
+        lines.push(alarming(format!("No answer for {silent}: {}; retrying. The data below is that old", safe(why))));
     } else if let Some(heard) = page.heard.filter(|heard| now.saturating_duration_since(*heard) >= SILENT) {
         let silent = time(now.saturating_duration_since(heard).as_secs());
-        lines.push(alarming(format!("No answer for {silent}, what is shown is as old")));
+        lines.push(alarming(format!("No answer for {silent}. The data below is that old")));
     }
     for reason in relay.not_ready.iter().take(REASONS) {
         lines.push(alarming(format!("Not ready: {}", safe(reason))));
@@ -187,7 +187,7 @@ fn head(page: &Page, now: Instant, width: usize) -> Vec<Line> {
     lines
 }
 
-/// What is delivered, and what it takes.
+/// The delivery rates and their cost.
 fn rates(page: &Page) -> Vec<String> {
     let Some(relay) = page.state.as_ref().map(|state| &state.relay) else { return Vec::new() };
     let mut items = Vec::new();
@@ -217,7 +217,7 @@ fn curve(events: &[u64]) -> String {
     events.iter().map(level).collect()
 }
 
-/// Items beside each other, on as many lines as they take.
+/// Puts items side by side, on as many lines as needed.
 fn flow(items: &[String], width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for item in items {
@@ -266,7 +266,7 @@ fn lists(lines: &mut Vec<Line>, page: &mut Page, now: Instant, width: usize, roo
     (page.feeds_view, page.connections_view) = (feeds_view, connections_view);
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one list, which are together nowhere else")]
+#[expect(clippy::too_many_arguments, reason = "both borrow from one list and are used only here")]
 fn list<R>(
     lines: &mut Vec<Line>,
     layout: &Layout,
@@ -303,14 +303,14 @@ fn connection_style(connection: &Connection) -> Style {
 
 fn feeds_title(page: &Page, now: Instant) -> String {
     let open = page.state.as_ref().map_or(0, |state| state.feeds_open);
-    let found = Some(&page.wish.find).filter(|find| !find.is_empty());
+    let found = Some(&page.filter.find).filter(|find| !find.is_empty());
     let found = found.map(|find| format!(", {} with `{}`", count(page.sorted_feeds().len() as u64), safe(find)));
     format!("Feeds: {}{}{}", count(open), found.unwrap_or_default(), reading(&page.feeds, now))
 }
 
 fn connections_title(page: &Page, now: Instant) -> String {
     let open = page.state.as_ref().map_or(0, |state| state.connections_open);
-    let Wish { find, behind } = &page.wish;
+    let Filter { find, behind } = &page.filter;
     let mut wanted = String::new();
     if *behind || !find.is_empty() {
         wanted = format!(", {}", count(page.sorted_connections().len() as u64));
@@ -320,7 +320,7 @@ fn connections_title(page: &Page, now: Instant) -> String {
     format!("Connections: {}{wanted}{}", count(open), reading(&page.connections, now))
 }
 
-/// How old a list is, where that matters.
+/// The age of a list, if it is old enough to matter, and whether it is cut.
 fn reading<R: Row>(sweep: &Sweep<R>, now: Instant) -> String {
     let mut text = String::new();
     if !sweep.is_complete() {
@@ -329,12 +329,12 @@ fn reading<R: Row>(sweep: &Sweep<R>, now: Instant) -> String {
         text += &format!(", read within the last {}", time(sweep.age(now).as_secs() + 1));
     }
     if sweep.is_cut() {
-        text += &format!(", the first {} shown", count(sweep.len() as u64));
+        text += &format!(", only the first {} are shown", count(sweep.len() as u64));
     }
     text
 }
 
-/// All that is known of the selected row.
+/// All details of the selected row.
 fn details(page: &Page, width: usize, room: usize) -> Vec<Line> {
     let lines = match page.focus {
         Focus::Feeds => page.sorted_feeds().get(page.feeds_view.selected).map(|feed| of_feed(feed)),
@@ -342,11 +342,11 @@ fn details(page: &Page, width: usize, room: usize) -> Vec<Line> {
             page.sorted_connections().get(page.connections_view.selected).map(|row| of_connection(row))
         }
     };
-    let lines = lines.unwrap_or_else(|| vec!["There is no row".to_owned()]);
+    let lines = lines.unwrap_or_else(|| vec!["No row is selected".to_owned()]);
     lines.iter().flat_map(|line| wrap(line, width)).take(room).map(plain).collect()
 }
 
-/// A line on as many lines as it takes; those that follow are indented.
+/// Wraps a line to the width. The further lines are indented.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     const INDENT: &str = "    ";
     let mut lines = vec![String::new()];

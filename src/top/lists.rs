@@ -1,4 +1,4 @@
-//! The two lists: which columns feeds and connections have, and when a row is to be noticed.
+//! The columns of the two lists, feeds and connections, and which rows are highlighted.
 
 use std::cmp::Ordering;
 
@@ -9,7 +9,7 @@ use super::{
     text::safe,
 };
 
-/// Columns of the list of feeds. The first is what it is sorted by at the start.
+/// Columns of the list of feeds. The list is sorted by the first one at the start.
 pub(super) const FEEDS: &[Column<Feed>] = &[
     Column {
         title: "RANGE",
@@ -93,7 +93,7 @@ pub(super) const FEEDS: &[Column<Feed>] = &[
     },
 ];
 
-/// The same of connections.
+/// Columns of the list of connections.
 pub(super) const CONNECTIONS: &[Column<Connection>] = &[
     Column {
         title: "BEHIND",
@@ -169,7 +169,7 @@ pub(super) const CONNECTIONS: &[Column<Connection>] = &[
     },
 ];
 
-/// How much a feed has to be noticed: 0 is well.
+/// How strongly a feed is highlighted; 0 means it is healthy.
 pub(super) fn trouble(feed: &Feed) -> u8 {
     match (&*feed.state, &*feed.permission) {
         (_, "denied") => 4,
@@ -208,12 +208,12 @@ fn watches(connection: &Connection) -> String {
     if more { format!("{}+", count(watches)) } else { count(watches) }
 }
 
-/// Those without a name come last.
+/// Rows without a name come last.
 fn named(name: &Option<String>) -> (bool, &str) {
     (name.is_none(), name.as_deref().unwrap_or_default())
 }
 
-/// Rows in the order of a column, and of their numbers where that does not tell them apart, so that they stay in place.
+/// Sorts rows by a column. Rows that are equal there are sorted by their numbers, so that they keep their places.
 pub(super) fn sort<R: Row>(rows: &mut [&R], column: &Column<R>, reversed: bool) {
     let order = |a: &&R, b: &&R| -> Ordering {
         let order = (column.order)(a, b);

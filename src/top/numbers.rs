@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Formats numbers for people.
 
-/// With commas: `12,345,678`.
+/// Separates thousands by commas: `12,345,678`.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -13,7 +13,7 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
-/// In at most five columns: `999`, `12.3k`, `4.0M`.
+/// At most five columns wide: `999`, `12.3k`, `4.0M`.
 pub(super) fn short(number: f64) -> String {
     scaled(number, 1000.0, ["", "k", "M", "G", "T"])
 }
@@ -23,7 +23,7 @@ pub(super) fn bytes(bytes: f64) -> String {
     scaled(bytes, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
 }
 
-/// A length of time, to the second below a minute: `9s`, `3m05s`, `2h03m`, `4d07h`.
+/// A duration, in seconds if it is below a minute: `9s`, `3m05s`, `2h03m`, `4d07h`.
 pub(super) fn time(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -33,7 +33,7 @@ pub(super) fn time(seconds: u64) -> String {
     }
 }
 
-/// How far something is behind: nothing where it is not, `3 rev, 1.5s`.
+/// How far something is behind, such as `3 rev, 1.5s`, or 0 if it is not behind.
 pub(super) fn lag(revisions: i64, seconds: f64) -> String {
     match revisions {
         ..=0 => "0".to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn lag(revisions: i64, seconds: f64) -> String {
 
 fn scaled(number: f64, step: f64, units: [&str; 5]) -> String {
     let (mut number, mut unit) = (number.max(0.0), 0);
-    // What would be shown as 1000 is one of the next unit.
+    // A number that would be rounded to 1000 moves to the next unit.
     while number >= step - 0.5 && unit + 1 < units.len() {
         number /= step;
         unit += 1;

@@ -1,7 +1,8 @@
-//! [`Page`]: all that is on the screen, and what keys do to it.
+//! [`Page`]: everything on the screen, and what each key does.
 //!
-//! Not here: the terminal, how it is drawn (`draw`), and how the relay is asked (`reader`). Always holds: it is changed by updates and keys alone, so
-//! that it can be tested without either; a selection stays within its list, whatever comes and goes.
+//! The terminal is in `screen`, drawing in `draw`, and reading from the relay in `reader`. Always holds: only updates
+//! and keys change the page, so it can be tested without a terminal or a relay. A selection always stays within its
+//! list.
 
 use std::time::Instant;
 
@@ -14,49 +15,49 @@ use super::{
     sweep::Sweep,
 };
 
-/// Longest text to look for; the relay takes no longer ones for certain.
+/// Longest text to search for. The relay is certain to accept this length.
 const MOST_FIND: usize = 200;
 
-/// Which connections are wanted.
+/// Which connections to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wish {
-    /// Only those that have this text somewhere.
+pub(super) struct Filter {
+    /// Only connections that contain this text.
     pub(super) find: String,
-    /// Only those with a watch that is behind.
+    /// Only connections with a watch that is behind.
     pub(super) behind: bool,
 }
 
-/// What came from the relay.
+/// What the reader received from the relay.
 #[derive(Debug)]
 pub(super) enum Update {
     State(Box<State>),
     Feeds(Part<Feed>),
-    /// Of those that were wished for.
-    Connections(Wish, Part<Connection>),
-    /// No answer, and why.
+    /// Connections that match this filter.
+    Connections(Filter, Part<Connection>),
+    /// There was no answer, for this reason.
     Trouble(String),
 }
 
-/// A page of a list.
+/// One page of a list.
 #[derive(Debug)]
 pub(super) struct Part<R> {
-    /// The number after which it was asked to begin.
+    /// The page begins after the row with this number.
     pub(super) after: u64,
     pub(super) rows: Vec<R>,
-    /// The number after which the next one begins, if there is one.
+    /// The number after which the next page begins, if there is one.
     pub(super) next: Option<u64>,
 }
 
-/// What a key asks of others than the page.
+/// What has to happen outside the page after a key was pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asks {
+pub(super) enum Action {
     Nothing,
-    /// Connections as the page now wishes for them.
+    /// The filter for connections has changed.
     Connections,
     Quit,
 }
 
-/// Which list keys are for.
+/// The list that keys act on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Focus {
     Feeds,
@@ -64,20 +65,20 @@ pub(super) enum Focus {
     Connections,
 }
 
-/// Where in a list one is.
+/// The position in a list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct View {
-    /// The column by which it is sorted.
+    /// The column that the list is sorted by.
     pub(super) column: usize,
     pub(super) reversed: bool,
     pub(super) selected: usize,
-    /// The first row that is shown.
+    /// The first visible row.
     pub(super) top: usize,
-    /// Rows that were shown last, by which a page is turned.
+    /// The number of visible rows in the last drawing, used to move by a page.
     pub(super) height: usize,
 }
 
-/// See the module.
+/// The state behind the screen; see the module.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) url: String,
@@ -87,21 +88,21 @@ pub(super) struct Page {
     pub(super) connections: Sweep<Connection>,
     /// When the relay last answered.
     pub(super) heard: Option<Instant>,
-    /// Why it does not, and since when.
+    /// Why the relay does not answer, and since when.
     pub(super) trouble: Option<(String, Instant)>,
     pub(super) focus: Focus,
     pub(super) feeds_view: View,
     pub(super) connections_view: View,
-    pub(super) wish: Wish,
-    /// The text to look for while it is typed.
+    pub(super) filter: Filter,
+    /// The search text while the user types it.
     pub(super) typing: Option<String>,
-    /// Whether the selected row is shown with all that is known of it.
+    /// Whether the details of the selected row are shown.
     pub(super) details: bool,
     pub(super) help: bool,
 }
 
 impl Page {
-    /// A page of the relay at `url`, which has not answered yet.
+    /// A page for the relay at `url`, which has not answered yet.
     pub(super) fn new(url: String, now: Instant) -> Self {
         Self {
             url,
@@ -114,14 +115,14 @@ impl Page {
             focus: Focus::default(),
             feeds_view: View::default(),
             connections_view: View::default(),
-            wish: Wish::default(),
+            filter: Filter::default(),
             typing: None,
             details: false,
             help: false,
         }
     }
 
-    /// Takes what came.
+    /// Applies an update from the reader.
     pub(super) fn update(&mut self, update: Update, now: Instant) {
         match update {
             Update::Trouble(text) => {
@@ -133,14 +134,15 @@ impl Page {
                 self.rates.note(&state.relay);
                 self.state = Some(*state);
             }
-            // A page that does not go on from what was taken before, or answers an earlier wish, is of no use. The next round brings it again.
+            // A page is dropped if it does not continue where the list ends, or belongs to an earlier filter. The next
+            // round brings it again.
             Update::Feeds(part) => {
                 if part.after == self.feeds.after() {
                     self.feeds.take(part.rows, part.next, now);
                 }
             }
-            Update::Connections(wish, part) => {
-                if wish == self.wish && part.after == self.connections.after() {
+            Update::Connections(filter, part) => {
+                if filter == self.filter && part.after == self.connections.after() {
                     self.connections.take(part.rows, part.next, now);
                 }
             }
@@ -148,7 +150,7 @@ impl Page {
         (self.heard, self.trouble) = (Some(now), None);
     }
 
-    /// What all feeds together know of the cluster.
+    /// The state of the cluster, as all feeds together see it.
     pub(super) fn cluster(&self) -> Cluster {
         match &self.state {
             Some(State { cluster: Some(cluster), .. }) => cluster.clone(),
@@ -156,26 +158,27 @@ impl Page {
         }
     }
 
-    /// The feeds to be shown, in order.
+    /// The feeds to show, in order.
     pub(super) fn sorted_feeds(&self) -> Vec<&Feed> {
-        let find = &self.wish.find;
+        let find = &self.filter.find;
         let mut rows: Vec<&Feed> = self.feeds.rows().filter(|feed| feed.range.contains(find)).collect();
         sort(&mut rows, &FEEDS[self.feeds_view.column], self.feeds_view.reversed);
         rows
     }
 
-    /// The same of connections.
+    /// The connections to show, in order.
     pub(super) fn sorted_connections(&self) -> Vec<&Connection> {
-        // An older relay gives all, whatever is wished for. A newer one looks at more than it shows, so what it gives is right.
+        // An older relay ignores the filter, so its rows are filtered here. A newer relay searches more fields than it
+        // sends, so its result is used as it is.
         let is_older = self.state.as_ref().is_some_and(|state| state.cluster.is_none());
-        let Wish { find, behind } = &self.wish;
+        let Filter { find, behind } = &self.filter;
         let is_wanted = |row: &&Connection| !is_older || row.has(find) && (!behind || row.behind() > 0);
         let mut rows: Vec<&Connection> = self.connections.rows().filter(is_wanted).collect();
         sort(&mut rows, &CONNECTIONS[self.connections_view.column], self.connections_view.reversed);
         rows
     }
 
-    /// The list that keys are for.
+    /// The list that keys act on.
     pub(super) fn view(&mut self) -> &mut View {
         match self.focus {
             Focus::Feeds => &mut self.feeds_view,
@@ -183,44 +186,46 @@ impl Page {
         }
     }
 
-    /// Does what a key says.
-    pub(super) fn key(&mut self, key: KeyEvent, now: Instant) -> Asks {
+    /// Handles a key.
+    pub(super) fn key(&mut self, key: KeyEvent, now: Instant) -> Action {
         if key.kind == KeyEventKind::Release {
-            return Asks::Nothing;
+            return Action::Nothing;
         }
         if key.modifiers.contains(KeyModifiers::CONTROL) && matches!(key.code, KeyCode::Char('c' | 'd')) {
-            return Asks::Quit;
+            return Action::Quit;
         }
         if let Some(text) = &mut self.typing {
             match key.code {
                 KeyCode::Enter => {
                     let find = std::mem::take(text);
                     self.typing = None;
-                    return self.wish(Wish { find, ..self.wish.clone() }, now);
+                    return self.set_filter(Filter { find, ..self.filter.clone() }, now);
                 }
                 KeyCode::Esc => self.typing = None,
                 KeyCode::Backspace => _ = text.pop(),
                 KeyCode::Char(char) if text.len() < MOST_FIND => text.push(char),
                 _ => {}
             }
-            return Asks::Nothing;
+            return Action::Nothing;
         }
         if self.help {
             self.help = false;
-            return Asks::Nothing;
+            return Action::Nothing;
         }
         match key.code {
-            KeyCode::Char('q') => return Asks::Quit,
+            KeyCode::Char('q') => return Action::Quit,
             KeyCode::Esc if self.details => self.details = false,
-            KeyCode::Esc if self.wish != Wish::default() => return self.wish(Wish::default(), now),
+            KeyCode::Esc if self.filter != Filter::default() => return self.set_filter(Filter::default(), now),
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.help = true,
             KeyCode::Enter => self.details = !self.details,
             KeyCode::Tab | KeyCode::BackTab => {
                 self.focus = if self.focus == Focus::Feeds { Focus::Connections } else { Focus::Feeds };
                 self.details = false;
             }
-            KeyCode::Char('/') => self.typing = Some(self.wish.find.clone()),
-            KeyCode::Char('b') => return self.wish(Wish { behind: !self.wish.behind, ..self.wish.clone() }, now),
+            KeyCode::Char('/') => self.typing = Some(self.filter.find.clone()),
+            KeyCode::Char('b') => {
+                return self.set_filter(Filter { behind: !self.filter.behind, ..self.filter.clone() }, now);
+            }
             KeyCode::Char('s') | KeyCode::Right => self.sort_by(1),
             KeyCode::Char('S') | KeyCode::Left => self.sort_by(-1),
             KeyCode::Char('r') => self.view().reversed ^= true,
@@ -229,22 +234,22 @@ impl Page {
             KeyCode::PageDown | KeyCode::Char(' ') => self.turn(1),
             KeyCode::PageUp => self.turn(-1),
             KeyCode::Home | KeyCode::Char('g') => self.view().selected = 0,
-            // Drawing keeps it within the list.
+            // Drawing limits the selection to the list.
             KeyCode::End | KeyCode::Char('G') => self.view().selected = usize::MAX,
             _ => {}
         }
-        Asks::Nothing
+        Action::Nothing
     }
 
-    fn wish(&mut self, wish: Wish, now: Instant) -> Asks {
-        if wish == self.wish {
-            return Asks::Nothing;
+    fn set_filter(&mut self, filter: Filter, now: Instant) -> Action {
+        if filter == self.filter {
+            return Action::Nothing;
         }
-        self.wish = wish;
+        self.filter = filter;
         self.connections = Sweep::new(now);
         self.connections_view.selected = 0;
         self.feeds_view.selected = 0;
-        Asks::Connections
+        Action::Connections
     }
 
     fn sort_by(&mut self, step: isize) {
@@ -266,12 +271,12 @@ impl Page {
 }
 
 impl View {
-    /// Fits it to a list of `len` rows of which `height` are shown.
+    /// Adapts the view to a list of `len` rows, of which `height` are visible.
     pub(super) fn fit(&mut self, len: usize, height: usize) {
         self.height = height;
         self.selected = self.selected.min(len.saturating_sub(1));
         self.top = self.top.min(self.selected).max((self.selected + 1).saturating_sub(height.max(1)));
-        // No empty lines below while there are rows above.
+        // No empty lines at the bottom while there are rows above.
         self.top = self.top.min(len.saturating_sub(height));
     }
 }
@@ -280,7 +285,7 @@ impl View {
 mod tests {
     use super::*;
 
-    fn press(page: &mut Page, code: KeyCode) -> Asks {
+    fn press(page: &mut Page, code: KeyCode) -> Action {
         page.key(KeyEvent::new(code, KeyModifiers::NONE), Instant::now())
     }
 
@@ -292,12 +297,12 @@ mod tests {
         let mut page = Page::new("http://127.0.0.1:1".to_owned(), Instant::now());
         let state = State { cluster: Some(Cluster::default()), ..State::default() };
         page.update(Update::State(Box::new(state)), Instant::now());
-        page.update(all(Wish::default(), rows), Instant::now());
+        page.update(all(Filter::default(), rows), Instant::now());
         page
     }
 
-    fn all(wish: Wish, rows: Vec<Connection>) -> Update {
-        Update::Connections(wish, Part { after: 0, rows, next: None })
+    fn all(filter: Filter, rows: Vec<Connection>) -> Update {
+        Update::Connections(filter, Part { after: 0, rows, next: None })
     }
 
     fn peers(page: &Page) -> Vec<&str> {
@@ -309,13 +314,13 @@ mod tests {
         let mut page = page(vec![connection(1, "b", 0), connection(2, "a", 7), connection(3, "c", 0)]);
         assert_eq!(peers(&page), ["a", "b", "c"]);
         press(&mut page, KeyCode::Char('r'));
-        assert_eq!(peers(&page), ["b", "c", "a"], "those that are equal stay in the order in which they were opened");
+        assert_eq!(peers(&page), ["b", "c", "a"], "equal rows stay in the order in which they were opened");
         press(&mut page, KeyCode::Char('s'));
         press(&mut page, KeyCode::Char('r'));
         assert_eq!(peers(&page), ["a", "b", "c"]);
         press(&mut page, KeyCode::Char('S'));
         press(&mut page, KeyCode::Char('S'));
-        assert_eq!(page.connections_view.column, CONNECTIONS.len() - 1, "it goes round");
+        assert_eq!(page.connections_view.column, CONNECTIONS.len() - 1, "the selection of columns wraps around");
         press(&mut page, KeyCode::Char('s'));
         assert_eq!(page.connections_view.column, 0);
     }
@@ -325,28 +330,36 @@ mod tests {
         let mut page = page(vec![connection(1, "a", 0)]);
         press(&mut page, KeyCode::Char('/'));
         for char in "qx".chars() {
-            assert_eq!(press(&mut page, KeyCode::Char(char)), Asks::Nothing, "a letter that is typed is no command");
+            assert_eq!(
+                press(&mut page, KeyCode::Char(char)),
+                Action::Nothing,
+                "a letter that is typed is not a \
+                command"
+            );
         }
         press(&mut page, KeyCode::Backspace);
-        assert_eq!(press(&mut page, KeyCode::Enter), Asks::Connections);
-        assert_eq!(page.wish.find, "q");
-        page.update(all(Wish::default(), vec![connection(1, "a", 0)]), Instant::now());
+        assert_eq!(press(&mut page, KeyCode::Enter), Action::Connections);
+        assert_eq!(page.filter.find, "q");
+        page.update(all(Filter::default(), vec![connection(1, "a", 0)]), Instant::now());
         assert!(peers(&page).is_empty() && !page.connections.is_complete());
-        page.update(all(page.wish.clone(), vec![connection(2, "unlike", 0)]), Instant::now());
-        assert_eq!(peers(&page), ["unlike"], "the relay looks at more than it shows");
-        assert_eq!(press(&mut page, KeyCode::Char('b')), Asks::Connections);
-        assert_eq!(press(&mut page, KeyCode::Esc), Asks::Connections);
-        assert_eq!(page.wish, Wish::default());
-        assert_eq!((press(&mut page, KeyCode::Esc), press(&mut page, KeyCode::Char('q'))), (Asks::Nothing, Asks::Quit));
+        page.update(all(page.filter.clone(), vec![connection(2, "unlike", 0)]), Instant::now());
+        assert_eq!(peers(&page), ["unlike"], "the relay searches more than it shows");
+        assert_eq!(press(&mut page, KeyCode::Char('b')), Action::Connections);
+        assert_eq!(press(&mut page, KeyCode::Esc), Action::Connections);
+        assert_eq!(page.filter, Filter::default());
+        assert_eq!(
+            (press(&mut page, KeyCode::Esc), press(&mut page, KeyCode::Char('q'))),
+            (Action::Nothing, Action::Quit)
+        );
     }
 
     #[test]
     fn of_an_older_relay_rows_are_looked_through_here() {
         let mut page = page(vec![]);
         page.update(Update::State(Box::default()), Instant::now());
-        page.wish = Wish { find: "a".to_owned(), behind: true };
+        page.filter = Filter { find: "a".to_owned(), behind: true };
         let rows = vec![connection(1, "a1", 0), connection(2, "a2", 3), connection(3, "b", 3)];
-        page.update(all(page.wish.clone(), rows), Instant::now());
+        page.update(all(page.filter.clone(), rows), Instant::now());
         assert_eq!(peers(&page), ["a2"]);
     }
 
@@ -374,7 +387,7 @@ mod tests {
     fn a_page_that_does_not_go_on_from_the_last_one_is_left_out() {
         let mut page = page(vec![connection(1, "a", 0)]);
         let stray = Part { after: 500, rows: vec![connection(501, "b", 0)], next: Some(1_000) };
-        page.update(Update::Connections(Wish::default(), stray), Instant::now());
+        page.update(Update::Connections(Filter::default(), stray), Instant::now());
         assert_eq!((peers(&page), page.connections.after()), (vec!["a"], 0));
     }
 
@@ -385,7 +398,7 @@ mod tests {
         page.update(Update::Trouble("refused".to_owned()), start);
         page.update(Update::Trouble("late".to_owned()), start + std::time::Duration::from_secs(3));
         assert_eq!(page.trouble, Some(("late".to_owned(), start)));
-        assert_eq!(peers(&page), ["a"], "what was known stays");
+        assert_eq!(peers(&page), ["a"], "the earlier state is kept");
         page.update(Update::State(Box::default()), Instant::now());
         assert!(page.trouble.is_none());
     }

@@ -1,15 +1,16 @@
-//! [`Rates`]: how quickly the relay's counters grow, from one answer to the next.
+//! [`Rates`]: how fast the relay's counters grow from one answer to the next.
 //!
-//! Always holds: an answer of another process, whose counters begin anew, makes no rate with an earlier one; the past that is kept is bounded.
+//! Always holds: no rate is computed across a restart, where the counters start again. The number of kept rates is
+//! bounded.
 
 use std::collections::VecDeque;
 
 use super::state::{Delivered, Relay};
 
-/// Rates that are kept for the curve.
+/// Number of rates that are kept for the chart.
 const MOST: usize = 120;
 
-/// See the module.
+/// The last rates; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     last: Option<Sample>,
@@ -23,18 +24,18 @@ struct Sample {
     delivered: Delivered,
 }
 
-/// What happened in a second.
+/// Rates per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rate {
     pub(super) responses: f64,
     pub(super) events: f64,
     pub(super) bytes: f64,
-    /// Of one CPU: 1 is all of it.
+    /// CPU cores in use: 1 is one full core.
     pub(super) cpu: f64,
 }
 
 impl Rates {
-    /// Takes an answer.
+    /// Adds an answer.
     pub(super) fn note(&mut self, relay: &Relay) {
         let (Some(at), Some(cpu_seconds), Some(delivered)) = (relay.at, relay.cpu_seconds, relay.delivered) else {
             *self = Self::default();
@@ -48,18 +49,18 @@ impl Rates {
                     self.past.pop_front();
                 }
             }
-            // The first, or another process.
+            // The first answer, or another process.
             None => self.past.clear(),
         }
         self.last = Some(now);
     }
 
-    /// The newest.
+    /// The newest rate.
     pub(super) fn now(&self) -> Option<Rate> {
         self.past.back().copied()
     }
 
-    /// Events a second, the newest last, at most so many.
+    /// The newest events per second, at most `most`, in the order of time.
     pub(super) fn events(&self, most: usize) -> impl Iterator<Item = u64> {
         self.past.iter().skip(self.past.len().saturating_sub(most)).map(|rate| rate.events.round() as u64)
     }
@@ -97,7 +98,7 @@ mod tests {
         assert_eq!(rates.now(), None);
         rates.note(&relay(12.0, 1.5, 5_000));
         assert_eq!(rates.now(), Some(Rate { responses: 1_000.0, events: 2_000.0, bytes: 200_000.0, cpu: 0.25 }));
-        // It was started again, and has delivered more than before in a shorter time.
+        // The relay was restarted, and has already delivered more than before in a shorter time.
         rates.note(&relay(3.0, 0.1, 9_000));
         assert_eq!((rates.now(), rates.events(9).count()), (None, 0));
         rates.note(&Relay::default());

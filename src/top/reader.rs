@@ -1,8 +1,8 @@
-//! [`Reader`]: asks the relay, again and again, and tells the page what came.
+//! [`Reader`]: reads the relay's state repeatedly and sends it to the page.
 //!
-//! Not here: how requests are made, see `fetch`. Always holds: between two rounds passes the interval at least, so that looking at a relay of thousands of
-//! connections costs it little: a round asks for the state and a page of each list. Only the first round, and one after a change of what is wished for,
-//! reads the lists whole, which are bounded.
+//! The requests themselves are made in `fetch`. Always holds: two rounds are at least one interval apart, and each
+//! reads only the state and one page of each list, so looking at a relay with thousands of connections is cheap. Only
+//! the first round, and the first after a change of the filter, reads whole lists, whose length is bounded.
 
 use std::time::Duration;
 
@@ -12,52 +12,52 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    page::{Part, Update, Wish},
+    page::{Filter, Part, Update},
     state::{ConnectionsPage, FeedsPage, State},
     sweep::MOST_ROWS,
     text::safe,
 };
 use crate::fetch::{FetchError, Fetcher};
 
-/// Rows of a page. Of connections with a watch, the relay makes a thousand in some ten milliseconds.
+/// Rows per page. For connections with a watch, the relay needs about ten milliseconds per thousand rows.
 const ROWS: usize = 500;
-/// Between attempts while the relay does not answer.
+/// Pause between attempts while the relay does not answer.
 const RETRY: Duration = Duration::from_secs(1);
-/// Characters of a refusal that are shown.
+/// Longest part of a refusal that is shown, in characters.
 const MOST_REFUSAL: usize = 300;
 
-/// See the module.
+/// Reads from the relay; see the module.
 pub(super) struct Reader {
     fetcher: Fetcher,
     every: Duration,
-    wishes: watch::Receiver<Wish>,
+    filters: watch::Receiver<Filter>,
     updates: mpsc::Sender<Update>,
     feeds: Place,
     connections: Place,
 }
 
-/// Why a round could not be made.
+/// Why a round failed.
 #[derive(Debug, Error)]
 pub(super) enum ReadError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    #[error("{url} refuses to tell: {text}")]
+    #[error("{url} refused the request: {text}")]
     Refused { url: String, text: String },
     #[error("{url} has no {path}: is it the HTTP port of an etcd-relay? ({status})")]
     NotThere { url: String, path: String, status: u16 },
     #[error("the answer to {path} cannot be read: {cause}")]
     Unreadable { path: String, cause: serde_json::Error },
-    /// Whoever wanted to know is gone.
-    #[error("nobody listens any more")]
+    /// The receiver of the updates is gone.
+    #[error("the receiver of the updates is gone")]
     Over,
 }
 
-/// How far a list is read.
+/// How far a list has been read.
 #[derive(Debug, Default)]
 struct Place {
     after: u64,
     rows: usize,
-    /// Whether the list was read to its end once.
+    /// Whether the list was read to its end at least once.
     complete: bool,
 }
 
@@ -65,13 +65,13 @@ impl Reader {
     pub(super) fn new(
         fetcher: Fetcher,
         every: Duration,
-        wishes: watch::Receiver<Wish>,
+        filters: watch::Receiver<Filter>,
         updates: mpsc::Sender<Update>,
     ) -> Self {
-        Self { fetcher, every, wishes, updates, feeds: Place::default(), connections: Place::default() }
+        Self { fetcher, every, filters, updates, feeds: Place::default(), connections: Place::default() }
     }
 
-    /// Reads until nobody listens any more.
+    /// Reads until the receiver of the updates is gone.
     pub(super) async fn run(mut self) {
         loop {
             let pause = match self.round().await {
@@ -84,22 +84,22 @@ impl Reader {
                     self.every.max(RETRY)
                 }
             };
-            // Cancel safe, both.
+            // Both branches are cancel safe.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                changed = self.wishes.changed() => {
+                changed = self.filters.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.wishes.mark_changed();
+                    self.filters.mark_changed();
                 }
             }
         }
     }
 
-    /// The state, and the next page of each list, or all pages of one that was not read to its end yet.
+    /// Reads the state and the next page of each list, or all its pages if it was never read to its end.
     pub(super) async fn round(&mut self) -> Result<(), ReadError> {
-        self.tell_state().await?;
+        self.read_state().await?;
         loop {
             let path = format!("/debug/state/feeds?after={}&limit={ROWS}", self.feeds.after);
             let page: FeedsPage = self.get(&path).await?;
@@ -110,29 +110,29 @@ impl Reader {
             }
         }
         loop {
-            if self.wishes.has_changed().unwrap_or(false) {
+            if self.filters.has_changed().unwrap_or(false) {
                 self.connections = Place::default();
             }
-            let wish = self.wishes.borrow_and_update().clone();
+            let filter = self.filters.borrow_and_update().clone();
             let mut path = format!("/debug/state/connections?after={}&limit={ROWS}", self.connections.after);
-            if !wish.find.is_empty() {
-                path += &format!("&find={}", utf8_percent_encode(&wish.find, NON_ALPHANUMERIC));
+            if !filter.find.is_empty() {
+                path += &format!("&find={}", utf8_percent_encode(&filter.find, NON_ALPHANUMERIC));
             }
-            if wish.behind {
+            if filter.behind {
                 path += "&behind=true";
             }
             let page: ConnectionsPage = self.get(&path).await?;
             let (after, next) = self.connections.step(page.connections.len(), page.next.as_deref());
-            self.tell(Update::Connections(wish, Part { after, rows: page.connections, next })).await?;
+            self.tell(Update::Connections(filter, Part { after, rows: page.connections, next })).await?;
             if self.connections.complete {
                 return Ok(());
             }
         }
     }
 
-    /// The state alone.
-    pub(super) async fn tell_state(&mut self) -> Result<(), ReadError> {
-        // An older relay does not know the parameters, and sends its first rows along.
+    /// Reads the state alone.
+    pub(super) async fn read_state(&mut self) -> Result<(), ReadError> {
+        // An older relay ignores the parameters and includes its first rows.
         let state: State = self.get("/debug/state?feeds=0&connections=0").await?;
         self.tell(Update::State(Box::new(state))).await
     }
@@ -158,7 +158,8 @@ impl Reader {
 }
 
 impl Place {
-    /// After a page with so many rows and this link to the next: where it began, and where the next one begins.
+    /// Moves on after a page with this many rows and this link to the next one. Returns the number after which the page
+    /// began, and the one after which the next begins.
     fn step(&mut self, rows: usize, next: Option<&str>) -> (u64, Option<u64>) {
         let began = self.after;
         self.rows += rows;
@@ -171,7 +172,7 @@ impl Place {
     }
 }
 
-/// The number after which a page begins, from its path.
+/// The number after which a page begins, taken from its path.
 fn after(path: &str) -> Option<u64> {
     let query = path.split_once('?')?.1;
     query.split('&').find_map(|parameter| parameter.strip_prefix("after="))?.parse().ok()
@@ -190,7 +191,7 @@ mod tests {
         assert!(place.complete);
         assert_eq!(place.step(500, Some("/x?limit=500&after=600&find=a%26after%3D1")), (0, Some(600)));
         assert!(place.complete, "once");
-        assert_eq!(place.step(0, Some("/x?after=600")), (600, None), "a link that leads nowhere ends the round");
+        assert_eq!(place.step(0, Some("/x?after=600")), (600, None), "a link that does not move on ends the round");
         assert_eq!([after("/x"), after("/x?limit=1"), after("/x?after=-1")], [None, None, None]);
     }
 

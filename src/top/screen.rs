@@ -1,7 +1,7 @@
-//! [`Screen`]: the terminal while `top` has it.
+//! [`Screen`]: the terminal while `top` uses it.
 //!
-//! Always holds: however `top` ends (by a key, an error, a signal that is handled, or a panic), the terminal is as it was: no raw mode, the screen of before, and
-//! a cursor. After a panic its message stands on that screen.
+//! Always holds: the terminal is restored however `top` ends: by a key, an error, a handled signal or a panic. Raw mode
+//! is off, the previous screen is back and the cursor is visible. The message of a panic is shown on that screen.
 
 use std::{
     io::{self, Stdout, Write},
@@ -15,20 +15,20 @@ use crossterm::{
 };
 use ratatui::{Frame, Terminal, backend::CrosstermBackend};
 
-/// See the module.
+/// The terminal in raw mode; see the module.
 pub(super) struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
     _taken: Taken,
 }
 
 impl Screen {
-    /// Takes the terminal.
+    /// Switches the terminal to the page.
     ///
     /// # Errors
-    /// Where standard output is none; then it is as it was.
+    /// Fails if standard output is not a terminal, which then stays unchanged.
     pub(super) fn enter() -> io::Result<Self> {
         restore_on_panic();
-        // From here on it is given back whatever fails.
+        // From here on, dropping this value restores the terminal if anything fails.
         let taken = Taken;
         terminal::enable_raw_mode()?;
         let mut out = io::stdout();
@@ -36,13 +36,13 @@ impl Screen {
         Ok(Self { terminal: Terminal::new(CrosstermBackend::new(out))?, _taken: taken })
     }
 
-    /// Draws, in the size that the terminal has now.
+    /// Draws in the current size of the terminal.
     pub(super) fn draw(&mut self, draw: impl FnOnce(&mut Frame<'_>)) -> io::Result<()> {
         self.terminal.draw(draw).map(|_| ())
     }
 }
 
-/// Dropped, the terminal is given back.
+/// Restores the terminal when it is dropped.
 struct Taken;
 
 impl Drop for Taken {
@@ -51,7 +51,7 @@ impl Drop for Taken {
     }
 }
 
-/// Nothing can be done where this fails: the terminal is gone.
+/// Errors are ignored: if this fails, the terminal is gone.
 fn give_back() {
     let _ = terminal::disable_raw_mode();
     let mut out = io::stdout();
@@ -83,13 +83,13 @@ mod tests {
     const ENTERED: &str = "\x1b[?1049h";
     const LEFT: &str = "\x1b[?1049l";
 
-    /// Not a test of its own: the one below runs it in a terminal.
+    /// Not a test of its own: the test below runs it in a terminal.
     #[test]
-    #[ignore = "needs a terminal, which the test below gives it"]
+    #[ignore = "needs a terminal, which the test below provides"]
     fn panics_on_its_screen() {
         let mut screen = Screen::enter().expect("a terminal");
         screen.draw(|frame| frame.buffer_mut().set_string(0, 0, "x", ratatui::style::Style::new())).expect("drawn");
-        panic!("as it should");
+        panic!("this panic is intended");
     }
 
     #[test]
@@ -108,18 +108,18 @@ mod tests {
         drop(command);
         let reader = std::thread::spawn(move || {
             let mut told = Vec::new();
-            // Ends with an error once nobody has the terminal open.
+            // Reading ends with an error once no process has the terminal open.
             let _ = std::fs::File::from(controller).read_to_end(&mut told);
             told
         });
         assert!(!child.wait().expect("it ends").success(), "it panics");
         let after = tcgetattr(terminal.as_fd()).expect("its modes");
-        assert_eq!(after.local_modes, before.local_modes, "no raw mode is left");
+        assert_eq!(after.local_modes, before.local_modes, "raw mode is off again");
         assert_eq!(after.output_modes, before.output_modes);
         drop(terminal);
         let told = reader.join().expect("read");
         let told = String::from_utf8_lossy(&told);
-        let places = [ENTERED, LEFT, "as it should"]
+        let places = [ENTERED, LEFT, "this panic is intended"]
             .map(|text| told.find(text).unwrap_or_else(|| panic!("{text:?} is not in {told:?}")));
         assert!(places.is_sorted(), "{told:?}");
     }

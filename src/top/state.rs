@@ -1,7 +1,8 @@
-//! What `/debug/state` and its pages say, as far as `top` shows it.
+//! The parts of `/debug/state` and its pages that `top` shows.
 //!
-//! Not here: how it is asked for. docs/debug-state.schema.json describes the answers. Always holds: a field that is missing, as in the answers of an older
-//! relay, is no error; text is as the relay gave it, and goes to the screen through [`super::text`] alone.
+//! docs/debug-state.schema.json describes the answers. Always holds: a missing field is not an error, since older
+//! relays do not send all of them. Text is kept as the relay sent it, and reaches the screen only through
+//! [`super::text`].
 
 use std::collections::HashSet;
 
@@ -26,7 +27,7 @@ pub(super) struct Relay {
     pub(super) uptime_seconds: u64,
     pub(super) not_ready: Vec<String>,
     pub(super) upstream: Option<Upstream>,
-    /// Seconds since the process began, by which counters make rates.
+    /// Seconds since the process started; rates are computed from it.
     pub(super) at: Option<f64>,
     pub(super) cores: Option<u64>,
     pub(super) cpu_seconds: Option<f64>,
@@ -108,7 +109,7 @@ pub(super) struct Connection {
     pub(super) agent: Option<String>,
     pub(super) request: Option<String>,
     pub(super) watch_streams_open: u64,
-    /// Of an older relay only where all streams are shown.
+    /// Not set by older relays, unless they show all streams.
     pub(super) watches: Option<u64>,
     pub(super) lag_revisions: Option<i64>,
     pub(super) watch_streams: Vec<Stream>,
@@ -139,7 +140,7 @@ pub(super) struct Watch {
     pub(super) lag_revisions: i64,
 }
 
-/// A page of a list.
+/// One page of the feeds.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct FeedsPage {
@@ -147,7 +148,7 @@ pub(super) struct FeedsPage {
     pub(super) next: Option<String>,
 }
 
-/// The same of connections.
+/// One page of the connections.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ConnectionsPage {
@@ -155,9 +156,9 @@ pub(super) struct ConnectionsPage {
     pub(super) next: Option<String>,
 }
 
-/// What a list consists of.
+/// A row of a list.
 pub(super) trait Row {
-    /// Names it, in the order of the list.
+    /// The number that identifies the row. Lists are ordered by it.
     fn number(&self) -> u64;
 }
 
@@ -174,30 +175,30 @@ impl Row for Connection {
 }
 
 impl Connection {
-    /// Watches of the streams that were shown, and whether there are more.
+    /// The watches of the streams that are shown, and whether there are more.
     pub(super) fn watches(&self) -> (u64, bool) {
         let shown = self.watch_streams.iter().map(|stream| stream.watches).sum();
         (self.watches.unwrap_or(shown), self.watch_streams_next.is_some())
     }
 
-    /// By how many revisions its furthest watch is behind.
+    /// How many revisions its slowest watch is behind.
     pub(super) fn behind(&self) -> i64 {
         let shown = || self.watch_streams.iter().map(|stream| stream.lag_revisions).max();
         self.lag_revisions.or_else(shown).unwrap_or_default()
     }
 
-    /// Bytes that wait for it to read.
+    /// Bytes that wait until the client reads.
     pub(super) fn queued_bytes(&self) -> u64 {
         self.watch_streams.iter().map(|stream| stream.queued_bytes).sum()
     }
 
-    /// The ranges that it watches, as far as they are shown, or what it asked for.
+    /// The ranges that it watches, as far as they are shown, or the request that it made.
     pub(super) fn ranges(&self) -> impl Iterator<Item = &str> {
         let watches = self.watch_streams.iter().flat_map(|stream| &stream.watching);
         watches.filter_map(|watch| watch.range.as_deref()).chain(self.request.as_deref())
     }
 
-    /// The same as one text, each range once.
+    /// The same ranges as one text, each range once.
     pub(super) fn watching(&self) -> String {
         let mut text = String::new();
         let mut seen = HashSet::new();
@@ -211,7 +212,7 @@ impl Connection {
         text
     }
 
-    /// Whether it has a text in what is shown of it.
+    /// Whether the shown fields contain a text.
     pub(super) fn has(&self, text: &str) -> bool {
         let named = [Some(&self.peer), Some(&self.port), self.user.as_ref(), self.agent.as_ref()];
         named.into_iter().flatten().any(|field| field.contains(text)) || self.ranges().any(|range| range.contains(text))
@@ -219,7 +220,7 @@ impl Connection {
 }
 
 impl Cluster {
-    /// What an older relay does not say as one, from its members and feeds.
+    /// Computes what an older relay does not send for the whole cluster, from its members and feeds.
     pub(super) fn from_parts<'a>(members: &[Member], feeds: impl IntoIterator<Item = &'a Feed>) -> Self {
         let preferred = members.iter().find(|member| member.preferred);
         let mut cluster = Self { member: preferred.map(|member| member.endpoint.clone()), ..Self::default() };

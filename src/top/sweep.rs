@@ -1,9 +1,9 @@
-//! [`Sweep`]: a list of the relay's that may have thousands of rows, read page by page, round after round.
+//! [`Sweep`]: a list of possibly thousands of rows, read page by page, round after round.
 //!
-//! A list of thousands is not read whole each second, since that would cost the relay more than it should. The first round is read at once, and from then on
-//! a page each time: what is shown of a row is as old as the round, and [`Sweep::age`] says how old that is.
-//! Always holds: a page takes the place of all rows between the one that it was asked to begin after and its last; so rows that are gone disappear when
-//! their page is read again; at most [`MOST_ROWS`] rows are kept.
+//! Reading the whole list each second would cost the relay too much. The first round is read at once; after that, one
+//! page is read at a time. So a row may be as old as the last round, and [`Sweep::age`] tells how old. Always holds: a
+//! page replaces all rows between the number it begins after and its last row, so rows that are gone disappear when
+//! their page is read again. At most [`MOST_ROWS`] rows are kept.
 
 use std::{
     collections::BTreeMap,
@@ -12,28 +12,28 @@ use std::{
 
 use super::state::Row;
 
-/// Rows that are kept, the oldest of the list. Of more, the list says that it is cut.
+/// Largest number of rows that are kept. Of a longer list only the first are kept, and it is marked as cut.
 pub(super) const MOST_ROWS: usize = 20_000;
 
-/// See the module.
+/// A list that is read in pages; see the module.
 #[derive(Debug)]
 pub(super) struct Sweep<R> {
     rows: BTreeMap<u64, R>,
     /// The number after which the next page begins.
     after: u64,
     began: Instant,
-    /// When the round before began; none in the first.
+    /// When the previous round began; `None` in the first round.
     before: Option<Instant>,
     cut: bool,
 }
 
 impl<R: Row> Sweep<R> {
-    /// An empty list, of which nothing was read.
+    /// An empty list of which nothing has been read.
     pub(super) fn new(now: Instant) -> Self {
         Self { rows: BTreeMap::new(), after: 0, began: now, before: None, cut: false }
     }
 
-    /// Takes the page that was asked for, and the number after which the next one begins, if there is one.
+    /// Adds the page that was requested, and the number after which the next one begins, if there is one.
     pub(super) fn take(&mut self, page: Vec<R>, next: Option<u64>, now: Instant) {
         if self.after == 0 {
             self.began = now;
@@ -74,18 +74,18 @@ impl<R: Row> Sweep<R> {
         self.before.is_some()
     }
 
-    /// Whether there are more rows than are kept.
+    /// Whether the list is longer than what is kept.
     pub(super) fn is_cut(&self) -> bool {
         self.cut
     }
 
-    /// How old the oldest row may be.
+    /// The greatest possible age of a row.
     pub(super) fn age(&self, now: Instant) -> Duration {
         let oldest = if self.after == 0 { self.began } else { self.before.unwrap_or(self.began) };
         now.saturating_duration_since(oldest)
     }
 
-    /// The rows, in the order of their numbers.
+    /// The rows in the order of their numbers.
     pub(super) fn rows(&self) -> impl Iterator<Item = &R> {
         self.rows.values()
     }
@@ -121,10 +121,10 @@ mod tests {
         assert_eq!((sweep.after(), sweep.is_complete()), (4, false));
         sweep.take(vec![Numbered(5, "a"), Numbered(9, "a")], None, start + second);
         assert_eq!((sweep.after(), sweep.is_complete(), sweep.age(start + second * 2)), (0, true, second * 2));
-        // 4 is gone, 2 is new, 1 has changed, and the second page is as it was read.
+        // Row 4 is gone, 2 is new, 1 has changed, and the second page is still as it was read.
         sweep.take(vec![Numbered(1, "b"), Numbered(2, "b"), Numbered(5, "b")], Some(5), start + second * 2);
         assert_eq!(shown(&sweep), [(1, "b"), (2, "b"), (5, "b"), (9, "a")]);
-        assert_eq!(sweep.age(start + second * 3), second * 3, "9 is of the first round");
+        assert_eq!(sweep.age(start + second * 3), second * 3, "row 9 is from the first round");
         sweep.take(vec![], None, start + second * 3);
         assert_eq!(shown(&sweep), [(1, "b"), (2, "b"), (5, "b")]);
         assert_eq!(sweep.age(start + second * 3), second);
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!((sweep.len(), sweep.is_cut(), pages), (MOST_ROWS, true, 21));
         sweep.take(vec![Numbered(1, "again")], Some(999), Instant::now());
         assert_eq!((sweep.after(), sweep.is_cut()), (999, true), "the next round reads on as well");
-        // A server that leads nowhere does not hold the list up.
+        // A server whose links do not move on does not stop the list.
         let mut sweep = Sweep::new(Instant::now());
         sweep.take(vec![Numbered(1, "")], Some(0), Instant::now());
         assert!(sweep.is_complete());

@@ -1,39 +1,40 @@
-//! [`Column`]s of a list, how they are ordered, and how they share the width that there is.
+//! [`Column`]s of a list, their order, and how they share the available width.
 //!
-//! Not here: what is drawn. Always holds: a line of a table takes no more columns than it is given; where there is not room for all columns, those that
-//! matter least are left out; only rows that are shown are turned into text.
+//! Drawing is in `draw`. Always holds: a line of a table is never wider than the given width. If not all columns fit,
+//! the least important ones are left out. Only visible rows are turned into text.
 
 use std::cmp::Ordering;
 
 use super::text::{columns, fit, safe};
 
-/// Columns of the terminal between two columns of a table.
+/// Space between two columns of a table, in terminal columns.
 const GAP: usize = 2;
-/// Most columns that one cell takes where there is no limit to a line.
+/// Widest cell if the line has no limit.
 const WIDEST: usize = 200;
 
 /// A column of a list of `R`.
 pub(super) struct Column<R> {
-    /// Its heading.
+    /// The heading.
     pub(super) title: &'static str,
-    /// How few columns make sense.
+    /// The smallest useful width.
     pub(super) least: usize,
-    /// Columns with a higher number are left out first.
+    /// Columns with a higher rank are left out first.
     pub(super) rank: u8,
-    /// Whether it is a number, which stands on the right.
+    /// Whether the column holds numbers, which are aligned to the right.
     pub(super) right: bool,
-    /// The text of a row, as it may be shown.
+    /// The safe text of the cell of a row.
     pub(super) cell: fn(&R) -> String,
-    /// In which order rows are sorted by it. That in which the most important comes first.
+    /// The order of rows that are sorted by this column; the most important row comes first.
     pub(super) order: fn(&R, &R) -> Ordering,
 }
 
-/// The columns that there is room for, by their places, each with its width.
+/// The columns that fit, by index, each with its width.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout(Vec<(usize, usize)>);
 
 impl Layout {
-    /// Shares `width` among the columns, as the rows that are shown need it; all that they need where it is not set.
+    /// Divides `width` among the columns according to the visible rows. Without a width, each column gets what it
+    /// needs.
     pub(super) fn new<R>(columns: &[Column<R>], rows: &[&R], width: Option<usize>) -> Self {
         let wanted: Vec<usize> = columns
             .iter()
@@ -51,7 +52,7 @@ impl Layout {
         }
         let mut left = (width + GAP).saturating_sub(kept.iter().map(|place| least(*place) + GAP).sum());
         let mut widths: Vec<(usize, usize)> = kept.into_iter().map(|place| (place, least(place).min(width))).collect();
-        // What is left goes to those that matter most.
+        // The remaining width goes to the most important columns.
         let mut by_rank: Vec<usize> = (0..widths.len()).collect();
         by_rank.sort_by_key(|at| columns[widths[*at].0].rank);
         for at in by_rank {
@@ -63,7 +64,7 @@ impl Layout {
         Self(widths)
     }
 
-    /// The headings; that of the column by which rows are sorted has a mark.
+    /// The line of headings. A mark shows the column that the list is sorted by.
     pub(super) fn head<R>(&self, columns: &[Column<R>], sorted: usize, reversed: bool) -> String {
         self.line(|place| {
             let mark = match (place == sorted, reversed) {
@@ -75,7 +76,7 @@ impl Layout {
         })
     }
 
-    /// A row.
+    /// The line of a row.
     pub(super) fn row<R>(&self, columns: &[Column<R>], row: &R) -> String {
         self.line(|place| ((columns[place].cell)(row), columns[place].right))
     }

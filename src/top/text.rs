@@ -1,33 +1,33 @@
-//! Text of others on a terminal: keys, user agents, errors.
+//! Makes text from others safe for a terminal: keys, user agents, errors.
 //!
-//! Always holds: what [`safe`] gives has letters, digits, printable ASCII and the few signs that `top` draws with, and nothing else. So no escape
-//! sequence, control character, direction mark, zero-width character or stacked accent reaches the terminal, and each character takes the columns that
-//! [`columns`] counts.
+//! Always holds: a text from [`safe`] contains only letters, digits, printable ASCII and the few symbols that `top`
+//! draws. So no escape sequence, control character, direction mark, zero-width character or stacked accent reaches the
+//! terminal, and each character is as wide as [`columns`] says.
 
 use std::fmt::Write as _;
 
 use unicode_width::UnicodeWidthChar as _;
 
-/// Most characters of one text that are looked at. The relay cuts what it shows to a few KiB.
+/// Largest number of characters of one text that are processed. The relay already cuts texts to a few KiB.
 const MOST: usize = 4096;
-/// What is drawn that is no letter: by the relay (`∞`) or by `top`.
+/// Symbols that are drawn, by the relay (`∞`) or by `top`.
 const SIGNS: &str = "…∞–▲▼▁▂▃▄▅▆▇█";
-/// Letters of scripts that are written from right to left, which a terminal may reorder together with what stands beside them; and letters that show
-/// nothing.
+/// Letters that are not shown as they are: those of scripts written from right to left, since a terminal may reorder
+/// them together with their neighbours, and letters that are invisible.
 const UNSHOWN: [(char, char); 9] = [
     ('\u{0590}', '\u{08ff}'),
     ('\u{fb1d}', '\u{fdff}'),
     ('\u{fe70}', '\u{feff}'),
     ('\u{10800}', '\u{10fff}'),
     ('\u{1e800}', '\u{1efff}'),
-    // Fillers.
+    // Invisible fillers.
     ('\u{115f}', '\u{1160}'),
     ('\u{17b4}', '\u{17b5}'),
     ('\u{3164}', '\u{3164}'),
     ('\u{ffa0}', '\u{ffa0}'),
 ];
 
-/// The text with everything else escaped, as in `\u{1b}`.
+/// The text with all other characters escaped, as in `\u{1b}`.
 pub(super) fn safe(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for (count, char) in text.chars().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn safe(text: &str) -> String {
         if is_safe(char) {
             shown.push(char);
         } else {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(shown, "{}", char.escape_unicode());
         }
     }
@@ -55,12 +55,12 @@ fn is_safe(char: char) -> bool {
         && !UNSHOWN.iter().any(|(first, last)| (*first..=*last).contains(&char))
 }
 
-/// How many columns a safe text takes.
+/// The width of a safe text in columns.
 pub(super) fn columns(text: &str) -> usize {
     text.chars().map(|char| char.width().unwrap_or_default()).sum()
 }
 
-/// A safe text in exactly so many columns: cut with `…`, or filled with spaces.
+/// Fits a safe text to this width: cut with `…`, or padded with spaces.
 pub(super) fn fit(text: &str, width: usize, right: bool) -> String {
     let taken = columns(text);
     if taken <= width {

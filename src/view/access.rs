@@ -1,9 +1,9 @@
-//! [`Rules`]: who may see what of the views. [`ByAddress`] are Lainlet's: a caller is the address that it comes from. A name in its
-//! certificate may stand in for a trusted address.
+//! [`Rules`]: who may see which views. [`ByAddress`] has Lainlet's rules: a caller is identified by its address. A name
+//! in its certificate can replace a trusted address.
 //!
-//! Not here: what is done with a refusal, and etcd's own users (`front::access`). Asked by `lainlet` when a request or a stream
-//! begins; rules that go by token will implement the same trait.
-//! Always holds: the tables are what the documents say now; an address that no document has any more has no rights left.
+//! Not here: the handling of a refusal, and etcd's own users (`front::access`). `lainlet` checks the rules when a
+//! request or a stream begins. Rules based on tokens can implement the same trait. Always holds: the tables reflect the
+//! current documents; an address that is in no document any more has no rights left.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,12 @@ use parking_lot::RwLock;
 
 use super::document::{PodGroup, Portal};
 
-/// Who asks.
+/// The caller of a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Viewer {
-    /// The address of the connection's other end; an IPv4 address in IPv6 form counts as the former.
+    /// The address of the connection's other end. An IPv4 address in IPv6 form counts as IPv4.
     pub addr: IpAddr,
-    /// Whether its certificate, which was verified, has a name that may see everything. See [`Trust::certificates`].
+    /// Whether its verified certificate contains a name that may see everything; see [`Trust::certificates`].
     pub is_named: bool,
 }
 
@@ -34,15 +34,15 @@ impl Viewer {
     }
 }
 
-/// Who may see what. Every answer may change with the next request.
+/// Who may see what. Each answer may change with the next request.
 pub(super) trait Rules: Send + Sync + 'static {
-    /// Whether the rules know enough of the caller without looking into any table.
+    /// Whether the caller is trusted without looking into any table.
     fn is_trusted(&self, caller: Viewer) -> bool;
 
     /// Whether the caller may see everything.
     fn is_super(&self, caller: Viewer) -> bool;
 
-    /// Whether the caller may see the data of `app`; `*` stands for those of all.
+    /// Whether the caller may see the data of `app`; `*` stands for the data of all apps.
     fn passes(&self, caller: Viewer, app: &str) -> bool;
 
     /// The app that the caller belongs to.
@@ -51,14 +51,14 @@ pub(super) trait Rules: Send + Sync + 'static {
     /// The app that an address belongs to.
     fn app_at(&self, addr: IpAddr) -> Option<String>;
 
-    /// The name of the node that the caller is.
+    /// The name of the node at the caller's address.
     fn node_of(&self, caller: Viewer) -> Option<String>;
 
     /// The name of the node with this name or address.
     fn node_named(&self, name: &str) -> Option<String>;
 }
 
-/// Who is trusted whatever the tables say.
+/// Callers that are trusted independently of the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust {
     /// Everyone.
@@ -74,7 +74,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Whether an address is this machine's, or in a network that the operator named.
+    /// Whether an address belongs to this machine or to a network of the operator.
     #[must_use]
     pub fn names(&self, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
@@ -83,25 +83,25 @@ impl Trust {
     }
 }
 
-/// See the module.
+/// Lainlet's rules; see the module.
 #[derive(Debug, Default)]
 pub(super) struct ByAddress {
     trust: Trust,
     tables: RwLock<Tables>,
 }
 
-/// For each address the keys that name it, in their order, with what they say.
+/// For each address, the sorted keys that contain it, with a value each.
 type Table = HashMap<IpAddr, BTreeMap<Bytes, String>>;
 
 #[derive(Debug, Default)]
 struct Tables {
-    /// Address of a container to its app.
+    /// The app of each container's address.
     pods: Table,
-    /// Address of a portal's container to the app of its service.
+    /// The app whose service the portal at each address provides.
     portals: Table,
     /// Apps that may see everything.
     super_apps: HashSet<Bytes>,
-    /// Address of a node to its name.
+    /// The name of the node at each address.
     nodes: Table,
 }
 
@@ -171,7 +171,7 @@ impl Rules for ByAddress {
         }
         let tables = self.tables.read();
         let own = first(&tables.pods, caller.addr).or_else(|| first(&tables.portals, caller.addr));
-        // An app's portal has that app's rights over the data of apps, and no others.
+        // An app's portal has the app's rights to the data of apps, and no others.
         own.is_some_and(|own| own == app || tables.super_apps.contains(own.as_bytes()))
             || tables.portals.get(&caller.addr).is_some_and(|services| services.values().any(|service| service == app))
     }
@@ -198,7 +198,7 @@ impl Rules for ByAddress {
     }
 }
 
-/// Takes down, or strikes out, what a key says of addresses.
+/// Adds or removes a key's entries for some addresses.
 fn note(table: &mut Table, addrs: impl Iterator<Item = IpAddr>, key: &Bytes, says: Option<&str>) {
     for addr in addrs {
         match says {
@@ -223,7 +223,7 @@ fn parse(addr: &str) -> Option<IpAddr> {
     addr.parse().ok().map(|addr: IpAddr| addr.to_canonical())
 }
 
-/// The app whose service a portal gives: `<app>.portal.portal-<service>` without the last two parts.
+/// The app whose service a portal provides: `<app>.portal.portal-<service>` without the last two parts.
 fn service_app(portal: &str) -> &str {
     let cut = |text: &str| text.rfind('.');
     let short = || portal.split('.').next().unwrap_or(portal);
@@ -233,7 +233,7 @@ fn service_app(portal: &str) -> &str {
     cut(portal).and_then(|at| cut(&portal[..at])).map_or_else(short, |at| &portal[..at])
 }
 
-/// Name and address of a node's key, `<name>:<address>:<port>`.
+/// The name and address in a node's key, `<name>:<address>:<port>`.
 fn node_parts(key: &str) -> Option<(&str, &str)> {
     let (name, rest) = key.split_once(':')?;
     let (addr, _port) = rest.rsplit_once(':')?;

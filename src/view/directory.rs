@@ -1,4 +1,4 @@
-//! [`Directory`]: the places in etcd that views are made of.
+//! [`Directory`]: the directories in etcd that views are made from.
 //!
 //! Always holds: prefixes end with a slash, so that `/lain/config_backup/…` is not in `/lain/config/`.
 
@@ -6,24 +6,24 @@ use bytes::Bytes;
 
 use crate::types::KeyRange;
 
-/// A directory of LAIN's in etcd. v3 has no directories: it is a prefix, with its last slash.
+/// A directory of LAIN in etcd. v3 has no directories, so this is a prefix that ends with a slash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Directory {
-    /// Settings of the cluster.
+    /// The settings of the cluster.
     Config,
-    /// What runs: a value for each process of each app.
+    /// The running processes: one value per process of each app.
     PodGroups,
-    /// What runs on behalf of other apps: a value for each portal.
+    /// The processes that run for other apps: one value per portal.
     Depends,
     /// The machines.
     Nodes,
 }
 
 impl Directory {
-    /// All of them.
+    /// All directories.
     pub const ALL: [Self; 4] = [Self::Config, Self::PodGroups, Self::Depends, Self::Nodes];
 
-    /// Lainlet's name for it, for metrics, logs and `/debug`.
+    /// Lainlet's name for the directory, used in metrics, logs and `/debug`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Directory {
         }
     }
 
-    /// The keys' prefix.
+    /// The prefix of its keys.
     #[must_use]
     pub fn prefix(self) -> &'static str {
         match self {
@@ -45,13 +45,14 @@ impl Directory {
         }
     }
 
-    /// The keys.
+    /// The range of its keys.
     #[must_use]
     pub fn range(self) -> KeyRange {
         KeyRange::prefix(Bytes::from_static(self.prefix().as_bytes()))
     }
 
-    /// What is left of a key behind the prefix: the cache key. `None` for a key that is not in here, or has nothing there.
+    /// The part of a key after the prefix, called the cache key. `None` for a key outside the directory, or without
+    /// such a part.
     #[must_use]
     pub fn cache_key(self, key: &Bytes) -> Option<Bytes> {
         let prefix = self.prefix().len();

@@ -1,8 +1,8 @@
-//! [`Document`]: a value of etcd, decoded to what views and access rules read of it, and nothing else.
+//! [`Document`]: a value of etcd, reduced to what views and access rules read.
 //!
-//! So two values whose documents are equal look the same to everyone, and most writes end here. Not here: rows and
-//! payloads, see `views`. Made by the engine, once a change of a key. Always holds: a value is read as Go's `encoding/json`
-//! reads it into Lainlet's types (`read`), but members that nobody reads may hold anything.
+//! Two values with equal documents look the same to everyone, and most writes need no further work. Rows and payloads
+//! are in `views`. The engine makes a document once per change of a key. Always holds: a value is parsed as Go's
+//! `encoding/json` parses it into Lainlet's types (`read`), but unused members may have any value.
 
 mod node;
 mod pod_group;
@@ -17,38 +17,38 @@ pub(crate) use pod_group::{Container, ContainerSpec, Pod, PodGroup, StreamPort};
 pub(crate) use portal::{Client, Portal};
 use read::Read;
 
-/// What is read of the values below one directory of etcd.
+/// The parsed form of the values in one directory of etcd.
 pub(crate) trait Document: Sized + PartialEq + fmt::Debug + Send + Sync + 'static {
-    /// Decodes a value.
+    /// Parses a value.
     ///
     /// # Errors
     ///
-    /// The value is no such document. Whoever shows the error shows nothing of the value.
+    /// Fails if the value is not such a document. The error contains nothing of the value.
     fn decode(value: &[u8]) -> Result<Self, DecodeError>;
 }
 
-/// Why a value is refused. Anyone may see it, so it has no text out of the value, which may be secret.
+/// Why a value is refused. Anyone may see the error, so it contains no text of the value, which may be secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
-    /// It is not exactly one JSON document.
+    /// It is not a single JSON document.
     #[error("not one JSON document: line {line}, column {column}")]
     Syntax {
         /// From 1.
         line: usize,
-        /// In bytes, from 1; 0 at the end of the line before.
+        /// In bytes, from 1; 0 means the end of the previous line.
         column: usize,
     },
-    /// A member that is read has another type, or a number is out of range.
+    /// A member has the wrong type, or a number is out of range.
     #[error("wrong type: {member}, line {line}, column {column}")]
     Type {
-        /// The way there, in the words of the format: `Spec.Pod.Containers[0].Expose`.
+        /// The path of the member in the format's own words: `Spec.Pod.Containers[0].Expose`.
         member: Box<str>,
         /// From 1.
         line: usize,
         /// In bytes, from 1.
         column: usize,
     },
-    /// It is `null`, and there is no such thing as an absent one.
+    /// The value is `null`, which is not allowed here.
     #[error("null")]
     Null,
 }
@@ -58,7 +58,7 @@ pub(crate) enum DecodeError {
 pub(crate) struct ConfigValue(Box<[u8]>);
 
 impl ConfigValue {
-    /// The value as it is stored; most often, but not always, UTF-8.
+    /// The stored bytes, which are usually but not always UTF-8.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,13 +1,13 @@
-//! [`Engine`]: keeps the documents of one directory and the targets of its views up to date with the directory's feed.
+//! [`Engine`]: keeps the documents of one directory, and the targets of its views, up to date with the directory's
+//! feed.
 //!
-//! Not here: what a document or a view is; who may see it. Run by `lainlet`, one a directory, in a thread of its own, since
-//! reading large values would hold up the tasks that deliver.
-//! Always holds:
-//! - a value is read once per change of its key; if the document is the same as before, no view hears of it, and if it is not,
-//!   only targets whose keys it concerns do any work;
-//! - whole revisions are applied before anyone is told;
-//! - a value that cannot be read changes nothing: the document before it stays, and there is none where there was none;
-//! - a target is made, and subscribed to, under the lock under which changes are applied, so it misses none.
+//! Documents, views and permissions are defined elsewhere. `lainlet` runs one engine per directory, each in its own
+//! thread, because parsing large values would delay the tasks that deliver. Always holds:
+//! - a value is parsed once per change of its key. If the document is unchanged, no view is involved; otherwise only
+//!   targets that contain the key do any work;
+//! - whole revisions are applied before anything is published;
+//! - an unreadable value changes nothing: the previous document stays, if there was one;
+//! - a target is created and subscribed to under the lock under which changes are applied, so it misses none.
 
 mod changes;
 
@@ -45,59 +45,59 @@ use crate::{
     types::{KeyValue, Revision},
 };
 
-/// Between two looks for targets that nobody needs any more.
+/// Pause between two searches for unused targets.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Targets, and memory of their rows, beyond which those that nobody watches go at once.
+/// Above this number of targets, or this memory for their rows, unwatched targets are dropped at once.
 const TARGETS_MAX: usize = 8_192;
 const BYTES_MAX: usize = 256 << 20;
-/// Pause before everything is read anew after a panic.
+/// Pause before everything is read again after a panic.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
-/// Values that cannot be read, as far as they are listed by name.
+/// Most unreadable values that are listed by name.
 const REFUSED_LISTED: usize = 100;
 
-/// What the composition of views plugs in: told of each document's change before any target, under the engine's lock.
+/// Called under the engine's lock for each change of a document, before any target is changed.
 pub(super) type Observer<D> = Box<dyn Fn(&Bytes, Option<&D>, Option<&D>) + Send + Sync>;
 
-/// See the module.
+/// The engine of a directory; see the module.
 pub(super) struct Engine<D> {
     directory: Directory,
     views: Vec<Box<dyn Projection<D>>>,
     observer: Observer<D>,
     state: Mutex<EngineState<D>>,
-    /// The same targets as in the state, for those who ask again.
+    /// The same targets as in the state, for repeated requests.
     targets: DashMap<Select, Arc<Target>>,
-    /// Every change up to it has been told; zero until the first snapshot was read.
+    /// Every change up to this revision has been published; zero until the first snapshot was read.
     revision: watch::Sender<Revision>,
 }
 
 struct EngineState<D> {
     documents: BTreeMap<Bytes, Held<D>>,
-    /// The feed's snapshot that the documents follow.
+    /// The snapshot of the feed that the documents follow.
     epoch: u64,
     shown: Vec<TargetIndex>,
     bytes: usize,
-    /// How many values cannot be read.
+    /// The number of unreadable values.
     unreadable: usize,
     last: Option<LastEvent>,
 }
 
-/// A key as it was seen last.
+/// The last state of a key.
 struct Held<D> {
-    /// What was read last, readable or not.
+    /// The last value, readable or not.
     seen: Arc<KeyValue>,
-    /// The last that could be read.
+    /// The last readable value.
     document: Option<Arc<D>>,
     refused: Option<DecodeError>,
 }
 
-/// A value that cannot be read.
+/// An unreadable value.
 #[derive(Clone, Debug)]
 pub struct Refused {
     /// The key in etcd.
     pub key: String,
     /// The revision of the value.
     pub revision: Revision,
-    /// Why, without a word of the value.
+    /// The reason, without any content of the value.
     pub error: String,
 }
 
@@ -110,9 +110,9 @@ pub struct Stats {
     pub keys: usize,
     /// The last change.
     pub last: Option<LastEvent>,
-    /// Values that cannot be read; the first hundred.
+    /// The first hundred unreadable values.
     pub refused: Vec<Refused>,
-    /// How many there are in all.
+    /// The total number of unreadable values.
     pub refused_total: usize,
 }
 
@@ -136,15 +136,19 @@ impl<D: Document> Engine<D> {
         })
     }
 
-    /// Follows `feed` until `stop`, on a thread that may block. A view that panics is a bug, and is not to leave others with
-    /// views that stand still: everything is dropped and read anew.
+    /// Follows `feed` until `stop`, on a thread that may block. A panic in a view is a bug that must not leave other
+    /// views outdated, so everything is dropped and read again.
     pub(super) fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken) {
         loop {
             let run = || runtime.block_on(self.run(feed, stop));
             if panic::catch_unwind(AssertUnwindSafe(run)).is_ok() {
                 return;
             }
-            tracing::error!(directory = self.directory.prefix(), "A view failed on its data; reading all anew");
+            tracing::error!(
+                directory = self.directory.prefix(),
+                "A view panicked on its data; reading everything \
+                again"
+            );
             self.reset();
             runtime.block_on(async {
                 tokio::select! {
@@ -166,7 +170,7 @@ impl<D: Document> Engine<D> {
             if serving {
                 self.catch_up(feed);
             }
-            // Cancel safe, all of them.
+            // All branches are cancel safe.
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = revisions.changed() => if changed.is_err() { return },
@@ -176,7 +180,7 @@ impl<D: Document> Engine<D> {
         }
     }
 
-    /// Applies what the feed has and the documents do not have yet.
+    /// Applies what the feed has and the documents lack.
     pub(super) fn catch_up(&self, feed: &Feed) {
         let (epoch, at) = (self.state.lock().epoch, *self.revision.borrow());
         let (snapshot, entries) = feed.since(at);
@@ -197,12 +201,13 @@ impl<D: Document> Engine<D> {
         }
     }
 
-    /// Whether a selection is at hand; otherwise asking for it walks over the documents it is made of.
+    /// Whether a selection is already a target. If not, requesting it needs a walk over its documents.
     pub(super) fn has(&self, select: &Select) -> bool {
         self.targets.contains_key(select)
     }
 
-    /// The newest version of a selection, made where nobody asked for it yet; `None` while the directory is being read.
+    /// The newest version of a selection, which becomes a target if it is none yet; `None` while the directory is being
+    /// read.
     pub(super) fn version(&self, select: &Select) -> Option<Arc<Version>> {
         match self.targets.get(select) {
             Some(target) => Some(target.version()),
@@ -218,17 +223,17 @@ impl<D: Document> Engine<D> {
         }
     }
 
-    /// Every change up to it has been told; zero until the directory was read.
+    /// Every change up to this revision has been published; zero until the directory was read.
     pub(super) fn revision(&self) -> Revision {
         *self.revision.borrow()
     }
 
-    /// The revision, and its changes to come.
+    /// The revision and its changes.
     pub(super) fn watch_revision(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()
     }
 
-    /// What is known of the directory; of the views whose rows have keys of their own, or of the others.
+    /// The state of the directory, for the views whose rows have their own keys or for the others.
     pub(super) fn stats(&self, of_rows: bool) -> Stats {
         let state = self.state.lock();
         let documents = || state.documents.values().filter_map(|held| held.document.as_deref());
@@ -294,7 +299,7 @@ impl<D: Document> Engine<D> {
         self.revision.send_replace(snapshot.revision);
     }
 
-    /// Puts the rows of a changed document into the targets that it concerns, which are added to `touched`.
+    /// Updates the rows of a changed document in the targets that it affects, and adds these to `touched`.
     fn show(
         &self,
         state: &mut EngineState<D>,
@@ -316,7 +321,7 @@ impl<D: Document> Engine<D> {
         }
     }
 
-    /// Forgets everything: streams end, and requests wait until all was read anew.
+    /// Forgets everything: streams end, and requests wait until everything has been read again.
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();
         self.revision.send_replace(Revision::ZERO);
@@ -331,7 +336,7 @@ impl<D: Document> Engine<D> {
     fn with_target<T>(&self, select: &Select, with: impl FnOnce(&Target) -> T) -> Option<T> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // Another may have made it while we waited, or all may have been dropped.
+        // Another request may have created it meanwhile, or everything may have been dropped.
         if let Some(target) = self.targets.get(select) {
             return Some(with(&target));
         }
@@ -342,7 +347,7 @@ impl<D: Document> Engine<D> {
             self.drop_idle(state, |target| target.subscribers() == 0);
         }
         let Some(view) = self.views.iter().position(|view| std::ptr::eq(view.spec(), select.spec)) else {
-            unreachable!("a selection is asked of the engine of its view's directory")
+            unreachable!("a selection belongs to the engine of its view's directory")
         };
         let projection = &*self.views[view];
         let rows = documents(&state.documents, select).map(|(key, document)| {
@@ -359,7 +364,7 @@ impl<D: Document> Engine<D> {
         Some(with(&target))
     }
 
-    /// Drops what nobody watches and nobody asked for since the last time.
+    /// Drops targets that are not watched and were not requested since the last call.
     pub(super) fn sweep(&self) {
         let mut state = self.state.lock();
         self.drop_idle(&mut state, Target::is_idle);
@@ -368,7 +373,7 @@ impl<D: Document> Engine<D> {
 
     fn drop_idle(&self, state: &mut EngineState<D>, is_idle: impl Fn(&Target) -> bool) {
         for index in &mut state.shown {
-            // Whoever subscribes does so under the lock of the map, so nobody can while it is taken out.
+            // Subscribing needs the lock of the map, so a target cannot get a subscriber while it is removed.
             let taken = |shown: &Shown| self.targets.remove_if(&shown.target.select, |_, target| is_idle(target));
             for shown in index.drop_where(|shown| taken(shown).is_some()) {
                 state.bytes -= shown.bytes();
@@ -378,7 +383,7 @@ impl<D: Document> Engine<D> {
 }
 
 impl<D: Document> EngineState<D> {
-    /// Takes a change in. Gives the document before and after it.
+    /// Records a change. Returns the documents before and after it.
     fn hold(&mut self, change: &Change<D>) -> (Option<Arc<D>>, Option<Arc<D>>) {
         let held = self.documents.get(&change.key);
         let was_refused = held.is_some_and(|held| held.refused.is_some());
@@ -393,14 +398,14 @@ impl<D: Document> EngineState<D> {
             self.documents.remove(&change.key);
             return (old, new);
         };
-        // Once, however often such a value is written again.
+        // Logged only once, however often such a value is written again.
         if let Some(error) = change.refused.as_ref().filter(|_| !was_refused) {
             tracing::warn!(
                 key = %String::from_utf8_lossy(seen.key()),
                 revision = seen.mod_revision.get(),
                 %error,
                 kept = new.is_some(),
-                "A value cannot be read; views keep what they had of its key"
+                "Cannot read a value; views keep its last readable version"
             );
         }
         if was_refused && change.refused.is_none() {
@@ -412,7 +417,7 @@ impl<D: Document> EngineState<D> {
     }
 }
 
-/// The documents whose rows a selection may have. All of them where rows have keys of their own.
+/// The documents whose rows a selection may contain: all of them if rows have their own keys.
 fn documents<'a, D>(
     documents: &'a BTreeMap<Bytes, Held<D>>,
     select: &'a Select,
@@ -427,7 +432,7 @@ fn documents<'a, D>(
         .filter_map(|(key, held)| Some((key, &**held.document.as_ref()?)))
 }
 
-/// Rows of one change in one view, made once for all targets that get the same.
+/// The rows of one change in one view, made once for all targets with the same rows.
 #[derive(Default)]
 struct Made {
     list: Vec<(Select, SmallVec<[Arc<Row>; 1]>)>,
@@ -458,7 +463,7 @@ impl Made {
 
 #[cfg(test)]
 impl<D: Document> Engine<D> {
-    /// Another engine that reads at once what this one holds: the last readable value of each key.
+    /// Another engine that starts with this one's content: the last readable value of each key.
     pub(super) fn rebuilt(&self, views: Vec<Box<dyn Projection<D>>>) -> Self {
         let state = self.state.lock();
         let documents = state.documents.iter().map(|(key, held)| {

@@ -1,7 +1,7 @@
-//! [`TargetIndex`]: the targets of one view, found by the keys that concern them.
+//! [`TargetIndex`]: finds the targets of one view that a key affects.
 //!
-//! Not here: what they show. Owned by `engine`. Always holds: a change finds the targets whose key begins one of its match keys
-//! by one look for each length that such keys have, however many targets there are.
+//! Owned by `engine`. Always holds: a change finds all targets whose key is a prefix of one of its match keys with one
+//! look-up per length of such keys, however many targets there are.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ pub(super) struct TargetIndex {
     shown: Slab<Shown>,
     all: Vec<usize>,
     by_key: HashMap<Box<[u8]>, SmallVec<[usize; 1]>>,
-    /// How many targets have a key of each length.
+    /// The number of targets with a key of each length.
     lengths: BTreeMap<usize, usize>,
 }
 
@@ -37,7 +37,7 @@ impl TargetIndex {
         }
     }
 
-    /// The targets that a change of a key concerns: by its cache key, or, where rows have keys of their own, by those of the
+    /// The targets that a change of a key affects: by its cache key, or, if rows have their own keys, by those of the
     /// documents before and after it.
     pub(super) fn concerned<D: 'static>(
         &self,
@@ -64,7 +64,7 @@ impl TargetIndex {
         slots
     }
 
-    /// Takes those out for which `which` says so.
+    /// Removes and returns the targets for which `which` is true.
     pub(super) fn drop_where(&mut self, which: impl Fn(&Shown) -> bool) -> Vec<Shown> {
         let slots: Vec<usize> = self.shown.iter().filter(|(_, shown)| which(shown)).map(|(slot, _)| slot).collect();
         slots.into_iter().map(|slot| self.remove(slot)).collect()

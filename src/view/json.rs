@@ -1,8 +1,7 @@
-//! JSON byte for byte as Go's `encoding/json` writes it.
+//! JSON exactly as Go's `encoding/json` writes it.
 //!
-//! Compact, with `<`, `>`, `&`, U+2028 and U+2029 escaped, and with Go's form of floats. Structs are written in the order of
-//! their fields, maps in the order of their iteration: give sorted ones. Called by views for their rows. Not here: what
-//! is written, see `views`.
+//! It is compact, escapes `<`, `>`, `&`, U+2028 and U+2029, and writes floats in Go's form. Structs are written in the
+//! order of their fields, maps in the order of their iteration, so pass sorted maps. Views call it for their rows.
 
 use std::io;
 
@@ -16,17 +15,17 @@ pub(crate) fn to_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     json
 }
 
-/// Appends the JSON of a value, whose maps have strings for keys.
+/// Appends the JSON of a value, whose maps must have strings as keys.
 pub(crate) fn write_json<T: Serialize + ?Sized>(to: &mut Vec<u8>, value: &T) {
     let mut serializer = serde_json::Serializer::with_formatter(to, Go);
-    value.serialize(&mut serializer).expect("memory takes all writes, and no view has other keys than strings");
+    value.serialize(&mut serializer).expect("writing to memory cannot fail, and views have only strings as keys");
 }
 
 /// Appends bytes as a JSON string. Each byte that is not UTF-8 is written as the six characters `\ufffd`.
 pub(crate) fn write_string(to: &mut Vec<u8>, bytes: &[u8]) {
     to.push(b'"');
     for chunk in bytes.utf8_chunks() {
-        escape(to, chunk.valid()).expect("memory takes all writes");
+        escape(to, chunk.valid()).expect("writing to memory cannot fail");
         for _ in chunk.invalid() {
             to.extend_from_slice(b"\\ufffd");
         }
@@ -34,7 +33,7 @@ pub(crate) fn write_string(to: &mut Vec<u8>, bytes: &[u8]) {
     to.push(b'"');
 }
 
-/// Writes text as it is within the quotes of a string.
+/// Writes text with the escapes of a JSON string, without quotes.
 fn escape<W: io::Write + ?Sized>(to: &mut W, text: &str) -> io::Result<()> {
     let bytes = text.as_bytes();
     let mut written = 0;
@@ -59,7 +58,7 @@ fn escape<W: io::Write + ?Sized>(to: &mut W, text: &str) -> io::Result<()> {
     to.write_all(&bytes[written..])
 }
 
-/// Go's ways where they are not serde_json's.
+/// Go's format where it differs from serde_json's.
 struct Go;
 
 impl Formatter for Go {
@@ -83,7 +82,7 @@ impl Formatter for Go {
     }
 
     fn write_f64<W: io::Write + ?Sized>(&mut self, to: &mut W, value: f64) -> io::Result<()> {
-        // Both write the fewest digits that read back to the same number, as Go does.
+        // Like Go, both write the fewest digits that give the same number.
         let magnitude = value.abs();
         if magnitude == 0.0 || (1e-6..1e21).contains(&magnitude) {
             write!(to, "{value}")
@@ -128,7 +127,7 @@ mod tests {
             assert_eq!(json(text), format!("\"{escaped}\""));
             assert_eq!(string(text.as_bytes()), format!("\"{escaped}\""));
         }
-        // Nothing else is: all of ASCII, one by one.
+        // Nothing else is escaped: all of ASCII, one by one.
         for char in '\0'..='\u{7f}' {
             let text = char.to_string();
             let as_it_is = format!("\"{char}\"");

@@ -1,9 +1,8 @@
-//! [`Lainlet`]: finds the view that a request asks for, decides who sees what of it, and hands out its versions.
+//! [`Lainlet`]: finds the requested view, decides what the caller may see of it, and returns its versions.
 //!
-//! Not here: paths, headers and status codes; the fronts turn a [`Refusal`] into theirs. Called by both of them.
-//! Always holds:
-//! - nothing is served, and nobody's rights are judged, before the directories that it takes were read as a whole;
-//! - a reply's revision is one up to which it reflects every change.
+//! Paths, headers and status codes belong to the fronts, which translate a [`Refusal`]. Always holds:
+//! - nothing is served, and no permission is decided, before all directories that are needed have been read completely;
+//! - a reply reflects every change up to its revision.
 
 use std::{
     net::IpAddr,
@@ -33,19 +32,20 @@ use crate::{
     types::Revision,
 };
 
-/// What an operator says of the views.
+/// The operator's settings for the views.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LainletConfig {
-    /// Who is trusted whatever the tables say.
+    /// Callers that are trusted independently of the tables.
     pub trust: Trust,
-    /// The relay's node, for callers that are on no known node.
+    /// The relay's node, for callers on an unknown node.
     pub node_name: Option<String>,
     /// How long a request may wait for directories to be read, or for a revision.
     pub patience: Duration,
 }
 
 impl LainletConfig {
-    /// Long enough to read some ten thousand keys from a busy cluster; short enough that a caller hears why it waits.
+    /// Long enough to read some ten thousand keys from a busy cluster, and short enough that a caller learns why it
+    /// waits.
     pub const PATIENCE: Duration = Duration::from_secs(5);
 }
 
@@ -60,47 +60,48 @@ impl Default for LainletConfig {
 pub struct Ask<'a> {
     /// The view.
     pub spec: &'static Spec,
-    /// Who asks.
+    /// The caller.
     pub caller: Viewer,
     /// The view's parameter; empty counts as absent.
     pub parameter: Option<&'a str>,
     /// The node, by name or address, for views of one node; empty counts as absent.
     pub node: Option<&'a str>,
-    /// The revision that the reply must at least reflect.
+    /// The revision that the reply must reflect at least.
     pub min_revision: Option<Revision>,
 }
 
-/// Why a request gets no view. The texts are Lainlet's where it has one.
+/// Why a request gets no view. The texts are Lainlet's if it has one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
     /// The caller may not see it.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// A parameter that must be there is not.
+    /// A required parameter is missing.
     #[error("{0} required")]
     Missing(&'static str),
-    /// There is nothing to match keys against.
+    /// The match key would be empty.
     #[error("empty key")]
     EmptyKey,
     /// No app has this address.
     #[error("unkown address {0}")]
     UnknownAddress(String),
-    /// The view cannot be shown as the cluster is.
+    /// The view cannot be shown in the current state of the cluster.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// The directories were not read yet, or may not be read.
+    /// The directories were not read yet, or the relay may not read them.
     #[error("etcd-relay: not ready: {0}")]
     NotReady(String),
     /// The view did not reach the revision in time.
     #[error(
-        "etcd-relay: the view has not reached revision {wanted} in {waited:?}, it is at {at}; ask again, or for less"
+        "etcd-relay: the view has not reached revision {wanted} in {waited:?}, it is at {at}; retry, or use a lower \
+         revision"
     )]
     Behind {
-        /// What was asked for.
+        /// The requested revision.
         wanted: Revision,
-        /// Where the view was.
+        /// The revision of the view.
         at: Revision,
-        /// How long the request was held.
+        /// How long the request waited.
         waited: Duration,
     },
 }
@@ -109,7 +110,7 @@ const SUPER: Refusal = Refusal::Forbidden("authorize failed, super required");
 const NO_PERMISSION: Refusal = Refusal::Forbidden("authorize failed, no permission");
 const NO_APP: Refusal = Refusal::Forbidden("authorize failed, can not confirm the app by request ip");
 
-/// A key that begins with one of these is shown to super callers alone; so is a request for one.
+/// Only super callers see keys with these prefixes, or may request such a prefix.
 const SECRETS: [&str; 18] = [
     "*",
     "swarm_manager_ip",
@@ -131,7 +132,7 @@ const SECRETS: [&str; 18] = [
     "node_network",
 ];
 
-/// Whether a key of the config directory, or a request's beginning of one, is not for everyone.
+/// Whether a key of the config directory, or a requested prefix of one, is only for super callers.
 pub(super) fn is_secret(key: &[u8]) -> bool {
     SECRETS.iter().any(|secret| key.starts_with(secret.as_bytes()))
 }
@@ -161,7 +162,7 @@ impl std::fmt::Debug for Lainlet {
     }
 }
 
-/// An engine, whatever its documents are.
+/// An engine for any type of documents.
 trait Shows: Send + Sync {
     fn follow(&self, runtime: &Handle, feed: &Feed, stop: &CancellationToken);
     fn has(&self, select: &Select) -> bool;
@@ -203,7 +204,7 @@ impl<D: Document> Shows for Engine<D> {
 }
 
 impl Lainlet {
-    /// Views over `hub`, whose feeds are opened when they are first asked for, or by [`Lainlet::open`]. The threads that follow
+    /// Views over `hub`. Their feeds are opened at the first request, or by [`Lainlet::open`]. The threads that follow
     /// them run in `tasks` until `stop`.
     #[must_use]
     pub fn new(config: LainletConfig, hub: Arc<Hub>, tasks: Tasks, stop: CancellationToken) -> Self {
@@ -238,20 +239,20 @@ impl Lainlet {
         Self { shared: Arc::new(LainletInner { config, hub, rules, engines, feeds, by_path, by_service, tasks, stop }) }
     }
 
-    /// Who asks from an address. `bears` tells whether its certificate has a name.
+    /// The caller at an address. `bears` tells whether its certificate contains a name.
     #[must_use]
     pub fn viewer(&self, addr: IpAddr, bears: impl Fn(&str) -> bool) -> Viewer {
         let is_named = self.shared.config.trust.certificates.iter().any(|name| bears(name));
         Viewer { is_named, ..Viewer::at(addr) }
     }
 
-    /// The view at an HTTP path, which has no slash at its end.
+    /// The view at an HTTP path, given without a slash at its end.
     #[must_use]
     pub fn view_at(&self, path: &str) -> Option<&'static Spec> {
         self.shared.by_path.get(path).copied()
     }
 
-    /// The HTTP paths of all views in their order, with what is at each.
+    /// The HTTP paths of all views in order, each with its view.
     #[must_use]
     pub fn views(&self) -> Vec<(&'static str, &'static Spec)> {
         let mut views: Vec<_> = self.shared.by_path.iter().map(|(path, spec)| (*path, *spec)).collect();
@@ -259,13 +260,13 @@ impl Lainlet {
         views
     }
 
-    /// The view behind a gRPC service of the package `message`.
+    /// The view of a gRPC service in the package `message`.
     #[must_use]
     pub fn view_of(&self, service: &str) -> Option<&'static Spec> {
         self.shared.by_service.get(service).copied()
     }
 
-    /// Opens the feeds that the views are made of, in the order of [`Directory::ALL`], and follows them from now on.
+    /// Opens the feeds for the views, in the order of [`Directory::ALL`], and follows them from now on.
     pub fn open(&self) -> &[Arc<Feed>; 4] {
         self.shared.feeds.get_or_init(|| {
             let feeds = Directory::ALL.map(|directory| self.shared.hub.always(directory.range()));
@@ -278,10 +279,12 @@ impl Lainlet {
         })
     }
 
-    /// What a request gets to see. Waits for directories and for a revision, [`LainletConfig::patience`] at most. Cancel safe.
+    /// Decides what a request may see. Waits for directories and for a revision, at most [`LainletConfig::patience`].
+    /// Cancel safe.
     ///
     /// # Errors
-    /// See [`Refusal`]. That the view cannot be shown as the cluster is, is told by its version instead.
+    /// Returns a [`Refusal`]. A view that cannot be shown in the current state of the cluster is reported by its
+    /// version instead.
     pub async fn select(&self, ask: &Ask<'_>) -> Result<Selected, Refusal> {
         let Ask { spec, caller, .. } = *ask;
         self.wait_read(caller, &[spec.directory]).await?;
@@ -294,7 +297,7 @@ impl Lainlet {
         }
         let engine = self.shared.engines[spec.directory as usize].clone();
         if !engine.has(&select) {
-            // It walks over documents, perhaps over all of them.
+            // This walks over documents, possibly over all of them.
             let (engine, select) = (engine.clone(), select.clone());
             let made = tokio::task::spawn_blocking(move || drop(engine.version(&select)));
             made.await.map_err(|error| Refusal::NotReady(error.to_string()))?;
@@ -302,10 +305,11 @@ impl Lainlet {
         Ok(Selected { engine, select })
     }
 
-    /// The app that an address belongs to; the caller's own where none is given. A port behind the address is cut off.
+    /// The app that an address belongs to, or the caller's own app without an address. A port after the address is
+    /// ignored.
     ///
     /// # Errors
-    /// See [`Refusal`].
+    /// Returns a [`Refusal`].
     pub async fn app_name(&self, caller: Viewer, addr: Option<&str>) -> Result<(Revision, String), Refusal> {
         self.wait_read(caller, &[Directory::PodGroups, Directory::Depends]).await?;
         if !self.shared.rules.is_super(caller) {
@@ -324,7 +328,7 @@ impl Lainlet {
         app.map(|app| (revision, app)).ok_or_else(|| Refusal::UnknownAddress(without_port.to_owned()))
     }
 
-    /// What is known of each of Lainlet's watchers, under its name, in the order of the names.
+    /// The state of each of Lainlet's watchers, sorted by name.
     #[must_use]
     pub fn stats(&self) -> [(&'static str, Stats); 5] {
         let of = |directory: Directory, rows| self.shared.engines[directory as usize].stats(rows);
@@ -337,7 +341,7 @@ impl Lainlet {
         ]
     }
 
-    /// Waits until `directories`, and those by which `caller` is judged, were read as a whole.
+    /// Waits until `directories`, and those that decide the rights of `caller`, were read completely.
     async fn wait_read(&self, caller: Viewer, directories: &[Directory]) -> Result<(), Refusal> {
         let feeds = self.open();
         let all = if self.shared.rules.is_trusted(caller) { directories } else { &Directory::ALL };
@@ -364,12 +368,12 @@ impl Lainlet {
         let patience = self.shared.config.patience;
         let mut revisions = engine.watch_revision();
         let reached = revisions.wait_for(|at| *at >= revision);
-        // Asks etcd how far it is. Where its word cannot be believed, only a change in the directory tells.
+        // Asks etcd for its progress. If that cannot be trusted, only a change in the directory helps.
         let asked = async {
             let _told_by_the_engine = feed.wait_for(revision, patience).await;
             std::future::pending::<()>().await;
         };
-        // Cancel safe, all of them.
+        // All branches are cancel safe.
         tokio::select! {
             biased;
             reached = reached => if reached.is_ok() { return Ok(()) },
@@ -379,7 +383,7 @@ impl Lainlet {
         Err(Refusal::Behind { wanted: revision, at: engine.revision(), waited: patience })
     }
 
-    /// What the caller may see of what it asks for.
+    /// What the caller may see of the requested view.
     fn authorize(&self, ask: &Ask<'_>) -> Result<Select, Refusal> {
         let Ask { spec, caller, .. } = *ask;
         let rules = &*self.shared.rules;
@@ -409,7 +413,7 @@ impl Lainlet {
             }
         };
         let keys = match wanted.as_str() {
-            // A node is never all nodes.
+            // A node never means all nodes.
             "*" if spec.absent != Absent::CallersNode => Match::All,
             "" => return Err(Refusal::EmptyKey),
             key if key.ends_with(spec.suffix) => Match::Key(key.as_bytes().into()),
@@ -427,7 +431,7 @@ impl Lainlet {
     }
 }
 
-/// A view's part that a caller may see.
+/// The part of a view that a caller may see.
 pub struct Selected {
     engine: Arc<dyn Shows>,
     select: Select,
@@ -443,18 +447,19 @@ impl Selected {
     /// The newest version, and the revision up to which it reflects every change.
     ///
     /// # Errors
-    /// [`Refusal::NotReady`], where the directory is being read anew.
+    /// Returns [`Refusal::NotReady`] while the directory is being read again.
     pub fn version(&self) -> Result<(Revision, Arc<Version>), Refusal> {
-        // First the revision: a version that is newer than it is right all the same.
+        // The revision is taken first: a version that is newer than it is correct as well.
         let revision = self.engine.revision();
         let version = self.engine.version(&self.select).ok_or_else(|| self.is_read_anew())?;
         Ok((revision, version))
     }
 
-    /// All versions from now on, the current one first, and the revision up to which that one reflects every change.
+    /// All versions from now on, beginning with the current one, and the revision up to which that one reflects every
+    /// change.
     ///
     /// # Errors
-    /// [`Refusal::NotReady`], where the directory is being read anew.
+    /// Returns [`Refusal::NotReady`] while the directory is being read again.
     pub fn subscribe(&self) -> Result<(Revision, Subscription), Refusal> {
         let revision = self.engine.revision();
         let subscription = self.engine.subscribe(&self.select).ok_or_else(|| self.is_read_anew())?;
@@ -462,7 +467,7 @@ impl Selected {
     }
 
     fn is_read_anew(&self) -> Refusal {
-        Refusal::NotReady(format!("{} is being read anew", self.select.spec.directory.prefix()))
+        Refusal::NotReady(format!("{} is being read again", self.select.spec.directory.prefix()))
     }
 }
 

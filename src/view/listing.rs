@@ -1,12 +1,13 @@
 //! [`Listing`]: the rows of a target in the order of its reply, in chunks that versions share.
 //!
-//! Not here: which rows, see `target`; how a reply is sent. Written by the engine, read by payloads.
-//! Always holds:
-//! - rows are in order of group, then order, then etcd key; of rows with the same group and order the last is shown;
-//! - rows of one group (or, without groups, of one order) are in one chunk, so a chunk is rendered without its neighbours;
-//! - a change costs the chunk that it falls into and a pointer for each other chunk, not a walk over all rows;
-//! - equal digests mean equal replies, and different ones different replies: it is a keyed 128-bit hash of what is shown and in
-//!   which order, whichever keys that comes from, so that nobody can make two collide.
+//! The choice of rows is in `target`. The engine writes it, and payloads read it. Always holds:
+//! - rows are sorted by group, then by order, then by etcd key; of rows with the same group and order, the last is
+//!   shown;
+//! - rows of one group (or, without groups, of one order) are in one chunk, so a chunk is rendered without its
+//!   neighbours;
+//! - a change costs the chunk that it belongs to and a pointer for each other chunk, not a walk over all rows;
+//! - equal digests mean equal replies, and different digests different replies. A digest is a keyed 128-bit hash of
+//!   what is shown and in which order, independent of the etcd keys, so nobody can construct a collision.
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
@@ -21,14 +22,14 @@ use super::{
 };
 use crate::view::json;
 
-/// Most rows of a chunk, unless they may not be parted: rendering one copies some ten KiB.
+/// Most rows of a chunk, unless they must stay together. Rendering one copies about ten KiB.
 const CHUNK_MAX: usize = 32;
 
-/// Keys of the digests.
+/// The secret keys of the digests.
 static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
 
-/// What the hash of a sequence is multiplied with for each row that follows. Of the remainders by 8 that odd numbers have, this
-/// one lets powers repeat the latest.
+/// The factor by which the hash of a sequence is multiplied for each further row. Of the remainders of odd numbers
+/// modulo 8, this one gives the longest period of powers.
 static BASE: LazyLock<u128> = LazyLock::new(|| hash(&()) & !7 | 5);
 
 fn hash(of: &impl Hash) -> u128 {
@@ -36,7 +37,7 @@ fn hash(of: &impl Hash) -> u128 {
     high << 64 | low
 }
 
-/// A hash of a sequence of rows, which is the same however the sequence is parted.
+/// A hash of a sequence of rows that does not depend on how the sequence is split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Digest {
     hash: u128,
@@ -64,7 +65,7 @@ impl Digest {
     }
 }
 
-/// One key's part of a reply, or one of its parts.
+/// A key's part of a reply, or one of several such parts.
 #[derive(Debug)]
 pub(super) struct Row {
     group: Option<Box<[u8]>>,
@@ -85,7 +86,7 @@ impl Row {
         message: Vec<u8>,
         pods: Pods,
     ) -> Self {
-        // Not of the order, which most often is the key: where it is not shown, it makes no difference.
+        // The order is left out. It is usually the key, and where it is not shown it makes no difference.
         let digest = hash(&(group, &json));
         Self {
             group: group.map(Into::into),
@@ -98,7 +99,7 @@ impl Row {
         }
     }
 
-    /// What may not be parted: rows that are rendered together.
+    /// Rows with the same unit must stay together, since they are rendered together.
     fn unit(&self) -> &[u8] {
         self.group.as_deref().unwrap_or(&self.order)
     }
@@ -107,7 +108,7 @@ impl Row {
         (self.unit(), &self.order, &self.key)
     }
 
-    /// Whether another row of the same document says the same, so that nothing has to change.
+    /// Whether another row of the same document has the same content, so nothing needs to change.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.digest == other.digest && self.order == other.order && self.pods == other.pods
     }
@@ -132,7 +133,7 @@ pub(super) struct Chunk {
 }
 
 impl Clone for Chunk {
-    /// Without what was rendered: a copy is made to be changed.
+    /// Without the rendered forms, because the copy is made in order to change it.
     fn clone(&self) -> Self {
         Self { rows: self.rows.clone(), digest: self.digest, pods: self.pods, ..Self::default() }
     }
@@ -155,7 +156,7 @@ impl Chunk {
         for row in self.shown() {
             digest = digest.then(Digest::of(row));
         }
-        // Pods count whether or not another key's row is shown instead.
+        // Pods count even if another key's row is shown instead.
         for row in &self.rows {
             pods.all += row.pods.all;
             pods.alive += row.pods.alive;
@@ -164,7 +165,7 @@ impl Chunk {
         (self.json, self.message) = Default::default();
     }
 
-    /// Its part of the JSON reply, each element with a comma before it.
+    /// Its part of the JSON reply, with a comma before each element.
     pub(super) fn json(&self, shape: Shape) -> &Bytes {
         self.json.get_or_init(|| {
             let mut json = Vec::with_capacity(self.rows.iter().map(|row| row.json.len() + 1).sum());
@@ -230,7 +231,7 @@ impl Listing {
         self.rows == 0
     }
 
-    /// About how much memory its rows take.
+    /// Approximate memory of its rows.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -252,7 +253,7 @@ impl Listing {
         })
     }
 
-    /// Puts a row in, behind one that is at its place.
+    /// Inserts a row, after an existing row at its place.
     pub(super) fn insert(&mut self, row: Arc<Row>) {
         self.rows += 1;
         self.bytes += row.bytes();
@@ -271,7 +272,7 @@ impl Listing {
         }
     }
 
-    /// Takes a row out that was put in.
+    /// Removes a row that was inserted.
     pub(super) fn remove(&mut self, row: &Row) {
         let Some(index) = self.chunk_of(row) else { return };
         let chunk = Arc::make_mut(&mut self.chunks[index]);
@@ -293,7 +294,7 @@ impl Listing {
         }
     }
 
-    /// The chunk that a row belongs into: the last that begins at or before its unit.
+    /// The chunk that a row belongs to: the last one that begins at or before its unit.
     fn chunk_of(&self, row: &Row) -> Option<usize> {
         let after =
             self.chunks.partition_point(|chunk| chunk.rows.first().is_some_and(|first| first.unit() <= row.unit()));
@@ -301,7 +302,7 @@ impl Listing {
     }
 }
 
-/// Where rows may be parted, near their middle.
+/// A place near the middle where rows may be split.
 fn boundary(rows: &[Arc<Row>]) -> Option<usize> {
     let middle = rows.len() / 2;
     let parts = |at: &usize| rows[at - 1].unit() != rows[*at].unit();

@@ -1,7 +1,8 @@
-//! [`Version`]: what a target shows at a revision, and [`Payload`], its forms: JSON, a server-sent event, a gRPC message.
+//! [`Version`]: what a target shows at a revision, and [`Payload`], its forms: JSON, a server-sent event, a gRPC
+//! message.
 //!
-//! Not here: how they are sent. Always holds: a payload never changes; each form is made at most once, when it is first asked
-//! for, by whoever asks, and shared by all.
+//! Always holds: a payload never changes. Each form is made at most once, by the first caller that needs it, and shared
+//! by all.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,7 +13,7 @@ use super::{
     projection::{Shape, ViewError},
 };
 
-/// Up to this size a form is put into one piece: one buffer in the system call costs less than many.
+/// A form up to this size is put into one piece, because one buffer in the system call costs less than many.
 const FLAT_MAX: usize = 64 << 10;
 
 /// Bytes in pieces that read as one.
@@ -29,13 +30,13 @@ impl Parts {
         &self.pieces
     }
 
-    /// Bytes in all.
+    /// Total length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no byte.
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -59,10 +60,10 @@ impl Parts {
     }
 }
 
-/// What a stream's event says that it is.
+/// The kind of an event in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The first of a stream.
+    /// The first event of a stream.
     Init,
     /// Something changed.
     Update,
@@ -71,7 +72,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Lainlet's word.
+    /// Lainlet's name for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,19 +83,19 @@ impl Kind {
     }
 }
 
-/// What a target shows from a change on.
+/// What a target shows after a change.
 #[derive(Debug)]
 pub struct Version {
-    /// [`Kind::Update`] or [`Kind::Delete`], by the last change that it shows.
+    /// [`Kind::Update`] or [`Kind::Delete`], depending on the last change that it shows.
     pub kind: Kind,
     /// The reply, or why there is none.
     pub body: Result<Payload, ViewError>,
-    /// When the relay received the change: the start of the delivery lag.
+    /// When the relay received the change, which is the start of the delivery delay.
     pub received: std::time::Instant,
 }
 
 impl Version {
-    /// Tells versions that show the same from those that do not.
+    /// Equal for versions with the same content, and different otherwise.
     pub(super) fn state(&self) -> Result<u128, ViewError> {
         self.body.as_ref().map(|payload| payload.digest).map_err(|error| *error)
     }
@@ -128,7 +129,7 @@ impl Payload {
         self.json.get_or_init(|| Parts::new(self.json_between(Bytes::new(), Bytes::new())))
     }
 
-    /// The server-sent event behind its line `id: …`: kind, data, and the empty line.
+    /// The server-sent event after its line `id: …`: kind, data, and the empty line.
     pub fn frame(&self, kind: Kind) -> &Parts {
         self.frames[kind as usize].get_or_init(|| {
             let head = format!("event: {}\ndata: ", kind.as_str());

@@ -1,33 +1,33 @@
-//! [`Select`]: what of a view is asked for, and which keys that is.
+//! [`Select`]: the requested part of a view, and the keys that match it.
 //!
-//! Not here: how a request's parameters become one, see `lainlet`. Always holds: two equal selections show the same.
+//! A request's parameters are translated in `lainlet`. Always holds: equal selections show the same.
 
 use super::projection::Spec;
 
-/// Which keys.
+/// The requested keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Match {
     /// `*`.
     All,
-    /// The key itself while it exists; otherwise all that begin with it. Not empty.
+    /// This key if it exists, otherwise all keys with this prefix. Not empty.
     Key(Box<[u8]>),
 }
 
-/// What of a view is asked for.
+/// The requested part of a view.
 #[derive(Clone, Debug)]
 pub(super) struct Select {
     /// The view.
     pub(super) spec: &'static Spec,
-    /// Which keys.
+    /// The requested keys.
     pub(super) keys: Match,
-    /// The node, where [`Spec::of_node`].
+    /// The node, if [`Spec::of_node`] is set.
     pub(super) node: Option<Box<str>>,
-    /// Without secrets, for those who may not see them.
+    /// Whether secrets are left out, for callers that may not see them.
     pub(super) public: bool,
 }
 
 impl Select {
-    /// Whether a match key is among those asked for, exactly or by its beginning.
+    /// Whether a match key is requested, exactly or by its prefix.
     #[must_use]
     pub(super) fn matches(&self, key: &[u8]) -> bool {
         match &self.keys {
@@ -36,14 +36,14 @@ impl Select {
         }
     }
 
-    /// Whether this is the very key that was asked for.
+    /// Whether this is exactly the requested key.
     #[must_use]
     pub(super) fn is_exactly(&self, key: &[u8]) -> bool {
         matches!(&self.keys, Match::Key(wanted) if **wanted == *key)
     }
 }
 
-// By the view's address: there is one of each.
+// Compares the address of the view, of which there is only one.
 impl PartialEq for Select {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self.spec, other.spec)

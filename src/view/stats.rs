@@ -1,6 +1,6 @@
-//! The views' metrics, behind functions named after what happened.
+//! The views' metrics, behind functions named after the events.
 //!
-//! Not here: names and label values, see `telemetry::names`; what the fronts count.
+//! Names and label values are in `telemetry::names`; the fronts have metrics of their own.
 
 use metrics::{counter, gauge};
 
@@ -28,13 +28,13 @@ pub(super) fn version(directory: Directory) {
     counter!(names::VIEW_VERSIONS, names::Directory::LABEL => label(directory)).increment(1);
 }
 
-/// What is kept for those who ask.
+/// Records the size of the kept targets.
 pub(super) fn targets(directory: Directory, targets: usize, bytes: usize) {
     gauge!(names::VIEW_TARGETS, names::Directory::LABEL => label(directory)).set(targets as f64);
     gauge!(names::VIEW_BYTES, names::Directory::LABEL => label(directory)).set(bytes as f64);
 }
 
-/// How many values of a directory cannot be read now.
+/// Records the number of unreadable values in a directory.
 pub(super) fn unreadable(directory: Directory, count: usize) {
     gauge!(names::VIEW_UNREADABLE, names::Directory::LABEL => label(directory)).set(count as f64);
 }

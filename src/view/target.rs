@@ -1,10 +1,10 @@
-//! [`Target`]: one selection of one view, for all who asked for the same; and [`Subscription`], one of those who watch it.
+//! [`Target`]: one selection of one view, shared by all clients that request it, and [`Subscription`], one of its
+//! watchers.
 //!
-//! Not here: documents and when they change, see `engine`, which is the only writer.
-//! Always holds:
-//! - a version is told only if it shows something else than the one before it;
-//! - a subscriber is given the newest version, and never one that shows what it was given last; what it missed in between is
-//!   gone, so it costs a pointer however slow it is.
+//! Documents and their changes are in `engine`, which is the only writer. Always holds:
+//! - a version is published only if it differs from the previous one;
+//! - a subscriber gets the newest version, and never one with the same content as its last one. Versions that it missed
+//!   are gone, so it costs only a pointer, however slow it is.
 
 use std::{
     sync::{
@@ -27,12 +27,12 @@ use super::{
 };
 use crate::latest::{Follower, Latest};
 
-/// What those see who asked for it.
+/// The part of a target that clients see.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) select: Select,
     versions: Latest<Arc<Version>>,
-    /// Whether anyone asked for it since the last look.
+    /// Whether it was requested since the last check.
     used: AtomicBool,
 }
 
@@ -52,22 +52,22 @@ impl Target {
         self.versions.followers()
     }
 
-    /// Whether nobody watches it and nobody asked for it since this was asked last.
+    /// Whether it is not watched, and was not requested since the last call.
     pub(super) fn is_idle(&self) -> bool {
         !self.used.swap(false, Ordering::Relaxed) && self.subscribers() == 0
     }
 }
 
-/// The versions of a target for one subscriber, the current one first. Cancel safe.
+/// The versions of a target for one subscriber, beginning with the current one. Cancel safe.
 #[derive(Debug)]
 pub struct Subscription {
     versions: Follower<Arc<Version>>,
-    /// What the version showed that was given last.
+    /// The content of the last version that was given.
     given: Option<Result<u128, ViewError>>,
 }
 
 impl Subscription {
-    /// The next version that shows something else than the last one; `None` when there are no more, as the relay ends.
+    /// The next version with a different content; `None` at the end of the relay.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<Version>>> {
         loop {
             match self.versions.poll_next(cx) {
@@ -81,31 +81,31 @@ impl Subscription {
         }
     }
 
-    /// As [`Subscription::poll_next`], to await. Cancel safe.
+    /// Like [`Subscription::poll_next`], to await. Cancel safe.
     pub async fn next(&mut self) -> Option<Arc<Version>> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 }
 
-/// What the engine keeps of a target.
+/// The part of a target that the engine keeps.
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) target: Arc<Target>,
-    /// Rows of the key that was asked for; while there are any, nothing else is shown.
+    /// Rows of exactly the requested key. While there are any, no others are shown.
     exact: Listing,
-    /// Rows of the keys that begin with it.
+    /// Rows of the keys that have it as a prefix.
     others: Listing,
     /// The rows of each cache key.
     rows: HashMap<Bytes, SmallVec<[Arc<Row>; 1]>>,
-    /// What was touched since the last version.
+    /// The last change since the last version.
     touched: Option<(Kind, Instant)>,
 }
 
-/// What a view says of the pods behind a reply.
+/// Whether a reply with these pods may be shown.
 pub(super) type Verdict<'a> = &'a dyn Fn(Pods) -> Result<(), ViewError>;
 
 impl Shown {
-    /// A target with the rows of documents as they are.
+    /// A target with the rows of the current documents.
     pub(super) fn new(
         select: Select,
         rows: impl Iterator<Item = (Bytes, SmallVec<[Row; 1]>)>,
@@ -136,12 +136,12 @@ impl Shown {
         shown
     }
 
-    /// About how much memory its rows take.
+    /// Approximate memory of its rows.
     pub(super) fn bytes(&self) -> usize {
         self.exact.bytes() + self.others.bytes()
     }
 
-    /// Puts the rows of a key in the place of those that it had.
+    /// Replaces the rows of a key.
     pub(super) fn replace(&mut self, key: &Bytes, rows: SmallVec<[Arc<Row>; 1]>, kind: Kind, received: Instant) {
         let old = self.rows.remove(key).unwrap_or_default();
         if old.len() == rows.len() && old.iter().zip(&rows).all(|(old, new)| old.is_same(new)) {
@@ -160,7 +160,7 @@ impl Shown {
         self.touched = Some((kind, since));
     }
 
-    /// Tells a new version, if it shows something else. Gives whether it does.
+    /// Publishes a new version if its content differs. Returns whether it does.
     pub(super) fn publish(&mut self, verdict: Verdict<'_>) -> bool {
         let Some(touched) = self.touched.take() else { return false };
         let version = self.version(verdict, touched);

@@ -1,4 +1,5 @@
-//! Engines over feeds that the test drives: random changes, compared with an engine that reads the same state at once.
+//! Tests of engines over feeds that the test drives: random changes are compared with an engine that reads the same
+//! state at once.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,7 @@ use crate::{
     types::{EventFields, EventKind, KeyValue, KeyValueFields, Revision},
 };
 
-/// Keys with their values, as etcd has them.
+/// Keys with their revisions and values, as etcd has them.
 type Plain = BTreeMap<String, (i64, String)>;
 
 fn feed(directory: Directory, state: &Plain, revision: i64) -> Arc<Feed> {
@@ -74,7 +75,7 @@ fn engine<D: Document>(directory: Directory, views: Vec<Box<dyn Projection<D>>>,
     engine
 }
 
-/// All that a version says, in words.
+/// The whole content of a version as text.
 fn said(version: &Version) -> String {
     match &version.body {
         Ok(payload) => {
@@ -95,7 +96,7 @@ fn next(subscription: &mut Subscription) -> Option<Arc<Version>> {
     }
 }
 
-/// A pod group of `app`, with pods on two nodes; the number decides the rest.
+/// A pod group of `app` with pods on two nodes; the number determines the rest.
 fn pod_group(app: &str, proc: &str, number: u32) -> String {
     match number {
         0 => return "{broken".to_owned(),
@@ -112,7 +113,7 @@ fn pod_group(app: &str, proc: &str, number: u32) -> String {
         })
         .collect();
     let ports = if number.is_multiple_of(2) { r#"{\"ports\": [{\"srcport\": 9501, \"dstport\": 80}]}"# } else { "" };
-    // Seconds move without being seen.
+    // The seconds change without being shown.
     format!(
         r#"{{"Spec":{{"Name":"{proc}","Namespace":"{app}","Pod":{{"Annotation":"{ports}","Containers":[{{"Image":"i{}","Expose":80}}]}}}},"Pods":[{}],"UpdatedAt":"{}"}}"#,
         number % 3,
@@ -144,7 +145,7 @@ fn run<D: Document>(
             [false, true].map(|public| Select { spec, keys: keys.clone(), node: node.clone(), public })
         })
         .collect();
-    // Some are watched from the start, others asked for now and then.
+    // Some targets are watched from the start, others are requested now and then.
     let mut watched: Vec<(Select, Subscription, Option<String>)> = selects
         .iter()
         .filter(|_| random.random_bool(0.7))
@@ -167,7 +168,7 @@ fn run<D: Document>(
             }
             for (key, new) in &events {
                 match new {
-                    // An unreadable value leaves what was there.
+                    // An unreadable value keeps the previous one.
                     Some(new) => drop(state.insert(key.clone(), (revision, new.clone()))),
                     None => drop(state.remove(key)),
                 }
@@ -178,7 +179,7 @@ fn run<D: Document>(
             }
         }
         if random.random_bool(0.05) {
-            // A gap: the history of what happened is lost.
+            // A gap: the history is lost.
             let reset = Reset::Compacted { compact_revision: Revision::new(revision) };
             feed.reset(&Arc::default(), map(directory, &state), Revision::new(revision), &reset);
         } else if !batch.is_empty() {
@@ -186,7 +187,7 @@ fn run<D: Document>(
         }
         engine.catch_up(&feed);
         let context = format!("{directory:?}, seed {seed}, step {step}, revision {revision}");
-        // Reads the documents as they are held: keys whose value is unreadable have the one before it.
+        // Reads the documents as they are kept: keys with an unreadable value have the previous one.
         let fresh = engine.rebuilt(views());
         for (select, subscription, last) in &mut watched {
             let want = said(&fresh.version(select).expect("read"));
@@ -248,7 +249,7 @@ fn an_invisible_change_makes_no_version() {
     let engine = engine(Directory::PodGroups, views::of_pod_groups(), &feed);
     let select = Select { spec: views::of_pod_groups()[0].spec(), keys: Match::All, node: None, public: false };
     let first = engine.version(&select).expect("read");
-    // 3 and 63 differ in time alone.
+    // 3 and 63 differ only in the time.
     feed.publish(&[changes(Directory::PodGroups, 2, &[(key.clone(), Some(pod_group("hello", "hello.web.web", 63)))])])
         .expect("in order");
     engine.catch_up(&feed);
@@ -259,8 +260,8 @@ fn an_invisible_change_makes_no_version() {
     assert_eq!(said(&engine.version(&select).expect("read")), "{} []");
 }
 
-/// A cluster restored to an older revision that is past the relay's again before the engine looks: its history begins below
-/// what the engine had, and yet is not what followed it.
+/// A cluster is restored to an older revision and has passed the relay's revision again before the engine looks. Its
+/// history begins below the engine's revision, but does not continue it.
 #[test]
 fn a_restored_cluster_is_read_anew() {
     let at = |revision: i64, value: &str| (revision, value.to_owned());
@@ -315,7 +316,7 @@ fn changes_taken_together_say_what_they_would_one_by_one() {
     }
 }
 
-/// A view that cannot bear a certain value.
+/// A view that panics on a certain value.
 struct Fragile;
 
 impl Projection<super::document::ConfigValue> for Fragile {
@@ -369,7 +370,7 @@ fn targets_that_nobody_watches_go_and_come_back_as_they_would_be() {
     let watched = engine.subscribe(&select("a")).expect("read");
     engine.version(&select("b")).expect("read");
     assert!(engine.has(&select("a")) && engine.has(&select("b")));
-    // The first look only takes note that it was asked for.
+    // The first sweep only notes that it was requested.
     engine.sweep();
     engine.sweep();
     assert!(engine.has(&select("a")) && !engine.has(&select("b")));

@@ -1,4 +1,4 @@
-//! The views, one file each. A new one is a file and a line in the list of the directory whose keys it shows.
+//! The views, one file each. A new view is a file and a line in the list of its directory.
 
 mod appswatcher;
 mod backupspec;
@@ -58,7 +58,7 @@ pub(super) fn of_nodes() -> Views<Node> {
     vec![Box::new(nodes::Nodes)]
 }
 
-/// All of them, as requests name them.
+/// All views with the names that requests use.
 pub(super) fn specs() -> Vec<&'static Spec> {
     fn of<D: 'static>(views: &Views<D>) -> impl Iterator<Item = &'static Spec> {
         views.iter().map(|view| view.spec())
@@ -66,14 +66,14 @@ pub(super) fn specs() -> Vec<&'static Spec> {
     of(&of_config()).chain(of(&of_pod_groups())).chain(of(&of_portals())).chain(of(&of_nodes())).collect()
 }
 
-/// What several views show of a process.
+/// Shared by several views that show processes.
 #[derive(Serialize)]
 struct PodInfos<T> {
     #[serde(rename = "PodInfos")]
     pod_infos: Vec<T>,
 }
 
-/// The pods behind a process, for views that are not shown when too many are lost.
+/// The pods behind a process, for views that are not shown if too many are lost.
 fn pods(group: &PodGroup) -> Pods {
     Pods { all: group.pods.len() as u64, alive: group.alive() as u64 }
 }

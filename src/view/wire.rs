@@ -1,8 +1,8 @@
-//! Pieces of protobuf that views put together by hand, since they are sent to many and made once.
+//! Encodes parts of protobuf messages that views build themselves, since these are made once and sent to many clients.
 //!
-//! Not here: messages as a whole, see `pb::lainlet`. Field numbers are below 16, so that a tag is one byte.
-//! Always holds: an entry of a map has its value also where that is empty. prost would leave it out, and Go's older clients, which
-//! are Lainlet's, take a missing message for a nil pointer.
+//! Whole messages are in `pb::lainlet`. Field numbers are below 16, so a tag is one byte. Always holds: an entry of a
+//! map has its value even if that is empty. prost would leave it out, and Lainlet's old Go clients take a missing
+//! message for a nil pointer.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ pub(super) fn delimited_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
 }
 
-/// Writes what stands before the bytes of a length-delimited field.
+/// Writes the tag and the length of a length-delimited field.
 pub(super) fn put_delimited_head(buffer: &mut Vec<u8>, field: u8, len: usize) {
     buffer.push(field << 3 | 2);
     encode_varint(len as u64, buffer);
@@ -25,7 +25,7 @@ pub(super) fn put_delimited(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     buffer.extend_from_slice(bytes);
 }
 
-/// Writes what stands before the value of an entry of the map with number `field`, of which `value_len` bytes follow.
+/// Writes the part of a map's entry before its value. The map has number `field`, and `value_len` bytes must follow.
 pub(super) fn put_entry_head(buffer: &mut Vec<u8>, field: u8, key: &str, value_len: usize) {
     put_delimited_head(buffer, field, delimited_len(key.len()) + delimited_len(value_len));
     put_delimited(buffer, 1, key.as_bytes());
@@ -38,7 +38,7 @@ pub(super) fn put_entry(buffer: &mut Vec<u8>, field: u8, key: &str, value: &[u8]
     buffer.extend_from_slice(value);
 }
 
-/// Bytes as the text that protobuf wants, each that is not UTF-8 replaced, as in JSON.
+/// Bytes as protobuf text. Each byte that is not UTF-8 is replaced, as in JSON.
 pub(super) fn text(bytes: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(bytes) {
         Ok(text) => text.into(),

@@ -1,4 +1,4 @@
-//! The closing check: once nobody writes, what every relay has in memory is what etcd has, to the byte.
+//! The final check: when nobody writes any more, every relay's memory must equal etcd's content, byte for byte.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::{
     world::World,
 };
 
-/// A relay that has all by then has it for good.
+/// A relay that is complete by then stays complete.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Waits until it is so; a finding where it never is.
+/// Waits until all are equal; reports a finding if they never are.
 pub async fn all_have_the_same(world: &World) {
     world.barrier().await;
     let scene = world.scene.clone();
@@ -51,7 +51,7 @@ fn hash(answer: &RangeResponse) -> u64 {
     hash_of(answer.kvs.iter())
 }
 
-/// Over each key with all that is known of it.
+/// A hash over all fields of each key.
 fn hash_of<'a>(kvs: impl Iterator<Item = &'a etcd_relay::pb::mvccpb::KeyValue>) -> u64 {
     let mut hasher = FixedState::default().build_hasher();
     for kv in kvs {

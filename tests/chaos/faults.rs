@@ -1,6 +1,7 @@
-//! [`Fault`]: what is done to the servers, and undone.
+//! [`Fault`]: a fault of the servers that can be started and ended.
 //!
-//! Not here: when, and what it cost; see `schedule`. Always holds: once a fault has ended all servers run and reach each other.
+//! When faults happen, and what they cost, is in `schedule`. Always holds: after a fault has ended, all servers run and
+//! reach each other.
 
 use std::time::Duration;
 
@@ -12,67 +13,67 @@ use crate::{
     world::World,
 };
 
-/// Something that goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What.
+    /// Its kind.
     pub kind: Kind,
-    /// The member that it is done to, where it is one.
+    /// The affected member, if the fault affects one.
     pub member: usize,
-    /// The relay, where it is one.
+    /// The affected relay, if the fault affects one.
     pub relay: usize,
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `kill -9` of a member.
     Kill,
     /// SIGSTOP of a member.
     Freeze,
-    /// Nothing passes between the relays and a member.
+    /// All traffic between the relays and a member is dropped.
     BlackHole,
-    /// What the relays ask a member does not get there.
+    /// The relays' requests to a member are dropped.
     Unheard,
-    /// What a member answers the relays does not get there.
+    /// A member's answers to the relays are dropped.
     Unanswered,
-    /// A member takes no connection of the relays.
+    /// A member refuses connections of the relays.
     Refused,
-    /// All connections between the relays and etcd end, once.
+    /// All connections between the relays and etcd break once.
     Reset,
     /// A member is cut off from the others.
     CutOff,
-    /// What a member says does not reach the others.
+    /// A member's messages to the others are dropped.
     Mute,
-    /// What the others say does not reach a member.
+    /// The others' messages to a member are dropped.
     Deaf,
-    /// A member hears its leader, and gets no entries.
+    /// A member hears its leader but gets no entries.
     Starved,
-    /// Two members do not reach each other, and both reach the third.
+    /// Two members cannot reach each other, but both reach the third.
     Parted,
-    /// All between the members is late.
+    /// All traffic between the members is delayed.
     LatePeers,
-    /// All between the relays and etcd is late.
+    /// All traffic between the relays and etcd is delayed.
     LateLink,
     /// Two of three members are frozen.
     NoQuorum,
-    /// A relay is cut off from etcd, which is compacted meanwhile.
+    /// A relay is cut off from etcd, and etcd is compacted meanwhile.
     Compaction,
-    /// The cluster is made anew of a backup.
+    /// The cluster is restored from a backup.
     Restore,
-    /// A relay is killed and comes back.
+    /// A relay is killed and started again.
     KillRelay,
     /// Both relays and the tier are restarted, one after the other.
     Rolling,
-    /// The tier does not reach the relay that it uses.
+    /// The tier cannot reach the relay that it uses.
     TierCut,
     /// Many clients do not read.
     Crowd,
-    /// Authentication is on for a while, and a user's rights come and go.
+    /// Authentication is on for a while, and a user's permissions are granted and revoked.
     Users,
 }
 
-/// All of them, and how often each is drawn of a bag.
+/// All kinds, with their frequencies.
 pub const ALL: [Kind; 22] = [
     Kind::Kill,
     Kind::Freeze,
@@ -98,13 +99,13 @@ pub const ALL: [Kind; 22] = [
     Kind::Users,
 ];
 
-/// Between a relay and etcd where it is far away.
+/// The delay of a distant etcd for a relay.
 const LINK: Duration = Duration::from_millis(40);
-/// Between the members, less than half of what makes them elect another leader.
+/// The delay between members: less than half of what would cause an election.
 const PEERS: Duration = Duration::from_millis(100);
 
 impl Kind {
-    /// Its name in the table and for `--only`.
+    /// The name in the table and for `--only`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
@@ -132,7 +133,7 @@ impl Kind {
         }
     }
 
-    /// Whether one member is of no use while it lasts, and the others are well.
+    /// Whether the fault makes one member unusable while the others are healthy.
     pub fn hurts_a_member(self) -> bool {
         matches!(
             self,
@@ -149,23 +150,23 @@ impl Kind {
         )
     }
 
-    /// Whether it may come on top of another one, which leaves etcd with a majority.
+    /// Whether it may happen during another fault and still leave etcd with a majority.
     pub fn comes_on_top(self) -> bool {
         matches!(self, Self::LateLink | Self::KillRelay | Self::Rolling | Self::TierCut | Self::Crowd | Self::Reset)
     }
 
-    /// Whether it is over when it has begun.
+    /// Whether it ends at once.
     fn is_over_at_once(self) -> bool {
         matches!(self, Self::Reset | Self::Restore | Self::KillRelay | Self::Rolling | Self::Users)
     }
 }
 
 impl Fault {
-    /// One of this kind. The member is the one that relay A uses as often as any other.
+    /// A fault of this kind. The member is the one that relay A uses as often as any other.
     pub async fn draw(kind: Kind, dice: &mut Rng, world: &World) -> Self {
         let (used, any, relay) = (dice.bool(), dice.usize(..3), dice.usize(..TIER));
         let mut member = if used { world.preferred(0).await } else { any };
-        // A leader gets no entries from anybody.
+        // A leader does not receive entries from others.
         if kind == Kind::Starved && world.etcd.leader().await == member {
             member = (member + 1) % 3;
         }
@@ -177,17 +178,17 @@ impl Fault {
         Self { kind, member, relay }
     }
 
-    /// The relays at which it is looked at what it costs.
+    /// The relays whose outage is measured.
     pub fn counted(self) -> Vec<usize> {
         match self.kind {
             Kind::Compaction => (0..=TIER).filter(|place| *place != self.relay).collect(),
-            // Nobody gets anything from one that is not there.
+            // A relay that does not run answers nobody.
             Kind::KillRelay | Kind::Rolling => vec![ANY],
             _ => vec![0, 1, TIER],
         }
     }
 
-    /// How long it lasts once it has begun: long enough for what it costs to show, where that is `judged`.
+    /// Its duration: long enough to show its cost if that is `judged`.
     pub fn lasts(self, dice: &mut Rng, judged: bool) -> Duration {
         match judged {
             true if self.kind.is_over_at_once() => Duration::from_secs(1),
@@ -197,7 +198,7 @@ impl Fault {
         }
     }
 
-    /// Begins.
+    /// Starts the fault.
     pub async fn begin(self, world: &mut World) {
         let member = self.member;
         match self.kind {
@@ -238,7 +239,7 @@ impl Fault {
         }
     }
 
-    /// Ends.
+    /// Ends the fault.
     pub async fn end(self, world: &mut World) {
         let member = self.member;
         match self.kind {
@@ -264,7 +265,7 @@ impl Fault {
     }
 }
 
-/// Between each relay and this member.
+/// The gates between each relay and this member.
 fn links(world: &World, member: usize) -> impl Iterator<Item = &Gate> {
     world.gates.iter().map(move |gates| &gates[member])
 }

@@ -1,15 +1,16 @@
-//! [`Figures`]: what each fault cost, as the table that is printed in the end.
+//! [`Figures`]: the cost of each fault, printed as a table at the end.
 //!
-//! Not here: bounds. A figure fails nothing; what is to be reached stands below the table.
+//! There are no limits here. No measurement fails the test; the goals are printed below the table.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use crate::faults::Fault;
 
-/// What one fault cost. Durations are the longest time in which nothing succeeded, from its beginning until all is well after it.
+/// The cost of one fault. Durations are the longest time without a success, from the beginning of the fault until
+/// everything has recovered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Puts straight to etcd.
+    /// Puts directly to etcd.
     pub direct: Duration,
     /// Puts through a relay.
     pub put: Duration,
@@ -19,21 +20,21 @@ pub struct Cost {
     pub forward: Duration,
     /// New watches.
     pub watch: Duration,
-    /// The silence of watches that are there.
+    /// Events on existing watches.
     pub event: Duration,
-    /// Until each relay's metrics said which member is of no use; none where they never did, or none is.
+    /// Until each relay's metrics showed which member is unusable; `None` if they never did, or if none is.
     pub told: Option<Duration>,
-    /// Until they said that it is well again.
+    /// Until they showed that it has recovered.
     pub back: Option<Duration>,
-    /// How long some relay was not ready while the fault lasted.
+    /// How long a relay was not ready during the fault.
     pub unready: Duration,
-    /// Streams that a relay ended, or canceled a watch on.
+    /// Streams that a relay ended, or on which it canceled a watch.
     pub ended: usize,
-    /// Until all watchers were told everything, after its end.
+    /// How long after its end all watchers had received everything.
     pub caught_up: Duration,
 }
 
-/// A column of the table: its title, and what of a cost it shows.
+/// A column of the table: its title, and its part of the cost.
 type Column = (&'static str, fn(&Cost) -> Duration);
 
 /// All faults and what they cost.
@@ -44,7 +45,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// A fault begins.
+    /// Records the beginning of a fault.
     pub fn begins(&mut self, clock: Duration, name: &str, fault: Fault) {
         let (member, relay) = (fault.member, fault.relay);
         let line = format!("{:7.2} s: {name} (member {member}, relay {relay})", clock.as_secs_f64());
@@ -52,12 +53,12 @@ impl Figures {
         self.list.push(line);
     }
 
-    /// It is over.
+    /// Records the end of a fault.
     pub fn add(&mut self, name: &str, cost: Cost) {
         self.costs.entry(name.to_owned()).or_default().push(cost);
     }
 
-    /// The faults, in their order.
+    /// The faults in order.
     pub fn list(&self) -> String {
         self.list.join("\n")
     }

@@ -1,4 +1,4 @@
-//! [`Findings`]: what was wrong, told at once and kept for the end, and how much was looked at.
+//! [`Findings`]: everything that was wrong, printed at once and kept for the end, and the number of checks.
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +8,13 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Kept in full; what is found beyond that is counted.
+/// Most findings that are kept in full; further ones are only counted.
 const KEPT: usize = 20;
 
-/// Characters of it that are shown at once.
+/// Most characters that are printed at once.
 const SHOWN: usize = 160;
 
-/// What was wrong so far.
+/// The findings so far.
 #[derive(Debug)]
 pub struct Findings {
     began: Instant,
@@ -33,7 +33,7 @@ impl Findings {
         self.began.elapsed()
     }
 
-    /// Something is wrong.
+    /// Records a finding.
     pub fn add(&self, text: &str) {
         let text = format!("{:7.2} s: {text}", self.clock().as_secs_f64());
         let mut found = self.found.lock();
@@ -44,23 +44,23 @@ impl Findings {
         }
     }
 
-    /// Something was looked at, and counted as such.
+    /// Counts a check.
     pub fn judged(&self, what: &'static str, count: usize) {
         *self.judged.lock().entry(what).or_default() += count as u64;
     }
 
-    /// How many things are wrong.
+    /// The number of findings.
     pub fn wrong(&self) -> usize {
         self.found.lock().0
     }
 
-    /// What was looked at, in a line.
+    /// The number of checks, in one line.
     pub fn summary(&self) -> String {
         let judged = self.judged.lock();
         judged.iter().map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// All that is wrong.
+    /// All findings.
     pub fn report(&self) -> String {
         let found = self.found.lock();
         let mut text = found.1.join("\n");

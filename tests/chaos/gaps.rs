@@ -1,6 +1,6 @@
-//! [`Gaps`]: for how long nothing succeeded, by what was tried and where.
+//! [`Gaps`]: the longest times without a success, by operation and place.
 //!
-//! Not here: what counts as a success. Always holds: a gap that has not ended counts as far as it goes.
+//! What counts as a success is decided by the callers. Always holds: an open gap counts up to the present.
 
 use std::{
     sync::Arc,
@@ -9,10 +9,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// What is tried all the time.
+/// An operation that is tried all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum What {
-    /// A put straight to etcd's members, as a client of theirs does: what is to be had at the time.
+    /// A put directly to etcd's members, as their own clients make it, for comparison.
     Direct,
     /// A put through a relay.
     Put,
@@ -22,11 +22,11 @@ pub enum What {
     Forward,
     /// A watch that is created.
     Watch,
-    /// A watch that is there hears something.
+    /// An existing watch receives something.
     Event,
 }
 
-/// One of those who try: when it succeeded last, or none while it does not try, and the longest gap of the present window.
+/// A client that keeps trying: its last success (`None` while it pauses), and its longest gap in the current window.
 #[derive(Debug)]
 pub struct Beat {
     what: What,
@@ -41,14 +41,14 @@ pub struct Gaps {
 }
 
 impl Gaps {
-    /// One more who tries, at the relay of this number. It begins with its first success.
+    /// Adds a client that tries at the relay with this number. It begins with its first success.
     pub fn beat(&self, what: What, place: usize) -> Arc<Beat> {
         let beat = Arc::new(Beat { what, place, state: Mutex::default() });
         self.beats.lock().push(Arc::clone(&beat));
         beat
     }
 
-    /// A window begins.
+    /// Starts a window.
     pub fn open(&self) {
         for beat in self.beats.lock().iter() {
             let mut state = beat.state.lock();
@@ -56,7 +56,7 @@ impl Gaps {
         }
     }
 
-    /// The longest gap of the window, at these relays.
+    /// The longest gap of the window at these relays.
     pub fn longest(&self, what: What, places: &[usize]) -> Duration {
         let beats = self.beats.lock();
         let counted = beats.iter().filter(|beat| beat.what == what && places.contains(&beat.place));
@@ -65,7 +65,7 @@ impl Gaps {
 }
 
 impl Beat {
-    /// It succeeded.
+    /// Records a success.
     pub fn now(&self) {
         let mut state = self.state.lock();
         let now = Instant::now();
@@ -73,7 +73,7 @@ impl Beat {
         *state = (Some(now), state.1.max(gap));
     }
 
-    /// It does not try until it succeeds again; what it waited for in vain until here counts.
+    /// Pauses until the next success. The gap so far counts.
     pub fn rest(&self) {
         let mut state = self.state.lock();
         let gap = state.0.take().map_or(Duration::ZERO, |last| last.elapsed());

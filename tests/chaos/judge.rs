@@ -1,7 +1,7 @@
-//! The judge of single answers: what a write, a read and a list may say, given the truth.
+//! Checks single answers: what a write, a read and a list may contain, given the truth.
 //!
-//! Not here: watches, whose judge is `support::validate`. Always holds: an answer is judged when the truth has got to its revision, so nothing
-//! is taken on trust; one of a revision that etcd never had is wrong as well.
+//! Watches are checked by `support::validate`. Always holds: an answer is checked when the truth has reached its
+//! revision, so nothing is believed unchecked. An answer with a revision that etcd never had is wrong as well.
 
 use bytes::Bytes;
 use etcd_relay::pb::{
@@ -16,17 +16,18 @@ use crate::{
     truth::{Epoch, Floor, Truth},
 };
 
-/// What an answer is held against.
+/// What answers are compared with.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'a> {
-    /// What happened.
+    /// What really happened.
     pub truth: &'a Truth,
-    /// Where it goes that something is wrong.
+    /// Where errors are recorded.
     pub findings: &'a Findings,
 }
 
 impl Judge<'_> {
-    /// A write of these values was answered, so they are there, at that revision; `None` for a key that was deleted or never there.
+    /// Checks the answer to a write of these values: they must be in the store at that revision. `None` is a key that
+    /// was deleted or never existed.
     pub async fn wrote(&self, by: &str, header: Option<ResponseHeader>, values: &[(Bytes, Option<Bytes>)]) {
         let Some(header) = header else {
             return self.findings.add(&format!("{by}: a write is answered without a header"));
@@ -43,13 +44,13 @@ impl Judge<'_> {
         for (key, value) in values {
             let is = replay.before(key, header.revision + 1);
             if is.map(|kv| &kv.value) != value.as_ref() {
-                self.findings.add(&format!("{by}: at {} {key:?} was to be {value:?}, and is {is:?}", header.revision));
+                self.findings.add(&format!("{by}: at {} {key:?} must be {value:?}, but is {is:?}", header.revision));
             }
         }
         self.findings.judged("writes", 1);
     }
 
-    /// A read was answered. What was acknowledged before it began was `floor`.
+    /// Checks the answer to a read. `floor` is what was acknowledged before it began.
     pub async fn read(&self, by: &str, request: &RangeRequest, answer: &RangeResponse, floor: Floor) {
         let Some(header) = &answer.header else { return self.findings.add(&format!("{by}: a read without a header")) };
         let Some(epoch) = self.truth.of(header.cluster_id).await else {
@@ -73,7 +74,7 @@ impl Judge<'_> {
         self.findings.judged("reads", 1);
     }
 
-    /// A read of the past was refused.
+    /// Checks the refusal of a read of the past.
     pub fn refused(&self, by: &str, request: &RangeRequest, status: &Status, epoch: &Epoch) {
         let compacted = status.code() == Code::OutOfRange && status.message().contains("compacted");
         if compacted && request.revision > epoch.compacted() {
@@ -103,7 +104,7 @@ pub fn within(key: &[u8], range_end: &[u8], asked: &[u8]) -> bool {
     }
 }
 
-/// How the answer differs from what the keys were at this revision.
+/// How the answer differs from the keys at this revision.
 fn wrong(request: &RangeRequest, answer: &RangeResponse, replay: &Replay, revision: i64) -> Option<String> {
     let owed = replay.at(|key| within(&request.key, &request.range_end, key), revision);
     let count = i64::try_from(owed.len()).unwrap_or(i64::MAX);

@@ -1,8 +1,9 @@
-//! Holders of leases: each keeps one alive at one relay after the other, as a service that is registered does; some of them die without a word.
+//! Holders of leases: each keeps one alive, at one relay after the other, like a registered service; some of them die
+//! suddenly.
 //!
-//! A keep-alive that was answered is a promise for as long as it says. One that no client sent must not reach etcd: once a holder is dead,
-//! its lease only ages. Not here: what is read and watched of the keys that hang on leases, see `watchers`. Always holds: a holder that lives on has put its key
-//! under its present lease, or is about to.
+//! An answered keep-alive is a promise for as long as it says. A keep-alive that no client sent must not reach etcd:
+//! once a holder is dead, its lease only ages. The keys of the leases are read and watched in `watchers`. Always holds:
+//! a holder that stays alive has put its key under its current lease, or is about to.
 
 use std::{
     collections::BTreeMap,
@@ -33,22 +34,22 @@ use crate::{
     support::kv::{Kv, put},
 };
 
-/// Holders that live on, and those that die again and again.
+/// Holders that stay alive, and holders that die again and again.
 const LIVING: usize = 6;
 const DYING: usize = 3;
-/// Of each lease, in seconds: longer than any fault lasts.
+/// The time to live of each lease in seconds, longer than any fault.
 const TTL: i64 = 15;
-/// Between two keep-alives.
+/// Time between two keep-alives.
 const BEAT: Duration = Duration::from_secs(2);
-/// How long an answer is waited for before another relay is asked.
+/// How long a holder waits for an answer before it tries another relay.
 const PATIENCE: Duration = Duration::from_millis(1_500);
-/// Between two attempts, and two looks at what is left of a lease.
+/// Pause between two attempts, and between two checks of a lease.
 const PACE: Duration = Duration::from_millis(200);
-/// How long those live that die.
+/// The lifetime of holders that die.
 const LIFE: std::ops::Range<u64> = 3_000..10_000;
-/// A leader that was cut off may answer for a moment, and another one does not know of it.
+/// A leader that was cut off may still answer for a moment, and another leader does not know of that.
 const ETCDS_OWN: Duration = Duration::from_secs(4);
-/// How long a keep-alive may be on its way, where a member that is frozen has it.
+/// How long a keep-alive may be under way if a frozen member has it.
 const ON_ITS_WAY: Duration = Duration::from_secs(20);
 
 /// All of them.
@@ -71,7 +72,7 @@ struct Holder {
     dice: Rng,
     number: usize,
     at: usize,
-    /// Whether its lease is kept alive, with its key; none for one that dies.
+    /// Whether its lease is kept alive, with its key; `None` for one that dies.
     kept: Option<Arc<AtomicBool>>,
 }
 
@@ -79,9 +80,9 @@ struct Holder {
 struct Lease {
     id: i64,
     cluster_id: u64,
-    /// It was promised to be there until then.
+    /// Its promised end.
     until: Instant,
-    /// When a keep-alive was not answered last.
+    /// When the last keep-alive remained unanswered.
     unanswered: Option<Instant>,
 }
 
@@ -89,9 +90,9 @@ struct Lease {
 enum End {
     /// It dies.
     Dead,
-    /// Its cluster is another one by now.
+    /// Its cluster was replaced.
     Replaced,
-    /// etcd says that the lease is not there.
+    /// etcd says that the lease does not exist.
     Gone,
 }
 
@@ -107,7 +108,7 @@ impl Holder {
         }
     }
 
-    /// From a grant to the end of the lease; none where it was not granted.
+    /// One life, from a grant to the end of the lease; `None` if it was not granted.
     async fn live(&mut self, round: u64) -> Option<()> {
         let mut lease = self.grant(round).await?;
         let death = self.kept.is_none().then(|| Instant::now() + Duration::from_millis(self.dice.u64(LIFE)));
@@ -147,7 +148,7 @@ impl Holder {
         Some(Lease { id: granted.id, cluster_id, until: sent + seconds(TTL), unanswered: None })
     }
 
-    /// Keeps it alive on one stream, until it ends or the stream is of no use.
+    /// Keeps the lease alive on one stream, until the lease ends or the stream fails.
     async fn keep(&self, lease: &mut Lease, death: Option<Instant>) -> Option<End> {
         let mut stream: Option<Stream> = None;
         loop {
@@ -188,7 +189,8 @@ impl Holder {
         }
     }
 
-    /// Nobody keeps the lease alive any more, so its leader has less and less time left for it, until it is gone. A new leader begins with all of it.
+    /// Nobody keeps the lease alive any more, so its remaining time at one leader must only fall, until the lease is
+    /// gone. A new leader begins with the full time.
     async fn look_on(&self, lease: &Lease) {
         let scene = &self.scene;
         let died = Instant::now();
@@ -259,7 +261,7 @@ impl Look<'_> {
 struct Stream {
     beats: mpsc::Sender<LeaseKeepAliveRequest>,
     answers: Streaming<LeaseKeepAliveResponse>,
-    /// The first one was sent with the call.
+    /// The first message was sent with the call.
     first: bool,
 }
 
@@ -273,7 +275,7 @@ impl Stream {
         Some(Self { beats, answers, first: true })
     }
 
-    /// Sends one, and waits for its answer.
+    /// Sends a keep-alive and waits for its answer.
     async fn beat(&mut self, id: i64) -> Option<LeaseKeepAliveResponse> {
         if !std::mem::take(&mut self.first) {
             self.beats.send(LeaseKeepAliveRequest { id }).await.ok()?;

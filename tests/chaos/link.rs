@@ -1,6 +1,6 @@
-//! How clients get to a server and say who they are: [`connect`], [`Token`].
+//! How clients connect to a server and identify themselves: [`connect`], [`Token`].
 //!
-//! Not here: patience. A server may be away for a while, which its clients find out in time.
+//! There are no retries here. A server may be away for a while, which its clients notice in time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,29 +12,29 @@ use tonic::{
 
 use crate::support::client::WatchStream;
 
-/// A server that takes no connection for as long is away.
+/// A server that accepts no connection within this time is away.
 const CONNECT: Duration = Duration::from_secs(1);
 /// A client's deadline for one call.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The user that clients are, while authentication is on; shared by all.
+/// The user of the clients while authentication is on, shared by all clients.
 #[derive(Clone, Debug, Default)]
 pub struct Token(Arc<Mutex<Option<String>>>);
 
 impl Token {
-    /// From now on.
+    /// Sets the token for later calls.
     pub fn set(&self, token: String) {
         *self.0.lock() = Some(token);
     }
 
-    /// A watch stream with it.
+    /// A watch stream with the token.
     pub fn stream(&self, channel: Channel) -> WatchStream {
         let token = self.0.lock().clone();
         let metadata: Vec<_> = token.iter().map(|token| ("token", token.as_str())).collect();
         WatchStream::over(channel, &metadata)
     }
 
-    /// A request with it.
+    /// A request with the token.
     pub fn on<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &*self.0.lock() {
@@ -44,12 +44,12 @@ impl Token {
     }
 }
 
-/// A connection of its own.
+/// Opens a separate connection.
 pub async fn connect(endpoint: &str) -> Option<Channel> {
     target(endpoint).connect().await.ok()
 }
 
-/// A connection that is made when it is needed, and again after it broke.
+/// A connection that is opened when it is needed, and again after it broke.
 pub fn lasting(endpoint: &str) -> Channel {
     target(endpoint).connect_lazy()
 }

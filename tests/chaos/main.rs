@@ -1,17 +1,16 @@
-//! Chaos: three members of etcd, two relays over them and a tier over these, with writers, readers, watchers and holders of leases; then, from a
-//! seed, whatever can go wrong, in random order. `make chaos`, or `cargo test --test chaos -- --help`; `make test` has it for a minute.
+//! Chaos: three etcd members, two relays over them and a tier over these, with writers, readers, watchers and holders
+//! of leases. Faults of all kinds come in a random order that depends on a seed. `make chaos`, or `cargo test --test
+//! chaos -- --help`; `make test` runs it for a minute.
 //!
-//! A run fails where something was told that is not true (see `judge` and `support::validate`; the truth is read from etcd itself), where
-//! something was not told at all, or where the caches differ from etcd in the end. How long each kind of call did without an answer is told
-//! in a table, and fails nothing within generous bounds. Not here: made-up upstreams and clocks, see `tests/simulation` and `tests/relay_sim`.
+//! A run fails if an answer was not true (see `judge` and `support::validate`; the truth is read from etcd itself), if
+//! something was never delivered, or if the caches differ from etcd at the end. How long each kind of call failed is
+//! printed as a table, and fails the run only beyond generous limits. Simulated upstreams and clocks are in
+//! `tests/simulation` and `tests/relay_sim`.
 //!
-//! A seed repeats the faults, their order and what clients do, but not the moments at which processes come to it.
+//! A seed repeats the faults, their order and the actions of clients, but not the exact timing of processes.
 
-#![expect(
-    unreachable_pub,
-    reason = "in a test binary `pub` says what other files use; nothing is reachable from outside"
-)]
-#![expect(clippy::print_stdout, reason = "a program that tells figures")]
+#![expect(unreachable_pub, reason = "in a test binary, `pub` marks what other files use; nothing is visible outside")]
+#![expect(clippy::print_stdout, reason = "a program that prints measurements")]
 
 mod closing;
 mod faults;
@@ -57,27 +56,28 @@ use futures_util::FutureExt as _;
 
 use self::{faults::Kind, figures::Figures, it::support, schedule::Plan, world::World};
 
-/// Faults in random order on three members of etcd, two relays and a tier, under load, and a check of everything that was told.
+/// Runs faults in random order on three etcd members, two relays and a tier under load, and checks every answer
 #[derive(Debug, Parser)]
 #[command(name = "chaos", max_term_width = 120)]
 struct Args {
-    /// How long faults go on
+    /// Duration of the faults in minutes
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
 
-    /// Repeats a run: the faults, their order, and what clients do. One of its own by default, which is printed
+    /// Seed that repeats a run: the faults, their order, and the actions of clients. Default: a new one, which is
+    /// printed
     #[arg(long, env = "ETCD_RELAY_CHAOS_SEED")]
     seed: Option<u64>,
 
-    /// Faults to draw from, by name; all by default
+    /// Faults to choose from, by name. Default: all
     #[arg(long, value_delimiter = ',', value_parser = kind)]
     only: Vec<Kind>,
 
-    /// Judge what is told, not how long it takes, with faults that are shorter: for machines that do much else
+    /// Check only correctness, not duration, and use shorter faults: for busy machines
     #[arg(long)]
     truth_only: bool,
 
-    /// Another build of etcd-relay, such as an optimized one
+    /// Build of etcd-relay to use, for example an optimized one
     #[arg(long, value_name = "PATH")]
     relay: Option<PathBuf>,
 }
@@ -99,13 +99,13 @@ fn main() -> ExitCode {
     if runtime.block_on(run(&plan, &folder, args.relay.as_deref())) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whether all was well.
+/// Runs the plan. Returns whether everything was correct.
 async fn run(plan: &Plan, folder: &Path, relay: Option<&Path>) -> bool {
     let _what_an_earlier_run_left = fs::remove_dir_all(folder);
     let mut figures = Figures::default();
     let mut world = World::start(folder, relay, plan.judges_time).await;
     let scene = world.scene.clone();
-    // Waiting in vain panics, as in other tests.
+    // A wait without success panics, as in other tests.
     let went_through = AssertUnwindSafe(schedule::run(plan, &mut world, &mut figures)).catch_unwind().await.is_ok();
     println!("\n{}", figures.table());
     println!(

@@ -1,6 +1,7 @@
-//! Short calls, ten a second of each kind at each relay, whatever became of those before: for how long none succeeds is what a fault costs.
+//! Short calls, ten per second of each kind at each relay, independent of earlier calls. The longest time without a
+//! success is the cost of a fault.
 //!
-//! Not here: what else clients do, see `writers`, `readers`, `watchers`. Always holds: each answer is judged as well.
+//! Other clients are in `writers`, `readers` and `watchers`. Always holds: each answer is checked as well.
 
 use std::{
     sync::{
@@ -25,11 +26,11 @@ use crate::{
     },
 };
 
-/// Between two calls.
+/// Time between two calls.
 const PACE: Duration = Duration::from_millis(120);
-/// Calls of a kind that may wait for an answer: more than are begun within a deadline.
+/// Most calls of a kind that wait for an answer: more than are started within a deadline.
 const UNDER_WAY: usize = 64;
-/// After how long a client of etcd's asks another member.
+/// How long a client of etcd waits before it tries another member.
 const DIRECT: Duration = Duration::from_millis(500);
 
 /// All of them.
@@ -93,7 +94,8 @@ async fn call(scene: &Scene, what: What, place: usize, round: u64, channel: Chan
     }
 }
 
-/// Puts as a client does that has all members and knows nothing: each call to one of them, and the next one where it is not answered.
+/// Puts like a client that has all members and no other knowledge: each call to one of them, and then to the next if it
+/// is not answered.
 async fn direct(scene: Arc<Scene>) {
     let beats = [scene.gaps.beat(What::Direct, ANY)];
     let channels: Vec<Channel> = scene.members.iter().map(|member| link::lasting(member)).collect();
@@ -130,7 +132,7 @@ async fn put_once(
     beats: &[Arc<Beat>],
 ) -> bool {
     let writing = scene.write().await;
-    // A retried value would be no other write.
+    // A repeated value would not be a different write.
     let value = format!("{round}");
     let request: PutRequest = put(key, &value);
     let mut kv = Kv::over(channel).raw;

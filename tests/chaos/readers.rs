@@ -1,4 +1,5 @@
-//! Readers: lists and single keys, present and past, in parts and sorted, linearizable and not, one after the other at each relay.
+//! Readers: lists and single keys, present and past, in parts and sorted, linearizable and serializable, at one relay
+//! after the other.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,12 +17,12 @@ use crate::{
     writers::{KEYS, key},
 };
 
-/// Between two reads.
+/// Time between two reads.
 const PACE: Duration = Duration::from_millis(80);
-/// How far back reads of the past go.
+/// How many revisions back reads of the past go.
 const PAST: i64 = 300;
 
-/// One at each relay.
+/// Starts one reader per relay.
 pub fn spawn(scene: &Arc<Scene>, seed: &mut Rng, clients: &mut JoinSet<()>) {
     for place in 0..RELAYS.len() {
         clients.spawn(read(Arc::clone(scene), place, seed.fork()));
@@ -38,7 +39,7 @@ async fn read(scene: Arc<Scene>, place: usize, mut dice: Rng) {
         let request = request(&mut dice, floor.1);
         match timeout(DEADLINE, kv.range(scene.token.on(request.clone()))).await {
             Ok(Ok(answer)) => scene.judge().read(RELAYS[place], &request, answer.get_ref(), floor).await,
-            // It may be that another cluster has the revision and has compacted it.
+            // Possibly another cluster has this revision and has compacted it.
             Ok(Err(status)) if scene.truth.now().await.number == epoch.number => {
                 scene.judge().refused(RELAYS[place], &request, &status, &epoch);
             }

@@ -1,6 +1,6 @@
-//! [`Scene`]: what all clients share: where the servers are, the truth, and whether they are to go on.
+//! [`Scene`]: what all clients share: the addresses of the servers, the truth, and whether to continue.
 //!
-//! Not here: the servers themselves, see `world`; what clients do, see `probes`, `writers`, `readers`, `watchers`, `leases`.
+//! The servers are in `world`; the clients are in `probes`, `writers`, `readers`, `watchers` and `leases`.
 
 use std::sync::{
     Arc,
@@ -12,17 +12,17 @@ use tokio::sync::watch;
 
 use crate::{findings::Findings, gaps::Gaps, judge::Judge, link::Token, support::eventually, truth::Truth};
 
-/// The keys of the relays' configured feed.
+/// The prefix of the relays' configured feed.
 pub const PREFIX: &str = "/chaos/";
-/// Keys of which watches open feeds on demand.
+/// Keys whose watches open feeds on demand.
 pub const DEMAND: &str = "/demand/";
-/// A key of no feed.
+/// A key outside all feeds.
 pub const OUTSIDE: &str = "/outside/key";
 /// The relays: two over etcd, and a tier over these.
 pub const RELAYS: [&str; 3] = ["relay a", "relay b", "the tier"];
-/// The place of the tier among them.
+/// The index of the tier.
 pub const TIER: usize = 2;
-/// In their place, for what any of them did: what a client has that knows them all.
+/// The index for actions of any relay, as seen by a client that knows them all.
 pub const ANY: usize = 3;
 
 /// What all clients share.
@@ -34,26 +34,27 @@ pub struct Scene {
     pub members: Vec<String>,
     /// What happened.
     pub truth: Arc<Truth>,
-    /// What was wrong.
+    /// The longest times without a success.
     pub findings: Arc<Findings>,
     /// For how long nothing succeeded.
     pub gaps: Gaps,
-    /// Who clients are.
+    /// The credentials of the clients.
     pub token: Token,
-    /// How far each watcher is that reads all the time.
+    /// The position of each watcher that reads all the time.
     pub places: Mutex<Vec<Arc<Place>>>,
-    /// Streams of those who read all the time that a relay ended, or canceled a watch on, in the present window.
+    /// Streams of constantly reading watchers that a relay ended, or on which it canceled a watch, in the current
+    /// window.
     pub ended: AtomicUsize,
     /// Whether clients stop reading, one after the other.
     pub crowd: AtomicBool,
-    /// Whether it is wrong that something takes long. Where not, only what is told is judged.
+    /// Whether a long duration is an error. If not, only correctness is checked.
     pub judges_time: bool,
-    /// For each client that lives on with a lease, whether that is kept alive.
+    /// For each client that stays alive with a lease, whether that is kept alive.
     leases: Mutex<Vec<Arc<AtomicBool>>>,
     writes: watch::Sender<Writes>,
 }
 
-/// How far a watcher is: the epoch's number, and the revision to which it was told everything.
+/// The position of a watcher: the epoch's number, and the revision up to which it received everything.
 #[derive(Debug, Default)]
 pub struct Place {
     at: Mutex<(usize, i64)>,
@@ -65,7 +66,7 @@ struct Writes {
     under_way: usize,
 }
 
-/// A write that is under way.
+/// A write under way.
 #[derive(Debug)]
 pub struct Writing<'a>(&'a Scene);
 
@@ -88,19 +89,19 @@ impl Scene {
         })
     }
 
-    /// What answers are held against.
+    /// The checker for answers.
     pub fn judge(&self) -> Judge<'_> {
         Judge { truth: &self.truth, findings: &self.findings }
     }
 
-    /// A watcher that reads all the time.
+    /// Adds a watcher that reads all the time.
     pub fn place(&self) -> Arc<Place> {
         let place = Arc::new(Place::default());
         self.places.lock().push(Arc::clone(&place));
         place
     }
 
-    /// A client that lives on with a lease.
+    /// Adds a client that stays alive with a lease.
     pub fn kept(&self) -> Arc<AtomicBool> {
         let kept = Arc::new(AtomicBool::new(false));
         self.leases.lock().push(Arc::clone(&kept));
@@ -115,7 +116,7 @@ impl Scene {
         .await;
     }
 
-    /// Waits until writes may be made; the write is under way while the value lives.
+    /// Waits until writes are allowed. The write is under way while the value exists.
     pub async fn write(&self) -> Writing<'_> {
         let mut writes = self.writes.subscribe();
         loop {
@@ -132,7 +133,7 @@ impl Scene {
         }
     }
 
-    /// From now on nobody writes; waits for those writes that are under way.
+    /// Stops writes, and waits for those under way.
     pub async fn hold_writes(&self) {
         self.writes.send_modify(|writes| writes.held = true);
         let mut writes = self.writes.subscribe();
@@ -140,12 +141,12 @@ impl Scene {
         let _ = writes.wait_for(|writes| writes.under_way == 0).await;
     }
 
-    /// Writes go on.
+    /// Allows writes again.
     pub fn release_writes(&self) {
         self.writes.send_modify(|writes| writes.held = false);
     }
 
-    /// Waits until all who read all the time were told everything to here.
+    /// Waits until all constantly reading watchers have received everything up to here.
     pub async fn all_are_at(&self, epoch: usize, revision: i64) {
         let what = format!("all watchers are told of revision {revision} of epoch {epoch}");
         eventually(&what, async || {
@@ -157,7 +158,7 @@ impl Scene {
 }
 
 impl Place {
-    /// It was told everything to here.
+    /// Records that everything up to here was received.
     pub fn set(&self, epoch: usize, revision: i64) {
         *self.at.lock() = (epoch, revision);
     }

@@ -1,7 +1,8 @@
-//! The run: clients at work, and faults in random order until the time is over; what each cost, and whether all is well after it.
+//! The run: clients at work and faults in random order until the time is over, with the cost of each fault and a check
+//! of the recovery.
 //!
-//! Not here: what faults are, see `faults`; what is said of them in the end, see `figures`. Always holds: after each fault every watcher that
-//! reads has been told everything, or the run has failed.
+//! Faults are in `faults`, the final table is in `figures`. Always holds: after each fault every reading watcher has
+//! received everything, or the run has failed.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -24,27 +25,28 @@ use crate::{
     writers,
 };
 
-/// Nothing is silent for as long because of one member of three, however busy the machine. What is to be reached is told beside the figures.
+/// One faulty member of three must not cause an outage of this length, however busy the machine is. The goals are
+/// printed beside the measurements.
 const UNAVAILABLE: Duration = Duration::from_secs(20);
-/// Between two looks at a relay's metrics.
+/// Pause between two checks of a relay's metrics.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often one fault comes on top of another.
+/// How often a fault starts during another one.
 const TWO_AT_ONCE: u8 = 5;
 
-/// What is asked for.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Decides everything that is decided by chance.
+    /// Determines all random decisions.
     pub seed: u64,
-    /// How long faults go on.
+    /// Total duration of the faults.
     pub length: Duration,
-    /// The faults to draw of.
+    /// The faults to choose from.
     pub kinds: Vec<Kind>,
-    /// Whether it is wrong that something takes long.
+    /// Whether a long duration is an error.
     pub judges_time: bool,
 }
 
-/// Goes through with it. `done` is told of each fault as it begins.
+/// Carries out the plan. `done` receives each fault as it begins.
 pub async fn run(plan: &Plan, world: &mut World, figures: &mut Figures) {
     let mut dice = Rng::with_seed(plan.seed);
     let scene = Arc::clone(&world.scene);
@@ -72,7 +74,7 @@ pub async fn run(plan: &Plan, world: &mut World, figures: &mut Figures) {
             Some(more) => two_at_once(fault, more, &mut dice, world, figures).await,
             None => one(fault, &mut dice, world, figures).await,
         }
-        // A client that panicked has found something that nobody thought of.
+        // A client that panicked has found an unexpected error.
         while let Some(ended) = clients.try_join_next() {
             ended.expect("a client goes on to the end");
         }
@@ -119,7 +121,7 @@ async fn one(fault: Fault, dice: &mut Rng, world: &mut World, figures: &mut Figu
         event: scene.gaps.longest(What::Event, &[ANY]),
         told,
         back: all(back).await,
-        unready: unready.await.expect("it looks on and ends"),
+        unready: unready.await.expect("the task ends"),
         ended: scene.ended.load(Ordering::Relaxed),
         caught_up,
     };
@@ -153,7 +155,8 @@ async fn two_at_once(fault: Fault, more: Kind, dice: &mut Rng, world: &mut World
     world.barrier().await;
 }
 
-/// How long each relay over etcd takes to say that the member is of no use, or that it is well again; nothing for faults that hurt none.
+/// How long each relay over etcd takes to report that the member is unusable, or that it has recovered; nothing for
+/// faults that affect no member.
 fn told_of(fault: Fault, world: &World, healthy: bool) -> Vec<JoinHandle<Option<Duration>>> {
     if !fault.kind.hurts_a_member() || !world.scene.judges_time {
         return Vec::new();
@@ -177,16 +180,16 @@ fn told_of(fault: Fault, world: &World, healthy: bool) -> Vec<JoinHandle<Option<
     addrs.into_iter().take(TIER).map(look).collect()
 }
 
-/// The longest of them; none where there is none, or one did not tell.
+/// The longest of them; `None` if there is none, or if one never reported it.
 async fn all(told: Vec<JoinHandle<Option<Duration>>>) -> Option<Duration> {
     let mut longest = None;
     for one in told {
-        longest = longest.max(Some(one.await.expect("it looks on and ends")?));
+        longest = longest.max(Some(one.await.expect("the task ends")?));
     }
     longest
 }
 
-/// For how long some relay says that it is not ready, of the next `lasts`.
+/// How long a relay reports that it is not ready, within the next `lasts`.
 fn unready(world: &World, lasts: Duration) -> JoinHandle<Duration> {
     let addrs = world.http_addrs();
     tokio::spawn(async move {

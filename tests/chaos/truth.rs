@@ -1,7 +1,8 @@
-//! [`Truth`]: what really happened in etcd, read from its members by a watch that no relay has a part in.
+//! [`Truth`]: what really happened in etcd, read from its members by a watch without any relay.
 //!
-//! Not here: the judging; see `judge`. Each cluster that there was is an [`Epoch`], in their order: a restore begins a new one. Always holds:
-//! an epoch's log has every revision from the first to [`Epoch::reached`], since nothing is compacted that is not in it.
+//! Checks are in `judge`. Each cluster that existed is an [`Epoch`], in order: a restore begins a new one. Always
+//! holds: an epoch's log has every revision from the first to [`Epoch::reached`], since only revisions in the log are
+//! compacted.
 
 use std::{
     collections::HashSet,
@@ -29,14 +30,14 @@ use crate::{
     },
 };
 
-/// A member that says nothing for as long is left for the next one.
+/// A member that is silent for this long is replaced by the next one.
 const SILENT: Duration = Duration::from_millis(1_500);
-/// How often it is asked how far it is.
+/// How often a member is asked for its progress.
 const ASK: Duration = Duration::from_millis(200);
-/// How long an answer waits for the truth about it. No fault lasts for as long.
+/// How long an answer waits until the truth has reached it. No fault lasts this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// All clusters that there were.
+/// All clusters that existed.
 #[derive(Debug)]
 pub struct Truth {
     epochs: watch::Sender<Vec<Arc<Epoch>>>,
@@ -45,22 +46,22 @@ pub struct Truth {
 /// One cluster.
 #[derive(Debug)]
 pub struct Epoch {
-    /// Its place among them.
+    /// Its index.
     pub number: usize,
     /// Its id.
     pub cluster_id: u64,
     /// What happened.
     pub replay: RwLock<Replay>,
     reached: watch::Sender<i64>,
-    /// The newest revision of a write that was answered.
+    /// The newest acknowledged revision.
     acknowledged: AtomicI64,
-    /// The newest revision that compaction was asked for, before it was.
+    /// The newest revision for which a compaction was requested, recorded before the request.
     compacted: AtomicI64,
-    /// Every key with every value that it was given, each of which is written once.
+    /// Every key with each of its values; each pair is written only once.
     written: Mutex<HashSet<(Bytes, Bytes)>>,
 }
 
-/// What had been acknowledged at some moment: the epoch's number and the revision.
+/// What was acknowledged at some moment: the epoch's number and the revision.
 pub type Floor = (usize, i64);
 
 impl Truth {
@@ -69,14 +70,14 @@ impl Truth {
         Arc::new(Self { epochs: watch::Sender::new(Vec::new()) })
     }
 
-    /// The present cluster, once anything was read from it.
+    /// The current cluster, once anything was read from it.
     pub async fn now(&self) -> Arc<Epoch> {
         let mut epochs = self.epochs.subscribe();
         let found = epochs.wait_for(|epochs| !epochs.is_empty()).await.expect("the sender lives as long as this");
         Arc::clone(&found[found.len() - 1])
     }
 
-    /// The cluster of a header, which may be so new that nothing was read from it yet; none where there is no such cluster.
+    /// The cluster of a header, even if nothing was read from it yet; `None` if there is no such cluster.
     pub async fn of(&self, cluster_id: u64) -> Option<Arc<Epoch>> {
         let mut epochs = self.epochs.subscribe();
         let known = |epochs: &Vec<Arc<Epoch>>| epochs.iter().any(|epoch| epoch.cluster_id == cluster_id);
@@ -84,21 +85,21 @@ impl Truth {
         found.iter().find(|epoch| epoch.cluster_id == cluster_id).cloned()
     }
 
-    /// What was acknowledged until now.
+    /// What has been acknowledged so far.
     pub fn floor(&self) -> Floor {
         let epochs = self.epochs.borrow();
         let known = epochs.iter().rev().map(|epoch| (epoch.number, epoch.acknowledged.load(Ordering::SeqCst)));
         known.into_iter().find(|(_, revision)| *revision > 0).unwrap_or((0, 0))
     }
 
-    /// A write was answered.
+    /// Records an acknowledged write.
     pub async fn acknowledge(&self, header: &ResponseHeader) -> Option<Arc<Epoch>> {
         let epoch = self.of(header.cluster_id).await?;
         epoch.acknowledged.fetch_max(header.revision, Ordering::SeqCst);
         Some(epoch)
     }
 
-    /// Reads on and on, from one of these members and then another.
+    /// Keeps reading from one of these members and then another.
     pub async fn follow(self: Arc<Self>, members: Vec<String>, token: Token, findings: Arc<Findings>) {
         for round in 0.. {
             let _ended_or_silent = self.follow_one(&members[round % members.len()], &token, &findings).await;
@@ -129,23 +130,23 @@ impl Truth {
 }
 
 impl Epoch {
-    /// Everything to here is in the log.
+    /// The revision up to which the log is complete.
     pub fn reached(&self) -> i64 {
         *self.reached.borrow()
     }
 
-    /// Waits until everything to `revision` is in the log; whether it came to that.
+    /// Waits until the log is complete up to `revision`. Returns whether that happened.
     pub async fn reach(&self, revision: i64) -> bool {
         let mut reached = self.reached.subscribe();
         tokio::time::timeout(PATIENCE, reached.wait_for(|reached| *reached >= revision)).await.is_ok()
     }
 
-    /// Compaction to here is about to be asked for.
+    /// Records that a compaction will be requested.
     pub fn compacts(&self, revision: i64) {
         self.compacted.fetch_max(revision, Ordering::SeqCst);
     }
 
-    /// Nothing after here was compacted so far.
+    /// The newest revision that may be compacted.
     pub fn compacted(&self) -> i64 {
         self.compacted.load(Ordering::SeqCst)
     }
@@ -171,7 +172,8 @@ impl Epoch {
     }
 }
 
-/// A cluster that is not known yet. What it has compacted is taken from the one before it, of whose snapshot it was made.
+/// Begins the epoch of a new cluster. What it has compacted is taken from the previous one, whose snapshot it was made
+/// from.
 async fn begin(
     member: &str,
     token: &Token,
@@ -188,7 +190,7 @@ async fn begin(
         if created.canceled || created.header?.cluster_id != cluster_id {
             return None;
         }
-        // Where it is compacted, that comes at once; progress, where it is not.
+        // If it is compacted, that is reported at once; if it is not, progress comes.
         stream.progress();
         let first = stream.take_within(SILENT).await?.response;
         if first.compact_revision == 0 {

@@ -1,7 +1,7 @@
-//! [`Users`]: who clients are while authentication is on, and a guest whose rights come and go.
+//! [`Users`]: the users of clients while authentication is on, and a guest whose permissions change.
 //!
-//! Each has its name for a password. `client` and the relays' own user may do everything with keys that begin with a slash; `guest` may read
-//! what [`Users::grant`] lets it. Always holds: nobody is asked before the users are there.
+//! Each user's password is its name. `client` and the relays' own user may do everything with keys that begin with a
+//! slash; `guest` may read what [`Users::grant`] allows. Always holds: no user is used before it exists.
 
 use std::{
     io::Write as _,
@@ -30,13 +30,13 @@ use crate::{
     writers::key,
 };
 
-/// What the guest may read at times, and the key of it that is read.
+/// The keys that the guest may sometimes read, and the one that it reads.
 const GUEST_KEYS: &str = "/chaos/k1";
 const GUEST_KEY: usize = 10;
-/// The relay's word is ten seconds (docs/trust.md); the rest is for a busy machine.
+/// The relay promises ten seconds (docs/trust.md); the rest is for a busy machine.
 const REVOKED: Duration = Duration::from_secs(25);
 
-/// How long an answer to one create is waited for.
+/// Timeout of one create.
 const CREATE: Duration = Duration::from_secs(5);
 
 /// The users.
@@ -48,7 +48,7 @@ pub struct Users {
 }
 
 impl Users {
-    /// Makes them at this member; authentication stays off.
+    /// Creates the users at this member. Authentication stays off.
     pub async fn make(member: &str) -> Self {
         let mut password = NamedTempFile::new().expect("a temporary file");
         password.write_all(b"relay\n").expect("write");
@@ -77,17 +77,17 @@ impl Users {
         users
     }
 
-    /// Where the relays' password is.
+    /// The file with the relays' password.
     pub fn password_file(&self) -> String {
         self.password.path().display().to_string()
     }
 
-    /// Who may do everything.
+    /// The credentials of the user that may do everything.
     pub fn root(&self) -> Token {
         self.root.clone()
     }
 
-    /// Turns authentication on; all clients are `client` then.
+    /// Turns authentication on. All clients then use `client`.
     pub async fn enable(&self, scene: &Scene) {
         self.auth().await.auth_enable(AuthEnableRequest {}).await.expect("enable");
         self.root.set(self.token("root").await);
@@ -99,7 +99,8 @@ impl Users {
         self.auth().await.auth_disable(self.root.on(AuthDisableRequest {})).await.expect("disable");
     }
 
-    /// Lets the guest read, and takes it away again; each relay follows. How long it took until no relay showed the guest anything.
+    /// Grants the guest its permission and revokes it; each relay must follow. Returns how long it took until no relay
+    /// showed the guest anything.
     pub async fn guest_comes_and_goes(&self, scene: &Scene) -> Duration {
         let grant = AuthUserGrantRoleRequest { user: "guest".into(), role: "guest".into() };
         self.auth().await.user_grant_role(self.root.on(grant)).await.expect("grant role");
@@ -142,15 +143,15 @@ impl Users {
     }
 }
 
-/// Whether the relay shows it the key.
+/// Whether the relay shows the key.
 async fn read(relay: &str, token: &Token) -> bool {
     let request = RangeRequest { key: key(GUEST_KEY).into(), ..RangeRequest::default() };
     let mut kv = Kv::connect(relay).await.raw;
     kv.range(token.on(request)).await.is_ok()
 }
 
-/// A watch of the guest's, if the relay makes one now. Members turn authentication on one after the other, and until the relay has a token of
-/// each, it asks its clients to try again.
+/// A watch of the guest, if the relay creates one now. Members turn authentication on one after the other, and until
+/// the relay has a token for each, it asks its clients to retry.
 async fn watch(relay: &str, token: &Token) -> Option<WatchStream> {
     let mut stream = token.stream(kv::channel(relay).await);
     stream.create(client::prefix(GUEST_KEYS));
@@ -158,7 +159,7 @@ async fn watch(relay: &str, token: &Token) -> Option<WatchStream> {
     (answer.created && !answer.canceled).then_some(stream)
 }
 
-/// Whether the watch has come to its end.
+/// Whether the watch has ended.
 async fn ended(stream: &mut WatchStream) -> bool {
     while let Some(recorded) = stream.take_within(Duration::from_millis(20)).await {
         if recorded.response.canceled {

@@ -1,8 +1,9 @@
-//! Watchers: each has some watches on a stream for a while, then begins again where they were, at another relay; some do not read for a while.
+//! Watchers: each has some watches on a stream for a while, then continues at another relay; some do not read for a
+//! while.
 //!
-//! As a careful client does it: a watch that ends is resumed after the last revision that it was told; one that is told that this is compacted, or
-//! that its cluster is another one, lists and watches from there. Always holds: everything that a stream was told is judged when it ends, by
-//! each rule of `support::validate`.
+//! They behave like careful clients: a watch that ends is resumed after its last revision. If that is compacted, or if
+//! the cluster was replaced, the client lists the keys and watches from there. Always holds: everything that a stream
+//! received is checked at its end by all rules of `support::validate`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,14 +27,14 @@ use crate::{
     writers::key,
 };
 
-/// Watchers that read all the time, and those that do not.
+/// Watchers that read all the time, and watchers that do not.
 const STEADY: usize = 15;
 const SLOW: usize = 6;
-/// After how long without a word a client looks whether its stream is still there.
+/// How long a client waits before it checks whether a silent stream is still open.
 const LOOK: Duration = Duration::from_millis(100);
-/// Between two streams.
+/// Pause between two streams.
 const PACE: Duration = Duration::from_millis(50);
-/// How long a stream lives.
+/// The lifetime of a stream.
 const LIFE: std::ops::Range<u64> = 3_000..20_000;
 
 /// All of them.
@@ -45,7 +46,7 @@ pub fn spawn(scene: &Arc<Scene>, seed: &mut Rng, clients: &mut JoinSet<()>) {
             wants: wants(number).into_iter().map(Want::new).collect(),
             slow,
             place: (!slow).then(|| scene.place()),
-            // Only what is written all the time can be missed.
+            // Only keys that are written all the time can reveal a gap.
             beat: (!slow && number % 5 == 0).then(|| scene.gaps.beat(What::Event, ANY)),
             dice: seed.fork(),
             scene: Arc::clone(scene),
@@ -64,14 +65,14 @@ struct Watcher {
     beat: Option<Arc<Beat>>,
 }
 
-/// A watch that goes on over streams.
+/// A watch that continues over several streams.
 struct Want {
     request: WatchCreateRequest,
-    /// The epoch's number, and the revision that it needs next; none where it has to list.
+    /// The epoch's number and the next revision that it needs; `None` if it has to list.
     next: Option<(usize, i64)>,
 }
 
-/// What the watchers of this number watch.
+/// The watches of the watcher with this number.
 fn wants(number: usize) -> Vec<WatchCreateRequest> {
     let all = || client::prefix(PREFIX);
     match number % 5 {
@@ -102,13 +103,13 @@ impl Watcher {
         }
     }
 
-    /// One stream, from its lists to its end; none where it did not come to that.
+    /// One stream, from its lists to its end; `None` if it was never opened.
     async fn live(&mut self) -> Option<()> {
         let channel = link::connect(&self.scene.relays[self.at]).await?;
         let kv = Kv::over(channel.clone());
         for index in 0..self.wants.len() {
             if self.wants[index].next.is_none() {
-                // Now and then from now on, without a list.
+                // Sometimes it starts from now on, without a list.
                 self.wants[index].next =
                     if self.dice.u8(..4) == 0 { Some((0, 0)) } else { self.list(&kv, index).await };
                 self.wants[index].next?;
@@ -130,7 +131,7 @@ impl Watcher {
         Some(())
     }
 
-    /// What there is now, for a watch from there on.
+    /// The current keys, for a watch from there on.
     async fn list(&self, kv: &Kv, index: usize) -> Option<(usize, i64)> {
         let WatchCreateRequest { key, range_end, .. } = self.wants[index].request.clone();
         let request = RangeRequest { key, range_end, ..RangeRequest::default() };
@@ -146,7 +147,7 @@ impl Watcher {
     async fn read(&mut self, stream: &mut WatchStream, creates: &[WatchCreateRequest]) {
         let scene = Arc::clone(&self.scene);
         let end = Instant::now() + Duration::from_millis(self.dice.u64(LIFE));
-        // What was before its start it was told before, or listed.
+        // Everything before its start was received or listed earlier.
         let mut told: Vec<i64> = creates.iter().map(|create| create.start_revision - 1).collect();
         let mut created = 0;
         let mut epoch: Option<Arc<Epoch>> = None;
@@ -173,7 +174,7 @@ impl Watcher {
                 epoch = scene.truth.of(header.cluster_id).await;
             }
             if response.created {
-                // From now on: what is before it is not for this watch.
+                // From now on: earlier events do not concern this watch.
                 told[created] = if told[created] < 0 { header_revision(&response) } else { told[created] };
                 created += 1;
             }
@@ -195,26 +196,27 @@ impl Watcher {
         }
     }
 
-    /// The relay ended the stream or one of its watches. One that did not read may find out long after.
+    /// Records that the relay ended the stream or one of its watches. A client that did not read may notice this much
+    /// later.
     fn was_ended(&self) {
         self.scene.ended.fetch_add(usize::from(!self.slow), Ordering::Relaxed);
     }
 
-    /// Holds everything that the stream was told against the truth; where the watches go on.
+    /// Compares everything that the stream received with the truth, and computes where the watches continue.
     async fn judge(&mut self, creates: &[WatchCreateRequest], stream: &WatchStream) {
         let scene = Arc::clone(&self.scene);
         let record = stream.record();
         let mut operations = Operation::of_stream(creates, &record);
-        // Creates that were not answered begin where they were to.
+        // Creates without an answer begin at their requested revision.
         for (operation, want) in operations.iter_mut().zip(&mut self.wants) {
-            // A part of a revision is none, where the rest did not come.
+            // A part of a revision does not count if the rest is missing.
             while operation.responses.last().is_some_and(|response| response.fragment) {
                 operation.responses.pop();
             }
             let Some(created) = operation.responses.first().filter(|created| created.created) else { continue };
             let by = RELAYS[self.at];
             if created.canceled {
-                // Refused: the client is nobody just now, or the past is gone.
+                // Refused: the client currently has no user, or the past is gone.
                 want.next = want.next.filter(|_| created.compact_revision == 0);
                 continue;
             }
@@ -223,7 +225,8 @@ impl Watcher {
                 scene.findings.add(&format!("{by}: a watch of a cluster that is not there: {created:?}"));
                 continue;
             };
-            // The one word that may come from another cluster: that the watch ends, since its own is replaced.
+            // The only response that may come from another cluster is the cancel of a watch whose own cluster was
+            // replaced.
             let replaced = was_replaced(&scene, operation, &epoch).await;
             if replaced {
                 operation.responses.pop();
@@ -260,7 +263,7 @@ impl Watcher {
     }
 }
 
-/// Whether the watch was canceled in the name of a cluster that came after its own.
+/// Whether the watch was canceled by a cluster that came after its own.
 async fn was_replaced(scene: &Scene, operation: &Operation, epoch: &Epoch) -> bool {
     let Some(last) = operation.responses.last().filter(|last| last.canceled) else { return false };
     let Some(cluster_id) = last.header.as_ref().map(|header| header.cluster_id) else { return false };

@@ -1,7 +1,8 @@
-//! [`World`]: the servers: three members of etcd, two relays and a tier over these, with a gate before each that may be shut, held or slow.
+//! [`World`]: the servers: three etcd members, two relays and a tier over these, each behind a gate that can be closed,
+//! stopped or delayed.
 //!
-//! Not here: what happens to them when, see `faults` and `schedule`. Always holds: addresses stay over every restart; the log of a relay that
-//! ended is kept until the run is over.
+//! What happens to them is in `faults` and `schedule`. Always holds: addresses stay the same over restarts. The log of
+//! a relay that ended is kept until the end of the run.
 
 use std::{
     fs,
@@ -32,34 +33,35 @@ use crate::{
     writers::key,
 };
 
-/// A history of a few seconds, and a queue of two large values.
+/// A history of a few seconds, and a queue for two large values.
 const SMALL: [&str; 2] = ["--history-entries=100", "--stream-buffer-bytes=65536"];
-/// A relay that is told to end does so within this time.
+/// A relay that is told to stop must do so within this time.
 const END: Duration = Duration::from_secs(60);
 
 /// All servers.
 #[derive(Debug)]
 pub struct World {
-    /// What the clients know of them.
+    /// What the clients know about them.
     pub scene: Arc<Scene>,
     /// Who clients may be.
     pub users: Users,
     /// The members.
     pub etcd: Etcd,
-    /// Before each member, for each relay over etcd.
+    /// The gates in front of each member, for each relay over etcd.
     pub gates: [Vec<Gate>; 2],
-    /// Before each relay, for the tier.
+    /// The gates in front of each relay, for the tier.
     pub tier_gates: Vec<Gate>,
     relays: Vec<Relay>,
     commands: Vec<RelayCommand>,
     folder: PathBuf,
     starts: usize,
-    /// Values that were given by `write`.
+    /// Number of values given by `write`.
     written: AtomicUsize,
 }
 
 impl World {
-    /// All of it, started and ready, with this build of the relay where one is named; logs are kept in the folder.
+    /// Starts everything and waits until it is ready, with this build of the relay if given. Logs are kept in the
+    /// folder.
     pub async fn start(folder: &Path, relay: Option<&Path>, judges_time: bool) -> Self {
         let etcd = Etcd::cluster_of_three_that_can_be_cut_with(&["--bcrypt-cost=4"]).await;
         let users = Users::make(&etcd.endpoint()).await;
@@ -70,7 +72,7 @@ impl World {
         let upstreams = [&gates[0], &gates[1], &tier_gates];
         let mut commands: Vec<_> =
             upstreams.iter().zip(&ports).map(|(gates, port)| command(gates, port, &users)).collect();
-        // One forgets soon and keeps little for slow clients, whom it serves from etcd then.
+        // This relay has a short history and small queues, and so serves slow clients from etcd.
         commands[1] = SMALL.iter().fold(commands[1].clone(), |command, arg| command.arg(arg));
         if let Some(program) = relay {
             commands = commands.into_iter().map(|command| command.program(program)).collect();
@@ -94,7 +96,7 @@ impl World {
         }
     }
 
-    /// Restarts a relay: as an operator does, or after `kill -9`.
+    /// Restarts a relay, either gracefully or after `kill -9`.
     pub async fn restart_relay(&mut self, place: usize, killed: bool) {
         if killed {
             self.relays[place].kill();
@@ -110,14 +112,14 @@ impl World {
         self.relays[place] = self.commands[place].clone().unready().start().await;
     }
 
-    /// The members by which this relay goes first: its own number of the one.
+    /// The member that this relay prefers.
     pub async fn preferred(&self, place: usize) -> usize {
         let state = self.relays[place].state().await;
         let members = state["members"].as_array().cloned().unwrap_or_default();
         members.iter().position(|member| member["preferred"] == true).unwrap_or(0)
     }
 
-    /// Where the relays tell of themselves.
+    /// The HTTP addresses of the relays.
     pub fn http_addrs(&self) -> Vec<String> {
         self.relays.iter().map(|relay| relay.http_addr().to_owned()).collect()
     }
@@ -131,16 +133,16 @@ impl World {
         .await;
     }
 
-    /// Writes a revision that every watcher gets to see, and waits until each has it.
+    /// Writes a revision that every watcher sees, and waits until each has it.
     pub async fn barrier(&self) {
         let keys: Vec<_> = (0..9).chain([10]).map(key).chain([format!("{DEMAND}0")]).collect();
         let (epoch, revision) = self.write(&keys, "barrier").await;
         self.scene.all_are_at(epoch.number, revision).await;
     }
 
-    /// Compacts all that there is, and waits until it is gone.
+    /// Compacts everything, and waits until it is gone.
     pub async fn compact(&self) {
-        // A tombstone at the very revision would be lost by etcd before 3.5.22.
+        // etcd before 3.5.22 would lose a tombstone at this exact revision.
         let (epoch, revision) = self.write(&[key(0)], "compaction").await;
         epoch.compacts(revision);
         let mut kv = self.member().await.raw;
@@ -148,7 +150,7 @@ impl World {
         kv.compact(self.scene.token.on(request)).await.expect("compact at a healthy member");
     }
 
-    /// A backup; then some more writes, all members die, and the cluster is made anew of the backup.
+    /// Makes a backup, then more writes; all members die, and the cluster is restored from the backup.
     pub async fn restore(&mut self) {
         let snapshot = self.etcd.save_snapshot();
         let epoch = self.scene.truth.now().await;
@@ -160,7 +162,7 @@ impl World {
         self.scene.release_writes();
     }
 
-    /// Keeps what each server logged.
+    /// Keeps the log of each server.
     pub fn keep_logs(&self) {
         (0..self.relays.len()).for_each(|place| self.keep_log(place));
         for member in 0..3 {
@@ -168,7 +170,7 @@ impl World {
         }
     }
 
-    /// Fails where a relay panicked.
+    /// Fails if a relay panicked.
     pub fn no_panic(&self) {
         for (relay, name) in self.relays.iter().zip(RELAYS) {
             if relay.log().contains("panicked") {
@@ -182,7 +184,8 @@ impl World {
         Kv::connect(&self.etcd.endpoint()).await
     }
 
-    /// Gives these keys a value that none had before, and waits for the truth about it. A cluster that has just come back may need a moment.
+    /// Gives these keys a new value and waits until the truth has it. A cluster that has just come back may need a
+    /// moment.
     async fn write(&self, keys: &[String], what: &str) -> (Arc<Epoch>, i64) {
         let (scene, written) = (&self.scene, &self.written);
         let endpoint = self.etcd.endpoint();
@@ -211,7 +214,7 @@ impl World {
     }
 }
 
-/// One series of a metric of whoever is there; none where it does not answer.
+/// One series of a metric; `None` if the relay does not answer.
 pub async fn metric(addr: &str, name: &str, labels: &str) -> Option<f64> {
     let text = http::get(addr, "/metrics").await.ok()?.body;
     http::series(&text, name).find(|(found, _)| *found == labels).map(|(_, value)| value)

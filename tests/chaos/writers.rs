@@ -1,6 +1,6 @@
-//! Writers: puts, deletes, transactions over several keys and now and then a large value, one after the other at each relay.
+//! Writers: puts, deletes, transactions over several keys and sometimes a large value, at one relay after the other.
 //!
-//! Always holds: each value is written once, so that one that is there twice was written twice by somebody else.
+//! Always holds: each value is written once, so a value that appears twice was duplicated by a server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,14 +15,14 @@ use crate::{
     support::kv::{Kv, op_delete, op_put},
 };
 
-/// Between two writes.
+/// Time between two writes.
 const PACE: Duration = Duration::from_millis(60);
 /// Keys that are written.
 pub const KEYS: usize = 24;
-/// A large value, which fills what a slow client may have waiting.
+/// A large value, which fills a slow client's queue.
 const LARGE: usize = 24 << 10;
 
-/// One at each relay.
+/// Starts one writer per relay.
 pub fn spawn(scene: &Arc<Scene>, seed: &mut Rng, clients: &mut JoinSet<()>) {
     for place in 0..RELAYS.len() {
         clients.spawn(write(Arc::clone(scene), place, seed.fork()));
@@ -48,7 +48,7 @@ async fn write(scene: Arc<Scene>, place: usize, mut dice: Rng) {
         drop(writing);
         match answer {
             Ok(Ok(answer)) => scene.judge().wrote(RELAYS[place], answer.into_inner().header, &values).await,
-            // What asks without a pause takes the time that others need.
+            // Requests without a pause would take CPU time that others need.
             _ => tokio::time::sleep(PACE).await,
         }
     }
@@ -58,7 +58,7 @@ fn operation(key: &Bytes, value: Option<&Bytes>) -> RequestOp {
     value.map_or_else(|| op_delete(key), |value| op_put(key, value))
 }
 
-/// Mostly a put, now and then a delete, now and then several keys at once; each key once.
+/// Usually a put, sometimes a delete, sometimes several keys at once; each key once.
 fn changes(dice: &mut Rng, place: usize, round: u64) -> Vec<(Bytes, Option<Bytes>)> {
     let value = format!("{place}-{round}");
     let first = dice.usize(..KEYS);

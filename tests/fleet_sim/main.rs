@@ -1,11 +1,13 @@
-//! A fleet of relays and all of its clients, on a made-up clock: a rolling restart, a lost rack, and a herd that comes back after etcd was
-//! away. What is decided is decided by the relays' own code (`etcd_relay::fleet`): the rate at which a relay that stops asks its clients to
-//! leave, what it tells the others, shedding, the age of connections. The rest is a model (`world`), whose figures are constants there.
+//! A fleet of relays and all of its clients on a simulated clock: a rolling restart, a lost rack, and a herd that comes
+//! back after etcd was away. All decisions are made by the relays' own code (`etcd_relay::fleet`): the rate at which a
+//! stopping relay asks its clients to leave, the numbers that it publishes, shedding, and the age of connections. The
+//! rest is a model (`world`) with constants.
 //!
-//! Not here: what a relay serves, see `relay_sim`; sockets, see `tests/it`. Checked are the bounds that `docs/fleets.md` states; the lines that are
-//! printed are the figures there. 10,000 clients unless `ETCD_RELAY_FLEET_CLIENTS` says otherwise; `ETCD_RELAY_SIM_SEED` changes what is left to chance.
+//! What a relay serves is simulated in `relay_sim`; sockets are used in `tests/it`. The checks are the bounds in
+//! `docs/fleets.md`, and the printed lines are the measurements there. There are 10,000 clients unless
+//! `ETCD_RELAY_FLEET_CLIENTS` is set; `ETCD_RELAY_SIM_SEED` changes the random decisions.
 
-#![expect(clippy::print_stdout, reason = "a simulation says what it found")]
+#![expect(clippy::print_stdout, reason = "a simulation prints its results")]
 
 mod clients;
 mod world;
@@ -18,7 +20,7 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// How many clients there are, and how many relays for them: one for at most 10,000.
+/// The number of clients and of relays: one relay per 10,000 clients.
 fn size() -> (usize, usize) {
     let clients = number("ETCD_RELAY_FLEET_CLIENTS").unwrap_or(10_000);
     (clients, clients.div_ceil(10_000).max(5))
@@ -33,12 +35,16 @@ fn world(clients: usize, relays: usize) -> World {
     World::new(Terms { clients, relays, ..Terms::default() }, seed)
 }
 
-/// No relay's share is further from the mean than that, as a part of it.
+/// Checks that no relay's share differs from the mean by more than this fraction.
 fn assert_even(world: &World, within: f64) {
     let mean = world.clients() as f64 / world.relays() as f64;
     for (relay, connections) in world.shares().into_iter().enumerate() {
         let off = (connections as f64 - mean).abs() / mean;
-        assert!(off <= within, "relay {relay} has {connections} where {mean} are its share: {:?}", world.shares());
+        assert!(
+            off <= within,
+            "relay {relay} has {connections} connections, but its share is {mean}: {:?}",
+            world.shares()
+        );
     }
 }
 
@@ -85,7 +91,7 @@ fn a_rolling_restart_of_a_fleet() {
         world.run(Terms::DRAIN + Terms::START + seconds(120));
         let mean = clients / relays;
         let most = world.shares().into_iter().max().unwrap_or(0);
-        assert!(most * 10 <= mean * 12, "{most} where {mean} are the share");
+        assert!(most * 10 <= mean * 12, "{most} connections, but the share is {mean}");
     }
     let report = world.report("rolling restart of all, one every 2 min");
     println!("{report}");
@@ -144,7 +150,7 @@ fn clients_that_came_together_grow_old_apart() {
     let (clients, relays) = size();
     let mut world = World::new(Terms { clients, relays, max_age: Some(seconds(1_200)), ..Terms::default() }, 7);
     world.settle();
-    // All come again within seconds.
+    // All of them come back within seconds.
     (0..relays).for_each(|relay| world.kill(relay));
     (0..relays).for_each(|relay| world.start(relay));
     world.run(seconds(120));
@@ -160,7 +166,7 @@ fn clients_that_came_together_grow_old_apart() {
 fn relays_whose_clients_always_come_back_leave_them_alone() {
     let mut world = World::new(Terms { clients: 2_000, relays: 2, sticky: true, ..Terms::default() }, 7);
     world.settle();
-    // All at one relay, and none knows the other.
+    // All are at one relay and know no other.
     world.run(seconds(3_600));
     let report = world.report("clients that know one relay alone, for an hour");
     println!("{report}  asked to leave: {}", world.asked());

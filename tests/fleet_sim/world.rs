@@ -1,8 +1,9 @@
-//! [`World`]: relays and clients as events on a made-up clock.
+//! [`World`]: relays and clients as events on a simulated clock.
 //!
-//! A relay decides by `etcd_relay::fleet`. The model around it is made of the constants below: what a connection costs a relay, how long it takes
-//! to start and to read its snapshot, and what it asks of etcd for that. A relay that is killed refuses connections at once.
-//! Not here: bytes, events of keys, slow clients. Always holds: a seed gives the same run again.
+//! A relay decides by `etcd_relay::fleet`. The model around it consists of the constants below: the cost of a
+//! connection, how long a relay takes to start and to read its snapshot, and its requests to etcd. A killed relay
+//! refuses connections at once. Bytes, events of keys and slow clients are not modelled. Always holds: a seed repeats
+//! the run.
 
 use std::{
     cmp::Reverse,
@@ -20,41 +21,42 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::clients::Client;
 
-/// A relay's work for a connection with a TLS handshake and its watches.
+/// A relay's CPU time for a connection with a TLS handshake and its watches.
 const CONNECT: Duration = Duration::from_millis(1);
-/// And for the creates that waited for its snapshot.
+/// The additional CPU time for creates that waited for its snapshot.
 const CREATE: Duration = Duration::from_micros(50);
-/// How long a handshake may take, and how long a create waits for a snapshot.
+/// The timeout of a handshake, and of a create that waits for a snapshot.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const WAIT: Duration = Duration::from_secs(30);
-/// Until a relay that starts has its snapshots, and what it asks etcd for: a list in pages, a watch, and a watch of the past for each prefix.
+/// How long a starting relay takes to read its snapshots. For each prefix it sends etcd a list in pages, a watch, and a
+/// watch of the past.
 const SNAPSHOT: Duration = Duration::from_secs(1);
 const PREFIXES: usize = 2;
 const PAGES: usize = 100;
-/// A question about the current revision; all who ask meanwhile share the next one.
+/// The time for a question about the current revision; all who ask meanwhile share the next one.
 const ROUND: Duration = Duration::from_millis(5);
-/// The registration of a relay that was killed stays as long (`--resolver-ttl`).
+/// How long the registration of a killed relay stays (`--resolver-ttl`).
 const TTL: Duration = Duration::from_secs(60);
-/// Between two looks for connections that are too old.
+/// Pause between two searches for connections that are too old.
 const AGE_STEP: Duration = Duration::from_millis(500);
 
-/// What differs between fleets.
+/// The parameters of a fleet.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) clients: usize,
     pub(crate) relays: usize,
     pub(crate) max_age: Option<Duration>,
-    /// Clients know the first relay alone.
+    /// Clients know only the first relay.
     pub(crate) sticky: bool,
 }
 
 impl Terms {
     pub(crate) const DRAIN: Duration = DRAIN_TIME;
-    /// From the end of a relay's process until its next one accepts.
+    /// The time from the end of a relay's process until its successor accepts connections.
     pub(crate) const START: Duration = Duration::from_secs(5);
 }
 
-/// What etcd was asked for.
+/// The requests to etcd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) watches: usize,
@@ -76,7 +78,7 @@ impl Sub for Asked {
     }
 }
 
-/// What a client or a relay does next. A relay's events name the process that they are of.
+/// The next event of a client or a relay. A relay's events name the process that they belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Connect(usize),
@@ -102,7 +104,7 @@ struct Relay {
     life: Life,
     /// Counts its processes.
     process: u32,
-    /// The clients that it has.
+    /// Its clients.
     open: Vec<usize>,
     has_snapshot: bool,
     busy_until: Duration,
@@ -111,16 +113,16 @@ struct Relay {
     waiting: Vec<(usize, u32)>,
     shedding: Shedding,
     publishing: Publishing,
-    /// For those that are too old.
+    /// The rate for connections that are too old.
     rate: Option<Rate>,
     drain: Option<Drain>,
     ages: BTreeMap<(Duration, usize), u32>,
-    /// What it told the others, and how long that stays without it.
+    /// The number that it published, and how long that stays without it.
     told: Option<(Load, Duration)>,
     accepted: PerSecond,
 }
 
-/// The most in one second.
+/// The greatest number in one second.
 #[derive(Clone, Copy, Debug, Default)]
 struct PerSecond {
     second: u64,
@@ -151,27 +153,27 @@ pub(crate) struct World {
     has_etcd: bool,
     etcd: Asked,
     asked: usize,
-    /// Clients that get events.
+    /// Number of clients that get events.
     caught_up: usize,
     accepted: PerSecond,
     connects: usize,
     aways: Vec<Duration>,
 }
 
-/// What was seen since the last one.
+/// The observations since the last report.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) what: &'static str,
     pub(crate) clients: usize,
     pub(crate) relays: usize,
-    /// Most connections of a second.
+    /// Most connections per second at a relay.
     pub(crate) worst_at_a_relay: usize,
     pub(crate) worst_in_all: usize,
     pub(crate) connects: usize,
     /// How long clients got no events.
     pub(crate) away_99: Duration,
     pub(crate) longest_away: Duration,
-    /// The relays with the fewest and the most connections, in percent of the mean.
+    /// The smallest and the largest number of connections of a relay, in percent of the mean.
     pub(crate) shares: (usize, usize),
 }
 
@@ -212,7 +214,7 @@ impl World {
         }
     }
 
-    /// Starts all relays and connects all clients, over some minutes; what is seen of that is not reported.
+    /// Starts all relays and connects all clients over some minutes, without reporting it.
     pub(crate) fn settle(&mut self) {
         (0..self.terms.relays).for_each(|relay| self.start(relay));
         self.run(Terms::START + SNAPSHOT);
@@ -226,7 +228,7 @@ impl World {
         self.asked = 0;
     }
 
-    /// Lets so much time pass.
+    /// Advances the clock by this time.
     pub(crate) fn run(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(Reverse((at, _, event))) = self.events.peek().copied().filter(|Reverse((at, ..))| *at <= until) {
@@ -237,7 +239,7 @@ impl World {
         self.now = until;
     }
 
-    /// Lets time pass until all clients get events, and tells how much.
+    /// Advances the clock until all clients get events, and returns the time.
     pub(crate) fn run_until_caught_up(&mut self, most: Duration) -> Duration {
         let begun = self.now;
         while self.caught_up < self.clients.len() && self.now - begun < most {
@@ -246,18 +248,18 @@ impl World {
         self.now - begun
     }
 
-    /// A relay drains, ends, and starts again.
+    /// A relay drains, stops, and starts again.
     pub(crate) fn restart(&mut self, relay: usize) {
         let (now, Relay { life, open, drain, told, process, .. }) = (self.now, &mut self.relays[relay]);
         *life = Life::Draining;
         *drain = Some(Drain::new(open.len(), spread(Terms::DRAIN), now));
-        // It takes its registration away.
+        // It removes its registration.
         *told = None;
         let drains = Event::Drains(relay, *process);
         self.after(Duration::ZERO, drains);
     }
 
-    /// A relay ends without a word.
+    /// A relay is killed.
     pub(crate) fn kill(&mut self, relay: usize) {
         let ended = std::mem::take(&mut self.relays[relay].open);
         self.ends(relay);
@@ -266,7 +268,7 @@ impl World {
         }
     }
 
-    /// A relay that has ended starts again.
+    /// A relay that has stopped starts again.
     pub(crate) fn start(&mut self, relay: usize) {
         self.after(Terms::START, Event::Starts(relay));
     }
@@ -292,12 +294,12 @@ impl World {
         self.relays.len()
     }
 
-    /// How many connections each relay has.
+    /// The number of connections of each relay.
     pub(crate) fn shares(&self) -> Vec<usize> {
         self.relays.iter().map(|relay| relay.open.len()).collect()
     }
 
-    /// How many connections were asked to leave, since all were settled, by relays that went on.
+    /// The number of connections that running relays asked to leave since the settling.
     pub(crate) fn asked(&self) -> usize {
         self.asked
     }
@@ -310,7 +312,7 @@ impl World {
         self.etcd
     }
 
-    /// What was seen since the last report.
+    /// The observations since the last report.
     pub(crate) fn report(&mut self, what: &'static str) -> Report {
         let worst_at_a_relay = self.relays.iter().map(|relay| relay.accepted.worst).max().unwrap_or(0);
         let mut aways = std::mem::take(&mut self.aways);
@@ -350,7 +352,7 @@ impl World {
             Event::Sheds(relay, process) if is_now(relay, process) => self.asks_one(relay, None),
             Event::Drains(relay, process) if is_now(relay, process) => self.drains(relay),
             Event::AsksTheOld(relay, process) if is_now(relay, process) => self.asks_the_old(relay),
-            // Of a process that has ended.
+            // An event of a process that has ended.
             _ => {}
         }
     }
@@ -381,11 +383,11 @@ impl World {
         self.after(done - self.now, Event::Served(client, connection));
     }
 
-    /// One of the relays that accept, by chance.
+    /// A random relay that accepts connections.
     fn any_that_accepts(&mut self) -> Option<usize> {
         let accepts = |relay: &usize| self.relays[*relay].life == Life::Accepting;
         let known = if self.terms.sticky { 1 } else { self.relays.len() };
-        // Nearly always at the first throw.
+        // Nearly always the first attempt succeeds.
         let thrown = (0..8).map(|_| self.rng.random_range(0..known)).find(accepts);
         thrown.or_else(|| {
             let accepting: Vec<usize> = (0..known).filter(accepts).collect();
@@ -401,7 +403,7 @@ impl World {
         let at = &mut self.relays[relay];
         if !at.has_snapshot {
             at.waiting.push((client, connection));
-            // Refused then, and created once more.
+            // It is refused then, and creates its watches again.
             return self.after(WAIT + Duration::from_secs(1), Event::Served(client, connection));
         }
         if self.now >= at.round_until {
@@ -418,7 +420,7 @@ impl World {
         }
     }
 
-    /// The client is no longer among those of its relay.
+    /// Removes the client from its relay.
     fn leaves(&mut self, client: usize) {
         let Some((relay, index)) = self.clients[client].at.take() else { return };
         let at = &mut self.relays[relay];
@@ -482,7 +484,7 @@ impl World {
         self.relays[relay] = Relay { process: process + 1, accepted, told, ..Relay::default() };
     }
 
-    /// Once a second, as `front::balance` does it.
+    /// Runs once per second, like `front::balance`.
     fn looks(&mut self, relay: usize) {
         let (now, process) = (self.now, self.relays[relay].process);
         if self.relays[relay].life != Life::Accepting {
@@ -510,7 +512,7 @@ impl World {
         self.after(STEP, Event::Looks(relay, process));
     }
 
-    /// Asks one client to leave, this one or any.
+    /// Asks one client to leave: this one, or any.
     fn asks_one(&mut self, relay: usize, client: Option<usize>) {
         let open = &self.relays[relay].open;
         if self.relays[relay].life != Life::Accepting || open.is_empty() {

@@ -1,9 +1,9 @@
-//! [`Draw`]: choices, drawn from the bytes of an input.
+//! [`Draw`]: makes choices from the bytes of an input.
 //!
-//! So a target can make frames and messages that mean something, and each is still only bytes, to be changed, stored and made smaller. Always
-//! holds: an input that has ended gives zeros.
+//! So a target can build meaningful frames and messages, and each input is still only bytes that can be changed, stored
+//! and reduced. Always holds: an exhausted input gives zeros.
 
-/// What is left of an input.
+/// The rest of an input.
 #[derive(Debug)]
 pub(crate) struct Draw<'a>(pub(crate) &'a [u8]);
 
@@ -16,7 +16,7 @@ impl<'a> Draw<'a> {
         self.0.split_off_first().copied().unwrap_or_default()
     }
 
-    /// True in one of 16.
+    /// True once in 16 times.
     pub(crate) fn seldom(&mut self) -> bool {
         self.byte() >= 0xf0
     }
@@ -29,12 +29,12 @@ impl<'a> Draw<'a> {
         u32::from_be_bytes([self.byte(), self.byte(), self.byte(), self.byte()])
     }
 
-    /// One of these.
+    /// One of these items.
     pub(crate) fn of<T: Copy>(&mut self, items: &[T]) -> T {
         items[usize::from(self.byte()) % items.len()]
     }
 
-    /// As many bytes as the next one says, or those that are left.
+    /// As many bytes as the next byte says, or those that are left.
     pub(crate) fn some(&mut self) -> &'a [u8] {
         let count = usize::from(self.byte());
         self.up_to(count)

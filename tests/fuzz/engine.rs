@@ -1,7 +1,7 @@
-//! Runs a target: on its corpus, and on inputs made from that.
+//! Runs a target on its corpus, and on inputs made from the corpus.
 //!
-//! Not here: what a target does with its input. An input that fails is made smaller and written to a file, which belongs into the corpus once
-//! the fault is mended. Always holds: a run depends on its seed and the corpus alone, where no time is set for it.
+//! A failing input is reduced and written to a file, which belongs into the corpus once the fault is fixed. Always
+//! holds: unless a time is set, a run depends only on its seed and the corpus.
 
 use std::{
     env, fs,
@@ -15,14 +15,14 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::ALLOCATED;
 
-/// Bytes of an input that is made.
+/// Longest generated input in bytes.
 const LONGEST: usize = 4_000;
-/// Runs to make an input smaller that failed.
+/// Attempts to reduce a failing input.
 const SMALLER: usize = 300;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Runs `target` on its corpus, and on so many inputs made from it.
+/// Runs `target` on its corpus, and on `cases` inputs made from it.
 pub(crate) fn run(name: &str, cases: u64, target: impl Fn(&[u8])) {
     let _alone = ONE_AT_A_TIME.lock();
     if let Some(file) = env::var_os("ETCD_RELAY_FUZZ_INPUT") {
@@ -46,20 +46,20 @@ pub(crate) fn run(name: &str, cases: u64, target: impl Fn(&[u8])) {
             fs::write(&path, &input).expect("the build's directory can be written to");
             eprintln!("run again with ETCD_RELAY_FUZZ_INPUT={}: {input:02x?}", path.display());
             target(&input);
-            unreachable!("{name} fails now and then on one input");
+            unreachable!("{name} fails only sometimes on this input");
         }
         done += 1;
     }
     eprintln!("{name}: {} of the corpus and {done} inputs in {:?}", corpus.len(), started.elapsed());
 }
 
-/// Runs `work` and fails where it has more than `most` bytes allocated at once.
+/// Runs `work`. Fails if it has more than `most` bytes allocated at the same time.
 pub(crate) fn within<T>(most: usize, work: impl FnOnce() -> T) -> T {
     let before = peak_alloc::PeakAlloc::current_usage(&ALLOCATED);
     ALLOCATED.reset_peak_usage();
     let result = work();
     let took = ALLOCATED.peak_usage().saturating_sub(before);
-    assert!(took <= most, "took {took} bytes, and may take {most}");
+    assert!(took <= most, "took {took} bytes, but may take only {most}");
     result
 }
 
@@ -80,7 +80,7 @@ fn fails(target: &impl Fn(&[u8]), input: &[u8]) -> bool {
     catch_unwind(AssertUnwindSafe(|| target(input))).is_err()
 }
 
-/// Random bytes, or some of the corpus, changed.
+/// Random bytes, or a changed part of the corpus.
 fn make(rng: &mut StdRng, corpus: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
     let mut input = if rng.random_ratio(1, 2) {
         let mut bytes = vec![0; rng.random_range(1..300)];
@@ -113,7 +113,7 @@ fn make(rng: &mut StdRng, corpus: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
     input
 }
 
-/// The input without what it can do without and still fail.
+/// Removes parts of the input as long as it still fails.
 fn smaller(target: &impl Fn(&[u8]), mut input: Vec<u8>) -> Vec<u8> {
     let (mut runs, mut chunk) = (0, input.len() / 2);
     while chunk > 0 && runs < SMALLER {

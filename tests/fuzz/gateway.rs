@@ -1,17 +1,18 @@
-//! Bytes as requests of the JSON gateway, through a connection of a whole relay.
+//! Sends bytes as requests of the JSON gateway over a connection of a whole relay.
 //!
-//! Checked: nothing panics; each request is answered, and its answer is JSON; what another parser does not take for JSON is refused, and what is
-//! answered well is JSON for that one too. Not here: what a request means, which is compared with etcd (`tests/it`).
+//! Checks that nothing panics, that each request is answered, and that each answer is JSON. A request that another
+//! parser rejects must be refused, and a successful answer must be JSON for that parser too. The meaning of requests is
+//! compared with etcd in `tests/it`.
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use crate::{draw::Draw, relay};
 
-/// The other parser reads values within each other to this depth.
+/// The other parser's limit on nesting.
 const DEPTH: usize = 100;
 
-/// Ends of the calls whose paths begin with `/v3/kv/`, and pieces of requests that mean something.
+/// The calls whose paths begin with `/v3/kv/`, and parts of meaningful requests.
 const CALLS: [&str; 4] = ["range", "put", "deleterange", "txn"];
 const PIECES: [&str; 24] = [
     "{",

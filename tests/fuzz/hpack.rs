@@ -1,13 +1,13 @@
-//! Blocks of compressed fields, against the decoder of HPACK; and what the encoder writes, against it as well.
+//! Feeds blocks of compressed fields to the HPACK decoder, including the output of the encoder.
 //!
-//! Not here: examples of the RFC and other encoders, see the tests of `src/http2/hpack`.
+//! The RFC's examples and other encoders are in the tests of `src/http2/hpack`.
 
 use etcd_relay::http2::hpack::{Decoder, Field, encode_trailers};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{draw::Draw, engine::within};
 
-/// Bytes that a decoder may take beside its table and what it decodes.
+/// Memory that a decoder may use in addition to its table and its output.
 const OWN: usize = 64 << 10;
 
 pub(crate) fn target(input: &[u8]) {
@@ -15,7 +15,7 @@ pub(crate) fn target(input: &[u8]) {
     if draw.flip() { blocks(draw) } else { round_trip(draw) }
 }
 
-/// Any bytes as the blocks of one connection, some of which it may end with an error.
+/// Decodes any bytes as the blocks of one connection, which may end with an error.
 fn blocks(mut draw: Draw<'_>) {
     let max_table = draw.of(&[4_096, 65_536, 0]);
     let most = OWN + 8 * max_table.max(4_096) + 16 * draw.0.len();
@@ -31,7 +31,7 @@ fn blocks(mut draw: Draw<'_>) {
                     assert!(size <= 32 + name.as_str().len() + value.len(), "{name} counts {size}");
                 }
             });
-            // Each takes a byte at the least.
+            // Each field takes at least one byte.
             assert!(fields <= block.len(), "{fields} fields of {} bytes", block.len());
             if decoded.is_err() {
                 return;
@@ -40,7 +40,7 @@ fn blocks(mut draw: Draw<'_>) {
     });
 }
 
-/// What is encoded is decoded to the same, and what is cut off is no block.
+/// Encoded blocks decode to the same fields, and a truncated block is an error.
 fn round_trip(mut draw: Draw<'_>) {
     let mut headers = HeaderMap::new();
     while !draw.is_done() && headers.len() < 100 {

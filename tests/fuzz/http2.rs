@@ -1,8 +1,9 @@
-//! A client of any sort against a connection of the HTTP/2 server: bytes, or frames with fields that can be decoded.
+//! A client of any kind on a connection of the HTTP/2 server: random bytes, or frames with decodable fields.
 //!
-//! The handlers are trivial. Checked: the connection does not panic; it ends when it is told to, and by itself where its client has gone; it
-//! does not spin; a fault of the protocol is told with GOAWAY; no more requests are open than may be, and none is when it has ended; and what
-//! it has allocated is bounded. Not here: what each fault is answered with, see `src/http2/tests` and h2spec.
+//! The handlers are trivial. Checks that the connection does not panic or spin, that it ends when told to and when its
+//! client is gone, and that an error of the protocol is reported with GOAWAY. The number of open requests must stay
+//! within its limit and be zero at the end, and memory is bounded. The exact answer to each error is checked in
+//! `src/http2/tests` and by h2spec.
 
 use std::{
     convert::Infallible,
@@ -38,12 +39,12 @@ const LIMITS: Limits = Limits {
     unanswered: 128 << 10,
     keepalive: Some(Keepalive::DEFAULT),
 };
-/// Bytes that a connection may take at most: what it may keep of requests, twice over for what it allocates ahead, what waits for the
-/// socket, and the bodies of its answers. An input itself is some KiB.
+/// Most memory of a connection: twice what it may keep of requests, because it allocates ahead, plus what waits for the
+/// socket and the bodies of its answers. An input itself has some KiB.
 const MOST: usize = 2 * (LIMITS.unanswered + LIMITS.connection_window as usize) + 6 * Limits::OUTPUT + (256 << 10);
-/// Bytes under way each way.
+/// Bytes under way in each direction.
 const SOCKET: usize = 3_000;
-/// Longer than any patience of the server's. The clock is made up.
+/// Longer than any timeout of the server. The clock is simulated.
 const LONG: Duration = Duration::from_secs(600);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -69,20 +70,20 @@ impl Target {
     }
 }
 
-/// Any bytes, most often behind the preface.
+/// Any bytes, usually after the preface.
 fn raw(draw: &mut Draw<'_>) -> Vec<u8> {
     let preface: &[u8] = if draw.seldom() { &[] } else { PREFACE };
     let settings: &[u8] = if draw.seldom() { &[] } else { &[0, 0, 0, 4, 0, 0, 0, 0, 0] };
     [preface, settings, draw.0].concat()
 }
 
-/// Frames of a client that mostly keeps to the protocol.
+/// Frames of a client that mostly follows the protocol.
 fn frames(draw: &mut Draw<'_>) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     frame(&mut out, 4, 0, 0, &settings(draw));
     let mut next = 1;
     while !draw.is_done() && out.len() < 200_000 {
-        // Mostly one that was opened.
+        // Usually an open stream.
         let stream = if draw.seldom() { draw.number() } else { (u32::from(draw.byte()) * 2 + 1) % next.max(2) };
         match draw.byte() % 16 {
             0..5 => {
@@ -118,7 +119,7 @@ fn settings(draw: &mut Draw<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..draw.byte() % 4 {
         let (id, value) = (draw.of(&[1_u16, 3, 4, 4, 5, 6, 99]), draw.of(&[0, 1, 100, 4_096, 65_535, 16_384, 1 << 24]));
-        // A client that forbids pushes, and frames of a size that may be.
+        // A client that forbids pushes, and allowed frame sizes.
         let value = if id == 5 && !draw.seldom() { 16_384 + value % 1_000_000 } else { value };
         out.extend(id.to_be_bytes());
         out.extend(u32::to_be_bytes(value));
@@ -126,10 +127,10 @@ fn settings(draw: &mut Draw<'_>) -> Vec<u8> {
     out
 }
 
-/// A request, perhaps spread over frames.
+/// A request, possibly split into several frames.
 fn headers(draw: &mut Draw<'_>, out: &mut Vec<u8>, stream: u32) {
     let mut block = vec![0x83, 0x86];
-    // `:path`, literally, kept in the table or not.
+    // A literal `:path`, added to the table or not.
     block.push(draw.of(&[0x04, 0x44]));
     block.extend(string(draw.of(&PATHS).as_bytes()));
     for _ in 0..draw.byte() % 4 {
@@ -151,7 +152,7 @@ fn headers(draw: &mut Draw<'_>, out: &mut Vec<u8>, stream: u32) {
     let flags = |last: bool| if last && ends { 4 } else { 0 };
     let last = chunks.peek().is_none();
     if draw.seldom() {
-        // Padded, and with a priority.
+        // With padding and a priority.
         let payload = [&[2, 0, 0, 0, 0, 16][..], first, &[0, 0]].concat();
         frame(out, 1, end | 0x28 | flags(last), stream, &payload);
     } else {
@@ -189,7 +190,7 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend(payload);
 }
 
-/// What the client does beside sending, by the bits of `terms`.
+/// What the client does besides sending, by the bits of `terms`.
 async fn converse(terms: u8, sent: &[u8]) {
     let (reads, hangs_up, stops) = (terms & 2 == 0, terms & 4 == 0, terms & 8 != 0);
     let (client, io) = tokio::io::duplex(SOCKET);
@@ -224,12 +225,12 @@ async fn converse(terms: u8, sent: &[u8]) {
     };
     let _ = tokio::time::timeout(2 * LONG, conversation).await;
     if !hangs_up || !reads {
-        // It waits for its client to read, or for requests.
+        // The connection waits for its client to read, or for requests.
         abort.cancel();
     }
     let ended = tokio::time::timeout(LONG, task).await.expect("it ends").expect("it does not panic");
     assert_eq!(open.load(Ordering::SeqCst), 0, "requests are left behind");
-    // Each poll has a reason: bytes that came, room for bytes, a handler, a timer.
+    // Each poll has a reason: received bytes, room for bytes, a handler, a timer.
     let polls = polls.load(Ordering::SeqCst);
     assert!(polls < 2_000 + sent.len() + received.len(), "{polls} polls for {} bytes", sent.len());
     if reads {
@@ -237,7 +238,7 @@ async fn converse(terms: u8, sent: &[u8]) {
     }
 }
 
-/// What was received is whole frames, the last of which tells a fault of the protocol.
+/// What was received must be whole frames, and the last one must report an error of the protocol.
 fn told_why(mut received: &[u8], ended: &Result<(), Ended>) {
     let mut last = None;
     while let Some((head, rest)) = received.split_first_chunk::<9>() {
@@ -284,7 +285,7 @@ fn handler(open: Arc<AtomicUsize>) -> impl Fn(Request<Body>) -> BoxFuture<'stati
     }
 }
 
-/// A request whose handler is not done.
+/// A request whose handler has not finished.
 struct Open(Arc<AtomicUsize>);
 
 impl Drop for Open {
@@ -293,7 +294,7 @@ impl Drop for Open {
     }
 }
 
-/// Counts how often the connection is polled.
+/// Counts the polls of the connection.
 struct Counted<F> {
     inner: Pin<Box<F>>,
     polls: Arc<AtomicUsize>,

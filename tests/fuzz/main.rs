@@ -1,11 +1,11 @@
-//! Fuzz targets: what comes over the network, made up, against the parts that read it.
+//! Fuzz targets: generated network input for the parts that parse it.
 //!
-//! A target takes bytes and fails by panicking. Its files in `corpus/` run first, then inputs made from them and from random bytes (`engine`).
-//! `ETCD_RELAY_FUZZ_SECONDS` runs each target for so long, `ETCD_RELAY_TEST_SEED` repeats a run, `ETCD_RELAY_FUZZ_INPUT` runs one file. Not
-//! here: whole schedules of a relay and its cluster, see `tests/relay_sim`. Always holds: targets run one after the other, so that what one
-//! allocates is counted for it alone.
+//! A target takes bytes and fails by panicking. Its files in `corpus/` run first, then inputs made from them and from
+//! random bytes (`engine`). `ETCD_RELAY_FUZZ_SECONDS` runs each target for this time, `ETCD_RELAY_TEST_SEED` repeats a
+//! run, `ETCD_RELAY_FUZZ_INPUT` runs one file. Schedules of a relay and its cluster are in `tests/relay_sim`. Always
+//! holds: targets run one after the other, so memory is counted for one target alone.
 
-#![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test prints what it found and fails by panicking")]
 
 mod draw;
 mod engine;
@@ -16,7 +16,7 @@ mod relay;
 mod requests;
 mod views;
 
-/// Counts what is allocated: a target says how much an input may take at most.
+/// Counts allocations, since a target limits the memory for an input.
 #[global_allocator]
 static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
 

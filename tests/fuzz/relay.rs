@@ -1,7 +1,8 @@
-//! [`Relay`]: a whole relay over the embedded store, with connections in memory, and a client that sends it bytes in gRPC frames.
+//! [`Relay`]: a whole relay over the embedded store with in-memory connections, and a client that sends it bytes in
+//! gRPC frames.
 //!
-//! Wired by the relay's own composition. Not here: what is asked, see the targets. Always holds: the clock is made up, so that no patience is
-//! waited for; a task of the relay that panics fails the target.
+//! The relay's own composition code wires it. Always holds: the clock is simulated, so no test waits for a timeout. A
+//! panic in a task of the relay fails the target.
 
 use std::{
     convert::Infallible,
@@ -33,7 +34,7 @@ use tokio::time::timeout;
 use tonic::{Status, body::Body};
 use tower::{service_fn, util::BoxCloneSyncService};
 
-/// Longer than any patience of the relay's. The clock is made up.
+/// Longer than any timeout of the relay. The clock is simulated.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// See the module.
@@ -41,11 +42,11 @@ pub(crate) struct Relay {
     pub(crate) store: Store,
     phases: Phases,
     requests: SendRequest<Bytes>,
-    /// Ends its connections when it is dropped.
+    /// Closes its connections when it is dropped.
     _server: Server<GrpcPort<Locals>>,
 }
 
-/// Runs `work` with a relay whose store has some keys, and whose calls that it does not answer go to `forward`, if there is one.
+/// Runs `work` with a relay whose store has some keys. Calls that it does not answer go to `forward`, if there is one.
 pub(crate) fn with<W: Future<Output = ()>>(forward: Option<GrpcService>, work: impl FnOnce(Arc<Relay>) -> W) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
@@ -114,22 +115,22 @@ impl Relay {
         Self { store, phases, requests, _server: server }
     }
 
-    /// A call to `path` with these bytes as its body, which ends behind them: its messages, and its end.
+    /// Makes a call to `path` with this body. Returns its messages and its status.
     pub(crate) async fn call(&self, path: &str, body: Bytes) -> (Vec<Bytes>, Status) {
         let (mut send, answer) = self.open(path).await;
-        // Where the relay has refused the call already, it takes no more.
+        // If the relay has already refused the call, it accepts no more data.
         let _ = send.send_data(body, true);
         let (messages, status) = answer.all().await;
         (messages, status.expect("a call that is over ends"))
     }
 
-    /// A request without gRPC: its status, and all of its answer.
+    /// Makes a request without gRPC. Returns its status and its whole answer.
     pub(crate) async fn post(&self, path: &str, body: Bytes) -> (u16, Bytes) {
         let mut requests = self.requests.clone().ready().await.expect("the connection is there");
         let request = Request::builder().method(Method::POST).uri(format!("http://relay{path}"));
         let request = request.body(()).expect("a request");
         let (response, mut send) = requests.send_request(request, false).expect("the connection is there");
-        // Where the relay has refused the request already, it takes no more.
+        // If the relay has already refused the request, it accepts no more data.
         let _ = send.send_data(body, true);
         let (head, mut body) = response.await.expect("an answer").into_parts();
         let mut bytes = BytesMut::new();
@@ -155,11 +156,11 @@ impl Relay {
     }
 }
 
-/// What comes back.
+/// The answer to a call.
 pub(crate) struct Answer(ResponseFuture);
 
 impl Answer {
-    /// All messages until the call ends, or until nothing has come for [`LONG`]: then there is no status.
+    /// All messages until the call ends, or until nothing has arrived for [`LONG`]. In that case there is no status.
     pub(crate) async fn all(self) -> (Vec<Bytes>, Option<Status>) {
         let (mut bytes, mut messages) = (BytesMut::new(), Vec::new());
         let Ok(response) = timeout(LONG, self.0).await else { return (messages, None) };
@@ -188,7 +189,7 @@ impl Answer {
     }
 }
 
-/// A message as gRPC frames it.
+/// A message in gRPC's framing.
 pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat()
 }

@@ -1,7 +1,8 @@
-//! Bytes as requests of etcd's API, through a connection of a whole relay: ranges, watches, and calls that are forwarded.
+//! Sends bytes as requests of etcd's API over a connection of a whole relay: ranges, watches, and forwarded calls.
 //!
-//! Checked: nothing panics; each request is answered or refused; a range is answered as the store itself answers it; what is forwarded is what
-//! came, and has none of the sort options that end a member of etcd 3.5. Not here: what watches deliver, see `tests/relay_sim`.
+//! Checks that nothing panics and that each request is answered or refused. A range must be answered like the store
+//! itself answers it. Forwarded calls must be unchanged, and without the sort options that crash a member of etcd 3.5.
+//! Deliveries of watches are checked in `tests/relay_sim`.
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
@@ -29,7 +30,7 @@ const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
-/// One range request, or bytes in the place of one.
+/// One range request, or bytes instead of one.
 pub(crate) fn range(input: &[u8]) {
     let mut draw = Draw(input);
     let body = match draw.byte() % 8 {
@@ -41,7 +42,7 @@ pub(crate) fn range(input: &[u8]) {
     relay::with(None, |relay| async move {
         let (messages, status) = relay.call(RANGE, body.clone().into()).await;
         assert_eq!(messages.len(), usize::from(status.code() == Code::Ok), "{status}");
-        // What is not exactly one message is for gRPC to judge.
+        // If it is not exactly one message, gRPC decides.
         let Some((prefix, message)) = body.split_first_chunk::<5>() else { return };
         let whole = *prefix == framed(message)[..5];
         let Some(request) = RangeRequest::decode(message).ok().filter(|_| whole) else { return };
@@ -59,8 +60,8 @@ pub(crate) fn range(input: &[u8]) {
     });
 }
 
-/// The messages of one watch stream, and changes between them. The client's half of the stream ends at last, or stays open; etcd goes on
-/// with the watches of one that has ended its half.
+/// The messages of one watch stream, with changes between them. At the end, the client closes its half of the stream or
+/// keeps it open; etcd continues the watches of a half-closed stream.
 pub(crate) fn watch(input: &[u8]) {
     relay::with(None, |relay| async move {
         let mut draw = Draw(input);
@@ -82,7 +83,7 @@ pub(crate) fn watch(input: &[u8]) {
                 _ => framed(&WatchRequest { request_union: Some(draw_watch(&mut draw)) }.encode_to_vec()),
             };
             body.extend_from_slice(&bytes);
-            // Where the relay has ended the call, it takes no more.
+            // If the relay has ended the call, it accepts no more data.
             let _ = send.send_data(bytes.into(), false);
             if draw.flip() {
                 tokio::task::yield_now().await;
@@ -99,14 +100,18 @@ pub(crate) fn watch(input: &[u8]) {
             let id = response.watch_id;
             if response.created {
                 answered += 1;
-                assert!(response.canceled || ids.insert(id), "{id} is given twice");
+                assert!(response.canceled || ids.insert(id), "watch {id} was created twice");
             } else if response.canceled && response.compact_revision == 0 {
-                assert!(ids.remove(&id), "{id} ends, and is not there");
+                assert!(ids.remove(&id), "watch {id} ended but does not exist");
             } else {
-                assert!(id == -1 && response.events.is_empty() || ids.contains(&id), "{id} is told something");
+                assert!(
+                    id == -1 && response.events.is_empty() || ids.contains(&id),
+                    "watch {id} does not exist but \
+                    got a response"
+                );
             }
         }
-        assert!(answered <= wanted, "{answered} creates are answered, of {wanted}");
+        assert!(answered <= wanted, "{answered} of {wanted} creates were answered");
         if all_good {
             assert_eq!(answered, wanted, "each create is answered");
             assert!(status.is_none(), "the stream goes on: {status:?}");
@@ -114,7 +119,8 @@ pub(crate) fn watch(input: &[u8]) {
     });
 }
 
-/// How many watches the messages ask for, up to the first that is none, and whether there is none of those.
+/// The number of watches that the messages request before the first invalid message, and whether all messages are
+/// valid.
 fn creates(mut body: &[u8]) -> (usize, bool) {
     let mut count = 0;
     while let Some((prefix, rest)) = body.split_first_chunk::<5>() {
@@ -130,7 +136,7 @@ fn creates(mut body: &[u8]) -> (usize, bool) {
     (count, body.is_empty())
 }
 
-/// A call that is forwarded if it harms no member.
+/// A call that is forwarded if it does no harm to members.
 pub(crate) fn forwarded(input: &[u8]) {
     let mut draw = Draw(input);
     let path = draw.of(&[TXN, RANGE, "/etcdserverpb.Maintenance/Alarm", "/etcdserverpb.Auth/RoleGrantPermission"]);
@@ -158,7 +164,7 @@ pub(crate) fn forwarded(input: &[u8]) {
         assert!(passed.len() <= 1, "passed {} times", passed.len());
         let Some((_, body)) = passed.first() else { return };
         assert_eq!((*body == sent, status.message()), (true, "passed"));
-        // A member reads the first message, whatever stands behind it.
+        // A member reads only the first message.
         let Some((prefix, rest)) = body.split_first_chunk::<5>() else { return };
         let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
         let Some(message) = rest.get(..len) else { return };
@@ -242,7 +248,7 @@ fn draw_txn(draw: &mut Draw<'_>, depth: usize) -> TxnRequest {
     txn
 }
 
-/// Mostly around the revisions and numbers that there are.
+/// Usually a number close to existing revisions and numbers.
 fn small(draw: &mut Draw<'_>) -> i64 {
     if draw.seldom() {
         return draw.of(&[i64::MAX, i64::MIN, -1, i64::from(i32::MAX), 1 << 40]);
@@ -250,7 +256,7 @@ fn small(draw: &mut Draw<'_>) -> i64 {
     i64::from(draw.byte() % 24)
 }
 
-/// Mostly one that there is.
+/// Usually an existing choice.
 fn choice(draw: &mut Draw<'_>) -> i32 {
     if draw.seldom() { draw.number() as i32 } else { i32::from(draw.byte() % 3) }
 }

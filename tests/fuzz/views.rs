@@ -1,8 +1,8 @@
-//! Bytes as values in the directories that Lainlet's views are made of, beside one that is in order.
+//! Puts bytes as values into the directories of Lainlet's views, beside a valid value.
 //!
-//! Checked: no part of a view panics, also where its engine would go on; each view is made, and is JSON; what is in order is shown all the
-//! same. Not here: what a view shows of a value, see `tests/it/lainlet`. Always holds: the clock is real, since views are made by threads of
-//! their own; an input leaves nothing behind.
+//! Checks that no part of a view panics, even where its engine would recover, that each view is made and is JSON, and
+//! that the valid value is still shown. What a view shows of a value is tested in `tests/it/lainlet`. Always holds: the
+//! clock is real, because threads make the views. An input leaves nothing behind.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -32,7 +32,7 @@ use tokio::runtime::Runtime;
 
 use crate::draw::Draw;
 
-/// How long a view may take.
+/// Timeout for a view.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most values of an input.
 const VALUES: usize = 8;
@@ -57,7 +57,7 @@ const PATHS: [&str; 14] = [
     "/v2/webrouter/webprocs",
 ];
 
-/// What stands in the place of a part of a value.
+/// Replacements for parts of a value.
 const TOKENS: [&[u8]; 14] = [
     b"null",
     b"-1",
@@ -99,7 +99,7 @@ impl Target {
         Self { runtime, store, lainlet, values: fixture(), panics, _phases: phases }
     }
 
-    /// Some values, and then a look at all views.
+    /// Puts some values, and then reads all views.
     pub(crate) fn run(&self, input: &[u8]) {
         let before = self.panics.load(Ordering::SeqCst);
         let mut draw = Draw(input);
@@ -136,7 +136,7 @@ impl Target {
         let selected = match self.lainlet.select(&ask).await {
             Ok(selected) => selected,
             Err(refusal @ etcd_relay::view::Refusal::NotReady(_)) => panic!("{path}: {refusal}"),
-            // It has to be asked for in another way.
+            // This view needs another request.
             Err(_) => return,
         };
         let (at, version) = selected.version().unwrap_or_else(|refusal| panic!("{path}: {refusal}"));
@@ -148,7 +148,7 @@ impl Target {
         }
         assert_eq!(payload.message().len(), payload.message().pieces().iter().map(Bytes::len).sum::<usize>());
         if path == "/v2/procwatcher" {
-            assert!(String::from_utf8_lossy(&json).contains("sane.web.web"), "what is in order is not shown");
+            assert!(String::from_utf8_lossy(&json).contains("sane.web.web"), "the valid value is not shown");
         }
     }
 
@@ -157,7 +157,7 @@ impl Target {
         self.store.put(&put).expect("there is room");
     }
 
-    /// A value of the fixture, changed, or any bytes, at one of its keys.
+    /// A changed value of the fixture, or any bytes, at one of its keys.
     fn draw(&self, draw: &mut Draw<'_>) -> (String, Vec<u8>) {
         let (key, value) = &self.values[usize::from(draw.byte()) % self.values.len()];
         let mut value = value.clone();
@@ -179,7 +179,7 @@ impl Target {
                     value.splice(at..at, std::iter::repeat_n(token, many));
                 }
                 _ => {
-                    // A whole scalar, as far as that can be told from here.
+                    // A whole scalar, as far as its bytes show.
                     let ends = |byte: &u8| b",:{}[]".contains(byte);
                     let from = value[..at].iter().rposition(ends).map_or(0, |found| found + 1);
                     let to = value[at..].iter().position(ends).map_or(value.len(), |found| at + found);

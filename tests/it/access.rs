@@ -1,7 +1,7 @@
-//! Who may see what through the relay, with etcd's authentication on.
+//! Permissions of clients of the relay while etcd's authentication is on.
 //!
-//! Not here: how the relay asks, see `front::access`. One feed covers all keys, so that whatever a client may not see is in the
-//! relay's memory. Always holds: what etcd itself answers to the same client is asked and compared, never assumed.
+//! How the relay asks etcd is in `front::access`. One feed covers all keys, so everything that a client may not see is
+//! in the relay's memory. Always holds: the relay's answers are compared with etcd's own answers to the same client.
 
 mod keys;
 mod revoked;
@@ -26,7 +26,7 @@ use crate::support::{
 };
 use crate::v2::store::{Answer, Store};
 
-/// All that a stream answers to a conversation of creates, each answered before the next.
+/// All answers of a stream to a series of creates, each answered before the next.
 async fn answers(endpoint: &str, token: Option<&str>, creates: &[WatchCreateRequest]) -> Vec<WatchResponse> {
     let metadata: Vec<(&str, &str)> = token.iter().map(|token| ("token", *token)).collect();
     let mut stream = WatchStream::open_with(endpoint, &metadata).await;
@@ -57,13 +57,13 @@ async fn creates_are_answered_as_etcd_answers_that_client() {
         create("/a/", b"/b"),
         create("", b""),
         create("", b"\0"),
-        // Empty ranges: refused for want of permission first.
+        // Empty ranges are refused for lack of permission first.
         create("/b/2", b"/b/1"),
         create("/a/2", b"/a/1"),
-        // The stream goes on.
+        // The stream continues.
         prefix("/a/"),
-        // All keys from one that it may read on. etcd releases before 3.7.1 take that for the one key when they check
-        // permission (GHSA-xg4h-6gfc-h4m8); the relay follows those that do not.
+        // All keys from one that it may read. etcd before 3.7.1 checks permission only for that key
+        // (GHSA-xg4h-6gfc-h4m8); the relay behaves like later releases.
         create("/a/one", b"\0"),
     ];
     for (who, token) in
@@ -89,7 +89,7 @@ async fn nobody_reads_from_memory_what_etcd_would_not_give_them() {
     let users = Users::on(&etcd).await;
     let relay = users.relay(&etcd).await;
     let (root, alice, bob) = (users.token("root").await, users.token("alice").await, users.token("bob").await);
-    // Whoever may read comes first, so that answers are there to be taken.
+    // Users with permission come first, so that their answers are in memory.
     for token in [Some(&root[..]), Some(&bob), Some(&alice), None, Some("no.1"), Some(&bob)] {
         for serializable in [false, true] {
             for (key, range_end) in [("/b/one", bytes("")), ("/b/", prefix_end("/b/")), ("/b/one", bytes("\0"))] {
@@ -128,7 +128,7 @@ async fn over_v2_a_user_may_do_what_etcd_grants_it_and_keys_end_by_the_relays_ow
         assert_eq!((answer.status, answer.index, &answer.body["errorCode"]), (401, 0, &110.into()), "{answer:?}");
     };
     let value = [("value", "1")];
-    // She may not look at `/lain`, nor at its mark.
+    // She may not read `/lain`, nor its mark.
     assert_eq!(carol.put("/lain/app/x/y", &value).await.status, 201);
     assert_eq!(carol.ask("GET", "/lain/app?recursive=true&quorum=true", &[]).await.status, 200);
     assert_eq!(alice.ask("GET", "/a/one", &[]).await.body["node"]["value"], "1");
@@ -163,12 +163,12 @@ async fn over_v2_a_stream_ends_when_its_user_may_not_read_any_more() {
     let doras = tokio::spawn(async move { dora.try_ask("GET", target, &[]).await });
     let erins = tokio::spawn(async move { erin.try_ask("GET", target, &[]).await });
     eventually("both wait", async || (relay.metric("etcd_relay_facade_waits").await == 2.0).then_some(())).await;
-    // Through the relay, which looks again at once.
+    // Through the relay, which checks again at once.
     Users::at(&relay.endpoint()).await.revoke("dora", "writer of /lain/app", &root).await;
     let ended = doras.await.expect("no panic").expect("an end");
-    assert_eq!(ended.status, 200, "it had begun");
-    eventually("one is left", async || (relay.metric("etcd_relay_facade_waits").await == 1.0).then_some(())).await;
-    assert!(!erins.is_finished(), "who may still read goes on");
+    assert_eq!(ended.status, 200, "the wait had begun");
+    eventually("one wait is left", async || (relay.metric("etcd_relay_facade_waits").await == 1.0).then_some(())).await;
+    assert!(!erins.is_finished(), "a client that may still read continues");
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_revoked_role_ends_its_watches_and_no_others() {
     alices.created(prefix("/a/")).await;
     alices.created(prefix("/shared/")).await;
     bobs.created(prefix("/shared/")).await;
-    // Not through the relay: it has to find out.
+    // Not through the relay, which has to find out.
     users.revoke("alice", "shared", &root).await;
     let ended = alices.until(|response| response.canceled).await;
     assert_eq!((ended.watch_id, ended.created, ended.compact_revision), (1, false, 0));
@@ -225,7 +225,7 @@ async fn a_relay_whose_own_token_is_void_logs_in_again_and_goes_on() {
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
     stream.created(prefix("/a/")).await;
     users.change_password("relay", &root).await;
-    // The feed's watch would live on: etcd checks when one begins.
+    // The feed's watch would survive, because etcd checks only when one begins.
     etcd.kill();
     etcd.restart().await;
     let users = Users::at(&etcd.endpoint()).await;
@@ -233,13 +233,13 @@ async fn a_relay_whose_own_token_is_void_logs_in_again_and_goes_on() {
     stream.until_revision(last).await;
     let alice = users.token("alice").await;
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
-    // Older than the feed's history: a fill from etcd, with the relay's new token.
+    // Older than the feed's history: filled from etcd with the relay's new token.
     stream.created(WatchCreateRequest { start_revision: 1, ..prefix("/a/") }).await;
     stream.until_revision(last).await;
 }
 
-/// A token of etcd's names the place in the log at which it was given. A cluster that was restored has not come as far, and lets calls with an
-/// older one's tokens wait until it has, which here it never does.
+/// A token of etcd names the position in the log at which it was issued. A restored cluster has not reached that
+/// position, and delays calls with older tokens until it does, which never happens here.
 #[tokio::test]
 async fn a_relay_does_not_stay_with_its_token_of_the_cluster_before_the_restore() {
     serves_a_restored_cluster(false).await;
@@ -305,14 +305,14 @@ async fn enabling_authentication_through_the_relay_shuts_out_the_nameless_at_onc
     }
     Users::at(&relay.endpoint()).await.enable().await;
     for serializable in [true, false] {
-        let refused = range(&relay.endpoint(), None, read(serializable)).await.expect_err("a name is asked for");
+        let refused = range(&relay.endpoint(), None, read(serializable)).await.expect_err("a user name is required");
         assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "etcdserver: user name is empty"));
     }
     let created = answers(&relay.endpoint(), None, &[prefix("/a/")]).await;
     assert_eq!(created[0].cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
     let ended = stream.until(|response| response.canceled).await;
     assert_eq!(ended.cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
-    // Those with a name are served from the same feed, which the relay keeps with its own.
+    // Users with a name are served from the same feed, which the relay keeps open with its own user.
     let alice = users.token("alice").await;
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
     stream.created(prefix("/a/")).await;
@@ -331,7 +331,7 @@ async fn enabling_authentication_elsewhere_ends_nameless_watches_and_disabling_i
     let ended = stream.until(|response| response.canceled).await;
     assert_eq!(ended.cancel_reason, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty");
     let serializable = RangeRequest { key: bytes("/a/one"), serializable: true, ..Default::default() };
-    let refused = range(&relay.endpoint(), None, serializable).await.expect_err("a name is asked for");
+    let refused = range(&relay.endpoint(), None, serializable).await.expect_err("a user name is required");
     assert_eq!(refused.message(), "etcdserver: user name is empty");
     users.disable(&users.token("root").await).await;
     eventually("the relay learns that authentication is off", async || {
@@ -359,7 +359,7 @@ async fn a_relay_that_could_not_watch_again_is_not_ready_though_its_watch_goes_o
     let feed = relay.state().await["feeds"][0].clone();
     assert_eq!((&feed["state"], &feed["permission"]), (&"live".into(), &"lost".into()), "{feed}");
     assert_eq!(relay.metric("etcd_relay_upstream_reconnects_total").await, 0.0, "by itself");
-    // Who may read goes on to be served from the watch that is there.
+    // A client that may read continues to be served from the existing watch.
     let root = users.token("root").await;
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
     stream.created(prefix("/a/")).await;
@@ -399,7 +399,7 @@ async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
     let users = Users::ready(&etcd).await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
     relay.follows().await;
-    // The feed's watch began before and lives on; what is older than its history is for etcd to give.
+    // The feed's watch began earlier and survives; only what is older than its history must come from etcd.
     users.enable().await;
     let root = users.token("root").await;
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &root)]).await;
@@ -408,7 +408,7 @@ async fn a_watch_that_the_relay_itself_may_not_fill_ends_with_the_reason() {
     assert!(ended.cancel_reason.contains("--upstream-user"), "{ended:?}");
 }
 
-/// Its user needs permission for the prefixes alone.
+/// Its user needs permission for the prefixes only.
 #[tokio::test]
 async fn a_watch_on_what_the_relay_itself_may_not_read_is_refused_and_its_stream_goes_on() {
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
@@ -437,7 +437,7 @@ async fn watches_through_grpc_proxy_start_work_with_authentication_on() {
     stream.until_revision(last).await;
 }
 
-/// Who a client is shows by the name that etcd gave its token to, and by nothing that a client only says.
+/// A connection shows the name for which etcd issued its token, and nothing that a client claims.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_shows_its_user_and_no_secret() {
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
@@ -460,7 +460,7 @@ async fn a_connection_shows_its_user_and_no_secret() {
     assert_eq!(
         shown,
         [&Value::from("alice"), &Value::Null],
-        "a token that came past this relay is not known to it: {state:#}"
+        "the relay cannot know a token that was issued elsewhere: {state:#}"
     );
     for secret in [&through, &elsewhere] {
         assert!(!answer.contains(secret.as_str()), "a token shows");

@@ -1,6 +1,7 @@
-//! `etcd-relay bench` from outside: each load on etcd and on the relay, what it prints, and that a server that misbehaves fails it.
+//! `etcd-relay bench` from outside: each load on etcd and on the relay, its output, and its failure on a server with
+//! wrong answers.
 //!
-//! Not here: each finding by its kind, which stands beside `bench::check`; figures, which no test judges.
+//! Each kind of finding is tested beside `bench::check`; measurements are not tested.
 
 mod liar;
 
@@ -16,7 +17,7 @@ use crate::support::{
     tls::{Authority, flag},
 };
 
-/// A load of a second takes little more; the rest is for busy machines.
+/// A load of one second takes little longer; the rest is for busy machines.
 const SOON: Duration = Duration::from_secs(60);
 
 async fn bench(args: &[&str]) -> (Option<i32>, String, String) {
@@ -28,11 +29,11 @@ async fn bench(args: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
-/// The report of a load in which nothing was wrong.
+/// The report of a load without errors.
 async fn report(args: &[&str]) -> Value {
     let (code, stdout, stderr) = bench(&[args, &["--json"]].concat()).await;
     assert_eq!(code, Some(0), "{args:?}: {stdout}{stderr}");
-    // Where standard error is no terminal there is no bar.
+    // There is no progress bar if standard error is not a terminal.
     assert!(stderr.is_empty(), "{args:?}: {stderr}");
     let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"));
     assert_eq!(report["wrong"]["count"], 0, "{args:?}: {report}");
@@ -77,7 +78,7 @@ async fn watches_get_each_write_whatever_they_are() {
         assert!(plain["processes"]["relay"]["rss_mib"].as_f64().is_some_and(|memory| memory > 1.0), "{plain}");
         assert!(plain["processes"]["bench"]["cpu_us_each"].is_number(), "{plain}");
 
-        // Two streams of 6 watches go through 4 keys: 3 watches of each. 10 transactions of 2 puts are 5 of each.
+        // Two streams of 6 watches cover 4 keys: 3 watches of each. 10 transactions of 2 puts are 5 puts of each key.
         let distinct = report(&[
             "watch",
             "--endpoint",
@@ -180,7 +181,7 @@ async fn views_are_asked_for_and_watched() {
     let watched = report(&watched.concat()).await;
     assert!(count(&watched, "messages") >= 3 && watched["figures"]["delay_99_ms"].is_number(), "{watched}");
     views_over_tls(&etcd).await;
-    // What is not there fails the load.
+    // A missing server fails the load.
     let (code, _, stderr) =
         bench(&["views", "--endpoint", &endpoint, "--path", "/v2/none", "--duration", "100ms"]).await;
     let answered = http::get(relay.http_addr(), "/v2/none").await.expect("an answer").status;
@@ -211,7 +212,7 @@ async fn a_table_is_for_people() {
     let (code, stdout, _) =
         bench(&["watch", "--endpoint", &store.endpoint(), "--connections", "2", "--puts", "10"]).await;
     assert_eq!(code, Some(0), "{stdout}");
-    for shown in ["deliveries ", "delay_99_ms", "process bench", "All was as it should be."] {
+    for shown in ["deliveries ", "delay_99_ms", "process bench", "Every answer was correct."] {
         assert!(stdout.contains(shown), "{shown}: {stdout}");
     }
     let (code, stdout, _) = bench(&["floor", "--connections", "3", "--rate", "100", "--duration", "200ms"]).await;
@@ -261,7 +262,7 @@ async fn a_server_that_misbehaves_fails_the_load() {
     }
 }
 
-/// Keys that those who join list, some to a page, while they change.
+/// Keys that joiners list, some per page, while they change.
 const JOINING: [&str; 14] = [
     "--join",
     "3",
@@ -289,14 +290,14 @@ async fn who_joins_lists_all_and_misses_nothing_after_it() {
             let measured = ["--metrics-url", &metrics, "--metric", "etcd_relay_publish_seconds"];
             let joined = report(&[&own[..], &JOINING, &measured].concat()).await;
             assert_eq!((count(&joined, "joins"), count(&joined, "listed_keys")), (3, 900), "{joined}");
-            // Both who were there and those who came were sent what was written since they were.
+            // Both earlier clients and joiners received everything written since they began.
             let (writes, deliveries) = (count(&joined, "writes"), count(&joined, "deliveries"));
             assert!(2 * writes < deliveries && deliveries < 5 * writes, "{joined}");
             assert!(joined["figures"]["join_99_ms"].is_number(), "{joined}");
             assert!(joined["figures"]["joining_delay_max_ms"].is_number(), "{joined}");
             for part in ["reading", "waiting", "pushing"] {
                 let told = &joined["metrics"]["relay"][format!("etcd_relay_publish_seconds{{part=\"{part}\"}}")];
-                // Where etcd itself is joined, the relay has nothing to do.
+                // If clients join etcd directly, the relay has nothing to do.
                 let is_relay = *endpoint == relay.endpoint();
                 assert_eq!(told["count"].as_f64().is_some_and(|count| count > 0.0), is_relay, "{part}: {joined}");
                 assert_eq!(told["max_at_most_ms"].is_number(), is_relay, "{part}: {joined}");
@@ -318,7 +319,7 @@ async fn a_storm_over_tls_has_its_watches_and_delays_of_the_others_are_told() {
     let storm = ["--rate", "100", "--duration", "300ms", "--storm", "30", "--join-after", "100ms"];
     let came = report(&[&own[..], &storm, &tls].concat()).await;
     assert_eq!(count(&came, "joins"), 30, "{came}");
-    // Those who came watch something that nobody writes.
+    // These clients watch a key that is never written.
     assert_eq!(count(&came, "deliveries"), 2 * count(&came, "writes"), "{came}");
     for figure in ["joining_seconds", "join_max_ms", "joining_delay_99_ms"] {
         assert!(came["figures"][figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {came}");
@@ -328,7 +329,7 @@ async fn a_storm_over_tls_has_its_watches_and_delays_of_the_others_are_told() {
     let bare = report(&[&["handshakes", "--connections", "30"][..], &tls].concat()).await;
     assert_eq!(count(&bare, "joins"), 30, "{bare}");
     assert!(bare["figures"]["joining_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{bare}");
-    // A certificate of somebody else.
+    // A certificate of another authority.
     let strangers = Authority::new("a stranger");
     let stranger = strangers.pair("stranger");
     let tls = [flag("--cacert", &ca.file()), flag("--cert", &stranger.cert), flag("--key", &stranger.key)];

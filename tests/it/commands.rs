@@ -1,6 +1,6 @@
-//! The commands as an operator and a service manager see them: exit codes, lines that are waited for, the end.
+//! The commands from the view of an operator and a service manager: exit codes, expected log lines, shutdown.
 //!
-//! Not here: what each flag does, which stands beside `cli`. No etcd is needed: upstream is the embedded store, or nobody.
+//! The effect of each flag is tested beside `cli`. No etcd is needed: upstream is the embedded store, or missing.
 
 use std::{process::Output, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// An end without clients takes milliseconds; the rest is for busy machines.
+/// A shutdown without clients takes milliseconds; the rest is for busy machines.
 const SOON: Duration = Duration::from_secs(10);
 
 async fn run(args: &[&str]) -> (Option<i32>, String, String) {
@@ -27,7 +27,7 @@ async fn run(args: &[&str]) -> (Option<i32>, String, String) {
 #[tokio::test]
 async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    // Were a port bound first, the error would be about this one.
+    // If a port were bound first, the error would be about it.
     let listen = taken.local_addr().expect("an address").to_string();
     for (args, named) in [
         (&["serve", "--listen-grpc", &listen][..], "--etcd"),
@@ -86,7 +86,7 @@ async fn grpc_proxy_start_says_that_it_started_warns_once_a_flag_and_stops() {
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(matches).count()
     };
     let addr = proxy.grpc_addr().to_owned();
-    // etcd's proxy has its own metrics there.
+    // etcd's proxy serves its own metrics there.
     assert_eq!(http::get(&addr, "/proxy/metrics").await.expect("an answer").status, 200);
     proxy.terminate();
     assert_eq!(proxy.exit_code(SOON).await, 0);
@@ -96,7 +96,7 @@ async fn grpc_proxy_start_says_that_it_started_warns_once_a_flag_and_stops() {
     assert_eq!(lines(&proxy.log(), &|line| line["message"].to_string().contains("advertise")), 0);
 }
 
-/// The lines of its log with this message.
+/// The log lines with this message.
 fn said(relay: &Relay, message: &str) -> Vec<Value> {
     let log = relay.log();
     log.lines()
@@ -114,7 +114,7 @@ async fn the_log_begins_with_what_runs_and_its_numbers_are_numbers() {
     assert!(first["commit"].is_string() && first["prefixes"] == "\"\"" && first["on_demand"] == false, "{first}");
     let snapshot = said(&relay, "Feed has its snapshot");
     assert!(snapshot[0]["revision"].is_i64() && snapshot[0]["keys"].is_u64(), "{snapshot:?}");
-    assert!(!relay.log().contains("fewer connections"), "nobody asked for more: {}", relay.log());
+    assert!(!relay.log().contains("fewer connections"), "more connections were not requested: {}", relay.log());
 }
 
 #[tokio::test]
@@ -174,6 +174,6 @@ async fn it_serves_and_ends_when_nobody_reads_its_log_any_more() {
     let killed = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
     assert!(killed.success());
     let ended =
-        tokio::time::timeout(SOON, relay.wait()).await.expect("it ends although it cannot log").expect("a status");
+        tokio::time::timeout(SOON, relay.wait()).await.expect("it stops although it cannot log").expect("a status");
     assert_eq!(ended.code(), Some(0));
 }

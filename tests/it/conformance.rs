@@ -1,9 +1,9 @@
 //! What a client of etcd may rely on, as one list of cases that each target has to pass.
 //!
-//! Each case is written once, against real etcd first: where etcd itself fails a case, the case is wrong. Cases in `shared`
-//! keep to their own keys and run against one server for all; those in `own` compact, or need settings, or count revisions.
-//! The targets of etcd's later lines are skipped where this machine does not have that etcd.
-//! A test's name tells target and case: `conformance::relay_over_etcd::duplicate_id_is_refused`.
+//! Each case is written once and first tried on a real etcd: if etcd fails a case, the case is wrong. Cases in `shared`
+//! use their own keys on one common server. Those in `own` compact, need settings, or count revisions. Targets of later
+//! etcd lines are skipped if this machine does not have that etcd. The name of a test contains target and case:
+//! `conformance::relay_over_etcd::duplicate_id_is_refused`.
 
 mod catch_up;
 mod compaction;
@@ -16,7 +16,7 @@ mod writes;
 
 use crate::support::target::{Kind, Line, Settings, Target};
 
-/// Expands to all tests of one target.
+/// Expands to all tests of a target.
 macro_rules! target {
     ($target:ident, $kind:expr; shared: $($file:ident::$case:ident),*; own: $($own_file:ident::$own_case:ident $(with $settings:expr)?),*) => {
         mod $target {
@@ -32,7 +32,7 @@ macro_rules! target {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $own_case() {
-                    #[allow(unused_mut, unused_assignments, reason = "only where the case has settings")]
+                    #[allow(unused_mut, unused_assignments, reason = "only used if the case has settings")]
                     let mut settings = Settings::default();
                     $( settings = $settings; )?
                     let Some(target) = Target::start($kind, settings).await else { return };
@@ -118,7 +118,7 @@ macro_rules! targets {
     };
 }
 
-/// Progress is told every 100 ms instead of 10 min.
+/// Progress notifications every 100 ms instead of every 10 min.
 const FAST_PROGRESS: Settings = Settings {
     etcd: &["--experimental-watch-progress-notify-interval=100ms"],
     relay: &["--progress-notify-interval=100ms"],
@@ -136,7 +136,7 @@ targets! {
     relay_over_relay = Kind::RelayOverRelay,
 }
 
-/// Prints the logs of all servers when the test fails; shared ones do not drop with it.
+/// Prints the logs of all servers if the test fails. Shared servers are not dropped with it.
 struct LogsOnPanic<'a>(&'a Target);
 
 impl Drop for LogsOnPanic<'_> {

@@ -1,8 +1,9 @@
-//! One conversation held with etcd and, word for word, with each other target; every answer must be the same.
+//! The same conversation with etcd and with each other target: every answer must be literally the same.
 //!
-//! Both sides are fresh, so revisions agree; only who answers is masked (cluster id, member id, term). Not here: topics on which
-//! etcd's own releases disagree (negative start revisions, progress beside a future watch): `conformance` has those. Always
-//! holds: a step is compared before the next is taken, so a late or surplus answer shows at its step or the one after.
+//! Both sides start empty, so revisions agree; only the identity of the server is masked (cluster id, member id, term).
+//! Topics on which etcd's own releases disagree are in `conformance` (negative start revisions, progress beside a
+//! future watch). Always holds: each step is compared before the next one, so a late or extra answer shows at its step
+//! or the one after.
 
 mod script;
 
@@ -25,10 +26,10 @@ use crate::support::{
     target::{Kind, Line, Settings, Target},
 };
 
-/// How long the sides may differ after a step; etcd itself tells of compactions and replays every 100 ms.
+/// How long the sides may differ after a step. etcd itself reports compactions and replays every 100 ms.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What etcd gives on the streams in the whole conversation, or a little less; a guard against comparing silence with silence.
+/// The approximate number of etcd's responses in the whole conversation, so that silence is not compared with silence.
 const LEAST_RESPONSES: usize = 100;
 
 macro_rules! conversations {
@@ -75,16 +76,16 @@ async fn converse(kind: Kind) {
     let spoken: usize = one.compared.iter().sum();
     assert!(
         spoken >= LEAST_RESPONSES,
-        "etcd gave {spoken} responses only: the conversation is not what it was meant to be"
+        "etcd gave only {spoken} responses, so the conversation did not work as intended"
     );
 }
 
-/// One party that is talked to.
+/// One of the compared servers.
 struct Side {
     endpoint: String,
     kv: Kv,
     streams: Vec<WatchStream>,
-    /// What unary calls answered since the last comparison.
+    /// Answers of unary calls since the last comparison.
     answers: Vec<String>,
     /// How many responses of each stream were compared.
     compared: Vec<usize>,
@@ -161,7 +162,7 @@ impl Side {
         self.answers.push(text);
     }
 
-    /// What came since the last comparison. The order between watches of a stream is etcd's choice, so it is not compared.
+    /// Responses since the last comparison. The order between watches of a stream is etcd's choice and not compared.
     fn news(&self) -> Vec<String> {
         let mut news = self.answers.clone();
         for (index, stream) in self.streams.iter().enumerate() {
@@ -176,7 +177,7 @@ impl Side {
         news
     }
 
-    /// Takes the news as compared.
+    /// Marks the responses as compared.
     fn settle(&mut self) {
         self.answers.clear();
         for (compared, stream) in self.compared.iter_mut().zip(&self.streams) {
@@ -185,7 +186,8 @@ impl Side {
     }
 }
 
-/// What both sides say once neither has said anything new for a moment, or once they still differ after [`SETTLE`].
+/// The responses of both sides, once neither has sent anything new for a moment, or once they still differ after
+/// [`SETTLE`].
 async fn heard(one: &mut Side, other: &mut Side) -> (Vec<String>, Vec<String>) {
     let start = Instant::now();
     loop {
@@ -200,7 +202,7 @@ async fn heard(one: &mut Side, other: &mut Side) -> (Vec<String>, Vec<String>) {
     }
 }
 
-/// Everything that a response says, in one line.
+/// The whole content of a response in one line.
 fn words(mut response: WatchResponse) -> String {
     mask(&mut response.header);
     let WatchResponse { header, watch_id, created, canceled, compact_revision, cancel_reason, fragment, events } =
@@ -229,7 +231,7 @@ fn key_value(kv: &KeyValue) -> String {
     format!("{key:?}={value:?} (created {create_revision}, changed {mod_revision}, version {version}, lease {lease})")
 }
 
-/// Keeps whether each field was filled.
+/// Keeps only whether each field was set.
 fn mask(header: &mut Option<ResponseHeader>) {
     if let Some(header) = header {
         header.cluster_id = header.cluster_id.min(1);

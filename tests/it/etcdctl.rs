@@ -1,7 +1,8 @@
-//! Real `etcdctl`, at etcd and at a relay over another etcd that is told the same: each command must print the same.
+//! Runs the real `etcdctl` at etcd and at a relay over another etcd with the same content: each command must print the
+//! same.
 //!
-//! Not here: what the commands mean. Masked are ids, addresses, times and sizes, and nothing else; see `mask`. Always holds: the
-//! steps of one test run in order on both sides, so that both stores go through the same states.
+//! Only ids, addresses, times and sizes are masked; see `mask`. Always holds: the steps of one test run in order on
+//! both sides, so both stores go through the same states.
 
 mod mask;
 mod run;
@@ -15,7 +16,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// Both sides, each with an etcd of its own.
+/// Both sides, each with its own etcd.
 struct Pair {
     direct: Side,
     relayed: Side,
@@ -25,7 +26,8 @@ struct Pair {
 
 impl Pair {
     async fn new(flags: &[&str]) -> Self {
-        // etcdctl gives up on a login after 2 s, which etcd's usual work on a password can take on a busy machine.
+        // etcdctl gives up a login after 2 s. On a busy machine, etcd's normal hashing of a password can take that
+        // long.
         let cheap = &["--bcrypt-cost=4"];
         let etcds = [Etcd::start_with(cheap).await, Etcd::start_with(cheap).await];
         let command = RelayCommand::serve(&[etcds[1].endpoint()]);
@@ -35,7 +37,7 @@ impl Pair {
         Self { direct, relayed, relay, etcds }
     }
 
-    /// Runs each step on both sides and compares what they print and how they end.
+    /// Runs each step on both sides and compares the output and the exit code.
     async fn compare(&self, steps: Vec<Step>) {
         for step in steps {
             let (expected, told) = tokio::join!(self.direct.run(&step), self.relayed.run(&step));
@@ -139,7 +141,7 @@ async fn watch_with_every_flag() {
     ] {
         steps.push(Step { lines: Some(lines), ..ok(args) });
     }
-    // One watch alone: of two, etcd itself may tell either first.
+    // Only one watch, because with two, etcd may report either first.
     steps.push(Step { lines: Some(6), stdin: Some("watch a --rev=5\n".into()), ..ok("watch -i") });
     steps.push(Step { lines: Some(1), stdin: Some("watch never\nprogress\n".into()), ..ok("watch -i") });
     steps.extend([ok("compaction 6"), fails("watch a --rev=2"), Step { lines: Some(3), ..ok("watch a --rev=6") }]);
@@ -157,7 +159,7 @@ async fn leases() {
         ok("lease grant 60 -w=fields"),
         ok("lease list"),
         ok("lease grant 60"),
-        // The id is drawn by the server, so the steps below take the one of this side's own grant.
+        // The server chooses the id, so the steps below use the id of this side's own grant.
         ok("put a 1 --lease=$LEASE"),
         ok("lease timetolive $LEASE"),
         ok("lease timetolive $LEASE --keys"),
@@ -227,7 +229,7 @@ async fn move_leader() {
     let follower = (leader + 1) % 3;
     let direct = Side::new(&etcd.member_endpoint(follower));
     let id = direct.member_id().await;
-    // move-leader has to reach the leader, which a relay finds among its endpoints only where it is told of that one alone.
+    // move-leader must reach the leader. Through a relay, etcdctl finds it only if the relay has no other endpoint.
     let to_leader = RelayCommand::serve(&[etcd.member_endpoint(leader)]).prefix("").start().await;
     let moved = Side::new(&to_leader.endpoint()).run(&ok(&format!("move-leader {id}"))).await;
     assert!(!moved.failed(), "{moved}");
@@ -236,10 +238,10 @@ async fn move_leader() {
     assert!(!status.failed(), "{status}");
 }
 
-/// Users, roles, and what they may do, with authentication on. The relay has an identity of its own.
+/// Users, roles and their permissions, with authentication on. The relay has its own user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_roles_and_auth() {
-    // The relay has a name before there is any user of it: it needs one as soon as authentication is on.
+    // The relay's user is configured before it exists, because the relay needs it as soon as authentication is on.
     let password = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(password.path(), "secret\n").expect("write");
     let password_flag = format!("--upstream-password-file={}", password.path().display());

@@ -1,7 +1,7 @@
-//! What must hold when something goes wrong: etcd away, history gone, readers that do not read, input that makes no sense.
+//! Behaviour under faults: etcd unavailable, history lost, clients that do not read, invalid input.
 //!
-//! Not here: random schedules over a made-up upstream, see `tests/simulation`. Each test fails when the feature that it names is
-//! taken out. Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` makes them those of a large rack.
+//! Random schedules over a simulated upstream are in `tests/simulation`. Each test fails if its feature is removed.
+//! Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` uses those of a large rack.
 
 mod bad_input;
 mod big_values;
@@ -25,22 +25,23 @@ use crate::support::{
 };
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
-/// Whether the sizes are those of a large rack.
+/// Whether to use the sizes of a large rack.
 fn full_scale() -> bool {
     std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full")
 }
 
-/// The keys of these tests, which are a feed of the relay; [`OUTSIDE`] opens one on demand.
+/// The keys of these tests, which are in a configured feed; [`OUTSIDE`] opens a feed on demand.
 const PREFIX: &str = "/inside/";
 const OUTSIDE: &str = "/outside/";
 
-/// Watches of each kind, each on a connection of its own, and what they asked for.
+/// Watches of each kind, each on its own connection, with their requests.
 struct Audience {
     members: Vec<(WatchCreateRequest, WatchStream)>,
 }
 
 impl Audience {
-    /// At the relay: the prefix from now on, from the past, with previous values, one key, a part of the prefix.
+    /// Watches at the relay: the prefix from now on, from the past, with previous values, one key, a part of the
+    /// prefix.
     async fn gather(endpoint: &str, first_revision: i64) -> Self {
         let requests = [
             client::prefix(PREFIX),
@@ -59,16 +60,16 @@ impl Audience {
         Self { members }
     }
 
-    /// Writes a last revision that each of them sees, waits for it, and judges everything that they were told.
+    /// Writes a last revision that each watch sees, waits for it, and checks everything that they received.
     async fn judge(&mut self, origin: &str) {
         let kv = Kv::connect(origin).await;
-        // One transaction with a key for each watch, so that one revision ends them all.
+        // One transaction with a key for each watch, so that all of them end with one revision.
         let keys = [format!("{PREFIX}07"), format!("{PREFIX}1"), format!("{OUTSIDE}z")];
         let last = kv.txn(keys.iter().map(|key| crate::support::kv::op_put(key, "last")).collect()).await;
         let replay = Replay::read(origin, last).await;
         for (request, stream) in &mut self.members {
             stream.until_revision(last).await;
-            assert!(!stream.has_ended(), "a watch that could go on was ended: {request:?}");
+            assert!(!stream.has_ended(), "a watch that could continue was ended: {request:?}");
             let expected = Expected { complete_to: Some(last), prev_kv_known: true };
             assert_valid(std::slice::from_ref(request), &stream.record(), &replay, expected);
         }

@@ -1,6 +1,6 @@
-//! Several relays beside each other: how clients find them, and stay with them.
+//! Several relays: how clients find them and stay with them.
 //!
-//! Not here: what one of them serves. Always holds: what is written in etcd is read from etcd.
+//! Always holds: what is written in etcd is read from etcd.
 
 mod keepalives;
 mod leaving;
@@ -26,7 +26,7 @@ use crate::support::{
 
 const RELAYS: &str = "/relays";
 
-/// A relay that names itself, and the URL that it names.
+/// A relay that advertises itself, and its URL.
 async fn advertising(etcd: &Etcd, args: &[&str]) -> (Relay, String) {
     let addr = format!("127.0.0.1:{}", free_port());
     let url = format!("http://{addr}");
@@ -37,12 +37,12 @@ async fn advertising(etcd: &Etcd, args: &[&str]) -> (Relay, String) {
     (command.arg(&format!("--advertise-client-url={url}")).start().await, url)
 }
 
-/// Where a client goes that asks this one for the members.
+/// The addresses that a client gets when it asks for the members.
 async fn members(endpoint: &str) -> Vec<String> {
     let request = MemberListRequest { linearizable: true };
     let list = ClusterClient::new(kv::channel(endpoint).await).member_list(request).await.expect("a list").into_inner();
     assert_ne!(list.header.expect("a header").cluster_id, 0);
-    // As Go's client: members without a name have not begun to serve.
+    // Like Go's client: members without a name have not started to serve.
     assert!(list.members.iter().all(|member| !member.name.is_empty() && !member.is_learner));
     let mut urls: Vec<String> = list.members.into_iter().flat_map(|member| member.client_ur_ls).collect();
     urls.sort();
@@ -84,13 +84,13 @@ async fn relays_register_themselves_and_each_names_all_of_them() {
     for relay in [&first, &second] {
         eventually("both are named", async || (members(&relay.endpoint()).await == both).then_some(())).await;
     }
-    // Someone takes the leases away: they register anew.
+    // The leases are revoked, so the relays register again.
     let mut leases = LeaseClient::new(kv::channel(&etcd.endpoint()).await);
     for lease in leases.lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner().leases {
         leases.lease_revoke(LeaseRevokeRequest { id: lease.id }).await.expect("revoked");
     }
     eventually("both are registered again", async || (registered(&etcd).await.len() == 2).then_some(())).await;
-    // One that vanishes is named until its lease ends, and not longer.
+    // A relay that was killed is listed until its lease ends, and not longer.
     first.kill();
     eventually("the other one is named alone", async || {
         (members(&second.endpoint()).await == std::slice::from_ref(&second_url)).then_some(())
@@ -98,7 +98,7 @@ async fn relays_register_themselves_and_each_names_all_of_them() {
     .await;
     assert_eq!(registered(&etcd).await, [format!("{RELAYS}/{second_url}")]);
     assert!((second.metric("etcd_relay_registered").await - 1.0).abs() < f64::EPSILON);
-    // One that ends in order takes its key with it.
+    // A relay that stops in order removes its key.
     second.terminate();
     assert_eq!(second.exit_code(Duration::from_secs(20)).await, 0);
     assert!(registered(&etcd).await.is_empty());

@@ -1,7 +1,8 @@
-//! The JSON gateway, compared with that of an etcd 3.5: status, heads and bodies, byte for byte.
+//! Compares the JSON gateway with that of an etcd 3.5: status, heads and bodies, byte for byte.
 //!
-//! Both sides are fresh, so revisions agree; only what names a cluster is masked. Not here: single values and errors, which unit tests have
-//! beside the code. Always holds: a request is put to both before the next one, as each may change what the next ones find.
+//! Both sides start empty, so revisions agree; only what identifies a cluster is masked. Single values and errors have
+//! unit tests beside the code. Always holds: a request is sent to both before the next one, because each may change the
+//! results of later ones.
 
 mod client;
 mod script;
@@ -27,14 +28,14 @@ use crate::{
     },
 };
 
-/// Changes that a client misses which does not read.
+/// Changes that a client misses because it does not read.
 const PUTS: i64 = 30;
 
-/// Puts each to both, and collects what differs.
+/// Sends each request to both and collects the differences.
 async fn compare(asks: &[Ask], etcd: &str, relay: &str, version: Version, same: impl Fn(&Told, &Told) -> bool) {
     let mut differences = Vec::new();
     for ask in asks {
-        // etcd serves HTTP/2 without gRPC over TLS alone.
+        // etcd serves HTTP/2 without gRPC only over TLS.
         let want = ask.put(etcd, Version::HTTP_11).await;
         let got = ask.put(relay, version).await;
         if !same(&got, &want) {
@@ -52,7 +53,7 @@ fn equal(got: &Told, want: &Told) -> bool {
     mask(got) == mask(want)
 }
 
-/// An etcd 3.5 with the gateway that etcd itself releases it with: Debian builds its own with that of etcd 3.6.
+/// An etcd 3.5 with the gateway of etcd's own release. Debian builds its packages with the gateway of etcd 3.6.
 async fn as_released(flags: &[&str]) -> Option<Etcd> {
     Etcd::of_version("3.5.35", flags, Http::Shared).await
 }
@@ -81,7 +82,7 @@ async fn each_answer_is_the_same_over_http2() {
     compare(&script(), &reference.addr(), relay.grpc_addr(), Version::HTTP_2, equal).await;
 }
 
-/// etcd 3.6 has another gateway, with other words for what is wrong with a request. What is right with it is answered alike.
+/// etcd 3.6 has another gateway with other texts for invalid requests. Valid requests get the same answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_well_answered_is_the_same_json_as_that_of_etcd_36() {
     let Some(reference) = Etcd::of_version("3.6.16", &[], Http::Shared).await else { return };
@@ -93,18 +94,18 @@ async fn what_is_well_answered_is_the_same_json_as_that_of_etcd_36() {
         values.map(without_revisions).collect()
     };
     let alike = |got: &Told, want: &Told| {
-        // What only one of both takes for a request.
+        // Requests that only one of them accepts.
         want.status != 200 || got.status != 200 || value(got) == value(want)
     };
     let asks: Vec<Ask> = script()
         .into_iter()
-        // etcd 3.6 never answers a watch that it cannot read.
+        // etcd 3.6 never answers an invalid watch.
         .filter(|ask| ask.lines.is_none() && ask.body.len() < 1000 && ask.path != "/v3/watch")
         .collect();
     compare(&asks, &reference.addr(), relay.grpc_addr(), Version::HTTP_11, alike).await;
 }
 
-/// A write that one of both refuses moves the revisions of all that come later.
+/// A write that only one of them refuses shifts all later revisions.
 fn without_revisions(mut value: serde_json::Value) -> serde_json::Value {
     match &mut value {
         serde_json::Value::Object(fields) => {
@@ -176,7 +177,7 @@ async fn a_watch_over_http_goes_on_and_a_client_that_does_not_read_holds_up_nobo
     let etcd = Etcd::start().await;
     let relay = relay_over(&etcd).await;
     let kv = Kv::connect(&etcd.endpoint()).await;
-    // It never reads more than its answer's head.
+    // It never reads more than the head of its answer.
     let stream = TcpStream::connect(relay.grpc_addr()).await.expect("connected");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
     tokio::spawn(connection);
@@ -188,7 +189,7 @@ async fn a_watch_over_http_goes_on_and_a_client_that_does_not_read_holds_up_nobo
     let addr = relay.grpc_addr().to_owned();
     let reading = tokio::spawn(async move { reading.put(&addr, Version::HTTP_11).await });
     eventually("both watch", async || (relay.metric_of("etcd_relay_watches", "").await >= 2.0).then_some(())).await;
-    // More than any buffer between the relay and the client that does not read.
+    // More than all buffers between the relay and the client that does not read.
     for number in 0..PUTS {
         kv.put(format!("key {number}"), vec![b'x'; 400 << 10]).await;
     }
@@ -199,7 +200,7 @@ async fn a_watch_over_http_goes_on_and_a_client_that_does_not_read_holds_up_nobo
     let revisions: Vec<_> = events.map(|event| event["kv"]["mod_revision"].clone()).collect();
     let wanted: Vec<_> = (2..2 + PUTS).map(|revision: i64| serde_json::json!(revision.to_string())).collect();
     assert_eq!(revisions, wanted, "each event once, in order");
-    // And then it reads all the same.
+    // It gets everything when it reads.
     let mut body = stalled.into_body();
     let mut read = Vec::new();
     while read.iter().filter(|byte| **byte == b'\n').count() < 2 {

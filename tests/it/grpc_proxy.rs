@@ -1,7 +1,7 @@
-//! `etcd-relay grpc-proxy start`, in the place of `etcd grpc-proxy start`.
+//! `etcd-relay grpc-proxy start` as a replacement of `etcd grpc-proxy start`.
 //!
-//! Not here: each flag by itself, which stands beside the command line. Here is that the process serves what etcd's does, and
-//! what etcd's does not.
+//! Each flag is tested beside the command line. These tests check that the process serves what etcd's proxy serves, and
+//! what it does not.
 
 use std::{process::Stdio, time::Duration};
 
@@ -23,7 +23,7 @@ async fn serves_under_the_flags_of_etcds_proxy() {
     let command =
         RelayCommand::grpc_proxy(&[etcd.endpoint()]).arg("--advertise-client-url=").arg("--max-send-bytes=1048576");
     let mut relay = command.start().await;
-    // After the addresses.
+    // Logged after the addresses.
     eventually("the words that scripts wait for are said", async || {
         relay.log().contains("started gRPC proxy").then_some(())
     })
@@ -46,7 +46,7 @@ async fn serves_under_the_flags_of_etcds_proxy() {
     let expected = Expected { complete_to: Some(last), prev_kv_known: true };
     assert_valid(&[request], &late.record(), &replay, expected);
     assert_valid(&[client::key("foo")], &live.record(), &replay, expected);
-    // As on etcd's proxy, the one address has metrics and health as well.
+    // As in etcd's proxy, the same address has metrics and health as well.
     assert!(http::get(relay.grpc_addr(), "/health").await.expect("health").body.contains("\"health\":\"true\""));
     assert!(http::get(relay.grpc_addr(), "/metrics").await.expect("metrics").body.contains("etcd_relay_"));
     relay.terminate();
@@ -69,7 +69,7 @@ async fn a_flag_that_cannot_be_kept_is_refused_by_name() {
     }
 }
 
-/// Without `--prefix`, as etcd's own flags know none, each range opens a feed.
+/// Without `--prefix`, which etcd's proxy does not have, each range opens a feed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_of_one_range_share_one_at_etcd() {
     let etcd = Etcd::start().await;
@@ -87,7 +87,8 @@ async fn watches_of_one_range_share_one_at_etcd() {
     }
 }
 
-/// The relay is given one member. It learns of the others, goes on without the first, and follows those that come and go.
+/// The relay is given one member. It learns of the others, continues without the first, and follows changes of the
+/// membership.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_members_are_those_that_the_cluster_names() {
     let mut etcd = Etcd::cluster_of_three().await;

@@ -1,6 +1,6 @@
-//! A port against h2spec, which holds servers to the RFCs of HTTP/2 and HPACK, clause by clause.
+//! Runs h2spec against a port. It checks a server against the RFCs of HTTP/2 and HPACK, clause by clause.
 //!
-//! Not here: what the relay answers. Where h2spec cannot be had (`scripts/h2spec`), the test says so and passes.
+//! Without h2spec (`scripts/h2spec`), the test says so and passes.
 
 use std::{convert::Infallible, net::SocketAddr, process::Command, sync::Arc};
 
@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use tokio_util::sync::CancellationToken;
 
-/// Where the port does otherwise, or may, with the reason. `*` stands for any.
+/// Where the port differs, or may differ, with the reason. `*` stands for any text.
 const DEVIATIONS: &[(&str, &str, &str)] = &[
     (
         "http2/3.5",
@@ -32,7 +32,7 @@ async fn a_port_keeps_to_the_rfcs_of_http2() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/h2spec");
     let found = Command::new(script).output().expect("the script runs");
     if !found.status.success() {
-        eprintln!("h2spec is left out: {}", String::from_utf8_lossy(&found.stderr));
+        eprintln!("h2spec is skipped: {}", String::from_utf8_lossy(&found.stderr));
         return;
     }
     let h2spec = String::from_utf8(found.stdout).expect("a path");
@@ -43,7 +43,7 @@ async fn a_port_keeps_to_the_rfcs_of_http2() {
     let port = bound.addr().port().to_string();
     let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
     let service = service_fn(|request: Request<RequestBody>| async move {
-        // As a call does: the whole request first.
+        // Like a call: the whole request is read first.
         let read = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(format!("{read} bytes")))))
     });

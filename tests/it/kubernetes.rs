@@ -1,15 +1,17 @@
 //! Kubernetes' own tests of its storage layer, with a relay between it and etcd.
 //!
-//! They are the packages `storage/etcd3` and `storage/cacher` of k8s.io/apiserver, which an API server reads and writes all objects through.
-//! `scripts/kubernetes` builds them, and `tests/kubernetes/testserver.go` starts an etcd and a relay for each of their tests. Here is who runs them.
-//! `make kubernetes` builds and runs all of them; `make test` runs a part of them, where they are built already. None may fail.
+//! These are the packages `storage/etcd3` and `storage/cacher` of k8s.io/apiserver, through which an API server reads
+//! and writes all objects. `scripts/kubernetes` builds them, and `tests/kubernetes/testserver.go` starts an etcd and a
+//! relay for each test. `make kubernetes` builds and runs all of them; `make test` runs a part of them if they are
+//! already built. None may fail.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// Tests that `make test` runs: watches, compaction, and lists that are streamed, paged, of the past and from the watch cache.
+/// The tests that `make test` runs: watches, compaction, and lists that are streamed, paged, of the past and from the
+/// watch cache.
 const PART: [(&str, &str); 2] = [
     (
         "etcd3",
@@ -17,9 +19,10 @@ const PART: [(&str, &str); 2] = [
     ),
     ("cacher", "^(TestLists|TestConsistencyCheckerDigestMatches|TestBookmarksOnResourceVersionUpdates)$"),
 ];
-/// Some of them count on a machine that is quick, such as for what must happen within 100 ms. A fault shows each time.
+/// Some tests need a fast machine, for example for something that must happen within 100 ms. A real fault shows every
+/// time.
 const ATTEMPTS: usize = 3;
-/// All of them.
+/// All tests.
 const ALL: [(&str, &str); 2] = [("etcd3", "^Test"), ("cacher", "^Test")];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +47,7 @@ async fn the_storage_layer_of_an_api_server_passes_its_tests_on_a_relay() {
     futures_util::future::join_all(runs).await;
 }
 
-/// The folder with the tests. `None`, with the reason printed, where they are not built, or cannot be.
+/// The folder with the tests; `None`, with the reason printed, if they are not built or cannot be built.
 fn built(build: bool) -> Option<PathBuf> {
     let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kubernetes"));
     if !build {
@@ -58,11 +61,11 @@ fn built(build: bool) -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8(found.stdout).expect("a path").trim()))
 }
 
-/// What tests said.
+/// The results of tests.
 struct Tests {
     passed: usize,
     skipped: usize,
-    /// Their names, without those of parts of a test.
+    /// Their names, without subtests.
     failed: Vec<String>,
     output: String,
 }

@@ -1,10 +1,10 @@
-//! Lainlet's HTTP and gRPC views, asked of the real program over a real etcd, as LAIN's components ask them.
+//! Lainlet's HTTP and gRPC views in the real program over a real etcd, used like LAIN's components use them.
 //!
-//! `answers` compares with what the original answered, `streams` feeds it changes one by one, `access` asks as different addresses,
-//! `broken` damages the data and the way to it, `startup` asks before there is anything to answer with, `grpc` asks over gRPC, `http`
-//! looks at the wire of HTTP. Here is what they share:
-//! [`Lain`], a relay over a cluster's data, and in `client`, `sse` and `data` what speaks to it. Not here: tests of single views,
-//! which stand beside the code. Pods have addresses in 127.0.0.0/8, so that one host can ask as each of them.
+//! `answers` compares with the answers of the original, `streams` makes changes one by one, `access` uses different
+//! addresses, `broken` damages the data and the connection to it, `startup` sends requests before there is data, `grpc`
+//! uses gRPC, and `http` checks the wire format of HTTP. They share [`Lain`], a relay over a cluster's data, and the
+//! helpers in `client`, `sse` and `data`. Tests of single views are beside the code. Pods have addresses in
+//! 127.0.0.0/8, so that one host can act as each of them.
 
 mod access;
 mod answers;
@@ -36,27 +36,27 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// The address that the relay takes for its own node's, and that node's name, as the original was told for its answers.
+/// The address and name of the relay's own node, as for the recorded answers of the original.
 const NODE: [&str; 2] = ["--node-ip=192.168.77.21", "--node-name=node1"];
 
-/// A relay over LAIN's keys, and a way to change them.
+/// A relay over LAIN's keys, with a way to change them.
 #[derive(Debug)]
 struct Lain {
-    /// The program under test. First, so that it ends before its etcd.
+    /// The program under test. It is the first field, so that it stops before its etcd.
     relay: Relay,
-    /// Writes to etcd past the relay; with the embedded store, through it.
+    /// Writes to etcd directly; with the embedded store, through the relay.
     kv: Kv,
-    /// None with the embedded store.
+    /// `None` with the embedded store.
     etcd: Option<Etcd>,
 }
 
 impl Lain {
-    /// `serve` over a new etcd that holds these keys, with [`NODE`].
+    /// Starts `serve` over a new etcd that has these keys, with [`NODE`].
     async fn over_etcd(entries: &[Entry]) -> Self {
         Self::over_etcd_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
     }
 
-    /// The same, with other arguments instead of [`NODE`].
+    /// The same with other arguments than [`NODE`].
     async fn over_etcd_with(entries: &[Entry], arguments: impl FnOnce(RelayCommand) -> RelayCommand) -> Self {
         let etcd = Etcd::start().await;
         let kv = Kv::connect(&etcd.endpoint()).await;
@@ -65,12 +65,12 @@ impl Lain {
         Self { relay, kv, etcd: Some(etcd) }
     }
 
-    /// [`Self::over_etcd`], with a gate between the two.
+    /// Like [`Self::over_etcd`], with a gate between the two.
     async fn through_a_gate(entries: &[Entry]) -> (Self, Gate) {
         Self::through_a_gate_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
     }
 
-    /// The same, with other arguments instead of [`NODE`].
+    /// The same with other arguments than [`NODE`].
     async fn through_a_gate_with(
         entries: &[Entry],
         arguments: impl FnOnce(RelayCommand) -> RelayCommand,
@@ -83,12 +83,12 @@ impl Lain {
         (Self { relay, kv, etcd: Some(etcd) }, gate)
     }
 
-    /// `demo` with these keys alone in its store, with [`NODE`]: starts faster, where etcd is not the point.
+    /// Starts `demo` with only these keys in its store, with [`NODE`]. It starts faster, for tests that need no etcd.
     async fn embedded(entries: &[Entry]) -> Self {
         Self::embedded_with(entries, |command| command.arg(NODE[0]).arg(NODE[1])).await
     }
 
-    /// The same, with other arguments instead of [`NODE`].
+    /// The same with other arguments than [`NODE`].
     async fn embedded_with(entries: &[Entry], arguments: impl FnOnce(RelayCommand) -> RelayCommand) -> Self {
         let relay = arguments(RelayCommand::demo()).start().await;
         let kv = Kv::connect(&relay.endpoint()).await;
@@ -124,40 +124,40 @@ impl Lain {
         self.local().watch(uri).await
     }
 
-    /// Makes a change; its revision.
+    /// Makes a change. Returns its revision.
     async fn apply(&self, change: &Change) -> i64 {
         data::apply(&self.kv, change).await
     }
 
-    /// Makes a change, and waits until the views show it.
+    /// Makes a change and waits until the views show it.
     async fn apply_and_reach(&self, change: &Change) -> i64 {
         let revision = self.apply(change).await;
         self.reached(revision).await;
         revision
     }
 
-    /// Puts, and waits until the views show it.
+    /// Puts a key and waits until the views show it.
     async fn put(&self, key: &str, value: impl AsRef<[u8]>) -> i64 {
         let revision = self.kv.put(key, value).await;
         self.reached(revision).await;
         revision
     }
 
-    /// Deletes, and waits until the views show it.
+    /// Deletes a key and waits until the views show it.
     async fn delete(&self, key: &str) -> i64 {
         let revision = self.kv.delete(key).await;
         self.reached(revision).await;
         revision
     }
 
-    /// Waits until each of the four sources has reached `revision`, asked of one view of each.
+    /// Waits until each of the four directories has reached `revision`, checked by one view of each.
     async fn reached(&self, revision: i64) {
         for uri in ["/v2/configwatcher", "/v2/streamrouter/ports", "/v2/depends", "/v2/nodes"] {
             self.reached_by(uri, revision).await;
         }
     }
 
-    /// Waits until the view has reached `revision`; its answer then, an error of the view included.
+    /// Waits until the view has reached `revision`. Returns its answer then, which may be an error of the view.
     async fn reached_by(&self, uri: &str, revision: i64) -> Answer {
         let uri = client::with(uri, &format!("min_revision={revision}"));
         eventually(&format!("GET {uri} is answered"), async || {

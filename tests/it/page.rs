@@ -1,8 +1,9 @@
-//! The page at `/`, in a real browser: what it shows, that it changes, and that nothing that others chose can do anything in it.
+//! The page at `/` in a real browser: what it shows, that it updates, and that data from others cannot do anything in
+//! it.
 //!
-//! Not here: what `/debug/state` tells, see `state`; the headers of its files, see `front::http::page`. Each test is skipped, with a word about it, where
-//! there is no Chromium. Always holds: a test fails where a script throws, where the page's policy had to stop something, or where the browser asked
-//! anything of another address than the relay.
+//! The content of `/debug/state` is tested in `state`, the headers of the page's files in `front::http::page`. Without
+//! Chromium each test is skipped with a message. Always holds: a test fails if a script throws, if the page's policy
+//! had to stop something, or if the browser sent a request to any other address than the relay.
 
 use std::{convert::Infallible, path::Path};
 
@@ -26,7 +27,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// Would run a script wherever it came in as anything but text.
+/// Would run a script if it entered the page as anything but text.
 const HOSTILE: &str = "</pre></script><script>window.harmed=1</script><img src=x onerror=\"window.harmed=2\"><a href=javascript:window.harmed=3>";
 
 async fn open(browser: &mut Browser, relay: &Relay, part: &str) {
@@ -34,7 +35,7 @@ async fn open(browser: &mut Browser, relay: &Relay, part: &str) {
     browser.until_text("#link", "live").await;
 }
 
-/// Fails if the page was anything but quiet and at home.
+/// Fails if the page caused errors or requests to other addresses.
 async fn assert_at_peace(browser: &mut Browser, relay: &Relay) {
     let complaints = browser.complaints().await;
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
@@ -61,7 +62,7 @@ async fn the_overview_shows_the_cluster_and_changes_with_it() {
     browser.until_text("#ready", "ready").await;
     browser.until_text("#tiles", &first.to_string()).await;
     let id = relay.state().await["cluster"]["id"].as_str().expect("a cluster").to_owned();
-    for shown in [&*id, &*etcd.endpoint(), "1 key", "every feed has what etcd has"] {
+    for shown in [&*id, &*etcd.endpoint(), "1 key", "every feed is up to date"] {
         browser.until_text("#tiles", shown).await;
     }
     browser.until_text("#members", "healthy").await;
@@ -69,7 +70,7 @@ async fn the_overview_shows_the_cluster_and_changes_with_it() {
     for shown in ["[\"/a/\", \"/a0\")", "[\"/b/\", \"/b0\")", "live", &*etcd.endpoint(), "none"] {
         browser.until_text("#feeds", shown).await;
     }
-    // The page was loaded once: what changes, changes in it.
+    // The page is loaded once; all changes happen in it.
     browser.value("window.same = true").await;
     let mut last = first;
     for round in 0..50 {
@@ -105,7 +106,7 @@ async fn connections_show_who_watches_what_and_who_is_behind() {
     browser.until_text("#connections", "\"/a/two\"").await;
     browser.until_text("#connections", "tonic/").await;
     browser.until_text("#connections", "/debug/state?watch=").await;
-    // What is sought is sought by the relay.
+    // The relay does the search.
     browser.type_into("#find", "/a/two").await;
     browser.until("document.querySelector('#connections').innerText.includes('/a/two') && !document.querySelector('#connections').innerText.includes('/a/one')").await;
     // A client that does not read falls behind.
@@ -129,7 +130,7 @@ async fn connections_show_who_watches_what_and_who_is_behind() {
     streams[0].resume();
     let last = kv.put("/a/one", "end").await;
     streams[0].until_revision(last).await;
-    browser.until_text("#behind-empty", "every watch has what its feed has").await;
+    browser.until_text("#behind-empty", "every watch has received everything").await;
     assert_at_peace(&mut browser, &relay).await;
 }
 
@@ -152,7 +153,7 @@ async fn keys_are_shown_with_their_values_as_they_change() {
     kv.put("/app/b", "another").await;
     browser.until_text("#keys", "{\"new\":[\"value\"]}").await;
     browser.until_text("#keys", "another").await;
-    // One key as a whole, by the keyboard, and as it changes.
+    // Opens a key by the keyboard, and follows its changes.
     browser.value("document.querySelector('#keys button').focus()").await;
     browser.press("Enter", 13, "\r").await;
     browser.until_text("#key-value", "\"value\"").await;
@@ -164,7 +165,7 @@ async fn keys_are_shown_with_their_values_as_they_change() {
     browser.until("!document.querySelector('#keys').innerText.includes('/app/a')").await;
     browser.press("Escape", 27, "").await;
     browser.until("document.querySelector('#key').hidden").await;
-    // Pages: the second has what the first has not, and follows only that.
+    // Pages: the second has the remaining keys, and follows only those.
     browser.value("location.hash = '#keys=%2Fmany%2F'").await;
     browser.until_text("#keys", "/many/099").await;
     assert!(!browser.text("#keys").await.contains("/many/100"));
@@ -188,14 +189,14 @@ async fn what_others_choose_is_shown_as_text() {
     kv.put("/lain/config/hostile", HOSTILE).await;
     let mut stream = WatchStream::open(&relay.endpoint()).await;
     stream.created(client::key(format!("/h/{HOSTILE}"))).await;
-    // A stream of events keeps its connection, whose client calls itself what it likes.
+    // A stream of events keeps its connection. Its client can use any name.
     let mut agent = TcpStream::connect(relay.http_addr()).await.expect("connected");
     let request = format!("GET /debug/state?watch=5s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {HOSTILE}\r\n\r\n");
     agent.write_all(request.as_bytes()).await.expect("a request");
     assert!(agent.read(&mut [0; 64]).await.expect("an answer") > 0);
 
     open(&mut browser, &relay, "connections").await;
-    // Keys and agents are shown escaped, and cut.
+    // Keys and agents are shown escaped and cut.
     browser.until_text("#connections", "<script>window.harmed=1</script>").await;
     browser.until("[...document.querySelectorAll('#connections .second')].some(agent => agent.textContent.startsWith('</pre></script><script>'))").await;
     browser.type_into("#find", "<script>").await;
@@ -212,11 +213,11 @@ async fn what_others_choose_is_shown_as_text() {
     assert_unharmed(&mut browser).await;
     assert_at_peace(&mut browser, &relay).await;
 
-    // The words of an upstream that is not to be trusted.
+    // Texts from an untrusted upstream.
     let upstream = hostile_upstream().await;
     let relay = RelayCommand::serve(&[upstream]).prefix("/a/").unready().start().await;
     open(&mut browser, &relay, "overview").await;
-    browser.until_text("#feeds", "lasts").await;
+    browser.until_text("#feeds", "ongoing").await;
     browser.value("document.querySelector('#feeds details').open = true").await;
     browser.until_text("#feeds", "<script>window.harmed=1</script>").await;
     browser.until_text("#notice", "<script>window.harmed=1</script>").await;
@@ -231,7 +232,7 @@ async fn assert_unharmed(browser: &mut Browser) {
     assert_eq!(browser.value(foreign).await, 0);
 }
 
-/// Answers every call with an error that has [`HOSTILE`] in it.
+/// Answers every call with an error that contains [`HOSTILE`].
 async fn hostile_upstream() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let addr = listener.local_addr().expect("an address");
@@ -263,7 +264,7 @@ async fn a_page_that_nobody_sees_costs_nothing_and_one_that_lost_its_relay_comes
     eventually("the stream is closed", async || (state_streams(&relay).await == 0).then_some(())).await;
     hide(&mut browser, false).await;
     browser.until_text("#link", "live").await;
-    // Another part follows another part of the state: one stream at a time.
+    // Another part follows another part of the state, with one stream at a time.
     browser.value("location.hash = '#connections'").await;
     browser.until_text("#connections", "connections=50").await;
     eventually("one stream is left", async || (state_streams(&relay).await == 1).then_some(())).await;
@@ -272,7 +273,7 @@ async fn a_page_that_nobody_sees_costs_nothing_and_one_that_lost_its_relay_comes
     let addr = relay.http_addr().to_owned();
     relay.kill();
     browser.until_text("#link", "disconnected").await;
-    browser.until_text("#notice", "Trying again").await;
+    browser.until_text("#notice", "Retrying").await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").listen_http(&addr).start().await;
     browser.until_text("#link", "live").await;
     browser.until("document.querySelector('#notice').hidden").await;
@@ -287,7 +288,7 @@ async fn hide(browser: &mut Browser, hidden: bool) {
     browser.value(&expression).await;
 }
 
-/// Open streams of the state. Those of the page have their connections for themselves.
+/// Open streams of the state. Those of the page have connections of their own.
 async fn state_streams(relay: &Relay) -> usize {
     let state = relay.state().await;
     let connections = state["connections"].as_array().expect("a list");
@@ -304,7 +305,7 @@ async fn whoever_may_not_look_is_told_who_may() {
     browser.until_text("#notice", "--debug-from nobody").await;
 }
 
-/// On a phone nothing has to be moved sideways. With `ETCD_RELAY_SCREENSHOTS=FOLDER` it leaves its pictures there.
+/// On a phone nothing needs sideways scrolling. With `ETCD_RELAY_SCREENSHOTS=FOLDER`, it saves pictures there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_fits_a_phone_and_a_large_screen() {
     let Some(mut browser) = Browser::start().await else { return };
@@ -370,7 +371,7 @@ async fn it_fits_a_phone_and_a_large_screen() {
     assert_at_peace(&mut browser, &relay).await;
 }
 
-/// Gives the charts something to show.
+/// Produces data for the charts.
 async fn busy(kv: &Kv) {
     let begun = std::time::Instant::now();
     let mut number = 0;

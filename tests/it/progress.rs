@@ -1,7 +1,7 @@
-//! How often watches that asked for progress are told it, over an etcd that tells it often.
+//! How often watches that asked for progress get it, over an etcd that sends it often.
 //!
-//! Not here: what progress means, see `conformance`. Always holds: nothing here counts on the machine's speed; a notification that does
-//! not come in time fails a test, one that comes late does not.
+//! The meaning of progress is tested in `conformance`. Always holds: the tests do not depend on the machine's speed. A
+//! missing notification fails a test, a late one does not.
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
@@ -14,9 +14,9 @@ use crate::support::{
     writer::Writer,
 };
 
-/// Streams that watch and get nothing.
+/// Streams that watch and get no events.
 const IDLE: usize = 1_000;
-/// Notifications that each of them waits for. At the relay's own interval, ten minutes, none would come.
+/// Notifications that each of them waits for. At the relay's own interval of ten minutes, none would come.
 const TICKS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,7 +30,7 @@ async fn idle_streams_are_told_progress_as_often_as_etcd_tells_it_and_etcd_is_no
     }
     let mut streams = Vec::new();
     for index in 0..IDLE {
-        // The feed of half of them has changes all the time, so etcd never tells its watch a progress.
+        // The feed of half of them changes all the time, so etcd never sends progress on its watch.
         let key = if index % 2 == 0 { format!("/busy/{index}") } else { format!("/quiet/{index}") };
         let mut stream = WatchStream::over(channels[index % channels.len()].clone(), &[]);
         stream.created(WatchCreateRequest { progress_notify: true, ..client::key(key) }).await;
@@ -38,7 +38,7 @@ async fn idle_streams_are_told_progress_as_often_as_etcd_tells_it_and_etcd_is_no
     }
     let writing = Writer::start(&etcd.endpoints(), "/busy/changes");
     let outside = kv.put("/elsewhere", "1").await;
-    // From the first on the relay knows the interval.
+    // After the first one, the relay knows the interval.
     let told = |stream: &WatchStream| stream.record().iter().filter(|at| is_progress(&at.response)).count();
     eventually("each is told once", async || streams.iter().all(|stream| told(stream) > 0).then_some(())).await;
     let (reads, watches) = (etcd.calls("Range").await, etcd.calls("Watch").await);
@@ -53,7 +53,7 @@ async fn idle_streams_are_told_progress_as_often_as_etcd_tells_it_and_etcd_is_no
     assert!(asked * 100 < ticks, "{asked} reads at etcd for {ticks} notifications");
     assert_eq!(etcd.calls("Watch").await, watches, "no watch is opened for it");
     assert_eq!(etcd.watchers().await, 3, "one for each prefix, and one that tells the interval");
-    // What they are told is news: also of changes that no feed has.
+    // Progress is also reported for changes outside all feeds.
     eventually("a quiet range reaches what was written elsewhere", async || {
         let reached = |stream: &WatchStream| {
             stream.record().iter().any(|at| is_progress(&at.response) && header_revision(&at.response) >= outside)

@@ -1,8 +1,8 @@
-//! `RangeStream`, as Kubernetes lists from 1.37 on: from the relay's memory, and what etcd itself must answer.
+//! `RangeStream`, with which Kubernetes lists from 1.37 on: answers from the relay's memory, and answers from etcd.
 //!
-//! Not here: how large the messages are, which stands beside the code. `as_etcd_3_7_streams` compares with an etcd that has the call. Elsewhere the etcd of
-//! the tests may be older: then what is forwarded is refused as etcd refuses what it does not know, and what the relay has in memory is
-//! answered all the same.
+//! The size of messages is tested beside the code. `as_etcd_3_7_streams` compares with an etcd that has the call. The
+//! etcd of the other tests may be older: then forwarded calls get etcd's error for an unknown call, and calls for keys
+//! in memory are still answered.
 
 mod as_etcd_3_7_streams;
 
@@ -15,7 +15,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// All of a stream as one answer, and of how many messages it came.
+/// A whole stream as one answer, and its number of messages.
 async fn stream(kv: &Kv, request: RangeRequest) -> Result<(RangeResponse, usize), Status> {
     let mut messages = kv.raw.clone().range_stream(request).await?.into_inner();
     let (mut whole, mut count) = (RangeResponse::default(), 0);
@@ -47,7 +47,7 @@ async fn a_stream_through_a_tier_says_the_same() {
     assert!(asked <= 5.0, "what the far relay has in memory it asks of nobody: {asked}");
 }
 
-/// With nothing below `/a/` at first.
+/// There is nothing below `/a/` at first.
 async fn streams_what_etcd_ranges(etcd: &Etcd, relay: &Relay) {
     relay.follows().await;
     let (direct, through) = (Kv::connect(&etcd.endpoint()).await, Kv::connect(&relay.endpoint()).await);
@@ -83,7 +83,7 @@ async fn streams_what_etcd_ranges(etcd: &Etcd, relay: &Relay) {
     };
     let answered = outcome("confirmed") + outcome("snapshot") + outcome("history");
     assert!((answered - 8.0).abs() < f64::EPSILON, "{answered} of 8 are counted as answered");
-    // What etcd must answer, errors and all else, it answers.
+    // What etcd must answer, including errors, it answers.
     direct.compact(past).await;
     for request in [
         RangeRequest { revision: past - 1, ..all.clone() },

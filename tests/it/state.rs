@@ -1,6 +1,7 @@
-//! What the relay tells its operator: `/metrics`, `/debug/state`, `/live`, `/ready`, `/health`, `/version`.
+//! What the relay shows its operator: `/metrics`, `/debug/state`, `/live`, `/ready`, `/health`, `/version`.
 //!
-//! Not here: the names of all metrics, which `tidy` compares with the documentation. Each figure is shown to follow what it names.
+//! `tidy` compares the names of all metrics with the documentation. Each value is shown to change with what it
+//! measures.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -67,7 +68,7 @@ async fn figures_follow_what_they_name() {
         ((told - newest).abs() < 0.1).then_some(())
     })
     .await;
-    // One that is ended by compaction exists until its stream is gone.
+    // A watch that was ended by compaction exists until its stream is gone.
     kv.compact(last).await;
     let past = WatchCreateRequest { start_revision: last - 5, ..client::prefix(PREFIX) };
     streams[0].create(past);
@@ -93,7 +94,7 @@ async fn figures_follow_what_they_name() {
 async fn the_relays_own_questions_are_no_forwarded_calls() {
     let etcd = Etcd::start().await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
-    // It is ready once it knows whether authentication is on, which it asks for with a read that etcd refuses.
+    // The relay is ready once it knows whether authentication is on, which it checks with a read that etcd refuses.
     let told = relay.metrics().await;
     assert_eq!(http::series(&told, "etcd_relay_forwarded_total").next(), None, "nobody called");
     let kv = Kv::connect(&relay.endpoint()).await;
@@ -132,7 +133,7 @@ async fn state_shows_feeds_and_connections() {
     assert!(state["connections"].as_array().is_some_and(|connections| !connections.is_empty()), "{state:#}");
 }
 
-/// Readers rely on its form: each field is described, and has what the description says.
+/// Readers rely on its format: each field is described, and has the described type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_state_is_as_its_schema_says() {
     let schema = Schema::of_file("docs/debug-state.schema.json");
@@ -229,7 +230,8 @@ async fn the_state_is_as_its_schema_says() {
     schema.assert_describes(&demo.state().await);
 }
 
-/// What others watch, and where from, is for the operator. Metrics name nobody, and are for everyone unless told otherwise.
+/// What others watch, and their addresses, is only for the operator. Metrics contain no names, and are open to everyone
+/// by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_state_is_for_trusted_callers_and_metrics_are_for_whom_the_operator_says() {
     let stranger = Ipv4Addr::new(127, 0, 0, 2);
@@ -263,7 +265,7 @@ async fn the_state_is_for_trusted_callers_and_metrics_are_for_whom_the_operator_
     assert_eq!(asked(&open, stranger, "/debug/state", "").await.status, 200);
 }
 
-/// A client may watch keys of a megabyte, as many as it likes; what the operator reads does not grow with them.
+/// A client may watch any number of keys of a megabyte; the operator's answer does not grow with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_state_has_a_bounded_length_whatever_clients_watch() {
     let etcd = Etcd::start().await;
@@ -287,7 +289,7 @@ async fn the_state_has_a_bounded_length_whatever_clients_watch() {
     assert_eq!(parse(&rest.body)["feeds"].as_array().map(Vec::len), Some(usize::from(keys) - 5));
 }
 
-/// Prometheus and probes have addresses of their own, which show nothing of what clients do.
+/// Prometheus and probes can have separate addresses, which show nothing about clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_and_health_have_ports_of_their_own_where_asked_for() {
     let command = RelayCommand::demo().arg("--listen-metrics=127.0.0.1:0,127.0.0.1:0").arg("--metrics-from=nobody");
@@ -334,7 +336,7 @@ async fn member_paths_answer_as_etcds() {
     assert_eq!(http::get(relay.http_addr(), "/ready").await.expect("an answer").status, 200);
 }
 
-/// gRPC health and reflection, as tools ask for them.
+/// gRPC health and reflection, used like tools use them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_health_and_reflection_are_answered() {
     let etcd = Etcd::start().await;
@@ -357,7 +359,7 @@ async fn grpc_health_and_reflection_are_answered() {
     }
 }
 
-/// Who asks for the past gets it late by its own wish; counted, it would look like an outage.
+/// Past events are late at the client's own request; counted as delay, they would look like an outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_delivery_lag_is_that_of_live_events() {
     let etcd = Etcd::start().await;
@@ -373,7 +375,7 @@ async fn the_delivery_lag_is_that_of_live_events() {
     assert_eq!(relay.metric("etcd_relay_delivery_lag_seconds_count").await, 1.0);
 }
 
-/// An idle relay with an idle feed costs next to nothing.
+/// An idle relay with an idle feed costs almost nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_relay_is_idle() {
     let etcd = Etcd::start().await;

@@ -1,7 +1,8 @@
-//! The embedded store beside a real etcd: the same random requests, and the answers, errors and events must not differ.
+//! Compares the embedded store with a real etcd: the same random requests must give the same answers, errors and
+//! events.
 //!
-//! Not here: watches of clients, which the relay serves over the store; `conformance` asks that.
-//! Always holds: a run depends on its seed alone, and a failure names it; `ETCD_RELAY_TEST_SEED` repeats it.
+//! Watches of clients over the store are tested in `conformance`. Always holds: a run depends only on its seed, which a
+//! failure prints; `ETCD_RELAY_TEST_SEED` repeats it.
 
 mod generate;
 
@@ -25,9 +26,9 @@ use tonic::{Response, Status, transport::Channel};
 use self::generate::Op;
 use crate::support::{etcd::Etcd, kv::channel};
 
-/// Requests a run makes: a few seconds.
+/// Requests per run, which take a few seconds.
 const REQUESTS: usize = 3000;
-/// Outcomes that each run must have seen, or it says little about the store.
+/// Results that each run must have seen; otherwise it tests little.
 const MUST_HAPPEN: [&str; 12] = [
     "RangeResponse",
     "PutResponse",
@@ -77,7 +78,7 @@ async fn the_store_answers_as_etcd_does() {
     }
 }
 
-/// The answer without what names the member, or the error with its code, as text to compare.
+/// The answer without the identity of the member, or the error with its code, as text.
 fn told<T: std::fmt::Debug>(
     answer: Result<T, impl Into<Status>>,
     header: impl FnOnce(&mut T) -> &mut Option<ResponseHeader>,
@@ -96,7 +97,7 @@ fn told<T: std::fmt::Debug>(
     }
 }
 
-/// Time passes between the two answers, and etcd's keys have no order.
+/// Time passes between the two answers, and etcd does not sort the keys.
 fn without_time(mut response: LeaseTimeToLiveResponse) -> LeaseTimeToLiveResponse {
     response.ttl = response.ttl.min(0);
     response.keys.sort();
@@ -134,7 +135,7 @@ fn ask_store(store: &Store, op: &Op) -> String {
     }
 }
 
-/// An event with what it replaced.
+/// An event with the value that it replaced.
 type Change = (EventFields, Option<KeyValueFields>);
 
 async fn events_of_etcd(channel: Channel, start: Revision, last: Revision) -> Vec<Change> {

@@ -1,6 +1,7 @@
-//! What the tests are made of: real servers as child processes, clients that show the wire, and the judge of what they saw.
+//! Shared code of the tests: real servers as child processes, clients that show the wire format, and the checker for
+//! what they received.
 //!
-//! Not here: any expectation about the relay; those are in the test files.
+//! Expectations about the relay are in the tests.
 
 pub mod browser;
 pub mod client;

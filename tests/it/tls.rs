@@ -1,7 +1,8 @@
-//! TLS on both sides of the relay: real clients, good and bad certificates, files that change, and who a client is.
+//! TLS on both sides of the relay: real clients, good and bad certificates, changing files, and the identity of
+//! clients.
 //!
-//! Not here: what is said over it, which all other tests look at. Always holds: certificates are made by the test; etcd is spoken to directly
-//! by its plain address, which it has besides the one with TLS.
+//! Always holds: the test creates the certificates. The test itself uses etcd's plain address, which exists beside the
+//! one with TLS.
 
 mod clients;
 mod discovery;
@@ -20,7 +21,7 @@ use crate::support::{
     tls::{Authority, Pair, flag},
 };
 
-/// An etcd that wants a certificate of each client at its address with TLS.
+/// An etcd that requires client certificates at its address with TLS.
 pub(crate) struct SecureEtcd {
     etcd: Etcd,
     /// `host:port` with TLS.
@@ -47,24 +48,24 @@ impl SecureEtcd {
         Self { etcd: Etcd::start_with(&flags).await, addr }
     }
 
-    /// A relay in front of it that shows `own`, with the whole key space as its feed.
+    /// A relay in front of it that presents `own`, with the whole key space as its feed.
     pub(crate) fn relay(&self, ca: &Authority, own: &Pair) -> RelayCommand {
         upstream(RelayCommand::serve(&[format!("https://{}", self.addr)]).prefix(""), ca, own)
     }
 }
 
-/// Says how a relay reaches what is before it.
+/// Adds the flags for the upstream.
 fn upstream(command: RelayCommand, ca: &Authority, own: &Pair) -> RelayCommand {
     command.arg(&flag("--cacert", &ca.file())).arg(&flag("--cert", &own.cert)).arg(&flag("--key", &own.key))
 }
 
-/// A relay in front of an etcd without TLS, that wants a certificate of each client.
+/// A relay in front of an etcd without TLS that requires client certificates.
 async fn mutual(etcd: &Etcd, ca: &Authority) -> Relay {
     let command = RelayCommand::serve(&[etcd.endpoint()]).prefix("").secure(&ca.pair("relay"));
     command.arg(&flag("--trusted-ca-file", &ca.file())).start().await
 }
 
-/// What `etcdctl` prints at `addr` with these certificates, or what it fails with.
+/// The output of `etcdctl` at `addr` with these certificates, or its error.
 async fn ctl(addr: &str, ca: &Authority, pair: Option<&Pair>, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(etcdctl());
     command.env("ETCDCTL_API", "3").arg(format!("--endpoints=https://{addr}")).arg("--command-timeout=20s");

@@ -1,6 +1,7 @@
-//! The commands that look at a relay, from outside: `top` as text and in a terminal, `health`, `version`, `completions`, `man`.
+//! The commands that show a relay, from outside: `top` as text and in a terminal, `health`, `version`, `completions`,
+//! `man`.
 //!
-//! Not here: what the page looks like, which stands beside `src/top/draw.rs`. Always holds: a program under test ends with its test.
+//! The layout of the page is tested beside `src/top/draw.rs`. Always holds: a program under test ends with its test.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,7 +28,7 @@ use crate::support::{
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_etcd-relay");
-/// For busy machines; all of it takes milliseconds otherwise.
+/// For busy machines; normally all of it takes milliseconds.
 const SOON: Duration = Duration::from_secs(30);
 
 async fn run(args: &[&str]) -> (Option<i32>, String, String) {
@@ -42,7 +43,7 @@ fn url(relay: &Relay) -> String {
     format!("http://{}", relay.http_addr())
 }
 
-/// An address where nobody listens.
+/// An address on which nobody listens.
 async fn nobody() -> String {
     let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     format!("http://{gone}")
@@ -62,8 +63,8 @@ async fn one_picture_shows_feeds_and_who_watches_what() {
         assert!(shown.contains(text), "{text} is not in {shown}");
     }
     assert!(!shown.contains('\u{1b}'), "no terminal, no escape sequences: {shown:?}");
-    // Where standard output is no terminal, the flag is not needed.
-    let (code, piped, _) = run(&["top", "--endpoint", &url(&relay), "--find", "nobody has this"]).await;
+    // If standard output is not a terminal, the flag is not needed.
+    let (code, piped, _) = run(&["top", "--endpoint", &url(&relay), "--find", "no connection matches"]).await;
     assert_eq!(code, Some(0));
     assert!(piped.contains("Connections: ") && !piped.contains("/seen/by/top/"), "{piped}");
     let (code, _, error) = run(&["top", "--endpoint", &nobody().await, "--once"]).await;
@@ -76,8 +77,8 @@ async fn a_refusal_is_shown_in_the_relays_words() {
     let relay = RelayCommand::demo().arg("--debug-from=nobody").start().await;
     let (code, _, error) = run(&["top", "--endpoint", &url(&relay), "--once"]).await;
     assert_eq!(code, Some(1));
-    assert!(error.contains("refuses to tell") && error.contains("--debug-from"), "{error}");
-    // What is not a relay's HTTP port.
+    assert!(error.contains("refused the request") && error.contains("--debug-from"), "{error}");
+    // A server that is not a relay's HTTP port.
     let grpc = format!("http://{}", relay.grpc_addr());
     let (code, _, error) = run(&["top", "--endpoint", &grpc, "--once"]).await;
     assert_eq!(code, Some(1));
@@ -102,7 +103,7 @@ async fn health_says_in_a_line_what_is_not_ready() {
     let (code, told, _) = run(&["health", "--endpoint", &nobody().await]).await;
     assert_eq!(code, Some(1));
     assert!(told.starts_with("cannot connect to ") && told.lines().count() == 1, "{told}");
-    // One that accepts and says nothing.
+    // A server that accepts connections and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let at = silent.local_addr().expect("an address").to_string();
     let (code, told, _) = run(&["health", "--endpoint", &at, "--timeout", "100ms"]).await;
@@ -118,7 +119,7 @@ async fn a_relay_with_tls_is_asked_over_tls() {
     assert_eq!(code, Some(1), "nobody vouches for its certificate");
     assert!(told.contains("TLS handshake") && told.lines().count() == 1, "{told}");
     let unverified = ["health", "--endpoint", &secure, "--insecure-skip-tls-verify"];
-    eventually("it is ready", async || {
+    eventually("the relay is ready", async || {
         (run(&unverified).await == (Some(0), "ready\n".to_owned(), String::new())).then_some(())
     })
     .await;
@@ -158,7 +159,7 @@ async fn completions_and_manual_pages_are_written() {
 const ROWS: NonZero<u16> = NonZero::new(30).unwrap();
 const COLUMNS: NonZero<u16> = NonZero::new(120).unwrap();
 
-/// A program in a terminal of its own.
+/// A program in its own terminal.
 struct InTerminal {
     child: Child,
     controller: OwnedFd,
@@ -181,7 +182,7 @@ impl InTerminal {
         let told = Arc::<Mutex<Vec<u8>>>::default();
         let mut read = File::from(controller.try_clone().expect("a file"));
         let heard = told.clone();
-        // Ends when nobody has the terminal open any more.
+        // Ends when no process has the terminal open any more.
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count) = read.read(&mut buffer) {
@@ -191,14 +192,14 @@ impl InTerminal {
         Self { child, controller, terminal, told, before }
     }
 
-    /// What is on the screen, of which only what changes is written.
+    /// The content of the screen. Only changes are written to it.
     fn screen(&self) -> String {
         let mut terminal = vt100::Parser::new(ROWS, COLUMNS, 0);
         terminal.process(&self.told.lock());
         terminal.screen().contents()
     }
 
-    /// What it wrote.
+    /// Everything it wrote.
     fn told(&self) -> String {
         String::from_utf8_lossy(&self.told.lock()).into_owned()
     }
@@ -223,20 +224,20 @@ impl InTerminal {
         kill_process(pid, signal).expect("signalled");
     }
 
-    /// Waits for its end, and checks that the terminal is as it was.
+    /// Waits for its end, and checks that the terminal is restored.
     async fn ends_with(mut self, code: i32) {
         let status = eventually_within(SOON, "it ends", async || self.child.try_wait().expect("a child")).await;
         assert_eq!(status.code(), Some(code), "{}", self.told());
         self.shows("\u{1b}[?1049l").await;
         let after = tcgetattr(self.terminal.as_fd()).expect("its modes");
-        assert_eq!(after.local_modes, self.before.local_modes, "no raw mode is left");
+        assert_eq!(after.local_modes, self.before.local_modes, "raw mode is off again");
         assert!(self.told().contains("\u{1b}[?25h"), "the cursor is back");
     }
 }
 
 impl Drop for InTerminal {
     fn drop(&mut self) {
-        // Where it has ended, there is nothing to kill.
+        // If it has ended, there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -270,7 +271,7 @@ async fn a_relay_that_goes_and_comes_back_is_shown_so() {
     top.shows("No answer for").await;
     top.forget();
     let back = RelayCommand::demo().listen_http(&at).start().await;
-    // The line is gone, and what stood below it is drawn anew.
+    // The error line is gone, and the lines below it are drawn again.
     top.shows("ready").await;
     top.press(b"q");
     top.ends_with(0).await;

@@ -1,8 +1,8 @@
-// Package testserver starts an etcd with a relay before it, for Kubernetes' own tests of its storage layer.
+// Package testserver starts an etcd with a relay in front of it, for Kubernetes' own tests of its storage layer.
 //
-// It stands in for the package of this name in k8s.io/apiserver while scripts/kubernetes builds those tests: they ask it for an etcd, and get a client
-// of a relay. The relay is the program that ETCD_RELAY names. Without that variable the client is etcd's own, which shows what the
-// tests say without a relay.
+// It replaces the package of this name in k8s.io/apiserver while scripts/kubernetes builds those tests: they request an
+// etcd, and get a client of a relay. The relay is the program in ETCD_RELAY. Without that variable the client is etcd's
+// own, which shows the results without a relay.
 package testserver
 
 import (
@@ -41,8 +41,8 @@ func NewTestConfig(t testing.TB) *embed.Config {
 	return config
 }
 
-// RunEtcd starts an etcd and a relay, which end with the test, and returns a client of the relay that counts its calls as the tests want them
-// counted.
+// RunEtcd starts an etcd and a relay, which end with the test. It returns a client of the relay that counts calls as
+// the tests expect.
 func RunEtcd(t testing.TB, config *embed.Config) *kubernetes.Client {
 	t.Helper()
 	if config == nil {
@@ -79,7 +79,8 @@ func RunEtcd(t testing.TB, config *embed.Config) *kubernetes.Client {
 	return client
 }
 
-// startRelay starts the relay as docs/kubernetes.md says. The tests keep their objects below /pods/ and /registry/.
+// startRelay starts the relay as docs/kubernetes.md describes. The tests keep their objects below /pods/ and
+// /registry/.
 func startRelay(t testing.TB, program, etcd string) string {
 	t.Helper()
 	relay := exec.Command(program, "serve", "--etcd", etcd,
@@ -90,7 +91,7 @@ func startRelay(t testing.TB, program, etcd string) string {
 		t.Fatal(err)
 	}
 	relay.Stdout, relay.Stderr = writer, writer
-	// A relay whose test is killed ends as well.
+	// If its test is killed, the relay ends as well.
 	relay.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := relay.Start(); err != nil {
 		t.Fatalf("start %s: %v", program, err)
@@ -128,11 +129,11 @@ func startRelay(t testing.TB, program, etcd string) string {
 	return ""
 }
 
-// relayLog is what a relay has logged.
+// relayLog is the log of a relay.
 type relayLog struct {
 	lock  sync.Mutex
 	lines []string
-	// listens gets the address for gRPC.
+	// listens receives the address for gRPC.
 	listens chan string
 }
 

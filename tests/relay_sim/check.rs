@@ -1,9 +1,9 @@
-//! [`StreamCheck`]: says of each response on a client's watch streams whether etcd's promises allow it, and at the end whether they were
-//! kept.
+//! [`StreamCheck`]: checks each response on a client's watch streams against etcd's guarantees, and at the end whether
+//! everything was delivered.
 //!
-//! The checks bear the names of etcd's robustness tests: filter, ordered, unique, atomic, reliable, resumable, bookmarkable, prev_kv. Each is
-//! about a watch as its client understands it, which goes on over all streams on which it was created again. Always holds: a watch that the
-//! relay ended was told so in etcd's words, and for a reason that was true.
+//! The checks have the names of those in etcd's robustness tests: filter, ordered, unique, atomic, reliable, resumable,
+//! bookmarkable, prev_kv. Each applies to a watch as its client sees it, which continues over all streams on which it
+//! is created again. Always holds: a watch that the relay ended got one of etcd's errors for a correct reason.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,24 +29,26 @@ use crate::{
     trace::Trace,
 };
 
-/// How long a create may wait for the current revision before it is served without.
+/// How long a create may wait for the current revision before it is served without it.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a client that reads at once may wait for an answer to a create, and to be told of what happened, while all is well.
+/// The longest wait of a client that reads at once, for the answer to a create and for events, while everything is
+/// healthy.
 const ANSWERED: Duration = Duration::from_secs(2);
 const TOLD: Duration = Duration::from_secs(2);
-/// How long a client that reads at once may wait until a quiet watch that asked for it is told its progress, while all is well: two of the
-/// relay's intervals.
+/// The longest wait of a client that reads at once for the progress of a quiet watch that asked for it, while
+/// everything is healthy: two of the relay's intervals.
 const NOTIFIED: Duration = Duration::from_secs(6);
-/// How long a client that reads at once may wait for an answer to a cancel, whatever is wrong. Shorter than what a create waits for its feed.
+/// The longest wait of a client that reads at once for the answer to a cancel, whatever fails. Shorter than a create's
+/// wait for its feed.
 pub(crate) const CANCELED: Duration = Duration::from_secs(25);
-/// What is added where progress cannot be believed: a fill of keys that are quiet keeps its turn for as long, while others wait.
+/// Added if progress cannot be trusted: a fill of quiet keys then keeps its turn for this long while others wait.
 const QUIET_FILL: Duration = Duration::from_secs(5);
-/// How many responses other watches of a stream may get with what is newer than what a watch still waits for, for each watch of the
-/// stream.
+/// How many responses with newer events other watches of a stream may get, per watch of the stream, while a watch still
+/// waits.
 const OVERTAKEN: usize = 8;
 
-/// What a watch is to be.
+/// The properties of a watch.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     /// Key and range end.
@@ -57,12 +59,12 @@ pub(crate) struct Spec {
     pub(crate) prev_kv: bool,
     pub(crate) progress_notify: bool,
     pub(crate) fragment: bool,
-    /// From where, of which cluster; without, from now.
+    /// The start, and its cluster; `None` for "from now".
     pub(crate) start: Option<Place>,
 }
 
 impl Spec {
-    /// Of one key, from now.
+    /// A watch of one key from now.
     pub(crate) fn of(key: &'static str) -> Self {
         let key = Bytes::from_static(key.as_bytes());
         Self {
@@ -87,12 +89,12 @@ impl Spec {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Asked for on the present stream, or to be asked for on the next.
+    /// Requested on the current stream, or to be requested on the next.
     Wanted,
     Created,
-    /// Told that what it needs is compacted; its id stays taken.
+    /// Canceled because of compaction; its id stays in use.
     Compacted,
-    /// Over, at the client's wish or in words of the relay's.
+    /// Ended, by the client or by the relay.
     Over,
 }
 
@@ -101,35 +103,35 @@ struct Watch {
     spec: Spec,
     phase: Phase,
     id: i64,
-    /// The cluster that its revisions are of; none until it is created, where it begins now.
+    /// The cluster of its revisions; `None` until it is created, if it begins now.
     epoch: Option<usize>,
-    /// Everything before it was delivered, or not asked for.
+    /// Everything before this revision was delivered or not requested.
     position: i64,
-    /// The start that was asked for on the present stream; zero for "from now".
+    /// The start that was requested on the current stream; zero for "from now".
     begins: i64,
     last_event: i64,
     last_progress: i64,
     cancel_asked: bool,
     cancel_asked_at: Option<Instant>,
-    /// When it was told something, or created.
+    /// When it last got a response, or was created.
     heard_at: Option<Instant>,
-    /// Events of a response of which more is to come.
+    /// Events of a response that is not complete yet.
     fragments: Vec<mvccpb::Event>,
-    /// The rights that held when it was asked for.
+    /// The permissions at the time of its request.
     rights: usize,
-    /// How many responses others have got since with newer events than it waits for.
+    /// How many responses with newer events others have got since.
     overtaken: usize,
-    /// When it was created on the present stream.
+    /// When it was created on the current stream.
     created_at: Option<Instant>,
 }
 
-/// A create without its answer.
+/// A create without an answer.
 #[derive(Debug)]
 struct Pending {
     number: usize,
     asked: Place,
     asked_at: Instant,
-    /// The cluster's health and rights when it was asked.
+    /// The cluster's health and permissions at the time of the request.
     health: Option<u64>,
     rights: usize,
 }
@@ -140,7 +142,7 @@ pub(crate) struct StreamCheck {
     cluster: Arc<Cluster>,
     trace: Trace,
     token: Option<&'static str>,
-    /// It reads at once, so what it is told was said now.
+    /// It reads at once, so a response has only just been sent.
     prompt: bool,
     watches: Vec<Watch>,
     pending: VecDeque<Pending>,
@@ -149,7 +151,7 @@ pub(crate) struct StreamCheck {
     pub(crate) counts: Counts,
 }
 
-/// How often what was seen, so that a schedule that shows nothing is known.
+/// Counts of what was seen, so that a schedule that tests nothing is noticed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) events: usize,
@@ -160,9 +162,9 @@ pub(crate) struct Counts {
     pub(crate) revoked: usize,
     pub(crate) told: usize,
     pub(crate) resumed: usize,
-    /// The longest that a prompt client waited for what it was owed, while all was well: for an answer to a create, and for events.
+    /// The longest wait of a prompt client while everything was healthy: for the answer to a create, and for events.
     pub(crate) slowest: (Duration, Duration),
-    /// The longest that such a client's quiet watch waited for its progress.
+    /// The longest wait of such a client's quiet watch for progress.
     pub(crate) quiet: Duration,
     /// See [`OVERTAKEN`].
     pub(crate) overtaken: usize,
@@ -187,7 +189,7 @@ impl StreamCheck {
         self.failure.clone()
     }
 
-    /// A create is about to be asked for.
+    /// Adds a create that will be sent.
     pub(crate) fn expect(&mut self, spec: Spec) -> WatchCreateRequest {
         let start = spec.start.map_or(0, |start| start.revision);
         let request = spec.request(start);
@@ -218,7 +220,7 @@ impl StreamCheck {
         self.pending.push_back(Pending { number, asked, asked_at: Instant::now(), health, rights });
     }
 
-    /// The stream is over. Watches of it that have not ended are to be created again.
+    /// The stream has ended. Its watches that have not ended must be created again.
     pub(crate) fn ended(&mut self) {
         self.pending.clear();
         self.ids.clear();
@@ -232,13 +234,13 @@ impl StreamCheck {
         }
     }
 
-    /// The relay or the connection said why.
+    /// The stream ended with this status.
     pub(crate) fn told(&mut self, why: &Status) {
         self.trace.note(format!("{:?} comes again: {why:?}", self.token));
         self.counts.told += 1;
     }
 
-    /// What is asked for on a new stream: all that goes on, from where it stood.
+    /// The creates for a new stream: all watches that continue, from their positions.
     pub(crate) fn resume(&mut self) -> Vec<WatchCreateRequest> {
         let wanted: Vec<usize> =
             (0..self.watches.len()).filter(|number| self.watches[*number].phase == Phase::Wanted).collect();
@@ -252,7 +254,7 @@ impl StreamCheck {
             .collect()
     }
 
-    /// The client asks for the end of one of its watches. Its id, if it has one that may be canceled.
+    /// The client cancels one of its watches. Returns its id, if it has one that may be canceled.
     pub(crate) fn cancel(&mut self, number: usize) -> Option<i64> {
         let ids: Vec<(i64, usize)> = self.ids.iter().map(|(id, number)| (*id, *number)).collect();
         let (id, number) = *ids.get(number % ids.len().max(1))?;
@@ -261,7 +263,7 @@ impl StreamCheck {
         (!std::mem::replace(&mut watch.cancel_asked, true)).then_some(id)
     }
 
-    /// A client that reads at once is answered, and told of what happens, in a time that no other client's doings make longer.
+    /// Checks that a client that reads at once gets answers and events in a time that does not depend on other clients.
     pub(crate) fn look_for_delays(&mut self) {
         self.look_for_cancels();
         let Some(well_since) = self.cluster.well_since().filter(|_| self.prompt && self.failure.is_none()) else {
@@ -291,10 +293,10 @@ impl StreamCheck {
                 && spec.progress_notify
                 && permitted
                 && watch.begins.max(watch.position - 1) <= newest
-                // Else a watch that is filled is behind for all that the relay knows, until its keys change.
+                // Otherwise a watch that is being filled looks behind to the relay until its keys change.
                 && self.cluster.trusted()
             {
-                // Of a watch that begins with a revision to come nothing is told before that.
+                // A watch that begins at a future revision gets nothing before that.
                 let revision = watch.begins.max(watch.position - 1);
                 let begins = self.cluster.made_at(Place { epoch, revision });
                 let waits = waits(begins.map_or(heard_at, |begins| begins.max(heard_at)));
@@ -319,7 +321,7 @@ impl StreamCheck {
         }
     }
 
-    /// What a client asks for when it has no use for a watch any more does not wait for what others of its requests wait for.
+    /// Checks that cancels do not wait for what other requests of the client wait for.
     fn look_for_cancels(&mut self) {
         if !self.prompt || self.failure.is_some() {
             return;
@@ -333,7 +335,7 @@ impl StreamCheck {
         }
     }
 
-    /// One response. Gives the ids of watches that the client does not want any more.
+    /// Checks one response. Returns the ids of watches that the client no longer wants.
     pub(crate) fn take(&mut self, response: WatchResponse) -> Vec<i64> {
         if self.failure.is_some() {
             return Vec::new();
@@ -369,7 +371,7 @@ impl StreamCheck {
         let watch = &mut self.watches[number];
         watch.heard_at = Some(Instant::now());
         if watch.phase == Phase::Over && watch.cancel_asked {
-            // Not wanted any more, which the relay has not heard yet.
+            // No longer wanted, but the relay does not know that yet.
             return Ok(());
         }
         ensure(watch.phase == Phase::Created, || format!("events after the end of {watch:?}"))?;
@@ -402,7 +404,7 @@ impl StreamCheck {
         self.nobody_is_passed_over(number, events.first().map_or(0, revision_of))
     }
 
-    /// Of the watches of a stream, those that are furthest behind come first, so none waits while the others go on.
+    /// The watches of a stream that are furthest behind come first, so none waits while the others continue.
     fn nobody_is_passed_over(&mut self, served: usize, revision: i64) -> Result<(), String> {
         if self.cluster.well_since().is_none() {
             return Ok(());
@@ -468,7 +470,7 @@ impl StreamCheck {
         watch.created_at = Some(now);
         watch.heard_at = Some(now);
         if watch.epoch.is_some_and(|epoch| epoch != place.epoch) {
-            // Another cluster's revisions are of no use. Nobody promises anything to who asks for them.
+            // The revisions of another cluster mean nothing, and nothing is guaranteed to a client that requests them.
             watch.phase = Phase::Over;
             watch.cancel_asked = true;
             unwanted.push(response.watch_id);
@@ -533,13 +535,13 @@ impl StreamCheck {
         }
         let reason = &response.cancel_reason;
         if reason.is_empty() {
-            ensure(watch.cancel_asked, || format!("nobody asked for the end of {watch:?}"))?;
+            ensure(watch.cancel_asked, || format!("an unrequested end of {watch:?}"))?;
         } else if reason.starts_with("rpc error") {
             let permitted = self.cluster.permitted_always(watch.rights, self.token, &watch.spec.range);
-            ensure(!permitted, || format!("took what was granted: {watch:?}"))?;
+            ensure(!permitted, || format!("revoked what was granted: {watch:?}"))?;
             self.counts.revoked += 1;
         } else {
-            // An end in the cluster's words, or in the relay's where it knows better.
+            // Ended with the cluster's error, or with the relay's if that knows more.
             ensure(!of_now || self.cluster.health() != Some(0), || format!("ended although all was well: {watch:?}"))?;
         }
         watch.phase = Phase::Over;
@@ -547,7 +549,7 @@ impl StreamCheck {
         Ok(())
     }
 
-    /// What is still owed when everything has settled.
+    /// What is still missing when everything has settled.
     pub(crate) fn overdue(&self) -> Option<String> {
         if let Some(pending) = self.pending.front() {
             return Some(format!("no answer to {:?}", self.watches[pending.number]));
@@ -620,7 +622,7 @@ fn revision_of(event: &mvccpb::Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-/// A response in a line.
+/// A summary of a response in one line.
 fn brief(response: &WatchResponse) -> String {
     let WatchResponse { watch_id, created, canceled, compact_revision, cancel_reason, fragment, events, .. } = response;
     let header = response.header.as_ref().map(|header| (header.cluster_id, header.revision));

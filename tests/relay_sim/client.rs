@@ -1,7 +1,7 @@
-//! [`Client`]: an etcd client that speaks real HTTP/2 and protobuf over a connection in memory.
+//! [`Client`]: an etcd client that uses real HTTP/2 and protobuf over an in-memory connection.
 //!
-//! Not here: what it asks for and what it must be told, see `watcher` and `reads`. Always holds: a call that is dropped is reset, as when a
-//! client gives up; a client that is dropped closes its connection.
+//! Its requests and checks are in `watcher` and `reads`. Always holds: a dropped call is reset, as when a client gives
+//! up; a dropped client closes its connection.
 
 use std::{pin::pin, time::Duration};
 
@@ -20,7 +20,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the relay's threads may take for a long read, by the real clock.
 const THREADS: Duration = Duration::from_secs(20);
 
-/// How much a client takes before it reads.
+/// How much a client accepts before it reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Windows {
     pub(crate) stream: u32,
@@ -33,7 +33,7 @@ impl Windows {
     pub(crate) const NARROW: Self = Self { stream: 200, connection: 65_535, socket: 600 };
 }
 
-/// See the module. Clones share the connection.
+/// A client; see the module. Clones share the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     requests: SendRequest<Bytes>,
@@ -54,7 +54,7 @@ impl Client {
         builder.initial_window_size(windows.stream).initial_connection_window_size(windows.connection);
         let (requests, connection) = builder.handshake(socket).await.map_err(broken)?;
         let task = tokio::spawn(async move {
-            // Its streams hear of it.
+            // Its streams report errors.
             let _ = connection.await;
         });
         Ok(Self { requests, token, _connection: std::sync::Arc::new(AbortOnDropHandle::new(task)) })
@@ -76,8 +76,8 @@ impl Client {
         if let Ok(answer) = timeout(PATIENCE, answer.as_mut()).await {
             return answer;
         }
-        // The relay's threads for long reads know nothing of the made-up clock, which may have gone on while they were at work. It stands still
-        // while something blocks.
+        // The relay's threads for long reads do not know the simulated clock, which may have advanced while they
+        // worked. The clock stands still while something blocks.
         let since = std::time::Instant::now();
         while since.elapsed() < THREADS {
             if let Ok(answer) = timeout(Duration::ZERO, answer.as_mut()).await {
@@ -124,7 +124,7 @@ enum State {
 }
 
 impl Answer {
-    /// The next message; `None` at an orderly end. Cancel safe.
+    /// The next message; `None` at a normal end. Cancel safe.
     pub(crate) async fn message<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = self.whole()? {

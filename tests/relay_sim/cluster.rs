@@ -1,9 +1,10 @@
-//! [`Cluster`]: an etcd cluster made up in memory, which remembers all that it ever did: the relay's upstream and the oracles' memory.
+//! [`Cluster`]: a simulated etcd cluster in memory that remembers everything it did. It is the relay's upstream and the
+//! reference for the checks.
 //!
-//! Not here: how the relay talks to it (`upstream` for its own questions, `service` for calls that it forwards) and what the relay must make
-//! of it (`watcher`, `reads`). It behaves as etcd may: it answers late, in pages and batches of any size, is down, frozen, without a leader or
-//! behind, breaks and cancels watches, compacts, is replaced or restored, and changes who may read what.
-//! Always holds: the revisions of each cluster lie in a band of their own, so a revision tells which cluster made it.
+//! The relay's own questions use `upstream`, forwarded calls use `service`; the checks are in `watcher` and `reads`. It
+//! behaves as etcd may: it answers late, in pages and batches of any size; it is down, frozen, without a leader or
+//! behind; it breaks and cancels watches, compacts, is replaced or restored, and changes permissions. Always holds: the
+//! revisions of each cluster have their own range, so a revision shows which cluster made it.
 
 mod service;
 mod upstream;
@@ -29,29 +30,30 @@ use tokio::{
 
 pub(crate) use self::upstream::OwnUpstream;
 
-/// Revisions that one cluster may make.
+/// Most revisions of one cluster.
 const BAND: i64 = 100_000;
-/// What a watch that the cluster cancels is told.
+/// The reason for a watch that the cluster cancels.
 const CANCELED: &str = "the cluster canceled it";
-/// How long the past of who might read what is kept.
+/// How long former permissions are remembered.
 const RIGHTS_KEPT: Duration = Duration::from_secs(600);
 
-/// A moment of the data: which cluster, in order of appearance, and which of its revisions.
+/// A state of the data: the index of the cluster, in order of appearance, and its revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) epoch: usize,
     pub(crate) revision: i64,
 }
 
-/// See the module.
+/// A simulated cluster; see the module.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     inner: Mutex<Inner>,
-    /// Told of each change. Not a watch channel: that one wakes its receivers in an order that no seed repeats.
+    /// Notified of each change. Not a watch channel, because that wakes its receivers in an order that a seed does not
+    /// repeat.
     changed: Notify,
-    /// What it was asked and said.
+    /// Its requests and answers.
     log: Mutex<Vec<String>>,
-    /// What its members would say of it.
+    /// What its members would report about its agreement.
     agreement: watch::Sender<Agreement>,
 }
 
@@ -60,44 +62,44 @@ struct Inner {
     rng: StdRng,
     epochs: Vec<Epoch>,
     faults: Faults,
-    /// Counts what went wrong, so that a check can ask whether anything did meanwhile.
+    /// Counts faults, so that a check can find out whether there was one meanwhile.
     troubles: u64,
     last_trouble: Option<Instant>,
-    /// Whether progress can be believed. Where not, it lies.
+    /// Whether its progress can be trusted. If not, it is false.
     trusted: bool,
     watches: u64,
     open: BTreeSet<u64>,
     broken: BTreeSet<u64>,
     canceled: BTreeSet<u64>,
     stalled: BTreeSet<u64>,
-    /// When nothing reached the relay: from when until when, and since when where it is so now.
+    /// The periods in which the relay could not reach it, and the start of the current one.
     away: Vec<(Instant, Instant)>,
     away_since: Option<Instant>,
-    /// What held from when on, and how many there were before those that are kept.
+    /// The permissions with their start times, and the number of earlier ones that were dropped.
     rights: Vec<(Instant, Rights)>,
     forgotten: usize,
 }
 
-/// What is wrong with the cluster now.
+/// The current faults of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faults {
-    /// No call is answered, and open watches break.
+    /// Calls are not answered, and open watches break.
     pub(crate) down: bool,
-    /// No member knows a leader: what needs one fails, watches stay open and say nothing.
+    /// No member knows a leader: calls that need one fail, watches stay open but silent.
     pub(crate) leaderless: bool,
-    /// Nothing moves: calls wait, watches say nothing.
+    /// Nothing moves: calls wait, watches are silent.
     pub(crate) frozen: bool,
-    /// The relay's questions for its clients are not answered; feeds go on.
+    /// The relay's questions for its clients are not answered; feeds continue.
     pub(crate) deaf: bool,
-    /// How far watches are behind at most, and how long calls take at most.
+    /// The longest delay of watches and of calls.
     pub(crate) lag: Duration,
     pub(crate) latency: Duration,
-    /// Now and then a call fails, a member is behind, progress is silent.
+    /// Sometimes a call fails, a member is behind, or progress is missing.
     pub(crate) rough: bool,
 }
 
 impl Faults {
-    /// A cluster in good health.
+    /// A healthy cluster.
     pub(crate) const NONE: Self = Self {
         down: false,
         leaderless: false,
@@ -109,11 +111,11 @@ impl Faults {
     };
 }
 
-/// Who may read what. Everyone everything while `on` is false.
+/// Permissions. While `on` is false, everyone may read everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rights {
     pub(crate) on: bool,
-    /// Of each token. Those of deleted users are not here.
+    /// For each token. Deleted users have none.
     pub(crate) granted: BTreeMap<&'static str, Vec<KeyRange>>,
 }
 
@@ -125,19 +127,19 @@ impl Rights {
     }
 }
 
-/// One cluster, from its first revision to the last.
+/// One cluster, from its first to its last revision.
 #[derive(Debug)]
 struct Epoch {
     id: u64,
     base: i64,
-    /// Before its first revision is nothing: no key, and no compaction, as if its revisions had begun with one.
+    /// There is nothing before its first revision: no keys and no compaction, as if its revisions had begun with one.
     open: bool,
     compact_revision: i64,
-    /// Each compaction: to which revision, and the newest one at the time.
+    /// Each compaction: its revision, and the newest revision at that time.
     compactions: Vec<(i64, i64)>,
-    /// Of revision `base + 1 + index`.
+    /// The changes of revision `base + 1 + index`.
     changes: Vec<Changed>,
-    /// After revision `base + index`.
+    /// The state after revision `base + index`.
     states: Vec<BTreeMap<Bytes, KeyValueFields>>,
 }
 
@@ -185,7 +187,7 @@ impl Epoch {
         self.base + self.changes.partition_point(|changed| changed.when <= before) as i64
     }
 
-    /// Up to where it forgot its revisions before anybody compacted it.
+    /// The revision up to which it had nothing even before any compaction.
     fn forgot(&self) -> i64 {
         if self.open { 0 } else { self.base }
     }
@@ -195,7 +197,7 @@ impl Epoch {
     }
 }
 
-/// What can happen to an open watch.
+/// A fault of an open watch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Harm {
     Break,
@@ -203,13 +205,13 @@ pub(crate) enum Harm {
     Stall,
 }
 
-/// The changes of one transaction: each key with its new value, or none where it is deleted.
+/// The changes of a transaction: each key with its new value, or `None` for a delete.
 pub(crate) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 
 impl Cluster {
-    /// Beyond this a cluster is not in good health.
+    /// A cluster with more delay than this is not healthy.
     const SLOW: Duration = Duration::from_millis(100);
-    /// How long feeds may take until they follow again: the longest delay between two attempts, and the attempt.
+    /// How long feeds may take to recover: the longest delay between two attempts, and the attempt.
     const RECOVERY: Duration = Duration::from_secs(4);
 
     pub(crate) fn new(seed: u64) -> Arc<Self> {
@@ -235,13 +237,13 @@ impl Cluster {
         Arc::new(Self { inner: Mutex::new(inner), changed, log, agreement })
     }
 
-    /// One transaction. Deletes of what is not there change nothing; no revision where nothing changes.
+    /// Executes a transaction. Deletes of missing keys change nothing; without a change there is no revision.
     pub(crate) fn write(&self, changes: &Changes) -> Place {
         self.change(|inner| inner.write(changes));
         self.now()
     }
 
-    /// Forgets the revisions before one at `share` of the way from the last compaction to now.
+    /// Compacts at `share` of the way from the last compaction to now.
     pub(crate) fn compact(&self, share: f64) -> i64 {
         self.change(|inner| {
             let epoch = inner.epoch();
@@ -252,7 +254,7 @@ impl Cluster {
         self.inner.lock().epoch().compact_revision
     }
 
-    /// Another cluster takes its place, or the same one, restored to an older revision.
+    /// Replaces the cluster by another one, or restores it to an older revision.
     pub(crate) fn replace(&self) -> Place {
         self.change(|inner| {
             let newer = inner.rng.random_bool(0.5);
@@ -268,7 +270,7 @@ impl Cluster {
         self.now()
     }
 
-    /// Another cluster takes its place, which has all revisions that the one before made, and nothing in them.
+    /// Replaces the cluster by another one that has all revisions of the previous one, without any data in them.
     pub(crate) fn replace_by_longer(&self) -> Place {
         self.change(|inner| {
             let base = inner.epochs.iter().map(|epoch| epoch.base).max().unwrap_or(0) + BAND;
@@ -280,7 +282,7 @@ impl Cluster {
         self.now()
     }
 
-    /// Sets what is wrong from now on.
+    /// Sets the faults.
     pub(crate) fn set_faults(&self, faults: Faults) {
         let agreement = if faults.leaderless { Agreement::Leaderless } else { Agreement::Reached };
         self.agreement.send_replace(agreement);
@@ -312,12 +314,12 @@ impl Cluster {
         self.log.lock().push(line);
     }
 
-    /// What it was asked and said since this was asked last.
+    /// The requests and answers since the last call.
     pub(crate) fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.log.lock())
     }
 
-    /// From now on nothing goes wrong any more.
+    /// Ends all faults.
     pub(crate) fn settle(&self) {
         self.set_faults(Faults::NONE);
         self.change(|inner| {
@@ -327,7 +329,7 @@ impl Cluster {
         });
     }
 
-    /// Does something to one of the open watches.
+    /// Causes a fault of one of the open watches.
     pub(crate) fn harm(&self, how: Harm) {
         self.change(|inner| {
             let index = inner.rng.random_range(0..inner.open.len().max(1));
@@ -341,14 +343,14 @@ impl Cluster {
         });
     }
 
-    /// Changes who may read what.
+    /// Changes permissions.
     pub(crate) fn set_rights(&self, change: impl FnOnce(&mut Rights)) {
         self.change(|inner| {
             let now = Instant::now();
             let mut rights = inner.rights.last().map(|(_, rights)| rights.clone()).unwrap_or_default();
             change(&mut rights);
             inner.rights.push((now, rights));
-            // The last one before what is kept says what held when that began.
+            // The last one before the kept ones shows what held when those began.
             let keep = inner.rights.partition_point(|(since, _)| *since + RIGHTS_KEPT < now);
             inner.forgotten += inner.rights.drain(..keep.saturating_sub(1)).count();
         });
@@ -358,20 +360,21 @@ impl Cluster {
         self.inner.lock().rights.last().map(|(_, rights)| rights.clone()).unwrap_or_default()
     }
 
-    /// Whether the holder of `token` might read `range` at any moment since `since`.
+    /// Whether the holder of `token` was allowed to read `range` at any time since `since`.
     pub(crate) fn permitted_since(&self, since: Instant, token: Option<&str>, range: &KeyRange) -> bool {
         let inner = self.inner.lock();
         let first = inner.rights.partition_point(|(from, _)| *from < since).saturating_sub(1);
         inner.rights[first..].iter().any(|(_, rights)| rights.permit(token, range))
     }
 
-    /// Whether nothing reached the relay at some time since `since`.
+    /// Whether the relay could not reach the cluster at some time since `since`.
     pub(crate) fn was_away(&self, since: Instant) -> bool {
         let inner = self.inner.lock();
         inner.away_since.is_some() || inner.away.last().is_some_and(|(_, until)| *until >= since)
     }
 
-    /// The moment so long ago, by a clock that stands still while nothing reaches the relay, and until its feeds follow again.
+    /// The time this long ago, by a clock that stands still while the relay cannot reach the cluster, and until its
+    /// feeds follow again.
     pub(crate) fn reachable_ago(&self, ago: Duration) -> Instant {
         let inner = self.inner.lock();
         let (mut at, mut left) = (Instant::now(), ago);
@@ -388,20 +391,21 @@ impl Cluster {
         at.checked_sub(left).unwrap_or(at)
     }
 
-    /// The rights that hold now, by their number.
+    /// The index of the current permissions.
     pub(crate) fn rights_now(&self) -> usize {
         let inner = self.inner.lock();
         inner.forgotten + inner.rights.len() - 1
     }
 
-    /// Whether the holder of `token` might read `range` under these rights and all that came since.
+    /// Whether the holder of `token` was allowed to read `range` under these permissions and all later ones.
     pub(crate) fn permitted_always(&self, since: usize, token: Option<&str>, range: &KeyRange) -> bool {
         let inner = self.inner.lock();
         let first = since.saturating_sub(inner.forgotten);
         inner.rights[first..].iter().all(|(_, rights)| rights.permit(token, range))
     }
 
-    /// Where nothing is wrong and nothing was a moment ago, how much went wrong until now: while that stays the same, all was well.
+    /// If everything is and recently was healthy, the number of faults so far: while it stays the same, everything was
+    /// healthy.
     pub(crate) fn health(&self) -> Option<u64> {
         let inner = self.inner.lock();
         let Faults { down, leaderless, frozen, deaf, rough, lag, latency } = inner.faults;
@@ -411,7 +415,7 @@ impl Cluster {
         (!ill).then_some(inner.troubles)
     }
 
-    /// Since when all has been well, where it is: what was asked or happened before has had as long to be answered.
+    /// Since when everything has been healthy: earlier requests and events have had this time to be answered.
     pub(crate) fn well_since(&self) -> Option<Instant> {
         self.health()?;
         let inner = self.inner.lock();
@@ -428,7 +432,7 @@ impl Cluster {
         self.inner.lock().trusted
     }
 
-    /// Where the cluster stands.
+    /// The current state of the cluster.
     pub(crate) fn now(&self) -> Place {
         let inner = self.inner.lock();
         Place { epoch: inner.epochs.len() - 1, revision: inner.epoch().revision() }
@@ -438,13 +442,13 @@ impl Cluster {
         self.inner.lock().epoch().compact_revision
     }
 
-    /// The oldest revision of the cluster's own that can be read.
+    /// The oldest readable revision of the cluster itself.
     pub(crate) fn oldest(&self) -> i64 {
         let inner = self.inner.lock();
         inner.epoch().compact_revision.max(inner.epoch().base)
     }
 
-    /// What a cluster has for this revision, its own or one of another's.
+    /// The place of this revision in a cluster, its own or another's.
     pub(crate) fn past_of(&self, epoch: usize, revision: i64) -> Option<Place> {
         let inner = self.inner.lock();
         let of = &inner.epochs[epoch];
@@ -464,7 +468,7 @@ impl Cluster {
         self.inner.lock().epochs[epoch].id
     }
 
-    /// Whether a cluster was ever compacted at just this revision.
+    /// Whether a cluster was ever compacted at exactly this revision.
     pub(crate) fn was_compacted_at(&self, epoch: usize, revision: i64) -> bool {
         let inner = self.inner.lock();
         let epoch = &inner.epochs[epoch];
@@ -472,7 +476,7 @@ impl Cluster {
         revision == epoch.forgot() || epoch.compactions.iter().any(|(to, _)| *to == revision)
     }
 
-    /// To which revision the cluster was compacted before any revision up to `until` was the newest.
+    /// The revision to which the cluster was compacted before `until` was passed.
     pub(crate) fn compacted_before(&self, epoch: usize, until: i64) -> i64 {
         let inner = self.inner.lock();
         let epoch = &inner.epochs[epoch];
@@ -480,7 +484,7 @@ impl Cluster {
         before.max().unwrap_or(epoch.forgot())
     }
 
-    /// The first revision in `from..=to` that has something in `range` that `wants`.
+    /// The first revision in `from..=to` with a wanted change in `range`.
     pub(crate) fn first_wanted(
         &self,
         epoch: usize,
@@ -496,7 +500,8 @@ impl Cluster {
             .find(|revision| epoch.at(*revision).is_some_and(|changed| changed.events.iter().any(wanted)))
     }
 
-    /// What a watch must get of a revision, and whether what was before may be compacted, so that `prev_kv` may be absent.
+    /// What a watch must get of a revision, and whether the previous state may be compacted, so that `prev_kv` may be
+    /// missing.
     pub(crate) fn wanted(
         &self,
         place: Place,
@@ -519,7 +524,7 @@ impl Cluster {
         (events, place.revision - 1 < epoch.compact_revision)
     }
 
-    /// What a range holds at a revision.
+    /// The content of a range at a revision.
     pub(crate) fn state(&self, place: Place, range: &KeyRange) -> Vec<mvccpb::KeyValue> {
         let inner = self.inner.lock();
         let state = inner.epochs[place.epoch].state(place.revision);

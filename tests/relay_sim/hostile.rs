@@ -1,6 +1,6 @@
-//! Clients that want more than their share, or give nothing back. They have addresses of their own.
+//! Clients that want more than their share or give nothing back. They have their own addresses.
 //!
-//! What they are told is not checked: what the others are told, and when, is. Always holds: each ends after a while, whatever happens.
+//! Their own answers are not checked, but those of other clients are. Always holds: each of them ends after a while.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,22 +17,22 @@ use crate::{
     watcher::{cancel, say},
 };
 
-/// Where they are, unless a schedule says otherwise.
+/// Their address, unless a schedule chooses another one.
 pub(crate) const HOST: Host = Host(66);
 
 /// What such a client does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Hostile {
-    /// Opens watches from now, and never reads.
+    /// Opens watches from now and never reads.
     NeverReads { streams: usize, watches: usize },
-    /// Creates watches of the past on many streams, and leaves them unread.
+    /// Creates watches of the past on many streams and leaves them unread.
     Floods { streams: usize },
-    /// The same without room for a single byte of what it is told. (Where there is a little, h2's client gives up the connection for all the
-    /// small frames that nobody takes.)
+    /// The same without a window for even a single byte. (With a small window, h2's client would give up the connection
+    /// because of all the small unread frames.)
     Hoards { streams: usize },
-    /// Creates and cancels as fast as it can, and reads what it is told.
+    /// Creates and cancels as fast as possible, and reads the answers.
     Churns { rounds: usize },
-    /// Asks for costly reads, all at once, and takes no answer.
+    /// Sends costly reads all at once and reads no answer.
     Reads { calls: usize },
     /// Opens calls and sends nothing on them.
     HalfOpens { calls: usize },
@@ -49,7 +49,7 @@ impl Hostile {
         }
     }
 
-    /// Does it, with ranges like `wire` and the past from `from` on, and is gone after `life`.
+    /// Runs with ranges like `wire` and the past from `from` on, and leaves after `life`.
     pub(crate) async fn run(self, relay: Arc<Relay>, host: Host, wire: (Bytes, Bytes), from: i64, life: Duration) {
         let windows = match self {
             Self::Churns { .. } => Windows::WIDE,
@@ -58,7 +58,7 @@ impl Hostile {
         };
         let Ok(client) = Client::connect(&relay, host, None, windows).await else { return };
         let mut open = Vec::new();
-        // What it is told, and that it is refused, is all the same to it: what it has it keeps.
+        // Answers and refusals do not matter; open calls are kept.
         let _ = self.act(&client, wire, from, &mut open).await;
         sleep(life).await;
     }
@@ -90,7 +90,7 @@ impl Hostile {
             Self::Floods { streams } | Self::Hoards { streams } => {
                 for number in 0..streams {
                     let (mut send, answer) = client.open("Watch/Watch").await?;
-                    // Each another range, so that no two are served in one.
+                    // Each with another range, so that no two are served together.
                     let (key, range_end) = (Bytes::from_static(b"a/"), format!("a0{number}").into());
                     say(&mut send, RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, ..create(from) }))?;
                     open.push((send, answer));

@@ -1,33 +1,37 @@
-//! Random schedules against a whole relay: clients that speak HTTP/2 and etcd's protobufs, the relay with all between its connections and
-//! its upstream, and a made-up cluster (`cluster`) that fails, is replaced, restored, compacted, loses its leader, freezes, lags, and changes
-//! its users.
+//! Random schedules for a whole relay: clients that use HTTP/2 and etcd's protobufs, the relay with everything between
+//! its connections and its upstream, and a simulated cluster (`cluster`) that fails, is replaced, restored and
+//! compacted, loses its leader, freezes, lags, and changes its users.
 //!
-//! Checked: each watch's guarantees (`check`); linearizability of reads, and that data of the past are not shown after their compaction
-//! (`reads`); that nothing is shown for longer than it may after a permission was taken away; that a client which reads at once is answered
-//! and told of events and of progress in time while all is well, whatever hostile clients do beside it (`hostile`, `schedule::crowd`,
-//! `schedule::queue`) and however many requests it has (`schedule::busy`); that of a slow client's watches none is passed over for ever
-//! (`schedule::slow`).
+//! The checks: each watch's guarantees (`check`); linearizability of reads, and that compacted revisions are not shown
+//! (`reads`); that nothing is shown too long after a permission was revoked; that a client which reads at once gets
+//! answers, events and progress in time while everything is healthy, whatever hostile clients do (`hostile`,
+//! `schedule::crowd`, `schedule::queue`) and however many requests it sends (`schedule::busy`); and that none of a slow
+//! client's watches is passed over forever (`schedule::slow`).
 //!
-//! These were taken out of the relay by hand, and found by the first so many of 300 seeds (five failures end a run): the check of a confirmation
-//! against the feed's mark (5 of 115), and its half about revisions alone (102); the repeated question whether live watches are still allowed (84),
-//! the bound on how long they go on without an answer (94), the age of a grant that a create may count on (126), the age at which "authentication is
-//! off" ends while events come (32), what is heard of a cluster that was away (112), also where its member has no leader (4 of 300); the look at
-//! compaction behind a read of the past (263); snapshots kept for pages across a reset (227); the order of what is put before a history (12); the
-//! end of all watches when the cluster was replaced (13); the disbelief in a progress that lies (3 of 300). A snapshot which arrives while the current
-//! revision is asked for and is not the newest was found by 4 of 600, and the bound of live watches counted from their stream by 1 of 5,000.
+//! The following parts were removed from the relay as a trial. The number is how many of 300 seeds ran until the fault
+//! was found (five failures end a run). The check of a confirmation against the feed's mark (5 of 115), and its half
+//! about revisions alone (102); the repeated check of live watches' permission (84), the limit on their time without an
+//! answer (94), the age of a grant for a create (126), the end of "authentication is off" while events come (32),
+//! hearing from a cluster that was away (112), also without a leader (4 of 300); the compaction check after a read of
+//! the past (263); snapshots kept for pages across a reset (227); the order of what is put before a history (12); the
+//! end of all watches when the cluster was replaced (13); the distrust of false progress (3 of 300). A snapshot that
+//! arrives while the current revision is requested, and is not the newest, was found by 4 of 600, and the limit of live
+//! watches counted from their stream by 1 of 5,000.
 //!
-//! In schedules of their own: fair turns of fills by client (`schedule::queue`, 5 of 5), and the end of a turn that a client does not use (5 of 7);
-//! the order of parked watches (`schedule::slow`, 4 of 4); cancels that overtake a create which waits (`schedule::busy`, 5 of 5).
+//! Found by separate schedules: fair turns of fills by client (`schedule::queue`, 5 of 5), and the end of a turn that a
+//! client does not use (5 of 7); the order of parked watches (`schedule::slow`, 4 of 4); cancels that overtake a
+//! waiting create (`schedule::busy`, 5 of 5).
 //!
-//! These it did not find, and other tests stand for them: progress behind requests without a pause, a second look at permissions behind a wait for
-//! the current revision, a past that ends before it is whole.
+//! Not found here, but covered by other tests: progress behind requests without a pause, a second permission check
+//! after a wait for the current revision, and a past that ends before it is complete.
 //!
-//! Not here: sockets and the real etcd, see `tests/it`; the hub's own schedules, see `tests/simulation`.
-//! `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how many are run. All is on one thread and on a made-up clock, so a seed
-//! nearly always gives the same schedule again: long reads alone are made on threads that know nothing of that clock. With
-//! `RUSTFLAGS="--cfg tokio_unstable"` tokio's own dice are seeded as well: in which order it wakes those who wait for one value.
+//! Sockets and a real etcd are in `tests/it`, the hub's own schedules in `tests/simulation`. `ETCD_RELAY_SIM_SEED` runs
+//! one seed; `ETCD_RELAY_SIM_ROUNDS` sets the number of runs. Everything runs on one thread and a simulated clock, so a
+//! seed nearly always repeats its schedule; only long reads use threads without that clock. With `RUSTFLAGS="--cfg
+//! tokio_unstable"` tokio's own random choices are seeded as well, such as the order in which it wakes tasks that wait
+//! for the same value.
 
-#![expect(clippy::print_stderr, reason = "a test says what it found")]
+#![expect(clippy::print_stderr, reason = "a test prints what it found")]
 
 mod check;
 mod client;
@@ -43,7 +47,7 @@ use std::env;
 
 use crate::{check::Counts, schedule::Failure};
 
-/// Failures after which no more schedules are run.
+/// Number of failures after which no more schedules run.
 const ENOUGH: usize = 5;
 
 #[test]
@@ -71,7 +75,7 @@ fn requests_without_a_pause_hold_up_no_progress_and_creates_that_wait_hold_up_no
     all(6, schedule::busy::run);
 }
 
-/// Runs so many schedules, or those that the environment names.
+/// Runs `rounds` schedules, or those that the environment selects.
 fn all(rounds: u64, run: impl Fn(u64) -> Result<Counts, Failure>) {
     let mut failures = Vec::new();
     let mut seen = Counts::default();
@@ -93,7 +97,7 @@ fn all(rounds: u64, run: impl Fn(u64) -> Result<Counts, Failure>) {
     assert!(failures.is_empty(), "{} schedules failed", failures.len());
 }
 
-/// Where tokio's dice can be seeded as well.
+/// Only if tokio's random choices can be seeded as well.
 #[cfg(tokio_unstable)]
 #[test]
 fn a_seed_gives_the_same_schedule_again() {

@@ -1,8 +1,8 @@
-//! Reads, and whether their answers may be such: linearizability, in etcd's terms.
+//! Reads, and checks of their answers for linearizability in etcd's sense.
 //!
-//! Always holds, of each answer: its header names a revision that a cluster made and the id of that cluster; its data are those of that
-//! revision, or of the past one that was asked for; a linearizable one is not older than what was the newest when it was asked; data of the
-//! past were not compacted then, nor before the revision of its header.
+//! Always holds for each answer: its header names a revision that a cluster made, and the id of that cluster. Its data
+//! is that of this revision, or of the requested past one. A linearizable answer is not older than the newest revision
+//! at the time of the request. Past data was compacted neither at that time nor before the header's revision.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ use crate::{
     trace::Trace,
 };
 
-/// How long after a permission was taken away data may still be shown, by docs/trust.md.
+/// How long data may be shown after a permission was revoked (docs/trust.md).
 pub(crate) const REVOKED: Duration = Duration::from_secs(10);
 
-/// Who had no permission since this moment is to be shown nothing by an answer to what was asked at `asked_at`. While nothing reaches the
-/// relay it knows no better than before, as a member that is cut off from its cluster; and whoever asks for what the relay has without a word of
-/// the cluster is told it until the relay hears that the cluster is back.
+/// A client without permission since this time must get no data in the answer to a request from `asked_at`. While the
+/// relay cannot reach the cluster it knows no better than before, like a member that is cut off. A client that asks for
+/// the relay's own data without the cluster's confirmation gets it until the relay learns that the cluster is back.
 pub(crate) fn revoked_before(cluster: &Cluster, asked_at: Instant, serializable: bool) -> Instant {
     let strict = asked_at.checked_sub(REVOKED).unwrap_or(asked_at);
     if serializable || cluster.was_away(asked_at) { strict.min(cluster.reachable_ago(REVOKED)) } else { strict }
 }
 
-/// A read of a range.
+/// A random read of a range.
 pub(crate) fn random(rng: &mut StdRng, cluster: &Cluster, (key, range_end): (Bytes, Bytes)) -> RangeRequest {
     let now = cluster.now();
     let oldest = cluster.oldest();
@@ -55,10 +55,10 @@ pub(crate) fn random(rng: &mut StdRng, cluster: &Cluster, (key, range_end): (Byt
     }
 }
 
-/// Keys of a page: from so many on the relay keeps what a list in pages is read from.
+/// The size of a page from which on the relay keeps the snapshot of a list in pages.
 pub(crate) const PAGE: usize = 100;
 
-/// Reads, and checks the answer, which it gives back if there is one.
+/// Makes a read and checks the answer. Returns the answer if there is one.
 pub(crate) async fn read(
     cluster: &Cluster,
     client: &Client,

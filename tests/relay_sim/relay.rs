@@ -1,7 +1,7 @@
-//! [`Relay`]: a whole relay over a made-up cluster, with connections in memory in place of ports.
+//! [`Relay`]: a whole relay over a simulated cluster, with in-memory connections instead of ports.
 //!
-//! Wired by the relay's own composition, so what is not here is the sockets, etcd's client, and views. Always holds: its bounds are tiny, so
-//! that watches are parked, filled and spliced, and feeds on demand come and go, all the time.
+//! The relay's own composition code wires it; only sockets, etcd's client and views are missing. Always holds: its
+//! limits are tiny, so that watches are parked, filled and spliced, and feeds on demand open and close, all the time.
 
 use std::{
     convert::Infallible,
@@ -34,7 +34,7 @@ use crate::cluster::{Cluster, OwnUpstream};
 /// How long the relay waits for an answer of the cluster.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Often enough that audits meet everything that happens to the cluster.
+/// Short enough that audits meet everything that happens to the cluster.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// See the module.
@@ -45,11 +45,11 @@ pub(crate) struct Relay {
     clients: std::sync::atomic::AtomicU16,
 }
 
-/// Whose address a client has. The relay gives each address its share.
+/// The address of a client. The relay gives each address its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Host(pub(crate) u8);
 
-/// What differs between relays.
+/// The parameters of a relay.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) prefixes: Vec<&'static str>,
@@ -84,7 +84,7 @@ impl Relay {
             None => OnDemand::Deny,
         };
         let config = RelayConfig {
-            // Not made: the cluster is.
+            // Not used, because the cluster replaces it.
             upstream: Upstream::Embedded(Embedded { seeded: false, changes_every: None }),
             feeds: Feeds {
                 prefixes: terms.prefixes.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect(),
@@ -124,12 +124,13 @@ impl Relay {
         Self { server, phases, clients: 0.into() }
     }
 
-    /// Serves a client of this host at the other end of the connection that is given back, in which so many bytes may be under way each way.
+    /// Serves a client of this host at the other end of the returned connection, which may have this many bytes under
+    /// way in each direction.
     pub(crate) fn connect(&self, host: Host, bytes: usize) -> DuplexStream {
         let (client, server) = tokio::io::duplex(bytes);
         let port = self.clients.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let peer = SocketAddr::from(([10, 0, 0, host.0], 10_000 + port % 50_000));
-        // Where it is refused the client finds the connection closed, as it would find a socket.
+        // If it is refused, the client finds the connection closed, like a socket.
         let _ = self.server.serve(server, peer);
         client
     }

@@ -1,7 +1,8 @@
-//! One schedule: a relay, its cluster and its clients, and what happens to them.
+//! A schedule: a relay, its cluster and its clients, and what happens to them.
 //!
-//! Not here: schedules of clients that get in each other's way, beside a cluster in good health: see `crowd`, `queue`, `slow` and `busy`.
-//! Always holds: all that is random comes from the seed; a schedule ends with a cluster in good health, and with all that is owed paid.
+//! Schedules of clients that interfere with each other, over a healthy cluster, are in `crowd`, `queue`, `slow` and
+//! `busy`. Always holds: all random decisions come from the seed. A schedule ends with a healthy cluster and with
+//! everything delivered.
 
 pub(crate) mod busy;
 pub(crate) mod crowd;
@@ -30,29 +31,30 @@ use crate::{
 };
 
 const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
-/// How often the end of a schedule is looked at.
+/// Pause between two checks at the end of a schedule.
 const LOOK: Duration = Duration::from_millis(100);
-/// The least time between two changes that answers are held against.
+/// The shortest time between two changes that answers are compared with.
 const TICK: Duration = Duration::from_micros(1);
-/// How long what is owed may take once all is well: the delays after failures, the patience of questions that were lost, slow reading.
+/// How long missing deliveries may take once everything is healthy: the delays after failures, timeouts of lost
+/// questions, slow reading.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs a schedule, and says what was seen, or what was wrong.
+/// Runs a schedule. Returns what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<(Counts, Trace), Failure> {
     simulate(seed, Schedule::new, async |schedule| schedule.go().await)
 }
 
-/// Runs what `make` makes, as `act` has it, on a made-up clock.
+/// Runs the schedule from `make` as in `act` on a simulated clock.
 fn simulate(
     seed: u64,
     make: impl FnOnce(u64) -> Schedule,
     act: impl AsyncFnOnce(&mut Schedule) -> Result<Counts, String>,
 ) -> Result<(Counts, Trace), Failure> {
-    // What the relay takes for jitter, on this thread.
+    // The relay's jitter on this thread.
     fastrand::seed(seed);
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().start_paused(true);
-    // Without it the order in which tokio wakes those who wait for one value is not the seed's.
+    // Without it, the order in which tokio wakes tasks that wait for the same value does not depend on the seed.
     #[cfg(tokio_unstable)]
     builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
     let runtime = builder.build().expect("a runtime");
@@ -65,7 +67,7 @@ fn simulate(
     })
 }
 
-/// What was wrong, and what happened before.
+/// What was wrong, with the events before it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) seed: u64,
@@ -87,7 +89,7 @@ struct Schedule {
     trace: Trace,
 }
 
-/// Who asks: nobody, and users with a part of the keys.
+/// The clients: anonymous, and users with permission for a part of the keys.
 const TOKENS: [Option<&str>; 3] = [None, Some("alice"), Some("bob")];
 
 impl Schedule {
@@ -99,7 +101,7 @@ impl Schedule {
         schedule
     }
 
-    /// With some writes, and nobody there yet.
+    /// With some writes and without clients.
     fn with(seed: u64, terms: impl FnOnce(&mut StdRng) -> Terms, with_rights: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let cluster = Cluster::new(rng.random());
@@ -223,7 +225,7 @@ impl Schedule {
         }
     }
 
-    /// More keys than a list in pages has on one.
+    /// More keys than the first page of a list in pages.
     fn write_a_page(&mut self) {
         let changes = (0..PAGE + 30).map(|number| (format!("c/{number:03}").into(), Some(Bytes::from_static(b"v"))));
         self.cluster.write(&changes.collect());
@@ -240,7 +242,7 @@ impl Schedule {
         self.note(format!("a watcher joins: {token:?}, {reading:?}"));
         let seed = self.rng.random();
         let check = StreamCheck::new(self.cluster.clone(), self.trace.clone(), token, reading == Reading::Prompt);
-        // Few hosts, so that clients share them, but none is shared by prompt ones and slow ones.
+        // Few hosts, so that clients share them, but prompt and slow ones never share one.
         let host = Host(self.rng.random_range(1..4) + if reading == Reading::Prompt { 0 } else { 10 });
         self.watchers.push(Watcher::start(self.relay.clone(), host, check, token, reading, seed));
     }
@@ -312,7 +314,7 @@ impl Schedule {
         self.tasks.spawn(async move { reads::read(&cluster, &client, &trace, request).await.map(|_| ()) });
     }
 
-    /// Asks for the past that the next compaction is likely to take, a moment before it does, while more is written.
+    /// Reads a revision that the next compaction will probably remove, a moment before it, while more is written.
     async fn read_what_goes(&mut self) {
         let Some(client) = self.reader().await else { return };
         let (key, range_end) = self.wire();
@@ -330,7 +332,7 @@ impl Schedule {
         self.write();
     }
 
-    /// A list in pages, between which another cluster takes the place of the one that the first page came from.
+    /// A list in pages, during which another cluster replaces the one of the first page.
     async fn list_across_a_replacement(&mut self) {
         self.write_a_page();
         sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
@@ -371,7 +373,7 @@ impl Schedule {
     }
 
     async fn change_rights(&mut self) {
-        // No answer is of the same moment as a change, as by a real clock.
+        // An answer is never at the same time as a change, as with a real clock.
         advance(TICK).await;
         let rng = &mut self.rng;
         let user = *["alice", "bob"].choose(rng).expect("some");
@@ -389,8 +391,8 @@ impl Schedule {
         advance(TICK).await;
     }
 
-    /// All lose what they may read while the relay cannot ask about it, for longer than the bound on what is shown after that: since the
-    /// cluster does not answer such questions, or since it is away.
+    /// All users lose their permissions while the relay cannot ask about them, for longer than the limit on what is
+    /// shown after that: because the cluster does not answer such questions, or because it is away.
     async fn revoke_unheard(&mut self) -> Result<(), String> {
         let down = self.rng.random_bool(0.5);
         let faults = Faults { down, deaf: !down, ..Faults::NONE };
@@ -412,7 +414,7 @@ impl Schedule {
             sleep(Duration::from_millis(self.rng.random_range(100..800))).await;
             self.failure()?;
         }
-        // A member that is back may have no leader yet.
+        // A member that is back may not have a leader yet.
         self.cluster.set_faults(Faults { leaderless: self.rng.random_bool(0.3), ..Faults::NONE });
         for _ in 0..8 {
             self.write();
@@ -427,7 +429,7 @@ impl Schedule {
         Ok(())
     }
 
-    /// A client that wants more than its share, or gives nothing back.
+    /// A client that wants more than its share or gives nothing back.
     fn hostile(&mut self) {
         let hostile = Hostile::random(&mut self.rng);
         self.attack(hostile);
@@ -448,7 +450,7 @@ impl Schedule {
         });
     }
 
-    /// A range as clients write it.
+    /// A range in the form that clients send.
     fn wire(&mut self) -> (Bytes, Bytes) {
         let (key, end): (&'static str, &'static [u8]) = *[
             ("a/", &b"a0"[..]),
@@ -467,7 +469,7 @@ impl Schedule {
         (Bytes::from_static(key.as_bytes()), Bytes::from_static(end))
     }
 
-    /// All is well again, and whatever is owed must come.
+    /// Ends all faults; everything that is missing must come.
     async fn settle(&mut self) -> Result<(), String> {
         self.note("settle".into());
         self.cluster.settle();

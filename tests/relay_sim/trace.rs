@@ -1,6 +1,6 @@
-//! [`Trace`]: what happened in a schedule, line by line, for whoever has to find out why.
+//! [`Trace`]: the events of a schedule, line by line, for debugging.
 //!
-//! Always holds: the lines are a function of the schedule alone, so that two runs of a seed can be compared.
+//! Always holds: the lines depend only on the schedule, so two runs of a seed can be compared.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Place};
 
-/// Lines that are shown where a schedule failed. `ETCD_RELAY_SIM_LINES` sets another number.
+/// Lines that are printed after a failure. `ETCD_RELAY_SIM_LINES` sets another number.
 const SHOWN: usize = 80;
 
 /// See the module. Clones write to the same lines.
@@ -33,14 +33,14 @@ impl Trace {
         lines.push(format!("{at:>8.4} {epoch}@{revision} {}", line.as_ref()));
     }
 
-    /// The last of it.
+    /// The last lines.
     pub(crate) fn tail(&self) -> String {
         let lines = self.lines.lock();
         let shown = crate::number("ETCD_RELAY_SIM_LINES").map_or(SHOWN, |lines| lines as usize);
         lines[lines.len().saturating_sub(shown)..].join("\n")
     }
 
-    /// All of it.
+    /// All lines.
     #[cfg(tokio_unstable)]
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().clone()

@@ -1,8 +1,8 @@
-//! [`Watcher`]: a client that watches as etcd's own clients do, and checks all that it is told.
+//! [`Watcher`]: a client that watches like etcd's own clients, and checks everything that it receives.
 //!
-//! It has one watch stream, creates and cancels watches on it, and when the stream or its connection breaks it comes again and goes on from
-//! the last revision that it got. Not here: whether one response may follow on another, see `check`. Always holds: what is found wrong is kept
-//! until the schedule asks for it, and nothing is checked after it.
+//! It has one watch stream and creates and cancels watches on it. When the stream or its connection breaks, it
+//! reconnects and continues after the last revision that it got. The rules for responses are in `check`. Always holds:
+//! an error is kept until the schedule collects it, and nothing is checked after it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -24,32 +24,32 @@ use crate::{
     relay::{Host, Relay},
 };
 
-/// Between two attempts to come again.
+/// Pause between two attempts to reconnect.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Orders that wait for the client.
+/// Most orders that wait for the client.
 const ORDERS: usize = 64;
 
 /// How a client reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// Whatever comes, at once.
+    /// Everything at once.
     Prompt,
-    /// Now and then, a message at a time, with little room.
+    /// Now and then, one message at a time, with a small window.
     Slow,
-    /// A message at a time without long pauses, with little room: slower than what happens.
+    /// One message at a time without long pauses, with a small window: slower than events come.
     Steady,
 }
 
-/// What a client is to do.
+/// An order for a client.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
     Create(Spec),
     /// One of its watches, by number.
     Cancel(usize),
     Progress,
-    /// Breaks its connection and comes again.
+    /// Breaks its connection and reconnects.
     Break,
-    /// Ends the stream alone and comes again.
+    /// Ends only the stream and opens another one.
     Reset,
 }
 
@@ -79,9 +79,9 @@ impl Watcher {
         Self { orders, check, token, reading, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
-    /// Asks the client to do something, if it has room for orders.
+    /// Gives the client an order, if it has room for it.
     pub(crate) fn order(&self, order: Order) {
-        // Who is busy does less.
+        // A busy client does less.
         let _ = self.orders.try_send(order);
     }
 
@@ -100,13 +100,13 @@ struct Task {
     rng: StdRng,
 }
 
-/// Why a stream is over.
+/// Why a stream ended.
 enum Over {
-    /// The client wants another, on another connection or on the same.
+    /// The client wants another one, on another connection or on the same one.
     Wanted,
     /// The relay or the connection ended it.
     Told(Status),
-    /// Nobody wants anything any more.
+    /// No more orders will come.
     Done,
 }
 
@@ -139,7 +139,7 @@ impl Task {
         }
         let mut waits: VecDeque<Order> = VecDeque::new();
         loop {
-            // Cancel safe, both.
+            // Both branches are cancel safe.
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
@@ -201,7 +201,7 @@ pub(crate) fn say(send: &mut SendStream<Bytes>, request: RequestUnion) -> Result
 }
 
 impl Spec {
-    /// The request that asks for it, from `start` on.
+    /// The request for it, from `start` on.
     pub(crate) fn request(&self, start_revision: i64) -> WatchCreateRequest {
         let mut filters = Vec::new();
         if self.no_put {

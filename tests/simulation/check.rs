@@ -1,8 +1,9 @@
-//! [`StreamCheck`]: says of each delivery on a watch stream whether etcd's promises allow it, and of the end of a schedule
-//! whether they were kept.
+//! [`StreamCheck`]: checks each delivery on a watch stream against etcd's guarantees, and at the end of a schedule
+//! whether everything was delivered.
 //!
-//! Named after the checks of etcd's robustness tests (docs/promises.md, section 6); `reliable` looks at each gap as it appears, and
-//! `overdue` at the one that is left. Called by the schedules with what an outbox gives, in order.
+//! The checks are named after those of etcd's robustness tests (docs/promises.md, section 6). `reliable` finds each gap
+//! as it appears, and `overdue` finds the one that is left. The schedules call it with the deliveries of an outbox, in
+//! order.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +17,7 @@ use prost::Message as _;
 
 use crate::world::{CANCELED, World};
 
-/// What a watch was created with.
+/// The properties of a watch.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) id: i64,
@@ -37,7 +38,7 @@ enum End {
 #[derive(Debug)]
 struct Watch {
     spec: Spec,
-    /// Everything before it was delivered, or not asked for.
+    /// Everything before this revision was delivered or not requested.
     position: i64,
     last_event: i64,
     last_progress: i64,
@@ -45,7 +46,7 @@ struct Watch {
     cancel_asked: bool,
 }
 
-/// What a cluster had is shown under its own name.
+/// A cluster's data must be shown under its own name.
 fn named(world: &World, header: &Header) -> Result<(), String> {
     let made_by = world.cluster_of(header.revision.get());
     ensure(made_by == Some(header.cluster_id), || format!("{header:?} of what cluster {made_by:?} had"))
@@ -54,18 +55,18 @@ fn named(world: &World, header: &Header) -> Result<(), String> {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct StreamCheck {
-    /// Creates without their answer, and whether the client has asked for the end of what they will make.
+    /// Creates without an answer, and whether the client has canceled what they will create.
     pending: VecDeque<(Spec, bool)>,
     watches: HashMap<i64, Watch>,
     pub(crate) events: usize,
-    /// Payloads of several revisions.
+    /// Number of payloads with several revisions.
     pub(crate) runs: usize,
     pub(crate) progress: usize,
     pub(crate) compacted: usize,
 }
 
 impl StreamCheck {
-    /// A create is about to be asked for; `Created`s come in this order.
+    /// Adds a create that will be sent; `Created`s come in this order.
     pub(crate) fn expect(&mut self, spec: Spec) {
         self.pending.push_back((spec, false));
     }
@@ -75,7 +76,7 @@ impl StreamCheck {
         self.pending.pop_back();
     }
 
-    /// Whether the id is taken, as far as the client can know.
+    /// Whether the id is in use, as far as the client can know.
     pub(crate) fn is_taken(&self, id: i64) -> bool {
         self.pending.iter().any(|(spec, _)| spec.id == id)
             || self.watches.get(&id).is_some_and(|watch| watch.end != End::Canceled && !watch.cancel_asked)
@@ -89,26 +90,26 @@ impl StreamCheck {
         ids
     }
 
-    /// The client asks for the end of a watch.
+    /// The client cancels a watch.
     pub(crate) fn cancel(&mut self, id: i64) {
         if let Some(watch) = self.watches.get_mut(&id) {
             watch.cancel_asked = true;
         }
-        // Upstream may have ended that one, which the client has not read yet; then it is the next with this id that is meant.
-        // A wish for 0 is one for any id, and never brings one back.
+        // Upstream may have ended that one without the client having read it yet; then the next watch with this id is
+        // meant. A request for id 0 lets the server choose, and never returns a used one.
         self.pending
             .iter_mut()
             .filter(|(spec, _)| id != 0 && spec.id == id)
             .for_each(|(_, cancel_asked)| *cancel_asked = true);
     }
 
-    /// Whether etcd would answer a progress request on the stream, once all watches have caught up with `revision`.
+    /// Whether etcd would answer a progress request on the stream, once all watches have reached `revision`.
     pub(crate) fn answers_progress(&self, revision: i64) -> bool {
         let mut watches = self.watches.values().filter(|watch| watch.end != End::Canceled).peekable();
         watches.peek().is_some() && watches.all(|watch| watch.end == End::None && watch.spec.start <= revision)
     }
 
-    /// One delivery.
+    /// Checks one delivery.
     pub(crate) fn take(&mut self, world: &World, delivery: &Delivery) -> Result<(), String> {
         match delivery {
             Delivery::Created { watch_id, stamp } => {
@@ -133,7 +134,7 @@ impl StreamCheck {
         }
     }
 
-    /// What is still owed when everything has settled.
+    /// What is still missing when everything has settled.
     pub(crate) fn overdue(&self, world: &World) -> Option<String> {
         if let Some((spec, _)) = self.pending.front() {
             return Some(format!("no answer to {spec:?}"));
@@ -220,7 +221,7 @@ impl StreamCheck {
             ensure(watch.end == End::None, || format!("{cancellation:?} of {watch:?}"))?;
             if cancellation.reason.is_empty() {
                 let true_one = world.was_compacted_at(epoch, compact_revision) && watch.position < compact_revision;
-                // A fill may hear it from the next cluster before the feed knows of that.
+                // A fill may hear it from the next cluster before the feed knows about that.
                 ensure(true_one || world.epoch() != epoch, || format!("not true: {cancellation:?} of {watch:?}"))?;
             } else {
                 ensure(world.epoch() != epoch, || format!("not replaced: {cancellation:?} of {watch:?}"))?;
@@ -252,7 +253,7 @@ impl Watch {
         let key =
             |event: &etcd_relay::pb::mvccpb::Event| event.kv.as_ref().map_or_else(Bytes::new, |kv| kv.key.clone());
         ensure(events.iter().all(|event| range.contains(&key(event))), || format!("filter: {revision}"))?;
-        // Ordered, unique, atomic: a revision comes once, whole, after the one before.
+        // Ordered, unique, atomic: a revision comes once, complete, after the previous one.
         ensure(revision > self.last_event, || format!("ordered, unique: {revision} after {}", self.last_event))?;
         ensure(revision >= self.position, || format!("bookmarkable, resumable: {revision} before {}", self.position))?;
         // Reliable.

@@ -1,8 +1,8 @@
-//! A cluster of which there are two histories under one id, as after a restore from a backup: what the driver makes of the second when its watch
-//! resumes there, and what the audit finds that no watch told.
+//! A cluster with two histories under one id, as after a restore from a backup: how the driver treats the second when
+//! its watch resumes there, and what the audit finds that no watch showed.
 //!
-//! Not here: random schedules, see `main`; a real etcd that is restored, see `tests/it/faults/restored.rs`. Both histories are embedded stores,
-//! which keep, compact and replay them as etcd does. Always holds: time is paused, so waits cost nothing.
+//! Random schedules are in `main`; a real etcd is restored in `tests/it/faults/restored.rs`. Both histories are
+//! embedded stores, which keep, compact and replay them like etcd. Always holds: time is paused, so waits cost nothing.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The keys of the feed. Others are only there to make revisions.
+/// The keys of the feed. Other keys only create revisions.
 const PREFIX: &str = "k/";
 const ELSEWHERE: &str = "z";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,14 +44,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Forked {
     stores: [Store; 2],
-    /// Rises with each break of the watches.
+    /// Increases with each break of the watches.
     answers: watch::Sender<(usize, u64)>,
-    /// Events of this key get lost on every watch.
+    /// Events of this key are lost on every watch.
     lost: Mutex<Option<&'static str>>,
     raft_term: AtomicU64,
     /// Pages are not answered.
     mute: AtomicBool,
-    /// From where watches began, and the keys that were asked for in pages, with the times.
+    /// The start revisions of watches, and the keys that were requested in pages, with their times.
     starts: Mutex<Vec<i64>>,
     pages: Mutex<Vec<(Instant, usize)>>,
 }
@@ -70,7 +70,7 @@ impl Forked {
         })
     }
 
-    /// In both histories.
+    /// Puts in both histories.
     fn put(&self, key: &str, value: &str) -> i64 {
         self.put_in(0, key, value);
         self.put_in(1, key, value)
@@ -93,7 +93,7 @@ impl Forked {
         }
     }
 
-    /// This history answers from now on, on new watches.
+    /// Makes this history answer on new watches.
     fn answer(&self, store: usize) {
         self.answers.send_modify(|(answers, breaks)| (*answers, *breaks) = (store, *breaks + 1));
     }
@@ -184,7 +184,7 @@ impl UpstreamWatch for ForkedWatch {
     }
 }
 
-/// A relay's hub over it, and a watch there of all that the feed has.
+/// A relay's hub over it, with a watch of everything that the feed has.
 struct Relay {
     forked: Arc<Forked>,
     hub: Arc<Hub>,
@@ -241,18 +241,18 @@ impl Relay {
         timeout(PATIENCE, self.feed.watch_standing().wait_for(live)).await.expect("in time").expect("the feed");
     }
 
-    /// Waits until the feed is where the history that answers is.
+    /// Waits until the feed has reached the history that answers.
     async fn caught_up(&self) {
         let header = self.forked.store().header();
         self.feed.wait_for(header.revision, PATIENCE).await.expect("the feed follows");
     }
 
-    /// The watches that were made since this was asked last, by their first revision.
+    /// The start revisions of the watches since the last call.
     fn starts(&self) -> Vec<i64> {
         std::mem::take(&mut self.forked.starts.lock())
     }
 
-    /// This history answers, and the feed follows it, or begins anew.
+    /// Makes this history answer; the feed follows it or starts again.
     async fn resume(&self, store: usize) {
         self.starts();
         self.forked.answer(store);
@@ -267,7 +267,7 @@ impl Relay {
         self.caught_up().await;
     }
 
-    /// What the watch was given: events by revision, and whether it ended.
+    /// What the watch received: events by revision, and whether it ended.
     async fn told(&self) -> (Vec<i64>, bool) {
         let (mut revisions, mut ended) = (Vec::new(), false);
         loop {
@@ -291,7 +291,7 @@ impl Relay {
         }
     }
 
-    /// That the feed has just what the history that answers has.
+    /// Checks that the feed has exactly the data of the history that answers.
     async fn assert_true(&self) {
         self.caught_up().await;
         let snapshot = self.feed.snapshot();
@@ -302,7 +302,7 @@ impl Relay {
     }
 }
 
-/// Runs a test on a clock that is paused, with the metrics that it moves.
+/// Runs a test on a paused clock, with the metrics that it changes.
 fn run(test: impl AsyncFnOnce(PrometheusHandle)) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
@@ -343,7 +343,7 @@ fn a_watch_that_resumes_on_the_same_history_begins_at_its_last_change_and_tells_
         relay.resume(1).await;
         assert_eq!(relay.starts(), [last], "from the last change, not from the feed's revision");
         written.push(forked.put("k/3", "e"));
-        // What happened while it was away comes with what it had, in one message.
+        // Changes from while it was away come together with what it had, in one message.
         relay.forked.answer(0);
         written.push(forked.put("k/1", "f"));
         relay.caught_up().await;
@@ -363,7 +363,7 @@ fn the_first_watch_after_a_snapshot_begins_behind_it() {
     });
 }
 
-/// What is different in the second history, which is ahead of the first in all of them.
+/// Tests a difference in the second history, which is ahead of the first in all cases.
 fn differs(before: impl FnOnce(&Forked), fork: impl FnOnce(&Forked)) {
     run(async |metrics| {
         let forked = Forked::new();
@@ -441,7 +441,7 @@ fn a_change_that_the_feed_does_not_know_before_its_revision_is_another_history()
     );
 }
 
-/// Nothing has changed since the snapshot, so that the history is empty.
+/// Nothing has changed since the snapshot, so the history is empty.
 #[test]
 fn a_snapshot_that_has_another_last_value_is_of_another_history() {
     differs(
@@ -470,7 +470,7 @@ fn what_led_to_the_snapshot_is_no_difference() {
         let forked = Forked::new();
         forked.put("k/1", "a");
         let newest = forked.put("k/0", "b");
-        // Made and gone again after what the snapshot has left.
+        // Created and deleted again after the last change in the snapshot.
         forked.put("k/2", "c");
         forked.delete_in(0, "k/2");
         forked.delete_in(1, "k/2");
@@ -505,7 +505,7 @@ fn what_is_compacted_cannot_be_compared_and_is_audited_instead() {
     });
 }
 
-/// A deletion at the revision of the compaction is kept by nobody.
+/// A deletion at the compacted revision is kept by nobody.
 #[test]
 fn a_deletion_that_does_not_come_is_audited() {
     run(async |metrics| {
@@ -555,7 +555,7 @@ fn a_member_in_an_earlier_term_has_the_feed_audited() {
         relay.resume(0).await;
         tokio::time::sleep(PATIENCE).await;
         assert!(series(&metrics, "etcd_relay_audits_total").is_empty(), "the same term is no reason");
-        // The last change is the same, and what was before it is not.
+        // The last change is the same, but an earlier one differs.
         forked.put_in(0, "k/1", "lost");
         forked.put_in(1, "k/1", "other");
         forked.put("k/2", "the same");
@@ -591,7 +591,7 @@ fn the_audit_finds_a_change_that_no_watch_told() {
         relay.assert_true().await;
         assert_eq!(series(&metrics, "etcd_relay_audit_mismatches_total")[""], 1.0);
         assert_eq!(resyncs(&metrics), one("audit"));
-        // It was read anew, and is as it should be.
+        // It was read again and is correct.
         tokio::time::sleep(interval * 3).await;
         assert_eq!(series(&metrics, "etcd_relay_audit_mismatches_total")[""], 1.0);
     });
@@ -621,7 +621,7 @@ fn an_audit_goes_through_all_keys_within_its_budget_while_they_change_and_are_co
         let pages = std::mem::take(&mut *forked.pages.lock());
         let keys: usize = pages.iter().map(|(_, keys)| keys).sum();
         assert!(keys >= 5_000 && pages.iter().all(|(_, keys)| *keys <= 250), "{keys} keys in {} pages", pages.len());
-        // 1,000 keys a second.
+        // 1,000 keys per second.
         for (first, second) in pages.iter().zip(&pages[1..]) {
             assert!(second.0 - first.0 >= Duration::from_millis(first.1 as u64), "{first:?} {second:?}");
         }

@@ -1,12 +1,11 @@
-//! Random schedules against the hub: a made-up upstream (`world`), streams that read by fits and starts, and for each delivery
-//! the question whether etcd's promises allow it (`check`).
+//! Random schedules for the hub: a simulated upstream (`world`), streams that read irregularly, and a check of each
+//! delivery against etcd's guarantees (`check`).
 //!
-//! Not here: networks and the wire form, see `tests/it`. `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets how
-//! many are run. The first test is single-threaded on paused time, so a seed nearly always gives the same schedule again; the
-//! second looks for races.
-//! Always holds: limits are tiny, so that watches are parked, filled and spliced all the time.
+//! Networks and wire formats are in `tests/it`. `ETCD_RELAY_SIM_SEED` runs one seed; `ETCD_RELAY_SIM_ROUNDS` sets the
+//! number of runs. The first test has one thread and paused time, so a seed nearly always repeats its schedule; the
+//! second looks for races. Always holds: limits are tiny, so that watches are parked, filled and spliced all the time.
 
-#![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test prints what it found and fails by panicking")]
 
 mod check;
 mod forked;
@@ -47,11 +46,11 @@ use crate::{
 };
 
 const KEYS: [&str; 9] = ["a/", "a/0", "a/1", "a/1/x", "a/2", "b/0", "b/1", "c", "d"];
-/// How often the end of a schedule is looked at.
+/// Pause between two checks at the end of a schedule.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long what is owed may take where nobody waits for a turn: the delays after failures, and the reading.
+/// How long missing deliveries may take if nothing waits for a turn: the delays after failures, and the reading.
 const PATIENCE: Duration = Duration::from_secs(12);
-/// How long a fill that brings nothing may keep others waiting, by ARCHITECTURE.
+/// How long a fill without events may make others wait, according to ARCHITECTURE.
 const TURN: Duration = Duration::from_secs(5);
 
 #[test]
@@ -67,9 +66,9 @@ fn every_schedule_keeps_etcds_promises() {
         }
     });
     assert!(runs > 100 || !many, "only {runs} payloads of several revisions: schedules say nothing of them");
-    // Nor of the past of feeds, and of each thing that may come between.
+    // The same for reads of the feeds' past, and each outcome of these.
     let metrics = recorder.handle().render();
-    // A feed that begins anew meanwhile is too rare for schedules; see the tests of `backfill`.
+    // A feed that starts again meanwhile is too rare for schedules; see the tests of `backfill`.
     for outcome in BackfillOutcome::ALL.iter().filter(|outcome| **outcome != BackfillOutcome::Moved) {
         let series = format!("{}{{{}=\"{}\"}} ", names::BACKFILLS, BackfillOutcome::LABEL, outcome.as_str());
         let count = metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok()).unwrap_or(0);
@@ -94,7 +93,7 @@ fn seeds(rounds: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// One schedule. Gives back how many payloads of several revisions there were.
+/// Runs one schedule. Returns the number of payloads with several revisions.
 async fn run(seed: u64, threads: bool) -> usize {
     let mut sim = Sim::new(seed, threads);
     let result = async {
@@ -121,7 +120,7 @@ struct Sim {
     world: Arc<World>,
     hub: Arc<Hub>,
     streams: Vec<Stream>,
-    /// Streams that have left; nobody may hold on to them.
+    /// Streams that have left; nothing may keep them alive.
     left: Vec<Weak<WatchStream>>,
     stop: CancellationToken,
     threads: bool,
@@ -132,9 +131,9 @@ struct Sim {
 struct Stream {
     inner: Arc<WatchStream>,
     check: Arc<Mutex<StreamCheck>>,
-    /// Polled only when woken, so that a wake-up that is missing shows.
+    /// Polled only when woken, so that a missing wake-up is noticed.
     woken: Arc<Woken>,
-    /// Where threads race, who reads.
+    /// The reader, if threads are racing.
     reader: Option<JoinHandle<()>>,
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -269,7 +268,7 @@ impl Sim {
         self.note(format!("compact to {}", self.world.compact_revision()));
     }
 
-    /// Away, with revisions that are compacted when it comes back.
+    /// An outage, after which some revisions are compacted.
     async fn outage(&mut self) {
         self.note("outage".into());
         self.world.set_down(true);
@@ -292,14 +291,14 @@ impl Sim {
         self.streams.push(Stream { inner, check, woken, reader, failure });
     }
 
-    /// A stream leaves, in the middle of whatever it was at, and another comes.
+    /// A stream leaves at any point, and another one comes.
     async fn exchange(&mut self) {
         let index = self.rng.random_range(0..self.streams.len());
         let stream = self.streams.swap_remove(index);
         self.note("a stream leaves".into());
         self.left.push(Arc::downgrade(&stream.inner));
         if self.threads {
-            // Its requests may be acted on while it goes.
+            // Its requests may be executed while it leaves.
             let inner = stream.inner.clone();
             let ids = stream.check.lock().cancelable();
             let canceling = tokio::task::spawn_blocking(move || ids.into_iter().for_each(|id| inner.cancel(id)));
@@ -317,7 +316,7 @@ impl Sim {
         self.open();
     }
 
-    /// One stream reads a little, if it was woken.
+    /// One stream reads a little if it was woken.
     fn drain(&mut self) -> Result<(), String> {
         let polls = self.rng.random_range(1..6);
         let most_bytes = self.rng.random_range(1..400);
@@ -351,7 +350,7 @@ impl Sim {
             prev_kv: self.rng.random_bool(0.4),
         };
         let spec = Spec { id, range: range.clone(), options, start, progress_notify: self.rng.random_bool(0.5), epoch };
-        // As a front does it whose feed is behind what it was told.
+        // As a front does if its feed is behind the known revision.
         let same = self.world.epoch_of(feed.revision().get()) == Some(epoch) && self.world.trusted();
         let knows = self.rng.random_bool(0.3) && start == 0 && same;
         let subscribe = Subscribe {
@@ -362,7 +361,7 @@ impl Sim {
             progress_notify: spec.progress_notify,
             fragment: false,
             known: if knows { Revision::new(revision) } else { Revision::ZERO },
-            // As a front does it that asked upstream; sometimes upstream does not answer.
+            // As a front does after it has asked upstream; sometimes upstream does not answer.
             compacted: start != 0 && start < self.world.compact_revision() && self.rng.random_bool(0.8),
         };
         let taken = {
@@ -378,7 +377,7 @@ impl Sim {
         let full = stream.inner.watches() >= self.hub.limits().outbox.watches;
         self.note(format!("{spec:?}: {result:?}"));
         match result {
-            // Whether it was free shows in the order of the answers: upstream may have ended the one that had it.
+            // The order of the answers shows whether it was free: upstream may have ended the watch that had it.
             Ok(()) => Ok(()),
             Err(SubscribeError::DuplicateId) => ensure(taken, || format!("refused although the id is free: {spec:?}")),
             Err(SubscribeError::TooMany) => ensure(full, || format!("refused although there is room: {spec:?}")),
@@ -386,7 +385,7 @@ impl Sim {
         }
     }
 
-    /// The feed of a range, once it serves the cluster that stands now; `None` where that is not soon.
+    /// The feed of a range, once it serves the current cluster; `None` if that takes too long.
     async fn feed(&mut self, range: &KeyRange) -> Result<Option<Arc<Feed>>, String> {
         for _ in 0..20 {
             match self.hub.feed(range, ClientKey::RELAY) {
@@ -442,7 +441,7 @@ impl Sim {
         self.note(format!("cancel {id}"));
     }
 
-    /// What the feeds hold is what was.
+    /// Checks that the feeds have the correct data.
     fn read(&mut self) -> Result<(), String> {
         for feed in self.hub.feeds().into_iter().filter(|feed| feed.is_serving()) {
             let (snapshot, _) = feed.since(feed.revision());
@@ -455,7 +454,7 @@ impl Sim {
             ensure(Some(&held) == was.as_ref(), || format!("snapshot {snapshot:?}, not {was:?}"))?;
             let revision = Revision::new((snapshot.revision.get() - self.rng.random_range(0..12)).max(1));
             if self.world.epoch_of(revision.get()) != self.world.epoch_of(snapshot.revision.get()) {
-                // Before there was anything: upstream says so to whoever asks.
+                // Before there was anything, which upstream reports to everyone.
                 continue;
             }
             let query = RangeQuery { revision, ..RangeQuery::all(feed.range().clone()) };
@@ -472,7 +471,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Nothing goes wrong any more: everything that is owed must come.
+    /// Ends all faults; everything that is missing must come.
     async fn settle(&mut self) -> Result<(), String> {
         self.note("settle".into());
         self.world.settle();
@@ -496,24 +495,24 @@ impl Sim {
         if self.world.trusted() { self.progress().await } else { Ok(()) }
     }
 
-    /// How long it may take until nothing is owed. Where progress is not believed, a fill whose keys are quiet cannot end: it
-    /// keeps its turn for as long as it may, again and again, and what is owed may have to wait for all others' turns.
+    /// How long it may take until everything is delivered. If progress is not trusted, a fill of quiet keys cannot end:
+    /// it uses its full turn again and again, and other deliveries may have to wait for the turns of all others.
     fn patience(&self) -> Duration {
         if self.world.trusted() {
             return PATIENCE;
         }
         let watches: usize = self.streams.iter().map(|stream| stream.inner.watches()).sum();
-        // The one turn more: a watch may fall behind again while its feed catches up.
+        // The additional turn is for a watch that falls behind again while its feed catches up.
         PATIENCE + TURN * (watches.div_ceil(self.hub.limits().fills) as u32 + 1)
     }
 
-    /// A progress request is answered where etcd would answer it.
+    /// Checks that a progress request is answered if etcd would answer it.
     async fn progress(&mut self) -> Result<(), String> {
         let revision = self.world.revision();
         for stream in &self.streams {
             let before = stream.check.lock().progress;
-            // Asked anew each time: a watch that wants nothing of what was may still be told that its start is compacted, and
-            // from then on etcd is silent.
+            // Computed again each time: a watch that needs no past events may still be told that its start is
+            // compacted, and from then on etcd is silent.
             let owed = || {
                 let check = stream.check.lock();
                 check.progress == before && check.answers_progress(revision)
@@ -534,7 +533,7 @@ impl Sim {
         self.failure()
     }
 
-    /// All streams go; nothing of them may stay.
+    /// All streams leave, and nothing of them may remain.
     async fn leave(&mut self) -> Result<(), String> {
         let events: usize = self.streams.iter().map(|stream| stream.check.lock().events).sum();
         for stream in self.streams.drain(..) {
@@ -576,7 +575,7 @@ impl Sim {
 }
 
 impl Stream {
-    /// Polls once, if woken. True where there may be more.
+    /// Polls once if woken. Returns true if there may be more.
     fn poll(&self, world: &World, most_bytes: usize) -> Result<bool, String> {
         if !self.woken.0.swap(false, Ordering::SeqCst) {
             return Ok(false);
@@ -593,7 +592,7 @@ impl Stream {
     }
 }
 
-/// Reads a stream by fits and starts, in a task of its own.
+/// Reads a stream irregularly in a separate task.
 async fn read_all(
     inner: Arc<WatchStream>,
     check: Arc<Mutex<StreamCheck>>,

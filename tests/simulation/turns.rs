@@ -1,6 +1,6 @@
-//! How long a fill waits where there are more than may be at work: a turn for each that is before it, and no longer.
+//! How long a fill waits if there are more fills than may run: one turn for each fill before it, and no longer.
 //!
-//! Not here: random schedules, see `main`, which allows for this wait at their end. Always holds: time is paused, so a wait costs
+//! Random schedules are in `main`, which allows for this wait at the end. Always holds: time is paused, so a wait costs
 //! nothing and is the same in each run.
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
@@ -20,12 +20,12 @@ use crate::{
     world::{World, WorldUpstream},
 };
 
-/// Watches whose keys are quiet, before the one that is owed something.
+/// Watches with quiet keys before the one with a missing event.
 const QUIET: [&str; 3] = ["a", "b", "c"];
 
 #[tokio::test(start_paused = true)]
 async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it() {
-    // One whose progress cannot be believed: a fill whose keys are quiet does not hear that it is through.
+    // A world whose progress cannot be trusted: a fill of quiet keys does not learn that it is complete.
     let world = (0..).map(World::new).find(|world| !world.trusted()).expect("some world");
     world.settle();
     let hub = hub(&world);
@@ -36,7 +36,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
     };
     put(&["owed"]);
     let owed = world.revision();
-    // So that history has it no more.
+    // So that the history no longer has it.
     put(&["other"]);
     let newest = Revision::new(world.revision());
     feed.watch_revision().wait_for(|now| *now == newest).await.expect("the feed");
@@ -61,7 +61,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
     let turns = TURN * QUIET.len() as u32;
     assert!((turns..turns + Duration::from_secs(1)).contains(&waited), "{waited:?} for {} turns", QUIET.len());
 
-    // The quiet ones are still in the queue, and hear of what comes.
+    // The quiet ones are still in the queue and get later events.
     assert_eq!(stream.stats().filling, QUIET.len());
     put(&QUIET);
     let asked = Instant::now();
@@ -72,7 +72,7 @@ async fn a_fill_that_is_owed_events_waits_one_turn_for_each_quiet_one_before_it(
     stream.leave();
 }
 
-/// With one fill at work, and a history of one revision.
+/// With one fill at a time and a history of one revision.
 fn hub(world: &Arc<World>) -> Arc<Hub> {
     let limits = Limits {
         history: HistoryLimits { bytes: 1 << 20, entries: 1 },

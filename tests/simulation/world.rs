@@ -1,8 +1,9 @@
-//! [`World`]: an upstream made up in memory, which remembers all it ever did: the relay's upstream and the checks' oracle.
+//! [`World`]: a simulated upstream in memory that remembers everything it did. It is the relay's upstream and the
+//! reference for the checks.
 //!
-//! Not here: what the relay must make of it, see `check`. It behaves as etcd may: answers in pages and batches of any size, is
-//! away, behind, silent or slow, breaks watches off, cancels them, compacts, and is replaced by another cluster.
-//! Always holds: the revisions of each cluster lie in a band of their own, so a revision tells which cluster made it.
+//! The checks are in `check`. It behaves as etcd may: it answers in pages and batches of any size, is away, behind,
+//! silent or slow, breaks and cancels watches, compacts, and is replaced by another cluster. Always holds: the
+//! revisions of each cluster have their own range, so a revision shows which cluster made it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -24,12 +25,12 @@ use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::sync::watch;
 
-/// Revisions that one cluster may make.
+/// Most revisions of one cluster.
 const BAND: i64 = 100_000;
-/// What a watch that the world cancels is told.
+/// The reason for a watch that the world cancels.
 pub(crate) const CANCELED: &str = "the world canceled it";
 
-/// See the module.
+/// A simulated upstream; see the module.
 #[derive(Debug)]
 pub(crate) struct World {
     inner: Mutex<Inner>,
@@ -40,11 +41,11 @@ pub(crate) struct World {
 struct Inner {
     rng: StdRng,
     clusters: Vec<Cluster>,
-    /// Whether progress can be believed. Where not, it lies.
+    /// Whether its progress can be trusted. If not, it is false.
     trusted: bool,
-    /// No call is answered, and open watches break.
+    /// Calls are not answered, and open watches break.
     down: bool,
-    /// Calls fail now and then, progress is silent, members are behind.
+    /// Calls sometimes fail, progress is missing, members are behind.
     rough: bool,
     watches: u64,
     broken: HashSet<u64>,
@@ -53,16 +54,16 @@ struct Inner {
     open: BTreeSet<u64>,
 }
 
-/// One cluster, from its first revision to the last.
+/// One cluster, from its first to its last revision.
 #[derive(Debug)]
 struct Cluster {
     id: u64,
     base: i64,
     compact_revision: i64,
     compactions: BTreeSet<i64>,
-    /// Of revision `base + 1 + index`.
+    /// The events of revision `base + 1 + index`.
     events: Vec<Vec<Happened>>,
-    /// After revision `base + index`.
+    /// The state after revision `base + index`.
     states: Vec<BTreeMap<Bytes, KeyValueFields>>,
 }
 
@@ -114,7 +115,8 @@ impl World {
         Arc::new(Self { inner: Mutex::new(inner), changed: watch::Sender::new(0) })
     }
 
-    /// One transaction: each key is put, or deleted where it exists and `delete` says so. Nothing where nothing changes.
+    /// Executes a transaction: each key is put, or deleted if it exists and its flag is set. Does nothing if nothing
+    /// changes.
     pub(crate) fn write(&self, changes: &BTreeMap<Bytes, bool>) {
         self.change(|inner| {
             let cluster = inner.cluster_mut();
@@ -150,7 +152,7 @@ impl World {
         });
     }
 
-    /// Forgets the revisions before one at `share` of the way from the last compaction to now.
+    /// Compacts at `share` of the way from the last compaction to now.
     pub(crate) fn compact(&self, share: f64) {
         self.change(|inner| {
             let cluster = inner.cluster_mut();
@@ -163,7 +165,7 @@ impl World {
         });
     }
 
-    /// Another cluster takes its place, or the same one, restored to an older revision.
+    /// Replaces the cluster by another one, or restores it to an older revision.
     pub(crate) fn replace(&self) {
         self.change(|inner| {
             let newer = inner.rng.random_bool(0.5);
@@ -187,7 +189,7 @@ impl World {
         });
     }
 
-    /// Does something to one of the open watches.
+    /// Causes a fault of one of the open watches.
     pub(crate) fn harm(&self, how: Harm) {
         self.change(|inner| {
             let index = inner.rng.random_range(0..inner.open.len().max(1));
@@ -204,7 +206,7 @@ impl World {
         self.change(|inner| inner.stalled.clear());
     }
 
-    /// From now on nothing goes wrong any more.
+    /// Ends all faults.
     pub(crate) fn settle(&self) {
         self.change(|inner| {
             inner.rough = false;
@@ -229,7 +231,7 @@ impl World {
         self.inner.lock().cluster().compact_revision
     }
 
-    /// Which cluster, in order of appearance, stands now.
+    /// The index of the current cluster, in order of appearance.
     pub(crate) fn epoch(&self) -> usize {
         self.inner.lock().clusters.len() - 1
     }
@@ -244,12 +246,12 @@ impl World {
         self.epoch_of(revision).map(|epoch| self.inner.lock().clusters[epoch].id)
     }
 
-    /// Whether a cluster was ever compacted at just this revision.
+    /// Whether a cluster was ever compacted at exactly this revision.
     pub(crate) fn was_compacted_at(&self, epoch: usize, revision: i64) -> bool {
         self.inner.lock().clusters[epoch].compactions.contains(&revision)
     }
 
-    /// The first revision in `from..=to` that has something for a watch.
+    /// The first revision in `from..=to` with an event for a watch.
     pub(crate) fn first_wanted(
         &self,
         epoch: usize,
@@ -264,7 +266,8 @@ impl World {
         (from.max(cluster.base)..=to.min(cluster.revision())).find(|revision| cluster.at(*revision).iter().any(wants))
     }
 
-    /// What a watch must get of a revision, and whether what was before is compacted, so that `prev_kv` may be absent.
+    /// What a watch must get of a revision, and whether the previous state is compacted, so that `prev_kv` may be
+    /// missing.
     pub(crate) fn wanted(&self, revision: i64, range: &KeyRange, options: WatchOptions) -> (Vec<mvccpb::Event>, bool) {
         let inner = self.inner.lock();
         let Some(cluster) =
@@ -312,7 +315,7 @@ impl World {
     }
 }
 
-/// What can happen to a watch.
+/// A fault of a watch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Harm {
     Break,
@@ -427,7 +430,7 @@ impl WorldWatch {
         let cluster = inner.cluster();
         let revision = cluster.revision() - self.behind;
         if self.asked && !self.trusted {
-            // Ahead of the events, as etcd once did it.
+            // Ahead of the events, like an old bug in etcd.
             self.asked = false;
             return Some(Ok(WatchMessage::Progress(cluster.header())));
         }

@@ -1,7 +1,7 @@
-//! How a cluster comes to be: its apps, their processes on its nodes, their portals, its configuration; and what is made anew when
+//! Creates a cluster (its apps, their processes on its nodes, their portals, its configuration), and the new parts when
 //! it changes.
 //!
-//! Not here: which changes there are; see the module above, the only caller.
+//! The changes themselves are in the parent module, the only caller.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const WORDS: &[&str] = &[
 ];
 
 impl Cluster {
-    /// A cluster of this size. The same seed gives the same one.
+    /// A cluster of this size. The same seed gives the same cluster.
     pub fn new(size: Size, seed: u64) -> Self {
         let mut cluster = Self {
             rng: StdRng::seed_from_u64(seed),
@@ -108,7 +108,7 @@ impl Cluster {
         group
     }
 
-    /// Gives a group its instances, on nodes that follow each other.
+    /// Gives a group its instances on successive nodes.
     pub(super) fn place(&mut self, group: &mut Group, instances: usize) {
         let first = self.rng.random_range(0..self.nodes.len());
         group.created = self.now();
@@ -195,7 +195,7 @@ impl Cluster {
         self.clock
     }
 
-    /// A later time on every call.
+    /// The time, which advances with every call.
     pub(super) fn now(&mut self) -> String {
         let seconds = self.tick();
         let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
@@ -254,7 +254,7 @@ impl Group {
     }
 }
 
-/// What lies under `/lain/config/`.
+/// The content of `/lain/config/`.
 fn configuration(size: Size) -> BTreeMap<String, String> {
     let fixed = [
         ("domain", "lain.local"),

@@ -1,8 +1,8 @@
-//! [`Cluster`]: a LAIN cluster of any size as its keys and values, and the changes that its orchestrator would make to it.
+//! [`Cluster`]: a LAIN cluster of any size as keys and values, and the changes that its orchestrator would make.
 //!
-//! Not here: how it is made (`create`) and written (`render`, `values`). Called by the scenarios and by the micro-benchmarks. Always holds: the same
-//! seed and the same calls give the same cluster and the same changes; a [`Change`] names each view and target that shows it,
-//! and no other, so whoever watches knows how many messages there should be.
+//! It is created in `create` and written in `render` and `values`. Used by the scenarios and the micro-benchmarks.
+//! Always holds: the same seed and the same calls give the same cluster and changes. A [`Change`] names exactly the
+//! views and targets that show it, so the number of expected messages is known.
 
 mod create;
 mod render;
@@ -12,23 +12,23 @@ use std::collections::BTreeMap;
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
 
-/// Where pod groups are.
+/// The directory of pod groups.
 pub const POD_GROUPS: &str = "/lain/deployd/pod_groups/";
-/// Where portals are.
+/// The directory of portals.
 pub const PORTALS: &str = "/lain/deployd/depends/pods/";
-/// Where nodes are.
+/// The directory of nodes.
 pub const NODES: &str = "/lain/nodes/nodes/";
-/// Where the configuration is.
+/// The directory of the configuration.
 pub const CONFIG: &str = "/lain/config/";
 
-/// How large a cluster is.
+/// The size of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Apps.
     pub apps: usize,
     /// Nodes that run them.
     pub nodes: usize,
-    /// Process types, so pod groups, of an app.
+    /// Process types, and so pod groups, per app.
     pub procs: usize,
     /// Instances of each.
     pub instances: usize,
@@ -39,9 +39,9 @@ pub struct Size {
 pub struct Change {
     /// The key.
     pub key: String,
-    /// The value, or `None` where the key goes.
+    /// The value, or `None` if the key is deleted.
     pub value: Option<String>,
-    /// The views that show it, as [`shown`] names them; empty where no view does.
+    /// The views that show it, named by [`shown`]; empty if none does.
     pub shown_by: Vec<String>,
 }
 
@@ -55,14 +55,14 @@ pub fn shown(view: &str, target: &str) -> String {
 pub struct Cluster {
     rng: StdRng,
     procs: usize,
-    /// Seconds since the cluster was made; moves with whatever asks for the time.
+    /// Seconds since the cluster was created; each request for the time advances it.
     clock: u64,
     addresses: u32,
     nodes: Vec<Node>,
     groups: Vec<Group>,
     portals: Vec<Portal>,
     config: BTreeMap<String, String>,
-    /// An app that comes and goes.
+    /// An app that appears and disappears.
     visitor: Group,
     visiting: bool,
 }
@@ -114,12 +114,12 @@ struct Container {
     started: String,
 }
 
-/// A service's portal: an instance for each client app and node.
+/// A service's portal, with an instance per client app and node.
 #[derive(Debug)]
 struct Portal {
     name: String,
     group: Group,
-    /// By name of node, then of client.
+    /// By the name of the node, then of the client.
     places: BTreeMap<String, BTreeMap<String, Place>>,
 }
 
@@ -130,7 +130,7 @@ struct Place {
 }
 
 impl Cluster {
-    /// All keys and values, as they are now.
+    /// All current keys and values.
     pub fn entries(&self) -> impl Iterator<Item = (String, String)> + '_ {
         let config = self.config.iter().map(|(name, value)| (format!("{CONFIG}{name}"), value.clone()));
         let groups = self.groups.iter().map(|group| (group.key(), self.group_value(group)));
@@ -139,7 +139,7 @@ impl Cluster {
         config.chain(nodes).chain(groups).chain(portals)
     }
 
-    /// The apps, in the order in which they were made.
+    /// The apps in the order of their creation.
     pub fn apps(&self) -> Vec<&str> {
         let mut apps: Vec<_> = self.groups.iter().map(|group| group.app.as_str()).collect();
         apps.dedup();
@@ -151,7 +151,7 @@ impl Cluster {
         self.nodes.iter().map(|node| node.name.as_str())
     }
 
-    /// The routine refresh of a pod group, which moves times that no view shows.
+    /// The routine refresh of a pod group, which changes times that no view shows.
     pub fn refresh(&mut self) -> Change {
         let (index, _) = self.any_group();
         self.refresh_group(index)
@@ -163,7 +163,7 @@ impl Cluster {
         self.refresh_group(index)
     }
 
-    /// A portal is verified again: times that no view shows. A refresh where there are no portals.
+    /// A repeated check of a portal, which changes times that no view shows; a refresh if there are no portals.
     pub fn verify_portal(&mut self) -> Change {
         let Some(index) = self.any_portal() else { return self.refresh() };
         let now = self.now();
@@ -173,7 +173,7 @@ impl Cluster {
         self.portal_change(index, Vec::new())
     }
 
-    /// An instance is replaced on the node where it was: other containers, other addresses.
+    /// Replaces an instance on its node, with other containers and addresses.
     pub fn replace_instance(&mut self) -> Change {
         let (index, _) = self.any_group();
         self.replace_instance_of(index)
@@ -185,7 +185,7 @@ impl Cluster {
         self.replace_instance_of(index)
     }
 
-    /// A new release is wanted: the first of the writes of an upgrade, with the new specification and the old instances.
+    /// Begins an upgrade: writes the new specification with the old instances.
     pub fn release_app(&mut self) -> Change {
         let (index, _) = self.any_group();
         let release = self.release();
@@ -205,12 +205,12 @@ impl Cluster {
         self.group_change(index, shown_by)
     }
 
-    /// A stream process opens another port. A new release where no group has ports.
+    /// A stream process opens another port; a new release if no group has ports.
     pub fn move_port(&mut self) -> Change {
         let streams: Vec<_> = (0..self.groups.len()).filter(|index| !self.groups[*index].ports.is_empty()).collect();
         let Some(&index) = streams.choose(&mut self.rng) else { return self.release_app() };
         let group = &mut self.groups[index];
-        // As many again as there are, and no two groups ever the same.
+        // A port beyond the existing ones, so that no two groups have the same.
         group.ports =
             group.ports.iter().map(|port| if *port < 19_500 { port + 10_000 } else { port - 10_000 }).collect();
         group.annotation = streaming(&group.ports);
@@ -225,7 +225,7 @@ impl Cluster {
         self.group_change(index, shown_by)
     }
 
-    /// A portal's instance is replaced. A replaced instance of an app where there are no portals.
+    /// Replaces a portal's instance, or an app's instance if there are no portals.
     pub fn replace_portal(&mut self) -> Change {
         let Some(index) = self.any_portal() else { return self.replace_instance() };
         let containers = self.containers(1);
@@ -250,7 +250,7 @@ impl Cluster {
         } else {
             json!({"ips": [format!("10.1.{}.{}", number >> 8, number & 255)], "type": ""})
         };
-        // The clock makes it another value each time.
+        // The clock makes each value different.
         let value = format!("{value} {}", self.tick());
         self.config.insert(name.clone(), value.clone());
         Change {
@@ -260,7 +260,7 @@ impl Cluster {
         }
     }
 
-    /// An app of one process appears, or goes again.
+    /// An app with one process appears or disappears.
     pub fn come_or_go(&mut self) -> Change {
         self.visiting = !self.visiting;
         let group = &self.visitor;
@@ -334,7 +334,7 @@ impl Cluster {
         (!self.portals.is_empty()).then(|| self.rng.random_range(0..self.portals.len()))
     }
 
-    /// The nodes that run a group, each once.
+    /// The nodes of a group, each once.
     fn nodes_of<'a>(&'a self, group: &Group) -> impl Iterator<Item = &'a str> {
         let mut nodes: Vec<_> = group.pods.iter().map(|pod| pod.node).collect();
         nodes.sort_unstable();

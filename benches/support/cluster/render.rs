@@ -1,6 +1,6 @@
-//! The values of a cluster's keys, as they are now.
+//! The current values of a cluster's keys.
 //!
-//! Not here: their members; see `values`. Called by the module above alone.
+//! Their members are in `values`. Called only by the parent module.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -125,7 +125,7 @@ impl Cluster {
 }
 
 impl Node {
-    /// The installer writes the first one, with the port as text; the admin's tool the rest, with a number.
+    /// The installer writes the first port as text, the admin's tool writes the others as numbers.
     pub(super) fn value(&self, index: usize) -> String {
         let port = if index == 0 { json!("22") } else { json!(22) };
         json!({"docker_device": "", "ip": self.ip, "name": self.name, "ssh_port": port}).to_string()
@@ -170,7 +170,7 @@ fn pod_spec<'a>(
     });
     let mut filters = vec!["constraint:group==default".to_owned()];
     filters.extend(node.map(|node| format!("constraint:node=={node}")));
-    // Of a portal only the instances have a version and times.
+    // For a portal, only the instances have a version and times.
     let portal = node.is_some();
     values::PodSpec {
         name: name.into(),

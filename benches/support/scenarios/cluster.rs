@@ -1,5 +1,5 @@
-//! A rack's worth of watchers over all views, each with the targets that its kind of client has, while the cluster lives its
-//! usual life: many writes that no view shows, and a few that some do.
+//! A rack of watchers of all views, each with the usual targets of its kind of client, while the cluster changes as
+//! usual: many writes that no view shows, and a few that some views show.
 
 use std::{
     sync::{
@@ -25,16 +25,16 @@ use crate::support::{
 
 const WATCHERS: usize = 2_000;
 const RATE: u32 = 100;
-/// The prefixes that the views read, so the watches that etcd should hold.
+/// The prefixes that the views read, which is also the number of watches that etcd should have.
 const PREFIXES: [&str; 4] = [CONFIG, POD_GROUPS, PORTALS, NODES];
-/// Of 1,000 changes, those that some view shows.
+/// Of 1,000 changes, those that are visible in a view.
 const SEEN: u32 = 130;
-/// How long nothing changes.
+/// Duration of the idle period.
 const IDLE_SECONDS: u32 = 10;
-/// Longest wait for a plain watcher to get all.
+/// Longest wait until a plain watcher has everything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs it.
+/// Runs the scenario.
 pub async fn run(args: &Args) -> Result<Report> {
     let size = args.size();
     let mut lab = Lab::new(args, size).await?;
@@ -117,11 +117,11 @@ pub async fn run(args: &Args) -> Result<Report> {
 
 /// A write that no view shows.
 fn unseen(cluster: &mut Cluster, rng: &mut StdRng) -> Change {
-    // One portal is verified for a dozen groups refreshed.
+    // For every dozen groups that are refreshed, one portal is checked.
     if rng.random_ratio(1, 12) { cluster.verify_portal() } else { cluster.refresh() }
 }
 
-/// A write of a usual day.
+/// A typical write.
 fn usual(cluster: &mut Cluster, rng: &mut StdRng) -> Change {
     if !rng.random_ratio(SEEN, 1_000) {
         return unseen(cluster, rng);
@@ -136,8 +136,8 @@ fn usual(cluster: &mut Cluster, rng: &mut StdRng) -> Change {
     }
 }
 
-/// So many watches, in the proportions of the known clients: per node the network daemon, the log shipper and its filter; the
-/// few that watch everything; and apps that watch themselves.
+/// Watches in the proportions of the known clients: per node the network daemon, the log shipper and its filter; a few
+/// that watch everything; and apps that watch themselves.
 fn watches(cluster: &Cluster, count: usize) -> Vec<Watch> {
     let watch = |view: &str, path: &str, target: &str, query: &str, heartbeat| Watch {
         uri: if query.is_empty() { format!("/v2/{path}") } else { format!("/v2/{path}?{query}") },
@@ -226,7 +226,7 @@ fn row(part: &str, measured: &Measured, idle: &Cost) -> [Value; 14] {
     ]
 }
 
-/// What changes cost etcd where one plain client watches the prefixes.
+/// The cost of changes for etcd if one plain client watches the prefixes.
 async fn plain(
     etcd: &crate::support::etcd::Etcd,
     changes: impl AsyncFnOnce(&mut etcd_client::KvClient) -> Result<i64>,

@@ -17,7 +17,7 @@ const VIEW: &str = "/v2/configwatcher?target=load";
 const WATCHERS: usize = 1_000;
 const RATE: u32 = 20;
 
-/// Runs it.
+/// Runs the scenario.
 pub async fn run(args: &Args) -> Result<Report> {
     let mut lab = Lab::new(args, Size { apps: 10, nodes: 3, procs: 3, instances: 2 }).await?;
     let key = format!("{CONFIG}load");
@@ -30,7 +30,7 @@ pub async fn run(args: &Args) -> Result<Report> {
         Watch { uri: VIEW.to_owned(), heartbeat: 0, shows: shown("configwatcher", "load"), sent: Sent::InPayload };
     let watchers = args.watchers.unwrap_or(WATCHERS);
     let pace = Pace { rate: args.rate.unwrap_or(RATE), seconds: args.seconds };
-    // A relay that has sent some things has its buffers and threads: what connections take is what comes on top.
+    // A relay that has already sent something has its buffers and threads, so the rest is the cost of connections.
     let warm = Fleet::open(lab.relay.addr(), vec![watch.clone()], lab.clock).await?;
     drop(warm);
     let before = lab.relay.process().resident_bytes()?;

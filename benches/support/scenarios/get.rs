@@ -1,4 +1,5 @@
-//! GETs of small views over connections that stay open, each connection asking as soon as it has its answer.
+//! GETs of small views over connections that stay open. Each connection sends the next request as soon as it has its
+//! answer.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,10 @@ use crate::support::{
 };
 
 const CONNECTIONS: usize = 64;
-/// Not counted: connections and tables fill.
+/// Not counted, because connections and tables are still being set up.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Runs it.
+/// Runs the scenario.
 pub async fn run(args: &Args) -> Result<Report> {
     let lab = Lab::new(args, Size { apps: 10, nodes: 3, procs: 3, instances: 2 }).await?;
     let app = lab.cluster.apps()[0];
@@ -51,10 +52,10 @@ async fn answer(addr: &str, uri: &str) -> Result<Vec<u8>> {
     Ok(connection.body)
 }
 
-/// Asks for so long, and gives how long each answer took, in microseconds, sorted.
+/// Sends requests for `time`. Returns the delay of each answer in microseconds, sorted.
 async fn ask(addr: &str, uri: &str, expected: &[u8], time: Duration) -> Result<Vec<u32>> {
     let (addr, uri, expected) = (addr.to_owned(), uri.to_owned(), expected.to_owned());
-    // A runtime of its own, since it takes a whole core.
+    // It has its own runtime, because it needs a whole core.
     let asking = tokio::task::spawn_blocking(move || {
         let runtime = Builder::new_current_thread().enable_all().build().context("a runtime")?;
         runtime.block_on(async {

@@ -1,7 +1,7 @@
-//! What is measured, a file for each scenario. Each starts its own etcd and relay.
+//! The scenarios, one file each. Each starts its own etcd and relay.
 //!
-//! Not here: what a figure should be. A scenario fails where a watcher was sent what it should not have been, and never because
-//! it was slow.
+//! Measurements are never judged. A scenario fails if a watcher received something wrong, and never because it was
+//! slow.
 
 pub mod cluster;
 pub mod config;
@@ -48,7 +48,7 @@ impl Lab {
     }
 }
 
-/// What changes cost the relay beyond what it uses when nothing changes.
+/// The cost of changes for the relay beyond that of an idle period.
 fn beyond(cost: &Cost, idle: &Cost) -> Duration {
     cost.relay.saturating_sub(idle.relay.mul_f64(cost.time.as_secs_f64() / idle.time.as_secs_f64()))
 }

@@ -1,5 +1,5 @@
-//! What a change costs as the cluster grows, while the watchers stay as they are: each watches one app, and then one of them
-//! watches all.
+//! The cost of a change as the cluster grows and the watchers stay the same: each watches one app, and later one of
+//! them watches all.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -14,13 +14,13 @@ use crate::support::{
 };
 
 const APPS: [usize; 3] = [100, 1_000, 5_000];
-/// Apps that are watched, each by a watcher of each of [`VIEWS`]: as many in a small cluster as in a large one.
+/// Number of watched apps, each with a watcher of each of [`VIEWS`]: the same in small and large clusters.
 const WATCHED: usize = 100;
 const VIEWS: [&str; 3] = ["procwatcher", "proxywatcher", "coreinfowatcher"];
 const RATE: u32 = 200;
 const IDLE_SECONDS: u32 = 5;
 
-/// Runs it.
+/// Runs the scenario.
 pub async fn run(args: &Args) -> Result<Report> {
     let pace = Pace { rate: args.rate.unwrap_or(RATE), seconds: args.seconds };
     let mut table = Table::new(&[

@@ -1,7 +1,8 @@
-//! [`Fleet`]: the threads that read, each with its share of the connections, and the stages that all go through together.
+//! [`Fleet`]: the threads that read, each with its share of the connections, and the stages of a run, which they go
+//! through together.
 //!
-//! Not here: what is read, see `subscriber`. Always holds: a connection that fails before all were created ends the run; later it is a
-//! finding.
+//! Reading is in `subscriber`. Always holds: a connection that fails before all watches were created ends the run; a
+//! later failure is a finding.
 
 use std::{
     cell::RefCell,
@@ -37,17 +38,17 @@ use crate::bench::{
     wire::{DEFAULT_WINDOW, STREAM_WINDOW},
 };
 
-/// Connections of a thread that are being opened at a time: fewer than the backlog of a socket that listens.
+/// Connections per thread that are being opened at the same time; fewer than the backlog of a listening socket.
 const OPENING: usize = 64;
 
-/// Where a run is.
+/// The stage of a run.
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
-    /// There are writes, or will be.
+    /// The writes are under way or will begin.
     Writing,
-    /// All is written.
+    /// All writes are done.
     Settling(Arc<Truth>),
-    /// Nothing more is waited for.
+    /// Nothing more is awaited.
     Done(Arc<Truth>),
 }
 
@@ -65,24 +66,24 @@ pub(super) struct Thread {
     pub(super) plan: Arc<Plan>,
     pub(super) buffer: Vec<u8>,
     pub(super) delays: Histogram<u64>,
-    /// Of these, the ones while others joined.
+    /// The part of them while others joined.
     pub(super) joining_delays: Histogram<u64>,
     counts: Arc<Counts>,
 }
 
-/// What all saw.
+/// The results of all threads.
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) delays: Histogram<u64>,
-    /// Of these, the ones while others joined.
+    /// The part of them while others joined.
     pub(super) joining_delays: Histogram<u64>,
     pub(super) findings: Findings,
-    /// Mean delays of healthy subscribers.
+    /// Mean delay of each healthy subscriber.
     means: Vec<f64>,
 }
 
 impl Fleet {
-    /// Starts the threads, which connect and create at once.
+    /// Starts the threads, which connect and create their watches at once.
     pub(super) fn start(options: &Watch, plan: &Arc<Plan>, counts: &Arc<Counts>) -> Result<Self, BenchError> {
         let (stage, stages) = watch::channel(Stage::Writing);
         let options = Arc::new(options.clone());
@@ -100,7 +101,7 @@ impl Fleet {
         Ok(Self { stage, threads })
     }
 
-    /// Where the run is, for who goes along.
+    /// The stage of the run, for other threads.
     pub(super) fn stages(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
@@ -109,7 +110,7 @@ impl Fleet {
         self.stage.send_replace(stage);
     }
 
-    /// Ends the threads, and gives what they saw.
+    /// Ends the threads and returns their results.
     pub(super) fn finish(self) -> Result<Tally, BenchError> {
         self.stage.send_modify(|stage| {
             if let Stage::Settling(truth) = stage {
@@ -151,7 +152,7 @@ impl Thread {
         self.counts.delivered(events, now);
     }
 
-    /// When others joined, in nanoseconds of the run's clock; nothing as long as nobody has.
+    /// The time in which others joined, in nanoseconds of the run's clock; empty if nobody has.
     pub(super) fn joining(&self) -> Range<u64> {
         let at = |time: &AtomicU64| time.load(Ordering::Relaxed);
         match (at(&self.counts.joining_from), at(&self.counts.joined_at)) {
@@ -164,14 +165,14 @@ impl Thread {
 
 type Shared<T> = Rc<RefCell<T>>;
 
-/// A thread from its first connection to its verdict.
+/// Runs a thread from its first connection to its results.
 async fn read(thread: Thread, index: u64, mut stages: watch::Receiver<Stage>) -> Result<Tally, BenchError> {
     let options = thread.options.clone();
     let (plan, counts) = (thread.plan.clone(), thread.counts.clone());
     let thread = Rc::new(RefCell::new(thread));
     let gate = Rc::new(Semaphore::new(OPENING));
     let mut subscribers = Vec::new();
-    // Every so many-th, so that each thread has its share of the slow ones.
+    // Distributes the numbers over the threads, so that each has a share of the slow ones.
     for number in (index..options.connections).step_by(usize::try_from(options.threads).unwrap_or(1)) {
         let subscriber = Rc::new(RefCell::new(Subscriber::new(&options, number)));
         subscribers.push(subscriber.clone());
@@ -204,7 +205,7 @@ async fn read(thread: Thread, index: u64, mut stages: watch::Receiver<Stage>) ->
     Ok(Tally { delays: thread.delays.clone(), joining_delays: thread.joining_delays.clone(), findings, means })
 }
 
-/// One connection, as long as nothing is wrong.
+/// Runs one connection as long as there is no error.
 async fn live(
     subscriber: Shared<Subscriber>,
     thread: Shared<Thread>,
@@ -221,7 +222,7 @@ async fn live(
     let role = subscriber.borrow().role;
     match role {
         Role::Healthy => {}
-        // That nobody tells any more means that the run ends.
+        // If the sender is gone, the run ends.
         Role::Slow => {
             let _ended = stages.wait_for(is_over).await;
         }
@@ -245,14 +246,14 @@ async fn live(
 /// Connects and creates all watches.
 async fn open(subscriber: &Shared<Subscriber>, thread: &Shared<Thread>, options: &Watch) -> Result<(), Wrong> {
     let role = subscriber.borrow().role;
-    // One that stalls takes no more than every client of HTTP/2 must, so that the rest is the server's to keep.
+    // A slow connection has the smallest window that HTTP/2 allows, so that the server has to keep the rest.
     let window = if role == Role::Slow { DEFAULT_WINDOW } else { STREAM_WINDOW };
     let link = Link::connect(&options.endpoint, window).await?;
     subscriber.borrow_mut().connected(link, &thread.borrow());
     follow(subscriber, thread, Subscriber::is_created).await
 }
 
-/// Reads until this holds.
+/// Reads until the condition holds.
 async fn follow(
     subscriber: &Shared<Subscriber>,
     thread: &Shared<Thread>,

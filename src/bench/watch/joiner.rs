@@ -1,9 +1,9 @@
-//! [`Joiners`]: the connections that come while the others watch: each lists the whole prefix and watches on from its list, as a cache
-//! does that starts.
+//! [`Joiners`]: the connections that arrive while the others watch. Each lists the whole prefix and watches from its
+//! list on, like a cache that starts.
 //!
-//! Not here: the watches that are there already, see `subscriber`; what is right, see `listed` and `check`. All come at once, on a thread
-//! of their own, so that what they read delays nobody whose delays are told. Later pages are read at the revision of the first, as
-//! Kubernetes' API server does. Always holds: a joiner that fails is a finding, and ends no other.
+//! Earlier watches are in `subscriber`; checks are in `listed` and `check`. All arrive at once on a separate thread, so
+//! that their reads do not delay the watches whose delays are measured. Later pages are read at the revision of the
+//! first, as in Kubernetes' API server. Always holds: a joiner that fails is a finding, and ends no other.
 
 use std::{
     cell::RefCell,
@@ -36,11 +36,11 @@ use crate::{
     types::KeyRange,
 };
 
-/// The thread that has them.
+/// The thread of the joiners.
 #[derive(Debug)]
 pub(super) struct Joiners(JoinHandle<Result<Joined, BenchError>>);
 
-/// What they saw.
+/// The results of the joiners.
 #[derive(Debug)]
 pub(super) struct Joined {
     /// From connecting to the last key.
@@ -61,17 +61,17 @@ struct Hall {
     joins: Histogram<u64>,
 }
 
-/// One of them.
+/// One joiner.
 #[derive(Debug)]
 struct Joiner {
     number: u64,
     begun: u64,
-    /// What was acknowledged before it listed.
+    /// The newest acknowledged revision before its list.
     acknowledged: i64,
     listed: Listed,
-    /// The page that was asked for and has not come.
+    /// The page that was requested and has not arrived.
     asked: Option<u32>,
-    /// The stream of the watch, and what came on it once it was created.
+    /// The stream of the watch, and its check once it was created.
     watch: Option<u32>,
     seen: Option<Seen>,
     delivered: u64,
@@ -79,7 +79,7 @@ struct Joiner {
 }
 
 impl Joiners {
-    /// Starts the thread; they come when `join_after` has passed.
+    /// Starts the thread. The joiners arrive after `join_after`.
     pub(super) fn start(
         options: &Watch,
         plan: &Plan,
@@ -98,7 +98,7 @@ impl Joiners {
         thread::Builder::new().name("joiners".to_owned()).spawn(run).map(Self).map_err(BenchError::Thread)
     }
 
-    /// What they saw; to be called when all is over.
+    /// Their results. Called when everything is over.
     pub(super) fn finish(self) -> Result<Joined, BenchError> {
         self.0.join().map_err(|_| BenchError::Lost)?
     }
@@ -145,7 +145,7 @@ async fn join(hall: Hall, mut stages: watch::Receiver<Stage>) -> Result<Joined, 
     Ok(Joined { lists: hall.lists.clone(), joins: hall.joins.clone(), findings })
 }
 
-/// One joiner, as long as nothing is wrong.
+/// Runs one joiner as long as there is no error.
 async fn live(joiner: Rc<RefCell<Joiner>>, hall: Rc<RefCell<Hall>>) -> Result<std::convert::Infallible, Wrong> {
     let endpoint = hall.borrow().options.endpoint.clone();
     let mut link = Link::connect(&endpoint, STREAM_WINDOW).await?;
@@ -180,11 +180,11 @@ impl Joiner {
         }
     }
 
-    /// Asks for the next page.
+    /// Requests the next page.
     fn ask(&mut self, sender: &mut Sender, hall: &Hall) {
         let (mut key, range_end) = KeyRange::prefix(hall.plan.prefix.clone().into()).to_wire();
         if self.listed.keys() > 0 {
-            // The first key after the last that came.
+            // The first key after the last one that arrived.
             key = [&hall.plan.key(self.listed.keys() - 1)[..], &[0]].concat().into();
         }
         let limit = i64::try_from(hall.options.join_page).unwrap_or(0);
@@ -196,7 +196,7 @@ impl Joiner {
         match event {
             Event::Ended(_, Status::Failed(reason)) => Err(Wrong::Ended(reason)),
             Event::Ended(id, Status::Ok) if self.watch == Some(id) || self.asked == Some(id) => {
-                Err(Wrong::Ended("the server ended it".to_owned()))
+                Err(Wrong::Ended("the server ended the stream".to_owned()))
             }
             Event::Ended(..) => Ok(()),
             Event::Message(id, bytes) if self.watch == Some(id) => self.told(bytes, hall),
@@ -224,7 +224,7 @@ impl Joiner {
         Ok(())
     }
 
-    /// What the watch was sent.
+    /// Handles a response of the watch.
     fn told(&mut self, bytes: &[u8], hall: &mut Hall) -> Result<(), Wrong> {
         let head = message::watch_response(bytes)?;
         if head.canceled {
@@ -248,7 +248,7 @@ impl Joiner {
         Ok(())
     }
 
-    /// How many deliveries there should be in the end; of one that did not get there, as many as there were.
+    /// The number of expected deliveries; for one that failed, as many as it received.
     fn expected(&self, truth: &Truth) -> u64 {
         match (&self.failed, &self.seen) {
             (None, Some(seen)) => seen.expected(truth, Scope::All),

@@ -1,8 +1,9 @@
-//! [`Storm`]: the connections that come all at once while the others watch, as after a failure of the network.
+//! [`Storm`]: the connections that arrive all at once while the others watch, as after a network failure.
 //!
-//! Each connects, over TLS where the endpoint has it, and creates a watch of a key that nobody writes: what is measured is what their coming
-//! costs the others and how long it takes, and not what they are sent. Not here: those that list and watch the same as the others, see
-//! `joiner`. Always holds: they stand for other machines, see `background`; one that fails is a finding, and ends no other.
+//! Each connects, with TLS if the endpoint has it, and creates a watch of a key that is never written. Measured are the
+//! cost for the other connections and the time it takes, not any events. Clients that list and watch the same keys are
+//! in `joiner`. Always holds: they stand for other machines (see `background`). A failed one is a finding, and ends no
+//! other.
 
 use std::{
     cell::RefCell,
@@ -32,14 +33,14 @@ use crate::{
     pb::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request::RequestUnion},
 };
 
-/// What the key's name ends with; keys that are written end with digits.
+/// The end of the key's name; keys that are written end with digits.
 const APART: &[u8] = b"apart";
 
-/// The thread that has them.
+/// The thread of the storm.
 #[derive(Debug)]
 pub(super) struct Storm(JoinHandle<Result<Came, BenchError>>);
 
-/// What they saw.
+/// Its results.
 #[derive(Debug)]
 pub(super) struct Came {
     /// From connecting to the watch's creation.
@@ -47,7 +48,7 @@ pub(super) struct Came {
     pub(super) findings: Findings,
 }
 
-/// What they share.
+/// What the connections share.
 #[derive(Debug)]
 struct Shared {
     options: Watch,
@@ -58,7 +59,7 @@ struct Shared {
 }
 
 impl Storm {
-    /// Starts the thread; they come when `join_after` has passed.
+    /// Starts the thread. The connections arrive after `join_after`.
     pub(super) fn start(
         options: &Watch,
         plan: &Plan,
@@ -75,7 +76,7 @@ impl Storm {
         background::run("storm", move || come(shared, stages)).map(Self).map_err(BenchError::Thread)
     }
 
-    /// What they saw; to be called when all is over.
+    /// The results. Called when everything is over.
     pub(super) fn finish(self) -> Result<Came, BenchError> {
         self.0.join().map_err(|_| BenchError::Lost)?
     }
@@ -108,7 +109,7 @@ async fn come(shared: Shared, mut stages: watch::Receiver<Stage>) -> Result<Came
     Ok(Came { joins: shared.came.joins.clone(), findings })
 }
 
-/// One of them, as long as nothing is wrong.
+/// Runs one connection as long as there is no error.
 async fn live(shared: &RefCell<Shared>, begun: u64, created: &mut bool) -> Result<Infallible, Wrong> {
     let endpoint = shared.borrow().options.endpoint.clone();
     let mut link = Link::connect(&endpoint, STREAM_WINDOW).await?;
@@ -123,7 +124,7 @@ async fn live(shared: &RefCell<Shared>, begun: u64, created: &mut bool) -> Resul
         link.poll(context, buffer, &mut |_, event| {
             let bytes = match event {
                 Event::Message(_, bytes) => bytes,
-                Event::Ended(_, Status::Ok) => return Err(Wrong::Ended("the server ended it".to_owned())),
+                Event::Ended(_, Status::Ok) => return Err(Wrong::Ended("the server ended the stream".to_owned())),
                 Event::Ended(_, Status::Failed(reason)) => return Err(Wrong::Ended(reason)),
             };
             let head = message::watch_response(bytes)?;

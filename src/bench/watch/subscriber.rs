@@ -1,7 +1,7 @@
-//! [`Subscriber`]: one connection with its watches, and what each of them was sent.
+//! [`Subscriber`]: one connection with its watches, and what each of them has received.
 //!
-//! Not here: when it connects and reads, see `fleet`; what is right, see `check`. Always holds: watches are created some thousand at a
-//! time, so that opening millions takes no memory for requests.
+//! When it connects and reads is decided in `fleet`; checks are in `check`. Always holds: only some thousand watches
+//! are created at a time, so opening millions needs no memory for requests.
 
 use std::task::{Context, Poll};
 
@@ -23,17 +23,17 @@ use crate::{
 };
 
 pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
-/// Watches of a connection that are being created at a time.
+/// Watches of a connection that are being created at the same time.
 const CREATING: u64 = 4096;
 
-/// What a connection does while there are writes.
+/// What a connection does during the writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It reads.
     Healthy,
-    /// It does not, until they are over.
+    /// It does not read until the writes are over.
     Slow,
-    /// It drops and comes back.
+    /// It disconnects and comes back.
     Reconnecting,
 }
 
@@ -46,14 +46,14 @@ pub(super) struct Subscriber {
     failed: Option<Wrong>,
 }
 
-/// Its watches.
+/// The watches of a connection.
 #[derive(Debug)]
 struct Watches {
     role: Role,
     /// The connection's number.
     number: u64,
     streams: Vec<StreamSeen>,
-    /// Streams that are open on this connection, each with the next odd number.
+    /// Number of open streams on this connection. Their numbers are odd and consecutive.
     opened: usize,
     creating: u64,
     created: u64,
@@ -92,14 +92,14 @@ impl Subscriber {
         Self { role, link: None, watches, failed: None }
     }
 
-    /// Takes a new connection, on which all watches are to be created.
+    /// Uses a new connection, on which all watches must be created.
     pub(super) fn connected(&mut self, mut link: Link, thread: &Thread) {
         (self.watches.opened, self.watches.creating, self.watches.created) = (0, 0, 0);
         self.watches.open(link.sender(), thread);
         self.link = Some(link);
     }
 
-    /// Closes the connection; what was seen stays.
+    /// Closes the connection and keeps the results.
     pub(super) fn disconnect(&mut self) {
         self.link = None;
         self.watches.resumed = true;
@@ -110,28 +110,28 @@ impl Subscriber {
         self.watches.created == self.watches.all()
     }
 
-    /// Whether all watches were created once.
+    /// Whether all watches were created at least once.
     pub(super) fn was_created(&self) -> bool {
         self.watches.resumed || self.is_created()
     }
 
-    /// Reads. Ready where something is wrong.
+    /// Reads. Ready with an error.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, thread: &mut Thread) -> Poll<Wrong> {
         let Self { link: Some(link), watches, .. } = self else { return Poll::Pending };
-        // The buffer is the thread's, and so is what the deliveries are noted in.
+        // The thread lends its buffer, and the histograms for the delays.
         let mut buffer = std::mem::take(&mut thread.buffer);
         let polled = link.poll(context, &mut buffer, &mut |sender, event| watches.event(sender, event, thread));
         thread.buffer = buffer;
         polled
     }
 
-    /// Gives the connection up.
+    /// Gives up the connection.
     pub(super) fn fail(&mut self, wrong: Wrong) {
         self.link = None;
         self.failed = Some(wrong);
     }
 
-    /// How many deliveries there should be in the end; of one that was given up, as many as there were.
+    /// The number of expected deliveries; for one that was given up, as many as it received.
     pub(super) fn expected(&self, options: &Watch, truth: &Truth) -> u64 {
         if self.failed.is_some() {
             return self.watches.delivered;
@@ -139,7 +139,7 @@ impl Subscriber {
         self.watches.each(options).map(|(_, scope, seen)| seen.expected(truth, scope)).sum()
     }
 
-    /// Judges each watch.
+    /// Checks each watch.
     pub(super) fn conclude(&self, options: &Watch, plan: &Plan, truth: &Truth, findings: &mut Findings) {
         let number = self.watches.number;
         if let Some(wrong) = &self.failed {
@@ -152,7 +152,7 @@ impl Subscriber {
         }
     }
 
-    /// The mean of its delays in nanoseconds, if it is one whose delays count and there were any.
+    /// Its mean delay in nanoseconds, if its delays count and there were any.
     pub(super) fn mean_delay(&self) -> Option<f64> {
         (self.watches.measured > 0).then(|| self.watches.delays as f64 / self.watches.measured as f64)
     }
@@ -163,7 +163,7 @@ impl Watches {
         self.streams.iter().map(|stream| stream.0.len() as u64).sum()
     }
 
-    /// Each watch with its stream and number, and what it is over.
+    /// Each watch with its stream and number, and its range.
     fn each<'a>(&'a self, options: &'a Watch) -> impl Iterator<Item = ((usize, usize), Scope, &'a Seen)> {
         self.streams.iter().enumerate().flat_map(move |(stream, watches)| {
             let each = watches.0.iter().enumerate();
@@ -171,7 +171,7 @@ impl Watches {
         })
     }
 
-    /// Watches go through the keys one by one, each stream from where the one before it ended.
+    /// Watches cover the keys one by one, each stream starting where the previous one ended.
     fn scope(&self, options: &Watch, stream: usize, watch: usize) -> Scope {
         if !options.distinct {
             return Scope::All;
@@ -180,7 +180,7 @@ impl Watches {
         Scope::Key((stream * options.watches + watch as u64) % options.keys)
     }
 
-    /// Opens streams and asks for their watches, as far as it may.
+    /// Opens streams and requests their watches, as far as the limit allows.
     fn open(&mut self, sender: &mut Sender, thread: &Thread) {
         let (options, plan) = (&thread.options, &thread.plan);
         while self.creating < CREATING && self.opened < self.streams.len() {
@@ -207,7 +207,7 @@ impl Watches {
     fn event(&mut self, sender: &mut Sender, event: Event<'_>, thread: &mut Thread) -> Result<(), Wrong> {
         let (id, bytes) = match event {
             Event::Message(id, bytes) => (id, bytes),
-            Event::Ended(_, Status::Ok) => return Err(Wrong::Ended("the server ended it".to_owned())),
+            Event::Ended(_, Status::Ok) => return Err(Wrong::Ended("the server ended the stream".to_owned())),
             Event::Ended(_, Status::Failed(reason)) => return Err(Wrong::Ended(reason)),
         };
         let stream = (id / 2) as usize;
@@ -216,7 +216,7 @@ impl Watches {
             let reason = String::from_utf8_lossy(head.cancel_reason).into_owned();
             return Err(Wrong::Canceled { compact_revision: head.compact_revision, reason });
         }
-        // Every server numbers the watches of a stream from zero, in the order in which they were asked for.
+        // Every server numbers the watches of a stream from zero, in the order of their requests.
         let watch = usize::try_from(head.watch_id).map_err(|_| Wrong::UnknownWatch(head.watch_id))?;
         let scope = self.scope(&thread.options, stream, watch);
         let seen = self.streams.get_mut(stream).and_then(|stream| stream.0.get_mut(watch));

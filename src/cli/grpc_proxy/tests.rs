@@ -1,4 +1,4 @@
-//! Each flag of etcd's, and the syntax they come in.
+//! Tests of each of etcd's flags, and of the syntax of flags.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ fn proxy_refused(flags: &[&str]) -> String {
     refused(&line)
 }
 
-/// A value that asks for something.
+/// A value other than the harmless default.
 fn sample(flag: &Flag) -> &'static str {
     match (flag.name, flag.kind) {
         ("listen-addr", _) => "127.0.0.1:1234",
@@ -29,7 +29,7 @@ fn sample(flag: &Flag) -> &'static str {
     }
 }
 
-/// Flags that name files, or do nothing without those.
+/// Flags that name files, or have no effect without such flags.
 const TLS: [&str; 13] = [
     "auto-tls",
     "cacert",
@@ -122,11 +122,11 @@ fn each_flag_does_what_its_row_says() {
     for flag in FLAGS.iter().filter(|flag| !TLS.contains(&flag.name)) {
         let argument = format!("--{}={}", flag.name, sample(flag));
         match flag.means {
-            // They say where the relay registers, and are of use together.
+            // They set where the relay registers, and are only valid together.
             Means::Works if flag.name.starts_with("resolver-") => {
                 assert!(proxy_refused(&[&argument]).contains("--resolver-"), "{argument}");
             }
-            // They say what is looked up, which is done at the start.
+            // They set what is looked up, and the look-up happens at the start.
             Means::Works if flag.name.contains("discovery") => {
                 let discovery = |flags: &[&str]| Given::parse(flags).expect("parsed").expect("no help").discovery();
                 let domain = "--discovery-srv=example.org";
@@ -154,13 +154,13 @@ fn each_flag_does_what_its_row_says() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "who runs the tests should know which were skipped")]
+#[expect(clippy::print_stderr, reason = "the reader of the output should see which tests were skipped")]
 fn the_table_has_each_flag_of_etcds_help() {
     let etcd = env::var_os("ETCD").unwrap_or_else(|| "etcd".into());
     let output = match Command::new(&etcd).args(["grpc-proxy", "start", "--help"]).output() {
         Ok(output) => output,
         Err(error) if env::var_os("ETCD").is_none() => {
-            eprintln!("skipped: no etcd on PATH to ask for its flags ({error})");
+            eprintln!("skipped: there is no etcd on PATH whose flags could be compared ({error})");
             return;
         }
         Err(error) => panic!("cannot run {}: {error}", etcd.display()),

@@ -1,7 +1,7 @@
-//! The question to etcd: may this client read this range?
+//! Asks etcd whether a client may read a range.
 //!
-//! Not here: whether it has to be asked. One call is one attempt. Always holds: only an answer that etcd gives after its check
-//! of permission counts as a grant; whatever else comes does not.
+//! Whether the question is needed is decided by the caller. One call is one attempt. Always holds: only an answer that
+//! etcd gives after its permission check counts as a grant.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, header};
@@ -17,43 +17,43 @@ use crate::{
 };
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
-/// No store comes to this revision, so etcd refuses the read, once it has checked permission, without doing it.
+/// No store reaches this revision. So etcd checks permission and then refuses the read without executing it.
 const NEVER: i64 = i64::MAX;
-/// The answer is an error or, from a server that knows no such revision, a count.
+/// The answer is an error or, from a server that ignores the revision, a count.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// The largest question that etcd takes, with its default flags.
+/// The largest question that etcd accepts with its default flags.
 const MAX_QUESTION: usize = 2 << 20;
 
-/// A range in the very bytes that a client gave: etcd checks permission before it gives meaning to them.
+/// A range with exactly the bytes that a client sent: etcd checks permission before it interprets them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WireRange {
-    /// `key`; not empty.
+    /// The field `key`; not empty.
     pub key: Bytes,
-    /// `range_end`.
+    /// The field `range_end`.
     pub range_end: Bytes,
 }
 
-/// etcd's no.
+/// A denial by etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     code: Code,
     message: String,
 }
 
-/// What etcd says.
+/// The result of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Granted,
     Denied(Denial),
-    /// etcd took the question and cannot answer it: another one may do.
+    /// etcd cannot answer this question, but may answer another one.
     Unanswerable(String),
-    /// Nobody answered.
+    /// There was no answer.
     Unknown(String),
 }
 
 impl WireRange {
-    /// What everyone may read where authentication is off, and nobody without a name where it is on.
+    /// A range that everyone may read while authentication is off, and no anonymous client while it is on.
     pub(super) fn probe() -> Self {
         Self { key: Bytes::from_static(&[0]), range_end: Bytes::new() }
     }
@@ -65,29 +65,30 @@ impl WireRange {
         Self { key, range_end }
     }
 
-    /// Whether etcd takes a question about it. A watch on what cannot be asked about could not be taken away again.
+    /// Whether etcd accepts a question about this range. A watch on any other range could not be ended after a
+    /// revocation.
     #[must_use]
     pub fn can_be_asked(&self) -> bool {
         message(self).encoded_len() <= MAX_QUESTION
     }
 
-    /// The bytes of both keys.
+    /// The length of both keys in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.key.len() + self.range_end.len()
     }
 
-    /// The keys; `None` where there are none.
+    /// The parsed range; `None` if it contains no keys.
     pub(super) fn parse(&self) -> Option<KeyRange> {
         KeyRange::from_wire(self.key.clone(), self.range_end.clone()).ok()
     }
 }
 
 impl Denial {
-    /// As etcd says it in the `cancel_reason` of a watch.
+    /// The reason in etcd's words, for the `cancel_reason` of a watch.
     #[must_use]
     pub fn reason(&self) -> String {
-        // The names that Go's gRPC gives to the codes that etcd denies with.
+        // Go's gRPC names for the codes of etcd's denials.
         let code = match self.code {
             Code::PermissionDenied => "PermissionDenied",
             Code::Unauthenticated => "Unauthenticated",
@@ -96,14 +97,14 @@ impl Denial {
         format!("rpc error: code = {code} desc = {}", self.message)
     }
 
-    /// Whether etcd does not know the client at all, so that it is denied every range.
+    /// Whether etcd does not know the client at all, so that every range is denied.
     #[must_use]
     pub fn is_of_caller(&self) -> bool {
         self.code != Code::PermissionDenied
     }
 }
 
-/// Asks etcd through `upstream` whether a client with these `credentials` may read `range`.
+/// Asks etcd through `upstream` whether a client with `credentials` may read `range`.
 pub(super) async fn ask(upstream: GrpcService, credentials: &Credentials, range: &WireRange) -> Verdict {
     let mut request = Request::new(Body::new(Full::new(question(range))));
     *request.method_mut() = Method::POST;
@@ -127,13 +128,13 @@ pub(super) async fn ask(upstream: GrpcService, credentials: &Credentials, range:
     }
 }
 
-/// The gRPC message.
+/// The gRPC message of the question.
 fn question(range: &WireRange) -> Bytes {
     let request = message(range);
     let len = request.encoded_len();
     let mut framed = BytesMut::with_capacity(5 + len);
     framed.put_u8(0);
-    // Larger ranges are not asked about.
+    // The length fits: larger ranges are not asked about.
     framed.put_u32(len as u32);
     framed.put_slice(&request.encode_to_vec());
     framed.freeze()
@@ -154,18 +155,18 @@ fn message(range: &WireRange) -> RangeRequest {
 fn verdict(status: &Status) -> Verdict {
     let denied = || Verdict::Denied(Denial { code: status.code(), message: status.message().to_owned() });
     match status.code() {
-        // "Future revision": permission was checked before.
+        // `OutOfRange` is the error for a future revision, which comes after the permission check.
         Code::Ok | Code::OutOfRange => Verdict::Granted,
         Code::PermissionDenied | Code::Unauthenticated => denied(),
         Code::InvalidArgument if DENIALS.contains(&status.message()) => denied(),
         code @ (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => {
-            Verdict::Unknown(format!("etcd answers {code:?}: {}", status.message()))
+            Verdict::Unknown(format!("etcd answered {code:?}: {}", status.message()))
         }
-        code => Verdict::Unanswerable(format!("etcd answers {code:?}: {}", status.message())),
+        code => Verdict::Unanswerable(format!("etcd answered {code:?}: {}", status.message())),
     }
 }
 
-/// etcd's denials that come with a code of several meanings.
+/// Texts of denials whose code has several meanings.
 const DENIALS: [&str; 2] = ["etcdserver: user name is empty", "etcdserver: revision of auth store is old"];
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
     fn each_of_etcds_answers_has_one_meaning() {
         let denied = |code, message: &str, reason: &str, of_caller| {
             let Verdict::Denied(denial) = verdict(&Status::new(code, message)) else {
-                panic!("{message} must be a denial");
+                panic!("{message} is a denial");
             };
             assert_eq!((denial.reason().as_str(), denial.is_of_caller()), (reason, of_caller));
         };
@@ -213,10 +214,10 @@ mod tests {
             Status::internal("?"),
             Status::unimplemented("?"),
         ] {
-            assert!(matches!(verdict(&status), Verdict::Unanswerable(_)), "{status:?} says nothing");
+            assert!(matches!(verdict(&status), Verdict::Unanswerable(_)), "{status:?} decides nothing");
         }
         for status in [Status::unavailable("no connection"), Status::deadline_exceeded("?"), Status::cancelled("?")] {
-            assert!(matches!(verdict(&status), Verdict::Unknown(_)), "{status:?} is no answer");
+            assert!(matches!(verdict(&status), Verdict::Unknown(_)), "{status:?} is not an answer");
         }
     }
 

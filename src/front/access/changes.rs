@@ -1,7 +1,7 @@
-//! Notices changes of users, roles and authentication that pass through this relay.
+//! Notices changes to users, roles and authentication that pass through this relay.
 //!
-//! Not here: changes made elsewhere, which the next look finds. Always holds: before the client hears that its change was made,
-//! nothing that was learned before it counts any more.
+//! Changes made elsewhere are found by the next check. Always holds: all earlier knowledge is dropped before the client
+//! learns that its change succeeded.
 
 use http::Request;
 use tonic::body::Body;
@@ -10,11 +10,11 @@ use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use super::Access;
 use crate::front::grpc::GrpcService;
 
-/// Calls of etcd's `Auth` service that change nothing; any other may.
+/// Calls of etcd's `Auth` service that change nothing. Any other call may.
 const READS: [&str; 6] = ["Authenticate", "AuthStatus", "UserGet", "UserList", "RoleGet", "RoleList"];
 
 impl Access {
-    /// Passes calls on to `forward`, and doubts what is known when one has changed who may do what.
+    /// Passes calls on to `forward`, and drops earlier knowledge after a call that may have changed permissions.
     #[must_use]
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let access = self.clone();
@@ -23,7 +23,8 @@ impl Access {
             let (access, forward) = (access.clone(), forward.clone());
             async move {
                 let response = forward.oneshot(request).await;
-                // A failed call changes nothing, and says so in its headers. Whoever may not change anything cannot make us ask.
+                // A failed call changes nothing, and its headers show the failure. So a client without permission
+                // cannot trigger checks.
                 let failed = |status: &http::HeaderValue| status.as_bytes() != b"0";
                 if changes && !response.as_ref().is_ok_and(|ok| ok.headers().get("grpc-status").is_some_and(failed)) {
                     access.doubt();

@@ -1,9 +1,9 @@
-//! How long the relay believes that authentication is off while etcd does not confirm it.
+//! Limits how long the relay assumes that authentication is off without etcd's confirmation.
 //!
-//! An answer counts for [`LIMIT`] while etcd's events come: authentication may have been enabled since. While etcd is away the answer keeps
-//! counting, since nothing new comes, and everyone could read what is in memory. It ends when etcd is heard again, by a feed
-//! (here) or by an answer of another kind ([`Access::heard`]).
-//! Not here: what follows, which is the same as after any doubt.
+//! An answer is valid for [`LIMIT`] while etcd's events come, because authentication may have been enabled since. While
+//! etcd is away the answer stays valid: nothing new arrives, and everyone could already read what is in memory. This
+//! ends when etcd is heard again, by a feed (checked here) or by an answer of another kind ([`Access::heard`]). What
+//! follows is the same as after any doubt, and not here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Access, Auth, INTERVAL, LIMIT};
 use crate::hub::{FeedState, Hub};
 
-/// An answer is overdue after this.
+/// After this time an answer is overdue.
 const OVERDUE: Duration = INTERVAL.saturating_add(Duration::from_secs(1));
-/// Between two looks at the feeds while an answer is overdue.
+/// Pause between two looks at the feeds while an answer is overdue.
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Access {
-    /// Stops believing that authentication is off when it is time. Run it as a task.
+    /// Ends the assumption that authentication is off when it is no longer justified. Run it as a task.
     pub async fn expire(self, hub: Arc<Hub>) {
         let mut known = self.watch();
         loop {
@@ -27,7 +27,7 @@ impl Access {
             }
             let asked = self.known().since;
             sleep_until(asked + OVERDUE).await;
-            // From then on etcd's events have come without its answer.
+            // From this time on, etcd's events have come without an answer.
             let mut since = asked;
             while self.known().auth == Auth::Off && self.known().since == asked {
                 let away = !hub.feeds().iter().any(|feed| feed.state() == FeedState::Live);
@@ -38,7 +38,8 @@ impl Access {
                     (true, true) => self.off_once(asked),
                     (true, false) => {
                         tracing::warn!(
-                            "etcd sends events, but does not say whether its authentication is still off; checking clients until it does"
+                            "etcd sends events, but does not confirm that its authentication is still off; checking \
+                             every client until it does"
                         );
                         self.doubt_since(since);
                     }

@@ -1,7 +1,8 @@
-//! [`Access::keep`]: looks again and again whether a client may still have what it is shown, for as long as it is shown.
+//! [`Access::keep`]: checks repeatedly that a client may still see what it is shown, for as long as it is shown.
 //!
-//! Not here: what is shown, and what follows a denial; the caller's look knows both. Called for watch streams (`front::session`) and for
-//! the waits of etcd's v2 API. Always holds: while etcd's events come, nothing goes on for longer than [`LIMIT`] without etcd's word.
+//! The caller supplies the check, which knows what is shown and what follows a denial. Used for watch streams
+//! (`front::session`) and for waits of etcd's v2 API. Always holds: while etcd's events come, nothing continues for
+//! longer than [`LIMIT`] without etcd's confirmation.
 
 use std::time::Duration;
 
@@ -9,34 +10,34 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Access, Auth, INTERVAL, LIMIT};
 
-/// When to look again where nothing else makes us: a little later than the round that all who look share should begin.
+/// Time of the next check if nothing else triggers one: a little after the start of the round that all checks share.
 const NEXT: Duration = INTERVAL.saturating_add(Duration::from_secs(1));
-/// When to look again where etcd did not say all.
+/// Time of the next check if etcd did not answer everything.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What a look found.
+/// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Look {
-    /// All of it is permitted, or was ended.
+    /// Everything that is left is permitted; the rest was ended.
     Confirmed,
-    /// etcd did not say, for this reason.
+    /// etcd did not answer, for this reason.
     Unknown(String),
-    /// Nothing is left to look at.
+    /// Nothing is left to check.
     Ended,
 }
 
 impl Access {
-    /// Looks until a look says that nothing is left. A look gets the moment from which on answers count. `hears_etcd` tells whether
-    /// etcd's events come: where they do not, because etcd is away, there is nothing to keep from anyone.
+    /// Checks until nothing is left to check. `look` receives the time from which on answers are valid. `hears_etcd`
+    /// tells whether etcd's events come: if they do not because etcd is away, there is nothing new to hide.
     ///
     /// # Errors
-    /// Where etcd's events come and it has not confirmed for [`LIMIT`]: the reason.
+    /// Returns the reason if etcd's events come, but it has not confirmed the permission for [`LIMIT`].
     pub async fn keep<F>(&self, look: impl Fn(Instant) -> F, hears_etcd: impl Fn() -> bool) -> Result<(), String>
     where
         F: Future<Output = Look>,
     {
         let mut known = self.watch();
-        // When etcd last said yes to all, or had no news to give away. What begins now may count on a grant of this round.
+        // When etcd last confirmed everything, or had no events. What begins now may rely on a grant of this round.
         let mut confirmed = self.round();
         loop {
             if known.borrow_and_update().auth == Auth::Off {
@@ -47,7 +48,7 @@ impl Access {
                 continue;
             }
             let round = self.round();
-            // Cancel safe: who gives up a question leaves it to the others.
+            // Cancel safe: a question that is given up is continued by the others who wait for it.
             let looked = tokio::select! {
                 looked = look(round) => looked,
                 () = sleep_until(confirmed + LIMIT) => Look::Unknown("no answer in time".into()),
@@ -67,7 +68,7 @@ impl Access {
                 }
                 Look::Ended => return Ok(()),
             };
-            // Cancel safe: both arms leave nothing behind.
+            // Both arms are cancel safe.
             tokio::select! {
                 changed = known.changed() => {
                     if changed.is_err() {

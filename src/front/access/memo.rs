@@ -1,8 +1,9 @@
-//! [`Memo`]: the questions that were put to etcd lately, with its answers, and those that are under way.
+//! [`Memo`]: recent questions to etcd with their answers, and questions under way.
 //!
-//! Not here: how long an answer counts, which the asker decides. Those who ask the same question wait for the same answer.
-//! Always holds: bounded in bytes, the ranges' own included, and of these each set of credentials has a share; nothing asked before
-//! the last change that the relay saw is found. What does not fit is asked without being kept. Ranges are hashed outside of the lock.
+//! How long an answer is valid is decided by the caller. Callers with the same question wait for the same answer.
+//! Always holds: the memory is bounded, including the ranges, and each set of credentials has only a share of it.
+//! Questions from before the last change that the relay saw are never found. What does not fit is asked but not kept.
+//! Ranges are hashed outside the lock.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -16,13 +17,13 @@ use tokio::{sync::OnceCell, time::Instant};
 use super::{WireRange, ask::Verdict};
 use crate::front::client::Credentials;
 
-/// Bytes of a generation, of which there are two; and of these, most that one set of credentials fills.
+/// The size of a generation in bytes (there are two generations), and the share of one set of credentials.
 const GENERATION: usize = 16 << 20;
 const SHARE: usize = GENERATION / 16;
-/// About what an entry takes besides its range.
+/// Approximate size of an entry in addition to its range.
 const OVERHEAD: usize = 256;
 
-/// What is asked: hashed, so that looking for it takes no time under a lock.
+/// A question with its hash, so that looking it up takes little time under the lock.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     hash: u64,
@@ -30,20 +31,20 @@ pub(super) struct Question {
     range: WireRange,
 }
 
-/// A question's answer, once it is there.
+/// The answer to a question, once it has arrived.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// It was put at this moment, or later.
+    /// The question was sent at this time or later.
     pub(super) asked: Instant,
     verdict: OnceCell<Verdict>,
 }
 
-/// See the module.
+/// Recent answers; see the module.
 #[derive(Debug)]
 pub(super) struct Memo {
     young: Generation,
     old: Generation,
-    /// What was asked before does not count.
+    /// Answers to questions asked before this time are not valid.
     floor: Instant,
 }
 
@@ -72,7 +73,7 @@ impl Question {
         OVERHEAD + self.credentials.bytes() + self.range.key.len() + self.range.range_end.len()
     }
 
-    /// With bytes of its own: what is kept must not hold on to the request that the range came in.
+    /// A copy with its own memory, so that the kept question does not keep the client's whole request in memory.
     fn apart(&self) -> Self {
         let range = WireRange {
             key: Bytes::copy_from_slice(&self.range.key),
@@ -83,7 +84,8 @@ impl Question {
 }
 
 impl Answer {
-    /// The answer, for which `ask` asks unless somebody else does already. If that asker gives up, another one who waits asks in its place.
+    /// Returns the answer. Calls `ask` unless the same question is already under way. If the task that asks gives up,
+    /// another waiting task takes over.
     pub(super) async fn verdict<F: Future<Output = Verdict>>(&self, ask: impl FnOnce() -> F) -> Verdict {
         self.verdict.get_or_init(ask).await.clone()
     }
@@ -94,8 +96,8 @@ impl Memo {
         Self { young: Generation::default(), old: Generation::default(), floor: Instant::now() }
     }
 
-    /// The answer to this question, put at `since` or later, if it is under way or there: a grant, or a denial that was put at
-    /// `denied_since` or later.
+    /// Finds the answer to this question, or the question under way. It must have been asked at `since` or later; a
+    /// denial at `denied_since` or later.
     pub(super) fn find(&self, question: &Question, since: Instant, denied_since: Instant) -> Option<Arc<Answer>> {
         let answer = self.any(question)?;
         let counts = match answer.verdict.get() {
@@ -106,7 +108,7 @@ impl Memo {
         counts.then(|| answer.clone())
     }
 
-    /// Whether etcd denied this range at `since` or later, to a client that it knows.
+    /// Whether etcd denied this range, at `since` or later, to a client that it knows.
     pub(super) fn denied(&self, question: &Question, since: Instant) -> bool {
         self.any(question).is_some_and(|answer| {
             answer.asked >= since
@@ -114,7 +116,7 @@ impl Memo {
         })
     }
 
-    /// A question that is put now. Gives back memory to free, which is not to be done under a lock.
+    /// Begins a question that is asked now. Returns memory that must be freed outside the lock.
     pub(super) fn begin(&mut self, question: &Question, now: Instant) -> (Arc<Answer>, Option<Generation>) {
         let answer = Arc::new(Answer { asked: now, verdict: OnceCell::new() });
         let bytes = question.bytes();
@@ -136,7 +138,7 @@ impl Memo {
         (answer, outdated)
     }
 
-    /// Forgets all that was asked before `now`, also where the answer is still to come.
+    /// Forgets all questions asked before `now`, including those still under way.
     pub(super) fn forget(&mut self, now: Instant) -> [Generation; 2] {
         self.floor = now;
         [std::mem::take(&mut self.young), std::mem::take(&mut self.old)]
@@ -226,10 +228,10 @@ mod tests {
         let question = asking.question(&who("alice"), &range("a"));
         let asked = Instant::now();
         let (first, _) = asking.memo.begin(&question, asked);
-        let second = asking.memo.find(&question, asked, asked).expect("it is under way");
+        let second = asking.memo.find(&question, asked, asked).expect("the question is under way");
         assert!(Arc::ptr_eq(&first, &second));
         first.verdict(async || Verdict::Unknown("away".into())).await;
-        let same = second.verdict(async || unreachable!("it was asked")).await;
+        let same = second.verdict(async || unreachable!("the question was asked")).await;
         assert_eq!(same, Verdict::Unknown("away".into()));
         assert!(asking.memo.find(&question, asked, asked).is_none());
     }
@@ -243,7 +245,7 @@ mod tests {
             asking.granted(&who("alice"), &range(&format!("{number}{large}"))).await;
         }
         assert!(asking.memo.young.bytes <= SHARE + 1024, "{}", asking.memo.young.bytes);
-        assert!(asking.has(&who("bob"), &range("a"), asked), "another's answers stay");
+        assert!(asking.has(&who("bob"), &range("a"), asked), "the answers of another client stay");
         for number in 0..64 {
             for part in 0..15 {
                 asking.granted(&who(&number.to_string()), &range(&format!("{part}{large}"))).await;

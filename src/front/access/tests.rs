@@ -1,4 +1,4 @@
-//! Tests of `Access` over a small stand-in for etcd's permission check.
+//! Tests of `Access` with a small model of etcd's permission check.
 
 use std::{
     collections::HashMap,
@@ -24,16 +24,16 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tokens, and what each may read.
+/// Tokens with the ranges that each may read.
 type Users = HashMap<&'static str, Vec<KeyRange>>;
 
-/// Knows tokens and what each may read; `None` while authentication is off.
+/// Has the tokens and their ranges; `None` while authentication is off.
 #[derive(Clone, Default)]
 struct FakeEtcd {
     users: Arc<Mutex<Option<Users>>>,
     away: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
-    /// Larger questions are refused, as by etcd's `--max-request-bytes`.
+    /// Largest accepted request, like etcd's `--max-request-bytes`.
     largest: Arc<AtomicUsize>,
 }
 
@@ -156,10 +156,10 @@ async fn that_authentication_is_off_is_not_believed_for_long_while_events_come_a
     feed.set_state(FeedState::Live);
     let asked = access.known().since;
     tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
-    assert!(access.is_off(), "time to answer");
+    assert!(access.is_off(), "there is time to answer");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(access.known().auth, Auth::Unknown);
-    assert_eq!(access.known().off_until, asked, "nothing was heard for sure after the last answer");
+    assert_eq!(access.known().off_until, asked, "nothing was certainly heard after the last answer");
     etcd.away.store(false, Ordering::Relaxed);
     assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
     tokio::time::sleep(LIMIT * 3).await;
@@ -184,18 +184,18 @@ async fn that_authentication_was_off_before_etcd_went_away_counts_until_it_is_he
     let ways: [(&str, &dyn Fn()); 3] = [("a feed", &by_feed), ("an answer", &by_answer), ("an error", &by_error)];
     for (way, hear) in ways {
         access.heard();
-        assert!(access.is_off(), "its answer counts");
+        assert!(access.is_off(), "the answer is valid");
         etcd.away.store(true, Ordering::Relaxed);
         tokio::time::sleep(LIMIT * 10).await;
         assert!(access.is_off(), "etcd is away, and nothing new comes");
         let back = Instant::now();
         access.failed(&UpstreamError::Unavailable("away".into()));
-        assert!(access.is_off(), "that is no word of etcd's");
+        assert!(access.is_off(), "that is not an answer of etcd");
         hear();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!((access.is_off(), access.known().auth), (false, Auth::Unknown), "{way}");
         let since = access.known().off_until.duration_since(back);
-        assert!(since <= Duration::from_millis(500), "live watches have time from when it is back: {since:?}");
+        assert!(since <= Duration::from_millis(500), "the time for live watches starts when etcd is back: {since:?}");
         feed.set_state(FeedState::Resuming);
         etcd.away.store(false, Ordering::Relaxed);
         assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
@@ -236,7 +236,7 @@ async fn many_ranges_take_few_questions_and_each_gets_its_own_answer() {
     let before = etcd.asked();
     let results = access.check(&caller("mallory"), &keys(&inside), Instant::now(), Denials::New).await;
     assert!(results.iter().all(|result| matches!(result, Err(Refused::Denied(denial)) if denial.is_of_caller())));
-    assert_eq!(etcd.asked(), before + 1, "whom etcd does not know it denies every range");
+    assert_eq!(etcd.asked(), before + 1, "etcd denies every range to an unknown client");
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn what_is_too_much_for_one_question_is_asked_in_parts_and_no_denial_is_mi
     let results = access.check(&caller("alice"), &ranges, Instant::now(), Denials::New).await;
     let denied: Vec<bool> = results.iter().map(|result| matches!(result, Err(Refused::Denied(_)))).collect();
     assert_eq!(denied, [false, false, true, false], "{results:?}");
-    // One that is too much by itself says so, and the others are asked about all the same.
+    // A range that is too large alone gets an error, and the others are still checked.
     let names = [long("/a/", '1').repeat(2), "/b/2".to_owned(), "/a/3".to_owned()];
     let ranges = keys(&names.each_ref().map(String::as_str));
     let results = access.check(&caller("alice"), &ranges, Instant::now(), Denials::New).await;
@@ -297,7 +297,7 @@ async fn streams_of_one_client_share_their_questions_and_what_was_denied_togethe
         etcd.asked() - before
     };
     let first = round().await;
-    assert!(first <= 120, "{first} questions for 60 keys and what spans them");
+    assert!(first <= 120, "{first} questions for 60 keys and their spans");
     let second = round().await;
     assert_eq!(second, 60, "one question a key");
 }

@@ -1,8 +1,8 @@
-//! [`Turns`]: who may put a question to etcd now.
+//! [`Turns`]: limits how many questions are asked at once, fairly between clients.
 //!
-//! Always holds: at most [`ASKS`] questions are under way, at most [`EACH`] of them for one client; of those that wait, each client
-//! has at most [`EACH`] in the line that all share. So a client with ten thousand questions delays another by no more than one with
-//! [`EACH`] does.
+//! Always holds: at most [`ASKS`] questions are under way, at most [`EACH`] of them for one client. Each client has at
+//! most [`EACH`] places in the shared queue. So a client with ten thousand questions delays another client no more than
+//! one with [`EACH`] questions does.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::types::ClientKey;
 
-/// Most questions under way at once: etcd answers each in well under a millisecond.
+/// Most questions under way at once. etcd answers each in well under a millisecond.
 const ASKS: usize = 64;
 /// Most of them for one client.
 pub(super) const EACH: usize = 8;
@@ -21,20 +21,20 @@ pub(super) const EACH: usize = 8;
 #[derive(Debug)]
 pub(super) struct Turns {
     all: Semaphore,
-    /// Of the clients that have a question or wait with one.
+    /// The clients that have a question under way or waiting.
     clients: Mutex<HashMap<ClientKey, Arc<Semaphore>>>,
 }
 
-/// A question may be put while this lives.
+/// Permits one question while it exists.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
-    // In this order: what is shared is given back first, and the client leaves the table last.
+    // The order matters: the shared permit is returned first, and the client leaves the table last.
     _all: SemaphorePermit<'a>,
     _own: OwnedSemaphorePermit,
     _seat: Seat<'a>,
 }
 
-/// A client's place in the table; the last one that is dropped clears it.
+/// A client's entry in the table. Dropping the last one removes the entry.
 #[derive(Debug)]
 struct Seat<'a> {
     turns: &'a Turns,
@@ -47,7 +47,7 @@ impl Turns {
         Self { all: Semaphore::new(ASKS), clients: Mutex::default() }
     }
 
-    /// Waits for a turn of this client. Cancel safe.
+    /// Waits until this client may ask. Cancel safe.
     pub(super) async fn take(&self, key: ClientKey) -> Turn<'_> {
         let own = self.clients.lock().entry(key).or_insert_with(|| Arc::new(Semaphore::new(EACH))).clone();
         let seat = Seat { turns: self, key, own: own.clone() };
@@ -60,7 +60,7 @@ impl Turns {
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut clients = self.turns.clients.lock();
-        // The table's and this one: nobody else has a question.
+        // Two references, the table's and this one: the client has no other question.
         if let Entry::Occupied(entry) = clients.entry(self.key)
             && Arc::ptr_eq(entry.get(), &self.own)
             && Arc::strong_count(&self.own) == 2
@@ -83,7 +83,7 @@ mod tests {
         let mut taken: Vec<_> = (0..EACH).map(|_| turns.take(greedy).now_or_never().expect("its share")).collect();
         assert!(turns.take(greedy).now_or_never().is_none(), "no more than its share");
         let others = turns.take(other).now_or_never();
-        assert!(others.is_some(), "the others are not held up");
+        assert!(others.is_some(), "the other clients are not delayed");
         taken.pop();
         assert!(turns.take(greedy).now_or_never().is_some());
     }

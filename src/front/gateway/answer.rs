@@ -1,8 +1,8 @@
-//! [`Answer`]: the messages of a gRPC answer as JSON, made as the client takes them.
+//! [`Answer`]: translates the messages of a gRPC answer into JSON, as fast as the client takes them.
 //!
-//! Not here: the head of the HTTP response, for which the first of an answer is looked at (`front::gateway`).
-//! Always holds: the call is asked for more only when all that was made of it is taken, so a client that does not read holds up nothing but
-//! its own call; of a stream each message is a line of its own, and is sent as soon as it is there.
+//! The head of the HTTP response depends on the first message and is made in `front::gateway`. Always holds: the call
+//! is polled only when everything made from it has been taken, so a client that does not read delays only its own call.
+//! Each message of a stream is a separate line, sent as soon as it is there.
 
 use std::{
     pin::Pin,
@@ -30,14 +30,14 @@ use crate::{
 /// A gRPC message begins with a flag and its length.
 const PREFIX: usize = 5;
 
-/// What becomes of the messages.
+/// The form of the JSON answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// There is one, and it is the answer.
+    /// One message, which is the whole answer.
     Whole,
-    /// Each is a line, `{"result":…}`.
+    /// Each message is a line, `{"result":…}`.
     Lines,
-    /// They are such lines already.
+    /// The messages are already such lines.
     Made,
 }
 
@@ -47,25 +47,25 @@ pub(super) struct Answer<B: http_body::Body> {
     schema: Arc<Schema>,
     message: MessageId,
     form: Form,
-    /// What came and was not read yet: less than a head, unless a message is waited for.
+    /// Bytes that arrived but were not read yet: less than a head, unless a message is awaited.
     input: BytesMut,
-    /// The message that is being written.
+    /// The message that is being translated.
     encoder: Option<Encoder>,
-    /// What is sent already in the form in which it came.
+    /// Data that is passed on unchanged.
     made: Option<PortBuf<B::Data>>,
     deadline: Option<Pin<Box<Sleep>>>,
     counted: Counted,
     ended: bool,
 }
 
-// None of its fields is ever pinned but the body, which moves freely.
+// Only the body is ever pinned, and it can be moved.
 impl<B: http_body::Body + Unpin> Unpin for Answer<B> {}
 
-/// What an answer begins with.
+/// How an answer begins.
 pub(super) enum Begin {
     /// With a message.
     Message,
-    /// There is none, since the call failed or ended.
+    /// There is no message: the call failed or ended.
     End(Status),
 }
 
@@ -85,7 +85,7 @@ where
         Self { body, schema, message, form, input, encoder, made, deadline, counted, ended: false }
     }
 
-    /// Waits until it is known how the answer begins.
+    /// Waits until the beginning of the answer is known.
     pub(super) async fn begin(&mut self) -> Begin {
         std::future::poll_fn(|cx| {
             loop {
@@ -102,10 +102,11 @@ where
         .await
     }
 
-    /// All of an answer that is one message no longer than `most`, once the call has ended well; `None` where it is longer.
+    /// The whole answer if it is a single message of at most `most` bytes and the call ended well; `None` if it is
+    /// longer.
     ///
     /// # Errors
-    /// How the call ended otherwise.
+    /// Returns the status if the call failed.
     pub(super) async fn whole(&mut self, most: usize) -> Result<Option<Vec<u8>>, Status> {
         let len = message_len(&self.input);
         if len.is_none_or(|len| len > most) {
@@ -128,18 +129,18 @@ where
             return Err(status);
         }
         if self.encoder.is_some() {
-            return Err(Status::unavailable("etcd-relay: the answer broke off"));
+            return Err(Status::unavailable("etcd-relay: the answer ended too early"));
         }
         self.counted.end(GatewayOutcome::Ok);
         Ok(Some(out))
     }
 
-    /// Counts how the call ended.
+    /// Counts the outcome of the call.
     pub(super) fn count(&mut self, outcome: GatewayOutcome) {
         self.counted.end(outcome);
     }
 
-    /// Takes more of the call's answer in.
+    /// Reads more of the call's answer.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
         loop {
             match Pin::new(&mut self.body).poll_frame(cx) {
@@ -150,7 +151,7 @@ where
                 Poll::Ready(Some(Err(error))) => {
                     let error: BoxError = error;
                     return Poll::Ready(Came::End(Status::unavailable(format!(
-                        "etcd-relay: the answer broke off: {error}"
+                        "etcd-relay: the answer ended too early: {error}"
                     ))));
                 }
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -177,13 +178,13 @@ where
         Poll::Pending
     }
 
-    /// Writes what can be written of what came.
+    /// Translates as much as possible of the data that has arrived.
     fn write(&mut self, out: &mut Vec<u8>) -> Result<(), Malformed> {
         loop {
             let Some(encoder) = &mut self.encoder else {
                 let Some(len) = message_len(&self.input) else { return Ok(()) };
                 if self.input[0] != 0 {
-                    // Nobody was told that it may be compressed.
+                    // The request did not allow compressed answers.
                     return Err(Malformed);
                 }
                 self.input.advance(PREFIX);
@@ -205,7 +206,7 @@ where
         }
     }
 
-    /// The last of it.
+    /// Ends the answer.
     fn end(&mut self, status: &Status) -> Option<Result<Bytes, BoxError>> {
         self.ended = true;
         let broken = self.encoder.is_some();
@@ -215,14 +216,14 @@ where
         }
         self.counted.end(GatewayOutcome::Error);
         if self.form == Form::Whole || broken {
-            // What was sent is not all: the client has to see that.
+            // The answer is incomplete, and the client must notice that.
             return Some(Err(status.message().into()));
         }
         Some(Ok(errors::in_stream(status).into()))
     }
 }
 
-/// Go's words, in which grpc-gateway says that a call took too long.
+/// Go's text, which grpc-gateway sends when a call times out.
 pub(super) const DEADLINE: &str = "context deadline exceeded";
 
 enum Came {
@@ -275,14 +276,14 @@ where
     }
 }
 
-/// The length of the message that begins here.
+/// The length of the message at the beginning of `input`.
 fn message_len(input: &[u8]) -> Option<usize> {
     let prefix = input.get(..PREFIX)?;
     let len: [u8; 4] = prefix[1..].try_into().ok()?;
     usize::try_from(u32::from_be_bytes(len)).ok()
 }
 
-/// The status that a call's trailers, or its head, tell.
+/// The status in a call's trailers or head.
 pub(super) fn status_of(fields: &HeaderMap) -> Status {
     Status::from_header_map(fields).unwrap_or_else(|| Status::unknown("etcd-relay: the answer has no status"))
 }

@@ -1,9 +1,10 @@
-//! [`decode`]: a JSON value as the protobuf message that etcd's gateway makes of it.
+//! [`decode`]: translates a JSON value into a protobuf message, as etcd's gateway does.
 //!
-//! As Go's `jsonpb` reads it, with which etcd 3.5 does: fields by both of their names, the last of several; unknown ones passed over;
-//! `null` as if it were not there; numbers as numbers or text; enumerations by name or number; bytes in base64 or as an array of numbers;
-//! of a oneof the last one declared. What is wrong is said in Go's words, and of several faults the one in the field declared first.
-//! Not here: whether the text is JSON, which `scan` has found out. Takes no recursion; time and memory grow with the text's length alone.
+//! It follows Go's `jsonpb`, which etcd 3.5 uses. Fields have two possible names, and the last of several values
+//! counts. Unknown fields are ignored, and `null` counts as absent. Numbers may be numbers or text, enumerations names
+//! or numbers, and bytes base64 or an array of numbers. Of a oneof, the field declared last counts. Errors have Go's
+//! text; of several errors, the one in the field declared first is reported. `scan` has already checked that the text
+//! is JSON. There is no recursion, and time and memory depend only on the length of the text.
 
 use std::borrow::Cow;
 
@@ -18,16 +19,16 @@ use super::{
     wire::{Mark, Wire},
 };
 
-/// The types that Go names in its errors.
+/// Go's type names in its errors.
 const OBJECT: &str = "map[string]json.RawMessage";
 const LIST: &str = "[]json.RawMessage";
 
-/// Why a value is not the message, as Go says it.
+/// Why a value is not a valid message, in Go's words.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum DecodeError {
     #[error(transparent)]
     Syntax(#[from] SyntaxError),
-    /// What the value is, and what it should be.
+    /// The type that the value has, and the expected type.
     #[error("json: cannot unmarshal {0} into Go value of type {1}")]
     Type(String, &'static str),
     #[error("unknown value {0} for enum {1}")]
@@ -36,10 +37,11 @@ pub(super) enum DecodeError {
     Base64(usize),
 }
 
-/// The message that `text` means, which is one JSON value whose objects and arrays have these places, as gRPC sends it.
+/// Translates `text`, one JSON value, into the message that gRPC sends. `extents` are the places of its objects and
+/// arrays.
 ///
 /// # Errors
-/// Where it is not such a message.
+/// Fails if the value is not such a message.
 pub(super) fn decode(
     schema: &Schema,
     message: MessageId,
@@ -55,7 +57,7 @@ pub(super) fn decode(
     let mut frames = vec![Frame::of(schema.message(message), &text, whole)?];
     while let Some(frame) = frames.last_mut() {
         match frame.next(&text, &mut wire)? {
-            // Only in a list: it is there, and has nothing in it.
+            // Only in a list: a null element is an empty message.
             Next::Message(_, value) if value.bytes == b"null" => wire.close(),
             Next::Message(id, value) => frames.push(Frame::of(schema.message(id), &text, value)?),
             Next::Field(field, value) => scalar(schema, field, value, &mut wire)?,
@@ -68,13 +70,13 @@ pub(super) fn decode(
     Ok(wire.finish())
 }
 
-/// The text, and where its objects and arrays are.
+/// The text, and the places of its objects and arrays.
 struct Text<'a> {
     bytes: &'a [u8],
     extents: &'a [Extent],
 }
 
-/// A value within the text.
+/// A value in the text.
 #[derive(Clone, Copy)]
 struct Value<'a> {
     start: usize,
@@ -90,7 +92,7 @@ impl<'a> Value<'a> {
         self.bytes.first().copied().unwrap_or_default()
     }
 
-    /// What it is, as Go says it.
+    /// Go's name for its JSON type.
     fn what(self) -> &'static str {
         match self.first() {
             b'{' => "object",
@@ -105,7 +107,7 @@ impl<'a> Value<'a> {
         DecodeError::Type(self.what().to_owned(), wanted)
     }
 
-    /// Without quotes: only they are taken off, as `jsonpb` does it.
+    /// The text without its quotes. Like `jsonpb`, it removes only the quotes.
     fn unquoted(self) -> Option<&'a [u8]> {
         self.bytes.strip_prefix(b"\"")?.strip_suffix(b"\"")
     }
@@ -117,7 +119,7 @@ impl<'a> Text<'a> {
         from + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count()
     }
 
-    /// The value that begins here.
+    /// The value that begins at `start`.
     fn value(&self, start: usize) -> Value<'a> {
         let rest = self.bytes.get(start..).unwrap_or_default();
         let len = match rest.first() {
@@ -134,7 +136,7 @@ impl<'a> Text<'a> {
         Value { start, bytes: &rest[..len.min(rest.len())] }
     }
 
-    /// The next element of an array, behind its `[` or an element, and the place behind it.
+    /// The next element of an array, after its `[` or after an element, and the position after it.
     fn element(&self, from: usize) -> Option<(Value<'a>, usize)> {
         let mut at = self.skip_space(from);
         if self.bytes.get(at) == Some(&b',') {
@@ -147,7 +149,7 @@ impl<'a> Text<'a> {
         Some((value, value.end()))
     }
 
-    /// The next member of an object, behind its `{` or a member.
+    /// The next member of an object, after its `{` or after a member.
     fn member(&self, from: usize) -> Option<(Value<'a>, Value<'a>, usize)> {
         let (key, behind) = self.element(from)?;
         let colon = self.skip_space(behind);
@@ -156,7 +158,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// The length of a text with its quotes.
+/// The length of a text including its quotes.
 fn quoted_len(text: &[u8]) -> usize {
     let mut at = 1;
     while let Some(byte) = text.get(at) {
@@ -169,20 +171,20 @@ fn quoted_len(text: &[u8]) -> usize {
     text.len()
 }
 
-/// A message that is being read.
+/// A message that is being translated.
 struct Frame<'a> {
     fields: &'a [Field],
-    /// Of each field the value that counts.
+    /// For each field, the value that counts.
     values: SmallVec<[Option<Value<'a>>; 13]>,
     next: usize,
-    /// The list that the last field is, and how far it was read.
+    /// The list in the last field, and the position up to which it was read.
     list: Option<(&'a Field, usize)>,
-    /// The oneof that was written last, and where.
+    /// The oneof that was written last, and its place in the output.
     oneof: Option<(usize, Mark)>,
 }
 
 enum Next<'a> {
-    /// A message within, which is open in the wire.
+    /// A nested message, which has been opened in the output.
     Message(MessageId, Value<'a>),
     /// A field, or an element of one.
     Field(&'a Field, Value<'a>),
@@ -255,7 +257,7 @@ fn within<'a>(field: &'a Field, value: Value<'a>, wire: &mut Wire) -> Next<'a> {
     }
 }
 
-/// Writes a value that is no message.
+/// Writes a value that is not a message.
 fn scalar(schema: &Schema, field: &Field, value: Value<'_>, wire: &mut Wire) -> Result<(), DecodeError> {
     let explicit = field.repeated || field.oneof.is_some();
     let int = match field.kind {
@@ -286,7 +288,7 @@ fn scalar(schema: &Schema, field: &Field, value: Value<'_>, wire: &mut Wire) -> 
             }
             return Ok(());
         }
-        // Opened where it was found.
+        // The message was opened where it was found.
         Kind::Message(_) => return Ok(()),
     };
     if explicit || int != 0 {
@@ -311,7 +313,7 @@ fn unsigned(value: Value<'_>, wanted: &'static str, most: u64) -> Result<u64, De
     number(value, wanted, |text| text.parse().ok().filter(|number| *number <= most))
 }
 
-/// A number, or one as text; what else stands between the quotes, `jsonpb` takes for JSON.
+/// A number, or a number in quotes. `jsonpb` parses other quoted text as JSON.
 fn number<T: Default>(
     value: Value<'_>,
     wanted: &'static str,
@@ -351,9 +353,9 @@ fn bytes(value: Value<'_>) -> Result<Vec<u8>, DecodeError> {
     }
 }
 
-/// An array of numbers, each a byte. Of what is no number only the first counts.
+/// Reads bytes from an array of numbers. Of several wrong elements, only the first is reported.
 fn octets(value: Value<'_>) -> Result<Vec<u8>, DecodeError> {
-    // No element is longer than to its end, so one within it need not be found by its place.
+    // No element reaches beyond the end of the array, so an array within it need not be looked up.
     let mut scanner = scan::Scanner::new();
     scanner.take(value.bytes)?;
     let extents = scanner.extents();
@@ -369,7 +371,7 @@ fn octets(value: Value<'_>) -> Result<Vec<u8>, DecodeError> {
     Ok(octets)
 }
 
-/// As Go reads base64: the standard alphabet, padded; ends of lines count for nothing.
+/// Decodes base64 like Go: the standard alphabet, with padding; line breaks are ignored.
 fn base64(text: &[u8]) -> Result<Vec<u8>, DecodeError> {
     if let Ok(bytes) = STANDARD.decode(text) {
         return Ok(bytes);
@@ -377,7 +379,7 @@ fn base64(text: &[u8]) -> Result<Vec<u8>, DecodeError> {
     base64_in_lines(text)
 }
 
-/// The same for text with ends of lines in it, or where something is wrong: finds the place where Go finds it.
+/// Decodes base64 that has line breaks or an error. It reports the position that Go reports.
 fn base64_in_lines(text: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let is_end = |byte: u8| matches!(byte, b'\n' | b'\r');
     let skip = |from: usize| from + text[from.min(text.len())..].iter().take_while(|byte| is_end(**byte)).count();
@@ -432,7 +434,7 @@ fn sextet(byte: u8) -> Option<u32> {
     })
 }
 
-/// The text between the quotes, as Go reads it: what is no character becomes U+FFFD.
+/// The text between the quotes, as Go reads it: invalid characters become U+FFFD.
 fn unquote(quoted: &[u8]) -> Cow<'_, [u8]> {
     let inner = quoted.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(quoted);
     if !inner.contains(&b'\\') {
@@ -471,7 +473,8 @@ fn unquote(quoted: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The character of `\u` whose digits begin at `at`, with the other half of a pair behind it, and the place behind that.
+/// The character of the `\u` escape whose digits begin at `at`, joined with a second surrogate, and the position after
+/// it.
 fn unicode(text: &[u8], at: usize) -> (char, usize) {
     let unit = |at: usize| {
         let digits = std::str::from_utf8(text.get(at..at + 4)?).ok()?;
@@ -490,7 +493,7 @@ fn unicode(text: &[u8], at: usize) -> (char, usize) {
     (char::REPLACEMENT_CHARACTER, at + 4)
 }
 
-/// With U+FFFD for each byte that is in no character.
+/// Replaces each byte outside of valid characters by U+FFFD.
 fn each_as_one(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

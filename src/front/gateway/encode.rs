@@ -1,11 +1,11 @@
-//! [`Encoder`]: a protobuf message as the JSON that etcd's gateway makes of it, made as the message comes.
+//! [`Encoder`]: translates a protobuf message into the JSON of etcd's gateway, while the message arrives.
 //!
-//! As Go's `jsonpb` writes it, with which etcd 3.5 does: fields by the names in their file, in the order of their declaration, without those
-//! that have their default; 64-bit numbers as text; enumerations by name; bytes in base64; `<`, `>` and `&` escaped.
-//! Not here: what is around a message, see `answer`. Takes no recursion, and keeps no more of a message than a text or an incomplete field
-//! head, so that an answer of any length is passed on as its reader takes it.
-//! Always holds: fields come in rising order, the elements of one list together, as everyone writes them who answers here; what does not
-//! is an error.
+//! It follows Go's `jsonpb`, which etcd 3.5 uses: fields have the names of their file and the order of their
+//! declaration, and defaults are left out. 64-bit numbers are text, enumerations are names, bytes are base64, and `<`,
+//! `>` and `&` are escaped. What surrounds a message is in `answer`. There is no recursion. Only a text or an
+//! incomplete field head is kept in memory, so an answer of any length is passed on as its reader takes it. Always
+//! holds: fields arrive in rising order, with the elements of a list together. All servers that answer here write them
+//! so; anything else is an error.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use thiserror::Error;
 use super::schema::{Field, Kind, MessageId, Schema};
 use crate::front::gojson;
 
-/// Most bytes of a field's head: two varints.
+/// Longest field head in bytes: two varints.
 const HEAD: usize = 20;
-/// Most bytes of a text: names, addresses, reasons.
+/// Longest text in bytes, for names, addresses and reasons.
 const MAX_TEXT: u64 = 32 << 20;
 
-/// What came is not such a message.
+/// The input is not such a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("etcd-relay: the answer cannot be read")]
 pub(super) struct Malformed;
@@ -30,7 +30,7 @@ pub(super) struct Malformed;
 #[derive(Debug)]
 pub(super) struct Encoder {
     schema: Arc<Schema>,
-    /// The messages that are not over, from the outside in.
+    /// The open messages, the outermost first.
     levels: Vec<Level>,
     state: State,
 }
@@ -39,35 +39,35 @@ pub(super) struct Encoder {
 #[derive(Debug)]
 struct Level {
     message: MessageId,
-    /// Bytes of it that are still to come, without those of the message within.
+    /// Bytes of it that are still to come, not counting the nested message.
     left: u64,
     /// The last field's number.
     last: u32,
-    /// The last field is a list that is open.
+    /// The last field is an open list.
     list: bool,
-    /// Some field was written.
+    /// A field has been written.
     some: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// At the head of a field, or the end of a message.
+    /// At the beginning of a field, or the end of a message.
     Head,
-    /// So much of a field of bytes is to come; and what of it was too short to be written.
+    /// In a bytes field: the number of bytes to come, and the bytes that are too few to be written.
     Bytes(u64, Carry),
     Text(u64, Vec<u8>),
-    /// A field that nobody knows.
+    /// In an unknown field.
     Skip(u64),
 }
 
-/// The one or two bytes behind the last group of three.
+/// The one or two bytes after the last group of three.
 #[derive(Clone, Copy, Debug, Default)]
 struct Carry {
     bytes: [u8; 3],
     len: usize,
 }
 
-/// What a field's head says.
+/// What was found in a field's head.
 enum Found {
     /// The head is incomplete.
     Part,
@@ -75,23 +75,23 @@ enum Found {
 }
 
 impl Encoder {
-    /// Writes one message of so many bytes, of which the opening brace at once.
+    /// Begins a message of `len` bytes, and writes the opening brace.
     pub(super) fn new(schema: Arc<Schema>, message: MessageId, len: u64, out: &mut Vec<u8>) -> Self {
         out.push(b'{');
         let level = Level { message, left: len, last: 0, list: false, some: false };
         Self { schema, levels: vec![level], state: State::Head }
     }
 
-    /// Whether all was written.
+    /// Whether the whole message was written.
     pub(super) fn is_over(&self) -> bool {
         self.levels.is_empty()
     }
 
-    /// Takes as much of `input` as it can, and writes it. Gives back how much it took: all up to the end of the message, but for a field's
-    /// head that is incomplete.
+    /// Reads as much of `input` as possible and writes it. Returns how much was read: everything up to the end of the
+    /// message, except an incomplete field head.
     ///
     /// # Errors
-    /// Where it is no such message.
+    /// Fails if the input is not such a message.
     pub(super) fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, Malformed> {
         let mut rest = input;
         while !self.levels.is_empty() {
@@ -139,7 +139,7 @@ impl Encoder {
         Ok(input.len() - rest.len())
     }
 
-    /// Ends the innermost message where it is over.
+    /// Closes the innermost message if it is complete. Returns whether it was.
     fn close(&mut self, out: &mut Vec<u8>) -> bool {
         let Some(level) = self.levels.last().filter(|level| level.left == 0) else { return false };
         if level.list {
@@ -150,13 +150,13 @@ impl Encoder {
         true
     }
 
-    /// Reads a field's head, and all of a number.
+    /// Reads a field's head, and the whole value of a number.
     fn head(&mut self, rest: &mut &[u8], out: &mut Vec<u8>) -> Result<Found, Malformed> {
         let Some(level) = self.levels.last_mut() else { return Err(Malformed) };
         let visible = &rest[..rest.len().min(HEAD).min(usize::try_from(level.left).unwrap_or(usize::MAX))];
         let mut ahead = visible;
         let incomplete = |ahead: &[u8]| {
-            // What is short of a varint's longest form may go on.
+            // If the input is shorter than the longest varint, it may be incomplete.
             let more = (visible.len() as u64) < level.left && visible.len() < HEAD && ahead.len() < 10;
             if more { Ok(Found::Part) } else { Err(Malformed) }
         };
@@ -265,7 +265,7 @@ impl Carry {
 fn put_base64(bytes: &[u8], out: &mut Vec<u8>) {
     let from = out.len();
     out.resize(from + bytes.len().div_ceil(3) * 4, 0);
-    // As long as was made room for.
+    // The encoded text exactly fits the space that was reserved.
     let written = STANDARD.encode_slice(bytes, &mut out[from..]);
     debug_assert_eq!(written, Ok(out.len() - from));
 }
@@ -286,7 +286,7 @@ fn put_number(schema: &Schema, kind: Kind, value: u64, out: &mut Vec<u8>) {
 
 fn put_text(value: impl std::fmt::Display, out: &mut Vec<u8>) {
     use std::io::Write as _;
-    // A vector takes everything.
+    // Writing to a vector cannot fail.
     let _ = write!(out, "{value}");
 }
 
@@ -296,7 +296,7 @@ fn put_quoted(value: impl std::fmt::Display, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Takes up to `most` bytes from the front.
+/// Splits off up to `most` bytes from the front.
 fn split<'a>(rest: &mut &'a [u8], most: u64) -> &'a [u8] {
     let (now, later) = rest.split_at(rest.len().min(usize::try_from(most).unwrap_or(usize::MAX)));
     *rest = later;

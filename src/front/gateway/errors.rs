@@ -1,6 +1,6 @@
-//! Errors as etcd's JSON gateway shows them: of a call with one answer, and in the midst of a stream.
+//! The errors of etcd's JSON gateway, for calls with one answer and within a stream.
 //!
-//! As grpc-gateway 1 writes them, with which etcd 3.5 does. Not here: why a call failed.
+//! The format is that of grpc-gateway 1, which etcd 3.5 uses.
 
 use http::StatusCode;
 use tonic::{Code, Status};
@@ -25,7 +25,7 @@ pub(super) fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// The body for a call that failed. Defaults are left out, as everywhere.
+/// The body for a failed call. Default values are left out, as everywhere.
 pub(super) fn whole(status: &Status) -> Vec<u8> {
     let mut out = Vec::new();
     let text = status.message().as_bytes();
@@ -44,7 +44,7 @@ pub(super) fn whole(status: &Status) -> Vec<u8> {
     out
 }
 
-/// What ends a stream that failed, or is all of it.
+/// The last line of a failed stream, which may be its only line.
 pub(super) fn in_stream(status: &Status) -> Vec<u8> {
     let http = http_status(status.code());
     let codes = format!("{{\"error\":{{\"grpc_code\":{},\"http_code\":{}", status.code() as i32, http.as_u16());

@@ -1,8 +1,8 @@
-//! [`Lines`]: the responses of a watch as the lines of JSON that etcd's gateway sends.
+//! [`Lines`]: writes the responses of a watch as lines of JSON, as etcd's gateway sends them.
 //!
-//! Given with a call's request to who answers watches from memory (`front::grpc`), so that events need not be read again from gRPC messages.
-//! Not here: which responses there are. Always holds: the events of a revision are written once for all streams that get the same of them; a
-//! line is what `encode` would make of the whole message.
+//! It is passed with the call's request to the code that answers watches from memory (`front::grpc`), so events need
+//! not be decoded from gRPC messages. Always holds: the events of a revision are translated once for all streams that
+//! get the same ones. A line is exactly what `encode` would make of the message.
 
 use std::{fmt, sync::Arc};
 
@@ -21,9 +21,9 @@ use crate::{
 };
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
-/// What events are written within, which is the end of each line.
+/// The text around the events, at the end of each line.
 const EVENTS: (&[u8], &[u8]) = (b"{\"events\":[", b"]}");
-/// Room for a line without its events.
+/// Space for a line without its events.
 const LINE: usize = 192;
 
 /// See the module. Cheap to clone.
@@ -37,7 +37,7 @@ pub(in crate::front) struct Lines {
 pub(in crate::front) struct LineWriter<'a> {
     lines: &'a Lines,
     writer: Writer,
-    /// A head as protobuf, and as JSON.
+    /// Buffers for a head, as protobuf and as JSON.
     scratch: (BytesMut, Vec<u8>),
 }
 
@@ -47,13 +47,13 @@ impl Lines {
         Ok(Self { schema: schema.clone(), response })
     }
 
-    /// A writer for about so many lines.
+    /// A writer with space for about `lines` lines.
     pub(in crate::front) fn writer(&self, lines: usize) -> LineWriter<'_> {
         let writer = Writer::with_capacity(lines * LINE);
         LineWriter { lines: self, writer, scratch: (BytesMut::new(), Vec::new()) }
     }
 
-    /// Events, encoded as fields of a response, as the elements of a list. What the relay has encoded itself it can read.
+    /// Translates encoded events into the elements of a JSON list. The relay encoded them itself, so they are valid.
     fn events(&self, encoded: &[u8]) -> Bytes {
         let mut out = Vec::with_capacity(encoded.len() * 2);
         let mut encoder = Encoder::new(self.schema.clone(), self.response, encoded.len() as u64, &mut out);
@@ -64,7 +64,7 @@ impl Lines {
         Bytes::from(out).slice(EVENTS.0.len().min(inner)..inner)
     }
 
-    /// The events of each revision of a payload but the first `from`, made by whoever needs them first.
+    /// The events of each revision of a payload from index `from` on. The first caller that needs them translates them.
     fn shared<'a>(&self, payload: &'a Payload, from: usize) -> impl Iterator<Item = Bytes> + use<'a> {
         let text = payload.text(texts::GATEWAY, |whole, to| to.extend_from_slice(&self.events(&whole.bytes)));
         text.revisions(from)
@@ -72,13 +72,13 @@ impl Lines {
 }
 
 impl LineWriter<'_> {
-    /// A response without events.
+    /// Writes a response without events.
     pub(in crate::front) fn plain(&mut self, head: impl FnOnce(&mut BytesMut)) {
         self.begin(head);
         self.writer.own().put_slice(b"}}\n");
     }
 
-    /// A response with one revision of a payload, by its index.
+    /// Writes a response with one revision of a payload, by its index.
     pub(in crate::front) fn revision(&mut self, payload: &Payload, index: usize, head: impl FnOnce(&mut BytesMut)) {
         self.begin(head);
         self.writer.own().put_slice(b",\"events\":[");
@@ -88,7 +88,7 @@ impl LineWriter<'_> {
         self.writer.own().put_slice(b"]}}\n");
     }
 
-    /// A response with all of these payloads, each from a revision on.
+    /// Writes a response with several payloads, each from a given revision on.
     pub(in crate::front) fn joined<'p>(
         &mut self,
         payloads: impl Iterator<Item = (&'p Payload, usize)>,
@@ -107,7 +107,7 @@ impl LineWriter<'_> {
         self.writer.own().put_slice(b"]}}\n");
     }
 
-    /// A response with these events, which nobody shares.
+    /// Writes a response with events that no other stream shares.
     pub(in crate::front) fn fragment(&mut self, pieces: &[Bytes], head: impl FnOnce(&mut BytesMut)) {
         self.begin(head);
         self.writer.own().put_slice(b",\"events\":");
@@ -125,7 +125,7 @@ impl LineWriter<'_> {
         self.writer.finish()
     }
 
-    /// The line up to the end of the head's fields, of which there is one at least.
+    /// Writes the line up to the end of the head's fields. The head has at least one field.
     fn begin(&mut self, head: impl FnOnce(&mut BytesMut)) {
         let (encoded, json) = &mut self.scratch;
         encoded.clear();
@@ -142,7 +142,7 @@ impl LineWriter<'_> {
 
 #[cfg(test)]
 impl Lines {
-    /// Those of a gateway, for tests of who writes them.
+    /// The lines of a gateway, for tests.
     pub(in crate::front) fn for_test() -> Self {
         super::Gateway::new(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors").lines
     }

@@ -1,7 +1,7 @@
-//! What of a request's headers goes with the call, as grpc-gateway 1 passes it on: `Authorization`, `Grpc-Metadata-…` and `Grpc-Timeout`, and
-//! those that HTTP knows, marked as the gateway's.
+//! The headers of a request that are passed on with its call, as in grpc-gateway 1: `Authorization`, `Grpc-Metadata-…`,
+//! `Grpc-Timeout`, and HTTP's standard headers with the gateway's mark.
 //!
-//! Always holds: what belongs to gRPC itself or to a connection is not taken from a client.
+//! Always holds: a client cannot set headers that belong to gRPC itself or to a connection.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use base64::{
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tonic::Status;
 
-/// The headers that are passed on with the mark `grpcgateway-`. By the first of them etcd knows calls of a gateway: their connection's
-/// certificate names nobody.
+/// The headers that are passed on with the prefix `grpcgateway-`. By the first one etcd recognizes calls of a gateway,
+/// for which it ignores the name in the connection's certificate.
 const KNOWN: [HeaderName; 23] = [
     header::ACCEPT,
     header::ACCEPT_CHARSET,
@@ -40,7 +40,7 @@ const KNOWN: [HeaderName; 23] = [
     header::WARNING,
 ];
 
-/// Names that a client may not set by `Grpc-Metadata-`: gRPC's own, and those of a connection.
+/// Names that a client may not set by `Grpc-Metadata-`: those of gRPC itself, and those of a connection.
 const RESERVED: [&str; 9] = [
     "connection",
     "content-length",
@@ -53,18 +53,18 @@ const RESERVED: [&str; 9] = [
     "user-agent",
 ];
 
-/// What goes with a call.
+/// The headers and the timeout of a call.
 #[derive(Debug)]
 pub(super) struct Metadata {
     pub(super) headers: HeaderMap,
-    /// How long the call may take; zero where it is over already.
+    /// The timeout of the call; zero if it has already expired.
     pub(super) timeout: Option<Duration>,
 }
 
 /// Reads a request's headers.
 ///
 /// # Errors
-/// Where a timeout or a binary value cannot be read.
+/// Fails if a timeout or a binary value cannot be read.
 pub(super) fn of(headers: &HeaderMap) -> Result<Metadata, Status> {
     let timeout = match headers.get("grpc-timeout").filter(|value| !value.is_empty()) {
         Some(value) => timeout(value)?,
@@ -91,7 +91,7 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Metadata, Status> {
     Ok(Metadata { headers: passed, timeout })
 }
 
-/// A binary value, with or without padding, as gRPC sends it.
+/// A binary value, with or without padding, in gRPC's form.
 fn binary(name: &HeaderName, value: &HeaderValue) -> Result<HeaderValue, Status> {
     let bytes = value.as_bytes();
     let decoded = if bytes.len().is_multiple_of(4) { STANDARD.decode(bytes) } else { STANDARD_NO_PAD.decode(bytes) };
@@ -101,7 +101,7 @@ fn binary(name: &HeaderName, value: &HeaderValue) -> Result<HeaderValue, Status>
     HeaderValue::try_from(STANDARD_NO_PAD.encode(decoded)).map_err(|error| refused(&error))
 }
 
-/// A number and its unit. Zero sets none; what is below is over already.
+/// Parses a number and its unit. Zero means no timeout; a negative number has already expired.
 fn timeout(value: &HeaderValue) -> Result<Option<Duration>, Status> {
     let text = String::from_utf8_lossy(value.as_bytes());
     let invalid = || Status::invalid_argument(format!("invalid grpc-timeout: {text}"));

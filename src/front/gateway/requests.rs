@@ -1,8 +1,8 @@
-//! [`Requests`]: the JSON values of a request's body, one after the other, as gRPC messages.
+//! [`Requests`]: reads the JSON values of a request's body as gRPC messages.
 //!
-//! Not here: what they are for. A call with one request reads all of the body and takes its first value; a call with many takes each as it
-//! comes. Always holds: a value is at most [`MAX_BODY`] long in memory, and all that are being read have a bound together; a large one is
-//! read on a thread for such work, so that it holds up nobody.
+//! A call with one request reads the whole body and takes its first value. A call with many requests takes each value
+//! as it arrives. Always holds: a value has at most [`MAX_BODY`] bytes, and all values that are being read share a
+//! memory limit. A large value is decoded on a thread for such work, so it delays no other task.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,11 +22,11 @@ use crate::front::{
     room::{Full, Place},
 };
 
-/// Most bytes of a value: of the largest request that is checked before it is forwarded, with its bytes in base64.
+/// Longest value in bytes: the largest request that is checked before it is forwarded, in base64.
 const MAX_BODY: usize = 44 << 20;
-/// From this length on a value is read on a thread of its own: shorter ones take less than a millisecond.
+/// A value of this length or more is decoded on a separate thread. Shorter ones take less than a millisecond.
 const LARGE: usize = 64 << 10;
-/// How long a body may stall of which something came.
+/// How long a body that has begun may stall.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// See the module.
@@ -34,7 +34,7 @@ pub(super) struct Requests {
     schema: Arc<Schema>,
     message: MessageId,
     body: RequestBody,
-    /// What came and was not read yet.
+    /// Bytes that arrived but were not read yet.
     buffer: BytesMut,
     place: Place,
     ended: bool,
@@ -53,7 +53,7 @@ pub(super) enum RequestError {
     Full(&'static str),
     #[error("etcd-relay: the body stalled for a minute")]
     Stalled,
-    #[error("etcd-relay: the request could not be read, by a fault of the relay")]
+    #[error("etcd-relay: the request could not be read because of a fault in the relay")]
     Panicked,
 }
 
@@ -64,7 +64,7 @@ impl From<SyntaxError> for RequestError {
 }
 
 impl RequestError {
-    /// What the client is told. `decoding` is the code for a body that is no request.
+    /// The status for the client. `decoding` is the code for a body that is not a valid request.
     pub(super) fn status(&self, decoding: tonic::Code) -> Status {
         let code = match self {
             Self::Decode(_) | Self::Cut => decoding,
@@ -81,10 +81,11 @@ impl Requests {
         Self { schema, message, body, buffer: BytesMut::new(), place, ended: false }
     }
 
-    /// The request of a call that has one: the first value of the whole body; an empty one is an empty message.
+    /// Reads the request of a call with one request: the first value of the whole body. An empty body is an empty
+    /// message.
     ///
     /// # Errors
-    /// Where it is none.
+    /// Fails if there is no valid request.
     pub(super) async fn only(mut self) -> Result<Bytes, RequestError> {
         while !self.ended {
             self.receive(true).await?;
@@ -95,10 +96,10 @@ impl Requests {
         }
     }
 
-    /// The next request; `None` where the client has no more.
+    /// Reads the next request; `None` if there are no more.
     ///
     /// # Errors
-    /// Where what comes is none. Nothing is read behind it.
+    /// Fails if the next request is not valid. Nothing is read after that.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RequestError> {
         let mut scanner = Scanner::new();
         let mut scanned = 0;
@@ -109,7 +110,7 @@ impl Requests {
                 let text = self.buffer.split_to(scanned).freeze();
                 let message = read(self.schema.clone(), self.message, text, scanner).await?;
                 if self.buffer.is_empty() {
-                    // Its room goes to others, and its memory as well.
+                    // Its memory goes to other requests.
                     self.buffer = BytesMut::new();
                     self.place.shrink(0);
                 }
@@ -119,7 +120,7 @@ impl Requests {
                 return if scanner.has_begun() { Err(RequestError::Cut) } else { Ok(None) };
             }
             if !scanner.has_begun() {
-                // Space between values.
+                // Spaces between values.
                 self.buffer.advance(scanned);
                 (scanner, scanned) = (Scanner::new(), 0);
             }
@@ -141,19 +142,19 @@ impl Requests {
                 self.place.grow(len).await.map_err(|Full(text)| RequestError::Full(text))?;
                 self.buffer.extend_from_slice(&data);
             }
-            // Go's reader says so of a body that breaks off.
+            // Go's reader reports this for a body that ends too early.
             Some(Err(_)) => return Err(RequestError::Cut),
             None => self.ended = true,
         }
         Ok(())
     }
 
-    /// Scans what came since the last time.
+    /// Scans what has arrived since the last call.
     async fn scan(&mut self, scanner: &mut Scanner, from: usize) -> Result<(usize, bool), RequestError> {
         if self.buffer.len() - from < LARGE {
             return Ok(scanner.take(&self.buffer[from..])?);
         }
-        // The buffer goes there and back, so nothing is copied.
+        // The buffer is moved there and back, so nothing is copied.
         let (buffer, mut scanning) = (std::mem::take(&mut self.buffer), std::mem::replace(scanner, Scanner::new()));
         let work = spawn_blocking(move || {
             let taken = scanning.take(&buffer[from..]);
@@ -165,7 +166,7 @@ impl Requests {
     }
 }
 
-/// The message that a value means, which was scanned to its end.
+/// Decodes a value that was scanned to its end.
 async fn read(schema: Arc<Schema>, message: MessageId, text: Bytes, scanner: Scanner) -> Result<Bytes, RequestError> {
     let extents = scanner.extents();
     if text.len() < LARGE {

@@ -1,8 +1,8 @@
-//! The paths of etcd's JSON gateway, and the calls that they stand for: those of etcd 3.5 and 3.6, which have the same.
+//! The paths of etcd's JSON gateway with their gRPC calls. etcd 3.5 and 3.6 have the same ones.
 //!
-//! Not here: what is done with a call. Always holds: a path is answered to POST alone.
+//! Always holds: a path is served only for POST.
 
-/// A path, and the call's name in gRPC.
+/// A path, and the name of its call in gRPC.
 const ROUTES: &[(&str, &str)] = &[
     ("/v3/kv/range", "/etcdserverpb.KV/Range"),
     ("/v3/kv/put", "/etcdserverpb.KV/Put"),
@@ -57,12 +57,12 @@ const ROUTES: &[(&str, &str)] = &[
     ("/v3/auth/role/revoke", "/etcdserverpb.Auth/RoleRevokePermission"),
 ];
 
-/// All calls, as gRPC names them.
+/// All calls by their gRPC names.
 pub(super) fn calls() -> impl Iterator<Item = &'static str> {
     ROUTES.iter().map(|(_, call)| *call)
 }
 
-/// The path that Go's server takes this one for, where that is another: without empty parts, `.` and `..`, and `/v3/` for `/v3`.
+/// The path as Go's server cleans it, if that changes it: without empty parts, `.` and `..`, and `/v3/` for `/v3`.
 pub(super) fn cleaned(path: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
@@ -80,7 +80,7 @@ pub(super) fn cleaned(path: &str) -> Option<String> {
     (clean != path).then_some(clean)
 }
 
-/// The call that a path stands for.
+/// The call of a path.
 pub(super) fn call(path: &str) -> Option<&'static str> {
     ROUTES.iter().find(|(known, _)| *known == path).map(|(_, call)| *call)
 }

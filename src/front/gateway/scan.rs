@@ -1,33 +1,34 @@
-//! [`Scanner`]: finds the end of a JSON value, and what is wrong with it, in the words of Go's `encoding/json`, which etcd's gateway reads
-//! requests with.
+//! [`Scanner`]: finds the end of a JSON value, and its errors, in the words of Go's `encoding/json`, which etcd's
+//! gateway uses.
 //!
-//! Not here: what a value means, see `decode`. Takes a value byte by byte, however it comes, without recursion.
-//! Always holds: a value that was scanned to its end is well formed, and no deeper than [`MAX_DEPTH`]; the places of its objects and arrays
-//! are known, so that whoever reads it can pass over one in a step.
+//! The meaning of a value is in `decode`. The scanner reads a value byte by byte, in any pieces, without recursion.
+//! Always holds: a value that was scanned to its end is valid JSON and no deeper than [`MAX_DEPTH`]. The places of its
+//! objects and arrays are known, so that a reader can skip one in a single step.
 
 use std::fmt::Write as _;
 
 use thiserror::Error;
 
-/// How deep objects and arrays may be within each other: Go's own limit.
+/// Greatest depth of objects and arrays: Go's own limit.
 const MAX_DEPTH: usize = 10_000;
-/// Most objects and arrays of a value. The place of each takes four times as much memory as its text may, and etcd takes far fewer.
+/// Most objects and arrays in a value. The place of one can take four times as much memory as its text, and etcd
+/// accepts far fewer.
 const MAX_PARTS: usize = 1 << 18;
 
-/// Why a text is not JSON, as Go says it.
+/// Why a text is not JSON, in Go's words.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum SyntaxError {
     #[error("invalid character {} {}", quoted(*.0), .1)]
     Character(u8, &'static str),
-    /// Of a text that ends within a value.
+    /// The text ends within a value.
     #[error("unexpected end of JSON input")]
     End,
-    /// Here Go would go on.
+    /// The value has too many objects and arrays; Go has no such limit.
     #[error("etcd-relay: a request has at most {MAX_PARTS} objects and arrays")]
     Parts,
 }
 
-/// Where an object or an array is in the text.
+/// The place of an object or an array in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub(super) start: u32,
@@ -38,17 +39,17 @@ pub(super) struct Extent {
 #[derive(Debug)]
 pub(super) struct Scanner {
     state: State,
-    /// What the place is within, from the outside in.
+    /// The objects and arrays around the current position, the outermost first.
     open: Vec<Open>,
     extents: Vec<Extent>,
-    /// Bytes that were taken.
+    /// Number of bytes read.
     taken: u32,
 }
 
-/// What a byte did.
+/// The effect of a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The value goes on.
+    /// The value continues.
     More,
     /// The value ended before this byte, which is not part of it.
     Before,
@@ -56,7 +57,7 @@ pub(super) enum Step {
     With,
 }
 
-/// What a byte is within.
+/// An open object or array.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     part: Part,
@@ -72,7 +73,7 @@ enum Part {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing but space came yet.
+    /// There were only spaces so far.
     Begin,
     Value,
     ValueOrEnd,
@@ -81,7 +82,7 @@ enum State {
     AfterValue,
     Text,
     Escape,
-    /// So many digits of `\u` are still to come.
+    /// This many digits of a `\u` escape are still to come.
     Hex(u8),
     Minus,
     Zero,
@@ -91,7 +92,7 @@ enum State {
     E,
     ESign,
     Exponent,
-    /// How much of `true`, `false` or `null` there is, of which and up to where.
+    /// A part of `true`, `false` or `null`: the word, its name, and the length read so far.
     Word(&'static [u8], &'static str, usize),
     /// The value has ended.
     Ended,
@@ -102,21 +103,21 @@ impl Scanner {
         Self { state: State::Begin, open: Vec::new(), extents: Vec::new(), taken: 0 }
     }
 
-    /// The objects and arrays of the value, by where they begin.
+    /// The objects and arrays of the value, in the order of their starts.
     pub(super) fn extents(self) -> Vec<Extent> {
         self.extents
     }
 
-    /// Takes bytes up to the end of the value. Gives back how many, and whether the value has ended; it does not include a byte that came
-    /// behind a number or a word.
+    /// Reads bytes up to the end of the value. Returns how many were read, and whether the value has ended. A byte that
+    /// ends a number or a word is not included.
     ///
     /// # Errors
-    /// Where they are not JSON.
+    /// Fails if the bytes are not JSON.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(usize, bool), SyntaxError> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
             if self.state == State::Text {
-                // Most bytes of a large request are here.
+                // Most bytes of a large request are of this kind.
                 let plain = bytes[at..].iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1f)).count();
                 if plain > 0 {
                     at += plain;
@@ -138,9 +139,9 @@ impl Scanner {
         self.state != State::Begin
     }
 
-    /// The text ends here: whether the value does as well.
+    /// Called at the end of the text. Returns whether the value is complete.
     pub(super) fn ends(&mut self) -> bool {
-        // As in Go: a number is over when something else comes.
+        // As in Go, a number ends when something else follows.
         self.has_begun() && matches!(self.step(b' '), Ok(Step::Before | Step::With))
     }
 
@@ -230,7 +231,7 @@ impl Scanner {
             return Ok(Step::Before);
         };
         if space {
-            // A number is over.
+            // The number is complete.
             self.state = State::AfterValue;
             return Ok(Step::More);
         }
@@ -279,10 +280,10 @@ impl Scanner {
     }
 }
 
-/// Checks that a text is one JSON value and nothing else.
+/// Checks that a text is a single JSON value.
 ///
 /// # Errors
-/// Where it is not.
+/// Fails if it is not.
 pub(super) fn check(text: &[u8]) -> Result<(), SyntaxError> {
     let mut scanner = Scanner::new();
     let (taken, ended) = scanner.take(text)?;
@@ -308,7 +309,7 @@ fn contexts_of(word: &str, at: usize) -> &'static str {
     }
 }
 
-/// A byte as Go shows it: as the character of that number, in single quotes.
+/// A byte in Go's form: as the character of that number, in single quotes.
 fn quoted(byte: u8) -> String {
     match byte {
         b'\'' => r"'\''".to_owned(),
@@ -320,7 +321,7 @@ fn quoted(byte: u8) -> String {
     }
 }
 
-/// Bytes as Go's `%q` shows them.
+/// Bytes in the form of Go's `%q`.
 pub(super) fn go_quoted(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 2);
     out.push('"');
@@ -340,7 +341,7 @@ pub(super) fn go_quoted(bytes: &[u8]) -> String {
                     let _ = write!(out, r"\x{:02x}", u32::from(character));
                     continue;
                 }
-                // What Rust would escape, Go does not print either.
+                // Characters that Rust would escape are escaped by Go as well.
                 _ if character.is_ascii() || character.escape_debug().len() == 1 => {
                     out.push(character);
                     continue;
@@ -443,6 +444,6 @@ mod tests {
         assert_eq!(check(&text), Err(SyntaxError::Character(b'[', "exceeded max depth")));
         text.truncate(MAX_DEPTH);
         text.extend(vec![b']'; MAX_DEPTH]);
-        check(&text).expect("as deep as may be");
+        check(&text).expect("as deep as allowed");
     }
 }

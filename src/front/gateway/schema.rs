@@ -1,8 +1,9 @@
-//! [`Schema`]: the messages and calls of etcd's API, from the protobuf descriptors, in the form in which `decode` and `encode` look them up.
+//! [`Schema`]: the messages and calls of etcd's API, made from the protobuf descriptors for quick access by `decode`
+//! and `encode`.
 //!
-//! Not here: JSON, see `decode` and `encode`; HTTP paths, see `routes`. Made once at the start.
-//! Always holds: the fields of a message stand in the order of their numbers, which in etcd's files is the order of their declaration; a
-//! message or an enumeration is known by an index that is valid.
+//! Created once at the start. JSON is in `decode` and `encode`, HTTP paths are in `routes`. Always holds: the fields of
+//! a message are in the order of their numbers, which in etcd's files is the order of declaration. Messages and
+//! enumerations are identified by valid indices.
 
 use std::collections::HashMap;
 
@@ -26,18 +27,18 @@ pub(super) struct Message {
 /// A field of a message.
 #[derive(Debug)]
 pub(super) struct Field {
-    /// As the file names it: in answers, and in requests.
+    /// The name in the file, used in answers and accepted in requests.
     pub(super) name: String,
-    /// In lowerCamelCase: in requests as well.
+    /// The name in lowerCamelCase, also accepted in requests.
     pub(super) json_name: String,
     pub(super) number: u32,
     pub(super) kind: Kind,
     pub(super) repeated: bool,
-    /// Of the fields of one of these, a message has one at the most.
+    /// The oneof of the field. A message has at most one field of a oneof.
     pub(super) oneof: Option<usize>,
 }
 
-/// What a field's value is.
+/// The type of a field's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Bool,
@@ -51,11 +52,11 @@ pub(super) enum Kind {
     Message(MessageId),
 }
 
-/// Which message of the schema.
+/// The index of a message in the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::front) struct MessageId(usize);
 
-/// Which enumeration of the schema.
+/// The index of an enumeration in the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EnumId(usize);
 
@@ -69,35 +70,35 @@ pub(super) struct Enum {
 /// A call of etcd's API.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
-    /// As gRPC names it, such as `/etcdserverpb.KV/Range`.
+    /// The gRPC name, such as `/etcdserverpb.KV/Range`.
     pub(super) path: &'static str,
     pub(super) request: MessageId,
     pub(super) response: MessageId,
-    /// Whether the client sends any number of requests.
+    /// Whether the client may send any number of requests.
     pub(super) requests: bool,
-    /// Whether any number of responses is sent.
+    /// Whether the server may send any number of responses.
     pub(super) responses: bool,
 }
 
-/// Why descriptors cannot be used: a fault of the build.
+/// Why the descriptors cannot be used, which is a fault of the build.
 #[derive(Debug, Error)]
 pub enum SchemaError {
     /// They cannot be read.
     #[error("the protocol's descriptors cannot be read")]
     Descriptors(#[from] reflect::DescriptorError),
-    /// A call is not in them.
+    /// A call is missing in them.
     #[error("the protocol's descriptors have no call {0}")]
     NoCall(&'static str),
-    /// A field's type is one that none of etcd's messages had so far.
+    /// A field has a type that no message of etcd has used so far.
     #[error("the JSON gateway cannot translate the field {0}")]
     Unsupported(String),
 }
 
 impl Schema {
-    /// The schema of these calls, with all messages that they need.
+    /// Creates the schema of these calls, with all messages that they use.
     ///
     /// # Errors
-    /// Where a call is missing, or uses a type that none of etcd's had so far.
+    /// Fails if a call is missing or uses an unsupported type.
     pub(super) fn new(descriptors: &[u8], paths: impl IntoIterator<Item = &'static str>) -> Result<Self, SchemaError> {
         let pool = DescriptorPool::decode(descriptors)?;
         let mut schema = Self { messages: Vec::new(), enums: Vec::new(), calls: HashMap::new() };
@@ -117,7 +118,7 @@ impl Schema {
             };
             schema.calls.insert(path, call);
         }
-        // Fields bring further messages, which are read in turn.
+        // Fields refer to further messages, which are read in turn.
         while let Some(message) = known.messages.get(schema.messages.len()).cloned() {
             let fields = message.fields().map(|field| known.field(&field)).collect::<Result<_, _>>()?;
             schema.messages.push(Message { fields });
@@ -162,7 +163,7 @@ impl Enum {
     }
 }
 
-/// What has an index already.
+/// The items that already have an index.
 #[derive(Default)]
 struct Known {
     messages: Vec<reflect::MessageDescriptor>,
@@ -202,7 +203,7 @@ impl Known {
     }
 }
 
-/// Where something is in a list, at whose end it is put if it is not there.
+/// The index of an item in a list. It is appended if it is missing.
 fn place<T: PartialEq + Clone>(list: &mut Vec<T>, wanted: &T) -> usize {
     list.iter().position(|known| known == wanted).unwrap_or_else(|| {
         list.push(wanted.clone());
@@ -219,7 +220,7 @@ mod tests {
         let schema = Schema::new(crate::pb::FILE_DESCRIPTOR_SET, routes::calls()).expect("a schema");
         let watch = schema.call("/etcdserverpb.Watch/Watch").expect("a call");
         assert!(watch.requests && watch.responses);
-        // The encoder writes fields in the order in which they come, and etcd writes them as they are declared.
+        // The encoder writes fields in the order of arrival, and etcd sends them in the order of declaration.
         let pool = DescriptorPool::decode(crate::pb::FILE_DESCRIPTOR_SET).expect("descriptors");
         for message in pool.all_messages().filter(|message| message.package_name() != "message") {
             let numbers: Vec<_> = message.descriptor_proto().field.iter().map(|field| field.number()).collect();

@@ -1,7 +1,7 @@
-//! [`Wire`]: writes a protobuf message whose parts' lengths are known only behind them.
+//! [`Wire`]: writes a protobuf message whose nested lengths are known only after their content.
 //!
-//! Called by `decode`. Always holds: the message is written in a time that grows with its length alone, however deep it is: the fields'
-//! contents are written as they come, and the heads of the messages within are put between them at the end.
+//! Called by `decode`. Always holds: the time depends only on the length of the message, however deep it is. Field
+//! contents are written as they come, and the heads of nested messages are inserted at the end.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -12,19 +12,19 @@ const PREFIX: usize = 5;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Wire {
-    /// All contents, without the heads of messages within.
+    /// All contents, without the heads of nested messages.
     bytes: Vec<u8>,
-    /// In the order of their places.
+    /// The heads in the order of their positions.
     heads: Vec<Head>,
-    /// The messages within that are not closed, from the outside in.
+    /// The nested messages that are still open, the outermost first.
     open: Vec<Level>,
-    /// Bytes of the heads of the message itself.
+    /// Total length of the heads directly in the message itself.
     extra: usize,
 }
 
 #[derive(Debug)]
 struct Head {
-    /// Before which of the bytes it stands.
+    /// The position in `bytes` where the head belongs.
     at: usize,
     tag: u64,
     len: usize,
@@ -33,11 +33,11 @@ struct Head {
 #[derive(Debug)]
 struct Level {
     head: usize,
-    /// Bytes of the heads within.
+    /// Total length of the heads within.
     extra: usize,
 }
 
-/// A place to go back to.
+/// A position to return to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     bytes: usize,
@@ -59,7 +59,7 @@ impl Wire {
         self.bytes.extend_from_slice(value);
     }
 
-    /// A message within: what is written up to the next [`Wire::close`] is in it.
+    /// Begins a nested message. Everything up to the matching [`Wire::close`] is part of it.
     pub(super) fn open(&mut self, number: u32) {
         self.open.push(Level { head: self.heads.len(), extra: 0 });
         self.heads.push(Head { at: self.bytes.len(), tag: u64::from(number) << 3 | 2, len: 0 });
@@ -73,24 +73,24 @@ impl Wire {
         *self.extra() += own + extra;
     }
 
-    /// The place where the next field will be.
+    /// The position of the next field.
     pub(super) fn mark(&mut self) -> Mark {
         Mark { bytes: self.bytes.len(), heads: self.heads.len(), extra: *self.extra() }
     }
 
-    /// Takes back what was written since a mark of the same message.
+    /// Removes what was written since a mark of the same message.
     pub(super) fn back(&mut self, to: Mark) {
         self.bytes.truncate(to.bytes);
         self.heads.truncate(to.heads);
         *self.extra() = to.extra;
     }
 
-    /// The message as gRPC sends it, with its prefix.
+    /// The message in gRPC's form, with its prefix.
     pub(super) fn finish(self) -> Bytes {
         let len = self.bytes.len() + self.extra;
         let mut out = BytesMut::with_capacity(PREFIX + len);
         out.put_u8(0);
-        // A request is read up to a bound far below 4 GiB.
+        // Requests are limited to far less than 4 GiB.
         out.put_u32(len as u32);
         let mut from = 0;
         for head in &self.heads {
@@ -127,7 +127,7 @@ mod tests {
             wire.open(2);
             let mark = wire.mark();
             wire.open(3);
-            wire.bytes(1, b"another of the oneof");
+            wire.bytes(1, b"another field of the oneof");
             wire.close();
             wire.back(mark);
             wire.open(2);

@@ -1,8 +1,8 @@
-//! [`ending`]: a service whose open answers end when the relay stops, or their connection is asked to leave.
+//! [`ending`]: wraps a service so that its open answers end when the relay stops or their connection is asked to leave.
 //!
-//! For services inside the process that stream for ever (health's `Watch`, reflection, the embedded store's keep-alives) and
-//! know nothing of the relay's end. Calls that are forwarded to etcd are ended by `source::forward`, watches by `watch`.
-//! Always holds: what the service has ready is passed on first; the end is etcd's own `server stopped`.
+//! For services in this process whose streams never end by themselves (health's `Watch`, reflection, the embedded
+//! store's keep-alives). Forwarded calls are ended by `source::forward`, watches by `watch`. Always holds: messages
+//! that are ready are sent first; the end is etcd's own `server stopped`.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,8 @@ use tower::{ServiceExt as _, util::BoxCloneSyncService};
 use super::GrpcService;
 use crate::front::listen;
 
-/// Ends answers of `service` that are still open when their connection is asked to leave; without one, when `stop` is cancelled.
+/// Ends open answers of `service` when their connection is asked to leave, or without a connection when `stop` is
+/// cancelled.
 #[must_use]
 pub fn ending(service: GrpcService, stop: CancellationToken) -> GrpcService {
     BoxCloneSyncService::new(tower::service_fn(move |request: Request<Body>| {
@@ -35,7 +36,7 @@ pub fn ending(service: GrpcService, stop: CancellationToken) -> GrpcService {
 }
 
 struct Ending {
-    /// Gone when the answer has ended.
+    /// `None` once the answer has ended.
     inner: Option<Body>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }

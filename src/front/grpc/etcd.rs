@@ -1,8 +1,8 @@
-//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory: `Watch.Watch`, `KV.Range`, `KV.RangeStream`, and `Cluster.MemberList` where it
-//! names itself.
+//! [`EtcdApi`]: the calls of etcd's API that the relay answers from memory: `Watch.Watch`, `KV.Range`,
+//! `KV.RangeStream`, and `Cluster.MemberList` if the relay names itself.
 //!
-//! Not here: how; see `front::session`, `watch_body` and `range`. All other calls are forwarded by the port, but for those that are
-//! looked at before (`guard`).
+//! The answers are made in `front::session`, `watch_body` and `range`. The port forwards all other calls, some of them
+//! after a check (`guard`).
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +51,7 @@ use crate::{
     telemetry::names::{self, Read},
 };
 
-/// Bytes that a stream keeps for reading its requests, which are about fifty each.
+/// Buffer of a stream for its requests, in bytes. A request has about fifty.
 const REQUEST_BUFFER: usize = 256;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
@@ -75,7 +75,7 @@ struct ServiceInner {
     members: Option<Members>,
 }
 
-/// The counters of reads, found once instead of at each.
+/// The counters of reads, looked up once instead of at each read.
 struct Reads(Vec<Counter>);
 
 impl Reads {
@@ -98,8 +98,8 @@ impl fmt::Debug for Reads {
 }
 
 impl EtcdApi {
-    /// Answers watches by `sessions` and reads from their hub, and lists `members` where there are; what it cannot answer goes to
-    /// `forward`. `tasks` are done soon after the sessions were told to stop.
+    /// Answers watches by `sessions` and reads from their hub, and lists `members` if there are any. Everything else
+    /// goes to `forward`. `tasks` finish soon after the sessions were stopped.
     #[must_use]
     pub fn new(
         sessions: Sessions,
@@ -132,7 +132,7 @@ impl EtcdApi {
         shared.tasks.spawn(session.run(requests.map_err(|status| ended_by(&status))));
         let mut response = respond(EtcdBody::Watch(body));
         if let Some(lines) = lines {
-            // Tells who asked for lines that these are some.
+            // Tells the gateway that the body consists of lines.
             response.extensions_mut().insert(lines);
         }
         response
@@ -153,7 +153,7 @@ impl EtcdApi {
             }
             Answer::Forward(how) => {
                 reads.count(how);
-                // Boxed, since the calls that are answered here would have to be as large.
+                // Boxed, because otherwise the calls that are answered here would be as large.
                 Box::pin(self.forward(parts, body)).await
             }
             Answer::Refuse(status, how) => {
@@ -163,7 +163,7 @@ impl EtcdApi {
         }
     }
 
-    /// Forwards the call if it does no harm to etcd.
+    /// Forwards the call if it is harmless to etcd.
     async fn guarded(&self, request: Request<RequestBody>) -> Response<EtcdBody> {
         let (parts, body) = request.into_parts();
         let checked = read(body, guard::MAX_REQUEST).await.and_then(|body| {
@@ -184,8 +184,8 @@ impl EtcdApi {
     }
 }
 
-/// The client's side broke off: a request that is too large or cannot be decoded, with etcd's codes; or the connection, and then
-/// nobody is there to hear.
+/// The client's side of the stream failed. A request that is too large or invalid gets etcd's codes. If the connection
+/// broke, nobody receives the answer.
 fn ended_by(status: &Status) -> StreamEnd {
     let text = format!("etcd-relay: the watch request cannot be read: {}", status.message());
     // tonic's code for a message over its limit.
@@ -208,24 +208,24 @@ impl Local for EtcdApi {
             WATCH => self.watch(request),
             RANGE => self.range(request, Form::Whole).await,
             RANGE_STREAM => Box::pin(self.range(request, Form::Stream)).await,
-            // What the request says, it says to members.
+            // The content of the request only matters to etcd's members.
             MEMBER_LIST if let Some(members) = &self.shared.members => {
                 respond(EtcdBody::Reply(Reply::ok(members.list())))
             }
-            // Boxed, since the calls that are answered here would have to be as large.
+            // Boxed, because otherwise the calls that are answered here would be as large.
             _ => Box::pin(self.guarded(request)).await,
         }
     }
 }
 
-/// What the relay's own calls answer with.
+/// The bodies of the calls that the relay answers.
 #[derive(Debug)]
 pub enum EtcdBody {
     /// A watch stream.
     Watch(WatchBody),
     /// One message, or an error.
     Reply(Reply),
-    /// Upstream's answer.
+    /// The answer from upstream.
     Forwarded(Body),
 }
 
@@ -260,15 +260,15 @@ impl http_body::Body for EtcdBody {
     }
 }
 
-/// The open watch streams of each connection. A connection may have a hundred thousand, all of which end with it, so each is found by its
-/// number.
+/// The open watch streams of each connection. A connection may have a hundred thousand that all end with it, so each is
+/// found by its number.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
     last: Arc<AtomicU64>,
     open: Arc<DashMap<ConnectionId, BTreeMap<u64, Arc<WatchStream>>>>,
 }
 
-/// A stream is listed exactly while this lives.
+/// Keeps a stream in the list while it exists.
 #[derive(Debug)]
 pub(in crate::front) struct Listed {
     streams: Streams,
@@ -277,7 +277,7 @@ pub(in crate::front) struct Listed {
 }
 
 impl Streams {
-    /// Lists a stream of a connection.
+    /// Adds a stream of a connection to the list.
     pub(in crate::front) fn list(&self, connection: ConnectionId, stream: &Arc<WatchStream>) -> Listed {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.open.entry(connection).or_default().insert(number, stream.clone());
@@ -290,8 +290,8 @@ impl Streams {
         self.open.get(&connection).map_or(0, |open| open.len())
     }
 
-    /// For `/debug/state`: the first `most` watch streams of a connection with a number above `after`, with their watches and how far they
-    /// are behind.
+    /// For `/debug/state`: the first `most` watch streams of a connection with a number above `after`, with their
+    /// watches and how far they are behind.
     #[must_use]
     pub fn after(&self, connection: ConnectionId, after: u64, most: usize) -> Vec<(u64, WatchStreamStats)> {
         let page: Vec<(u64, Arc<WatchStream>)> = match self.open.get(&connection) {
@@ -306,7 +306,7 @@ impl Streams {
 }
 
 impl Streams {
-    /// The same for the watches of one of a connection's streams; `None` where it has no such stream.
+    /// The same for the watches of one stream; `None` if the connection has no such stream.
     #[must_use]
     pub fn watches_after(
         &self,
@@ -326,7 +326,7 @@ impl Drop for Listed {
         let stream = open.remove(&self.number);
         let empty = open.is_empty();
         drop(open);
-        // What goes with it is none of the list's.
+        // The stream's resources are freed outside the list's lock.
         drop(stream);
         if empty {
             self.streams.open.remove_if(&self.connection, |_, open| open.is_empty());

@@ -1,16 +1,20 @@
-//! What must not reach etcd: requests that crash the member that receives them, or all members of the cluster, and again at each restart.
+//! Refuses requests that would crash the etcd member that receives them, or all members, in some cases again at each
+//! restart.
 //!
-//! Not here: other requests that etcd refuses; it does so in its own words. Called for unary calls to [`answers_for`] before they are forwarded.
-//! A request is read as etcd's members read it (they take numbers and lengths that a strict parser refuses), without recursion and
-//! without a copy. What cannot be read so is refused, since a member might read it.
+//! Other requests that etcd refuses are left to etcd and its own errors. Called for unary calls to [`answers_for`]
+//! before they are forwarded. A request is parsed as etcd's members parse it: they accept numbers and lengths that a
+//! strict parser refuses. Parsing needs no recursion and no copy. A request that cannot be parsed is refused, since a
+//! member might accept it.
 //!
-//! | request | what it does to etcd | tried with |
+//! | request | effect on etcd | tried with |
 //! |---|---|---|
-//! | `Range` with an unknown `sort_target`, alone or within `Txn` | the member ends; within a `Txn` that etcd takes for a write all do, at each start | 3.4.23, 3.5.16, 3.5.35 |
-//! | `Txn` that deletes from a key on (`range_end` is `"\0"`), and then puts one of these keys with `ignore_value` or `ignore_lease` | all members end, at each start | the same, 3.6.16 |
-//! | `Alarm` that activates an unknown alarm | all members end, at each start | 3.5.16, 3.5.35 |
-//! | `Alarm` with an unknown action | the member ends | all |
-//! | `RoleGrantPermission` without a permission | all members end, at each start | 3.4.23 |
+//! | `Range` with an unknown `sort_target`, alone or within `Txn` | the member crashes; within a `Txn` that etcd treats
+//! as a write, all members crash at each start | 3.4.23, 3.5.16, 3.5.35 |
+//! | `Txn` that deletes all keys from a key on (`range_end` is `"\0"`), and then puts one of these keys with
+//! `ignore_value` or `ignore_lease` | all members crash at each start | the same, 3.6.16 |
+//! | `Alarm` that activates an unknown alarm | all members crash at each start | 3.5.16, 3.5.35 |
+//! | `Alarm` with an unknown action | the member crashes | all |
+//! | `RoleGrantPermission` without a permission | all members crash at each start | 3.4.23 |
 //!
 //! Always holds: a request that passes is forwarded byte for byte.
 
@@ -24,34 +28,37 @@ const TXN: &str = "/etcdserverpb.KV/Txn";
 const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 const GRANT: &str = "/etcdserverpb.Auth/RoleGrantPermission";
 
-/// Most bytes of a request that is checked before it is forwarded: twenty times etcd's default limit, for clusters with a larger
-/// `--max-request-bytes`. The bound for all unanswered requests of a connection (`http2::Limits::unanswered`) limits the memory of many.
+/// Most bytes of a request that is checked before it is forwarded: twenty times etcd's default limit, for clusters with
+/// a larger `--max-request-bytes`. The limit on all unanswered requests of a connection (`http2::Limits::unanswered`)
+/// bounds the memory for many of them.
 pub(super) const MAX_REQUEST: usize = 32 << 20;
 
-/// Most nested transactions. etcd allows at most its `--max-txn-ops`, 128 by default, but reads any number before it counts them.
+/// Most nested transactions. etcd allows at most `--max-txn-ops`, 128 by default, but parses any number before it
+/// counts them.
 const MAX_DEPTH: usize = 1_000;
 
-/// etcd's text for unknown sort options, in the releases that check them.
+/// etcd's error for unknown sort options, in the releases that check them.
 const BAD_SORT: &str = "etcdserver: invalid sort option";
-/// etcd's text for a request without a key.
+/// etcd's error for a request without a key.
 const NO_KEY: &str = "etcdserver: key is not provided";
-/// etcd's text for a grant of nothing, from 3.5 on.
+/// etcd's error for a grant without a permission, since 3.5.
 const NO_PERMISSION: &str = "etcdserver: permission not given";
-/// etcd's text for overlapping operations, which it does not notice here.
+/// etcd's error for overlapping operations, which it does not detect in this case.
 const DUPLICATE: &str = "etcdserver: duplicate key given in txn request";
 
-/// Whether calls to this path are checked, besides those that the relay answers.
+/// Whether calls to this path are checked, in addition to those that the relay answers.
 pub(super) fn answers_for(path: &str) -> bool {
     [TXN, ALARM, GRANT].contains(&path)
 }
 
-/// Checks the body of a call to `path`. A compressed one is refused, as gRPC provides for servers without a decompressor.
+/// Checks the body of a call to `path`. A compressed body is refused, as gRPC prescribes for servers without a
+/// decompressor.
 ///
 /// # Errors
-/// The status to refuse it with.
+/// Returns the status of the refusal.
 pub(super) fn check(path: &str, headers: &HeaderMap, body: &[u8]) -> Result<(), Status> {
     refuse_compressed(headers, "Range, Txn, Alarm and RoleGrantPermission requests")?;
-    // A member reads the first message and does not look behind it. Without a whole one it reads nothing.
+    // A member reads only the first message. Without a complete one it reads nothing.
     let Some(message) = first_message(body) else { return Ok(()) };
     match path {
         RANGE => range(message),
@@ -73,7 +80,7 @@ pub(super) fn sorts(order: i32, target: i32) -> bool {
     (0..=2).contains(&order) && (0..=4).contains(&target)
 }
 
-/// The refusal of a `Range` with unknown sort options: etcd looks at the key first.
+/// The error for a `Range` with unknown sort options. etcd checks the key first.
 pub(super) fn bad_sort(key: &[u8]) -> Status {
     Status::invalid_argument(if key.is_empty() { NO_KEY } else { BAD_SORT })
 }
@@ -111,14 +118,14 @@ fn grant(message: &[u8]) -> Result<(), Status> {
     Err(Status::invalid_argument(NO_PERMISSION))
 }
 
-/// The parts of a transaction that are still to be read.
+/// A part of a transaction that is still to be read.
 enum Part<'a> {
-    /// The operations and comparisons of a transaction, in the branch of the outermost one where they are.
+    /// The operations and comparisons of a transaction, and the branch of the outermost transaction that contains them.
     Txn(Fields<'a>, Option<Branch>),
     Operation(Fields<'a>, Branch),
 }
 
-/// Which of the two lists of the outermost transaction: only one of them is done.
+/// One of the two lists of the outermost transaction. Only one of them is executed.
 #[derive(Clone, Copy)]
 enum Branch {
     Success,
@@ -127,7 +134,7 @@ enum Branch {
 
 fn txn(message: &[u8]) -> Result<(), Status> {
     let mut parts = vec![Part::Txn(Fields(message), None)];
-    // The lowest key from which on the branch has deleted everything.
+    // For each branch, the lowest key from which on everything has been deleted.
     let mut deleted: [Option<&[u8]>; 2] = [None, None];
     while let Some(part) = parts.last_mut() {
         let (fields, branch) = match part {
@@ -162,7 +169,7 @@ fn txn(message: &[u8]) -> Result<(), Status> {
             (true, 4) => parts.push(Part::Txn(Fields(inner), branch)),
             _ => {}
         }
-        // An operation and a transaction for each level.
+        // Each level has an operation and a transaction.
         if parts.len() > 2 * MAX_DEPTH {
             let text = format!("etcd-relay: more than {MAX_DEPTH} nested transactions");
             return Err(Status::invalid_argument(text));
@@ -171,11 +178,11 @@ fn txn(message: &[u8]) -> Result<(), Status> {
     Ok(())
 }
 
-/// What the guard needs to know about a put.
+/// The parts of a put that the guard needs.
 #[derive(Default)]
 struct Put<'a> {
     key: &'a [u8],
-    /// It fails where there is no value or lease to keep.
+    /// The put fails if there is no value or lease to keep.
     needs_another: bool,
 }
 
@@ -193,7 +200,7 @@ impl<'a> Put<'a> {
     }
 }
 
-/// The key from which on everything is deleted, where the message says so.
+/// The key from which on everything is deleted, if the message does that.
 fn deleted_from(message: &[u8]) -> Result<Option<&[u8]>, Status> {
     let (mut key, mut all) = (&[][..], false);
     for field in Fields(message) {
@@ -206,13 +213,13 @@ fn deleted_from(message: &[u8]) -> Result<Option<&[u8]>, Status> {
     Ok(all.then_some(key))
 }
 
-/// The fields of a message: number and value.
+/// Iterates over the fields of a message: number and value.
 struct Fields<'a>(&'a [u8]);
 
 enum Value<'a> {
     Int(u64),
     Bytes(&'a [u8]),
-    /// One that no message of etcd's has.
+    /// A wire type that no message of etcd uses.
     Other,
 }
 
@@ -234,7 +241,7 @@ impl<'a> Iterator for Fields<'a> {
 impl<'a> Fields<'a> {
     fn field(&mut self) -> Option<(i32, Value<'a>)> {
         let tag = self.varint()?;
-        // Members cut the number to 32 bits, so a larger one is another field for them.
+        // Members truncate the number to 32 bits, so they take a larger one for another field.
         let number = (tag >> 3) as i32;
         if number <= 0 {
             return None;
@@ -253,7 +260,7 @@ impl<'a> Fields<'a> {
         Some((number, value))
     }
 
-    /// A group, and the groups in it: obsolete, and taken by members as an unknown field.
+    /// A group, with the groups in it. Groups are obsolete, and members skip them as unknown fields.
     fn group(&mut self) -> Option<Value<'a>> {
         let mut depth = 1usize;
         while depth > 0 {
@@ -282,7 +289,7 @@ impl<'a> Fields<'a> {
         Some(Value::Other)
     }
 
-    /// Up to ten bytes; what does not fit into 64 bits is lost, as it is to members.
+    /// A varint of up to ten bytes. Like members, it drops what does not fit into 64 bits.
     fn varint(&mut self) -> Option<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

@@ -1,13 +1,13 @@
 //! [`LainletApi`]: Lainlet's gRPC services, package `message`, answered from the views.
 //!
-//! A view's `Get` is its newest version, its `Watch` that and every later one, each as the bytes that all who get it share: so
-//! these calls are served here and not by tonic's server, which would encode them for each. Every request has one text at the
-//! most, so one way of reading it does for all services; which they are, the views say. Not here: what is shown to whom, see
-//! `crate::view`; the same views over HTTP, see `front::http`.
+//! `Get` returns the newest version of a view, and `Watch` that and every later one. All clients share the bytes of a
+//! version, so these calls are served here instead of by tonic's server, which would encode them for each client. Every
+//! request has at most one text, so one parser serves all services; the views define which services there are. What a
+//! client may see is decided in `crate::view`; the same views over HTTP are in `front::http`.
 //!
-//! Metadata of a request: `min-revision` (the reply is to reflect this etcd revision) and, for a view of one node, `nodename`.
-//! Metadata of an answer: `x-etcd-index`, the revision that it, or a stream's first reply, reflects. There is no limit on the
-//! size of replies but gRPC's own.
+//! Metadata of a request: `min-revision`, the etcd revision that the reply must at least reflect, and `nodename` for
+//! views of one node. Metadata of an answer: `x-etcd-index`, the revision that it, or a stream's first reply, reflects.
+//! Only gRPC itself limits the size of replies.
 
 mod answer;
 mod request;
@@ -40,10 +40,10 @@ use crate::{
     view::{Ask, Lainlet, Selected, Spec, Viewer},
 };
 
-/// Where all of Lainlet's methods are.
+/// The path prefix of all of Lainlet's methods.
 const PACKAGE: &str = "/message.";
 
-/// See the module. Cloned for each request.
+/// Lainlet's services; see the module. Cloned for each request.
 #[derive(Clone, Debug)]
 pub struct LainletApi {
     views: Option<Lainlet>,
@@ -51,8 +51,8 @@ pub struct LainletApi {
 }
 
 impl LainletApi {
-    /// Answers from `views`; without them refuses every call, so that none reaches etcd, which has no such services. Streams end
-    /// when `stop` is done.
+    /// Answers from `views`. Without them, refuses every call, so that none reaches etcd, which has no such services.
+    /// Streams end when `stop` is cancelled.
     #[must_use]
     pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
         Self { views, stop }
@@ -131,10 +131,10 @@ impl Local for LainletApi {
     }
 }
 
-/// A call that gets no reply.
+/// A call that is refused.
 struct Refused {
     status: Status,
-    /// The revision that this reflects, where it is for the state of the cluster.
+    /// The revision that the refusal is based on, if it depends on the cluster's state.
     revision: Option<Revision>,
 }
 
@@ -144,7 +144,7 @@ impl From<Status> for Refused {
     }
 }
 
-/// What Lainlet's methods answer with.
+/// The bodies of Lainlet's methods.
 #[derive(Debug)]
 pub enum LainletBody {
     /// One message, or an error.
@@ -212,7 +212,7 @@ fn answered(message: Pieces, revision: Option<Revision>) -> Response<LainletBody
 fn state(views: &Lainlet) -> StatusReply {
     let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     let watchers = views.stats().into_iter().map(|(name, stats)| {
-        let event = serde_json::to_vec(&told::LastEvent::of(&stats)).expect("JSON has numbers and texts");
+        let event = serde_json::to_vec(&told::LastEvent::of(&stats)).expect("a JSON number or text");
         let status = WatcherStatus {
             num_receivers: count(stats.subscribers),
             update_time: told::update_time(&stats),

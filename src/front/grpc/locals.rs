@@ -1,4 +1,4 @@
-//! [`Locals`]: all calls that a relay answers itself, etcd's and Lainlet's.
+//! [`Locals`]: all calls that the relay answers itself, etcd's and Lainlet's.
 
 use http::{Request, Response};
 use http_body_util::Either;
@@ -26,7 +26,7 @@ impl Local for Locals {
         if self.etcd.answers(request.uri().path()) {
             self.etcd.call(request).await.map(Either::Left)
         } else {
-            // Boxed, since all calls would have to be as large.
+            // Boxed, because otherwise all calls would be as large.
             Box::pin(self.lainlet.call(request)).await.map(Either::Right)
         }
     }

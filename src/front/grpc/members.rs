@@ -1,11 +1,12 @@
-//! [`Members`]: etcd's `Cluster.MemberList`, where the relay names itself in place of etcd's members.
+//! [`Members`]: etcd's `Cluster.MemberList`, for a relay that names itself in place of etcd's members.
 //!
-//! Clients that ask a cluster for its members go to those they are told of: Go's with auto-sync, each `Sync()`, `etcdctl --cluster`. Told
-//! of etcd's members, they would leave the relay in silence. The rules are those of etcd's grpc-proxy: the relays that are registered
-//! below a prefix of etcd, in the format of clientv3's `naming/endpoints`; or this one alone, while none is known.
+//! Clients that ask a cluster for its members connect to those in the answer: Go's client with auto-sync or `Sync()`,
+//! and `etcdctl --cluster`. If they were given etcd's members, they would silently leave the relay. The rules are those
+//! of etcd's grpc-proxy. The answer names the relays that are registered below a prefix of etcd, in the format of
+//! clientv3's `naming/endpoints`, or this relay alone while none is known.
 //!
-//! Not here: who writes the registration, see `source::etcd::register`. Always holds: an answer names a relay; at most
-//! [`MOST`] of them, however many keys there are below the prefix.
+//! The registration is written in `source::etcd::register`. Always holds: an answer names at least one relay, and at
+//! most [`MOST`], however many keys there are below the prefix.
 
 use std::sync::Arc;
 
@@ -20,9 +21,9 @@ use crate::{
     types::{Header, KeyRange, Revision},
 };
 
-/// Most relays that an answer names. Whoever may write below the prefix can redirect the others' clients anyway.
+/// Most relays in an answer. A client that may write below the prefix could redirect other clients in any case.
 const MOST: usize = 1_000;
-/// Longest key-value that is read as a registration, encoded: names and URLs are short.
+/// Longest key-value that is read as a registration. Names and URLs are short.
 const LONGEST: usize = 4 << 10;
 
 /// How clients reach this relay.
@@ -32,7 +33,7 @@ pub struct Advertised {
     pub url: String,
     /// Its name in member lists.
     pub name: String,
-    /// Where all relays are registered; their keys begin with it and a slash.
+    /// The prefix under which all relays are registered: their keys begin with it and a slash.
     pub prefix: Option<String>,
 }
 
@@ -44,7 +45,7 @@ pub struct Members {
     hub: Arc<Hub>,
 }
 
-/// What clientv3's `naming/endpoints` writes.
+/// The value that clientv3's `naming/endpoints` writes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Update {
@@ -54,14 +55,14 @@ struct Update {
     metadata: serde_json::Value,
 }
 
-/// What etcd's proxy has in [`Update::metadata`], as text.
+/// The content of [`Update::metadata`] as etcd's proxy writes it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     name: String,
 }
 
 impl Advertised {
-    /// The key and the value by which it is registered; none where there is no prefix.
+    /// The key and value of the registration; `None` without a prefix.
     #[must_use]
     pub fn registration(&self) -> Option<(Bytes, Bytes)> {
         let key = format!("{}/{}", self.prefix.as_ref()?, self.url);
@@ -72,7 +73,7 @@ impl Advertised {
 }
 
 impl Members {
-    /// Lists relays. Where they register, their keys have a feed that is always on.
+    /// Lists relays. If they register themselves, a feed of their keys is always open.
     #[must_use]
     pub fn new(advertised: &Advertised, hub: Arc<Hub>) -> Self {
         let registered = advertised.prefix.as_ref().map(|prefix| {
@@ -82,7 +83,7 @@ impl Members {
         Self { own: Arc::new(member(advertised.name.clone(), advertised.url.clone())), registered, hub }
     }
 
-    /// The answer, with its prefix.
+    /// The answer as a gRPC message.
     pub(super) fn list(&self) -> Pieces {
         let mut members = self.registered();
         if members.is_empty() {
@@ -96,7 +97,7 @@ impl Members {
         writer.finish()
     }
 
-    /// Those that are registered and can be read.
+    /// The registered relays whose values can be read.
     fn registered(&self) -> Vec<Member> {
         let Some((feed, range)) = &self.registered else { return Vec::new() };
         if !feed.is_serving() {
@@ -108,7 +109,7 @@ impl Members {
     }
 }
 
-/// A member from what it registered. Keys that others have put there are left out.
+/// Parses a registration. Other keys are ignored.
 fn parse(value: &[u8]) -> Option<Member> {
     let update: Update = serde_json::from_slice(value).ok()?;
     let meta: Meta = serde_json::from_str(update.metadata.as_str()?).ok()?;
@@ -144,7 +145,7 @@ mod tests {
     fn a_registration_has_the_form_of_etcds_proxy() {
         let (key, value) = advertised(Some("/relays")).registration().expect("one");
         assert_eq!(key, "/relays/http://10.0.0.1:23790");
-        // As written by `etcd grpc-proxy start` 3.5.30.
+        // As `etcd grpc-proxy start` 3.5.30 writes it.
         assert_eq!(value, r#"{"Op":0,"Addr":"http://10.0.0.1:23790","Metadata":"{\"name\":\"rack1\"}"}"#);
         let read = parse(&value).expect("read");
         assert_eq!((&*read.name, &*read.client_ur_ls[0]), ("rack1", "http://10.0.0.1:23790"));
@@ -157,7 +158,7 @@ mod tests {
         let alone = vec![("rack1".to_owned(), "http://10.0.0.1:23790".to_owned())];
         assert_eq!(urls(&Members::new(&advertised(None), hub.clone())), alone);
         let members = Members::new(&advertised(Some("/relays")), hub.clone());
-        assert_eq!(urls(&members), alone, "before its feed has read them");
+        assert_eq!(urls(&members), alone, "before the feed has read them");
         let mut map = KeyMap::default();
         let mut put = |key: &str, value: &str| {
             let fields = crate::types::KeyValueFields {

@@ -1,6 +1,6 @@
-//! gRPC messages put together from [`Pieces`], and the fields of protobuf that the relay writes itself.
+//! Builds gRPC messages in [`Pieces`], and writes the protobuf fields that the relay encodes itself.
 //!
-//! Always holds: a message's length is told before its bytes, so what follows must be as long as was said.
+//! Always holds: a message's length is written before its content, so the content must have exactly that length.
 
 use bytes::{BufMut, BytesMut};
 use prost::encoding::encode_varint;
@@ -10,28 +10,29 @@ pub(super) use crate::front::pieces::{SHARE_FROM, Writer};
 
 /// A gRPC message begins with a flag (not compressed) and its length.
 pub(super) const PREFIX: usize = 5;
-/// etcd's limit on requests, and where it cuts responses that may be cut: its --max-request-bytes and 512 KiB more.
+/// etcd's limit on requests, and the size at which it splits fragmented responses: its --max-request-bytes plus 512
+/// KiB.
 pub(super) const MAX_REQUEST: usize = (1536 << 10) + (512 << 10);
 
 impl Writer {
-    /// Begins a message whose own fields `head` writes and that has `shared` further bytes, which must follow.
+    /// Begins a message. `head` writes its own fields, and exactly `shared` further bytes must follow.
     pub(super) fn message(&mut self, shared: usize, head: impl FnOnce(&mut BytesMut)) {
         let own = self.own();
         let prefix = own.len();
         own.put_bytes(0, PREFIX);
         head(own);
         let len = own.len() - prefix - PREFIX + shared;
-        // Messages are below 4 GiB: what upstream sends in one is below 2 GiB, and a burst is bounded.
+        // Messages are below 4 GiB: a message from upstream is below 2 GiB, and a burst is bounded.
         own[prefix + 1..prefix + PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
     }
 
-    /// Adds bytes that a function writes; their number was counted as shared before.
+    /// Adds bytes that `write` produces. They were counted in `shared` before.
     pub(super) fn tail(&mut self, write: impl FnOnce(&mut BytesMut)) {
         write(self.own());
     }
 }
 
-/// Writes a varint field unless it is zero, as proto3 does.
+/// Writes a varint field unless it is zero, as in proto3.
 pub(super) fn put_int(buffer: &mut BytesMut, field: u8, value: u64) {
     if value != 0 {
         buffer.put_u8(field << 3);
@@ -52,7 +53,7 @@ pub(super) fn put_bytes(buffer: &mut BytesMut, field: u8, bytes: &[u8]) {
 pub(super) fn put_header(buffer: &mut BytesMut, header: &crate::types::Header) {
     buffer.put_u8(0x0a);
     let len_at = buffer.len();
-    // Four varints of at most ten bytes each and their tags: the length is one byte.
+    // The length fits into one byte: four varints of at most ten bytes, with their tags.
     buffer.put_u8(0);
     put_int(buffer, 1, header.cluster_id);
     put_int(buffer, 2, header.member_id);

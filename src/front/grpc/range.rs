@@ -1,10 +1,11 @@
-//! etcd's `KV.Range`, answered from a feed's snapshot and history where they cover it, and forwarded where not; and `KV.RangeStream`, which is
-//! the same in several messages.
+//! Answers etcd's `KV.Range` from a feed's snapshot and history if they cover it, and forwards it otherwise.
+//! `KV.RangeStream` is the same in several messages.
 //!
-//! A linearizable read asks etcd for its current revision, once for all readers that wait, and waits until the feed has it.
-//! Whatever the relay cannot answer exactly as etcd would, errors included, is forwarded as it came, so that etcd answers.
-//! Always holds: an answer is of one revision, at least the one that was current when a linearizable read came, and of the cluster
-//! that said so; its header names the cluster that the data came from, and no revision at which they were compacted.
+//! A linearizable read asks etcd for its current revision, once for all waiting readers, and waits until the feed has
+//! it. Whatever the relay cannot answer exactly as etcd would, including errors, is forwarded unchanged, so that etcd
+//! answers it. Always holds: an answer is of one revision. For a linearizable read, this is at least the revision that
+//! was current when the read came, and it is from the same cluster. The header names the cluster that the data came
+//! from, and never a revision at which the data was already compacted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,70 +36,70 @@ use crate::{
     types::{ClientKey, Header, KeyRange, Revision},
 };
 
-/// How long a serializable read of the past waits to hear that the past is compacted.
+/// How long a serializable read of a past revision waits to learn whether that is compacted.
 const PAST_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a linearizable read waits for its feed before it is forwarded. A feed catches up within a round trip to etcd; no read waits for
-/// a feed that has been behind for this long.
+/// How long a linearizable read waits for its feed before it is forwarded. A feed catches up within a round trip to
+/// etcd, so a read does not wait for a feed that has been behind for this long.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The most that it waits where etcd itself is slow: it would take as long again to answer the read that is forwarded.
+/// The longest such wait if etcd itself is slow: etcd would take as long again to answer the forwarded read.
 const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a read may have taken before it is asked again whether its client may see the answer.
+/// If a read has taken longer than this, the client's permission is checked again before it gets the answer.
 const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Most bytes of the key-values of an answer: etcd sends no message of 2 GiB.
+/// Longest answer in bytes of key-values: etcd sends no message of 2 GiB.
 const MAX_ANSWER: usize = i32::MAX as usize - 128;
-/// About how much of an answer is made at a time: a large one is made as its connection takes it, and this is as much as goes into one write.
-/// It takes some hundred microseconds at the most, which other connections of the thread wait for.
+/// How much of a large answer is made at a time, while its connection takes it. This fits into one write, and takes
+/// some hundred microseconds at most, for which other connections of the thread wait.
 const PART: usize = 128 << 10;
-/// About how long a message of `RangeStream` is.
+/// Approximate length of a message of `RangeStream`.
 const MESSAGE: usize = 512 << 10;
-/// Room for key-values that are copied into an answer.
+/// Space for key-values that are copied into an answer.
 const SMALL: usize = 2 << 10;
 
-/// How a read was decided.
+/// The result of a read.
 pub(super) enum Answer {
     /// From memory.
     Local(Reply, Read),
-    /// By upstream, for this reason.
+    /// Upstream answers it, for this reason.
     Forward(Read),
-    /// By the relay, with an error: etcd must not see the request, or the relay has no room for it.
+    /// The relay answers with an error: etcd must not see the request, or the relay has no room for it.
     Refuse(Status, Read),
 }
 
-/// How a read was decided, before it is put into a form.
+/// The result of a read, before it is put into a form.
 pub(in crate::front) enum Found {
     /// From memory.
     Local(RangeReply, Read),
-    /// By upstream, for this reason.
+    /// Upstream answers it, for this reason.
     Forward(Read),
-    /// By the relay, with an error.
+    /// The relay answers with an error.
     Refuse(Status, Read),
 }
 
-/// In how many messages a read is answered.
+/// The number of messages of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `Range`: one.
     Whole,
-    /// `RangeStream`: as many as it takes, each with some key-values, the last with the rest.
+    /// `RangeStream`: as many as needed, each with some key-values; the last one has the other fields.
     Stream,
 }
 
-/// Answers the one message of `body`, if the relay can and the client that sent it with `parts` may read it.
+/// Answers the single message of `body`, if the relay can answer it and the client that sent `parts` may read it.
 pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body: &Bytes, form: Form) -> Answer {
     let refuse = |status| Answer::Refuse(status, Read::Refused);
     if let Err(status) = refuse_compressed(&parts.headers, "Range and RangeStream requests") {
         return refuse(status);
     }
-    // What cannot be parsed is for etcd to refuse, in its own words, if it does it no harm.
+    // etcd refuses what cannot be parsed, in its own words, if that does it no harm.
     let Some(request) = parse(body) else {
         return guard::check(guard::RANGE, &parts.headers, body)
             .map_or_else(refuse, |()| Answer::Forward(Read::ForwardedOther));
     };
     match find_in(hub, access, parts, request, form).await {
         Found::Local(reply, how) if form == Form::Stream => Answer::Local(messages(reply), how),
-        // etcd says in its own words that an answer is too large.
+        // etcd reports in its own words that an answer is too large.
         Found::Local(reply, how) => {
             message(reply).map_or(Answer::Forward(Read::ForwardedOther), |reply| Answer::Local(reply, how))
         }
@@ -107,14 +108,14 @@ pub(super) async fn answer(hub: &Arc<Hub>, access: &Access, parts: &Parts, body:
     }
 }
 
-/// Looks for the answer to a request that came with `parts`, whatever form it is to be given.
+/// Finds the answer to a request that came with `parts`, in any form.
 pub(in crate::front) async fn find(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeRequest) -> Found {
     find_in(hub, access, parts, request, Form::Whole).await
 }
 
 async fn find_in(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeRequest, form: Form) -> Found {
     if !guard::sorts(request.sort_order, request.sort_target) {
-        // etcd 3.5 does not check them, and the member that gets an unknown target panics.
+        // etcd 3.5 does not check them, and a member that gets an unknown target panics.
         return Found::Refuse(guard::bad_sort(&request.key), Read::Refused);
     }
     let serializable = request.serializable;
@@ -127,7 +128,7 @@ async fn find_in(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeR
     let off = access.is_off();
     let mut granted = None;
     if !off {
-        // Boxed, since reads without a check would have to be as large.
+        // Boxed, because otherwise reads without a check would be as large.
         if !Box::pin(is_granted(access, parts, &query.range)).await {
             return Found::Forward(Read::ForwardedAccess);
         }
@@ -145,7 +146,7 @@ async fn find_in(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeR
         // Authentication was enabled meanwhile.
         return Found::Forward(Read::ForwardedAccess);
     }
-    // A long read may have waited for its turn for longer than a grant is believed.
+    // A long read may have waited for its turn longer than a grant is valid.
     if granted.is_some_and(|granted: Instant| granted.elapsed() > GRANT_PATIENCE)
         && !Box::pin(is_granted(access, parts, &query.range)).await
     {
@@ -154,7 +155,7 @@ async fn find_in(hub: &Arc<Hub>, access: &Access, parts: &Parts, request: RangeR
     Found::Local(reply, how)
 }
 
-/// How a query came.
+/// Where a query comes from.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     serializable: bool,
@@ -162,7 +163,7 @@ struct Origin<'a> {
 }
 
 impl Origin<'_> {
-    /// For whose share of the relay's long reads it counts.
+    /// The client to whose share of the long reads this read counts.
     fn asker(self) -> Asker {
         let extensions = &self.parts.extensions;
         let client = extensions.get::<ClientAddr>().map_or(ClientKey::RELAY, |addr| addr.key());
@@ -170,8 +171,8 @@ impl Origin<'_> {
     }
 }
 
-/// What the feed answers, with the header that goes with it. [`Read::Busy`] where the client has too many long reads under way; any other
-/// error is why the request is to be forwarded.
+/// Returns the feed's answer with its header. The error is [`Read::Busy`] if the client has too many long reads under
+/// way; any other error is the reason to forward the request.
 async fn look(
     hub: &Hub,
     access: &Access,
@@ -188,7 +189,7 @@ async fn look(
     } else {
         None
     };
-    // Checked before and after the look: a feed that starts again, or ends, has nothing to answer with.
+    // Checked before and after the look: a feed that restarts or ends has no answer.
     let served = feed.is_serving();
     let looked = query.answer(feed, || origin.asker()).await;
     if !served || !feed.is_serving() {
@@ -203,7 +204,7 @@ async fn look(
         && (reply.header.cluster_id != confirmed.cluster_id
             || !serializable && reply.header.revision < confirmed.revision)
     {
-        // It began again between the answer and the look.
+        // The feed restarted between the answer and this check.
         return Err(Read::ForwardedLate);
     }
     let mut how = if serializable { Read::Snapshot } else { Read::Confirmed };
@@ -211,25 +212,26 @@ async fn look(
         if query.revision < reply.header.revision {
             how = Read::History;
         }
-        // By the feed's own revision the past may be compacted. It was not at the one that was confirmed with it, nor is it ever at
-        // its own.
+        // At the feed's own revision, the past may already be compacted. It was not compacted at the confirmed
+        // revision, nor is any revision at itself.
         let known = confirmed.map_or(Revision::ZERO, |confirmed| confirmed.revision).max(query.revision);
         reply.header.revision = reply.header.revision.min(known);
     }
     Ok((reply, how))
 }
 
-/// Whether the client that sent the request may read the range. If that is unknown, the read does not wait: etcd can answer it.
+/// Whether the client that sent the request may read the range. If that is unknown, the read does not wait, because
+/// etcd can answer it.
 async fn is_granted(access: &Access, parts: &Parts, range: &KeyRange) -> bool {
-    // The very bytes that came: a range with a key is written as it was read.
+    // These are exactly the client's bytes: a range with a key is written as it was read.
     let client = Client::of(&parts.headers, &parts.extensions);
     access.known().auth == Auth::On && access.permits(&client, &WireRange::of(range)).await
 }
 
-/// Up to when etcd says that a past revision can be read; `None` where it cannot say so in time.
+/// The revision at which etcd confirms that a past revision can be read; `None` if it does not answer in time.
 ///
 /// # Errors
-/// Where the revision is compacted, or another cluster answers than the feed's.
+/// Fails if the revision is compacted, or if another cluster answers than the feed's.
 async fn readable_at(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Option<Header>, Read> {
     let mark = feed.mark();
     let confirmed = tokio::time::timeout(PAST_PATIENCE, hub.confirmer().confirm(Some(past))).await;
@@ -248,7 +250,7 @@ async fn readable_at(hub: &Hub, access: &Access, feed: &Feed, past: Revision) ->
     }
 }
 
-/// Waits until the feed has the revision that is current now, and gives back what upstream said. A past revision must not be
+/// Waits until the feed has the current revision, and returns upstream's answer. A requested past revision must not be
 /// compacted at etcd.
 async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) -> Result<Header, Read> {
     if feed.lag().is_some_and(|lag| lag.time >= PATIENCE) {
@@ -276,7 +278,7 @@ async fn reach_current(hub: &Hub, access: &Access, feed: &Feed, past: Revision) 
     Ok(confirmed.header)
 }
 
-/// The request, where the body is one uncompressed gRPC message.
+/// The request, if the body is one uncompressed gRPC message.
 fn parse(body: &Bytes) -> Option<RangeRequest> {
     let (prefix, message) = body.split_at_checked(PREFIX)?;
     let len = u32::from_be_bytes(prefix[1..].try_into().ok()?) as usize;
@@ -286,7 +288,7 @@ fn parse(body: &Bytes) -> Option<RangeRequest> {
     RangeRequest::decode(body.slice(PREFIX..)).ok()
 }
 
-/// The query, where etcd would not refuse the request.
+/// The query, unless etcd would refuse the request.
 fn query(request: RangeRequest) -> Option<RangeQuery> {
     if request.key.is_empty() {
         return None;
@@ -305,7 +307,7 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
     };
     Some(RangeQuery {
         range: KeyRange::from_wire(request.key, request.range_end).ok()?,
-        // etcd takes a negative limit for none.
+        // etcd takes a negative limit as no limit.
         limit: usize::try_from(request.limit).unwrap_or(0),
         revision: Revision::new(request.revision),
         sort_order,
@@ -319,8 +321,8 @@ fn query(request: RangeRequest) -> Option<RangeQuery> {
     })
 }
 
-/// The query, where etcd streams it as one list: in the order of the keys, and unfiltered. All else is for etcd. It refuses most of it, but
-/// where a target other than the key comes without an order, it sorts each message by itself.
+/// The query, if etcd streams it as one list: in key order and unfiltered. Everything else is forwarded. etcd refuses
+/// most of it, but if a target other than the key comes without an order, it sorts each message separately.
 fn streamed(query: RangeQuery) -> Option<RangeQuery> {
     let by_key = query.sort_target == SortTarget::Key && query.sort_order != SortOrder::Descend;
     let bounds = [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
@@ -328,14 +330,14 @@ fn streamed(query: RangeQuery) -> Option<RangeQuery> {
     plain.then_some(query)
 }
 
-/// The `RangeStreamResponse`s, made of the same as [`message`].
+/// Makes the `RangeStreamResponse`s, with the same content as [`message`].
 fn messages(reply: RangeReply) -> Reply {
     let RangeReply { header, kvs, more, count } = reply;
     let tail = Tail { more, count: count as u64 };
     Reply::of_parts(Writer::default(), Rest { kvs, tail, each: Some(header) })
 }
 
-/// The `RangeResponse`, made of the encoded key-values that the snapshot holds. `None` where one message cannot be so long.
+/// Makes the `RangeResponse` from the encoded key-values in the snapshot. `None` if it is too long for one message.
 fn message(reply: RangeReply) -> Option<Reply> {
     let RangeReply { header, kvs, more, count } = reply;
     let shared = kvs.encoded_len();
@@ -348,12 +350,12 @@ fn message(reply: RangeReply) -> Option<Reply> {
     Some(Reply::of_parts(writer, Rest { kvs, tail, each: None }))
 }
 
-/// What follows the header of a `RangeResponse`, or all messages of a stream of them, made as the connection takes it.
+/// The part of a `RangeResponse` after its header, or all messages of a stream. It is made as the connection takes it.
 #[derive(Debug)]
 pub(super) struct Rest {
     kvs: Listing,
     tail: Tail,
-    /// Each part is a message of its own, and this the header of the last.
+    /// If set, each part is a separate message, and this is the header of the last one.
     each: Option<Header>,
 }
 
@@ -365,7 +367,7 @@ struct Tail {
 }
 
 impl Rest {
-    /// Writes the next part; false where it is the last.
+    /// Writes the next part. Returns false if it is the last.
     pub(super) fn write(&mut self, writer: &mut Writer) -> bool {
         if let Some(header) = self.each {
             return self.write_message(&header, writer);
@@ -380,9 +382,9 @@ impl Rest {
 }
 
 impl Rest {
-    /// Writes a part as messages, more than one where key-values are large; false where it is the last.
+    /// Writes a part as one message, or as several if key-values are large. Returns false if it is the last part.
     fn write_message(&mut self, header: &Header, writer: &mut Writer) -> bool {
-        // Each of these is one key-value or several, whole.
+        // Each piece contains one or more complete key-values.
         let mut taken: SmallVec<[Bytes; 32]> = SmallVec::new();
         self.kvs.take(MESSAGE, |bytes| taken.push(bytes.clone()));
         let last = self.kvs.is_empty();
@@ -404,7 +406,7 @@ impl Rest {
             }
             let response = now.iter().map(Bytes::len).sum::<usize>() + end.len();
             writer.message(response, |own| {
-                // Field 1, the `RangeResponse`, whose fields may come in any order.
+                // Field 1 is the `RangeResponse`, whose fields may come in any order.
                 own.put_u8(0x0a);
                 encode_varint(response as u64, own);
             });

@@ -1,6 +1,6 @@
-//! Answers that are one message, or none: their head, their body, and the words for requests that cannot be read.
+//! Answers of one message or none: their head, their body, and errors for unreadable requests.
 //!
-//! For calls that the relay answers itself, past tonic's server, so that shared bytes are sent as they are.
+//! Used for calls that the relay answers without tonic's server, so that shared bytes are sent as they are.
 
 use std::{
     convert::Infallible,
@@ -25,26 +25,26 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const OK: HeaderValue = HeaderValue::from_static("0");
-/// What gRPC demands to be encoded in the text of a status, besides all that is not ASCII.
+/// The ASCII characters that gRPC requires to be encoded in the text of a status.
 const ENCODED: AsciiSet = CONTROLS.add(b'%');
 
 /// The body of such an answer.
 #[derive(Debug, Default)]
 pub struct Reply {
     message: Option<Pieces>,
-    /// What of the message is still to be made.
+    /// The part of the message that is not made yet.
     rest: Option<Box<Rest>>,
-    /// Whether the status OK is still to come.
+    /// Whether the status OK is still to be sent.
     ends_ok: bool,
 }
 
 impl Reply {
-    /// One gRPC message with its prefix, then the status OK.
+    /// One gRPC message with its prefix, followed by the status OK.
     pub(super) fn ok(message: Pieces) -> Self {
         Self { message: Some(message), rest: None, ends_ok: true }
     }
 
-    /// One gRPC message with its prefix, begun in `writer` and made as it is taken, then the status OK.
+    /// One gRPC message with its prefix, begun in `writer` and completed as it is taken, followed by the status OK.
     pub(super) fn of_parts(mut writer: Writer, mut rest: Rest) -> Self {
         let more = rest.write(&mut writer);
         Self { message: Some(writer.finish()), rest: more.then(|| Box::new(rest)), ends_ok: true }
@@ -83,7 +83,7 @@ impl http_body::Body for Reply {
         self.message.is_none() && self.rest.is_none() && !self.ends_ok
     }
 
-    /// Tells when no data come any more, so that the end need not wait for room.
+    /// Reports when no more data comes, so that the end need not wait for room.
     fn size_hint(&self) -> SizeHint {
         if self.message.is_none() && self.rest.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
@@ -103,18 +103,19 @@ pub(super) fn refuse(status: &Status) -> Response<Reply> {
     response
 }
 
-/// A status as the trailers that end a gRPC response.
+/// The trailers that end a gRPC response with this status.
 pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     if status.add_header(&mut trailers).is_err() {
-        // A text that no header can carry; the code is what counts.
+        // The text cannot be sent in a header, but the code matters most.
         trailers.insert(GRPC_STATUS, HeaderValue::from(status.code() as i32));
     }
     spell(&mut trailers, status.message());
     trailers
 }
 
-/// Writes the text of a status as etcd does: encoded only where gRPC demands it, so that it can be read without a gRPC client.
+/// Writes the text of a status like etcd: it is encoded only if gRPC requires it, so that it is readable without a gRPC
+/// client.
 pub(in crate::front) fn spell(headers: &mut HeaderMap, message: &str) {
     let encoded = utf8_percent_encode(message, &ENCODED).to_string();
     if let (Some(value), Ok(spelled)) = (headers.get_mut(GRPC_MESSAGE), HeaderValue::from_str(&encoded)) {
@@ -122,10 +123,11 @@ pub(in crate::front) fn spell(headers: &mut HeaderMap, message: &str) {
     }
 }
 
-/// All of a request's body, of `most` bytes at the most. One buffer, as nearly every request has, is passed on as it is.
+/// Reads the whole body of a request, of at most `most` bytes. A body of one buffer, as nearly all are, is passed on as
+/// it is.
 ///
 /// # Errors
-/// The status to refuse it with, where it is larger or breaks off.
+/// Returns the status to refuse it with if it is larger or ends too early.
 pub(super) async fn read<B>(mut body: B, most: usize) -> Result<Bytes, Status>
 where
     B: http_body::Body<Data = Bytes, Error: fmt::Display> + Unpin,
@@ -134,9 +136,9 @@ where
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame
-            .map_err(|error| Status::unavailable(format!("etcd-relay: the request broke off: {error}")))?
+            .map_err(|error| Status::unavailable(format!("etcd-relay: the request ended too early: {error}")))?
             .into_data();
-        // Trailers of requests say nothing.
+        // Trailers of requests have no meaning.
         let Ok(data) = frame else { continue };
         if read.len() + joined.len() + data.len() > most {
             let text = format!("etcd-relay: the request is larger than {most} bytes");
@@ -155,12 +157,12 @@ where
     Ok(if joined.is_empty() { read } else { joined.freeze() })
 }
 
-/// Refuses compressed requests, named `what`, by name.
+/// Refuses compressed requests; `what` names them in the error.
 ///
 /// # Errors
-/// The status to refuse it with.
+/// Returns the status of the refusal.
 pub(super) fn refuse_compressed(headers: &HeaderMap, what: &str) -> Result<(), Status> {
-    // All of them: which one counts is up to who reads it.
+    // Checks all of them, because readers may differ in which one they use.
     match headers.get_all("grpc-encoding").iter().find(|encoding| *encoding != "identity") {
         None => Ok(()),
         Some(encoding) => Err(Status::unimplemented(format!(

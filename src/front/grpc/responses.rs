@@ -1,8 +1,9 @@
-//! Puts `WatchResponse`s together from what a stream gives: a small head for each, and the hub's shared bytes. As gRPC messages, or as
-//! lines of JSON.
+//! Builds `WatchResponse`s from the deliveries of a stream, as gRPC messages or as lines of JSON. Each has a small head
+//! of its own and the hub's shared bytes.
 //!
-//! Always holds: a response has whole revisions; the header's revision of live events is that of the last of them; of events
-//! from the past it is the newest when they were read, as etcd does it (docs/promises.md, section 3).
+//! Always holds: a response has whole revisions. The header of live events has the revision of the last of them. The
+//! header of past events has the newest revision at the time when they were read, as in etcd (docs/promises.md, section
+//! 3).
 
 use std::sync::Arc;
 
@@ -15,24 +16,24 @@ use crate::{
     types::{Header, Revision},
 };
 
-/// From this many waiting deliveries on, live events of one watch are joined into one response, as those from the past always
-/// are. Fewer go out as etcd sends them, one response a revision.
+/// From this many waiting deliveries on, live events of a watch are joined into one response, as past events always
+/// are. Fewer are sent like etcd does, one response per revision.
 const BURST: usize = 16;
-/// Most event bytes and revisions of a joined response. etcd gives at most 1000 revisions in one.
+/// Most event bytes and revisions of a joined response. etcd puts at most 1000 revisions into one.
 const JOINED: (usize, usize) = (1 << 20, 1000);
-/// Room for heads: an estimate per delivery.
+/// Space for heads: an estimate per delivery.
 const HEAD_BYTES: usize = 64;
 
-/// What was written, for metrics.
+/// The number of items written, for metrics.
 #[derive(Debug, Default)]
 pub(super) struct Written {
     /// Responses.
     pub(super) responses: u64,
-    /// Events in them.
+    /// Events in these responses.
     pub(super) events: u64,
 }
 
-/// A form of responses. `head` writes a response's own fields as protobuf.
+/// A wire form of responses. `head` writes a response's own fields as protobuf.
 trait Form {
     /// A response without events.
     fn plain(&mut self, head: impl FnOnce(&mut BytesMut));
@@ -43,7 +44,7 @@ trait Form {
     /// All payloads of `joined`.
     fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut));
 
-    /// Some events of one revision, of so many bytes.
+    /// A response with some events of one revision, `bytes` long.
     fn fragment(&mut self, pieces: &[Bytes], bytes: usize, head: impl FnOnce(&mut BytesMut));
 }
 
@@ -99,7 +100,7 @@ pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
     (writer.finish(), written)
 }
 
-/// The same as lines of JSON.
+/// Writes all deliveries of `batch` as lines of JSON, in order, and empties it.
 pub(super) fn write_lines(batch: &mut Vec<Delivery>, lines: &Lines) -> (Pieces, Written) {
     let (writer, written) = write_as(batch, lines.writer(batch.len()));
     (writer.finish(), written)
@@ -154,7 +155,7 @@ fn write_as<F: Form>(batch: &mut Vec<Delivery>, form: F) -> (F, Written) {
     (response.form, response.written)
 }
 
-/// What goes into one response.
+/// The content of one response.
 #[derive(Default)]
 struct Joined {
     payloads: Vec<(Arc<Payload>, usize)>,
@@ -197,7 +198,7 @@ impl<F: Form> Response<F> {
         });
     }
 
-    /// All that was joined, in one response.
+    /// Writes everything that was joined as one response.
     fn events(&mut self, watch_id: i64, joined: &mut Joined, as_of: Option<Revision>) {
         let Some((last, _)) = joined.payloads.last() else { return };
         let header = last.cluster().at(last.revision().max(as_of.unwrap_or_default()));
@@ -209,7 +210,7 @@ impl<F: Form> Response<F> {
         (joined.bytes, joined.revisions) = (0, 0);
     }
 
-    /// Each revision in a response of its own, as etcd sends it.
+    /// Writes each revision as a separate response, like etcd.
     fn revisions(&mut self, watch_id: i64, payload: &Payload, from: usize) {
         for (index, whole) in (from..).zip(payload.each(from)) {
             let header = payload.cluster().at(whole.revision);
@@ -219,7 +220,7 @@ impl<F: Form> Response<F> {
         }
     }
 
-    /// One revision in several responses, cut where etcd would cut: each has at least one event, and as many as fit.
+    /// Writes one revision as several responses, split like in etcd: each has at least one event, and as many as fit.
     fn fragments(&mut self, watch_id: i64, payload: &Payload, as_of: Option<Revision>) {
         let header = payload.cluster().at(payload.revision().max(as_of.unwrap_or_default()));
         let mut pieces = payload.pieces().peekable();
@@ -243,7 +244,7 @@ impl<F: Form> Response<F> {
     }
 }
 
-/// The fields that each response has.
+/// The fields of every response.
 fn head(watch_id: i64, header: &Header) -> impl FnOnce(&mut BytesMut) {
     move |own| {
         put_header(own, header);
@@ -271,8 +272,8 @@ mod tests {
         types::{ClientKey, EventFields, EventKind, KeyRange, KeyValueFields},
     };
 
-    /// What a watch that is created before `publish` is called, or after it where that is the `past`, is sent once it was `created`:
-    /// of each response the header's revision and those of its events.
+    /// What a watch receives after `created`: the revision in each response's header, and those of its events. The
+    /// watch is created before `publish` is called, or after it if `past` is set.
     fn sent(subscribe: &Subscribe, past: bool, publish: impl Fn(&Feed)) -> (Vec<(i64, Vec<i64>)>, Written) {
         let hub = testing::hub(OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 1 });
         let feed = hub.open(KeyRange::prefix("".into()));
@@ -319,7 +320,7 @@ mod tests {
         Changes { revision: mod_revision, events, prev: Vec::new(), received: Instant::now() }
     }
 
-    /// What a watch is sent of so many revisions that came together.
+    /// What a watch receives of `revisions` revisions that arrived together.
     fn sent_together(revisions: i64) -> Vec<(i64, Vec<i64>)> {
         let batch: Vec<_> = (1..=revisions).map(|revision| changes(revision, 1, 0)).collect();
         let (responses, written) = sent(&everything(), false, |feed| feed.publish(&batch).expect("in order"));
@@ -359,7 +360,7 @@ mod tests {
         assert_eq!(sent(&past, true, publish).0, [(9, vec![3]), (9, vec![3]), (9, vec![3])]);
     }
 
-    /// Two streams that watch everything, and what they are sent of these changes, without `created`.
+    /// Two streams that watch everything, and what each receives of these changes after `created`.
     fn two_streams(fragment: bool, batch: &[Changes]) -> [Vec<Delivery>; 2] {
         let hub = testing::hub(OutboxLimits { bytes: 64 << 20, deliveries: 100, watches: 1 });
         let feed = hub.open(KeyRange::prefix("".into()));
@@ -403,7 +404,7 @@ mod tests {
         assert_eq!(written[1]["result"]["header"]["revision"], "2");
         for delivery in &another {
             let Delivery::Events { payload, .. } = delivery else { continue };
-            payload.text(texts::GATEWAY, |_, _| panic!("the first stream has made it"));
+            payload.text(texts::GATEWAY, |_, _| panic!("the first stream has made the text"));
         }
         assert_eq!(lines(&mut another), written);
     }

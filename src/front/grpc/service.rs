@@ -1,4 +1,4 @@
-//! [`GrpcPort`]: finds who answers a request on the gRPC port.
+//! [`GrpcPort`]: passes each request on the gRPC port to the service that answers it.
 
 use std::{convert::Infallible, future::Future, pin::Pin};
 
@@ -13,22 +13,22 @@ use crate::front::{
     listen::ClientAddr,
 };
 
-/// A gRPC service of which only the paths are known.
+/// A gRPC service that is addressed by path only.
 pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// Calls that the relay answers itself, from memory. Cloned for each call, so that has to be cheap.
+/// Calls that the relay answers itself, from memory. It is cloned for each call, so cloning must be cheap.
 pub trait Local: Clone + Send + Sync + 'static {
-    /// What it answers with; its buffers go to the connection as they are.
+    /// The body of the answers. Its buffers go to the connection as they are.
     type Body: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static;
 
     /// Whether it answers calls to this path, such as `/etcdserverpb.Watch/Watch`.
     fn answers(&self, path: &str) -> bool;
 
-    /// Answers a call. Its errors are gRPC statuses in the response.
+    /// Answers a call. Errors are gRPC statuses in the response.
     fn call(&self, request: Request<RequestBody>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// All that the gRPC port answers with.
+/// All services on the gRPC port.
 #[derive(Clone, Debug)]
 pub struct GrpcPort<L> {
     /// Calls answered from memory.
@@ -39,18 +39,18 @@ pub struct GrpcPort<L> {
     pub health: GrpcService,
     /// `grpc.reflection`.
     pub reflection: GrpcService,
-    /// `/v3/…`: the same calls as JSON.
+    /// The same calls as JSON, at `/v3/…`.
     pub gateway: Gateway,
     /// Other requests that are not gRPC.
     pub member: Router,
 }
 
 impl<L: Local> GrpcPort<L> {
-    /// Answers what `local` does not.
+    /// Answers requests that `local` does not answer.
     async fn pass(self, mut request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
             if Gateway::serves(request.uri().path()) {
-                // Boxed, since forwarded calls would have to be as large.
+                // Boxed, because otherwise forwarded calls would be as large.
                 let answer = Box::pin(self.gateway.answer(request, self.local, self.forward));
                 return answer.await.map(PortBody::Plain);
             }
@@ -80,7 +80,7 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
-        // Most calls are these, and they need nothing of the others.
+        // Most calls are local, and need nothing of the other services.
         if self.local.answers(request.uri().path())
             && is_grpc(request.headers())
             && request.version() == Version::HTTP_2
@@ -93,7 +93,8 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
     }
 }
 
-/// Whether a request is a gRPC call: content type `application/grpc`, alone or with a message format or parameters behind it.
+/// Whether a request is a gRPC call: content type `application/grpc`, alone or followed by a message format or
+/// parameters.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
@@ -102,7 +103,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// Tells those who forward a call whose it is, by a [`crate::types::ClientKey`].
+/// Adds the client's [`crate::types::ClientKey`] for the code that forwards the call.
 pub(in crate::front) fn mark_client(extensions: &mut Extensions) {
     if let Some(addr) = extensions.get::<ClientAddr>().copied() {
         extensions.insert(addr.key());

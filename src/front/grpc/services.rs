@@ -1,4 +1,4 @@
-//! The services of gRPC itself, which the relay answers for itself: health and reflection.
+//! The services of gRPC itself, health and reflection, which the relay answers.
 
 use tonic_health::ServingStatus;
 use tonic_reflection::server::Error;
@@ -7,7 +7,7 @@ use tower::util::BoxCloneSyncService;
 use super::GrpcService;
 use crate::telemetry::ReadyBoard;
 
-/// `grpc.health.v1.Health` for the whole server (service name `""`, as etcd has it), and the task that keeps it true.
+/// `grpc.health.v1.Health` for the whole server (service name `""`, as in etcd), and the task that keeps it up to date.
 pub fn health(ready: ReadyBoard) -> (GrpcService, impl Future<Output = ()> + Send) {
     let (reporter, service) = tonic_health::server::health_reporter();
     let keep = async move {
@@ -24,7 +24,7 @@ pub fn health(ready: ReadyBoard) -> (GrpcService, impl Future<Output = ()> + Sen
 /// `grpc.reflection.v1` for the services in `descriptors`, an encoded `FileDescriptorSet`.
 ///
 /// # Errors
-/// Where `descriptors` is none.
+/// Fails if `descriptors` is not such a set.
 pub fn reflection(descriptors: &[u8]) -> Result<GrpcService, Error> {
     let service = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(descriptors)

@@ -1,8 +1,8 @@
-//! [`WatchBody`]: the response side of a watch stream, an HTTP/2 body that takes its frames straight from a stream: gRPC
-//! messages, or lines of JSON.
+//! [`WatchBody`]: the response side of a watch stream. It is an HTTP/2 body that takes its frames directly from a
+//! stream, as gRPC messages or as lines of JSON.
 //!
-//! Polled by the connection when the client has room for more, which is what lets a slow client park its watches.
-//! Always holds: dropping the body, for whatever reason, takes the stream's watches out of the hub.
+//! The connection polls it when the client has room. This is how the watches of a slow client get parked. Always holds:
+//! dropping the body, for whatever reason, removes the stream's watches from the hub.
 
 use std::{
     cell::Cell,
@@ -24,17 +24,17 @@ use crate::{
     telemetry::{delivered, names},
 };
 
-/// About how many event bytes go into one frame. Larger frames save little; smaller ones keep other streams waiting less.
+/// Approximate number of event bytes in a frame. Larger frames save little; smaller ones let other streams wait less.
 const FRAME_BYTES: usize = 64 << 10;
 
 static STREAMS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::WATCH_STREAMS));
 
-/// Deliveries for which a thread keeps room.
+/// Number of deliveries for which a thread keeps memory.
 const BATCH_KEPT: usize = 64;
 
 thread_local! {
-    /// Where deliveries are for the moment between queue and frame: in a place that all streams of a thread share, so that it is
-    /// not fetched anew for each.
+    /// Holds deliveries between the queue and the frame. All streams of a thread share it, so that its memory stays in
+    /// the cache.
     static BATCH: Cell<Vec<Delivery>> = const { Cell::new(Vec::new()) };
 }
 
@@ -43,13 +43,13 @@ thread_local! {
 pub struct WatchBody {
     stream: Arc<WatchStream>,
     ended: bool,
-    /// Where responses are to be lines of JSON. In a box, since few are.
+    /// Set if the responses are lines of JSON. Boxed, because few are.
     lines: Option<Box<Lines>>,
     _listed: Option<Listed>,
 }
 
 impl WatchBody {
-    /// The body of the stream that writes into `stream`; where `lines` says so, as lines of JSON.
+    /// The body for the deliveries of `stream`. If `lines` is given, the responses are lines of JSON.
     pub(super) fn new(stream: Arc<WatchStream>, lines: Option<Lines>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
         Self { stream, ended: false, lines: lines.map(Box::new), _listed: listed }
@@ -57,9 +57,10 @@ impl WatchBody {
 }
 
 impl WatchBody {
-    /// The bytes of a batch, which it empties, counted.
+    /// Writes a batch as bytes, counts it and empties it.
     fn write(&self, batch: &mut Vec<Delivery>) -> Pieces {
-        // The oldest of the frame has waited longest. A client that asks for the past does not wait for it.
+        // The oldest delivery of the frame has waited longest. Past events that a client requested do not count as
+        // waiting.
         let waited = batch.iter().find_map(|delivery| match delivery {
             Delivery::Events { payload, from, replay: false, .. } => {
                 payload.received(*from as usize).map(|received| received.elapsed())
@@ -117,7 +118,7 @@ impl Drop for WatchBody {
     }
 }
 
-/// etcd's words for the end of a stream, so that its clients do what they do with etcd: resume elsewhere, or give up.
+/// etcd's status for the end of a stream, so that clients react as with etcd: they resume elsewhere or give up.
 fn status(end: StreamEnd) -> Status {
     match end {
         StreamEnd::Stopping => Status::unavailable("etcdserver: server stopped"),

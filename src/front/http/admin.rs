@@ -5,13 +5,15 @@
 //! | GET /metrics | Prometheus text |
 //! | GET /live | 200 as long as the process answers |
 //! | GET /ready | 200, or 503 with a line for each thing that is not ready |
-//! | GET /debug/state, /debug/state/… | feeds, connections and what they watch, as JSON: see `state` |
-//! | GET /, /page/… | a page that shows this: see `page` |
+//! | GET /debug/state, /debug/state/… | feeds, connections and what they watch, as JSON; see `state` |
+//! | GET /, /page/… | a page that shows this state; see `page` |
 //!
-//! What is below `/debug/state` tells which keys others watch and where from, so it is for an [`Audience`](super::audience::Audience); `/metrics` may be,
-//! the others are for everyone: the page itself has nothing in it but what it reads from `/debug/state`.
+//! The paths under `/debug/state` show which keys clients watch and where they come from, so they are open only to an
+//! [`Audience`](super::audience::Audience). `/metrics` can be limited in the same way. All other paths are open to
+//! everyone: the page contains nothing but what it reads from `/debug/state`.
 //!
-//! Not here: `/v2/…`, `/appname`, `/debug` and `/version` belong to Lainlet's API, `/v1/keys` and `/v1/watch` to [`KeysHttp`]. [`HttpPort`] asks these first.
+//! Not here: `/v2/…`, `/appname`, `/debug` and `/version`, which belong to Lainlet's API, and `/v1/keys` and
+//! `/v1/watch`, which belong to [`KeysHttp`]. [`HttpPort`] tries these first.
 
 use std::{
     convert::Infallible,
@@ -48,29 +50,29 @@ use crate::{
     view,
 };
 
-/// What the port is, for those who ask it for anything else.
+/// The description of the port in answers to requests for unknown paths.
 pub const ABOUT: &str = "This is etcd-relay's HTTP port: / (a page to look at), /metrics, /live, /ready, /debug/state, /v1/keys, /v1/watch.";
 
-/// What the operator's port needs to know.
+/// Everything that the operator's port shows.
 #[derive(Clone)]
 pub struct Admin {
     /// The process as a whole.
     pub inspect: Arc<dyn Inspect>,
     /// The connections of all ports.
     pub connections: Arc<Connections>,
-    /// Whose tokens those are that clients show.
+    /// The users of the tokens that clients send.
     pub users: Users,
-    /// Lainlet's views, where they are on.
+    /// Lainlet's views, if they are on.
     pub views: Option<view::Lainlet>,
-    /// Where etcd's API is, for those who come to the wrong port.
+    /// The address of etcd's API, for clients that use the wrong port.
     pub grpc_addr: SocketAddr,
     /// Who may read `/debug/state`.
     pub debug: Gate,
     /// Who may read `/metrics`.
     pub metrics: Gate,
-    /// When the process began.
+    /// When the process started.
     pub started: Instant,
-    /// Ends what never ends by itself.
+    /// Ends streams that do not end by themselves.
     pub stop: CancellationToken,
 }
 
@@ -81,7 +83,7 @@ impl fmt::Debug for Admin {
 }
 
 impl Admin {
-    /// The routes, without an answer for paths that are not there.
+    /// The routes, without the answer for unknown paths.
     pub fn router(self) -> Router {
         let metrics = Router::new().route("/metrics", get(async |State(admin): State<Self>| scrape(&*admin.inspect)));
         Router::new()
@@ -94,7 +96,7 @@ impl Admin {
     }
 }
 
-/// Serves a router on a port, before it perhaps Lainlet's API and the keys, and tells those who bring gRPC here where to go.
+/// Serves a router on a port, possibly after Lainlet's API and the keys, and tells gRPC clients which port to use.
 #[derive(Clone, Debug)]
 pub struct HttpPort {
     router: Router,
@@ -104,14 +106,15 @@ pub struct HttpPort {
 }
 
 impl HttpPort {
-    /// Adds the answer for paths that are not there: `about` says what is. `grpc_addr` is where etcd's API is.
+    /// Adds the answer for unknown paths, in which `about` describes the port. `grpc_addr` is the address of etcd's
+    /// API.
     #[must_use]
     pub fn new(router: Router, about: &'static str, grpc_addr: SocketAddr) -> Self {
         let router = router.fallback(move |uri: Uri| async move { other(&uri, about, grpc_addr) });
         Self { router, lainlet: None, keys: None, grpc_addr }
     }
 
-    /// A port where Lainlet's API and the keys are. It is the former's answer then that a path is not there.
+    /// A port with Lainlet's API and the keys. Lainlet's API then answers requests for unknown paths.
     #[must_use]
     pub fn with_keys(router: Router, lainlet: LainletHttp, keys: KeysHttp, grpc_addr: SocketAddr) -> Self {
         let router = router.fallback(async || (StatusCode::NOT_FOUND, lainlet::NO_SUCH_PATH));
@@ -124,7 +127,7 @@ impl HttpPort {
             self.grpc_addr
         ));
         let mut response = status.clone().into_http::<tonic::body::Body>().map(PortBody::Plain);
-        // Whoever is here by mistake may not read it with a gRPC client.
+        // A client that came here by mistake may not read it as gRPC.
         spell(response.headers_mut(), status.message());
         response
     }
@@ -157,14 +160,14 @@ impl hyper::service::Service<Request<RequestBody>> for HttpPort {
     }
 }
 
-/// What a port answers, boxed only where it must be waited for.
-#[expect(clippy::large_enum_variant, reason = "a box for the small variant's sake is what is to be spared")]
+/// The answer of a port, boxed only if it must be awaited.
+#[expect(clippy::large_enum_variant, reason = "boxing the large variant would cost an allocation per answer")]
 pub enum HttpAnswer {
     /// An answer of Lainlet's API.
     Lainlet(Answering),
-    /// Keys.
+    /// The keys.
     Keys(BoxFuture<'static, Response<KeysBody>>),
-    /// Any other.
+    /// Any other answer.
     Other(BoxFuture<'static, Result<Response<PortBody<HttpBody>>, Infallible>>),
 }
 

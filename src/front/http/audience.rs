@@ -1,8 +1,9 @@
 //! [`Audience`]: who may read an operator's path, by the address that the connection comes from.
 //!
-//! Not here: who may see the views, which are shown by more than an address; see `view::Trust`. Put around routes by the ports.
-//! Always holds: a page of elsewhere, in a browser on the relay's machine, reads nothing that is for trusted callers; a header never opens anything. One that a proxy adds closes what is for trusted callers: behind a proxy everyone has the
-//! proxy's address, which may well be this machine's.
+//! Access to the views depends on more than the address; see `view::Trust`. The ports put this check around routes.
+//! Always holds: a page from another site, in a browser on the relay's machine, cannot read what is for trusted
+//! callers. A header never grants access. A header that proxies add removes the access of trusted callers, since behind
+//! a proxy everyone has the proxy's address, which may well be this machine's.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -21,33 +22,33 @@ use crate::{front::listen::ClientAddr, view::Trust};
 pub enum Audience {
     /// Nobody's.
     Nobody,
-    /// Those from this machine, and from the networks that the operator named.
+    /// Those from this machine and from the operator's trusted networks.
     Trusted,
     /// Everyone's.
     Any,
 }
 
-/// Answers 403 to all but an audience.
+/// Answers 403 to everyone outside an audience.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// Who is let through.
+    /// Who may pass.
     pub audience: Audience,
-    /// Who is trusted.
+    /// Which addresses are trusted.
     pub trust: Arc<Trust>,
-    /// The flag that says who is let through.
+    /// The flag that sets the audience.
     pub flag: &'static str,
 }
 
-/// What proxies tell of those whom they ask for.
+/// Headers that proxies add about their clients.
 const OF_PROXIES: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 impl Gate {
-    /// Puts the gate before each route of a router.
+    /// Puts the gate in front of each route of a router.
     pub fn before<S: Clone + Send + Sync + 'static>(self, router: Router<S>) -> Router<S> {
         router.route_layer(middleware::from_fn_with_state(self, pass))
     }
 
-    /// Why a request is refused, if it is, and what to do about it.
+    /// The reason to refuse a request, and how the user can get access; `None` if it may pass.
     pub(super) fn refusal(&self, path: &str, client: Option<ClientAddr>, headers: &HeaderMap) -> Option<String> {
         let Self { flag, .. } = self;
         match self.audience {
@@ -55,29 +56,27 @@ impl Gate {
             Audience::Nobody => Some(format!("{path} is closed by {flag} nobody.\n")),
             Audience::Trusted => {
                 let Some(ClientAddr(peer)) = client else {
-                    return Some(format!(
-                        "{path} is only for callers with an address; {flag} any opens it to everyone.\n"
-                    ));
+                    return Some(format!("{path} needs a caller with an address; {flag} any opens it to everyone.\n"));
                 };
                 let addr = peer.ip().to_canonical();
                 if !self.trust.names(addr) {
                     return Some(format!(
-                        "{path} is for 127.0.0.1, ::1, --node-ip and each --trusted-net; you come from {addr}. Ask from one of them, \
-                         name your network with --trusted-net, which opens Lainlet's views to it too, or open {path} to everyone with \
-                         {flag} any.\n"
+                        "{path} is for 127.0.0.1, ::1, --node-ip and each --trusted-net; your address is {addr}. Send \
+                         the request from an allowed address, add your network with --trusted-net, which also opens \
+                         Lainlet's views to it, or open {path} to everyone with {flag} any.\n"
                     ));
                 }
                 let proxy = OF_PROXIES.into_iter().find(|name| headers.contains_key(*name))?;
                 Some(format!(
-                    "This request came through a proxy (it has the header {proxy}), so the relay cannot know who asks. Ask the relay's port \
-                     itself, or open {path} to everyone with {flag} any.\n"
+                    "This request came through a proxy (it has the header {proxy}), so the relay cannot tell who sent \
+                     it. Send it to the relay's port directly, or open {path} to everyone with {flag} any.\n"
                 ))
             }
         }
     }
 
-    /// Why a request that comes from this machine is not this machine's word. A page of elsewhere may have a name that leads to 127.0.0.1, and then its
-    /// browser takes the relay for where the page is from.
+    /// The reason to refuse a request from this machine because of the name that it uses. A page from another site can
+    /// have a name that resolves to 127.0.0.1. Its browser then takes the relay for the page's own site.
     pub(super) fn borrowed_name(&self, uri: &Uri, headers: &HeaderMap, client: Option<ClientAddr>) -> Option<String> {
         let is_local = client.is_some_and(|ClientAddr(peer)| peer.ip().to_canonical().is_loopback());
         if self.audience != Audience::Trusted || !is_local {
@@ -87,8 +86,8 @@ impl Gate {
         let named = uri.authority().map(|authority| authority.as_str()).or(host.as_deref())?;
         (!is_own_name(named)).then(|| {
             format!(
-                "This request is for {named:?}, a name that anyone can have lead to this machine. Ask for localhost or for an address, or open {} to \
-                 everyone with {} any.\n",
+                "This request uses the name {named:?}, which anyone could make resolve to this machine. Use localhost \
+                 or an address, or open {} to everyone with {} any.\n",
                 uri.path(),
                 self.flag,
             )
@@ -96,7 +95,7 @@ impl Gate {
     }
 }
 
-/// Whether nobody else can give this name, with or without a port, to what is theirs.
+/// Whether no other site can use this name, with or without a port.
 fn is_own_name(named: &str) -> bool {
     let host = named.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
     let Some(host) = host else { return false };
@@ -184,7 +183,7 @@ mod tests {
             let text = refused(&gate, "/debug/state", from).expect("refused");
             assert!(text.contains("evil.example:9001") && text.contains("--debug-from any"), "{text}");
         }
-        // Over HTTP/2 the name is in the request itself. Who comes from elsewhere asks by whatever name the relay has there.
+        // Over HTTP/2 the name is in the request itself. Callers from elsewhere may use any name of the relay.
         assert_eq!(refused(&gate, "http://localhost:9001/debug/state", "127.0.0.1:1"), None);
         assert_eq!(refused(&gate, "/debug/state", "10.0.0.1:1"), None);
         gate.audience = Audience::Any;

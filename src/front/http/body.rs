@@ -1,6 +1,6 @@
-//! [`HttpBody`]: what the HTTP port's own handlers answer with.
+//! [`HttpBody`]: the body of answers from the HTTP port's own handlers.
 //!
-//! Always holds: as in `front::body`, buffers reach the connection as they are.
+//! Always holds: buffers reach the connection as they are, like in `front::body`.
 
 use std::{
     convert::Infallible,

@@ -1,8 +1,9 @@
-//! [`KeysHttp`]: any part of the key space over plain HTTP: `/v1/keys` lists it as JSON, `/v1/watch` follows it as server-sent events.
+//! [`KeysHttp`]: any part of the key space over plain HTTP: `/v1/keys` lists it as JSON, `/v1/watch` follows it as
+//! server-sent events.
 //!
-//! docs/http-api.md has the wire format. Reads take the way of a `Range` over gRPC, watches that of a watch stream: the same feeds, the same permission,
-//! the same queue. Not here: Lainlet's views, see `lainlet`. Called by `HttpPort` before any other route.
-//! Always holds: all that is wrong with a request is found out before the head of its answer is sent.
+//! docs/http-api.md describes the format. Reads and watches take the same path as over gRPC, with the same feeds,
+//! permissions and queues. Lainlet's views are in `lainlet`. `HttpPort` tries these paths before any other route.
+//! Always holds: every error of a request is found before the head of its answer is sent.
 
 mod begin;
 mod caller;
@@ -55,7 +56,7 @@ const JSON_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS_TYPE: HeaderValue = HeaderValue::from_static("text/event-stream");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// What the keys' paths are made of.
+/// The parts that the keys' paths need.
 #[derive(Debug)]
 pub struct KeysParts {
     /// Watches, and the feeds that reads are answered from.
@@ -64,13 +65,13 @@ pub struct KeysParts {
     pub streams: Streams,
     /// Where sessions run.
     pub tasks: TaskTracker,
-    /// Calls that are not answered from memory.
+    /// Answers calls that memory cannot answer.
     pub forward: GrpcService,
-    /// Who is answered where etcd has no users.
+    /// Who may read while etcd's authentication is off.
     pub gate: Gate,
     /// Which pages may read the answers.
     pub cors: Cors,
-    /// Ends streams that came over no connection.
+    /// Ends streams that did not come over a connection.
     pub stop: CancellationToken,
 }
 
@@ -93,7 +94,7 @@ struct Shared {
 }
 
 impl KeysHttp {
-    /// Answers from these parts.
+    /// Creates the handler from its parts.
     #[must_use]
     pub fn new(parts: KeysParts) -> Self {
         let KeysParts { sessions, streams, tasks, forward, gate, cors, stop } = parts;
@@ -153,13 +154,13 @@ impl KeysHttp {
         if is_head { response.map(|_| KeysBody::whole(Pieces::default())) } else { response }
     }
 
-    /// Answers a client that may be answered.
+    /// Answers a request whose client is admitted.
     async fn admitted(&self, path: KeysPath, parts: &mut Parts) -> Result<Response<KeysBody>, Failure> {
         let callers = &self.shared.callers;
         let credentials = parts.headers.get(header::AUTHORIZATION).cloned();
         callers.admit(parts).await?;
         let answered = self.read(path, parts).await;
-        // The token may be one that etcd has forgotten, and the password still be right.
+        // etcd may have forgotten the token while the password is still right.
         let is_unknown = matches!(&answered, Err(failure) if failure.status == StatusCode::UNAUTHORIZED);
         if is_unknown && callers.forget(credentials.as_ref()) {
             if let Some(credentials) = credentials {
@@ -189,7 +190,7 @@ impl KeysHttp {
         let opened = watching.clone().open(watching.wanted()).await?;
         let mut response = Response::new(KeysBody::Watch(Box::new(WatchEvents::new(watching, opened))));
         response.headers_mut().insert(header::CONTENT_TYPE, EVENTS_TYPE);
-        // Proxies must not wait for more before they pass an event on.
+        // Tells proxies to pass each event on at once.
         response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
         if parts.version < Version::HTTP_2 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -208,6 +209,6 @@ fn empty(status: StatusCode) -> Response<KeysBody> {
 fn wrong_method(method: &Method) -> Failure {
     Failure::new(
         StatusCode::METHOD_NOT_ALLOWED,
-        format!("{method} is not possible here: these paths only read, by GET"),
+        format!("{method} is not allowed here: these paths are read-only, use GET"),
     )
 }

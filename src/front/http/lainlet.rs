@@ -2,20 +2,20 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/v2/…` | a view; with `watch=` as a stream of server-sent events |
-//! | `/appname` | whose an address is |
+//! | `/v2/…` | a view; with `watch=` a stream of server-sent events |
+//! | `/appname` | the application that an address belongs to |
 //! | `/debug` | the state behind the views |
-//! | `/version` | Lainlet's version that this stands in for |
+//! | `/version` | the version of Lainlet that this API replaces |
 //!
-//! Not here: what is shown to whom, see `crate::view`; the same views over gRPC, see `front::grpc`. Called by `HttpPort` before any
-//! other route. Always holds:
-//! - an answer that needs no waiting is made at once, without a task, a box or a router;
-//! - all that can be wrong with a watch is found out before its head is sent; what is wrong is its one event, as clients look at
-//!   events alone;
-//! - of a reply nothing is copied: its bytes are those that all who get it share.
+//! What a client may see is decided in `crate::view`; the same views over gRPC are in `front::grpc`. `HttpPort` tries
+//! these paths before any other route. Always holds:
+//! - an answer that need not wait is made at once, without a task, a box or a router;
+//! - every error of a watch is found before its head is sent. The error is then the only event, since clients read only
+//!   events;
+//! - replies are not copied: all clients get the same bytes.
 //!
-//! Beyond Lainlet: `min_revision=`, `nodename=` for a view of one node, and `X-Etcd-Index`, the revision up to which a reply, or a
-//! stream's first, reflects every change.
+//! Additions to Lainlet's API: `min_revision=`, `nodename=` for views of one node, and `X-Etcd-Index`, the revision up
+//! to which a reply, or a stream's first reply, reflects all changes.
 
 mod body;
 mod counted;
@@ -57,7 +57,7 @@ use crate::{
 static X_ETCD_INDEX: HeaderName = HeaderName::from_static("x-etcd-index");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-/// In seconds. What was not there within the relay's patience may be there any moment.
+/// In seconds. What was missing when the relay's patience ended may be there at any moment.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// See the module. Cloned for each connection.
@@ -68,34 +68,34 @@ pub struct LainletHttp {
     stop: CancellationToken,
 }
 
-/// What a path of Lainlet's API asks for.
+/// The meaning of a path in Lainlet's API.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Route {
     View(&'static Spec),
     AppName,
     Debug,
     Version,
-    /// Any of these, where there are no views.
+    /// Any of these paths, if there are no views.
     Off,
 }
 
-/// What of a request counts.
+/// The parts of a request that matter.
 #[derive(Debug)]
 struct Asked {
     route: Route,
     uri: Uri,
     caller: Viewer,
     version: Version,
-    /// Its connection is asked to leave.
+    /// Cancelled when its connection is asked to leave.
     leave: CancellationToken,
 }
 
-/// An answer that is there, or will be.
-#[expect(clippy::large_enum_variant, reason = "a box for the small variant's sake is what is to be spared")]
+/// An answer that is ready, or will be.
+#[expect(clippy::large_enum_variant, reason = "boxing the large variant would cost an allocation per answer")]
 pub enum Answering {
-    /// Taken when it is first asked for.
+    /// Ready; taken at the first poll.
     Now(Option<Response<LainletBody>>),
-    /// It waits for something.
+    /// Waiting for something.
     Later(BoxFuture<'static, Response<LainletBody>>),
 }
 
@@ -123,13 +123,14 @@ impl fmt::Debug for Answering {
 }
 
 impl LainletHttp {
-    /// Answers from `views`; without them says that there are none. Streams end when their connection is asked to leave, or with `stop`.
+    /// Answers from `views`; without them, says that there are none. Streams end when their connection is asked to
+    /// leave, or with `stop`.
     #[must_use]
     pub fn new(views: Option<Lainlet>, stop: CancellationToken) -> Self {
         Self { views, in_progress: Arc::default(), stop }
     }
 
-    /// What is at a path. One slash at its end makes no difference.
+    /// What is at a path. A single slash at the end makes no difference.
     pub(super) fn route(&self, path: &str) -> Option<Route> {
         let path = if path.contains('%') { Cow::Owned(query::unescape_path(path)?) } else { Cow::Borrowed(path) };
         let path = path.strip_suffix('/').unwrap_or(&path);
@@ -162,7 +163,7 @@ impl LainletHttp {
         let caller = self.views.as_ref().map_or(Viewer::at(addr), viewer);
         let asked = Asked { route, uri: parts.uri, caller, version: parts.version, leave };
         let finish = move |response| if is_head { without_body(response) } else { response };
-        // Most views are at hand, and nothing is lost by asking again for one that is not.
+        // Most views are ready, and trying first costs nothing for the others.
         if let Some(response) = self.answer(&asked).now_or_never() {
             return Answering::now(finish(response));
         }
@@ -215,7 +216,7 @@ impl LainletHttp {
                 return stream_of(asked.version, LainletBody::whole(sse::error(&failure.text)), None);
             }
         };
-        // The first is at hand, unless the view has just failed.
+        // The first version is ready, unless the view has just failed.
         let Some(first) = subscription.next().await else {
             counted::answered(Answer::NotReady);
             return stream_of(asked.version, LainletBody::whole(sse::error(sse::READ_ANEW)), None);
@@ -236,10 +237,10 @@ impl LainletHttp {
     }
 }
 
-/// What is said of a path that is nobody's.
+/// The answer for unknown paths.
 pub(super) const NO_SUCH_PATH: &str = "404 not found";
 const OFF: &str = "etcd-relay: Lainlet's views are off (--lainlet off)";
-/// Lainlet's words, whichever of its paths was asked.
+/// Lainlet's text, for any of its paths.
 const NO_WATCH: &str = "/localspecquery do not support watch action";
 
 async fn app_name(views: &Lainlet, asked: &Asked) -> Response<LainletBody> {
@@ -303,7 +304,7 @@ impl Failure {
     }
 }
 
-/// An answer in Lainlet's content type, which is the same for JSON.
+/// An answer in Lainlet's content type, which it also uses for JSON.
 fn text(status: StatusCode, body: impl Into<Pieces>) -> Response<LainletBody> {
     let mut response = Response::new(LainletBody::whole(body.into()));
     *response.status_mut() = status;
@@ -311,7 +312,7 @@ fn text(status: StatusCode, body: impl Into<Pieces>) -> Response<LainletBody> {
     response
 }
 
-/// The head of a stream, which says nothing of what is wrong.
+/// The head of a stream. It is the same if the stream contains only an error.
 fn stream_of(version: Version, body: LainletBody, revision: Option<Revision>) -> Response<LainletBody> {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, EVENTS);
@@ -330,14 +331,14 @@ fn put_revision(response: &mut Response<LainletBody>, revision: Revision) {
     response.headers_mut().insert(X_ETCD_INDEX.clone(), HeaderValue::from(revision.get()));
 }
 
-/// The answer for a path that is Lainlet's, asked with another method than GET and HEAD.
+/// The answer to methods other than GET and HEAD on Lainlet's paths.
 fn wrong_method() -> Response<LainletBody> {
     let mut response = text(StatusCode::NOT_FOUND, "404 page not found\n");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-/// The answer to HEAD where GET has this one.
+/// The answer to HEAD, made from the one to GET.
 fn without_body(mut response: Response<LainletBody>) -> Response<LainletBody> {
     if response.extensions_mut().remove::<Lasting>().is_none() {
         let length = http_body::Body::size_hint(response.body()).exact().unwrap_or_default();
@@ -346,7 +347,7 @@ fn without_body(mut response: Response<LainletBody>) -> Response<LainletBody> {
     response.map(|_| LainletBody::whole(Pieces::default()))
 }
 
-/// A request that is being answered, or an open stream, as long as it lives.
+/// Counts a request or an open stream while it exists.
 #[derive(Debug)]
 struct InProgress(Arc<AtomicUsize>);
 

@@ -1,11 +1,11 @@
-//! What an etcd member answers over plain HTTP on its client port, for clients and probes that expect it there.
+//! What an etcd member answers over plain HTTP on its client port, for clients and probes that rely on it.
 //!
 //! | path | answer |
 //! |---|---|
 //! | GET /health | `{"health":"true","reason":""}`, or status 503 with `"false"` and the reason |
-//! | GET /version | the upstream's versions, so that clients choose features by them; 503 while unknown |
-//! | GET /metrics | Prometheus text, for those whom `--metrics-from` names |
-//! | GET /proxy/health, /proxy/metrics | the same, where etcd's grpc-proxy has its own |
+//! | GET /version | the upstream's versions, from which clients derive its features; 503 while unknown |
+//! | GET /metrics | Prometheus text, for the callers that `--metrics-from` allows |
+//! | GET /proxy/health, /proxy/metrics | the same, at the paths of etcd's grpc-proxy |
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use http::{StatusCode, Uri, header};
 use super::{audience::Gate, not_found, scrape};
 use crate::front::Inspect;
 
-/// The router for requests on the gRPC port that are not gRPC. `metrics` says who may read those.
+/// The router for requests on the gRPC port that are not gRPC. `metrics` decides who may read the metrics.
 pub fn router(inspect: Arc<dyn Inspect>, metrics: Gate) -> Router {
     let gated = Router::new().route("/metrics", get(shown)).route("/proxy/metrics", get(shown));
     Router::new()
@@ -56,7 +56,7 @@ async fn shown(State(inspect): State<Arc<dyn Inspect>>) -> Response {
 async fn other(uri: Uri) -> Response {
     not_found(format!(
         "No {} here. This is etcd-relay's port for etcd's v3 API over gRPC (content type application/grpc, HTTP/2); \
-         over plain HTTP it answers /v3/... (as etcd's JSON gateway does), /health, /version and /metrics.\n",
+         over plain HTTP it serves /v3/... (like etcd's JSON gateway), /health, /version and /metrics.\n",
         uri.path()
     ))
 }

@@ -1,4 +1,5 @@
-//! A port for metrics and health alone, as etcd's `--listen-metrics-urls` and grpc-proxy's `--metrics-addr`: for Prometheus and for probes.
+//! A port for metrics and health alone, like etcd's `--listen-metrics-urls` and grpc-proxy's `--metrics-addr`: for
+//! Prometheus and probes.
 //!
 //! | path | answer |
 //! |---|---|
@@ -6,7 +7,8 @@
 //! | GET /health, /proxy/health | as on a member's client port |
 //! | GET /live, /ready | as on the operator's port |
 //!
-//! Not here: views and `/debug/state`. Whoever reaches the port may ask: it has an address of its own so that a network can decide that.
+//! Views and `/debug/state` are not served here. Everyone who can reach the port may read it: it has an address of its
+//! own, so that the network can control access.
 
 use std::sync::Arc;
 
@@ -15,10 +17,10 @@ use axum::{Router, extract::State, routing::get};
 use super::{LIVE, health, ready, scrape};
 use crate::front::Inspect;
 
-/// What the port is, for those who ask it for anything else.
+/// The description of the port in answers to requests for unknown paths.
 pub const ABOUT: &str = "This is etcd-relay's port for metrics: /metrics, /health, /live, /ready.";
 
-/// The routes, without an answer for paths that are not there.
+/// The routes, without the answer for unknown paths.
 pub fn router(inspect: Arc<dyn Inspect>) -> Router {
     let shown = async |State(inspect): State<Arc<dyn Inspect>>| scrape(&*inspect);
     let healthy = async |State(inspect): State<Arc<dyn Inspect>>| health(&*inspect);

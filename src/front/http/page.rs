@@ -1,13 +1,14 @@
-//! The page at `/`: what `/debug/state` tells, as something to look at; with a browser of keys and of Lainlet's views.
+//! The page at `/`: shows the content of `/debug/state`, and lets users browse keys and Lainlet's views.
 //!
 //! | path | answer |
 //! |---|---|
 //! | GET / | the page |
 //! | GET /page/… | its style and its scripts |
 //!
-//! Not here: data. The page is the same for everyone; it reads `/debug/state`, `/v1/…` and `/v2/…` as its user's browser may, and says so where it may not.
-//! Called by `admin`. Always holds: what is answered was compiled in, so no path leads to a file; a browser asks nothing of any other address, and
-//! runs no script but these (see [`POLICY`]); one that has an answer already is told so without it.
+//! The page has no data of its own and is the same for everyone. It reads `/debug/state`, `/v1/…` and `/v2/…` with the
+//! rights of its user's browser, and reports what it may not read. Called by `admin`. Always holds: all files are
+//! compiled in, so no path leads to the file system. The browser loads nothing from other addresses and runs no other
+//! scripts (see [`POLICY`]). A browser that has the current version is told so without sending it again.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -18,7 +19,8 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-/// What the browser may load for the page: its own files, and data from the relay. Nothing else, whatever a key or a value has in it.
+/// What the browser may load for the page: its own files, and data from the relay. Nothing else, whatever keys and
+/// values contain.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
      frame-ancestors 'none'",
@@ -65,7 +67,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     })
 }
 
-/// Names a content: the same for each relay that has it.
+/// A tag for a content. It is the same in every relay with that content.
 fn tag(content: &str) -> HeaderValue {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
@@ -76,7 +78,7 @@ fn answer(asset: &Asset, tag: &HeaderValue, asked: &HeaderMap) -> Response {
     let headers: [(HeaderName, HeaderValue); 6] = [
         (header::CONTENT_TYPE, HeaderValue::from_static(asset.content_type)),
         (header::ETAG, tag.clone()),
-        // A browser asks each time whether it is still this: the page must fit the relay that it shows.
+        // The browser checks each time whether its copy is current, because the page must fit the relay.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -88,7 +90,7 @@ fn answer(asset: &Asset, tag: &HeaderValue, asked: &HeaderMap) -> Response {
     (headers, asset.content).into_response()
 }
 
-/// Whether the client says that it has this.
+/// Whether the client already has this content.
 fn has(asked: &HeaderMap, tag: &HeaderValue) -> bool {
     let listed = asked.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
     let mut tags = listed.flat_map(|value| value.split(',')).map(str::trim);
@@ -139,7 +141,8 @@ mod tests {
         }
     }
 
-    /// A page that works on its author's machine may still want the network, or a script that the policy does not let run.
+    /// A page that works on its author's machine may still need the network, or a script that the policy does not
+    /// allow.
     #[test]
     fn the_page_wants_nothing_but_its_own_files() {
         let own = |target: &str| {

@@ -1,25 +1,25 @@
-//! Pages of a list that may have any number of rows: after a row, up to a number of rows and of bytes.
+//! Pages of lists of any length, limited by a number of rows and of bytes.
 //!
-//! Not here: the lists. Used by `state`. Always holds: rows come in the order of their numbers, so pages that follow each other show each row
-//! that is there all the time once, whatever comes and goes meanwhile; a list is asked for [`STEP`] rows at a time, with room for others
-//! between.
+//! The lists themselves are elsewhere; `state` uses this. Always holds: rows are in the order of their numbers, so
+//! successive pages show each row that exists all the time exactly once. A list is read [`STEP`] rows at a time, and
+//! other tasks run in between.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Most rows of a page, and how many it has where nothing is said.
+/// Most rows of a page, which is also the default.
 pub(super) const MOST_ROWS: usize = 1_000;
-/// A page ends with the row that makes it as long as this.
+/// A page ends with the row that makes it this long.
 pub(super) const PAGE_BYTES: usize = 512 << 10;
-/// Rows that are asked for at a time.
+/// Rows that are read at a time.
 const STEP: usize = 64;
-/// Rows that an answer looks at where not all of them are shown.
+/// Most rows that an answer reads if not all of them are shown.
 const MOST_LOOKED_AT: usize = 10_000;
 
-/// Which part of a list is asked for, in a query.
+/// The requested part of a list, from a query.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(super) struct Asked {
-    /// The number of the row that it begins after.
+    /// The page begins after the row with this number.
     #[serde(default)]
     pub(super) after: u64,
     pub(super) limit: Option<usize>,
@@ -29,13 +29,14 @@ pub(super) struct Asked {
 #[derive(Debug, Default)]
 pub(super) struct Page {
     rows: Vec<Value>,
-    /// The number of its last row, where more rows follow.
+    /// The number of its last row, if more rows follow.
     rest_after: Option<u64>,
     limit: usize,
 }
 
 impl Asked {
-    /// Whether it can be answered; if not, what to ask instead. `name` is that of the parameter with the limit, which is `least` or more.
+    /// Checks the request. The error tells what to use instead. `name` is the parameter of the limit, which must be at
+    /// least `least`.
     pub(super) fn check(&self, name: &str, least: usize) -> Result<(), String> {
         match self.limit {
             Some(limit) if !(least..=MOST_ROWS).contains(&limit) => Err(format!(
@@ -45,14 +46,14 @@ impl Asked {
         }
     }
 
-    /// Reads the page. `rows` gives the first rows of the list after a number, as many as asked for or all there are, `None` for one that is not to
-    /// be shown.
+    /// Reads the page. `rows` returns the first rows after a number, up to the given count, with `None` for each row
+    /// that is not shown.
     pub(super) async fn read(self, mut rows: impl FnMut(u64, usize) -> Vec<(u64, Option<Value>)>) -> Page {
         let limit = self.limit.unwrap_or(MOST_ROWS);
         let mut page = Page { limit, ..Page::default() };
         let (mut last, mut bytes, mut looked_at) = (self.after, 0, 0);
         loop {
-            // One more than there is room for tells whether there are more. Of those that are looked through, few may be shown.
+            // One row more than fits shows whether there are more. In a search, few of the rows may be shown.
             let left = limit + 1 - page.rows.len();
             let wanted = if looked_at > page.rows.len() { STEP } else { STEP.min(left) };
             let step = rows(last, wanted);
@@ -84,9 +85,9 @@ impl Asked {
 }
 
 impl Page {
-    /// The rows, and where the next ones are, as fields of a JSON object. `more` is what the query of the next page has besides, or nothing.
+    /// The rows and the path of the next page, as fields of a JSON object. `more` is the rest of the next page's query.
     pub(super) fn fields(self, name: &str, next: &str, path: &str, more: &str) -> [(String, Value); 2] {
-        // A list that shows no row leads to its beginning.
+        // For a list without rows, the next page is its beginning.
         let limit = if self.limit == 0 { MOST_ROWS } else { self.limit };
         let link = self.rest_after.map(|after| format!("{path}?after={after}&limit={limit}{more}"));
         [(name.to_owned(), self.rows.into()), (next.to_owned(), link.into())]
@@ -109,7 +110,7 @@ mod tests {
         let mut looked_at = 0;
         let page = asked
             .read(|after, most| {
-                assert!(most <= STEP, "{most} rows in one go");
+                assert!(most <= STEP, "{most} rows at once");
                 let rows = list.range(after + 1..).take(most);
                 let rows: Vec<_> =
                     rows.map(|(number, size)| (*number, json!({ "id": number, "text": "x".repeat(*size) }))).collect();
@@ -128,7 +129,7 @@ mod tests {
             let (rows, rest, _) = read(asked(after, 70), &list).await;
             seen.extend(rows);
             let Some(rest) = rest else { break };
-            // The row that the next page begins after goes as well.
+            // The row that the next page begins after disappears as well.
             list.remove(&rest);
             list.insert(next_new, 1);
             next_new += 3;
@@ -145,7 +146,7 @@ mod tests {
         let (rows, rest, looked_at) = read(asked(0, 500), &list).await;
         assert_eq!((rows.len(), rest, looked_at), (500, Some(500), 501));
         let (rows, rest, _) = read(asked(99_500, 500), &list).await;
-        assert_eq!((rows.len(), rest), (500, None), "no next page where nothing is left");
+        assert_eq!((rows.len(), rest), (500, None), "no next page at the end of the list");
     }
 
     #[tokio::test]
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!((rows.len(), rest), (3, Some(3)));
         let list: BTreeMap<u64, usize> = (1..=3).map(|number| (number, PAGE_BYTES * 2)).collect();
         let (rows, rest, _) = read(asked(1, 1_000), &list).await;
-        assert_eq!((rows, rest), (vec![2], Some(2)), "one row that is too large for a page is a page");
+        assert_eq!((rows, rest), (vec![2], Some(2)), "a row that is too large for a page is a page of its own");
     }
 
     #[tokio::test]
@@ -166,7 +167,7 @@ mod tests {
             let mut looked_at = 0;
             let page = asked(after, 10)
                 .read(|after, most| {
-                    assert!(most <= STEP, "{most} rows in one go");
+                    assert!(most <= STEP, "{most} rows at once");
                     let rows: Vec<_> = (after + 1..=all).take(most).collect();
                     looked_at += rows.len();
                     rows.into_iter().map(|number| (number, (number % 9_000 == 0).then(|| json!(number)))).collect()

@@ -1,19 +1,22 @@
-//! `/debug/state`: the process, its feeds, its connections and what they watch, as JSON. Its form is in `docs/debug-state.schema.json`.
+//! `/debug/state`: the process, its feeds, its connections and what they watch, as JSON. The format is in
+//! `docs/debug-state.schema.json`.
 //!
 //! | path | answer |
 //! |---|---|
 //! | GET /debug/state | the process, its first feeds and connections |
 //! | GET /debug/state?watch=1s | the same every second, as server-sent events |
-//! | GET /debug/state/feeds, /debug/state/connections | a page of these, in the order in which they were opened |
+//! | GET /debug/state/feeds, /debug/state/connections | a page of the feeds or connections, in the order in which they
+//! were opened |
 //! | GET /debug/state/connections/ID/streams | a page of the watch streams of a connection |
 //! | GET /debug/state/connections/ID/streams/NUMBER/watches | a page of the watches of a stream |
-//! | GET /debug/state/views | the paths of Lainlet's views, where they are on |
+//! | GET /debug/state/views | the paths of Lainlet's views, if they are on |
 //!
-//! Pages take `limit` and `after`; where more follows, an answer has the path of the next one. The lists of `/debug/state` itself take these as
-//! `feeds`, `feeds_after`, `connections` and `connections_after`. Connections can be searched (`find`, `behind`).
-//! Not here: who may read it, see `audience`; what a row has, see [`rows`]. Called by `admin`.
-//! Always holds: an answer has a bounded length and looks at a bounded number of rows, and no lock is held for longer than a few of them, whatever clients
-//! do; a reader that is slow is told the newest state when it reads on, and nothing of what it missed.
+//! Pages take `limit` and `after`; if more rows follow, an answer contains the path of the next page. For the lists of
+//! `/debug/state` itself, these are called `feeds`, `feeds_after`, `connections` and `connections_after`. Connections
+//! can be searched (`find`, `behind`). Who may read it is decided in `audience`; the content of rows is in [`rows`].
+//! Called by `admin`. Always holds: an answer has a bounded length and reads a bounded number of rows, and no lock is
+//! held for more than a few of them. A slow reader gets the newest state when it reads again, and nothing of what it
+//! missed.
 
 mod rows;
 
@@ -47,9 +50,9 @@ use crate::{
     telemetry::{delivered::Delivered, process::Usage},
 };
 
-/// Reasons for not being ready that are shown; `/ready` has all of them.
+/// Most reasons for not being ready that are shown; `/ready` has all of them.
 const SHOWN_REASONS: usize = 100;
-/// Shortest time between states: each walks over feeds and connections.
+/// Shortest time between two states, since each one reads feeds and connections.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 const FEEDS: &str = "/debug/state/feeds";
@@ -66,11 +69,11 @@ pub(super) fn router() -> Router<Admin> {
         .route(&format!("{CONNECTIONS}/{{id}}/streams/{{number}}/watches"), get(watches))
 }
 
-/// What of the state is asked for.
+/// The requested part of the state.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct StateQuery {
-    /// Time between answers; one answer without it.
+    /// Time between answers; without it there is a single answer.
     watch: Option<String>,
     after: Option<u64>,
     limit: Option<usize>,
@@ -83,7 +86,7 @@ struct StateQuery {
     behind: bool,
 }
 
-/// Which part of each list is asked for.
+/// The requested part of each list.
 #[derive(Clone, Debug)]
 struct Parts {
     feeds: Asked,
@@ -95,7 +98,8 @@ impl StateQuery {
     fn parts(&mut self) -> Result<Parts, String> {
         if self.after.is_some() || self.limit.is_some() {
             return Err(format!(
-                "/debug/state has two lists: feeds=, feeds_after=, connections= and connections_after= say which part of them it has; {FEEDS} \
+                "/debug/state has two lists: feeds=, feeds_after=, connections= and connections_after= select the part \
+                 of each; {FEEDS} \
                  and {CONNECTIONS} take after= and limit=\n"
             ));
         }
@@ -119,12 +123,17 @@ async fn state(
     let Some(every) = query.watch else { return Json(describe(&admin, &parts).await).into_response() };
     let every = match humantime::parse_duration(&every) {
         Ok(every) if every >= LEAST_INTERVAL => every,
-        _ => return refused(format!("watch={every} is not a time of at least {LEAST_INTERVAL:?}, such as 1s\n")),
+        _ => {
+            return refused(format!(
+                "watch={every} is not valid; use a time of at least {LEAST_INTERVAL:?}, such as \
+            1s\n"
+            ));
+        }
     };
     let stop = admin.stop.clone();
     let leave = leave.map_or_else(CancellationToken::new, |Extension(leave)| leave);
     let stop = async move {
-        // Cancel safe, both.
+        // Both branches are cancel safe.
         tokio::select! {
             () = stop.cancelled() => {}
             () = leave.cancelled() => {}
@@ -179,7 +188,7 @@ async fn feeds(State(admin): State<Admin>, Query(asked): Query<Asked>) -> Respon
     answer(asked, page_of_feeds(&admin, asked), "feeds", FEEDS, "").await
 }
 
-/// A page of connections, or of those that are sought.
+/// A page of connections, possibly of a search.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ConnectionsQuery {
@@ -219,13 +228,13 @@ async fn watches(
     let id = ConnectionId(id);
     if admin.inspect.watches_after(id, number, 0, 0).is_none() {
         return not_found(format!(
-            "Connection {} has no open watch stream {number}; {} lists those that it has.\n",
+            "Connection {} has no open watch stream {number}; {} lists its open streams.\n",
             id.0,
             streams_of(id)
         ));
     }
     let rows = |after, most| {
-        // A stream that has ended meanwhile has no more watches.
+        // A stream that has ended meanwhile has no watches left.
         let watches = admin.inspect.watches_after(id, number, after, most).unwrap_or_default().into_iter();
         watches.map(|watch| (watch.number, Some(json!(watch)))).collect()
     };

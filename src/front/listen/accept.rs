@@ -1,7 +1,6 @@
-//! The accept loops of a port, one for each of its addresses: where connections come from. TCP is known here, and by `secure`, which
-//! begins TLS on it, and nowhere below.
+//! The accept loops of a port, one per address. Only this file and `secure`, which starts TLS, deal with TCP.
 //!
-//! Not here: what happens on a connection, see `serve`. Always holds: an error of one connection does not end the loop.
+//! Serving a connection is in `serve`. Always holds: an error of one connection does not end the loop.
 
 use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -22,11 +21,12 @@ use crate::{
     tls,
 };
 
-/// Pause after the system refused a connection, such as for too many open files: others must close first.
+/// Pause after a system error such as too many open files: other connections must close first.
 const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
 
 impl Bound {
-    /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. See [`Server::new`] for `service`.
+    /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. See [`Server::new`]
+    /// for `service`.
     pub async fn serve<S, B>(self, service: S, stop: Stop)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -48,14 +48,14 @@ impl Bound {
     }
 }
 
-/// What is said of a port in the log.
+/// The description of a port in the log.
 #[derive(Clone, Copy)]
 struct Terms {
     port: Port,
     limit: NonZeroUsize,
 }
 
-/// Accepts at one address until the port stops.
+/// Accepts connections at one address until the port stops.
 async fn accept<S, B>(
     listener: TcpListener,
     tls: Option<tls::Server>,
@@ -84,7 +84,7 @@ async fn accept<S, B>(
             Err(error) => {
                 counter!(names::ACCEPT_ERRORS, Port::LABEL => port.as_str()).increment(1);
                 if troubles.may_log() {
-                    tracing::error!(port = port.as_str(), %error, "Cannot accept connections; raise the limit of open files or lower --max-connections");
+                    tracing::error!(port = port.as_str(), %error, "Cannot accept connections; raise the limit on open files or lower --max-connections");
                 }
                 tokio::select! {
                     () = stop.accept.cancelled() => break,
@@ -107,7 +107,7 @@ async fn accept<S, B>(
     }
 }
 
-/// Whether an error of `accept` concerns only the connection that was about to be accepted.
+/// Whether an error of `accept` concerns only the connection that was being accepted.
 fn is_the_peers(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,7 +1,7 @@
-//! How many connections each client has on a port, so that none can take all of them.
+//! Counts the connections of each client on a port, so that no client can take all of them.
 //!
-//! Not here: who a client is, see [`ClientKey`]: an address, so clients behind one are one. Always holds: there is an entry for each client
-//! with a connection and for no other; without a limit nothing is counted.
+//! A client is a [`ClientKey`], which is an address, so clients behind one address count as one. Always holds: there is
+//! an entry for each client with a connection and for no other. Without a limit nothing is counted.
 
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
@@ -16,7 +16,7 @@ pub(super) struct Clients {
     open: Mutex<HashMap<ClientKey, usize>>,
 }
 
-/// A connection of a client; dropped, it has one fewer.
+/// A counted connection of a client. Dropping it reduces the count.
 #[derive(Debug)]
 pub(super) struct Counted {
     clients: Arc<Clients>,
@@ -24,12 +24,13 @@ pub(super) struct Counted {
 }
 
 impl Clients {
-    /// Clients that may have so many connections each.
+    /// Creates a counter with a limit per client.
     pub(super) fn new(limit: Option<NonZeroUsize>) -> Arc<Self> {
         Arc::new(Self { limit, open: Mutex::default() })
     }
 
-    /// Counts one more connection of `client`. An error where it has as many as it may; nothing to count where there is no limit.
+    /// Counts one more connection of `client`. Fails if the client has reached the limit. Returns `None` if there is no
+    /// limit.
     pub(super) fn count(self: &Arc<Self>, client: ClientKey) -> Result<Option<Counted>, TooMany> {
         let Some(limit) = self.limit else { return Ok(None) };
         let mut open = self.open.lock();
@@ -42,7 +43,7 @@ impl Clients {
     }
 }
 
-/// The client has as many connections as it may.
+/// The client has reached the limit of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMany;
 
@@ -69,7 +70,7 @@ mod tests {
         let first = clients.count(one).expect("room");
         let second = clients.count(one).expect("room");
         assert_eq!(clients.count(one).expect_err("full"), TooMany);
-        let other = clients.count(two).expect("the room of another");
+        let other = clients.count(two).expect("the place of another connection");
         drop(first);
         let third = clients.count(one).expect("room again");
         drop((second, third, other));

@@ -1,8 +1,9 @@
-//! The open connections of all ports, for `/debug/state`, and their gauges; and [`Known`], what is known of the client of each.
+//! The open connections of all ports, for `/debug/state` and for gauges, and [`Known`], the information about the
+//! client of each.
 //!
-//! Always holds: a connection is listed exactly while its [`Listed`] lives; the lock is held for the connections of one page at the most,
-//! however many are open; what a client says of itself is kept cut to a few bytes, escaped, and taken from its first request alone, so that no later request costs
-//! more than a look.
+//! Always holds: a connection is listed exactly while its [`Listed`] exists. The lock is held for at most one page of
+//! connections. What a client says about itself is cut to a few bytes, escaped, and taken only from its first request,
+//! so later requests cost no more than a check.
 
 use std::{
     collections::BTreeMap,
@@ -27,12 +28,12 @@ use crate::{
     tls,
 };
 
-/// Bytes of a client's name for itself that are kept. Those of libraries are shorter.
+/// Longest agent name that is kept, in bytes. Those of libraries are shorter.
 const MOST_AGENT: usize = 128;
-/// Bytes of the path of a lasting answer that are kept.
+/// Longest path of a lasting answer that is kept, in bytes.
 const MOST_REQUEST: usize = 256;
 
-/// Names a connection within this process; never used twice. In the extensions of each request.
+/// The number of a connection in this process, never used twice. It is in the extensions of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
@@ -52,7 +53,7 @@ struct Connection {
     known: Arc<Known>,
 }
 
-/// What is known of a connection's client.
+/// What is known about a connection's client.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     protocol: OnceLock<Spoken>,
@@ -62,7 +63,7 @@ pub(super) struct Known {
     lasting: OnceLock<Box<str>>,
 }
 
-/// What a client speaks.
+/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Spoken {
@@ -70,10 +71,10 @@ pub(super) enum Spoken {
     Http2,
 }
 
-/// An open connection that was seen in the list. What is shown of it is made when it is asked for, since a search passes over most.
+/// A listed connection. Its details are made on request, since a search skips most connections.
 #[derive(Debug)]
 pub struct Seen {
-    /// Names it.
+    /// The number of the connection.
     pub id: ConnectionId,
     connection: Connection,
 }
@@ -81,50 +82,50 @@ pub struct Seen {
 /// What `/debug/state` shows of a connection itself.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConnectionStats {
-    /// Names it.
+    /// The number of the connection.
     #[serde(serialize_with = "number")]
     pub id: ConnectionId,
-    /// The port that it came to.
+    /// The kind of port it is connected to.
     pub port: &'static str,
-    /// Where it comes from.
+    /// The client's address.
     pub peer: String,
     /// When it was opened.
     pub since: String,
-    /// For how long it has been open.
+    /// How long it has been open.
     pub open_seconds: u64,
     protocol: Option<Spoken>,
-    /// What the client calls itself, readable.
+    /// The client's name for itself, escaped.
     pub agent: Option<Box<str>>,
-    /// The answer that has the connection for itself, by its path.
+    /// The path of the answer that has the connection for itself.
     pub request: Option<Box<str>>,
-    /// By what the client's user can be found.
+    /// The key by which the client's user can be found.
     #[serde(skip)]
     pub token: Option<TokenKey>,
-    /// What its certificate says.
+    /// The names in its certificate.
     #[serde(skip)]
     pub certificate: Option<Arc<tls::Names>>,
 }
 
 impl Connections {
-    /// How many are open.
+    /// The number of open connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// Whether none is.
+    /// Whether no connection is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.open.lock().is_empty()
     }
 
-    /// Whether this one is open.
+    /// Whether this connection is open.
     #[must_use]
     pub fn contains(&self, id: ConnectionId) -> bool {
         self.open.lock().contains_key(&id)
     }
 
-    /// The first `most` connections that were opened after `after`, in this order.
+    /// The first `most` connections that were opened after `after`, in the order of opening.
     #[must_use]
     pub fn after(&self, after: ConnectionId, most: usize) -> Vec<Seen> {
         let open = self.open.lock();
@@ -145,7 +146,7 @@ impl Connections {
 }
 
 impl Seen {
-    /// What is shown of it.
+    /// The details of the connection.
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
         let Connection { port, peer, since, opened, known } = &self.connection;
@@ -166,7 +167,7 @@ impl Seen {
 
 impl Known {
     pub(super) fn speaks(&self, protocol: Spoken) {
-        // It never changes; whoever came first said the same.
+        // The protocol never changes, so an earlier value is the same.
         let _ = self.protocol.set(protocol);
     }
 
@@ -174,7 +175,7 @@ impl Known {
         let _ = self.certificate.set(certificate.clone());
     }
 
-    /// Takes note of a request: what the first one says of its client, and the first token that is shown.
+    /// Records a request: what the first one says about its client, and the first token that is sent.
     pub(super) fn asked(&self, headers: &HeaderMap) {
         self.agent.get_or_init(|| headers.get(header::USER_AGENT).map(|agent| shown(agent.as_bytes(), MOST_AGENT)));
         if self.token.get().is_none()
@@ -185,14 +186,14 @@ impl Known {
         }
     }
 
-    /// An answer without an end took the connection over.
+    /// Records that a lasting answer has taken over the connection.
     pub(super) fn lasts(&self, uri: &Uri) {
         let path = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
         let _ = self.lasting.set(shown(path.as_bytes(), MOST_REQUEST));
     }
 }
 
-/// Text of a client: its beginning, with what is not printable escaped.
+/// The beginning of a client's text, with unprintable characters escaped.
 fn shown(bytes: &[u8], most: usize) -> Box<str> {
     let escaped = bytes[..bytes.len().min(most)].escape_ascii();
     if bytes.len() > most { format!("{escaped}…").into() } else { escaped.to_string().into() }
@@ -202,7 +203,7 @@ fn number<S: serde::Serializer>(id: &ConnectionId, serializer: S) -> Result<S::O
     serializer.serialize_u64(id.0)
 }
 
-/// A place in the list; dropped, the connection is closed.
+/// A connection's entry in the list. Dropping it removes the entry.
 pub(super) struct Listed {
     pub(super) id: ConnectionId,
     pub(super) known: Arc<Known>,
@@ -232,7 +233,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, http::HeaderValue::from_bytes(value).expect("a value"));
         known.asked(&headers);
-        // What later requests say makes no difference.
+        // Later requests make no difference.
         headers.insert(header::USER_AGENT, http::HeaderValue::from_static("another"));
         known.asked(&headers);
         known.agent.get().cloned().flatten()

@@ -1,7 +1,7 @@
-//! The limit of open files, which is what a relay with many clients meets first: raised as far as may be, and shared out, so that
-//! clients cannot take the files that the relay needs for etcd and for its operator.
+//! The limit on open files, which a relay with many clients reaches first. It is raised as far as possible and divided,
+//! so that clients cannot use up the files that the relay needs for etcd and for its operator.
 //!
-//! Always holds: the limit is never lowered, and never above what the system's administrator allows.
+//! Always holds: the limit is never lowered, and never raised above what the system's administrator allows.
 
 use std::num::NonZeroUsize;
 
@@ -10,33 +10,33 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::PortConfig;
 use crate::telemetry::names::Port;
 
-/// Raises this process's limit of open files, and lowers the largest numbers of connections of `ports` to what fits: half of the
-/// files to the gRPC port, three eighths to the HTTP port, a sixteenth to all ports for metrics.
+/// Raises this process's limit on open files, and reduces the largest numbers of connections of `ports` to what fits:
+/// half of the files for the gRPC port, three eighths for the HTTP port, a sixteenth for all metrics ports together.
 pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) {
-    // No limit at all is enough.
+    // Without a limit there is nothing to divide.
     let Some(files) = raise() else { return };
     let ports: Vec<_> = ports.into_iter().collect();
     let kinds: Vec<Port> = ports.iter().map(|port| port.port).collect();
     for port in ports {
         let share = match port.port {
             Port::Grpc => files / 2,
-            // Each watcher over HTTP/1.1 has a connection of its own.
+            // Each watcher over HTTP/1.1 has its own connection.
             Port::Http => files / 8 * 3,
             Port::V2 => files / 4,
             Port::Metrics => files / 16,
         };
-        // Ports of a kind share what is there for it.
+        // Ports of the same kind divide their share.
         let share = share / kinds.iter().filter(|kind| **kind == port.port).count().max(1) as u64;
         let share = NonZeroUsize::new(usize::try_from(share).unwrap_or(usize::MAX)).unwrap_or(NonZeroUsize::MIN);
         if port.max_connections > share {
             let (name, wanted) = (port.port.as_str(), port.max_connections);
             if wanted == PortConfig::MAX_CONNECTIONS {
-                // Nobody asked for as many.
+                // Nobody requested this many, so this is not a warning.
                 tracing::debug!(
                     port = name,
                     files,
                     max_connections = share,
-                    "The limit of open files sets the number of connections"
+                    "The limit on open files determines the largest number of connections"
                 );
             } else {
                 tracing::warn!(
@@ -44,7 +44,8 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
                     files,
                     wanted,
                     max_connections = share,
-                    "The limit of open files allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=)"
+                    "The limit on open files allows fewer connections than --max-connections; raise it (ulimit -n, \
+                     LimitNOFILE=)"
                 );
             }
             port.max_connections = share;
@@ -52,13 +53,13 @@ pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) 
     }
 }
 
-/// The limit, as high as may be.
+/// Raises the limit as far as possible and returns it.
 fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::debug!(%error, ?current, ?maximum, "Cannot raise the limit of open files");
+            tracing::debug!(%error, ?current, ?maximum, "Cannot raise the limit on open files");
             current
         }
     }
@@ -88,7 +89,7 @@ mod tests {
                 shares.iter().sum::<u64>() < files && shares.iter().all(|share| *share > 0),
                 "{shares:?} of {files}"
             );
-            assert_eq!(shares[2], shares[3], "both ports for metrics share what is for them");
+            assert_eq!(shares[2], shares[3], "both metrics ports divide one share");
         }
     }
 }

@@ -1,11 +1,10 @@
-//! [`Lasting`] answers over HTTP/1.1: they take their connection over from hyper, and stream until one side closes.
+//! [`Lasting`] answers over HTTP/1.1: they take over their connection from hyper, and stream until one side closes.
 //!
-//! Not here: HTTP/2, where such an answer is one stream of many; and what is streamed. Called by `serve` for each connection.
-//! Why not within hyper: once its buffer holds bytes that a client sent too early, it reads no more, and a client that goes
-//! is not noticed; and it keeps some 20 KiB for each connection.
-//! Always holds:
+//! Over HTTP/2, such an answer is one stream of many and not handled here. `serve` calls this for each connection. It
+//! is not done within hyper for two reasons. Once hyper's buffer holds bytes that a client sent too early, it stops
+//! reading and does not notice that the client left. And it keeps about 20 KiB for each connection. Always holds:
 //! - what the client sends after its request is read and dropped, and its close ends the stream at once;
-//! - the body is asked for more only when all that it gave is written, so it may skip what is outdated by then;
+//! - the body is polled only when all of its earlier data is written, so it may skip what is outdated by then;
 //! - answers to earlier requests on the connection are written before it is taken over.
 
 use std::{
@@ -31,17 +30,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::socket::Socket;
 use crate::front::{body::BoxError, signal::Listener};
 
-/// In the extensions of a response: its body has no end of its own. Over HTTP/1.1 it lasts as long as the connection, and is
-/// sent as it is, without length or chunks.
+/// In the extensions of a response: its body does not end by itself. Over HTTP/1.1 it lasts as long as the connection,
+/// and is sent without a length or chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Lasting;
 
-/// Pieces that one write takes.
+/// Most pieces in one write.
 const MAX_SLICES: usize = 32;
-/// What is dropped is read in steps of this size.
+/// Dropped bytes are read in steps of this size.
 const SCRATCH: usize = 1024;
 
-/// Where an answer that wants the connection waits for it.
+/// Holds an answer that will take over the connection.
 #[derive(Debug)]
 pub(super) struct Takeover<B> {
     offer: Mutex<Option<Response<B>>>,
@@ -49,12 +48,12 @@ pub(super) struct Takeover<B> {
 }
 
 impl<B> Takeover<B> {
-    /// None is offered yet. `written` tells whether hyper has written all that it had.
+    /// Empty at first. `written` tells whether hyper has written everything.
     pub(super) fn new(written: Arc<AtomicBool>) -> Self {
         Self { offer: Mutex::new(None), written }
     }
 
-    /// Waits for an answer, and keeps it from hyper where it is [`Lasting`]; `lasts` is told so.
+    /// Waits for an answer. If it is [`Lasting`], keeps it from hyper and calls `lasts`.
     pub(super) async fn offer<E>(
         self: Arc<Self>,
         answer: impl Future<Output = Result<Response<B>, E>>,
@@ -66,11 +65,11 @@ impl<B> Takeover<B> {
         }
         lasts();
         *self.offer.lock() = Some(response);
-        // The connection is taken from hyper, and this future dropped with it.
+        // The connection is taken from hyper, and this future is dropped with it.
         match std::future::pending::<Infallible>().await {}
     }
 
-    /// Drives a connection to its end, or to an answer that takes it over.
+    /// Drives a connection to its end, or until an answer takes it over.
     pub(super) fn poll<T, S>(
         &self,
         connection: Pin<&mut Connection<TokioIo<Socket<T>>, S>>,
@@ -84,7 +83,7 @@ impl<B> Takeover<B> {
         if let Poll::Ready(result) = connection.poll(cx) {
             return Poll::Ready(Err(result));
         }
-        // hyper comes to rest only after it has tried to write what it has.
+        // hyper pauses only after it has tried to write what it has.
         if !self.written.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
@@ -92,15 +91,15 @@ impl<B> Takeover<B> {
     }
 }
 
-/// Writes a response to a socket until its body ends, the client closes, or it is told to stop. By hand, since there are
-/// thousands of them: a future made by the compiler has twice the size.
+/// Writes a response to a socket until its body ends, the client closes, or it is told to stop. It is written by hand
+/// because there are thousands of them, and an async function would be twice as large.
 pub(super) struct ResponseWriter<T, B: Body> {
     socket: Socket<T>,
     abort: Listener,
     out: Out<B::Data>,
     body: B,
     ended: bool,
-    /// Bytes were written that the socket may keep to itself until it is flushed, as TLS does.
+    /// Bytes were written that the socket may hold back until it is flushed, as TLS does.
     unflushed: bool,
 }
 
@@ -112,7 +111,7 @@ impl<T, B: Body> ResponseWriter<T, B> {
     }
 }
 
-// None of the fields is ever pinned but the body.
+// Only the body is ever pinned.
 impl<T: Unpin, B: Body + Unpin> Unpin for ResponseWriter<T, B> {}
 
 impl<T, B> Future for ResponseWriter<T, B>
@@ -120,7 +119,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     B: Body<Error: Into<BoxError>> + Unpin,
 {
-    /// The error is the body's, or the socket's.
+    /// The error is from the body or from the socket.
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -129,7 +128,7 @@ where
             return Poll::Ready(Ok(()));
         }
         loop {
-            // The head goes with the first data, if there is some at once.
+            // The head is sent together with the first data, if that is ready.
             let mut waits = false;
             if out.data.is_none() && !*ended {
                 match Pin::new(&mut *body).poll_frame(cx) {
@@ -154,7 +153,7 @@ where
     }
 }
 
-/// Reads and drops what the client sends; ready when it has closed.
+/// Reads and drops what the client sends. Ready when the client has closed.
 fn poll_closed<T: AsyncRead + Unpin>(socket: &mut Socket<T>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     loop {
         let mut scratch = [MaybeUninit::uninit(); SCRATCH];
@@ -166,14 +165,14 @@ fn poll_closed<T: AsyncRead + Unpin>(socket: &mut Socket<T>, cx: &mut Context<'_
     }
 }
 
-/// What is to be written next.
+/// The bytes to write next.
 struct Out<D> {
     head: Bytes,
     data: Option<D>,
 }
 
 impl<D: Buf> Out<D> {
-    /// Writes all.
+    /// Writes all of them.
     fn poll_write<T>(&mut self, socket: &mut Socket<T>, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         T: AsyncWrite + Unpin,
@@ -220,7 +219,7 @@ impl<D: Buf> Buf for Out<D> {
         if of_head > 0 {
             self.head.advance(of_head);
             if self.head.is_empty() {
-                // Lets go of its memory.
+                // Frees its memory.
                 self.head = Bytes::new();
             }
         }
@@ -230,7 +229,7 @@ impl<D: Buf> Buf for Out<D> {
     }
 }
 
-/// The head of a response, its names written as most servers write them.
+/// The head of a response, with header names in the usual capitalization.
 fn head(status: StatusCode, headers: &HeaderMap) -> Bytes {
     let mut head = BytesMut::with_capacity(256);
     head.put_slice(b"HTTP/1.1 ");

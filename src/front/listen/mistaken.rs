@@ -1,7 +1,7 @@
-//! The answer to a client that speaks without TLS to a port with TLS, or the reverse.
+//! Answers a client that does not use TLS on a port with TLS, or the reverse.
 //!
-//! Always holds: a client gets bounded bytes in bounded time, and what it sends meanwhile is read and dropped, since a connection that is
-//! closed with unread bytes is reset, and the answer lost.
+//! Always holds: bytes and time per client are bounded. What it sends meanwhile is read and dropped, because closing a
+//! connection with unread bytes resets it and loses the answer.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use tokio::{
     time::timeout,
 };
 
-/// To a client that speaks HTTP to a port with TLS.
-pub(super) const WANTS_TLS: &str = "This port of etcd-relay speaks TLS: use https://, and for etcdctl --cacert\n";
-/// To a client that speaks TLS to a port without. Clients report the answer as a bad TLS record that looks like HTTP.
-pub(super) const WANTS_NO_TLS: &str = "This port of etcd-relay speaks no TLS: use http://\n";
+/// The answer to a client without TLS on a port with TLS.
+pub(super) const WANTS_TLS: &str = "This port of etcd-relay uses TLS: use https://, and --cacert with etcdctl\n";
+/// The answer to a client with TLS on a port without it. Clients report it as a bad TLS record that looks like HTTP.
+pub(super) const WANTS_NO_TLS: &str = "This port of etcd-relay does not use TLS: use http://\n";
 
-/// The first byte of a client that speaks TLS: the content type of a handshake.
+/// The first byte from a client with TLS: the content type of a handshake.
 pub(super) const TLS: u8 = 22;
 
-/// How long a client may go on, and how many bytes it may send.
+/// How long a client may continue, and how many bytes it may send.
 const TIME: Duration = Duration::from_secs(2);
 const MOST: u64 = 64 << 10;
 
-/// Answers a client in the protocol that its first bytes belong to, and closes.
+/// Answers a client in the protocol of its first bytes, and closes the connection.
 pub(super) async fn answer<T>(mut stream: T, text: &str)
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -31,15 +31,15 @@ where
     let answered = timeout(TIME, async {
         let mut begun = [0; 2];
         stream.read_exact(&mut begun).await?;
-        // No method of HTTP/1.1 in use begins as the preface of HTTP/2 does.
+        // No usual method of HTTP/1.1 begins like the preface of HTTP/2.
         let bytes = if begun == *b"PR" { over_http2(text) } else { over_http1(text) };
         stream.write_all(&bytes).await?;
         stream.shutdown().await?;
         tokio::io::copy(&mut stream.take(MOST), &mut tokio::io::sink()).await
     });
-    // A client that leaves without its answer does not need it.
+    // A client that leaves without the answer does not need it.
     if let Ok(Err(error)) = answered.await {
-        tracing::debug!(%error, "A client that speaks the wrong protocol did not take its answer");
+        tracing::debug!(%error, "A client with the wrong protocol did not take its answer");
     }
 }
 
@@ -49,7 +49,7 @@ fn over_http1(text: &str) -> Vec<u8> {
     format!("{head}{}\r\n\r\n{text}", text.len()).into_bytes()
 }
 
-/// Empty settings, and a GOAWAY that says why.
+/// Empty settings, and a GOAWAY with the reason.
 fn over_http2(text: &str) -> Vec<u8> {
     let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
     let len = 8 + text.len() as u32;

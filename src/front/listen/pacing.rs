@@ -1,12 +1,14 @@
 //! [`Pacing`]: asks the connections of a port to leave, one after the other.
 //!
-//! A client that is asked to leave connects elsewhere at once. All of them at the same moment are a storm for the neighbours: so where the
-//! port stops, connections are asked in no order, spread over a part of the drain time; where a connection has a greatest age, each has its
-//! own, so that those which came together do not go together; and some are asked when the relay has more than its share.
+//! A client that is asked to leave reconnects elsewhere at once. If all did so at the same moment, the other relays
+//! would face a storm. So a stopping port asks connections in random order over a part of the drain time. If
+//! connections have a greatest age, each has an age of its own, so that clients which came together do not leave
+//! together. Some are also asked to leave if the relay has more than its share.
 //!
-//! Not here: how many in a second, see `crate::fleet`; what a connection does that is asked to leave: it says GOAWAY, and its streams end, see
-//! `http2` and whoever has the token in a request's extensions. Always holds: a connection is asked once, and one that comes while the port
-//! stops is asked at once; a port that was late asks no more than a few at a time to make up for it.
+//! How many are asked per second is decided in `crate::fleet`. A connection that is asked to leave sends GOAWAY and its
+//! streams end; see `http2` and the users of the token in a request's extensions. Always holds: a connection is asked
+//! once, and one that arrives while the port stops is asked at once. After a delay, only a few at a time are asked to
+//! catch up.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -22,7 +24,7 @@ use crate::{
     telemetry::names::{self, LeaveReason, Port},
 };
 
-/// Between two looks for connections that are too old.
+/// Time between two searches for connections that are too old.
 const AGE_STEP: Duration = Duration::from_millis(500);
 
 /// See the module.
@@ -31,7 +33,7 @@ pub struct Pacing {
     port: Port,
     spread: Duration,
     max_age: Option<Duration>,
-    /// The moment from which times are counted for the fleet's policies.
+    /// The origin of the times in the fleet's policies.
     origin: Instant,
     state: Mutex<State>,
 }
@@ -39,9 +41,9 @@ pub struct Pacing {
 #[derive(Debug, Default)]
 struct State {
     open: Slab<Open>,
-    /// The places of those that were not asked yet, in no order.
+    /// The places of connections that were not asked yet, in no order.
     staying: Vec<usize>,
-    /// When each of these has its greatest age.
+    /// When each of these reaches its greatest age.
     ages: BTreeSet<(Instant, usize)>,
     stopping: bool,
 }
@@ -49,11 +51,11 @@ struct State {
 #[derive(Debug)]
 struct Open {
     token: CancellationToken,
-    /// While it was not asked: where it is among those that stay, and when it is too old.
+    /// Until it is asked: its index in `staying`, and when it is too old.
     staying: Option<(usize, Option<Instant>)>,
 }
 
-/// A connection's place; dropped, it is asked for nothing.
+/// A connection's place. When it is dropped, the connection is no longer asked to leave.
 #[derive(Debug)]
 pub(in crate::front) struct Place {
     pacing: Arc<Pacing>,
@@ -62,18 +64,18 @@ pub(in crate::front) struct Place {
 }
 
 impl Pacing {
-    /// A port that takes `spread` to ask all of its connections to leave, unless they are few.
+    /// A port that takes `spread` to ask all of its connections to leave, or less if there are few.
     pub(super) fn new(port: Port, spread: Duration, max_age: Option<Duration>) -> Arc<Self> {
         Arc::new(Self { port, spread, max_age, origin: Instant::now(), state: Mutex::default() })
     }
 
-    /// How many connections are open and were not asked to leave.
+    /// The number of open connections that were not asked to leave.
     #[must_use]
     pub fn staying(&self) -> usize {
         self.state.lock().staying.len()
     }
 
-    /// Asks one connection to leave, whichever, since the relay has more than its share.
+    /// Asks any one connection to leave, because the relay has more than its share.
     pub fn ask_one(&self) {
         let token = self.state.lock().let_any_go();
         if let Some(token) = token {
@@ -81,7 +83,7 @@ impl Pacing {
         }
     }
 
-    /// A connection that has just come.
+    /// Adds a new connection.
     pub(in crate::front) fn join(self: &Arc<Self>) -> Place {
         let token = CancellationToken::new();
         let old = self.max_age.map(|age| Instant::now() + greatest_age(age, rand::rng().random()));
@@ -101,7 +103,7 @@ impl Pacing {
         Place { pacing: self.clone(), place, token }
     }
 
-    /// Asks connections that are too old, for ever.
+    /// Asks connections that are too old to leave. Runs forever.
     pub(super) async fn ask_the_old(&self) {
         if self.max_age.is_none() {
             return std::future::pending().await;
@@ -114,7 +116,7 @@ impl Pacing {
         }
     }
 
-    /// Asks all connections.
+    /// Asks all connections to leave.
     pub(super) async fn ask_all(&self) {
         let count = {
             let mut state = self.state.lock();
@@ -126,7 +128,7 @@ impl Pacing {
         self.ask_while(pass, LeaveReason::Stopping, State::let_any_go).await;
     }
 
-    /// Asks those that `next` gives, each when `pass` lets one pass, until it gives none.
+    /// Asks the connections from `next`, each when `pass` permits it, until there are none.
     async fn ask_while(
         &self,
         mut pass: impl FnMut(Duration) -> Result<(), Duration>,
@@ -150,20 +152,20 @@ impl Pacing {
 }
 
 impl State {
-    /// Takes one of those that stay.
+    /// Takes any connection that has not been asked.
     fn let_any_go(&mut self) -> Option<CancellationToken> {
         let count = self.staying.len();
         let place = (count > 0).then(|| self.staying[rand::rng().random_range(0..count)])?;
         self.let_go(place)
     }
 
-    /// Takes the one that has been too old for the longest time, if there is one.
+    /// Takes the connection that has been too old for the longest time, if there is one.
     fn let_oldest_go(&mut self) -> Option<CancellationToken> {
         let (_, place) = *self.ages.first().filter(|(at, _)| *at <= Instant::now())?;
         self.let_go(place)
     }
 
-    /// Takes it out of those that stay, if it is there.
+    /// Takes a connection out of `staying`, if it is there.
     fn let_go(&mut self, place: usize) -> Option<CancellationToken> {
         let open = self.open.get_mut(place)?;
         let (index, old) = open.staying.take()?;
@@ -222,7 +224,7 @@ mod tests {
         }
         all.await.expect("it ends");
         assert_eq!(asked(&places), 2_000);
-        assert!(pacing.join().token().is_cancelled(), "who comes now is asked at once");
+        assert!(pacing.join().token().is_cancelled(), "a connection that arrives now is asked at once");
         assert_eq!(pacing.staying(), 0);
     }
 
@@ -274,7 +276,7 @@ mod tests {
         let state = pacing.state.lock();
         assert!(
             state.open.is_empty() && state.ages.is_empty() && state.staying.is_empty(),
-            "nothing is kept of who has left"
+            "nothing is kept about connections that left"
         );
     }
 

@@ -1,6 +1,6 @@
-//! Reads the first bytes of a connection to tell HTTP/2 from HTTP/1.1 and from TLS, and gives them back.
+//! Reads the first bytes of a connection to distinguish HTTP/2, HTTP/1.1 and TLS, and puts them back.
 //!
-//! Always holds: no byte is lost; at most the length of HTTP/2's preface is read here.
+//! Always holds: no byte is lost, and at most the length of HTTP/2's preface is read here.
 
 use std::io;
 
@@ -11,19 +11,19 @@ use super::{
     socket::{FIRST, Socket, Terms},
 };
 
-/// What each HTTP/2 client says first (RFC 9113, section 3.4).
+/// What every HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; FIRST] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Which protocol a client speaks.
+/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
     Http2,
-    /// TLS, which is spoken below this and not here.
+    /// TLS, on a port without it.
     Tls,
 }
 
-/// Reads until the protocol is known. `None` where the peer closes before that.
+/// Reads until the protocol is known. `None` if the peer closes before that.
 pub(super) async fn open<T>(mut stream: T, terms: Terms) -> io::Result<Option<(Protocol, Socket<T>)>>
 where
     T: AsyncRead + Unpin,

@@ -1,12 +1,12 @@
-//! [`Quiet`]: lets a log line through now and then, so that clients cannot fill the log.
+//! [`Quiet`]: limits how often a log line is written, so that clients cannot fill the log.
 //!
-//! Always holds: there is a pause between two lines, whoever asks.
+//! Always holds: there is a pause between two lines.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Between two log lines about the same trouble.
+/// Pause between two log lines about the same problem.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -16,7 +16,7 @@ pub(super) struct Quiet {
 }
 
 impl Quiet {
-    /// Whether a line may be written now; then the pause begins.
+    /// Whether a line may be written now. If so, the pause begins.
     pub(super) fn may_log(&self) -> bool {
         let now = Instant::now();
         let mut last = self.last.lock();

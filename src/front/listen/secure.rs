@@ -1,8 +1,8 @@
-//! The beginning of a connection to a port with TLS: from its first byte to the end of the handshake.
+//! The beginning of a connection to a port with TLS, from its first byte to the end of the handshake.
 //!
-//! Not here: the handshake itself, see `crate::tls`. Called by the accept loop's connections before anything else is read.
-//! Always holds: a client that sends nothing costs only a socket, and is closed after [`PortConfig::FIRST_BYTES`]; a client that does not
-//! speak TLS is told so; failures are counted, and logged now and then.
+//! The handshake itself is in `crate::tls`. Called for each accepted connection before anything else is read. Always
+//! holds: a client that sends nothing costs only a socket, and is closed after [`PortConfig::FIRST_BYTES`]. A client
+//! that does not use TLS gets an answer that says so. Failures are counted, and logged at a limited rate.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -20,10 +20,10 @@ use crate::{
     tls::{self, Accepted, HandshakeError},
 };
 
-/// What a port serves.
+/// The stream of bytes that a port serves.
 pub(super) type PortStream = tls::Stream<TcpStream, tls::ServerStream<TcpStream>>;
 
-/// Opens a connection over TLS. `None` where there is none to serve. Cancel safe: dropped, the connection is closed.
+/// Opens a connection with TLS. `None` if there is nothing to serve. Cancel safe: dropping it closes the connection.
 pub(super) async fn open(
     stream: TcpStream,
     peer: SocketAddr,
@@ -32,7 +32,7 @@ pub(super) async fn open(
     troubles: Arc<Quiet>,
 ) -> Option<Opened<PortStream>> {
     let mut first = [0];
-    // Left in the socket.
+    // The bytes stay in the socket.
     match timeout(PortConfig::FIRST_BYTES, stream.peek(&mut first)).await {
         Ok(Ok(1..)) => {}
         Ok(Ok(0)) => return None,
@@ -49,7 +49,7 @@ pub(super) async fn open(
     if first[0] != mistaken::TLS {
         count(port, Handshake::Plain);
         if troubles.may_log() {
-            tracing::warn!(port = port.as_str(), %peer, "A client does not speak TLS, which this port requires");
+            tracing::warn!(port = port.as_str(), %peer, "A client does not use TLS, which this port requires");
         }
         mistaken::answer(stream, WANTS_TLS).await;
         return None;
@@ -70,9 +70,9 @@ pub(super) async fn open(
                 },
             );
             if troubles.may_log() {
-                tracing::warn!(port = port.as_str(), %peer, %error, "No TLS connection to a client");
+                tracing::warn!(port = port.as_str(), %peer, %error, "TLS handshake with a client failed");
             } else {
-                tracing::debug!(port = port.as_str(), %peer, %error, "No TLS connection to a client");
+                tracing::debug!(port = port.as_str(), %peer, %error, "TLS handshake with a client failed");
             }
             None
         }

@@ -1,7 +1,7 @@
-//! The life of one connection, over whatever stream of bytes it comes.
+//! The life of one connection over any stream of bytes.
 //!
-//! Not here: where connections come from, see `accept`; a simulation serves a relay over streams in memory by the same [`Server`].
-//! Always holds: each connection that is served is listed and holds one of the permits until its last task has ended.
+//! Connections come from `accept`. A simulation uses the same [`Server`] for streams in memory. Always holds: each
+//! connection that is served is listed and holds one of the permits until its last task has ended.
 
 use std::{
     fmt,
@@ -54,42 +54,43 @@ use crate::{
     types::ClientKey,
 };
 
-/// How long an HTTP/1.1 connection may be without a whole head of a request: longer than most pauses between two scrapes.
+/// How long an HTTP/1.1 connection may take for the head of a request. This is longer than most pauses between two
+/// scrapes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// A connection that is ready for HTTP.
 #[derive(Debug)]
 pub struct Opened<T> {
-    /// Its bytes.
+    /// Its stream of bytes.
     pub stream: T,
-    /// What the client's certificate says, where it was verified.
+    /// The names in the client's certificate, if it was verified.
     pub certificate: Option<Arc<tls::Names>>,
 }
 
 impl<T> Opened<T> {
-    /// One whose client showed no certificate.
+    /// A connection of a client without a certificate.
     pub fn anonymous(stream: T) -> Self {
         Self { stream, certificate: None }
     }
 }
 
-/// When a port stops.
+/// How a port stops.
 #[derive(Clone, Debug)]
 pub struct Stop {
-    /// No new connections; open ones are asked to finish, one after the other.
+    /// No new connections are accepted, and open ones are asked to finish one after the other.
     pub accept: CancellationToken,
     /// Open connections are cut off.
     pub abort: CancellationToken,
 }
 
-/// Why a connection is not served. It is to be closed, and is counted already.
+/// Why a connection is not served. It must be closed, and is already counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refused {
-    /// The port has as many connections as it may.
-    #[error("the largest number of connections is reached (--max-connections)")]
+    /// The port has reached its limit of connections.
+    #[error("the limit of connections is reached (--max-connections)")]
     Limit,
-    /// The client has as many connections to the port as one may.
-    #[error("{0} has as many connections as one client may have (--max-connections-per-client)")]
+    /// The client has reached its limit of connections to the port.
+    #[error("{0} has reached the limit of connections per client (--max-connections-per-client)")]
     Client(IpAddr),
 }
 
@@ -108,17 +109,18 @@ pub struct Server<S> {
 }
 
 impl<S> Server<S> {
-    /// A server without connections. `service` is cloned for each; its requests carry [`ClientAddr`], [`ConnectionId`] and the token for
-    /// [`super::leave`] as extensions, and [`ClientCertificate`] where there is one. `connections` shows those of all ports.
+    /// A server without connections. `service` is cloned for each connection. Its requests carry [`ClientAddr`],
+    /// [`ConnectionId`] and the token for [`super::leave`] as extensions, and [`ClientCertificate`] if there is one.
+    /// `connections` lists those of all ports.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub fn new(service: S, config: PortConfig, connections: Arc<Connections>, stop: Stop) -> Self {
         let pacing = config.pacing();
         Self::paced(service, config, connections, stop, pacing)
     }
 
-    /// The same with a pacing that others have as well.
+    /// The same, with a pacing that is shared.
     pub(super) fn paced(
         service: S,
         config: PortConfig,
@@ -127,7 +129,7 @@ impl<S> Server<S> {
         pacing: Arc<Pacing>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_connections.get().min(Semaphore::MAX_PERMITS)));
-        // For connections, of which there are thousands.
+        // A signal is cheaper than a token for thousands of connections.
         let abort = Signal::of(stop.abort.clone());
         let old = pacing.clone();
         let _ages = AbortOnDropHandle::new(tokio::spawn(async move { old.ask_the_old().await }));
@@ -136,10 +138,10 @@ impl<S> Server<S> {
         Self { service, config: Arc::new(config), permits, clients, connections, tasks, stop, abort, pacing, _ages }
     }
 
-    /// Serves the client at `stream` until one side ends or the port stops, in a task of its own.
+    /// Serves the client at `stream` in a task, until one side ends or the port stops.
     ///
     /// # Errors
-    /// Where the port or the client has too many connections; the stream is dropped.
+    /// Fails if the port or the client has too many connections; the stream is dropped.
     pub fn serve<T, B>(&self, stream: T, peer: SocketAddr) -> Result<(), Refused>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -153,11 +155,11 @@ impl<S> Server<S> {
         self.serve_when(ready(Some(Opened::anonymous(stream))), peer)
     }
 
-    /// The same for a connection that has to be opened first, as with TLS. It counts as a connection meanwhile; `opening` is dropped when
-    /// the port stops, and bounds its own time.
+    /// The same for a connection that must be opened first, as with TLS. It counts as a connection meanwhile. `opening`
+    /// is dropped when the port stops, and must limit its own time.
     ///
     /// # Errors
-    /// Where the port or the client has too many connections; `opening` is dropped.
+    /// Fails if the port or the client has too many connections; `opening` is dropped.
     pub fn serve_when<T, B>(
         &self,
         opening: impl Future<Output = Option<Opened<T>>> + Send + 'static,
@@ -186,7 +188,7 @@ impl<S> Server<S> {
         self.tasks.spawn(async move {
             let held = (permit, counted);
             let Stop { accept, abort } = stop;
-            // Dropping a connection in the middle cuts it off, which is what abort is for.
+            // Dropping the future cuts the connection off, which is what abort is for.
             let leave = place.token().clone();
             let connection = async {
                 let opened = accept.run_until_cancelled(opening).await.flatten()?;
@@ -204,7 +206,7 @@ impl<S> Server<S> {
                 }
                 drop((listed, held, place));
             };
-            // In a task of its own, since this one is as large as what reads requests.
+            // In a separate task, because this one is large enough to read requests.
             match next {
                 Next::Lasting(socket, response) => {
                     spawner.spawn(lasting::ResponseWriter::new(socket, *response, aborted.listener()).map(log));
@@ -224,14 +226,15 @@ impl<S> Server<S> {
         Ok(())
     }
 
-    /// Asks all connections to leave, within the port's spread, and waits until they have ended. None may be served after that.
+    /// Asks all connections to leave, within the port's spread, and waits until they have ended. No connection may be
+    /// served after that.
     pub async fn finish(self) {
         self.tasks.close();
         let asked = async {
             self.pacing.ask_all().await;
             std::future::pending::<()>().await;
         };
-        // Cancel safe, both.
+        // Both branches are cancel safe.
         tokio::select! {
             () = self.tasks.wait() => {}
             () = asked => {}
@@ -245,14 +248,14 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// What goes on with a connection.
+/// What follows after a connection's HTTP phase.
 enum Next<T, B> {
-    /// An answer that took it over.
+    /// An answer has taken over the connection.
     Lasting(Socket<T>, Box<Response<B>>),
     Http2(Socket<T>, Origin),
 }
 
-/// What a connection waits for.
+/// An event that a connection waits for.
 enum Word {
     Leave(Pin<Box<WaitForCancellationFutureOwned>>),
     Abort(Listener),
@@ -269,7 +272,7 @@ impl Future for Word {
     }
 }
 
-/// What handlers want to know of the connection of a request.
+/// What handlers need to know about the connection of a request.
 #[derive(Clone)]
 struct Origin {
     peer: SocketAddr,
@@ -294,7 +297,7 @@ impl Origin {
     }
 }
 
-/// Serves a connection to its end, or until it is known who goes on with it.
+/// Serves a connection to its end, or until a lasting answer takes it over.
 async fn connection<T, S, B>(
     stream: T,
     origin: Origin,
@@ -334,7 +337,7 @@ where
     let result = match protocol {
         Protocol::Tls => {
             turned_away(config.port, Turned::Tls);
-            tracing::debug!(%peer, port = config.port.as_str(), "A client speaks TLS; this port does not");
+            tracing::debug!(%peer, port = config.port.as_str(), "A client uses TLS on a port without TLS");
             mistaken::answer(socket, WANTS_NO_TLS).await;
             return None;
         }
@@ -352,7 +355,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(config.http2().max_header_list as usize)
-                // As Go's server writes them: who reads v2's heads may be a script.
+                // As Go's server writes them: clients of v2 may be scripts that read heads.
                 .title_case_headers(config.port == Port::V2)
                 .serve_connection(TokioIo::new(socket), service);
             let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
@@ -375,7 +378,7 @@ where
     None
 }
 
-/// Drives a connection to its end; after `stop`, to the end of what it has begun.
+/// Drives a connection to its end; after `stop`, until its open requests are answered.
 async fn finish<C, T>(
     mut connection: Pin<&mut C>,
     mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<T>,
@@ -392,7 +395,7 @@ async fn finish<C, T>(
     }
 }
 
-/// A connection did not serve a request.
+/// Counts a request that a connection refused.
 fn refused(bound: http2::Refused) {
     let reason = match bound {
         http2::Refused::Streams => Overrun::Streams,

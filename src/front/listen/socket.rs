@@ -1,12 +1,11 @@
-//! [`Socket`]: a client's stream of bytes as HTTP reads and writes it, with a limit on how long it may take none.
+//! [`Socket`]: a client's stream of bytes for HTTP, with a limit on how long it may accept no bytes.
 //!
-//! Not here: what the bytes mean, and what carries them: TCP, or anything else that reads and writes, TLS among it. Made by `preface`,
-//! which has read the first of them.
-//! Always holds:
-//! - bytes that were read before come first, and once;
-//! - a socket that takes no byte for the limit while there are bytes to write, or does not finish a flush or a shutdown within it,
-//!   fails, is counted and logged; there is a timer only while it waits;
-//! - [`Socket::written`] tells true while all that its writer had is written: HTTP/1.1 flushes only then.
+//! The stream may be TCP, TLS, or anything else that reads and writes. It is made by `preface`, which has already read
+//! the first bytes. Always holds:
+//! - bytes that were read before come first, exactly once;
+//! - a socket fails, and is counted and logged, if it accepts no byte for the limit while there are bytes to write, or
+//!   does not finish a flush or a shutdown in that time. There is a timer only while it waits;
+//! - [`Socket::written`] is true while everything of its writer is written: HTTP/1.1 flushes only then.
 
 use std::{
     fmt,
@@ -29,7 +28,7 @@ use tokio::{
 use super::serve::turned_away;
 use crate::telemetry::names::{Port, Turned};
 
-/// As many bytes as may be read before: the length of HTTP/2's preface.
+/// Most bytes that may be read before: the length of HTTP/2's preface.
 pub(super) const FIRST: usize = 24;
 
 /// A socket whose first bytes may have been read already.
@@ -42,7 +41,7 @@ pub(super) struct Socket<T> {
     written: Option<Arc<AtomicBool>>,
 }
 
-/// Whose socket it is, and how long it may take no bytes.
+/// Whose socket it is, and how long it may accept no bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) port: Port,
@@ -50,14 +49,14 @@ pub(super) struct Terms {
     pub(super) write_stall: Duration,
 }
 
-/// The wait for a socket that takes no bytes.
+/// The wait for a socket that accepts no bytes.
 struct Stall {
     terms: Terms,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Socket<T> {
-    /// A socket from which the first `filled` bytes of `first` were read.
+    /// A socket from which the first `filled` bytes of `first` were already read.
     pub(super) fn new(stream: T, first: [u8; FIRST], filled: usize, terms: Terms) -> Self {
         Self {
             stream,
@@ -69,12 +68,12 @@ impl<T> Socket<T> {
         }
     }
 
-    /// Whether all that there was to write is written, told from now on.
+    /// Whether everything was written; kept up to date from now on.
     pub(super) fn written(&mut self) -> Arc<AtomicBool> {
         self.written.get_or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
     }
 
-    /// The socket, of which nobody wants to know any more what is written.
+    /// The socket, without keeping that flag up to date.
     pub(super) fn untold(self) -> Self {
         Self { written: None, ..self }
     }
@@ -87,7 +86,7 @@ impl<T> Socket<T> {
 }
 
 impl Stall {
-    /// Passes on the outcome of a write, a flush or a shutdown, but not for ever that it must wait.
+    /// Passes on the result of a write, a flush or a shutdown, but limits how long it may be pending.
     fn bound<R>(&mut self, outcome: Poll<io::Result<R>>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
         if outcome.is_ready() {
             self.timer = None;
@@ -98,8 +97,8 @@ impl Stall {
         ready!(timer.as_mut().poll(cx));
         let Terms { port, peer, .. } = self.terms;
         turned_away(port, Turned::Stalled);
-        tracing::debug!(port = port.as_str(), %peer, "Closing a connection that took no bytes for {limit:?}");
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
+        tracing::debug!(port = port.as_str(), %peer, "Closing a connection that accepted no bytes for {limit:?}");
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client accepts no bytes")))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A port against clients of all kinds.
+//! Tests of a port with clients of all kinds.
 
 use std::convert::Infallible;
 
@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{front::body::RequestBody, http2::tests::sockets::Buffering};
 
-/// A port that says who asks, and can be told to take its time.
+/// A port whose answers name the client, and can be delayed.
 struct Served {
     addr: SocketAddr,
     connections: Arc<Connections>,
     stop: Stop,
     task: tokio::task::JoinHandle<()>,
-    /// One message for each request that waits; dropped, it may go on.
+    /// One message per waiting request. Dropping it lets the request continue.
     waiting: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
-    /// One for each answer that lasts: what is sent here, it sends.
+    /// One message per lasting answer, which sends what is sent here.
     streams: mpsc::Receiver<mpsc::Sender<Bytes>>,
 }
 
@@ -53,7 +53,7 @@ fn serve(configure: impl FnOnce(&mut PortConfig)) -> Served {
     }
 }
 
-/// Bytes in the answer to `/held`.
+/// Length of the answer to `/held`.
 const HELD: usize = 32 << 20;
 
 async fn answer(
@@ -68,7 +68,7 @@ async fn answer(
             let _ = gone_on.await;
         }
         "/held" => {
-            // Answers at once, with more than any socket takes, and lets go of the body later.
+            // Answers at once with more than any socket accepts, and frees the body later.
             tokio::spawn(request.into_body().collect());
             let mut response = Response::new(Full::default().boxed());
             let value = HeaderValue::from_bytes(&vec![b'x'; HELD]).expect("a header value");
@@ -97,7 +97,7 @@ async fn connect(served: &Served) -> TcpStream {
     TcpStream::connect(served.addr).await.expect("connected")
 }
 
-/// Reads until the other side closes, which a test's time bounds.
+/// Reads until the other side closes. The test's timeout limits it.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     // A connection that is cut off may end with a reset.
@@ -136,7 +136,7 @@ async fn both_protocols_on_one_port_with_the_clients_address() {
 async fn one_connection_too_many_is_closed_and_the_others_stay() {
     let served = serve(|config| config.max_connections = NonZeroUsize::MIN);
     let mut first = connect(&served).await;
-    // Something said, so that it is served before the next comes.
+    // A request is sent, so that this connection is served before the next one arrives.
     first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
     let mut answer = [0; 12];
     first.read_exact(&mut answer).await.expect("an answer");
@@ -168,15 +168,15 @@ async fn a_client_with_its_largest_number_of_connections_is_refused_one_more_and
     server.serve(second.0, addr(2)).expect("room");
     let refused = server.serve(tokio::io::duplex(1).0, addr(2));
     assert_eq!(refused, Err(Refused::Client(addr(2).ip())));
-    server.serve(other.0, addr(3)).expect("the room of another client");
+    server.serve(other.0, addr(3)).expect("the places of another client");
     drop(first.1);
-    soon("the first is closed", async {
+    soon("the first connection is closed", async {
         while connections.len() > 2 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // Its place is given back just behind its entry in the list.
+    // The place is returned shortly after the entry in the list is removed.
     soon("room again", async {
         while server.serve(tokio::io::duplex(1).0, addr(2)).is_err() {
             tokio::task::yield_now().await;
@@ -231,7 +231,7 @@ async fn an_abort_cuts_off_what_does_not_finish() {
     assert!(served.connections.is_empty());
 }
 
-/// What a [`Lasting`] answer begins with.
+/// The head of a [`Lasting`] answer.
 const LASTING_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Etcd-Index: 7\r\n\r\n";
 
 async fn read_exactly(stream: &mut TcpStream, expected: &str) {
@@ -240,7 +240,7 @@ async fn read_exactly(stream: &mut TcpStream, expected: &str) {
     assert_eq!(String::from_utf8_lossy(&read), expected);
 }
 
-/// Waits for what must come soon, so that a test ends where it does not.
+/// Waits with a timeout for something that must happen soon.
 async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), awaited).await.unwrap_or_else(|_| panic!("{what}"))
 }
@@ -259,12 +259,12 @@ async fn a_lasting_answer_ignores_what_the_client_sends_and_ends_as_it_closes() 
     let mut served = serve(|_| {});
     for reset in [false, true] {
         let mut client = connect(&served).await;
-        // Early bytes come with the request, as a next request, and as more than any buffer holds.
+        // The early bytes come with the request, as another request, and as more than any buffer holds.
         client.write_all(b"GET /lasting HTTP/1.1\r\nhost: x\r\n\r\nearly").await.expect("sent");
         let send = served.streams.recv().await.expect("an answer");
         read_exactly(&mut client, LASTING_HEAD).await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
-        soon("all of it is read", client.write_all(&vec![b'x'; 16 << 20])).await.expect("sent");
+        soon("everything is read", client.write_all(&vec![b'x'; 16 << 20])).await.expect("sent");
         send.send(Bytes::from_static(b"one")).await.expect("taken");
         send.send(Bytes::from_static(b"two")).await.expect("taken");
         read_exactly(&mut client, "onetwo").await;
@@ -294,7 +294,7 @@ async fn a_lasting_answer_comes_after_the_answers_to_earlier_requests() {
     let mut served = serve(|_| {});
     let mut client = connect(&served).await;
     let peer = client.local_addr().expect("an address").to_string();
-    // The body of the first is not read by its handler.
+    // The handler does not read the body of the first request.
     let requests = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbodyGET / HTTP/1.1\r\nhost: x\r\n\r\nGET /lasting HTTP/1.1\r\nhost: x\r\n\r\n";
     client.write_all(requests.as_bytes()).await.expect("sent");
     let send = soon("the last request is answered", served.streams.recv()).await.expect("an answer");
@@ -373,7 +373,7 @@ async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
             let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
             let request = Request::get("http://x/large").body(()).expect("a request");
             let (answer, _) = sender.send_request(request, true).expect("sent");
-            // Nobody reads the connection after the head of the answer; it stays open.
+            // Nobody reads the connection after the head of the answer, but it stays open.
             let answer = tokio::select! {
                 answer = answer => answer.expect("an answer"),
                 _ = &mut connection => panic!("closed"),

@@ -1,10 +1,10 @@
-//! [`Permission`]: what a session's client may watch: what it asks for and, for as long as it watches, what it has.
+//! [`Permission`]: what a session's client may watch, at creation and as long as it watches.
 //!
-//! Not here: how etcd is asked, see `front::access`. etcd checks a watch when it is created and never again; the relay checks
-//! each live watch again whenever what is known about authentication may have changed, and every five seconds while it is on.
-//! Always holds: a stream's watches are checked with the token that the stream was opened with; checks of live watches do not
-//! wait for the client to read or to write; while etcd's events come, a stream goes on for [`LIMIT`] at most without etcd's word for
-//! each of its watches.
+//! How etcd is asked is in `front::access`. etcd checks a watch only when it is created. The relay checks each live
+//! watch again whenever the state of authentication may have changed, and every five seconds while it is on. Always
+//! holds: a stream's watches are checked with the token that the stream was opened with. Checks of live watches do not
+//! depend on the client's reads and writes. While etcd's events come, a stream continues for at most [`LIMIT`] without
+//! etcd's confirmation for each of its watches.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,10 +32,10 @@ pub(super) struct Permission {
 }
 
 impl Permission {
-    /// What etcd says to each of `ranges`, in etcd's words where it says no.
+    /// etcd's answer for each of `ranges`, in etcd's words if it is a denial.
     ///
     /// # Errors
-    /// Where etcd did not answer: the stream is to end with this.
+    /// Fails if etcd did not answer: the stream must end with this error.
     pub(super) async fn check(&self, ranges: &[WireRange]) -> Result<Vec<Result<(), String>>, StreamEnd> {
         if self.access.is_off() || ranges.is_empty() {
             return Ok(vec![Ok(()); ranges.len()]);
@@ -44,11 +44,12 @@ impl Permission {
             Auth::Off => return Ok(vec![Ok(()); ranges.len()]),
             Auth::On => {}
             Auth::Unknown => {
-                let text = "etcd-relay: etcd does not tell whether its authentication is on; try again";
+                let text = "etcd-relay: cannot check whether etcd's authentication is on; retry";
                 return Err(StreamEnd::Unavailable(text.into()));
             }
         }
-        // Not all grants since authentication was last known to be on: where etcd stops to answer, that may be long ago.
+        // Older grants do not count, even those since authentication was last known to be on: if etcd has stopped
+        // answering, that may be long ago.
         let results = self.access.check(&self.client, ranges, self.access.round(), Denials::New).await;
         results
             .into_iter()
@@ -65,9 +66,10 @@ impl Permission {
             .collect()
     }
 
-    /// Checks the stream's live watches until it ends it; run it beside the stream and drop it when that is gone.
+    /// Checks the stream's live watches until it ends the stream. Run it beside the stream, and drop it when that is
+    /// gone.
     pub(super) async fn keep(&self) {
-        // In a box while it lasts: thousands of streams wait here.
+        // Boxed while it lasts, because thousands of streams wait here.
         let look = |round| Box::pin(self.look_again(round));
         if let Err(why) = self.access.keep(look, || self.hears_etcd()).await {
             self.end_unconfirmed(&why);
@@ -89,7 +91,7 @@ impl Permission {
             match result {
                 Ok(()) => {}
                 Err(Refused::Denied(denial)) if denial.is_of_caller() && !self.client.credentials.is_none() => {
-                    // Its user may still have permission: the client is to come again with a new token.
+                    // Its user may still have permission, so the client should reconnect with a new token.
                     let text = format!("etcd-relay: etcd no longer accepts this stream's token: {}", denial.reason());
                     tracing::info!(reason = denial.reason(), "Ended a watch stream whose token etcd no longer accepts");
                     self.stream.cut(StreamEnd::Unavailable(text));
@@ -108,7 +110,7 @@ impl Permission {
         unknown.map_or(Look::Confirmed, Look::Unknown)
     }
 
-    /// Whether etcd's events reach the stream, which is to outlast that etcd is away.
+    /// Whether etcd's events reach the stream. If etcd is away, the stream must not end.
     fn hears_etcd(&self) -> bool {
         self.stream.feeds().iter().any(|feed| feed.state() == FeedState::Live)
     }
@@ -118,7 +120,8 @@ impl Permission {
         tracing::warn!(why, client = ?self.client, "Ended a watch stream: etcd did not confirm in time that its client may read it");
         counter!(names::STREAMS_UNCONFIRMED).increment(1);
         let text = format!(
-            "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); watch again"
+            "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); create \
+             the watch again"
         );
         self.stream.cut(StreamEnd::Unavailable(text));
     }
@@ -138,7 +141,7 @@ mod tests {
     use super::*;
     use crate::{front::access::INTERVAL, hub::OutboxLimits, telemetry::ReadyBoard, types::KeyRange};
 
-    /// etcd grants a read while it answers, and then it answers no more: what it granted ends with the interval.
+    /// etcd grants a read and then stops answering: its grant ends with the interval.
     #[tokio::test(start_paused = true)]
     async fn a_create_does_not_count_on_a_grant_from_before_etcd_stopped_to_answer() {
         static DEAF: AtomicBool = AtomicBool::new(false);

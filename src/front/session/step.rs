@@ -1,6 +1,6 @@
-//! [`Step`]: one request of a watch session, parsed.
+//! [`Step`]: one parsed request of a watch session.
 //!
-//! Not here: whether the client may do it, and what it does. Always holds: a create that could not be checked again later is refused.
+//! Permission and execution are elsewhere. Always holds: a create that could not be checked again later is refused.
 
 use crate::{
     front::access::WireRange,
@@ -10,17 +10,18 @@ use crate::{
     types::{KeyRange, Revision},
 };
 
-/// etcd's text for creates that it refuses.
+/// etcd's error for a create with a negative start revision.
 const NEGATIVE_START: &str = "etcdserver: mvcc: required revision has been compacted";
-/// The relay's own text for one that it could not check again.
-const TOO_LARGE: &str = "etcd-relay: key and range_end are too large for etcd to be asked whether this client may read them; take shorter ones";
+/// The relay's own error for a create that could not be checked again.
+const TOO_LARGE: &str = "etcd-relay: key and range_end are too large to check with etcd whether this client may read \
+    them; use shorter ones";
 
 /// See the module.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// With the range as the client gave it, which is what permission is checked for.
+    /// A create, with the client's exact bytes of the range, for which permission is checked.
     Create(WireRange, Subscribe),
-    /// A create with an empty range: refused, but only to a client that may read it.
+    /// A create with an empty range. It is refused, but only to a client that may read the range.
     Empty(WireRange),
     Refuse(String, Refusal),
     Cancel(i64),
@@ -28,7 +29,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// What the client asks to read.
+    /// The range that the client wants to read.
     pub(super) fn range(&self) -> Option<&WireRange> {
         match self {
             Self::Create(range, _) | Self::Empty(range) => Some(range),
@@ -47,14 +48,14 @@ pub(super) fn step(request: RequestUnion) -> Step {
 }
 
 fn parse(create: WatchCreateRequest) -> Step {
-    // An empty key stands for the first key there is.
+    // An empty key means the first possible key.
     let key = if create.key.is_empty() { bytes::Bytes::from_static(&[0]) } else { create.key };
     if create.start_revision < 0 {
         return Step::Refuse(NEGATIVE_START.into(), Refusal::NegativeStart);
     }
     let wire = WireRange { key: key.clone(), range_end: create.range_end.clone() };
     if !wire.can_be_asked() {
-        // Whether authentication is on or not: it can be enabled while the watch lives.
+        // This holds even while authentication is off, because it can be enabled while the watch exists.
         return Step::Refuse(format!("{TOO_LARGE} ({} bytes)", wire.bytes()), Refusal::TooLarge);
     }
     let Ok(range) = KeyRange::from_wire(key, create.range_end) else { return Step::Empty(wire) };

@@ -1,4 +1,4 @@
-//! Tests of a session over a hub whose feeds the test drives, without any transport.
+//! Tests of a session over a hub whose feeds the test drives, without a transport.
 
 use std::{
     pin::Pin,
@@ -29,7 +29,7 @@ use crate::{
 
 const LIMITS: OutboxLimits = OutboxLimits { bytes: 1 << 20, deliveries: 4096, watches: 10_000 };
 
-/// Sessions over a hub with a feed of `/a/`, which serves, and one of `/slow/`, which has no snapshot yet.
+/// Sessions over a hub with a feed of `/a/` that serves, and one of `/slow/` that has no snapshot yet.
 async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
     sessions_over(testing::hub(LIMITS), progress_interval).await
 }
@@ -54,7 +54,7 @@ fn serve(feed: &Feed) {
     feed.set_state(FeedState::Live);
 }
 
-/// Says that the current revision is 5, each time that it is let.
+/// Answers that the current revision is 5, each time the test permits it.
 #[derive(Debug)]
 struct AtFive {
     lets: Semaphore,
@@ -112,16 +112,16 @@ impl Client {
         self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
     }
 
-    /// All that is said until nobody has anything left to do.
+    /// All answers until nothing has anything left to do.
     async fn hears(&self) -> Vec<String> {
-        // The clock is paused, so time passes only when all others wait.
+        // The clock is paused, so time passes only when everything else waits.
         tokio::time::sleep(Duration::from_millis(1)).await;
         drain(&self.stream)
     }
 }
 
 impl Client {
-    /// How the stream has ended, where it said nothing.
+    /// How the stream has ended, if it sent nothing else.
     async fn end(&self) -> Poll<Drained> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         self.stream.poll_drain(&mut Context::from_waker(Waker::noop()), &mut Vec::new(), usize::MAX)
@@ -191,7 +191,7 @@ async fn a_create_that_waits_for_its_snapshot_holds_up_no_cancel_and_no_progress
     client.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
     assert_eq!(client.hears().await, ["canceled 0", "progress -1"]);
     client.cancel(1);
-    assert_eq!(client.hears().await, ["canceled 1"], "what comes later is read, too");
+    assert_eq!(client.hears().await, ["canceled 1"], "later requests are read, too");
     serve(&slow);
     assert_eq!(client.hears().await, ["created 2"]);
 }
@@ -202,16 +202,16 @@ async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_ta
     let (sessions, slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
     let client = Client::of(&sessions);
     client.create(0, "/slow/1");
-    assert_eq!(client.hears().await, Vec::<String>::new(), "the current revision is being asked for");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "the current revision has been requested");
     serve(&slow);
     slow.follows(true, None);
     upstream.lets.add_permits(2);
-    assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, and the feed is not there yet");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, which the feed has not reached yet");
     slow.advance(Revision::new(5));
     assert_eq!(client.hears().await, ["created 0 at 5"]);
 }
 
-/// The cluster cannot be asked, and the feed is behind what it was known to have.
+/// The cluster cannot be asked, and the feed is behind the cluster's known revision.
 #[tokio::test(start_paused = true)]
 async fn a_watch_from_now_on_begins_above_all_that_its_client_may_have_been_told() {
     let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
@@ -223,7 +223,7 @@ async fn a_watch_from_now_on_begins_above_all_that_its_client_may_have_been_told
     assert_eq!(client.hears().await, ["created 0 at 9"]);
     publish(&feed, 5);
     publish(&feed, 9);
-    assert_eq!(client.hears().await, Vec::<String>::new(), "what was there before");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "earlier events");
     publish(&feed, 10);
     assert_eq!(client.hears().await, ["events"]);
 }
@@ -261,10 +261,15 @@ async fn progress_that_a_silent_member_keeps_back_holds_up_no_other_request_for_
     assert_eq!(client.hears().await, ["events"]);
     client.cancel(0);
     tokio::time::sleep(3 * CURRENT_PATIENCE).await;
-    assert_eq!(client.hears().await, ["canceled 0"], "the feeds stand apart, and nobody says what is current");
+    assert_eq!(
+        client.hears().await,
+        ["canceled 0"],
+        "the feeds are at different revisions, and the current one is \
+        unknown"
+    );
 }
 
-/// Else the watch would wait for a revision that the cluster reaches a second time.
+/// Otherwise the watch would wait for a revision that the cluster reaches a second time.
 #[tokio::test(start_paused = true)]
 async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {
     let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
@@ -275,7 +280,7 @@ async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {
     let client = Client::of(&sessions);
     client.create(0, "/a/1");
     assert_eq!(client.hears().await, ["created 0 at 9"]);
-    assert_eq!(feed.check(before, &at(8)), Ok(()), "it was asked before");
+    assert_eq!(feed.check(before, &at(8)), Ok(()), "the first question was asked before");
     assert!(feed.check(feed.mark(), &at(8)).is_err() && !feed.is_serving());
 }
 
@@ -300,7 +305,7 @@ async fn answers_to_creates_keep_their_order_behind_one_that_waits() {
     let client = Client::of(&sessions);
     client.create(0, "/slow/1");
     client.create(0, "/a/1");
-    client.create(0, "outside of all feeds");
+    client.create(0, "outside all feeds");
     client.create(0, "/a/2");
     assert_eq!(client.hears().await, Vec::<String>::new());
     serve(&slow);
@@ -319,7 +324,7 @@ async fn a_cancel_does_not_overtake_the_create_that_it_is_for() {
     client.cancel(7);
     assert_eq!(client.hears().await, Vec::<String>::new());
     serve(&slow);
-    // The id 7 was in use when the create came, as it would be at etcd.
+    // The id 7 was in use when the create came, as it would be in etcd.
     assert_eq!(client.hears().await, ["created 5", "refused", "canceled 5", "canceled 7"]);
 }
 
@@ -344,10 +349,10 @@ async fn a_session_whose_queue_of_creates_is_full_reads_no_more() {
         client.create(0, "/slow/1");
     }
     client.cancel(0);
-    assert_eq!(client.hears().await, ["created 0"], "the cancel is not read yet");
+    assert_eq!(client.hears().await, ["created 0"], "the cancel has not been read yet");
     serve(&slow);
     let mut heard = client.hears().await;
-    // Its answers fill the queue, which holds up its requests as well.
+    // Its answers fill the queue, which also stops its requests from being read.
     loop {
         let more = client.hears().await;
         if more.is_empty() {
@@ -359,7 +364,7 @@ async fn a_session_whose_queue_of_creates_is_full_reads_no_more() {
     assert_eq!(heard.len(), 5 * BATCH.0 + 1);
 }
 
-/// Requests that never pause: one more is always there.
+/// Requests without a pause: one more is always ready.
 struct Endless {
     first: Option<RequestUnion>,
     read: Arc<AtomicBool>,
@@ -392,7 +397,7 @@ async fn requests_that_never_pause_do_not_hold_up_progress_notifications() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), told).await.expect("progress, while requests come");
+    tokio::time::timeout(Duration::from_secs(30), told).await.expect("progress while requests come");
     assert!(read.load(Ordering::Relaxed));
     stream.leave();
     running.await.expect("the session ends");
@@ -408,12 +413,12 @@ async fn a_client_has_so_many_watches_over_all_its_streams_and_room_again_whatev
         assert_eq!(client.hears().await, ["created 5"]);
     }
     one.create(5, "/a/2");
-    assert_eq!(one.hears().await, ["refused"], "a duplicate counts for nothing");
+    assert_eq!(one.hears().await, ["refused"], "a duplicate does not count");
     one.create(0, "/a/2");
     one.create(0, "/a/3");
     assert_eq!(one.hears().await, ["created 0", "refused"]);
     two.create(0, "/a/4");
-    assert_eq!(two.hears().await, ["refused"], "the streams of a client share");
+    assert_eq!(two.hears().await, ["refused"], "the streams of a client share its limit");
     one.cancel(5);
     assert_eq!(one.hears().await, ["canceled 5"]);
     two.create(0, "/a/4");

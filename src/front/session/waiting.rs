@@ -1,14 +1,14 @@
-//! [`Waiting`]: the requests of a session that wait for a feed's first snapshot, in their order.
+//! [`Waiting`]: the requests of a session that wait for a feed's first snapshot, in order.
 //!
-//! The first of them is a create whose feed has none. etcd acts on the requests of a stream one after the other, and its clients count on
-//! it: clientv3 takes the next `created` for the answer to the first create that it has not been answered
-//! (`client/v3/watch.go`, `w.resuming[0]`), and no answer to a create, refusals with id -1 least of all, says which one it answers. So
-//! no create overtakes another. clientv3 itself sends the next create when the one before is answered; other clients send many at once,
-//! and those behind a slow one wait with it.
+//! The first of them is a create whose feed has no snapshot. etcd executes the requests of a stream one after the
+//! other, and its clients rely on that. clientv3 takes the next `created` as the answer to its first unanswered create
+//! (`client/v3/watch.go`, `w.resuming[0]`). No answer to a create names its create, least of all refusals, which have
+//! id -1. So no create overtakes another. clientv3 itself sends the next create only after the answer to the previous
+//! one. Other clients send many at once, and those behind a slow one wait with it.
 //!
-//! A progress request may overtake: etcd, too, answers it while a `created` is still to come. So may the cancel of a watch
-//! that is there, unless a create that waits has its id: that one would be refused if it came first.
-//! Always holds: bounded in number and bytes; where it is full, the session reads no more.
+//! A progress request may overtake, since etcd also answers it while a `created` is pending. So may the cancel of an
+//! existing watch, unless a waiting create has the same id: that create would be refused if it came first. Always
+//! holds: number and bytes are bounded; when it is full, the session stops reading.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -20,10 +20,11 @@ use crate::{
     types::ClientKey,
 };
 
-/// From how many requests, and how many bytes of their keys, on nothing more is read. What was read together goes beyond it once.
+/// At this many requests, or this many bytes of their keys, reading stops. Requests that were read together can exceed
+/// it once.
 const FULL: (usize, usize) = (1024, 1 << 20);
 
-/// Before a create is tried again whose feed has ended.
+/// Pause before a create is tried again whose feed has ended.
 const ENDED_PAUSE: Duration = Duration::from_millis(50);
 
 /// A request, and until when it waits for a snapshot.
@@ -54,13 +55,13 @@ impl Waiting {
         self.wanted.push_back(wanted);
     }
 
-    /// All of them, in their order. None is left.
+    /// Takes all of them, in order.
     pub(super) fn take(&mut self) -> Vec<Wanted> {
         self.bytes = 0;
         std::mem::take(&mut self.wanted).into()
     }
 
-    /// Whether a step may be acted on before those that wait. See the module.
+    /// Whether a step may overtake the waiting requests; see the module.
     pub(super) fn may_be_overtaken_by(&self, step: &Step, stream: &WatchStream) -> bool {
         match step {
             Step::Progress => true,
@@ -69,17 +70,17 @@ impl Waiting {
         }
     }
 
-    /// Waits until there is something to be done about the first: its feed serves, will not, or took too long. Cancel safe.
+    /// Waits until the first one can be handled: its feed serves, has failed, or took too long. Cancel safe.
     pub(super) async fn due(&self, hub: &Hub, client: ClientKey) {
         let Some(Wanted { step: Step::Create(_, subscribe), until }) = self.wanted.front() else { return };
         let Ok(feed) = hub.feed(&subscribe.range, client) else { return };
-        // Whatever it says, the create is tried again; where the feed has ended, not at once.
+        // The create is tried again in any case, but not at once if the feed has ended.
         if feed.wait_serving(until.saturating_duration_since(Instant::now())).await == Err(WaitError::Unknown) {
             tokio::time::sleep(ENDED_PAUSE).await;
         }
     }
 
-    /// Whether a create asks for this id. Zero asks for any.
+    /// Whether a create asks for this id. Zero lets the server choose.
     fn names(&self, watch_id: i64) -> bool {
         self.wanted
             .iter()

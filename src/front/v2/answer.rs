@@ -1,6 +1,7 @@
-//! What the facade says: nodes, events and errors in the JSON that etcd's v2 API has, byte for byte.
+//! The content of answers: nodes, events and errors in the JSON of etcd's v2 API, byte for byte.
 //!
-//! Not here: heads (`reply`). Always holds: one object and a newline; what is absent in etcd is absent here.
+//! Heads of answers are in `reply`. Always holds: an answer is one object and a newline, and leaves out exactly what
+//! etcd leaves out.
 
 use std::borrow::Cow;
 
@@ -13,7 +14,7 @@ use crate::{
     types::{KeyValue, Revision},
 };
 
-/// The code of an error that is about rights.
+/// The code of errors about permissions.
 pub(super) const DENIED: u32 = 110;
 
 /// An error of v2.
@@ -21,9 +22,9 @@ pub(super) const DENIED: u32 = 110;
 pub(super) struct Refusal {
     pub(super) code: u32,
     pub(super) cause: Cow<'static, str>,
-    /// Where bytes are to be shown that are not text.
+    /// The cause as bytes, if it is not text.
     bytes: Option<Bytes>,
-    /// The store's index then; zero where the request itself was wrong.
+    /// The store's index at that time; zero if the request itself was invalid.
     pub(super) index: Revision,
 }
 
@@ -38,12 +39,12 @@ impl Refusal {
         Self { code, cause: cause.into(), bytes: None, index: Revision::ZERO }
     }
 
-    /// About a path or values, as of an index.
+    /// An error about a path or values, as of an index.
     pub(super) fn about(code: u32, cause: impl AsRef<[u8]>, index: Revision) -> Self {
         Self { code, cause: Cow::Borrowed(""), bytes: Some(Bytes::copy_from_slice(cause.as_ref())), index }
     }
 
-    /// etcd could not be asked.
+    /// etcd could not be reached.
     pub(super) fn unavailable(cause: impl Into<Cow<'static, str>>) -> Self {
         Self::new(300, cause)
     }
@@ -98,18 +99,18 @@ fn message(code: u32) -> &'static str {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) path: Bytes,
-    /// Absent for directories, and for what was removed.
+    /// `None` for directories, and for what was removed.
     pub(super) value: Option<Bytes>,
     pub(super) dir: bool,
     pub(super) expiry: Option<Expiry>,
-    /// Whether the time that is left is told beside the end.
+    /// Whether the remaining time is shown in addition to the time of expiry.
     pub(super) tells_ttl: bool,
     pub(super) modified: Revision,
     pub(super) created: Revision,
 }
 
 impl Node {
-    /// A file as it is stored.
+    /// A stored file.
     pub(super) fn file(kv: &KeyValue) -> Self {
         Self {
             path: kv.key_bytes(),
@@ -127,12 +128,12 @@ impl Node {
         Self { path, value: None, dir: true, expiry, tells_ttl: true, modified, created }
     }
 
-    /// The same after it was removed at an index.
+    /// The same node after its removal at an index.
     pub(super) fn removed(&self, at: Revision) -> Self {
         Self { value: None, expiry: None, modified: at, ..self.clone() }
     }
 
-    /// Everything before the children.
+    /// Writes everything before the children.
     pub(super) fn put_head(&self, out: &mut Vec<u8>, now: std::time::SystemTime) {
         out.extend_from_slice(br#"{"key":"#);
         put_string(out, &self.path);
@@ -152,7 +153,7 @@ impl Node {
         }
     }
 
-    /// Everything behind the children.
+    /// Writes everything after the children.
     pub(super) fn put_tail(&self, out: &mut Vec<u8>) {
         let Self { modified, created, .. } = self;
         out.extend_from_slice(format!(r#","modifiedIndex":{modified},"createdIndex":{created}}}"#).as_bytes());
@@ -164,7 +165,7 @@ impl Node {
     }
 }
 
-/// What happened.
+/// The action of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Set,
@@ -189,13 +190,13 @@ impl Action {
         }
     }
 
-    /// Whether the node is gone then.
+    /// Whether the node no longer exists afterwards.
     pub(super) fn removes(self) -> bool {
         matches!(self, Self::Delete | Self::CompareAndDelete | Self::Expire)
     }
 }
 
-/// A change, as its writer and those who wait are told.
+/// A change, as reported to its writer and to waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) action: Action,
@@ -204,7 +205,7 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// What `noValueOnSuccess` leaves of it.
+    /// The part that `noValueOnSuccess` keeps.
     pub(super) fn bare(&self) -> Bytes {
         format!("{{\"action\":\"{}\"}}\n", self.action.name()).into()
     }

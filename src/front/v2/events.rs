@@ -1,7 +1,8 @@
-//! Events of v3 as events of v2, for those who wait.
+//! Converts v3 events into v2 events for waits.
 //!
-//! Not here: who waits. The actions of this process's own writes are known exactly (`made`); of other writes it is known what happened
-//! to the node, and the action is guessed. Always holds: a mark that was put beside a key below it is no event; the end of a whole tree is one.
+//! Waits are in `waits`. The actions of this process's own writes are known exactly (`made`). For other writes only the
+//! effect on the node is known, and the action is guessed. Always holds: a mark that was put together with a key below
+//! it is not an event; the end of a whole tree is a single event.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,25 +27,26 @@ use crate::{
     types::{Entry, Event as V3Event, EventKind, KeyRange, KeyValue, Revision},
 };
 
-/// How long before the end that a lease says a deletion counts as its expiry: clocks differ.
+/// A deletion this long before the end of its lease's time still counts as an expiry, because clocks differ.
 const EARLY: std::time::Duration = std::time::Duration::from_secs(1);
-/// Keys of a directory that are looked at to find out whether it went as a whole.
+/// Most keys of a directory that are read to find out whether the whole directory was deleted.
 const LOOKED: usize = 1_024;
 
-/// A change as it is told, made once for all who wait for it.
+/// A change in its final text, made once for all waits.
 #[derive(Debug)]
 pub(super) struct Logged {
     pub(super) revision: Revision,
     pub(super) path: Bytes,
-    /// A directory was deleted, with all that was below it.
+    /// A directory was deleted with everything below it.
     pub(super) is_tree_gone: bool,
-    /// What was deleted with it, in order: thousands may wait below a directory with as many keys.
+    /// The keys that were deleted with it, sorted, because thousands of waits may concern a directory with as many
+    /// keys.
     gone: Vec<Bytes>,
     pub(super) body: Bytes,
 }
 
 impl Logged {
-    /// About how much memory it takes.
+    /// Approximate memory use.
     pub(super) fn cost(&self) -> usize {
         let gone: usize = self.gone.iter().map(|path| path.len() + size_of::<Bytes>()).sum();
         size_of::<Self>() + self.path.len() + self.body.len() + gone
@@ -71,11 +73,12 @@ impl Logged {
     }
 }
 
-/// What a revision tells: what its writer said, or what its events show. `newest` is the state after it, or a later one.
+/// The v2 events of a revision: as its writer reported it, or derived from its v3 events. `newest` is the state after
+/// it, or a later one.
 pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<Arc<Logged>> {
     let sayable: Vec<&V3Event> = entry.events().iter().filter(|event| is_sayable(event.kv.key())).collect();
     match told {
-        // Some keys have no path in v2.
+        // Some keys have no v2 path.
         _ if sayable.is_empty() => return Vec::new(),
         Some(Told::Nothing) => return Vec::new(),
         Some(Told::Event(event)) => {
@@ -91,7 +94,7 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
     let mut told = Vec::new();
     for event in &sayable {
         let (key, path) = (event.kv.key(), path_of(event.kv.key()));
-        // The last mark before a key is that of its tree, if it is in one: nothing else lies between the two.
+        // If the key is in a deleted tree, the last mark before it is that of the tree: nothing else lies between them.
         match trees
             .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
             .next_back()
@@ -106,7 +109,7 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
                 };
                 told.push(Logged::new(entry.revision, &removal, gone));
             }
-            // Told with the tree.
+            // Reported with the tree.
             Some(_) => {}
             None => {
                 let event = of_key(event, &path, &keys);
@@ -120,7 +123,7 @@ pub(super) fn tell(entry: &Entry, newest: &Snapshot, told: Option<Told>) -> Vec<
     told.into_iter().map(Arc::new).collect()
 }
 
-/// The keys that a revision changed. It can delete all that there are, so none is looked for by a walk over the others.
+/// The keys that a revision changed. It may have deleted all keys, so a key is never found by a walk over the others.
 struct Keys<'a> {
     put: BTreeMap<&'a [u8], &'a V3Event>,
     deleted: BTreeMap<&'a [u8], &'a V3Event>,
@@ -133,7 +136,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Those of `keys` that are in `range`.
+/// The keys that are in `range`.
 fn within<'k, 'a>(
     keys: &'k BTreeMap<&'a [u8], &'a V3Event>,
     range: KeyRange,
@@ -142,7 +145,7 @@ fn within<'k, 'a>(
     from.take_while(move |(key, _)| range.contains(key))
 }
 
-/// The marks of directories that are gone with all that was below them, the topmost of each tree.
+/// The marks of directories that were deleted with everything below them, only the topmost of each tree.
 fn trees_gone(events: &[&V3Event], at: Revision, newest: &Snapshot) -> BTreeSet<Bytes> {
     let deleted = events.iter().filter(|event| event.kind == EventKind::Delete && is_mark(event.kv.key()));
     let mut marks: Vec<Bytes> = deleted.map(|event| event.kv.key_bytes()).collect();
@@ -150,9 +153,9 @@ fn trees_gone(events: &[&V3Event], at: Revision, newest: &Snapshot) -> BTreeSet<
     let mut trees: BTreeSet<Bytes> = BTreeSet::new();
     let mut last: Option<Bytes> = None;
     for mark in marks {
-        // In this order those below a mark come right after it.
+        // In this order, the marks below a mark follow it directly.
         let is_covered = last.as_ref().is_some_and(|last| mark.starts_with(last));
-        // What is there now may have come later; what was there before has stayed.
+        // Keys that exist now may be newer, but keys from before would have stayed.
         let below = kids(&path_of(&mark));
         let stayed = || newest.map.range(&below).take(LOOKED).any(|kv| kv.create_revision <= at);
         if !is_covered && !stayed() {
@@ -171,7 +174,7 @@ fn of_key(event: &V3Event, path: &Bytes, keys: &Keys<'_>) -> Option<Event> {
     match event.kind {
         EventKind::Delete if is_mark(key) => None,
         EventKind::Delete => {
-            // A file that became a directory is told as that.
+            // A file that became a directory is reported as that.
             if keys.put.contains_key(&mark(path)[..]) {
                 None
             } else {
@@ -188,14 +191,14 @@ fn of_key(event: &V3Event, path: &Bytes, keys: &Keys<'_>) -> Option<Event> {
     }
 }
 
-/// The end of a node: its expiry if its lease says that its time had come, else a delete.
+/// The end of a node: an expiry if its lease shows that its time had come, otherwise a delete.
 fn removal(prev: Node, at: Revision) -> Event {
     let is_due = prev.expiry.is_some_and(|expiry| expiry.wait(SystemTime::now()) <= EARLY);
     let prev = Node { tells_ttl: !is_due, ..prev };
     Event { action: if is_due { Action::Expire } else { Action::Delete }, node: prev.removed(at), prev: Some(prev) }
 }
 
-/// The end of a node that etcd has compacted: only its name is known.
+/// The end of a node that etcd has compacted, so only its name is known.
 fn unknown(path: Bytes, dir: bool, at: Revision) -> Event {
     let node = Node { dir, ..Node::directory(path, at, at, None) };
     Event { action: Action::Delete, node, prev: None }
@@ -209,13 +212,13 @@ pub(super) fn path_of(key: &[u8]) -> Bytes {
     Bytes::copy_from_slice(key.strip_suffix(b"/").unwrap_or(key))
 }
 
-/// Whether an expiry's event shows how long the key had: it does not.
+/// An expiry event does not show how long the key had left.
 pub(super) fn expired(prev: Node, at: Revision) -> Event {
     let prev = Node { tells_ttl: false, ..prev };
     Event { action: Action::Expire, node: prev.removed(at), prev: Some(prev) }
 }
 
-/// The end that a key's lease says.
+/// The time of expiry in a key's lease.
 pub(super) fn end_of(kv: &KeyValue) -> Option<Expiry> {
     Expiry::of_lease(kv.lease)
 }
@@ -289,7 +292,7 @@ mod tests {
         assert!(told(&[put(&deep)]).is_empty() && told(&[deleted(deep)]).is_empty());
     }
 
-    /// None of them is compared with all the others: that would take this test minutes.
+    /// Keys must not be compared with all others; that would take this test minutes.
     #[test]
     fn a_revision_that_deletes_everything_is_told_in_one_pass() {
         const KEYS: usize = 100_000;

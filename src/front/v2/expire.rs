@@ -1,9 +1,10 @@
-//! Ends keys when their time has come.
+//! Deletes keys when their time has come.
 //!
-//! The lease of a key outlives it by some seconds: it is the safety net for when no relay runs. That of a directory outlives it by days, since
-//! it ends nothing but the directory's mark: what is in it ends with the mark, once there is a relay. Every relay does this, and the second one
-//! finds the key gone. Always holds: a key is deleted only as it was when its end was known, by a compare of its
-//! revision; a directory goes with all below it, in one transaction.
+//! The lease of a key lives a few seconds longer than the key, as a safety net in case no relay runs. The lease of a
+//! directory lives days longer, because its end would delete only the directory's mark: the content is deleted with the
+//! mark by the next relay. Every relay does this, and the second one finds the key gone. Always holds: a key is deleted
+//! only in the state for which its expiry was known, by a compare of its revision. A directory is deleted with
+//! everything below it in one transaction.
 
 use std::{
     collections::BTreeSet,
@@ -38,16 +39,16 @@ use crate::{
     types::{Event, EventKind, KeyRange, KeyValue, Revision},
 };
 
-/// Until the next attempt where etcd did not answer.
+/// Pause before the next attempt if etcd did not answer.
 const RETRY: Duration = Duration::from_millis(500);
-/// Keys that are looked at before others go on, where all are.
+/// Keys that are read before other tasks run, while all keys are read.
 const STEP: usize = 1_024;
-/// Most keys that are deleted at a time.
+/// Most keys that are deleted at the same time.
 const TOGETHER: usize = 32;
-/// Longest time between two looks: the clock may be set.
+/// Longest pause between two checks, because the clock may be changed.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Keys with an end, the next first.
+/// Keys with a time of expiry, the next one first.
 #[derive(Debug, Default)]
 struct Ends(BTreeSet<(Expiry, Bytes)>);
 
@@ -56,9 +57,9 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
     let mut revisions = feed.watch_revision();
     let mut known = (Revision::ZERO, 0);
     let mut ends = Ends::default();
-    // Leases of directories that nothing has any more.
+    // Leases of directories that no key uses any more.
     let mut unused: Vec<i64> = Vec::new();
-    // The last that was tried where some cannot be deleted: they do not keep the others from their turn.
+    // The last key that was tried. Keys that cannot be deleted must not delay the others.
     let mut tried = None;
     loop {
         let (snapshot, entries) = feed.since(known.0);
@@ -93,7 +94,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
         let next = ends.0.first().map(|(end, _)| end.wait(SystemTime::now()));
         if next.is_some_and(|wait| wait.is_zero()) && feed.is_serving() {
             let due = ends.due(SystemTime::now(), tried.take());
-            // Begun in the order of their ends.
+            // Started in the order of expiry.
             let ending = due.iter().map(|(end, key)| expire(&snapshot, key, *end, &v3, &made));
             let Some(ended) = stop.run_until_cancelled(join_all(ending)).await else { return };
             let left: Vec<_> =
@@ -111,7 +112,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
             }
             continue;
         }
-        // Cancel safe: each arm leaves nothing behind.
+        // Each arm is cancel safe.
         tokio::select! {
             () = stop.cancelled() => return,
             changed = revisions.changed() => if changed.is_err() { return },
@@ -121,7 +122,8 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
 }
 
 impl Ends {
-    /// Takes out the first whose time has come: of those after the one that was `tried` last, or, where there are none, of all.
+    /// Takes the first keys whose time has come, after the key that was `tried` last, or from the start if there are
+    /// none.
     fn due(&mut self, now: SystemTime, tried: Option<(Expiry, Bytes)>) -> Vec<(Expiry, Bytes)> {
         let first = |from: Bound<(Expiry, Bytes)>| -> Vec<_> {
             let ends = self.0.range((from, Bound::Unbounded)).take_while(|(end, _)| end.wait(now).is_zero());
@@ -150,13 +152,13 @@ impl Ends {
     }
 }
 
-/// The lease that a directory had before an event, and has not after it. It would live for days.
+/// The lease that a directory had before an event and has lost. It would live for days.
 fn unused_lease(event: &Event) -> Option<i64> {
     let had = event.prev.as_ref().filter(|prev| prev.key().ends_with(b"/") && end_of(prev).is_some())?;
     (event.kind == EventKind::Delete || event.kv.lease != had.lease).then_some(had.lease)
 }
 
-/// Deletes a key that still has this end.
+/// Deletes a key if it still has this expiry.
 async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &Made) -> Result<(), Refusal> {
     let Some(kv) = snapshot.map.get(key).filter(|kv| end_of(kv) == Some(end)) else { return Ok(()) };
     let directory = key.strip_suffix(b"/").filter(|path| !path.is_empty()).map(Bytes::copy_from_slice);
@@ -178,7 +180,8 @@ async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &M
             Ok(())
         }
         Err(refusal) => {
-            tracing::debug!(key = %key.escape_ascii(), cause = %refusal.cause, "A key whose time has come could not be deleted yet");
+            tracing::debug!(key = %key.escape_ascii(), cause = %refusal.cause, "Cannot delete an expired key, \
+                retrying");
             Err(refusal)
         }
     }

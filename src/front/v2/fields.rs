@@ -1,7 +1,8 @@
-//! [`Fields`]: the parameters of a request for keys, read and checked as etcd does, in its order and with its words.
+//! [`Fields`]: the parameters of a request for keys, parsed and checked like etcd, in its order and with its error
+//! texts.
 //!
-//! Not here: what a request means (`operation`). The texts of causes are those of Go's library, which clients may know. Always
-//! holds: a request that has [`Fields`] has passed every check that etcd makes before it looks at the store.
+//! The meaning of a request is in `operation`. Causes have the texts of Go's library, which clients may rely on. Always
+//! holds: a request that has [`Fields`] has passed every check that etcd makes before it reads the store.
 
 use std::borrow::Cow;
 
@@ -11,7 +12,7 @@ use percent_encoding::percent_decode;
 
 use super::answer::Refusal;
 
-/// A semicolon once separated pairs, and Go refuses it since it does not any more.
+/// A semicolon was once a separator. Since it is no longer, Go refuses it.
 const SEMICOLON: &str = "invalid semicolon separator in query";
 
 /// The largest body that is read: Go's limit for forms.
@@ -21,9 +22,9 @@ pub(super) const MAX_BODY: usize = 10 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fields {
     pub(super) value: Bytes,
-    /// Not empty where it is there.
+    /// Not empty if given.
     pub(super) prev_value: Option<Bytes>,
-    /// Zero is none.
+    /// Zero means none.
     pub(super) prev_index: u64,
     pub(super) prev_exist: Option<bool>,
     pub(super) wait_index: u64,
@@ -40,17 +41,17 @@ pub(super) struct Fields {
 /// The body of a request, as far as it is read.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    /// Not a form, or of a method that has none.
+    /// Not a form, or the method has no form.
     Ignored,
     Form(Bytes),
-    /// More than [`MAX_BODY`].
+    /// Longer than [`MAX_BODY`].
     TooLarge,
-    /// The content type makes no sense, or the body broke off: the reason.
+    /// The content type is invalid, or the body ended too early; contains the reason.
     Bad(&'static str),
 }
 
 impl Fields {
-    /// Reads the query and the body. Where a name is in both, the body's counts; of several values the first.
+    /// Parses the query and the body. The body takes precedence; of several values the first counts.
     pub(super) fn read(method: &Method, query: &str, body: &Body) -> Result<Self, Refusal> {
         let form = Form::parse(query.as_bytes(), body).map_err(|cause| Refusal::new(210, cause))?;
         let prev_index = form.index("prevIndex")?;
@@ -105,13 +106,13 @@ impl Fields {
     }
 }
 
-/// The first value of each name that counts.
+/// The first value of each known name.
 #[derive(Debug, Default)]
 struct Form {
     values: Vec<(&'static str, Bytes)>,
 }
 
-/// The names that mean something.
+/// The names with a meaning.
 const NAMES: [&str; 14] = [
     "prevIndex",
     "waitIndex",
@@ -142,7 +143,7 @@ impl Form {
         of_body.and(of_query).map(|()| form)
     }
 
-    /// Adds pairs whose names are not there yet. All are looked at, and the first fault counts; a semicolon counts before any other.
+    /// Adds pairs whose names are new. All pairs are checked. The first error counts, but a semicolon before any other.
     fn add(&mut self, text: &[u8]) -> Result<(), Cow<'static, str>> {
         let mut fault = Ok(());
         for pair in text.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
@@ -189,7 +190,7 @@ impl Form {
     }
 }
 
-/// `+` is a space, and `%` begins two hexadecimal digits.
+/// Decodes `+` as a space, and `%` with two hexadecimal digits.
 fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Cow<'static, str>> {
     let mut at = 0;
     while let Some(found) = text[at..].iter().position(|byte| *byte == b'%') {
@@ -206,7 +207,7 @@ fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Cow<'static, str>> {
     Ok(Cow::Owned(percent_decode(&spaced).collect()))
 }
 
-/// Decimal digits and nothing else.
+/// A number of decimal digits only.
 fn parse_uint(text: &[u8]) -> Option<u64> {
     let digits = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     digits.parse().ok()

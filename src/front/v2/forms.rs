@@ -1,7 +1,8 @@
-//! [`Forms`]: the bodies of requests, read as far as they are forms.
+//! [`Forms`]: reads the bodies of requests if they are forms.
 //!
-//! Not here: what is in a form (`fields`). Always holds: a body is at most [`MAX_BODY`] long in memory, and all that are being read have a
-//! bound together, and each client a share of it; a body that stalls keeps its part of the room for [`SILENCE`] at most; a body that breaks off is no form.
+//! The content of a form is in `fields`. Always holds: a body has at most [`MAX_BODY`] bytes in memory. All bodies
+//! share a limit, and each client has a share of it. A stalled body keeps its room for [`SILENCE`] at most. A body that
+//! ends too early is not a form.
 
 use std::time::Duration;
 
@@ -20,11 +21,12 @@ use crate::{
     types::ClientKey,
 };
 
-/// The room for all bodies.
+/// Memory for all bodies.
 const ROOM: usize = 256 << 20;
 /// How long a body may stall.
 const SILENCE: Duration = Duration::from_secs(60);
-/// What is read of a body that is too large, and dropped: a client that is answered before it has sent all may not see the answer.
+/// How much of a body that is too large is read and dropped: a client that gets an answer before it has sent everything
+/// may not see it.
 const PASSED_OVER: usize = 64 << 20;
 /// How long a body that is too large may stall.
 const IMPATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +37,7 @@ pub(super) struct Forms {
     room: Room,
 }
 
-/// A body, and its part of the room until it is dropped.
+/// A body. It occupies its part of the room until it is dropped.
 #[derive(Debug)]
 pub(super) struct Form {
     pub(super) body: Body,
@@ -44,13 +46,13 @@ pub(super) struct Form {
 
 impl Forms {
     pub(super) fn new() -> Self {
-        Self { room: Room::new(ROOM, "etcd-relay: too many large requests are being read; try again") }
+        Self { room: Room::new(ROOM, "etcd-relay: too many large requests are being read; retry") }
     }
 
-    /// Reads the form of a request that has one.
+    /// Reads the form of a request, if it has one.
     ///
     /// # Errors
-    /// Where there is no room for it in time, or it does not go on.
+    /// Fails if there is no room in time, or if the body stalls.
     pub(super) async fn read(
         &self,
         client: ClientKey,
@@ -84,7 +86,7 @@ impl Forms {
             let next = next.map_err(|_| Refusal::new(210, "etcd-relay: the body stalled for a minute"))?;
             let frame = match next {
                 Some(Ok(frame)) => frame,
-                // Go's text. A write of the part that came would be another one than its client meant.
+                // Go's text. A write with only the first part of the form would not be what the client meant.
                 Some(Err(_)) => return Ok(Form { body: Body::Bad("unexpected EOF"), _place: self.room.place(client) }),
                 None => break,
             };
@@ -99,7 +101,7 @@ impl Forms {
         Ok(Form { body: Body::Form(form.freeze()), _place: place })
     }
 
-    /// Passes over the rest of a body that is too large, so that its client reads why.
+    /// Skips the rest of a body that is too large, so that its client reads the error.
     async fn too_large(place: Place, mut body: impl http_body::Body<Data = Bytes> + Unpin) -> Form {
         let mut passed = 0;
         while passed < PASSED_OVER
@@ -133,13 +135,13 @@ mod tests {
         let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
         let (part, mut left) = (Bytes::from(vec![b'x'; 1 << 20]), 20);
         let parts = stream::iter(std::iter::from_fn(|| {
-            assert!(left > 9 || forms.room.free() == ROOM, "what came is not kept");
+            assert!(left > 9 || forms.room.free() == ROOM, "the received part is not kept");
             left -= 1;
             (left >= 0).then(|| Ok::<_, std::io::Error>(Frame::data(part.clone())))
         }));
         let form = forms.read(ClientKey::RELAY, &Method::PUT, Some(&kind), StreamBody::new(parts)).await;
         assert!(matches!(form.expect("an answer").body, Body::TooLarge));
-        assert!(left < 0, "the client has sent all of it");
+        assert!(left < 0, "the client could send everything");
     }
 
     #[tokio::test]

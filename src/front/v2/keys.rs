@@ -1,7 +1,7 @@
 //! [`Keys`]: `/v2/keys`: reads, writes and waits.
 //!
-//! Not here: paths and heads of HTTP (`port`). Always holds: an answer's index is one that the feed has, so a read that follows an
-//! answer of this relay shows what the answer told.
+//! Paths and heads of HTTP are in `port`. Always holds: the feed has the index of each answer, so a read from this
+//! relay after an answer shows at least that state.
 
 use std::{
     sync::Arc,
@@ -33,7 +33,7 @@ use crate::{
 
 /// How long a read waits for its feed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Attempts at a write whose surroundings keep changing.
+/// Most attempts of a write whose surroundings keep changing.
 const ATTEMPTS: usize = 64;
 
 /// See the module.
@@ -74,7 +74,7 @@ impl Keys {
                 self.read(v3, path, fields).await
             }
             Method::GET | Method::HEAD => self.read(v3, path, fields).await,
-            // In boxes, since the future of each wait would have to be as large.
+            // Boxed, because otherwise the future of each wait would be as large.
             Method::POST => Box::pin(self.post(v3, path, fields)).await,
             Method::PUT => Box::pin(self.write(v3, path, Operation::of_put(fields), fields)).await,
             _ => Box::pin(self.write(v3, path, Operation::of_delete(fields), fields)).await,
@@ -87,12 +87,12 @@ impl Keys {
     }
 
     async fn wait(&self, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
-        // A wait that follows an answer of this relay must not be told what that answer told.
+        // A wait after an answer of this relay must not report the same change again.
         self.waits.reach(self.feed.revision()).await;
         let wanted =
             Wanted { path: path.clone(), recursive: fields.recursive, stream: fields.stream, index: fields.wait_index };
         let mut last = None;
-        // Once more if the log has meanwhile dropped what was read for it.
+        // A second time, in case the log has dropped what was read for it.
         for _ in 0..2 {
             match self.waits.enter(&wanted).await {
                 Entered::Waiter(waiter) => return Ok(Said::Waits(waiter)),
@@ -102,10 +102,10 @@ impl Keys {
                 }
             }
         }
-        Err(last.unwrap_or_else(|| Refusal::unavailable("etcd-relay: the history keeps changing; try again")))
+        Err(last.unwrap_or_else(|| Refusal::unavailable("etcd-relay: the history keeps changing; retry")))
     }
 
-    /// Waits until the feed has what the cluster agrees on now.
+    /// Waits until the feed has the cluster's current revision.
     async fn confirm(&self) -> Result<Revision, Refusal> {
         let mark = self.feed.mark();
         let confirmed =
@@ -115,8 +115,8 @@ impl Keys {
         Ok(confirmed.header.revision)
     }
 
-    /// Waits for the feed, so that the next read from this relay shows the write. The write is done whether the feed has it in time or
-    /// not.
+    /// Waits for the feed, so that the next read from this relay shows the write. The write is done even if the feed
+    /// does not get there in time.
     async fn reach(&self, revision: Revision) {
         if let Err(error) = self.feed.wait_for(revision, PATIENCE).await {
             tracing::debug!(revision = revision.get(), %error, "A write of v2 was answered before the feed had it");
@@ -146,7 +146,7 @@ impl Keys {
         Ok(Said::Body { status: if is_new { 201 } else { 200 }, index, body })
     }
 
-    /// Looks for a file on the way where the transaction may not look with the writer's rights.
+    /// Checks for a file in the path, where the transaction may not look with the writer's permissions.
     fn find_unseen(&self, v3: &V3, path: &[u8]) -> Result<(), Refusal> {
         match ancestors(path).take(v3.unseen).last() {
             Some(above) => match find(&self.feed.snapshot(), above) {
@@ -210,7 +210,7 @@ impl Keys {
                 Outcome::Again(now) => unmarked = now,
             }
         }
-        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; try again"))
+        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; retry"))
     }
 
     /// Creates a key in a directory, named by the next index.
@@ -237,7 +237,7 @@ impl Keys {
         fields: &Fields,
         lease: i64,
     ) -> Result<Event, Refusal> {
-        // From a linearizable revision, so that no name is given twice, even after its key is gone.
+        // Starts from a linearizable revision, so that no name is used twice, even if its key was deleted.
         let mut number = self.confirm().await?.next().get();
         let mut marks = None;
         let mut own_mark = None;
@@ -275,11 +275,11 @@ impl Keys {
             }
             number = newest.map_or(number, |newest| newest + 1).max(at.next().get());
         }
-        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; try again"))
+        Err(Refusal::unavailable("etcd-relay: the directory keeps changing; retry"))
     }
 }
 
-/// The lease of a write, where it has an end.
+/// The lease of a write with a TTL.
 struct Lease(Option<i64>);
 
 impl Lease {
@@ -288,7 +288,7 @@ impl Lease {
         let now = SystemTime::now();
         let expiry = match Expiry::after(now, ttl) {
             Some(expiry) => Some(expiry),
-            // A TTL that is too long means for ever where a key is made, and at once elsewhere.
+            // An overlong TTL means forever for a new key, and immediate expiry otherwise.
             None if operation.makes() => None,
             None => Expiry::after(now, 0),
         };
@@ -309,7 +309,7 @@ impl Lease {
     }
 }
 
-/// The directories on the way to a path that have no mark.
+/// The directories in the path that have no mark.
 fn unmarked(snapshot: &Snapshot, path: &[u8], unseen: usize) -> Vec<Bytes> {
     ancestors(path).skip(unseen).filter(|above| !is_marked(snapshot, above)).map(Bytes::copy_from_slice).collect()
 }
@@ -318,14 +318,14 @@ fn revision_of(response: &TxnResponse) -> Revision {
     Revision::new(response.header.as_ref().map_or(0, |header| header.revision))
 }
 
-/// The directory's mark when a POST failed.
+/// The directory's mark after a failed POST.
 fn mark_of(response: &TxnResponse) -> Option<Mark> {
     let [.., mark, _] = &response.responses[..] else { return None };
     let Some(Op::ResponseRange(range)) = mark.response.as_ref().filter(|_| !response.succeeded) else { return None };
     range.kvs.first().map(|kv| Mark { at: kv.mod_revision, tells_index: !kv.value.is_empty() })
 }
 
-/// The highest in-order name that stood in the way of a POST.
+/// The highest in-order name that made a POST fail.
 fn newest_name(response: &TxnResponse, directory: &[u8]) -> Option<i64> {
     let Some(Op::ResponseRange(range)) = response.responses.last()?.response.as_ref().filter(|_| !response.succeeded)
     else {

@@ -1,10 +1,10 @@
 //! [`Listing`]: a directory as JSON, made in one walk over the keys below it.
 //!
-//! v3's keys come in the order of their bytes, so those below a directory are neighbours, and each directory is begun and ended once.
-//! v2 sorts each directory by name, which is another order where a name goes on with a byte that is lower than a slash. Then the order of
-//! the children is noted when their directory ends, and the whole text is put in order once, when it is complete (`ordered`). Not here:
-//! which listings are kept (`listings`). Always holds: no call recurses, however deep the tree is; each byte is copied at most once; of
-//! what is not shown no more is looked at than tells the age of its directory.
+//! v3 sorts keys by their bytes, so the keys below a directory are neighbours, and each directory is opened and closed
+//! once. v2 sorts each directory by name. The order differs if a name continues with a byte lower than a slash. In that
+//! case the order of the children is recorded when their directory ends, and the whole text is reordered once at the
+//! end (`ordered`). Caching is in `listings`. Always holds: there is no recursion, however deep the tree is. Each byte
+//! is copied at most once. Of hidden content, only as much is read as determines the age of its directory.
 
 use std::{ops::Range, time::SystemTime};
 
@@ -24,33 +24,33 @@ pub(super) struct Listing {
     out: Vec<u8>,
     recursive: bool,
     now: SystemTime,
-    /// The directory that is listed, then those that are open below it.
+    /// The listed directory, followed by the open directories below it.
     open: Vec<Open>,
-    /// Children that are remembered: of directories that are open, or whose order was noted.
+    /// Number of remembered children: those of open directories, and those whose order was recorded.
     children: usize,
-    /// The directories whose children are to be put in another order.
+    /// The directories whose children must be reordered.
     reordered: Vec<Reordered>,
-    /// A time that is left was shown.
+    /// A remaining time was shown, so the text becomes outdated.
     pub(super) ticks: bool,
 }
 
-/// A directory that is being shown, or passed over.
+/// A directory that is being shown or skipped.
 #[derive(Debug)]
 struct Open {
-    /// Its path with a slash at its end.
+    /// Its path with a slash at the end.
     mark: Bytes,
-    /// What its mark says, which comes before all that is below it.
+    /// The content of its mark, which comes before everything below it.
     node: Option<Node>,
     /// The first revision of anything below it.
     created: Option<Revision>,
     is_shown: bool,
-    /// What is in it is shown.
+    /// Its content is shown.
     lists: bool,
-    /// Its beginning was written.
+    /// Its beginning has been written.
     begun: bool,
-    /// Keys below it that were looked at.
+    /// Number of keys below it that were read.
     looked: usize,
-    /// Where its text begins.
+    /// The position where its text begins.
     from: usize,
     children: Vec<Child>,
 }
@@ -64,7 +64,7 @@ struct Child {
 }
 
 impl Listing {
-    /// The listing of a directory that is there.
+    /// The listing of an existing directory.
     pub(super) fn of(path: &[u8], recursive: bool) -> Self {
         let out = br#"{"action":"get","node":"#.to_vec();
         let root = Open::new(mark(path), true, true, out.len());
@@ -72,25 +72,25 @@ impl Listing {
         Self { out, recursive, now, open, children: 0, reordered, ticks: false }
     }
 
-    /// Bytes of the text so far.
+    /// Length of the text so far, in bytes.
     pub(super) fn len(&self) -> usize {
         self.out.len()
     }
 
-    /// About how much memory it takes, and will take to be completed.
+    /// Approximate memory use, including what completing it will need.
     pub(super) fn memory(&self) -> usize {
         let ordered = if self.reordered.is_empty() { 0 } else { self.out.len() };
         self.out.capacity() + ordered + self.children * size_of::<Child>()
     }
 
-    /// Where the keys go on that have anything to tell: what is below a directory whose children are not shown has not, once the
-    /// directory's age is known.
+    /// Where to continue with relevant keys: those below a directory with hidden children are not relevant once its age
+    /// is known.
     pub(super) fn goes_on_at(&self) -> Option<Bytes> {
         let open = self.open.last().filter(|open| !open.lists && (open.node.is_some() || open.looked >= LOOKED))?;
         Some(behind(&open.mark))
     }
 
-    /// Takes the next key below the directory, its mark included.
+    /// Adds the next key below the directory, including its mark.
     pub(super) fn add(&mut self, kv: &KeyValue) {
         let key = kv.key_bytes();
         while self.open.len() > 1 && self.open.last().is_some_and(|open| !key.starts_with(&open.mark)) {
@@ -101,7 +101,7 @@ impl Listing {
             self.open.last_mut().into_iter().for_each(|open| open.looked += 1);
             return;
         }
-        // The directories between the last that is open and the key.
+        // The directories between the last open one and the key.
         while let Some(open) = self.open.last().filter(|open| open.lists) {
             let from = open.mark.len();
             let Some(len) = key[from..].iter().position(|byte| *byte == b'/') else { break };
@@ -125,7 +125,7 @@ impl Listing {
         }
     }
 
-    /// The whole text, still to be put in order.
+    /// The whole text, which still has to be reordered.
     pub(super) fn finish(mut self) -> Ordered {
         while !self.open.is_empty() {
             self.end();
@@ -134,7 +134,7 @@ impl Listing {
         Ordered::new(self.out, self.reordered)
     }
 
-    /// Begins a child of the last directory that is open; where its text begins.
+    /// Begins a child of the last open directory. Returns where its text begins.
     fn child(&mut self) -> usize {
         self.begin();
         let is_first = self.open.last().is_none_or(|open| open.children.is_empty());
@@ -150,7 +150,7 @@ impl Listing {
         }
     }
 
-    /// Writes what comes before the children of the last directory that is open.
+    /// Writes the part of the last open directory before its children.
     fn begin(&mut self) {
         let Some(open) = self.open.last_mut().filter(|open| !open.begun) else { return };
         open.begun = true;
@@ -163,7 +163,7 @@ impl Listing {
         }
     }
 
-    /// Ends the last directory that is open.
+    /// Closes the last open directory.
     fn end(&mut self) {
         if self.open.last().is_some_and(|open| open.is_shown) {
             self.begin();
@@ -188,8 +188,8 @@ impl Listing {
         self.shown(node.path, true, open.from);
     }
 
-    /// Notes the order of children by their names, where that is not the order in which they were written. Of a file and a directory of one
-    /// name the directory stays.
+    /// Records the order of children by name, if it differs from the order in which they were written. If a file and a
+    /// directory have the same name, the directory is kept.
     fn sort(&mut self, mut children: Vec<Child>) {
         if children.windows(2).all(|pair| pair[0].path < pair[1].path) {
             self.children -= children.len();
@@ -216,7 +216,7 @@ impl Open {
         self.created = Some(self.created.map_or(revision, |created| created.min(revision)));
     }
 
-    /// Without a mark its indexes are those of what came into it first.
+    /// Without a mark, the indexes are those of its first content.
     fn node(&self) -> Node {
         let created = self.created.unwrap_or(Revision::ZERO);
         let path = self.mark.slice(..self.mark.len() - 1);
@@ -248,7 +248,7 @@ mod tests {
         String::from_utf8(ordered.into_text()).expect("text")
     }
 
-    /// The keys that a listing shows, in its order; directories with a slash.
+    /// The keys that a listing shows, in order; directories end with a slash.
     fn names(path: &str, recursive: bool, keys: &[&str]) -> Vec<String> {
         let keys: Vec<_> = keys.iter().map(|key| (*key, "v")).collect();
         let text = shown(path, recursive, &keys);
@@ -290,7 +290,7 @@ mod tests {
     fn what_is_hidden_or_cannot_be_said_is_left_out() {
         let keys = ["/s/_h/a", "/s/b/_c", "/s/_d", "/s//e", "/s/./f", "/s/g"];
         assert_eq!(names("/s", true, &keys), ["/s/", "/s/b/", "/s/g"]);
-        assert_eq!(names("/_s", true, &["/_s/a", "/_s/_b"]), ["/_s/", "/_s/a"], "it was asked for");
+        assert_eq!(names("/_s", true, &["/_s/a", "/_s/_b"]), ["/_s/", "/_s/a"], "the directory itself was requested");
     }
 
     #[test]
@@ -336,7 +336,12 @@ mod tests {
         assert_eq!(add(&mut listing, "/a").as_deref(), None);
         assert_eq!(add(&mut listing, "/marked/").as_deref(), Some(&b"/marked0"[..]));
         for key in 1..LOOKED {
-            assert_eq!(add(&mut listing, &format!("/unmarked/{key:06}")), None, "its age is not known yet");
+            assert_eq!(
+                add(&mut listing, &format!("/unmarked/{key:06}")),
+                None,
+                "the age of the directory is not known \
+                yet"
+            );
         }
         assert_eq!(add(&mut listing, "/unmarked/last").as_deref(), Some(&b"/unmarked0"[..]));
         let mut listing = Listing::of(b"/", true);

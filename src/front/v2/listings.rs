@@ -1,9 +1,10 @@
-//! [`Listings`]: answers to reads: files, and directories as JSON, made once for all who ask for the same one at the same time.
+//! [`Listings`]: answers to reads of files and directories, made once for all clients that request the same at the same
+//! time.
 //!
-//! Not here: how the text is made (`listing`), and the work of a long one (`making`). A short listing is made at once; a long one by turns
-//! with the long reads of all clients (`Hub::by_turns`). Always holds: what is shown is of one snapshot, that of the answer's index; a
-//! client waits for listings of its own and for nobody else's; all listings in memory, those on their way to slow clients included, have a
-//! bound together, and each client a share of it.
+//! The text is made in `listing`, and the work of a long one is in `making`. A short listing is made at once; a long
+//! one takes turns with the long reads of all clients (`Hub::by_turns`). Always holds: an answer shows one snapshot,
+//! that of its index. A client waits only for its own listings. All listings in memory share a limit, including those
+//! on their way to slow clients, and each client has a share of it.
 
 use std::{
     collections::VecDeque,
@@ -29,13 +30,14 @@ use crate::{
     types::{ClientKey, Revision},
 };
 
-/// A listing that has to look at no more keys and bytes is made at once: about a tenth of a millisecond.
+/// A listing of at most this many keys and bytes is made at once, in about a tenth of a millisecond.
 const SHORT: (usize, usize) = (512, 256 << 10);
-/// Listings that are kept for the next client although nobody reads them, and their bytes: in a storm, all ask for the same few.
+/// Most listings, and most of their bytes, that are kept without a reader: in a storm, all clients request the same
+/// few.
 const KEPT: (usize, usize) = (64, 32 << 20);
-/// How long a listing that shows how much time keys have left is good for.
+/// How long a listing that shows remaining times is valid.
 const TICK: Duration = Duration::from_millis(250);
-/// The room for all listings.
+/// Memory for all listings.
 const ROOM: usize = 512 << 20;
 
 /// See the module.
@@ -46,7 +48,7 @@ pub(super) struct Listings {
     shared: Arc<Shared>,
 }
 
-/// What is shared with the work on long listings.
+/// The state that is shared with the work on long listings.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) room: Room,
@@ -55,12 +57,12 @@ pub(super) struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What `made` is of.
+    /// The snapshot of the entries in `made`.
     at: (Revision, u64),
     made: HashMap<(Bytes, bool), Made>,
-    /// So many entries of `made` are looked through for those whose text is gone.
+    /// The number of entries at which `made` is searched for entries whose text is gone.
     look_at: usize,
-    /// The newest last.
+    /// The newest is last.
     kept: VecDeque<Arc<Text>>,
     kept_bytes: usize,
     asked: HashMap<Wanted, Weak<Flight>>,
@@ -69,11 +71,11 @@ struct State {
 #[derive(Debug)]
 struct Made {
     text: Weak<Text>,
-    /// None where it does not depend on the time.
+    /// When it was made; `None` if it does not depend on the time.
     since: Option<Instant>,
 }
 
-/// A listing that a client wants.
+/// A requested listing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Wanted {
     pub(super) client: ClientKey,
@@ -81,7 +83,7 @@ pub(super) struct Wanted {
     pub(super) recursive: bool,
 }
 
-/// An answer that requests of one client wait for together.
+/// An answer that several requests of one client wait for.
 #[derive(Debug)]
 pub(super) struct Flight {
     shared: Arc<Shared>,
@@ -89,19 +91,19 @@ pub(super) struct Flight {
     answer: OnceCell<Answer>,
 }
 
-/// An answer, with its index.
+/// An answer with its index.
 pub(super) type Answer = Result<(Revision, Arc<Text>), Refusal>;
 
 impl Listings {
     pub(super) fn new(hub: Arc<Hub>, feed: Arc<Feed>) -> Self {
-        let room = Room::new(ROOM, "etcd-relay: too many large answers are being sent; try again");
+        let room = Room::new(ROOM, "etcd-relay: too many large answers are being sent; retry");
         Self { hub, feed, shared: Arc::new(Shared { room, state: Mutex::default() }) }
     }
 
     /// What is at a path, and as of which index.
     ///
     /// # Errors
-    /// Where nothing is there, it is too long to be shown, or there is no room for it in time.
+    /// Fails if nothing is there, if it is too long to be shown, or if there is no room in time.
     pub(super) async fn read(&self, asker: Asker, path: &Bytes, recursive: bool) -> Result<(Revision, Bytes), Refusal> {
         let client = asker.client;
         let snapshot = self.feed.snapshot();
@@ -138,13 +140,13 @@ impl Listings {
         answer.map(|(revision, text)| (revision, text.read_by(client)))
     }
 
-    /// An answer to a write that this client is to read: it counts for the client until it has, whether there is room or not.
+    /// Counts an answer to a write for its client until it is read, even if there is no room.
     pub(super) fn count(&self, client: ClientKey, answer: Bytes) -> Bytes {
         let place = self.shared.room.count(client, answer.len());
         Text::new(answer, place).read_by(client)
     }
 
-    /// Lets a long listing be made of what the feed has when its turn comes.
+    /// Makes a long listing of the feed's state when its turn comes.
     async fn by_turns(&self, asker: Asker, flight: &Arc<Flight>) -> Answer {
         let mut place = self.shared.room.place(asker.client);
         let bytes = size_of::<Making>() + flight.wanted.path.len();
@@ -157,7 +159,7 @@ impl Listings {
                 let making = match &mut making {
                     Some(making) => making,
                     none => {
-                        // Whoever asks from now on may want a newer one.
+                        // Requests from now on may need a newer listing.
                         shared.begin(&wanted, &flight);
                         let (snapshot, place) = (feed.snapshot(), has.take()?);
                         none.insert(Making::of(shared.clone(), wanted.clone(), snapshot, place))
@@ -167,7 +169,7 @@ impl Listings {
             };
             match self.hub.by_turns(asker, bytes, step).await {
                 Ok(Outcome::Answer(answer)) => return answer,
-                // It begins again with what is there then, rather than hold on to a snapshot while it waits for others.
+                // It starts again with the new state, because waiting with a snapshot would keep that in memory.
                 Ok(Outcome::Lacks(len, lacking)) => {
                     place = lacking;
                     place.grow(len).await?;
@@ -192,13 +194,13 @@ impl Shared {
         made.text.upgrade()
     }
 
-    /// Keeps a listing for others who ask for the same.
+    /// Keeps a listing for other requests of the same.
     pub(super) fn keep(&self, at: (Revision, u64), wanted: &Wanted, text: &Arc<Text>, since: Option<Instant>) {
         let mut outdated = Vec::new();
         let mut state = self.state.lock();
         if state.at != at {
             if at < state.at && at.1 == state.at.1 {
-                // Nobody will ask for a listing of an older moment.
+                // Nobody requests a listing of an older state.
                 return;
             }
             state.at = at;
@@ -220,11 +222,11 @@ impl Shared {
             outdated.push(oldest);
         }
         drop(state);
-        // Not under the lock.
+        // Freed outside the lock.
         drop(outdated);
     }
 
-    /// Lets go of listings that nobody reads, since there is no room for others.
+    /// Drops listings without a reader to make room for others.
     pub(super) fn forget_unread(&self) {
         let kept = {
             let mut state = self.state.lock();
@@ -234,7 +236,7 @@ impl Shared {
         drop(kept);
     }
 
-    /// The answer that this client waits for already, or a new one.
+    /// The answer that this client already waits for, or a new one.
     fn flight(self: &Arc<Self>, wanted: Wanted) -> Arc<Flight> {
         let mut state = self.state.lock();
         if let Some(flight) = state.asked.get(&wanted).and_then(Weak::upgrade) {
@@ -245,7 +247,7 @@ impl Shared {
         flight
     }
 
-    /// The snapshot of an answer is taken now: nobody joins those who wait for it any more.
+    /// The snapshot of an answer is taken now, so no further request may join.
     fn begin(&self, wanted: &Wanted, flight: &Weak<Flight>) {
         let mut state = self.state.lock();
         if state.asked.get(wanted).is_some_and(|asked| asked.ptr_eq(flight)) {
@@ -257,7 +259,7 @@ impl Shared {
 impl Drop for Flight {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        // Another may have come meanwhile.
+        // A new one may have started meanwhile.
         if state.asked.get(&self.wanted).is_some_and(|asked| asked.strong_count() == 0) {
             state.asked.remove(&self.wanted);
         }
@@ -275,7 +277,7 @@ mod tests {
     const ONE: Asker = Asker { client: ClientKey::new(1), connection: 1 };
     const TWO: Asker = Asker { client: ClientKey::new(2), connection: 2 };
 
-    /// Listings over directories with so many keys of so many bytes each, which take six times as many as text.
+    /// Listings of directories, each with a number of keys of a given size, whose text is six times as long.
     fn listings(revision: i64, directories: &[(&str, usize, usize)]) -> Listings {
         let mut map = KeyMap::default();
         for (directory, keys, bytes) in directories {
@@ -314,7 +316,7 @@ mod tests {
             let second = read(&listings, TWO, "/d", true).await;
             assert!(first == second && listings.shared.state.lock().made.len() == 1);
             let flat = read(&listings, ONE, "/d", false).await;
-            assert_eq!(first, flat, "the same keys");
+            assert_eq!(first, flat, "the listing has the same keys");
             assert_eq!(listings.shared.state.lock().made.len(), 2);
         }
     }
@@ -324,7 +326,7 @@ mod tests {
         let listings = listings(7, &[("/d", 2_000, 100)]);
         let path = Bytes::from("/d");
         let all = futures_util::future::join_all((0..2_000).map(|_| listings.read(ONE, &path, true))).await;
-        assert!(all.iter().all(Result::is_ok), "none is refused for the others' sake");
+        assert!(all.iter().all(Result::is_ok), "none is refused because of the others");
         assert!(listings.shared.state.lock().asked.is_empty());
     }
 
@@ -353,7 +355,7 @@ mod tests {
         let (paths, listings) = many(40);
         for path in &paths {
             listings.read(ONE, &path.clone().into(), true).await.expect("room");
-            assert!(ROOM - free(&listings) <= KEPT.1, "no more is kept unread");
+            assert!(ROOM - free(&listings) <= KEPT.1, "no more is kept without a reader");
         }
     }
 
@@ -369,13 +371,13 @@ mod tests {
         }
         assert!((75..=85).contains(&unread.len()), "{} are half of the room", unread.len());
         read(&listings, TWO, "/099", true).await;
-        // Another reads what the first has made, and goes on with it alone.
+        // A second client reads the listing of the first, and continues with it alone.
         let shared = read(&listings, TWO, "/000", true).await;
         listings.shared.forget_unread();
         let room = &listings.shared.room;
         assert_eq!(room.taken(TWO.client), 0);
         drop(unread);
-        assert!(room.taken(ONE.client) == 0 && room.taken(TWO.client) >= 3 << 20, "it counts for who reads it");
+        assert!(room.taken(ONE.client) == 0 && room.taken(TWO.client) >= 3 << 20, "the listing counts for its reader");
         drop(shared);
         assert_eq!(free(&listings), ROOM);
     }

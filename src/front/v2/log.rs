@@ -1,16 +1,16 @@
-//! [`Log`]: the changes that those who wait can still be told, each with its text, oldest first.
+//! [`Log`]: the recent changes for waits, each with its text, oldest first.
 //!
-//! Not here: who waits (`waits`), and what was before it (`past`). Always holds: from its start on it has every change; a place in it
-//! stays that change's place, also when older changes are put before it.
+//! Waits are in `waits`, older changes in `past`. Always holds: the log has every change since its start. A place in it
+//! keeps referring to the same change, even when older changes are added.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use super::events::Logged;
 use crate::types::Revision;
 
-/// Changes that are kept, and their bytes: a hundred times etcd's own thousand.
+/// Most changes that are kept, and most bytes: a hundred times etcd's own thousand.
 const KEPT: (usize, usize) = (100_000, 64 << 20);
-/// The place of the first change that came: what is put before it has lower ones.
+/// The place of the first change that arrived. Older changes get lower places.
 const MIDDLE: u64 = 1 << 62;
 
 /// See the module.
@@ -20,14 +20,14 @@ pub(super) struct Log {
     bytes: usize,
     /// The place of the first entry.
     first: u64,
-    /// From here on it misses nothing.
+    /// The log is complete from this revision on.
     start: Revision,
-    /// Something was dropped, or found no room: nothing older can be put before it any more.
+    /// Something was dropped or did not fit, so older changes can no longer be added.
     is_full: bool,
 }
 
 impl Log {
-    /// An empty one that has all from `start` on.
+    /// An empty log that is complete from `start` on.
     pub(super) fn new(start: Revision) -> Self {
         Self { entries: VecDeque::new(), bytes: 0, first: MIDDLE, start, is_full: false }
     }
@@ -36,7 +36,7 @@ impl Log {
         self.start
     }
 
-    /// The place behind the newest change.
+    /// The place after the newest change.
     pub(super) fn end(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
@@ -52,7 +52,7 @@ impl Log {
         Some(self.entries.iter().skip(skip).take(most).cloned().collect())
     }
 
-    /// Adds the newest change, and lets the oldest go where there is no room.
+    /// Adds the newest change, and drops the oldest if there is no room.
     pub(super) fn push(&mut self, logged: Arc<Logged>) {
         self.bytes += logged.cost();
         self.entries.push_back(logged);
@@ -60,19 +60,20 @@ impl Log {
             let Some(oldest) = self.entries.pop_front() else { break };
             self.bytes -= oldest.cost();
             self.first += 1;
-            // Not split: what is left of its revision goes with it.
+            // A revision is not split: what is left of it is dropped too.
             self.start = self.start.max(oldest.revision.next());
             self.is_full = true;
         }
     }
 
-    /// Changes and bytes that can be put before it; `None` where none can.
+    /// How many older changes and bytes can be added; `None` if none can.
     pub(super) fn room(&self) -> Option<(usize, usize)> {
         let room = (KEPT.0.saturating_sub(self.entries.len()), KEPT.1.saturating_sub(self.bytes));
         (!self.is_full && room.0 > 0 && room.1 > 0).then_some(room)
     }
 
-    /// Puts `older` before it: every change from `from` on, up to its start. If that is less than was `asked` for, the rest does not fit.
+    /// Adds older changes: all from `from` on, up to the log's start. If that is less than `asked`, the rest does not
+    /// fit.
     pub(super) fn prepend(&mut self, from: Revision, asked: Revision, older: Vec<Arc<Logged>>) {
         for logged in older.into_iter().rev() {
             self.bytes += logged.cost();
@@ -116,9 +117,9 @@ mod tests {
     fn what_did_not_fit_is_not_asked_for_again() {
         let mut log = Log::new(at(10));
         log.prepend(at(5), at(5), vec![logged(6)]);
-        assert!(log.room().is_some(), "all that was asked for is there");
+        assert!(log.room().is_some(), "all requested changes are there");
         log.prepend(at(4), at(2), vec![logged(4)]);
-        assert_eq!(log.room(), None, "what is before it would be read from etcd by each who asks for it");
+        assert_eq!(log.room(), None, "each wait for older changes would read them from etcd");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! [`Made`]: the writes of this process, by revision, so that waits get their exact actions.
+//! [`Made`]: this process's writes by revision, so that waits get their exact actions.
 //!
-//! v3 says that a key was put; whether that was a `set` or a `compareAndSwap` only its writer knows. Others guess, and clients treat
-//! both alike. Always holds: a write that is under way is known by its path before etcd can tell its event.
+//! v3 shows that a key was put. Only the writer knows whether that was a `set` or a `compareAndSwap`. Other relays
+//! guess, and clients treat both alike. Always holds: a write is registered under its path before etcd can report its
+//! event.
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +22,16 @@ use super::{
 };
 use crate::types::{Entry, Revision};
 
-/// Writes that are remembered until their event comes: as many as can be under way.
+/// Most writes that are remembered until their event comes: as many as can be under way.
 const KEPT: usize = 10_000;
-/// How long the event of a write waits for the write's answer; after that, its action is guessed.
+/// How long an event waits for the answer of its write. After that, the action is guessed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What those who wait are told of a write.
+/// What waits are told about a write.
 #[derive(Clone, Debug)]
 pub(super) enum Told {
     Event(Arc<Event>),
-    /// A refresh is reported to nobody.
+    /// Nothing: a refresh is not reported.
     Nothing,
 }
 
@@ -43,13 +44,13 @@ pub(super) struct Made {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the writes of a path began.
+    /// When the pending writes of a path began.
     under_way: BTreeMap<Bytes, BTreeMap<u64, Instant>>,
     last_id: u64,
     done: BTreeMap<Revision, Told>,
 }
 
-/// A write that is under way.
+/// A pending write.
 #[derive(Debug)]
 pub(super) struct UnderWay<'a> {
     made: &'a Made,
@@ -58,7 +59,7 @@ pub(super) struct UnderWay<'a> {
 }
 
 impl Made {
-    /// Says that `path` is going to be written.
+    /// Registers a write to `path` that is about to begin.
     pub(super) fn begin(&self, path: Bytes) -> UnderWay<'_> {
         let mut state = self.state.lock();
         state.last_id += 1;
@@ -67,7 +68,7 @@ impl Made {
         UnderWay { made: self, path, id }
     }
 
-    /// What this process did at the revision of `entry`; waits for answers that may say so.
+    /// What this process did at the revision of `entry`. It waits for answers that may tell.
     pub(super) async fn at(&self, entry: &Entry) -> Option<Told> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -80,7 +81,8 @@ impl Made {
                 if state.under_way.is_empty() {
                     return None;
                 }
-                // A write that began after the event came did not cause it, and a write that takes long is not waited for.
+                // A write that began after the event did not cause it, and a write that takes too long is not waited
+                // for.
                 let begun = state.concerned(entry).flat_map(BTreeMap::values).filter(|begun| **begun <= entry.received);
                 begun.map(|begun| *begun + PATIENCE).max().filter(|deadline| *deadline > Instant::now())?
             };
@@ -90,15 +92,16 @@ impl Made {
 }
 
 impl State {
-    /// The writes that may have caused an entry: those of its keys' paths, and of the directories that these are in, since the end of a
-    /// tree may be told by its keys alone. There may be as many writes as keys, so they are not compared one by one.
+    /// The writes that may have caused an entry: those to its keys' paths and to the directories above them, since the
+    /// end of a tree may show only in its keys. There may be as many writes as keys, so they are not compared one by
+    /// one.
     fn concerned(&self, entry: &Entry) -> impl Iterator<Item = &BTreeMap<u64, Instant>> {
         let events = entry.events();
         let mut found = Vec::new();
         if events.len() < self.under_way.len() {
             for event in events {
                 let path = path_of(event.kv.key());
-                // Nothing is written that is deeper.
+                // No deeper path is ever written.
                 let above = ancestors(&path).take(MAX_DEPTH).filter_map(|above| self.under_way.get(above));
                 found.extend(above.chain(self.under_way.get(&path)));
             }
@@ -118,7 +121,7 @@ impl State {
 }
 
 impl UnderWay<'_> {
-    /// Says what was done, and at which revision.
+    /// Records what was done, and at which revision.
     pub(super) fn done(&self, revision: Revision, told: Told) {
         let mut state = self.made.state.lock();
         state.done.insert(revision, told);
@@ -186,7 +189,7 @@ mod tests {
         }
     }
 
-    /// None of them is compared with all the others: that would take this test minutes.
+    /// Writes and keys must not be compared one by one; that would take this test minutes.
     #[test]
     fn many_writes_and_keys_are_matched_in_one_pass() {
         const MANY: usize = 100_000;

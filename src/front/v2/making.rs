@@ -1,7 +1,7 @@
-//! [`Making`]: a long listing while it is made, in steps of about a millisecond.
+//! [`Making`]: the work on a long listing, in steps of about a millisecond.
 //!
-//! Not here: whose turn it is (`Hub::by_turns`), and who waits for it (`listings`). Always holds: it has room for what it has made; it is of
-//! one snapshot; where there is no room it stops, and says how much it lacks.
+//! Turns are decided in `Hub::by_turns`, and `listings` waits for the result. Always holds: its memory is covered by
+//! its place. It shows one snapshot. If there is no room, it stops and reports how much it needs.
 
 use std::{
     sync::Arc,
@@ -21,15 +21,15 @@ use super::{
 };
 use crate::{front::room::Place, hub::Snapshot, types::KeyRange};
 
-/// How long a step takes, about.
+/// Approximate duration of a step.
 const STEP: Duration = Duration::from_millis(1);
-/// Keys between two looks at the clock.
+/// Keys between two readings of the clock.
 const LOOK: usize = 32;
-/// Bytes that are put in order between two looks at the clock.
+/// Bytes that are reordered between two readings of the clock.
 const PIECE: usize = 64 << 10;
-/// The least that is taken of the room at a time.
+/// The smallest amount of room that is taken at once.
 const LEAST: usize = 1 << 20;
-/// The most that is taken of the room before it is needed.
+/// The largest amount of room that is taken in advance.
 const AHEAD: usize = 16 << 20;
 /// The longest listing.
 pub(super) const MOST: usize = 128 << 20;
@@ -40,7 +40,7 @@ pub(super) struct Making {
     shared: Arc<Shared>,
     wanted: Wanted,
     snapshot: Arc<Snapshot>,
-    /// There unless it is lacking.
+    /// `None` while it waits for room.
     place: Option<Place>,
     stage: Stage,
     began: Instant,
@@ -49,17 +49,17 @@ pub(super) struct Making {
 #[derive(Debug)]
 enum Stage {
     Begin,
-    /// The keys from here on are still to be looked at.
+    /// The keys from here on are still to be read.
     Keys(Box<Listing>, Bytes),
     Order(Ordered, bool),
     Over,
 }
 
-/// What comes of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Answer(Answer),
-    /// It needs room for so many bytes.
+    /// It needs room for this many bytes.
     Lacks(usize, Place),
 }
 
@@ -68,12 +68,12 @@ impl Making {
         Self { shared, wanted, snapshot, place: Some(place), stage: Stage::Begin, began: Instant::now() }
     }
 
-    /// Goes on after there was no room for it.
+    /// Continues after it got room.
     pub(super) fn go_on(&mut self, place: Place) {
         self.place = Some(place);
     }
 
-    /// Goes on for about a millisecond.
+    /// Continues for about a millisecond.
     pub(super) fn step(&mut self) -> Option<Outcome> {
         let until = Instant::now() + STEP;
         loop {
@@ -107,7 +107,7 @@ impl Making {
         }
         match find(&self.snapshot, &self.wanted.path) {
             Err(refusal) => Some(Outcome::Answer(Err(refusal))),
-            // It became one while its turn was awaited.
+            // The path became a file while this waited for its turn.
             Ok(Found::File(node)) => {
                 let text = show_file(&node);
                 let mut place = self.place.take()?;
@@ -141,7 +141,7 @@ impl Making {
             }
         }
         if listing.len() > MOST {
-            let cause = format!("etcd-relay: the directory has more than {MOST} bytes; ask for a part of it");
+            let cause = format!("etcd-relay: the directory has more than {MOST} bytes; request a part of it");
             return Some(Outcome::Answer(Err(Refusal::new(210, cause))));
         }
         let memory = listing.memory();

@@ -1,10 +1,10 @@
-//! Content types, read as Go's library reads them: what is wrong with one is told in its words.
+//! Parses content types like Go's library, with its error texts.
 //!
-//! Not here: bodies (`forms`). Always holds: no more is remembered of a parameter than is needed to see it twice.
+//! Bodies are in `forms`. Always holds: of a parameter, only what is needed to detect a duplicate is remembered.
 
 use std::collections::BTreeMap;
 
-/// Whether a content type names a form; an error where it makes no sense.
+/// Whether a content type is a form. Fails if it is invalid.
 pub(super) fn is_form(content_type: Option<&[u8]>) -> Result<bool, &'static str> {
     let Some(text) = content_type.filter(|text| !text.is_empty()) else { return Ok(false) };
     let end = text.iter().position(|byte| *byte == b';').unwrap_or(text.len());
@@ -46,7 +46,7 @@ fn check_parameters(mut text: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-/// The parameter that a text begins with: its name, its value and what comes behind it.
+/// The parameter at the beginning of a text: its name, its value and the rest.
 fn parameter(text: &[u8]) -> Option<(Vec<u8>, Vec<u8>, &[u8])> {
     let (name, rest) = token(text.strip_prefix(b";")?.trim_ascii_start());
     let rest = rest.trim_ascii_start().strip_prefix(b"=")?.trim_ascii_start();
@@ -60,7 +60,7 @@ fn parameter(text: &[u8]) -> Option<(Vec<u8>, Vec<u8>, &[u8])> {
     (!name.is_empty()).then(|| (name.to_ascii_lowercase(), value, rest))
 }
 
-/// What stands in quotes, and what comes behind them.
+/// The text in quotes, and the rest after it.
 fn unquote(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut value = Vec::new();
     let mut at = 0;
@@ -68,7 +68,8 @@ fn unquote(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
         match (*text.get(at)?, text.get(at + 1)) {
             (b'"', _) => return Some((value, &text[at + 1..])),
             (b'\r' | b'\n', _) => return None,
-            // Some clients do not escape the backslashes of file names: one before what needs none stands for itself.
+            // Some clients do not escape the backslashes of file names: a backslash before a character that needs no
+            // escape is kept.
             (b'\\', Some(escaped)) if !is_token(*escaped) => {
                 value.push(*escaped);
                 at += 1;
@@ -79,7 +80,7 @@ fn unquote(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// The token that a text begins with, and the rest.
+/// The token at the beginning of a text, and the rest.
 fn token(text: &[u8]) -> (&[u8], &[u8]) {
     text.split_at(text.iter().take_while(|byte| is_token(**byte)).count())
 }

@@ -1,7 +1,7 @@
-//! `/v2/members`: the members of the cluster, and their changes.
+//! `/v2/members`: lists and changes the members of the cluster.
 //!
-//! They are etcd's, but for the URLs at which clients reach them, which are the facade's: clients go where their first sync tells them.
-//! Not here: who is the leader of what is said elsewhere (`server`). Always holds: ids are the cluster's; a change is etcd's own.
+//! The members are etcd's, but with the URLs of the v2 API as client URLs: clients use what their first sync returns.
+//! Always holds: ids are the cluster's; a change is made in etcd itself.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, header};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{front::body::RequestBody, pb::etcdserverpb::Member};
 
-/// The largest body that is read: some URLs.
+/// The largest body that is read, which contains some URLs.
 const MAX_BODY: usize = 64 << 10;
 
 /// A member as it is shown.
@@ -34,10 +34,10 @@ struct All<'a> {
     members: Vec<Shown<'a>>,
 }
 
-/// What is wrong with a request: status and text.
+/// The status and text of an error.
 type Wrong = (u16, String);
 
-/// Answers a request for what is `below` `/v2/members`.
+/// Answers a request for the part `below` `/v2/members`.
 pub(super) async fn answer(
     v3: &V3,
     method: &Method,
@@ -81,7 +81,7 @@ async fn add(v3: &V3, headers: &HeaderMap, body: RequestBody) -> Result<Response
         _ => internal(&status),
     })?;
     let member = added.member.unwrap_or_default();
-    // It has said nothing of where it is reached yet.
+    // The new member has not published its client URLs yet.
     Ok(json(201, V2Body::whole(serde_json::to_vec(&shown(&member, &[])).unwrap_or_default())))
 }
 
@@ -123,7 +123,7 @@ fn internal(status: &tonic::Status) -> Wrong {
     (500, "Internal Server Error".to_owned())
 }
 
-/// The URLs in a request's body, checked as etcd checks them.
+/// The URLs in a request's body, checked like in etcd.
 async fn peer_urls(headers: &HeaderMap, body: RequestBody) -> Result<Vec<String>, Wrong> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -174,7 +174,7 @@ fn parse_urls(text: &[u8]) -> Result<Vec<String>, String> {
     Ok(read)
 }
 
-/// What is wrong with a text that is no JSON, in the words of Go's library where it is wrong at its beginning or behind its end.
+/// The error for a text that is not JSON. Errors at its beginning or after its end have the words of Go's library.
 fn no_json(text: &[u8], error: &serde_json::Error) -> String {
     let lines = text.split_inclusive(|byte| *byte == b'\n');
     let before: usize = lines.take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
@@ -190,7 +190,7 @@ fn no_json(text: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-/// The field of this name; if there is none, one whose letters differ in case, as Go's library reads objects.
+/// The field of this name, or one that differs only in case, as in Go's library.
 fn named(mut fields: Map<String, Value>, name: &str) -> Option<Value> {
     let other = || fields.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
     let key = if fields.contains_key(name) { name.to_owned() } else { other()? };

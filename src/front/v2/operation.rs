@@ -1,8 +1,8 @@
-//! [`Operation`]: what a write means, and the transaction that it is in v3.
+//! [`Operation`]: the meaning of a write, and its v3 transaction.
 //!
-//! Not here: sending it (`write`). Each is one transaction, whose compares say that nothing stands in the way: nothing is ever half
-//! done, whoever else writes. What its failure shows tells why (`outcome`). Always holds: a transaction has at most 128 operations
-//! in each part, etcd's own limit.
+//! Each operation is one transaction, whose compares check that nothing prevents it. So it never takes effect only in
+//! part, whoever else writes. The answer to a failed transaction shows the reason (`outcome`). Always holds: each part
+//! of a transaction has at most 128 operations, etcd's own limit.
 
 use bytes::Bytes;
 
@@ -20,13 +20,13 @@ use crate::{
     types::KeyRange,
 };
 
-/// Most components of a path that is written: a transaction looks twice at each.
+/// Most components of a path that is written, since a transaction checks each of them twice.
 pub(super) const MAX_DEPTH: usize = 60;
 
-/// What is compared.
+/// The values to compare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Condition {
-    /// Zero is none.
+    /// Zero means none.
     pub(super) index: u64,
     pub(super) value: Option<Bytes>,
 }
@@ -43,7 +43,7 @@ pub(super) enum Operation {
     Update,
     UpdateDirectory,
     CompareAndSwap(Condition),
-    /// Of a file, whatever its flags.
+    /// Deletes a file, whatever its flags are.
     Delete {
         dir: bool,
         recursive: bool,
@@ -54,7 +54,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// What a PUT means.
+    /// The meaning of a PUT.
     pub(super) fn of_put(fields: &Fields) -> Self {
         let condition = Condition { index: fields.prev_index, value: fields.prev_value.clone() };
         let compares = condition != Condition::default();
@@ -66,7 +66,7 @@ impl Operation {
         }
     }
 
-    /// What a DELETE means.
+    /// The meaning of a DELETE.
     pub(super) fn of_delete(fields: &Fields) -> Self {
         let condition = Condition { index: fields.prev_index, value: fields.prev_value.clone() };
         if condition == Condition::default() {
@@ -76,41 +76,41 @@ impl Operation {
         }
     }
 
-    /// Whether it can make directories on the way to its path.
+    /// Whether it can create directories in its path.
     pub(super) fn makes(&self) -> bool {
         matches!(self, Self::Set { .. } | Self::Create { .. })
     }
 
-    /// Whether what it writes is a directory.
+    /// Whether it writes a directory.
     pub(super) fn is_of_directory(&self) -> bool {
         matches!(self, Self::Set { dir: true } | Self::Create { dir: true } | Self::UpdateDirectory)
     }
 
-    /// Whether a key that it writes can have an end.
+    /// Whether a key that it writes can have a TTL.
     pub(super) fn puts(&self) -> bool {
         self.makes() || matches!(self, Self::Update | Self::UpdateDirectory | Self::CompareAndSwap(_))
     }
 }
 
-/// What a transaction is made with.
+/// The input for a transaction.
 #[derive(Clone, Debug)]
 pub(super) struct Plan<'a> {
     pub(super) path: &'a [u8],
-    /// How many directories on the way, from the top, the writer may not look at: they are left as they are.
+    /// How many directories of the path, from the top, the writer may not read. They are left as they are.
     pub(super) unseen: usize,
     pub(super) operation: &'a Operation,
     pub(super) value: Bytes,
     pub(super) refresh: bool,
-    /// Zero for none.
+    /// Zero means none.
     pub(super) lease: i64,
-    /// The directories on the way that have no mark.
+    /// The directories in the path that have no mark.
     pub(super) unmarked: Vec<Bytes>,
 }
 
-/// Refuses a path that is too deep, before anything is looked up for each of its directories.
+/// Refuses a path that is too deep, before its directories are looked up.
 ///
 /// # Errors
-/// 210.
+/// Returns error 210.
 pub(super) fn check_depth(path: &[u8]) -> Result<(), Refusal> {
     match ancestors(path).nth(MAX_DEPTH - 1) {
         Some(_) => Err(Refusal::new(210, "etcd-relay: a path of more than 60 components cannot be written")),
@@ -119,7 +119,7 @@ pub(super) fn check_depth(path: &[u8]) -> Result<(), Refusal> {
 }
 
 impl Plan<'_> {
-    /// The transaction. Its last success operation is the write itself, but for a tree's end.
+    /// The transaction. The last operation of its success branch is the write itself, except for the end of a tree.
     pub(super) fn transaction(&self) -> Result<TxnRequest, Refusal> {
         check_depth(self.path)?;
         let key = Bytes::copy_from_slice(self.path);
@@ -149,7 +149,7 @@ impl Plan<'_> {
             Operation::Create { dir } => {
                 compare.push(absent(&own));
                 let key = if *dir { mark(self.path) } else { key };
-                // A refresh that makes a key makes an empty one.
+                // A refresh that creates a key creates an empty one.
                 success.push(put(key, if *dir { Bytes::new() } else { self.value.clone() }, self.lease));
             }
             Operation::Update => {
@@ -188,17 +188,18 @@ impl Plan<'_> {
         Ok(TxnRequest { compare, success, failure: self.why() })
     }
 
-    /// The directories on the way that are looked at.
+    /// The directories of the path that are checked.
     pub(super) fn above(&self) -> impl Iterator<Item = &[u8]> {
         ancestors(self.path).skip(self.unseen)
     }
 
-    /// A refresh of a key that is to be there makes no directories.
+    /// A refresh of a key that must exist creates no directories.
     fn refreshes_only(&self) -> bool {
         self.refresh && matches!(self.operation, Operation::Set { .. })
     }
 
-    /// What tells why nothing was written: each directory on the way as a key and as a directory, then the path itself so.
+    /// The reads that show why nothing was written: each directory of the path as a key and as a directory, then the
+    /// path itself.
     fn why(&self) -> Vec<RequestOp> {
         let mut reads = Vec::new();
         for above in self.above() {
@@ -223,25 +224,25 @@ impl Plan<'_> {
     }
 }
 
-/// What a POST knows of its directory's mark.
+/// What a POST knows about its directory's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     /// Its revision.
     pub(super) at: i64,
-    /// It has the directory's index as its value, since it was put by a POST before.
+    /// Its value is the directory's index, because an earlier POST has put it.
     pub(super) tells_index: bool,
 }
 
-/// The in-order keys of a directory from `from` on: as many as there can be names for in all time.
+/// The in-order keys of a directory from `from` on, for all names that can ever exist.
 pub(super) fn names_from(directory: &[u8], from: i64) -> KeyRange {
     let name = |number: i64| [&mark(directory)[..], format!("{number:020}").as_bytes()].concat();
     let end = name(from.saturating_add(1_000_000_000));
-    KeyRange::from_wire(name(from).into(), end.into()).expect("a later name comes after")
+    KeyRange::from_wire(name(from).into(), end.into()).expect("a later name is greater")
 }
 
-/// The transaction of a POST: like the creation of `path`, in a directory that has no key of this name or a later one, and had none: it puts the
-/// directory's mark anew, so the mark is as new as the last name that was given, whether that is still there or not. `was` is the mark
-/// before, where there is one.
+/// The transaction of a POST. It creates `path` in a directory that has no key of this name or a later one, and never
+/// had one. It also puts the directory's mark again, so the mark is as new as the last name that was used, even if that
+/// key no longer exists. `was` is the mark before, if there is one.
 pub(super) fn in_order(
     plan: &Plan<'_>,
     directory: &[u8],
@@ -275,7 +276,8 @@ pub(super) fn in_order(
 fn conditions(own: &KeyRange, condition: &Condition) -> Vec<Compare> {
     let mut compare = vec![present(own)];
     if condition.index > 0 {
-        // No revision is larger than what fits, so nothing has it: an absent key is compared in its place.
+        // No revision is too large for this type, so an index that does not fit matches no key. The compare requires an
+        // absent key instead.
         match i64::try_from(condition.index) {
             Ok(index) => {
                 compare.push(comparing(own, CompareTarget::Mod, CompareResult::Equal, TargetUnion::ModRevision(index)))

@@ -1,16 +1,16 @@
-//! [`Ordered`]: a text whose parts are to stand in another order than they were written in, put in that order in steps.
+//! [`Ordered`]: a text whose parts must be reordered, which is done in steps.
 //!
-//! Not here: what the parts are, see `listing`. Always holds: each byte is copied at most once, however deeply such parts lie within each
-//! other; no call recurses; a step copies no more than it is told to.
+//! The parts come from `listing`. Always holds: each byte is copied at most once, however deeply such parts are nested.
+//! There is no recursion. A step copies no more than requested.
 
 use std::ops::Range;
 
-/// A part of a text that consists of parts, with commas between them.
+/// A part of a text that itself consists of parts, separated by commas.
 #[derive(Debug)]
 pub(super) struct Reordered {
-    /// All of it.
+    /// The whole range.
     pub(super) text: Range<usize>,
-    /// Its parts, in the order that they are to have. Those that are left out are not among them.
+    /// Its parts in the new order. Parts that are left out are missing here.
     pub(super) order: Vec<Range<usize>>,
 }
 
@@ -18,10 +18,10 @@ pub(super) struct Reordered {
 #[derive(Debug)]
 pub(super) struct Ordered {
     text: Vec<u8>,
-    /// By where they begin. One that lies within a part of another begins after that part.
+    /// Sorted by their beginnings. A part nested in another begins after it.
     reordered: Vec<Reordered>,
     out: Vec<u8>,
-    /// What is still to be copied, the next last.
+    /// What is still to be copied; the next piece is the last element.
     todo: Vec<Piece>,
 }
 
@@ -41,13 +41,13 @@ impl Ordered {
         Self { out: Vec::with_capacity(text.len()), text, reordered, todo }
     }
 
-    /// About how much memory it takes.
+    /// Approximate memory use.
     pub(super) fn memory(&self) -> usize {
         let parts: usize = self.reordered.iter().map(|reordered| reordered.order.len()).sum();
         self.text.capacity() + self.out.capacity() + parts * size_of::<Piece>()
     }
 
-    /// Copies some more, up to `most` bytes; whether that was all.
+    /// Copies up to `most` further bytes. Returns whether everything is copied.
     pub(super) fn step(&mut self, most: usize) -> bool {
         let until = self.out.len() + most;
         while self.out.len() < until {
@@ -60,7 +60,7 @@ impl Ordered {
         self.todo.is_empty()
     }
 
-    /// The text, once all was copied.
+    /// The text, once everything is copied.
     pub(super) fn into_text(mut self) -> Vec<u8> {
         self.out.shrink_to_fit();
         self.out
@@ -68,7 +68,7 @@ impl Ordered {
 
     fn copy(&mut self, range: Range<usize>, until: usize) {
         let from = self.reordered.partition_point(|reordered| reordered.text.start < range.start);
-        // The first may be the one that this is a part of, if it is its first part.
+        // The first element may be the enclosing one, if this is its first part.
         let within = self.reordered[from..].iter_mut().take(2).find(|reordered| {
             let Range { start, end } = reordered.text;
             start < range.end && end <= range.end
@@ -88,7 +88,7 @@ impl Ordered {
                 self.todo.push(Piece::Comma);
             }
         }
-        // It goes on before the parts.
+        // The text continues before the parts.
         self.todo.push(Piece::Text(range.start..within.text.start));
     }
 }
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn parts_within_parts_are_put_in_order() {
-        // Two parts, of which the first has two parts.
+        // Two parts, the first of which has two parts.
         let text = b"<(2,1),b,a>".to_vec();
         let inner = Reordered { text: 2..5, order: vec![4..5, 2..3] };
         let outer = Reordered { text: 1..10, order: vec![9..10, 7..8, 1..6] };

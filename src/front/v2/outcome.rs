@@ -1,6 +1,6 @@
-//! What a transaction's answer means: the event of a write that was done, or why it was not.
+//! The meaning of a transaction's answer: the event of a successful write, or the reason of the failure.
 //!
-//! Not here: trying again. Always holds: an error is true of one revision, that of the failed transaction.
+//! Retries are in `keys`. Always holds: an error refers to one revision, that of the failed transaction.
 
 use bytes::Bytes;
 
@@ -19,18 +19,18 @@ use crate::{
     types::Revision,
 };
 
-/// What follows from a transaction's answer.
+/// The consequence of a transaction's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Done(Box<Event>),
     Refused(Refusal),
-    /// What is at the path wants another operation.
+    /// The node at the path needs another operation.
     Instead(Operation),
     /// The state has changed meanwhile; these directories have no mark now.
     Again(Vec<Bytes>),
 }
 
-/// Reads the answer. `before` is what the path was shown as before, for a directory without a mark.
+/// Reads the answer. `before` is the earlier node of the path, for a directory without a mark.
 pub(super) fn read(plan: &Plan<'_>, response: TxnResponse, before: Option<Node>) -> Outcome {
     let at = Revision::new(response.header.as_ref().map_or(0, |header| header.revision));
     if response.succeeded {
@@ -44,7 +44,7 @@ fn done(plan: &Plan<'_>, response: TxnResponse, at: Revision, before: Option<Nod
     let path = Bytes::copy_from_slice(plan.path);
     let mut replaced = None;
     for op in response.responses.into_iter().filter_map(|op| op.response) {
-        // The write itself is the last; the marks of directories on the way come first and replaced nothing.
+        // The write itself is the last operation. The marks of directories come before it and replaced nothing.
         match op {
             Op::ResponsePut(put) => replaced = put.prev_kv.or(replaced),
             Op::ResponseDeleteRange(delete) => replaced = delete.prev_kvs.into_iter().next().or(replaced),
@@ -80,7 +80,7 @@ fn done(plan: &Plan<'_>, response: TxnResponse, at: Revision, before: Option<Nod
     Event { action, node, prev }
 }
 
-/// A key or a mark as etcd's answer has it.
+/// A key or a mark in etcd's answer.
 fn stored(path: &Bytes, kv: mvccpb::KeyValue) -> Node {
     let (modified, created) = (Revision::new(kv.mod_revision), Revision::new(kv.create_revision));
     let expiry = Expiry::of_lease(kv.lease);
@@ -91,12 +91,12 @@ fn stored(path: &Bytes, kv: mvccpb::KeyValue) -> Node {
     }
 }
 
-/// What stood in the way.
+/// The reason of a failure.
 struct Why {
     above: Vec<Above>,
     file: Option<mvccpb::KeyValue>,
     is_directory: bool,
-    /// The directory has something in it besides its mark.
+    /// The directory contains something besides its mark.
     has_children: bool,
 }
 
@@ -174,7 +174,7 @@ fn failed(plan: &Plan<'_>, why: &Why, at: Revision) -> Outcome {
     again()
 }
 
-/// What does not fit, in etcd's words; `None` where all does.
+/// The value that does not match, in etcd's words; `None` if all match.
 fn mismatch(condition: &Condition, file: &mvccpb::KeyValue) -> Option<Vec<u8>> {
     let mut parts: Vec<Vec<u8>> = Vec::new();
     if let Some(value) = condition.value.as_ref().filter(|value| **value != file.value) {

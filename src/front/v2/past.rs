@@ -1,8 +1,8 @@
-//! [`Past`]: reads the changes before the log from etcd, once for all who ask for them, as after a start of the relay, when clients come
-//! back with the indexes that they had.
+//! [`Past`]: reads the changes before the log from etcd, once for all clients that request them, for example when
+//! clients come back with old indexes after a restart of the relay.
 //!
-//! Not here: who waits. Always holds: one read is under way at a time; what is put before the log has every change up to its start, and
-//! is no more than the log has room for.
+//! Always holds: one read is under way at a time. The changes that are added to the log are complete up to its start,
+//! and fit into the log.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{
 
 /// How long etcd may send no events. It reads all revisions since the start before it sends anything.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How often etcd is asked for progress; it is silent while its watch is behind.
+/// How often progress is requested, since etcd is silent while its watch is behind.
 const ASK: Duration = Duration::from_millis(50);
 
 /// See the module.
@@ -40,9 +40,9 @@ pub(super) struct Past {
     one: Mutex<()>,
 }
 
-/// What a read found.
+/// The result of a read.
 struct Found {
-    /// From here on it has all.
+    /// Everything from this revision on.
     from: Revision,
     logged: VecDeque<Arc<Logged>>,
 }
@@ -52,10 +52,10 @@ impl Past {
         Self { upstream, feed, waits, one: Mutex::new(()) }
     }
 
-    /// Lets the log begin at `asked` or before, if etcd and the log's room allow.
+    /// Extends the log back to `asked` or earlier, if etcd and the log's room allow it.
     ///
     /// # Errors
-    /// 401 where they do not; 300 where etcd cannot be asked.
+    /// Returns 401 if they do not, and 300 if etcd cannot be reached.
     pub(super) async fn reach(&self, asked: u64, at: Revision) -> Result<(), Refusal> {
         let _one = self.one.lock().await;
         let Some((room, start, epoch)) = self.waits.room() else {
@@ -83,7 +83,7 @@ impl Past {
         }
     }
 
-    /// Every change from `from` up to, and without, `to`; of the oldest no more than there is room for.
+    /// Reads every change from `from` up to `to`, exclusively. Of the oldest, only as much as there is room for.
     async fn read(&self, from: Revision, to: Revision, room: (usize, usize)) -> Result<Found, UpstreamError> {
         let cluster = self.feed.cluster();
         let request = WatchRequest { range: self.feed.range().clone(), start_revision: from, prev_kv: true };
@@ -128,13 +128,13 @@ impl Past {
     }
 }
 
-/// The next message of a watch that brought events at `heard`, and is asked for progress until it says something.
+/// The next message of a watch whose last event came at `heard`. Progress is requested until there is a message.
 async fn next(watch: &mut dyn UpstreamWatch, heard: Instant) -> Result<WatchMessage, UpstreamError> {
     loop {
         if watch.trusts_progress() {
             watch.request_progress().await?;
         }
-        // Cancel safe: `next` is.
+        // Cancel safe, because `next` is.
         match timeout(ASK, watch.next()).await {
             Ok(message) => return message,
             Err(_) if heard.elapsed() < SILENCE => {}
@@ -166,7 +166,7 @@ mod tests {
         types::{Header, KeyRange},
     };
 
-    /// A member that answers, and stays behind the start of the log.
+    /// A member that answers, but stays behind the start of the log.
     #[derive(Debug, Default)]
     struct Behind {
         asked: Arc<AtomicU32>,

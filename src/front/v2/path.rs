@@ -1,24 +1,24 @@
-//! Paths of v2 and keys of v3: a path is the key, and `PATH/` is the mark of a directory.
+//! Paths of v2 and keys of v3: a path is the key itself, and `PATH/` is the mark of a directory.
 //!
-//! Not here: what is at a path. Always holds: a path that a request was read to is clean: it begins with `/`, and has no empty
-//! component, none of dots and no slash at its end; the root is `/`.
+//! Always holds: a path from a request is clean: it begins with `/` and has no empty or dot components and no slash at
+//! its end. The root is `/`.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::types::KeyRange;
 
-/// Most components of a path that is shown. v3 has keys that are deeper; v2's clients cannot make them. No look at a path costs more than
-/// so many looks at keys.
+/// Most components of a path that is shown. v3 clients can create deeper keys, v2 clients cannot. A look-up of a path
+/// costs at most this many look-ups of keys.
 pub(super) const MAX_DEPTH: usize = 128;
 
-/// The range of all keys below a directory, its own mark included.
+/// The range of all keys below a directory, including its own mark.
 pub(super) fn kids(path: &[u8]) -> KeyRange {
     let start = mark(path);
     let end = behind(&start);
     KeyRange::from_wire(start, end).expect("`0` comes after `/`")
 }
 
-/// The first key that is behind all keys of the directory with this mark.
+/// The first key after all keys of the directory with this mark.
 pub(super) fn behind(mark: &[u8]) -> Bytes {
     let mut end = BytesMut::from(mark);
     // The byte after `/`.
@@ -33,7 +33,7 @@ pub(super) fn mark(path: &[u8]) -> Bytes {
     if path == b"/" { Bytes::from_static(b"/") } else { [path, b"/"].concat().into() }
 }
 
-/// The directories on the way to a path, from the top, without the root.
+/// The directories above a path, from the top, without the root.
 pub(super) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
 }
@@ -44,7 +44,7 @@ pub(super) fn hides_below(directory: &[u8], path: &[u8]) -> bool {
     path.get(directory.len()..).is_some_and(|below| below.windows(2).any(|pair| pair == b"/_"))
 }
 
-/// Whether a v3 key can be said in v2: as a key, or, with a slash at its end, as a directory.
+/// Whether a v3 key has a v2 path: as a key, or with a slash at its end as a directory.
 pub(super) fn is_sayable(key: &[u8]) -> bool {
     let path = key.strip_suffix(b"/").unwrap_or(key);
     let Some(path) = path.strip_prefix(b"/") else { return false };
@@ -52,7 +52,7 @@ pub(super) fn is_sayable(key: &[u8]) -> bool {
     components.by_ref().take(MAX_DEPTH).all(|name| !matches!(name, b"" | b"." | b"..")) && components.next().is_none()
 }
 
-/// A path without empty components and those of dots, as Go's `path.Clean` makes it of an absolute one.
+/// A path without empty and dot components, as Go's `path.Clean` returns it for an absolute path.
 pub(super) fn clean(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
     for name in path.split(|byte| *byte == b'/') {

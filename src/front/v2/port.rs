@@ -1,6 +1,6 @@
-//! [`V2Port`]: etcd's v2 API on a port: finds what a path is, reads the request, and answers.
+//! [`V2Port`]: serves etcd's v2 API on a port: finds the handler of a path, reads the request and answers.
 //!
-//! Not here: keys (`keys`) and what is said of the cluster (`server`, `members`). Always holds: a path that is not clean is never looked
+//! Keys are in `keys`, the cluster in `server` and `members`. Always holds: a path that is not clean is never looked
 //! up.
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
     types::Revision,
 };
 
-/// What Go leaves as it is in a path.
+/// The characters that Go leaves unescaped in a path.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -112,7 +112,7 @@ impl V2Port {
         if let Some(rest) = below(&decoded, b"/v2/members") {
             return Box::pin(self.members(request, &String::from_utf8_lossy(&rest))).await;
         }
-        // In boxes, since the future of each request for keys would have to be as large.
+        // Boxed, because otherwise the future of each request for keys would be as large.
         match &decoded[..] {
             b"/v2/machines" => server::machines(&method, &shared.advertised),
             b"/v2/stats/self" => Box::pin(server::stats(&shared.v3, &method, "self", shared.started)).await,
@@ -128,7 +128,7 @@ impl V2Port {
         let shared = &*self.shared;
         let (head, body) = request.into_parts();
         let v3 = shared.v3.of(&head.extensions);
-        // Everyone may list members, as in etcd; etcd decides who may change them.
+        // As in etcd, everyone may list members; etcd decides who may change them.
         let token = if head.method == Method::GET { Ok(None) } else { shared.users.token_of(&v3, &head.headers).await };
         let mut response = match token {
             Ok(token) => {
@@ -143,7 +143,7 @@ impl V2Port {
         response
     }
 
-    /// Answers as the user that the request names.
+    /// Answers with the rights of the user that the request names.
     async fn answer_keys(&self, v3: &V3, asked: &Asked<'_>) -> Result<(Said, Client), Refusal> {
         let Asked { method, path, head, fields } = *asked;
         let users = &self.shared.users;
@@ -175,7 +175,7 @@ impl V2Port {
             count(&method, &fields);
             let asked = Asked { method: &method, path: &path, head: &head, fields: &fields };
             let answered = self.answer_keys(&v3, &asked).await;
-            // The token may be one that etcd has forgotten. A request that was denied has changed nothing.
+            // etcd may have forgotten the token. A denied request has changed nothing, so it can be repeated.
             let denied = matches!(&answered, Err(refusal) if refusal.code == DENIED);
             if denied && shared.users.forget(&head.headers) { self.answer_keys(&v3, &asked).await } else { answered }
         };
@@ -210,13 +210,13 @@ struct Asked<'a> {
     fields: &'a Fields,
 }
 
-/// What is behind a path's beginning, where it is the path or followed by a slash.
+/// The rest of a path after a prefix, if the path equals the prefix or continues with a slash.
 fn below(path: &[u8], prefix: &[u8]) -> Option<Vec<u8>> {
     let rest = path.strip_prefix(prefix)?;
     (rest.is_empty() || rest.starts_with(b"/")).then(|| rest.to_vec())
 }
 
-/// Where a path that is not clean is.
+/// Redirects to the clean form of a path.
 fn moved(method: &Method, cleaned: &[u8], query: Option<&str>) -> Response<V2Body> {
     let mut location = percent_encode(cleaned, PATH).to_string();
     if let Some(query) = query {

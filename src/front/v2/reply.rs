@@ -1,6 +1,6 @@
-//! Heads of answers: status, content type and `X-Etcd-…`, as etcd's v2 has them, and bodies.
+//! Heads and bodies of answers: status, content type and `X-Etcd-…`, as in etcd's v2 API.
 //!
-//! Always holds: what the protocol leaves out is left out; headers for browsers are on everything.
+//! Always holds: what v2 leaves out is left out, and every answer has the headers for browsers.
 
 use std::{
     fmt,
@@ -24,20 +24,20 @@ static RAFT_INDEX: HeaderName = HeaderName::from_static("x-raft-index");
 static RAFT_TERM: HeaderName = HeaderName::from_static("x-raft-term");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// About how many fields an answer has.
+/// Approximate number of header fields in an answer.
 const HEADERS: usize = 10;
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The body of an answer.
 #[derive(Debug)]
 pub enum V2Body {
-    /// Whole; `None` once it was given.
+    /// Complete; `None` once it was given.
     Whole(Option<Bytes>),
-    /// What is waited for, as it comes.
+    /// The result of a wait or a stream, as it comes.
     Waiting(Waiting),
 }
 
-/// A wait, or a stream, that is open.
+/// An open wait or stream.
 pub struct Waiting {
     waiter: Waiter,
     stop: Listener,
@@ -59,7 +59,7 @@ impl V2Body {
         Self::Waiting(Waiting { waiter, stop, right })
     }
 
-    /// Bytes, where they are known.
+    /// The length in bytes, if it is known.
     fn len(&self) -> Option<usize> {
         match self {
             Self::Whole(body) => Some(body.as_ref().map_or(0, Bytes::len)),
@@ -93,13 +93,13 @@ impl http_body::Body for V2Body {
 
 impl Waiting {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        // First, since a stream may have something to tell each time.
+        // Checked first, since a stream may have something to send each time.
         if self.right.is_lost(cx) {
             return Poll::Ready(None);
         }
         match self.waiter.poll_next(cx) {
             Poll::Ready(event) => Poll::Ready(event.filter(|_| self.right.holds())),
-            // When this relay stops, clients that wait come back to another one.
+            // When this relay stops, waiting clients come back to another one.
             Poll::Pending => self.stop.poll(cx).map(|()| None),
         }
     }
@@ -135,30 +135,30 @@ pub(super) fn text(status: u16, body: impl Into<Bytes>) -> Response<V2Body> {
     of_type(status, TEXT, V2Body::whole(body))
 }
 
-/// An error as Go's library writes it.
+/// An error in the format of Go's library.
 pub(super) fn plain_error(status: u16, body: &'static str) -> Response<V2Body> {
     let mut response = text(status, body);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     response
 }
 
-/// An error of what is not keys.
+/// An error of a path other than keys.
 pub(super) fn message(status: u16, message: &str) -> Response<V2Body> {
     let text = serde_json::to_vec(&serde_json::json!({ "message": message })).unwrap_or_default();
     json(status, V2Body::whole(text))
 }
 
-/// A method that a path does not have.
+/// The answer to a method that a path does not have.
 pub(super) fn wrong_method(allowed: &'static str) -> Response<V2Body> {
     let mut response = plain_error(405, "Method Not Allowed\n");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
-/// Nothing but a status.
+/// A status without a body.
 pub(super) fn bare(status: u16) -> Response<V2Body> {
     let mut response = Response::new(V2Body::whole(Bytes::new()));
-    // Room for what each answer has, so that the map does not grow step by step.
+    // Reserves space for all usual headers, so that the map does not grow step by step.
     response.headers_mut().reserve(HEADERS);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
@@ -170,7 +170,7 @@ pub(super) fn put_cluster(headers: &mut HeaderMap, header: &Header) {
     }
 }
 
-/// What browsers are told, on every answer.
+/// The headers for browsers, on every answer.
 pub(super) fn put_cors(headers: &mut HeaderMap) {
     const METHODS: HeaderValue = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
     const NAMES: HeaderValue = HeaderValue::from_static("accept, content-type, authorization");
@@ -179,7 +179,7 @@ pub(super) fn put_cors(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, NAMES);
 }
 
-/// The answer to HEAD where GET has this one.
+/// The answer to HEAD, made from the one to GET.
 pub(super) fn without_body(mut response: Response<V2Body>) -> Response<V2Body> {
     if let Some(len) = response.body().len() {
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));

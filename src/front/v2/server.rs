@@ -1,7 +1,7 @@
-//! What the facade says of the cluster: machines, statistics, version, health.
+//! The state of the cluster in v2's API: machines, statistics, version, health.
 //!
-//! Machines are where the facade is: clients go where their first sync tells them. Not here: members (`members`). Always holds: ids are
-//! the cluster's.
+//! The machines are the addresses of the v2 API itself: clients use what their first sync returns. Members are in
+//! `members`. Always holds: ids are the cluster's.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{front::gojson::put_string, hub::Hub, types::MemberVersion};
 
-/// How long etcd may take to say that it is well.
+/// Timeout of etcd's answer about its health.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// `/v2/machines`.
@@ -24,7 +24,7 @@ pub(super) fn machines(method: &Method, advertised: &[String]) -> Response<V2Bod
     }
 }
 
-/// `/v2/stats/…`. Counts of calls that the relay does not count are zero.
+/// `/v2/stats/…`. Calls that the relay does not count are shown as zero.
 pub(super) async fn stats(v3: &V3, method: &Method, which: &str, started: (SystemTime, Instant)) -> Response<V2Body> {
     if *method != Method::GET {
         return wrong_method("GET");

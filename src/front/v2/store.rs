@@ -1,6 +1,6 @@
-//! [`V3`]: the calls to etcd that writes are made of.
+//! [`V3`]: the calls to etcd that writes consist of.
 //!
-//! Not here: what they mean. Always holds: a call has an end, and an error of etcd's is one of v2's.
+//! Always holds: each call has a timeout, and errors of etcd become errors of v2.
 
 use std::time::Duration;
 
@@ -19,16 +19,17 @@ use crate::{
     },
 };
 
-/// How long etcd may take, as in etcd itself: its own election timeout and what its disks may take.
+/// etcd's own timeout: its election timeout plus time for its disks.
 const PATIENCE: Duration = Duration::from_secs(7);
-/// By how many seconds a lease outlives its key: the key is deleted when its time comes, and the lease is the safety net.
+/// How many seconds a lease lives longer than its key. The key is deleted when its time comes; the lease is the safety
+/// net.
 const SPARE: u64 = 10;
-/// The same for a directory. Its lease would end its mark alone, and nobody would know any more that what is in it is to go: so the mark stays
-/// until there is a relay, for a week.
+/// The same for a directory, a week. The end of its lease would delete only its mark, and nobody would know any more
+/// that its content must be deleted. So the mark stays until there is a relay.
 const DIRECTORY_SPARE: u64 = 7 * 24 * 3600;
 /// The longest lease that etcd grants.
 const LONGEST_LEASE: u64 = 9_000_000_000;
-/// Attempts to find a lease id that nobody has.
+/// Attempts to find an unused lease id.
 const ATTEMPTS: usize = 5;
 /// The largest message that etcd sends.
 const MAX_MESSAGE: usize = i32::MAX as usize;
@@ -37,16 +38,16 @@ const MAX_MESSAGE: usize = i32::MAX as usize;
 #[derive(Clone, Debug)]
 pub(super) struct V3 {
     pub(super) calls: GrpcService,
-    /// That of a user of etcd's, where there are users.
+    /// The token of an etcd user, if there are users.
     pub(super) token: Option<HeaderValue>,
-    /// On whose behalf it is called.
+    /// The client on whose behalf it is called.
     pub(super) asker: Asker,
-    /// How many directories on the way to what is written, from the top, the user may not look at.
+    /// How many directories of the written path, from the top, the user may not read.
     pub(super) unseen: usize,
 }
 
 impl V3 {
-    /// The same on behalf of the client that sent a request with these extensions.
+    /// The same calls on behalf of the client of a request with these extensions.
     pub(super) fn of(&self, extensions: &Extensions) -> Self {
         let client = Client::of(&HeaderMap::new(), extensions);
         let asker = Asker { client: client.key(), connection: client.connection.map_or(0, |id| id.0) };
@@ -58,7 +59,7 @@ impl V3 {
         within(client.txn(self.request(transaction))).await.map_err(refused)
     }
 
-    /// A lease for a key or a directory that ends some time after `expiry`, and says it by its id.
+    /// Grants a lease that ends some time after `expiry`, which is encoded in its id.
     pub(super) async fn grant(&self, ttl: u64, expiry: Expiry, is_directory: bool) -> Result<i64, Refusal> {
         let spare = if is_directory { DIRECTORY_SPARE } else { SPARE };
         let ttl = ttl.saturating_add(spare).min(LONGEST_LEASE) as i64;
@@ -75,11 +76,11 @@ impl V3 {
         Err(last.map_or_else(|| Refusal::unavailable("etcd-relay: no lease"), refused))
     }
 
-    /// Revokes a lease that no key has. If that fails, it ends by itself.
+    /// Revokes a lease that no key has. If that fails, the lease ends by itself.
     pub(super) async fn revoke(&self, id: i64) {
         let mut client = LeaseClient::new(self.calls.clone());
         if let Err(error) = within(client.lease_revoke(self.request(LeaseRevokeRequest { id }))).await {
-            tracing::debug!(%error, "A lease without keys stays until its end");
+            tracing::debug!(%error, "Cannot revoke a lease without keys; it stays until it expires");
         }
     }
 
@@ -108,7 +109,7 @@ impl V3 {
         within(client.status(self.request(StatusRequest {}))).await
     }
 
-    /// A token for a user of etcd's.
+    /// Requests a token for an etcd user.
     pub(super) async fn authenticate(&self, name: &str, password: &str) -> Result<HeaderValue, Refusal> {
         let mut client = AuthClient::new(self.calls.clone());
         let request = self.request(AuthenticateRequest { name: name.to_owned(), password: password.to_owned() });
@@ -137,7 +138,8 @@ async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>
     }
 }
 
-/// etcd's errors as v2 reports them. A client's own fault must not look like the server's: clients would try every endpoint.
+/// Converts etcd's errors into those of v2. A client's error must not look like the server's, since clients would then
+/// try every endpoint.
 fn refused(status: Status) -> Refusal {
     let text = status.message().to_owned();
     match status.code() {

@@ -1,7 +1,7 @@
-//! [`Text`]: an answer that several clients may be reading, and for whom it counts.
+//! [`Text`]: an answer that several clients may read, and the client that it counts for.
 //!
-//! Not here: the room (`room`). Always holds: a text counts for one of the clients that read it, and for the one that asked for it first
-//! as long as that one reads it; who has stopped reading has nothing of it counted while others read on.
+//! The room is in `room`. Always holds: a text counts for one of its readers, and for the first one as long as that one
+//! reads it. It does not count for a client that has stopped reading while others continue.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,7 +23,7 @@ struct Readers {
     clients: BTreeMap<ClientKey, usize>,
 }
 
-/// A text as one client reads it.
+/// A text that one client reads.
 struct Reading {
     text: Arc<Text>,
     client: ClientKey,
@@ -49,7 +49,7 @@ impl Text {
         {
             let mut readers = self.readers.lock();
             if readers.place.is_empty() {
-                // It is short.
+                // A short text is not counted.
                 return self.bytes.clone();
             }
             if readers.clients.is_empty() && readers.place.client() != client {

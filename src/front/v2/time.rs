@@ -1,28 +1,29 @@
-//! [`Expiry`]: when a key ends, said by the id of its lease.
+//! [`Expiry`]: when a key expires, encoded in the id of its lease.
 //!
-//! etcd lets clients choose the ids of leases. The facade's have a tag and the end in tenths of seconds, so that every relay knows
-//! when a key ends without asking. Always holds: an id is positive, and one with the tag is one of a facade's.
+//! etcd lets clients choose the ids of leases. The v2 API's ids contain a tag and the time of expiry in tenths of
+//! seconds, so that every relay knows it without a request. Always holds: an id is positive, and an id with the tag was
+//! created by a v2 API.
 
 use std::{
     fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// What the upper seven bits of a facade's lease ids are.
+/// The upper seven bits of these lease ids.
 const TAG: i64 = 0x5a;
-/// Bits of the end, in tenths of seconds: until the year 2405.
+/// Bits for the time of expiry in tenths of seconds, which last until the year 2405.
 const END_BITS: u32 = 37;
-/// Bits that tell leases of one end apart.
+/// Bits that distinguish leases with the same time.
 const CHANCE_BITS: u32 = 63 - 7 - END_BITS;
-/// Go's durations end here, in seconds: a longer TTL wraps around and is none.
+/// The limit of Go's durations in seconds. A longer TTL overflows and counts as none.
 const LONGEST: u64 = 9_223_372_036;
 
-/// A moment, in tenths of seconds since 1970.
+/// A time in tenths of seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Expiry(u64);
 
 impl Expiry {
-    /// `ttl` seconds from now, rounded up so that nothing ends early; `None` where that is for ever.
+    /// `ttl` seconds from now, rounded up so that nothing expires early; `None` if that is never.
     pub(super) fn after(now: SystemTime, ttl: u64) -> Option<Self> {
         if ttl > LONGEST {
             return None;
@@ -32,31 +33,31 @@ impl Expiry {
         u64::try_from(tenths).ok().filter(|tenths| *tenths < 1 << END_BITS).map(Self)
     }
 
-    /// The end that the id of a facade's lease says.
+    /// The time in the id of a lease that a v2 API created.
     pub(super) fn of_lease(id: i64) -> Option<Self> {
         (id >> (END_BITS + CHANCE_BITS) == TAG).then_some(Self((id >> CHANCE_BITS) as u64 & ((1 << END_BITS) - 1)))
     }
 
-    /// An id for a lease with this end.
+    /// An id for a lease with this time.
     pub(super) fn lease_id(self) -> i64 {
         let chance = rand::random_range(0..1_i64 << CHANCE_BITS);
         TAG << (END_BITS + CHANCE_BITS) | (self.0 as i64) << CHANCE_BITS | chance
     }
 
-    /// Seconds that are left, rounded up, as etcd tells them. The end was rounded up already, by a tenth at the most.
+    /// Remaining seconds, rounded up as in etcd. The time itself was already rounded up by at most a tenth.
     pub(super) fn seconds_left(self, now: SystemTime) -> i64 {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
         (self.0 as i64 * 100 - 99 - now + 999).div_euclid(1000)
     }
 
-    /// How long it is until then.
+    /// The remaining time.
     pub(super) fn wait(self, now: SystemTime) -> Duration {
         (UNIX_EPOCH + Duration::from_millis(self.0 * 100)).duration_since(now).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Expiry {
-    /// RFC 3339 with as many decimals as there are.
+    /// RFC 3339 with as many decimals as needed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = UNIX_EPOCH + Duration::from_millis(self.0 * 100);
         let text = humantime::format_rfc3339_millis(at).to_string();

@@ -1,7 +1,8 @@
-//! What is at a path, read from a snapshot: v3's keys as the tree that v2 shows.
+//! Reads a path from a snapshot: v3's keys as the tree of v2.
 //!
-//! A directory is there where a key is below it, its mark included. Not here: listings (`listing`), writes. Called by reads, and by
-//! writes for what they begin with. Always holds: nothing is deeper than [`MAX_DEPTH`], so that no path costs more than so many looks.
+//! A directory exists if a key is below it, including its mark. Listings are in `listing`. Used by reads, and by writes
+//! for their starting state. Always holds: nothing is deeper than [`MAX_DEPTH`], which bounds the number of look-ups
+//! per path.
 
 use std::time::SystemTime;
 
@@ -17,7 +18,7 @@ use crate::{
     types::{KeyValue, Revision},
 };
 
-/// Keys of a directory that are looked at for its age.
+/// Most keys of a directory that are read to find its age.
 pub(super) const LOOKED: usize = 1_024;
 
 /// What is at a path.
@@ -30,7 +31,7 @@ pub(super) enum Found {
 /// The node at a path.
 ///
 /// # Errors
-/// 104 with the file on the way to it, 100 with the first component that is missing.
+/// Returns 104 with the file in the path, or 100 with the first missing component.
 pub(super) fn find(snapshot: &Snapshot, path: &[u8]) -> Result<Found, Refusal> {
     if path == b"/" {
         return Ok(Found::Directory);
@@ -58,7 +59,8 @@ pub(super) fn is_marked(snapshot: &Snapshot, path: &[u8]) -> bool {
     snapshot.map.get(&mark(path)).is_some()
 }
 
-/// A directory as a node. Without a mark its indexes are those of what came into it first, as far as the first thousand keys tell.
+/// A directory as a node. Without a mark, its indexes are those of its first content, as far as the first thousand keys
+/// show.
 pub(super) fn directory(snapshot: &Snapshot, path: &[u8]) -> Node {
     let path = Bytes::copy_from_slice(path);
     match snapshot.map.get(&mark(&path)) {
@@ -71,12 +73,12 @@ pub(super) fn directory(snapshot: &Snapshot, path: &[u8]) -> Node {
     }
 }
 
-/// A directory as its mark says.
+/// A directory according to its mark.
 pub(super) fn of_mark(path: Bytes, kv: &KeyValue) -> Node {
     Node::directory(path, index_of_mark(kv.value(), kv.mod_revision), kv.create_revision, Expiry::of_lease(kv.lease))
 }
 
-/// When a directory was modified itself: in-order keys put its mark anew, which then has that as its value.
+/// When a directory itself was modified. In-order keys put its mark again; the mark's value is then that index.
 pub(super) fn index_of_mark(value: &[u8], at: Revision) -> Revision {
     let index = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
     index.map(Revision::new).filter(|index| *index > Revision::ZERO && *index < at).unwrap_or(at)

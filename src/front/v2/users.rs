@@ -1,8 +1,9 @@
-//! [`Users`]: who a request comes from, where etcd has users: HTTP's Basic credentials become a token of etcd's.
+//! [`Users`]: identifies the user of a request if etcd has users, by exchanging HTTP Basic credentials for an etcd
+//! token.
 //!
-//! Not here: where tokens are kept, see `front::tokens`; and rights: etcd
-//! decides about writes by the token, and `front::access` asks it about what is read from memory, and again and again about waits that are
-//! open. Always holds: while etcd's authentication is off nothing is asked.
+//! Tokens are kept in `front::tokens`. For permissions, etcd decides about writes by the token. `front::access` asks it
+//! about reads from memory, and repeatedly about open waits. Always holds: while etcd's authentication is off, nothing
+//! is asked.
 
 use std::{sync::Arc, task::Context};
 
@@ -38,22 +39,22 @@ impl Users {
         Self { access, tokens: Tokens::default() }
     }
 
-    /// The token of the user that the request names; `None` where it names none, or etcd's authentication is off.
+    /// The token of the request's user; `None` if it names none, or if etcd's authentication is off.
     ///
     /// # Errors
-    /// 110 where etcd does not know the user.
+    /// Returns 110 if etcd does not know the user.
     pub(super) async fn token_of(&self, v3: &V3, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         match headers.get(header::AUTHORIZATION).filter(|_| !self.access.is_off()) {
-            // In a box, as below: where authentication is off, no request has to have room for it.
+            // Boxed, like below: while authentication is off, no request should need space for it.
             Some(credentials) => Box::pin(self.token(v3, credentials)).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// Whether a user may read a path and all below it.
+    /// Checks that a user may read a path and everything below it.
     ///
     /// # Errors
-    /// 110 where not, or where etcd cannot say.
+    /// Returns 110 if it may not, or if etcd does not answer.
     pub(super) async fn may_read(&self, user: &Client, path: &Bytes) -> Result<(), Refusal> {
         if self.access.is_off() {
             return Ok(());
@@ -69,7 +70,7 @@ impl Users {
         .await
     }
 
-    /// A user's right to be told what happens at a path and below it, while events come from `feed`.
+    /// A user's right to see changes at and below a path, while events come from `feed`.
     pub(super) fn right(&self, user: Client, path: &Bytes, feed: &Arc<Feed>) -> Right {
         if self.access.is_off() {
             return Right::Free(self.access.clone());
@@ -86,8 +87,8 @@ impl Users {
         }))
     }
 
-    /// How many directories on the way to a path, from the top, a user may not read. Who may read a directory may read those below it, so
-    /// etcd is asked a few times, however many there are.
+    /// How many directories above a path, from the top, a user may not read. A user that may read a directory may read
+    /// those below it, so a few questions are enough for any number of them.
     pub(super) async fn unseen(&self, user: &Client, path: &[u8]) -> usize {
         let above: Vec<&[u8]> = ancestors(path).take(MAX_WRITTEN).collect();
         let sees = async |at: usize| self.may_read(user, &Bytes::copy_from_slice(above[at])).await.is_ok();
@@ -105,7 +106,7 @@ impl Users {
         unseen
     }
 
-    /// Forgets the token of the credentials in a request; whether there was one.
+    /// Forgets the token of a request's credentials. Returns whether there was one.
     pub(super) fn forget(&self, headers: &HeaderMap) -> bool {
         headers.get(header::AUTHORIZATION).is_some_and(|credentials| self.tokens.forget(credentials))
     }
@@ -121,18 +122,18 @@ impl Users {
     }
 }
 
-/// Whether the client of an open wait may be told what happens.
+/// Whether the client of an open wait may see changes.
 pub(super) enum Right {
-    /// It may as long as etcd's authentication is off. There are thousands of waits, so nothing is done for one before there is something
-    /// to tell.
+    /// It may while etcd's authentication is off. There are thousands of waits, so nothing is done for one before it
+    /// has something to send.
     Free(Access),
-    /// Ends when the client may not be told any more, or etcd does not confirm in time that it may.
+    /// Ends when the client may no longer see changes, or when etcd does not confirm in time that it may.
     Kept(BoxFuture<'static, ()>),
     Lost,
 }
 
 impl Right {
-    /// Whether it is lost for good. Else the caller's task is woken when it is.
+    /// Whether it is lost for good. Otherwise the caller's task is woken when it is.
     pub(super) fn is_lost(&mut self, cx: &mut Context<'_>) -> bool {
         if let Self::Kept(kept) = self
             && kept.poll_unpin(cx).is_ready()
@@ -142,24 +143,24 @@ impl Right {
         matches!(self, Self::Lost)
     }
 
-    /// Whether something may be told now.
+    /// Whether something may be sent now.
     pub(super) fn holds(&mut self) -> bool {
         if matches!(self, Self::Free(access) if !access.is_off()) {
-            // The client asks again, as whom it says it is.
+            // The client repeats the request and then names its user.
             *self = Self::Lost;
         }
         !matches!(self, Self::Lost)
     }
 }
 
-/// A client as the user that a token is of.
+/// A client as the user of a token.
 pub(super) fn as_user(client: Client, token: Option<&HeaderValue>) -> Client {
     let mut named = HeaderMap::new();
     named.extend(token.map(|token| (header::AUTHORIZATION, token.clone())));
     Client { credentials: Credentials::of(&named), ..client }
 }
 
-/// What etcd's answers for an open wait mean.
+/// The meaning of etcd's answers for an open wait.
 fn looked(answers: Vec<Result<(), Refused>>) -> Look {
     match answers.into_iter().find_map(Result::err) {
         None => Look::Confirmed,
@@ -171,7 +172,7 @@ fn looked(answers: Vec<Result<(), Refused>>) -> Look {
     }
 }
 
-/// What is shown at a path: it, and all below it.
+/// What is visible at a path: the path itself and everything below it.
 fn shown(path: &Bytes) -> [WireRange; 2] {
     [KeyRange::single(path.clone()), kids(path)].map(|range| WireRange::of(&range))
 }

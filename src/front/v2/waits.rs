@@ -1,9 +1,9 @@
-//! [`Waits`]: those who wait for a change, found by path, and told.
+//! [`Waits`]: the clients that wait for a change, found by path.
 //!
-//! One task follows the feed, makes each change's text once, and gives it to all who wait for it. A wait is told one change and is over; a
-//! stream has a place in the log, and reads on from there when its client has taken what it had. Not here: what a change is (`events`),
-//! and the changes that are kept (`log`). Always holds: a wait is told the first change at or after its index that concerns it, or that the
-//! change is not known any more; nobody is woken under the lock; a stream that is slow holds nothing but its place.
+//! One task follows the feed, makes each change's text once, and gives it to all matching waits. A wait ends with its
+//! first change. A stream has a place in the log and continues from there when its client has read. Changes are defined
+//! in `events` and kept in `log`. Always holds: a wait gets the first matching change at or after its index, or the
+//! error that this is no longer known. Nothing is woken under the lock. A slow stream holds only its place.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{hub::Feed, telemetry::names, types::Revision};
 
-/// Changes that are looked at in one go.
+/// Changes that are processed in one step.
 const STEP: usize = 512;
 
 /// See the module.
@@ -41,9 +41,9 @@ pub(super) struct Waits {
 #[derive(Debug)]
 struct State {
     log: Log,
-    /// Everything up to here was told.
+    /// Everything up to this revision was reported.
     at: Revision,
-    /// Rises when the log begins anew.
+    /// Increases when the log restarts.
     epoch: u64,
     waiting: BTreeMap<Bytes, BTreeMap<u64, Waiting>>,
     last_id: u64,
@@ -60,33 +60,33 @@ struct Waiting {
 enum Teller {
     Once(oneshot::Sender<Bytes>),
     Stream {
-        /// The place from which on it has not looked; `None` if nothing has come for it since it did.
+        /// The place up to which the stream has read; `None` if nothing has come for it since.
         place: Option<u64>,
         waker: Option<Waker>,
     },
 }
 
-/// What is waited for.
+/// What a client waits for.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) path: Bytes,
     pub(super) recursive: bool,
     pub(super) stream: bool,
-    /// Zero for what comes.
+    /// Zero means the next change.
     pub(super) index: u64,
 }
 
-/// Someone's place among those who wait. Dropped, it waits no more.
+/// A registered wait. Dropping it removes the registration.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    /// The index when it was registered.
+    /// The index at its registration.
     pub(super) registered: Revision,
     source: Source,
 }
 
 #[derive(Debug)]
 enum Source {
-    /// What the log had; `None` once it was given.
+    /// The change from the log; `None` once it was given.
     Told(Option<Bytes>),
     Once {
         told: oneshot::Receiver<Bytes>,
@@ -95,7 +95,7 @@ enum Source {
     Stream {
         registered: Registered,
         recursive: bool,
-        /// Read and not given yet.
+        /// Changes that were read but not given yet.
         read: VecDeque<Bytes>,
     },
     Over,
@@ -118,15 +118,15 @@ impl Drop for Registered {
     }
 }
 
-/// The outcome of a look for a place.
+/// The result of a registration.
 #[derive(Debug)]
 pub(super) enum Entered {
     Waiter(Waiter),
-    /// The log begins after what is asked for; with its start, and the index now.
+    /// The log begins after the requested index. Contains the log's start and the current index.
     TooOld(Revision, Revision),
 }
 
-/// Whether a change concerns those who wait for a path.
+/// Whether a change matches a wait for a path.
 fn concerns(path: &[u8], recursive: bool, logged: &Logged) -> bool {
     let below = |above: &[u8], path: &[u8]| {
         above == b"/" || path.len() > above.len() && path.starts_with(above) && path[above.len()] == b'/'
@@ -164,13 +164,13 @@ impl Waits {
         self.begin(known.0);
     }
 
-    /// Waits until everything up to `revision` was told.
+    /// Waits until everything up to `revision` was reported.
     pub(super) async fn reach(&self, revision: Revision) {
-        // The sender lives as long as we do.
+        // The sender lives as long as `self`.
         let _ = self.at.subscribe().wait_for(|at| *at >= revision).await;
     }
 
-    /// Takes a place among those who wait, or what the log has for them.
+    /// Registers a wait, or returns what the log already has for it.
     pub(super) async fn enter(self: &Arc<Self>, wanted: &Wanted) -> Entered {
         let index = i64::try_from(wanted.index).map_or(Revision::new(i64::MAX), Revision::new);
         let mut looked: Option<(u64, u64, Revision)> = None;
@@ -222,7 +222,7 @@ impl Waits {
         source
     }
 
-    /// Begins anew: earlier changes cannot be told, so all waits end and their clients ask again.
+    /// Restarts the log. Earlier changes are unknown, so all waits end and their clients retry.
     fn begin(&self, revision: Revision) {
         let ended = {
             let mut state = self.state.lock();
@@ -250,25 +250,25 @@ impl Waits {
             state.at = state.at.max(revision);
         }
         for (sender, body) in out.once {
-            // Whoever is gone needs nothing.
+            // The client may be gone.
             let _ = sender.send(body);
         }
         out.streams.into_iter().for_each(Waker::wake);
         self.at.send_replace(revision);
     }
 
-    /// How far back the log may grow, with its start and what it is a log of; `None` where it cannot.
+    /// How far back the log may grow, with its start and its epoch; `None` if it cannot.
     pub(super) fn room(&self) -> Option<((usize, usize), Revision, u64)> {
         let state = self.state.lock();
         state.log.room().map(|room| (room, state.log.start(), state.epoch))
     }
 
-    /// From here on changes can be told.
+    /// The first revision whose changes are known.
     pub(super) fn start(&self) -> Revision {
         self.state.lock().log.start()
     }
 
-    /// Puts what was before the log in front of it, if it still begins at `to`: all from `from` on, of what was `asked` for.
+    /// Adds older changes to the log if it still begins at `to`: all from `from` on, of what was `asked` for.
     pub(super) fn put_before(
         &self,
         from: Revision,
@@ -284,7 +284,7 @@ impl Waits {
     }
 }
 
-/// Those to be told once the lock is released.
+/// The waits to answer after the lock is released.
 #[derive(Default)]
 struct Out {
     once: Vec<(oneshot::Sender<Bytes>, Bytes)>,
@@ -292,7 +292,7 @@ struct Out {
 }
 
 impl State {
-    /// Takes out those whom a change concerns.
+    /// Takes out the waits that match a change.
     fn give(&mut self, logged: &Logged, out: &mut Out) {
         let mut paths: Vec<Bytes> = vec![Bytes::from_static(b"/"), logged.path.clone()];
         paths.extend(ancestors(&logged.path).map(Bytes::copy_from_slice));
@@ -337,7 +337,7 @@ impl State {
         ended
     }
 
-    /// The next changes for a stream; `None` where it cannot go on.
+    /// The next changes for a stream; `None` if it cannot continue.
     fn read(&mut self, registered: &Registered, cx: &Context<'_>) -> Option<Poll<Vec<Arc<Logged>>>> {
         let waiting = self.waiting.get_mut(&registered.path)?.get_mut(&registered.id)?;
         let Teller::Stream { place, waker } = &mut waiting.teller else { return None };
@@ -358,7 +358,7 @@ impl State {
 }
 
 impl Waiter {
-    /// The next change; `None` where nothing comes any more. Whether that was the last is known then as well.
+    /// The next change, and whether it is the last; `None` at the end.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let next = match &mut self.source {
@@ -379,7 +379,7 @@ impl Waiter {
                                 step.iter().filter(|logged| concerns(&registered.path, *recursive, logged));
                             read.extend(concerning.map(|logged| logged.body.clone()));
                             if read.is_empty() {
-                                // Others' turn, before the next part of the log.
+                                // Other tasks run before the next part of the log is read.
                                 cx.waker().wake_by_ref();
                                 return Poll::Pending;
                             }
@@ -400,7 +400,7 @@ impl Waiter {
     }
 }
 
-/// The answer when the changes from an index on are no longer known.
+/// The answer if the changes from an index on are no longer known.
 pub(super) fn cleared(start: Revision, asked: u64, at: Revision) -> Refusal {
     Refusal::about(401, format!("the requested history has been cleared [{start}/{asked}]"), at)
 }

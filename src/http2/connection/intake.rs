@@ -1,7 +1,7 @@
-//! What a connection takes in: bytes into frames, and what each frame does.
+//! Input of a connection: turns bytes into frames, and applies each frame.
 //!
-//! Not here: what is sent, see `stream`. Always holds: a frame is acted on when it is whole, in order; what the peer may make us do
-//! for nothing, such as streams that it resets at once, is counted and has an end.
+//! Output is in `stream`. Always holds: complete frames are applied in order. Work that a peer causes for nothing, for
+//! example by streams that it resets at once, is counted and limited.
 
 use std::{
     cell::Cell,
@@ -27,35 +27,35 @@ use super::{
         request::{Fields, Rejected},
         stream::{Stream, put_fields},
     },
-    BACKLOG, Connection, Course, LAST_CALL,
+    BACKLOG, Connection, LAST_CALL, Phase,
 };
 
-/// Bytes of one read; a buffer that all connections of a thread share.
+/// Bytes per read. All connections of a thread share this buffer.
 const READ: usize = 64 << 10;
-/// What each client says first.
+/// What each client sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Of a table of fields, as long as nothing else was agreed upon.
+/// The size of a field table unless the settings change it.
 const DEFAULT_TABLE: u32 = 4096;
 
 thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// What a connection keeps of what it has read.
+/// What a connection keeps of its input.
 #[derive(Debug)]
 pub(super) struct Intake {
-    /// The beginning of a frame; where it `has_more`, with frames before it.
+    /// The beginning of a frame; if `has_more` is set, with complete frames before it.
     partial: Vec<u8>,
-    /// When a frame began of which a part came.
+    /// When the incomplete frame began.
     since: Instant,
-    /// There are whole frames that another turn acts on.
+    /// There are complete frames left for another turn.
     has_more: bool,
     decoder: Decoder,
     /// Bytes that the peer may still send.
     window: i64,
-    /// The highest number of a stream.
+    /// The highest stream number so far.
     pub(super) last: u32,
-    /// The peer is about to close: it has no use for the connection once its streams are over.
+    /// The peer is about to close: it will end the connection once its streams are over.
     pub(super) leaves: bool,
     has_greeted: bool,
     has_settings: bool,
@@ -64,7 +64,7 @@ pub(super) struct Intake {
     wasted: u32,
 }
 
-/// A block of fields of which more frames come.
+/// A block of fields that continues in further frames.
 #[derive(Debug)]
 struct Block {
     stream: u32,
@@ -92,18 +92,18 @@ impl Intake {
         }
     }
 
-    /// Since when something is not whole that nothing else may come before.
+    /// Since when an incomplete frame or block holds up everything after it.
     pub(super) fn unfinished_since(&self) -> Option<Instant> {
         let frame = (!self.partial.is_empty() && !self.has_more).then_some(self.since);
         self.fields.as_ref().map(|fields| fields.since).into_iter().chain(frame).min()
     }
 
-    /// The peer may send so many bytes more.
+    /// Allows the peer to send this many bytes more.
     pub(super) fn widen(&mut self, more: u32) {
         self.window += i64::from(more);
     }
 
-    /// A stream that we reset, so that what comes for it is no fault of the peer's.
+    /// Remembers a stream that we reset, since frames that still arrive for it are not the peer's fault.
     pub(super) fn remember_reset(&mut self, id: u32) {
         if self.reset.len() >= Limits::REMEMBERED_RESETS {
             self.reset.pop_front();
@@ -111,7 +111,7 @@ impl Intake {
         self.reset.push_back(id);
     }
 
-    /// A stream was answered, or at least begun.
+    /// Counts a stream that was answered, at least in part.
     pub(super) fn count_served(&mut self) {
         self.wasted = self.wasted.saturating_sub(1);
     }
@@ -130,16 +130,16 @@ where
     B: http_body::Body<Error: Into<Failure>> + Unpin,
     E: Future<Output = ()> + Unpin,
 {
-    /// Reads, and acts on what came. Ready with false where the peer has closed its side.
+    /// Reads and applies input. Ready with false if the peer has closed its side.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
         if std::mem::take(&mut self.intake.has_more) {
-            // What was read before, and is more than one turn's work.
+            // Input that was read earlier and was too much for one turn.
             let left = std::mem::take(&mut self.intake.partial);
             match self.take_frames(&left) {
                 Ok(taken) => self.intake.partial = left[taken..].to_vec(),
                 Err(reason) => self.close(reason),
             }
-            if self.intake.has_more || matches!(self.course, Course::Closing(_)) {
+            if self.intake.has_more || matches!(self.phase, Phase::Closing(_)) {
                 return Poll::Ready(Ok(true));
             }
         }
@@ -163,7 +163,7 @@ where
                 break Poll::Ready(Ok(true));
             }
             if read.len() == READ || self.output.len() >= BACKLOG || self.intake.has_more {
-                // There may be more, for the next turn.
+                // There may be more, which is left for the next turn.
                 break Poll::Ready(Ok(true));
             }
         };
@@ -182,12 +182,12 @@ where
         joined.extend_from_slice(bytes);
         let taken = self.take_frames(&joined)?;
         self.heard(false, taken > 0);
-        // With no more room than the beginning of a frame needs: it may stay for long.
+        // Only as much room as the beginning of a frame needs, since it may stay for long.
         self.intake.partial = if taken == 0 { joined } else { joined[taken..].to_vec() };
         Ok(())
     }
 
-    /// Something came, that begins a frame or has whole ones.
+    /// Notes that input arrived that begins a frame or contains complete ones.
     fn heard(&mut self, begins: bool, has_whole: bool) {
         if begins || has_whole {
             let now = Instant::now();
@@ -198,7 +198,7 @@ where
         }
     }
 
-    /// Acts on the whole frames in `bytes`. How many bytes these are.
+    /// Applies the complete frames in `bytes`. Returns the number of bytes they take.
     fn take_frames(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
         let mut taken = 0;
         if !self.intake.has_greeted {
@@ -229,7 +229,7 @@ where
 
     fn take(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
         if !self.intake.has_settings {
-            // The first of all.
+            // SETTINGS must be the first frame.
             if head.kind != Kind::Settings || head.has(ACK) {
                 return Err(Reason::PROTOCOL_ERROR);
             }
@@ -282,12 +282,12 @@ where
             return Err(Reason::FLOW_CONTROL_ERROR);
         }
         let Some((_, stream)) = self.streams.get_mut(head.stream) else {
-            self.calls.count_read(payload.len() as u32);
+            self.wakes.count_read(payload.len() as u32);
             return self.closed(head.stream);
         };
-        let ended = match stream.receive(data, payload.len(), &self.calls) {
+        let ended = match stream.receive(data, payload.len(), &self.wakes) {
             Err(reason) => {
-                self.calls.count_read(payload.len() as u32);
+                self.wakes.count_read(payload.len() as u32);
                 Err(reason)
             }
             Ok(_) if head.has(END_STREAM) => stream.end(None),
@@ -300,14 +300,14 @@ where
         if ended.is_ok() && !data.is_empty() {
             self.streams.hold(head.stream, data.len());
             if self.streams.held > self.rare.limits.unanswered {
-                (self.rare.tell)(Refused::Unanswered);
+                (self.rare.on_refusal)(Refused::Unanswered);
                 return self.reset(head.stream, Reason::ENHANCE_YOUR_CALM);
             }
         }
         ended.or_else(|reason| self.reset(head.stream, reason))
     }
 
-    /// A frame for a stream that is not open.
+    /// Handles a frame for a stream that is not open.
     fn closed(&mut self, id: u32) -> Result<(), Reason> {
         self.check_opened(id)?;
         if id <= self.intake.last && !self.intake.reset.contains(&id) {
@@ -316,20 +316,21 @@ where
         Ok(())
     }
 
-    /// Whether the peer has opened this stream at some time. One that it opened too late to be served counts, and is not known.
+    /// Checks that the peer has opened this stream at some time. This includes a stream that was opened too late to be
+    /// served.
     fn check_opened(&self, id: u32) -> Result<(), Reason> {
-        let too_late = id > self.intake.last && self.course == Course::Finishing;
+        let too_late = id > self.intake.last && self.phase == Phase::Finishing;
         let opened = !id.is_multiple_of(2) && (id <= self.intake.last || too_late);
         if opened { Ok(()) } else { Err(Reason::PROTOCOL_ERROR) }
     }
 
-    /// Ends a stream for a fault of the peer's.
+    /// Ends a stream because of an error of the peer.
     pub(super) fn reset(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
         self.intake.count_wasted()?;
         self.intake.remember_reset(id);
         frame::put_reset(self.output.own(), id, reason);
         if let Some(stream) = self.streams.remove(id) {
-            stream.break_off(reason, &self.calls);
+            stream.break_off(reason, &self.wakes);
         }
         Ok(())
     }
@@ -337,7 +338,7 @@ where
     fn take_continuation(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
         let fields = self.intake.fields.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
         fields.frames += 1;
-        // Compressed fields are no larger than what they say, so more than fits is no request that could be served.
+        // Decoding does not make fields smaller, so a block over this size cannot become a request that is served.
         if fields.frames > Limits::CONTINUATIONS
             || fields.bytes.len() + payload.len() > self.rare.limits.max_header_list as usize
         {
@@ -360,7 +361,7 @@ where
             return Err(Reason::COMPRESSION_ERROR);
         }
         if let Some((_, stream)) = self.streams.get_mut(id) {
-            // Trailers, which are the last there is.
+            // Trailers are the end of the request.
             let ended = match fields.trailers() {
                 _ if stream.has_ended() => Err(Reason::STREAM_CLOSED),
                 Ok(trailers) if end => stream.end(Some(trailers)),
@@ -371,20 +372,20 @@ where
         if id <= self.intake.last || id.is_multiple_of(2) {
             return if self.intake.reset.contains(&id) { Ok(()) } else { Err(Reason::PROTOCOL_ERROR) };
         }
-        if matches!(self.course, Course::Finishing | Course::Closing(_)) {
-            // It was told which is the last that is served.
+        if matches!(self.phase, Phase::Finishing | Phase::Closing(_)) {
+            // The peer was told which stream is the last one that is served.
             return Ok(());
         }
         self.intake.last = id;
         if self.streams.all.len() >= self.rare.limits.max_streams as usize {
-            (self.rare.tell)(Refused::Streams);
+            (self.rare.on_refusal)(Refused::Streams);
             return self.reset(id, Reason::REFUSED_STREAM);
         }
-        let asked = match fields.request() {
-            Ok(asked) => asked,
+        let head = match fields.request() {
+            Ok(head) => head,
             Err(Rejected::Malformed) => return self.reset(id, Reason::PROTOCOL_ERROR),
             Err(Rejected::TooLarge) => {
-                (self.rare.tell)(Refused::Fields);
+                (self.rare.on_refusal)(Refused::Fields);
                 self.intake.count_wasted()?;
                 let shrinks_table = std::mem::take(&mut self.peer.shrinks_table);
                 put_fields(self.output.own(), id, true, self.peer.max_payload, |out| {
@@ -404,9 +405,9 @@ where
         self.streams.make_room();
         let entry = self.streams.all.vacant_entry();
         let place = entry.key();
-        let mut stream = Stream::new(id, &self.calls, place, asked, windows);
+        let mut stream = Stream::new(id, &self.wakes, place, head, windows);
         if self.streams.held + stream.held() > self.rare.limits.unanswered {
-            (self.rare.tell)(Refused::Unanswered);
+            (self.rare.on_refusal)(Refused::Unanswered);
             return self.reset(id, Reason::REFUSED_STREAM);
         }
         let ended = if end { stream.end(None) } else { Ok(()) };
@@ -422,10 +423,10 @@ where
         match self.streams.remove(id) {
             Some(stream) => {
                 if stream.is_new() {
-                    // Opened and reset at once: nothing but work for us.
+                    // The stream was opened and reset at once, which only made work for us.
                     self.intake.count_wasted()?;
                 }
-                stream.break_off(reason.into(), &self.calls);
+                stream.break_off(reason.into(), &self.wakes);
                 Ok(())
             }
             None => self.check_opened(id),
@@ -455,10 +456,10 @@ where
         let opaque: [u8; 8] = payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?;
         if !head.has(ACK) {
             frame::put_ping(self.output.own(), true, opaque);
-        } else if opaque == LAST_CALL && self.course == Course::Stopping {
-            // All requests that were under way have come.
+        } else if opaque == LAST_CALL && self.phase == Phase::Stopping {
+            // All requests that were under way have arrived.
             frame::put_go_away(self.output.own(), self.intake.last, Reason::NO_ERROR);
-            self.course = Course::Finishing;
+            self.phase = Phase::Finishing;
         }
         Ok(())
     }

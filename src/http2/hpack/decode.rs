@@ -1,7 +1,7 @@
-//! Decodes the header blocks of a client (RFC 7541, 3, 5 and 6).
+//! Decodes the header blocks of a client (RFC 7541, sections 3, 5 and 6).
 //!
-//! Not here: the names and values themselves (`field`). Called by the connection with whole blocks. Always holds: no bytes make this
-//! panic, and what is taken from a block is no longer than its strings decoded.
+//! Names and values are checked in `field`. The connection calls it with complete blocks. Always holds: no input makes
+//! it panic, and it allocates no more than the decoded strings need.
 
 use super::{
     field::{Field, Name},
@@ -9,33 +9,33 @@ use super::{
     table::{Entry, Table},
 };
 
-/// The size that a client's table has before anything is agreed upon.
+/// The initial size of a client's table.
 const DEFAULT_TABLE: usize = 4096;
-/// Strings that are no longer than this when decoded are decoded on the stack.
+/// Strings up to this decoded length are decoded on the stack.
 const SHORT: usize = 256;
-/// So many bytes may follow an integer's first: lengths and indices up to 2²⁸, far more than a block has.
+/// Most bytes after the first byte of an integer. Lengths and indices up to 2²⁸ fit, far more than a block needs.
 const CONTINUATIONS: u32 = 4;
 
-/// Why a block cannot be decoded. What the client means by later blocks is then unknown as well: the connection ends, with
+/// Why a block cannot be decoded. Later blocks cannot be understood either, so the connection ends with
 /// COMPRESSION_ERROR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The block ends within a field.
     #[error("a header block ends within a field")]
     Truncated,
-    /// An integer takes more bytes than any that could be meant.
+    /// An integer has too many bytes.
     #[error("a header block has an integer that is too long")]
     Integer,
-    /// Nothing is at this index.
-    #[error("a header block has an index that nothing is at")]
+    /// The index does not exist.
+    #[error("a header block has an index that does not exist")]
     Index,
-    /// A string is not in Huffman's code, or not ended as it has to be.
-    #[error("a header block has a string that is not in Huffman's code")]
+    /// A string is not valid Huffman code, or its padding is wrong.
+    #[error("a header block has a string that is not valid Huffman code")]
     Huffman,
-    /// The table is to become larger than it may be.
-    #[error("a header block makes the table larger than it may be")]
+    /// The table would become larger than allowed.
+    #[error("a header block makes the table larger than allowed")]
     TableSize,
-    /// The table's size is to change after a field.
+    /// The table's size changes after a field.
     #[error("a header block changes the table's size after a field")]
     LateTableSize,
 }
@@ -48,13 +48,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// With the table's size as the settings announce it. Less than the default of 4096 would be wrong for a client that has not read
-    /// the settings yet.
+    /// Creates a decoder with the table size that our settings announce. Less than the default of 4096 would be wrong
+    /// for a client that has not read the settings yet.
     pub fn new(max_table: usize) -> Self {
         Self { table: Table::new(max_table.min(DEFAULT_TABLE)), max_table }
     }
 
-    /// Decodes a whole block and gives its fields in their order, with their sizes as RFC 9113 counts them for
+    /// Decodes a complete block. Calls `each` for every field in order, with its size as RFC 9113 counts it for
     /// SETTINGS_MAX_HEADER_LIST_SIZE. After an error, nothing more may be decoded.
     pub fn decode(&mut self, block: &[u8], mut each: impl FnMut(Field, usize)) -> Result<(), Malformed> {
         let mut block = Block(block);
@@ -86,7 +86,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// A field with its value, and its name or the index of one in so many bits.
+    /// Decodes a literal field. Its name is a string, or an index in this many bits.
     fn literal(
         &self,
         block: &mut Block<'_>,
@@ -114,13 +114,13 @@ impl Decoder {
     }
 }
 
-/// Where a string is decoded to. It lives as long as a block's decoding, for many connections idle.
+/// The buffer for decoded strings. It exists only while a block is decoded, since most connections are idle.
 struct Scratch {
     short: [u8; SHORT],
     long: Vec<u8>,
 }
 
-/// What is left of a block.
+/// The rest of a block.
 struct Block<'a>(&'a [u8]);
 
 impl<'a> Block<'a> {
@@ -135,7 +135,7 @@ impl<'a> Block<'a> {
         Ok(*byte)
     }
 
-    /// An integer whose first byte has this many bits for it (RFC 7541, 5.1).
+    /// Decodes an integer that has this many bits in its first byte (RFC 7541, 5.1).
     #[inline]
     fn integer(&mut self, bits: u32) -> Result<usize, Malformed> {
         let most = (1_usize << bits) - 1;
@@ -154,7 +154,7 @@ impl<'a> Block<'a> {
         Err(Malformed::Integer)
     }
 
-    /// A string (RFC 7541, 5.2), from the block itself or decoded.
+    /// Decodes a string (RFC 7541, 5.2): a slice of the block, or of the scratch buffer.
     fn string<'s>(&mut self, scratch: &'s mut Scratch) -> Result<&'s [u8], Malformed>
     where
         'a: 's,

@@ -1,13 +1,14 @@
-//! Encodes the header blocks of responses (RFC 7541, 6).
+//! Encodes the header blocks of responses (RFC 7541, section 6).
 //!
-//! Nothing goes into the client's table and nothing is in Huffman's code: a block depends on no other, and its strings are copied as they
-//! are. Called by the connection. Always holds: values that are marked sensitive are never indexed, by proxies neither.
+//! Nothing is put into the client's table or Huffman-coded, so blocks do not depend on each other and strings are
+//! copied as they are. The connection calls it. Always holds: values that are marked sensitive are never indexed, not
+//! even by proxies.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::table::{FIXED, HEADERS, STATUS};
 
-/// Appends the block of a response's head. The headers have to be such as HTTP/2 has: no `connection` and the like.
+/// Appends the block of a response's head. The headers must be valid in HTTP/2: no `connection` and the like.
 pub fn encode_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
     let value = status.as_str();
     match FIXED[STATUS - 1..HEADERS - 1].iter().position(|(_, fixed)| *fixed == value) {
@@ -27,8 +28,8 @@ pub fn encode_trailers(out: &mut Vec<u8>, headers: &HeaderMap) {
     }
 }
 
-/// Appends a change of the table's size, to be sent before the next block when the client has made SETTINGS_HEADER_TABLE_SIZE smaller.
-/// The table is not used either way, but clients insist.
+/// Appends a change of the table's size. It must precede the next block after the client made
+/// SETTINGS_HEADER_TABLE_SIZE smaller. The table is never used, but clients insist.
 pub fn encode_table_size(out: &mut Vec<u8>, size: usize) {
     integer(out, 0x20, 5, size);
 }
@@ -46,7 +47,7 @@ fn header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     string(out, value.as_bytes());
 }
 
-/// An integer (RFC 7541, 5.1) in the last bits of a byte and more if need be.
+/// Encodes an integer (RFC 7541, 5.1) in the last bits of a byte, and in further bytes if needed.
 fn integer(out: &mut Vec<u8>, form: u8, bits: u32, value: usize) {
     let most = (1_usize << bits) - 1;
     if value < most {

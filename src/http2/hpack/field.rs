@@ -1,21 +1,23 @@
-//! The fields of a request, in the types of `http`.
+//! The fields of a request, as types of the crate `http`.
 //!
-//! Not here: what the fields of one request must be together. Called by `decode` with what came in and by `table` for the names of its
-//! entries. Always holds: what is no [`Field::Invalid`] can go into an [`http::Request`] as it is.
+//! The rules for all fields of a request together are in `request`. `decode` calls it with the input, and `table` for
+//! the names of its entries. Always holds: every field but [`Field::Invalid`] can be used in an [`http::Request`] as it
+//! is.
 
 use http::{
     HeaderName, HeaderValue, Method,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-/// Names that `http` does not know and every client of gRPC has. Being static, their clones neither allocate nor count.
+/// Names that every gRPC client sends and `http` does not predefine. They are static, so clones neither allocate nor
+/// count references.
 static NAMES: [HeaderName; 3] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("grpc-accept-encoding"),
     HeaderName::from_static("grpc-encoding"),
 ];
 
-/// And such values.
+/// Values of the same kind.
 static VALUES: [HeaderValue; 4] = [
     HeaderValue::from_static("application/grpc"),
     HeaderValue::from_static("trailers"),
@@ -36,37 +38,37 @@ pub enum Field {
     Path(PathAndQuery),
     /// A header or a trailer.
     Header(HeaderName, HeaderValue),
-    /// Well compressed, but makes its request malformed. The connection goes on.
+    /// Correctly compressed, but not allowed in a request. The connection goes on.
     Invalid(Invalid),
 }
 
-/// Why a field has no place in a request.
+/// Why a field is not allowed in a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    /// No name, or one with capitals or other bytes that names do not have.
-    #[error("a header's name is empty or has bytes that it must not have")]
+    /// The name is empty, in capitals, or has bytes that names must not contain.
+    #[error("a header's name is empty or has invalid bytes")]
     Name,
-    /// A pseudo-header of responses or of extensions that were not offered.
-    #[error("a pseudo-header that requests do not have")]
+    /// A pseudo-header of responses, or of an extension that was not offered.
+    #[error("a pseudo-header that requests must not have")]
     PseudoHeader,
-    /// `:method` is no token.
+    /// `:method` is not a token.
     #[error(":method is not a method")]
     Method,
-    /// `:scheme` is no scheme.
+    /// `:scheme` is not a scheme.
     #[error(":scheme is not a scheme")]
     Scheme,
     /// `:authority` is empty or not an authority.
     #[error(":authority is not an authority")]
     Authority,
-    /// `:path` is no path.
+    /// `:path` is not a path.
     #[error(":path is not a path")]
     Path,
-    /// The value of this header has bytes that values must not have.
-    #[error("the value of {0} has bytes that it must not have")]
+    /// The value of this header has invalid bytes.
+    #[error("the value of {0} has invalid bytes")]
     Value(HeaderName),
 }
 
-/// The name of a field, before its value is known.
+/// The name of a field whose value is not known yet.
 #[derive(Clone, Debug)]
 pub(super) enum Name {
     Method,
@@ -92,7 +94,7 @@ impl Name {
         }
     }
 
-    /// The field of this name and a value. Spaces around a value are let pass, as etcd does.
+    /// The field with this name and value. Spaces around the value are accepted, as in etcd.
     pub(super) fn with(self, value: &[u8], sensitive: bool) -> Field {
         let field = match self {
             Self::Method => Method::from_bytes(value).map(Field::Method).map_err(|_| Invalid::Method),
@@ -120,7 +122,7 @@ impl Name {
 }
 
 impl Field {
-    /// The name, for another field that refers to it.
+    /// The name, for another field that refers to it by index.
     pub(super) fn name(&self) -> Name {
         match self {
             Self::Method(_) | Self::Invalid(Invalid::Method) => Name::Method,

@@ -1,26 +1,28 @@
 //! Decodes HPACK's Huffman code (RFC 7541, 5.2 and appendix B).
 //!
-//! The code's table is `httlib_huffman`'s; its decoder is not used: it takes padding of zeros for good, and reads five bits at a time
-//! at most. Called by `decode`. Always holds: a string has one decoding or none; padding is shorter than a byte and all ones.
+//! The table of codes comes from `httlib_huffman`. Its decoder is not used, because it accepts padding of zeros and
+//! reads at most five bits at a time. Called by `decode`. Always holds: a string has at most one decoding; padding is
+//! shorter than a byte and consists of ones.
 
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 
-/// The symbol that ends a string, and must not be in one.
+/// The symbol that ends a string. It must not occur in one.
 const EOS: u16 = 256;
 /// The longest code, which is that of [`EOS`].
 const LONGEST: usize = 30;
-/// Codes of up to so many bits are looked up in one step: all of the letters, digits and signs that headers mostly have.
+/// Codes up to this many bits are decoded in one step. They cover the letters, digits and signs that are frequent in
+/// headers.
 const SHORT: usize = 8;
 
-/// A code that is decoded.
+/// A decoded symbol.
 #[derive(Clone, Copy)]
 struct Code {
     symbol: u16,
-    /// In bits; none if the code is not a short one.
+    /// The length of the code in bits; 0 if it is not a short code.
     length: u8,
 }
 
-/// By the first bits of what is to be decoded.
+/// The short codes, indexed by the next bits of the input.
 static SHORT_CODES: [Code; 1 << SHORT] = {
     let mut codes = [Code { symbol: 0, length: 0 }; 1 << SHORT];
     let mut symbol = 0;
@@ -39,14 +41,14 @@ static SHORT_CODES: [Code; 1 << SHORT] = {
     codes
 };
 
-/// The codes of one length. They follow each other, and those of the next length follow them.
+/// The codes of one length. They are consecutive numbers, and the codes of the next length follow them.
 #[derive(Clone, Copy)]
 struct Length {
-    /// The code after the last one, as the first bits of a word.
+    /// The code after the last one, in the first bits of a word.
     end: u64,
     /// The first code.
     first: u32,
-    /// Where its symbol is in [`SYMBOLS`].
+    /// The index of its symbol in [`SYMBOLS`].
     at: u16,
 }
 
@@ -76,18 +78,19 @@ const TABLES: ([Length; LONGEST + 1], [u16; ENCODE_TABLE.len()]) = {
     (lengths, symbols)
 };
 static LENGTHS: [Length; LONGEST + 1] = TABLES.0;
-/// All symbols, by their codes.
+/// All symbols, in the order of their codes.
 static SYMBOLS: [u16; ENCODE_TABLE.len()] = TABLES.1;
 
-/// How long a string of this length can become: no code is shorter than five bits.
+/// The greatest decoded length of a string of this length: no code is shorter than five bits.
 pub(super) fn longest(length: usize) -> usize {
     length.saturating_mul(8) / 5
 }
 
-/// Decodes the whole of a string into `out`, which has to be [`longest`]. Gives how much of it is filled, or nothing if this is no string.
+/// Decodes a whole string into `out`, whose length must be [`longest`]. Returns the decoded length, or `None` if the
+/// string is not valid.
 pub(super) fn decode(mut string: &[u8], out: &mut [u8]) -> Option<usize> {
     let mut filled = 0;
-    // The first `count` bits are still to be decoded; zeros follow.
+    // The first `count` bits are still to be decoded; the rest are zeros.
     let (mut bits, mut count) = (0_u64, 0_u32);
     loop {
         if count <= 32 {
@@ -103,7 +106,7 @@ pub(super) fn decode(mut string: &[u8], out: &mut [u8]) -> Option<usize> {
                 string = &[];
             }
         }
-        // As if padding went on for ever.
+        // The input continued by endless padding.
         let padded = bits | u64::MAX.checked_shr(count).unwrap_or(0);
         let mut code = SHORT_CODES[(padded >> (64 - SHORT)) as usize];
         if code.length == 0 {
@@ -123,7 +126,7 @@ pub(super) fn decode(mut string: &[u8], out: &mut [u8]) -> Option<usize> {
     }
 }
 
-/// The code that a word begins with, when it is not a short one.
+/// The code at the beginning of a word, if it is not a short one.
 #[cold]
 fn long(word: u64) -> Option<Code> {
     let (length, found) = LENGTHS.iter().enumerate().skip(SHORT + 1).find(|(_, length)| word < length.end)?;
@@ -180,11 +183,11 @@ mod tests {
         }
         assert_eq!(decoded(&[0b0001_1111, 0xff]), None);
         assert_eq!(decoded(&[0b0001_1111, 0xff, 0xff, 0xff]), None);
-        // `&` is 11111000: no padding. Then all of a byte of it.
+        // `&` is 11111000 and needs no padding. Then a whole byte of padding.
         assert_eq!(decoded(&[0xf8]), Some(b"&".to_vec()));
         assert_eq!(decoded(&[0xf8, 0xff]), None);
         assert_eq!(decoded(&[0xff]), None);
-        // `:` is 1011100: one bit.
+        // `:` is 1011100: one bit of padding.
         assert_eq!(decoded(&[0b1011_1001]), Some(b":".to_vec()));
         assert_eq!(decoded(&[0b1011_1000]), None);
     }
@@ -201,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_end_of_string_is_in_no_string() {
-        // 30 ones, then padding, or then `a` and padding.
+        // 30 ones, followed by padding, or by `a` and padding.
         assert_eq!(decoded(&[0xff; 4]), None);
         assert_eq!(decoded(&[0xff, 0xff, 0xff, 0xfc, 0b0111_1111]), None);
         assert_eq!(decoded(&[0b0001_1111, 0xff, 0xff, 0xff, 0xff]), None);

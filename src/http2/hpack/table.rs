@@ -1,7 +1,7 @@
-//! The tables that indices point into (RFC 7541, 2.3): the static one, and a client's own.
+//! The tables that indices refer to (RFC 7541, 2.3): the static table, and the client's own.
 //!
-//! Not here: how indices are written. Called by `decode`; `encode` reads the static names. Always holds: the sizes of a client's entries,
-//! as RFC 7541 counts them, are together at most the table's limit.
+//! The encoding of indices is in `decode`. `encode` reads the static names. Always holds: the sizes of a client's
+//! entries, as RFC 7541 counts them, add up to at most the table's limit.
 
 use std::{array, collections::VecDeque, sync::LazyLock};
 
@@ -12,16 +12,16 @@ use http::{
 
 use super::field::{Field, Invalid};
 
-/// What an entry counts for beside its strings.
+/// The size of an entry in addition to its strings.
 const OVERHEAD: usize = 32;
 
-/// A field and its length, which it does not tell when it is invalid.
+/// A field with its sizes, which an invalid field does not keep itself.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) field: Field,
-    /// The bytes of the name.
+    /// The length of the name in bytes.
     pub(super) name: usize,
-    /// The bytes of name and value, and the overhead.
+    /// The length of name and value, plus the overhead.
     pub(super) size: usize,
 }
 
@@ -31,11 +31,11 @@ impl Entry {
     }
 }
 
-/// What a client's indices mean. Allocates with the first entry.
+/// The client's own table. It allocates with the first entry.
 #[derive(Debug)]
 pub(super) struct Table {
     fixed: &'static [Entry; FIXED.len()],
-    /// The newest first.
+    /// The newest entry comes first.
     entries: VecDeque<Entry>,
     size: usize,
     limit: usize,
@@ -46,7 +46,7 @@ impl Table {
         Self { fixed: &STATIC, entries: VecDeque::new(), size: 0, limit }
     }
 
-    /// The entry at an index of the wire, where the first is 1.
+    /// The entry at an index on the wire, where the first index is 1.
     #[inline]
     pub(super) fn get(&self, index: usize) -> Option<&Entry> {
         let index = index.checked_sub(1)?;
@@ -56,7 +56,7 @@ impl Table {
         }
     }
 
-    /// Makes room and puts the entry first. One that is larger than the table only makes room.
+    /// Evicts old entries and puts the new one first. An entry larger than the table only evicts.
     pub(super) fn insert(&mut self, entry: Entry) {
         self.shrink(self.limit.saturating_sub(entry.size));
         if entry.size <= self.limit {
@@ -99,7 +99,7 @@ impl Table {
     }
 }
 
-/// The fields of [`FIXED`]. Their strings are static: clones of them count nothing that threads would share.
+/// The fields of [`FIXED`]. Their strings are static, so clones update no counter that threads share.
 static STATIC: LazyLock<[Entry; FIXED.len()]> = LazyLock::new(|| {
     array::from_fn(|at| {
         let (name, value) = FIXED[at];
@@ -120,7 +120,7 @@ static STATIC: LazyLock<[Entry; FIXED.len()]> = LazyLock::new(|| {
 /// The index of the first `:status`.
 pub(super) const STATUS: usize = 8;
 
-/// The index of the first header that is no pseudo-header. From here on, no name comes twice.
+/// The index of the first header after the pseudo-headers. From here on, no name occurs twice.
 pub(super) const HEADERS: usize = 15;
 
 /// RFC 7541, appendix A; the first has index 1.

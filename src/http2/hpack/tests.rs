@@ -1,4 +1,4 @@
-//! The examples of RFC 7541, what must be refused, and what comes out of the encoder.
+//! Tests of HPACK: the examples of the RFC, blocks that must be refused, and the output of the encoder.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, uri::Scheme};
 
@@ -22,7 +22,8 @@ fn fields(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<Field>, Malformed> 
     Ok(fields)
 }
 
-/// Decodes blocks one after the other, each with its fields, the table's size after it, and what then is in the table.
+/// The blocks of an example, decoded one after the other: each with its fields, the table's size after it, and the
+/// entries of the table.
 type Example<'a> = (&'a str, &'a [(&'a str, &'a str)], usize, &'a [(&'a str, &'a str)]);
 fn check(max_table: usize, examples: &[Example<'_>]) {
     let mut decoder = Decoder::new(max_table);
@@ -101,7 +102,7 @@ fn c_3_and_c_4_requests() {
     }
 }
 
-/// The responses of the RFC, for what they do to a table of 256 bytes.
+/// The RFC's examples of responses, for their effect on a table of 256 bytes.
 #[test]
 fn c_5_and_c_6_eviction() {
     let (date, later) = (("date", "Mon, 21 Oct 2013 20:13:21 GMT"), ("date", "Mon, 21 Oct 2013 20:13:22 GMT"));
@@ -160,7 +161,7 @@ fn the_static_table_as_others_write_it() {
     ] {
         assert_eq!(fields(&mut decoder, &[0x80 | index]), Ok(vec![field(name, value)]), "{index}");
     }
-    // Every name is one that `http` knows, so that it is compared and cloned as a number.
+    // `http` predefines each of these names, so they are compared and cloned as numbers.
     for (name, _) in &super::table::FIXED[super::table::HEADERS - 1..] {
         assert_eq!(name.to_ascii_lowercase(), *name);
         assert_eq!(HeaderName::from_static(name), HeaderName::from_bytes(name.as_bytes()).unwrap());
@@ -172,7 +173,7 @@ fn indices_that_nothing_is_at() {
     for block in ["80", "be", "ff00", "ff80 0a", "7e 01 61", "7f00 0161", "0f2f 0161", "1f2f 0161"] {
         assert_eq!(fields(&mut Decoder::new(4096), &hex(block)), Err(Malformed::Index), "{block}");
     }
-    // One entry, at 62; after it is evicted there is none.
+    // There is one entry, at index 62, and after its eviction there is none.
     let mut decoder = Decoder::new(4096);
     assert_eq!(fields(&mut decoder, b"\x40\x01a\x01b\xbe"), Ok(vec![field("a", "b"); 2]));
     assert_eq!(fields(&mut decoder, &hex("bf")), Err(Malformed::Index));
@@ -192,7 +193,7 @@ fn integers_that_are_too_long() {
     ] {
         assert_eq!(fields(&mut Decoder::new(4096), &hex(block)), Err(Malformed::Integer), "{block}");
     }
-    // Zeros that change nothing are allowed within bounds.
+    // Zeros that change nothing are allowed up to a limit.
     assert_eq!(fields(&mut Decoder::new(4096), &hex("0f 8080 8000 00")), Ok(vec![field("accept-charset", "")]));
 }
 
@@ -217,7 +218,7 @@ fn strings_that_are_not_in_the_code() {
     for block in ["00 81 18 00", "00 81 ff 00", "00 82 1fff 00", "00 01 61 84 ffff ffff", "04 84 ffff fffc"] {
         assert_eq!(fields(&mut Decoder::new(4096), &hex(block)), Err(Malformed::Huffman), "{block}");
     }
-    // Longer than the stack's share.
+    // Too long for the buffer on the stack.
     let mut block = vec![0x00, 0x01, b'a'];
     let value = vec![b'0'; 8000];
     let mut huffman = Vec::new();
@@ -233,10 +234,10 @@ fn strings_that_are_not_in_the_code() {
 fn the_size_of_the_table_changes_before_fields_only_and_within_bounds() {
     let mut decoder = Decoder::new(4096);
     assert_eq!(fields(&mut decoder, b"\x40\x01a\x01b\x40\x01c\x01d"), Ok(vec![field("a", "b"), field("c", "d")]));
-    // To 34 bytes, which one of the two fits into.
+    // Down to 34 bytes: one of the two entries fits.
     assert_eq!(fields(&mut decoder, &hex("3f03 be")), Ok(vec![field("c", "d")]));
     assert_eq!(decoder.table().size(), 34);
-    // To nothing and back: empty.
+    // Down to zero and back: the table is empty.
     assert_eq!(fields(&mut decoder, &hex("20 3fe11f 82")), Ok(vec![field(":method", "GET")]));
     assert_eq!((decoder.table().size(), decoder.table().limit()), (0, 4096));
     assert_eq!(fields(&mut decoder, &hex("3fe21f")), Err(Malformed::TableSize));
@@ -252,11 +253,11 @@ fn what_is_larger_than_the_table_empties_it() {
         Ok(vec![field("a", "0123456789012345678901234567890")])
     );
     assert_eq!(decoder.table().size(), 64);
-    // The name is taken from the entry that the field then drives out.
+    // The name comes from the entry that this field evicts.
     let block = b"\x7e\x2001234567890123456789012345678901";
     assert_eq!(fields(&mut decoder, block), Ok(vec![field("a", "01234567890123456789012345678901")]));
     assert_eq!((decoder.table().size(), decoder.table().entries().count()), (0, 0));
-    // And where it does fit.
+    // The same for a field that fits.
     assert_eq!(fields(&mut decoder, b"\x40\x01b\x01c\x7e\x01d"), Ok(vec![field("b", "c"), field("b", "d")]));
     assert_eq!(decoder.table().entries().cloned().collect::<Vec<_>>(), [field("b", "d")]);
 }
@@ -313,7 +314,7 @@ fn fields_that_requests_do_not_have() {
         ("a", "b\n", Invalid::Value(HeaderName::from_static("a"))),
     ] {
         assert_eq!(field(name, value), Field::Invalid(why), "{name}: {value}");
-        // It is indexed as any other, and its name can be referred to.
+        // The field is indexed like any other, and its name can be referred to.
         let mut decoder = Decoder::new(4096);
         let mut block = vec![0x40, name.len() as u8];
         block.extend_from_slice(name.as_bytes());
@@ -340,7 +341,7 @@ fn what_is_never_indexed_is_sensitive() {
     assert!(sensitive(b"\x1f\x08\x01b"));
     assert!(!sensitive(b"\x00\x01a\x01b"));
     assert!(!sensitive(b"\x40\x01a\x01b"));
-    // A value that all connections share is marked for this field alone.
+    // A value that all connections share is marked as sensitive for this field alone.
     assert!(sensitive(b"\x10\x01a\x04gzip"));
     assert!(!sensitive(b"\x00\x01a\x04gzip"));
 }

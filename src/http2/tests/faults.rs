@@ -1,18 +1,18 @@
-//! Clients that break the protocol, or that want to make work for nothing.
+//! Tests of clients that break the protocol, or try to cause useless work.
 
 use super::*;
 
 #[tokio::test]
 async fn what_breaks_the_protocol_ends_the_connection_with_its_reason() {
     use Reason as R;
-    // Behind the preface and one open stream, number 1.
+    // Sent after the preface and one open stream, number 1.
     let cases: &[(&str, &[Sent], Reason)] = &[
         ("DATA on no stream", &[(0, 0, 0, &[1])], R::PROTOCOL_ERROR),
         ("DATA on a stream that was never opened", &[(0, 0, 9, &[1])], R::PROTOCOL_ERROR),
         ("DATA with more padding than bytes", &[(0, 8, 1, &[9, 0])], R::PROTOCOL_ERROR),
         ("HEADERS on no stream", &[(1, 4, 0, POST)], R::PROTOCOL_ERROR),
         ("HEADERS on an even stream", &[(1, 4, 2, POST)], R::PROTOCOL_ERROR),
-        ("HEADERS that go back", &[(1, 5, 7, POST), (1, 5, 5, POST)], R::PROTOCOL_ERROR),
+        ("HEADERS of a lower stream number", &[(1, 5, 7, POST), (1, 5, 5, POST)], R::PROTOCOL_ERROR),
         ("fields that cannot be decoded", &[(1, 4, 3, &[0xff, 0xff, 0xff, 0xff])], R::COMPRESSION_ERROR),
         ("PRIORITY of the wrong size", &[(2, 0, 1, &[0; 4])], R::FRAME_SIZE_ERROR),
         ("a stream that depends on itself", &[(2, 0, 1, &[0, 0, 0, 1, 0])], R::PROTOCOL_ERROR),
@@ -35,9 +35,9 @@ async fn what_breaks_the_protocol_ends_the_connection_with_its_reason() {
         ("a frame that is too large", &[(0, 0, 1, &[0; 16_385])], R::FRAME_SIZE_ERROR),
     ];
     for (what, frames, reason) in cases {
-        let Served { client, asked: _asked, task, open, .. } = serve(LIMITS);
+        let Served { client, calls: _calls, task, open, .. } = serve(LIMITS);
         let mut raw = Raw::greet(client).await;
-        raw.ask(1, false).await;
+        raw.post(1, false).await;
         for (kind, flags, stream, payload) in *frames {
             raw.frame(*kind, *flags, *stream, payload).await;
         }
@@ -64,15 +64,15 @@ async fn a_client_that_does_not_begin_as_it_must_is_told_so() {
 #[tokio::test]
 async fn a_fault_of_one_stream_ends_that_stream_alone() {
     const LONG: &[u8] = &[0x83, 0x86, 0x84, 0x0f, 0x0d, 1, b'2'];
-    // Each on stream 3, beside stream 1.
+    // Sent on stream 3, beside stream 1.
     let cases: &[(&str, &[Sent], Reason)] = &[
         ("no path", &[(1, 5, 3, &[0x83, 0x86])], Reason::PROTOCOL_ERROR),
         ("a header of HTTP/1.1", &[(1, 5, 3, b"\x83\x86\x84\0\x0aconnection\x01x")], Reason::PROTOCOL_ERROR),
         ("a name in capitals", &[(1, 5, 3, b"\x83\x86\x84\0\x01A\x01x")], Reason::PROTOCOL_ERROR),
-        ("more bytes than were told", &[(1, 4, 3, LONG), (0, 0, 3, b"abc")], Reason::PROTOCOL_ERROR),
-        ("fewer bytes than were told", &[(1, 4, 3, LONG), (0, END, 3, b"a")], Reason::PROTOCOL_ERROR),
+        ("more bytes than declared", &[(1, 4, 3, LONG), (0, 0, 3, b"abc")], Reason::PROTOCOL_ERROR),
+        ("fewer bytes than declared", &[(1, 4, 3, LONG), (0, END, 3, b"a")], Reason::PROTOCOL_ERROR),
         ("trailers that do not end", &[(1, 4, 3, POST), (1, 4, 3, b"\0\x01a\x01x")], Reason::PROTOCOL_ERROR),
-        ("DATA behind the end", &[(1, 5, 3, POST), (0, 0, 3, b"a")], Reason::STREAM_CLOSED),
+        ("DATA after the end", &[(1, 5, 3, POST), (0, 0, 3, b"a")], Reason::STREAM_CLOSED),
         ("WINDOW_UPDATE of nothing", &[(1, 4, 3, POST), (8, 0, 3, &[0; 4])], Reason::PROTOCOL_ERROR),
         (
             "WINDOW_UPDATE beyond the largest",
@@ -81,16 +81,16 @@ async fn a_fault_of_one_stream_ends_that_stream_alone() {
         ),
     ];
     for (what, frames, reason) in cases {
-        let Served { client, mut asked, open, .. } = serve(LIMITS);
+        let Served { client, mut calls, open, .. } = serve(LIMITS);
         let mut raw = Raw::greet(client).await;
-        raw.ask(1, false).await;
-        let first = asked.recv().await.expect("a request");
+        raw.post(1, false).await;
+        let first = calls.recv().await.expect("a request");
         for (kind, flags, stream, payload) in *frames {
             raw.frame(*kind, *flags, *stream, payload).await;
         }
         let reset = raw.until(Kind::Reset).await;
         assert_eq!((reset.stream, reset.reason()), (3, *reason), "{what}");
-        // What was under way for it is no fault.
+        // Frames that were already under way are not an error.
         raw.frame(0, END, 3, b"late").await;
         raw.frame(0, END, 1, b"hello").await;
         echo(first);
@@ -102,21 +102,21 @@ async fn a_fault_of_one_stream_ends_that_stream_alone() {
 
 #[tokio::test]
 async fn too_many_streams_are_refused_and_the_others_stay() {
-    let Served { client, mut asked, refused, .. } = serve(Limits { max_streams: 2, ..LIMITS });
+    let Served { client, mut calls, refused, .. } = serve(Limits { max_streams: 2, ..LIMITS });
     let mut raw = Raw::greet(client).await;
     for stream in [1, 3, 5] {
-        raw.ask(stream, true).await;
+        raw.post(stream, true).await;
     }
     let reset = raw.until(Kind::Reset).await;
     assert_eq!((reset.stream, reset.reason()), (5, Reason::REFUSED_STREAM));
     assert_eq!(*refused.lock(), [Refused::Streams]);
     for _ in 0..2 {
-        echo(asked.recv().await.expect("a request"));
+        echo(calls.recv().await.expect("a request"));
     }
     assert_eq!(raw.until(Kind::Headers).await.stream, 1);
     assert_eq!(raw.until(Kind::Headers).await.stream, 3);
-    raw.ask(7, true).await;
-    echo(asked.recv().await.expect("a request"));
+    raw.post(7, true).await;
+    echo(calls.recv().await.expect("a request"));
     assert_eq!(raw.until(Kind::Headers).await.stream, 7);
 }
 
@@ -124,7 +124,7 @@ async fn too_many_streams_are_refused_and_the_others_stay() {
 async fn fields_beyond_the_limit_are_refused_alone_or_end_an_endless_block() {
     let Served { client, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    // One entry of the table, referred to over and over: small on the wire, large when read.
+    // One entry of the table, referenced over and over: small on the wire, large when decoded.
     let entry = [&b"\x40\x01a\x7f\x81\x07"[..], &[b'x'; 1024][..]].concat();
     let bomb = [POST, &entry, &[0xbe; 40]].concat();
     raw.frame(1, 5, 1, &bomb).await;
@@ -139,7 +139,7 @@ async fn fields_beyond_the_limit_are_refused_alone_or_end_an_endless_block() {
 
 #[tokio::test]
 async fn who_opens_streams_to_reset_them_is_told_to_calm_down() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut calls, .. } = serve(LIMITS);
     let (mut reading, mut writing) = tokio::io::split(client);
     let flood = tokio::spawn(async move {
         let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -157,13 +157,13 @@ async fn who_opens_streams_to_reset_them_is_told_to_calm_down() {
     assert_eq!(raw.until(Kind::GoAway).await.reason(), Reason::ENHANCE_YOUR_CALM);
     drop(flood.await);
     let mut given = 0;
-    while asked.recv().await.is_some() {
+    while calls.recv().await.is_some() {
         given += 1;
     }
     assert!(given < 1_000, "{given} handlers were called for nothing");
 }
 
-/// Gives a ping with each read, for ever, and takes nothing.
+/// Returns a ping with each read, forever, and accepts no output.
 struct Pinging {
     read: usize,
 }
@@ -174,7 +174,7 @@ impl tokio::io::AsyncRead for Pinging {
         _: &mut Context<'_>,
         buffer: &mut tokio::io::ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        assert!(self.read < 10_000_000, "it does not come to its end");
+        assert!(self.read < 10_000_000, "the connection never ends");
         let before = buffer.filled().len();
         if self.read == 0 {
             buffer.put_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
@@ -213,12 +213,12 @@ async fn a_client_that_reads_nothing_is_not_read_from_for_ever() {
     let mut ping = Vec::new();
     frame::put_ping(&mut ping, false, [1; 8]);
     let pings = ping.repeat(1_000_000);
-    // Each asks for an answer as large as itself.
+    // Each ping asks for an answer of its own size.
     let sent = tokio::time::timeout(Duration::from_millis(500), raw.io.write_all(&pings)).await;
     assert!(sent.is_err(), "all of it was taken");
 }
 
-/// A body with a fault.
+/// A body that panics.
 struct Panicking;
 
 impl http_body::Body for Panicking {
@@ -226,18 +226,18 @@ impl http_body::Body for Panicking {
     type Error = Failure;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        panic!("as a test wants")
+        panic!("the test makes it panic")
     }
 }
 
 #[tokio::test]
 async fn a_panic_in_an_answer_ends_its_stream_alone() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    raw.ask(1, true).await;
-    let first = asked.recv().await.expect("a request");
-    raw.ask(3, true).await;
-    let (_, answer) = asked.recv().await.expect("a request");
+    raw.post(1, true).await;
+    let first = calls.recv().await.expect("a request");
+    raw.post(3, true).await;
+    let (_, answer) = calls.recv().await.expect("a request");
     let _ = answer.send(Response::new(Panicking.boxed_unsync()));
     let reset = raw.until(Kind::Reset).await;
     assert_eq!((reset.stream, reset.reason()), (3, Reason::INTERNAL_ERROR));
@@ -254,10 +254,10 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let Served { client, mut asked, task, .. } = serve(LIMITS);
+            let Served { client, mut calls, task, .. } = serve(LIMITS);
             tokio::spawn(async move {
-                while let Some(asked) = asked.recv().await {
-                    echo(asked);
+                while let Some(calls) = calls.recv().await {
+                    echo(calls);
                 }
             });
             let (mut reading, mut writing) = tokio::io::split(client);
@@ -273,7 +273,7 @@ proptest! {
                 let _ = writing.shutdown().await;
             };
             let _ = tokio::join!(send, reading.read_to_end(&mut text));
-            prop_assert!(task.await.is_ok(), "it ends, and does not panic");
+            prop_assert!(task.await.is_ok(), "it ends without a panic");
             Ok(())
         })?;
     }

@@ -1,15 +1,15 @@
-//! What a peer can make a connection hold with requests that it does not finish, and for how long.
+//! Tests of how much memory a peer can occupy by unfinished requests, and for how long.
 
 use super::*;
 
-/// `POST` with three hundred fields in as many bytes, for all but the first are in the table.
+/// A `POST` with three hundred fields in as many bytes: all but the first are in the table.
 fn many_fields() -> Vec<u8> {
     [POST, b"\x40\x01a\x00", &[0xbe; 300]].concat()
 }
 
 #[tokio::test]
 async fn unanswered_requests_take_no_more_than_their_bound_in_fields_and_leave_it_to_others_when_they_end() {
-    let Served { client, mut asked, open, refused: told, .. } = serve(LIMITS);
+    let Served { client, mut calls, open, refused: told, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
     let mut out = Vec::new();
     for number in 0..100 {
@@ -30,28 +30,28 @@ async fn unanswered_requests_take_no_more_than_their_bound_in_fields_and_leave_i
         }
     }
     let mut taken = Vec::new();
-    while let Ok(asked) = asked.try_recv() {
-        taken.push(asked);
+    while let Ok(calls) = calls.try_recv() {
+        taken.push(calls);
     }
     assert_eq!(taken.len() + refused, 100);
-    assert_eq!(*told.lock(), vec![Refused::Unanswered; refused], "each is told of, so that it can be counted");
+    assert_eq!(*told.lock(), vec![Refused::Unanswered; refused], "each refusal is reported, so that it can be counted");
     assert_eq!(taken.len(), open.load(Ordering::SeqCst));
-    // Each field takes some two hundred bytes, which is not what was sent for it.
+    // Each field takes about two hundred bytes of memory, not the few that were sent.
     let room = LIMITS.unanswered / (300 * 200);
     assert!((room / 2..=room).contains(&taken.len()), "{} of them, and room for some {room}", taken.len());
-    // One more of them ends, one more is served.
+    // When one request ends, one more is served.
     raw.frame(3, 0, 1, &[0, 0, 0, 8]).await;
     raw.frame(1, 5, 201, &many_fields()).await;
-    echo(asked.recv().await.expect("a request"));
+    echo(calls.recv().await.expect("a request"));
     assert_eq!(raw.until(Kind::Headers).await.stream, 201);
 }
 
 #[tokio::test]
 async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_have_read_them() {
-    let Served { client, mut asked, refused, .. } = serve(LIMITS);
+    let Served { client, mut calls, refused, .. } = serve(LIMITS);
     let collect = tokio::spawn(async move {
         let mut answers = Vec::new();
-        while let Some((request, answer)) = asked.recv().await {
+        while let Some((request, answer)) = calls.recv().await {
             answers.push(answer);
             tokio::spawn(request.into_body().collect());
         }
@@ -62,7 +62,7 @@ async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_h
     let reset = 'all: loop {
         for number in 0..90 {
             if sent == number {
-                raw.ask(number * 2 + 1, false).await;
+                raw.post(number * 2 + 1, false).await;
             }
             raw.frame(0, 0, number * 2 + 1, &[0; 16_000]).await;
             sent += 1;
@@ -90,7 +90,7 @@ async fn unfinished_bodies_take_no_more_than_their_bound_though_their_handlers_h
 async fn what_comes_on_a_stream_that_is_answered_is_not_counted() {
     let (client, _abort) = echoing(LIMITS);
     let mut raw = Raw::greet(client).await;
-    raw.ask(1, false).await;
+    raw.post(1, false).await;
     let mut echoed = 0;
     while echoed < 3 * LIMITS.unanswered {
         raw.frame(0, 0, 1, &[0; 16_000]).await;
@@ -104,9 +104,9 @@ async fn what_comes_on_a_stream_that_is_answered_is_not_counted() {
     }
 }
 
-/// Sends a byte of `frames` every twenty seconds, until the connection has ended.
+/// Sends a byte of `frames` every twenty seconds until the connection ends.
 async fn drip(limits: Limits, frames: &[u8]) -> (Result<(), Ended>, Duration) {
-    let Served { client, asked: _asked, task, .. } = serve(limits);
+    let Served { client, calls: _calls, task, .. } = serve(limits);
     let mut raw = Raw::greet(client).await;
     let begun = tokio::time::Instant::now();
     for byte in frames {
@@ -116,7 +116,7 @@ async fn drip(limits: Limits, frames: &[u8]) -> (Result<(), Ended>, Duration) {
             return (task.await.expect("no panic"), begun.elapsed());
         }
     }
-    panic!("it stays while a byte comes now and then");
+    panic!("the connection stays open while a byte comes now and then");
 }
 
 #[tokio::test(start_paused = true)]
@@ -135,7 +135,7 @@ async fn a_byte_now_and_then_is_no_sign_of_life() {
 
 #[tokio::test(start_paused = true)]
 async fn fields_that_do_not_end_in_time_end_the_connection_though_each_frame_is_whole() {
-    let Served { client, asked: _asked, task, .. } = serve(LIMITS);
+    let Served { client, calls: _calls, task, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
     let begun = tokio::time::Instant::now();
     raw.frame(1, 0, 1, POST).await;
@@ -149,13 +149,13 @@ async fn fields_that_do_not_end_in_time_end_the_connection_though_each_frame_is_
 
 #[tokio::test(start_paused = true)]
 async fn a_body_of_which_nothing_more_comes_is_reset_and_no_other_stream() {
-    let Served { client, mut asked, task, .. } = serve(LIMITS);
+    let Served { client, mut calls, task, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    // Begun and left; begun and answered, as a watch is; not begun; begun and going on.
+    // Four requests: begun and abandoned; begun and answered, like a watch; not begun; begun and continued.
     let mut requests = Vec::new();
     for stream in [1, 3, 5, 7] {
-        raw.ask(stream, false).await;
-        requests.push(asked.recv().await.expect("a request"));
+        raw.post(stream, false).await;
+        requests.push(calls.recv().await.expect("a request"));
     }
     for stream in [1, 3, 7] {
         raw.frame(0, 0, stream, b"begun").await;

@@ -1,4 +1,4 @@
-//! Streams of bytes that keep what is written to themselves until they are flushed, as TLS does.
+//! Tests with byte streams that hold back what is written until they are flushed, as TLS does.
 
 use std::{io, task::ready};
 
@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::*;
 
-/// Hands nothing on before it is flushed or full, and says goodbye when it is shut down.
+/// Passes nothing on until it is flushed or full, and sends a goodbye when it is shut down.
 pub(crate) struct Buffering {
     inner: DuplexStream,
     held: Vec<u8>,
@@ -14,12 +14,12 @@ pub(crate) struct Buffering {
 }
 
 impl Buffering {
-    /// Bytes that it keeps at the most.
+    /// Most bytes that it holds back.
     const HOLDS: usize = 1000;
-    /// What it says last.
+    /// What it sends last.
     pub(crate) const GOODBYE: &[u8] = b"close_notify";
 
-    /// One that hands on to `inner`.
+    /// Wraps `inner`.
     pub(crate) fn over(inner: DuplexStream) -> Self {
         Self { inner, held: Vec::new(), said_goodbye: false }
     }
@@ -63,10 +63,10 @@ impl AsyncWrite for Buffering {
     }
 }
 
-/// As [`serve`], over a stream that buffers before one that takes `room` bytes at a time.
-fn buffering(room: usize) -> (DuplexStream, mpsc::Receiver<Asked>, JoinHandle<Result<(), Ended>>) {
+/// Like [`serve`], over a buffering stream whose inner stream accepts `room` bytes at a time.
+fn buffering(room: usize) -> (DuplexStream, mpsc::Receiver<Call>, JoinHandle<Result<(), Ended>>) {
     let (client, io) = tokio::io::duplex(room);
-    let (ask, asked) = mpsc::channel(8);
+    let (ask, calls) = mpsc::channel(8);
     let service = move |request: Request<Body>| -> BoxFuture<'static, Result<Answer, Failure>> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let _ = ask.try_send((request, answer));
@@ -74,26 +74,26 @@ fn buffering(room: usize) -> (DuplexStream, mpsc::Receiver<Asked>, JoinHandle<Re
     };
     let never = std::future::pending;
     let task = tokio::spawn(Connection::new(Buffering::over(io), service, LIMITS, never(), never()));
-    (client, asked, task)
+    (client, calls, task)
 }
 
 #[tokio::test]
 async fn an_answer_leaves_whole_and_at_once_also_where_the_stream_keeps_it_until_it_is_flushed() {
     for room in [7, 500, 100_000] {
-        let (client, mut asked, task) = buffering(room);
+        let (client, mut calls, task) = buffering(room);
         let mut raw = Raw::greet(client).await;
         const SIZES: [usize; 4] = [1, 990, 1000, 50_000];
         let data = |size| Bytes::from(vec![size as u8; size]);
-        // Beside the client, which reads only when it has asked.
+        // Runs beside the client, which reads only after it has sent its request.
         let answers = tokio::spawn(async move {
             for size in SIZES {
-                let (_, answer) = asked.recv().await.expect("a request");
+                let (_, answer) = calls.recv().await.expect("a request");
                 let body = http_body_util::Full::new(data(size)).map_err(|never| match never {}).boxed_unsync();
                 let _ = answer.send(Response::new(body));
             }
         });
         for (number, size) in (0..).zip(SIZES) {
-            raw.ask(number * 2 + 1, true).await;
+            raw.post(number * 2 + 1, true).await;
             let mut got = Vec::new();
             loop {
                 let part = raw.until(Kind::Data).await;
@@ -115,8 +115,8 @@ async fn an_answer_leaves_whole_and_at_once_also_where_the_stream_keeps_it_until
 #[tokio::test]
 async fn the_last_words_leave_and_the_stream_is_shut_down_however_slowly_it_takes_them() {
     for room in [7, 500] {
-        let (mut client, _asked, task) = buffering(room);
-        // The client reads only once the server has nothing left but to shut down.
+        let (mut client, _call, task) = buffering(room);
+        // The client starts to read when shutting down is all that the server has left to do.
         let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         frame::put_head(&mut out, 0, 4, 0, 0);
         frame::put_head(&mut out, 1, 0, 0, 0);
@@ -124,8 +124,8 @@ async fn the_last_words_leave_and_the_stream_is_shut_down_however_slowly_it_take
         client.write_all(&out).await.expect("sent");
         let mut said = Vec::new();
         let rest = tokio::time::timeout(Duration::from_secs(20), client.read_to_end(&mut said));
-        rest.await.expect("it ends").expect("all that it said");
-        let frames = said.strip_suffix(Buffering::GOODBYE).expect("it was shut down");
+        rest.await.expect("it ends").expect("everything that the server sent");
+        let frames = said.strip_suffix(Buffering::GOODBYE).expect("the stream was shut down");
         let mut raw = Raw { io: tokio::io::duplex(1).0, read: BytesMut::from(frames) };
         assert_eq!(raw.until(Kind::GoAway).await.reason(), Reason::PROTOCOL_ERROR);
         assert!(matches!(task.await.expect("no panic"), Err(Ended::Protocol(Reason::PROTOCOL_ERROR))));

@@ -1,4 +1,4 @@
-//! How long one connection may keep its thread, on a clock that only the handlers move.
+//! Tests of how long one connection may keep its thread, on a clock that only the handlers advance.
 
 use std::{cell::Cell, io, pin::pin, rc::Rc, task::Waker};
 
@@ -9,13 +9,13 @@ use tokio::{
 
 use super::{super::wake::WakeSource, *};
 
-/// Takes so long, by the paused clock.
+/// Advances the paused clock.
 fn burn(time: Duration) {
     let mut advance = pin!(tokio::time::advance(time));
     let _ = advance.as_mut().poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// A handler that counts what is done of it, and takes `time` for it.
+/// A handler that counts its runs and takes `time` for each.
 struct Slow {
     time: Duration,
     polled: Rc<Cell<usize>>,
@@ -44,7 +44,7 @@ impl Drop for Slow {
     }
 }
 
-/// What a client sends first, and so many requests.
+/// What a client sends first, followed by this many requests.
 fn requests(count: u32) -> Vec<u8> {
     let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame::put_head(&mut out, 0, 4, 0, 0);
@@ -54,7 +54,7 @@ fn requests(count: u32) -> Vec<u8> {
     out
 }
 
-/// Polls until `done`, and returns by how much `count` grew in each turn.
+/// Polls until `count` reaches `done`. Returns by how much it grew in each turn.
 async fn turns(
     connection: &mut (impl Future<Output = Result<(), Ended>> + Unpin),
     count: &Cell<usize>,
@@ -63,15 +63,15 @@ async fn turns(
     let mut grown = Vec::new();
     while count.get() < done {
         let before = count.get();
-        let calls = super::super::wake::Calls::new(1);
-        let bell = calls.bell(WakeSource::READ);
-        let woken = Waker::from(bell);
+        let wakes = super::super::wake::WakeList::new(1);
+        let flag = wakes.flag(WakeSource::READ);
+        let woken = Waker::from(flag);
         let polled = Pin::new(&mut *connection).poll(&mut Context::from_waker(&woken));
         grown.push(count.get() - before);
-        // It is woken at once, or after the next look at sockets.
+        // It is woken at once, or after the next check of the sockets.
         tokio::task::yield_now().await;
-        let is_woken = calls.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()));
-        assert!(polled.is_ready() || count.get() == done || is_woken, "it rests with {} of {done}", count.get());
+        let is_woken = wakes.look(&mut super::super::wake::WakeSources::new(), &Context::from_waker(Waker::noop()));
+        assert!(polled.is_ready() || count.get() == done || is_woken, "it stopped with {} of {done}", count.get());
     }
     grown
 }
@@ -92,7 +92,7 @@ async fn costly_handlers_of_one_connection_leave_time_to_others_after_each() {
 
 #[tokio::test(start_paused = true)]
 async fn what_many_streams_leave_is_dropped_in_turns_however_they_end() {
-    /// Of which a turn has a tenth of its time for each, and looks at the clock now and then.
+    /// The most handlers in a turn: each takes a tenth of the turn, and the clock is read only now and then.
     const MOST: usize = 10 + 16;
     for how in ["closed", "aborted", "at fault", "reset"] {
         let (mut client, io) = tokio::io::duplex(1 << 20);
@@ -126,10 +126,10 @@ async fn requests_are_not_read_faster_than_their_handlers_are_called() {
     let (mut client, io) = tokio::io::duplex(4 << 20);
     let polled = Rc::new(Cell::new(0));
     let count = polled.clone();
-    // Each turn calls a few of them, and could read thousands.
+    // Each turn calls only a few handlers, but could read thousands of requests.
     let time = Limits::TURN / 4;
     let service = move |_: Request<Body>| Slow { time, polled: count.clone(), dropped: None, answers: true };
-    // All that are asked for at once would not fit.
+    // All streams that are requested at once would not fit.
     let limits = Limits { max_streams: STREAMS, unanswered: 8 << 20, ..LIMITS };
     let mut connection = Connection::new(io, service, limits, std::future::pending(), std::future::pending());
     client.write_all(&requests(STREAMS)).await.expect("sent");
@@ -169,13 +169,13 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
     turns(&mut connection, &polled, 2 * STREAMS as usize).await;
 }
 
-/// A client that asked for something and takes all that it gets, at once.
+/// A client that sends its requests at once and accepts everything that it gets.
 struct Greedy(Bytes);
 
 impl AsyncRead for Greedy {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.0.is_empty() {
-            // It asks for no more.
+            // It sends nothing more.
             return Poll::Pending;
         }
         let count = buf.remaining().min(self.0.len());
@@ -198,8 +198,8 @@ impl AsyncWrite for Greedy {
     }
 }
 
-/// What comes to a socket is noticed after one turn of each connection that always has more to do. The runtime itself would look for it once
-/// in 61 of them.
+/// Data on a socket is noticed after one turn of each connection that always has more to do. Without the measure in
+/// `give_way`, the runtime would check for it once in 61 turns.
 #[test]
 fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_turn_of_each() {
     const GREEDY: usize = 3;
@@ -215,7 +215,7 @@ fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_t
     let entered = runtime.enter();
     for _ in 0..GREEDY {
         let service = |_: Request<Body>| async {
-            // Nothing but the connection's own turns may have it run again.
+            // Only the connection's own turns may make it run again.
             let piece = Bytes::from_static(&[7; 16 << 10]);
             let pieces = std::iter::repeat_with(move || Ok::<_, Failure>(Frame::data(piece.clone())));
             let pieces = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
@@ -236,7 +236,7 @@ fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_t
         for _ in 0..100 {
             let before = polls.load(Ordering::Relaxed);
             there.write_all(b"x").await.expect("sent");
-            // Less than there is room for: then nobody reads again before the runtime says that something came.
+            // Less than there is room for, so nobody reads again before the runtime reports new data.
             assert_eq!(here.read(&mut [0; 8]).await.expect("read"), 1);
             waited.push(polls.load(Ordering::Relaxed) - before);
         }
@@ -244,7 +244,7 @@ fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_t
     }));
     let waited = waited.expect("it ends");
     assert!(waited.iter().sum::<usize>() > 0, "the connections had something to do all the time");
-    // A turn of each, and the call that puts it behind the others.
+    // One turn of each, and the wake-up that puts it behind the others.
     assert!(
         waited.iter().all(|polls| *polls <= 2 * GREEDY),
         "calls of connections before what came was read: {waited:?}"

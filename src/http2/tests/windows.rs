@@ -1,4 +1,4 @@
-//! How much each side may send.
+//! Tests of how much each side may send.
 
 use super::*;
 
@@ -59,18 +59,18 @@ async fn bodies_of_all_sizes_come_back_whole_whatever_the_windows_are() {
 
 #[tokio::test]
 async fn more_than_the_windows_allow_is_refused() {
-    let Served { client, asked: _asked, .. } = serve(LIMITS);
+    let Served { client, calls: _calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    raw.ask(1, false).await;
+    raw.post(1, false).await;
     for _ in 0..5 {
-        // Nobody reads, so no room is given.
+        // Nobody reads the body, so the window is not widened.
         raw.frame(0, 0, 1, &[0; 16_000]).await;
     }
     assert_eq!(raw.until(Kind::Reset).await.reason(), Reason::FLOW_CONTROL_ERROR);
 
-    let Served { client, asked: _asked, .. } = serve(Limits { stream_window: 1 << 20, ..LIMITS });
+    let Served { client, calls: _calls, .. } = serve(Limits { stream_window: 1 << 20, ..LIMITS });
     let mut raw = Raw::greet(client).await;
-    raw.ask(1, false).await;
+    raw.post(1, false).await;
     let mut io = raw.io;
     let (mut reading, mut writing) = tokio::io::split(&mut io);
     let write = async {
@@ -91,13 +91,13 @@ async fn more_than_the_windows_allow_is_refused() {
 
 #[tokio::test]
 async fn a_body_is_not_asked_for_more_than_the_client_has_room_for() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    // Room for 2,500 bytes on a stream.
+    // A window of 2,500 bytes per stream.
     raw.frame(4, 0, 0, &[0, 4, 0, 0, 9, 196]).await;
-    raw.ask(1, true).await;
+    raw.post(1, true).await;
     let polled = Arc::new(AtomicUsize::new(0));
-    let (_, answer) = asked.recv().await.expect("a request");
+    let (_, answer) = calls.recv().await.expect("a request");
     let _ = answer.send(Response::new(Endless(polled.clone()).boxed_unsync()));
     let mut got = 0;
     while got < 2_500 {
@@ -115,12 +115,12 @@ async fn a_body_is_not_asked_for_more_than_the_client_has_room_for() {
 
 #[tokio::test]
 async fn a_stream_that_waits_for_the_connections_window_goes_on_when_there_is_room() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
     raw.frame(4, 0, 0, &[0, 4, 0, 16, 0, 0]).await;
     for stream in [1, 3] {
-        raw.ask(stream, true).await;
-        let (_, answer) = asked.recv().await.expect("a request");
+        raw.post(stream, true).await;
+        let (_, answer) = calls.recv().await.expect("a request");
         let _ = answer.send(Response::new(Endless(Arc::default()).boxed_unsync()));
     }
     let mut got = 0;
@@ -128,7 +128,7 @@ async fn a_stream_that_waits_for_the_connections_window_goes_on_when_there_is_ro
         got += raw.until(Kind::Data).await.payload.len();
     }
     assert_eq!(got, 65_535);
-    // Each time as much as one of them alone could take.
+    // Each time as much as one of them could take alone.
     let mut turns = Vec::new();
     for turn in 1..=4 {
         raw.frame(8, 0, 0, &[0, 0, 0x4e, 0x20]).await;
@@ -144,7 +144,7 @@ async fn a_stream_that_waits_for_the_connections_window_goes_on_when_there_is_ro
 
 #[tokio::test]
 async fn windows_are_right_however_often_they_change_at_once() {
-    let Served { client, mut asked, .. } = serve(LIMITS);
+    let Served { client, mut calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
     let settings = |out: &mut Vec<u8>, window: u8| {
         frame::put_head(out, 6, 4, 0, 0);
@@ -157,7 +157,7 @@ async fn windows_are_right_however_often_they_change_at_once() {
     frame::put_headers(&mut out, POST, true, 3, 16_384);
     raw.send(&out).await;
     for stream in [1, 3] {
-        let (_, answer) = asked.recv().await.expect("a request");
+        let (_, answer) = calls.recv().await.expect("a request");
         let _ = answer.send(Response::new(Endless(Arc::default()).boxed_unsync()));
         let data = raw.until(Kind::Data).await;
         assert_eq!((data.stream, data.payload.len()), (stream, 100));
@@ -186,9 +186,9 @@ async fn windows_are_right_however_often_they_change_at_once() {
 
 #[tokio::test]
 async fn a_request_that_is_reset_before_its_handler_is_called_gives_its_window_back() {
-    let Served { client, asked: _asked, .. } = serve(LIMITS);
+    let Served { client, calls: _calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    // More than the window of the connection, in all.
+    // More than the window of the connection, in total.
     for stream in 0..400 {
         let (id, end) = (stream * 2 + 1, stream % 2 == 0);
         let mut out = Vec::new();
@@ -204,9 +204,9 @@ async fn a_request_that_is_reset_before_its_handler_is_called_gives_its_window_b
 
 #[tokio::test]
 async fn padding_is_given_back_to_the_stream_that_it_came_on() {
-    let Served { client, asked: _asked, .. } = serve(LIMITS);
+    let Served { client, calls: _calls, .. } = serve(LIMITS);
     let mut raw = Raw::greet(client).await;
-    raw.ask(1, false).await;
+    raw.post(1, false).await;
     let padded = [&[255][..], b"abc", &[0; 255]].concat();
     for _ in 0..3 {
         raw.frame(0, 8, 1, &padded).await;

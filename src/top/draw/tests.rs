@@ -1,4 +1,5 @@
-//! What the page looks like, cell by cell: wide, narrow and tiny terminals, hostile texts, thousands of rows, a relay that is gone.
+//! Tests of the drawn page, cell by cell: wide, narrow and tiny terminals, hostile texts, thousands of rows, an
+//! unreachable relay.
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
@@ -81,13 +82,13 @@ fn page(now: Instant) -> Page {
 }
 
 fn fill(page: &mut Page, rows: Vec<Connection>, now: Instant) {
-    page.update(Update::Connections(page.wish.clone(), Part { after: 0, rows, next: None }), now);
+    page.update(Update::Connections(page.filter.clone(), Part { after: 0, rows, next: None }), now);
 }
 
-/// The cells of a terminal of this size.
+/// Draws the page in a terminal of this size and returns its cells.
 fn drawn(page: &mut Page, size: (u16, u16), now: Instant) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(size.0, size.1)).expect("a terminal");
-    // What stood there before must be gone.
+    // The cells must cover what was drawn before.
     terminal
         .draw(|frame| frame.buffer_mut().content.iter_mut().for_each(|cell| _ = cell.set_char('#')))
         .expect("drawn");
@@ -125,12 +126,12 @@ fn a_wide_terminal_shows_all() {
     let feed = found(&lines, "[\"/a/\", \"/a0\")  live");
     assert!(feed < found(&lines, "[\"/b/\", \"/b0\")  live"), "sorted by range");
     let (first, second) = (found(&lines, "10.0.0.2:5000"), found(&lines, "10.0.0.1:5000"));
-    assert!(first < second, "the one that is behind comes first");
+    assert!(first < second, "the connection that is behind comes first");
     assert!(lines[first].trim_start().starts_with("12  10.0.0.2:5000"), "{}", lines[first]);
     assert!(lines[first].contains("grpc-go/1.71") && lines[first].contains("[\"/a/\", \"/a0\")"), "{}", lines[first]);
     let cell = &buffer[(0, first as u16)];
     assert_eq!(cell.fg, Color::Yellow);
-    assert!(cell.modifier.contains(Modifier::REVERSED), "it is selected");
+    assert!(cell.modifier.contains(Modifier::REVERSED), "the first row is selected");
     assert!(!buffer[(0, second as u16)].modifier.contains(Modifier::REVERSED));
     assert!(lines[29].starts_with("q quit"), "{}", lines[29]);
     assert!(!lines.concat().contains('#'), "every cell is drawn anew");
@@ -211,9 +212,9 @@ fn hostile_texts_show_as_text() {
         (Some(evil.to_owned()), evil.to_owned());
     row.watch_streams[0].watching_next = Some(evil.to_owned());
     row.watch_streams_next = Some(evil.to_owned());
-    page.wish.find = evil.to_owned();
+    page.filter.find = evil.to_owned();
     fill(&mut page, vec![row], now);
-    page.wish.find = String::new();
+    page.filter.find = String::new();
     page.update(Update::Trouble(evil.to_owned()), now);
 
     let mut shown = vec![text(&page, now)];
@@ -234,7 +235,7 @@ fn hostile_texts_show_as_text() {
             assert!(!char.is_control() && safe(&char.to_string()).len() == char.len_utf8(), "{char:?} in {text}");
         }
     }
-    assert!(text(&page, now).contains("\\u{1b}[31mA\\u{1b}]0;T\\u{7}\\u{202e}B\\u{200b}"), "it is readable");
+    assert!(text(&page, now).contains("\\u{1b}[31mA\\u{1b}]0;T\\u{7}\\u{202e}B\\u{200b}"), "the text stays readable");
 }
 
 #[test]
@@ -245,10 +246,14 @@ fn of_thousands_of_rows_those_on_the_screen_are_made_into_text() {
     rows[4_321].lag_revisions = Some(99);
     fill(&mut page, rows, now);
     let first = lines(&drawn(&mut page, (120, 40), now));
-    assert!(first[found(&first, "10.0.0.4322:5000")].trim_start().starts_with("99"), "it is found among all of them");
+    assert!(
+        first[found(&first, "10.0.0.4322:5000")].trim_start().starts_with("99"),
+        "the row is found among all of \
+        them"
+    );
     press(&mut page, KeyCode::End);
     let last = lines(&drawn(&mut page, (120, 40), now));
-    assert_eq!(found(&last, "10.0.0.5000:5000"), 38, "the last row stands at the end");
+    assert_eq!(found(&last, "10.0.0.5000:5000"), 38, "the last row is at the bottom");
     press(&mut page, KeyCode::PageUp);
     let before = lines(&drawn(&mut page, (120, 40), now));
     assert_ne!(before, last);
@@ -260,7 +265,7 @@ fn a_list_of_many_pages_says_how_old_it_is() {
     let mut page = page(start);
     let part = |after, next| Part { after, rows: vec![connection(after + 1, 0)], next };
     let later = start + Duration::from_secs(4);
-    page.update(Update::Connections(Wish::default(), part(0, Some(1))), later);
+    page.update(Update::Connections(Filter::default(), part(0, Some(1))), later);
     let lines = lines(&drawn(&mut page, (120, 30), later));
     found(&lines, "Connections: 3, read within the last 5s");
 }
@@ -275,13 +280,13 @@ fn a_relay_that_is_gone_is_said_with_the_time_and_what_was_known_stays() {
     let gone = lines(&buffer);
     let line = found(
         &gone,
-        "No answer for 12s, what is shown is as old: cannot connect to http://127.0.0.1:9001: refused; trying again",
+        "No answer for 12s: cannot connect to http://127.0.0.1:9001: refused; retrying. The data below is that old",
     );
     assert_eq!(buffer[(0, line as u16)].fg, Color::Red);
     found(&gone, "10.0.0.2:5000");
     page.update(Update::State(Box::new(state(30.0))), later);
     assert!(!lines(&drawn(&mut page, (130, 30), later)).concat().contains("No answer"));
-    // A relay that accepts and says nothing.
+    // This relay accepts connections and sends nothing.
     let silent = lines(&drawn(&mut page, (130, 30), later + Duration::from_secs(6)));
     found(&silent, "No answer for 6s");
 }
@@ -298,7 +303,7 @@ fn trouble_of_the_cluster_stands_above_the_lists() {
         why: Some("late".to_owned()),
         ..Member::default()
     }];
-    state.cluster.as_mut().expect("there is one").agreement = Some("leaderless".to_owned());
+    state.cluster.as_mut().expect("there is a state").agreement = Some("leaderless".to_owned());
     page.update(Update::State(Box::new(state)), now);
     let lines = lines(&drawn(&mut page, (100, 40), now));
     for text in

@@ -1,7 +1,7 @@
-//! [`Node`]: a machine of the cluster, any JSON object below `/lain/nodes/nodes/`.
+//! [`Node`]: a machine of the cluster, which is any JSON object below `/lain/nodes/nodes/`.
 //!
-//! Clients get it whole, through Go's generic values: numbers are 64-bit floats, and members are sorted. Not here: how it is
-//! written, see `json`.
+//! Clients get the whole object in the form of Go's generic values: numbers are 64-bit floats, and members are sorted.
+//! Writing it is in `json`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -35,7 +35,7 @@ pub(crate) enum Json {
     Object(BTreeMap<Box<str>, Json>),
 }
 
-/// A finite number. Unlike other floats, 0 and -0 are not equal: they are not written alike.
+/// A finite number. Unlike floats, 0 and -0 are not equal, because they are written differently.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Number(pub(crate) f64);
 

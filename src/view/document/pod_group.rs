@@ -1,6 +1,7 @@
-//! [`PodGroup`]: a process of an app, what it is to be and where it runs, below `/lain/deployd/pod_groups/`.
+//! [`PodGroup`]: a process of an app, its specification and where it runs, below `/lain/deployd/pod_groups/`.
 //!
-//! Not here: state, health, times and the rest of a container's inspection, which deployd writes and nobody reads.
+//! State, health, times and the rest of a container's inspection are left out: deployd writes them and nobody reads
+//! them.
 
 use std::sync::LazyLock;
 
@@ -21,7 +22,7 @@ pub(crate) struct PodGroup {
 }
 object!(PodGroup { "Spec" => spec, "Pods" => pods });
 
-/// What a pod group is to be. During an upgrade it is ahead of the pods.
+/// The specification of a pod group. During an upgrade it is newer than the pods.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Spec {
     /// The process, `<app>.<type>.<short name>`.
@@ -32,12 +33,12 @@ pub(crate) struct Spec {
 }
 object!(Spec { "Name" => name, "Namespace" => namespace, "Pod" => pod });
 
-/// What each of its pods is to be.
+/// The specification of each pod.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct PodSpec {
     pub(crate) containers: Box<[ContainerSpec]>,
     pub(crate) dependencies: Box<[Dependency]>,
-    /// JSON as text, passed on as it is.
+    /// JSON as text, passed on unchanged.
     pub(crate) annotation: Box<str>,
 }
 object!(PodSpec { "Containers" => containers, "Dependencies" => dependencies, "Annotation" => annotation });
@@ -47,12 +48,13 @@ object!(PodSpec { "Containers" => containers, "Dependencies" => dependencies, "A
 pub(crate) struct Dependency {
     /// The name of the portal.
     pub(crate) pod_name: Box<str>,
-    /// 0 for a portal per namespace, 1 per node.
+    /// 0 for one portal per namespace, 1 for one per node.
     pub(crate) policy: i64,
 }
 object!(Dependency { "PodName" => pod_name, "Policy" => policy });
 
-/// What a container of each pod is to be. A list that is `None` is `null` in etcd and for clients, which is not `[]`.
+/// The specification of a container in each pod. A list that is `None` is `null` in etcd and for clients, which differs
+/// from `[]`.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct ContainerSpec {
     pub(crate) image: Box<str>,
@@ -63,7 +65,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) cpu_limit: i64,
     /// In bytes.
     pub(crate) memory_limit: i64,
-    /// The port that others may use; 0 for none.
+    /// The port for other processes; 0 for none.
     pub(crate) expose: i64,
 }
 object!(ContainerSpec {
@@ -81,12 +83,12 @@ object!(ContainerSpec {
 pub(crate) struct Pod {
     /// From 1.
     pub(crate) instance_no: i64,
-    /// May be fewer or more than the spec's, and none while the pod is not placed.
+    /// There may be more or fewer than in the specification, and none while the pod is not placed.
     pub(crate) containers: Box<[Container]>,
 }
 object!(Pod { "InstanceNo" => instance_no, "Containers" => containers });
 
-/// A container of an instance. One that could not be created has empty strings.
+/// A container of an instance. Its strings are empty if it could not be created.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Container {
     pub(crate) id: Box<str>,
@@ -105,7 +107,7 @@ object!(Container {
     "ContainerPort" => container_port,
 });
 
-/// What docker told about the container.
+/// Docker's information about the container.
 #[derive(Debug, Default, PartialEq)]
 struct Runtime {
     config: RuntimeConfig,
@@ -118,7 +120,7 @@ struct RuntimeConfig {
 }
 object!(RuntimeConfig { "Env" => env });
 
-/// Of its environment only one variable is read; without the others, a document is a third smaller.
+/// Only one variable of its environment is read. Without the others, a document is a third smaller.
 #[derive(Debug, Default, PartialEq)]
 struct RuntimeEnv {
     proc_name: Box<str>,
@@ -137,57 +139,57 @@ impl Read for RuntimeEnv {
 }
 
 impl PodGroup {
-    /// The release of the app that the spec is of; empty if it names none.
+    /// The release of the app in the specification; empty if there is none.
     pub(crate) fn app_version(&self) -> &str {
         let first = self.spec.pod.containers.first();
         let env = first.and_then(|container| container.env.as_deref()).unwrap_or_default();
         env.iter()
             .filter_map(|variable| variable.strip_prefix("LAIN_APP_RELEASE_VERSION="))
-            // As in the original, where a second `=` makes it another kind of entry.
+            // As in the original, an entry with a second `=` does not count.
             .find(|version| !version.contains('='))
             .unwrap_or_default()
     }
 
-    /// The containers of one of its pods, each with the spec of the same place, or an empty one where the spec has
-    /// fewer, as while an upgrade removes a container.
+    /// The containers of one of its pods, each with the specification at the same position. It is empty if the
+    /// specification has fewer, for example while an upgrade removes a container.
     pub(crate) fn containers<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = (&'a Container, &'a ContainerSpec)> {
         static NONE: LazyLock<ContainerSpec> = LazyLock::new(ContainerSpec::default);
         let specs = self.spec.pod.containers.iter();
         pod.containers.iter().zip(specs.chain(std::iter::repeat(&*NONE)))
     }
 
-    /// How many of its pods are alive.
+    /// The number of its pods that are alive.
     pub(crate) fn alive(&self) -> usize {
         self.pods.iter().filter(|pod| !pod.ip().is_empty()).count()
     }
 }
 
 impl Pod {
-    /// The address of its first container, which speaks for the pod; empty if it has none, and the pod is not alive.
+    /// The address of its first container, which represents the pod. It is empty if there is none, and then the pod is
+    /// not alive.
     pub(crate) fn ip(&self) -> &str {
         self.containers.first().map_or("", |container| &container.container_ip)
     }
 }
 
 impl Container {
-    /// The short name of the process, as the container itself knows it.
+    /// The short name of the process, which the container itself uses.
     pub(crate) fn proc_name(&self) -> &str {
         &self.runtime.config.env.proc_name
     }
 }
 
-/// A port that the streamrouter is to open.
+/// A port that the streamrouter must open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamPort {
-    /// Where it listens.
+    /// The port that it listens on.
     pub(crate) listen: i64,
-    /// Where it connects to, on each instance.
+    /// The port that it connects to on each instance.
     pub(crate) upstream: i64,
 }
 
 impl PodSpec {
-    /// The ports in the annotation, in its order. One that does not say where to listen is left out; an annotation
-    /// that cannot be read has none.
+    /// The ports in the annotation, in order. One without a listen port is left out; an unreadable annotation has none.
     pub(crate) fn stream_ports(&self) -> Vec<StreamPort> {
         let annotation = serde_json::from_slice(&repair(self.annotation.as_bytes())).unwrap_or(Value::Null);
         let Some(Value::Array(ports)) = member(&annotation, "ports") else { return Vec::new() };
@@ -202,7 +204,7 @@ impl PodSpec {
     }
 }
 
-/// A member by its name in any letter case.
+/// A member by its name, ignoring case.
 fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     let object = object.as_object()?;
     object.get(name).or_else(|| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))

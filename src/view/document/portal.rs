@@ -1,4 +1,5 @@
-//! [`Portal`]: the way of client apps to a service, one pod for each on each node, below `/lain/deployd/depends/pods/`.
+//! [`Portal`]: gives client apps access to a service, with a pod for each client on each node, below
+//! `/lain/deployd/depends/pods/`.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,7 @@ impl Portal {
     }
 }
 
-/// What a client app has of it on a node.
+/// A client app's part of the portal on one node.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Client {
     pub(crate) spec: PortalSpec,
@@ -34,10 +35,10 @@ pub(crate) struct Client {
 }
 object!(Client { "Spec" => spec, "Pod" => pod });
 
-/// What the pod is to be.
+/// The specification of the pod.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct PortalSpec {
-    /// JSON as text, with the service's name; passed on as it is.
+    /// JSON as text with the service's name, passed on unchanged.
     pub(crate) annotation: Box<str>,
 }
 object!(PortalSpec { "Annotation" => annotation });

@@ -1,9 +1,9 @@
-//! [`Read`]: JSON read as Go's `encoding/json` reads it into a struct, on top of serde_json.
+//! [`Read`]: parses JSON like Go's `encoding/json` parses it into a struct, using serde_json.
 //!
-//! serde's own derive would refuse `null`, repeated members and names in other letter case, and would look into each
-//! member that nobody asked for. Used by the documents beside it, which name their members with [`object!`].
-//! Always holds: an absent member and `null` are zero; of repeated members the last counts; what is not named is skipped
-//! without a copy; an error has nothing of the value in it.
+//! serde's own derive would refuse `null`, repeated members and names in another case, and would parse members that
+//! nobody needs. The documents beside it use it and name their members with [`object!`]. Always holds: an absent member
+//! and `null` give the default. Of repeated members the last counts. Other members are skipped without a copy. An error
+//! contains nothing of the value.
 
 use std::{
     borrow::Cow,
@@ -20,16 +20,16 @@ use serde::{
 
 use super::{DecodeError, repair::repair};
 
-/// What can be read from JSON. Its default is what `null` and an absent member are.
+/// A type that can be parsed from JSON. Its default stands for `null` and for an absent member.
 pub(super) trait Read: Default {
-    /// Reads a value. On an error, `trail` has the way to where it happened.
+    /// Parses a value. After an error, `trail` contains the path to it.
     fn read<'de, D: Deserializer<'de>>(from: D, trail: &Trail) -> Result<Self, D::Error>;
 
-    /// Reads a whole document.
+    /// Parses a whole document.
     fn from_json(json: &[u8]) -> Result<Self, DecodeError> {
         parse(json).or_else(|error| match repair(json) {
             Cow::Borrowed(_) => Err(error),
-            // Go mends text that is no text, which serde_json refuses. Hardly any value needs it, so it is looked for last.
+            // Go repairs invalid text, which serde_json refuses. Few values need it, so this is tried last.
             Cow::Owned(repaired) => parse(&repaired),
         })
     }
@@ -40,7 +40,7 @@ fn parse<T: Read>(json: &[u8]) -> Result<T, DecodeError> {
     let mut from = serde_json::Deserializer::from_slice(json);
     T::read(&mut from, &trail).and_then(|read| from.end().map(|()| read)).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        // `2.0` for an integer ends in an error of syntax, which it is not.
+        // serde_json reports `2.0` for an integer as an error of syntax, which it is not.
         match serde_json::from_slice::<IgnoredAny>(json) {
             Ok(_) => DecodeError::Type { member: trail.path(), line, column },
             Err(error) => DecodeError::Syntax { line: error.line(), column: error.column() },
@@ -48,16 +48,16 @@ fn parse<T: Read>(json: &[u8]) -> Result<T, DecodeError> {
     })
 }
 
-/// A struct whose members have names in JSON. Made by [`object!`].
+/// A struct whose members have JSON names. Implemented by [`object!`].
 pub(super) trait Object: Default {
-    /// The names, as they are written.
+    /// The names in the usual case.
     const NAMES: &'static [&'static str];
 
-    /// Reads the member `name`, one of [`Object::NAMES`].
+    /// Parses the member `name`, one of [`Object::NAMES`].
     fn read_member<'de, A: MapAccess<'de>>(&mut self, name: &'static str, from: Member<'_, A>) -> Result<(), A::Error>;
 }
 
-/// Implements [`Object`]: which field has which name in JSON.
+/// Implements [`Object`] from a list of fields and their JSON names.
 macro_rules! object {
     ($object:ty { $($name:literal => $field:ident),+ $(,)? }) => {
         impl $crate::view::document::read::Object for $object {
@@ -79,19 +79,19 @@ macro_rules! object {
 }
 pub(super) use object;
 
-/// The value of a member, still to be read.
+/// The value of a member that is still to be parsed.
 pub(super) struct Member<'a, A> {
     map: &'a mut A,
     trail: &'a Trail,
 }
 
 impl<'de, A: MapAccess<'de>> Member<'_, A> {
-    /// Reads it.
+    /// Parses it.
     pub(super) fn read<T: Read>(self, name: &'static str) -> Result<T, A::Error> {
         self.map.next_value_seed(As::new(self.trail)).inspect_err(|_| self.trail.came_from(Step::Member(name)))
     }
 
-    /// Leaves it.
+    /// Skips it.
     pub(super) fn skip(self) -> Result<(), A::Error> {
         self.map.next_value::<IgnoredAny>().map(|_| ())
     }
@@ -137,13 +137,14 @@ impl Read for Box<str> {
 
 impl Read for i64 {
     fn read<'de, D: Deserializer<'de>>(from: D, _: &Trail) -> Result<Self, D::Error> {
-        // serde_json reads an i128, and only that, from nothing but digits and a sign, so that `-0` is one and `2.0` is not.
+        // serde_json parses an i128, and only that type, from nothing but digits and a sign. So `-0` is accepted and
+        // `2.0` is not.
         let number = Option::<i128>::deserialize(from)?.unwrap_or_default();
         Self::try_from(number).map_err(|_| D::Error::custom("out of range"))
     }
 }
 
-/// Where `null` is not the same as empty.
+/// For values where `null` differs from empty.
 impl<T: Read> Read for Option<T> {
     fn read<'de, D: Deserializer<'de>>(from: D, trail: &Trail) -> Result<Self, D::Error> {
         struct Nullable<'a, T>(As<'a, T>);
@@ -180,7 +181,7 @@ impl<T: Read> Read for Box<[T]> {
     }
 }
 
-/// Reads an array item by item.
+/// Parses an array item by item.
 pub(super) fn each<'de, D, T>(from: D, trail: &Trail, take: impl FnMut(T)) -> Result<(), D::Error>
 where
     D: Deserializer<'de>,
@@ -244,7 +245,7 @@ impl<T: Read> Read for BTreeMap<Box<str>, T> {
     }
 }
 
-/// Reads a `T` where serde wants to be told how.
+/// Parses a `T` where serde expects a seed.
 pub(super) struct As<'a, T> {
     trail: &'a Trail,
     read: PhantomData<T>,
@@ -264,14 +265,14 @@ impl<'de, T: Read> DeserializeSeed<'de> for As<'_, T> {
     }
 }
 
-/// Reads a name: the one that is written so, else the one that differs in letter case alone, else none.
+/// Parses a member's name: an exact match, or else one that differs only in case, or else none.
 struct OneOf(&'static [&'static str]);
 
 impl<'de> DeserializeSeed<'de> for OneOf {
     type Value = Option<&'static str>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        // Not checked to be UTF-8, which takes time: what is not is none of the names.
+        // Not checked to be UTF-8, which takes time: invalid text matches none of the names.
         from.deserialize_bytes(self)
     }
 }
@@ -289,14 +290,14 @@ impl Visitor<'_> for OneOf {
     }
 }
 
-/// The way to an error, filled from its end by those who pass the error on. Costs nothing where there is none.
+/// The path to an error, filled from its end while the error is passed on. It costs nothing without an error.
 #[derive(Default)]
 pub(super) struct Trail(RefCell<Vec<Step>>);
 
 enum Step {
     Member(&'static str),
     Item(usize),
-    /// Of a map. Its key is part of the value, which no error shows.
+    /// In a map. Its key is part of the value, which no error shows.
     Entry,
 }
 
@@ -314,7 +315,7 @@ impl Trail {
                 Step::Item(index) => write!(path, "[{index}]"),
                 Step::Entry => write!(path, "{dot}*"),
             };
-            written.expect("a string takes all writes");
+            written.expect("writing to a string cannot fail");
         }
         if path.is_empty() { "the document".into() } else { path.into() }
     }

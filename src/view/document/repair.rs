@@ -1,14 +1,14 @@
-//! [`repair`]: JSON made good where it holds text that is no text.
+//! [`repair`]: replaces invalid text in JSON.
 //!
-//! Go's decoder reads each byte that is not UTF-8, and each escape that is half a surrogate pair, as U+FFFD. serde_json
-//! refuses both. Called by `read` for values that were refused. Always holds: what is no JSON stays none.
+//! Go's decoder reads each byte that is not UTF-8, and each escape of half a surrogate pair, as U+FFFD. serde_json
+//! refuses both. Called by `read` for refused values. Always holds: what is not JSON does not become JSON.
 
 use std::borrow::Cow;
 
-/// Of a `\u` with its four digits.
+/// The length of `\u` and its four digits.
 const ESCAPE_LEN: usize = 6;
 
-/// The JSON with both replaced; borrowed if it has neither.
+/// The JSON with both replaced; borrowed if it contains neither.
 pub(super) fn repair(json: &[u8]) -> Cow<'_, [u8]> {
     let mut json = match str::from_utf8(json) {
         Ok(_) => Cow::Borrowed(json),
@@ -29,7 +29,7 @@ fn replace_bytes(json: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Backslashes are in strings only, so nothing else of JSON needs to be understood.
+/// Backslashes occur only in strings, so no other part of the JSON need be parsed.
 fn replace_surrogates(json: &mut Cow<'_, [u8]>) {
     let mut at = 0;
     while let Some(found) = json.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == b'\\')) {
@@ -41,13 +41,13 @@ fn replace_surrogates(json: &mut Cow<'_, [u8]>) {
                 ESCAPE_LEN
             }
             (Some(_), _) => ESCAPE_LEN,
-            // Another escape, such as of a backslash.
+            // Another escape, such as one of a backslash.
             (None, _) => 2,
         };
     }
 }
 
-/// The UTF-16 code unit that is escaped there, if one is.
+/// The UTF-16 code unit of the escape at this position, if there is one.
 fn unit(json: &[u8], at: usize) -> Option<u32> {
     let digits = json.get(at..at + ESCAPE_LEN)?.strip_prefix(b"\\u")?;
     digits.iter().try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)?))
@@ -68,7 +68,7 @@ mod tests {
     fn each_bad_byte_is_one_replacement() {
         let bad: [(&[u8], &str); 4] = [
             (b"\xff", "\u{fffd}"),
-            // A character that breaks off, and a surrogate in what would be UTF-8.
+            // An incomplete character, and a surrogate encoded as UTF-8.
             (b"a\xe2\x82b", "a\u{fffd}\u{fffd}b"),
             (b"\xed\xa0\x80", "\u{fffd}\u{fffd}\u{fffd}"),
             (b"\xe2\x82\xac\x80", "€\u{fffd}"),

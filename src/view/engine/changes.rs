@@ -1,7 +1,7 @@
-//! [`Change`]: what became of a key, read. Made of the feed's entries, or of what is different in a snapshot.
+//! [`Change`]: the parsed change of a key, made from the feed's entries or from the difference to a snapshot.
 //!
-//! Not here: what a change means for targets. Always holds: however many events of a key are taken together, the change says
-//! what they would have said one by one: the last readable value counts, unless the key was deleted after it.
+//! The effect on targets is in `engine`. Always holds: if several events of a key are combined, the result is the same
+//! as that of the single events: the last readable value counts, unless the key was deleted after it.
 
 use std::{
     sync::Arc,
@@ -28,23 +28,23 @@ pub(super) struct Change<D> {
     pub(super) key: Bytes,
     /// The value in etcd; `None` for a deletion.
     pub(super) seen: Option<Arc<KeyValue>>,
-    /// What is held of the key from now on.
+    /// The new document of the key.
     pub(super) becomes: Becomes<D>,
-    /// Why the value in etcd is not it.
+    /// Why the value in etcd could not be used.
     pub(super) refused: Option<DecodeError>,
-    /// What streams call it.
+    /// The kind of event in streams.
     pub(super) kind: Kind,
     /// When the relay received it.
     pub(super) received: Instant,
 }
 
-/// What is held of a key from now on.
+/// The new document of a key.
 pub(super) enum Becomes<D> {
-    /// This.
+    /// This document.
     Document(Arc<D>),
-    /// What was held before.
+    /// The same document as before.
     AsBefore,
-    /// Nothing.
+    /// None.
     Gone,
 }
 
@@ -68,7 +68,7 @@ struct Events {
     received: Instant,
 }
 
-/// The changes that entries make to a directory, in the order of each key's last event, and that event.
+/// The changes of a directory in these entries, each with the key's last event, in the order of these events.
 pub(super) fn of_entries<D: Document>(
     directory: Directory,
     entries: &[Arc<Entry>],
@@ -80,7 +80,7 @@ pub(super) fn of_entries<D: Document>(
         for event in entry.events() {
             let Some(key) = directory.cache_key(&event.kv.key_bytes()) else { continue };
             let earlier = places.insert(key.clone(), keys.len()).and_then(|place| keys[place].take());
-            // A copy, so that a long kept key does not hold on to the value that it came with.
+            // A copy, so that a key that is kept for long does not keep the value it came with in memory.
             let mut events = earlier.unwrap_or_else(|| Events {
                 key: Bytes::copy_from_slice(&key),
                 list: SmallVec::new(),
@@ -100,19 +100,19 @@ pub(super) fn of_entries<D: Document>(
     (keys.into_iter().flatten().map(read).collect(), last)
 }
 
-/// The changes that make what was seen, by cache key, what a snapshot has.
+/// The changes, by cache key, that lead from what was seen to a snapshot.
 pub(super) fn of_snapshot<D: Document>(
     directory: Directory,
     snapshot: &Snapshot,
     mut seen: HashMap<Bytes, Arc<KeyValue>>,
 ) -> (Vec<Change<D>>, LastEvent) {
     let received = Instant::now();
-    // After a gap nobody knows what came last.
+    // After a gap, the kind of the last event is unknown.
     let kind = Kind::Update;
     let mut changes = Vec::new();
     for kv in snapshot.map.range(&directory.range()) {
         let Some(key) = directory.cache_key(&kv.key_bytes()) else { continue };
-        // By value: another cluster may have given another value the same revision.
+        // Compared by value, because another cluster may have the same revision with another value.
         if seen.remove(&key).is_some_and(|seen| seen.encoded() == kv.encoded()) {
             continue;
         }
@@ -137,7 +137,7 @@ pub(super) fn of_snapshot<D: Document>(
     (changes, last)
 }
 
-/// Reads back to the last readable value, which most often is the last.
+/// Searches backwards for the last readable value, which is usually the last one.
 fn read<D: Document>(Events { key, list, received }: Events) -> Change<D> {
     let mut change =
         Change { key, seen: None, becomes: Becomes::AsBefore, refused: None, kind: Kind::Update, received };

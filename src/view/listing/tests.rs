@@ -1,10 +1,11 @@
-//! A listing against a plain sorted list: random rows in and out, compared after each step.
+//! Compares a listing with a plain sorted list: random rows are added and removed, and both are compared after each
+//! step.
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 
-/// What a row is made of: group, order, etcd key, text.
+/// The content of a row: group, order, etcd key, text.
 type Plain = (Option<u8>, u8, u16, u8);
 
 fn row(shape: Shape, (group, order, key, text): Plain) -> Arc<Row> {
@@ -20,7 +21,7 @@ fn row(shape: Shape, (group, order, key, text): Plain) -> Arc<Row> {
     Arc::new(Row::new(group, order.as_bytes(), key, json.into(), vec![text], pods))
 }
 
-/// What is shown of the rows, the last of the same group and order.
+/// The visible rows: the last of each group and order.
 fn shown(mut rows: Vec<Plain>) -> Vec<Plain> {
     let name = |(group, order, key, _): &Plain| (group.map(|g| format!("g{g}")), format!("o{order}"), *key);
     rows.sort_by_key(name);
@@ -118,7 +119,7 @@ fn the_digest_is_of_what_is_shown_in_its_order() {
         listing.digest()
     };
     let shown = digest(&[(1, 7), (2, 8)]);
-    // Whichever keys it comes from.
+    // The etcd keys make no difference.
     assert_eq!(shown, digest(&[(5, 8), (4, 7)]));
     let others: [&[(u8, u8)]; 6] =
         [&[], &[(1, 7)], &[(1, 8), (2, 7)], &[(1, 7), (2, 7)], &[(1, 78)], &[(1, 7), (2, 8), (3, 8)]];

@@ -29,7 +29,7 @@ impl Projection<PodGroup> for Appswatcher {
     }
 
     fn rows(&self, _key: &[u8], group: &PodGroup, rows: &mut Rows<'_>) {
-        // One for each process of the app; one of them is shown.
+        // Each process of the app has a row, and one of them is shown.
         let name = &*group.spec.namespace;
         rows.entry(name.as_bytes(), &Info { name }, &pb::AppInfo { appname: name.to_owned() });
     }

@@ -1,4 +1,5 @@
-//! `/v2/backupspec`: where backupd finds the volumes of a process, `{"<proc>":[<pod>,…]}`. What to do is in the annotation.
+//! `/v2/backupspec`: where backupd finds the volumes of a process, `{"<proc>":[<pod>,…]}`. The annotation says what to
+//! back up.
 
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! `/v2/configwatcher`: settings, `{"<key>":"<value>"}`.
 //!
-//! Callers that are not super do not see secret keys, also where they ask for the beginning of one.
+//! Callers that are not super never see secret keys, not even if they request a prefix of one.
 
 use crate::view::{
     directory::Directory,

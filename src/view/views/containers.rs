@@ -1,4 +1,5 @@
-//! `/v2/containers`: what runs where, `{"<node>/<id>":{…}}`, each container under its node's name and under its address.
+//! `/v2/containers`: what runs where, `{"<node>/<id>":{…}}`, with each container under its node's name and under its
+//! address.
 
 use serde::Serialize;
 
@@ -76,7 +77,7 @@ impl Projection<PodGroup> for Containers {
     }
 }
 
-/// Each container under its two keys. One without an id was never made.
+/// The two keys of each container. A container without an id was never created.
 pub(super) fn keys<'a>(group: &'a PodGroup, mut each: impl FnMut(&str, &'a Pod, &'a Container)) {
     for pod in &group.pods {
         for container in pod.containers.iter().filter(|container| !container.id.is_empty()) {

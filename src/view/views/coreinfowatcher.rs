@@ -1,4 +1,4 @@
-//! `/v2/coreinfowatcher`: all there is of a process, `{"<proc>":{"PodInfos":[…]}}`.
+//! `/v2/coreinfowatcher`: everything about a process, `{"<proc>":{"PodInfos":[…]}}`.
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ struct PodInfo<'a> {
     instance_no: i64,
 }
 
-/// A list that is `None` is `null`.
+/// A list that is `None` is written as `null`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct ContainerInfo<'a> {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::view::views::tests::{Showing, decode};
 
-    /// A container with nothing in it, and what no spec gives it.
+    /// An empty container, with the fields that no specification provides.
     const EMPTY: &str = r#"{"Command":null,"ContainerId":"","ContainerIp":"","Cpu":0,"Env":null,"Expose":0,"Image":"","Memory":0,"NodeIp":"","NodeName":"","Volumes":null}"#;
 
     #[test]

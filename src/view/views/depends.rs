@@ -1,4 +1,4 @@
-//! `/v2/depends`: where portals run and for whom, `{"<portal>":{"<node>":{"<client app>":{…}}}}`.
+//! `/v2/depends`: where portals run and for which apps, `{"<portal>":{"<node>":{"<client app>":{…}}}}`.
 
 use std::collections::BTreeMap;
 

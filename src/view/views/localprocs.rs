@@ -31,7 +31,7 @@ impl Projection<PodGroup> for Localprocs {
     }
 
     fn rows(&self, _key: &[u8], group: &PodGroup, rows: &mut Rows<'_>) {
-        // A container that was never made has an empty node, too; nobody asks for those.
+        // A container that was never created has an empty node, too, and nobody requests those.
         let Some(node) = rows.select().node.as_deref().filter(|node| !node.is_empty()) else { return };
         let is_here = |pod: &&Pod| pod.containers.iter().any(|container| *container.node_name == *node);
         let pod_infos: Vec<PodInfo<'_>> = group

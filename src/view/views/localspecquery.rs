@@ -1,4 +1,4 @@
-//! `/v2/localspecquery`: the processes that run on a node, `["<app>/<proc>",…]`, sorted, each once.
+//! `/v2/localspecquery`: the processes that run on a node, `["<app>/<proc>",…]`, sorted and without duplicates.
 
 use crate::view::{
     directory::Directory,

@@ -1,6 +1,6 @@
-//! `/v2/nodes`: the machines, `{"<name>:<ip>:<port>":<object>}`, with whatever their values have.
+//! `/v2/nodes`: the machines, `{"<name>:<ip>:<port>":<object>}`, with their whole values.
 //!
-//! A gRPC reply has no place for all of JSON: objects become maps of texts, and what is no text becomes its JSON.
+//! A gRPC reply cannot hold all of JSON: objects become maps of texts, and other values become their JSON text.
 
 use prost::Message as _;
 

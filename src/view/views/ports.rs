@@ -1,4 +1,4 @@
-//! `/v2/streamrouter/ports`: the ports that processes want of the streamrouter, `[n,…]`, ascending.
+//! `/v2/streamrouter/ports`: the ports that processes want from the streamrouter, `[n,…]`, ascending.
 
 use crate::view::{
     document::PodGroup,
@@ -22,7 +22,7 @@ impl Projection<PodGroup> for Ports {
 
     fn rows(&self, key: &[u8], group: &PodGroup, rows: &mut Rows<'_>) {
         for (index, port) in group.spec.pod.stream_ports().into_iter().enumerate() {
-            // Two processes may want the same port, and one process may want it twice: each is shown.
+            // Two processes may want the same port, and one process may want it twice: each one is shown.
             let order = [&by_value(port.listen), &index.to_be_bytes(), key].concat();
             let mut message = Vec::new();
             prost::encoding::encode_varint(i64::from(port.listen as i32) as u64, &mut message);
@@ -31,7 +31,7 @@ impl Projection<PodGroup> for Ports {
     }
 }
 
-/// Bytes in whose order numbers ascend.
+/// Bytes that sort like the numbers.
 fn by_value(number: i64) -> [u8; 8] {
     (number ^ i64::MIN).to_be_bytes()
 }
@@ -70,7 +70,7 @@ mod tests {
         let mut ports = Showing::all(&Ports);
         ports.put("a/a.worker.w", &group(&[i64::MAX, -1, 0, i64::MIN, 70_000]));
         assert_eq!(ports.json(), "[-9223372036854775808,-1,0,70000,9223372036854775807]");
-        // As Go's int32.
+        // Truncated like Go's int32.
         assert_eq!(decode::<pb::StreamrouterPortsReply>(&ports).data, [0, -1, 0, 70_000, -1]);
     }
 }

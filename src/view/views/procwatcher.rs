@@ -52,7 +52,7 @@ impl Projection<PodGroup> for Procwatcher {
 }
 
 impl<'a> Instance<'a> {
-    /// By its first container. One that has none is not shown.
+    /// Taken from its first container. A pod without one is not shown.
     fn of(pod: &'a Pod) -> Option<Self> {
         let container = pod.containers.first()?;
         Some(Self {

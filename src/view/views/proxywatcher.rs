@@ -1,6 +1,6 @@
 //! `/v2/proxywatcher`: where a process can be reached, `{"<proc>":{"containers":[…]}}`.
 //!
-//! The port is the one that the spec exposes, 0 for a sidecar, and not the container's.
+//! The port is the one that the specification exposes (0 for a sidecar), not the container's.
 
 use serde::Serialize;
 

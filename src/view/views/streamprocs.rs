@@ -1,7 +1,7 @@
-//! `/v2/streamrouter/streamprocs`: processes that want ports of the streamrouter, `{"<app>":[…]}`.
+//! `/v2/streamrouter/streamprocs`: processes that want ports from the streamrouter, `{"<app>":[…]}`.
 //!
-//! Sorted by process, instance and port. Not shown while most of their pods have no address, so that the router keeps
-//! what it had when the cluster is sick.
+//! Sorted by process, instance and port. It is not shown while most of their pods have no address, so that the router
+//! keeps its previous data when the cluster is in trouble.
 
 use serde::Serialize;
 
@@ -44,7 +44,7 @@ struct Upstream<'a> {
 struct Service {
     upstream_port: i64,
     listen_port: i64,
-    /// Always empty, as is the next.
+    /// Always empty, like the next field.
     send: &'static str,
     expect: &'static str,
 }
@@ -65,7 +65,7 @@ impl Projection<PodGroup> for Streamprocs {
         upstreams.sort_by_key(|upstream| upstream.instance_no);
         let name = &*group.spec.name;
         let proc = Proc { name, upstreams, services: ports.into_iter().map(Service::of).collect() };
-        // Processes of one name are all shown, in the order of their keys.
+        // All processes of the same name are shown, in the order of their keys.
         let order = [name.as_bytes(), b"\0", key].concat();
         rows.grouped(group.spec.namespace.as_bytes(), &order, &proc, &proc.message());
         rows.pods(pods(group));

@@ -1,4 +1,5 @@
-//! What the tests of views share: a target of one view, made and changed as the engine does it; and what holds for all views.
+//! Shared by the tests of views: a target of one view, created and changed as the engine does it. Also tests of all
+//! views together.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -20,12 +21,12 @@ pub(super) struct Showing<D: 'static> {
 }
 
 impl<D: Document> Showing<D> {
-    /// Of everything.
+    /// The whole view.
     pub(super) fn all(view: &'static dyn Projection<D>) -> Self {
         Self::of(view, None)
     }
 
-    /// Of everything on a node.
+    /// The part of one node.
     pub(super) fn of_node(view: &'static dyn Projection<D>, node: &str) -> Self {
         Self::of(view, Some(node.into()))
     }
@@ -86,7 +87,7 @@ fn no_two_views_have_a_path_or_a_service_in_common() {
     assert_eq!(specs.len(), 14);
     let services: BTreeSet<_> = specs.iter().map(|spec| spec.service).collect();
     let paths: BTreeSet<_> = specs.iter().flat_map(|spec| spec.paths).collect();
-    // `localspecquery` has two.
+    // `localspecquery` has two paths.
     assert_eq!((services.len(), paths.len()), (14, 15));
     assert!(paths.iter().all(|path| path.starts_with("/v2/") && !path.ends_with('/')), "{paths:?}");
 }

@@ -1,6 +1,7 @@
-//! `/v2/webrouter/webprocs`: web processes and where they are, `{"<proc>":{"PodInfos":[…]}}`.
+//! `/v2/webrouter/webprocs`: web processes and their addresses, `{"<proc>":{"PodInfos":[…]}}`.
 //!
-//! Not shown while most of their pods have no address, so that the router keeps what it had when the cluster is sick.
+//! It is not shown while most of their pods have no address, so that the router keeps its previous data when the
+//! cluster is in trouble.
 
 use serde::Serialize;
 
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
     use crate::view::views::tests::{Showing, decode};
 
-    /// A process with that many pods that have an address, and that many that have none.
+    /// A process with `alive` pods that have an address, and `dead` pods that have none.
     fn group(name: &str, alive: usize, dead: usize) -> String {
         let pods =
             [vec![r#"{"Containers":[{"ContainerIp":"172.20.0.2"}]}"#; alive], vec![r#"{"Containers":[{}]}"#; dead]];

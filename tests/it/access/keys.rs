@@ -1,4 +1,5 @@
-//! Who may read keys over plain HTTP: etcd's users, as over gRPC, and where there are none, who the operator lets.
+//! Permissions to read keys over plain HTTP: etcd's users as over gRPC, and without users the audience that the
+//! operator allows.
 
 use std::{
     net::Ipv4Addr,
@@ -13,7 +14,7 @@ use crate::{
     support::{etcd::Etcd, kv::Kv, relay::RelayCommand},
 };
 
-/// How late the last event may come after a permission was taken away.
+/// How late the last event may come after a permission was revoked.
 const BOUND: Duration = Duration::from_secs(10);
 
 fn basic(user: &str, password: &str) -> String {
@@ -54,7 +55,7 @@ async fn a_user_reads_what_etcd_lets_it_read_by_password_or_token() {
         ] {
             assert_challenges(&get(relay.http_addr(), path, &[&wrong]).await);
         }
-        // The way of gRPC's metadata is none for HTTP.
+        // gRPC's way to send a token is not valid in HTTP.
         assert_challenges(&get(relay.http_addr(), path, &[&format!("token: {alice}")]).await);
     }
     let answers = relay.metrics().await;
@@ -72,7 +73,7 @@ async fn a_password_is_good_after_etcd_has_forgotten_its_tokens() {
     etcd.restart().await;
     crate::support::eventually("the relay is served again", async || {
         let answer = get(relay.http_addr(), "/v1/keys?prefix=/a/", &[&password]).await;
-        assert_ne!(answer.status, 401, "the relay has an old token, and the password is right");
+        assert_ne!(answer.status, 401, "the relay has an old token, but the password is right");
         (answer.status == 200).then_some(())
     })
     .await;
@@ -88,7 +89,7 @@ async fn an_open_stream_ends_soon_after_its_user_may_read_it_no_more() {
     let mut alice = Reader::open(relay.http_addr(), "/v1/watch?prefix=/a/", &[&basic("alice", "alice")]).await;
     let mut bob = Reader::open(relay.http_addr(), "/v1/watch?prefix=/b/&mode=state", &[&basic("bob", "bob")]).await;
     bob.snapshot().await;
-    // At etcd itself: the relay is told of nothing.
+    // At etcd itself, so the relay is not notified.
     users.revoke("alice", "a", &root).await;
     let revoked = Instant::now();
     let (mut last_event, mut end) = (revoked, None);
@@ -114,11 +115,11 @@ async fn an_open_stream_ends_soon_after_its_user_may_read_it_no_more() {
     }
     let late = last_event.saturating_duration_since(revoked);
     assert!(late < BOUND, "the last event came {late:?} after the role was revoked");
-    let end = end.expect("it is told why");
+    let end = end.expect("the stream reports the reason");
     assert_eq!((&end["status"], &end["error"]), (&403.into(), &"etcdserver: permission denied".into()));
     let denied = get(relay.http_addr(), "/v1/keys?prefix=/a/", &[&basic("alice", "alice")]).await;
     assert_eq!(denied.status, 403);
-    // Another user's stream goes on.
+    // Another user's stream continues.
     let revision = users.put("/b/one", &root).await;
     assert_eq!(bob.until(revision).await.last().expect("an event").event, "put");
 }
@@ -141,7 +142,7 @@ async fn without_users_the_operator_says_who_is_answered() {
     let over = || RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").listen_http("0.0.0.0:0");
     let local = |relay: &crate::support::relay::Relay| relay.http_addr().replace("0.0.0.0", "127.0.0.1");
     let trusted = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").start().await;
-    // What is answered gets as far as to be told that it names no keys.
+    // An allowed request gets as far as the error that it names no keys.
     assert_eq!(statuses(&trusted).await, [200, 400, 403, 403]);
     let refused = request("GET", other, trusted.http_addr(), "/v1/keys?prefix=/a/", &[]).await;
     assert!(
@@ -151,7 +152,7 @@ async fn without_users_the_operator_says_who_is_answered() {
     );
     let proxied = get(trusted.http_addr(), "/v1/keys?prefix=/a/", &["X-Forwarded-For: 127.0.0.1"]).await;
     assert_eq!(proxied.status, 403);
-    // A page from elsewhere whose name leads to this machine.
+    // A page from another site whose name resolves to this machine.
     let rebound = get(trusted.http_addr(), "/v1/keys?prefix=/a/", &["Host: evil.example"]).await;
     assert_eq!(rebound.status, 403);
     assert!(rebound.error().contains("evil.example"), "{}", rebound.error());

@@ -1,7 +1,8 @@
-//! Nothing is delivered later than ten seconds after a permission was taken away, whatever the client did before to hinder the check.
+//! Nothing is delivered later than ten seconds after a permission was revoked, whatever the client did to hinder the
+//! check.
 //!
-//! The relay is told of nothing: users and roles change at etcd itself. Always holds: a write each few milliseconds, so that a watch
-//! that lives shows it.
+//! The relay is not notified: users and roles change in etcd itself. Always holds: there is a write every few
+//! milliseconds, so that a live watch shows itself.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ use crate::support::{
 /// How late the last event may come.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Writes below `folder` until the bound has passed or the stream has ended. How long after `revoked` the last event came.
+/// Writes below `folder` until the time is over or the stream has ended. Returns how long after `revoked` the last
+/// event came.
 async fn last_event(stream: &mut WatchStream, folder: &str, users: &Users, root: &str, revoked: Instant) -> Duration {
     let until = revoked + BOUND + Duration::from_secs(3);
     let mut pace = tokio::time::interval(Duration::from_millis(20));
@@ -39,7 +41,7 @@ async fn last_event(stream: &mut WatchStream, folder: &str, users: &Users, root:
     last.at.saturating_duration_since(revoked)
 }
 
-/// A key below `/a/` of that many bytes more.
+/// A key below `/a/` with this many more bytes.
 fn long(bytes: usize, of: char) -> String {
     format!("/a/{}", of.to_string().repeat(bytes))
 }
@@ -51,7 +53,7 @@ async fn of_a_client_whose_ranges_are_too_long_to_be_asked_about_together() {
     let relay = users.relay(&etcd).await;
     let (root, alice) = (users.token("root").await, users.token("alice").await);
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
-    // What spans both has two keys of 1.15 MB, and etcd takes no request above 2 MiB.
+    // The common range has two keys of 1.15 MB, and etcd accepts no request above 2 MiB.
     for (from, to) in [(long(1_150_000, 'x'), "/a/z".to_owned()), ("/a/y".to_owned(), long(1_150_000, 'z'))] {
         stream.created(WatchCreateRequest { range_end: bytes(to), ..key(from) }).await;
     }
@@ -66,7 +68,7 @@ async fn of_a_client_whose_ranges_are_too_long_to_be_asked_about_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_client_with_a_range_that_etcd_cannot_be_asked_about() {
-    // Its largest question is 576 KiB.
+    // The largest accepted question has 576 KiB.
     let etcd = Etcd::start_with(&["--bcrypt-cost=4", "--max-request-bytes=65536"]).await;
     let users = Users::ready(&etcd).await;
     let relay = users.relay(&etcd).await;
@@ -83,7 +85,7 @@ async fn of_a_client_with_a_range_that_etcd_cannot_be_asked_about() {
     let root = users.token("root").await;
     let late = last_event(&mut stream, "/b/", &users, &root, enabled).await;
     assert!(late < BOUND, "the last event came {late:?} after authentication was enabled");
-    // What could be asked about was ended with etcd's word, and the stream because of the rest.
+    // Watches that could be checked were ended with etcd's error, and the stream because of the others.
     let canceled = stream.record().iter().filter(|recorded| recorded.response.canceled).count();
     assert_eq!(canceled, 2);
     let status = stream.ended().await.expect_err("an error");
@@ -97,11 +99,11 @@ async fn a_watch_that_could_not_be_checked_again_is_refused_whether_authenticati
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/").start().await;
     let mut stream = WatchStream::open(&relay.endpoint()).await;
-    // Just under the 2 MiB that a request may have.
+    // Slightly less than the 2 MiB that a request may have.
     stream.create(key(long((2 << 20) - 17, 'x')));
     let refused = stream.next().await;
     assert!(refused.created && refused.canceled && refused.watch_id == -1, "{refused:?}");
-    assert!(refused.cancel_reason.contains("too large for etcd to be asked"), "{refused:?}");
+    assert!(refused.cancel_reason.contains("too large to check with etcd"), "{refused:?}");
     stream.created(prefix("/a/")).await;
 }
 
@@ -137,7 +139,7 @@ async fn of_a_client_while_another_has_all_the_streams_that_etcd_takes() {
     assert!(stream.record().iter().any(|recorded| recorded.response.canceled));
 }
 
-/// Streams of one user with the same watches share their questions, for as long as they live.
+/// Streams of one user with the same watches share their questions for as long as they live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_of_one_user_cost_etcd_few_questions() {
     let etcd = Etcd::start_with(&["--bcrypt-cost=4"]).await;
@@ -167,7 +169,7 @@ async fn many_streams_of_one_user_cost_etcd_few_questions() {
         (questions >= 3.0 * 60.0).then_some(questions)
     })
     .await;
-    // Ranges that were denied as a whole are tried again now and then, which takes as many again.
+    // Ranges that were denied as a whole are sometimes tried again, which needs as many questions again.
     let rounds = begun.elapsed().as_secs_f64() / 4.0 + 2.0;
     assert!(questions <= rounds * 2.0 * 60.0, "{questions} questions in {:?}", begun.elapsed());
     let request = etcd_relay::pb::etcdserverpb::RangeRequest { key: bytes("/k/00"), ..Default::default() };

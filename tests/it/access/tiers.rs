@@ -1,6 +1,6 @@
-//! Access through a relay over a relay: each asks the one below it with the client's own token, and etcd decides.
+//! Permissions through a relay over a relay: each asks its upstream with the client's own token, and etcd decides.
 //!
-//! Always holds: what is expected is what etcd answers to the same client at the same time.
+//! Always holds: the expected answer is etcd's answer to the same client at the same time.
 
 use etcd_relay::pb::etcdserverpb::RangeRequest;
 
@@ -23,7 +23,7 @@ async fn a_tier_shows_nobody_more_than_etcd_does_and_ends_what_was_revoked() {
     far.follows().await;
     let (root, alice) = (users.token("root").await, users.token("alice").await);
     let creates = [prefix("/a/"), prefix("/b/"), prefix("/shared/")];
-    // Whoever may read comes first, so that answers are in memory on the way.
+    // Users with permission come first, so that their answers are in memory on the way.
     for token in [Some(&root[..]), Some(&alice[..]), None, Some("no.1")] {
         assert_eq!(answers(&far.endpoint(), token, &creates).await, answers(&etcd.endpoint(), token, &creates).await);
         for (folder, serializable) in [("/a/", false), ("/b/", false), ("/a/", true), ("/b/", true)] {

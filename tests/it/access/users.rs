@@ -1,7 +1,7 @@
-//! [`Users`]: an etcd with users, each of which may do something else.
+//! [`Users`]: an etcd with users that have different permissions.
 //!
-//! `root` may do everything; `alice` reads `/a/` and `/shared/`, `bob` `/b/` and `/shared/`, the relay's own user all that
-//! begins with a slash. Each has its name for a password.
+//! `root` may do everything; `alice` reads `/a/` and `/shared/`, `bob` `/b/` and `/shared/`, the relay's own user
+//! everything that begins with a slash. Each user's password is its name.
 
 use std::io::Write as _;
 
@@ -22,7 +22,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// The users of one etcd, spoken to at some endpoint.
+/// The users of an etcd, at a given endpoint.
 pub struct Users {
     auth: AuthClient<Channel>,
     kv: Kv,
@@ -30,7 +30,7 @@ pub struct Users {
 }
 
 impl Users {
-    /// Speaks to an etcd that has them.
+    /// Uses an etcd that already has them.
     pub(crate) async fn at(endpoint: &str) -> Self {
         let channel = kv::channel(endpoint).await;
         let mut password = NamedTempFile::new().expect("a temporary file");
@@ -38,7 +38,7 @@ impl Users {
         Self { auth: AuthClient::new(channel.clone()), kv: Kv::over(channel), password }
     }
 
-    /// Makes them, and a key for each. Authentication is still off.
+    /// Creates the users, and a key for each. Authentication stays off.
     pub(crate) async fn ready(etcd: &Etcd) -> Self {
         let users = Self::at(&etcd.endpoint()).await;
         let mut auth = users.auth.clone();
@@ -70,19 +70,19 @@ impl Users {
         users
     }
 
-    /// Makes them, and turns authentication on.
+    /// Creates the users and turns authentication on.
     pub async fn on(etcd: &Etcd) -> Self {
         let users = Self::ready(etcd).await;
         users.enable().await;
         users
     }
 
-    /// A relay with a user of its own and a feed over all their keys.
+    /// A relay with its own user and a feed over all their keys.
     pub async fn relay(&self, etcd: &Etcd) -> Relay {
         self.relay_command(etcd).start().await
     }
 
-    /// How it is started.
+    /// The command that starts it.
     pub(crate) fn relay_command(&self, etcd: &Etcd) -> RelayCommand {
         self.relay_over(&etcd.endpoint())
     }
@@ -95,11 +95,12 @@ impl Users {
             .arg(&format!("--upstream-password-file={}", self.password.path().display()))
     }
 
-    /// Lets a user of this name, which is its password too, read and write all that begins with `prefix`; before authentication is on.
+    /// Creates a user, whose password is its name, and lets it read and write everything that begins with `prefix`.
+    /// Call it before authentication is on.
     pub(crate) async fn writer(&self, user: &str, prefix: &str) {
         let mut auth = self.auth.clone();
         let add = AuthUserAddRequest { name: user.into(), password: user.into(), ..Default::default() };
-        // The relay's own is there already.
+        // The relay's own user exists already.
         let _ = auth.user_add(add).await;
         auth.role_add(AuthRoleAddRequest { name: format!("writer of {prefix}") }).await.expect("role add");
         let perm = Permission {
@@ -114,7 +115,7 @@ impl Users {
         auth.user_grant_role(grant).await.expect("grant role");
     }
 
-    /// The same under the name of etcd's proxy, which has no flag for it.
+    /// The same as etcd's proxy, which has no flag for it.
     pub(crate) fn proxy_command(&self, etcd: &Etcd) -> RelayCommand {
         RelayCommand::grpc_proxy(&[etcd.endpoint()])
             .env("ETCD_RELAY_UPSTREAM_USER", "relay")
@@ -140,7 +141,7 @@ impl Users {
         self.auth.clone().user_revoke_role(with_token(Some(root), request)).await.expect("revoke role");
     }
 
-    /// Takes a user away, and all its tokens.
+    /// Deletes a user and all its tokens.
     pub(crate) async fn delete(&self, user: &str, root: &str) {
         let request = AuthUserDeleteRequest { name: user.into() };
         self.auth.clone().user_delete(with_token(Some(root), request)).await.expect("delete user");
@@ -160,26 +161,26 @@ impl Users {
         auth.user_grant_role(grant).await.expect("grant role");
     }
 
-    /// Changes a password to what it was.
+    /// Sets a password to its old value.
     pub(crate) async fn change_password(&self, user: &str, root: &str) {
         let request = AuthUserChangePasswordRequest { name: user.into(), password: user.into(), ..Default::default() };
         self.auth.clone().user_change_password(with_token(Some(root), request)).await.expect("change password");
     }
 
-    /// Writes, as root; the revision.
+    /// Writes as root. Returns the revision.
     pub(crate) async fn put(&self, key: &str, root: &str) -> i64 {
         let reply = self.kv.raw.clone().put(with_token(Some(root), kv::put(key, "2"))).await.expect("put").into_inner();
         reply.header.expect("a header").revision
     }
 }
 
-/// Reads as whoever has the token.
+/// Reads with a token.
 pub(crate) async fn range(endpoint: &str, token: Option<&str>, request: RangeRequest) -> Result<RangeResponse, Status> {
     let mut kv = Kv::connect(endpoint).await.raw;
     kv.range(with_token(token, request)).await.map(tonic::Response::into_inner)
 }
 
-/// The message, as whoever has the token sends it.
+/// A message with a token.
 pub(crate) fn with_token<T>(token: Option<&str>, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(token) = token {

@@ -1,8 +1,8 @@
-//! A relay whose user may read its prefixes and nothing else, over the versions of etcd that differ in what they tell such a user.
+//! A relay whose user may read only its prefixes, over versions of etcd that tell such a user different things.
 //!
-//! etcd 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 keep `Maintenance.Status` for root while authentication is on; any member can have
-//! `/version` on another port. Not here: the conformance suite, which runs against the one etcd of `scripts/etcd` and the newest of later lines.
-//! Always holds: a version that this machine does not have is skipped, and the test says so.
+//! etcd 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 allow `Maintenance.Status` only to root while authentication is on; any
+//! member may have `/version` on another port. The conformance suite uses the etcd of `scripts/etcd` and the newest of
+//! later lines. Always holds: a version that is not on this machine is skipped, and the test says so.
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
 
@@ -17,12 +17,12 @@ use crate::support::{
 
 const CHEAP_PASSWORDS: &str = "--bcrypt-cost=4";
 
-/// Fails where the feed believes progress and should not, or does not come to believe it. It does not while it has no watch.
+/// Checks whether the feed comes to trust progress. It does not while it has no watch.
 async fn believes(relay: &Relay, believed: bool) {
     if believed {
         eventually("the feed believes progress", async || trusts_progress(relay).await.then_some(())).await;
     } else {
-        assert!(!trusts_progress(relay).await, "nobody told a version whose progress can be believed");
+        assert!(!trusts_progress(relay).await, "no version with trustworthy progress was reported");
     }
 }
 
@@ -31,7 +31,7 @@ async fn trusts_progress(relay: &Relay) -> bool {
     relay.state().await["feeds"][0]["trusts_progress"].as_bool().expect("a flag")
 }
 
-/// Watches and reads as alice, with one event on its way.
+/// Watches and reads as alice, with one event.
 async fn serves(relay: &Relay, users: &Users) {
     let (root, alice) = (users.token("root").await, users.token("alice").await);
     let mut stream = WatchStream::open_with(&relay.endpoint(), &[("token", &alice)]).await;
@@ -52,7 +52,7 @@ async fn serves(relay: &Relay, users: &Users) {
     assert_eq!(denied.message(), "etcdserver: permission denied");
 }
 
-/// Waits until the relay knows that authentication was enabled elsewhere.
+/// Waits until the relay has noticed that authentication was enabled elsewhere.
 async fn knows_of_authentication(relay: &Relay) {
     eventually("the relay learns that authentication is on", async || {
         (relay.state().await["auth"] == "on").then_some(())
@@ -60,7 +60,7 @@ async fn knows_of_authentication(relay: &Relay) {
     .await;
 }
 
-/// Serves while authentication is on, and goes on when etcd starts anew.
+/// The relay serves while authentication is on, and continues after a restart of etcd.
 async fn a_user_with_its_prefixes_alone_is_enough(version: &str, believed: bool) {
     let Some(mut etcd) = Etcd::of_version(version, &[CHEAP_PASSWORDS], Http::Shared).await else { return };
     let users = Users::on(&etcd).await;
@@ -75,7 +75,7 @@ async fn a_user_with_its_prefixes_alone_is_enough(version: &str, believed: bool)
     stream.created(prefix("/a/")).await;
     etcd.kill();
     etcd.restart().await;
-    // etcd has forgotten all tokens: those who come again have new ones.
+    // etcd has forgotten all tokens, so clients come back with new ones.
     let users = Users::at(&etcd.endpoint()).await;
     relay.ready().await;
     let alice = users.token("alice").await;
@@ -86,7 +86,7 @@ async fn a_user_with_its_prefixes_alone_is_enough(version: &str, believed: bool)
     believes(&relay, believed).await;
 }
 
-/// Runs while authentication is enabled, and goes on when etcd starts anew.
+/// The relay runs while authentication is enabled, and continues after a restart of etcd.
 async fn enabling_authentication_silences_nobody(version: &str, believed: bool) {
     let Some(mut etcd) = Etcd::of_version(version, &[CHEAP_PASSWORDS], Http::Shared).await else { return };
     let users = Users::ready(&etcd).await;
@@ -133,7 +133,7 @@ versions! {
     etcd_3_7_3 = "3.7.3", true;
 }
 
-/// HTTP is on another port and Status is for root: nobody tells the version.
+/// HTTP is on another port and Status is only for root, so the version is unknown.
 #[tokio::test]
 async fn where_nobody_tells_the_version_the_relay_serves_and_believes_no_progress() {
     let Some(etcd) = Etcd::of_version("3.5.31", &[CHEAP_PASSWORDS], Http::Apart).await else { return };
@@ -148,7 +148,7 @@ async fn where_nobody_tells_the_version_the_relay_serves_and_believes_no_progres
     assert_eq!(etcd.calls("Status").await, asked, "watches do not ask again");
 }
 
-/// Status told the version while authentication was off; what was known stays.
+/// Status reported the version while authentication was off, and the relay remembers it.
 #[tokio::test]
 async fn a_version_that_status_told_is_kept_when_authentication_takes_it_away() {
     let Some(mut etcd) = Etcd::of_version("3.5.31", &[CHEAP_PASSWORDS], Http::Apart).await else { return };

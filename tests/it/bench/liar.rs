@@ -1,7 +1,7 @@
-//! [`Liar`]: a server that passes watches and reads on to another and tells one thing of what comes back wrongly.
+//! [`Liar`]: a server that passes watches and reads on to another server and falsifies one answer.
 //!
-//! Not here: anything but `Watch` and `Range`; loads write elsewhere. Always holds: it lies about the tenth response with events, or
-//! about lists, or about watches that begin at a revision, and about nothing else.
+//! It supports only `Watch` and `Range`; loads write elsewhere. Always holds: it falsifies only the tenth response with
+//! events, or lists, or watches that begin at a revision.
 
 use etcd_relay::pb::{
     etcdserverpb::{
@@ -20,7 +20,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-/// The response that is lied about.
+/// The response that is falsified.
 const LIED_ABOUT: usize = 10;
 
 /// What it does wrong.
@@ -42,7 +42,7 @@ pub enum Lie {
     End,
     /// It leaves a key out of a list.
     LeaveOut,
-    /// It begins a watch that is to begin at a revision one too late.
+    /// It starts a watch one revision too late.
     Late,
 }
 
@@ -54,7 +54,7 @@ pub struct Liar {
 }
 
 impl Liar {
-    /// One that tells what this server tells.
+    /// A server that passes on the answers of this endpoint.
     pub async fn over(endpoint: &str, lie: Lie) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");

@@ -28,7 +28,8 @@ pub async fn a_past_start_replays_from_there(target: &Target) {
 pub async fn a_future_start_waits_for_its_revision(target: &Target) {
     let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
     let before = kv.put(format!("{ns}a"), "0").await;
-    // Other tests write as well, so the future is far enough to be one still when the watch is created.
+    // Other tests write as well, so this revision is far enough ahead to be still in the future when the watch is
+    // created.
     let start_revision = before + 60;
     let created = stream.created(WatchCreateRequest { start_revision, ..client::prefix(&ns) }).await;
     assert!((before..start_revision).contains(&header_revision(&created)));
@@ -42,7 +43,7 @@ pub async fn a_future_start_waits_for_its_revision(target: &Target) {
     assert_eq!(revisions(&stream.next().await), [next]);
 }
 
-/// More than etcd puts into one response (1000 revisions), with transactions among them.
+/// More revisions than etcd puts into one response (1000), including transactions.
 pub async fn many_revisions_are_replayed_without_a_gap(target: &Target) {
     let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
     let first = kv.put(format!("{ns}a"), "first").await;
@@ -112,12 +113,12 @@ pub async fn late_watch_beside_a_live_one_loses_nothing(target: &Target) {
     }
 }
 
-/// Where the truth is read: etcd itself, or the store where there is none.
+/// Where the expected data is read: etcd itself, or the store if there is none.
 fn origin(target: &Target) -> String {
     target.etcd().map_or_else(|| target.endpoint(), crate::support::etcd::Etcd::endpoint)
 }
 
-/// Puts, one revision each; their revisions.
+/// Writes puts, each in its own revision. Returns the revisions.
 async fn write(kv: &Kv, namespace: &str, count: usize) -> Vec<i64> {
     let mut revisions = Vec::with_capacity(count);
     for index in 0..count {

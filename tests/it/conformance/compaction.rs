@@ -1,4 +1,4 @@
-//! Watches and reads of revisions that are gone.
+//! Watches and reads of compacted revisions.
 
 use etcd_relay::pb::etcdserverpb::{CompactionRequest, RangeRequest, WatchCreateRequest, WatchResponse};
 use tonic::Code;
@@ -102,7 +102,7 @@ pub async fn prev_kv_of_the_compact_revision_is_gone(target: &Target) {
         }
         for (event, index) in told.iter().zip(first..) {
             let prev = event.prev_kv.as_ref().map(|prev| (prev.mod_revision, prev.value.to_vec()));
-            // At the compact revision itself it is compacted.
+            // A previous value at the compact revision itself is compacted.
             let expected = (index > 5).then(|| (written[index - 1], (index - 1).to_string().into_bytes()));
             assert_eq!(prev, expected, "what revision {} replaced, from {first} on", written[index]);
         }

@@ -17,7 +17,7 @@ pub async fn ids_count_from_zero(target: &Target) {
         assert_eq!(stream.created(client::prefix(&ns)).await.watch_id, id);
     }
     let mut other = target.stream().await;
-    assert_eq!(other.created(client::prefix(&ns)).await.watch_id, 0, "each stream counts for itself");
+    assert_eq!(other.created(client::prefix(&ns)).await.watch_id, 0, "ids are counted per stream");
 }
 
 pub async fn a_chosen_id_is_kept(target: &Target) {
@@ -57,7 +57,7 @@ pub async fn duplicate_id_is_refused(target: &Target) {
     assert_refused(&stream.next().await, DUPLICATE);
     let revision = kv.put(format!("{ns}a"), "1").await;
     let response = stream.next().await;
-    assert_eq!((response.watch_id, revisions(&response)), (3, vec![revision]), "the first watch goes on");
+    assert_eq!((response.watch_id, revisions(&response)), (3, vec![revision]), "the first watch continues");
     stream.expect_silence().await;
 }
 
@@ -134,7 +134,7 @@ pub async fn a_watch_is_there_once_created_is_answered(target: &Target) {
     }
 }
 
-/// etcd refuses it since 2025. Releases before took it, and left out the past in silence.
+/// etcd has refused it since 2025. Earlier releases accepted it and silently left out the past.
 pub async fn negative_start_revision_is_refused(target: &Target) {
     let (mut stream, ns) = (target.stream().await, target.namespace());
     stream.create(WatchCreateRequest { start_revision: -1, ..client::prefix(&ns) });

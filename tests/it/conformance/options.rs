@@ -78,7 +78,7 @@ pub async fn prev_kv_within_a_replay(target: &Target) {
     }
 }
 
-/// A response is split only where the client asked for it, and only from 2 MiB on: what a request may be, plus 512 KiB.
+/// A response is split only if the client requested it, and only from 2 MiB on: the limit of a request plus 512 KiB.
 pub async fn large_transactions_are_fragmented_for_who_asked(target: &Target) {
     let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
     let mut plain = target.stream().await;
@@ -126,7 +126,7 @@ async fn filtered(target: &Target, filters: &[FilterType], expected: &[EventType
     let mut told = Vec::new();
     while told.len() < expected.len() {
         let response = stream.next().await;
-        assert!(!response.events.is_empty(), "a response that filters left empty is not sent");
+        assert!(!response.events.is_empty(), "a response without events after filtering is not sent");
         told.extend(response.events.iter().map(etcd_relay::pb::mvccpb::Event::r#type));
     }
     assert_eq!(told, expected);

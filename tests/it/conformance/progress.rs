@@ -1,4 +1,4 @@
-//! Progress: how a watch with nothing to tell says how far it is.
+//! Progress: how a watch without events reports its position.
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
@@ -42,7 +42,8 @@ pub async fn a_future_watch_silences_progress(target: &Target) {
     stream.created(WatchCreateRequest { start_revision, ..client::prefix(&ns) }).await;
     stream.progress();
     if target.is_etcd() {
-        // Releases before 2025 answer with the current revision, which the future watch has not reached: a false promise.
+        // Releases before 2025 answer with the current revision, which the future watch has not reached: a false
+        // promise.
         if let Some(recorded) = stream.take_within(quiet_time()).await {
             assert!(is_progress(&recorded.response));
         }
@@ -55,13 +56,13 @@ pub async fn a_future_watch_silences_progress(target: &Target) {
     assert!(is_progress(&stream.next().await));
 }
 
-/// Runs on a server of its own, where nobody else makes the revision, with an interval of 100 ms.
+/// Needs its own server, where no other test writes, with an interval of 100 ms.
 pub async fn a_watch_exactly_one_ahead_is_told_nothing_below_its_start(target: &Target) {
     let (mut stream, kv) = (target.stream().await, target.kv().await);
     let start_revision = kv.put("other", "0").await + 1;
     stream.created(WatchCreateRequest { start_revision, progress_notify: true, ..client::key("quiet") }).await;
     stream.progress();
-    // Releases of etcd before 2025 do not look at where a watch begins.
+    // Releases of etcd before 2025 ignore where a watch begins.
     if !target.is_etcd() {
         stream.expect_silence().await;
     }
@@ -87,7 +88,7 @@ pub async fn progress_comes_after_the_events_it_covers(target: &Target) {
     }
     let last = written[99];
     let (mut told, mut covered) = (Vec::new(), 0);
-    // A request that finds the watch behind is not answered, so the test asks again at the end.
+    // A request is not answered while the watch is behind, so the test repeats it at the end.
     while covered < last {
         let Some(recorded) = stream.take_within(quiet_time()).await else {
             stream.progress();

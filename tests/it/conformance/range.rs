@@ -1,4 +1,4 @@
-//! Reads. The strongest case asks etcd and the target the same things and wants the same bytes.
+//! Reads. The most thorough case sends the same requests to etcd and to the target and compares the bytes.
 
 use etcd_relay::pb::{
     etcdserverpb::{
@@ -17,9 +17,9 @@ use crate::support::{
     target::{Kind, Target},
 };
 
-/// Requests that are compared in one run.
+/// Number of compared requests in a run.
 const REQUESTS: usize = 1_500;
-/// What was before is gone.
+/// The compacted revision.
 const COMPACTED: i64 = 40;
 
 pub async fn malformed_requests_are_refused_in_the_same_words(target: &Target) {
@@ -48,7 +48,8 @@ pub async fn malformed_requests_are_refused_in_the_same_words(target: &Target) {
     }
 }
 
-/// etcd refuses them since 3.6. A 3.5 member ignores an unknown order and dies of an unknown target, so it is not asked.
+/// etcd has refused them since 3.6. A 3.5 member ignores an unknown order and crashes on an unknown target, so they are
+/// not sent to it.
 pub async fn unknown_sort_options_never_reach_etcd(target: &Target) {
     if target.kind == Kind::Etcd {
         return;
@@ -74,7 +75,7 @@ pub async fn a_read_sees_the_write_before_it(target: &Target) {
     };
     let key = format!("{ns}a");
     for round in 0..50 {
-        // Half of the writes do not pass the target at all.
+        // Half of the writes bypass the target.
         let writer = if round % 2 == 0 { &origin } else { &other };
         let revision = writer.put(&key, format!("{round}")).await;
         let response = kv.range(RangeRequest { key: kv::bytes(&key), ..Default::default() }).await;
@@ -104,7 +105,7 @@ pub async fn a_read_of_the_past_shows_the_past(target: &Target) {
     }
 }
 
-/// The same writes at the target and at etcd, then many random reads at both.
+/// The same writes to the target and to etcd, then many random reads from both.
 pub async fn answers_as_etcd_does(target: &Target) {
     let seed = seed();
     let kv = target.kv().await;
@@ -112,14 +113,15 @@ pub async fn answers_as_etcd_does(target: &Target) {
         Kind::Store | Kind::RelayOverStore => Some(Etcd::start().await),
         _ => None,
     };
-    // Over etcd the reference is the very etcd that is behind the target; the store gets one that is told the same.
+    // Over etcd, the reference is the same etcd that is behind the target. The store gets its own etcd with the same
+    // writes.
     let reference = own.as_ref().or(target.etcd()).expect("an etcd").endpoint();
     let reference = Kv::connect(&reference).await;
     let writers: &[&Kv] = if own.is_some() { &[&kv, &reference] } else { &[&reference] };
     for writer in writers {
         populate(writer, &mut StdRng::seed_from_u64(seed)).await;
     }
-    // Through the target, which cannot know of a compaction that did not pass it before it asks etcd again.
+    // Through the target, because it cannot know of a compaction elsewhere before it asks etcd again.
     kv.compact(COMPACTED).await;
     if own.is_some() {
         reference.compact(COMPACTED).await;
@@ -138,7 +140,7 @@ pub async fn answers_as_etcd_does(target: &Target) {
     }
 }
 
-/// `ETCD_RELAY_TEST_SEED`, or one that was drawn and is told when the test fails.
+/// `ETCD_RELAY_TEST_SEED`, or a random seed that is printed if the test fails.
 fn seed() -> u64 {
     match std::env::var("ETCD_RELAY_TEST_SEED") {
         Ok(seed) => seed.parse().expect("ETCD_RELAY_TEST_SEED is a number"),
@@ -160,7 +162,7 @@ async fn populate(kv: &Kv, random: &mut StdRng) {
                 ])
                 .await,
             ),
-            // Unique, and not in the order of writing.
+            // Unique values, not in the order of writing.
             _ => drop(kv.put(&key, format!("{:02}-{round}", round * 37 % 100)).await),
         }
     }
@@ -206,7 +208,7 @@ fn random_request(random: &mut StdRng, last: i64) -> RangeRequest {
     }
 }
 
-/// The answer as bytes, without what may differ; readable where it does.
+/// The answer as bytes without the parts that may differ, in readable form.
 fn masked(
     answer: Result<RangeResponse, Status>,
     request: &RangeRequest,
@@ -222,14 +224,14 @@ fn masked(
     Ok((response.encode_to_vec(), response))
 }
 
-/// Go's sort keeps the order of equal elements up to 12 of them. Beyond, their order is an accident of the algorithm, and with a
-/// limit so is the choice among them; then only what was sorted by is compared.
+/// Go's sort is stable for up to 12 elements. Beyond that, the order of equal elements depends on the algorithm, and
+/// with a limit so does the choice among them. Then only the sort keys are compared.
 fn order_ties(response: &mut RangeResponse, request: &RangeRequest) {
     let sorted_by = |kv: &KeyValue| match request.sort_target() {
         SortTarget::Version => kv.version,
         SortTarget::Create => kv.create_revision,
         SortTarget::Mod => kv.mod_revision,
-        // Keys and, in these tests, values are unique.
+        // In these tests, keys and values are unique.
         SortTarget::Key | SortTarget::Value => 0,
     };
     if response.count <= 12 || matches!(request.sort_target(), SortTarget::Key | SortTarget::Value) {

@@ -1,4 +1,4 @@
-//! Which events a watch sees, and what ends it.
+//! Which events a watch gets, and what ends it.
 
 use etcd_relay::pb::{
     etcdserverpb::{DeleteRangeRequest, WatchCreateRequest, WatchRequest, WatchResponse},
@@ -33,7 +33,7 @@ pub async fn a_prefix_watch_sees_the_prefix_alone(target: &Target) {
 
 pub async fn range_end_zero_is_every_key_from_the_first_on(target: &Target) {
     let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
-    // Other tests write as well, so the first key lies after all of theirs.
+    // Other tests write as well, so the first key is after all of theirs.
     let from = format!("~{ns}b");
     stream.created(WatchCreateRequest { range_end: "\0".into(), ..client::key(&from) }).await;
     for key in ["a", "b", "c"] {

@@ -1,4 +1,4 @@
-//! What is not watching: writes, transactions and leases, which a relay passes on.
+//! Calls other than watches: writes, transactions and leases, which a relay forwards.
 
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ pub async fn refused_writes_use_the_same_words(target: &Target) {
 
 pub async fn a_lease_that_ends_deletes_its_keys(target: &Target) {
     let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
-    // Two seconds are the least that etcd grants.
+    // Two seconds is the shortest lease that etcd grants.
     let (_, lease) = grant(target, 2).await;
     let written = kv.put_request(PutRequest { lease, ..put(format!("{ns}a"), "1") }).await.header.expect("a header");
     stream.created(WatchCreateRequest { prev_kv: true, ..client::prefix(&ns) }).await;
@@ -119,7 +119,7 @@ pub async fn a_lease_that_ends_deletes_its_keys(target: &Target) {
 
 pub async fn a_lease_that_is_kept_alive_lives(target: &Target) {
     let (ns, kv) = (target.namespace(), target.kv().await);
-    // Beats of a quarter: a busy machine may miss one.
+    // Keep-alives every quarter of the time, because a busy machine may miss one.
     let (mut leases, lease) = grant(target, 4).await;
     kv.put_request(PutRequest { lease, ..put(format!("{ns}a"), "1") }).await;
     let (beats, queue) = mpsc::channel(1);

@@ -1,4 +1,4 @@
-//! What is said in the conversation.
+//! The steps of the conversation.
 
 use etcd_relay::pb::etcdserverpb::{
     DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, TxnRequest,
@@ -10,7 +10,7 @@ use crate::support::{
     kv::{op_delete, op_put, put},
 };
 
-/// One thing to say; streams are numbered as they were opened.
+/// One step. Streams are numbered in the order of opening.
 #[derive(Clone, Debug)]
 pub enum Say {
     Open,
@@ -29,7 +29,7 @@ pub enum Say {
     Revoke(LeaseRevokeRequest),
 }
 
-/// The whole conversation, from an empty store on (revision 1).
+/// The whole conversation, starting with an empty store (revision 1).
 pub fn script() -> Vec<Say> {
     let watch = |id, create: WatchCreateRequest| WatchCreateRequest { watch_id: id, ..create };
     let from = |start_revision, create: WatchCreateRequest| WatchCreateRequest { start_revision, ..create };
@@ -118,7 +118,7 @@ pub fn script() -> Vec<Say> {
         Say::Progress(0),
         Say::Progress(1),
         Say::Progress(2),
-        // Half-close: the watches go on.
+        // Half-close: the watches continue.
         Say::HalfClose(0),
         Say::Put(put("a", "6")),
         Say::Cancel(2, 9),

@@ -1,8 +1,8 @@
-//! What two clusters cannot have in common: ids, addresses, how long something took, how large a file is.
+//! Masks what differs between two clusters: ids, addresses, durations, and sizes of files.
 
-/// Runs of hexadecimal digits at least as long are ids.
+/// Runs of at least this many hexadecimal digits are ids.
 const ID_LENGTH: usize = 12;
-/// Fields of `-w=json` and `-w=fields` whose numbers are each cluster's own.
+/// Fields of `-w=json` and `-w=fields` whose numbers differ between clusters.
 const OWN_NUMBERS: [&str; 9] = [
     "ClusterID",
     "MemberID",
@@ -15,7 +15,7 @@ const OWN_NUMBERS: [&str; 9] = [
     "Leader",
 ];
 
-/// The line with all of that replaced.
+/// The line with these parts masked.
 pub fn masked(line: &str) -> String {
     let line = narrow(&mask_own_numbers(line));
     let mut masked = String::with_capacity(line.len());
@@ -38,7 +38,7 @@ pub fn masked(line: &str) -> String {
     masked
 }
 
-/// A line of a table without what makes its columns as wide as what is in them: an id may be a digit shorter than another.
+/// A line of a table without the padding, because an id may be a digit shorter than another.
 fn narrow(line: &str) -> String {
     if !line.starts_with(['+', '|']) {
         return line.to_owned();
@@ -69,13 +69,13 @@ fn mask_own_numbers(line: &str) -> String {
     line
 }
 
-/// What follows an address on loopback, with or without a scheme.
+/// The text after an address on the loopback interface, with or without a scheme.
 fn address(text: &str) -> Option<&str> {
     let rest = text.strip_prefix("http://").unwrap_or(text).strip_prefix("127.0.0.1:")?;
     Some(rest.trim_start_matches(|char: char| char.is_ascii_digit()))
 }
 
-/// What follows a duration (`1.5ms`) or a size (`20 kB`).
+/// The text after a duration (`1.5ms`) or a size (`20 kB`).
 fn measured(text: &str) -> Option<&str> {
     let rest = text.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
     if rest.len() == text.len() || !text.starts_with(|char: char| char.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! One run of `etcdctl`: until it ends, or until it has printed what was waited for.
+//! One run of `etcdctl`, until it ends or has printed the expected number of lines.
 
 use std::{fmt, process::Stdio};
 
@@ -20,26 +20,26 @@ use crate::support::{
 /// A command to run on both sides.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The arguments, `$LEASE` and `$DIR` standing for what is each side's own.
+    /// The arguments. `$LEASE` and `$DIR` stand for values of each side.
     pub args: Vec<String>,
-    /// What it reads.
+    /// Its input.
     pub stdin: Option<String>,
-    /// How many lines it prints before it goes on for ever; `None` where it ends.
+    /// The number of lines to wait for if it runs forever; `None` if it ends.
     pub lines: Option<usize>,
-    /// Whether it ends with an error at etcd.
+    /// Whether it fails at etcd.
     pub may_fail: bool,
 }
 
-/// What it printed, masked, and how it ended.
+/// What it printed, masked, and its exit code.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     stdout: Vec<String>,
     stderr: Vec<String>,
-    /// `None` where it was ended by the test.
+    /// `None` if the test ended it.
     code: Option<i32>,
 }
 
-/// One endpoint to run at.
+/// One endpoint.
 #[derive(Debug)]
 pub struct Side {
     endpoint: String,
@@ -48,20 +48,20 @@ pub struct Side {
 }
 
 impl Step {
-    /// A command that ends well.
+    /// A command that succeeds.
     pub fn new(args: &str) -> Self {
         let args = args.split_whitespace().map(ToOwned::to_owned).collect();
         Self { args, stdin: None, lines: None, may_fail: false }
     }
 
-    /// Gives it something to read.
+    /// Sets its input.
     pub fn stdin(self, text: &str) -> Self {
         Self { stdin: Some(text.to_owned()), ..self }
     }
 }
 
 impl Outcome {
-    /// Whether it ended with an error.
+    /// Whether it failed.
     pub fn failed(&self) -> bool {
         self.code.is_some_and(|code| code != 0)
     }
@@ -97,12 +97,12 @@ impl Side {
         let folder = self.folder.path().display().to_string();
         let masked_lines =
             |lines: Vec<String>| lines.iter().map(|line| masked(&line.replace(&folder, "<dir>"))).collect();
-        // The client logs its retries; the error itself is a line of its own.
+        // The client logs its retries; the error itself is on a separate line.
         let stderr = stderr.into_iter().filter(|line| !line.starts_with("{\"level\"")).collect();
         Outcome { stdout: masked_lines(stdout), stderr: masked_lines(stderr), code }
     }
 
-    /// What `etcdutl snapshot status` says of a file that a step wrote.
+    /// The output of `etcdutl snapshot status` for a file from an earlier step.
     pub async fn snapshot_status(&self, name: &str) -> Value {
         let output = Command::new(etcdutl())
             .args(["snapshot", "status", "-w=json"])
@@ -163,7 +163,7 @@ async fn execute(mut command: Command, step: &Step) -> (Vec<String>, Vec<String>
             _ => break,
         }
     }
-    // More than was waited for would be wrong as well.
+    // Extra output would be wrong as well.
     while let Ok(Ok(Some(line))) = timeout(quiet_time(), stdout.next_line()).await {
         printed.push(line);
     }

@@ -1,6 +1,6 @@
-//! Input that makes no sense, on every port: an error for who sent it, nothing for the others, no panic.
+//! Invalid input on every port: the sender gets an error, others are not affected, and nothing panics.
 //!
-//! Each test keeps a healthy watcher beside, which must get its events as if nothing had happened.
+//! Each test has a healthy watcher, which must get its events without disturbance.
 
 mod raw;
 
@@ -26,12 +26,12 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// HTTP/2's opening and an empty SETTINGS frame.
+/// HTTP/2's preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// How long a connection that sent nonsense may stay open before the test calls it forgotten.
+/// How long a connection with invalid input may stay open before the test fails.
 const FORGOTTEN: Duration = Duration::from_secs(20);
 
-/// A relay, and a watcher that must not notice anything.
+/// A relay and a watcher that must not be affected.
 struct Scene {
     etcd: Etcd,
     relay: Relay,
@@ -49,7 +49,7 @@ impl Scene {
         Self { etcd, relay, kv, healthy }
     }
 
-    /// The watcher gets an event, the ports answer, nothing panicked.
+    /// Checks that the watcher gets an event, the ports answer, and nothing panicked.
     async fn unharmed(&mut self) {
         let revision = self.kv.put(format!("{PREFIX}healthy"), "x").await;
         assert_eq!(revisions(&self.healthy.next().await), [revision]);
@@ -69,7 +69,7 @@ impl Scene {
 async fn bytes_that_are_no_protocol_end_their_connection_alone() {
     let mut scene = Scene::new().await;
     let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_vec();
-    // With the flag 4, which on HEADERS means that they end here.
+    // With the flag 4, which means END_HEADERS on HEADERS.
     let frame = |length: [u8; 3], kind: u8, stream: u8, payload: &[u8]| {
         [PREFACE, &length, &[kind, 4, 0, 0, 0, stream], payload].concat()
     };
@@ -79,8 +79,8 @@ async fn bytes_that_are_no_protocol_end_their_connection_alone() {
             b"\xff\xfe\xfd\xfc\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n".to_vec(),
             b"NONSENSE / HTTP/7.3\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n".to_vec(),
             tls.clone(),
-            // DATA on a stream that was never opened; an unknown frame of 16 MiB; a HEADERS frame that is no HPACK; a SETTINGS
-            // frame of a length that is no multiple of 6; WINDOW_UPDATE by 0; PUSH_PROMISE from a client.
+            // DATA on a stream that was never opened; an unknown frame of 16 MiB; a HEADERS frame with invalid HPACK; a
+            // SETTINGS frame whose length is not a multiple of 6; WINDOW_UPDATE by 0; PUSH_PROMISE from a client.
             frame([0, 0, 1], 0, 5, b"x"),
             frame([0xff, 0xff, 0xff], 0x77, 1, &[0; 64]),
             frame([0, 0, 4], 1, 1, b"\xff\xff\xff\xff"),
@@ -103,7 +103,7 @@ async fn http_on_the_grpc_port_and_the_reverse_are_answered() {
     // As on a member's client port.
     assert!(http::get(&grpc, "/health").await.expect("health").body.contains("\"health\":\"true\""));
     assert_eq!(http::get(&http, "/no/such/path").await.expect("an answer").status, 404);
-    // gRPC on the HTTP port: an error that clients understand, soon.
+    // gRPC on the HTTP port: clients soon get an error that they understand.
     let status = tokio::time::timeout(patience(), async {
         let channel = kv::channel(&format!("http://{http}")).await;
         Kv::over(channel)
@@ -147,11 +147,11 @@ async fn malformed_messages_are_refused() {
     scene.unharmed().await;
 }
 
-/// Requests that arrive together are read together; the error behind the good ones must not get lost.
+/// Requests that arrive together are read together, and the error after the valid ones must not be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_malformed_request_behind_good_ones_is_told() {
     let mut scene = Scene::new().await;
-    // WatchRequest { create_request: { key: "a" } }, twice, and then something that is none.
+    // WatchRequest { create_request: { key: "a" } }, twice, followed by an invalid one.
     let body = b"\0\0\0\0\x05\x0a\x03\x0a\x01a\0\0\0\0\x05\x0a\x03\x0a\x01a\0\0\0\0\x01\x07";
     let path = "/etcdserverpb.Watch/Watch";
     let status = raw::call_framed(&scene.relay.endpoint(), path, body).await.expect_err("malformed");
@@ -159,7 +159,7 @@ async fn a_malformed_request_behind_good_ones_is_told() {
     scene.unharmed().await;
 }
 
-/// The fields of this one are larger than the bound, and compressed they are smaller.
+/// Its fields exceed the limit, although they are smaller when compressed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_meets_a_bound_of_its_connection_is_counted() {
     let mut scene = Scene::new().await;
@@ -184,7 +184,7 @@ async fn a_message_of_100_mib_is_refused_without_memory_for_it() {
     assert!(growth < 64 << 20, "grew by {growth} bytes");
 }
 
-/// The length says 4 GiB; nothing may be set aside for it.
+/// The length claims 4 GiB, for which no memory may be reserved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frame_that_claims_4_gib_is_refused() {
     let mut scene = Scene::new().await;
@@ -193,7 +193,7 @@ async fn a_frame_that_claims_4_gib_is_refused() {
         let status =
             raw::call_framed(&scene.relay.endpoint(), path, b"\0\xff\xff\xff\xffabc").await.expect_err("too large");
         assert_eq!(status.code(), Code::ResourceExhausted, "{path}: {status:?}");
-        // A compressed message, where no compression was agreed.
+        // A compressed message, although no compression was agreed.
         let status =
             raw::call_framed(&scene.relay.endpoint(), path, b"\x01\0\0\0\x03abc").await.expect_err("compressed");
         assert!(matches!(status.code(), Code::Unimplemented | Code::Internal), "{path}: {status:?}");
@@ -225,7 +225,7 @@ async fn headers_of_1_mib_are_refused() {
     scene.unharmed().await;
 }
 
-/// A client that creates without end and never reads an answer: its own stream stops, nobody else's.
+/// A client that creates watches endlessly and never reads an answer: only its own stream stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creates_without_end_stop_their_own_stream_alone() {
     let mut scene = Scene::new().await;
@@ -242,7 +242,7 @@ async fn creates_without_end_stop_their_own_stream_alone() {
     }
     scene.unharmed().await;
     greedy.resume();
-    // It is served once it reads, up to the limit for one stream, and told where that is passed.
+    // It is served once it reads, up to the limit for one stream, and is refused beyond that.
     let mut refused = 0;
     for _ in 0..creates.min(20_000) {
         match greedy.take_within(patience()).await {
@@ -257,7 +257,7 @@ async fn creates_without_end_stop_their_own_stream_alone() {
     assert!(growth < 512 << 20, "grew by {growth} bytes");
 }
 
-/// Connections that send nothing, or half of an opening, or a request without an end.
+/// Connections that send nothing, half of a preface, or an incomplete request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_open_connections_hold_nobody_up() {
     let mut scene = Scene::new().await;
@@ -280,7 +280,7 @@ async fn half_open_connections_hold_nobody_up() {
     scene.unharmed().await;
 }
 
-/// Many connections that come and go at once, with and without a word.
+/// Many connections that open and close at once, with and without data.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_off_leave_nothing_behind() {
     let mut scene = Scene::new().await;
@@ -292,7 +292,7 @@ async fn connections_that_break_off_leave_nothing_behind() {
                 let mut answer = [0; 9];
                 stream.read_exact(&mut answer).await.expect("HTTP/2 settings");
             }
-            // Ends by a reset instead of an orderly close.
+            // Closes with a reset instead of an orderly close.
             stream.set_zero_linger().expect("linger");
         }
     }
@@ -301,7 +301,7 @@ async fn connections_that_break_off_leave_nothing_behind() {
     crate::support::eventually("the connections are forgotten", connections).await;
 }
 
-/// Requests that end an etcd member, or each member of a cluster at each start: the relay does not pass them on.
+/// Requests that crash one member, or every member at each start: the relay does not forward them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_ends_etcd() {
     let mut scene = Scene::new().await;
@@ -326,7 +326,7 @@ async fn no_request_ends_etcd() {
         ("/etcdserverpb.Maintenance/Alarm", AlarmRequest { action: 9, alarm: 1, member_id: 0 }.encode_to_vec()),
         ("/etcdserverpb.Auth/RoleGrantPermission", vec![]),
     ] {
-        // Alone, and with an empty message behind it, which a member does not look at.
+        // Alone, and followed by an empty message, which a member ignores.
         for body in [framed(&message), [framed(&message), framed(&[])].concat()] {
             let refused = raw::call_framed(&endpoint, path, &body).await.expect_err("refused");
             assert_eq!(refused.code(), Code::InvalidArgument, "{path}: {refused}");

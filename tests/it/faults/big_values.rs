@@ -1,4 +1,4 @@
-//! Values and responses of many MiB: beyond gRPC's default limits, and in fragments from etcd.
+//! Values and responses of many MiB, beyond gRPC's default limits, and in fragments from etcd.
 
 use etcd_relay::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
 
@@ -45,7 +45,7 @@ async fn large_transactions_pass() {
     relay.assert_log_has_only(&[]);
 }
 
-/// After a break etcd sends up to 1000 revisions in one response, which is split as soon as it is larger than 2 MiB.
+/// After a break, etcd sends up to 1000 revisions in one response, which is split if it is larger than 2 MiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_catch_up_arrives_in_fragments_and_is_complete() {
     let etcd = Etcd::start().await;
@@ -60,11 +60,11 @@ async fn a_large_catch_up_arrives_in_fragments_and_is_complete() {
     for round in 0..40 {
         kv.put(format!("{PREFIX}{}", round % 3), vec![b'a' + round % 26; MIB]).await;
     }
-    // One revision that alone is more than a fragment.
+    // A single revision that is larger than a fragment.
     kv.txn((0..3).map(|index| op_put(format!("{PREFIX}txn{index}"), vec![b'x'; MIB / 3])).collect()).await;
     gate.open();
     let last = kv.put(format!("{PREFIX}0"), "last").await;
-    // One that begins behind the relay's window of 4 MiB, so that its gap is filled in fragments as well.
+    // A watch from before the relay's history of 4 MiB, so that its gap is filled in fragments as well.
     let mut late = WatchStream::open(&relay.endpoint()).await;
     let request = WatchCreateRequest { start_revision: first, prev_kv: true, ..client::prefix(PREFIX) };
     late.created(request.clone()).await;
@@ -77,7 +77,7 @@ async fn a_large_catch_up_arrives_in_fragments_and_is_complete() {
     relay.assert_no_panic();
 }
 
-/// A prefix that holds more than one page, and more than one message may have by default, is there when the relay is ready.
+/// A prefix with more than one page, and more than the default limit of a message, is complete when the relay is ready.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_prefix_is_loaded_at_the_start() {
     let etcd = Etcd::start().await;

@@ -1,4 +1,4 @@
-//! History: all of it for who comes late, and an honest refusal where etcd itself has lost it.
+//! History: late watches get all of it, or a correct error if etcd itself has lost it.
 
 use etcd_relay::pb::etcdserverpb::{WatchCreateRequest, WatchResponse};
 
@@ -13,7 +13,7 @@ use crate::support::{
     validate::{Expected, assert_valid},
 };
 
-/// etcd's own proxy loses 4,000 of the late watch's 5,000 events, and says nothing.
+/// etcd's own proxy silently loses 4,000 of the late watch's 5,000 events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_watch_from_the_first_revision_gets_all_5000() {
     let etcd = Etcd::start().await;
@@ -21,7 +21,7 @@ async fn late_watch_from_the_first_revision_gets_all_5000() {
     late_watch(&etcd, &relay).await;
 }
 
-/// The same where the relay's own window has almost none of it: the gap is filled from etcd.
+/// The same if the relay's history has almost none of it: the gap is filled from etcd.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_watch_behind_the_window_gets_all_5000() {
     let etcd = Etcd::start().await;
@@ -30,7 +30,7 @@ async fn late_watch_behind_the_window_gets_all_5000() {
     late_watch(&etcd, &relay).await;
     assert!(
         relay.metric("etcd_relay_history_oldest_revision").await > 4_800.0,
-        "the window has the last entries alone"
+        "the history has only the last entries"
     );
 }
 
@@ -45,7 +45,7 @@ async fn late_watch(etcd: &Etcd, relay: &Relay) {
     let mut late = WatchStream::open(&relay.endpoint()).await;
     let request = WatchCreateRequest { start_revision: 2, ..client::key("foo") };
     late.created(request.clone()).await;
-    // The first batch is what etcd's own proxy takes for all there is.
+    // etcd's own proxy stops after the first batch.
     late.until_revision(900).await;
     let mut last = 0;
     for round in 0..4 {
@@ -61,7 +61,8 @@ async fn late_watch(etcd: &Etcd, relay: &Relay) {
     }
 }
 
-/// etcd was away for the relay, was written to and compacted: what the watches need is gone, and they are told.
+/// While the relay could not reach etcd, etcd was written to and compacted: what the watches need is gone, and they get
+/// an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compaction_while_away_is_told() {
     let etcd = Etcd::start().await;
@@ -78,7 +79,7 @@ async fn compaction_while_away_is_told() {
         stream.created(request.clone()).await;
         streams.push((request, stream));
     }
-    // One whose revision lies after all that is lost can go on without a break.
+    // A watch whose revision is after the lost ones can continue.
     let mut ahead = WatchStream::open(&relay.endpoint()).await;
     let ahead_request = WatchCreateRequest { start_revision: seen + 100, ..client::key(&key) };
     ahead.created(ahead_request.clone()).await;
@@ -103,7 +104,7 @@ async fn compaction_while_away_is_told() {
                 .iter()
                 .all(|recorded| revisions(&recorded.response).iter().all(|revision| *revision <= told))
         );
-        // The stream lives; whoever was told can start again where history begins.
+        // The stream survives, and its client can start again where history begins.
         stream.create(WatchCreateRequest { start_revision: compacted, watch_id: 100, ..request.clone() });
     }
     let mut last = 0;
@@ -124,7 +125,7 @@ async fn compaction_while_away_is_told() {
     relay.assert_no_panic();
 }
 
-/// A compaction that took nothing from a watch breaks nothing.
+/// A compaction that affects no watch breaks nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compaction_behind_the_watches_breaks_nothing() {
     let etcd = Etcd::start().await;

@@ -1,7 +1,7 @@
-//! One of three members is of no use, in every way that there is. The relay serves through the others: calls, new watches and those that are
-//! there.
+//! One of three members fails in every possible way. The relay serves through the others: calls, new watches and
+//! existing ones.
 //!
-//! The member that is hurt is the one that the relay uses. How long each kind of call took to succeed again is printed.
+//! The failing member is the one that the relay uses. The time until each kind of call succeeds again is printed.
 
 use std::{
     sync::{
@@ -36,7 +36,7 @@ struct Scene {
     used: usize,
 }
 
-/// Within what calls succeed again and events come: two seconds and three, on a machine that does much else.
+/// The time within which calls succeed again and events come: two or three seconds, plus a reserve for a busy machine.
 const SOON: Duration = Duration::from_secs(12);
 
 impl Scene {
@@ -49,19 +49,19 @@ impl Scene {
         let relay = over(&gates).start().await;
         relay.follows().await;
         let used = used(&relay).await;
-        // Its loss alone must not cost an election: that would be another fault.
+        // Its loss must not cause an election, which would be another fault.
         if etcd.leader().await == used {
             etcd.move_leader((used + 1) % 3).await;
         }
         Self { etcd, gates, relay, used }
     }
 
-    /// A client of a member that is not hurt.
+    /// A client of a healthy member.
     async fn other(&self) -> Kv {
         Kv::connect(&self.etcd.member_endpoint((self.used + 1) % 3)).await
     }
 
-    /// Hurts the member that is used, and shows that all goes on without it.
+    /// Makes the used member fail, and checks that everything continues.
     async fn goes_on(mut self, what: &str, hurt: impl AsyncFnOnce(&mut Self)) -> Self {
         let mut watch = WatchStream::open(&self.relay.endpoint()).await;
         watch.created(client::prefix(PREFIX)).await;
@@ -84,7 +84,7 @@ impl Scene {
         self
     }
 
-    /// The relay says what is the matter, and is ready all the same.
+    /// Checks that the relay reports the problem and is still ready.
     async fn tells(&self) {
         let labels = format!("member=\"{}\"", self.used + 1);
         eventually("a metric says that the member is of no use", async || {
@@ -108,7 +108,7 @@ async fn used(relay: &Relay) -> usize {
     members.iter().position(|member| member["preferred"] == true).unwrap_or(0)
 }
 
-/// Calls through the relay, one after the other of each kind.
+/// Calls through the relay, one after the other for each kind.
 struct Load {
     kinds: Arc<[Kind]>,
     _tasks: JoinSet<()>,
@@ -118,7 +118,7 @@ struct Kind {
     name: &'static str,
     done: AtomicUsize,
     failed: AtomicUsize,
-    /// When the first call that began after [`Load::forget`] succeeded, and when that was.
+    /// When the first call that began after [`Load::forget`] succeeded, and when that was called.
     first: Mutex<(Instant, Option<Instant>)>,
 }
 
@@ -141,7 +141,7 @@ impl Load {
                 let kv = Kv::over(channel.clone());
                 loop {
                     let began = Instant::now();
-                    // As a client's deadline for one call.
+                    // A client's usual timeout for one call.
                     let call = tokio::time::timeout(Duration::from_secs(5), call(index, &kv, &channel)).await;
                     kinds[index].note(began, call.is_ok_and(|well| well));
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -151,7 +151,7 @@ impl Load {
         Self { kinds, _tasks: tasks }
     }
 
-    /// Calls that began before are not counted.
+    /// Stops counting calls that began earlier.
     fn forget(&self) {
         for kind in &*self.kinds {
             *kind.first.lock() = (Instant::now(), None);
@@ -244,7 +244,7 @@ async fn a_member_that_hears_its_leader_and_gets_no_entries() {
     scene.goes_on("starved", async |scene| scene.etcd.between_peers(Fault::Starved(used))).await.tells().await;
 }
 
-/// The member answers every call, and its watch streams stand still: feeds alone leave it.
+/// The member answers every call, but its watch streams deliver nothing: only feeds leave it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_watch_streams_stand_still() {
     let scene = Scene::new().await;
@@ -260,7 +260,7 @@ async fn a_member_whose_watch_streams_stand_still() {
     assert_eq!(scene.relay.ready_status().await, Some(200));
 }
 
-/// There is no other member to go to: reads are forwarded, without a wait for each, and the relay tells that it is behind.
+/// There is no other member: reads are forwarded without waiting each time, and the relay reports that it is behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_do_not_wait_for_a_feed_that_is_late() {
     let etcd = Etcd::start().await;
@@ -290,7 +290,7 @@ async fn reads_do_not_wait_for_a_feed_that_is_late() {
     .await;
 }
 
-/// It is used again only when it has answered, and nobody is moved back to it.
+/// It is used again only after it has answered, and nothing is moved back to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_comes_back_is_known_to_be_well() {
     let scene = Scene::new().await;
@@ -307,7 +307,7 @@ async fn a_member_that_comes_back_is_known_to_be_well() {
     assert_ne!(used(&scene.relay).await, hurt);
 }
 
-/// With a rollout and one hung member, each new relay that has it first would be down.
+/// During a rollout with one hung member, each new relay that tries it first would be down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_starts_though_the_first_member_says_nothing() {
     for frozen in [true, false] {

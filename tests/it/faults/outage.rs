@@ -1,4 +1,4 @@
-//! etcd goes and comes back. Nothing was lost upstream, so no watch may break, lose an event or fall silent.
+//! etcd fails and recovers. Nothing was lost upstream, so no watch may break, lose an event or fall silent.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn watches_outlive_a_killed_etcd() {
     assert!(relay.metric("etcd_relay_upstream_reconnects_total").await >= 2.0);
 }
 
-/// A member that is stopped keeps its connections open and says nothing. `ETCD_RELAY_TEST_PAUSE` tells for how many seconds.
+/// A stopped member keeps its connections open and is silent. `ETCD_RELAY_TEST_PAUSE` sets for how many seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_outlive_a_paused_etcd() {
     let mut etcd = Etcd::start().await;
@@ -60,7 +60,7 @@ async fn watches_outlive_a_change_of_leader_and_the_loss_of_a_member() {
     let leader = etcd.leader().await;
     etcd.move_leader((leader + 1) % 3).await;
     more(&writer).await;
-    // The first endpoint is the one that a client takes first.
+    // A client tries the first endpoint first.
     etcd.kill_member(0);
     more(&writer).await;
     etcd.restart().await;
@@ -104,7 +104,7 @@ async fn watches_outlive_a_network_that_says_nothing() {
     relay.assert_no_panic();
 }
 
-/// Who asked for a leader is told that there is none, in etcd's words, so that its client goes elsewhere; the others wait.
+/// Clients that require a leader get etcd's error, so that they go elsewhere; other clients wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_that_want_a_leader_end_without_one() {
     let mut etcd = Etcd::cluster_of_three().await;
@@ -114,7 +114,7 @@ async fn watches_that_want_a_leader_end_without_one() {
     wants.created(client::prefix(PREFIX)).await;
     let mut waits = WatchStream::open(&relay.endpoint()).await;
     waits.created(client::prefix(PREFIX)).await;
-    // The member that is left stays, so that the relay can still ask it.
+    // The remaining member stays, so that the relay can still ask it.
     etcd.kill_member(1);
     etcd.kill_member(2);
     let status = wants.ended().await.expect_err("no leader");
@@ -129,7 +129,7 @@ async fn watches_that_want_a_leader_end_without_one() {
     assert_eq!(revisions(&waits.next().await), [revision]);
 }
 
-/// The relay listens, is not ready, and takes up its work when etcd comes.
+/// The relay listens, is not ready, and begins its work when etcd starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_away_at_the_start_is_waited_for() {
     let etcd = Etcd::start().await;
@@ -143,7 +143,7 @@ async fn etcd_away_at_the_start_is_waited_for() {
     audience.judge(&etcd.endpoint()).await;
 }
 
-/// Nobody answers plain HTTP where the relay looks for it: whether etcd can be reached is asked over gRPC.
+/// Plain HTTP is not answered where the relay expects it, so it checks over gRPC whether etcd can be reached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_is_ready_and_follows_members_that_serve_grpc_alone() {
     let mut etcd = Etcd::with_http_apart().await;
@@ -157,7 +157,7 @@ async fn a_relay_is_ready_and_follows_members_that_serve_grpc_alone() {
     audience.judge(&etcd.endpoint()).await;
 }
 
-/// With etcd gone for good the relay says that it is not ready, and is again when etcd is back.
+/// While etcd is gone, the relay reports that it is not ready, and it is ready again when etcd is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_follows_etcd() {
     let mut etcd = Etcd::start().await;
@@ -184,14 +184,14 @@ async fn audience(etcd: &Etcd, relay: &Relay) -> Audience {
     Audience::gather(&relay.endpoint(), first).await
 }
 
-/// Load that has begun.
+/// Starts a load and waits until it writes.
 async fn load(etcd: &Etcd) -> Writer {
     let writer = Writer::start(&etcd.endpoints(), PREFIX);
     more(&writer).await;
     writer
 }
 
-/// Waits until the load has made a hundred writes more.
+/// Waits until the load has made a hundred more writes.
 async fn more(writer: &Writer) {
     let before = writer.written();
     eventually("writes go on", async || (writer.written() >= before + 100).then_some(())).await;

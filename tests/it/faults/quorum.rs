@@ -1,7 +1,8 @@
-//! Two of three members are gone, and the quorum with them. What etcd serves from a member without a leader, the relay serves: watches and
-//! serializable reads. What needs a leader fails in etcd's words and in etcd's time, and all goes on when the quorum is back.
+//! Two of three members are gone, and with them the quorum. The relay serves what etcd serves from a member without a
+//! leader: watches and serializable reads. Calls that need a leader fail with etcd's errors and timing, and everything
+//! recovers with the quorum.
 //!
-//! Not here: the loss of one member, see `members`. What a client of the member itself is told is the measure.
+//! The loss of one member is in `members`. The relay is compared with the member itself.
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,11 @@ use crate::support::{
     validate::{Expected, assert_valid},
 };
 
-/// How two of three members go.
+/// How two of three members fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
     Killed,
-    /// They keep their connections, and say nothing.
+    /// They keep their connections but are silent.
     Frozen,
 }
 
@@ -68,7 +69,7 @@ async fn fails<T: std::fmt::Debug>(call: impl Future<Output = Result<T, Status>>
     (status.code(), status.message().to_owned(), began.elapsed())
 }
 
-/// Linearizable reads and writes fail through the relay in the words of the member, and not much later.
+/// Linearizable reads and writes through the relay fail with the member's error, and not much later.
 async fn fail_alike(direct: &Kv, through: &Kv) {
     let read = async |kv: &Kv, key: String| fails(kv.raw.clone().range(range(key, false))).await;
     let write = async |kv: &Kv| fails(kv.raw.clone().put(kv::put("/unseen", "1"))).await;
@@ -111,7 +112,7 @@ async fn goes_on_without(loss: Loss) {
     live.created(client::prefix(PREFIX)).await;
     loss.strikes(&mut etcd);
     let began = Instant::now();
-    // Before anybody has noticed, and afterwards.
+    // Before the loss is noticed, and afterwards.
     let mut at_once = WatchStream::open(&relay.endpoint()).await;
     at_once.created(client::prefix("/at once/")).await;
     println!("{loss:?}: a watch of a new range is created after {:?}", began.elapsed());
@@ -142,7 +143,7 @@ async fn goes_on_without(loss: Loss) {
     }
     Box::pin(fail_alike(&direct, &through)).await;
 
-    // A relay that starts now is of use as well.
+    // A relay that starts now works as well.
     let young = command(&etcd).unready().start().await;
     young.ready().await;
     let mut early = WatchStream::open(&young.endpoint()).await;
@@ -157,7 +158,7 @@ async fn goes_on_without(loss: Loss) {
     .await;
     println!("{loss:?}: a write succeeds {:?} after the members are back", began.elapsed());
     assert_eq!(through.get(format!("{PREFIX}a")).await.expect("it is there").mod_revision, next);
-    // One that failed may have been acted on, and comes before it.
+    // A failed write may still have taken effect, and comes before it.
     for stream in [&mut live, &mut early, &mut stream] {
         stream.until_revision(next).await;
     }
@@ -165,7 +166,7 @@ async fn goes_on_without(loss: Loss) {
     relay.assert_no_panic();
 }
 
-/// As etcd ends them: those that are open, also without any watch, and those that are opened then.
+/// Ended as in etcd: open streams, even without any watch, and new streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_want_a_leader_end_without_one_also_where_nothing_is_watched() {
     let mut etcd = Etcd::cluster_of_three().await;
@@ -194,8 +195,8 @@ async fn streams_that_want_a_leader_end_without_one_also_where_nothing_is_watche
     .await;
 }
 
-/// The member that is left has less than what clients were told before. What is watched from now on begins above that; what is wanted from a
-/// revision on comes whole.
+/// The remaining member is behind what clients have seen before. New watches "from now" begin above that; watches from
+/// a revision are complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_behind_shows_nothing_twice_and_leaves_nothing_out() {
     let mut etcd = Etcd::cluster_of_three_that_can_be_cut().await;
@@ -224,7 +225,7 @@ async fn a_member_that_is_behind_shows_nothing_twice_and_leaves_nothing_out() {
 
     let mut from_now = WatchStream::open(&relay.endpoint()).await;
     let created = from_now.created(client::prefix(OUTSIDE)).await;
-    assert!(header_revision(&created) >= told, "{} was told before {created:?}", told);
+    assert!(header_revision(&created) >= told, "{} was delivered before {created:?}", told);
     let request = WatchCreateRequest { start_revision: first, ..client::prefix(OUTSIDE) };
     let mut whole = WatchStream::open(&relay.endpoint()).await;
     whole.created(request.clone()).await;

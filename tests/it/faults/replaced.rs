@@ -1,5 +1,5 @@
-//! Another cluster answers at the same address: one restored from a backup, or a new one. Its revisions mean other things, so
-//! every watch has to be told to start again, and none may be given the new cluster's events as if they followed.
+//! Another cluster answers at the same address: a restored one, or a new one. Its revisions mean something else, so
+//! every watch must be told to start again, and must not get the new cluster's events as a continuation.
 
 use std::{
     path::Path,
@@ -41,7 +41,7 @@ async fn watches_are_told_of_a_new_cluster() {
     replace(old, async || Etcd::start().await).await;
 }
 
-/// The revisions of the new cluster are ahead of those of the old, so that only its id tells.
+/// The new cluster's revisions are higher than the old one's, so only its id shows the change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_are_told_of_a_new_cluster_that_is_ahead() {
     let old = Etcd::start().await;
@@ -83,24 +83,24 @@ async fn replace(old: Etcd, make: impl AsyncFnOnce() -> Etcd) {
             (canceled || stream.has_ended()).then_some(())
         })
         .await;
-        // Up to then, nothing but the old cluster's truth. The cancel itself may speak for the new one.
+        // Until then, only events of the old cluster. The cancel itself may come from the new one.
         let before: Vec<_> = stream.record().into_iter().take_while(|recorded| !recorded.response.canceled).collect();
         let operation = Operation::of_stream(std::slice::from_ref(request), &before).remove(0);
         let told = validate(&operation, &replay, Expected::default());
         assert!(told.is_empty(), "{told:?}");
         let after = stream.record().len() - before.len();
-        assert!(after <= 1, "nothing follows the cancel");
+        assert!(after <= 1, "nothing comes after the cancel");
     }
     fresh_watch_works(&new, &relay).await;
     relay.assert_no_panic();
 }
 
-/// How often the relay has to find nobody before the other cluster comes: by then its next attempt is some seconds away, and
-/// its readers ask the other cluster before its feed does.
+/// How often the relay must fail to connect before the other cluster starts. By then its next attempt is some seconds
+/// away, and its readers reach the other cluster before its feed does.
 const ATTEMPTS: f64 = 7.0;
-/// Between two reads of one reader where they fail.
+/// Pause between two failing reads of a reader.
 const PACE: Duration = Duration::from_millis(5);
-/// The values of the key that is read.
+/// The values of the key.
 const OLD: &str = "old";
 const NEW: &str = "new";
 
@@ -129,7 +129,7 @@ async fn no_read_shows_what_was_before_a_write_on_a_restored_cluster() {
     .await;
 }
 
-/// Its data are those of an older copy, so that its id is the same and only its revision tells.
+/// Its data is an older copy, so its id is the same and only its revision shows the change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_read_shows_what_was_before_a_write_on_a_cluster_that_went_back() {
     let mut old = Etcd::start().await;
@@ -146,8 +146,8 @@ async fn no_read_shows_what_was_before_a_write_on_a_cluster_that_went_back() {
     .await;
 }
 
-/// Reads one key without a pause while `exchange` puts another cluster in the place of the killed one, and judges each answer
-/// to a read that began after a write on it was acknowledged.
+/// Reads one key without a pause while `exchange` replaces the killed cluster, and checks each answer to a read that
+/// began after a write to the new one was acknowledged.
 async fn read_across(mut old: Etcd, exchange: impl AsyncFnOnce(Etcd) -> Etcd) {
     let key = format!("{PREFIX}read");
     let before = Kv::connect(&old.endpoint()).await.put_request(put(&key, OLD)).await.header.expect("a header");
@@ -199,7 +199,8 @@ async fn read_across(mut old: Etcd, exchange: impl AsyncFnOnce(Etcd) -> Etcd) {
     relay.assert_no_panic();
 }
 
-/// Reads the key until it is told to stop; each answer with the moment before it was asked for. While etcd is away reads fail.
+/// Reads the key until it is told to stop. Returns each answer with the time before its request. Reads fail while etcd
+/// is away.
 async fn read_until(kv: Kv, key: String, stop: Arc<AtomicBool>) -> Vec<(Instant, RangeResponse)> {
     let mut answers = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -208,7 +209,7 @@ async fn read_until(kv: Kv, key: String, stop: Arc<AtomicBool>) -> Vec<(Instant,
         let mut raw = kv.raw.clone();
         match tokio::time::timeout(patience(), raw.range(request)).await.expect("a read is answered") {
             Ok(answer) => answers.push((asked, answer.into_inner())),
-            // etcd is away: what asks without a pause takes the time that another one needs to start.
+            // etcd is away. Requests without a pause would take CPU time that the other cluster needs to start.
             Err(_) => tokio::time::sleep(PACE).await,
         }
     }

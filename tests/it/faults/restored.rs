@@ -1,5 +1,6 @@
-//! etcd is restored from a backup under its old id and name, and has grown beyond the relay's revision before the relay sees it again: neither
-//! an id nor a revision tells. What the relay held before the restore is not the past of what comes now, and has to go.
+//! etcd is restored from a backup under its old id and name, and has passed the relay's revision before the relay sees
+//! it again: neither the id nor a revision shows the change. The relay's data from before the restore is not the past
+//! of the new events and must be dropped.
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,13 @@ use crate::support::{
     validate::{Expected, Operation, validate},
 };
 
-/// etcd with a backup of what it had before its last writes, a relay that has followed it, and watches there.
+/// An etcd with a backup from before its last writes, a relay that has followed it, and watches at the relay.
 struct Followed {
     etcd: Etcd,
     gate: Gate,
     relay: Relay,
     watches: Vec<WatchStream>,
-    /// The newest revision that the relay has, and all events up to it.
+    /// The relay's newest revision, and all events up to it.
     last: i64,
     replay: Replay,
     cluster_id: u64,
@@ -52,13 +53,13 @@ async fn followed(etcd: Etcd) -> (Followed, PathBuf) {
 }
 
 impl Followed {
-    /// While the relay is cut off, etcd goes back to its backup and is written to until it is `beyond` the relay's revision.
+    /// While the relay is cut off, etcd is restored and written to until it is `beyond` the relay's revision.
     async fn restore(&mut self, backup: &Path, beyond: i64) {
         self.rewrite(backup, beyond).await;
         self.gate.open();
     }
 
-    /// The same, and etcd forgets all revisions up to the relay's.
+    /// The same, and etcd compacts all revisions up to the relay's.
     async fn restore_compacted(&mut self, backup: &Path) {
         self.rewrite(backup, 40).await;
         Kv::connect(&self.etcd.endpoint()).await.compact(self.last + 1).await;
@@ -74,7 +75,7 @@ impl Followed {
         let revision = kv.revision().await;
         assert!(revision < self.last, "it went back");
         for number in 0..self.last + beyond - revision {
-            // Keys that were lost are written anew in another order, one is not, and others had never been there.
+            // Some lost keys are written again in another order, one is not, and other keys are new.
             match number % 3 {
                 0 => kv.put(format!("{PREFIX}{}", number % 5), "new").await,
                 1 => kv.put(format!("{PREFIX}new/{}", number % 11), "new").await,
@@ -83,8 +84,8 @@ impl Followed {
         }
     }
 
-    /// Every watch was told, up to then it got nothing but what was before the restore, and after its end nothing came; reads and new watches show
-    /// what etcd has.
+    /// Checks that every watch was ended, got only events from before the restore until then, and nothing afterwards;
+    /// reads and new watches must show etcd's data.
     async fn assert_begun_anew(&mut self) {
         self.assert_told(true).await;
         self.assert_true().await;
@@ -115,7 +116,7 @@ impl Followed {
         let (here, there) = (Kv::connect(&self.relay.endpoint()).await, Kv::connect(&self.etcd.endpoint()).await);
         let all = RangeRequest { key: PREFIX.into(), range_end: kv::prefix_end(PREFIX), ..RangeRequest::default() };
         let truth = there.range(all.clone()).await;
-        assert_eq!(truth.header.as_ref().expect("a header").cluster_id, self.cluster_id, "its id tells nothing");
+        assert_eq!(truth.header.as_ref().expect("a header").cluster_id, self.cluster_id, "its id is the same");
         assert_eq!(here.range(all).await.kvs, truth.kvs);
         let mut fresh = WatchStream::open(&self.relay.endpoint()).await;
         fresh.created(client::prefix(PREFIX)).await;
@@ -145,7 +146,7 @@ async fn a_cluster_restored_under_its_id_that_is_ahead_of_the_relay_is_told_from
     assert!(followed.resyncs("history_changed").await >= 1.0);
 }
 
-/// A relay over the relay: it hears of a new beginning and of no event that it could compare.
+/// A relay over the relay: it is told to start again and gets no event that it could compare.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tier_begins_anew_with_the_relay_above_it() {
     let (mut followed, backup) = followed(Etcd::start().await).await;
@@ -153,7 +154,7 @@ async fn a_tier_begins_anew_with_the_relay_above_it() {
     tier.follows().await;
     let mut stream = WatchStream::open(&tier.endpoint()).await;
     stream.created(client::prefix(PREFIX)).await;
-    // The revision at which the relay begins anew is the next one of the tier.
+    // The revision at which the relay starts again is the tier's next one.
     followed.restore(&backup, 1).await;
     eventually("the tier's watch is told", async || {
         stream.record().iter().any(|recorded| recorded.response.canceled).then_some(())
@@ -167,7 +168,7 @@ async fn a_tier_begins_anew_with_the_relay_above_it() {
     tier.assert_no_panic();
 }
 
-/// No change was seen since the relay's start, and only what was before it is different: its snapshot is compared.
+/// There was no change since the relay's start, and only older data differs: its snapshot is compared.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_has_seen_no_change_compares_its_snapshot() {
     let (mut followed, backup) = followed(Etcd::start().await).await;
@@ -184,7 +185,7 @@ async fn a_relay_that_has_seen_no_change_compares_its_snapshot() {
     assert!(followed.resyncs("history_changed").await >= 1.0);
 }
 
-/// All that a feed has is compared with etcd, as often as the flag says, and again.
+/// All data of a feed is compared with etcd repeatedly, at the interval of the flag.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_compares_all_keys_again_and_again() {
     let etcd = Etcd::start().await;
@@ -195,7 +196,7 @@ async fn an_audit_compares_all_keys_again_and_again() {
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).arg("--audit-interval=100ms").start().await;
     let of = async |name: &str| relay.metric(name).await;
     eventually("two audits are through", async || {
-        // Changes between its steps are no difference.
+        // Changes between its steps are not differences.
         kv.put(format!("{PREFIX}{}", 599), "changed").await;
         let equal = relay.metric_of("etcd_relay_audits_total", "outcome=\"equal\"").await;
         (equal >= 2.0 && of("etcd_relay_audit_completed_timestamp_seconds").await > 0.0).then_some(())
@@ -207,12 +208,12 @@ async fn an_audit_compares_all_keys_again_and_again() {
     relay.assert_no_panic();
 }
 
-/// etcd loses what the relay compares with by a compaction, and the audit finds what is different.
+/// By a compaction, etcd loses what the relay compares with, and the audit finds the difference.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_cluster_that_was_compacted_is_told_by_the_audit() {
     let (mut followed, backup) = followed(Etcd::start().await).await;
     followed.restore_compacted(&backup).await;
-    // Until then the watches got what seemed to follow.
+    // Until then the watches got what seemed to be a continuation.
     followed.assert_told(false).await;
     followed.assert_true().await;
     assert!(followed.resyncs("audit").await >= 1.0, "{}", followed.relay.metrics().await);

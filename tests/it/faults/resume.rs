@@ -1,7 +1,7 @@
-//! A start of the relay, after which all clients come back with the revisions that they had: what it costs etcd does not depend on how
-//! many they are, and nobody waits for what another one asks for.
+//! After a restart of the relay all clients come back with their revisions. The cost for etcd does not depend on their
+//! number, and no client waits for what another one requested.
 //!
-//! Structural: calls at etcd are counted, not time. With `ETCD_RELAY_TEST_SCALE=full` it tells how long it took.
+//! Calls at etcd are counted instead of time. With `ETCD_RELAY_TEST_SCALE=full` the duration is printed.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::support::{
     validate::{Expected, assert_valid},
 };
 
-/// Clients that resume, each on a stream of its own: some want all of it, some a key, some what was before.
+/// Clients that resume, each on its own stream: some want all keys, some one key, some previous values.
 async fn resume(relay: &Relay, count: i64, last: i64) -> Vec<(WatchCreateRequest, WatchStream)> {
     let mut streams = Vec::new();
     let mut channels = Vec::new();
@@ -62,7 +62,7 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
     let calls = (etcd.calls("Watch").await, etcd.calls("Status").await);
     let began = Instant::now();
     let mut streams = resume(&relay, if full_scale() { 3_000 } else { 300 }, before).await;
-    // One more, of another connection, that wants little.
+    // One more on another connection, which wants little.
     let mut single = WatchStream::open(&relay.endpoint()).await;
     let asked = Instant::now();
     single.create(WatchCreateRequest { start_revision: before - 7, ..client::key("k1") });
@@ -90,7 +90,7 @@ async fn watches_that_resume_after_a_start_of_the_relay_cost_etcd_a_few_watches_
     relay.assert_no_panic();
 }
 
-/// The same for many watches on a few streams, as Kubernetes' API server opens them.
+/// The same for many watches on a few streams, like those of Kubernetes' API server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_watches_of_a_few_streams_resume_together() {
     let etcd = Etcd::start().await;
@@ -124,7 +124,7 @@ async fn many_watches_of_a_few_streams_resume_together() {
     relay.assert_no_panic();
 }
 
-/// Streams that want a past which the history cannot hold, and do not read it, do not hold up another client.
+/// Streams that need a past beyond the history and do not read it do not delay another client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_do_not_read_their_past_hold_up_no_other_client() {
     let etcd = Etcd::start().await;
@@ -133,7 +133,7 @@ async fn streams_that_do_not_read_their_past_hold_up_no_other_client() {
     let first = kv.put("small", "first").await;
     let mut last = 0;
     for number in 0..100 {
-        // Each stalled stream wants something of its own, so that none of them shares a fill.
+        // Each stalled stream wants something else, so that none of them share a fill.
         last = kv.put(format!("large/{}", number % 4), vec![b'x'; 100_000]).await;
     }
     let mut stalled = Vec::new();
@@ -148,7 +148,7 @@ async fn streams_that_do_not_read_their_past_hold_up_no_other_client() {
         (relay.metric("etcd_relay_watches_catching_up").await >= 100.0).then_some(())
     })
     .await;
-    // The second is the stalled streams' own client, which waits until each of them has had its turn.
+    // The second is the client of the stalled streams, which waits until each of them has had its turn.
     let clients = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::LOCALHOST];
     for local in &clients[..if full_scale() { 2 } else { 1 }] {
         let began = Instant::now();
@@ -169,7 +169,7 @@ async fn streams_that_do_not_read_their_past_hold_up_no_other_client() {
     relay.assert_no_panic();
 }
 
-/// What the history cannot hold is filled: for those that want the same by one watch on etcd.
+/// A past beyond the history is filled, for watches that want the same by one watch on etcd.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_that_want_the_same_past_share_a_fill() {
     let etcd = Etcd::start().await;
@@ -189,7 +189,7 @@ async fn watches_that_want_the_same_past_share_a_fill() {
         stream.until_revision(before).await;
     }
     let more = etcd.calls("Watch").await - calls;
-    // Those that come while a fill begins take part in the next one, and a slow machine lets them come one by one.
+    // Watches that arrive while a fill begins join the next one, and on a slow machine they arrive one by one.
     assert!(more <= 100, "{more} watch streams for {} watches that want the same", streams.len());
     let replay = Replay::read(&etcd.endpoint(), before).await;
     for (request, stream) in &streams {

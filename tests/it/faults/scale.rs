@@ -1,4 +1,4 @@
-//! Many watchers: etcd holds one watch for a feed, and each event comes once to each that asked.
+//! Many watchers: etcd has one watch per feed, and each event comes once to each watch.
 
 use std::{
     net::Ipv4Addr,
@@ -19,7 +19,7 @@ use crate::support::{
     validate::{Expected, assert_valid},
 };
 
-/// Sleeping for the feeds on demand to end, with a margin.
+/// The time after which feeds on demand have ended, with a margin.
 const IDLE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +76,7 @@ async fn watches_on_distinct_keys_share_one_watch_at_etcd() {
     }
     println!("{connections} × {keys} watches created in {:?}", start.elapsed());
     assert_eq!(etcd.watchers().await, 1);
-    // Each key changes once, many in one revision; 128 operations are etcd's limit for a transaction.
+    // Each key changes once, many of them in one revision; etcd's limit is 128 operations per transaction.
     let kv = Kv::connect(&etcd.endpoint()).await;
     let numbers: Vec<usize> = (0..keys).collect();
     let mut revision_of = vec![0; keys];
@@ -157,7 +157,7 @@ async fn creates_beyond_the_bounds_are_refused_by_name_and_harm_nothing() {
     let fourth_watch = create(&mut stream, client::prefix(PREFIX)).await;
     assert!(fourth_watch.canceled && fourth_watch.watch_id == -1);
     assert!(fourth_watch.cancel_reason.contains("--max-watches-per-stream"), "{:?}", fourth_watch.cancel_reason);
-    // What was there goes on, and a watch that goes makes room.
+    // Existing watches continue, and a watch that ends makes room.
     let revision = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}key"), "1").await;
     assert_eq!(revisions(&stream.next().await), [revision]);
     stream.cancel(2);
@@ -166,7 +166,7 @@ async fn creates_beyond_the_bounds_are_refused_by_name_and_harm_nothing() {
     assert_eq!(relay.metric("etcd_relay_watches").await, 3.0);
 }
 
-/// A client is an address: all its streams count, on whatever connections, and nobody else's do.
+/// A client is an address: all its streams count, on any connection, and no other client's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_has_a_bounded_number_of_watches_over_all_its_streams() {
     let etcd = Etcd::start().await;
@@ -191,7 +191,7 @@ async fn a_client_has_a_bounded_number_of_watches_over_all_its_streams() {
     for _ in 0..3 {
         other.created(client::prefix(PREFIX)).await;
     }
-    // A watch that goes makes room, and so does a stream.
+    // A watch that ends makes room, and so does a stream.
     one.cancel(0);
     assert!(one.next().await.canceled);
     two.created(client::prefix(PREFIX)).await;
@@ -205,7 +205,7 @@ async fn a_client_has_a_bounded_number_of_watches_over_all_its_streams() {
     assert_eq!(relay.metric("etcd_relay_watches").await, 6.0);
 }
 
-/// Memory that many clients took at a time goes back to the system, though one of them stays.
+/// Memory of many clients returns to the system even if one of them stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_that_a_burst_took_goes_back() {
     let etcd = Etcd::start().await;
@@ -226,12 +226,12 @@ async fn memory_that_a_burst_took_goes_back() {
     let taken = relay.resident_bytes().saturating_sub(before);
     drop(streams);
     eventually("they have left", async || (relay.metric("etcd_relay_watches").await == 1.0).then_some(())).await;
-    // It takes the allocator some ten seconds. Half of it is far from what stays with one that keeps what it has.
+    // The allocator needs some ten seconds. Half is far from what an allocator that keeps memory would return.
     let kept = || relay.resident_bytes().saturating_sub(before);
     eventually_within(2 * patience(), "memory goes back", async || (kept() < taken / 2).then_some(())).await;
 }
 
-/// Clients that go, in whichever way, leave nothing behind.
+/// Clients that leave in any way leave nothing behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_go_leave_nothing_behind() {
     let etcd = Etcd::start().await;

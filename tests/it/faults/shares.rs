@@ -1,4 +1,4 @@
-//! What one client does to etcd through the relay costs no other client its own calls.
+//! What one client does to etcd through the relay does not affect the calls of other clients.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::support::{
     relay::RelayCommand,
 };
 
-/// Streams that etcd takes at once on a connection.
+/// Streams that etcd accepts at once on a connection.
 const STREAMS: usize = 10;
 
 /// A client from another address of this machine.
@@ -60,7 +60,7 @@ async fn one_clients_waiting_locks_hold_up_nobody_elses_calls() {
     })
     .await;
 
-    // Its own short calls, others' short calls, others' locks, reads that are confirmed, new feeds: none of them waits.
+    // Its own short calls, others' short calls, others' locks, confirmed reads and new feeds: none of them waits.
     let same = Kv::over(greedy.clone());
     let revision = same.put(format!("{PREFIX}a"), "1").await;
     assert_eq!(same.get(format!("{PREFIX}a")).await.expect("there").mod_revision, revision);
@@ -68,7 +68,7 @@ async fn one_clients_waiting_locks_hold_up_nobody_elses_calls() {
     Kv::over(other.clone()).put(format!("{PREFIX}b"), "2").await;
     tokio::time::timeout(Duration::from_secs(20), lock(&other, "free"))
         .await
-        .expect("not held up")
+        .expect("not delayed")
         .expect("a free lock");
     let mut watch = WatchStream::over(other, &[]);
     watch.created(WatchCreateRequest { watch_id: 1, ..client::prefix("/elsewhere/") }).await;

@@ -1,4 +1,4 @@
-//! The end: SIGTERM, an orderly end for each stream, within the drain time.
+//! Shutdown: after SIGTERM each stream ends in an orderly way, within the drain time.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn sigterm_ends_each_stream_so_that_clients_resume() {
     for stream in &mut streams {
         assert_eq!(revisions(&stream.next().await), [told]);
     }
-    // A revision that no watch sees; only progress can tell of it.
+    // A revision that no watch sees, so only progress can report it.
     let quiet = Kv::connect(&relay.endpoint()).await.put("elsewhere", "1").await;
     Kv::connect(&relay.endpoint()).await.get(format!("{PREFIX}a")).await.expect("a read that waits for that revision");
     relay.terminate();
@@ -44,7 +44,7 @@ async fn sigterm_ends_each_stream_so_that_clients_resume() {
     relay.assert_log_has_only(&[]);
 }
 
-/// A client that does not read cannot hold the end up for longer than the drain time.
+/// A client that does not read cannot delay the shutdown beyond the drain time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_cannot_hold_up_the_end() {
     let etcd = Etcd::start().await;

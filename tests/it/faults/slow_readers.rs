@@ -1,4 +1,5 @@
-//! Clients that do not read: nobody else notices, memory stays bounded, and when they read again they get all of it or are told.
+//! Clients that do not read: other clients are not affected, memory stays bounded, and later they get everything or an
+//! error.
 
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,16 @@ use crate::support::{
 
 /// Connections that do not read.
 const SLOW: usize = 20;
-/// Writes under load. At full scale they are more and smaller: 200 healthy readers in the test's own process keep all they get.
+/// Writes under load. At full scale there are more and smaller ones: 200 healthy readers keep what they get in the
+/// test's own process.
 const WRITES: (usize, usize) = (500, 2_000);
-/// Bytes of each write; either way a client that does not read falls behind its windows by MiB.
+/// Bytes per write. In both cases a client that does not read is MiB behind.
 const VALUE: (usize, usize) = (16 << 10, 4 << 10);
-/// What the relay may grow by: its history of 8 MiB, the newest value of few keys, buffers of some hundred sockets, and what the
-/// allocator keeps.
+/// How much the relay may grow: its history of 8 MiB, the newest values of few keys, buffers of some hundred sockets,
+/// and what the allocator keeps.
 const GROWTH: u64 = 160 << 20;
 
-/// What a healthy reader saw.
+/// The results of a healthy reader.
 struct Healthy {
     median: Duration,
     worst: Duration,
@@ -45,7 +47,7 @@ async fn slow_readers_hurt_nobody_and_get_everything() {
         growth >> 10
     );
     assert!(growth < GROWTH, "grew by {growth} bytes");
-    // A stall of the healthy by the slow shows as seconds; the noise of a busy machine as milliseconds.
+    // If slow clients stalled healthy ones, the difference would be seconds; a busy machine causes milliseconds.
     assert!(with.median < without.median * 3 + Duration::from_millis(100), "{:?} → {:?}", without.median, with.median);
     assert!(with.worst < without.worst * 3 + Duration::from_secs(2), "{:?} → {:?}", without.worst, with.worst);
     let last = Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}last"), "x").await;
@@ -61,7 +63,7 @@ async fn slow_readers_hurt_nobody_and_get_everything() {
     relay.assert_no_panic();
 }
 
-/// What they did not read is gone from the relay's window and from etcd.
+/// What they did not read is gone from the relay's history and from etcd.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_behind_a_compaction_are_told() {
     let (etcd, relay) = servers().await;
@@ -80,13 +82,13 @@ async fn slow_readers_behind_a_compaction_are_told() {
         let operation = Operation::of_stream(&[client::prefix(PREFIX)], &stream.record()).remove(0);
         let broken = validate(&operation, &replay, Expected::default());
         assert!(broken.is_empty(), "up to the cancel everything is in order: {broken:?}");
-        // The stream lives on.
+        // The stream survives.
         stream.created(client::prefix(PREFIX)).await;
     }
     relay.assert_no_panic();
 }
 
-/// A stream of many watches of which one stream's reader is slow: each other stream of the same connection goes on.
+/// If one stream of a connection is read slowly, each other stream of the connection continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_stream_does_not_stop_another_of_its_connection() {
     let (etcd, relay) = servers().await;
@@ -96,7 +98,7 @@ async fn a_slow_stream_does_not_stop_another_of_its_connection() {
     slow.pause();
     healthy.created(client::key(format!("{PREFIX}small"))).await;
     let kv = Kv::connect(&etcd.endpoint()).await;
-    // More than the stream's window, less than the connection's would hold for one stream.
+    // More than the stream's window, and less than the connection could hold for one stream.
     for round in 0..3 {
         kv.put(format!("{PREFIX}big"), vec![b'x'; scaled(VALUE)]).await;
         let revision = kv.put(format!("{PREFIX}small"), format!("{round}")).await;
@@ -133,7 +135,8 @@ fn scaled((moderate, full): (usize, usize)) -> usize {
     if full_scale() { full } else { moderate }
 }
 
-/// Writes while `count` healthy watches read; each must get everything. Their delays, from the answer to the write on.
+/// Writes while `count` healthy watches read; each must get everything. Returns their delays, measured from the answer
+/// to the write.
 async fn load(etcd: &Etcd, relay: &Relay, count: usize) -> Healthy {
     let mut healthy = Vec::new();
     for _ in 0..count {

@@ -1,4 +1,4 @@
-//! Keep-alives of leases: many clients over a few streams at etcd, each answered as etcd answers it.
+//! Keep-alives of leases: many clients share a few streams at etcd, and each is answered like by etcd.
 
 use etcd_relay::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, lease_client::LeaseClient,
@@ -9,12 +9,12 @@ use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue, transport
 
 use crate::support::{etcd::Etcd, eventually, kv, relay::RelayCommand};
 
-/// Clients, each with a lease. All of a fleet's size where that is asked for.
+/// The number of clients, each with a lease; the size of a fleet on request.
 fn clients() -> usize {
     if std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full") { 5_000 } else { 500 }
 }
 
-/// A client that keeps its lease alive, as Go's does.
+/// A client that keeps its lease alive, like Go's client.
 struct Keeper {
     id: i64,
     beats: mpsc::Sender<LeaseKeepAliveRequest>,
@@ -37,7 +37,7 @@ impl Keeper {
     }
 
     async fn keep_lease(&mut self, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
-        // Where the stream has ended, its end says why.
+        // If the stream has ended, its status shows the reason.
         let _ = self.beats.send(LeaseKeepAliveRequest { id }).await;
         self.answers.message().await?.ok_or_else(|| Status::internal("ended"))
     }
@@ -52,7 +52,7 @@ async fn grant(channel: &Channel, ttl: i64) -> i64 {
         .id
 }
 
-/// What is left of a lease, as etcd says; -1 where it is gone.
+/// The remaining time of a lease according to etcd; -1 if it is gone.
 async fn left(channel: &Channel, id: i64) -> i64 {
     let request = LeaseTimeToLiveRequest { id, keys: false };
     LeaseClient::new(channel.clone()).lease_time_to_live(request).await.expect("answered").into_inner().ttl
@@ -72,7 +72,7 @@ async fn leases_of_many_clients_cost_etcd_a_few_streams_and_none_is_lost() {
         let id = grant(&direct, 60).await;
         keepers.push(Keeper::open(&channels[index % channels.len()], id, &[]).await.expect("open"));
     }
-    // One that asks and never reads holds up nobody.
+    // A client that sends requests and never reads delays nobody.
     let stalled = Keeper::open(&channels[0], keepers[0].id, &[]).await.expect("open");
     for _ in 0..10 {
         stalled.beats.send(LeaseKeepAliveRequest { id: stalled.id }).await.expect("room");
@@ -80,14 +80,14 @@ async fn leases_of_many_clients_cost_etcd_a_few_streams_and_none_is_lost() {
     for _ in 0..3 {
         let rounds = keepers.iter_mut().map(async |keeper| {
             let answer = keeper.keep().await.expect("an answer");
-            assert_eq!((answer.id, answer.ttl), (keeper.id, 60), "each gets its own");
+            assert_eq!((answer.id, answer.ttl), (keeper.id, 60), "each client gets its own answer");
             assert_ne!(answer.header.expect("a header").cluster_id, 0);
         });
         futures_util::future::join_all(rounds).await;
     }
     let streams = etcd.calls("LeaseKeepAlive").await;
     assert!(streams <= 20, "{streams} streams at etcd for {} clients", keepers.len());
-    // What etcd answers for a lease that is not there is no error, and each client's answers come in order.
+    // etcd's answer for a missing lease is not an error, and each client's answers come in order.
     let gone = keepers[1].keep_lease(12_345).await.expect("an answer");
     assert_eq!((gone.id, gone.ttl), (12_345, 0));
     for id in [keepers[1].id, 5, keepers[1].id, 6] {
@@ -131,7 +131,7 @@ async fn clients_go_on_when_etcd_was_away_and_hear_that_there_is_no_leader() {
     wants_leader.keep().await.expect("kept");
     etcd.kill_member(1);
     etcd.kill_member(2);
-    // Without a word of its own: etcd ends such a stream.
+    // The client sends nothing: etcd ends such a stream by itself.
     let lost = wants_leader.answers.message().await.expect_err("there is no leader");
     assert_eq!((lost.code(), lost.message()), (Code::Unavailable, "etcdserver: no leader"));
     etcd.restart().await;

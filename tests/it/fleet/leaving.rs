@@ -1,4 +1,5 @@
-//! How clients leave a relay: one after the other, each with its progress, so that they go on elsewhere without a gap and without a storm.
+//! How clients leave a relay: one after the other, each with its progress, so that they continue elsewhere without a
+//! gap and without a storm.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::support::{
 
 /// Connections, each with a watch.
 const CLIENTS: usize = 600;
-/// So many of them at least are still there when the test looks: at 45 a second, more than ten seconds after the signal.
+/// At least this many are still there when the test looks: at 45 per second, more than ten seconds after the signal.
 const LATER: usize = CLIENTS / 10;
 
 async fn watching(relay: &Relay, count: usize) -> Vec<WatchStream> {
@@ -35,7 +36,7 @@ async fn watching(relay: &Relay, count: usize) -> Vec<WatchStream> {
     streams
 }
 
-/// Each stream has ended as one does that its client resumes elsewhere, from this revision on.
+/// Checks that a stream has ended so that its client resumes elsewhere from this revision.
 async fn ended_with_progress(stream: &mut WatchStream, revision: i64) {
     let status = stream.ended().await.expect_err("a watch does not end by itself");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -55,7 +56,7 @@ async fn at_the_end_connections_leave_one_after_the_other() {
         stream.until_revision(revision).await;
     }
     relay.terminate();
-    // Whoever is not asked yet is served as before.
+    // A client that has not been asked yet is served as before.
     assert!(streams.iter().filter(|stream| !stream.has_ended()).count() > LATER);
     let still = Kv::connect(&etcd.endpoint()).await.put("/a/k", "2").await;
     let mut told = 0;
@@ -63,7 +64,7 @@ async fn at_the_end_connections_leave_one_after_the_other() {
         ended_with_progress(stream, revision).await;
         told += usize::from(stream.record().iter().any(|at| client::revisions(&at.response).contains(&still)));
     }
-    assert!(told > LATER, "{told} of {CLIENTS} were told of what was written while others left");
+    assert!(told > LATER, "{told} of {CLIENTS} got what was written while others left");
     assert_eq!(relay.exit_code(Duration::from_secs(20)).await, 0);
     relay.assert_log_has_only(&[]);
 }
@@ -96,7 +97,7 @@ async fn old_connections_are_asked_to_leave_whatever_they_do() {
         .expect("a view over HTTP/1.1 ends as well")
         .expect("in order");
     assert!(events.contains("event: init"), "{events}");
-    // Who comes again is served.
+    // A client that comes back is served.
     drop(watching(&relay, 1).await);
     let asked = relay.metrics().await;
     let asked = http::metric(&asked, "etcd_relay_connections_asked_to_leave_total").expect("a metric");

@@ -1,7 +1,7 @@
-//! Two relays that are restarted one after the other, under clients that go on at the other one.
+//! Two relays are restarted one after the other, while their clients continue at the other relay.
 //!
-//! Prints what the neighbour had to take, for a look; how fast things go fails nothing here, since the machine may be slow: `tests/fleet_sim`
-//! has the bounds.
+//! The load on the neighbour is printed. Speed is not tested, because the machine may be slow; `tests/fleet_sim` has
+//! the limits.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// Clients, each with a connection and a watch. All of a fleet's size where that is asked for.
+/// The number of clients, each with a connection and a watch; the size of a fleet on request.
 fn clients() -> usize {
     if is_full() { 2_000 } else { 100 }
 }
@@ -42,36 +42,36 @@ async fn start(etcd: &Etcd, addr: &str) -> Relay {
     relay
 }
 
-/// What all clients saw.
+/// The results of all clients.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// When they connected.
     pub(super) connects: Mutex<Vec<Instant>>,
-    /// How many are connected to each relay.
+    /// The number of clients connected to each relay.
     pub(super) at: [AtomicUsize; 2],
-    /// The first thing that went wrong.
+    /// The first error.
     pub(super) wrong: Mutex<Option<String>>,
     stop: AtomicBool,
-    /// The last revision that is to come; zero while it is not known.
+    /// The last expected revision; zero while it is unknown.
     pub(super) last: AtomicI64,
 }
 
-/// Where a client goes whose stream has ended.
+/// Where a client goes when its stream has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Next {
     /// To the other relay.
     Other,
-    /// To one of them, by chance.
+    /// To a random one.
     Any,
 }
 
 /// Watches from `from` on, at one relay and then at the next, until the last revision came. Every event is a put below
-/// `/a/`, to a key that was not there before `from`, so versions tell that none is missing or comes twice.
+/// `/a/` to a key that did not exist before `from`, so versions reveal missing and duplicate events.
 pub(super) async fn watch(endpoints: [String; 2], mut at: usize, from: i64, seen: Arc<Seen>, goes: Next) {
     let (mut next, mut told) = (from, 0);
     let mut versions = HashMap::<Bytes, i64>::new();
     loop {
-        // One that is restarting takes no connection.
+        // A relay that is restarting accepts no connection.
         let Ok(target) = tonic::transport::Endpoint::from_shared(endpoints[at].clone()) else { return };
         let Ok(channel) = target.connect().await else {
             at = 1 - at;
@@ -116,7 +116,7 @@ pub(super) async fn watch(endpoints: [String; 2], mut at: usize, from: i64, seen
     }
 }
 
-/// A client of a relay, counted while it is one.
+/// Counts a client of a relay while it exists.
 struct Here<'a>(&'a AtomicUsize);
 
 impl<'a> Here<'a> {
@@ -163,7 +163,7 @@ async fn a_rolling_restart_loses_nothing_and_repeats_nothing() {
         let connected = seen.connects.lock().len();
         relay.terminate();
         assert_eq!(relay.exit_code(Duration::from_secs(60)).await, 0);
-        // Half were at the first; at the second are all by then.
+        // Half of them were at the first relay; all of them are at the second by then.
         let moved = if index == 0 { clients() / 2 } else { clients() };
         eventually("all go on at the other one, or wait for it", async || {
             (index == 1 || seen.connects.lock().len() >= connected + moved).then_some(())
@@ -174,7 +174,7 @@ async fn a_rolling_restart_loses_nothing_and_repeats_nothing() {
     seen.stop.store(true, Ordering::SeqCst);
     writing.await.expect("the writer ends");
     seen.last.store(kv.put("/a/last", "x").await, Ordering::SeqCst);
-    // For those who had that one before they could know it for the last.
+    // For clients that got the last event before they could know that it was the last.
     kv.put("/a/last", "y").await;
     tokio::time::timeout(crate::support::patience() * 2, async { while watching.join_next().await.is_some() {} })
         .await

@@ -1,6 +1,7 @@
-//! A relay that has everybody, as after a restart of the other one, lets clients go until both have like shares.
+//! A relay that has all clients, for example after a restart of the other one, asks clients to leave until both have
+//! similar shares.
 //!
-//! Prints the shares; the bounds in time are those of `tests/fleet_sim`.
+//! The shares are printed; the limits in time are tested in `tests/fleet_sim`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -22,12 +23,12 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// How many connections a relay has asked to leave since it had more than its share.
+/// How many connections a relay has asked to leave because it had more than its share.
 async fn asked(relay: &Relay) -> f64 {
     relay.metric_of("etcd_relay_connections_asked_to_leave_total", r#"port="grpc",reason="share""#).await
 }
 
-/// What is written of the relays' connections.
+/// The published numbers of the relays' connections.
 async fn loads(etcd: &Etcd) -> Vec<(String, String)> {
     let prefix = format!("{RELAYS}.connections/");
     let (key, range_end) = (kv::bytes(&prefix), kv::prefix_end(&prefix));
@@ -78,7 +79,7 @@ async fn a_relay_that_has_everybody_sheds_to_one_that_comes_back() {
     println!("{clients} clients; even after {took:?}; every 5 s: shares, and how many were asked to leave: {shares:?}");
     let (sent, back) = (asked(&full).await, asked(&empty).await);
     assert!(sent >= clients as f64 * 0.4, "{sent} were asked to leave");
-    // A machine that is busy may let one relay know of the other's clients late.
+    // On a busy machine, a relay may learn of the other's clients late.
     assert!(back * 4.0 <= sent, "{back} were sent back");
     assert!((empty.metric("etcd_relay_fleet_relays").await - 2.0).abs() < f64::EPSILON);
     let mut keys = loads(&etcd).await;
@@ -86,7 +87,7 @@ async fn a_relay_that_has_everybody_sheds_to_one_that_comes_back() {
     let mut urls = [full_url, empty_url].map(|url| format!("{RELAYS}.connections/{url}"));
     urls.sort();
     assert_eq!(keys.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), urls, "{keys:?}");
-    // Nobody lost or repeated anything: each event below the prefix from the first on came once, in order.
+    // No client lost or repeated anything: each event below the prefix came once, in order.
     let mut last = 0;
     for round in 0..3 {
         last = kv.put(format!("/a/{round}"), "x").await;
@@ -118,8 +119,5 @@ async fn a_relay_that_is_not_to_shed_writes_nothing_of_its_connections() {
     })
     .await;
     let expected = [(format!("{RELAYS}.connections/{url}"), r#"{"connections":0,"ready":true}"#.to_owned())];
-    eventually("the one has written its load, and nobody else", async || {
-        (loads(&etcd).await == expected).then_some(())
-    })
-    .await;
+    eventually("only this relay has written its load", async || (loads(&etcd).await == expected).then_some(())).await;
 }

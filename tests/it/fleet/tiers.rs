@@ -1,7 +1,8 @@
-//! A relay over a relay: what the far one says of itself and tells its clients is what etcd says, as far as the near one knows it.
+//! A relay over a relay: the far one reports about itself and to its clients what etcd reports, as far as the near one
+//! knows it.
 //!
-//! Not here: what etcd's API answers through a tier, see `conformance` (`relay_over_relay`); `RangeStream` and access through a tier stand with
-//! their own tests; relays in a circle, see `fleet`.
+//! etcd's API through a tier is tested in `conformance` (`relay_over_relay`). `RangeStream` and permissions through a
+//! tier have their own tests, and relays in a circle are in `fleet`.
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
 
@@ -26,7 +27,7 @@ async fn tiers(endpoint: &str) -> [Relay; 2] {
     [far, near]
 }
 
-/// The near tier's watch stands still, while all that it is asked is answered.
+/// The near relay's watch delivers nothing, but all its requests are answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tier_over_one_that_is_late_says_that_it_is_late() {
     let etcd = Etcd::start().await;
@@ -45,10 +46,10 @@ async fn a_tier_over_one_that_is_late_says_that_it_is_late() {
         })
         .await;
     }
-    // Reads through both tell the truth meanwhile.
+    // Reads through both are correct meanwhile.
     let read = Kv::connect(&far.endpoint()).await.get("/a/k").await;
     assert_eq!(read.map(|kv| kv.mod_revision), Some(newest));
-    // All is well again.
+    // Everything recovers.
     gate.hold_carriers_of(b"nothing that comes");
     gate.cut();
     far.ready().await;
@@ -59,7 +60,7 @@ async fn a_tier_over_one_that_is_late_says_that_it_is_late() {
     assert!(far.metric("etcd_relay_feed_lag_seconds").await < 3.0);
 }
 
-/// Neither relay was told an interval, and both would have ten minutes of their own.
+/// Neither relay has a configured interval, and both default to ten minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn progress_comes_through_a_tier_as_often_as_etcd_tells_it() {
     let etcd = Etcd::start_with(&["--experimental-watch-progress-notify-interval=500ms"]).await;
@@ -68,9 +69,9 @@ async fn progress_comes_through_a_tier_as_often_as_etcd_tells_it() {
     stream.created(WatchCreateRequest { progress_notify: true, ..client::prefix("/a/") }).await;
     let direct = Kv::connect(&etcd.endpoint()).await;
     for _ in 0..3 {
-        // A change that no feed has: the bookmark alone tells it.
+        // A change in no feed, so only the bookmark shows it.
         let outside = direct.put("/elsewhere", "1").await;
         stream.until(|response| is_progress(response) && header_revision(response) >= outside).await;
     }
-    assert!(stream.record().iter().all(|at| at.response.events.is_empty()), "nothing was watched that changed");
+    assert!(stream.record().iter().all(|at| at.response.events.is_empty()), "no watched key changed");
 }

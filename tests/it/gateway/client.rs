@@ -1,4 +1,4 @@
-//! A client over HTTP without gRPC: posts JSON and reads what comes, over HTTP/1.1 or HTTP/2.
+//! A client over HTTP without gRPC: posts JSON and reads the answer, over HTTP/1.1 or HTTP/2.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,20 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::support::{patience, quiet_time};
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
-    /// How many lines are waited for, where the answer does not end by itself.
+    /// The number of lines to wait for, if the answer does not end by itself.
     pub(super) lines: Option<usize>,
-    /// The text in the last line that is waited for, where it is not known how many there are.
+    /// A text in the last line to wait for, if the number of lines is unknown.
     pub(super) last: Option<&'static str>,
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     pub(super) status: u16,
@@ -56,7 +56,7 @@ impl Ask {
         self
     }
 
-    /// Puts it to `addr`, over a connection of its own.
+    /// Sends it to `addr` over a connection of its own.
     pub(super) async fn put(&self, addr: &str, version: Version) -> Told {
         timeout(patience(), self.exchange(addr, version)).await.unwrap_or_else(|_| panic!("no answer to {self:?}"))
     }
@@ -102,7 +102,7 @@ impl Ask {
             }
         }
         if self.lines.is_some() {
-            // A surplus line is a difference as well.
+            // An extra line is a difference as well.
             if let Ok(Some(frame)) = timeout(quiet_time(), body.frame()).await {
                 read.extend(frame.expect("not broken off").into_data().unwrap_or_default());
             }
@@ -111,14 +111,14 @@ impl Ask {
     }
 }
 
-/// What both sides have to agree on; the rest is how bytes are carried.
+/// The headers that must be the same; the others concern transport.
 fn matters(header: &str) -> bool {
     header.starts_with("access-control-")
         || header.starts_with("grpc-")
         || ["content-type", "x-content-type-options", "allow", "location"].contains(&header)
 }
 
-/// The text without what differs from one cluster to another.
+/// The text without the parts that differ between clusters.
 pub(super) fn masked(text: &str) -> String {
     const NAMES: [&str; 12] = [
         "cluster_id",
@@ -141,7 +141,7 @@ pub(super) fn masked(text: &str) -> String {
         while let Some(at) = text[from..].find(&start) {
             let value = from + at + start.len();
             let rest = &text[value..];
-            // An object is no value of this cluster's alone.
+            // An object is not specific to a cluster.
             let len = match rest.as_bytes().first() {
                 Some(b'"') => rest[1..].find('"').map_or(rest.len(), |end| end + 2),
                 Some(b'{') => 0,
@@ -153,12 +153,12 @@ pub(super) fn masked(text: &str) -> String {
             from = value;
         }
     }
-    // etcd says either, as it happens.
+    // etcd may report either.
     let text = text.replace("stream terminated by RST_STREAM with error code: CANCEL", "context deadline exceeded");
     without_made_up_ids(&text)
 }
 
-/// Leases that etcd names itself have numbers as long as a cluster's.
+/// Ids of leases that etcd chooses are as long as those of clusters.
 fn without_made_up_ids(text: &str) -> String {
     const LEAST: usize = 15;
     let is_made_up = |part: &str| part.len() >= LEAST && part.bytes().all(|byte| byte.is_ascii_digit());

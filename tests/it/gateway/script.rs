@@ -1,10 +1,10 @@
-//! What is asked of etcd's gateway and of the relay's: good requests of each kind, and bad ones of each.
+//! The requests for etcd's gateway and the relay's: valid and invalid ones of each kind.
 
 use http::Method;
 
 use super::client::Ask;
 
-/// The requests, in their order: each changes what the next ones find.
+/// The requests in order; each one changes the results of later ones.
 pub(super) fn script() -> Vec<Ask> {
     let mut script: Vec<Ask> = Vec::new();
     let mut post = |path: &str, body: &str| script.push(Ask::post(path, body));

@@ -1,4 +1,4 @@
-//! Requests that are wrong: each gets an error that says what to do, and harms nobody.
+//! Invalid requests: each gets an error with advice, and affects nobody else.
 
 use std::net::Ipv4Addr;
 
@@ -47,7 +47,7 @@ async fn each_bad_parameter_is_named_and_open_streams_go_on() {
         let answer = request(method, Ipv4Addr::LOCALHOST, relay.http_addr(), path, &[]).await;
         assert_eq!((answer.status, answer.header("allow")), (405, "GET, HEAD, OPTIONS"), "{method} {path}");
     }
-    // A key that is too long for etcd to be asked about, but not for a head.
+    // A key that is too long to check with etcd, but not for a request's head.
     let long = format!("/v1/keys?prefix={}", "x".repeat(60_000));
     let answer = get(relay.http_addr(), &long, &[]).await;
     assert!(matches!(answer.status, 200 | 414 | 431), "{}", answer.status);
@@ -63,7 +63,7 @@ async fn what_a_relay_may_not_follow_is_refused_with_its_reason() {
     let refused = get(relay.http_addr(), "/v1/watch?prefix=/b/", &[]).await;
     assert_eq!(refused.status, 403);
     assert!(refused.error().contains("--on-demand"), "{}", refused.error());
-    // Lists are forwarded all the same, as over gRPC.
+    // Lists are still forwarded, as over gRPC.
     assert_eq!(get(relay.http_addr(), "/v1/keys?prefix=/b/", &[]).await.status, 200);
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").arg("--max-watches-per-client=2").start().await;
     let path = "/v1/watch?prefix=/a/";
@@ -108,7 +108,7 @@ async fn pages_of_other_origins_may_read_what_cors_allows() {
     let answer = ask("GET", "/v1/keys?prefix=/a/", "http://localhost:3000").await;
     assert_eq!(answer.header("access-control-allow-origin"), "http://localhost:3000");
     assert!(answer.header("access-control-expose-headers").contains("X-Etcd-Index"));
-    // A page learns what is wrong, too.
+    // A page can read the error, too.
     let wrong = ask("GET", "/v1/keys", "http://localhost:3000").await;
     assert_eq!((wrong.status, wrong.header("access-control-allow-origin")), (400, "http://localhost:3000"));
     let plain = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").start().await;

@@ -1,4 +1,4 @@
-//! `/v1/keys`: what it lists is what etcd has.
+//! `/v1/keys` lists what etcd has.
 
 use etcd_relay::pb::etcdserverpb::{LeaseGrantRequest, RangeRequest, lease_client::LeaseClient};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// Keys and values that break what is careless with them.
+/// Keys and values that break careless encoders.
 pub(super) const HOSTILE: [(&[u8], &[u8]); 9] = [
     (b"/a/newline\nx", b"1\n2\r\n3\r4\n\ndata: 5\n\nevent: end\n"),
     (b"/a/cr\rx", b"\r"),
@@ -27,7 +27,7 @@ fn over(etcd: &Etcd) -> RelayCommand {
     RelayCommand::serve(&[etcd.endpoint()])
 }
 
-/// All fields of all keys of a list, compared with etcd's own answer.
+/// Compares all fields of all keys of a list with etcd's own answer.
 async fn assert_is_etcds(relay: &Relay, etcd: &Kv, query: &str, range: RangeRequest) {
     let answer = get(relay.http_addr(), &format!("/v1/keys?{query}"), &[]).await;
     assert_eq!(answer.status, 200, "{query}: {answer:?}");
@@ -123,7 +123,7 @@ async fn pages_are_of_one_revision_whatever_is_written_meanwhile() {
         direct.put("/a/24\0&", "before").await;
         last = direct.delete("/a/11").await;
     }
-    // What was compacted is told to be.
+    // Compacted revisions are reported as such.
     direct.compact(last).await;
     let gone = get(relay.http_addr(), "/v1/keys?prefix=/a/&revision=2", &[]).await;
     assert_eq!((gone.status, &*gone.error()), (410, "etcdserver: mvcc: required revision has been compacted"));

@@ -1,6 +1,6 @@
-//! [`Reader`]: a client of server-sent events that reads when it is asked to; and a GET with its head.
+//! [`Reader`]: a client of server-sent events that reads on request, and a GET with its head.
 //!
-//! Over HTTP/1.1 and a bare socket, so that a test decides when bytes are taken. Not here: any expectation about what comes.
+//! It uses HTTP/1.1 on a bare socket, so that a test decides when bytes are read.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::support::patience;
 
-/// An answer whose body has come whole.
+/// An answer with its complete body.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -42,7 +42,7 @@ pub(crate) async fn get(addr: &str, path: &str, headers: &[&str]) -> Answer {
     request("GET", Ipv4Addr::LOCALHOST, addr, path, headers).await
 }
 
-/// The same by any method and from any address of this machine. In HTTP/1.0, so that the body has no chunks.
+/// The same with any method, from any address of this machine. It uses HTTP/1.0, so the body has no chunks.
 pub(crate) async fn request(method: &str, from: Ipv4Addr, addr: &str, path: &str, headers: &[&str]) -> Answer {
     let exchange = async {
         let mut socket = BufReader::new(send(method, "HTTP/1.0", from, addr, path, headers).await);
@@ -68,7 +68,7 @@ impl Block {
         serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("not JSON: {error}: {self:?}"))
     }
 
-    /// As a watch of etcd would tell it: kind, key, value, revision.
+    /// In the form of an etcd watch: kind, key, value, revision.
     pub(crate) fn change(&self) -> Change {
         let json = self.json();
         let value = if self.event == "put" { bytes_of(&json, "value") } else { Vec::new() };
@@ -79,7 +79,7 @@ impl Block {
 /// Kind, key, value, revision.
 pub(crate) type Change = (String, Vec<u8>, Vec<u8>, i64);
 
-/// The bytes of a field, which is text or base64, and says which.
+/// The bytes of a field, whose name shows whether it is text or base64.
 pub(crate) fn bytes_of(json: &Value, name: &str) -> Vec<u8> {
     match (json.get(name), json.get(format!("{name}_base64"))) {
         (Some(text), None) => text.as_str().expect("text").as_bytes().to_vec(),
@@ -92,13 +92,13 @@ pub(crate) fn bytes_of(json: &Value, name: &str) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) struct Reader {
     socket: BufReader<TcpStream>,
-    /// Of the last block that had one.
+    /// The id of the last block that had one.
     pub(crate) last_id: Option<i64>,
     pub(crate) retry: Option<u64>,
 }
 
 impl Reader {
-    /// Opens a stream, which must begin.
+    /// Opens a stream, which must succeed.
     pub(crate) async fn open(addr: &str, path: &str, headers: &[&str]) -> Self {
         let mut socket = BufReader::new(send("GET", "HTTP/1.1", Ipv4Addr::LOCALHOST, addr, path, headers).await);
         let begun = timeout(patience(), head(&mut socket)).await.unwrap_or_else(|_| panic!("no head of {path}"));
@@ -112,14 +112,14 @@ impl Reader {
         Self { socket, last_id: None, retry: None }
     }
 
-    /// The next block, read as the specification has it; `None` at the end of the stream.
+    /// The next block, parsed as the specification says; `None` at the end of the stream.
     pub(crate) async fn block(&mut self) -> Option<Block> {
         let mut block = Block::default();
         loop {
             let mut line = Vec::new();
             let read = timeout(patience(), self.socket.read_until(b'\n', &mut line)).await;
             read.expect("a line in time").unwrap_or(0);
-            // What is not whole when the stream ends is nothing, as in a browser.
+            // An incomplete block at the end is ignored, as in a browser.
             let line = line.strip_suffix(b"\n")?;
             assert!(!line.contains(&b'\r') && !line.contains(&0), "{}", line.escape_ascii());
             let line = std::str::from_utf8(line).expect("text");
@@ -153,7 +153,7 @@ impl Reader {
         }
     }
 
-    /// Events up to the one whose id is at least this revision.
+    /// The events up to the one whose id is at least this revision.
     pub(crate) async fn until(&mut self, revision: i64) -> Vec<Block> {
         let mut events = Vec::new();
         loop {
@@ -168,7 +168,7 @@ impl Reader {
         }
     }
 
-    /// The keys of a snapshot that comes next, each with its value, and its revision.
+    /// The next snapshot: its keys with their values, and its revision.
     pub(crate) async fn snapshot(&mut self) -> (BTreeMap<Vec<u8>, Vec<u8>>, i64, usize) {
         let mut keys = BTreeMap::new();
         let mut parts = 0;
@@ -192,7 +192,7 @@ impl Reader {
 
 async fn send(method: &str, version: &str, from: Ipv4Addr, addr: &str, path: &str, headers: &[&str]) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    // So that a reader that stops has what it did not read at the other side soon.
+    // Small, so that data of a reader that stops soon waits at the sender.
     socket.set_recv_buffer_size(64 << 10).expect("a buffer");
     socket.bind((from, 0).into()).expect("an address");
     let mut socket = socket.connect(addr.parse().expect("an address")).await.expect("a connection");

@@ -1,4 +1,4 @@
-//! Readers that do not read: what they cost, what they get in the end, and that nobody else notices.
+//! Readers that do not read: their cost, what they get in the end, and that others are not affected.
 
 use super::{reader::Reader, watches::apply};
 use crate::support::{
@@ -9,7 +9,7 @@ use crate::support::{
     relay::RelayCommand,
 };
 
-/// Enough to fill a stream's queue and both sides' sockets many times over.
+/// Enough to fill a stream's queue and the sockets of both sides many times.
 const PUTS: usize = 6_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,7 +29,7 @@ async fn who_wants_the_newest_values_gets_these_and_others_get_all_of_them() {
     stream.created(prefix("/a/")).await;
     let before = relay.resident_bytes();
     let mut last = 0;
-    // Read meanwhile, or this one would be slow too.
+    // Reads meanwhile, because otherwise it would be slow too.
     let counting = tokio::spawn(async move {
         let mut events = 0;
         while events < PUTS {
@@ -48,7 +48,7 @@ async fn who_wants_the_newest_values_gets_these_and_others_get_all_of_them() {
     .await;
     let grown = relay.resident_bytes().saturating_sub(before);
     assert!(grown < 128 << 20, "the relay grew by {grown} bytes");
-    // The history, which is the relay's own and bounded, is most of that.
+    // Most of that is the relay's own history, which is bounded.
     let mut events = 0;
     while stalled.last_id.is_none_or(|id| id < last) {
         let event = stalled.block().await.expect("the stream goes on");
@@ -69,7 +69,7 @@ async fn who_wants_the_newest_values_gets_these_and_others_get_all_of_them() {
         assert!(value.starts_with(format!("{number} ").as_bytes()), "the newest value of each key");
     }
     assert_eq!(keys[&b"/a/kept"[..]], b"1");
-    // And one that wants all of them gets all, however late.
+    // A reader of all events gets all of them, however late.
     let told = all.until(last).await;
     assert_eq!(told.len(), PUTS);
     relay.assert_no_panic();

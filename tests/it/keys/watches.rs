@@ -1,4 +1,4 @@
-//! `/v1/watch`: what it tells is what a watch of etcd tells, across breaks of any kind.
+//! `/v1/watch` delivers the same as a watch of etcd, across breaks of any kind.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use crate::support::{
     relay::RelayCommand,
 };
 
-/// All that etcd tells of `/a/` from a revision on, up to another one.
+/// All events of etcd for `/a/` between two revisions.
 async fn told_by_etcd(etcd: &Etcd, from: i64, through: i64) -> Vec<Change> {
     let mut stream = WatchStream::open(&etcd.endpoint()).await;
     stream.created(WatchCreateRequest { start_revision: from, ..prefix("/a/") }).await;
@@ -41,7 +41,7 @@ fn changes(events: &[Block]) -> Vec<Change> {
     events.iter().map(Block::change).collect()
 }
 
-/// Fails unless exactly the last event of each revision has its id.
+/// Checks that exactly the last event of each revision has its id.
 fn assert_whole_revisions(events: &[Block]) {
     for (index, event) in events.iter().enumerate() {
         let revision = event.change().3;
@@ -59,7 +59,7 @@ async fn events_are_etcds_whatever_keys_and_values_are() {
     let paths = ["/v1/watch?prefix=/a/", "/v1/watch?prefix=/a/&encoding=base64", "/v1/watch?prefix=/a"];
     let mut readers = Vec::new();
     for path in paths {
-        // The last one is outside of every prefix.
+        // The last one is outside every prefix.
         readers.push(Reader::open(relay.http_addr(), path, &[]).await);
     }
     for (key, value) in HOSTILE {
@@ -103,7 +103,7 @@ async fn a_stream_that_resumes_at_any_id_across_restarts_loses_and_repeats_nothi
                 _ => direct.delete(&one).await,
             };
         }
-        // Some of them before the break, in the middle of a revision or not.
+        // Some of them before the break, possibly in the middle of a revision.
         for _ in 0..7 + 10 * round {
             got.push(reader.event().await);
         }
@@ -113,28 +113,28 @@ async fn a_stream_that_resumes_at_any_id_across_restarts_loses_and_repeats_nothi
             relay.terminate();
             relay.exit_code(Duration::from_secs(60)).await;
         }
-        // What was under way when it ended counts as far as it came whole, as in a browser.
+        // As in a browser, only complete blocks count at the end.
         while let Ok(Some(block)) = tokio::time::timeout(Duration::from_secs(5), reader.block()).await {
             if !block.event.is_empty() {
                 got.push(block);
             }
         }
         let id = reader.last_id.expect("an id");
-        // What came after the last id comes again.
+        // Everything after the last id comes again.
         while got.last().is_some_and(|event| event.change().3 > id) {
             got.pop();
         }
         last = direct.put("/a/while away", round.to_string()).await.max(last);
         relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").start().await;
         let header = format!("Last-Event-ID: {id}");
-        // The address still says where it first began.
+        // The address still has the original start.
         reader = Reader::open(relay.http_addr(), "/v1/watch?prefix=/a/&since=1", &[&header]).await;
         reader.last_id = Some(id);
     }
     got.extend(reader.until(last).await);
     assert_whole_revisions(&got);
     assert_eq!(changes(&got), told_by_etcd(&etcd, begun + 1, last).await);
-    // The same by the address alone.
+    // The same using only the address.
     let mut reader = Reader::open(relay.http_addr(), &format!("/v1/watch?prefix=/a/&since={begun}"), &[]).await;
     assert_eq!(changes(&reader.until(last).await), changes(&got));
 }
@@ -178,7 +178,7 @@ async fn a_snapshot_comes_in_parts_and_nothing_is_missed_behind_it() {
         direct.txn(ops).await;
     }
     let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").start().await;
-    // Writes all the time, so that some come between the snapshot and the watch.
+    // Writes all the time, so that some writes come between the snapshot and the watch.
     let enough = Arc::new(AtomicBool::new(false));
     let writer = {
         let (direct, enough) = (direct.clone(), enough.clone());
@@ -221,7 +221,7 @@ async fn a_snapshot_comes_in_parts_and_nothing_is_missed_behind_it() {
     assert_eq!(empty.snapshot().await.0.len(), 0);
 }
 
-/// What a reader makes of an event that changes one key.
+/// Applies an event to a reader's keys.
 pub(super) fn apply(keys: &mut std::collections::BTreeMap<Vec<u8>, Vec<u8>>, event: &Block) {
     let (kind, key, value, _) = event.change();
     if kind == "put" {

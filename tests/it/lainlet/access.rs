@@ -1,6 +1,6 @@
-//! Who may see what: the caller is its address, and what an address may see follows from the data as it is now.
+//! Permissions: the caller is its address, and the current data determine what an address may see.
 //!
-//! Not here: the same over gRPC, see `grpc`; what the original answered to each peer, see `answers`.
+//! The same over gRPC is in `grpc`; the original's answers to each peer are in `answers`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -23,7 +23,7 @@ const SUPER_REQUIRED: &str = "authorize failed, super required";
 const NO_PERMISSION: &str = "authorize failed, no permission";
 const CANNOT_CONFIRM: &str = "authorize failed, can not confirm the app by request ip";
 
-/// What super apps alone may see.
+/// Views that only super apps may see.
 const FOR_SUPER: [&str; 8] = [
     "/v2/configwatcher",
     "/v2/backupspec",
@@ -34,7 +34,7 @@ const FOR_SUPER: [&str; 8] = [
     "/v2/depends",
     "/v2/nodes",
 ];
-/// What each app may see of itself.
+/// Views of which each app may see its own part.
 const FOR_APPS: [&str; 6] = [
     "/v2/coreinfowatcher",
     "/v2/proxywatcher",
@@ -43,7 +43,7 @@ const FOR_APPS: [&str; 6] = [
     "/v2/streamrouter/ports",
     "/v2/rebellion/localprocs",
 ];
-/// Names in the configuration that super apps alone may ask for, and all that begin with them.
+/// Prefixes in the configuration that only super apps may request.
 const SECRETS: [&str; 18] = [
     "*",
     "swarm_manager_ip",
@@ -99,7 +99,7 @@ async fn an_app_sees_itself_and_no_other() {
         let own = |app: &str| with(uri, &format!("appname={app}"));
         for (peer, app) in [(HELLO, "hello"), (CHAT, "chat"), (PORTAL_OF_MYSQL_FOR_HELLO, "mysql-service")] {
             let expected = lain.get(&own(app)).await;
-            // Its own app is what a caller means who names none, or all.
+            // A caller that names no app, or all of them, gets its own app.
             for uri in [uri.to_owned(), own(app), own("*"), own("")] {
                 let answer = lain.peer(peer).get(&uri).await;
                 answer.assert_is(expected.status, expected.text(), &format!("{peer} asks {uri}"));
@@ -111,7 +111,7 @@ async fn an_app_sees_itself_and_no_other() {
         }
         lain.peer(UNKNOWN).get(uri).await.assert_is(400, CANNOT_CONFIRM, uri);
         lain.peer(UNKNOWN).get(&own("hello")).await.assert_is(400, NO_PERMISSION, uri);
-        // A super app sees each app, and by default all.
+        // A super app may see each app, and by default sees all.
         for asked in [uri.to_owned(), own("hello"), own("chat"), own("*")] {
             let (by_super, by_trusted) = (lain.peer(CONSOLE).get(&asked).await, lain.get(&asked).await);
             by_super.assert_is(by_trusted.status, by_trusted.text(), &format!("console asks {asked}"));
@@ -150,7 +150,7 @@ async fn a_portal_sees_its_service_and_not_its_client() {
         let uri = format!("/appname?ip={portal}");
         lain.get(&uri).await.assert_is(200, &format!(r#"{{"appname":"{service}"}}"#), &uri);
     }
-    // The service of a portal is what its key says, however many dots are in it.
+    // A portal's key names its service, even if that contains dots.
     for (name, service) in [
         ("short", "short"),
         ("a.portal.portal-a", "a"),
@@ -236,7 +236,7 @@ async fn a_short_target_shows_no_secret_to_those_who_are_not_super() {
         by_super.assert_is(200, by_trusted.text(), &format!("console asks {uri}"));
         assert!(keys_of(&by_super).len() > keys.len(), "{uri} shows no secret to a super app: {}", by_super.text());
     }
-    // The streams of the two do not mix.
+    // The streams of the two are separate.
     let mut of_hello = lain.peer(HELLO).watch("/v2/configwatcher?target=d&watch=1").await;
     let mut of_console = lain.peer(CONSOLE).watch("/v2/configwatcher?target=d&watch=1").await;
     assert!(!of_hello.expect(1, "init").await.contains("dns_ip"));
@@ -269,7 +269,7 @@ async fn super_apps_come_and_go_while_streams_stay() {
     let lain = Lain::embedded(&data::small()).await;
     let hello = lain.peer(HELLO);
     hello.get("/v2/nodes").await.assert_is(400, SUPER_REQUIRED, "before");
-    // The value says nothing.
+    // The value does not matter.
     lain.put("/lain/config/super_apps/hello", "").await;
     let by_trusted = lain.get("/v2/nodes").await;
     hello.get("/v2/nodes").await.assert_is(200, by_trusted.text(), "while hello is super");
@@ -296,7 +296,7 @@ async fn rights_end_with_the_address() {
     let own = lain.get("/v2/proxywatcher?appname=hello").await;
     lain.peer("127.20.0.30").get("/v2/proxywatcher").await.assert_is(200, own.text(), "the new address");
     lain.peer("127.20.0.9").get("/v2/proxywatcher").await.assert_is(200, own.text(), "an address that stayed");
-    // The address goes to another app, which has it before the first gives it up, or after.
+    // The address moves to another app, which gets it before or after the first one gives it up.
     let place = [("node1", "192.168.77.21", "127.30.0.1")];
     let name_of = async || lain.get("/appname?ip=127.30.0.1").await.text().to_owned();
     for name in ["first.web.web", "second.web.web"] {
@@ -311,12 +311,12 @@ async fn rights_end_with_the_address() {
     let back = data::group("first.web.web", &place);
     lain.put(&back.key, &back.value).await;
     assert_eq!(name_of().await, r#"{"appname":"first"}"#);
-    // Two groups of one app name one address, as during a move; one of them goes.
+    // Two groups of one app have the same address, as during a move; one of them disappears.
     let twin = data::group("first.worker.twin", &place);
     lain.put(&twin.key, &twin.value).await;
     lain.delete(&back.key).await;
     assert_eq!(name_of().await, r#"{"appname":"first"}"#);
-    // A group that does not parse keeps what it had, its address too.
+    // An unreadable group keeps its previous data, including its address.
     lain.put(&twin.key, r#"{"Spec": "#).await;
     assert_eq!(name_of().await, r#"{"appname":"first"}"#);
 }
@@ -413,7 +413,7 @@ async fn each_node_sees_its_own_part_by_default_and_another_on_request() {
     for (peer, parameter, node) in [
         ("127.88.0.7", "", "node7"),
         ("127.88.0.8", "", "node8"),
-        // No node: the relay's own.
+        // Not a node, so the relay's own node is used.
         ("127.0.0.1", "", "node8"),
         ("127.0.0.1", "node7", "node7"),
         ("127.88.0.8", "node7", "node7"),
@@ -455,7 +455,7 @@ async fn what_proxies_say_of_the_caller_is_not_believed() {
             answer.assert_is(400, SUPER_REQUIRED, &format!("{peer} says that it is {claimed}"));
         }
     }
-    // Nor does it take anything away.
+    // It does not lose anything either.
     let own = lain.get("/v2/proxywatcher?appname=hello").await;
     claims(lain.peer(HELLO), UNKNOWN).get("/v2/proxywatcher").await.assert_is(200, own.text(), "hello itself");
     assert_eq!(claims(lain.local(), UNKNOWN).get("/v2/nodes").await.status, 200);
@@ -500,7 +500,7 @@ async fn the_app_of_an_address_is_told_to_super_apps() {
         ("/appname/?ip=127.20.0.8", 200, r#"{"appname":"hello"}"#),
         ("/appname?ip=127.9.9.9", 500, "unkown address 127.9.9.9"),
         ("/appname?ip=nonsense", 500, "unkown address nonsense"),
-        // Outside /v2/ there is nothing to watch.
+        // Outside /v2/ nothing can be watched.
         ("/appname?ip=127.20.0.8&watch=1", 200, r#"{"appname":"hello"}"#),
     ] {
         for client in [lain.local(), lain.peer(CONSOLE)] {

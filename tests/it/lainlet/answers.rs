@@ -1,6 +1,7 @@
-//! Each answer of the original in the fixture, byte for byte, asked as each peer.
+//! Each recorded answer of the original, byte for byte, for each peer.
 //!
-//! Not here: answers over time, see `streams`. All differences are shown at once, so that one run tells what is left to mend.
+//! Answers over time are in `streams`. All differences are printed together, so that one run shows everything that is
+//! left to fix.
 
 use super::{
     Lain,
@@ -79,7 +80,7 @@ struct Differences {
 }
 
 impl Differences {
-    /// Asks for each answer of this state. A view's answer must name `revision`, where that is known.
+    /// Requests each answer of this state. A view's answer must name `revision`, if that is known.
     async fn compare(&mut self, state: &str, how: &str, client_at: impl Fn(&str) -> Client, revision: Option<i64>) {
         for expected in data::expected().iter().filter(|expected| expected.state == state) {
             let answer = client_at(&expected.peer).get(&expected.uri).await;
@@ -116,7 +117,7 @@ fn differences(expected: &Expected, answer: &Answer, revision: Option<i64>) -> V
     found
 }
 
-/// Where two texts part, with what stands around it.
+/// The first difference of two texts, with the text around it.
 fn first_difference(expected: &str, actual: &str) -> String {
     let (expected, actual): (Vec<char>, Vec<char>) = (expected.chars().collect(), actual.chars().collect());
     let at = expected.iter().zip(&actual).take_while(|(expected, actual)| expected == actual).count();

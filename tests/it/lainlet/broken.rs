@@ -1,7 +1,7 @@
-//! Damage: values that do not parse, keys that vanish, an etcd that goes away, history that is gone. The views stay as whole as
-//! the data allows, and nobody is told what did not change.
+//! Damage: unreadable values, missing keys, an unavailable etcd, a lost history. The views stay as complete as the data
+//! allows, and nobody is told about things that did not change.
 //!
-//! Not here: the start without data, see `startup`; what etcd's own watchers see of the same, see `faults`.
+//! The start without data is in `startup`; etcd's own watchers in the same situations are in `faults`.
 
 use etcd_relay::pb::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, PutRequest, lease_client::LeaseClient};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::support::{
 
 const HELLO_WEB: &str = "/lain/deployd/pod_groups/hello/hello.web.web";
 const MYSQL_PORTAL: &str = "/lain/deployd/depends/pods/mysql-service.portal.portal-mysql-master";
-/// Stands in values that must not be shown to anyone.
+/// A text in values that must not be shown to anyone.
 const SECRET: &str = "s3cr3t-in-a-value";
 
 /// A pod group of the app `bad` with this value.
@@ -26,7 +26,7 @@ fn bad(number: usize, value: &str) -> Entry {
     data::entry(&data::group_key(&format!("bad.web.web{number}")), value)
 }
 
-/// Values that are no pod group.
+/// Values that are not pod groups.
 fn refused_groups() -> Vec<String> {
     let good = || serde_json::from_str::<Value>(&data::group("bad.web.web", &[("n", "127.1.1.1", "127.1.1.2")]).value);
     let with = |pointer: &str, value: Value| {
@@ -64,20 +64,20 @@ fn refused_groups() -> Vec<String> {
     ]
 }
 
-/// What the relay counted of values that do not parse.
+/// The relay's count of unreadable values.
 async fn refused_values(lain: &Lain) -> f64 {
     let metrics = lain.relay.metrics().await;
     let changes = http::series(&metrics, "etcd_relay_view_changes_total");
     changes.filter(|(labels, _)| labels.contains(r#"effect="refused""#)).map(|(_, count)| count).sum()
 }
 
-/// Lines of the log at WARN or above that name this key.
+/// Log lines at WARN or above that contain this key.
 fn warnings_about(lain: &Lain, key: &str) -> usize {
     let log = lain.relay.log();
     log.lines().filter(|line| line.contains(key) && (line.contains("\"WARN\"") || line.contains("\"ERROR\""))).count()
 }
 
-/// What `/debug` says, without what moves by itself.
+/// The content of `/debug`, without the parts that change by themselves.
 async fn debug(lain: &Lain) -> String {
     let answer = lain.get("/debug").await;
     assert_eq!(answer.status, 200);
@@ -122,7 +122,7 @@ async fn values_that_do_not_parse_at_the_start_are_absent_alone() {
     }
     assert!(!shown.contains(SECRET), "/debug shows a value: {shown}");
     assert!(!lain.relay.log().contains(SECRET), "the log shows a value:\n{}", lain.relay.log());
-    // One of them mended is there at once.
+    // A repaired group is shown at once.
     let mended = data::group("bad.web.web0", &[("node1", "192.168.77.21", "127.30.0.1")]);
     lain.put(&mended.key, &mended.value).await;
     assert!(lain.get("/v2/coreinfowatcher?appname=bad").await.text().contains("127.30.0.1"));
@@ -155,11 +155,11 @@ async fn a_value_that_no_longer_parses_leaves_the_old_one_in_place() {
     }
     assert!((refused_values(&lain).await - counted - 6.0).abs() < 0.5, "each of the six values is counted");
     assert!(!debug(&lain).await.contains(SECRET) && !lain.relay.log().contains(SECRET), "a value is shown");
-    // Other keys go on, and the pod keeps its address.
+    // Other keys are still updated, and the pod keeps its address.
     lain.put("/lain/nodes/nodes/node9:127.88.0.9:22", r#"{"name":"node9"}"#).await;
     assert!(nodes.expect(2, "update").await.contains("node9"));
     assert_eq!(lain.peer("127.20.0.8").get("/v2/proxywatcher").await.status, 200);
-    // Mended.
+    // Repaired.
     let changes = data::changes();
     lain.apply(&changes[0]).await;
     hello.expect(2, "update").await;
@@ -171,7 +171,7 @@ async fn a_value_that_no_longer_parses_leaves_the_old_one_in_place() {
     for key in [HELLO_WEB, MYSQL_PORTAL, node] {
         let name = key.rsplit_once('/').expect("a slash").1;
         let still: Vec<_> = shown.match_indices(name).map(|(at, _)| &shown[at.saturating_sub(80)..at]).collect();
-        // The last event of a source may name its key.
+        // The last event of a directory may contain its key.
         assert!(still.iter().all(|before| before.contains("\"Key\":")), "/debug still names {key}: {shown}");
     }
 }
@@ -256,7 +256,7 @@ async fn every_character_arrives_as_the_original_writes_it() {
         stream.expect_event(id, "update", &expected).await;
     }
     lain.delete("/lain/config/x").await;
-    // The same in a key, and the order of keys is that of their bytes.
+    // The same in a key. Keys are sorted by their bytes.
     for key in ["y<\"\\", "y😀", "y\u{ffff}", "ya", "yB"] {
         lain.put(&format!("/lain/config/{key}"), "").await;
     }
@@ -265,7 +265,7 @@ async fn every_character_arrives_as_the_original_writes_it() {
         "{\"y\\u003c\\\"\\\\\":\"\",\"yB\":\"\",\"ya\":\"\",\"y\u{ffff}\":\"\",\"y😀\":\"\"}",
         "keys",
     );
-    // And in what is decoded first.
+    // And in values that are parsed first.
     let mut group: Value = serde_json::from_str(&data::group("u.web.web", &[("n", "1", "2")]).value).expect("a group");
     group["Spec"]["Pod"]["Annotation"] = json!("<ü>\u{2028}\n\u{1}\"😀");
     let escaped = group.to_string().replace('ü', r"\u00fc").replace('😀', r"\ud83d\ude00");
@@ -293,7 +293,7 @@ async fn a_key_that_ends_with_its_lease_is_deleted() {
     leases.lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoked");
     let after = stream.next().await;
     assert_eq!((after.id, after.kind.as_str()), (told + 1, "delete"), "{after:?}");
-    // What one lease takes is one revision.
+    // What one lease deletes is one revision.
     assert_eq!(after.data(), "{}");
 }
 
@@ -346,7 +346,7 @@ async fn etcd_goes_and_comes_and_only_what_changed_is_told() {
     lain.kv = Kv::connect(&lain.etcd.as_ref().expect("an etcd").endpoint()).await;
     lain.kv.put("/lain/config/domain", "after").await;
     domain.expect_event(2, "update", r#"{"domain":"after"}"#).await;
-    // The next that the others hear is what changes for them.
+    // The next event of the others is their own next change.
     lain.delete("/lain/nodes/nodes/node3:192.168.77.23:22").await;
     for stream in [&mut nodes, &mut late] {
         assert!(!stream.expect(2, "delete").await.contains("node3"));
@@ -409,7 +409,7 @@ async fn after_a_resync_those_are_told_whose_view_changed() {
         "a pod that went",
     );
     lain.get("/appname?ip=127.20.0.15").await.assert_is(500, "unkown address 127.20.0.15", "a pod that went");
-    // All back as it was: what each stream hears next.
+    // Everything is restored: this is the next event of each stream.
     let last = data::changes();
     let mut operations: Vec<_> = data::small().iter().map(|entry| kv::op_put(&entry.key, &entry.value)).collect();
     operations.push(kv::op_put("/lain/config/features/new", "1"));
@@ -422,7 +422,7 @@ async fn after_a_resync_those_are_told_whose_view_changed() {
             assert!(stream.expect(2, "update").await.contains("features/new"));
         }
     }
-    // And the three that have still heard nothing: a node, an app, a portal.
+    // And the three that have had no event yet: a node, an app, a portal.
     for change in last.iter().take(3).chain([&last[30]]) {
         lain.apply_and_reach(change).await;
     }
@@ -486,7 +486,7 @@ async fn names_that_begin_with_each_other_live_their_own_lives() {
     let seen = a.expect(1, "init").await;
     assert!(seen.contains("127.30.0.1") && seen.contains("127.30.0.2") && !seen.contains("127.30.0.3"), "{seen}");
     config.expect_event(1, "init", r#"{"pre/a":"1"}"#).await;
-    // A change beside what it shows is nothing to it.
+    // A change that it does not show does not affect it.
     let revision = lain.put("/lain/config/pre/ab", "4").await;
     config.nothing_up_to(&lain, revision).await;
     lain.delete("/lain/config/pre/a").await;
@@ -500,7 +500,7 @@ async fn names_that_begin_with_each_other_live_their_own_lives() {
     lain.delete("/lain/nodes/nodes/n1:127.1.0.1:22").await;
     lain.get("/v2/nodes?name=n1").await.assert_is(200, r#"{"n1:127.1.0.1:2222":{"n":2}}"#, "n1");
     lain.get("/v2/nodes?name=n11").await.assert_is(200, r#"{"n11:127.1.0.2:22":{"n":3}}"#, "n11");
-    // What stands beside the directories is not in them.
+    // Keys beside the directories are not in them.
     let before = lain.get("/v2/configwatcher").await;
     lain.put("/lain/config_backup/domain", "trap").await;
     lain.put("/lain/config", "trap").await;

@@ -1,7 +1,7 @@
 //! [`Client`]: an HTTP client at a chosen address of this host, over HTTP/1.1 or HTTP/2.
 //!
-//! Not here: what comes over a watch, see `sse`; and what only raw bytes can show, such as the exact head. Always holds: a
-//! connection carries one request, and its local address is the one that was chosen, since that is who the client is.
+//! Watches are in `sse`; what only raw bytes can show, such as the exact head, is elsewhere. Always holds: a connection
+//! carries one request, and its local address is the chosen one, since that identifies the client.
 
 use std::{
     io,
@@ -21,7 +21,7 @@ use tokio::{
 use super::sse::Sse;
 use crate::support::patience;
 
-/// Who asks, whom, and how.
+/// The client's address, the server, and the form of requests.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     server: String,
@@ -30,7 +30,7 @@ pub(super) struct Client {
     headers: Vec<(&'static str, String)>,
 }
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -44,30 +44,30 @@ impl Client {
         Self { server: server.to_owned(), address, http2: false, headers: Vec::new() }
     }
 
-    /// Over HTTP/2, without asking first.
+    /// Uses HTTP/2 with prior knowledge.
     pub(super) fn http2(mut self) -> Self {
         self.http2 = true;
         self
     }
 
-    /// With this header in each request.
+    /// Adds this header to each request.
     pub(super) fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
     }
 
-    /// The same client, of another server.
+    /// The same client for another server.
     pub(super) fn of(mut self, server: &str) -> Self {
         server.clone_into(&mut self.server);
         self
     }
 
-    /// GET, the whole answer.
+    /// Sends a GET and returns the complete answer.
     pub(super) async fn get(&self, uri: &str) -> Answer {
         self.request(Method::GET, uri).await
     }
 
-    /// Any method, the whole answer.
+    /// Sends any method and returns the complete answer.
     pub(super) async fn request(&self, method: Method, uri: &str) -> Answer {
         let exchange = async {
             let (head, body) = self.send(method.clone(), uri).await.into_parts();
@@ -77,7 +77,7 @@ impl Client {
         timeout(patience(), exchange).await.unwrap_or_else(|_| panic!("no whole answer to {method} {uri}"))
     }
 
-    /// GET that must be answered with a stream of events. The URI must say `watch=1` itself.
+    /// Sends a GET that must be answered with a stream of events. The URI must contain `watch=1`.
     pub(super) async fn watch(&self, uri: &str) -> Sse {
         let response = timeout(patience(), self.send(Method::GET, uri))
             .await
@@ -88,7 +88,7 @@ impl Client {
         Sse::read(uri, response)
     }
 
-    /// The answer's head, with the body still to come.
+    /// The answer's head, before its body is read.
     pub(super) async fn send(&self, method: Method, uri: &str) -> Response<Incoming> {
         let stream =
             self.connect().await.unwrap_or_else(|error| panic!("{} to {}: {error}", self.address, self.server));
@@ -139,7 +139,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON: {error}: {:?}", self.text()))
     }
 
-    /// Fails unless status and body are these; `what` is named.
+    /// Fails unless status and body are these; `what` is in the message.
     pub(super) fn assert_is(&self, status: u16, body: &str, what: &str) {
         assert_eq!((self.status, self.text()), (status, body), "{what}");
     }
@@ -147,7 +147,7 @@ impl Answer {
 
 async fn over_http1(io: TokioIo<TcpStream>, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>> {
     let (mut sender, connection) = conn::http1::handshake(io).await?;
-    // Ends with the answer's body; how it ended is seen there.
+    // It ends with the answer's body, which shows how it ended.
     tokio::spawn(connection);
     sender.send_request(request).await
 }
@@ -158,7 +158,7 @@ async fn over_http2(io: TokioIo<TcpStream>, request: Request<Empty<Bytes>>) -> h
     sender.send_request(request).await
 }
 
-/// The URI with one parameter more.
+/// The URI with another parameter.
 pub(super) fn with(uri: &str, parameter: &str) -> String {
     let separator = if uri.contains('?') { '&' } else { '?' };
     format!("{uri}{separator}{parameter}")

@@ -1,7 +1,8 @@
-//! The fixture: the keys of a small cluster, changes to it, and what the original answered; and the way into etcd.
+//! The fixture: the keys of a small cluster, changes to it, and the answers of the original; and functions to write
+//! them to etcd.
 //!
-//! Not here: any expectation. The files are those that LAIN's maintainers keep; the pods' addresses are moved into 127.0.0.0/8
-//! while they are read, in keys, values, URIs and answers alike, so that a client on this host can be each pod.
+//! The files are those of LAIN's maintainers. While they are read, the pods' addresses are moved into 127.0.0.0/8 in
+//! keys, values, URIs and answers, so that a client on this host can act as each pod.
 
 use std::{fs, path::Path};
 
@@ -10,11 +11,11 @@ use serde_json::json;
 
 use crate::support::kv::{Kv, op_put};
 
-/// What etcd takes in one transaction by default.
+/// etcd's default limit on operations per transaction.
 const OPERATIONS: usize = 128;
-/// Well below what etcd takes in one request by default, 1.5 MiB.
+/// Well below etcd's default limit on requests, 1.5 MiB.
 const BYTES: usize = 1 << 20;
-/// Addresses of the fixture, and those on loopback that stand for them here.
+/// Addresses of the fixture, and the loopback addresses that replace them here.
 const ON_LOOPBACK: [(&str, &str); 2] = [("172.20.0.", "127.20.0."), ("10.9.9.9", "127.9.9.9")];
 
 /// A key with its value.
@@ -66,20 +67,20 @@ pub(super) fn expected() -> Vec<Expected> {
     lines("expected.jsonl")
 }
 
-/// The 137 answers, with the addresses that the original saw.
+/// The 137 answers with the original addresses.
 pub(super) fn expected_as_recorded() -> Vec<Expected> {
     parse(&read("expected.jsonl"))
 }
 
-/// An entry made by hand.
+/// A handmade entry.
 pub(super) fn entry(key: &str, value: &str) -> Entry {
     Entry { key: key.to_owned(), value: value.to_owned() }
 }
 
-/// A container made by hand: its node's name and address, and its own address.
+/// A handmade container: its node's name and address, and its own address.
 pub(super) type Place<'a> = (&'a str, &'a str, &'a str);
 
-/// A pod group made by hand, with one pod of one container for each place. `name` is `<app>.<type>.<short>`.
+/// A handmade pod group, with one pod of one container per place. `name` is `<app>.<type>.<short>`.
 pub(super) fn group(name: &str, places: &[Place<'_>]) -> Entry {
     let app = app_of(name);
     let spec = json!({"Image": "image", "Env": ["LAIN_APP_RELEASE_VERSION=1"], "Command": null, "Volumes": [],
@@ -103,7 +104,7 @@ pub(super) fn group_key(name: &str) -> String {
     format!("/lain/deployd/pod_groups/{}/{name}", app_of(name))
 }
 
-/// A portal made by hand, with one container on one node for one client.
+/// A handmade portal, with one container on one node for one client.
 pub(super) fn portal(name: &str, client: &str, (node, node_ip, ip): Place<'_>) -> Entry {
     let container = json!({"Id": id_of(ip), "NodeIp": node_ip, "ContainerIp": ip, "ContainerPort": 80});
     let item = json!({"RefCount": 1, "Spec": {"Annotation": "{}"}, "Pod": {"Containers": [container]}});
@@ -115,13 +116,13 @@ fn app_of(name: &str) -> &str {
     rest.rsplit_once('.').unwrap_or_else(|| panic!("{name}")).0
 }
 
-/// 64 hexadecimal digits, others for each address.
+/// 64 hexadecimal digits that differ for each address.
 fn id_of(ip: &str) -> String {
     let digits: String = ip.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{digits:0<64}")
 }
 
-/// Puts all entries, in as few transactions as etcd takes.
+/// Puts all entries in as few transactions as possible.
 pub(super) async fn load(kv: &Kv, entries: &[Entry]) {
     let mut operations = Vec::new();
     let mut bytes = 0;
@@ -139,7 +140,7 @@ pub(super) async fn load(kv: &Kv, entries: &[Entry]) {
     }
 }
 
-/// Makes one change; its revision.
+/// Makes one change. Returns its revision.
 pub(super) async fn apply(kv: &Kv, change: &Change) -> i64 {
     match change {
         Change::Put { key, value } => kv.put(key, value).await,

@@ -1,8 +1,8 @@
-//! Lainlet's gRPC services, asked with the generated clients: replies, streams, metadata, and what becomes of bad requests.
+//! Lainlet's gRPC services through the generated clients: replies, streams, metadata and invalid requests.
 //!
-//! `services` puts all of them under one name each, with replies in the shape of HTTP's JSON, so that both can be compared;
-//! `refusals` asks for what cannot be had. Not here: what the views show, over time and to whom, in detail; see `streams` and
-//! `access`, which ask over HTTP for what comes from the same place.
+//! `services` gives all of them a common interface, with replies in the form of HTTP's JSON, so that both can be
+//! compared; `refusals` has requests that fail. The content and permissions of the views are tested in detail over
+//! HTTP, in `streams` and `access`.
 
 mod refusals;
 mod services;
@@ -19,7 +19,7 @@ use self::services::{Grpc, WATCHED, as_grpc_has_it, of_uri};
 use super::{Lain, data, streams};
 use crate::support::{eventually, http, patience, quiet_time};
 
-/// A service of each of the four sources, with a text that everyone's view of it has.
+/// A service of each of the four directories, with a parameter that everyone may use.
 const SOURCES: [(&str, &str); 4] = [("Config", ""), ("StreamrouterPorts", ""), ("Depends", ""), ("Nodes", "")];
 
 impl Lain {
@@ -33,7 +33,7 @@ impl Lain {
         Grpc::over(self.channel_from(address).await)
     }
 
-    /// Makes each change, and waits until all views show the last; its revision.
+    /// Makes each change and waits until all views show the last one. Returns its revision.
     async fn apply_over_grpc(&self, changes: &[data::Change]) -> i64 {
         let mut revision = 0;
         for change in changes {
@@ -47,7 +47,7 @@ impl Lain {
     }
 }
 
-/// The code of an error of which HTTP has this text.
+/// The gRPC code for an error with this text over HTTP.
 fn code_of(text: &str) -> Code {
     match text {
         "appname required" | "empty key" => Code::InvalidArgument,
@@ -147,7 +147,7 @@ async fn each_stream_sends_a_whole_reply_at_once_and_after_each_visible_change()
     lain.relay.assert_no_panic();
 }
 
-/// In the original watchers of one key took each other's updates: of three, one got each.
+/// In the original, watchers of one key took each other's updates: of three, only one got each.
 #[tokio::test]
 async fn watchers_of_one_key_all_get_each_update() {
     let lain = Lain::over_etcd(&data::small()).await;
@@ -160,7 +160,7 @@ async fn watchers_of_one_key_all_get_each_update() {
     assert_eq!(first, vec![json!({ "domain": "lain.local" }); 3]);
     for round in 0..20 {
         lain.kv.put("/lain/config/domain", format!("round-{round}")).await;
-        // Who asks in between takes nothing from them.
+        // A request in between takes nothing from them.
         one.get("Config", "domain").await.expect("a reply");
         let told = join_all(watchers.iter_mut().map(services::Watch::reply)).await;
         assert_eq!(told, vec![json!({ "domain": format!("round-{round}") }); 3]);
@@ -206,10 +206,10 @@ async fn a_view_of_one_node_is_of_the_callers_or_of_the_one_that_is_named() {
     assert_eq!(own.with("nodename", "").get(service, "").await.expect("a reply").data, node1);
     let mut watch = own.with("nodename", "node2").watch(service, "").await.expect("a stream");
     assert_eq!(watch.reply().await, node2);
-    // Other views take no notice of it, and have their own parameter.
+    // Other views ignore it and have their own parameter.
     let all = own.get("Containers", "").await.expect("a reply");
     assert_eq!(own.with("nodename", "node2").get("Containers", "").await.expect("a reply"), all);
-    // Lainlet failed here: it took no notice of its own address.
+    // Lainlet failed here, because it ignored its own address.
     let specs = |text: &'static str| async { own.get("Localspec", text).await.expect("a reply").data };
     assert_eq!(specs("").await, specs("192.168.77.21").await);
     assert_eq!(of_node2.get("Localspec", "").await.expect("a reply").data, specs("node2").await);
@@ -221,7 +221,7 @@ async fn a_reply_reflects_at_least_the_revision_that_is_asked_for() {
     let client = lain.grpc().await;
     let loaded = lain.kv.revision().await;
     assert_eq!(client.get("Config", "domain").await.expect("a reply").revision, Some(loaded));
-    // Changes elsewhere count as well: the view reflects that there were none of its own.
+    // Changes elsewhere count as well: the view then reflects that its own data did not change.
     let elsewhere = lain.kv.put("/elsewhere", "x").await;
     let reply = client.with("min-revision", elsewhere).get("Config", "domain").await.expect("a reply");
     assert_eq!(reply.revision, Some(elsewhere));
@@ -243,7 +243,7 @@ async fn a_reply_reflects_at_least_the_revision_that_is_asked_for() {
     }
 }
 
-/// Go's clients take 4 MiB by default and are told to take more; there is no limit on this side.
+/// Go's clients accept 4 MiB by default and can be configured for more; the relay has no limit.
 #[tokio::test]
 async fn replies_may_be_large() {
     let lain = Lain::over_etcd(&[]).await;
@@ -263,7 +263,7 @@ async fn replies_may_be_large() {
 #[tokio::test]
 async fn the_version_names_both_programs_and_the_status_each_watcher() {
     let lain = Lain::over_etcd(&data::small()).await;
-    // Asked for by anyone.
+    // Anyone may request it.
     let client = lain.grpc_at("127.9.9.9").await;
     let mut lainlet = LainletClient::new(client.channel());
     let version = lainlet.version(EmptyRequest {}).await.expect("a version").into_inner();
@@ -299,7 +299,7 @@ async fn the_version_names_both_programs_and_the_status_each_watcher() {
     assert_eq!(event, want);
     assert!(after.update_time >= before);
 
-    // Who leaves is not counted any more, though nothing changes.
+    // A client that leaves is no longer counted, even if nothing changes.
     drop((watch, rows));
     eventually("the streams are forgotten", async || {
         let status = self::status(&mut LainletClient::new(client.channel())).await;
@@ -312,7 +312,7 @@ async fn status(lainlet: &mut LainletClient<tonic::transport::Channel>) -> Statu
     lainlet.status(EmptyRequest {}).await.expect("a status").into_inner()
 }
 
-/// A client that gets OK takes it for the end; one that gets Unavailable comes back, to another relay perhaps.
+/// A client takes OK for the end; after Unavailable it comes back, possibly to another relay.
 #[tokio::test]
 async fn streams_end_with_unavailable_when_the_relay_stops() {
     let mut lain = Lain::over_etcd(&data::small()).await;
@@ -325,7 +325,7 @@ async fn streams_end_with_unavailable_when_the_relay_stops() {
     assert_eq!(lain.relay.exit_code(patience()).await, 0);
 }
 
-/// What a slow client misses is skipped; what it gets in the end is the newest.
+/// A slow client misses versions, but gets the newest one in the end.
 #[tokio::test]
 async fn a_slow_client_skips_to_the_newest_reply() {
     let lain = Lain::over_etcd(&[]).await;
@@ -333,7 +333,7 @@ async fn a_slow_client_skips_to_the_newest_reply() {
     let mut revision = lain.kv.put("/lain/config/load", value(0)).await;
     let mut watch = lain.grpc().await.watch("Config", "load").await.expect("a stream");
     assert_eq!(watch.reply().await, json!({ "load": value(0) }));
-    // Far more than the connection's window, unread.
+    // Far more than the connection's window, without reading.
     let rounds = 100;
     for round in 1..=rounds {
         revision = lain.kv.put("/lain/config/load", value(round)).await;
@@ -366,7 +366,7 @@ async fn requests_streams_and_what_goes_to_them_are_counted() {
     let mut watch = trusted.watch("Config", "domain").await.expect("a stream");
     watch.reply().await;
     let labels = r#"transport="grpc""#;
-    // Nothing has come late yet: the first reply is of the past.
+    // Nothing was late yet, because the first reply does not count.
     assert_eq!(lain.relay.metric("etcd_relay_view_lag_seconds_count").await, 0.0);
     lain.kv.put("/lain/config/domain", "b").await;
     watch.reply().await;

@@ -1,6 +1,7 @@
-//! What only the wire shows of Lainlet's HTTP API: heads, methods, paths, heartbeats, clients that send too much or read too little.
+//! What only the wire format of Lainlet's HTTP API shows: heads, methods, paths, heartbeats, and clients that send too
+//! much or read too little.
 //!
-//! Not here: which view shows what, see `answers` and `streams`; who may see it, see `access`.
+//! The content of views is tested in `answers` and `streams`, permissions in `access`.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::support::{eventually, http as metrics, patience};
 
 const DOMAIN: &str = "/lain/config/domain";
 
-/// A connection on which bytes are said and read as they are.
+/// A connection with raw reads and writes.
 struct Raw(BufReader<TcpStream>);
 
 impl Raw {
@@ -32,7 +33,7 @@ impl Raw {
         Self(BufReader::new(TcpStream::connect(lain.relay.http_addr()).await.expect("connected")))
     }
 
-    /// One whose kernel takes few bytes that nobody reads.
+    /// A connection whose kernel buffers few unread bytes.
     async fn connect_narrow(lain: &Lain) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -48,7 +49,7 @@ impl Raw {
         self.say(&format!("{method} {uri} HTTP/1.1\r\nHost: lainlet.lain\r\n\r\n")).await;
     }
 
-    /// Reads until what was read ends with `end`.
+    /// Reads until the received text ends with `end`.
     async fn until(&mut self, end: &str) -> String {
         let last = *end.as_bytes().last().expect("not empty");
         let mut read = Vec::new();
@@ -71,7 +72,7 @@ impl Raw {
     }
 }
 
-/// Streams of views over HTTP that are open, and requests in progress but for the one that asks, as the relay tells.
+/// The number of open streams of views over HTTP, and of requests in progress except this one, according to the relay.
 async fn open(lain: &Lain) -> (f64, u64) {
     let streams = lain.relay.metric_of("etcd_relay_view_streams", r#"transport="http""#).await;
     let debug = lain.get("/debug").await.json();
@@ -100,7 +101,7 @@ async fn a_streams_head_is_lainlets_and_its_body_ends_with_the_connection() {
     assert_eq!(raw.until("\n\n").await, "id: 2\nevent: update\ndata: {\"domain\":\"a\\nb\\u003cc\"}\n\n");
     lain.delete(DOMAIN).await;
     assert_eq!(raw.until("\n\n").await, "id: 3\nevent: delete\ndata: {}\n\n");
-    // What is wrong is told in the one event of a stream that looks as any other.
+    // An error is the only event of a stream that otherwise looks normal.
     for (uri, text) in [
         ("/v2/procwatcher?watch=1", "appname required"),
         ("/v2/localspecquery?watch=1", "/localspecquery do not support watch action"),
@@ -124,7 +125,7 @@ async fn what_a_client_sends_after_its_watch_is_ignored_and_its_close_is_noticed
     let mut busy = Raw::connect(&lain).await;
     busy.ask("GET", "/v2/configwatcher?target=domain&watch=1").await;
     busy.until("\n\n").await;
-    // More than any buffer on the way holds: it is read.
+    // More than all buffers on the way can hold, so the relay must read it.
     busy.say(&"GET /version HTTP/1.1\r\n\r\n".repeat(1 << 20)).await;
     until_open(&lain, 2).await;
     lain.put(DOMAIN, "1").await;
@@ -151,7 +152,7 @@ async fn an_answer_has_lainlets_content_type_and_the_revision_that_it_reflects()
     assert_eq!(answer.header("content-length"), Some("23"));
     let version = lain.get("/version").await;
     version.assert_is(200, &format!("2.4.3+etcd-relay.{}", env!("CARGO_PKG_VERSION")), "the version");
-    // Both requests over one connection, and without a space after the colon.
+    // Two requests over one connection, without a space after the colon.
     let mut raw = Raw::connect(&lain).await;
     for _ in 0..2 {
         raw.say("GET /version HTTP/1.1\r\nHost:x\r\n\r\n").await;
@@ -261,7 +262,7 @@ async fn a_slow_reader_gets_the_newest_and_harms_nobody() {
     let value = |number: usize| format!("{number} {}", "x".repeat(256 << 10));
     for number in 1..=CHANGES {
         lain.kv.put("/lain/config/big", value(number)).await;
-        // One that reads gets each of them, whatever the slow one does.
+        // A client that reads gets each of them, whatever the slow client does.
         let update = quick.expect(number as u64 + 1, "update").await;
         assert!(update.starts_with(&format!("{{\"big\":\"{number} ")), "change {number}");
     }
@@ -306,7 +307,7 @@ async fn streams_and_answers_share_an_http2_connection() {
     }
     let answer = send("/v2/configwatcher?target=domain").await.into_body().collect().await.expect("a body");
     assert_eq!(answer.to_bytes(), r#"{"domain":"1"}"#);
-    // One that is given up ends, the others stay.
+    // If one stream is closed, the others stay open.
     drop(streams.pop());
     until_open(&lain, 2).await;
     drop(streams);

@@ -1,7 +1,8 @@
-//! [`Model`]: the views as their description says, in the plainest way: everything is worked out anew for each question.
+//! [`Model`]: the simplest implementation of the views' description: everything is computed anew for each question.
 //!
-//! Used by `random` to say what the relay must answer. Not here: damaged values beyond keeping the old one, numbers that Go writes
-//! in its own way, and what the description leaves open (one address with two apps). Shares no code with the relay.
+//! `random` uses it to decide what the relay must answer. It leaves out damaged values (except that the old one is
+//! kept), numbers that Go formats differently, and cases that the description leaves open (one address with two apps).
+//! It shares no code with the relay.
 
 mod json;
 mod views;
@@ -76,7 +77,7 @@ pub(super) struct Model {
     node_ip: String,
 }
 
-/// A question, as it is put to the relay.
+/// A request to the relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Question {
     pub(super) peer: String,
@@ -84,7 +85,7 @@ pub(super) struct Question {
     pub(super) parameter: Option<(&'static str, String)>,
 }
 
-/// What of a view a caller may see. A stream keeps it.
+/// The part of a view that a caller may see. A stream keeps it.
 #[derive(Clone, Debug)]
 pub(super) struct Granted {
     path: &'static str,
@@ -107,12 +108,12 @@ impl Question {
 }
 
 impl Model {
-    /// An empty cluster, before a relay with this `--node-name` and `--node-ip`.
+    /// An empty cluster in front of a relay with this `--node-name` and `--node-ip`.
     pub(super) fn of_relay(node_name: &str, node_ip: &str) -> Self {
         Self { node_name: node_name.to_owned(), node_ip: node_ip.to_owned(), ..Self::default() }
     }
 
-    /// A put, or a delete where there is no value.
+    /// A put, or a delete if there is no value.
     pub(super) fn apply(&mut self, key: &str, value: Option<&str>) {
         if let Some(key) = key.strip_prefix("/lain/config/").filter(|key| !key.is_empty()) {
             match value {
@@ -135,7 +136,7 @@ impl Model {
         }
     }
 
-    /// The addresses of pods and portals, whoever they are.
+    /// The addresses of all pods and portals.
     pub(super) fn addresses(&self) -> Vec<String> {
         self.pods().into_keys().chain(self.portals_by_address().into_keys()).collect()
     }
@@ -148,7 +149,7 @@ impl Model {
         }
     }
 
-    /// What of a view the caller may see.
+    /// The part of a view that the caller may see.
     pub(super) fn grant(&self, question: &Question) -> Result<Granted, Refused> {
         let Question { peer, path, .. } = question;
         let is_super = self.is_super(peer);
@@ -171,7 +172,7 @@ impl Model {
             _ if !is_super => Err((400, SUPER)),
             "/v2/backupspec" => Ok(app_key(&or("appname", "*"))),
             "/v2/containers" => Ok(with_end(&or("nodename", "*"), "/")),
-            // A node is never all nodes.
+            // A node never means all nodes.
             "/v2/localspecquery" if question.value("nodeip") == Some("*") => Ok("*/".to_owned()),
             "/v2/localspecquery" => Ok(with_end(&or("nodeip", own_node.unwrap_or(&self.node_ip)), "/")),
             "/v2/depends" => Ok(or("target", "*")),
@@ -182,7 +183,7 @@ impl Model {
         Ok(Granted { path, key, node, is_super })
     }
 
-    /// What a caller sees that was granted this.
+    /// What a caller with this permission sees.
     pub(super) fn show(&self, granted: &Granted) -> Told {
         let Granted { path, key, .. } = granted;
         let shown = match *path {
@@ -230,7 +231,7 @@ impl Model {
         portals
     }
 
-    /// Address to name.
+    /// The names of nodes by address.
     fn node_addresses(&self) -> BTreeMap<&str, &str> {
         let parts = |key: &'_ String| key.split(':').count() == 3;
         let keys = self.nodes.keys().filter(|key| parts(key));
@@ -301,7 +302,7 @@ mod tests {
     use super::super::data;
     use super::*;
 
-    /// The model itself is held against the original.
+    /// The model itself is checked against the original.
     #[test]
     fn the_model_answers_as_the_original_did() {
         let mut asked = 0;

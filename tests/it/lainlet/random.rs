@@ -1,7 +1,7 @@
-//! Random clusters that change at random, and each answer and each stream held against the model.
+//! Random clusters with random changes; each answer and each stream is compared with the model.
 //!
-//! Not here: what the model leaves out, see there. Always holds: a run depends on its seed alone, and a failure names it;
-//! `ETCD_RELAY_TEST_SEED` repeats it.
+//! Cases that the model leaves out are not tested. Always holds: a run depends only on its seed, which a failure
+//! prints; `ETCD_RELAY_TEST_SEED` repeats it.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ use crate::support::{
     relay::RelayCommand,
 };
 
-/// Changes that a run makes, each of one to three keys.
+/// Changes per run, each of one to three keys.
 const STEPS: usize = 120;
-/// Questions after each of them.
+/// Requests after each change.
 const QUESTIONS: usize = 10;
-/// Rounds of a run with faults, and the changes of each.
+/// Rounds of a run with faults, and the changes per round.
 const ROUNDS: usize = 12;
 const BURST: usize = 25;
-/// Streams that are open all the time.
+/// Number of open streams.
 const STREAMS: usize = 14;
 
 const NODE_NAME: &str = "n1";
@@ -112,13 +112,13 @@ async fn whatever_happens_on_the_way_the_newest_state_arrives() {
     let mut streams: Vec<Option<Stream>> = (0..STREAMS).map(|_| None).collect();
     let mut step = 0;
     for round in 0..ROUNDS {
-        // In bursts, and while etcd is out of reach: some of it is folded, some is read anew.
+        // In bursts, and while etcd cannot be reached: some changes are combined, some are read from a new snapshot.
         let event = ["burst", "cut", "away", "compacted"][round % 4];
         match event {
             "away" | "compacted" => gate.shut(),
             _ => {}
         }
-        // Who reads anew sees no value that stood there before a damaged one.
+        // A relay that reads a snapshot does not see the value from before a damaged one.
         let damaged = round > 0 && event != "compacted";
         let mut revision = 0;
         for number in 0..BURST {
@@ -167,7 +167,7 @@ fn arguments(command: RelayCommand) -> RelayCommand {
     command.arg(&format!("--node-ip={NODE_IP}")).arg(&format!("--node-name={NODE_NAME}"))
 }
 
-/// Makes the changes as one revision, which it returns.
+/// Makes the changes as one revision and returns it.
 async fn make(kv: &Kv, changes: &[Change], model: &mut Model) -> i64 {
     let operations = changes.iter().map(|(key, value)| match value {
         Some(value) => kv::op_put(key, value),
@@ -178,7 +178,7 @@ async fn make(kv: &Kv, changes: &[Change], model: &mut Model) -> i64 {
     revision
 }
 
-/// A stream, and what it showed last.
+/// A stream with its last event.
 #[derive(Debug)]
 struct Stream {
     granted: Granted,
@@ -188,13 +188,13 @@ struct Stream {
 }
 
 impl Stream {
-    /// Opens one for a question that the caller may ask, or none this time.
+    /// Opens a stream for a question that the caller may ask, or none this time.
     async fn open(lain: &Lain, model: &Model, rng: &mut StdRng, at: &str) -> Option<Self> {
         let question = question(rng, model);
         let granted = model.grant(&question).ok()?;
         let (200, body) = model.show(&granted) else { return None };
         if question.path == "/v2/localspecquery" {
-            // It alone cannot be watched.
+            // This is the only view that cannot be watched.
             return None;
         }
         let mut sse = lain.peer(&question.peer).watch(&with(&question.uri(), "watch=1")).await;
@@ -203,7 +203,7 @@ impl Stream {
         Some(Self { granted, sse, shown: init, told: 1 })
     }
 
-    /// Takes what is due. False where it ends.
+    /// Takes the expected event. Returns false if the stream ends.
     async fn check(&mut self, model: &Model, at: &str, events: &mut usize) -> bool {
         let what = format!("{:?}; {at}", self.granted);
         let (status, body) = model.show(&self.granted);
@@ -225,7 +225,7 @@ impl Stream {
         true
     }
 
-    /// Takes what has come until it shows what it must in the end. False where it ends.
+    /// Takes events until the stream shows its final state. Returns false if it ends.
     async fn catch_up(&mut self, model: &Model, at: &str) -> bool {
         let what = format!("{:?}; {at}", self.granted);
         let (status, body) = model.show(&self.granted);
@@ -244,13 +244,13 @@ impl Stream {
     }
 }
 
-/// A key with its new value, or none.
+/// A key with its new value, or without one.
 type Change = (String, Option<String>);
 
-/// One to three of them, now and then one that does not parse and keeps what was there.
+/// One to three changes, sometimes an unreadable one that keeps the previous value.
 fn changes(rng: &mut StdRng, step: usize, damaged: bool) -> Vec<Change> {
     let mut changes = BTreeMap::new();
-    // The first ones fill the cluster.
+    // The first steps fill the cluster.
     let count = if step < 5 { 12 } else { rng.random_range(1..=3) };
     for _ in 0..count {
         let delete = step >= 5 && rng.random_bool(0.2);
@@ -303,7 +303,7 @@ fn group(rng: &mut StdRng, name: &str, step: usize) -> String {
             let containers: Vec<_> = (0..rng.random_range(0..3))
                 .map(|container| {
                     let (node, node_ip) = NODES.choose(rng).expect("a node");
-                    // Of this group alone.
+                    // Used only by this group.
                     let ip = format!("127.{}.{}.{}", 100 + index, 1 + pod * 4 + container, 1 + step % 8);
                     let ip = if rng.random_bool(0.25) { String::new() } else { ip };
                     let id = format!("{index:08x}{pod:08x}{container:08x}{:040x}", step % 8);
@@ -329,7 +329,7 @@ fn group(rng: &mut StdRng, name: &str, step: usize) -> String {
             json!({"srcport": source, "dstport": rng.random_range(1..9), "proto": "udp"})
         })
         .collect();
-    // Two groups may say that they are one process; the last in the order of their keys is shown.
+    // Two groups may have the same process name; the last one in the order of keys is shown.
     let shown_name = if index % 3 == 0 && !name.contains(".web.") && rng.random_bool(0.3) { GROUPS[7] } else { name };
     let annotation = match rng.random_range(0..6) {
         _ if shown_name != name => String::new(),

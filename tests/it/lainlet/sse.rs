@@ -1,7 +1,7 @@
-//! [`Sse`]: one watch over HTTP, each event as it came.
+//! [`Sse`]: a watch over HTTP, with each event as it came.
 //!
-//! Not here: what events are expected. A task reads all the time, so a test that is busy elsewhere is no slow reader. Always
-//! holds: an event that is not exactly `id`, `event`, and at most one `data` line, then a blank one, ends the reading with an error.
+//! A task reads all the time, so a busy test is not a slow reader. Always holds: an event must be exactly `id`,
+//! `event`, at most one `data` line and a blank line; anything else ends the reading with an error.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::support::patience;
 pub(super) struct Event {
     pub(super) id: u64,
     pub(super) kind: String,
-    /// None where there was no `data` line.
+    /// `None` without a `data` line.
     pub(super) data: Option<String>,
 }
 
@@ -36,12 +36,12 @@ pub(super) struct Sse {
 }
 
 impl Event {
-    /// An event with data, as expected.
+    /// An expected event with data.
     pub(super) fn of(id: u64, kind: &str, data: &str) -> Self {
         Self { id, kind: kind.to_owned(), data: Some(data.to_owned()) }
     }
 
-    /// Its data, which must be there.
+    /// Its data, which must exist.
     pub(super) fn data(&self) -> &str {
         self.data.as_deref().unwrap_or_else(|| panic!("an event without data: {self:?}"))
     }
@@ -56,17 +56,17 @@ impl Sse {
         Self { uri: uri.to_owned(), headers: head.headers, record, length, taken: 0, reader: Some(reader) }
     }
 
-    /// What it asks.
+    /// The requested URI.
     pub(super) fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// The headers of its answer.
+    /// The headers of the answer.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The next event that was not taken yet.
+    /// The next event.
     pub(super) async fn next(&mut self) -> Event {
         match self.take().await {
             Some(event) => event,
@@ -78,38 +78,39 @@ impl Sse {
         }
     }
 
-    /// The next event, which must have this id and kind; its data.
+    /// The next event, which must have this id and kind. Returns its data.
     pub(super) async fn expect(&mut self, id: u64, kind: &str) -> String {
         let event = self.next().await;
         assert_eq!((event.id, event.kind.as_str()), (id, kind), "{}: {event:?}", self.uri);
         event.data().to_owned()
     }
 
-    /// The next event, which must be this one.
+    /// The next event, which must equal this one.
     pub(super) async fn expect_event(&mut self, id: u64, kind: &str, data: &str) {
         assert_eq!(self.next().await, Event::of(id, kind, data), "{}", self.uri);
     }
 
-    /// The next event, unless the stream ends or patience does.
+    /// The next event; `None` if the stream ends or the time is over.
     pub(super) async fn take(&mut self) -> Option<Event> {
         let (wanted, mut length) = (self.taken + 1, self.length.clone());
         let came = timeout(patience(), length.wait_for(|length| *length >= wanted)).await;
-        // An error in the inner result means that the reader is gone; it may have left the event all the same.
+        // An error in the inner result means that the reader is gone, but it may have left the event.
         if came.is_err() {
             return None;
         }
         self.take_now()
     }
 
-    /// The next event that has come already.
+    /// The next event, if it has already come.
     pub(super) fn take_now(&mut self) -> Option<Event> {
         let event = self.record.lock().get(self.taken).cloned()?;
         self.taken += 1;
         Some(event)
     }
 
-    /// Fails if anything came up to `revision`: asks for the view at that revision on another connection, as 127.0.0.1, and
-    /// looks after the answer. An event that comes later still shows itself as the next one, so end with a change that is seen.
+    /// Fails if any event came up to `revision`: requests the view at that revision over another connection, as
+    /// 127.0.0.1, and checks after the answer. A later event would still show as the next one, so tests end with a
+    /// visible change.
     pub(super) async fn nothing_up_to(&mut self, lain: &Lain, revision: i64) -> Answer {
         let answer = lain.reached_by(&self.uri.replace("watch=1", "watch=0"), revision).await;
         if let Some(event) = self.take_now() {
@@ -118,17 +119,17 @@ impl Sse {
         answer
     }
 
-    /// Every event so far, taken or not.
+    /// All events so far, including those already taken.
     pub(super) fn record(&self) -> Vec<Event> {
         self.record.lock().clone()
     }
 
-    /// Whether the server has closed it.
+    /// Whether the server has closed the stream.
     pub(super) fn has_ended(&self) -> bool {
         self.reader.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the server closes it; an error where it did not do so between two events.
+    /// Waits until the server closes it. Fails if that was not between two events.
     pub(super) async fn ended(&mut self) -> Result<(), String> {
         let reader = self.reader.take().expect("the end is asked for once");
         timeout(patience(), reader)
@@ -137,14 +138,14 @@ impl Sse {
             .expect("the reader does not panic")
     }
 
-    /// Fails unless the next event is `error` with this text, and the last.
+    /// Fails unless the next event is `error` with this text, and the last one.
     pub(super) async fn expect_error(&mut self, text: &str) {
         self.expect_event(0, "error", text).await;
         assert_eq!(self.ended().await, Ok(()), "{}", self.uri);
         assert_eq!(self.take_now(), None, "{}: nothing after the error", self.uri);
     }
 
-    /// What came, in short, for messages.
+    /// A summary of the events for messages.
     fn shape(&self) -> String {
         let record = self.record();
         let last: Vec<_> =
@@ -156,7 +157,7 @@ impl Sse {
 impl Drop for Sse {
     fn drop(&mut self) {
         if let Some(reader) = &self.reader {
-            // The body goes with the task, and the connection with the body.
+            // The body is dropped with the task, and the connection with the body.
             reader.abort();
         }
     }
@@ -177,7 +178,7 @@ async fn read(mut body: Incoming, record: Arc<Mutex<Vec<Event>>>, length: watch:
     if buffer.is_empty() { Ok(()) } else { Err(format!("half an event: {:?}", String::from_utf8_lossy(&buffer))) }
 }
 
-/// One event with its blank line.
+/// Parses an event with its blank line.
 fn parse(bytes: &[u8]) -> Result<Event, String> {
     let malformed = || format!("not an event: {:?}", String::from_utf8_lossy(bytes));
     let text = std::str::from_utf8(bytes).map_err(|_| malformed())?;

@@ -1,7 +1,7 @@
-//! What a view says before its data is there, and what `--lainlet` chooses.
+//! What a view answers before its data is there, and the effect of `--lainlet`.
 //!
-//! Not here: an etcd that goes away later, see `broken`. No answer may show a cluster that is empty only because nothing was
-//! loaded yet, and nobody may be judged by tables that are empty for that reason.
+//! An etcd that becomes unavailable later is tested in `broken`. No answer may show an empty cluster only because
+//! nothing was loaded yet, and permissions must not be decided with empty tables.
 
 use futures_util::future::join_all;
 
@@ -15,11 +15,11 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// A view of each source.
+/// A view of each directory.
 const VIEWS: [&str; 4] = ["/v2/configwatcher", "/v2/proxywatcher", "/v2/depends", "/v2/nodes"];
 const HELLO: &str = "127.20.0.8";
 
-/// The watches at etcd once each feed that was read is followed too, which comes a little later.
+/// The number of watches at etcd once each feed is followed, which comes a little after its snapshot.
 async fn settled_watchers(etcd: &Etcd, relay: &Relay) -> u64 {
     eventually("each feed is live", async || {
         let metrics = relay.metrics().await;
@@ -41,7 +41,7 @@ async fn requests_wait_for_the_first_load_and_are_then_answered() {
     let relay = command.unready().start().await;
     let lain = Lain { relay, kv, etcd: Some(etcd) };
     let local = lain.local();
-    // One at the pod's own address: who it is has to wait for the tables.
+    // One of them at the pod's own address: to identify it, the relay must wait for the tables.
     let clients = [local.clone(), lain.peer(HELLO), local.clone(), local.clone()];
     let gets: Vec<_> = VIEWS
         .into_iter()
@@ -50,7 +50,7 @@ async fn requests_wait_for_the_first_load_and_are_then_answered() {
         .collect();
     let watching = local.clone();
     let watch = tokio::spawn(async move { watching.watch("/v2/nodes?watch=1").await });
-    // All of them, and the one that asks.
+    // All of them and this request.
     eventually("the requests are with the relay", async || {
         let debug = local.get("/debug").await;
         assert_eq!(debug.status, 200, "/debug does not wait");
@@ -99,7 +99,7 @@ async fn without_etcd_a_view_is_refused_after_a_while() {
         let after: u64 = answer.header("retry-after").expect("Retry-After").parse().expect("Retry-After in seconds");
         assert!(after >= 1, "{uri}: Retry-After {after}");
     }
-    // These say what the process is, and whether it is alive.
+    // These describe the process, and whether it is alive.
     assert_eq!(client.get("/debug").await.status, 200);
     assert!(client.get("/version").await.text().starts_with("2.4.3"));
 }

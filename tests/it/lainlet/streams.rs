@@ -1,9 +1,10 @@
-//! The fixture's changes, one by one, with a watch open on each view: who speaks after which change, with what, in which order.
+//! Makes the fixture's changes one by one with a watch on each view, and checks which stream sends what after which
+//! change, and in which order.
 //!
-//! Not here: the frame around the events (heartbeats, heads, slow readers), see `http`. That a stream stays silent is shown
-//! without waiting: after each change each view is asked at the change's revision, which it must have reached to answer; what a
-//! stream says that it should not is then the next thing that it is seen to say, and after the last change one more follows that
-//! every stream must tell.
+//! The framing of events (heartbeats, heads, slow readers) is tested in `http`. Silence of a stream is shown without
+//! waiting: after each change, each view is requested at the change's revision, which it must have reached to answer.
+//! An unexpected event would then be the next one that the test sees. After the last change, one more follows that
+//! every stream must show.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,7 +19,8 @@ use super::{
 };
 use crate::support::{kv, patience};
 
-/// Which lines of `events.jsonl` each stream must tell: `d` where its kind is `delete`, `x` where it is `error`, and the last.
+/// The lines of `events.jsonl` that each stream must show: `d` means that the kind is `delete`, `x` that it is `error`.
+/// The last element is the final change.
 pub(super) const TABLE: [(&str, &str); 22] = [
     ("/v2/coreinfowatcher", "1 3 4 5 9 11 14 23-30 35 36 38 39d 40d 41d"),
     ("/v2/coreinfowatcher?appname=hello", "1 3 4 5 9 11 23 24 25 27 36 38"),
@@ -41,10 +43,10 @@ pub(super) const TABLE: [(&str, &str); 22] = [
     ("/v2/configwatcher?target=vip", "17d 18d"),
     ("/v2/configwatcher?target=vips", "16 18d"),
     ("/v2/configwatcher?target=super_apps", "20 21d"),
-    // Not in the page's table: what no change of the fixture touches.
+    // Not in the page's table, because no change of the fixture affects it.
     ("/v2/configwatcher?target=domain", ""),
 ];
-/// The streams that are open over HTTP/2 as well.
+/// The streams that are also opened over HTTP/2.
 const ALSO_OVER_HTTP2: [&str; 6] = [
     "/v2/coreinfowatcher",
     "/v2/proxywatcher?appname=chat",
@@ -53,7 +55,7 @@ const ALSO_OVER_HTTP2: [&str; 6] = [
     "/v2/nodes",
     "/v2/configwatcher",
 ];
-/// How long an expected event may take once its view has been asked at its revision.
+/// How long an expected event may take after its view was requested at its revision.
 const EVENT_DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -78,15 +80,15 @@ async fn the_same_is_told_over_the_embedded_store() {
     tell_the_changes(&lain, streams).await;
 }
 
-/// A stream, and what was seen of it.
+/// A stream with its events.
 #[derive(Debug)]
 struct Stream {
     uri: &'static str,
     sse: Sse,
     expected: Vec<(usize, &'static str)>,
-    /// The line after which an event was seen, and its kind.
+    /// The line after which an event came, and its kind.
     seen: Vec<(usize, String)>,
-    /// The data of the last event but errors.
+    /// The data of the last event, except errors.
     last: String,
     complaints: Vec<String>,
     ended: bool,
@@ -147,7 +149,7 @@ async fn tell_the_changes(lain: &Lain, mut streams: Vec<Stream>) {
     lain.relay.assert_no_panic();
 }
 
-/// Lets each stream say what it has to say at this revision.
+/// Lets each stream send its events for this revision.
 async fn step(lain: &Lain, streams: &mut [Stream], line: usize, revision: i64) {
     let uris: Vec<_> = streams.iter().filter(|stream| !stream.ended).map(|stream| stream.uri).collect();
     let answers = join_all(uris.iter().map(|uri| lain.reached_by(uri, revision))).await;
@@ -157,7 +159,7 @@ async fn step(lain: &Lain, streams: &mut [Stream], line: usize, revision: i64) {
     }
 }
 
-/// All that the changes did, undone as one revision, which no stream can keep to itself.
+/// Undoes all changes as one revision, which every stream must show.
 async fn put_back(lain: &Lain) -> i64 {
     let changed: Vec<_> = data::changes().iter().map(|change| change.key().to_owned()).collect();
     let mut operations: Vec<_> = data::small()
@@ -172,7 +174,7 @@ async fn put_back(lain: &Lain) -> i64 {
 }
 
 impl Stream {
-    /// Takes what is due after this line, and whatever else has come.
+    /// Takes the events that are expected after this line, and any others.
     async fn listen(&mut self, line: usize, answer: &Answer) {
         if self.expected.iter().any(|(expected, _)| *expected == line) {
             match timeout(EVENT_DEADLINE.min(patience()), self.sse.take()).await {
@@ -229,7 +231,7 @@ impl Stream {
     }
 }
 
-/// `1 3-5 7d 8x`: lines, and kinds of event.
+/// Parses lines and kinds of events: `1 3-5 7d 8x`.
 pub(super) fn parse(lines: &str) -> Vec<(usize, &'static str)> {
     let number = |text: &str| text.parse::<usize>().unwrap_or_else(|error| panic!("{lines}: {text}: {error}"));
     let mut parsed = Vec::new();
@@ -256,7 +258,7 @@ async fn a_change_of_many_keys_is_one_event() {
     for stream in [&mut all, &mut chat, &mut ports] {
         stream.expect(1, "init").await;
     }
-    // A recursive delete: all keys below, at one revision.
+    // A recursive delete: all keys below, in one revision.
     let range_end = kv::prefix_end("/lain/deployd/pod_groups/chat/");
     let request = etcd_relay::pb::etcdserverpb::DeleteRangeRequest {
         key: kv::bytes("/lain/deployd/pod_groups/chat/"),
@@ -269,7 +271,7 @@ async fn a_change_of_many_keys_is_one_event() {
     ports.expect_event(2, "delete", "[]").await;
     let without = all.expect(2, "delete").await;
     assert!(!without.contains("chat."), "{without}");
-    // And back, in one transaction.
+    // Restored in one transaction.
     let groups: Vec<_> = data::small().into_iter().filter(|entry| entry.key.contains("/pod_groups/chat/")).collect();
     data::load(&lain.kv, &groups).await;
     let back = chat.expect(3, "update").await;
@@ -309,7 +311,7 @@ async fn what_changes_and_changes_back_is_told_both_times() {
     for (id, value) in [(2, "a"), (3, "lain.local"), (4, "b")] {
         lain.apply(&change(value)).await;
         stream.expect_event(id, "update", &format!(r#"{{"domain":"{value}"}}"#)).await;
-        // Once more, the same.
+        // The same change again.
         let revision = lain.apply(&change(value)).await;
         stream.nothing_up_to(&lain, revision).await;
     }

@@ -1,7 +1,7 @@
-//! The same `RangeStream` calls to etcd 3.7 and to a relay over it.
+//! Sends the same `RangeStream` calls to etcd 3.7 and to a relay over it.
 //!
-//! Both must send the same key-values in the same order, the same last message, the same form of all messages before it, and the same error, after the
-//! same key-values. How many messages these are is up to the server. Skipped where this machine has no etcd 3.7.
+//! Both must send the same key-values in the same order, the same last message, the same kind of messages before it,
+//! and the same error after the same key-values. The number of messages may differ. Skipped if there is no etcd 3.7.
 
 use etcd_relay::pb::etcdserverpb::{
     RangeRequest, RangeResponse,
@@ -19,18 +19,19 @@ use crate::{
     },
 };
 
-/// Keys below `/a/`. etcd's first message has ten, and each later one twice as many as the one before while they are small.
+/// Keys below `/a/`. etcd's first message has ten, and each later one twice as many as the one before while they are
+/// small.
 const KEYS: usize = 300;
 
-/// What a call was answered with: what clients see of it.
+/// The answer to a call, as clients see it.
 #[derive(Debug, PartialEq)]
 struct Told {
-    /// All key-values, and the other fields of the last message. Nothing where there was no last message.
+    /// All key-values, and the other fields of the last message; default if there was no last message.
     whole: RangeResponse,
     error: Option<(Code, String)>,
 }
 
-/// The call's answer, and in how many messages it came.
+/// The answer to a call, and its number of messages.
 async fn told(kv: &Kv, request: RangeRequest, token: Option<&str>) -> (Told, usize) {
     let mut request = Request::new(request);
     if let Some(token) = token {
@@ -76,10 +77,10 @@ fn sorted(order: SortOrder, target: SortTarget) -> RangeRequest {
     RangeRequest { sort_order: order.into(), sort_target: target.into(), ..below_a() }
 }
 
-/// Keys with values of all sizes, some changed, some deleted. The revision before the last changes.
+/// Writes keys with values of all sizes, some changed, some deleted. Returns the revision before the last changes.
 async fn fill(etcd: &Kv) -> i64 {
     for key in 0..KEYS {
-        // Every tenth is large, so that the messages grow and shrink.
+        // Every tenth is large, so that the size of messages varies.
         let size = if key % 10 == 0 { 100 << 10 } else { key };
         etcd.put(format!("/a/{key:04}"), vec![b'x'; size]).await;
     }
@@ -91,7 +92,7 @@ async fn fill(etcd: &Kv) -> i64 {
     past
 }
 
-/// Requests of every kind that a client can make of this data.
+/// Requests of every kind for this data.
 fn requests(past: i64) -> Vec<RangeRequest> {
     let single = |key: &str| RangeRequest { key: kv::bytes(key), ..Default::default() };
     let between = |key: &str, end: &str| RangeRequest { range_end: kv::bytes(end), ..single(key) };
@@ -160,7 +161,8 @@ async fn and_a_second_reader_costs_etcd_nothing() {
     }
     assert!(several > 10, "{several} answers came in several messages from both");
 
-    // What was compacted is refused in etcd's words, before the first message, and the compact revision itself can be read.
+    // A compacted revision is refused with etcd's error before the first message, and the compact revision itself can
+    // be read.
     direct.compact(past).await;
     for request in [
         RangeRequest { revision: past - 1, ..below_a() },
@@ -172,7 +174,7 @@ async fn and_a_second_reader_costs_etcd_nothing() {
         assert_eq!(told(&through, request.clone(), None).await.0, expected, "{request:?}");
     }
 
-    // A second reader: etcd is asked for its revision and sends no list.
+    // A second reader: etcd is asked for its revision, but sends no list.
     let streams = etcd.calls("RangeStream").await;
     let sent = etcd.metric("etcd_network_client_grpc_sent_bytes_total").await;
     let (_, messages) = told(&through, below_a(), None).await;

@@ -1,7 +1,7 @@
-//! Random requests over few keys, so that they meet: every option, every error, nested transactions.
+//! Random requests for few keys, so that they interact: every option, every error, nested transactions.
 //!
-//! Not here: what etcd 3.5 does not survive, which is an unknown sort target, and a transaction that puts a key and deletes it with
-//! a `range_end` of "\\0" (it does not see that these are the same key, and loses track of it).
+//! Leaves out requests that crash etcd 3.5: an unknown sort target, and a transaction that puts a key and deletes it
+//! with a `range_end` of "\\0". etcd does not notice that these are the same key.
 
 use bytes::Bytes;
 use etcd_relay::pb::etcdserverpb::{
@@ -10,10 +10,10 @@ use etcd_relay::pb::etcdserverpb::{
 };
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
-/// Fewer than Go's unstable sort needs to be unstable.
+/// Fewer than the number from which Go's sort is unstable.
 const KEYS: [&[u8]; 10] = [b"a", b"a\0", b"aa", b"ab", b"b", b"ba", b"c", b"\0", b"\xff", b"\xff\xff"];
 const VALUES: [&[u8]; 4] = [b"", b"1", b"2", b"long-value"];
-/// Leases that requests name; only some are granted.
+/// Leases in requests; only some of them are granted.
 const LEASES: std::ops::RangeInclusive<i64> = 1..=4;
 
 /// One request.
@@ -29,7 +29,7 @@ pub enum Op {
     TimeToLive(LeaseTimeToLiveRequest),
 }
 
-/// The next request for a store that is at revision `current`.
+/// A request for a store that is at revision `current`.
 pub fn op(rng: &mut StdRng, current: i64) -> Op {
     match rng.random_range(0..100) {
         0..30 => Op::Put(put(rng)),
@@ -39,7 +39,7 @@ pub fn op(rng: &mut StdRng, current: i64) -> Op {
             let puts = rng.random_bool(0.8);
             Op::Txn(txn(rng, current, Place { depth: 0, puts }))
         }
-        // Physical: else etcd shows what it compacted for a while longer.
+        // Physical compaction, because otherwise etcd shows compacted revisions for a while.
         90..92 => Op::Compact(CompactionRequest { revision: rng.random_range(-2..=current + 1), physical: true }),
         92..95 => Op::Grant(LeaseGrantRequest { id: rng.random_range(LEASES), ttl: lease_ttl(rng) }),
         95..97 => Op::Revoke(LeaseRevokeRequest { id: rng.random_range(LEASES) }),
@@ -84,7 +84,7 @@ fn put(rng: &mut StdRng) -> PutRequest {
     }
 }
 
-/// `open_end`: whether it may delete all keys from one on.
+/// `open_end`: whether it may delete all keys from a key on.
 fn delete(rng: &mut StdRng, open_end: bool) -> DeleteRangeRequest {
     let range_end = match range_end(rng) {
         end if &end[..] == b"\0" && !open_end => Bytes::new(),
@@ -116,11 +116,11 @@ fn range(rng: &mut StdRng, current: i64) -> RangeRequest {
     }
 }
 
-/// Where in a transaction an operation stands.
+/// The position of an operation in a transaction.
 #[derive(Clone, Copy)]
 struct Place {
     depth: usize,
-    /// Whether there may be puts; where there may, no delete has an open end.
+    /// Whether puts are allowed. If they are, no delete has an open end.
     puts: bool,
 }
 
@@ -154,7 +154,7 @@ fn compare(rng: &mut StdRng, current: i64) -> Compare {
         4 => Some(TargetUnion::Lease(number)),
         _ => None,
     };
-    // The target that belongs to the value, most of the time.
+    // Usually the target that belongs to the value.
     let target = match &union {
         Some(TargetUnion::Version(_)) => 0,
         Some(TargetUnion::CreateRevision(_)) => 1,

@@ -1,8 +1,8 @@
 //! [`Browser`]: a headless Chromium, driven through its DevTools protocol over a pair of pipes.
 //!
-//! Not here: what is looked at; see `page`. The protocol has JSON messages that end with a zero byte; a library for all of its thousands of commands would take
-//! longer to compile than the tests that need ten of them. Always holds: what scripts throw and what the browser's policy stops is kept
-//! ([`Browser::complaints`]); the browser has a profile of its own, which goes with it, and ends with the value.
+//! The protocol has JSON messages that end with a zero byte. A library for its thousands of commands would take longer
+//! to compile than the tests that need ten of them. Always holds: exceptions of scripts and violations of the browser's
+//! policy are kept ([`Browser::complaints`]). The browser has its own profile and ends with the value.
 
 use std::{collections::VecDeque, path::Path, process::Command};
 
@@ -17,10 +17,10 @@ use tokio::{
 
 use super::{eventually, patience, process::Process};
 
-/// Where one may be, if `CHROMIUM` names none.
+/// Usual names, if `CHROMIUM` is not set.
 const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
-/// No sandbox, since tests may run as root in a container; nothing that asks the internet.
+/// No sandbox, because tests may run as root in a container, and no requests to the internet.
 const FLAGS: [&str; 13] = [
     "--headless",
     "--no-sandbox",
@@ -37,7 +37,7 @@ const FLAGS: [&str; 13] = [
     "--remote-debugging-pipe",
 ];
 
-/// Opens the pipes as the browser wants them, as file descriptors 3 and 4.
+/// Opens the pipes as the browser expects them, as file descriptors 3 and 4.
 const STARTER: &str = r#"
 folder=$1
 shift
@@ -58,7 +58,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one; `None`, with a word about it, where there is no Chromium.
+    /// Starts a browser. Without Chromium, prints a message and returns `None`.
     pub async fn start() -> Option<Self> {
         let Some(program) = program() else {
             println!("SKIPPED: there is no Chromium: scripts/chromium --bring installs one, and CHROMIUM names one.");
@@ -70,7 +70,7 @@ impl Browser {
             let made = Command::new("mkfifo").arg(path(name)).status().expect("mkfifo");
             assert!(made.success(), "mkfifo {name}");
         }
-        // For reading and writing both, so that neither waits for the browser, nor takes its absence for its end.
+        // Opened for reading and writing, so that neither side waits for the browser or takes its absence for the end.
         let commands = pipe::OpenOptions::new().read_write(true).open_sender(path("commands")).expect("a pipe");
         let answers = pipe::OpenOptions::new().read_write(true).open_receiver(path("answers")).expect("a pipe");
         let mut command =
@@ -105,7 +105,7 @@ impl Browser {
         assert!(opened["errorText"].is_null(), "{url}: {opened}");
     }
 
-    /// The value of an expression in the page, after it if it is a promise.
+    /// The value of an expression in the page; a promise is awaited.
     pub async fn value(&mut self, expression: &str) -> Value {
         let asked = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
         let answer = self.call("Runtime.evaluate", asked).await;
@@ -113,13 +113,13 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// The text of what a selector finds first, as it is seen; empty where it finds nothing.
+    /// The visible text of the first match of a selector; empty if there is none.
     pub async fn text(&mut self, selector: &str) -> String {
         let value = self.value(&format!("document.querySelector({})?.innerText ?? ''", json!(selector))).await;
         value.as_str().expect("a text").to_owned()
     }
 
-    /// Waits until the text of what a selector finds has this in it.
+    /// Waits until the text of a selector's first match contains this text.
     pub async fn until_text(&mut self, selector: &str, wanted: &str) {
         self.until(&format!("document.querySelector({})?.innerText.includes({})", json!(selector), json!(wanted)))
             .await;
@@ -131,7 +131,7 @@ impl Browser {
         eventually(&what, async || (self.value(expression).await == Value::Bool(true)).then_some(())).await;
     }
 
-    /// Types a text into a field that is empty.
+    /// Types a text into an empty field.
     pub async fn type_into(&mut self, selector: &str, typed: &str) {
         self.value(&format!("document.querySelector({}).focus()", json!(selector))).await;
         self.call("Input.insertText", json!({ "text": typed })).await;
@@ -145,7 +145,7 @@ impl Browser {
         }
     }
 
-    /// Shows the page as on a screen of this size, light or dark.
+    /// Shows the page on a screen of this size, light or dark.
     pub async fn screen(&mut self, width: u32, height: u32, scheme: &str) {
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", size).await;
@@ -153,21 +153,21 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", scheme).await;
     }
 
-    /// Writes what is seen to a PNG.
+    /// Saves a screenshot as PNG.
     pub async fn picture(&mut self, path: &Path) {
         let picture = self.call("Page.captureScreenshot", json!({ "format": "png", "optimizeForSpeed": false })).await;
         let data = BASE64_STANDARD.decode(picture["data"].as_str().expect("a picture")).expect("base64");
         std::fs::write(path, data).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// What scripts threw, what the browser's policy stopped, and what could not be loaded, since the last time.
+    /// Exceptions of scripts, violations of the browser's policy, and failed loads since the last call.
     pub async fn complaints(&mut self) -> Vec<String> {
-        // What came before the answer is there then.
+        // This ensures that earlier events have arrived.
         self.value("0").await;
         std::mem::take(&mut self.complaints)
     }
 
-    /// The addresses that were asked for, since the last time.
+    /// The requested addresses since the last call.
     pub async fn requests(&mut self) -> Vec<String> {
         self.value("0").await;
         let events = std::mem::take(&mut self.events).into_iter();
@@ -175,7 +175,7 @@ impl Browser {
         asked.filter_map(|event| event["params"]["request"]["url"].as_str().map(str::to_owned)).collect()
     }
 
-    /// A command of the protocol, and its result.
+    /// Sends a command of the protocol and returns its result.
     pub async fn call(&mut self, method: &str, params: Value) -> Value {
         self.last += 1;
         let id = self.last;
@@ -207,7 +207,7 @@ impl Browser {
             Some("Log.entryAdded") if params["entry"]["level"] == "error" => {
                 self.complaints.push(format!("log: {} {}", params["entry"]["text"], params["entry"]["url"]));
             }
-            // Whatever is said to a console, nobody of the page's authors says.
+            // Any output on the console is unexpected, since the page itself writes none.
             Some("Runtime.consoleAPICalled") => self.complaints.push(format!("console: {}", params["args"])),
             Some("Page.javascriptDialogOpening") => self.complaints.push(format!("dialog: {params}")),
             Some("Network.requestWillBeSent") => self.events.push_back(event),

@@ -1,7 +1,7 @@
-//! [`WatchStream`]: one watch stream, with each request said explicitly and each response kept as it came.
+//! [`WatchStream`]: a watch stream with explicit requests, which keeps each response as it came.
 //!
-//! Not here: what a client library adds (resumption, merging of fragments, ids by order); the suite looks at the wire. A task
-//! reads all the time, so a test that is busy elsewhere is no slow reader.
+//! It has none of the features of a client library (resumption, merging of fragments, ids by order), because the tests
+//! check the wire format. A task reads all the time, so a busy test is not a slow reader.
 
 use std::{
     sync::Arc,
@@ -30,13 +30,13 @@ use super::{kv, patience, quiet_time};
 /// A response and when it came.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// When.
+    /// The time of its arrival.
     pub at: Instant,
-    /// What.
+    /// The response.
     pub response: WatchResponse,
 }
 
-/// How a stream ended: by itself or with an error.
+/// How a stream ended: normally or with an error.
 type Ended = Result<(), Status>;
 
 /// An open watch stream.
@@ -51,7 +51,7 @@ pub struct WatchStream {
 }
 
 impl WatchStream {
-    /// Opens a stream on a connection of its own.
+    /// Opens a stream on a separate connection.
     pub async fn open(endpoint: &str) -> Self {
         Self::over(kv::channel(endpoint).await, &[])
     }
@@ -61,7 +61,7 @@ impl WatchStream {
         Self::over(kv::channel(endpoint).await, metadata)
     }
 
-    /// Opens a stream on a connection that may carry others.
+    /// Opens a stream on a connection that may carry other streams.
     pub fn over(channel: Channel, metadata: &[(&str, &str)]) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a test is the only writer, so its own length bounds the queue")]
         let (requests, queue) = mpsc::unbounded_channel();
@@ -83,7 +83,7 @@ impl WatchStream {
         self.send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) });
     }
 
-    /// Sends a create and waits for its answer, which must say that the watch is there.
+    /// Sends a create and waits for its answer, which must confirm the watch.
     pub async fn created(&mut self, request: WatchCreateRequest) -> WatchResponse {
         self.create(request);
         let response = self.next().await;
@@ -105,31 +105,31 @@ impl WatchStream {
 
     /// Sends any request.
     pub fn send(&self, request: WatchRequest) {
-        // Where the stream has ended, what the test expects next shows it.
+        // If the stream has ended, the test's next expectation shows it.
         let _delivered = self.requests.as_ref().expect("the sending side is open").send(request);
     }
 
-    /// Reads no more, so that the connection's window fills and the server cannot write.
+    /// Stops reading, so that the connection's window fills and the server cannot write.
     pub fn pause(&self) {
         self.paused.send_replace(true);
     }
 
-    /// Reads on.
+    /// Reads again.
     pub fn resume(&self) {
         self.paused.send_replace(false);
     }
 
-    /// Ends the sending side; the server may go on.
+    /// Closes the sending side; the server may continue.
     pub fn half_close(&mut self) {
         self.requests = None;
     }
 
-    /// The next response that was not taken yet.
+    /// The next response.
     pub async fn next(&mut self) -> WatchResponse {
         self.next_recorded().await.response
     }
 
-    /// The next response, with its time.
+    /// The next response with its time.
     pub async fn next_recorded(&mut self) -> Recorded {
         match self.take_within(patience()).await {
             Some(recorded) => recorded,
@@ -140,11 +140,11 @@ impl WatchStream {
         }
     }
 
-    /// The next response, unless `deadline` passes or the stream ends before.
+    /// The next response; `None` if `deadline` passes or the stream ends first.
     pub async fn take_within(&mut self, deadline: Duration) -> Option<Recorded> {
         let (wanted, mut length) = (self.read + 1, self.length.clone());
         let came = tokio::time::timeout(deadline, length.wait_for(|length| *length >= wanted)).await;
-        // An error in the inner result means that the reader is gone; it may have left the response all the same.
+        // An error in the inner result means that the reader is gone, but it may have left the response.
         if came.is_err() || self.record.lock().len() < wanted {
             return None;
         }
@@ -160,7 +160,8 @@ impl WatchStream {
         }
     }
 
-    /// Takes responses until one satisfies the condition; returns that one. Those before it are in [`Self::record`].
+    /// Takes responses until one satisfies the condition, and returns that one. Those before it are in
+    /// [`Self::record`].
     pub async fn until(&mut self, mut condition: impl FnMut(&WatchResponse) -> bool) -> WatchResponse {
         loop {
             let response = self.next().await;
@@ -170,8 +171,8 @@ impl WatchStream {
         }
     }
 
-    /// Takes responses until the stream has had an event of this revision or a later one, or such a progress; none where it has
-    /// had it already.
+    /// Takes responses until the stream has had an event of this revision or a later one, or such progress; none if it
+    /// has already had that.
     pub async fn until_revision(&mut self, revision: i64) {
         let had = self.record.lock()[..self.read].iter().any(|recorded| reaches(&recorded.response, revision));
         if !had {
@@ -179,17 +180,17 @@ impl WatchStream {
         }
     }
 
-    /// Every response so far, taken or not.
+    /// All responses so far, including those already taken.
     pub fn record(&self) -> Vec<Recorded> {
         self.record.lock().clone()
     }
 
-    /// Whether the server has ended it.
+    /// Whether the server has ended the stream.
     pub fn has_ended(&self) -> bool {
         self.reader.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until the server ends it; how it did.
+    /// Waits until the server ends the stream. Returns how it ended.
     pub async fn ended(&mut self) -> Ended {
         let reader = self.reader.take().expect("the end is asked for once");
         tokio::time::timeout(patience(), reader)
@@ -198,7 +199,7 @@ impl WatchStream {
             .expect("the reader does not panic")
     }
 
-    /// What came, in short, for messages.
+    /// A summary of the responses for messages.
     fn shape(&self) -> String {
         let record = self.record();
         let last: Vec<_> = record.iter().rev().take(5).rev().map(|recorded| shorten(&recorded.response)).collect();
@@ -214,12 +215,12 @@ impl Drop for WatchStream {
     }
 }
 
-/// A create for one key from now on.
+/// A create for one key, from now on.
 pub fn key(key: impl AsRef<[u8]>) -> WatchCreateRequest {
     WatchCreateRequest { key: kv::bytes(key), ..Default::default() }
 }
 
-/// A create for all keys with this prefix from now on.
+/// A create for all keys with this prefix, from now on.
 pub fn prefix(prefix: impl AsRef<[u8]>) -> WatchCreateRequest {
     let range_end = kv::prefix_end(&prefix);
     let key = match prefix.as_ref() {
@@ -229,7 +230,7 @@ pub fn prefix(prefix: impl AsRef<[u8]>) -> WatchCreateRequest {
     WatchCreateRequest { key, range_end, ..Default::default() }
 }
 
-/// Whether the response is progress as clients see it.
+/// Whether clients would take the response as progress.
 pub fn is_progress(response: &WatchResponse) -> bool {
     response.events.is_empty()
         && !response.created
@@ -238,7 +239,7 @@ pub fn is_progress(response: &WatchResponse) -> bool {
         && header_revision(response) != 0
 }
 
-/// The revision in the header; 0 where there is no header.
+/// The revision in the header; 0 without a header.
 pub fn header_revision(response: &WatchResponse) -> i64 {
     response.header.as_ref().map_or(0, |header| header.revision)
 }
@@ -253,7 +254,7 @@ pub fn revisions(response: &WatchResponse) -> Vec<i64> {
     response.events.iter().map(event_revision).collect()
 }
 
-/// Whether everything up to `revision` has come once this response has.
+/// Whether everything up to `revision` has come with this response.
 fn reaches(response: &WatchResponse, revision: i64) -> bool {
     let last = response.events.last().map(event_revision);
     let complete = !response.fragment;

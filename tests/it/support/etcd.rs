@@ -1,8 +1,8 @@
-//! [`Etcd`]: a real etcd, of one member or three, on loopback, with its data in a temporary folder.
+//! [`Etcd`]: a real etcd with one member or three, on the loopback interface, with its data in a temporary folder.
 //!
-//! Not here: what is asked of it; see `kv` and `client`. The binary is the one that `ETCD` names, else `etcd` on `PATH`; other
-//! versions are looked for in the folder that `ETCD_VERSIONS` names, else in the cache that `scripts/etcd-versions` fills.
-//! Always holds: a member keeps its ports and data over kill and restart; everything ends and is removed with the value.
+//! The binary is the one that `ETCD` names, or else `etcd` on `PATH`. Other versions are in the folder that
+//! `ETCD_VERSIONS` names, or else in the cache that `scripts/etcd-versions` fills. Always holds: a member keeps its
+//! ports and data over kill and restart; everything ends and is removed with the value.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use super::{
     process::Process,
 };
 
-/// Attempts to start where another process took a port between the choice and the bind.
+/// Attempts to start, in case another process takes a port before it is bound.
 const START_ATTEMPTS: usize = 5;
 
 /// A running etcd.
@@ -33,7 +33,7 @@ pub struct Etcd {
     flags: Vec<String>,
     cluster_token: String,
     root: TempDir,
-    /// What is between the members, where a test may cut it.
+    /// The forwarders between the members, if a test may interrupt them.
     peers: Option<Peers>,
 }
 
@@ -42,7 +42,7 @@ pub struct Etcd {
 pub enum Http {
     /// On the port for gRPC, as it does by default.
     Shared,
-    /// On a port of its own, by `--listen-client-http-urls`.
+    /// On a separate port, set by `--listen-client-http-urls`.
     Apart,
 }
 
@@ -50,10 +50,10 @@ pub enum Http {
 struct Member {
     name: String,
     client_port: u16,
-    /// Where plain HTTP is served; the client port, unless it has a port of its own.
+    /// The port for plain HTTP: the client port, unless there is a separate one.
     http_port: u16,
     peer_port: u16,
-    /// It comes to a cluster that is there.
+    /// It joins an existing cluster.
     joins: bool,
     process: Option<Process>,
 }
@@ -78,12 +78,12 @@ impl Etcd {
         Self::start_with(&[]).await
     }
 
-    /// One member, with these flags besides.
+    /// One member with these additional flags.
     pub async fn start_with(flags: &[&str]) -> Self {
         Self::new(tool("ETCD", "etcd"), 1, flags, Http::Shared, None).await
     }
 
-    /// One member of this version, such as `3.5.31`. `None`, with the reason printed, where this machine does not have it.
+    /// One member of this version, such as `3.5.31`. `None`, with the reason printed, if this machine does not have it.
     pub async fn of_version(version: &str, flags: &[&str], http: Http) -> Option<Self> {
         let folder = match std::env::var_os("ETCD_VERSIONS") {
             Some(folder) => PathBuf::from(folder),
@@ -95,13 +95,13 @@ impl Etcd {
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let program = folder.join(format!("etcd-{version}-{arch}/etcd"));
         if !program.is_file() {
-            println!("SKIPPED: there is no etcd {version} at {}; scripts/etcd-versions brings it", program.display());
+            println!("SKIPPED: there is no etcd {version} at {}; scripts/etcd-versions installs it", program.display());
             return None;
         }
         Some(Self::new(program, 1, flags, http, None).await)
     }
 
-    /// One member whose client port is for gRPC alone.
+    /// One member whose client port is only for gRPC.
     pub async fn with_http_apart() -> Self {
         Self::new(tool("ETCD", "etcd"), 1, &[], Http::Apart, None).await
     }
@@ -111,12 +111,12 @@ impl Etcd {
         Self::new(tool("ETCD", "etcd"), 3, &[], Http::Shared, None).await
     }
 
-    /// Three members with something between them, see [`Self::between_peers`].
+    /// Three members with forwarders between them; see [`Self::between_peers`].
     pub async fn cluster_of_three_that_can_be_cut() -> Self {
         Self::cluster_of_three_that_can_be_cut_with(&[]).await
     }
 
-    /// The same with these flags besides.
+    /// The same with additional flags.
     pub async fn cluster_of_three_that_can_be_cut_with(flags: &[&str]) -> Self {
         for attempt in 1.. {
             let peers = Peers::new(3).await;
@@ -131,7 +131,7 @@ impl Etcd {
         unreachable!("the loop ends by return or panic")
     }
 
-    /// What is between the members learns their ids, by which it knows who opened a connection.
+    /// Tells the forwarders the members' ids, by which they know who opened a connection.
     async fn tell_peers_who_is_who(&self) {
         let mut ids = Vec::new();
         for endpoint in self.endpoints() {
@@ -141,18 +141,18 @@ impl Etcd {
         self.peers.iter().for_each(|peers| peers.know(ids.clone()));
     }
 
-    /// What happens between the members from now on.
+    /// Sets the fault between the members.
     pub fn between_peers(&self, fault: Fault) {
         self.peers.as_ref().expect("a cluster that can be cut").set(fault);
     }
 
-    /// Three members, with these flags besides.
+    /// Three members with these additional flags.
     pub async fn cluster_of_three_with(flags: &[&str]) -> Self {
         Self::new(tool("ETCD", "etcd"), 3, flags, Http::Shared, None).await
     }
 
-    /// One member of a new cluster with the data of a snapshot that [`Self::save_snapshot`] wrote: what an operator's restore
-    /// from backup gives, with another cluster id.
+    /// One member of a new cluster with the data of a snapshot from [`Self::save_snapshot`], like an operator's restore
+    /// from a backup. The cluster has another id.
     pub async fn restored_from(snapshot: &Path) -> Self {
         Self::new(tool("ETCD", "etcd"), 1, &[], Http::Shared, Some(snapshot)).await
     }
@@ -221,7 +221,7 @@ impl Etcd {
         }
     }
 
-    /// Starts every member that was killed, on its data and ports, and waits until they serve.
+    /// Starts every killed member with its data and ports, and waits until they serve.
     pub async fn restart(&mut self) {
         for index in 0..self.members.len() {
             if self.members[index].process.is_none() {
@@ -231,12 +231,12 @@ impl Etcd {
         assert!(self.wait_ready().await, "etcd did not start again; log:\n{}", self.log());
     }
 
-    /// Adds a member, and waits until all serve. Which one it is.
+    /// Adds a member and waits until all serve. Returns its index.
     pub async fn add_member(&mut self) -> usize {
         let member = Member::new(self.members.len(), Http::Shared, true);
         let cluster = ClusterClient::new(kv::channel(&self.endpoint()).await);
         let request = MemberAddRequest { peer_ur_ls: vec![peer_url(&member)], is_learner: false };
-        // A cluster takes none while a member of its own is new.
+        // A cluster accepts none while one of its members is new.
         eventually("the cluster takes another member", async || cluster.clone().member_add(request.clone()).await.ok())
             .await;
         self.members.push(member);
@@ -246,7 +246,7 @@ impl Etcd {
         index
     }
 
-    /// Takes a member out of the cluster, and ends it. Those behind it are counted from one less.
+    /// Removes a member from the cluster and ends it. The indices after it decrease by one.
     pub async fn remove_member(&mut self, index: usize) {
         let channel = kv::channel(&self.member_endpoint(index)).await;
         let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.expect("status").into_inner();
@@ -257,15 +257,15 @@ impl Etcd {
         drop(self.members.remove(index));
     }
 
-    /// Starts a member that was killed, on its data and ports; waits for nothing.
+    /// Starts a killed member with its data and ports, without waiting.
     pub fn start_member(&mut self, index: usize) {
         if self.members[index].process.is_none() {
             self.spawn(index);
         }
     }
 
-    /// Makes a new cluster of the data in a snapshot, on the ports of the present one, whose members were killed, and waits until it serves:
-    /// an operator's restore from backup. It has another id.
+    /// Creates a new cluster with the data of a snapshot, on the ports of the current one, whose members were killed,
+    /// and waits until it serves. This is an operator's restore from a backup; the cluster has another id.
     pub async fn restart_from(&mut self, snapshot: &Path) {
         self.cluster_token.push_str("-restored");
         for index in 0..self.members.len() {
@@ -276,7 +276,7 @@ impl Etcd {
         self.tell_peers_who_is_who().await;
     }
 
-    /// SIGSTOP of every member: connections stay open, nobody answers.
+    /// SIGSTOP of every member: connections stay open, but nobody answers.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
     }
@@ -300,7 +300,7 @@ impl Etcd {
         self.signal(Signal::CONT);
     }
 
-    /// The member that leads.
+    /// The index of the leader.
     pub async fn leader(&self) -> usize {
         eventually("the cluster has a leader", async || {
             for index in 0..self.members.len() {
@@ -315,7 +315,7 @@ impl Etcd {
         .await
     }
 
-    /// Hands the lead to another member, and waits until it leads.
+    /// Moves the leadership to another member and waits until it leads.
     pub async fn move_leader(&self, to: usize) {
         let from = self.leader().await;
         assert_ne!(from, to, "a leader cannot be moved to itself");
@@ -336,7 +336,7 @@ impl Etcd {
         http::metric(&text, name).unwrap_or_else(|| panic!("etcd has no metric {name}"))
     }
 
-    /// How often a method was called at the first member, by whomever.
+    /// How often a method was called at the first member, by any client.
     pub async fn calls(&self, method: &str) -> u64 {
         let addr = format!("127.0.0.1:{}", self.members[0].http_port);
         let text = http::get(&addr, "/metrics").await.expect("etcd answers /metrics").body;
@@ -345,15 +345,15 @@ impl Etcd {
         count(of_method.map(|(_, value)| value).sum())
     }
 
-    /// The watches that etcd holds at the first member.
+    /// The number of watches at the first member.
     pub async fn watchers(&self) -> u64 {
         count(self.metric("etcd_debugging_mvcc_watcher_total").await)
     }
 
-    /// Writes a snapshot of the first member, for [`Self::restored_from`]. The file goes with this value.
+    /// Saves a snapshot of the first member for [`Self::restored_from`]. The file is removed with this value.
     pub fn save_snapshot(&self) -> PathBuf {
         let path = self.root.path().join("snapshot.db");
-        // An older one would stay where the new one cannot be written.
+        // An old file would remain if the new one cannot be written.
         let _none = std::fs::remove_file(&path);
         run(Command::new(etcdctl())
             .env("ETCDCTL_API", "3")
@@ -362,35 +362,34 @@ impl Etcd {
         path
     }
 
-    /// A copy of the data of a member that was killed, for [`Self::roll_back`]. The copy goes with this value.
+    /// A copy of a killed member's data for [`Self::roll_back`]. The copy is removed with this value.
     pub fn copy_data(&self) -> PathBuf {
         let copy = self.root.path().join("copy");
         run(Command::new("cp").arg("-a").arg(self.data_dir(&self.members[0])).arg(&copy));
         copy
     }
 
-    /// Puts a copy of its data in place of what a member that was killed has: its cluster goes back to what it was then, and
-    /// keeps its id.
+    /// Replaces a killed member's data by a copy: its cluster returns to that state and keeps its id.
     pub fn roll_back(&self, copy: &Path) {
         let data = self.data_dir(&self.members[0]);
         std::fs::remove_dir_all(&data).expect("remove the data");
         run(Command::new("cp").arg("-a").arg(copy).arg(&data));
     }
 
-    /// Restores a member that was killed from a snapshot that [`Self::save_snapshot`] wrote, under its own name and token: its cluster goes
-    /// back to what it was then, and keeps its id.
+    /// Restores a killed member from a snapshot of [`Self::save_snapshot`], under its own name and token: its cluster
+    /// returns to that state and keeps its id.
     pub fn restore_in_place(&self, snapshot: &Path) {
         std::fs::remove_dir_all(self.data_dir(&self.members[0])).expect("remove the data");
         self.restore(0, snapshot);
     }
 
-    /// What a member printed, over all its starts.
+    /// The output of a member over all its starts.
     pub fn member_log(&self, index: usize) -> String {
         let path = self.root.path().join(format!("{}.log", self.members[index].name));
         String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
     }
 
-    /// What all members printed.
+    /// The output of all members.
     pub fn log(&self) -> String {
         self.members.iter().filter_map(|member| member.process.as_ref()).map(Process::log).collect()
     }
@@ -437,7 +436,7 @@ impl Etcd {
             command.push(format!("{flag}={value}"));
         }
         if !self.program.to_string_lossy().contains("etcd-3.4.") {
-            // The page cache survives the death of a process, and these tests do not pull the plug.
+            // The page cache survives the death of a process, and these tests do not simulate a power failure.
             command.push("--unsafe-no-fsync".to_owned());
         }
         if member.joins {
@@ -446,9 +445,9 @@ impl Etcd {
         if member.http_port != member.client_port {
             command.push(format!("--listen-client-http-urls=http://127.0.0.1:{}", member.http_port));
         }
-        // What was an experiment has a name without it since etcd 3.6, and no other since 3.7.
+        // The flag without the prefix exists since etcd 3.6, and is the only one since 3.7.
         let experimental = if self.program.to_string_lossy().contains("etcd-3.7.") { "--" } else { "--experimental-" };
-        // For an address besides, such as one with TLS.
+        // For an additional address, for example with TLS.
         let own = |flag: &String| flag.replace("{client-url}", &client_url).replace("--experimental-", experimental);
         command.extend(self.flags.iter().map(own));
         let log = self.root.path().join(format!("{}.log", member.name));
@@ -456,7 +455,7 @@ impl Etcd {
         self.members[index].process = Some(process);
     }
 
-    /// Whether every member serves; false where one has ended instead.
+    /// Waits until every member serves. Returns false if one has ended.
     async fn wait_ready(&mut self) -> bool {
         let members = &mut self.members;
         eventually("etcd is healthy", async || {
@@ -479,7 +478,7 @@ impl Etcd {
         self.root.path().join(&member.name)
     }
 
-    /// Where the others reach a member.
+    /// The address at which the others reach a member.
     fn advertised(&self, index: usize) -> String {
         self.peers.as_ref().map_or_else(|| peer_url(&self.members[index]), |peers| peers.url(index))
     }
@@ -495,7 +494,7 @@ impl Etcd {
     }
 }
 
-/// Real `etcdctl`: what `ETCDCTL` names, else the one beside `ETCD`, else the one on `PATH`.
+/// The real `etcdctl`: the one that `ETCDCTL` names, or else the one beside `ETCD`, or else the one on `PATH`.
 pub fn etcdctl() -> PathBuf {
     tool("ETCDCTL", "etcdctl")
 }
@@ -505,7 +504,7 @@ pub fn etcdutl() -> PathBuf {
     tool("ETCDUTL", "etcdutl")
 }
 
-/// The program that the variable names, else `name` beside the one that `ETCD` names, else `name` on `PATH`.
+/// The program that the variable names, or else `name` beside the one that `ETCD` names, or else `name` on `PATH`.
 fn tool(variable: &str, name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return PathBuf::from(path);
@@ -518,7 +517,12 @@ fn tool(variable: &str, name: &str) -> PathBuf {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
-        .unwrap_or_else(|| panic!("no {name}: run `make test`, which brings etcd, or let {variable} name the program"))
+        .unwrap_or_else(|| {
+            panic!(
+                "there is no {name}; run `make test`, which downloads etcd, or set {variable} to the \
+            program"
+            )
+        })
 }
 
 fn peer_url(member: &Member) -> String {

@@ -1,19 +1,19 @@
-//! Waiting for something to become true, with a deadline; the only place of the suite that sleeps between two looks.
+//! Waits, with a deadline, for something to become true. Only this file sleeps between two checks.
 //!
-//! Not here: proofs that something does *not* happen; those say how long they look on, see [`quiet_time`].
+//! A test that something does *not* happen states how long it waits; see [`quiet_time`].
 
 use std::time::{Duration, Instant};
 
-/// Between two looks.
+/// Pause between two checks.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long [`eventually`] and every read of a stream wait before the test fails. `ETCD_RELAY_TEST_PATIENCE`, in seconds;
-/// 30 by default, since a machine that builds at the same time is slow.
+/// How long [`eventually`] and every read of a stream wait before the test fails: `ETCD_RELAY_TEST_PATIENCE` in
+/// seconds, by default 30, because a machine may be busy with builds.
 pub fn patience() -> Duration {
     seconds_from_env("ETCD_RELAY_TEST_PATIENCE", 30)
 }
 
-/// How long a test looks on before it believes that nothing comes. Longer than etcd's own retry intervals (100 ms).
+/// How long a test waits before it concludes that nothing comes. Longer than etcd's own retry intervals (100 ms).
 pub fn quiet_time() -> Duration {
     Duration::from_millis(400)
 }
@@ -26,12 +26,12 @@ pub fn seconds_from_env(name: &str, default: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Asks `probe` until it answers `Some`, for [`patience`] at most.
+/// Calls `probe` until it returns `Some`, for at most [`patience`].
 pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
     eventually_within(patience(), what, probe).await
 }
 
-/// Asks `probe` until it answers `Some`, for `deadline` at most.
+/// Calls `probe` until it returns `Some`, for at most `deadline`.
 pub async fn eventually_within<T>(deadline: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

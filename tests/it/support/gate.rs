@@ -1,8 +1,8 @@
-//! [`Gate`]: a TCP forwarder between two servers that a test can shut, slow down and point elsewhere, and hold: both ways or one way, or
-//! for those connections alone that have carried some bytes.
+//! [`Gate`]: a TCP forwarder between two servers. A test can close it, slow it down, redirect it, or hold it: in both
+//! directions or one, or only for connections that have carried certain bytes.
 //!
-//! Not here: damaged bytes. Always holds: its own address never changes, so that what is behind it can be killed,
-//! restarted or replaced while the client knows one endpoint.
+//! It never damages bytes. Always holds: its own address never changes, so the server behind it can be killed,
+//! restarted or replaced while the client knows a single endpoint.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,11 +18,11 @@ use tokio::{
 enum Mode {
     /// Forwards.
     Open,
-    /// Accepts connections and keeps those that are there, but no byte passes.
+    /// Accepts connections and keeps existing ones, but passes no bytes.
     Held,
-    /// The same for what goes one way: to the client (`down`) or to the server.
+    /// The same for one direction: to the client (`down`) or to the server.
     HeldOneWay { down: bool },
-    /// Ends those that are there, and every new one at once.
+    /// Closes existing connections, and every new one at once.
     Shut,
 }
 
@@ -30,11 +30,11 @@ enum Mode {
 struct State {
     mode: Mode,
     target: String,
-    /// Rises when every connection that is there has to end.
+    /// Increases when every existing connection must be closed.
     generation: u64,
-    /// Bytes from behind the gate, after which nothing more comes from there on the connection that they came on.
+    /// After these bytes came from the server on a connection, nothing more passes from there on it.
     mark: Option<Vec<u8>>,
-    /// How long each piece of what passes is kept.
+    /// How long each piece of data is delayed.
     delay: Duration,
 }
 
@@ -47,7 +47,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// An open gate before `endpoint` (a URL).
+    /// An open gate in front of `endpoint` (a URL).
     pub async fn before(endpoint: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a gate");
         let addr = listener.local_addr().expect("a bound address");
@@ -68,27 +68,27 @@ impl Gate {
         self.state.send_modify(|state| state.mode = Mode::Open);
     }
 
-    /// Lets nothing pass, and says so to nobody: a cable that was pulled.
+    /// Holds everything silently, like an unplugged cable.
     pub fn hold(&self) {
         self.state.send_modify(|state| state.mode = Mode::Held);
     }
 
-    /// Lets nothing pass from the client to the server; answers to what was asked before still come.
+    /// Holds everything from the client to the server; answers to earlier requests still pass.
     pub fn hold_requests(&self) {
         self.state.send_modify(|state| state.mode = Mode::HeldOneWay { down: false });
     }
 
-    /// Lets nothing pass from the server to the client, whose requests are still acted on.
+    /// Holds everything from the server to the client; requests are still handled.
     pub fn hold_answers(&self) {
         self.state.send_modify(|state| state.mode = Mode::HeldOneWay { down: true });
     }
 
-    /// Keeps each piece of what passes, either way, for so long.
+    /// Delays each piece of data in both directions.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Ends all connections, and each new one at once: a server that is away.
+    /// Closes all connections, and each new one at once, like an unavailable server.
     pub fn shut(&self) {
         self.state.send_modify(|state| {
             state.mode = Mode::Shut;
@@ -96,17 +96,17 @@ impl Gate {
         });
     }
 
-    /// Ends all connections that are there; new ones pass.
+    /// Closes all existing connections; new ones pass.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.generation += 1);
     }
 
-    /// From now on, lets nothing more come to a client on a connection on which these bytes, whole in one piece, have come.
+    /// From now on, holds data to clients on connections on which these bytes have come in one piece.
     pub fn hold_carriers_of(&self, mark: &[u8]) {
         self.state.send_modify(|state| state.mark = Some(mark.to_vec()));
     }
 
-    /// Leads new connections to another endpoint.
+    /// Redirects new connections to another endpoint.
     pub fn point_at(&self, endpoint: &str) {
         self.state.send_modify(|state| state.target = host_port(endpoint));
     }
@@ -129,7 +129,7 @@ async fn accept(listener: TcpListener, state: Arc<watch::Sender<State>>) {
     }
 }
 
-/// Carries one connection both ways until either end closes it or the gate does.
+/// Forwards one connection in both directions until either end or the gate closes it.
 async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     let generation = state.borrow().generation;
     let (mut ended, (upward, downward)) = (state.clone(), (state.clone(), state.clone()));
@@ -180,11 +180,11 @@ async fn copy(
             let _ends_with_the_gate = state.wait_for(|state| state.mark.is_none()).await;
         }
     }
-    // The other side may have gone first; then there is nobody to tell.
+    // The other side may already be gone.
     let _told = to.shutdown().await;
 }
 
-/// Waits while the gate is held for this direction.
+/// Waits while this direction is held.
 async fn pass_point(state: &mut watch::Receiver<State>, down: bool) -> Option<()> {
     let held = |state: &State| state.mode == Mode::Held || state.mode == Mode::HeldOneWay { down };
     state.wait_for(|state| !held(state)).await.ok().map(|_| ())

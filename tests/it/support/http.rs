@@ -1,6 +1,7 @@
-//! A GET in HTTP/1.0 and the reading of Prometheus text: enough to ask servers under test for their health and metrics.
+//! GET requests in HTTP/1.0 and parsing of Prometheus text: enough to read the health and metrics of servers under
+//! test.
 //!
-//! Not here: anything a browser needs. HTTP/1.0, because a server may then not answer in chunks.
+//! It uses HTTP/1.0, so that a server may not answer in chunks.
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
@@ -10,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-/// A server that is asked for its state answers within this time or counts as away.
+/// A server that does not answer within this time counts as unavailable.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// An answer.
@@ -22,24 +23,24 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Asks `addr` (`host:port`) for `path`.
+/// Requests `path` from `addr` (`host:port`).
 pub async fn get(addr: &str, path: &str) -> io::Result<Answer> {
     get_as(Ipv4Addr::LOCALHOST, addr, path, "").await
 }
 
-/// The same from an address of this machine, with a header more (`name: value\r\n`, or nothing).
+/// The same from an address of this machine, with an additional header (`name: value\r\n`, or empty).
 pub async fn get_as(from: Ipv4Addr, addr: &str, path: &str, header: &str) -> io::Result<Answer> {
     timeout(DEADLINE, exchange(from, addr, path, header))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer to GET {addr}{path}"))))
 }
 
-/// The sum of all series of a metric, or `None` where there is no such metric.
+/// The sum of all series of a metric; `None` if it does not exist.
 pub fn metric(text: &str, name: &str) -> Option<f64> {
     series(text, name).map(|(_, value)| value).reduce(|sum, value| sum + value)
 }
 
-/// The series of a metric: its labels as written (`a="b",…`, empty where there are none) and its value.
+/// The series of a metric: its labels as text (`a="b",…`, possibly empty) and its value.
 pub fn series<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
     text.lines().filter_map(move |line| {
         let rest = line.strip_prefix(name)?;

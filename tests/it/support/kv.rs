@@ -1,6 +1,6 @@
-//! [`Kv`]: the unary RPCs that tests say again and again, at one endpoint.
+//! [`Kv`]: the unary RPCs that tests use often, at one endpoint.
 //!
-//! Not here: watches; see `client`. A failure that a test did not ask for panics; who wants the error uses [`Kv::raw`].
+//! Watches are in `client`. An unexpected error panics; tests that expect an error use [`Kv::raw`].
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -19,13 +19,13 @@ use super::eventually;
 /// Larger than any message of a test.
 pub const MAX_MESSAGE: usize = 512 << 20;
 
-/// A connection of its own to an endpoint that is there or comes soon.
+/// A separate connection to an endpoint that exists or will soon exist.
 pub async fn channel(endpoint: &str) -> Channel {
     let target = Endpoint::from_shared(endpoint.to_owned()).expect("a URL").connect_timeout(Duration::from_secs(5));
     eventually(&format!("{endpoint} accepts a connection"), async || target.connect().await.ok()).await
 }
 
-/// The same from another address of this machine: another client to the server.
+/// The same from another address of this machine, which is another client for the server.
 pub async fn channel_from(from: Ipv4Addr, endpoint: &str) -> Channel {
     let target = Endpoint::from_shared(endpoint.to_owned()).expect("a URL").local_address(Some(from.into()));
     eventually(&format!("{endpoint} accepts a connection from {from}"), async || target.connect().await.ok()).await
@@ -34,7 +34,7 @@ pub async fn channel_from(from: Ipv4Addr, endpoint: &str) -> Channel {
 /// A client of the key-value service.
 #[derive(Clone, Debug)]
 pub struct Kv {
-    /// The generated client, for requests that this type has no word for.
+    /// The generated client, for other requests.
     pub raw: KvClient<Channel>,
 }
 
@@ -44,13 +44,13 @@ impl Kv {
         Self::over(channel(endpoint).await)
     }
 
-    /// Over a connection that is there already.
+    /// Uses an existing connection.
     pub fn over(channel: Channel) -> Self {
         let raw = KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
         Self { raw }
     }
 
-    /// Puts; the revision of the put.
+    /// Puts a key. Returns the revision.
     pub async fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> i64 {
         revision(&self.put_request(put(key, value)).await)
     }
@@ -60,7 +60,7 @@ impl Kv {
         self.raw.clone().put(request).await.expect("put").into_inner()
     }
 
-    /// Deletes a key; the store's revision after.
+    /// Deletes a key. Returns the store's revision after it.
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> i64 {
         self.delete_request(DeleteRangeRequest { key: bytes(key), ..Default::default() })
             .await
@@ -74,7 +74,7 @@ impl Kv {
         self.raw.clone().delete_range(request).await.expect("delete").into_inner()
     }
 
-    /// Does all of it as one revision, which it returns.
+    /// Executes the operations as one revision, which it returns.
     pub async fn txn(&self, operations: Vec<RequestOp>) -> i64 {
         let request = TxnRequest { success: operations, ..Default::default() };
         self.txn_request(request).await.header.expect("a header").revision
@@ -101,7 +101,7 @@ impl Kv {
         self.range(request).await.header.expect("a header").revision
     }
 
-    /// Compacts, and waits until the old revisions are gone.
+    /// Compacts and waits until the old revisions are gone.
     pub async fn compact(&self, revision: i64) {
         self.raw.clone().compact(CompactionRequest { revision, physical: true }).await.expect("compact");
     }

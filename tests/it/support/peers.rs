@@ -1,8 +1,8 @@
-//! [`Peers`]: what is between the members of a cluster: forwarders before each member's peer port, which can cut one off from the others, both
-//! ways or one way, part two members, starve one, and slow all down.
+//! [`Peers`]: forwarders in front of each member's peer port. They can cut off a member in both directions or one,
+//! separate two members, starve one, and slow down all.
 //!
-//! Not here: what is between members and clients, see `gate`. A connection tells who opened it and what for in its first request
-//! (`X-Server-From`, the path). Always holds: each member is reached by the others through its forwarder alone.
+//! Connections between members and clients are in `gate`. The first request of a connection shows who opened it and why
+//! (`X-Server-From`, the path). Always holds: the other members reach a member only through its forwarder.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,22 +14,22 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What happens between the members.
+/// The fault between the members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
-    /// Nothing passes between this member and the others, and nobody is told.
+    /// Nothing passes between this member and the others, silently.
     CutOff(usize),
-    /// This member hears from its leader, and gets no entries.
+    /// This member hears its leader but gets no entries.
     Starved(usize),
-    /// Nothing that this member says reaches the others.
+    /// The others hear nothing from this member.
     Mute(usize),
-    /// Nothing that the others say reaches this member.
+    /// This member hears nothing from the others.
     Deaf(usize),
-    /// Nothing passes between these two, and each is in touch with the third.
+    /// Nothing passes between these two, but both reach the third.
     Parted(usize, usize),
-    /// Everything comes later by this.
+    /// Everything is delayed by this time.
     Late(Duration),
 }
 
@@ -59,7 +59,7 @@ struct Line {
 }
 
 impl Peers {
-    /// Forwarders for so many members.
+    /// Creates forwarders for `size` members.
     pub async fn new(size: usize) -> Self {
         let shared = Arc::new(Shared {
             targets: Mutex::default(),
@@ -80,17 +80,17 @@ impl Peers {
         format!("http://{}", self.addrs[member])
     }
 
-    /// Where the members listen for each other.
+    /// Sets the ports on which the members listen for each other.
     pub fn lead_to(&self, ports: Vec<u16>) {
         *self.shared.targets.lock() = ports;
     }
 
-    /// Who the members are.
+    /// Sets the ids of the members.
     pub fn know(&self, ids: Vec<u64>) {
         *self.shared.ids.lock() = ids;
     }
 
-    /// From now on.
+    /// Sets the fault.
     pub fn set(&self, fault: Fault) {
         self.shared.fault.send_replace(fault);
     }
@@ -103,7 +103,7 @@ impl Drop for Peers {
 }
 
 impl Shared {
-    /// Whether what goes this way on the connection is stopped: back to who opened it (`down`), or from there.
+    /// Whether this direction of the connection is stopped: towards the side that opened it (`down`), or away from it.
     fn stops(&self, fault: Fault, line: &Line, down: bool) -> bool {
         let ids = self.ids.lock();
         let from = |member: usize| line.from.is_some() && line.from == ids.get(member).copied();
@@ -115,7 +115,8 @@ impl Shared {
             Fault::Mute(member) => says(member),
             Fault::Deaf(member) => hears(member),
             Fault::Parted(one, other) => says(one) && hears(other) || says(other) && hears(one),
-            // Entries come on a stream that the member itself opens, or in requests of the leader; heartbeats on another stream.
+            // Entries come on a stream that the member itself opens, or in requests of the leader; heartbeats come on
+            // another stream.
             Fault::Starved(member) => {
                 from(member) && line.path.starts_with("/raft/stream/msgapp")
                     || line.to == member && !line.path.starts_with("/raft/stream/")
@@ -174,11 +175,11 @@ async fn copy(
             break;
         }
     }
-    // The other side may have gone first; then there is nobody to tell.
+    // The other side may already be gone.
     let _told = to.shutdown().await;
 }
 
-/// Waits while the fault stops what goes this way.
+/// Waits while the fault stops this direction.
 async fn pass(shared: &Shared, line: &Line, down: bool) {
     let mut fault = shared.fault.subscribe();
     let late = match *fault.borrow() {

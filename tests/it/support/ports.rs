@@ -1,8 +1,8 @@
 //! Free loopback ports for servers that cannot choose their own.
 //!
-//! Not here: ports of servers that can be told `:0`. The ports given lie below the kernel's ephemeral range: one from within it
-//! could be taken by any outgoing connection before the server binds it, and while the server is away a client that dials it
-//! again and again would sooner or later be connected to itself.
+//! Servers that accept `:0` do not need this. The ports are below the kernel's ephemeral range. A port from that range
+//! could be taken by any outgoing connection before the server binds it, and a client that keeps dialling it while the
+//! server is away could end up connected to itself.
 
 use std::{collections::HashSet, net::TcpListener};
 
@@ -11,7 +11,7 @@ use rand::Rng;
 
 static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
 
-/// A port on 127.0.0.1 that nobody listens on and that no other test of this process was given.
+/// A free port on 127.0.0.1 that no other test of this process uses.
 pub fn free_port() -> u16 {
     let end = ephemeral_start();
     for _ in 0..1_000 {

@@ -1,11 +1,11 @@
 //! [`Process`]: a server under test as a child process that never outlives the test binary.
 //!
-//! Not here: what the server is; see `etcd` and `relay`. Always holds: only a process that was started here is ever signalled,
-//! by its id; its whole output is kept in one file until the owner drops it, and printed when the owner's test panics.
+//! The servers are in `etcd` and `relay`. Always holds: only processes that were started here are signalled, by their
+//! id. The whole output is kept in one file until the owner drops it, and printed when the owner's test panics.
 //!
-//! The server's parent is a small shell that holds a pipe from the test binary. When the pipe closes, for whatever reason (the
-//! test ends, panics, is interrupted or killed), the shell kills the server. A static that shares a server between tests is
-//! never dropped by Rust, so `Drop` alone would leave servers behind.
+//! The server's parent is a small shell that holds a pipe from the test binary. When the pipe closes, for whatever
+//! reason (the test ends, panics, is interrupted or killed), the shell kills the server. Rust never drops a static that
+//! shares a server between tests, so `Drop` alone would leave servers running.
 
 use std::{
     fs,
@@ -19,9 +19,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually_within;
 
-/// `$1` is the log, the rest the command. Prints the id of the server, and ends with its exit code. Where the server ends because
-/// the test binary is done with it, its folder goes as well: that of a static is removed by nobody else. Another server of the same folder may have
-/// removed it by then: `true`, since `:` would end the shell where it cannot write.
+/// `$1` is the log, the rest is the command. It prints the id of the server, and ends with its exit code. If the server
+/// ends because the test binary no longer needs it, its folder is removed as well, because nobody else removes that of
+/// a static. Another server of the same folder may have removed it already; `true` is used because `:` would end the
+/// shell if it cannot write.
 const SUPERVISOR: &str = r#"
 exec 3<&0
 log=$1
@@ -60,7 +61,7 @@ impl Process {
             .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // The shell would say that the server was killed.
+            // Otherwise the shell would print that the server was killed.
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("start {name}: {error}"));
@@ -93,13 +94,13 @@ impl Process {
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
-        // `wait` would close the pipe first, which says that the folder may go.
+        // `wait` would close the pipe first, which means that the folder may be removed.
         let pipe = self.supervisor.stdin.take();
         self.supervisor.wait().expect("wait for a child");
         drop(pipe);
     }
 
-    /// Waits for the end; 128 + n where a signal ended it.
+    /// Waits for the end. Returns 128 + n if signal n ended it.
     pub async fn exit_code(&mut self, deadline: Duration) -> i32 {
         let what = format!("{} ends", self.name);
         let supervisor = &mut self.supervisor;
@@ -114,7 +115,7 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Prints the end of the log. For tests that share a server: call it from a guard that drops with the test.
+    /// Prints the end of the log. Tests that share a server call it from a guard that is dropped with the test.
     pub fn print_log(&self) {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
@@ -133,7 +134,7 @@ impl Drop for Process {
             self.print_log();
         }
         drop(self.supervisor.stdin.take());
-        // The guard kills the server now, and the shell ends with it. An error here means that there is nothing to wait for.
+        // The guard kills the server now, and the shell ends with it. After an error, there is nothing to wait for.
         let _ended = self.supervisor.wait();
     }
 }

@@ -1,7 +1,7 @@
-//! [`Relay`]: the program under test, started as an operator starts it.
+//! [`Relay`]: the program under test, started like an operator would.
 //!
-//! Not here: what is asked of it. Addresses are `127.0.0.1:0`; the real ones are read from its log (`Listening`). Always holds:
-//! it ends with the value, and its log is printed when the test that owns it panics.
+//! Addresses are `127.0.0.1:0`; the real ones are read from its log (`Listening`). Always holds: it stops with the
+//! value, and its log is printed when the test that owns it panics.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,8 +18,8 @@ use super::{
     tls::{Pair, flag},
 };
 
-/// A warning that depends on the shell that the tests were started from.
-const ABOUT_THE_MACHINE: &str = "The limit of open files";
+/// A warning that depends on the shell from which the tests were started.
+const ABOUT_THE_MACHINE: &str = "The limit on open files";
 
 /// How a relay is started.
 #[derive(Clone, Debug)]
@@ -42,77 +42,77 @@ pub struct Relay {
 }
 
 impl RelayCommand {
-    /// `serve`, in front of these endpoints.
+    /// `serve` in front of these endpoints.
     pub fn serve(endpoints: &[String]) -> Self {
         Self::new(&["serve", "--etcd", &endpoints.join(",")]).listen()
     }
 
-    /// `serve`, in front of the members that DNS names for this domain.
+    /// `serve` in front of the members in a domain's DNS records.
     pub fn discovering(domain: &str) -> Self {
         Self::new(&["serve", "--discovery-srv", domain]).listen()
     }
 
-    /// `serve`, over the v2 store of these members.
+    /// `serve` over the v2 store of these members.
     pub fn over_v2(endpoints: &[String]) -> Self {
         Self::new(&["serve", "--etcd-v2", &endpoints.join(",")]).listen()
     }
 
-    /// `serve` with no flag at all: what it does is for [`RelayCommand::env`] to say, and with it where it listens.
+    /// `serve` without any flag: [`RelayCommand::env`] sets everything, also where it listens.
     pub fn told_by_environment() -> Self {
         Self::new(&["serve"])
     }
 
-    /// `demo`: the embedded store, empty and without changes of its own.
+    /// `demo` with an empty embedded store that does not change by itself.
     pub fn demo() -> Self {
         Self::new(&["demo", "--seed", "none", "--changes-every", "none"]).listen()
     }
 
-    /// `demo` as it comes, but for changes of its own.
+    /// `demo` with its example data, which does not change by itself.
     pub fn demo_with_example() -> Self {
         Self::new(&["demo", "--changes-every", "none"]).listen()
     }
 
-    /// `grpc-proxy start`, with etcd's own flags.
+    /// `grpc-proxy start` with etcd's own flags.
     pub fn grpc_proxy(endpoints: &[String]) -> Self {
         Self::new(&["grpc-proxy", "start", "--endpoints", &endpoints.join(","), "--listen-addr", "127.0.0.1:0"])
     }
 
-    /// A feed that is always on.
+    /// Adds a configured feed.
     pub fn prefix(self, prefix: &str) -> Self {
         self.arg(&format!("--prefix={prefix}"))
     }
 
-    /// Another build of the program than the one of these tests.
+    /// Uses another build of the program.
     pub fn program(mut self, program: &Path) -> Self {
         self.program = program.to_owned();
         self
     }
 
-    /// Another command starts it, is told which program that is, and becomes it in the end.
+    /// Starts it through another command, which gets the program as an argument and replaces itself with it.
     pub fn under(mut self, words: &[&str]) -> Self {
         self.under = words.iter().map(ToString::to_string).collect();
         self
     }
 
-    /// One argument more.
+    /// Adds an argument.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
-    /// One variable of the environment more.
+    /// Adds an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Listens for HTTP here instead of at 127.0.0.1.
+    /// Sets the address for HTTP.
     pub fn listen_http(mut self, addr: &str) -> Self {
         self.args.retain(|arg| !arg.starts_with("--listen-http="));
         self.arg(&format!("--listen-http={addr}"))
     }
 
-    /// Serves etcd's API over TLS instead, with this certificate.
+    /// Serves etcd's API over TLS with this certificate.
     pub fn secure(mut self, pair: &Pair) -> Self {
         self.args.retain(|arg| !arg.starts_with("--listen-grpc="));
         self.arg("--listen-grpc=https://127.0.0.1:0")
@@ -120,19 +120,19 @@ impl RelayCommand {
             .arg(&flag("--key-file", &pair.key))
     }
 
-    /// Listens for gRPC here instead of at a port that the system chooses.
+    /// Sets the address for gRPC.
     pub fn listen_grpc(mut self, addr: &str) -> Self {
         self.args.retain(|arg| !arg.starts_with("--listen-grpc="));
         self.arg(&format!("--listen-grpc={addr}"))
     }
 
-    /// Does not wait for `/ready` = 200.
+    /// Does not wait until `/ready` returns 200.
     pub fn unready(mut self) -> Self {
         self.wait_ready = false;
         self
     }
 
-    /// Starts it, waits until it listens and, unless told otherwise, until it is ready.
+    /// Starts it, waits until it listens, and by default until it is ready.
     pub async fn start(self) -> Relay {
         let folder = tempfile::Builder::new().prefix("etcd-relay-test-").tempdir().expect("a temporary folder");
         let proxy = self.args[0] == "grpc-proxy";
@@ -141,7 +141,7 @@ impl RelayCommand {
         command.extend(self.args);
         let mut process = Process::spawn("etcd-relay", &command, &self.env, &folder.path().join("relay.log"));
         let grpc_addr = listening(&mut process, "grpc").await;
-        // With `grpc-proxy start` the one address serves both.
+        // With `grpc-proxy start`, a single address serves both.
         let http_addr = if proxy { None } else { Some(listening(&mut process, "http").await) };
         let relay = Relay { process, grpc_addr, http_addr, _folder: folder };
         if self.wait_ready && relay.http_addr.is_some() {
@@ -158,7 +158,7 @@ impl RelayCommand {
     }
 
     fn listen(self) -> Self {
-        // `grpc-proxy start` has no flag for it, and logs JSON where it does not write to a terminal.
+        // `grpc-proxy start` has no flag for this, and logs JSON if it does not write to a terminal.
         self.arg("--listen-grpc=127.0.0.1:0").arg("--listen-http=127.0.0.1:0").arg("--log-format=json")
     }
 }
@@ -190,7 +190,7 @@ impl Relay {
         log.lines().filter_map(|line| listens(line, |fields| fields["port"] == "metrics")).collect()
     }
 
-    /// `host:port` where it listens for a further protocol, such as `v2`.
+    /// `host:port` of another protocol, such as `v2`.
     pub async fn addr_of(&mut self, protocol: &str) -> String {
         listening(&mut self.process, protocol).await
     }
@@ -205,7 +205,7 @@ impl Relay {
         self.process.is_running()
     }
 
-    /// Waits until `/ready` answers 200.
+    /// Waits until `/ready` returns 200.
     pub async fn ready(&self) {
         eventually("the relay is ready", async || (self.ready_status().await == Some(200)).then_some(())).await;
     }
@@ -220,17 +220,17 @@ impl Relay {
         .await;
     }
 
-    /// What `/ready` answers.
+    /// The status of `/ready`.
     pub async fn ready_status(&self) -> Option<u16> {
         http::get(self.http_addr(), "/ready").await.ok().map(|answer| answer.status)
     }
 
-    /// The sum of all series of a metric; 0 where it has none yet.
+    /// The sum of all series of a metric; 0 if there is none yet.
     pub async fn metric(&self, name: &str) -> f64 {
         http::metric(&self.metrics().await, name).unwrap_or(0.0)
     }
 
-    /// One series of a metric; 0 where it has none yet.
+    /// One series of a metric; 0 if it does not exist yet.
     pub async fn metric_of(&self, name: &str, labels: &str) -> f64 {
         let text = self.metrics().await;
         http::series(&text, name).find(|(found, _)| *found == labels).map_or(0.0, |(_, value)| value)
@@ -255,10 +255,10 @@ impl Relay {
         kib * 1024
     }
 
-    /// CPU time used so far, of user and system together, in the kernel's usual hundredths of a second.
+    /// User and system CPU time used so far, in the kernel's usual hundredths of a second.
     pub fn cpu_time(&self) -> Duration {
         let stat = self.proc_file("stat");
-        // The name, in parentheses, may itself have spaces; utime and stime are fields 14 and 15, counted from the pid.
+        // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15, counted from the pid.
         let (_, rest) = stat.rsplit_once(") ").expect("a name in /proc/…/stat");
         let ticks: u64 = rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
         Duration::from_millis(ticks * 10)
@@ -274,7 +274,7 @@ impl Relay {
         self.process.signal(Signal::TERM);
     }
 
-    /// Waits for the end; 128 + n where a signal ended it.
+    /// Waits for the end. Returns 128 + n if signal n ended it.
     pub async fn exit_code(&mut self, deadline: Duration) -> i32 {
         self.process.exit_code(deadline).await
     }
@@ -289,7 +289,7 @@ impl Relay {
         self.process.print_log();
     }
 
-    /// Fails if it logged a warning or an error that has none of these texts in it, or panicked.
+    /// Fails if it panicked, or logged a warning or an error that contains none of these texts.
     pub fn assert_log_has_only(&self, expected: &[&str]) {
         let unexpected: Vec<_> = self
             .log()
@@ -310,7 +310,7 @@ impl Relay {
         assert!(unexpected.is_empty(), "unexpected in the relay's log:\n{}", unexpected.join("\n"));
     }
 
-    /// Fails if any thread of it panicked.
+    /// Fails if one of its threads panicked.
     pub fn assert_no_panic(&self) {
         let log = self.log();
         assert!(!log.contains("panicked"), "the relay panicked:\n{log}");
@@ -331,7 +331,7 @@ async fn listening(process: &mut Process, protocol: &str) -> String {
     .await
 }
 
-/// The address that a line of the log names, where it tells of a port that is wanted.
+/// The address in a line of the log, if it is about a wanted port.
 fn listens(line: &str, wanted: impl Fn(&Value) -> bool) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);

@@ -1,10 +1,10 @@
-//! Checks JSON against a JSON Schema, as far as the schemas of `docs` go.
+//! Checks JSON against a JSON Schema, as far as the schemas in `docs` need.
 //!
-//! Not here: all of JSON Schema. Always holds: a keyword that is not known here is an error, so nothing that a schema says goes unchecked.
+//! It is not all of JSON Schema. Always holds: an unknown keyword is an error, so every part of a schema is checked.
 
 use serde_json::{Map, Value};
 
-/// A schema with what it refers to.
+/// A schema with its definitions.
 #[derive(Debug)]
 pub struct Schema {
     root: Value,
@@ -18,7 +18,7 @@ impl Schema {
         Self { root: serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}")) }
     }
 
-    /// Fails where `value` is not as the schema says.
+    /// Fails if `value` does not match the schema.
     pub fn assert_describes(&self, value: &Value) {
         self.assert(&self.root, value);
     }

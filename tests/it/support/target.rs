@@ -1,7 +1,7 @@
-//! [`Target`]: one of the things that must behave like an etcd, with all the servers that it is made of.
+//! [`Target`]: a server that must behave like an etcd, with all processes that it consists of.
 //!
-//! Not here: what is expected. Shared targets are started once for the whole test binary, and their tests keep apart by key
-//! ([`Target::namespace`]); a test that compacts or counts revisions takes one of its own.
+//! Shared targets are started once for the whole test binary, and their tests use separate keys
+//! ([`Target::namespace`]). A test that compacts or counts revisions starts its own target.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,20 +15,20 @@ use super::{
     relay::{Relay, RelayCommand},
 };
 
-/// What is under test.
+/// The kind of server under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Real etcd: shows that the expectation is true.
+    /// Real etcd, which shows that the expectations are correct.
     Etcd,
     /// Real etcd of a later line.
     EtcdOf(Line),
-    /// The embedded store, as `demo` serves it.
+    /// The embedded store in `demo`.
     Store,
-    /// The relay with one feed over the whole key space, over etcd.
+    /// The relay over etcd, with one feed for the whole key space.
     RelayOverEtcd,
     /// The same over etcd of a later line.
     RelayOverEtcdOf(Line),
-    /// The relay without a prefix, so that each range opens a feed, over etcd.
+    /// The relay over etcd without a prefix, so that each range opens a feed.
     RelayOnDemand,
     /// The relay over the embedded store.
     RelayOverStore,
@@ -44,7 +44,7 @@ pub enum Line {
 }
 
 impl Line {
-    /// Its newest release, as `scripts/etcd-versions` brings it.
+    /// Its newest release that `scripts/etcd-versions` installs.
     pub fn newest(self) -> &'static str {
         match self {
             Self::V3_6 => "3.6.16",
@@ -58,12 +58,12 @@ impl Line {
 pub struct Target {
     /// What it is.
     pub kind: Kind,
-    // Fields drop in order: clients before servers, so that no relay logs the loss of its upstream at the end.
+    // Fields are dropped in order, clients before servers, so that no relay logs the loss of its upstream at the end.
     relays: Vec<Relay>,
     etcd: Option<Etcd>,
 }
 
-/// Settings of a target of one's own.
+/// Settings of a separate target.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Flags for etcd.
@@ -72,14 +72,14 @@ pub struct Settings {
     pub relay: &'static [&'static str],
 }
 
-/// A target that tests share; nothing in it where this machine does not have its etcd.
+/// A target that tests share; `None` inside if this machine does not have its etcd.
 type Shared = OnceCell<Option<Target>>;
 
 static SHARED: Mutex<Vec<(Kind, &'static Shared)>> = Mutex::new(Vec::new());
 static NAMESPACES: AtomicU32 = AtomicU32::new(0);
 
 impl Target {
-    /// The one that all tests share. `None`, with the reason printed, where this machine does not have its etcd.
+    /// The shared target. `None`, with the reason printed, if this machine does not have its etcd.
     pub async fn shared(kind: Kind) -> Option<&'static Self> {
         let cell = {
             let mut shared = SHARED.lock();
@@ -93,7 +93,7 @@ impl Target {
         cell.get_or_init(|| Self::start(kind, Settings::default())).await.as_ref()
     }
 
-    /// One for this test alone. `None` as for [`Self::shared`].
+    /// A target for this test alone. `None` as for [`Self::shared`].
     pub async fn start(kind: Kind, settings: Settings) -> Option<Self> {
         let etcd = match kind {
             Kind::Store | Kind::RelayOverStore => None,
@@ -131,7 +131,7 @@ impl Target {
         Some(Self { kind, relays, etcd })
     }
 
-    /// Whether it is etcd itself, which the others are held to.
+    /// Whether it is etcd itself, the reference for the others.
     pub fn is_etcd(&self) -> bool {
         matches!(self.kind, Kind::Etcd | Kind::EtcdOf(_))
     }
@@ -154,12 +154,12 @@ impl Target {
         Kv::connect(&self.endpoint()).await
     }
 
-    /// A watch stream on a connection of its own.
+    /// A watch stream on a separate connection.
     pub async fn stream(&self) -> WatchStream {
         WatchStream::open(&self.endpoint()).await
     }
 
-    /// A key prefix that no other test uses; ends with a slash.
+    /// A key prefix that no other test uses. It ends with a slash.
     pub fn namespace(&self) -> String {
         format!("/test/{}/", NAMESPACES.fetch_add(1, Ordering::Relaxed))
     }

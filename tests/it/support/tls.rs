@@ -1,6 +1,6 @@
-//! [`Authority`]: certificates as tests need them, good ones and each kind of bad one; and connections with them.
+//! [`Authority`]: certificates for tests, good ones and each kind of bad one, and connections with them.
 //!
-//! Not here: what a relay or an etcd makes of them. Always holds: certificates are made anew in each test, and their files go with it.
+//! Always holds: each test creates new certificates, and their files are removed with it.
 
 use std::{
     fs,
@@ -38,20 +38,20 @@ pub struct Pair {
     pub cert: PathBuf,
     /// The key's file.
     pub key: PathBuf,
-    /// The number by which it can be revoked.
+    /// The serial number by which it can be revoked.
     pub serial: u64,
 }
 
-/// What a certificate is to say.
+/// The content of a certificate.
 #[derive(Clone, Debug)]
 pub struct Leaf<'a> {
-    /// The common name; empty gives none.
+    /// The common name; empty for none.
     pub common: &'a str,
     /// Host names and addresses.
     pub hosts: &'a [&'a str],
-    /// From when to when it lasts, in seconds from now.
+    /// Its validity, in seconds from now.
     pub lasts: (i64, i64),
-    /// The number by which it can be revoked.
+    /// The serial number by which it can be revoked.
     pub serial: u64,
 }
 
@@ -68,7 +68,7 @@ fn at(seconds: i64) -> SystemTime {
 }
 
 impl Authority {
-    /// One of this name.
+    /// Creates an authority with this name.
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -87,17 +87,17 @@ impl Authority {
         self.path("ca.pem")
     }
 
-    /// Where a file of this name is.
+    /// The path of a file with this name.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A good certificate for this machine without a common name.
+    /// A valid certificate for this machine, without a common name.
     pub fn pair(&self, file: &str) -> Pair {
         self.issue(file, &Leaf::default())
     }
 
-    /// A certificate, in files that begin with `file`.
+    /// Issues a certificate, in files that begin with `file`.
     pub fn issue(&self, file: &str, leaf: &Leaf<'_>) -> Pair {
         let hosts: Vec<String> = leaf.hosts.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(hosts).expect("names");
@@ -118,7 +118,7 @@ impl Authority {
         }
     }
 
-    /// A file with the revocation of these certificates.
+    /// Writes a file with the revocation of these certificates.
     pub fn revoke(&self, file: &str, serials: &[u64]) -> PathBuf {
         let params = CertificateRevocationListParams {
             this_update: at(-60).into(),
@@ -140,7 +140,7 @@ impl Authority {
         self.write(file, &list)
     }
 
-    /// Writes a file, whole or not at all.
+    /// Writes a file atomically.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let (path, draft) = (self.path(name), self.path(&format!(".{name}.new")));
         fs::write(&draft, text).expect("written");
@@ -148,7 +148,7 @@ impl Authority {
         path
     }
 
-    /// What a client needs that believes this authority, and shows `pair`.
+    /// The configuration of a client that trusts this authority and presents `pair`.
     pub fn client(&self, pair: Option<&Pair>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a certificate");
@@ -180,7 +180,7 @@ pub fn flag(name: &str, file: &Path) -> String {
     format!("{name}={}", file.display())
 }
 
-/// Shakes hands at `addr` (`host:port`).
+/// Makes a handshake with `addr` (`host:port`).
 pub async fn connect(addr: &str, config: &Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(addr).await?;
     let name = ServerName::try_from("127.0.0.1").expect("a name");

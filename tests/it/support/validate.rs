@@ -1,10 +1,10 @@
-//! The judge of a watch: etcd's documented guarantees, one rule each, over everything that one watch was told.
+//! Checks a watch against etcd's documented guarantees: each rule applies to everything that the watch received.
 //!
-//! The rules are those of etcd's robustness tests by name (Filter, Bookmarkable, Ordered, Unique, Atomic, Reliable, Resumable,
-//! IsCreate, PrevKV), written anew, and three that are added: Live (a feed that dies silently satisfies all the others), Header
-//! and Canceled (what is said beside the events must be true as well). Not here: where the truth comes from; see `replay`.
-//! Always holds: an empty list of violations means that each rule was applied, not that it had something to look at; callers
-//! that expect events say up to which revision.
+//! The rules have the names of etcd's robustness tests (Filter, Bookmarkable, Ordered, Unique, Atomic, Reliable,
+//! Resumable, IsCreate, PrevKV), but are written anew. Three more are added: Live, because a feed that stops silently
+//! satisfies all others, and Header and Canceled, because the other fields must be correct as well. The truth comes
+//! from `replay`. Always holds: no violations means that each rule was applied, not that there was anything to check;
+//! callers that expect events state up to which revision.
 
 use std::{collections::HashSet, fmt};
 
@@ -21,73 +21,74 @@ use super::{
 #[cfg(test)]
 mod tests;
 
-/// One watch: what was asked and everything that was answered, fragments joined.
+/// A watch: its request and all of its responses, with fragments joined.
 #[derive(Clone, Debug)]
 pub struct Operation {
     /// The request.
     pub request: WatchCreateRequest,
-    /// The answers, first the `created` one.
+    /// The responses, beginning with the `created` one.
     pub responses: Vec<WatchResponse>,
 }
 
-/// What the test knows beyond the replay.
+/// What the test knows in addition to the replay.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Expected {
-    /// Every event up to this revision must have come; the end of the test, as a rule.
+    /// Every event up to this revision must have come; usually the end of the test.
     pub complete_to: Option<i64>,
-    /// Nothing was compacted, so a previous value that exists is always known.
+    /// Nothing was compacted, so every existing previous value must be sent.
     pub prev_kv_known: bool,
 }
 
-/// A rule that was broken.
+/// A violated rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The rule.
     pub rule: Rule,
-    /// How.
+    /// The details.
     pub detail: String,
 }
 
-/// What a watch promises.
+/// The guarantees of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// Only events that were asked for.
+    /// Only events that were requested.
     Filter,
     /// Progress covers everything before it and nothing after it.
     Bookmarkable,
-    /// Revisions never fall.
+    /// Revisions never decrease.
     Ordered,
     /// No event twice.
     Unique,
-    /// A revision is not split over responses.
+    /// A revision is not split over several responses.
     Atomic,
-    /// No event left out between the first and the last.
+    /// No event is missing between the first and the last.
     Reliable,
-    /// The first event is the first one at or after the revision asked for.
+    /// The first event is the first one at or after the requested revision.
     Resumable,
-    /// A put is told as a creation exactly where the key was absent.
+    /// A put is reported as a creation exactly if the key did not exist.
     IsCreate,
-    /// The previous value is the true one.
+    /// The previous value is correct.
     PrevKv,
-    /// The watch got as far as the test went.
+    /// The watch got as far as the test.
     Live,
-    /// Headers name one cluster, and are never behind the events under them.
+    /// Headers name one cluster, and are never behind their events.
     Header,
-    /// A watch is canceled for compaction only where what it needed is gone.
+    /// A watch is canceled because of compaction only if the revisions that it needs are gone.
     Canceled,
 }
 
 impl Operation {
-    /// Sorts what a stream received by the watches that were created on it, in their order.
+    /// Divides the responses of a stream among its watches, in the order of their creation.
     ///
-    /// Refused creates give an operation with that one answer. Stream-wide progress counts for each watch that is there.
+    /// A refused create gives an operation with that single response. Stream-wide progress counts for each existing
+    /// watch.
     pub fn of_stream(creates: &[WatchCreateRequest], record: &[Recorded]) -> Vec<Self> {
         let mut operations: Vec<(i64, Self)> = Vec::new();
         for recorded in record {
             let response = &recorded.response;
             if response.created {
                 let request = creates.get(operations.len()).expect("no more created answers than creates").clone();
-                // A later watch may take over the id of one that was canceled; see the reverse search below.
+                // A later watch may reuse the id of a canceled one; see the reverse search below.
                 operations.push((response.watch_id, Self { request, responses: vec![response.clone()] }));
             } else if response.watch_id == -1 {
                 operations.iter_mut().for_each(|(_, operation)| operation.responses.push(response.clone()));
@@ -129,18 +130,18 @@ impl Operation {
         within && !self.request.filters().any(|filter| filter == unwanted)
     }
 
-    /// The first revision that the watch owes; `None` where it was never created.
+    /// The first revision that the watch must send; `None` if it was never created.
     fn first_owed(&self) -> Option<i64> {
         let created = self.responses.first().filter(|response| response.created && !response.canceled)?;
         if self.request.start_revision != 0 {
             return Some(self.request.start_revision);
         }
-        // The header of `created` may be ahead of the registration, never behind it.
+        // The header of `created` may be ahead of the registration, but never behind it.
         let after_created = header_revision(created) + 1;
         Some(self.events().next().map_or(after_created, |event| event_revision(event).min(after_created)))
     }
 
-    /// The last revision up to which the watch says that it has told everything.
+    /// The last revision up to which the watch claims to be complete.
     pub fn last_told(&self) -> i64 {
         self.responses
             .iter()
@@ -169,7 +170,7 @@ pub fn validate(operation: &Operation, replay: &Replay, expected: Expected) -> V
     checks.into_iter().filter_map(|(rule, result)| Some(Violation { rule, detail: result.err()? })).collect()
 }
 
-/// Applies every rule to every watch of a stream, and fails the test with all that was broken.
+/// Applies every rule to every watch of a stream, and fails with all violations.
 pub fn assert_valid(creates: &[WatchCreateRequest], record: &[Recorded], replay: &Replay, expected: Expected) {
     let operations = Operation::of_stream(creates, record);
     assert_eq!(operations.len(), creates.len(), "each create is answered");
@@ -279,7 +280,7 @@ fn is_create(operation: &Operation, replay: &Replay) -> Result<(), String> {
     for event in operation.events().filter(|event| event.r#type() == EventType::Put) {
         let kv = event.kv.as_ref().expect("a key");
         if !replay.knows_before(&kv.key, kv.mod_revision) && kv.create_revision != kv.mod_revision {
-            // The key was there before the replay begins.
+            // The key existed before the replay begins.
             continue;
         }
         let (told, existed) =
@@ -335,7 +336,7 @@ fn canceled(operation: &Operation) -> Result<(), String> {
     Ok(())
 }
 
-/// Compares what came with what the replay has from `first` to `last`.
+/// Compares the received events with those of the replay from `first` to `last`.
 fn same_events(operation: &Operation, replay: &Replay, first: i64, last: i64) -> Result<(), String> {
     let within = |event: &&Event| (first..=last).contains(&event_revision(event));
     let mut owed = replay.events_from(first).iter().take_while(within).filter(|event| operation.wants(event));

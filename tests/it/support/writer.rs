@@ -1,7 +1,7 @@
-//! [`Writer`]: load that goes on while a test takes the servers away.
+//! [`Writer`]: a load that continues while a test makes servers fail.
 //!
-//! Not here: what was written; a write whose answer was lost may have happened, so the truth is read from etcd afterwards, see
-//! `replay`. Always holds: it stops with the value.
+//! A write whose answer was lost may have happened, so the truth is read from etcd afterwards; see `replay`. Always
+//! holds: it stops with the value.
 
 use std::{
     sync::{
@@ -17,14 +17,14 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::kv::{Kv, op_delete, op_put};
 
-/// Between two writes.
+/// Pause between two writes.
 const INTERVAL: Duration = Duration::from_millis(3);
-/// An etcd that does not answer a write for as long is away.
+/// An etcd that does not answer a write within this time counts as unavailable.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys that are written.
 const KEYS: u64 = 20;
 
-/// A task that writes again and again.
+/// A task that keeps writing.
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
@@ -33,7 +33,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins to write puts, deletes and transactions under `prefix`, to whichever endpoint answers.
+    /// Starts to write puts, deletes and transactions under `prefix`, to any endpoint that answers.
     pub fn start(endpoints: &[String], prefix: &str) -> Self {
         let endpoints = endpoints.iter().map(|url| {
             Endpoint::from_shared(url.clone()).expect("a URL").connect_timeout(WRITE_TIMEOUT).timeout(WRITE_TIMEOUT)
@@ -44,12 +44,12 @@ impl Writer {
         Self { stop, written, task }
     }
 
-    /// How many writes were answered so far.
+    /// The number of writes that were answered so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Ends the load.
+    /// Stops the load.
     pub async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         (&mut self.task).await.expect("the writer does not panic");
@@ -77,7 +77,7 @@ async fn write(channels: Vec<Channel>, prefix: String, stop: Arc<AtomicBool>, wr
     }
 }
 
-/// A put most of the time, now and then a delete, now and then several keys at once.
+/// Usually a put, sometimes a delete, sometimes several keys at once.
 fn changes(prefix: &str, round: u64) -> Vec<RequestOp> {
     let key = |index: u64| format!("{prefix}{:02}", index % KEYS);
     match round % 10 {

@@ -56,7 +56,7 @@ async fn etcdctl_prints_the_same_through_a_relay_and_a_relay_behind_it_as_at_etc
     let handshakes = near.metric("etcd_relay_tls_handshakes_total").await;
     assert!(handshakes >= 10.0, "{handshakes} handshakes");
     assert!(near.metric("etcd_relay_tls_upstream_handshakes_total").await >= 1.0);
-    // Both sides have certificates, and authorities in files.
+    // Both sides have certificates and authorities in files.
     for which in ["port", "port_ca", "upstream", "upstream_ca"] {
         let ends =
             near.metric_of("etcd_relay_tls_certificate_not_after_seconds", &format!("certificate=\"{which}\"")).await;
@@ -64,7 +64,7 @@ async fn etcdctl_prints_the_same_through_a_relay_and_a_relay_behind_it_as_at_etc
     }
 }
 
-/// `etcdctl watch` sees a put.
+/// Checks that `etcdctl watch` sees a put.
 async fn watches(addr: &str, ca: &Authority, pair: &Pair) {
     let mut command = Command::new(etcdctl());
     command.env("ETCDCTL_API", "3").arg(format!("--endpoints=https://{addr}")).arg(flag("--cacert", &ca.file()));
@@ -94,7 +94,7 @@ async fn events_reach_watches_over_tls_whole_whatever_their_size() {
         streams.push(stream);
     }
     let kv = Kv::connect(&etcd.endpoint()).await;
-    // Below and above a TLS record, and what a connection keeps for itself.
+    // Below and above the size of a TLS record, and of a connection's own buffers.
     let sizes = [1, 100, 16 << 10, (16 << 10) + 1, 100_000, 1_000_000, 3];
     for (number, size) in sizes.iter().enumerate() {
         kv.put(format!("k{number}"), vec![b'v'; *size]).await;
@@ -142,7 +142,7 @@ async fn a_port_has_several_addresses_with_tls_and_without_and_both_protocols() 
             continue;
         }
         let path = if protocol == "grpc" { "/health" } else { "/ready" };
-        // Without ALPN, and with each of the two; a client that speaks something else entirely is told by TLS.
+        // Without ALPN, and with each of the two. TLS reports an unknown protocol to the client.
         for alpn in [&[][..], &[b"http/1.1".to_vec()], &[b"h2".to_vec(), b"http/1.1".to_vec()]] {
             config.alpn_protocols = alpn.to_vec();
             let mut stream = connect(addr, &Arc::new(config.clone())).await.expect("a handshake");
@@ -162,7 +162,7 @@ async fn a_port_has_several_addresses_with_tls_and_without_and_both_protocols() 
     }
 }
 
-/// Protocol, address and whether TLS is spoken, for each line of the log that says so.
+/// Protocol, address and use of TLS in each log line about listening.
 fn listening(log: &str) -> Vec<(String, String, bool)> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

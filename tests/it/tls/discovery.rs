@@ -1,7 +1,7 @@
-//! `--discovery-srv` of the program itself, with a DNS server that it finds in `/etc/resolv.conf`, as every program does.
+//! `--discovery-srv` of the real program, with a DNS server that it finds in `/etc/resolv.conf`.
 //!
-//! The file is replaced in a mount namespace of the relay's own, and the server has port 53 of an address of the loopback network, so both
-//! need root: without it the test is left out, and says so. The look-up itself is tested beside `source::discovery`.
+//! The file is replaced in a mount namespace of the relay, and the server has port 53 of a loopback address. Both need
+//! root: without it the test is skipped with a message. The look-up itself is tested beside `source::discovery`.
 
 use std::{
     fs,
@@ -25,7 +25,8 @@ use crate::support::{
 
 const SERVICE: &str = "_etcd-client-ssl._tcp.example.org";
 
-/// Names `ports` as members of `example.org`, `m0.example.org` and so on, all on this machine. Nothing where port 53 is not to be had.
+/// Announces `ports` as members of `example.org`, `m0.example.org` and so on, all on this machine. `None` if port 53 is
+/// not available.
 fn dns(ports: Vec<u16>) -> Option<Ipv4Addr> {
     let [a, b, c] = rand::random::<[u8; 3]>();
     let addr = Ipv4Addr::new(127, a, b, c.clamp(2, 254));
@@ -59,7 +60,7 @@ fn dns(ports: Vec<u16>) -> Option<Ipv4Addr> {
     Some(addr)
 }
 
-/// The relay with another `/etc/resolv.conf`. Nothing where there is no such namespace.
+/// The relay with another `/etc/resolv.conf`. `None` if such a namespace is not available.
 fn resolving_at(server: Ipv4Addr, folder: &Path) -> Option<PathBuf> {
     let (conf, script) = (folder.join("resolv.conf"), folder.join("relay"));
     fs::write(&conf, format!("nameserver {server}\n")).expect("written");
@@ -82,7 +83,7 @@ fn port_of(relay: &Relay) -> u16 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_finds_three_members_with_tls_by_dns_and_believes_certificates_of_the_domain_alone() {
     let (ca, etcd) = (Authority::new("the authority"), Etcd::start().await);
-    // Members with TLS: relays are, to whoever comes.
+    // Members with TLS. They are relays that accept every client.
     let mut members = Vec::new();
     for (number, host) in ["example.org", "example.org", "m2.example.org"].into_iter().enumerate() {
         let pair = ca.issue(&format!("member{number}"), &Leaf { hosts: &[host], ..Leaf::default() });
@@ -98,7 +99,7 @@ async fn the_program_finds_three_members_with_tls_by_dns_and_believes_certificat
     let relay = relay.start().await;
     relay.follows().await;
     Kv::connect(&relay.endpoint()).await.put("k", "1").await;
-    // The third has a certificate for its own name, which DNS gave: that says nothing.
+    // The third has a certificate for its own name. That name came from DNS, so the certificate proves nothing.
     for (number, healthy) in [(1, 1.0), (2, 1.0), (3, 0.0)] {
         eventually(&format!("member {number} was asked"), async || {
             let text = relay.metrics().await;

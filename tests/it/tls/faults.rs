@@ -1,4 +1,4 @@
-//! Bad certificates, and peers that do not go on: a clear error to each, and nothing to anybody else.
+//! Bad certificates, and peers that stall: each gets a clear error, and nobody else is affected.
 
 use std::{path::Path, sync::Arc};
 
@@ -25,10 +25,10 @@ use crate::support::{
     tls::{Authority, Leaf, Pair, channel, connect, flag},
 };
 
-/// The first bytes of a ClientHello: a record of 256 bytes, of which the rest never comes.
+/// The first bytes of a ClientHello, in a record of 256 bytes whose rest never comes.
 const HALF: &[u8] = b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03";
 
-/// Shakes hands and has one request answered: in TLS 1.3 a client learns only then that its certificate is not accepted.
+/// Makes a handshake and one request: with TLS 1.3 a client learns only then that its certificate is refused.
 async fn try_out(addr: &str, config: ClientConfig) -> Result<(), String> {
     let mut config = config;
     config.alpn_protocols.clear();
@@ -77,7 +77,7 @@ async fn each_bad_certificate_of_a_client_gets_its_own_error_and_a_bystander_not
     try_out(relay.grpc_addr(), ca.client(Some(&good))).await.expect("a good one is served meanwhile");
     let refused = r#"port="grpc",outcome="refused""#;
     assert_eq!(relay.metric_of("etcd_relay_tls_handshakes_total", refused).await, 6.0);
-    let lines = relay.log().lines().filter(|line| line.contains("No TLS connection to a client")).count();
+    let lines = relay.log().lines().filter(|line| line.contains("TLS handshake with a client failed")).count();
     assert!((1..6).contains(&lines), "clients cannot fill the log: {lines} lines");
     let revision = Kv::connect(&etcd.endpoint()).await.put("k", "1").await;
     bystander.until_revision(revision).await;
@@ -107,7 +107,7 @@ async fn files_that_cannot_be_used_end_the_start_by_name() {
     }
 }
 
-/// An etcd with this certificate, and a relay in front of it: why it is not ready, or nothing.
+/// Starts an etcd with this certificate and a relay in front of it. Returns why the relay is not ready, or `None`.
 async fn reaches(pair: &Pair, flags: &[&str]) -> Option<String> {
     let addr = format!("127.0.0.1:{}", free_port());
     let flags_of_etcd = [
@@ -150,7 +150,8 @@ async fn a_member_that_cannot_be_believed_is_not_and_the_reason_is_told() {
     }
 }
 
-/// How many half handshakes: more than may be under way, and no more than the relay takes connections with so many files.
+/// The number of half handshakes: more than may be under way, and no more than the connections that the relay accepts
+/// with so many files.
 fn many(files: Option<u64>) -> usize {
     let full = std::env::var_os("ETCD_RELAY_TEST_SCALE").is_some_and(|scale| scale == "full");
     let room = files.map_or(usize::MAX, |files| files as usize / 2 - 100);
@@ -159,7 +160,7 @@ fn many(files: Option<u64>) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
-    // Each is a file here as well.
+    // Each of them needs a file here as well.
     let files = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).expect("as many files as may be");
     let (ca, etcd) = (Authority::new("the authority"), Etcd::start().await);
@@ -175,20 +176,20 @@ async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
         stream.write_all(HALF).await.expect("sent");
         stream
     };
-    // Many at a time: where the machine is fast enough, more than may shake hands at once.
+    // Many at a time: on a fast machine, more than may be in a handshake at once.
     let mut halves: Vec<TcpStream> = stream::iter(0..many).map(|_| half()).buffered(256).collect().await;
-    // Others come in, and events go out.
+    // Others can connect, and events are delivered.
     try_out(relay.grpc_addr(), ca.client(Some(&pair))).await.expect("there is room for who goes on");
     let revision = Kv::connect(&etcd.endpoint()).await.put("k", "1").await;
     bystander.until_revision(revision).await;
     let each = relay.resident_bytes().saturating_sub(before) / many as u64;
-    assert!(each < 40 << 10, "{each} bytes for each");
-    eventually_within(patience() * 2, "all are ended, by the relay", async || {
+    assert!(each < 40 << 10, "{each} bytes for each connection");
+    eventually_within(patience() * 2, "the relay ends all of them", async || {
         let open = relay.metric_of("etcd_relay_connections", r#"port="grpc""#).await;
         (open == 1.0).then_some(())
     })
     .await;
-    // The oldest for the newest, where they came fast enough to be too many at a time.
+    // The oldest one is ended for the newest if they came fast enough to be too many at once.
     let mut ended = 0.0;
     for outcome in ["crowded", "timeout"] {
         let labels = format!(r#"port="grpc",outcome="{outcome}""#);
@@ -202,7 +203,7 @@ async fn thousands_of_half_handshakes_hold_nobody_up_and_are_ended() {
     relay.assert_no_panic();
 }
 
-/// DNS is not to be trusted, so a member's own name in its certificate says nothing where DNS gave that name.
+/// DNS cannot be trusted, so a member's own name in its certificate proves nothing if DNS gave that name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_dns_named_must_have_a_certificate_for_the_domain() {
     let ca = Authority::new("the authority");

@@ -1,7 +1,8 @@
-//! Who is who: no call without a token acts as the relay, whatever its certificate names, and a client's own certificate is no user.
+//! The identity of callers: no call without a token acts as the relay, whatever its certificate names, and a client's
+//! own certificate gives it no user.
 //!
-//! The relay's certificate names `root` wherever it can: a call that acted as the relay could do anything. What is expected is what etcd
-//! says to a client that it knows by nothing, asked at the same etcd, by its plain address.
+//! The relay's certificate names `root` where possible, so a call that acted as the relay could do anything. The
+//! expected answer is etcd's answer to a client without any identity, from the same etcd at its plain address.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -44,12 +45,12 @@ const CALLS: [&str; 14] = [
     "alarm list",
 ];
 
-/// A certificate that names a user who may do everything.
+/// A certificate that names a user with all permissions.
 fn named_root(ca: &Authority, file: &str) -> Pair {
     ca.issue(file, &Leaf { common: "root", ..Leaf::default() })
 }
 
-/// `etcdctl` with these flags: how it ended, and what it said.
+/// Runs `etcdctl` with these flags. Returns its exit code and output.
 async fn run(endpoint: &str, flags: &[String], args: &str, folder: &Path) -> (bool, String) {
     let args = args.replace("$DIR", &folder.display().to_string());
     let output = Command::new(etcdctl())
@@ -62,12 +63,12 @@ async fn run(endpoint: &str, flags: &[String], args: &str, folder: &Path) -> (bo
         .await
         .expect("etcdctl starts");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    // The log of the client has times.
+    // The client's log contains times.
     let text = text.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n");
     (output.status.success(), text)
 }
 
-/// An etcd with a secret, a user `root`, and one for the relay that reads everything.
+/// An etcd with a secret, a user `root`, and a user for the relay that may read everything.
 async fn with_users(ca: &Authority) -> SecureEtcd {
     let etcd = SecureEtcd::start(ca).await;
     for args in [
@@ -80,7 +81,7 @@ async fn with_users(ca: &Authority) -> SecureEtcd {
         "user add relay:relay",
         "user grant-role relay reader",
     ] {
-        // The last argument of the grant is the empty prefix, which a split by spaces leaves out.
+        // The last argument of the grant is the empty prefix, which a split at spaces would lose.
         let mut command = Command::new(etcdctl());
         command.env("ETCDCTL_API", "3").args(["--endpoints", &etcd.etcd.endpoint()]).args(args.trim_end().split(' '));
         if args.ends_with(' ') {
@@ -97,12 +98,13 @@ async fn enable(etcd: &SecureEtcd, folder: &Path) {
     assert!(ok, "{text}");
 }
 
-/// Flags with which `etcdctl` reaches what has a certificate of `ca`.
+/// Flags with which `etcdctl` connects to a server with a certificate of `ca`.
 fn with(ca: &Authority, pair: &Pair) -> Vec<String> {
     vec![flag("--cacert", &ca.file()), flag("--cert", &pair.cert), flag("--key", &pair.key)]
 }
 
-/// Each call without a token is answered as etcd answers a client that showed no certificate, and with one as it may.
+/// Each call without a token is answered like etcd answers a client without a certificate; a call with a token gets its
+/// user's permissions.
 async fn nobody_is_the_relay(etcd: &SecureEtcd, endpoint: &str, flags: &[String]) {
     let folder = tempfile::tempdir().expect("a folder");
     for call in CALLS {
@@ -118,7 +120,7 @@ async fn nobody_is_the_relay(etcd: &SecureEtcd, endpoint: &str, flags: &[String]
     assert!(!ok && text.contains("etcdserver: user name is empty"), "{text}");
     let as_root: Vec<String> = flags.iter().cloned().chain(["--user=root:root".to_owned()]).collect();
     let (ok, text) = run(endpoint, &as_root, "get secret", folder.path()).await;
-    assert!(ok && text == "secret\n1", "who says who it is gets what it may: {text}");
+    assert!(ok && text == "secret\n1", "a client with a token gets its own permissions: {text}");
 }
 
 async fn follows(relay: &Relay) {
@@ -132,7 +134,7 @@ async fn a_certificate_with_a_name_serves_the_feeds_and_no_client() {
     let etcd = with_users(&ca).await;
     enable(&etcd, ca.file().parent().expect("a folder")).await;
     let relay = etcd.relay(&ca, &named_root(&ca, "relay")).start().await;
-    // Without a user of its own: its certificate is its name.
+    // Without a configured user: its certificate is its name.
     follows(&relay).await;
     nobody_is_the_relay(&etcd, &relay.endpoint(), &[]).await;
 }
@@ -166,7 +168,7 @@ async fn a_certificate_that_gets_a_name_while_the_relay_runs_changes_nothing_for
             (taken == round).then_some(())
         })
         .await;
-        // So that every connection is a new one.
+        // So that every connection is new.
         etcd.etcd.kill();
         etcd.etcd.restart().await;
         follows(&relay).await;
@@ -188,7 +190,7 @@ async fn a_relay_behind_a_relay_is_nobody_to_it_and_a_clients_certificate_is_no_
     let far = far.arg("--upstream-user=relay").arg(&flag("--upstream-password-file", &password)).start().await;
     follows(&far).await;
     nobody_is_the_relay(&etcd, &far.endpoint(), &[]).await;
-    // At etcd itself this certificate is root.
+    // In etcd itself, this certificate means root.
     let folder = ca.file().parent().expect("a folder").to_owned();
     let (ok, text) = run(&format!("https://{}", etcd.addr), &with(&ca, &root), "user list", &folder).await;
     assert!(ok, "{text}");
@@ -228,7 +230,7 @@ async fn a_name_in_a_clients_certificate_opens_the_views_where_it_is_allowed() {
         let pair = ca.issue(file, &Leaf { hosts, ..Leaf::default() });
         let mut config = ca.client(Some(&pair));
         config.alpn_protocols.clear();
-        // From an address that is trusted by itself to nobody.
+        // From an address that nobody trusts.
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9)), 0)).expect("bound");
         let stream = socket.connect(relay.http_addr().parse().expect("an address")).await.expect("connected");

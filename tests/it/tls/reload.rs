@@ -1,4 +1,4 @@
-//! Files that change under a running relay: new handshakes use them, and no connection notices.
+//! Files that change while the relay runs: new handshakes use them, and existing connections are not affected.
 
 use std::{
     fs,
@@ -24,14 +24,14 @@ use crate::support::{
     tls::{Authority, Leaf, channel, connect, flag},
 };
 
-/// How soon a change must be seen.
+/// How soon a change must take effect.
 const SOON: Duration = Duration::from_secs(10);
 
 async fn reloads(relay: &Relay, side: &str, outcome: &str) -> f64 {
     relay.metric_of("etcd_relay_tls_reloads_total", &format!("side=\"{side}\",outcome=\"{outcome}\"")).await
 }
 
-/// Waits until a new handshake is answered with the certificate in this file.
+/// Waits until a new handshake gets the certificate in this file.
 async fn is_shown(relay: &Relay, config: &Arc<ClientConfig>, file: &Path) {
     let wanted = CertificateDer::from_pem_file(file).expect("a certificate");
     eventually_within(SOON, "the new certificate is shown", async || {
@@ -56,7 +56,7 @@ async fn certificates_that_change_every_second_under_load_cost_no_event_and_no_c
     let (mut puts, mut swaps) = (0, 0);
     while begun.elapsed() < lasts {
         if begun.elapsed().as_secs() >= swaps {
-            // First the certificate, then the key, as programs do that renew them.
+            // First the certificate, then the key, as in programs that renew them.
             ca.issue("relay", &Leaf { serial: 100 + swaps, ..Leaf::default() });
             swaps += 1;
         }
@@ -89,7 +89,7 @@ async fn a_pair_that_does_not_fit_keeps_the_old_one_is_counted_and_logged_once()
     is_shown(&relay, &config, &old).await;
     let told = relay.log().lines().filter(|line| line.contains("Cannot use changed TLS files")).count();
     assert_eq!(told, 1, "{}", relay.log());
-    // The other half comes.
+    // The other half follows.
     ca.write("relay.pem", &fs::read_to_string(&other.cert).expect("a certificate"));
     is_shown(&relay, &config, &other.cert).await;
 }
@@ -97,7 +97,7 @@ async fn a_pair_that_does_not_fit_keeps_the_old_one_is_counted_and_logged_once()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_symbolic_link_that_is_swapped_is_a_change() {
     let (ca, etcd) = (Authority::new("the authority"), Etcd::start().await);
-    // As Kubernetes mounts a secret: files are links into `..data`, which is a link that is replaced.
+    // Like a secret mounted by Kubernetes: files are links into `..data`, which is itself a link that is replaced.
     let place = |version: u64| {
         let pair = ca.issue(&format!("version{version}"), &Leaf { serial: version, ..Leaf::default() });
         let folder = ca.path(&format!("..{version}"));
@@ -113,7 +113,7 @@ async fn a_symbolic_link_that_is_swapped_is_a_change() {
     symlink("..data/tls.key", ca.path("tls.key")).expect("a link");
     let command = RelayCommand::serve(&[etcd.endpoint()]).arg("--listen-grpc=https://127.0.0.1:0");
     let command = command.arg(&flag("--cert-file", &ca.path("tls.crt"))).arg(&flag("--key-file", &ca.path("tls.key")));
-    // The plain address is the first.
+    // The plain address comes first.
     let relay = command.start().await;
     let addr = relay
         .log()
@@ -143,7 +143,7 @@ async fn sessions_are_resumed_until_their_client_is_revoked() {
     let pair = ca.issue("client", &Leaf { serial: 42, ..Leaf::default() });
     let mut config = ca.client(Some(&pair));
     config.alpn_protocols.clear();
-    // Tickets are kept in it.
+    // It keeps session tickets.
     let config = Arc::new(config);
     let ask = async || {
         let mut stream = connect(relay.grpc_addr(), &config).await.ok()?;
@@ -159,11 +159,12 @@ async fn sessions_are_resumed_until_their_client_is_revoked() {
     assert_eq!(resumed().await, 1.0);
     // A new certificate of the relay ends no session.
     ca.issue("relay", &Leaf { serial: 9, ..Leaf::default() });
-    eventually("it is taken", async || (reloads(&relay, "port", "taken").await == 1.0).then_some(())).await;
+    eventually("the certificate is in use", async || (reloads(&relay, "port", "taken").await == 1.0).then_some(()))
+        .await;
     assert_eq!(ask().await, Some(true));
     assert_eq!(resumed().await, 2.0);
     ca.revoke("crl.pem", &[7, pair.serial]);
-    eventually("the list is taken", async || (reloads(&relay, "port", "taken").await == 2.0).then_some(())).await;
-    assert_eq!(ask().await, None, "a ticket is no way round a revocation");
+    eventually("the list is in use", async || (reloads(&relay, "port", "taken").await == 2.0).then_some(())).await;
+    assert_eq!(ask().await, None, "a ticket does not bypass a revocation");
     assert_eq!(resumed().await, 2.0);
 }

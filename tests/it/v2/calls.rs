@@ -1,4 +1,4 @@
-//! What a v3 client gets of a relay over v2: reads and watches, and a clear word on all else.
+//! What a v3 client gets from a relay over v2: reads and watches, and a clear error for everything else.
 
 use etcd_relay::pb::etcdserverpb::{
     LeaseGrantRequest, MemberListRequest, RangeRequest, cluster_client::ClusterClient, lease_client::LeaseClient,

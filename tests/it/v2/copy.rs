@@ -1,4 +1,4 @@
-//! What a watch tells equals etcd's own listings, at equal indexes, whatever is written.
+//! A watch shows the same as etcd's own listings at the same indexes, whatever is written.
 
 use std::sync::{
     Arc,
@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use super::{Follower, over_one, store::Store};
 use crate::support::eventually;
 
-/// Writers at a time, and what each writes.
+/// Number of concurrent writers, and writes of each.
 const WRITERS: u64 = 3;
 const WRITES: usize = 400;
 
@@ -41,10 +41,10 @@ async fn a_watch_tells_random_writes_of_all_kinds_step_by_step() {
     assert_eq!(relay.metric_of("etcd_relay_upstream_resyncs_total", "reason=\"compacted\"").await, 0.0);
 }
 
-/// The follower at the index of a listing has what the listing has. Refreshes move indexes, and are told nobody.
+/// Compares the follower at the index of a listing with the listing. Refreshes change indexes without events.
 async fn compare(follower: &mut Follower, store: &Store) {
     let (index, listed) = store.list("/d").await;
-    // What comes after the listing is told too; the state that the listing is of is the one between.
+    // Events after the listing come as well, so the state in between is compared.
     let mut kept = follower.keys.clone();
     while follower.revision < index {
         follower.watch.progress();
@@ -74,7 +74,7 @@ async fn compare(follower: &mut Follower, store: &Store) {
     assert_eq!(values(&kept), values(&listed), "at {index}");
 }
 
-/// Writes in all ways that v2 has, most of which may fail.
+/// Writes in all ways that v2 has. Most writes may fail.
 async fn write(store: &Store, seed: u64, stop: &AtomicBool) {
     let mut random = StdRng::seed_from_u64(seed);
     let names = ["a", "b", "c", "_h", "a/x", "a/y", "b/x/1", "b/x/2", "c/_h/z", "a b", "é"];
@@ -103,7 +103,7 @@ async fn write(store: &Store, seed: u64, stop: &AtomicBool) {
             _ => ("DELETE", format!("{key}?dir=true"), vec![]),
         };
         let answer = store.ask(method, &target, &fields).await;
-        // etcd 3.5 has no better word for the update of a directory.
+        // etcd 3.5 has no better error for the update of a directory.
         let of_directory = answer.body["cause"].as_str().is_some_and(|cause| cause.ends_with(": Not a file ()"));
         assert!(answer.status < 500 || of_directory, "{method} {target} {fields:?}: {answer:?}");
     }

@@ -1,4 +1,4 @@
-//! etcd's v2 API over v3 data: what its clients rely on, with several facades and writers at a time.
+//! etcd's v2 API over v3 data: what its clients rely on, with several relays and writers at the same time.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// A relay with a facade, and a client of it.
+/// A relay with the v2 API, and a client of it.
 async fn facade(etcd: &Etcd) -> (Relay, Store) {
     let mut relay = RelayCommand::serve(&[etcd.endpoint()]).arg("--listen-v2=127.0.0.1:0").start().await;
     let store = Store::at(&relay.addr_of("v2").await);
@@ -59,7 +59,7 @@ impl Wait {
 
     async fn ends(mut self) {
         let mut rest = Vec::new();
-        timeout(patience(), self.lines.read_to_end(&mut rest)).await.expect("an end").expect("an orderly one");
+        timeout(patience(), self.lines.read_to_end(&mut rest)).await.expect("an end").expect("an orderly end");
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 }
@@ -224,7 +224,7 @@ async fn what_is_too_large_or_makes_no_sense_is_refused_and_hurts_nobody() {
     relay.assert_no_panic();
 }
 
-/// A directory is looked up for each of its components, and what is looked up is copied: such a path once took a gigabyte.
+/// Each component of a path is looked up, and the look-ups copied the path: such a path once needed a gigabyte.
 #[tokio::test]
 async fn a_path_of_any_depth_takes_no_more_memory_and_time_than_its_length() {
     let etcd = Etcd::start().await;
@@ -242,7 +242,7 @@ async fn a_path_of_any_depth_takes_no_more_memory_and_time_than_its_length() {
     relay.assert_no_panic();
 }
 
-/// Each directory on the way was copied for those who wait there: half a terabyte for one key of v3.
+/// Each directory of the path was copied for its waits: half a terabyte for one v3 key.
 #[tokio::test]
 async fn a_key_that_is_too_deep_for_v2_holds_up_no_wait() {
     let etcd = Etcd::start().await;

@@ -1,4 +1,4 @@
-//! The relay over v2 when members fail it: what it has afterwards equals what a quorum says.
+//! The relay over v2 while members fail: afterwards its data equals what a quorum has.
 
 use super::{ENABLE, Follower, over_one, relay_over, store::Store};
 use crate::support::{client, etcd::Etcd, eventually, gate::Gate, kv::Kv};
@@ -21,7 +21,7 @@ async fn two_thousand_writes_elsewhere_while_the_relay_is_cut_off_leave_it_right
         store.set("/elsewhere", &write.to_string()).await;
     }
     gate.open();
-    // Its steps are gone from etcd's history, so a watch that would need them is told so.
+    // Its events are gone from etcd's history, so a watch that would need them is canceled.
     let canceled = follower.watch.until(|response| response.canceled).await;
     assert!(canceled.compact_revision > 2_000, "{canceled:?}");
     same_as_a_quorum(&relay.endpoint(), &store, "/d").await;
@@ -105,7 +105,7 @@ async fn a_replaced_cluster_ends_every_watch_and_is_listed_anew() {
     assert_eq!(replaced, 1.0);
 }
 
-/// A linearizable read of the relay has what etcd's listing has, revisions included.
+/// A linearizable read of the relay equals etcd's listing, including revisions.
 async fn same_as_a_quorum(endpoint: &str, store: &Store, directory: &str) {
     let kv = Kv::connect(endpoint).await;
     eventually("the relay answers", async || {

@@ -1,7 +1,7 @@
-//! Writers on three facades and v3 clients at the same keys, while relays and etcd are killed: nothing is lost, nothing is given twice,
-//! nothing ends early or stays.
+//! Writers at three relays and v3 clients use the same keys, while relays and etcd are killed: nothing is lost or
+//! duplicated, and no key expires too early or stays.
 //!
-//! Seeds are printed; `ETCD_RELAY_RACE_SECONDS` makes it longer than its ten seconds.
+//! Seeds are printed. `ETCD_RELAY_RACE_SECONDS` extends the run beyond its ten seconds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,30 +28,30 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// Facades that write at the same keys.
+/// Relays whose clients write the same keys.
 const FACADES: usize = 3;
 /// Writers of each kind: counters, queues, locks.
 const EACH: usize = 3;
-/// For how long keys with an end are made, in seconds.
+/// TTL of the keys that expire, in seconds.
 const TTL: u64 = 2;
-/// For how long a key may outlive its end while relays and etcd come and go: as long as its lease does where no relay runs.
+/// How long a key may outlive its TTL while relays and etcd restart: as long as its lease without a relay.
 const LATE: Duration = Duration::from_secs(10);
 
-/// What all writers know and tell.
+/// What all writers share.
 #[derive(Default)]
 struct Shared {
     addrs: Mutex<Vec<String>>,
     stop: AtomicBool,
-    /// Values of the counter whose writer was told that it wrote them.
+    /// Values of the counter that a writer was told it wrote.
     counted: Mutex<Vec<u64>>,
-    /// Writes of the counter of which nobody knows whether they were done.
+    /// Writes of the counter whose result is unknown.
     uncertain: AtomicU64,
-    /// In-order names, as they were given, and those whose keys were deleted, perhaps.
+    /// In-order names in the order in which they were given, and those whose keys may have been deleted.
     named: Mutex<Vec<String>>,
     taken: Mutex<BTreeSet<String>>,
-    /// Keys with an end, and when that is at the latest: counted from when their writer was told.
+    /// Keys that expire, with the latest time of that, counted from when their writer got its answer.
     ends: Mutex<BTreeMap<String, Instant>>,
-    /// For how long a key was there after its end.
+    /// The longest time that a key existed after its end.
     late: Mutex<Duration>,
     holders: AtomicU64,
     locked: AtomicU64,
@@ -71,7 +71,7 @@ impl Shared {
         let store = self.store(random);
         match store.try_ask(method, target, fields).await {
             Ok(answer) if answer.status < 500 && !answer.body.is_null() => Some(answer),
-            // The relay or etcd is gone: a write may have been done.
+            // The relay or etcd is gone, so the write may have been done.
             _ => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 None
@@ -180,7 +180,7 @@ async fn judge(shared: &Shared, store: &Store) {
     .await;
 }
 
-/// Counts up by compare and swap.
+/// Counts by compare and swap.
 async fn count(shared: Arc<Shared>, mut random: StdRng) {
     while shared.goes_on() {
         let Some(read) = shared.ask(&mut random, "GET", "/race/counter?quorum=true", &[]).await else { continue };
@@ -226,7 +226,7 @@ async fn count_over_v3(shared: Arc<Shared>, kv: Kv) {
     }
 }
 
-/// Takes names in order.
+/// Takes in-order names.
 async fn name(shared: Arc<Shared>, mut random: StdRng) {
     let mut last = String::new();
     while shared.goes_on() {
@@ -236,7 +236,7 @@ async fn name(shared: Arc<Shared>, mut random: StdRng) {
         assert!(name > last, "{name} came after {last}");
         last.clone_from(&name);
         shared.named.lock().push(name.clone());
-        // A name is not given again, even if its key is gone.
+        // A name is never used again, even if its key is gone.
         if random.random_bool(0.3) {
             shared.taken.lock().insert(name.clone());
             let taken = shared.ask(&mut random, "DELETE", &name, &[]).await;
@@ -245,7 +245,7 @@ async fn name(shared: Arc<Shared>, mut random: StdRng) {
     }
 }
 
-/// Takes a lock as libkv does, and lets it go.
+/// Takes and releases a lock like libkv.
 async fn lock(shared: Arc<Shared>, mut random: StdRng, me: u64) {
     let me = me.to_string();
     while shared.goes_on() {
@@ -257,11 +257,11 @@ async fn lock(shared: Arc<Shared>, mut random: StdRng, me: u64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
-        // Whoever was told late has no use for it.
+        // A client whose answer came too late does not use the lock.
         if begun.elapsed() < Duration::from_secs(1) {
             assert_eq!(shared.holders.fetch_add(1, Ordering::SeqCst), 0, "two hold the lock");
             tokio::time::sleep(Duration::from_millis(30)).await;
-            // The time is up for whom the machine has held up.
+            // The time is over for a client that was delayed by the machine.
             if begun.elapsed() < Duration::from_secs(3) {
                 shared.locked.fetch_add(1, Ordering::SeqCst);
             }
@@ -272,7 +272,7 @@ async fn lock(shared: Arc<Shared>, mut random: StdRng, me: u64) {
     }
 }
 
-/// Makes keys with an end, and sees to it that none ends early.
+/// Creates keys with a TTL and checks that none expires too early.
 async fn expire(shared: Arc<Shared>, mut random: StdRng) {
     for key in 0.. {
         if !shared.goes_on() {
@@ -296,7 +296,7 @@ async fn expire(shared: Arc<Shared>, mut random: StdRng) {
     }
 }
 
-/// Sees for how long keys are there after their end. What etcd cannot be asked about while it is away counts once it is back.
+/// Measures how long keys exist after their end. While etcd is away, this is measured when it is back.
 async fn outlive(shared: Arc<Shared>, kv: Kv) {
     while shared.goes_on() {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,14 +1,14 @@
-//! The facade against recorded conversations with etcd 3.5 `--enable-v2`: each answer is the same, byte for byte, but for those listed
-//! here, each with its reason.
+//! Compares the v2 API with recorded conversations with etcd 3.5 `--enable-v2`: each answer is the same, byte for byte,
+//! except for the listed ones, each with its reason.
 //!
-//! What is sent and how answers are compared is in `tests/fixtures/etcd-v2/replay.py`, which takes python3; without it nothing is
-//! compared. docs/etcd-v2.md says the same of the differences.
+//! The requests and the comparison are in `tests/fixtures/etcd-v2/replay.py`, which needs python3; without it nothing
+//! is compared. The documentation lists the same differences.
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use crate::support::{etcd::Etcd, relay::RelayCommand};
 
-/// As the etcd of the recording was started: it makes the ids.
+/// The flags of the recorded etcd, which determine the ids.
 const FLAGS: [&str; 5] = [
     "--name=node1",
     "--initial-advertise-peer-urls=http://10.0.0.1:2380",
@@ -36,13 +36,14 @@ async fn each_recorded_answer_is_given_but_for_those_that_are_listed() {
     replay("answers.jsonl", 850, DIFFERENT).await;
 }
 
-/// `operations.jsonl`: each operation at each kind of node, and whatever else a client may send.
+/// `operations.jsonl`: each operation at each kind of node, and other requests that a client may send.
 #[tokio::test]
 async fn each_operation_has_the_recorded_outcome_at_each_kind_of_node() {
     replay("operations.jsonl", 750, &[]).await;
 }
 
-/// Replays a recording. More than `least` of its answers must have been compared, and all must be equal but those `listed`.
+/// Replays a recording. More than `least` answers must have been compared, and all must be equal except those that are
+/// `listed`.
 async fn replay(recording: &str, least: usize, listed: &[(&str, &[&str])]) {
     let python = Command::new("python3").arg("--version").output();
     if !python.is_ok_and(|output| output.status.success()) {
@@ -56,7 +57,7 @@ async fn replay(recording: &str, least: usize, listed: &[(&str, &[&str])]) {
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/etcd-v2");
     let mut replay = tokio::process::Command::new("python3");
     replay.arg(files.join("replay.py")).arg(url).arg(files.join(recording));
-    // `createdIndex` after a set of a key that is there, and v2's own users, are not to be had over v3.
+    // `createdIndex` after a set of an existing key, and v2's own users, are not available over v3.
     replay.args(["--index", "mapped", "--mask", "created", "--skip", "auth", "--verbose"]);
     let output = replay.output().await.expect("python3 runs");
     let text = String::from_utf8_lossy(&output.stdout);

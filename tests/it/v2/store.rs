@@ -1,6 +1,6 @@
-//! [`Store`]: a client of etcd's v2 API, one connection a request.
+//! [`Store`]: a client of etcd's v2 API, with one connection per request.
 //!
-//! Not here: waits. A failure that a test did not ask for panics.
+//! It does not wait for changes. An unexpected error panics.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,11 +11,11 @@ use tokio::{
     time::timeout,
 };
 
-/// See the module. `host:port` of a member, or of what stands before it.
+/// A client at `host:port` of a member or of a gate in front of it.
 #[derive(Clone, Debug)]
 pub struct Store {
     addr: String,
-    /// A header of its requests.
+    /// The header with its credentials.
     credentials: String,
 }
 
@@ -39,7 +39,7 @@ impl Store {
         Self { addr: addr.to_owned(), credentials: String::new() }
     }
 
-    /// The same as a user with the password that is its name; the argument is `user:password` in base64.
+    /// The same as a user whose password is its name; the argument is `user:password` in base64.
     pub fn as_user(&self, encoded: &str) -> Self {
         Self { addr: self.addr.clone(), credentials: format!("Authorization: Basic {encoded}\r\n") }
     }
@@ -49,26 +49,26 @@ impl Store {
         &self.addr
     }
 
-    /// PUT of these form fields; the answer must be a success.
+    /// PUT with these form fields; it must succeed.
     pub async fn put(&self, key: &str, fields: &[(&str, &str)]) -> Answer {
         let answer = self.ask("PUT", key, fields).await;
         assert!(answer.status < 300, "PUT {key} {fields:?}: {answer:?}");
         answer
     }
 
-    /// Sets a value; its index.
+    /// Sets a value. Returns its index.
     pub async fn set(&self, key: &str, value: &str) -> i64 {
         self.put(key, &[("value", value)]).await.index
     }
 
-    /// DELETE, with `recursive`; its index.
+    /// DELETE with `recursive`. Returns its index.
     pub async fn delete(&self, key: &str) -> i64 {
         let answer = self.ask("DELETE", &format!("{key}?recursive=true"), &[]).await;
         assert!(answer.status < 300, "DELETE {key}: {answer:?}");
         answer.index
     }
 
-    /// What a quorum says that a directory has, and as of which index.
+    /// A quorum's listing of a directory, with its index.
     pub async fn list(&self, directory: &str) -> (i64, Keys) {
         let answer = self.ask("GET", &format!("{directory}?recursive=true&quorum=true"), &[]).await;
         let mut keys = Keys::new();
@@ -84,7 +84,7 @@ impl Store {
             .unwrap_or_else(|error| panic!("{method} {key} at {}: {error}", self.addr))
     }
 
-    /// Any request, to a member that may be gone.
+    /// Any request, to a member that may be unavailable.
     pub async fn try_ask(&self, method: &str, key: &str, fields: &[(&str, &str)]) -> std::io::Result<Answer> {
         let form: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
         let form = form.join("&");

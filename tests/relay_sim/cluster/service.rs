@@ -1,7 +1,7 @@
-//! The cluster as forwarded calls find it: `KV` with etcd's check of permission, as gRPC.
+//! The cluster for forwarded calls: `KV` over gRPC with etcd's permission check.
 //!
-//! Questions of the relay whether a client may read something come here too, since they carry the client's token. All other methods are
-//! Unimplemented. Always holds: permission is looked at before anything else, as in etcd.
+//! The relay's permission questions come here too, because they carry the client's token. All other methods are
+//! Unimplemented. Always holds: permission is checked first, as in etcd.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -25,7 +25,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 use super::{Changes, Cluster, message};
 
 impl Cluster {
-    /// Answers what the relay forwards.
+    /// The service for forwarded calls.
     pub(crate) fn service(self: &Arc<Self>) -> GrpcService {
         let cluster = self.clone();
         BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
@@ -53,7 +53,7 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// The call arrives, and its client may do it.
+    /// Waits for the call's arrival and checks the client's permission.
     async fn admit(&self, token: Option<&str>, range: &KeyRange, needs_leader: bool) -> Result<(), Status> {
         self.arrive(needs_leader).await.map_err(|error| match error {
             UpstreamError::NoLeader => Status::unavailable("etcdserver: no leader"),

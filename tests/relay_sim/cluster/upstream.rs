@@ -1,6 +1,7 @@
-//! The cluster as the relay's own questions find it: pages of snapshots, watches, the current revision.
+//! The cluster for the relay's own questions: pages of snapshots, watches, the current revision.
 //!
-//! Always holds: a question is answered as of one moment between its beginning and its end, and may come back long after that moment.
+//! Always holds: an answer reflects one moment between its request and its arrival, and may arrive long after that
+//! moment.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -19,12 +20,12 @@ use tokio::{
 
 use super::{CANCELED, Cluster, Faults};
 
-/// The cluster, as the relay has it for its upstream.
+/// The cluster as the relay's upstream.
 #[derive(Debug)]
 pub(crate) struct OwnUpstream(pub(crate) Arc<Cluster>);
 
 impl Cluster {
-    /// One way of a question or of its answer.
+    /// The travel time of a request or an answer.
     pub(super) async fn travel(&self) {
         let (way, yields) = {
             let mut inner = self.inner.lock();
@@ -41,7 +42,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until the faults are such.
+    /// Waits until the faults satisfy a condition.
     pub(super) async fn wait_until(&self, holds: impl Fn(&Faults) -> bool) {
         loop {
             let mut changed = pin!(self.changed.notified());
@@ -53,7 +54,7 @@ impl Cluster {
         }
     }
 
-    /// A question on its way to the cluster. It fails where the cluster is down, or where it needs a leader and there is none.
+    /// The arrival of a request. It fails if the cluster is down, or if the request needs a leader and there is none.
     pub(super) async fn arrive(&self, needs_leader: bool) -> Result<(), UpstreamError> {
         self.travel().await;
         self.wait_until(|faults| !faults.frozen).await;
@@ -93,7 +94,7 @@ impl Upstream for OwnUpstream {
         Ok(page)
     }
 
-    /// Of a member that is as far behind as any.
+    /// A page from a member that is far behind.
     async fn page_of_member(
         &self,
         range: &KeyRange,
@@ -182,7 +183,7 @@ struct OwnWatch {
     id: u64,
     epoch: usize,
     created: Header,
-    /// This member learns of everything so much later.
+    /// The delay after which this member learns of changes.
     lag: Duration,
     trusted: bool,
     range: KeyRange,
@@ -193,9 +194,9 @@ struct OwnWatch {
 
 enum Look {
     Found(Result<WatchMessage, UpstreamError>),
-    /// Nothing before something changes.
+    /// Nothing until the next change.
     Nothing,
-    /// This member will know more at this moment.
+    /// The member will know more at this time.
     Later(Instant),
 }
 
@@ -218,7 +219,7 @@ impl OwnWatch {
         let epoch = &inner.epochs[self.epoch];
         let visible = epoch.visible(before(self.lag));
         if self.asked && !self.trusted {
-            // Ahead of the events, as etcd once did it.
+            // Ahead of the events, like an old bug in etcd.
             self.asked = false;
             return Look::Found(Ok(WatchMessage::Progress(epoch.header())));
         }
@@ -251,7 +252,7 @@ impl OwnWatch {
             }
         }
         if !revisions.is_empty() {
-            // As etcd's catching up has it: the header is the store's, ahead of the events.
+            // As in etcd's catch-up responses, the header is ahead of the events.
             return Look::Found(Ok(WatchMessage::Events { header: epoch.header_at(visible), revisions }));
         }
         if self.asked && self.next == visible + 1 {
@@ -277,7 +278,7 @@ impl UpstreamWatch for OwnWatch {
                 Look::Nothing => None,
                 Look::Later(when) => Some(when),
             };
-            // Cancel safe: what either says is looked at anew.
+            // Cancel safe: the result of either is looked at again.
             tokio::select! {
                 biased;
                 () = changed => {}

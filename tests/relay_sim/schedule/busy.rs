@@ -1,7 +1,8 @@
-//! A schedule of a client whose requests never pause: it is told the progress of its quiet watch all the same, and a create that waits for
-//! its feed holds up no cancel.
+//! A client whose requests never pause still gets the progress of its quiet watch, and a create that waits for its feed
+//! does not delay a cancel.
 //!
-//! Not here: what is checked, see `check`. Always holds: a request takes the relay longer than the client takes to send the next.
+//! The checks are in `check`. Always holds: the relay needs longer for a request than the client needs to send the next
+//! one.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use crate::{
     watcher::{Order, Reading},
 };
 
-/// How long the requests go on.
+/// How long the requests continue.
 const LASTS: Duration = Duration::from_secs(10);
 
-/// Runs a schedule, and says what was seen, or what was wrong.
+/// Runs a schedule. Returns what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
     let terms = |rng: &mut StdRng| Terms { prefixes: vec!["a/"], ..Terms::random(rng) };
     simulate(seed, |seed| Schedule::with(seed, terms, false), async |schedule| schedule.busy().await)
@@ -28,7 +29,7 @@ pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
 
 impl Schedule {
     async fn busy(&mut self) -> Result<Counts, String> {
-        // Each request waits for a feed that is a little behind.
+        // Each request waits for a feed that is slightly behind.
         let lag = Duration::from_millis(self.rng.random_range(50..100));
         self.cluster.set_faults(Faults { lag, latency: lag, ..Faults::NONE });
         self.join_as(None, Reading::Prompt);
@@ -41,7 +42,7 @@ impl Schedule {
             sleep(Duration::from_millis(1)).await;
             self.failure()?;
         }
-        // What is in the feed is served without a leader, and what is in none waits for one.
+        // Keys of the feed are served without a leader; other keys wait for one.
         self.cluster.set_faults(Faults { leaderless: true, ..Faults::NONE });
         sleep(Duration::from_secs(3)).await;
         self.tell(Order::Create(Spec::of("b/1")));

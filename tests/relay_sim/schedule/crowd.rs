@@ -1,7 +1,8 @@
-//! A schedule in which all is well with the cluster, and hostile clients crowd the relay: prompt clients are told of everything in time,
-//! and of a slow client's watches none waits while the others go on.
+//! Hostile clients crowd the relay over a healthy cluster: prompt clients get everything in time, and none of a slow
+//! client's watches waits while the others continue.
 //!
-//! Not here: what is checked, see `check`. Always holds: writes go on at the same pace until the end, so that whoever is passed over stays so.
+//! The checks are in `check`. Always holds: writes continue at the same rate until the end, so a watch that is passed
+//! over stays behind.
 
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use crate::{
     watcher::{Order, Reading},
 };
 
-/// How long the crowd stays.
+/// How long the hostile clients stay.
 const LASTS: Duration = Duration::from_secs(8);
 
-/// Runs a schedule, and says what was seen, or what was wrong.
+/// Runs a schedule. Returns what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
-    // The history is short, so that what is not new has to be filled.
+    // The history is short, so that older revisions have to be filled.
     let terms = |rng: &mut StdRng| {
         let history = (rng.random_range(300..3_000), rng.random_range(2..12));
         Terms { prefixes: vec![""], history, ..Terms::random(rng) }
@@ -63,7 +64,7 @@ impl Schedule {
         Ok(self.counts())
     }
 
-    /// It goes on where it stood, in the past of its feeds.
+    /// It continues from its position, in the past of its feeds.
     fn prompt_comes_again(&mut self) {
         if let Some(watcher) = self.watchers.iter().find(|watcher| watcher.reading == Reading::Prompt) {
             watcher.order(Order::Break);

@@ -1,7 +1,7 @@
-//! A schedule in which many streams of a few hostile clients want a past that the history cannot hold, and read nothing of it: another
-//! client is told of the same past at once, since turns go round the clients.
+//! Many streams of a few hostile clients want a past that the history cannot hold, and read nothing of it. Another
+//! client gets the same past at once, because turns rotate between clients.
 //!
-//! Not here: what is checked, see `check`. Always holds: all is well with the cluster, and nobody else wants anything.
+//! The checks are in `check`. Always holds: the cluster is healthy, and there are no other clients.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 /// How long the others stay.
 const LASTS: Duration = Duration::from_secs(6);
 
-/// Runs a schedule, and says what was seen, or what was wrong.
+/// Runs a schedule. Returns what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
     let terms = |rng: &mut StdRng| Terms {
         prefixes: vec![""],

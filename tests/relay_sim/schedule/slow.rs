@@ -1,7 +1,8 @@
-//! A schedule of a client that always reads, and always slower than what happens: of its watches on one stream each gets its turn.
+//! A client always reads, but always slower than events come: each of its watches on one stream gets its turn.
 //!
-//! Not here: what is checked, see `check`. Always holds: the history has all that the client waits for, so that nothing is filled, or
-//! so little that watches fall out of it; a schedule lasts for many more responses than a watch may be passed over by.
+//! The checks are in `check`. Always holds: the history has everything that the client waits for, so that nothing is
+//! filled, or so little that watches fall out of it. A schedule lasts for many more responses than a watch may be
+//! passed over by.
 
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use tokio::time::sleep;
 use super::{Failure, Schedule, simulate};
 use crate::{check::Counts, relay::Terms, watcher::Reading};
 
-/// How many of the client's revisions make a schedule.
+/// Number of the client's revisions after which a schedule ends.
 const ENOUGH: usize = 6_000;
-/// Most changes.
+/// Most changes of a schedule.
 const MOST: usize = 20_000;
 
-/// Runs a schedule, and says what was seen, or what was wrong.
+/// Runs a schedule. Returns what was seen, or what was wrong.
 pub(crate) fn run(seed: u64) -> Result<Counts, Failure> {
     let terms = |rng: &mut StdRng| Terms {
         prefixes: vec![""],

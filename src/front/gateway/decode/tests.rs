@@ -1,4 +1,4 @@
-//! What the decoder makes of JSON, and what it says where it makes nothing of it. The words are those of an etcd 3.5.
+//! Tests of what the decoder makes of JSON, and of its errors. The texts come from an etcd 3.5.
 
 use super::{super::routes, *};
 use crate::pb::etcdserverpb::{
@@ -76,7 +76,7 @@ fn what_is_wrong_is_said_as_etcd_says_it() {
         (r#"{"serializable":1}"#, "json: cannot unmarshal number into Go value of type bool"),
         (r#"{"sort_order":"FOO"}"#, r#"unknown value "\"FOO\"" for enum etcdserverpb.RangeRequest.SortOrder"#),
         (r#"{"sort_order":1.5}"#, "json: cannot unmarshal number 1.5 into Go value of type protoreflect.EnumNumber"),
-        // The field declared first counts.
+        // The error in the field that was declared first is reported.
         (r#"{"limit":true,"key":5}"#, "json: cannot unmarshal number into Go value of type []uint8"),
     ] {
         assert_eq!(range(text), Err(want.to_owned()), "{text}");
@@ -130,7 +130,7 @@ fn text_is_read_as_go_reads_it() {
 
 #[test]
 fn a_deep_request_takes_no_recursion() {
-    // On a stack that a recursion of this depth would not fit.
+    // On a stack that is too small for a recursion of this depth.
     let deep = 3_000;
     let text = format!("{}{}", r#"{"success":[{"request_txn":"#.repeat(deep), "{}") + &"}]}".repeat(deep);
     let read = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {

@@ -1,4 +1,4 @@
-//! What the encoder makes of messages, however they come. The JSON is that of an etcd 3.5.
+//! Tests of the encoder's JSON, however the messages arrive. The JSON comes from an etcd 3.5.
 
 use prost::Message;
 
@@ -15,7 +15,7 @@ fn schema() -> Arc<Schema> {
     Arc::new(Schema::new(crate::pb::FILE_DESCRIPTOR_SET, routes::calls()).expect("a schema"))
 }
 
-/// The JSON of a message that comes in pieces of so many bytes.
+/// The JSON of a message that arrives in pieces of `step` bytes.
 fn written(path: &str, bytes: &[u8], step: usize) -> Result<String, Malformed> {
     let schema = schema();
     let message = schema.call(path).expect("a call").response;
@@ -27,7 +27,7 @@ fn written(path: &str, bytes: &[u8], step: usize) -> Result<String, Malformed> {
         let taken = encoder.feed(&input, &mut out)?;
         input.drain(..taken);
     }
-    assert!(encoder.is_over() && input.is_empty(), "all is written");
+    assert!(encoder.is_over() && input.is_empty(), "everything is written");
     Ok(String::from_utf8(out).expect("text"))
 }
 
@@ -69,7 +69,7 @@ fn what_is_default_is_left_out_but_for_messages() {
     let empty =
         RangeResponse { header: Some(ResponseHeader::default()), kvs: vec![KeyValue::default()], ..Default::default() };
     assert_eq!(json("/etcdserverpb.KV/Range", &empty), r#"{"header":{},"kvs":[{}]}"#);
-    // Defaults that are written all the same: an empty key and a count of zero.
+    // Defaults that are still written: an empty key and a count of zero.
     assert_eq!(written("/etcdserverpb.KV/Range", &[0x12, 2, 0x0a, 0, 0x20, 0], 1).as_deref(), Ok(r#"{"kvs":[{}]}"#));
 }
 
@@ -112,7 +112,8 @@ fn unknown_fields_are_passed_over_and_nonsense_is_an_error() {
         assert_eq!(written("/etcdserverpb.KV/Range", unknown, step).as_deref(), Ok(r#"{"count":"3"}"#));
     }
     for nonsense in [
-        // A length beyond the end, a group, a number as bytes, fields out of order, a field twice, a varint without an end.
+        // Invalid input: a length beyond the end, a group, a number as bytes, fields out of order, a field twice, a
+        // varint without an end.
         &[0x12, 9, 1][..],
         &[0x0b, 0x0c],
         &[0x22, 0],

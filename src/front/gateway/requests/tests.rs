@@ -1,4 +1,4 @@
-//! Requests from bodies that come in pieces, break off, stall, or are too large.
+//! Tests with bodies that arrive in pieces, end too early, stall, or are too large.
 
 use futures_util::{StreamExt as _, stream};
 use http_body::Frame;
@@ -48,11 +48,11 @@ async fn each_value_is_a_request_however_the_body_is_cut() {
 #[tokio::test]
 async fn a_call_with_one_request_takes_the_first_value() {
     assert_eq!(key(&ranges(&["{\"key\":\"YQ==\"}", " rest"]).only().await.expect("a request")), "a");
-    assert_eq!(key(&ranges(&[]).only().await.expect("an empty one")), "");
+    assert_eq!(key(&ranges(&[]).only().await.expect("an empty message")), "");
     let status = ranges(&["{\"key\":"]).only().await.expect_err("cut").status(Code::InvalidArgument);
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "unexpected EOF"));
     let broken = requests("/etcdserverpb.KV/Range", vec![Ok("{}".into()), Err(Status::cancelled("gone"))], false);
-    assert_eq!(broken.only().await.expect_err("it may not be all").to_string(), "unexpected EOF");
+    assert_eq!(broken.only().await.expect_err("the number may continue").to_string(), "unexpected EOF");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Each request that ends a member is refused however it is written, and each that is like it passes.
+//! Tests that each request that crashes a member is refused in all its forms, and that similar requests pass.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -71,7 +71,7 @@ fn a_key_that_is_not_there_is_named_first_as_etcd_does() {
     let request = RangeRequest { key: Bytes::new(), ..sorted(9) };
     for result in [
         checked(RANGE, &request.encode_to_vec()),
-        // What stands first in the message does not matter.
+        // The position in the message does not matter.
         checked(RANGE, &[&sorted(9).encode_to_vec()[..], &[0x0a, 0]].concat()),
         txn(vec![op(Request::RequestRange(request))], vec![]),
     ] {
@@ -115,7 +115,7 @@ fn a_put_that_keeps_what_was_deleted_before_it_is_refused() {
         txn(vec![put("k"), delete("a", "\0")], vec![]),
         txn(vec![delete("l", "\0"), put("k")], vec![]),
         txn(vec![delete("a", "\0")], vec![put("k")]),
-        // etcd sees these itself.
+        // etcd detects these itself.
         txn(vec![delete("a", "z"), put("k")], vec![]),
         txn(
             vec![
@@ -125,7 +125,7 @@ fn a_put_that_keeps_what_was_deleted_before_it_is_refused() {
             vec![],
         ),
     ] {
-        passes.expect("etcd can judge it");
+        passes.expect("etcd can check it");
     }
 }
 
@@ -144,25 +144,25 @@ fn unknown_alarms_and_actions_are_refused() {
 fn a_grant_of_nothing_is_refused() {
     let grant = |perm| checked(GRANT, &AuthRoleGrantPermissionRequest { name: "r".into(), perm }.encode_to_vec());
     assert_eq!(grant(None).expect_err("refused").message(), NO_PERMISSION);
-    grant(Some(Permission::default())).expect("for etcd to judge");
+    grant(Some(Permission::default())).expect("etcd can check it");
 }
 
-/// Ways to write the same that members read, and a strict parser does not.
+/// Forms that members accept and a strict parser refuses.
 #[test]
 fn no_way_to_write_it_passes() {
     let bad = |message: &[u8]| assert!(checked(RANGE, message).is_err(), "{message:?}");
-    // A field number above 32 bits, which members cut.
+    // A field number above 32 bits, which members truncate.
     let mut tag = Vec::new();
     prost::encoding::encode_varint(((1_u64 << 32) + 6) << 3, &mut tag);
     bad(&[&tag[..], &[9]].concat());
-    // A varint of ten bytes whose last bits are lost.
+    // A varint of ten bytes whose last bits are dropped.
     bad(&[0x30, 0x89, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x7e]);
-    // Behind groups in groups, deeper than parsers with recursion go.
+    // After groups within groups, deeper than recursive parsers accept.
     bad(&[&[0x7b; 5000][..], &[0x7c; 5000], &[0x30, 9]].concat());
-    // Said twice; what it was before does not count for a member, but does no harm to refuse.
+    // Given twice: a member ignores the first value, but refusing it does no harm.
     bad(&[0x30, 9, 0x30, 1]);
-    // Only the low 32 bits count: 2^32 is KEY.
-    checked(RANGE, &[0x30, 0x80, 0x80, 0x80, 0x80, 0x10]).expect("known to members");
+    // Only the low 32 bits count, and those of 2^32 mean KEY.
+    checked(RANGE, &[0x30, 0x80, 0x80, 0x80, 0x80, 0x10]).expect("members know it");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn what_cannot_be_read_is_refused_and_nothing_panics() {
     for message in [&[0x30][..], &[0x0a, 5, 1], &[0x34], &[0x36], &[0], &[0x80; 11], &[0x7b, 0x08]] {
         assert_eq!(checked(RANGE, message).expect_err("refused").code(), Code::Internal, "{message:?}");
     }
-    // Less than a message: members answer that in their own words.
+    // Less than a message: members answer this with their own error.
     for body in [&[][..], &[0, 0], &[0, 0, 0, 0, 9, 1]] {
         check(TXN, &HeaderMap::new(), body).expect("forwarded");
     }
@@ -185,7 +185,7 @@ fn transactions_within_each_other_are_read_without_recursion_and_bounded() {
             prost::encoding::encode_varint(message.len() as u64, &mut wrapped);
             [wrapped, message].concat()
         };
-        // Success of a transaction with one operation, a range at last.
+        // The success branch of a transaction with one operation, with a range innermost.
         message = wrap(0x12, wrap(0x0a, message));
         for _ in 0..levels {
             message = wrap(0x12, wrap(0x22, message));

@@ -1,6 +1,6 @@
-//! What Lainlet's API answers with: versions of views as messages, and refusals as statuses.
+//! Lainlet's answers over gRPC: versions of views as messages, and refusals as statuses.
 //!
-//! Always holds: a reply's bytes are those that all who get it share; only what is below a KiB is copied.
+//! Always holds: all clients share the bytes of a reply; only replies below a KiB are copied.
 
 use http::{HeaderMap, HeaderValue};
 use prost::Message;
@@ -13,13 +13,13 @@ use crate::{
     view::{Refusal, Version, ViewError},
 };
 
-/// Metadata: the etcd revision up to which a reply, or a stream's first, reflects every change.
+/// Metadata: the etcd revision up to which a reply, or a stream's first reply, reflects all changes.
 const REVISION: &str = "x-etcd-index";
 
-/// What a version shows, as one gRPC message.
+/// The content of a version as one gRPC message.
 ///
 /// # Errors
-/// The status that tells why it shows nothing.
+/// Returns the status with the reason if the version shows nothing.
 pub(super) fn message(version: &Version) -> Result<Pieces, Status> {
     let parts = version.body.as_ref().map_err(|error| lost(*error))?.message();
     if u32::try_from(parts.len()).is_err() {
@@ -31,23 +31,24 @@ pub(super) fn message(version: &Version) -> Result<Pieces, Status> {
     Ok(writer.finish())
 }
 
-/// A message made for this answer alone.
+/// A message for this answer alone.
 pub(super) fn own(message: &impl Message) -> Pieces {
     let mut writer = Writer::with_capacity(message.encoded_len() + 5);
     writer.message(0, |own| message.encode_raw(own));
     writer.finish()
 }
 
-/// Says in an answer's metadata which revision it reflects.
+/// Adds the revision that an answer reflects to its metadata.
 pub(super) fn put_revision(headers: &mut HeaderMap, revision: Revision) {
     headers.insert(REVISION, HeaderValue::from(revision.get()));
 }
 
-/// Why a request gets no view, in Lainlet's words. Lainlet's code was always Unknown; its clients look at no code.
+/// The status for a refused request, in Lainlet's words. Lainlet's code was always Unknown; its clients ignore the
+/// code.
 pub(super) fn status(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Forbidden(_) => Status::permission_denied(refusal.to_string()),
-        // Lainlet's slip in gRPC alone.
+        // Lainlet's own spelling error, which only its gRPC API has.
         Refusal::Missing("appname") => Status::invalid_argument("appname reequired"),
         Refusal::Missing(_) | Refusal::EmptyKey => Status::invalid_argument(refusal.to_string()),
         Refusal::UnknownAddress(_) => Status::not_found(refusal.to_string()),
@@ -56,12 +57,12 @@ pub(super) fn status(refusal: &Refusal) -> Status {
     }
 }
 
-/// A view that cannot be shown as the cluster is.
+/// The status for a view that cannot show the cluster's state.
 pub(super) fn lost(error: ViewError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
-/// A refusal with this code, for metrics.
+/// The metrics label of a refusal with this code.
 pub(super) fn label(code: Code) -> Answer {
     match code {
         Code::PermissionDenied => Answer::Forbidden,

@@ -1,6 +1,6 @@
-//! What a call of Lainlet's API asks: its method by the path, its one parameter by the message, and what is in its metadata.
+//! Parses a call of Lainlet's API: its method from the path, its only parameter from the message, and its metadata.
 //!
-//! Always holds: nothing that a client sends is believed to be well-formed; what is not is refused with a gRPC status.
+//! Always holds: nothing that a client sends is assumed to be valid; invalid input gets a gRPC status.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -13,9 +13,9 @@ use crate::{
     view::{Lainlet, Spec},
 };
 
-/// Metadata: the reply is to show this etcd revision, or a later one.
+/// Metadata: the etcd revision that the reply must at least reflect.
 pub(super) const MIN_REVISION: &str = "min-revision";
-/// Metadata: whose part is asked for, of a view that shows one node's.
+/// Metadata: the node whose part is requested, for a view of one node.
 pub(super) const NODE_NAME: &str = "nodename";
 
 /// A method of Lainlet's API.
@@ -23,19 +23,19 @@ pub(super) const NODE_NAME: &str = "nodename";
 pub(super) enum Method {
     /// A view, once.
     Get(&'static Spec),
-    /// A view, and again whenever it changes.
+    /// A view, sent again whenever it changes.
     Watch(&'static Spec),
-    /// Whose an address is.
+    /// The application that an address belongs to.
     Appname,
     Version,
     Status,
 }
 
 impl Method {
-    /// The method with a path behind `/message.`.
+    /// The method of a path, without its prefix `/message.`.
     ///
     /// # Errors
-    /// Unimplemented, in the words of Go's gRPC, where there is none.
+    /// Returns Unimplemented, in the words of Go's gRPC, if there is no such method.
     pub(super) fn of(path: &str, views: &Lainlet) -> Result<Self, Status> {
         let (service, method) = path.split_once('/').unwrap_or((path, ""));
         let view = views.view_of(service);
@@ -57,17 +57,17 @@ impl Method {
     }
 }
 
-/// What each request of Lainlet's API is on the wire: nothing, or one text.
+/// The wire form of every request of Lainlet's API: nothing, or one text.
 #[derive(Clone, PartialEq, Message)]
 struct Asked {
     #[prost(string, tag = "1")]
     text: String,
 }
 
-/// The text in the one message that a request's body must be; `None` where it is empty, which is the same as none.
+/// The text in the single message of a request's body; `None` if it is empty, which means the same as no text.
 ///
 /// # Errors
-/// Internal, as gRPC has it for what cannot be read.
+/// Returns Internal if the message cannot be read, as gRPC does.
 pub(super) fn text(body: &Bytes) -> Result<Option<String>, Status> {
     let unreadable = |why: &str| Status::internal(format!("etcd-relay: the request cannot be read: {why}"));
     let (prefix, message) = body.split_at_checked(PREFIX).ok_or_else(|| unreadable("there is no message"))?;
@@ -76,7 +76,7 @@ pub(super) fn text(body: &Bytes) -> Result<Option<String>, Status> {
         return Err(unreadable("it is marked as compressed, but names no compression"));
     }
     if u32::from_be_bytes([a, b, c, d]) as usize != message.len() {
-        return Err(unreadable("it is not one whole message"));
+        return Err(unreadable("it is not one complete message"));
     }
     let asked = Asked::decode(body.slice(PREFIX..)).map_err(|error| unreadable(&error.to_string()))?;
     Ok(Some(asked.text).filter(|text| !text.is_empty()))
@@ -85,7 +85,7 @@ pub(super) fn text(body: &Bytes) -> Result<Option<String>, Status> {
 /// The revision that the reply must have reached.
 ///
 /// # Errors
-/// InvalidArgument, where it is no decimal number.
+/// Returns InvalidArgument if it is not a decimal number.
 pub(super) fn min_revision(metadata: &HeaderMap) -> Result<Option<Revision>, Status> {
     let Some(value) = metadata.get(MIN_REVISION) else { return Ok(None) };
     let revision = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|revision| *revision >= 0);
@@ -95,10 +95,10 @@ pub(super) fn min_revision(metadata: &HeaderMap) -> Result<Option<Revision>, Sta
     }
 }
 
-/// The node whose part is asked for, where the view shows one node's.
+/// The requested node, for a view of one node.
 ///
 /// # Errors
-/// InvalidArgument, where the name is no text.
+/// Returns InvalidArgument if the name is not text.
 pub(super) fn node_name<'a>(metadata: &'a HeaderMap, spec: &Spec) -> Result<Option<&'a str>, Status> {
     let value = metadata.get(NODE_NAME).filter(|value| spec.of_node && !value.is_empty());
     value.map(|value| value.to_str()).transpose().map_err(|_| {
@@ -126,7 +126,7 @@ mod tests {
         let group = PodgroupRequest { appname: "hello".into() }.encode_to_vec();
         assert_eq!(text(&framed(0, &group)).expect("readable").as_deref(), Some("hello"));
         assert_eq!(text(&framed(0, &AppsRequest {}.encode_to_vec())).expect("readable"), None);
-        // Said to be empty, and with a field that is not known.
+        // An explicitly empty text, and an unknown field.
         assert_eq!(text(&framed(0, &[0x0a, 0, 0x10, 7])).expect("readable"), None);
     }
 
@@ -136,8 +136,8 @@ mod tests {
         let cut = framed(0, b"\x0a\x01x").slice(..6);
         for (body, why) in [
             (Bytes::new(), "there is no message"),
-            (cut, "it is not one whole message"),
-            (two, "it is not one whole message"),
+            (cut, "it is not one complete message"),
+            (two, "it is not one complete message"),
             (framed(1, b""), "it is marked as compressed"),
             (framed(0, b"\x0a\x05x"), "failed to decode"),
             (framed(0, b"\x0a\x01\xff"), "failed to decode"),

@@ -1,9 +1,9 @@
-//! [`WatchBody`]: the response side of a `Watch`: a whole reply first, and whenever the view shows something else.
+//! [`WatchBody`]: the response stream of a `Watch`: a complete reply first, and another one whenever the view changes.
 //!
-//! Polled by the connection when the client has room for more, so what a slow client misses is skipped by the subscription.
-//! Always holds: it never ends with OK. Lainlet ended so when its source stopped, which here is the relay's own end, or a view
-//! that is read anew: a client that takes OK for the end of all there is would not come back, and one that gets `Unavailable`
-//! asks again, elsewhere too.
+//! The connection polls it when the client has room, so the subscription skips versions that a slow client misses.
+//! Always holds: it never ends with OK. Lainlet did that when its source stopped, which here means that the relay stops
+//! or the view is read again. A client that takes OK for a normal end would not come back. After `Unavailable` it tries
+//! again, possibly at another relay.
 
 use std::{
     convert::Infallible,
@@ -34,21 +34,21 @@ static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!(names::VIEW_LAG_SE
 /// See the module.
 #[derive(Debug)]
 pub struct WatchBody {
-    /// Taken from the subscription before the head was sent.
+    /// Taken from the subscription before the head of the response was sent.
     first: Option<Arc<Version>>,
-    /// Gone when the stream has ended.
+    /// `None` once the stream has ended.
     subscription: Option<Subscription>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl WatchBody {
-    /// Sends `first`, then what `subscription` gives, until `stop` is done.
+    /// Sends `first`, then the versions of `subscription`, until `stop` is cancelled.
     pub(super) fn new(first: Arc<Version>, subscription: Subscription, stop: CancellationToken) -> Self {
         STREAMS.increment(1.0);
         Self { first: Some(first), subscription: Some(subscription), stop: Box::pin(stop.cancelled_owned()) }
     }
 
-    /// What is to be sent next. Only what changed while the stream was open says how late it comes.
+    /// The next message. Only changes during the stream are measured for their delay.
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pieces, Status>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(answer::message(&first));
@@ -99,7 +99,7 @@ impl Drop for WatchBody {
     }
 }
 
-/// Why a stream ends whose view has no more to say: it failed, and is read anew.
+/// The status for a stream whose view has failed and is being read again.
 pub(super) fn ended() -> Status {
-    Status::unavailable("etcd-relay: the view is being read anew; ask again")
+    Status::unavailable("etcd-relay: the view is being read again; retry")
 }

@@ -1,4 +1,4 @@
-//! The messages of answers, whole and in parts.
+//! Tests of the messages of answers, whole and in parts.
 
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -37,7 +37,7 @@ fn hub_of(keys: usize) -> (Arc<Hub>, Arc<Feed>) {
     (hub, feed)
 }
 
-/// The answer to a request, and the sizes of the parts in which it comes.
+/// The answer to a request, and the sizes of its parts.
 async fn ask((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> (RangeResponse, Vec<usize>) {
     let query = query(request).expect("a query");
     let mut reply = message(query.read(feed).expect("a reply")).expect("not too large");
@@ -114,7 +114,7 @@ async fn limits_counts_and_what_is_missing() {
 
 #[tokio::test]
 async fn an_order_without_a_direction_sorts_what_the_limit_left() {
-    // As etcd does it: one more than the limit is read, in the order of the keys, before these are sorted.
+    // As in etcd: one key more than the limit is read in key order before the keys are sorted.
     let hub = hub();
     let sort_target = range_request::SortTarget::Value.into();
     let (response, _) = ask(&hub, RangeRequest { limit: 2, sort_target, ..everything() }).await;
@@ -125,7 +125,7 @@ async fn an_order_without_a_direction_sorts_what_the_limit_left() {
     assert_eq!(response.kvs[0].key, format!("{:05}", KEYS - 1));
 }
 
-/// An upstream that is asked for its revision once, and answers when it is told to.
+/// An upstream that is asked for its revision once, and answers when the test says so.
 #[derive(Debug)]
 struct Asked {
     answer: tokio::sync::Semaphore,
@@ -152,7 +152,7 @@ impl Upstream for Asked {
     }
 }
 
-/// A feed of cluster 7 that has revisions 1 to `revision` of the key `k`, whose values are the revisions.
+/// A feed of cluster 7 with the revisions 1 to `revision` of the key `k`. Each value is its revision.
 fn following(revision: i64) -> (Arc<Asked>, Arc<Hub>, Arc<Feed>) {
     let upstream = Arc::new(Asked {
         answer: tokio::sync::Semaphore::new(0),
@@ -180,8 +180,8 @@ fn put(feed: &Feed, revisions: std::ops::RangeInclusive<i64>) {
     feed.publish(&revisions.map(changes).collect::<Vec<_>>()).expect("in order");
 }
 
-/// What a read of `k` at a past revision gives, as (revision of the header, value), where the feed goes on to `later` and what is read is
-/// compacted after etcd has said that it was not.
+/// The result of reading `k` at a past revision, as (revision of the header, value). The feed advances to `later`, and
+/// the past revision is compacted right after etcd confirmed that it was not.
 async fn read_past(serializable: bool, later: i64) -> (i64, Bytes) {
     let (upstream, hub, feed) = following(4);
     let access = Access::new(GrpcService::new(tower::service_fn(|_| std::future::pending())), Duration::from_secs(1));
@@ -204,7 +204,7 @@ async fn read_past(serializable: bool, later: i64) -> (i64, Bytes) {
 
 #[tokio::test]
 async fn a_past_read_is_never_of_what_is_compacted_at_the_revision_in_its_header() {
-    // At revision 5 it was not compacted, by etcd's word; at 6 it is.
+    // At revision 5 etcd confirmed that it was not compacted; at 6 it is.
     assert_eq!(read_past(false, 6).await, (5, "2".into()));
     assert_eq!(read_past(true, 6).await, (5, "2".into()));
 }
@@ -226,7 +226,7 @@ async fn a_read_that_another_cluster_confirms_is_forwarded() {
     for (cluster_id, revision) in [(8, 4), (8, 5), (8, 9), (7, 6)] {
         let (upstream, hub, _) = following(4);
         let feed = &hub.feeds()[0];
-        // The feed that is asked: of another cluster than the one that answers, or with a revision that this one has not reached.
+        // The feed has another cluster than the one that answers, or a higher revision than that one.
         let cluster = Arc::new(Cluster::of(&Header { cluster_id, ..Header::default() }));
         feed.reset(&cluster, KeyMap::default(), Revision::new(revision), &Reset::Replaced);
         feed.follows(true, None);
@@ -242,9 +242,9 @@ async fn a_read_that_another_cluster_confirms_is_forwarded() {
     }
 }
 
-/// The messages of a stream, decoded.
+/// The decoded messages of a stream.
 async fn ask_stream((_, feed): &(Arc<Hub>, Arc<Feed>), request: RangeRequest) -> Vec<RangeResponse> {
-    let query = query(request).and_then(streamed).expect("a query that is streamed");
+    let query = query(request).and_then(streamed).expect("a query that can be streamed");
     let mut reply = messages(query.read(feed).expect("a reply"));
     let mut bytes = bytes::BytesMut::new();
     while let Some(frame) = reply.frame().await {
@@ -278,7 +278,7 @@ async fn a_stream_is_the_answer_in_several_messages() {
         let mut last = messages.pop().expect("a last message");
         let mut kvs = Vec::new();
         for message in messages {
-            assert_eq!((message.header, message.count, message.more), (None, 0, false), "the last one has them");
+            assert_eq!((message.header, message.count, message.more), (None, 0, false), "the last message has them");
             assert!(!message.kvs.is_empty());
             kvs.extend(message.kvs);
         }

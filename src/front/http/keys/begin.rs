@@ -1,7 +1,9 @@
-//! [`Begin`]: what a stream begins with, or goes on with where its reader has missed too much: nothing, a snapshot, or what is different since then.
+//! [`Begin`]: what a stream sends first, or when its reader has missed too much: nothing, a snapshot, or the keys that
+//! changed since then.
 //!
-//! Not here: the changes after that, see `stream`. Always holds: what is read is as of one revision, and whoever has read all of it has that revision; it
-//! is written in bounded parts, of which only the last has an id; to find out what is different takes no more than a millisecond at a time.
+//! Later changes are in `stream`. Always holds: the content is of one revision, and a reader that has read all of it
+//! has that revision. It is written in bounded parts, and only the last part has an id. Finding the changes takes at
+//! most a millisecond at a time.
 
 use std::{mem, sync::Arc, vec};
 
@@ -17,38 +19,39 @@ use crate::{
     types::{Entry, KeyRange, Revision},
 };
 
-/// About how many bytes of keys and values are written at a time.
+/// Approximate number of bytes of keys and values per part.
 const PART: usize = 64 << 10;
-/// Bytes of changes beyond which a snapshot is sent in their place: they are held until the reader has them.
+/// If the changes are larger than this, a snapshot is sent instead, because they are held in memory until the reader
+/// has them.
 const CHANGES: usize = 1 << 20;
-/// Revisions that are looked at in one go.
+/// Revisions that are processed in one step.
 const STEP: usize = 1_024;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) enum Begin {
-    /// What comes after this.
+    /// Nothing: the reader continues after this revision.
     After(Revision),
     /// All keys of the range.
     All { revision: Revision, kvs: Listing, first: bool },
-    /// The last changes of keys.
+    /// The last change of each key that changed.
     Changes { revision: Revision, changes: vec::IntoIter<(Arc<Entry>, usize)> },
 }
 
 impl Begin {
-    /// All keys of a range that a feed has.
+    /// All keys of a range in a feed.
     ///
     /// # Errors
-    /// Where it has none now.
+    /// Fails if the feed cannot be read now.
     pub(super) fn all(feed: &Feed, range: &KeyRange) -> Result<Self, ReadError> {
         let reply = RangeQuery::all(range.clone()).read(feed)?;
         Ok(Self::All { revision: reply.header.revision, kvs: reply.kvs, first: true })
     }
 
-    /// What is different in a range since a revision; all keys where that is less, or where it cannot be told.
+    /// The changes in a range since a revision; all keys if that is less data, or if the changes are unknown.
     ///
     /// # Errors
-    /// Where the feed has none now.
+    /// Fails if the feed cannot be read now.
     pub(super) async fn newest(feed: &Feed, range: &KeyRange, since: Revision) -> Result<Self, ReadError> {
         let (snapshot, Some(entries)) = feed.since(since) else { return Self::all(feed, range) };
         let most = snapshot.map.count(range);
@@ -65,7 +68,7 @@ impl Begin {
                 }
             }
             if changes.len() > before {
-                // All of it is held for its sake.
+                // The whole entry is kept in memory for this event.
                 bytes += entry.cost();
             }
             if bytes > CHANGES || changes.len() > most.max(STEP) {
@@ -76,7 +79,7 @@ impl Begin {
         Ok(Self::Changes { revision: snapshot.revision, changes: changes.into_iter() })
     }
 
-    /// Up to where the reader has everything when it has read this.
+    /// The revision that the reader has after reading this.
     pub(super) fn revision(&self) -> Revision {
         match self {
             Self::After(revision) | Self::All { revision, .. } | Self::Changes { revision, .. } => *revision,
@@ -88,7 +91,7 @@ impl Begin {
         matches!(self, Self::All { .. })
     }
 
-    /// Writes the next part; false where it is the last.
+    /// Writes the next part. Returns false if it is the last.
     pub(super) fn write(&mut self, form: Form, to: &mut Vec<u8>) -> bool {
         match self {
             Self::After(revision) => {

@@ -1,10 +1,11 @@
-//! [`Callers`]: who a request comes from, and whether it is answered at all.
+//! [`Callers`]: identifies the client of a request and decides whether the request is answered.
 //!
-//! With etcd's authentication on, a request has a user: Basic credentials become a token of etcd's, and a token that a client has from etcd stays what it
-//! is. What the user may read, etcd decides later, as for gRPC. With authentication off, `--keys-from` decides by the address.
+//! While etcd's authentication is on, a request needs a user. Basic credentials are exchanged for one of etcd's tokens;
+//! a token that a client got from etcd is passed on. etcd decides later what the user may read, as for gRPC. While
+//! authentication is off, `--keys-from` decides by the address.
 //!
-//! Not here: what is read. Always holds: a request goes on with etcd's token in its headers, or with no credentials at all; a browser on this machine is
-//! not made to speak for a page that only claims a name which leads here.
+//! Always holds: a request continues with an etcd token in its headers, or without any credentials. A browser on this
+//! machine cannot be used by a page whose name merely resolves to this machine.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::{
 
 /// How long a request waits until it is known whether authentication is on.
 const KNOWN_PATIENCE: Duration = Duration::from_secs(5);
-/// How long etcd may take to check a password.
+/// Timeout for etcd's check of a password.
 const PATIENCE: Duration = Duration::from_secs(7);
 
 const NO_USER: &str = "etcd's authentication is on: name a user with Basic credentials (curl -u NAME:PASSWORD), or send a token that etcd gave out \
@@ -40,7 +41,7 @@ pub(super) struct Callers {
     pub(super) access: Access,
     /// Where etcd checks passwords.
     pub(super) calls: GrpcService,
-    /// Who is answered where there are no users.
+    /// Who may read while authentication is off.
     pub(super) gate: Gate,
     tokens: Tokens,
 }
@@ -50,10 +51,10 @@ impl Callers {
         Self { access, calls, gate, tokens: Tokens::default() }
     }
 
-    /// Lets the request of `parts` carry what etcd knows its client by.
+    /// Replaces the credentials in `parts` by what etcd accepts.
     ///
     /// # Errors
-    /// Where it is not answered.
+    /// Fails if the request is not answered.
     pub(super) async fn admit(&self, parts: &mut Parts) -> Result<(), Failure> {
         let forbidden = |text: String| Failure::new(StatusCode::FORBIDDEN, text.trim_end());
         let addr = parts.extensions.get::<ClientAddr>().copied();
@@ -62,12 +63,12 @@ impl Callers {
             return refusal.map_or(Ok(()), |text| Err(forbidden(text)));
         }
         let credentials = parts.headers.remove(header::AUTHORIZATION);
-        // Another name for the same, which browsers do not have.
+        // Another name of the same header, which browsers do not use.
         parts.headers.remove("token");
         match self.access.wait_known(KNOWN_PATIENCE).await {
             Auth::Unknown => {
                 return Err(Failure::unavailable(
-                    "etcd-relay: etcd does not tell whether its authentication is on; try again",
+                    "etcd-relay: cannot check whether etcd's authentication is on; retry",
                 ));
             }
             Auth::Off => {
@@ -84,7 +85,7 @@ impl Callers {
         Ok(())
     }
 
-    /// etcd does not know the token that the request with these credentials was given: whether another one may help.
+    /// Forgets the token of these credentials, which etcd no longer knows. Returns whether a new token may help.
     pub(super) fn forget(&self, credentials: Option<&HeaderValue>) -> bool {
         credentials.is_some_and(|credentials| self.tokens.forget(credentials))
     }
@@ -95,7 +96,7 @@ impl Callers {
             return secret(token).ok_or_else(unreadable);
         }
         if scheme(credentials.as_bytes(), b"Basic ").is_none() {
-            // As etcd's own gateway takes it.
+            // As in etcd's own gateway.
             return secret(credentials.as_bytes()).ok_or_else(unreadable);
         }
         if let Some(token) = self.tokens.get(credentials) {

@@ -1,7 +1,7 @@
-//! [`Cors`]: which pages of other origins browsers may let read the answers.
+//! [`Cors`]: which origins' pages may read the answers in a browser.
 //!
-//! Not here: who is answered, see `caller`. Always holds: without the flag no header is sent; an origin that is not in the list is told
-//! nothing; credentials that a browser keeps are allowed to listed origins alone, never to all.
+//! Who is answered is decided in `caller`. Always holds: without the flag, no header is sent. Origins that are not
+//! listed get no header. Credentials stored by a browser are allowed only for listed origins, never for all origins.
 
 use std::str::FromStr;
 
@@ -12,31 +12,31 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const ASKED_WITH: HeaderValue =
     HeaderValue::from_static("Authorization, Last-Event-ID, Cache-Control, If-None-Match, Content-Type");
 const SHOWN: HeaderValue = HeaderValue::from_static("X-Etcd-Index, ETag, Retry-After, WWW-Authenticate");
-/// For how long a browser remembers, in seconds.
+/// How long a browser may remember the answer, in seconds.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("600");
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cors {
-    /// None: browsers keep answers from pages of other origins.
+    /// No origin: browsers hide answers from pages of other origins.
     #[default]
     Off,
-    /// Those of any origin, without credentials that the browser keeps.
+    /// Any origin, but without credentials stored by the browser.
     Any,
-    /// Those of these.
+    /// Only these origins.
     Origins(Vec<HeaderValue>),
 }
 
-/// An origin of pages, or all of them.
+/// An origin, or all origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `*`
     Any,
-    /// As browsers write it, such as `https://example.org:8443`.
+    /// In the form that browsers use, such as `https://example.org:8443`.
     One(HeaderValue),
 }
 
-/// A value that names no origin.
+/// A value that is not an origin.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "an origin is a scheme and a host, such as https://example.org or http://localhost:3000, without a path; or * for all"
@@ -77,7 +77,7 @@ impl FromIterator<Origin> for Cors {
 }
 
 impl Cors {
-    /// Marks an answer to a request with these headers.
+    /// Adds headers to the answer to a request with the headers `asked`.
     pub(super) fn mark(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
         let origin = match self {
             Self::Off => return,
@@ -93,7 +93,7 @@ impl Cors {
         answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, SHOWN);
     }
 
-    /// The same for a browser that asks what it may ask.
+    /// Adds headers to the answer to a browser's preflight request.
     pub(super) fn mark_preflight(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
         self.mark(asked, answer);
         if answer.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {

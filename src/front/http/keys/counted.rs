@@ -1,6 +1,6 @@
-//! The metrics of keys over HTTP, behind functions named after what happened.
+//! Metrics of keys over HTTP, behind functions named after the events.
 //!
-//! Not here: names and label values, see `telemetry::names`.
+//! Names and label values are in `telemetry::names`.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -15,17 +15,17 @@ static STREAMS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::KEYS_STREAMS));
 static MESSAGES: LazyLock<Counter> = LazyLock::new(|| counter!(names::KEYS_MESSAGES));
 static BYTES: LazyLock<Counter> = LazyLock::new(|| counter!(names::KEYS_MESSAGE_BYTES));
 
-/// A request was answered, one way or another.
+/// Counts an answered request by its result.
 pub(super) fn answered(path: KeysPath, answer: KeysAnswer) {
     counter!(names::KEYS_REQUESTS, KeysPath::LABEL => path.as_str(), KeysAnswer::LABEL => answer.as_str()).increment(1);
 }
 
-/// A stream begins, or goes on, with a snapshot.
+/// Counts a snapshot at the beginning or in the middle of a stream.
 pub(super) fn snapshot(why: KeysSnapshot) {
     counter!(names::KEYS_SNAPSHOTS, KeysSnapshot::LABEL => why.as_str()).increment(1);
 }
 
-/// A stream that is open as long as this lives.
+/// Counts a stream as open while it exists.
 #[derive(Debug)]
 pub(super) struct OpenStream(());
 
@@ -35,8 +35,8 @@ impl OpenStream {
         Self(())
     }
 
-    /// So many bytes of events are given to the connection at once. `waited` is how long the oldest of them was under way; none where nobody waited
-    /// for it.
+    /// Counts bytes of events that were given to the connection together. `waited` is the age of the oldest event;
+    /// `None` if none was live.
     pub(super) fn sent(&self, bytes: usize, waited: Option<Duration>) {
         MESSAGES.increment(1);
         BYTES.increment(bytes as u64);

@@ -1,10 +1,12 @@
-//! [`Follow`]: a watch on a session of its own, from its request to the first word of the hub; and [`Watching`], what a stream is about.
+//! [`Follow`]: a watch with a session of its own, from its request to the first answer of the hub. [`Watching`]
+//! describes what a stream follows.
 //!
-//! A stream opens one watch, and another one where the first cannot go on: its reader's past is compacted, or it wants the newest value alone and is far
-//! behind. Each is a whole session, so permission, the current revision and the feed are looked after as for gRPC.
+//! A stream opens a watch, and another one if the first cannot continue: its past is compacted, or it wants only the
+//! newest values and is far behind. Each is a complete session, so permission, the current revision and the feed are
+//! handled as for gRPC.
 //!
-//! Not here: what is sent, see `stream`. Always holds: a watch that is dropped leaves the hub; where a stream goes on with a snapshot, its watch was
-//! created before that was read, so nothing is missed in between.
+//! What is sent is in `stream`. Always holds: a dropped watch leaves the hub. If a stream continues with a snapshot,
+//! its watch was created before the snapshot was read, so nothing in between is missed.
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
@@ -24,31 +26,31 @@ use crate::{
     types::{Cluster, Revision},
 };
 
-/// About how many event bytes are taken from the queue at a time.
+/// Approximate number of event bytes taken from the queue at a time.
 pub(super) const FRAME_BYTES: usize = 64 << 10;
-/// How long a snapshot waits until its feed has what the cluster had when the watch was created.
+/// How long a snapshot waits until its feed has reached the cluster's revision at the creation of the watch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a stream is about, for as long as it is open.
+/// What a stream follows while it is open.
 #[derive(Debug)]
 pub(super) struct Watching {
     pub(super) shared: Arc<Shared>,
     pub(super) watch: Watch,
     pub(super) client: Client,
-    /// Its connection is asked to leave.
+    /// Cancelled when its connection is asked to leave.
     pub(super) leave: CancellationToken,
 }
 
-/// With what a watch begins.
+/// Where a watch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// What comes next.
+    /// At the next change.
     Now,
-    /// What came after this.
+    /// After this revision.
     After(Revision),
-    /// All keys.
+    /// With all keys.
     All,
-    /// What is different since this.
+    /// With the keys that changed since this revision.
     Newest(Revision),
 }
 
@@ -59,19 +61,19 @@ pub(super) struct Follow {
     _listed: Option<Listed>,
 }
 
-/// A watch that was created.
+/// A watch that has been created.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) follow: Follow,
     pub(super) cluster_id: u64,
-    /// What came right behind it.
+    /// Deliveries that came directly after the creation.
     pub(super) waiting: Vec<Delivery>,
-    /// What is to be sent before that; nothing where the reader has a past to go on from.
+    /// What must be sent before them; `None` if the reader continues from its past.
     pub(super) begin: Option<Begin>,
 }
 
 impl Watching {
-    /// With what the stream begins.
+    /// Where the stream begins.
     pub(super) fn wanted(&self) -> Wanted {
         match (self.watch.since, self.watch.snapshot) {
             (Some(since), _) => Wanted::After(since),
@@ -80,7 +82,7 @@ impl Watching {
         }
     }
 
-    /// Whether it wants the newest values alone.
+    /// Whether it wants only the newest values.
     pub(super) fn wants_newest(&self) -> bool {
         self.watch.mode == Mode::State
     }
@@ -88,14 +90,14 @@ impl Watching {
     /// Opens a watch. Cancel safe.
     ///
     /// # Errors
-    /// Where there is none: it was refused, or there is nothing to begin with.
+    /// Fails if the watch is refused, or its first content cannot be read.
     pub(super) async fn open(self: Arc<Self>, wanted: Wanted) -> Result<Opened, Failure> {
         let follow = self.follow(wanted);
         let mut waiting = Vec::new();
         if let Drained::End(end) = poll_fn(|cx| follow.stream.poll_drain(cx, &mut waiting, FRAME_BYTES)).await {
             return Err(Failure::of_end(end));
         }
-        // The answer to a create comes before all else.
+        // The answer to the create comes first.
         let (watch_id, stamp) = match waiting.remove(0) {
             Delivery::Created { watch_id, stamp } => (watch_id, stamp),
             Delivery::Canceled(refused) => return Err(Failure::of_watch(&refused.reason)),
@@ -106,7 +108,7 @@ impl Watching {
             Wanted::After(_) => None,
             Wanted::All | Wanted::Newest(_) => {
                 let feed = follow.stream.feed_of(watch_id).ok_or_else(moved_on)?;
-                // The watch begins after this, also where the feed does not have it yet.
+                // The watch begins after this revision, even if the feed does not have it yet.
                 feed.wait_for(stamp.revision, PATIENCE).await.map_err(|_| moved_on())?;
                 let begin = match wanted {
                     Wanted::Newest(since) => Begin::newest(&feed, &self.watch.range, since).await,
@@ -140,5 +142,5 @@ impl Drop for Follow {
 }
 
 fn moved_on() -> Failure {
-    Failure::unavailable("etcd-relay: these keys are being read anew from etcd; connect again")
+    Failure::unavailable("etcd-relay: these keys are being read from etcd again; reconnect")
 }

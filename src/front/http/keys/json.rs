@@ -1,29 +1,29 @@
-//! Keys and their values in JSON, as docs/http-api.md has them.
+//! Keys and values as JSON, as docs/http-api.md describes.
 //!
-//! Not here: what is around them, see `list`, `text` and `snapshot`. Always holds: the name of a field tells whether it is text or base64; nothing
-//! that is written has a line break in it, so it is one line of an event whatever keys and values are.
+//! The text around them is in `list`, `text` and `snapshot`. Always holds: the name of a field shows whether it is text
+//! or base64. The output has no line breaks, so it is a single line of an event for any keys and values.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 use crate::{front::texts, pb::mvccpb, types::KeyValue};
 
-/// How keys and values are written.
+/// The form in which keys and values are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
-    /// All of them in base64, not only those that are no text.
+    /// Use base64 for all of them, not only for those that are not text.
     pub(super) base64: bool,
-    /// No values.
+    /// Leave out the values.
     pub(super) keys_only: bool,
 }
 
 impl Form {
-    /// Which of a payload's texts it is.
+    /// The index of this form among a payload's texts.
     pub(super) fn index(self) -> usize {
         texts::KEYS.start + usize::from(self.base64) + 2 * usize::from(self.keys_only)
     }
 }
 
-/// A key-value that is to be shown, wherever it comes from.
+/// A key-value to write, from any source.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shown<'a> {
     pub(super) key: &'a [u8],
@@ -61,7 +61,7 @@ impl<'a> From<&'a mvccpb::KeyValue> for Shown<'a> {
 }
 
 impl Shown<'_> {
-    /// Writes all of it.
+    /// Writes all of its fields.
     pub(super) fn put(&self, form: Form, to: &mut Vec<u8>) {
         self.put_key(form, to);
         if !form.keys_only {
@@ -72,14 +72,14 @@ impl Shown<'_> {
         put_number(",\"mod_revision\":", self.mod_revision, to);
         put_number(",\"version\":", self.version, to);
         if self.lease != 0 {
-            // A string: it has more bits than JavaScript's numbers.
+            // A string, because it has more bits than JavaScript's numbers.
             put_number(",\"lease\":\"", self.lease, to);
             to.push(b'"');
         }
         to.push(b'}');
     }
 
-    /// Writes what there is of a key that was deleted.
+    /// Writes the fields of a deleted key.
     pub(super) fn put_deleted(&self, form: Form, to: &mut Vec<u8>) {
         self.put_key(form, to);
         put_number(",\"mod_revision\":", self.mod_revision, to);
@@ -94,13 +94,13 @@ impl Shown<'_> {
 
 /// Writes text as a JSON string.
 pub(super) fn put_text(text: &str, to: &mut Vec<u8>) {
-    serde_json::to_writer(to, text).expect("memory takes all writes");
+    serde_json::to_writer(to, text).expect("writing to memory cannot fail");
 }
 
-/// Writes what stands before a number, and the number.
+/// Writes `before` and the number.
 pub(super) fn put_number(before: &str, number: i64, to: &mut Vec<u8>) {
     to.extend_from_slice(before.as_bytes());
-    serde_json::to_writer(to, &number).expect("memory takes all writes");
+    serde_json::to_writer(to, &number).expect("writing to memory cannot fail");
 }
 
 fn put_bytes(name: &str, bytes: &[u8], form: Form, to: &mut Vec<u8>) {
@@ -115,7 +115,7 @@ fn put_bytes(name: &str, bytes: &[u8], form: Form, to: &mut Vec<u8>) {
             to.extend_from_slice(b"_base64\":\"");
             let start = to.len();
             to.resize(start + 4 * bytes.len().div_ceil(3), 0);
-            BASE64_STANDARD.encode_slice(bytes, &mut to[start..]).expect("it has the room that it takes");
+            BASE64_STANDARD.encode_slice(bytes, &mut to[start..]).expect("the buffer is large enough");
             to.push(b'"');
         }
     }

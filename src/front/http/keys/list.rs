@@ -1,7 +1,8 @@
-//! `GET /v1/keys`: keys as JSON, read as a `Range` over gRPC is.
+//! `GET /v1/keys`: keys as JSON, read like a `Range` over gRPC.
 //!
-//! Not here: the read itself, see `front::grpc`'s `range`, which also decides whether it is for etcd to answer. Always holds: what is in memory is
-//! written as its client takes it, and costs none for what is still to come; what etcd answered is bounded, by itself and in number.
+//! The read is in `front::grpc`'s `range`, which also decides whether etcd answers it. Always holds: an answer from
+//! memory is written as its client takes it, and the unwritten part uses no memory. Answers from etcd are bounded in
+//! size and in number.
 
 use std::{sync::Arc, time::Duration, vec};
 
@@ -32,18 +33,18 @@ use crate::{
     types::{ClientKey, Header, Revision},
 };
 
-/// About how many bytes of keys and values are written at a time.
+/// Approximate number of bytes of keys and values per part.
 const PART: usize = 64 << 10;
-/// Longest answer of etcd's: all of it is in memory at once.
+/// Longest answer of etcd, which is completely in memory.
 const ANSWER: usize = 16 << 20;
-/// Most of these that clients have not read yet; together half a GiB at the worst.
+/// Most of etcd's answers that clients have not finished reading. Together they take at most half a GiB.
 const ANSWERS: usize = 32;
 /// Most of them for one client.
 const EACH: usize = 8;
-/// How long etcd may take.
+/// Timeout for etcd's answer.
 const PATIENCE: Duration = Duration::from_secs(7);
 
-/// Answers of etcd's that clients have not read yet.
+/// Counts etcd's answers that clients have not finished reading.
 #[derive(Debug, Default)]
 pub(super) struct Answers(Mutex<HashMap<ClientKey, usize>>);
 
@@ -54,7 +55,7 @@ struct Place {
     client: ClientKey,
 }
 
-/// What is to be shown.
+/// What to show.
 struct Answer {
     header: Header,
     count: i64,
@@ -67,7 +68,7 @@ struct Answer {
 enum Kvs {
     /// From memory.
     Kept(Listing),
-    /// etcd's.
+    /// From etcd's answer.
     Answered { kvs: vec::IntoIter<mvccpb::KeyValue>, _place: Place },
 }
 
@@ -76,12 +77,12 @@ enum Kvs {
 pub struct ListBody {
     kvs: Kvs,
     form: Form,
-    /// What stands before the first key.
+    /// The text before the first key.
     head: Vec<u8>,
     written: bool,
     /// The last key that was written.
     last: Bytes,
-    /// What is asked for, where more follows.
+    /// The request, if more pages follow.
     more: Option<(List, Revision)>,
     over: bool,
 }
@@ -114,7 +115,7 @@ pub(super) async fn answer(shared: &Shared, parts: &Parts, list: List) -> Result
     Ok(response)
 }
 
-/// Whether a list of tags names this one.
+/// Whether a list of tags contains this one.
 fn names(tags: &HeaderValue, tag: &HeaderValue) -> bool {
     let mut tags = tags.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     tags.any(|known| known == b"*" || known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes())
@@ -142,7 +143,7 @@ async fn read(shared: &Shared, parts: &Parts, list: &List) -> Result<Answer, Fai
     }
 }
 
-/// Asks etcd, as the client.
+/// Forwards the read to etcd on behalf of the client.
 async fn ask(shared: &Shared, parts: &Parts, range: RangeRequest) -> Result<Answer, Failure> {
     let client = Client::of(&parts.headers, &parts.extensions);
     let place = shared.answers.enter(client.key())?;
@@ -168,7 +169,7 @@ async fn ask(shared: &Shared, parts: &Parts, range: RangeRequest) -> Result<Answ
 }
 
 impl ListBody {
-    /// The next part; `None` where all was given.
+    /// The next part; `None` at the end.
     pub(super) fn next(&mut self) -> Option<Pieces> {
         if self.over {
             return None;
@@ -201,7 +202,7 @@ impl ListBody {
 }
 
 impl Kvs {
-    /// Takes key-values until these were about `bytes`, or all.
+    /// Takes key-values until they have about `bytes`, or all are taken.
     fn take(&mut self, bytes: usize, mut with: impl FnMut(Shown<'_>)) {
         match self {
             Self::Kept(listing) => listing.take_each(bytes, |kv| with(kv.into())),
@@ -229,13 +230,11 @@ impl Answers {
     fn enter(self: &Arc<Self>, client: ClientKey) -> Result<Place, Failure> {
         let mut open = self.0.lock();
         if open.get(&client).is_some_and(|own| *own >= EACH) {
-            let text =
-                format!("etcd-relay: {EACH} answers of etcd's wait for this client to read them; read these first");
+            let text = format!("etcd-relay: this client has {EACH} unread answers from etcd; read them first");
             return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         if open.values().sum::<usize>() >= ANSWERS {
-            let text =
-                format!("etcd-relay: {ANSWERS} answers of etcd's wait for their clients to read them; try again");
+            let text = format!("etcd-relay: there are {ANSWERS} unread answers from etcd; retry");
             return Err(Failure::unavailable(text));
         }
         *open.entry(client).or_default() += 1;
@@ -271,7 +270,7 @@ mod tests {
         let answers: Arc<Answers> = Arc::default();
         for (keys, more) in [(0, false), (1, false), (100, true)] {
             let place = answers.enter(ClientKey::RELAY).expect("room");
-            let list = List::read("prefix=/a/&limit=100").expect("it is right");
+            let list = List::read("prefix=/a/&limit=100").expect("the query is valid");
             let kvs: Vec<_> = (0..keys).map(|key| kv(key, 3_000)).collect();
             let mut body = ListBody {
                 kvs: Kvs::Answered { kvs: kvs.into_iter(), _place: place },
@@ -302,7 +301,7 @@ mod tests {
         let mut places = Vec::new();
         for client in 1..=(ANSWERS / EACH) as u64 {
             places.extend((0..EACH).map(|_| answers.enter(ClientKey::new(client)).expect("room")));
-            let refused = answers.enter(ClientKey::new(client)).expect_err("it has its share");
+            let refused = answers.enter(ClientKey::new(client)).expect_err("the client has its share");
             assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
         }
         assert_eq!(answers.enter(ClientKey::new(99)).expect_err("full").status, StatusCode::SERVICE_UNAVAILABLE);

@@ -1,7 +1,7 @@
-//! The parameters of `/v1/keys` and `/v1/watch`, as docs/http-api.md has them.
+//! The parameters of `/v1/keys` and `/v1/watch`, as docs/http-api.md describes.
 //!
-//! Not here: what they lead to. Always holds: a parameter that is unknown, given twice or unreadable is an error that names it; keys are the
-//! bytes that were written, whether they are text or not.
+//! Always holds: a parameter that is unknown, repeated or unreadable is an error that names it. Keys are the exact
+//! bytes of the request, whether they are text or not.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,72 +12,74 @@ use thiserror::Error;
 use super::json::Form;
 use crate::types::{KeyRange, Revision};
 
-/// Keys of an answer where a request does not say.
+/// Default number of keys in an answer.
 const LIMIT: i64 = 1_000;
-/// Most keys of an answer: with what they make of it, a page is still read in one go.
+/// Most keys of an answer: the text of such a page is still made in one step.
 const MOST: i64 = 10_000;
-/// How browsers name the place where a stream broke off.
+/// The header in which browsers send the id of the last event they got.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// What stands for itself in a query.
+/// Characters that need no escape in a query.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// What is wrong with a request. The text is for its client.
+/// What is wrong with a request, in words for its client.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the texts say it")]
+#[allow(missing_docs, reason = "the error texts describe the variants")]
 pub(super) enum BadQuery {
     #[error("{0:?} is not percent-encoded: write two hexadecimal digits after each %")]
     Escape(String),
-    #[error("there is no parameter {0:?} here; docs/http-api.md lists those that there are")]
+    #[error("unknown parameter {0:?}; docs/http-api.md lists the parameters")]
     Unknown(String),
     #[error("{0}= is given twice")]
     Twice(&'static str),
-    #[error("say which keys: prefix=, key=, or from= (prefix= with nothing behind it has all keys)")]
+    #[error("the keys are missing: give prefix=, key= or from= (an empty prefix= means all keys)")]
     NoKeys,
-    #[error("key= is one key; leave out prefix=, from= and to=")]
+    #[error("key= is for a single key; remove prefix=, from= and to=")]
     KeyAndRange,
-    #[error("key= has no key behind it")]
+    #[error("key= is empty")]
     EmptyKey,
-    #[error("no key is within prefix=, from= and to= together")]
+    #[error("no key can match prefix=, from= and to= together")]
     EmptyRange,
     #[error("{name}={value:?} is not {wanted}")]
     Value { name: &'static str, value: String, wanted: &'static str },
-    #[error("the header Last-Event-ID is {0:?}, which is not the id of an event; leave it out to begin anew")]
+    #[error(
+        "the header Last-Event-ID is {0:?}, which is not the id of an event; remove it to start from the beginning"
+    )]
     LastEventId(String),
-    #[error("mode=state begins with a snapshot unless it resumes; leave out snapshot=false")]
+    #[error("mode=state starts with a snapshot unless it resumes; remove snapshot=false")]
     StateWithoutSnapshot,
 }
 
-/// A list of keys that is asked for.
+/// A requested list of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct List {
     pub(super) range: KeyRange,
     pub(super) form: Form,
     pub(super) limit: i64,
-    /// Zero for the current one.
+    /// Zero means the current revision.
     pub(super) revision: Revision,
     pub(super) serializable: bool,
-    /// What the next page repeats, but for its beginning and its revision.
+    /// The parameters that the next page repeats, all but its start and its revision.
     repeated: String,
 }
 
-/// Which changes a stream tells.
+/// Which changes a stream sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// All.
+    /// All changes.
     Events,
-    /// The last one of each key.
+    /// The last change of each key.
     State,
 }
 
-/// A stream that is asked for.
+/// A requested stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Watch {
     pub(super) range: KeyRange,
     pub(super) form: Form,
     pub(super) mode: Mode,
-    /// The reader has everything up to this.
+    /// The reader already has everything up to this revision.
     pub(super) since: Option<Revision>,
-    /// Whether it begins with a snapshot, where it does not resume.
+    /// Whether it starts with a snapshot if it does not resume.
     pub(super) snapshot: bool,
 }
 
@@ -102,7 +104,7 @@ impl List {
         Ok(Self { range, form, limit, revision: Revision::new(revision.unwrap_or(0)), serializable, repeated })
     }
 
-    /// The path of what follows `last`, as of `revision`.
+    /// The path of the page after `last`, as of `revision`.
     pub(super) fn next(&self, path: &str, last: &[u8], revision: Revision) -> String {
         let last = percent_encode(last, PLAIN);
         format!("{path}?{}from={last}%00&revision={revision}", self.repeated)
@@ -122,14 +124,14 @@ impl Watch {
         if mode == Mode::State && snapshot == Some(false) {
             return Err(BadQuery::StateWithoutSnapshot);
         }
-        // The address is the same when a browser comes again, so what it asks with is what it began with.
+        // A reconnecting browser uses the same address, so the parameters are those of its first request.
         let since = last_event_id(headers)?.or(since);
         let snapshot = snapshot.unwrap_or(mode == Mode::State);
         Ok(Self { range, form, mode, since: since.map(Revision::new), snapshot })
     }
 }
 
-/// The id of the last event that a browser got; none where it got none.
+/// The id of the last event that a browser got; `None` if it got none.
 fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, BadQuery> {
     let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) else { return Ok(None) };
     let text = String::from_utf8_lossy(id.as_bytes());
@@ -139,7 +141,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, BadQuery> {
     }
 }
 
-/// The parameters that nobody has taken yet.
+/// The parameters that were not used yet.
 struct Fields(SmallVec<[(String, Bytes); 4]>);
 
 impl Fields {
@@ -165,7 +167,7 @@ impl Fields {
         if self.get(name).is_some() { Err(BadQuery::Twice(name)) } else { Ok(Some(value)) }
     }
 
-    /// Nothing may be left.
+    /// Checks that no parameter is left.
     fn end(self) -> Result<(), BadQuery> {
         self.0.into_iter().next().map_or(Ok(()), |(name, _)| Err(BadQuery::Unknown(name)))
     }
@@ -190,7 +192,7 @@ impl Fields {
             (end, to) => end.or(to),
         };
         match end {
-            // These two would mean something else to etcd; nothing is before them.
+            // These two values have another meaning for etcd, and no key is before them.
             Some(end) if end.is_empty() || *end == [0] => Err(BadQuery::EmptyRange),
             Some(end) => KeyRange::from_wire(start, end).map_err(|_| BadQuery::EmptyRange),
             None => KeyRange::from_wire(start, Bytes::from_static(&[0])).map_err(|_| BadQuery::EmptyRange),
@@ -239,13 +241,13 @@ impl Fields {
     }
 }
 
-/// A number of digits alone.
+/// A number that consists of digits alone.
 fn decimal(text: &str) -> Option<i64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// The bytes that a text stands for; `None` where an escape is malformed.
+/// The bytes that a text stands for; `None` if an escape is malformed.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut plain = Vec::with_capacity(text.len());
@@ -371,11 +373,11 @@ mod tests {
     fn the_next_page_asks_for_the_same_in_a_way_that_can_be_read_again() {
         let query =
             "prefix=%2Fa%00%26&from=%2Fa%00%26b&to=%2Fb&limit=2&encoding=base64&keys_only=true&serializable=true";
-        let list = List::read(query).expect("it is right");
+        let list = List::read(query).expect("the query is valid");
         let next = list.next("/v1/keys", b"/a\0&c\xff", Revision::new(9));
         let (path, query) = next.split_once('?').expect("a query");
         assert_eq!(path, "/v1/keys");
-        let after = List::read(query).expect("it is right");
+        let after = List::read(query).expect("the query is valid");
         assert_eq!(after.range, between(b"/a\0&c\xff\0", b"/a\0'"));
         assert_eq!((after.limit, after.form, after.serializable), (2, list.form, true));
         assert_eq!(after.revision.get(), 9);

@@ -1,6 +1,6 @@
-//! Answers that are not what was asked for: [`Failure`], and the body of all answers, [`KeysBody`].
+//! [`Failure`], the error answers, and [`KeysBody`], the body of all answers.
 //!
-//! Not here: what fails. Always holds: an error is JSON whose text tells the client what to do; etcd's own errors keep their words.
+//! Always holds: an error is JSON, and its text tells the client what to do. etcd's own errors keep their text.
 
 use std::{
     convert::Infallible,
@@ -21,12 +21,12 @@ use crate::{
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// In seconds. What could not be answered may be answered any moment.
+/// In seconds. A retry may succeed at any moment.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-/// By which credentials a user is known. Browsers ask for a password then.
+/// The kind of credentials that are required. It makes browsers ask for a password.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"etcd\", charset=\"UTF-8\"");
 
-/// etcd's words for a client whose user it does not know.
+/// etcd's errors for a client whose user it does not know.
 const UNKNOWN_USER: [&str; 5] = [
     "etcdserver: user name is empty",
     "etcdserver: invalid auth token",
@@ -34,12 +34,12 @@ const UNKNOWN_USER: [&str; 5] = [
     "etcdserver: revision of auth store is old",
     "etcd-relay: etcd no longer accepts this stream's token",
 ];
-/// etcd's words for one that may not.
+/// etcd's error for a user without permission.
 const FORBIDDEN: &str = "etcdserver: permission denied";
-/// The relay's, for what etcd cannot be asked about.
+/// The relay's error for a range that etcd cannot be asked about.
 const TOO_LARGE: &str = "etcd-relay: key and range_end are too large";
 
-/// Why a request is not answered with what it asks for.
+/// Why a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) status: StatusCode,
@@ -55,7 +55,7 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
     }
 
-    /// A watch that was refused or ended, with this reason.
+    /// For a watch that was refused or ended for this reason.
     pub(super) fn of_watch(reason: &str) -> Self {
         let reason = without_code(reason);
         let is = |text: &dyn std::fmt::Display| reason == text.to_string();
@@ -75,10 +75,10 @@ impl Failure {
         Self::new(status, reason)
     }
 
-    /// A stream of watches that ended.
+    /// For a stream of watches that ended.
     pub(super) fn of_end(end: StreamEnd) -> Self {
         match end {
-            StreamEnd::Stopping => Self::unavailable("etcd-relay: this relay stops; connect again"),
+            StreamEnd::Stopping => Self::unavailable("etcd-relay: the relay is stopping; reconnect"),
             StreamEnd::NoLeader => Self::unavailable("etcdserver: no leader"),
             StreamEnd::Unavailable(text) => Self::of_watch(&text),
             StreamEnd::Malformed(text) | StreamEnd::TooLarge(text) => Self::new(StatusCode::BAD_REQUEST, text),
@@ -96,7 +96,7 @@ impl Failure {
         }
     }
 
-    /// The answer, and how it counts.
+    /// The answer, and its label for metrics.
     pub(super) fn response(&self) -> (Response<KeysBody>, KeysAnswer) {
         let mut json = b"{\"error\":".to_vec();
         put_text(&self.text, &mut json);
@@ -130,7 +130,7 @@ impl From<&Status> for Failure {
             Code::PermissionDenied => StatusCode::FORBIDDEN,
             Code::OutOfRange if text.contains("has been compacted") => StatusCode::GONE,
             Code::OutOfRange if text.contains("future revision") => StatusCode::BAD_REQUEST,
-            // etcd's answer is longer than it may be.
+            // etcd's answer is longer than allowed.
             Code::OutOfRange => return Self::new(StatusCode::PAYLOAD_TOO_LARGE, LARGE_ANSWER),
             Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -139,10 +139,10 @@ impl From<&Status> for Failure {
     }
 }
 
-const LARGE_ANSWER: &str = "etcd-relay: these keys are in no feed of the relay, and etcd's answer is too large to be passed on; ask with a smaller limit=, \
-                            or with keys_only=true";
+const LARGE_ANSWER: &str = "etcd-relay: no feed has these keys, and etcd's answer is too large to pass on; use a \
+    smaller limit= or keys_only=true";
 
-/// An error without gRPC's code before it, which etcd has in the reasons of watches.
+/// An error without the gRPC code that etcd puts before it in the reasons of watches.
 fn without_code(text: &str) -> &str {
     let described = text.strip_prefix("rpc error: code = ").and_then(|rest| rest.split_once(" desc = "));
     described.map_or(text, |(_, description)| description)
@@ -155,12 +155,12 @@ fn of_user(text: &str) -> Option<StatusCode> {
     (text == FORBIDDEN).then_some(StatusCode::FORBIDDEN)
 }
 
-/// What the keys' paths answer with.
+/// The body of the answers for keys.
 #[derive(Debug)]
 pub enum KeysBody {
-    /// All of it at once; `None` when it was given.
+    /// Complete; `None` once it was given.
     Whole(Option<Pieces>),
-    /// Keys in parts.
+    /// Keys, in parts.
     List(Box<ListBody>),
     /// Events.
     Watch(Box<WatchEvents>),

@@ -1,12 +1,12 @@
 //! [`WatchEvents`]: `GET /v1/watch`, a watch as a stream of server-sent events.
 //!
-//! Polled by the connection when the client has taken what came before, so a client that does not read parks its watch, as over gRPC. Not here: the
-//! text of events, see `text`; how a watch is opened, see `follow`; what a stream begins with, see `begin`.
-//! Always holds:
-//! - a reader that was given an id has everything up to that revision, and is given nothing of it again on this stream;
-//! - live events are written once for all streams that get them in the same form, and passed on as they are;
-//! - a stream holds no more than its queue, a part that is being written, and what it begins with;
-//! - of what a reader in `mode=state` has missed, it gets the last change of each key, however much it was.
+//! The connection polls it when the client has taken the previous data, so a client that does not read parks its watch,
+//! as over gRPC. The text of events is in `text`, opening a watch in `follow`, and the first content of a stream in
+//! `begin`. Always holds:
+//! - a reader that got an id has everything up to that revision, and gets nothing of it again on this stream;
+//! - live events are written once for all streams that get them in the same form, and are sent without a copy;
+//! - a stream holds no more than its queue, the part that is being written, and its first content;
+//! - a reader in `mode=state` gets the last change of each key that it has missed, however much it has missed.
 
 use std::{
     cell::Cell,
@@ -37,21 +37,21 @@ use crate::{
     types::Revision,
 };
 
-/// How often a reader hears that the stream is alive.
+/// Time between heartbeats, which show that the stream is alive.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
-/// When browsers come again, in milliseconds, each at another time.
+/// When browsers reconnect, in milliseconds. Each gets another time from this range.
 const RETRY: std::ops::Range<i64> = 1_000..3_000;
-/// Event bytes that are reduced to the last of each key in one go.
+/// Event bytes that are reduced to the last event of each key in one step.
 const STATE_BYTES: usize = 256 << 10;
-/// Deliveries for which a thread keeps room.
+/// Number of deliveries for which a thread keeps memory.
 const BATCH_KEPT: usize = 64;
-/// etcd's words for a past that is gone.
+/// etcd's error for a compacted past.
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
-/// What is said to a reader whose past belonged to another cluster.
-const REPLACED: &str = "etcd-relay: another cluster took the place of the one that these keys were of";
+/// The text for a reader whose past belongs to another cluster.
+const REPLACED: &str = "etcd-relay: these keys belonged to another cluster, which has been replaced";
 
 thread_local! {
-    /// Where deliveries are for the moment between queue and text: one place for all streams of a thread.
+    /// Holds deliveries between the queue and the text; all streams of a thread share it.
     static BATCH: Cell<Vec<Delivery>> = const { Cell::new(Vec::new()) };
 }
 
@@ -59,21 +59,21 @@ thread_local! {
 #[derive(Debug)]
 pub struct WatchEvents {
     watching: Arc<Watching>,
-    /// The watch; none while another one is opened, and at the end.
+    /// The watch; `None` while another one is being opened, and at the end.
     follow: Option<Follow>,
     opening: Option<Opening>,
     cluster_id: u64,
-    /// What is to be written before anything else.
+    /// Text to send before anything else.
     head: Vec<u8>,
     begin: Option<Begin>,
-    /// What came right behind the watch's creation.
+    /// Deliveries that came directly after the creation of the watch.
     waiting: Vec<Delivery>,
-    /// The reader has everything up to this, or gets it with what the stream begins with.
+    /// The reader has everything up to this revision, or gets it with the first content.
     through: Revision,
-    /// The watch has reached the present, so whatever it misses from here on is its reader's doing.
+    /// The watch has reached the present. From here on, it misses events only if its reader is slow.
     is_live: bool,
     heartbeat: Heartbeat,
-    /// Nothing comes after what is to be written.
+    /// The stream ends after the text that is waiting.
     ended: bool,
     open: OpenStream,
 }
@@ -88,7 +88,7 @@ impl fmt::Debug for Opening {
 }
 
 impl WatchEvents {
-    /// The stream that goes on with a watch.
+    /// The stream that continues with a watch.
     pub(super) fn new(watching: Arc<Watching>, opened: Opened) -> Self {
         let mut head = Vec::with_capacity(64);
         put_number("retry: ", fastrand::i64(RETRY), &mut head);
@@ -116,7 +116,7 @@ impl WatchEvents {
         self.ended && self.head.is_empty()
     }
 
-    /// What is to be sent next.
+    /// The next data to send.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pieces>> {
         loop {
             if let Some(part) = self.begin_with() {
@@ -141,7 +141,7 @@ impl WatchEvents {
             }
             match self.poll_events(cx) {
                 Poll::Ready(events) if events.has_remaining() => return Poll::Ready(Some(events)),
-                // There was nothing in it for this reader, or it was put elsewhere.
+                // There was nothing in it for this reader, or it was stored elsewhere.
                 Poll::Ready(_) => {}
                 Poll::Pending if self.heartbeat.poll_due(cx) => {
                     let follow = self.follow.as_ref();
@@ -155,7 +155,7 @@ impl WatchEvents {
         }
     }
 
-    /// What comes before the watch's events.
+    /// The content before the watch's events.
     fn begin_with(&mut self) -> Option<Pieces> {
         if self.head.is_empty() && self.begin.is_none() {
             return None;
@@ -176,12 +176,12 @@ impl WatchEvents {
         self.opening = Some(Opening(Box::pin(self.watching.clone().open(wanted)), why));
     }
 
-    /// Goes on with another watch than before.
+    /// Continues with another watch.
     fn resume(&mut self, opened: Opened, why: KeysSnapshot) {
         self.opening = None;
         let is_another = mem::replace(&mut self.cluster_id, opened.cluster_id) != opened.cluster_id;
         if is_another && !opened.begin.as_ref().is_some_and(Begin::is_snapshot) {
-            // What is different since then was looked for in another cluster's past.
+            // The changes since then were looked up in the history of another cluster.
             put_compacted(Revision::ZERO, REPLACED, &mut self.head);
             return self.open(Wanted::All, KeysSnapshot::Compacted);
         }
@@ -202,13 +202,13 @@ impl WatchEvents {
         self.follow = Some(opened.follow);
     }
 
-    /// Whether the reader wants the newest values alone and would now be told more than these.
+    /// Whether the reader wants only the newest values and would now get outdated ones as well.
     fn has_missed_too_much(&self) -> bool {
         let is_behind = |follow: &Follow| follow.stream.is_behind();
         self.is_live && self.watching.wants_newest() && self.follow.as_ref().is_some_and(is_behind)
     }
 
-    /// What the watch gives, as text. What ends it is put aside, to be written after that.
+    /// The watch's events as text. If the watch ends, its reason is stored to be written after them.
     fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Pieces> {
         let Some(follow) = &self.follow else { return Poll::Ready(Pieces::default()) };
         let most = if self.watching.wants_newest() { STATE_BYTES } else { FRAME_BYTES };
@@ -224,7 +224,7 @@ impl WatchEvents {
             Poll::Ready(Drained::Some) => Poll::Ready(self.write(&mut batch)),
             Poll::Ready(Drained::End(end)) => {
                 match end {
-                    // It was told how far it is; all else it hears where it goes next.
+                    // The reader was told its position, and continues at another relay.
                     StreamEnd::Stopping => self.ended = true,
                     end => self.end(&Failure::of_end(end)),
                 }
@@ -236,7 +236,7 @@ impl WatchEvents {
         events
     }
 
-    /// The text of a batch, which it empties.
+    /// Writes a batch as text and empties it.
     fn write(&mut self, batch: &mut Vec<Delivery>) -> Pieces {
         let mut events: SmallVec<[(Arc<Payload>, usize); 2]> = SmallVec::new();
         let (mut waited, mut progress, mut cancellation) = (None, false, None);
@@ -246,7 +246,7 @@ impl WatchEvents {
                 Delivery::Events { payload, from, as_of, replay, .. } => {
                     let from = payload.before(self.through.next()).max(from as usize);
                     if from == payload.revisions() {
-                        // What the stream began with has it already.
+                        // The first content of the stream already has it.
                         continue;
                     }
                     self.through = payload.revision();
@@ -293,7 +293,7 @@ impl WatchEvents {
         }
         match events {
             [] => Pieces::default(),
-            // The same bytes for all who get it.
+            // All streams get the same bytes.
             [one] => text(one).into(),
             several => {
                 let texts: SmallVec<[Bytes; 16]> = several.iter().map(text).collect();
@@ -305,7 +305,7 @@ impl WatchEvents {
         }
     }
 
-    /// The watch ended. Where its past is gone, the stream goes on with what there is.
+    /// Handles the end of the watch. If its past is gone, the stream continues with the current keys.
     fn canceled(&mut self, cancellation: &Cancellation) {
         let Cancellation { compact_revision, reason, .. } = cancellation;
         if *compact_revision == Revision::ZERO {
@@ -316,7 +316,7 @@ impl WatchEvents {
         self.open(Wanted::All, KeysSnapshot::Compacted);
     }
 
-    /// Ends the stream, and tells why.
+    /// Ends the stream with a reason.
     fn end(&mut self, failure: &Failure) {
         self.opening = None;
         self.follow = None;
@@ -325,13 +325,13 @@ impl WatchEvents {
     }
 }
 
-/// Appends what tells a reader that the stream is alive and, where that is known, up to where it has everything.
+/// Appends a heartbeat, with an id if it is known up to which revision the reader has everything.
 fn put_heartbeat(through: Option<Revision>, to: &mut Vec<u8>) {
     to.extend_from_slice(b": heartbeat\n");
     end_event(through, to);
 }
 
-/// Tells when the next heartbeat is due.
+/// The timer of the next heartbeat.
 #[derive(Debug)]
 struct Heartbeat(Pin<Box<Sleep>>);
 

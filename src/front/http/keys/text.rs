@@ -1,7 +1,8 @@
-//! Server-sent events as text.
+//! The text of server-sent events.
 //!
-//! Not here: when they are sent, see `stream`. Always holds: of the events of one revision only the last has an id, so a reader that was told an id
-//! has all of that revision; an event's data is one line; a payload's text is the same for all who get it in this form.
+//! When events are sent is decided in `stream`. Always holds: only the last event of a revision has an id, so a reader
+//! that got an id has the whole revision. The data of an event is a single line. All streams with the same form share a
+//! payload's text.
 
 use hashbrown::HashSet;
 use prost::Message as _;
@@ -25,8 +26,8 @@ pub(super) fn put_revision(whole: &Whole, form: Form, to: &mut Vec<u8>) {
     }
 }
 
-/// Appends the last event of each key that payloads have, each but for its first revisions that the reader has already, in the order of these
-/// last events. What is before them is what nobody needs who wants the newest value alone.
+/// Appends the last event of each key in these payloads, in the order of these events, without the first revisions of a
+/// payload that the reader already has. Earlier events do not matter to a reader that wants only the newest values.
 pub(super) fn put_newest<'a>(
     payloads: impl DoubleEndedIterator<Item = (&'a Payload, usize)>,
     form: Form,
@@ -51,13 +52,13 @@ pub(super) fn put_newest<'a>(
     }
 }
 
-/// Appends an event of the history, without its end.
+/// Appends an event of the history without its end.
 pub(super) fn put_kept(entry: &Entry, index: usize, form: Form, to: &mut Vec<u8>) {
     let event = &entry.events()[index];
     put_change(event.kind == EventKind::Delete, &Shown::from(&*event.kv), form, to);
 }
 
-/// Ends an event, with an id where its reader has everything up to this revision.
+/// Ends an event, with an id if the reader then has everything up to that revision.
 pub(super) fn end_event(id: Option<Revision>, to: &mut Vec<u8>) {
     match id {
         Some(id) => put_id(id, to),
@@ -65,13 +66,13 @@ pub(super) fn end_event(id: Option<Revision>, to: &mut Vec<u8>) {
     }
 }
 
-/// Appends a block that is no event, or the end of one: the reader has everything up to this revision.
+/// Appends an empty event, or ends one, with an id: the reader then has everything up to that revision.
 pub(super) fn put_id(id: Revision, to: &mut Vec<u8>) {
     put_number("id: ", id.get(), to);
     to.extend_from_slice(b"\n\n");
 }
 
-/// Appends the event that tells that a reader's past is gone.
+/// Appends the event which tells a reader that its past is gone.
 pub(super) fn put_compacted(compact_revision: Revision, message: &str, to: &mut Vec<u8>) {
     put_number("event: compacted\ndata: {\"compact_revision\":", compact_revision.get(), to);
     to.extend_from_slice(b",\"message\":");
@@ -79,7 +80,7 @@ pub(super) fn put_compacted(compact_revision: Revision, message: &str, to: &mut 
     to.extend_from_slice(b"}\n\n");
 }
 
-/// Appends the event that tells why there is no more.
+/// Appends the event that ends the stream with a reason.
 pub(super) fn put_end(status: u16, error: &str, to: &mut Vec<u8>) {
     put_number("event: end\ndata: {\"status\":", status.into(), to);
     to.extend_from_slice(b",\"error\":");

@@ -1,6 +1,6 @@
-//! [`LainletBody`]: a whole answer, or a stream of events.
+//! [`LainletBody`]: a complete answer, or a stream of events.
 //!
-//! Always holds: its buffers are those of the views; none is copied here.
+//! Always holds: the buffers are those of the views, without a copy.
 
 use std::{
     convert::Infallible,
@@ -14,10 +14,10 @@ use http_body::{Frame, SizeHint};
 use super::sse::SseBody;
 use crate::front::pieces::Pieces;
 
-/// What Lainlet's HTTP API answers with.
+/// The body of answers of Lainlet's HTTP API.
 #[derive(Debug)]
 pub enum LainletBody {
-    /// All of it at once; `None` when it was given.
+    /// Complete; `None` once it was given.
     Whole(Option<Pieces>),
     /// Events.
     Events(SseBody),

@@ -1,6 +1,6 @@
-//! The metrics of views over HTTP, behind functions named after what happened.
+//! Metrics of views over HTTP, behind functions named after the events.
 //!
-//! Not here: names and label values, see `telemetry::names`.
+//! Names and label values are in `telemetry::names`.
 
 use std::{sync::LazyLock, time::Instant};
 
@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use crate::telemetry::names::{self, Answer, Transport};
 
 const HTTP: &str = Transport::Http.as_str();
-/// In the order of [`Answer::ALL`]. Looked up once: a lookup is a good part of what a small answer costs.
+/// In the order of [`Answer::ALL`]. Looked up once, because a look-up costs a good part of a small answer.
 static REQUESTS: LazyLock<Vec<Counter>> = LazyLock::new(|| {
     let of =
         |answer: &Answer| counter!(names::VIEW_REQUESTS, Transport::LABEL => HTTP, Answer::LABEL => answer.as_str());
@@ -20,14 +20,14 @@ static MESSAGES: LazyLock<Counter> = LazyLock::new(|| counter!(names::VIEW_MESSA
 static BYTES: LazyLock<Counter> = LazyLock::new(|| counter!(names::VIEW_MESSAGE_BYTES, Transport::LABEL => HTTP));
 static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!(names::VIEW_LAG_SECONDS));
 
-/// A request was answered, one way or another.
+/// Counts an answered request by its result.
 pub(super) fn answered(answer: Answer) {
     if let Some(counter) = REQUESTS.get(answer as usize) {
         counter.increment(1);
     }
 }
 
-/// A stream that is open as long as this lives.
+/// Counts a stream as open while it exists.
 #[derive(Debug)]
 pub(super) struct OpenStream(());
 
@@ -37,8 +37,8 @@ impl OpenStream {
         Self(())
     }
 
-    /// A reply of `bytes` bytes is given to the connection. `received` is when its change was received; none for a stream's
-    /// first, for which nobody waited.
+    /// Counts a reply that was given to the connection. `received` is when its change arrived; `None` for the first
+    /// reply of a stream, which nobody waited for.
     pub(super) fn sent(&self, bytes: usize, received: Option<Instant>) {
         MESSAGES.increment(1);
         BYTES.increment(bytes as u64);

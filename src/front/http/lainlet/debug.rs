@@ -1,4 +1,4 @@
-//! `/debug` in the shape that Lainlet gave it, without the values: those may be secrets, and anyone may ask.
+//! `/debug` in Lainlet's format, without the values: these may be secret, and the path is open to everyone.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -16,11 +16,11 @@ struct Debug {
     connections: usize,
     goroutines: usize,
     watchers: Watchers,
-    /// Not in Lainlet.
+    /// An addition to Lainlet.
     unreadable: Unreadable,
 }
 
-/// In the order of their names.
+/// Sorted by name.
 #[derive(Debug, Serialize)]
 struct Watchers {
     config: Watcher,
@@ -42,7 +42,7 @@ struct Watcher {
 #[derive(Debug, Default, Serialize)]
 struct Unreadable {
     total: usize,
-    /// The first of each directory.
+    /// The first values of each directory.
     values: Vec<Value>,
 }
 
@@ -50,7 +50,7 @@ struct Unreadable {
 pub(super) fn describe(views: &Lainlet, connections: usize) -> Vec<u8> {
     let stats = views.stats();
     let mut unreadable = Unreadable::default();
-    // The containers are those of the pod groups.
+    // The containers come from the pod groups.
     for (_, stats) in stats.iter().filter(|(name, _)| *name != "container") {
         unreadable.total += stats.refused_total;
         unreadable.values.extend(stats.refused.iter().map(refused));
@@ -62,7 +62,7 @@ pub(super) fn describe(views: &Lainlet, connections: usize) -> Vec<u8> {
         watchers: Watchers { config, container, depends, nodes, podgroup },
         unreadable,
     };
-    // Nothing in it can fail: there are no maps, and no values of others.
+    // This cannot fail: it contains no maps and no foreign values.
     serde_json::to_vec(&debug).unwrap_or_default()
 }
 

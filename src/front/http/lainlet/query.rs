@@ -1,6 +1,7 @@
-//! The parameters of a request, read as the Go of Lainlet's time read them.
+//! The parameters of a request, parsed like the Go version of Lainlet's time.
 //!
-//! Always holds: the first of repeated parameters counts; a pair with a malformed escape counts as absent, and harms no other.
+//! Always holds: of repeated parameters the first counts. A pair with a malformed escape is ignored and does not affect
+//! the others.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -8,18 +9,18 @@ use thiserror::Error;
 
 use crate::types::Revision;
 
-/// Longer than any client waits: what is more counts as this.
+/// Longer than any client waits. A larger number counts as this.
 const LONGEST_HEARTBEAT: u64 = 365 * 24 * 60 * 60;
 
-/// A parameter that cannot be read, and must not be ignored.
+/// A parameter that cannot be read and must not be ignored.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("etcd-relay: min_revision must be a revision, not {0:?}")]
 pub(super) struct BadRevision(String);
 
-/// The values of `names` in a query; `None` where one is absent.
+/// The values of `names` in a query; `None` for each that is absent.
 pub(super) fn parameters<'a, const N: usize>(query: &'a str, names: [&str; N]) -> [Option<Cow<'a, str>>; N] {
     let mut values = [const { None }; N];
-    // Go took a semicolon for a separator until 1.17.
+    // Until 1.17, Go also took a semicolon as a separator.
     for pair in query.split(['&', ';']) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let Some(name) = unescape(name) else { continue };
@@ -32,7 +33,7 @@ pub(super) fn parameters<'a, const N: usize>(query: &'a str, names: [&str; N]) -
     values
 }
 
-/// A text whose escapes are resolved; `None` where one is malformed.
+/// Resolves the escapes of a text; `None` if one is malformed.
 pub(super) fn unescape(text: &str) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
         return Some(Cow::Borrowed(text));
@@ -49,7 +50,7 @@ pub(super) fn unescape(text: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(into_text(plain)))
 }
 
-/// A path whose escapes are resolved; `None` where one is malformed. A plus sign is one.
+/// Resolves the escapes of a path; `None` if one is malformed. A plus sign stands for itself.
 pub(super) fn unescape_path(path: &str) -> Option<String> {
     let mut bytes = path.bytes();
     let mut plain = Vec::with_capacity(path.len());
@@ -59,7 +60,7 @@ pub(super) fn unescape_path(path: &str) -> Option<String> {
     Some(into_text(plain))
 }
 
-/// Whether `watch` asks for a stream.
+/// Whether `watch` requests a stream.
 pub(super) fn wants_stream(watch: Option<&str>) -> bool {
     !matches!(watch, None | Some("" | "0" | "false"))
 }
@@ -74,7 +75,7 @@ pub(super) fn heartbeat(seconds: Option<&str>) -> Option<Duration> {
 /// The revision that the reply must have reached.
 ///
 /// # Errors
-/// Where it is no decimal number.
+/// Fails if it is not a decimal number.
 pub(super) fn min_revision(text: Option<&str>) -> Result<Option<Revision>, BadRevision> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let revision = text.parse().ok().filter(|revision| *revision >= 0);
@@ -86,7 +87,7 @@ fn escaped(bytes: &mut std::str::Bytes<'_>) -> Option<u8> {
     Some((digit()? * 16 + digit()?) as u8)
 }
 
-/// Keys that are not UTF-8 cannot be asked for; what stands for them is in no key.
+/// Keys that are not UTF-8 cannot be requested; the replacement character occurs in no key.
 fn into_text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

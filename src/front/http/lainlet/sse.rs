@@ -1,8 +1,8 @@
 //! [`SseBody`]: a view as a stream of server-sent events.
 //!
-//! Polled by the connection when the client has taken what came before, so what a slow client misses is skipped by the
-//! subscription. Always holds: of an event only the line with its number is the stream's own, all else is shared by all who get
-//! it; numbers count what was sent, from 1; an error is the last event, and has number 0.
+//! The connection polls it when the client has taken the previous data, so the subscription skips versions that a slow
+//! client misses. Always holds: only the line with an event's number belongs to the stream; all clients share the rest.
+//! Numbers count the events of the stream from 1. An error is the last event and has number 0.
 
 use std::{
     convert::Infallible,
@@ -25,15 +25,15 @@ use crate::{
 
 const HEARTBEAT: &[u8] = b"id: 0\nevent: heartbeat\n\n";
 
-/// Why a stream ends whose view has no more to say: it failed, and is read anew.
-pub(super) const READ_ANEW: &str = "etcd-relay: the view is being read anew; ask again";
+/// The text for a stream whose view has failed and is being read again.
+pub(super) const READ_ANEW: &str = "etcd-relay: the view is being read again; retry";
 
 /// See the module.
 #[derive(Debug)]
 pub struct SseBody {
     /// Taken from the subscription before the head was sent.
     first: Option<Arc<Version>>,
-    /// Gone when the stream has ended.
+    /// `None` once the stream has ended.
     subscription: Option<Subscription>,
     sent: u64,
     heartbeat: Option<Heartbeat>,
@@ -42,7 +42,8 @@ pub struct SseBody {
 }
 
 impl SseBody {
-    /// Sends `first`, then what `subscription` gives, until `stop` tells to end; and a heartbeat after each time of `heartbeat`.
+    /// Sends `first`, then the versions of `subscription`, until `stop` is cancelled, with a heartbeat after each
+    /// `heartbeat`.
     pub(super) fn new(
         first: Arc<Version>,
         subscription: Subscription,
@@ -110,7 +111,7 @@ impl http_body::Body for SseBody {
     }
 }
 
-/// Tells when the next heartbeat is due.
+/// The timer of the next heartbeat.
 #[derive(Debug)]
 struct Heartbeat {
     every: Duration,
@@ -121,7 +122,7 @@ impl Heartbeat {
     fn poll_due(&mut self, cx: &mut Context<'_>) -> bool {
         let due = self.next.as_mut().poll(cx).is_ready();
         if due {
-            // For a client that does not read, those that it missed are not made up for.
+            // Heartbeats that a client missed because it did not read are not sent later.
             let missed = self.next.deadline() + self.every <= Instant::now();
             let last = if missed { Instant::now() } else { self.next.deadline() };
             self.next.as_mut().reset(last + self.every);
@@ -130,7 +131,7 @@ impl Heartbeat {
     }
 }
 
-/// An event with this number, of which `rest` is all but the number.
+/// The event with this number, whose other lines are `rest`.
 fn numbered(number: u64, rest: &Parts) -> Pieces {
     let number = number.to_string();
     let own = number.len() + 5;
@@ -148,9 +149,9 @@ fn numbered(number: u64, rest: &Parts) -> Pieces {
     event
 }
 
-/// The event that says why there is no more.
+/// The event with the reason why the stream ends.
 pub(super) fn error(text: &str) -> Pieces {
-    // Clients take each line of data for an event of its own.
+    // Clients take each line of data as a separate event.
     let text = text.replace(['\r', '\n'], " ");
     Bytes::from(format!("id: 0\nevent: error\ndata: {text}\n\n")).into()
 }
@@ -180,12 +181,12 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 5);
         tokio::time::advance(Duration::from_secs(7)).await;
         due().await;
-        assert_eq!(begun.elapsed().as_secs(), 12, "one that is late is told at once");
+        assert_eq!(begun.elapsed().as_secs(), 12, "a late heartbeat is sent at once");
         due().await;
-        assert_eq!(begun.elapsed().as_secs(), 15, "the next comes when it would have come");
+        assert_eq!(begun.elapsed().as_secs(), 15, "the next one comes at its regular time");
         tokio::time::advance(Duration::from_secs(30)).await;
         due().await;
         due().await;
-        assert_eq!(begun.elapsed().as_secs(), 50, "after a long pause one is told, not all that were missed");
+        assert_eq!(begun.elapsed().as_secs(), 50, "after a long pause one heartbeat is sent, not all that were missed");
     }
 }

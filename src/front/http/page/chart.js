@@ -1,16 +1,16 @@
-// A line over time: the last three minutes of one figure.
+// A line chart of the last three minutes of one value.
 //
-// Always holds: a figure that is missing is a gap, not a zero; drawing costs one path, whatever was before.
+// Always holds: a missing value is a gap, not a zero; each drawing replaces one path, however long the page was open.
 
 import { el, say } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-/** Seconds that are shown. */
+/** The time span of the chart, in seconds. */
 export const SPAN = 180;
 const HEIGHT = 44;
 
 export class Chart {
-  /** `read(number)` says how a figure reads; `least` is the least that the top of the chart stands for. */
+  /** `read(number)` formats a value; `least` is the smallest value for the top of the chart. */
   constructor(name, unit, read, least) {
     this.read = read;
     this.least = least;
@@ -31,7 +31,7 @@ export class Chart {
     this.node = el("figure", "chart", head, svg, el("figcaption", "quiet", el("span", "", "3 min ago"), this.top, el("span", "", "now")));
   }
 
-  /** Shows points of `[seconds, figure or null]`, the last of which is now. */
+  /** Draws points of `[seconds, value or null]`; the last point is the current time. */
   draw(points) {
     const last = points.at(-1);
     if (!last) return;

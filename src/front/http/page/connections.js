@@ -1,16 +1,16 @@
-// Connections: who is there, what they watch, and how far behind they are.
+// The list of connections: their clients, what they watch, and how far they are behind.
 //
-// Always holds: as many rows as one page of the list has, however many connections are open.
+// Always holds: only one page of rows is shown, however many connections are open.
 
 import { Pager, Rows, byId, bytes, cells, count, counted, dress, el, nextAfter, say, show, time } from "./dom.js";
 
-/** Connections of a page. */
+/** Connections per page. */
 const PAGE = 50;
-/** Keys and ranges that are shown of a connection. */
+/** Keys and ranges that are shown per connection. */
 const SHOWN = 4;
 
 export class Connections {
-  /** `follow()` is called when another part of the state is to be followed. */
+  /** `follow()` is called when another part of the state is needed. */
   constructor(follow) {
     this.rows = new ConnectionRows(byId("connections"));
     this.pager = new Pager(byId("connections-pager"), "connections", follow);
@@ -36,7 +36,7 @@ export class Connections {
 
   path() {
     const find = this.find.value.trim();
-    // A search looks at many connections.
+    // A search reads many connections, so it runs less often.
     const asked = new URLSearchParams({ watch: find ? "4s" : "2s", feeds: "0", connections: String(PAGE), connections_after: String(this.pager.after) });
     if (find) asked.set("find", find);
     if (this.onlyBehind.checked) asked.set("behind", "true");
@@ -51,10 +51,10 @@ export class Connections {
     const empty = byId("connections-empty");
     show(empty, connections.length === 0);
     if (connections.length > 0) return;
-    const where = state.connections_next ? " among those looked at so far; Next goes on" : "";
+    const where = state.connections_next ? " among those searched so far; Next searches on" : "";
     if (this.onlyBehind.checked) say(empty, `No connection is behind${where}.`);
-    else if (this.find.value.trim()) say(empty, `No connection has this in its address, user, agent, request or keys${where}.`);
-    else say(empty, "No connection is open here.");
+    else if (this.find.value.trim()) say(empty, `No connection has this text in its address, user, agent, request or keys${where}.`);
+    else say(empty, "No connection on this page.");
   }
 }
 

@@ -1,7 +1,7 @@
-// Elements, rows of tables, and how numbers read.
+// Helpers for elements, table rows and numbers.
 //
-// Always holds: whatever comes from the relay enters the page by textContent, so that it is text whatever it looks like; a node is touched only when
-// what it shows has changed.
+// Always holds: data from the relay enters the page through textContent, so it is always shown as text;
+// an element is changed only when what it shows has changed.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -13,25 +13,25 @@ export function el(tag, className, ...children) {
   return node;
 }
 
-/** Shows a text. */
+/** Sets the text of an element. */
 export function say(node, text) {
   const shown = String(text);
   if (node.textContent !== shown) node.textContent = shown;
 }
 
-/** Gives an element this class and no other. */
+/** Sets the class of an element. */
 export function dress(node, className) {
   if (node.className !== className) node.className = className;
 }
 
-/** Shows an element, or not. */
+/** Shows or hides an element. */
 export function show(node, is) {
   if (node.hidden === is) node.hidden = !is;
 }
 
-/** The rows of a table, found again by their keys when the table is shown anew. */
+/** The rows of a table, which are reused by their keys when the table is shown again. */
 export class Rows {
-  /** `make` gives a new row, which has a method `update(item)`; `id` names the item of a row. */
+  /** `make` creates a row, which has a method `update(item)`; `id` returns the key of an item. */
   constructor(body, id, make) {
     this.body = body;
     this.id = id;
@@ -39,7 +39,7 @@ export class Rows {
     this.rows = new Map();
   }
 
-  /** Shows these items, in this order. */
+  /** Shows these items in this order. */
   show(items) {
     const kept = new Map();
     let at = this.body.firstChild;
@@ -64,7 +64,7 @@ export class Rows {
   }
 }
 
-/** A row with a cell for each name; on a narrow screen each shows its name. Roles are said, since a table that is laid out as cards has none. */
+/** A row with a cell per name; on a narrow screen each cell shows its name. Roles are explicit, because a table that is laid out as cards loses them. */
 export function cells(names) {
   const node = el("tr");
   node.setAttribute("role", "row");
@@ -78,7 +78,7 @@ export function cells(names) {
   return [node, made];
 }
 
-/** Says again what is to happen, once at the next frame, however often it was asked for. */
+/** Wraps a function so that it runs once in the next frame, however often it is called. */
 export function eachFrame(draw) {
   let asked = false;
   return () => {
@@ -99,7 +99,7 @@ export const count = (number) => whole.format(number);
 /** "1 watch", "1,200 watches". */
 export const counted = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
 
-/** A rate: small ones to a tenth. */
+/** A rate; small ones have one decimal. */
 export function rate(number) {
   return number > 0 && number < 9.95 ? tenth.format(number) : count(number);
 }
@@ -132,9 +132,9 @@ export function time(seconds) {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** Previous and next, for a list of which a part is shown. */
+/** The previous and next buttons of a list that is shown in pages. */
 export class Pager {
-  /** `go(after)` is to show the part after a row. */
+  /** `go(after)` must show the page after a row. */
   constructor(node, name, go) {
     this.node = node;
     this.go = go;
@@ -163,7 +163,7 @@ export class Pager {
     this.go(after);
   }
 
-  /** Begins again at the first row, without going there. */
+  /** Returns to the first page without loading it. */
   reset() {
     this.before = [];
     this.after = 0;
@@ -171,7 +171,7 @@ export class Pager {
     this.draw();
   }
 
-  /** What follows begins after this one; null where nothing does. */
+  /** Sets the row after which the next page begins; null if there is none. */
   follows(next) {
     this.next = next;
     this.draw();
@@ -185,7 +185,7 @@ export class Pager {
   }
 }
 
-/** The number in the path of a next page. */
+/** The number in the path of the next page. */
 export function nextAfter(path) {
   const found = path === null || path === undefined ? null : /[?&]after=(\d+)/.exec(path);
   return found ? Number(found[1]) : null;

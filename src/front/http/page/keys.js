@@ -1,21 +1,21 @@
-// A browser of keys: a page of those that begin with a prefix, with their values as they change.
+// A browser of keys: one page of the keys with a prefix, with their values as they change.
 //
-// Not here: what may be read, which the relay decides for each request as for any client of `/v1/`.
-// Always holds: what is followed is the page that is shown and no more; a page whose values are too large for it is shown without them; no stream is open
-// while the part or the page is not looked at.
+// The relay decides what may be read, for each request, as for any client of `/v1/`.
+// Always holds: only the visible page of keys is followed; a page whose values are too large is shown without
+// them; no stream is open while this part or the page is hidden.
 
 import { Pager, Rows, byId, bytes, cells, count, counted, dress, eachFrame, el, say, show } from "./dom.js";
 
-/** Keys of a page. */
+/** Keys per page. */
 const PAGE = 100;
-/** Characters of a value that the list shows, and that the panel shows. */
+/** Longest value in the list and in the panel, in characters. */
 const SHOWN = 160;
 const SHOWN_WHOLE = 200000;
-/** Bytes that a page is read with: beyond them it is read without values. */
+/** Largest page that is read with values, in bytes; a larger one is read without them. */
 const MOST_BYTES = 8 << 20;
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 10000;
-/** Whether the reader wants nothing to move. */
+/** Whether the user prefers reduced motion. */
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Keys {
@@ -69,7 +69,7 @@ export class Keys {
     clearTimeout(this.timer);
   }
 
-  /** Reads the page, then follows it. */
+  /** Reads the page, then follows its changes. */
   async load() {
     this.stop();
     if (!this.entered || document.hidden) return;
@@ -93,7 +93,7 @@ export class Keys {
   async read(signal, keysOnly) {
     const asked = new URLSearchParams({ prefix: this.prefix, limit: String(PAGE) });
     if (keysOnly) asked.set("keys_only", "true");
-    // What the relay names as the next page is read as the relay names it: a key may have any bytes.
+    // The query of the next page is used exactly as the relay sent it: a key may contain any bytes.
     const place = this.pager.place;
     const path = place ? `/v1/keys?${place}${keysOnly ? "&keys_only=true" : ""}` : `/v1/keys?${asked}`;
     const answer = await fetch(path, { signal, cache: "no-store" });
@@ -143,7 +143,7 @@ export class Keys {
   }
 
   put(kv) {
-    // What is beyond the page is on the next one.
+    // A key beyond the page belongs to the next one.
     const known = this.kvs.has(keyId(kv));
     if (!known && this.kvs.size >= 4 * PAGE) return;
     this.kvs.set(keyId(kv), { ...kv, changed: true });
@@ -151,7 +151,7 @@ export class Keys {
 
   failed(text, lasts) {
     this.stop();
-    this.tell(lasts ? text : `${text}; trying again`, true);
+    this.tell(lasts ? text : `${text}; retrying`, true);
     this.redraw();
     if (lasts) return;
     this.timer = setTimeout(() => this.load(), this.pause ?? FIRST_PAUSE);
@@ -171,7 +171,7 @@ export class Keys {
     say(byId("keys-count"), this.to ? `${whole} of ${count(this.count)} from here on` : whole);
     const empty = byId("keys-empty");
     show(empty, kvs.length === 0 && this.source !== null);
-    say(empty, this.prefix ? "No key begins with this. One that is put appears here." : "There is no key. One that is put appears here.");
+    say(empty, this.prefix ? "No key has this prefix. A new key appears here at once." : "There are no keys. A new key appears here at once.");
     this.showChosen();
   }
 
@@ -207,12 +207,12 @@ export class Keys {
       say(list.children[index].lastElementChild, fact);
     });
     dress(panel, kv ? "panel" : "panel gone");
-    const text = value === null ? "This page of keys is too large to be read with its values." : pretty(value);
+    const text = value === null ? "The values are not shown: this page of keys is too large." : pretty(value);
     say(byId("key-value"), text.length > SHOWN_WHOLE ? `${text.slice(0, SHOWN_WHOLE)}\n… (cut here)` : text);
   }
 }
 
-/** Pages of keys, each by the query that the relay names. */
+/** Pages of keys. Each is read by the query that the relay sent for it. */
 class KeyPager extends Pager {
   constructor(node, go) {
     super(node, "keys", go);
@@ -224,7 +224,7 @@ class KeyPager extends Pager {
   }
 
   follows(path) {
-    // Without the revision: a page is shown as it is now, not as it was when the one before it was read.
+    // The revision is left out, so the page shows the current state instead of the one of the previous page.
     super.follows(path === null ? null : path.split("?")[1].split("&").filter((part) => !part.startsWith("revision=")).join("&"));
   }
 }
@@ -255,7 +255,7 @@ class KeyRow {
 const keyId = (kv) => (kv.key === undefined ? `b${kv.key_base64}` : `t${kv.key}`);
 const utf8 = new TextEncoder();
 
-/** The bytes of a key, as a text whose order is that of the bytes. */
+/** The bytes of a key as a text that sorts like the bytes. */
 function order(kv) {
   kv.order ??= kv.key === undefined ? atob(kv.key_base64) : String.fromCharCode(...utf8.encode(kv.key));
   return kv.order;
@@ -266,7 +266,7 @@ function inOrder(one, other) {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-/** Bytes that are no text, readable. */
+/** Bytes that are not text, in readable form. */
 function escaped(base64) {
   return [...atob(base64)].map((char) => (char >= " " && char <= "~" && char !== "\\" ? char : `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`)).join("");
 }
@@ -297,7 +297,7 @@ function pretty(value) {
 
 const hexadecimal = (decimal) => BigInt.asUintN(64, BigInt(decimal)).toString(16);
 
-/** A parameter of a path as it stands there, which is encoded, also where it is no UTF-8. */
+/** A parameter of a path in its encoded form, which may not be UTF-8. */
 function rawParameter(query, wanted) {
   const part = query.split("?").at(-1).split("&").find((one) => one.startsWith(`${wanted}=`));
   return part ? part.slice(wanted.length + 1) : null;
@@ -309,15 +309,15 @@ async function refusal(answer) {
   try {
     said = JSON.parse(text).error ?? text;
   } catch {
-    // Not every refusal is JSON.
+    // The refusal is not JSON.
   }
   if (answer.status === 404) said = "this relay does not serve keys over HTTP";
-  const error = new Error(said.slice(0, 500) || `the relay answers ${answer.status}`);
+  const error = new Error(said.slice(0, 500) || `the relay answered with status ${answer.status}`);
   error.lasts = answer.status >= 400 && answer.status < 500 && answer.status !== 429;
   return error;
 }
 
-/** The text of an answer, or null where it is longer than a page may be. */
+/** The text of an answer, or null if it is longer than a page may be. */
 async function bounded(answer) {
   const reader = answer.body.getReader();
   const parts = [];

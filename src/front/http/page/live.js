@@ -1,15 +1,15 @@
-// The state of the relay as it changes: one stream of server-sent events, open while somebody looks.
+// Follows the state of the relay: one stream of server-sent events, open while the page is visible.
 //
-// Always holds: while the page is hidden no stream is open; a stream that breaks or falls silent is opened again, after pauses that grow to ten
-// seconds; what is refused is told in the relay's words.
+// Always holds: no stream is open while the page is hidden; a broken or silent stream is opened again, after pauses that
+// grow to ten seconds; a refusal is shown in the relay's words.
 
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 10000;
-/** A stream says something each second or few; one that is silent for longer has broken without a word. */
+/** A stream sends something every few seconds; one that is silent for this long is broken. */
 const SILENCE = 15000;
 
 export class Live {
-  /** `told(state)` gets each state, `stands(what, text)` how the stream is: connecting, live, paused, lost, refused. */
+  /** `told(state)` receives each state, `stands(what, text)` the status of the stream: connecting, live, paused, lost, refused. */
   constructor(told, stands) {
     this.told = told;
     this.stands = stands;
@@ -19,13 +19,13 @@ export class Live {
     this.timer = null;
     this.watchdog = null;
     document.addEventListener("visibilitychange", () => this.look());
-    // A page that comes back from the browser's memory had its stream taken away.
+    // The browser closed the stream of a page that comes back from its memory.
     window.addEventListener("pageshow", (event) => event.persisted && this.look());
     window.addEventListener("pagehide", () => this.close());
     window.addEventListener("online", () => this.look());
   }
 
-  /** Follows another part of the state. */
+  /** Switches to another part of the state. */
   follow(path) {
     if (path === this.path) return;
     this.path = path;
@@ -68,7 +68,7 @@ export class Live {
     this.source = null;
   }
 
-  /** An EventSource does not tell why: the same path without the stream does. */
+  /** An EventSource does not report the reason, so the same path is read without the stream. */
   async broken() {
     this.close();
     const path = this.path;
@@ -76,10 +76,10 @@ export class Live {
     try {
       const answer = await fetch("/debug/state?feeds=0&connections=0", { signal: AbortSignal.timeout(5000) });
       if (answer.status === 403) [what, text] = ["refused", await answer.text()];
-      else if (!answer.ok) text = `the relay answers ${answer.status}: ${(await answer.text()).slice(0, 300)}`;
+      else if (!answer.ok) text = `the relay answered with status ${answer.status}: ${(await answer.text()).slice(0, 300)}`;
       else text = "the stream broke";
     } catch {
-      // It does not answer, which is what is said already.
+      // The relay does not answer, as the text already says.
     }
     if (this.source || path !== this.path || document.hidden) return;
     this.stands(what, text, this.pause);

@@ -1,4 +1,4 @@
-// Puts the page together: which part is looked at, which part of the state is followed for it, and how it is with the relay.
+// Ties the page together: the visible part, the part of the state that it follows, and the status of the relay.
 
 import { Connections } from "./connections.js";
 import { byId, count, dress, eachFrame, say, show, time } from "./dom.js";
@@ -7,7 +7,7 @@ import { Live } from "./live.js";
 import { Overview } from "./overview.js";
 import { Views } from "./views.js";
 
-/** What the parts without rows of the state follow. */
+/** The state that parts without rows follow. */
 const LITTLE = "/debug/state?watch=2s&feeds=0&connections=0";
 const LINK = { live: "good", connecting: "quiet", paused: "quiet", lost: "bad", refused: "bad" };
 
@@ -41,13 +41,13 @@ const redraw = eachFrame(() => {
   parts[part].draw?.(state);
 });
 
-/** What is wrong with the relay, or with the way to it. */
+/** Shows a problem of the relay or of the connection to it. */
 function notice(what, text, pause) {
   const node = byId("notice");
   if (what === "refused") {
-    say(node, `This page may not be shown to you. ${text}`);
+    say(node, `You may not see this page. ${text}`);
   } else if (what === "lost") {
-    say(node, `Disconnected: ${text}. What is shown is from before. Trying again every ${time(Math.max(pause / 1000, 1))}.`);
+    say(node, `Disconnected: ${text}. The data is from before. Retrying every ${time(Math.max(pause / 1000, 1))}.`);
   } else {
     const reasons = what === "live" ? (state?.relay.not_ready ?? []) : [];
     say(node, reasons.length ? `Not ready: ${reasons.join(" · ")}` : "");
@@ -74,7 +74,7 @@ function follow() {
   live.follow(parts[part].path?.() ?? LITTLE);
 }
 
-/** The part that the address names. */
+/** Shows the part that the address names. */
 function route() {
   const named = location.hash.slice(1);
   const [name, ...rest] = named.split("=");

@@ -1,16 +1,16 @@
-// The overview: the cluster, what the relay does now, members, feeds, and who is behind.
+// The overview: the cluster, the current load, members, feeds, and connections that are behind.
 
 import { Chart } from "./chart.js";
 import { ConnectionRows } from "./connections.js";
 import { Pager, Rows, byId, bytes, cells, count, counted, dress, el, nextAfter, percent, rate, say, show, time } from "./dom.js";
 
-/** Feeds of a page. */
+/** Feeds per page. */
 const FEEDS = 50;
-/** Connections that are shown because they are behind. */
+/** Largest number of connections in the list of those behind. */
 const BEHIND = 8;
-/** Figures that are kept: three minutes, one a second. */
+/** Number of samples that are kept: three minutes, one per second. */
 const SAMPLES = 200;
-/** A lag that lasts for longer is a fault; a shorter one is the time that an event needs. */
+/** A longer lag is a fault; a shorter one is the normal travel time of an event. */
 const LATE = 3;
 
 const HEALTH = { healthy: "good", unknown: "quiet", suspect: "warn", away: "bad" };
@@ -18,7 +18,7 @@ const STATE = { live: "good", starting: "warn", resuming: "warn", resyncing: "ba
 const AGREEMENT = { silent: "no member says what the cluster agrees on", leaderless: "the cluster has no leader", leader_lost: "the cluster has lost its leader" };
 
 export class Overview {
-  /** `follow()` is called when another part of the state is to be followed. */
+  /** `follow()` is called when another part of the state is needed. */
   constructor(follow) {
     this.samples = [];
     this.feeds = new Rows(byId("feeds"), (feed) => feed.number, () => new FeedRow());
@@ -29,8 +29,8 @@ export class Overview {
     this.charts = [
       [new Chart("Events delivered", "/s", rate, 10), (now, before, seconds) => (now.delivered.events - before.delivered.events) / seconds],
       [new Chart("Delivered", "/s", bytes, 1024), (now, before, seconds) => (now.delivered.bytes - before.delivered.bytes) / seconds],
-      [new Chart("Revisions of the cluster", "/s", rate, 10), (now, before, seconds) => Math.max(0, now.revision - before.revision) / seconds],
-      [new Chart("CPU, of one core", "", percent, 0.05), (now, before, seconds) => (now.cpu - before.cpu) / seconds],
+      [new Chart("Cluster revisions", "/s", rate, 10), (now, before, seconds) => Math.max(0, now.revision - before.revision) / seconds],
+      [new Chart("CPU of one core", "", percent, 0.05), (now, before, seconds) => (now.cpu - before.cpu) / seconds],
     ];
     this.points = this.charts.map(() => []);
     byId("charts").append(...this.charts.map(([chart]) => chart.node));
@@ -49,14 +49,14 @@ export class Overview {
     return `/debug/state?watch=1s&feeds=${FEEDS}&feeds_after=${this.pager.after}&connections=${BEHIND}&behind=true`;
   }
 
-  /** Takes the figures of a state; from two of them rates are made. Called for each state, whichever part is looked at. */
+  /** Records a sample of each state, even if another part is visible. Rates come from two samples. */
   note(state) {
     const { relay, cluster } = state;
     const now = { at: relay.at, cpu: relay.cpu_seconds, delivered: relay.delivered, revision: cluster.revision };
     const before = this.last;
     this.last = now;
     const seconds = before ? now.at - before.at : 0;
-    // The relay began again, or the page was away: what was between is not known.
+    // The relay restarted, or the page was hidden: nothing is known about the time in between.
     if (before && (seconds <= 0 || seconds > 12)) this.gap();
     const figures = before && seconds > 0 && seconds <= 12;
     if (before && seconds > 0 && seconds < 0.2) return;
@@ -68,7 +68,7 @@ export class Overview {
 
   gap() {
     for (const points of this.points) {
-      // After a restart the clock begins at zero.
+      // After a restart the clock starts at zero.
       if (points.length && points.at(-1)[0] > this.last.at) points.length = 0;
     }
   }
@@ -80,7 +80,7 @@ export class Overview {
     this.tile("revision", count(cluster.revision), counted(cluster.keys, "key", "keys"));
     const late = cluster.lag_seconds >= LATE;
     const behind = cluster.lag_revisions > 0;
-    this.tile("lag", behind ? time(cluster.lag_seconds) : "none", behind ? counted(cluster.lag_revisions, "revision", "revisions") : "every feed has what etcd has", late ? "bad" : "");
+    this.tile("lag", behind ? time(cluster.lag_seconds) : "none", behind ? counted(cluster.lag_revisions, "revision", "revisions") : "every feed is up to date", late ? "bad" : "");
     this.tile("connections", count(state.connections_open), state.connections.length ? "some are behind, see below" : "none is behind", "");
     this.tile("watches", count(cluster.watches), counted(state.feeds_open, "feed", "feeds"));
     this.tile("memory", bytes(relay.memory_bytes), counted(relay.cores, "core", "cores"));
@@ -164,10 +164,10 @@ class FeedRow {
     show(this.trouble, last !== null);
     show(this.none, last === null);
     if (last === null) return;
-    say(this.when, `${last.at.replace("T", " ")}, ${last.over ? "over" : "lasts"}`);
+    say(this.when, `${last.at.replace("T", " ")}, ${last.over ? "over" : "ongoing"}`);
     dress(this.trouble, last.over ? "quiet" : "bad");
     say(this.error, last.error);
-    // One that lasts is read at once; whoever closes it is not shown it again.
+    // A current error is opened at once, but not again after the user closed it.
     if (!last.over && this.seen !== last.error) this.trouble.open = true;
     if (last.over && this.seen) this.trouble.open = false;
     this.seen = last.over ? null : last.error;

@@ -1,10 +1,10 @@
-// Lainlet's views: their paths, and one of them as it changes.
+// Lainlet's views: the list of paths, and one view as it changes.
 //
-// Always holds: one view at a time is followed, and none while the part or the page is not looked at; what is too long is cut.
+// Always holds: at most one view is followed, and none while this part or the page is hidden; a long text is cut.
 
 import { byId, count, counted, dress, el, say, show } from "./dom.js";
 
-/** Characters of a view that are shown. */
+/** Longest view that is shown, in characters. */
 const SHOWN = 200000;
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 10000;
@@ -47,7 +47,7 @@ export class Views {
       show(empty, views.length === 0);
       byId("views").replaceChildren(...views.map((view) => this.item(view)));
     } catch (error) {
-      say(empty, `The views cannot be listed: ${error.message}`);
+      say(empty, `Cannot list the views: ${error.message}`);
     }
   }
 
@@ -122,9 +122,9 @@ export class Views {
     source.addEventListener("error", (event) => {
       if (source !== this.source) return;
       this.stop();
-      // An event of the relay has data, a broken stream has none.
+      // An error event of the relay has data; one from a broken stream has none.
       const said = typeof event.data === "string" ? event.data : null;
-      this.tell(said === null ? "disconnected, trying again" : "ended, trying again", said, true);
+      this.tell(said === null ? "disconnected, retrying" : "ended, retrying", said, true);
       this.timer = setTimeout(() => this.resume(), this.pause);
       this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
     });
@@ -143,7 +143,7 @@ function pretty(text) {
     try {
       shown = JSON.stringify(JSON.parse(text), null, 2);
     } catch {
-      // An error is text.
+      // The text of an error is not JSON.
     }
   }
   return shown.length > SHOWN ? `${shown.slice(0, SHOWN)}\n… (${count(shown.length)} characters, cut here)` : shown;

@@ -1,6 +1,7 @@
-//! The rows of connections and of their watch streams, and [`Sought`], which of them are asked for.
+//! The rows of connections and of their watch streams, and [`Sought`], the criteria of a search.
 //!
-//! Not here: how rows make a page. Always holds: a row has the first few streams and watches, however many there are, and names the page of the others.
+//! Always holds: a row contains the first few streams and watches, however many there are, and the path of the page
+//! with the rest.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -15,16 +16,16 @@ use crate::{
     hub::{WatchStats, WatchStreamStats},
 };
 
-/// Watch streams that are shown with their connection; the others have a page of their own. Most clients have one to three.
+/// Most watch streams that are shown within their connection's row. Most clients have one to three.
 const SHOWN_STREAMS: usize = 8;
-/// Watches that are shown with their stream; the others have a page of their own.
+/// Most watches that are shown within their stream's row.
 const SHOWN_WATCHES: usize = 4;
-/// Characters of a certificate's name that are shown.
+/// Longest name of a certificate that is shown, in characters.
 const SHOWN_NAME: usize = 128;
-/// Most bytes of a text that is sought. Addresses and most keys are shorter.
+/// Longest text to search for, in bytes. Addresses and most keys are shorter.
 const MOST_SOUGHT: usize = 256;
 
-/// Which connections are asked for.
+/// Which connections are requested.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sought {
     find: Option<String>,
@@ -38,7 +39,7 @@ pub(super) struct ConnectionRow {
     connection: ConnectionStats,
     user: Option<String>,
     watch_streams_open: usize,
-    /// Unknown where not all streams are shown: there may be a hundred thousand.
+    /// Unknown if not all streams are shown, since there may be a hundred thousand.
     watches: Option<usize>,
     lag_revisions: i64,
     watch_streams: Vec<StreamRow>,
@@ -56,18 +57,19 @@ pub(super) struct StreamRow {
 }
 
 impl Sought {
-    /// Those that have this text in what is shown of them, and, if `behind`, a watch that is behind its feed.
+    /// Connections that contain this text in what is shown of them, and that have a watch behind its feed if `behind`
+    /// is set.
     pub(super) fn new(find: Option<String>, behind: bool) -> Result<Self, String> {
         let find = find.filter(|text| !text.is_empty());
         match find.as_ref().map(String::len) {
             Some(length) if length > MOST_SOUGHT => {
-                Err(format!("find= has {length} bytes; {MOST_SOUGHT} are the most that can be looked for\n"))
+                Err(format!("find= has {length} bytes; the limit is {MOST_SOUGHT}\n"))
             }
             _ => Ok(Self { find, behind }),
         }
     }
 
-    /// The same as the end of a query.
+    /// The criteria as the end of a query.
     pub(super) fn query(&self) -> String {
         let mut query = String::new();
         if let Some(find) = &self.find {
@@ -90,7 +92,7 @@ impl Sought {
     }
 }
 
-/// The row of a connection, where it is sought.
+/// The row of a connection, if it matches.
 pub(super) fn connection(admin: &Admin, seen: &Seen, sought: &Sought) -> Option<ConnectionRow> {
     let id = seen.id;
     let stats = admin.inspect.streams_after(id, 0, SHOWN_STREAMS);
@@ -121,7 +123,7 @@ pub(super) fn streams(inspect: &dyn Inspect, id: ConnectionId, after: u64, most:
 }
 
 fn stream(inspect: &dyn Inspect, id: ConnectionId, number: u64, stats: WatchStreamStats) -> StreamRow {
-    // One that has ended meanwhile has none.
+    // A stream that has ended meanwhile has none.
     let watching = inspect.watches_after(id, number, 0, SHOWN_WATCHES).unwrap_or_default();
     let watching_next = (stats.watches > watching.len()).then(|| watches_of(id, number));
     StreamRow { number, stats, watching, watching_next }

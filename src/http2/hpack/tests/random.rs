@@ -1,4 +1,4 @@
-//! Blocks as any encoder could write them, and bytes that no encoder would.
+//! Random blocks in every form that an encoder could write, and random bytes.
 
 use std::collections::VecDeque;
 
@@ -10,14 +10,14 @@ use super::super::{
     table::{FIXED, HEADERS},
 };
 
-/// A field, and how it is to be written where there is a choice.
+/// A field, and the form to write it in.
 #[derive(Clone, Debug)]
 struct Written {
     name: Vec<u8>,
     value: Vec<u8>,
     form: Form,
     by_index: bool,
-    /// Which of several entries.
+    /// Which of several matching entries to use.
     which: usize,
     huffman: (bool, bool),
 }
@@ -29,7 +29,7 @@ enum Form {
     Never,
 }
 
-/// Changes of the table's size, then fields.
+/// Changes of the table's size, followed by fields.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     sizes: Vec<usize>,
@@ -157,7 +157,7 @@ fn written() -> impl Strategy<Value = Written> {
     )
 }
 
-/// Blocks of one connection.
+/// The blocks of one connection.
 pub(super) fn parts() -> impl Strategy<Value = Vec<Part>> {
     let sizes = prop_oneof![3 => Just(Vec::new()), 1 => vec(select(&[0, 34, 100, 300, 1000, 4095, 4096][..]), 1..3)];
     vec((sizes, vec(written(), 0..20)).prop_map(|(sizes, fields)| Part { sizes, fields }), 1..8)
@@ -181,7 +181,7 @@ proptest! {
         }
     }
 
-    /// With bytes changed or cut off, too: then much of a block still has its form.
+    /// The blocks also have bytes changed or cut off, so that much of a block is still well formed.
     #[test]
     fn no_bytes_panic_or_fill_more_than_the_table(
         parts in parts(),

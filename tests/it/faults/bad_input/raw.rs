@@ -1,4 +1,4 @@
-//! Bytes as they are: over TCP, and as the body of a gRPC call.
+//! Sends raw bytes over TCP, and as the body of a gRPC call.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use tower::{Service, ServiceExt};
 
 use crate::support::{kv, patience};
 
-/// Sends the bytes and waits until the server ends the connection; the test fails where it does not within `deadline`.
+/// Sends the bytes and waits until the server closes the connection. Fails after `deadline`.
 pub async fn closes(addr: &str, bytes: &[u8], deadline: Duration) {
     let mut stream = TcpStream::connect(addr).await.expect("accepted");
     let exchange = async {
-        // The server may have closed before it has read all of it.
+        // The server may have closed before it has read everything.
         if stream.write_all(bytes).await.is_ok() {
             let mut answer = Vec::new();
             let _ended = stream.read_to_end(&mut answer).await;
@@ -34,12 +34,12 @@ pub async fn call(endpoint: &str, path: &str, message: Vec<u8>) -> Result<Bytes,
     call_framed(endpoint, path, &[&[0][..], &length, &message].concat()).await
 }
 
-/// Calls a method with these bytes as the body, gRPC's own framing included.
+/// Calls a method with this body, which includes gRPC's framing.
 pub async fn call_framed(endpoint: &str, path: &str, body: &[u8]) -> Result<Bytes, Status> {
     within_patience(path, exchange(endpoint, path, "identity", body)).await
 }
 
-/// The same, said to be compressed with gzip.
+/// The same, marked as compressed with gzip.
 pub async fn call_compressed(endpoint: &str, path: &str, body: &[u8]) -> Result<Bytes, Status> {
     within_patience(path, exchange(endpoint, path, "gzip", body)).await
 }

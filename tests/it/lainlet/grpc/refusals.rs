@@ -1,4 +1,4 @@
-//! What cannot be had over gRPC: unknown methods, requests that cannot be read, views that are off, callers without rights.
+//! Requests that fail over gRPC: unknown methods, invalid requests, views that are off, callers without permission.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
 const HELLO: &str = "127.20.0.8";
 const UNKNOWN: &str = "127.9.9.9";
 
-/// Sends these bytes as the body of a call, and gives the status of the answer.
+/// Sends these bytes as the body of a call and returns the status of the answer.
 async fn call(channel: &mut Channel, path: &'static str, headers: &[(&'static str, &str)], body: Bytes) -> Status {
     let mut request = ::http::Request::post(path).header("content-type", "application/grpc").header("te", "trailers");
     for (name, value) in headers {
@@ -46,7 +46,7 @@ fn framed(flag: u8, message: &[u8]) -> Bytes {
     framed.freeze()
 }
 
-/// Calls forwarded to etcd that are none of etcd's services.
+/// The number of calls forwarded to etcd for services that etcd does not have.
 async fn forwarded(relay: &Relay) -> f64 {
     let metrics = relay.metrics().await;
     let calls = http::series(&metrics, "etcd_relay_forwarded_total");

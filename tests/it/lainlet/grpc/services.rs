@@ -1,7 +1,8 @@
-//! Lainlet's gRPC services through their generated clients, under one name for each, with replies in the shape of HTTP's JSON.
+//! Lainlet's gRPC services through their generated clients with a common interface; replies have the form of HTTP's
+//! JSON.
 //!
-//! Not here: any expectation. Where the two APIs cannot say the same, a reply is shown as it is: of nodes, values have a type; of
-//! arrays nobody can tell whether they were `null`, see [`as_grpc_has_it`].
+//! Where the two APIs differ, a reply keeps its own form: values of nodes have a type, and an empty array may have been
+//! `null`; see [`as_grpc_has_it`].
 
 use etcd_relay::pb::lainlet::{self as pb, node_info::value::Type};
 use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
@@ -22,7 +23,7 @@ pub(super) struct Grpc {
     metadata: MetadataMap,
 }
 
-/// A reply, in the shape of HTTP's.
+/// A reply in the form of HTTP's JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reply {
     pub(super) data: Value,
@@ -42,7 +43,7 @@ impl Grpc {
         Self { channel, metadata: MetadataMap::new() }
     }
 
-    /// The same client, with this in the metadata of each request.
+    /// The same client with additional metadata in each request.
     pub(super) fn with(&self, key: &str, value: impl ToString) -> Self {
         let mut with = self.clone();
         let key = AsciiMetadataKey::from_bytes(key.as_bytes()).expect("a metadata key");
@@ -54,13 +55,13 @@ impl Grpc {
         self.channel.clone()
     }
 
-    /// `Get` of a service, with this text in the request.
+    /// Calls `Get` of a service with this text in the request.
     pub(super) async fn get(&self, service: &str, text: &str) -> Result<Reply, Status> {
         let answer = get(service, self.channel(), self.request(text));
         timeout(patience(), answer).await.unwrap_or_else(|_| panic!("{service}.Get({text}) is not answered"))
     }
 
-    /// `Watch` of a service, with this text in the request.
+    /// Calls `Watch` of a service with this text in the request.
     pub(super) async fn watch(&self, service: &str, text: &str) -> Result<Watch, Status> {
         let answer = watch(service, self.channel(), self.request(text));
         timeout(patience(), answer).await.unwrap_or_else(|_| panic!("{service}.Watch({text}) is not answered"))
@@ -72,7 +73,7 @@ impl Grpc {
 }
 
 impl Watch {
-    /// The next reply, or how the stream ended; `None` where that was with OK.
+    /// The next reply, or the error that ended the stream; `None` if it ended with OK.
     pub(super) async fn next(&mut self) -> Option<Result<Value, Status>> {
         timeout(patience(), self.replies.next()).await.expect("a reply in time")
     }
@@ -82,19 +83,19 @@ impl Watch {
         self.next().await.expect("no end with OK").expect("no end with an error")
     }
 
-    /// The next reply, if it is here already.
+    /// The next reply, if it is already here.
     pub(super) fn now(&mut self) -> Option<Result<Value, Status>> {
         use futures_util::FutureExt as _;
         self.replies.next().now_or_never().flatten()
     }
 }
 
-/// A reply of which the shape in HTTP's JSON is known.
+/// A reply whose form in HTTP's JSON is known.
 trait Data {
     fn data(self) -> Value;
 }
 
-/// For each service its client, its request of one text, and its methods.
+/// For each service: its client, its request with one text, and its methods.
 macro_rules! services {
     (watched: $($service:literal $client:path, $request:expr;)+ got: $($other:literal $other_client:path, $other_request:expr;)+) => {
         /// Those with `Get` and `Watch`.
@@ -147,7 +148,7 @@ services! {
     "Localspec" pb::localspec_client::LocalspecClient<Channel>, |nodeip| pb::LocalspecRequest { nodeip };
 }
 
-/// The service and the text that ask what this URI asks over HTTP; `None` where there is no such service.
+/// The service and the text for the same request as this URI; `None` if there is no such service.
 pub(super) fn of_uri(uri: &str) -> Option<(&'static str, String)> {
     let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
     let (service, parameter) = match path.trim_end_matches('/') {
@@ -172,7 +173,7 @@ pub(super) fn of_uri(uri: &str) -> Option<(&'static str, String)> {
     Some((service, text.map_or_else(String::new, |(_, text)| text.to_owned())))
 }
 
-/// HTTP's answer as a gRPC reply has it: arrays that are `null` are empty, and a node's members are texts, or maps of texts.
+/// HTTP's answer in the form of a gRPC reply: `null` arrays are empty, and a node's members are texts or maps of texts.
 pub(super) fn as_grpc_has_it(service: &str, answer: Value) -> Value {
     fn without_null(value: Value) -> Value {
         match value {

@@ -1,6 +1,6 @@
-//! Reading and writing of JSON for the model: text by text, in the order given, with the escapes of Go.
+//! Reads and writes JSON for the model, text by text, in the given order, with Go's escapes.
 //!
-//! Not here: control characters that serde_json writes in another way than Go; the model is given none.
+//! Control characters that serde_json writes differently from Go are not supported; the model never gets any.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub(super) fn string(text: &str) -> String {
     escape(&Value::from(text).to_string())
 }
 
-/// What Go escapes besides.
+/// Adds the escapes that only Go uses.
 pub(super) fn escape(json: &str) -> String {
     let mut escaped = json.to_owned();
     for (character, written) in
@@ -49,13 +49,13 @@ pub(super) fn array(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.collect::<Vec<_>>().join(","))
 }
 
-/// Members in this order.
+/// An object with its members in this order.
 pub(super) fn object(members: &[(&str, String)]) -> String {
     let members: Vec<_> = members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
     format!("{{{}}}", members.join(","))
 }
 
-/// Members in the order of their names; of two with one name the last counts.
+/// An object with its members sorted by name; of two with one name the last counts.
 pub(super) fn map<'a>(members: impl Iterator<Item = (&'a str, String)>) -> String {
     let members: BTreeMap<_, _> = members.collect();
     let members: Vec<_> = members.into_iter().map(|(name, value)| format!("{}:{value}", string(name))).collect();

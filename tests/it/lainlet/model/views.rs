@@ -1,6 +1,6 @@
-//! What each view shows of the documents, as the model has it.
+//! What each view shows of the documents, according to the model.
 //!
-//! Not here: who may see it, see the module above.
+//! Permissions are in the parent module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -253,7 +253,7 @@ impl Model {
     }
 
     pub(super) fn nodes(&self, key: &str) -> Result<String, Refused> {
-        // Without a feature that no one has asked for, a parsed object is sorted.
+        // Parsed objects are sorted, because the feature that would prevent it is off.
         Ok(map(matching(&self.nodes, key)?.into_iter().map(|(key, node)| (key, escape(&node.to_string())))))
     }
 }
@@ -269,7 +269,7 @@ fn first_address(pod: &Value) -> &str {
     list(pod, "/Containers").first().map_or("", |container| text(container, "/ContainerIp"))
 }
 
-/// Each container with what the spec says of it.
+/// Each container with its specification.
 fn paired<'a>(group: &'a Value, pod: &'a Value) -> impl Iterator<Item = (&'a Value, &'a Value)> {
     let specs = list(group, "/Spec/Pod/Containers");
     list(pod, "/Containers").iter().enumerate().map(|(index, one)| (one, specs.get(index).unwrap_or(&Value::Null)))
@@ -284,7 +284,7 @@ fn app_version(group: &Value) -> &str {
     versions.into_iter().next().unwrap_or_default()
 }
 
-/// Source and destination of each port that the annotation has.
+/// The source and destination of each port in the annotation.
 fn ports_of(group: &Value) -> Vec<(i64, i64)> {
     let parsed = serde_json::from_str::<Value>(text(group, "/Spec/Pod/Annotation")).unwrap_or_default();
     let ports = parsed.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Each rule must refuse a history made to break it, and that rule alone must; a true history passes all.
+//! Each rule, and no other, must reject a history that violates it; a correct history passes all rules.
 
 use etcd_relay::pb::{
     etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse},
@@ -13,7 +13,7 @@ fn history() -> Vec<Event> {
     vec![put("a", 2, 2, 1), put("a", 3, 2, 2), put("b", 3, 3, 1), delete("a", 4), put("a", 5, 5, 1), put("b", 6, 3, 2)]
 }
 
-/// A watch of everything from revision 2 with previous values, told all of the history and then progress 7.
+/// A watch of everything from revision 2 with previous values, which received the whole history and then progress 7.
 fn truth() -> Operation {
     let request = WatchCreateRequest { start_revision: 2, prev_kv: true, ..client::prefix("") };
     let replay = Replay::from_events(history());
