@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` fetch what they need; see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos kubernetes kubernetes-api alerts check build bench microbench bench-views fleet docs tools
+.PHONY: help demo test chaos kubernetes kubernetes-api alerts samples check build bench microbench bench-views fleet docs tools
 
 # Arguments for the program or for the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -48,6 +48,9 @@ alerts: ## Check the alerts in deploy/alerts.yaml and run their unit tests, by p
 	@promtool=$$(scripts/promtool) && \
 		$$promtool/promtool check rules deploy/alerts.yaml && \
 		$$promtool/promtool test rules deploy/alerts_test.yaml
+
+samples: tools ## Run the samples of examples/ beside an etcd and two relays, with things to break (ARGS="rust go python curl" names some)
+	@examples/run $(ARGS)
 
 check: ## All that CI does: formatting, lints, documentation, licences, tests
 	.ci/run

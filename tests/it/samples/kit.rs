@@ -1,0 +1,169 @@
+//! [`Kit`]: how the samples of a language are started here; [`Sample`]: one that runs; [`Line`]: what it says.
+//!
+//! Not here: what surrounds them, see `scene`. A language whose tools are not there, or whose libraries cannot be had, is left out, with the reason printed once
+//! a test. Programs of Rust are built by the cargo that runs the tests, in the same profile, so that all they need is built already.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use rustix::process::Signal;
+
+use crate::support::{eventually_within, patience, process::Process};
+
+/// How the samples of a language are started.
+#[derive(Clone, Debug)]
+pub struct Kit {
+    /// Such as `go`: the folder of `examples`.
+    pub language: &'static str,
+    /// What goes before the arguments of a program: the command with `{}` for its name.
+    command: Vec<String>,
+}
+
+impl Kit {
+    /// Those that can be run here.
+    pub fn all() -> Vec<Self> {
+        static ALL: OnceLock<Vec<Result<Kit, String>>> = OnceLock::new();
+        let all = ALL.get_or_init(|| vec![rust(), go(), python(), curl()]);
+        all.iter()
+            .filter_map(|kit| kit.as_ref().inspect_err(|reason| println!("SKIPPED: {reason}")).ok().cloned())
+            .collect()
+    }
+
+    /// Starts a program, such as `discover`, with its output in this folder.
+    pub fn start(&self, program: &str, arguments: &[&str], env: &[(String, String)], folder: &Path) -> Sample {
+        let name = format!("{program} in {}", self.language);
+        let mut command: Vec<String> = self.command.iter().map(|part| part.replace("{}", program)).collect();
+        command.extend(arguments.iter().map(ToString::to_string));
+        let log = folder.join(format!("{program}-{}.log", self.language));
+        let process = Process::spawn(&name, &command, env, &log);
+        Sample { name, member: self.language.to_owned(), process }
+    }
+}
+
+fn rust() -> Result<Kit, String> {
+    let relay = Path::new(env!("CARGO_BIN_EXE_etcd-relay"));
+    let folder = relay.parent().expect("a program is in a folder");
+    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked", "--quiet", "--examples"]);
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    output(&mut cargo).map_err(|reason| format!("the samples in Rust were not built: {reason}"))?;
+    Ok(Kit { language: "rust", command: vec![text(&folder.join("examples/{}"))] })
+}
+
+fn go() -> Result<Kit, String> {
+    let folder = brought("go")?;
+    Ok(Kit { language: "go", command: vec![format!("{folder}/{{}}")] })
+}
+
+fn python() -> Result<Kit, String> {
+    let program = brought("python")?;
+    Ok(Kit { language: "python", command: vec![program, "-B".to_owned(), text(&examples().join("python/{}.py"))] })
+}
+
+fn curl() -> Result<Kit, String> {
+    for tool in ["curl", "base64", "mkfifo", "od"] {
+        output(Command::new("sh").args(["-c", &format!("command -v {tool}")]))
+            .map_err(|_| format!("the samples with curl need {tool}, which is not on PATH"))?;
+    }
+    Ok(Kit { language: "curl", command: vec!["sh".to_owned(), text(&examples().join("curl/{}.sh"))] })
+}
+
+/// What `scripts/samples` prints.
+fn brought(language: &str) -> Result<String, String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/samples");
+    output(Command::new(script).arg(language)).map_err(|reason| format!("the samples in {language}: {reason}"))
+}
+
+/// The output of a command, or what it said when it failed.
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("a path of text").to_owned()
+}
+
+/// A sample that runs.
+#[derive(Debug)]
+pub struct Sample {
+    /// For people.
+    pub name: String,
+    /// The member that it registers, if it does.
+    pub member: String,
+    /// The process.
+    pub process: Process,
+}
+
+impl Sample {
+    /// Everything it printed, after a line break, so that each line has one before it.
+    pub fn log(&self) -> String {
+        format!("\n{}", self.process.log())
+    }
+
+    /// All whole lines.
+    pub fn lines(&self) -> Vec<Line> {
+        let log = self.process.log();
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| Line { text: line.to_owned() }).collect()
+    }
+
+    /// Waits for a line.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Line) -> bool) -> Line {
+        let what = format!("{}: {what}", self.name);
+        eventually_within(patience(), &what, async || self.lines().into_iter().find(&wanted)).await
+    }
+
+    /// SIGTERM; it ends by itself, and well.
+    pub async fn stop(&mut self) {
+        self.process.signal(Signal::TERM);
+        let code = self.process.exit_code(patience()).await;
+        assert_eq!(code, 0, "{} ended with {code}", self.name);
+    }
+}
+
+/// A line that a sample printed.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// As it is.
+    pub text: String,
+}
+
+impl Line {
+    /// The revision of a configuration that is in use from here on.
+    pub fn configured(&self) -> Option<i64> {
+        number_after(&self.text, "configuration of revision ")
+    }
+
+    /// The revision of a configuration that was refused.
+    pub fn refused(&self) -> Option<i64> {
+        number_after(&self.text, "refused revision ")
+    }
+
+    /// The revision of a list.
+    pub fn listed(&self) -> Option<i64> {
+        number_after(&self.text, "listed at revision ")
+    }
+
+    /// Whether it is about one member.
+    pub fn is_change(&self) -> bool {
+        ["+ ", "- ", "~ "].iter().any(|sign| self.text.starts_with(sign))
+    }
+}
+
+fn number_after(text: &str, prefix: &str) -> Option<i64> {
+    text.strip_prefix(prefix)?.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
+}
