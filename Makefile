@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` fetch what they need; see scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos kubernetes kubernetes-api alerts samples check build bench microbench bench-views fleet docs tools
+.PHONY: help demo test chaos kubernetes kubernetes-api alerts samples check build static image deb bench microbench bench-views fleet docs tools
 
 # Arguments for the program or for the tests: `make demo ARGS='--help'`, `make test ARGS='--test it watch'`.
 ARGS ?=
@@ -57,6 +57,15 @@ check: ## All that CI does: formatting, lints, documentation, licences, tests
 
 build: tools ## Build the program: target/release/etcd-relay
 	cargo build --locked --release
+
+static: ## Build the program as one static file: target/static/etcd-relay
+	@scripts/static
+
+image: ## Make a container image of the static program, without Docker: target/etcd-relay-image.tar
+	@deploy/image
+
+deb: tools ## Make a Debian package of the program: target/debian/etcd-relay_*.deb
+	@scripts/deb
 
 bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, a quarter of an hour: docs/benchmarks.md (ARGS=--quick)
 	@etcd=$$(scripts/etcd) && \

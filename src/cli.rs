@@ -17,6 +17,7 @@ mod listen;
 mod look;
 mod pages;
 mod serve;
+mod service;
 mod tls;
 mod v2;
 mod values;
@@ -35,6 +36,7 @@ use crate::{
     bench::BenchError,
     health::Health,
     relay::{self, Relay},
+    service::ServiceManager,
     telemetry::logging,
     top::Top,
 };
@@ -172,6 +174,12 @@ impl Start {
         for warning in &self.warnings {
             tracing::warn!("{warning}");
         }
+    }
+
+    /// The service manager that started the program, if it asked for notifications.
+    #[must_use]
+    pub fn service_manager(&self) -> Option<ServiceManager> {
+        service::manager()
     }
 
     /// Announces that the ports are bound, in the words that users of each command expect.

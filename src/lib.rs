@@ -3,7 +3,7 @@
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ←
 //! `main`. [`telemetry`] may be used by all, [`tls`] by [`source`] and [`front`], [`latest`] by [`view`] and [`front`],
 //! [`http2`] by [`front`], [`fleet`] by [`front`] and [`relay`], and [`critical`] by everything that spawns tasks of
-//! the process. [`cli`] turns flags into a [`relay::RelayConfig`], and only `main` uses it. [`mod@bench`], [`top`] and
+//! the process, and [`service`] by [`relay`]. [`cli`] turns flags into a [`relay::RelayConfig`], and only `main` uses it. [`mod@bench`], [`top`] and
 //! [`health`] are separate programs that use none of these layers; the latter two query a relay by [`fetch`].
 
 pub mod bench;
@@ -19,6 +19,7 @@ pub mod latest;
 pub mod pb;
 mod ranges;
 pub mod relay;
+pub mod service;
 pub mod shutdown;
 pub mod source;
 pub mod store;

@@ -53,7 +53,7 @@ fn run(start: Start, build: Build) -> anyhow::Result<ExitCode> {
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.on_signals().context("cannot handle signals")?);
-        let relay = Relay::build(start.config.clone(), metrics)?;
+        let relay = Relay::build(start.config.clone(), metrics)?.managed_by(start.service_manager());
         start.announce(&relay);
         anyhow::Ok(relay.run(shutdown).await)
     })?;

@@ -5,6 +5,7 @@
 
 mod config;
 mod core;
+mod status;
 mod upstream;
 
 use std::{
@@ -42,6 +43,7 @@ use crate::{
         listen::{Address, BindError, Bound, ConnectionId, Connections, PortConfig, Stop, fit_connections},
     },
     hub::{FeedStats, Hub, WatchStats, WatchStreamStats},
+    service::ServiceManager,
     shutdown::{Drained, Phases, Shutdown},
     source::Members,
     store::demo::SeedError,
@@ -63,6 +65,7 @@ pub struct Relay {
     http: Option<Bound>,
     metrics_only: Vec<Bound>,
     v2: Option<Bound>,
+    manager: Option<ServiceManager>,
 }
 
 /// Why a relay cannot start.
@@ -122,7 +125,14 @@ impl Relay {
             metrics_only,
             v2,
             connections,
+            manager: None,
         })
+    }
+
+    /// Tells a service manager how it is, from when it serves until its end.
+    #[must_use]
+    pub fn managed_by(self, manager: Option<ServiceManager>) -> Self {
+        Self { manager, ..self }
     }
 
     /// Where the gRPC port listens.
@@ -199,8 +209,20 @@ impl Relay {
         shutdown: Shutdown,
         run: impl FnOnce(Data, &Phases, &ReadyBoard) -> upstream::Running,
     ) -> Result<Drained, Failure> {
-        let Self { config, data, reflection, gateway, metrics, started, connections, grpc, http, metrics_only, v2 } =
-            self;
+        let Self {
+            config,
+            data,
+            reflection,
+            gateway,
+            metrics,
+            started,
+            connections,
+            grpc,
+            http,
+            metrics_only,
+            v2,
+            manager,
+        } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
         let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
@@ -213,6 +235,7 @@ impl Relay {
         {
             phases.spawn_upkeep("balance of the fleet", balance.run());
         }
+        let status = status::Status { hub: core.hub.clone(), ready: ready.clone(), connections: connections.clone() };
         let trust = Arc::new(config.views.lainlet.trust.clone());
         let gate = |audience, flag| Gate { audience, trust: trust.clone(), flag };
         let keys = KeysHttp::new(KeysParts {
@@ -304,10 +327,16 @@ impl Relay {
         phases.spawn_upkeep("health", keep_health);
         phases.spawn_upkeep("readiness metric", keep_ready_metric(ready.clone()));
         phases.spawn_upkeep("metrics", metrics.upkeep());
+        if let Some(manager) = manager.clone() {
+            phases.spawn_upkeep("status for the service manager", manager.keep_told(move || status.line()));
+        }
 
         let orderly = async {
             shutdown.begun().await;
-            let _stopping = ready.hold("stopping");
+            let _stopping = ready.hold(status::STOPPING);
+            if let Some(manager) = &manager {
+                manager.stopping(config.drain_time + LAST_STEPS);
+            }
             let drained = phases.end(config.drain_time, spread(config.drain_time), &shutdown).await;
             tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
             drained
@@ -401,6 +430,9 @@ async fn keep_ready_metric(ready: ReadyBoard) {
 /// The longest wait for clients at the end. Two thirds of it are used to ask them to leave: with thousands of clients,
 /// 6 % move to the other relays each second. It is less than the 30 s that Kubernetes gives a pod.
 pub const DRAIN_TIME: Duration = Duration::from_secs(25);
+
+/// What a service manager should wait beyond the drain time: tasks that are cut off take up to two seconds, and more on a busy machine.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use super::{
     Exit,
     listen::ListenUrl,
+    service::logs_to_journal,
     tls::PortTls,
     values::{ByteCount, PositiveTime, Time},
 };
@@ -310,6 +311,6 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn config(self) -> Result<logging::LoggingConfig, Exit> {
         logging::parse_filter(&self.log_level).map_err(|error| Exit::Usage(format!("--log-level: {error}")))?;
-        Ok(logging::LoggingConfig { format: self.log_format, filter: self.log_level })
+        Ok(logging::LoggingConfig { format: self.log_format, filter: self.log_level, journal: logs_to_journal() })
     }
 }

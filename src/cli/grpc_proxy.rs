@@ -17,6 +17,7 @@ use super::{
     discovery, fleet,
     identity::{VARIABLES, identity},
     listen::{ListenUrl, resolve},
+    service::logs_to_journal,
     tls::{PortTls, UpstreamTls},
     values::go_duration,
 };
@@ -210,6 +211,7 @@ impl Given {
                 } else {
                     logging::LoggingConfig::default().filter
                 },
+                journal: logs_to_journal(),
                 ..logging::LoggingConfig::default()
             },
             warnings,

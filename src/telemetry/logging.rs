@@ -6,7 +6,8 @@ use std::io::{self, IsTerminal as _};
 
 use clap::ValueEnum;
 use thiserror::Error;
-use tracing_subscriber::{EnvFilter, filter::ParseError, util::TryInitError};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter, util::TryInitError};
 
 /// The relay's own modules, as filters name them.
 const OWN: &str = "etcd_relay";
@@ -30,11 +31,13 @@ pub struct LoggingConfig {
     pub format: Format,
     /// A level (`info`) or a filter by module (`info,etcd_relay::hub=debug`).
     pub filter: String,
+    /// Whether standard error goes to systemd's journal, which takes the priority of a line from its first characters.
+    pub journal: bool,
 }
 
 impl Default for LoggingConfig {
     fn default() -> Self {
-        Self { format: Format::default(), filter: "info".to_owned() }
+        Self { format: Format::default(), filter: "info".to_owned(), journal: false }
     }
 }
 
@@ -132,12 +135,67 @@ pub fn install(config: &LoggingConfig) -> Result<(), LoggingError> {
     let terminal = io::stderr().is_terminal();
     // The reader of standard error may be gone. The library would report that on standard error, and panic in the task
     // that logs.
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
+    let writer = Lines { journal: config.journal };
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     match (config.format, terminal) {
         (Format::Text, _) | (Format::Auto, true) => base.with_ansi(terminal).finish().try_init()?,
         (Format::Json, _) | (Format::Auto, false) => base.json().flatten_event(true).finish().try_init()?,
     }
     Ok(())
+}
+
+/// Where lines go.
+#[derive(Clone, Copy, Debug)]
+struct Lines {
+    journal: bool,
+}
+
+/// Writes one line, with its priority before it.
+#[derive(Debug)]
+struct Line {
+    priority: &'static str,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { priority: "" }
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
+        Line { priority: if self.journal { priority(*meta.level()) } else { "" } }
+    }
+}
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    /// In one piece, so that no other thread's line comes between the priority and its line.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.priority.is_empty() {
+            return io::stderr().write_all(bytes);
+        }
+        let line = [self.priority.as_bytes(), bytes].concat();
+        self.priority = "";
+        io::stderr().write_all(&line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// As sd-daemon(3) writes it. What is only of use to those who look for a fault is `debug` to the journal too.
+const fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        Level::DEBUG | Level::TRACE => "<7>",
+    }
 }
 
 #[cfg(test)]

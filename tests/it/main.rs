@@ -9,7 +9,8 @@
 //! certificates. `store` compares the embedded store with etcd, and `gateway` compares the JSON gateway with etcd's.
 //! `top` runs the commands that show a relay. `manifests` checks deploy/kubernetes; `alerts` checks the rules for
 //! Prometheus, the board and the runbooks against relays that are healthy and in trouble;
-//! `samples` runs the programs of `examples/` while their servers fail. Unit tests are beside the code.
+//! `samples` runs the programs of `examples/` while their servers fail; `service` acts as the service manager that starts the relay, and
+//! `deploy` compares the files of `deploy` with the program. Unit tests are beside the code.
 
 #![expect(unreachable_pub, reason = "in a test binary, `pub` marks what other files use; nothing is visible outside")]
 #![expect(clippy::panic, reason = "a test that cannot continue prints why")]
@@ -25,6 +26,7 @@ mod bench;
 mod commands;
 mod conformance;
 mod conversation;
+mod deploy;
 mod etcdctl;
 mod faults;
 mod fleet;
@@ -39,6 +41,7 @@ mod page;
 mod progress;
 mod range_stream;
 mod samples;
+mod service;
 mod state;
 mod store;
 #[expect(dead_code, reason = "shared with `tests/chaos`, which uses the rest")]

@@ -14,9 +14,6 @@ use super::{
     metrics_in, read, reference, root, words,
 };
 
-/// Pages that others are writing.
-const EXPECTED: &[&str] = &["docs/installing.md", "examples/README.md"];
-
 /// Flags of other programs that a page names without the program: of the repository's own tests and benchmarks, etcd's, etcdctl's, Helm's and Kubernetes'.
 const FOREIGN_FLAGS: &[&str] = &[
     "--apps",
@@ -46,9 +43,6 @@ fn each_link_leads_to_something() {
         for Link { line, target } in page.links() {
             let Some((path, place)) = page.resolve(&target) else { continue };
             let here = format!("{}:{line}", page.path.display());
-            if EXPECTED.iter().any(|expected| path == Path::new(expected)) {
-                continue;
-            }
             if !root().join(&path).exists() {
                 findings.push(format!("{here}: there is no {}", path.display()));
             } else if let Some(place) = place
