@@ -96,6 +96,7 @@ impl Relay {
         let ports = std::iter::once(&mut config.grpc).chain(&mut config.http).chain(&mut config.metrics).chain(v2);
         fit_connections(ports);
         names::begin(&config.present());
+        config.show_bounds();
         let connections = Arc::new(Connections::default());
         let bind = |port: &PortConfig| {
             let port = PortConfig { leave_spread: spread(config.drain_time), ..port.clone() };

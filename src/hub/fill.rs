@@ -390,8 +390,8 @@ impl Member {
     }
 }
 
-/// Adds the group's watches that wait for a fill from about the revision `around` on, and makes them filling ones. The
-/// search begins at `place` and goes round.
+/// Adds the group's watches that wait for a fill from about the revision `around` on to this fill. The search begins at
+/// `place` and goes round.
 fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revision, members: &mut Vec<Member>) {
     let from = Revision::new(around.get().saturating_sub(NEAR / 2));
     let through = Revision::new(around.get().saturating_add(NEAR / 2));

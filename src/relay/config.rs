@@ -4,6 +4,7 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use bytes::Bytes;
+use metrics::gauge;
 
 use crate::{
     front::{
@@ -12,7 +13,7 @@ use crate::{
         listen,
     },
     source::{Audit, Dialler, Endpoint, Identity, forward},
-    telemetry::names::{self, LeaveReason, PresentPort},
+    telemetry::names::{self, LeaveReason, Port},
     tls, view,
 };
 
@@ -120,17 +121,7 @@ impl RelayConfig {
             leaves.push(LeaveReason::Share);
         }
         names::Present {
-            ports: ports
-                .map(|port| PresentPort {
-                    port: port.port,
-                    tls: is_secure(port),
-                    max_connections: port.max_connections.get(),
-                })
-                .collect(),
-            on_demand_bytes: match self.feeds.on_demand {
-                OnDemand::Allow { bytes, .. } => bytes.get(),
-                OnDemand::Deny => 0,
-            },
+            ports: ports.map(|port| (port.port, is_secure(port))).collect(),
             leaves,
             etcd: matches!(self.upstream, Upstream::Etcd(_)),
             etcd_tls: etcd.is_some_and(|etcd| etcd.tls.is_some()),
@@ -138,6 +129,23 @@ impl RelayConfig {
             facade: self.v2.is_some(),
             views: self.views.feeds != LainletFeeds::Off,
         }
+    }
+}
+
+impl RelayConfig {
+    /// Tells the metrics the bounds that do not change while the relay runs. Several ports may be of a kind: their bounds are added, as their
+    /// connections are.
+    pub(super) fn show_bounds(&self) {
+        let ports = std::iter::once(&self.grpc).chain(&self.http).chain(&self.metrics);
+        for port in ports.chain(self.v2.iter().map(|v2| &v2.port)) {
+            gauge!(names::CONNECTIONS_LIMIT, Port::LABEL => port.port.as_str())
+                .increment(port.max_connections.get() as f64);
+        }
+        let on_demand = match self.feeds.on_demand {
+            OnDemand::Allow { bytes, .. } => bytes.get(),
+            OnDemand::Deny => 0,
+        };
+        gauge!(names::ON_DEMAND_LIMIT_BYTES).set(on_demand as f64);
     }
 }
 

@@ -255,7 +255,7 @@ mod sources;
 mod tls;
 
 pub use self::{
-    begin::{Present, PresentPort, begin, begin_forwarding},
+    begin::{Present, begin, begin_forwarding},
     clients::{
         Answer, CancelReason, Check, Directory, Effect, KeysAnswer, KeysPath, KeysSnapshot, Read, Refusal, Transport,
     },
@@ -491,6 +491,7 @@ pub fn describe() {
         HISTORY_NEWEST_REVISION,
         SNAPSHOT_KEYS,
         ON_DEMAND_BYTES,
+        ON_DEMAND_LIMIT_BYTES,
         GAP_FILLS,
         FILLS_WAITING,
         LONG_READS,
@@ -656,14 +657,13 @@ mod tests {
     #[test]
     fn every_series_of_what_a_relay_has_is_there_at_zero_with_a_help_text() {
         let text = told(&Present {
-            ports: Port::ALL.iter().map(|port| PresentPort { port: *port, tls: true, max_connections: 3 }).collect(),
+            ports: Port::ALL.iter().map(|port| (*port, true)).collect(),
             leaves: vec![LeaveReason::Age, LeaveReason::Share],
             etcd: true,
             etcd_tls: true,
             etcd_v2: true,
             facade: true,
             views: true,
-            on_demand_bytes: 5,
         });
         // The recorder reports the build, and calls are reported by service from the first one on.
         for (name, meaning) in
@@ -677,10 +677,7 @@ mod tests {
 
     #[test]
     fn what_a_relay_does_not_have_has_no_series() {
-        let port = |port| PresentPort { port, tls: false, max_connections: 3 };
-        // Two addresses for metrics are two ports of that kind.
-        let ports = [Port::Grpc, Port::Http, Port::Metrics, Port::Metrics].map(port).to_vec();
-        let plain = Present { ports, etcd: true, ..Present::default() };
+        let plain = Present { ports: vec![(Port::Grpc, false), (Port::Http, false)], etcd: true, ..Present::default() };
         let text = told(&plain);
         for absent in
             ["etcd_relay_tls_", "etcd_relay_v2_", "etcd_relay_facade_", "etcd_relay_view_", "port=\"v2\"", "\"share\""]
@@ -690,9 +687,7 @@ mod tests {
             assert_eq!(series, None, "{absent}");
         }
         assert!(text.contains(r#"etcd_relay_connections{port="http"} 0"#), "{text}");
-        assert!(text.contains(r#"etcd_relay_connections_limit{port="http"} 3"#), "{text}");
-        assert!(text.contains(r#"etcd_relay_connections_limit{port="metrics"} 6"#), "{text}");
-        assert!(text.contains("etcd_relay_on_demand_limit_bytes 0"), "{text}");
+        assert!(text.contains(r#"etcd_relay_connections_limit{port="http"} 0"#), "{text}");
         assert!(text.contains("etcd_relay_audit_mismatches_total 0"), "an alert needs it: {text}");
     }
 

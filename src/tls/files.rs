@@ -15,7 +15,7 @@ use std::{
 
 use super::TlsError;
 
-/// A bundle of all public authorities takes a quarter of a MiB; a large revocation list takes a few.
+/// A bundle of all public authorities takes a quarter of a MiB; a large revocation list takes a few MiB.
 const MOST: u64 = 32 << 20;
 
 /// Uses a secret of the process, so that the value that is kept to compare keys reveals nothing about them.

@@ -14,7 +14,7 @@ use clap::{Arg, ArgAction, Command};
 use etcd_relay::{
     cli,
     telemetry::{
-        names::{self, GatewayOutcome, LeaveReason, Port, Present, PresentPort, Service},
+        names::{self, GatewayOutcome, LeaveReason, Port, Present, Service},
         recorder::Metrics,
     },
 };
@@ -259,14 +259,13 @@ struct Shown {
 fn shown_metrics() -> BTreeMap<String, Shown> {
     let recorder = Metrics::install().expect("the only recorder of this process");
     names::begin(&Present {
-        ports: Port::ALL.iter().map(|port| PresentPort { port: *port, tls: true, max_connections: 1 }).collect(),
+        ports: Port::ALL.iter().map(|port| (*port, true)).collect(),
         leaves: vec![LeaveReason::Age, LeaveReason::Share],
         etcd: true,
         etcd_tls: true,
         etcd_v2: true,
         facade: true,
         views: true,
-        on_demand_bytes: 1,
     });
     // These begin with the first call, and with the first stream.
     for service in Service::ALL {

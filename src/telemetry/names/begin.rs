@@ -12,8 +12,8 @@ use super::*;
 /// The parts that a relay has. They decide which of the optional series can ever change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
-    /// Its ports.
-    pub ports: Vec<PresentPort>,
+    /// Its ports, each with whether it uses TLS.
+    pub ports: Vec<(Port, bool)>,
     /// Why it may ask clients to leave while it runs on.
     pub leaves: Vec<LeaveReason>,
     /// It follows etcd's v3 API.
@@ -26,31 +26,14 @@ pub struct Present {
     pub facade: bool,
     /// It serves Lainlet's views.
     pub views: bool,
-    /// Most bytes of its feeds on demand; 0 where there are none.
-    pub on_demand_bytes: usize,
-}
-
-/// A port that a relay has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PresentPort {
-    /// What it is for. Several may be for the same.
-    pub port: Port,
-    /// Whether TLS is served there.
-    pub tls: bool,
-    /// Most connections that it may have.
-    pub max_connections: usize,
 }
 
 /// Starts the series of the parts that a relay has at zero. The other series would never be anything else.
-///
-/// Limits do not change: they are set once, here.
 pub fn begin(present: &Present) {
-    gauge!(ON_DEMAND_LIMIT_BYTES).set(present.on_demand_bytes as f64);
-    for PresentPort { port, tls, .. } in &present.ports {
-        gauge!(CONNECTIONS, Port::LABEL => port.as_str()).set(0.0);
-        let of_kind = present.ports.iter().filter(|other| other.port == *port);
-        let limit: usize = of_kind.map(|port| port.max_connections).sum();
-        gauge!(CONNECTIONS_LIMIT, Port::LABEL => port.as_str()).set(limit as f64);
+    for (port, tls) in &present.ports {
+        for name in [CONNECTIONS, CONNECTIONS_LIMIT] {
+            gauge!(name, Port::LABEL => port.as_str()).set(0.0);
+        }
         for name in [CONNECTIONS_ACCEPTED, ACCEPT_ERRORS] {
             counter!(name, Port::LABEL => port.as_str()).absolute(0);
         }
@@ -66,7 +49,7 @@ pub fn begin(present: &Present) {
             counter!(TLS_HANDSHAKES, Port::LABEL => port.as_str(), Handshake::LABEL => outcome.as_str()).absolute(0);
         }
     }
-    let sides = [(TlsSide::Port, present.ports.iter().any(|port| port.tls)), (TlsSide::Upstream, present.etcd_tls)];
+    let sides = [(TlsSide::Port, present.ports.iter().any(|(_, tls)| *tls)), (TlsSide::Upstream, present.etcd_tls)];
     for (side, certificates) in [
         (sides[0], [TlsCertificate::Port, TlsCertificate::PortCa]),
         (sides[1], [TlsCertificate::Upstream, TlsCertificate::UpstreamCa]),
@@ -106,7 +89,7 @@ pub fn begin(present: &Present) {
         counter!(FACADE_EXPIRED).absolute(0);
         counter!(FACADE_JOINED).absolute(0);
     }
-    if present.ports.iter().any(|port| port.port == Port::Http) {
+    if present.ports.iter().any(|(port, _)| *port == Port::Http) {
         begin_keys();
     }
     if present.views {

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use etcd_relay::telemetry::names::{self, LeaveReason, Port, Present, PresentPort, Service};
+use etcd_relay::telemetry::names::{self, LeaveReason, Port, Present, Service};
 
 use super::{BOARD, RULES, RUNBOOKS, read};
 use crate::{
     support::{
+        http,
         relay::RelayCommand,
         tls::{Authority, flag},
     },
@@ -37,7 +38,11 @@ async fn every_metric_and_label_that_is_named_exists() {
     let relay = etcd.relay(&ca, &ca.pair("own")).secure(&ca.pair("relay"));
     let relay = relay.arg(&flag("--trusted-ca-file", &ca.file())).arg("--resolver-prefix=/relays");
     let relay = relay.arg("--advertise-client-url=https://127.0.0.1:1").arg("--max-connection-age=1h");
-    let begun = known(&relay_text(relay).await);
+    let text = relay_text(relay).await;
+    for bound in ["etcd_relay_connections_limit", "etcd_relay_on_demand_limit_bytes"] {
+        assert!(http::metric(&text, bound).is_some_and(|value| value > 0.0), "{bound}: {text}");
+    }
+    let begun = known(&text);
     let mut all = known(&text_of_all());
     for (metric, labels) in begun.clone() {
         let there = all.entry(metric).or_default();
@@ -82,14 +87,13 @@ fn text_of_all() -> String {
     metrics::with_local_recorder(&recorder, || {
         names::describe();
         names::begin(&Present {
-            ports: Port::ALL.iter().map(|port| PresentPort { port: *port, tls: true, max_connections: 1 }).collect(),
+            ports: Port::ALL.iter().map(|port| (*port, true)).collect(),
             leaves: LeaveReason::ALL.to_vec(),
             etcd: true,
             etcd_tls: true,
             etcd_v2: true,
             facade: true,
             views: true,
-            on_demand_bytes: 1,
         });
         for service in Service::ALL {
             for outcome in names::Outcome::ALL {

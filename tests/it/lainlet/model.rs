@@ -1,4 +1,4 @@
-//! [`Model`]: the simplest implementation of the views' description: everything is computed anew for each question.
+//! [`Model`]: the simplest implementation of the views' description: everything is computed again for each question.
 //!
 //! `random` uses it to decide what the relay must answer. It leaves out damaged values (except that the old one is
 //! kept), numbers that Go formats differently, and cases that the description leaves open (one address with two apps).

@@ -158,6 +158,12 @@ impl Line {
         number_after(&self.text, "listed at revision ")
     }
 
+    /// The revision of a change of a member.
+    pub fn changed_in(&self) -> Option<i64> {
+        let (_, number) = self.text.rsplit_once("(revision ")?;
+        number.strip_suffix(')')?.parse().ok()
+    }
+
     /// Whether it is about one member.
     pub fn is_change(&self) -> bool {
         ["+ ", "- ", "~ "].iter().any(|sign| self.text.starts_with(sign))
