@@ -130,7 +130,7 @@ impl Relay {
         })
     }
 
-    /// Tells a service manager how it is, from when it serves until its end.
+    /// Notifies a service manager of its status, from the time that it serves until it has stopped.
     #[must_use]
     pub fn managed_by(self, manager: Option<ServiceManager>) -> Self {
         Self { manager, ..self }
@@ -329,7 +329,7 @@ impl Relay {
         phases.spawn_upkeep("readiness metric", keep_ready_metric(ready.clone()));
         phases.spawn_upkeep("metrics", metrics.upkeep());
         if let Some(manager) = manager.clone() {
-            phases.spawn_upkeep("status for the service manager", manager.keep_told(move || status.line()));
+            phases.spawn_upkeep("status for the service manager", manager.report(move || status.line()));
         }
 
         let orderly = async {

@@ -1,15 +1,15 @@
-//! [`ServiceManager`]: systemd, or whatever else speaks its notification protocol, is told when the relay serves, what it waits for, and that it ends.
+//! [`ServiceManager`]: notifications to systemd, or to any other manager with its notification protocol (sd_notify(3)).
 //!
-//! - `READY=1` once all ports accept connections. An etcd that is away holds nothing back: what the relay waits for is in `STATUS`, so a start never
-//!   runs into a time limit.
-//! - `STOPPING=1` when the end begins, with `EXTEND_TIMEOUT_USEC` for as long as the drain may take.
-//! - `WATCHDOG=1`, where it is asked for, each time that a look at the whole relay has returned. The look runs on the threads that serve clients and takes
-//!   the lock of each feed, so threads or feeds that are stuck end the messages.
+//! - `READY=1` once all ports accept connections. It does not wait for etcd, so a start never runs into a time limit. `STATUS` says what the relay
+//!   still waits for.
+//! - `STOPPING=1` when the relay begins to stop, with `EXTEND_TIMEOUT_USEC` for as long as the drain may take.
+//! - `WATCHDOG=1`, if the manager requests it, after each check of the whole relay. The check runs on the threads that serve clients and takes the lock
+//!   of each feed, so the notifications end if threads or feeds are stuck.
 //!
-//! There is no `RELOADING=1`: changed TLS files are taken without a reload, see `tls::follow`.
+//! There is no `RELOADING=1`, because changed TLS files are read without a reload; see `tls::follow`.
 //!
-//! Not here: the environment that names the socket, which `cli` reads, and what the texts say, which comes from `relay`.
-//! Always holds: nobody waits for the manager. A message that its socket does not take is sent again with the next look.
+//! Not here: the environment variables that name the socket, which `cli` reads, and the text of the status, which `relay` writes. Called by `relay`.
+//! Always holds: nothing waits for the manager. A notification that its socket does not accept is sent again after the next check.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,35 +25,35 @@ use std::{
 use parking_lot::Mutex;
 use thiserror::Error;
 
-/// Bytes of a status: systemd reads 4 KiB of a message, and shows one line.
+/// Most bytes of a status. systemd reads 4 KiB of a notification, and shows the status in one line.
 const STATUS_MAX: usize = 500;
-/// Between two looks at the relay, unless the watchdog wants more of them.
-const LOOK: Duration = Duration::from_secs(1);
-/// Messages within the time after which the watchdog would act: two may be late or lost.
-const PER_WATCHDOG: u32 = 3;
+/// Time between two checks of the relay, unless the watchdog needs them more often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Checks within the watchdog's time limit. Two of three may be late or lost.
+const CHECKS_PER_WATCHDOG: u32 = 3;
 
 /// What the environment says about the service manager.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
     pub socket: OsString,
-    /// `WATCHDOG_USEC`, where it is meant for this process.
+    /// `WATCHDOG_USEC`, if it is meant for this process.
     pub watchdog: Option<Duration>,
 }
 
-/// Why the service manager cannot be told anything.
+/// Why the service manager cannot be notified.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ServiceError {
-    /// The variable names no socket that is supported.
+    /// The variable does not name a supported kind of socket.
     #[error("NOTIFY_SOCKET={0:?} is neither an absolute path nor an abstract name, which begins with @")]
     Address(OsString),
-    /// There is no socket to send from.
-    #[error("cannot make a socket to the service manager")]
+    /// The system gave no socket to send from.
+    #[error("cannot create a socket for notifications to the service manager")]
     Socket(#[from] io::Error),
 }
 
-/// See the module. Cheap to clone.
+/// Sends notifications to the service manager; see the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServiceManager {
     shared: Arc<Shared>,
@@ -64,91 +64,95 @@ struct Shared {
     socket: UnixDatagram,
     address: SocketAddr,
     watchdog: Option<Duration>,
-    words: Mutex<Words>,
+    sent: Mutex<Sent>,
 }
 
-/// What has been said, and what is still to be said.
+/// What has been sent, and what is still to be sent.
 #[derive(Debug, Default)]
-struct Words {
+struct Sent {
     ready: bool,
-    /// The first message of the end, until it has been sent.
-    stopping: Option<String>,
-    is_ending: bool,
+    /// The notification that the relay stops, until it has been sent.
+    pending_stop: Option<String>,
+    is_stopping: bool,
     status: String,
     failed: bool,
 }
 
 impl ServiceManager {
-    /// Prepares to tell it. Nothing is sent yet.
+    /// Creates the socket to send from. It sends nothing yet.
     ///
     /// # Errors
-    /// Where the socket's name is not of a kind that is supported, or the system gives no socket.
+    /// If the manager's socket is not of a supported kind, or the system gives no socket.
     pub fn new(config: &ServiceConfig) -> Result<Self, ServiceError> {
         let address = address(&config.socket)?;
-        // Not connected, so that a manager that was started anew is found again.
+        // It is not connected, so it also reaches a manager that was restarted.
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        let words = Mutex::new(Words::default());
-        Ok(Self { shared: Arc::new(Shared { socket, address, watchdog: config.watchdog, words }) })
+        let sent = Mutex::new(Sent::default());
+        Ok(Self { shared: Arc::new(Shared { socket, address, watchdog: config.watchdog, sent }) })
     }
 
-    /// Says that all ports accept connections, and then, for ever, how the relay is. `look` looks at the whole of it and gives one line.
-    pub async fn keep_told(self, look: impl Fn() -> String) {
-        let period = self.shared.watchdog.map_or(LOOK, |watchdog| LOOK.min(watchdog / PER_WATCHDOG));
+    /// Reports that all ports accept connections, and from then on the relay's status, until it is dropped. `check` examines the whole relay and
+    /// returns its status in one line.
+    pub async fn report(self, check: impl Fn() -> String) {
+        let period =
+            self.shared.watchdog.map_or(CHECK_INTERVAL, |watchdog| CHECK_INTERVAL.min(watchdog / CHECKS_PER_WATCHDOG));
         loop {
-            self.tick(&look);
+            self.tick(&check);
             tokio::time::sleep(period).await;
         }
     }
 
-    /// Says that the end has begun, and that it may take so long. From then on `STATUS` is about the end.
+    /// Reports that the relay has begun to stop, which takes `most` at the most. From then on `STATUS` is about the drain.
     pub fn stopping(&self, most: Duration) {
-        let mut words = self.shared.words.lock();
-        words.is_ending = true;
-        words.stopping =
+        let mut sent = self.shared.sent.lock();
+        sent.is_stopping = true;
+        sent.pending_stop =
             Some(format!("STOPPING=1\nSTATUS=Draining\nEXTEND_TIMEOUT_USEC={}", most.as_micros().min(u64::MAX.into())));
-        self.say_stopping(&mut words);
+        self.send_pending_stop(&mut sent);
     }
 
-    fn tick(&self, look: &impl Fn() -> String) {
-        let was_ending = self.shared.words.lock().is_ending;
-        let status = one_line(&look());
-        let mut words = self.shared.words.lock();
-        self.say_stopping(&mut words);
-        // What was seen before the end began is no longer true.
-        let status = Some(status).filter(|status| was_ending == words.is_ending && *status != words.status);
-        let mut message = Vec::new();
-        if !words.ready && !words.is_ending {
-            message.push("READY=1".to_owned());
+    fn tick(&self, check: &impl Fn() -> String) {
+        let was_stopping = self.shared.sent.lock().is_stopping;
+        let status = one_line(&check());
+        let mut sent = self.shared.sent.lock();
+        self.send_pending_stop(&mut sent);
+        // A status from before the stop is no longer true.
+        let status = Some(status).filter(|status| was_stopping == sent.is_stopping && *status != sent.status);
+        let mut notification = Vec::new();
+        if !sent.ready && !sent.is_stopping {
+            notification.push("READY=1".to_owned());
         }
-        message.extend(status.iter().map(|status| format!("STATUS={status}")));
+        notification.extend(status.iter().map(|status| format!("STATUS={status}")));
         if self.shared.watchdog.is_some() {
-            message.push("WATCHDOG=1".to_owned());
+            notification.push("WATCHDOG=1".to_owned());
         }
-        if !message.is_empty() && self.send(&mut words, &message.join("\n")) {
-            words.ready = true;
-            words.status = status.unwrap_or(std::mem::take(&mut words.status));
-        }
-    }
-
-    fn say_stopping(&self, words: &mut Words) {
-        if let Some(message) = words.stopping.take()
-            && !self.send(words, &message)
-        {
-            words.stopping = Some(message);
+        if !notification.is_empty() && self.send(&mut sent, &notification.join("\n")) {
+            sent.ready = true;
+            if let Some(status) = status {
+                sent.status = status;
+            }
         }
     }
 
-    /// Whether it was taken. The first failure in a row is logged.
-    fn send(&self, words: &mut Words, message: &str) -> bool {
-        let sent = self.shared.socket.send_to_addr(message.as_bytes(), &self.shared.address);
-        if let Err(error) = &sent
-            && !words.failed
+    fn send_pending_stop(&self, sent: &mut Sent) {
+        if let Some(notification) = sent.pending_stop.take()
+            && !self.send(sent, &notification)
         {
-            tracing::warn!(%error, "Cannot tell the service manager how the relay is; retrying every second");
+            sent.pending_stop = Some(notification);
         }
-        words.failed = sent.is_err();
-        sent.is_ok()
+    }
+
+    /// Returns whether the manager's socket accepted it. Only the first of several failures in a row is logged.
+    fn send(&self, sent: &mut Sent, notification: &str) -> bool {
+        let result = self.shared.socket.send_to_addr(notification.as_bytes(), &self.shared.address);
+        if let Err(error) = &result
+            && !sent.failed
+        {
+            tracing::warn!(%error, "Cannot notify the service manager, retrying every second");
+        }
+        sent.failed = result.is_err();
+        result.is_ok()
     }
 }
 
@@ -164,7 +168,8 @@ fn address(name: &OsStr) -> Result<SocketAddr, ServiceError> {
     }
 }
 
-/// Whoever chooses a prefix or an error's text must not be able to add a line, which would be another message.
+/// Replaces control characters and cuts the text to `STATUS_MAX`. Prefixes and error texts come from others, and a line break in one of them would begin
+/// another assignment of the protocol.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(STATUS_MAX));
     for char in text.chars() {
@@ -199,79 +204,89 @@ mod tests {
             Self { socket, _folder: folder, config: ServiceConfig { socket: path.into(), watchdog } }
         }
 
-        fn heard(&self) -> Vec<String> {
-            let mut buffer = [0; 4096];
-            let mut heard = Vec::new();
-            while let Ok(bytes) = self.socket.recv(&mut buffer) {
-                heard.push(String::from_utf8(buffer[..bytes].to_vec()).expect("UTF-8"));
+        /// Fills the socket with messages. A sender has a limit of its own, which may be reached first, so there are several.
+        fn fill(&self, address: &SocketAddr) {
+            loop {
+                let filler = UnixDatagram::unbound().expect("a socket");
+                filler.set_nonblocking(true).expect("a socket that does not block");
+                if filler.send_to_addr(b"X=1", address).is_err() {
+                    return;
+                }
+                while filler.send_to_addr(b"X=1", address).is_ok() {}
             }
-            heard
+        }
+
+        fn received(&self) -> Vec<String> {
+            let mut buffer = [0; 4096];
+            let mut received = Vec::new();
+            while let Ok(bytes) = self.socket.recv(&mut buffer) {
+                received.push(String::from_utf8(buffer[..bytes].to_vec()).expect("UTF-8"));
+            }
+            received
         }
     }
 
     #[test]
-    fn a_status_is_said_when_it_changes_and_never_after_the_end_began() {
+    fn a_status_is_sent_when_it_changes_and_never_from_before_the_stop() {
         let systemd = Systemd::new(None);
         let manager = ServiceManager::new(&systemd.config).expect("a manager");
         let feeds = Cell::new(0);
-        let look = || format!("{} feeds", feeds.get());
-        manager.tick(&look);
-        manager.tick(&look);
+        let check = || format!("{} feeds", feeds.get());
+        manager.tick(&check);
+        manager.tick(&check);
         feeds.set(1);
-        manager.tick(&look);
-        assert_eq!(systemd.heard(), ["READY=1\nSTATUS=0 feeds", "STATUS=1 feeds"]);
-        // The end begins while somebody looks.
+        manager.tick(&check);
+        assert_eq!(systemd.received(), ["READY=1\nSTATUS=0 feeds", "STATUS=1 feeds"]);
+        // The stop begins during a check.
         manager.tick(&|| {
             manager.stopping(Duration::from_secs(7));
             "serving".to_owned()
         });
         manager.tick(&|| "1 connection left".to_owned());
         assert_eq!(
-            systemd.heard(),
+            systemd.received(),
             ["STOPPING=1\nSTATUS=Draining\nEXTEND_TIMEOUT_USEC=7000000", "STATUS=1 connection left"]
         );
     }
 
     #[test]
-    fn the_watchdog_hears_of_each_look_that_returned_and_of_no_other() {
+    fn the_watchdog_is_notified_after_each_check_that_returns_and_after_no_other() {
         let systemd = Systemd::new(Some(Duration::from_secs(30)));
         let manager = ServiceManager::new(&systemd.config).expect("a manager");
         manager.tick(&|| "well".to_owned());
         manager.tick(&|| "well".to_owned());
-        assert_eq!(systemd.heard(), ["READY=1\nSTATUS=well\nWATCHDOG=1", "WATCHDOG=1"]);
+        assert_eq!(systemd.received(), ["READY=1\nSTATUS=well\nWATCHDOG=1", "WATCHDOG=1"]);
         let stuck = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             manager.tick(&|| -> String { std::panic::resume_unwind(Box::new("stuck")) });
         }));
-        assert!(stuck.is_err() && systemd.heard().is_empty());
+        assert!(stuck.is_err() && systemd.received().is_empty());
     }
 
     #[test]
-    fn what_a_full_socket_did_not_take_is_said_later() {
+    fn what_a_full_socket_did_not_accept_is_sent_later() {
         let systemd = Systemd::new(None);
         let manager = ServiceManager::new(&systemd.config).expect("a manager");
-        let filler = UnixDatagram::unbound().expect("a socket");
-        filler.set_nonblocking(true).expect("a socket that does not block");
-        while filler.send_to_addr(b"X=1", &manager.shared.address).is_ok() {}
+        systemd.fill(&manager.shared.address);
         manager.tick(&|| "well".to_owned());
-        assert!(systemd.heard().iter().all(|message| message == "X=1"));
+        assert!(systemd.received().iter().all(|message| message == "X=1"));
         manager.tick(&|| "well".to_owned());
-        assert_eq!(systemd.heard(), ["READY=1\nSTATUS=well"]);
-        while filler.send_to_addr(b"X=1", &manager.shared.address).is_ok() {}
+        assert_eq!(systemd.received(), ["READY=1\nSTATUS=well"]);
+        systemd.fill(&manager.shared.address);
         manager.stopping(Duration::ZERO);
-        systemd.heard();
+        systemd.received();
         manager.tick(&|| "Draining".to_owned());
-        assert_eq!(systemd.heard()[0], "STOPPING=1\nSTATUS=Draining\nEXTEND_TIMEOUT_USEC=0");
+        assert_eq!(systemd.received()[0], "STOPPING=1\nSTATUS=Draining\nEXTEND_TIMEOUT_USEC=0");
     }
 
     #[test]
-    fn no_text_adds_a_message_and_none_is_too_long() {
+    fn no_text_adds_an_assignment_and_none_is_too_long() {
         assert_eq!(one_line("a\nMAINPID=1\r\u{85}b"), "a MAINPID=1  b");
         let long = one_line(&"ä".repeat(1000));
         assert!(long.len() <= STATUS_MAX && long.ends_with("ä…"), "{long}");
     }
 
     #[test]
-    fn a_socket_that_is_no_path_and_no_abstract_name_is_refused() {
+    fn a_socket_that_is_neither_a_path_nor_an_abstract_name_is_refused() {
         for name in ["", "notify", "vsock:2:1234"] {
             let error = address(OsStr::new(name)).expect_err(name).to_string();
             assert!(error.contains("NOTIFY_SOCKET"), "{error}");

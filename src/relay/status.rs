@@ -1,7 +1,7 @@
-//! [`Status`]: how the relay is, in one line for the service manager.
+//! [`Status`]: the relay's status in one line, for the service manager.
 //!
-//! Not here: how the line gets there, see `service`. Always holds: the line is made from the feeds themselves, each locked once, so that no line comes
-//! from a relay of which a feed is stuck.
+//! Not here: how the line is sent, see `service`. Always holds: the line is made from the feeds themselves, each locked once, so a relay with a feed that
+//! is stuck makes no line.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::{
     telemetry::ReadyBoard,
 };
 
-/// The reason for not being ready while the relay ends.
+/// The reason for not being ready while the relay stops.
 pub(super) const STOPPING: &str = "stopping";
 
-/// Reasons that are named. A relay with many prefixes has as many at its start, and the line is short.
+/// Most reasons in a line. A relay with many prefixes has as many reasons when it starts.
 const REASONS: usize = 3;
 
 /// See the module.
@@ -32,7 +32,7 @@ impl Status {
     }
 }
 
-/// The number of connections is only in the line of the end: a line that differs every second is work for the manager.
+/// Only the line of the drain has the number of connections, because the manager has to handle each line that differs from the one before.
 fn line(reasons: &[String], (live, feeds): (usize, usize), connections: usize) -> String {
     if reasons.iter().any(|reason| reason == STOPPING) {
         return format!("Draining, connections left: {connections}");

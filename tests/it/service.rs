@@ -142,7 +142,7 @@ async fn a_manager_that_cannot_be_reached_keeps_nobody_from_being_served() {
         let relay = RelayCommand::demo().env("NOTIFY_SOCKET", name).start().await;
         eventually("it is logged", async || relay.log().contains(words).then_some(())).await;
         WatchStream::open(&relay.endpoint()).await.created(client::prefix("/served/")).await;
-        assert_eq!(relay.log().matches("Cannot tell the service manager").count(), 1, "{}", relay.log());
+        assert_eq!(relay.log().matches("Cannot notify the service manager").count(), 1, "{}", relay.log());
     }
 }
 
