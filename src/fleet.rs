@@ -15,7 +15,7 @@ mod shed;
 
 pub use self::{
     age::{age_rate, greatest_age},
-    drain::{Drain, spread},
+    drain::{Drain, last_spread, spread},
     load::{Load, Publishing},
     rate::Rate,
     shed::{STEP, Shedding},

@@ -26,7 +26,7 @@ pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
     critical::Failure,
-    fleet::spread,
+    fleet::{last_spread, spread},
     front::{
         self, Inspect,
         access::Access,
@@ -226,7 +226,7 @@ impl Relay {
         } = self;
         let phases = Phases::new();
         let ready = ReadyBoard::new();
-        let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
+        let stop = Stop { leave: phases.leave.clone(), accept: phases.accept.clone(), abort: phases.abort.clone() };
 
         let upstream::Running { upstream, forward, own, version, patience, members, load } = run(data, &phases, &ready);
         let core = core::wire(&config, upstream, patience, forward, own, &phases, &ready);
@@ -236,6 +236,7 @@ impl Relay {
         {
             phases.spawn_upkeep("balance of the fleet", balance.run());
         }
+        let relays = core.relays.clone();
         let status = status::Status { hub: core.hub.clone(), ready: ready.clone(), connections: connections.clone() };
         let trust = Arc::new(config.views.lainlet.trust.clone());
         let gate = |audience, flag| Gate { audience, trust: trust.clone(), flag };
@@ -312,7 +313,8 @@ impl Relay {
             phases.spawn_port("HTTP port", http.serve(port, stop.clone()));
         }
         // No client is served there, and whoever watches the relay is to see how it ends.
-        let last = Stop { accept: phases.upstream.clone(), abort: phases.upstream.clone() };
+        let last = phases.upstream.clone();
+        let last = Stop { leave: last.clone(), accept: last.clone(), abort: last };
         for port in metrics_only {
             let router = metrics_only::router(process.clone());
             phases.spawn_upkeep(
@@ -338,7 +340,11 @@ impl Relay {
             if let Some(manager) = &manager {
                 manager.stopping(config.drain_time + LAST_STEPS);
             }
-            let drained = phases.end(config.drain_time, spread(config.drain_time), &shutdown).await;
+            if relays.as_ref().is_some_and(grpc::Members::knows_others) {
+                phases.accept.cancel();
+            }
+            let spread = spread(config.drain_time);
+            let drained = phases.end(config.drain_time, spread + last_spread(spread), &shutdown).await;
             tracing::info!(cut_off = drained == Drained::CutOff, "Ended");
             drained
         };

@@ -19,7 +19,7 @@ use crate::critical::Tasks;
 pub enum Phase {
     /// Serving.
     Running,
-    /// Not ready any more, and no new connections; streams are told to end and calls to finish.
+    /// Not ready any more; connections are asked to leave, streams to end and calls to finish.
     Draining,
     /// All connections have ended, or were cut off at the end of the drain time.
     Drained,
@@ -89,7 +89,10 @@ impl Shutdown {
 #[derive(Debug)]
 pub struct Phases {
     phase: watch::Sender<Phase>,
-    /// Cancelled first: ports stop accepting and ask their connections to leave, one after the other.
+    /// Cancelled first: ports ask their connections to leave, one after the other, and then stop accepting.
+    pub leave: CancellationToken,
+    /// Cancelled when ports should accept nothing more, although not all connections were asked: when clients are known
+    /// to have another relay.
     pub accept: CancellationToken,
     /// Cancelled after the ports had time to ask their connections to leave: streams that are still open send their
     /// last messages.
@@ -122,6 +125,7 @@ impl Phases {
     pub fn new() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Running),
+            leave: CancellationToken::new(),
             accept: CancellationToken::new(),
             streams: CancellationToken::new(),
             abort: CancellationToken::new(),
@@ -154,7 +158,7 @@ impl Phases {
     /// have not ended with their connections are told to end after `spread`.
     pub async fn end(&self, drain_time: Duration, spread: Duration, shutdown: &Shutdown) -> Drained {
         self.enter(Phase::Draining);
-        self.accept.cancel();
+        self.leave.cancel();
         self.clients.close();
         // In one branch, so that all of it together takes no longer than the drain time.
         let told = async {
@@ -170,6 +174,7 @@ impl Phases {
             () = tokio::time::sleep(drain_time) => Drained::CutOff,
             () = told => Drained::CutOff,
         };
+        self.accept.cancel();
         self.streams.cancel();
         self.abort.cancel();
         ended(self.clients.wait(), || self.clients.len()).await;

@@ -145,6 +145,7 @@ pub(super) struct Ports {
 
     /// Longest wait for clients to finish after SIGTERM or SIGINT, before their connections are cut. 0s waits for none.
     /// Clients are asked to leave one after the other: at least 25 per second, and all within two thirds of this time.
+    /// If the relay knows no other (--resolver-prefix), it serves those that come back, and asks them again at the end.
     /// A longer time spares the relays that take over, and lets longer calls finish, but a restart takes longer
     #[arg(long, env = "ETCD_RELAY_DRAIN_TIME", value_name = "TIME", default_value_t = Time(relay::DRAIN_TIME))]
     pub(super) drain_time: Time,

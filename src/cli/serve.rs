@@ -118,7 +118,8 @@ struct UpstreamFlags {
     max_forwarded_per_client: NonZeroUsize,
 
     /// How long a forwarded call waits for a reachable member, within its own timeout, as in etcd's own clients. 0s
-    /// refuses it at once. With a longer time calls survive a longer restart of etcd, but more of them wait meanwhile
+    /// refuses it at once. With a longer time calls survive a longer restart of etcd, but more of them wait meanwhile.
+    /// Writes also wait for an election, for 2.5s at most
     #[arg(long, env = "ETCD_RELAY_FORWARD_WAIT", value_name = "TIME", default_value_t = Time(forward::ForwardConfig::WAIT))]
     forward_wait: Time,
 

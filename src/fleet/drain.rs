@@ -5,6 +5,9 @@
 //! asked by the end is cut off without a last progress report, which is worse for everybody than a slightly higher
 //! rate. So a drain that is late goes faster, but no faster than it must, and is over after five sixths of the drain
 //! time.
+//!
+//! A client that knows no other relay comes back to this one. It is served, and asked a second time at the very end, so
+//! that it waits for little more than the restart. Its leases must not end meanwhile.
 //! Always holds: a drain that is not late asks no more than its rate in any second, apart from the burst that [`Rate`]
 //! allows.
 
@@ -44,6 +47,12 @@ pub struct Drain {
 #[must_use]
 pub fn spread(drain_time: Duration) -> Duration {
     drain_time * 2 / 3
+}
+
+/// The part of the drain time, after the spread, in which connections are asked that came meanwhile: a twelfth.
+#[must_use]
+pub fn last_spread(spread: Duration) -> Duration {
+    spread / 8
 }
 
 impl Drain {

@@ -351,7 +351,17 @@ impl Session {
         let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
         self.unconfirmed = true;
-        let confirmed = match tokio::time::timeout(CURRENT_PATIENCE, confirm).await {
+        let mut agreement = self.shared.hub.agreement();
+        // Both branches are cancel safe.
+        let confirmed = tokio::select! {
+            biased;
+            confirmed = tokio::time::timeout(CURRENT_PATIENCE, confirm) => confirmed,
+            () = no_agreement(&mut agreement) => {
+                tracing::debug!("Watch requests are served without the current revision: no member knows it now");
+                return false;
+            }
+        };
+        let confirmed = match confirmed {
             Ok(Ok(confirmed)) => confirmed,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Watch requests are served without the current revision");
@@ -572,7 +582,16 @@ async fn read(
 
 /// Waits until the cluster has lost its leader for good. Cancel safe.
 async fn lost_leader(agreement: &mut watch::Receiver<Agreement>) {
-    if agreement.wait_for(|agreement| *agreement == Agreement::LeaderLost).await.is_err() {
+    until(agreement, |agreement| *agreement == Agreement::LeaderLost).await;
+}
+
+/// Waits until no member answers for the cluster, for instance during an election. Cancel safe.
+async fn no_agreement(agreement: &mut watch::Receiver<Agreement>) {
+    until(agreement, |agreement| *agreement > Agreement::Reached).await;
+}
+
+async fn until(agreement: &mut watch::Receiver<Agreement>, holds: impl FnMut(&Agreement) -> bool) {
+    if agreement.wait_for(holds).await.is_err() {
         // The sender is gone, so nothing will change.
         std::future::pending().await
     }

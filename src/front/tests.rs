@@ -134,7 +134,7 @@ fn serve() -> Ports {
     };
     let (grpc, http) = (bind(Port::Grpc), bind(Port::Http));
     let (grpc_addr, http_addr) = (grpc.addr(), http.addr());
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     let (health, keep) = grpc::health(told.ready.clone());
     tokio::spawn(keep);
     let port = GrpcPort {
@@ -368,7 +368,7 @@ async fn a_port_for_metrics_has_metrics_and_health_and_nothing_else() {
     let config = listen::PortConfig::new(Port::Metrics, SocketAddr::from(([127, 0, 0, 1], 0)));
     let bound = Bound::bind(config, Arc::default()).expect("bound");
     let addr = bound.addr();
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     tokio::spawn(
         bound.serve(HttpPort::new(metrics_only::router(ports.told.clone()), metrics_only::ABOUT, ports.grpc), stop),
     );

@@ -50,6 +50,12 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
     /// As the transport fails, or if no leader answers in time.
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError>;
 
+    /// Waits until feeds should watch at another member than this one. Upstreams that cannot know never return. Cancel
+    /// safe.
+    async fn left(&self, _member: &str) {
+        std::future::pending().await
+    }
+
     /// Whether the cluster can reach agreement. The receiver is notified of changes; upstreams that cannot know never
     /// send one.
     fn agreement(&self) -> watch::Receiver<Agreement> {
@@ -74,6 +80,8 @@ pub enum Agreement {
     /// It can, or nobody has asked yet.
     #[default]
     Reached,
+    /// No member has answered for a moment. It may be an election, or a slow cluster.
+    Late,
     /// No member knows what the cluster agrees on. Some may serve what they have.
     Silent,
     /// The members that answer have no leader.

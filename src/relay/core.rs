@@ -45,6 +45,8 @@ pub struct Core {
     pub sessions: Sessions,
     /// Lainlet's views; `None` if they are off.
     pub lainlet: Option<Lainlet>,
+    /// Names relays to clients; `None` if clients are told of etcd's members.
+    pub relays: Option<Members>,
 }
 
 /// Makes the hub over `upstream`, opens the configured feeds, and makes the calls that are answered from them.
@@ -111,7 +113,7 @@ pub fn wire(
         stop: phases.streams.clone(),
     };
     let members = config.advertise.as_ref().map(|advertise| Members::new(&advertise.advertised, hub.clone()));
-    let api = EtcdApi::new(sessions.clone(), forward.clone(), streams.clone(), phases.clients.clone(), members);
+    let api = EtcdApi::new(sessions.clone(), forward.clone(), streams.clone(), phases.clients.clone(), members.clone());
     let lainlet = (config.views.feeds != LainletFeeds::Off).then(|| {
         let (tasks, stop) = (phases.upkeep.clone(), phases.upstream.clone());
         Lainlet::new(config.views.lainlet.clone(), hub.clone(), tasks, stop)
@@ -121,7 +123,7 @@ pub fn wire(
             phases.spawn_upkeep("readiness of a feed", hold_ready(feed.clone(), ready.clone()));
         }
     }
-    Core { hub, access, api, forward, streams, users, sessions, lainlet }
+    Core { hub, access, api, forward, streams, users, sessions, lainlet, relays: members }
 }
 
 /// Keeps the process not ready while `feed` does not serve, or could not go on if it lost its watch. This begins with

@@ -134,7 +134,7 @@ fn over_etcd(over: OverEtcd, phases: &Phases, ready: &ReadyBoard) -> Running {
     if let Some(registration) = registration {
         // It ends with the ports, and the shutdown waits for it as for them, so clients that look for a relay then find
         // another one.
-        let stop = phases.accept.clone();
+        let stop = phases.leave.clone();
         phases.spawn_port("registration", upstream.clone().keep_registered(registration, stop));
     }
     let version = probe.version();

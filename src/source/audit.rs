@@ -164,7 +164,7 @@ impl Audit {
     }
 
     fn may_ask(&self, feed: &Feed) -> bool {
-        feed.is_steady() && *self.agreement.borrow() == Agreement::Reached
+        feed.is_steady() && *self.agreement.borrow() <= Agreement::Late
     }
 
     /// Compares the next page. Returns how the audit ended, if it did.

@@ -108,6 +108,7 @@ impl FeedRunner for Driver {
             feed,
             outage: Outage::default(),
             denied: false,
+            at: None,
             replaced: None,
             patience: BEHIND.0,
             fresh: false,
@@ -132,6 +133,8 @@ struct Driving {
     outage: Outage,
     /// The last failure was a refusal of the relay's user.
     denied: bool,
+    /// The member of the last watch, until the pause after it.
+    at: Option<Arc<str>>,
     /// When the cluster was last replaced by another one, and the delays before the next replacement.
     replaced: Option<(Instant, ExponentialBackoff)>,
     /// How long a watch may bring nothing while the cluster has more.
@@ -251,6 +254,7 @@ impl Driving {
             }
         }
         self.denied = false;
+        self.at = upstream.member();
         self.feed.follows(upstream.trusts_progress(), upstream.member());
         if let Some(failures) = self.outage.ended() {
             tracing::info!(range = %self.feed.range(), revision = self.feed.revision().get(), failures,
@@ -530,15 +534,23 @@ impl Driving {
         let mut agreement = self.driver.upstream.agreement();
         let before = *agreement.borrow();
         let agreed = async {
-            let changed = |now: &Agreement| (*now == Agreement::Reached) != (before == Agreement::Reached);
+            let changed = |now: &Agreement| (*now > Agreement::Late) != (before > Agreement::Late);
             if agreement.wait_for(changed).await.is_err() {
                 // This upstream never reports it.
                 std::future::pending().await
             }
         };
+        let at = self.at.take();
+        let elsewhere = async {
+            match &at {
+                Some(member) => self.driver.upstream.left(member).await,
+                None => std::future::pending().await,
+            }
+        };
         // All branches are cancel safe. If there was a doubt before, the request about it may be what failed.
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
+            () = elsewhere => {}
             () = doubts => {}
             () = agreed => {}
         }

@@ -416,6 +416,10 @@ impl Upstream for EtcdUpstream {
         self.members.agreement()
     }
 
+    async fn left(&self, member: &str) {
+        self.members.others_for_watch(member).await;
+    }
+
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
         let (key, end) = request.range.to_wire();
         let mut options = WatchOptions::new()

@@ -97,7 +97,8 @@ pub struct ForwardConfig {
     pub stream_window: NonZeroU32,
     /// The most calls of one client that are under way; one more is refused.
     pub max_per_client: NonZeroUsize,
-    /// How long a call that was not sent yet waits until a member can be reached; with zero it is refused at once.
+    /// How long a call that was not sent yet waits until a member can be reached; with zero it is refused at once. A
+    /// write also waits for an election, but no longer than this.
     pub wait: Duration,
 }
 

@@ -38,6 +38,9 @@ const FIRST_VERDICT: Duration = Duration::from_secs(1);
 /// How long a write may still be answered after its member has answered under a later leader than the one at that time.
 /// A write that was not lost is applied before that answer. etcd itself gives up after seven seconds.
 const LOST: Duration = Duration::from_secs(1);
+/// How long writes wait while it is in question whether the cluster can agree. With etcd's default settings an election
+/// takes one to two seconds.
+const ELECTION: Duration = Duration::from_millis(2500);
 /// The health of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,7 +92,7 @@ impl Members {
         let members: Vec<Member> = endpoints.iter().cloned().map(Member::new).collect();
         (0..members.len()).for_each(|index| healthy_metric(index, Some(false)));
         gauge!(names::UPSTREAM_LEADERLESS).set(0.0);
-        let view = View { members, preferred: 0, quorum: Quorum::Unknown };
+        let view = View { members, preferred: 0, quorum: Quorum::Unknown, in_question: None };
         let shared =
             MembersInner { view: watch::Sender::new(view), doubts: Notify::new(), agreement: watch::Sender::default() };
         Self { shared: Arc::new(shared) }
@@ -169,12 +172,45 @@ impl Members {
         .await;
     }
 
+    /// Waits until feeds should watch at another member than the one with this address. Cancel safe.
+    pub(super) async fn others_for_watch(&self, endpoint: &str) {
+        loop {
+            let mut view = self.shared.view.subscribe();
+            if self.endpoint(self.for_watch()).to_string() != endpoint {
+                return;
+            }
+            // This fails only if the sender is gone, and `self` has one.
+            let _ = view.changed().await;
+        }
+    }
+
+    /// Whether it is in question that the cluster can agree.
+    pub(super) fn is_in_question(&self) -> bool {
+        self.shared.view.borrow().in_question.is_some_and(|since| since.elapsed() < ELECTION)
+    }
+
+    /// Waits until a member answers for the cluster, if that is in question: otherwise a write might be passed on to a
+    /// leader that is gone, and be lost with it. Not longer than an election takes. Cancel safe.
+    pub(super) async fn out_of_question(&self) {
+        let since = self.shared.view.borrow().in_question;
+        if let Some(since) = since {
+            let answered = self.until(|view| view.in_question.is_none());
+            // Without an answer the members' own errors are the best answer.
+            let _ = tokio::time::timeout_at(since + ELECTION, answered).await;
+        }
+    }
+
     /// Waits until a proposal that was sent to the member at `sent` will hardly be answered any more, because it was
     /// lost with the leader at that time. The member has answered under a later leader, so it has applied everything
     /// from the earlier one, and has had [`LOST`] to report it. Cancel safe.
     pub(super) async fn lost_with_leader(&self, member: usize, sent: Instant) {
         self.until(|view| view.members[member].led.since.is_some_and(|since| since > sent)).await;
         tokio::time::sleep(LOST).await;
+    }
+
+    /// Waits until any member answers under a later leader than the one at `sent`. Cancel safe.
+    pub(super) async fn led_anew(&self, sent: Instant) {
+        self.until(|view| view.listed().any(|(_, member)| member.led.since.is_some_and(|since| since > sent))).await;
     }
 
     /// The member answered a request that needs a leader, in this raft term.
@@ -185,7 +221,8 @@ impl Members {
             if later {
                 *led = Led { term, since: known.then(Instant::now) };
             }
-            known && later
+            let answered = view.in_question.take().is_some();
+            known && later || answered
         });
     }
 
@@ -223,6 +260,21 @@ impl Members {
     pub(super) fn doubt(&self, member: usize) {
         tracing::trace!(endpoint = %self.endpoint(member), "An etcd member is in doubt");
         self.shared.doubts.notify_one();
+    }
+
+    /// The connection of a call to this member broke, or could not be made. If it was the leader, nobody knows yet
+    /// whether the others can agree.
+    pub(super) fn broken(&self, member: usize) {
+        self.shared.view.send_if_modified(|view| view.health_of(member) <= Health::Unknown && view.question());
+        self.doubt(member);
+    }
+
+    /// No member has answered for the cluster for a moment.
+    fn late(&self) {
+        self.shared.view.send_if_modified(View::question);
+        if *self.shared.agreement.borrow() == Agreement::Reached {
+            self.agree(Agreement::Late);
+        }
     }
 
     /// A watch on this member did not bring what another member has. Feeds avoid it for a while. Returns false if they
@@ -285,6 +337,7 @@ impl Members {
                 None => view.quorum,
             };
             changed |= std::mem::replace(&mut view.quorum, quorum) != quorum;
+            changed |= fastest.is_some() && view.in_question.take().is_some();
             let best = |view: &View| view.listed().map(|(_, member)| member.health).min();
             if let Some(fastest) = fastest
                 && Some(view.members[view.preferred].health) > best(view)
@@ -326,6 +379,14 @@ impl Members {
         if changed {
             gauge!(names::UPSTREAM_LEADERLESS).set(if agreement >= Agreement::Leaderless { 1.0 } else { 0.0 });
         }
+    }
+}
+
+#[cfg(test)]
+impl Members {
+    /// The judge finds that this member answers for the cluster.
+    pub(super) fn answered(&self, member: usize) {
+        self.found([(member, Finding::Answered)], Some(member));
     }
 }
 

@@ -181,7 +181,7 @@ pub const MEMBER: &str = "member";
 pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
 /// Forwarded reads that were sent again to another member, since the first one did not answer.
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
-/// Forwarded calls that wait now until a member can be reached.
+/// Forwarded calls that wait now until a member can be reached, or answers for the cluster.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
 /// TLS handshakes with clients, by [`Port`] and [`Handshake`].
 pub const TLS_HANDSHAKES: &str = "etcd_relay_tls_handshakes_total";
@@ -570,7 +570,10 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FORWARDS, "Forwarded calls that are running now"),
     (UPSTREAM_CONNECTIONS, "Connections to etcd that are open now, by what they are used for"),
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what it is used for"),
-    (FORWARDS_HELD, "Forwarded calls that wait until an etcd member can be reached"),
+    (
+        FORWARDS_HELD,
+        "Forwarded calls that wait until an etcd member can be reached, and writes that wait for an election",
+    ),
     (AUDIT_COMPLETED, "When the audit last finished with all feeds, in seconds since 1970; 0 before that"),
     (FEED_LAG_REVISIONS, "Revisions of the store by which the slowest feed is behind etcd"),
     (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd; the longest time of all feeds"),

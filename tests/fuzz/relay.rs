@@ -106,7 +106,7 @@ impl Relay {
             gateway: Gateway::new(etcd_relay::pb::FILE_DESCRIPTOR_SET).expect("descriptors"),
             member: axum::Router::new(),
         };
-        let stop = Stop { accept: phases.accept.clone(), abort: phases.abort.clone() };
+        let stop = Stop { leave: phases.leave.clone(), accept: phases.accept.clone(), abort: phases.abort.clone() };
         let server = Server::new(port, grpc, Arc::new(Connections::default()), stop);
         let (client, socket) = tokio::io::duplex(10_000);
         server.serve(socket, SocketAddr::from((Ipv4Addr::LOCALHOST, 10_000))).expect("there is room");

@@ -15,7 +15,6 @@ use etcd_relay::{
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
-use tokio_util::sync::CancellationToken;
 
 /// Where the port differs, or may differ, with the reason. `*` stands for any text.
 const DEVIATIONS: &[(&str, &str, &str)] = &[
@@ -41,7 +40,7 @@ async fn a_port_keeps_to_the_rfcs_of_http2() {
         Bound::bind(PortConfig::new(Port::Grpc, SocketAddr::from(([127, 0, 0, 1], 0))), Arc::<Connections>::default());
     let bound = bound.expect("a free port");
     let port = bound.addr().port().to_string();
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     let service = service_fn(|request: Request<RequestBody>| async move {
         // Like a call: the whole request is read first.
         let read = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());

@@ -97,6 +97,12 @@ impl Members {
         writer.finish()
     }
 
+    /// Whether other relays are registered.
+    #[must_use]
+    pub fn knows_others(&self) -> bool {
+        self.registered().iter().any(|member| member.client_ur_ls != self.own.client_ur_ls)
+    }
+
     /// The registered relays whose values can be read.
     fn registered(&self) -> Vec<Member> {
         let Some((feed, range)) = &self.registered else { return Vec::new() };
@@ -159,6 +165,7 @@ mod tests {
         assert_eq!(urls(&Members::new(&advertised(None), hub.clone())), alone);
         let members = Members::new(&advertised(Some("/relays")), hub.clone());
         assert_eq!(urls(&members), alone, "before the feed has read them");
+        assert!(!members.knows_others());
         let mut map = KeyMap::default();
         let mut put = |key: &str, value: &str| {
             let fields = crate::types::KeyValueFields {
@@ -177,5 +184,12 @@ mod tests {
         feed.set_state(FeedState::Live);
         let named = |name: &str| (name.to_owned(), format!("http://{name}:1"));
         assert_eq!(urls(&members), [named("a"), named("b")]);
+        assert!(members.knows_others());
+        let mut map = KeyMap::default();
+        let (key, value) = advertised(Some("/relays")).registration().expect("one");
+        let fields = crate::types::KeyValueFields { key, value, ..Default::default() };
+        drop(map.insert(Arc::new(crate::types::KeyValue::new(&fields))));
+        feed.install(Arc::default(), map, Revision::new(6));
+        assert!(!members.knows_others(), "it has only its own registration");
     }
 }

@@ -25,8 +25,8 @@ use crate::{
 const SYSTEM_PAUSE: Duration = Duration::from_millis(500);
 
 impl Bound {
-    /// Serves until `stop.accept`, and then until all connections have finished or `stop.abort`. See [`Server::new`]
-    /// for `service`.
+    /// Serves until `stop.accept`, or until all connections were asked to leave after `stop.leave`; and then until all
+    /// connections have finished or `stop.abort`. See [`Server::new`] for `service`.
     pub async fn serve<S, B>(self, service: S, stop: Stop)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -38,12 +38,21 @@ impl Bound {
     {
         let Self { listeners, config, connections, pacing } = self;
         let (tls, terms) = (config.tls.clone(), Terms { port: config.port, limit: config.max_connections });
+        let closed = stop.accept.child_token();
+        let stop = Stop { accept: closed.clone(), ..stop };
         let server = Server::paced(service, config, connections, stop.clone(), pacing);
-        join_all(listeners.into_iter().map(|Listener { socket, address }| {
+        let accepting = join_all(listeners.into_iter().map(|Listener { socket, address }| {
             let tls = tls.clone().filter(|_| address.secure);
             accept(socket, tls, terms, &server, &stop)
-        }))
-        .await;
+        }));
+        // A client that knows no other relay comes back here. If it were refused, it would wait longer and longer
+        // between its attempts, and its leases would end before it comes to the next process.
+        let leaving = closed.run_until_cancelled(async {
+            stop.leave.cancelled().await;
+            server.ask_present().await;
+            closed.cancel();
+        });
+        tokio::join!(accepting, leaving);
         server.finish().await;
     }
 }

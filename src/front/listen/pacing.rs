@@ -1,13 +1,14 @@
 //! [`Pacing`]: asks the connections of a port to leave, one after the other.
 //!
 //! A client that is asked to leave reconnects elsewhere at once. If all did so at the same moment, the other relays
-//! would face a storm. So a stopping port asks connections in random order over a part of the drain time. If
+//! would face a storm. So a stopping port asks connections in random order over a part of the drain time. Unless the
+//! relay knows of others, connections that arrive meanwhile are asked after all of these, in a shorter time. If
 //! connections have a greatest age, each has an age of its own, so that clients which came together do not leave
 //! together. Some are also asked to leave if the relay has more than its share.
 //!
 //! How many are asked per second is decided in `crate::fleet`. A connection that is asked to leave sends GOAWAY and its
 //! streams end; see `http2` and the users of the token in a request's extensions. Always holds: a connection is asked
-//! once, and one that arrives while the port stops is asked at once. After a delay, only a few at a time are asked to
+//! once, and one that arrives when all are asked is asked at once. After a delay, only a few at a time are asked to
 //! catch up.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{Drain, Rate, age_rate, greatest_age},
+    fleet::{Drain, Rate, age_rate, greatest_age, last_spread},
     telemetry::names::{self, LeaveReason, Port},
 };
 
@@ -41,11 +42,24 @@ pub struct Pacing {
 #[derive(Debug, Default)]
 struct State {
     open: Slab<Open>,
-    /// The places of connections that were not asked yet, in no order.
+    /// The places of connections that were not asked yet. The first `leaving` of them are those that a stopping port
+    /// asks first, in no order; the others follow, also in no order.
     staying: Vec<usize>,
+    leaving: usize,
     /// When each of these reaches its greatest age.
     ages: BTreeSet<(Instant, usize)>,
-    stopping: bool,
+    phase: Phase,
+}
+
+/// Whether the port stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Running,
+    /// Those that were there at its beginning are asked, and new ones are served.
+    Leaving,
+    /// All are asked.
+    Ending,
 }
 
 #[derive(Debug)]
@@ -88,16 +102,16 @@ impl Pacing {
         let token = CancellationToken::new();
         let old = self.max_age.map(|age| Instant::now() + greatest_age(age, rand::rng().random()));
         let mut state = self.state.lock();
-        let stopping = state.stopping;
+        let ending = state.phase == Phase::Ending;
         let place = state.open.insert(Open { token: token.clone(), staying: None });
-        if !stopping {
+        if !ending {
             let index = state.staying.len();
             state.staying.push(place);
             state.open[place].staying = Some((index, old));
             state.ages.extend(old.map(|old| (old, place)));
         }
         drop(state);
-        if stopping {
+        if ending {
             token.cancel();
         }
         Place { pacing: self.clone(), place, token }
@@ -116,14 +130,30 @@ impl Pacing {
         }
     }
 
-    /// Asks all connections to leave.
-    pub(super) async fn ask_all(&self) {
+    /// Asks the connections that are there now to leave. Those that arrive meanwhile are served.
+    pub(super) async fn ask_present(&self) {
         let count = {
             let mut state = self.state.lock();
-            state.stopping = true;
-            state.staying.len()
+            state.phase = Phase::Leaving;
+            state.leaving = state.staying.len();
+            state.leaving
         };
         let mut drain = Drain::new(count, self.spread, self.origin.elapsed());
+        let pass = |now| drain.pass(now, self.state.lock().leaving);
+        self.ask_while(pass, LeaveReason::Stopping, State::let_leaving_go).await;
+    }
+
+    /// Asks all connections to leave: in a short time if those that were there first were asked before.
+    pub(super) async fn ask_all(&self) {
+        let (count, spread) = {
+            let mut state = self.state.lock();
+            let spread = match std::mem::replace(&mut state.phase, Phase::Ending) {
+                Phase::Running => self.spread,
+                Phase::Leaving | Phase::Ending => last_spread(self.spread),
+            };
+            (state.staying.len(), spread)
+        };
+        let mut drain = Drain::new(count, spread, self.origin.elapsed());
         let pass = |now| drain.pass(now, self.staying());
         self.ask_while(pass, LeaveReason::Stopping, State::let_any_go).await;
     }
@@ -154,7 +184,16 @@ impl Pacing {
 impl State {
     /// Takes any connection that has not been asked.
     fn let_any_go(&mut self) -> Option<CancellationToken> {
-        let count = self.staying.len();
+        self.let_one_go_of(self.staying.len())
+    }
+
+    /// Takes any of those that a stopping port asks first.
+    fn let_leaving_go(&mut self) -> Option<CancellationToken> {
+        self.let_one_go_of(self.leaving)
+    }
+
+    /// Takes any of the first `count`.
+    fn let_one_go_of(&mut self, count: usize) -> Option<CancellationToken> {
         let place = (count > 0).then(|| self.staying[rand::rng().random_range(0..count)])?;
         self.let_go(place)
     }
@@ -170,16 +209,31 @@ impl State {
         let open = self.open.get_mut(place)?;
         let (index, old) = open.staying.take()?;
         let token = open.token.clone();
-        self.staying.swap_remove(index);
+        let mut gap = index;
+        if index < self.leaving {
+            // The last of these takes its place, so that they stay together.
+            self.leaving -= 1;
+            self.staying.swap(index, self.leaving);
+            self.note_index(index);
+            gap = self.leaving;
+        }
+        self.staying.swap_remove(gap);
+        self.note_index(gap);
+        if let Some(old) = old {
+            self.ages.remove(&(old, place));
+        }
+        Some(token)
+    }
+}
+
+impl State {
+    /// Notes that the connection at this index of `staying` has come there.
+    fn note_index(&mut self, index: usize) {
         if let Some(moved) = self.staying.get(index)
             && let Some((at, _)) = &mut self.open[*moved].staying
         {
             *at = index;
         }
-        if let Some(old) = old {
-            self.ages.remove(&(old, place));
-        }
-        Some(token)
     }
 }
 
@@ -226,6 +280,35 @@ mod tests {
         assert_eq!(asked(&places), 2_000);
         assert!(pacing.join().token().is_cancelled(), "a connection that arrives now is asked at once");
         assert_eq!(pacing.staying(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_come_back_are_served_until_all_others_were_asked_and_leave_soon_after() {
+        let spread = Duration::from_secs(16);
+        let pacing = Pacing::new(Port::Grpc, spread, None);
+        let mut first: Vec<Place> = (0..1_000).map(|_| pacing.join()).collect();
+        let present = tokio::spawn({
+            let pacing = pacing.clone();
+            async move { pacing.ask_present().await }
+        });
+        let mut back = Vec::new();
+        while !present.is_finished() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Each that is asked comes back, and one in ten of these leaves by itself.
+            let gone = first.len();
+            first.retain(|place| !place.token().is_cancelled());
+            back.extend((first.len()..gone).map(|_| pacing.join()));
+            back.truncate(back.len() - usize::from(!back.is_empty() && fastrand::u8(..10) == 0));
+            assert_eq!(asked(&back), 0, "it is served");
+            assert_eq!(pacing.staying(), first.len() + back.len());
+        }
+        assert!(first.is_empty());
+        let begun = Instant::now();
+        pacing.ask_all().await;
+        assert_eq!((asked(&back), pacing.staying()), (back.len(), 0));
+        let took = begun.elapsed();
+        assert!((spread / 10..=spread / 8).contains(&took), "{took:?}");
+        assert!(pacing.join().token().is_cancelled(), "nothing comes after that");
     }
 
     #[tokio::test(start_paused = true)]

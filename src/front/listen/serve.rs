@@ -75,9 +75,11 @@ impl<T> Opened<T> {
 }
 
 /// How a port stops.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// No new connections are accepted, and open ones are asked to finish one after the other.
+    /// Open connections are asked to finish, one after the other. New ones are accepted until all were asked.
+    pub leave: CancellationToken,
+    /// No new connections are accepted, and open ones are asked to finish, one after the other.
     pub accept: CancellationToken,
     /// Open connections are cut off.
     pub abort: CancellationToken,
@@ -187,7 +189,7 @@ impl<S> Server<S> {
         let (spawner, aborted, place) = (self.tasks.clone(), self.abort.clone(), self.pacing.join());
         self.tasks.spawn(async move {
             let held = (permit, counted);
-            let Stop { accept, abort } = stop;
+            let Stop { accept, abort, .. } = stop;
             // Dropping the future cuts the connection off, which is what abort is for.
             let leave = place.token().clone();
             let connection = async {
@@ -224,6 +226,11 @@ impl<S> Server<S> {
             }
         });
         Ok(())
+    }
+
+    /// Asks the connections that are there now to leave, within the port's spread.
+    pub(super) async fn ask_present(&self) {
+        self.pacing.ask_present().await;
     }
 
     /// Asks all connections to leave, within the port's spread, and waits until they have ended. No connection may be

@@ -14,7 +14,6 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{front::body::RequestBody, http2::tests::sockets::Buffering};
@@ -36,7 +35,7 @@ fn serve(configure: impl FnOnce(&mut PortConfig)) -> Served {
     configure(&mut config);
     let connections = Arc::new(Connections::default());
     let bound = Bound::bind(config, connections.clone()).expect("bound");
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     let (wait, waiting) = mpsc::channel(8);
     let (open, streams) = mpsc::channel(8);
     let service = service_fn(move |request: Request<RequestBody>| {
@@ -160,7 +159,7 @@ async fn a_client_with_its_largest_number_of_connections_is_refused_one_more_and
     let addr = |last| SocketAddr::from(([127, 0, 0, last], 7));
     let config =
         PortConfig { max_connections_per_client: NonZeroUsize::new(2), ..PortConfig::new(names::Port::Http, addr(1)) };
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     let connections = Arc::new(Connections::default());
     let server = Server::new(service, config, connections.clone(), stop);
     let (first, second, other) = (tokio::io::duplex(64), tokio::io::duplex(64), tokio::io::duplex(64));
@@ -215,6 +214,32 @@ async fn a_stop_lets_calls_finish_and_takes_no_new_ones() {
     drop(go_on);
     assert!(rest(&mut stream).await.starts_with("HTTP/1.1 200"));
     served.task.await.expect("ended");
+    assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens");
+}
+
+/// Otherwise a client that knows no other relay is refused for as long as a drain takes.
+#[tokio::test]
+async fn a_client_that_comes_back_while_others_leave_is_served_until_all_were_asked() {
+    let mut served = serve(|config| config.leave_spread = Duration::from_secs(1));
+    let mut first = Vec::new();
+    for _ in 0..10 {
+        let mut stream = connect(&served).await;
+        ask(&mut stream, "/").await;
+        first.push(stream);
+    }
+    while served.connections.len() < 10 {
+        tokio::task::yield_now().await;
+    }
+    served.stop.leave.cancel();
+    let mut back = connect(&served).await;
+    ask(&mut back, "/wait").await;
+    let go_on = served.waiting.recv().await.expect("a request");
+    for mut stream in first {
+        rest(&mut stream).await;
+    }
+    drop(go_on);
+    assert!(rest(&mut back).await.starts_with("HTTP/1.1 200"));
+    soon("the port ends", served.task).await.expect("ended");
     assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens");
 }
 
@@ -409,7 +434,7 @@ async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
         Ok::<_, Infallible>(response)
     });
     let peer = SocketAddr::from(([127, 0, 0, 1], 7));
-    let stop = Stop { accept: CancellationToken::new(), abort: CancellationToken::new() };
+    let stop = Stop::default();
     let config = PortConfig { max_connections: NonZeroUsize::MIN, ..PortConfig::new(names::Port::Http, peer) };
     let connections = Arc::new(Connections::default());
     let server = Server::new(service, config, connections.clone(), stop.clone());

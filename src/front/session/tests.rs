@@ -300,6 +300,19 @@ async fn a_stream_that_wants_a_leader_is_refused_without_one_and_ends_when_it_is
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_create_does_not_wait_for_a_revision_that_no_member_knows() {
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "it waits for the current revision");
+    upstream.agreement.send_replace(Agreement::Late);
+    assert_eq!(client.hears().await, ["created 0"]);
+    client.create(0, "/a/2");
+    assert_eq!(client.hears().await, ["created 1"], "at once, as long as it lasts");
+}
+
+#[tokio::test(start_paused = true)]
 async fn answers_to_creates_keep_their_order_behind_one_that_waits() {
     let (sessions, slow) = sessions(Duration::from_secs(600)).await;
     let client = Client::of(&sessions);

@@ -83,7 +83,7 @@ impl Driving {
         while let Some(range) = rest.take() {
             let room = self.feed.room_for_page().await;
             let revision = first.map(|first| first.revision);
-            let alone = *agreement.borrow() > Agreement::Reached;
+            let alone = *agreement.borrow() > Agreement::Late;
             // At a given revision, all members have the same content.
             let page = if alone && (is_first || revision.is_some()) {
                 upstream.page_of_member(&range, revision, limit).await?

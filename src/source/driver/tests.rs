@@ -120,6 +120,8 @@ struct MadeUp {
     agreement: watch::Sender<Agreement>,
     /// The revision of the member that is read from when there is no agreement.
     member: AtomicI64,
+    /// Whether feeds should watch at another member than the last one.
+    left: AtomicBool,
 }
 
 #[async_trait]
@@ -139,6 +141,13 @@ impl Upstream for MadeUp {
 
     fn agreement(&self) -> watch::Receiver<Agreement> {
         self.agreement.subscribe()
+    }
+
+    async fn left(&self, member: &str) {
+        assert_eq!(member, "the member");
+        if !self.left.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
@@ -180,6 +189,10 @@ impl UpstreamWatch for Quiet {
         !self.1
     }
 
+    fn member(&self) -> Option<Arc<str>> {
+        Some("the member".into())
+    }
+
     fn created(&self) -> Header {
         self.0
     }
@@ -192,9 +205,9 @@ async fn followed() -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
 
 async fn followed_when(agreement: Agreement) -> (Arc<MadeUp>, Arc<Hub>, Arc<Feed>) {
     let [snapshots, confirms, watches] = [const { AtomicUsize::new(0) }; 3];
-    let (answers, alone) = (Mutex::new((1, 10)), AtomicBool::new(false));
+    let (answers, alone, left) = (Mutex::new((1, 10)), AtomicBool::new(false), AtomicBool::new(false));
     let (agreement, member) = (watch::Sender::new(agreement), AtomicI64::new(7));
-    let upstream = Arc::new(MadeUp { answers, snapshots, confirms, watches, alone, agreement, member });
+    let upstream = Arc::new(MadeUp { answers, snapshots, confirms, watches, alone, agreement, member, left });
     let (header, tasks) = (Arc::default(), Tasks::new());
     let config = DriverConfig::default();
     let driver = Driver::new(config, upstream.clone(), Arc::clone(&header), tasks.clone(), CancellationToken::new());
@@ -300,6 +313,17 @@ async fn a_watch_that_brings_nothing_is_kept_for_longer_where_there_is_no_other_
     // The first watch was made before this.
     watched_again(&upstream).await;
     assert!(watched_again(&upstream).await >= BEHIND.1);
+}
+
+/// The delay is for a member that may work again. Another one works already.
+#[tokio::test(start_paused = true)]
+async fn a_feed_goes_on_at_another_member_at_once() {
+    let (upstream, _hub, feed) = followed().await;
+    upstream.left.store(true, Ordering::SeqCst);
+    *upstream.answers.lock() = (1, 12);
+    feed.expect(feed.mark(), &upstream.header());
+    let first = watched_again(&upstream).await;
+    assert!((BEHIND.0..BEHIND.0 + Duration::from_millis(20)).contains(&first), "after {first:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -44,7 +44,12 @@ impl UpstreamWatch for EtcdWatch {
         // before an end.
         let message = tokio::select! {
             biased;
-            message = Self::read(&mut self.stream, &mut self.fragments) => message,
+            message = Self::read(&mut self.stream, &mut self.fragments) => {
+                if let Err(UpstreamError::Unavailable(_)) = &message {
+                    self.members.broken(self.member);
+                }
+                message
+            }
             () = &mut self.left => Err(UpstreamError::Unavailable(LEFT.to_owned())),
         };
         if message.is_err() {

@@ -1,7 +1,8 @@
 //! [`Sending`]: sends one call to a member, and waits for the head of the answer.
 //!
 //! Members are tried in the order that `members` gives. A call that provably was not sent goes to the next member, and
-//! if none can be reached it waits for one, as etcd's own clients do. A call that was sent waits until it is answered
+//! if none can be reached it waits for one, as etcd's own clients do. A write also waits while it is in question whether
+//! the cluster can agree. A call that was sent waits until it is answered
 //! or its member is left for another one. Then a read is sent to that one, and a write ends with etcd's words for a
 //! call whose outcome is unknown. A read that a member refuses because it has no leader or no time also goes to the
 //! next member.
@@ -32,7 +33,7 @@ use crate::{
 /// The largest request of a read that is kept to be sent again. It is what etcd accepts by default.
 const MAX_KEPT: usize = 2 << 20;
 /// After this long without an answer, the member of a short call is put in doubt.
-const SLOW: Duration = Duration::from_millis(300);
+const SLOW: Duration = Duration::from_millis(200);
 /// The pause between two attempts of a call that waits for a member.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often a connection may turn out to be closed before that counts as a failure. It says nothing about the member.
@@ -100,6 +101,9 @@ impl Sending<'_> {
         let mut refusal = None;
         let mut closed = 0;
         loop {
+            if self.method.proposes {
+                self.wait_agreement().await;
+            }
             let rest: Vec<usize> = members.ranked().into_iter().filter(|member| !tried.contains(member)).collect();
             if rest.is_empty() {
                 return refusal.unwrap_or_else(|| Err(status::unreachable()));
@@ -154,17 +158,18 @@ impl Sending<'_> {
             let pool = link.pool(self.lane);
             // Cancel safe: the wait for a place ends when it is dropped.
             tokio::select! {
-                place = pool.place(self.client) => place,
+                place = pool.place(self.client) => {
+                    if place.is_err() {
+                        shared.members.broken(member);
+                    }
+                    place
+                }
                 () = shared.members.left(member) => Err(pool.silent()),
             }
         };
         // A member whose connections are full is no worse than another.
         let is_late = |member: usize| !shared.link(member).pool(self.lane).is_connected();
-        let result = race(rest, place, is_late).await;
-        if let Err(failures) = &result {
-            failures.iter().for_each(|(member, _)| shared.members.doubt(*member));
-        }
-        result
+        race(rest, place, is_late).await
     }
 
     async fn attempt(&self, member: usize, place: Place, head: &request::Parts, payload: &mut Payload) -> Tried {
@@ -208,9 +213,24 @@ impl Sending<'_> {
                 Tried::Unsent(error)
             }
             Err(SendError::Broken(error)) => {
-                members.doubt(member);
+                members.broken(member);
                 Tried::Unanswered(status::broken(&members.endpoint(member), &error))
             }
+        }
+    }
+
+    /// Waits while it is in question whether the cluster can agree. A write that is sent during an election is lost.
+    async fn wait_agreement(&self) {
+        let members = &self.shared.members;
+        if !members.is_in_question() {
+            return;
+        }
+        let _held = Held::count();
+        // All branches are cancel safe.
+        tokio::select! {
+            () = members.out_of_question() => {}
+            () = sleep_until(self.until) => {}
+            () = self.shared.drain.cancelled() => {}
         }
     }
 

@@ -7,11 +7,15 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message as _;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use super::*;
-use crate::source::Endpoint;
+use crate::{
+    pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient},
+    source::Endpoint,
+};
 
 mod shares;
 
@@ -281,6 +285,65 @@ async fn a_write_that_was_lost_with_its_leader_ends_soon_after_there_is_another(
     let text = "etcdserver: request timed out, possibly due to previous leader failure";
     let status = status_of(response.headers());
     assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, text));
+}
+
+/// The follower has passed it on to a leader that is gone, and would report that after seven seconds.
+#[tokio::test]
+async fn a_keep_alive_is_sent_again_when_there_is_a_new_leader() {
+    let (came, mut streams) = mpsc::channel(4);
+    let server = Server::new(move |request| {
+        let came = came.clone();
+        async move {
+            let (frames, body) = fed();
+            came.send((request.into_body(), frames)).await.expect("the test waits");
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let members = forward.shared.members.clone();
+    members.in_term(0, 3);
+    let mut client = LeaseClient::new(forward.sharing_keepalives(Tasks::new()));
+    let requests = tokio_stream::iter([LeaseKeepAliveRequest { id: 7 }]).chain(tokio_stream::pending());
+    let answer = tokio::spawn(async move { client.lease_keep_alive(requests).await?.into_inner().message().await });
+    let (mut silent, _frames) = streams.recv().await.expect("a stream");
+    let asked = silent.frame().await.expect("a request").expect("whole").into_data().expect("data");
+    members.in_term(0, 4);
+    let (mut another, frames) = streams.recv().await.expect("another stream");
+    assert_eq!(another.frame().await.expect("a request").expect("whole").into_data().expect("data"), asked);
+    let told = LeaseKeepAliveResponse { id: 7, ttl: 10, ..LeaseKeepAliveResponse::default() };
+    let mut message = vec![0, 0, 0, 0, told.encoded_len() as u8];
+    told.encode(&mut message).expect("room");
+    frames.send(Ok(Frame::data(message.into()))).await.expect("it is read");
+    assert_eq!(answer.await.expect("it ends").expect("an answer"), Some(told));
+}
+
+/// A follower would pass it on to a leader that is gone.
+#[tokio::test]
+async fn a_write_waits_while_no_member_answers_for_the_cluster_and_a_read_does_not() {
+    let (called, mut calls) = mpsc::channel(2);
+    let server = Server::new(move |request| {
+        let called = called.clone();
+        async move {
+            called.send(request.uri().path().to_owned()).await.expect("the test waits");
+            Response::new(full(b"done"))
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let members = forward.shared.members.clone();
+    members.answered(0);
+    members.broken(0);
+    let put = tokio::spawn({
+        let forward = forward.clone();
+        async move { forward.call(request("/etcdserverpb.KV/Put", Body::empty())).await }
+    });
+    forward.call(request("/etcdserverpb.KV/Range", Body::empty())).await;
+    assert_eq!(calls.recv().await.expect("a call"), "/etcdserverpb.KV/Range");
+    assert!(calls.try_recv().is_err(), "the write waits");
+    members.answered(0);
+    assert_eq!(calls.recv().await.expect("a call"), "/etcdserverpb.KV/Put");
+    assert_eq!(put.await.expect("it ends").status(), 200);
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use crate::{hub::upstream::UpstreamError, telemetry::names::Leave};
 /// How long a member may take before it is suspected, counted from the request and from another member's answer. If the
 /// relay itself was held up, the late answers arrive within the second of these times.
 const LATE: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(200));
+/// After this long without any answer, the others are told that none came. Writes and new watches then do not count on
+/// one.
+const QUIET: Duration = Duration::from_millis(250);
 /// The longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// If no member can answer for the cluster, how long one may take to respond at all. Then the process is not ready.
@@ -96,6 +99,7 @@ impl<'a, A: Requests> Survey<'a, A> {
         let lost = self.members.has_lost_quorum();
         let mute: Vec<usize> = self.asked.iter().copied().filter(|member| self.members.is_mute(*member)).collect();
         let some_speak = mute.len() < self.asked.len();
+        let mut quiet = false;
         let reach_at = if lost { self.began } else { self.began + LATE.0 };
         while !self.is_through(asking.is_empty()) {
             let impatient =
@@ -110,6 +114,10 @@ impl<'a, A: Requests> Survey<'a, A> {
                     }
                 }
                 Some((member, there)) = reaching.next() => self.spoke.extend(there.then_some(member)),
+                () = sleep_until(self.began + QUIET), if self.first.is_none() && !quiet => {
+                    quiet = true;
+                    self.members.late();
+                }
                 () = sleep_until(reach_at), if self.first.is_none() && self.reaching_since.is_none() => {
                     self.reaching_since = Some(Instant::now());
                     reaching.extend(self.asked.iter().map(reach));

@@ -52,6 +52,45 @@ fn a_member_that_is_late_gets_no_new_call_and_one_that_is_away_keeps_none() {
     assert_eq!(members.is_left(0), (false, false));
 }
 
+#[tokio::test(start_paused = true)]
+async fn writes_wait_while_it_is_in_question_whether_the_cluster_can_agree_but_no_longer_than_an_election() {
+    let members = members(3);
+    members.broken(0);
+    assert!(!members.is_in_question(), "nobody has answered yet, so nothing has changed");
+    members.found((0..3).map(|member| (member, Finding::Answered)), Some(0));
+    members.broken(0);
+    assert!(members.is_in_question());
+    assert!(pin!(members.out_of_question()).now_or_never().is_none());
+    members.found([(0, failed("refused"))], None);
+    assert!(members.is_in_question(), "a failure answers nothing");
+    members.found([(1, Finding::Answered)], Some(1));
+    assert!(!members.is_in_question());
+    members.broken(0);
+    assert!(!members.is_in_question(), "a member that is away is not the leader");
+    members.late();
+    assert!(members.is_in_question());
+    members.in_term(1, 7);
+    assert!(!members.is_in_question(), "any answer that needs a leader will do");
+    members.late();
+    let began = Instant::now();
+    members.out_of_question().await;
+    assert_eq!(began.elapsed(), ELECTION);
+    assert!(!members.is_in_question(), "a long outage delays no write");
+}
+
+#[tokio::test(start_paused = true)]
+async fn feeds_move_as_soon_as_there_is_a_better_member() {
+    let members = members(2);
+    members.found((0..2).map(|member| (member, Finding::Answered)), Some(0));
+    let at = |member| members.endpoint(member).to_string();
+    members.others_for_watch(&at(1)).await;
+    let used = at(0);
+    let mut others = pin!(members.others_for_watch(&used));
+    assert!(others.as_mut().now_or_never().is_none(), "it is the one");
+    members.found([(0, failed("refused"))], Some(1));
+    assert!(others.now_or_never().is_some());
+}
+
 #[test]
 fn where_no_member_answers_nobody_is_told_to_leave() {
     let members = members(2);
@@ -118,7 +157,10 @@ async fn what_was_sent_before_another_leader_came_is_lost_with_the_first() {
         pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(),
         "the first term that is seen is not a change"
     );
+    assert!(pin!(members.led_anew(sent)).now_or_never().is_none());
+    members.in_term(1, 1);
     members.in_term(1, 2);
+    assert!(pin!(members.led_anew(sent)).now_or_never().is_some(), "any member's answer shows it");
     assert!(pin!(members.lost_with_leader(0, sent)).now_or_never().is_none(), "that was another member's term");
     members.in_term(0, 2);
     members.lost_with_leader(0, sent).await;

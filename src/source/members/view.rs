@@ -28,6 +28,9 @@ pub(super) struct View {
     /// The member that new calls go to.
     pub(super) preferred: usize,
     pub(super) quorum: Quorum,
+    /// Since when it is in question whether the cluster can agree: a connection broke, or no member has answered for a
+    /// moment, and none has answered since.
+    pub(super) in_question: Option<Instant>,
 }
 
 /// Whether any member can answer for the cluster.
@@ -97,6 +100,15 @@ impl View {
         self.quorum == Quorum::Lost
             && !(self.members[member].listed && self.members[member].reached)
             && self.is_reached()
+    }
+
+    /// Notes that it is in question whether the cluster can agree. Returns true if that is new.
+    pub(super) fn question(&mut self) -> bool {
+        let new = self.quorum == Quorum::Held && self.in_question.is_none();
+        if new {
+            self.in_question = Some(Instant::now());
+        }
+        new
     }
 
     pub(super) fn listed(&self) -> impl Iterator<Item = (usize, &Member)> {

@@ -2,7 +2,8 @@
 //!
 //! Not here: which clients share a stream, see `keepalive`. Runs in a task of its own as long as it has clients.
 //! Always holds: etcd is working on the oldest unanswered request; a request gets one answer, or an error; when a
-//! stream ends, requests that etcd has not looked at are sent again; etcd has at most [`WINDOW`] requests at a time,
+//! stream ends, requests that etcd has not looked at are sent again, and so are all when there is a new leader, since a
+//! follower may have passed them on to the one that is gone; etcd has at most [`WINDOW`] requests at a time,
 //! and [`PATIENCE`] for the oldest.
 
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
@@ -91,6 +92,8 @@ struct Ended {
 enum Over {
     /// Nobody needs it.
     Idle,
+    /// There is a new leader, and requests wait that were sent before.
+    LedAnew,
     Failed(Status),
 }
 
@@ -122,7 +125,8 @@ impl Lane {
             if !self.wait_wanted().await {
                 return;
             }
-            let Ended { over: Over::Failed(failed), works, was_awaited } = self.serve(forward).await else { continue };
+            let Ended { over, works, was_awaited } = self.serve(forward).await;
+            let Over::Failed(failed) = over else { continue };
             tracing::debug!(%failed, "A stream of lease keep-alives has ended");
             if works {
                 delays = self::delays();
@@ -195,6 +199,7 @@ impl Lane {
                     },
                     Err(status) => break Over::Failed(status),
                 },
+                () = forward.shared.members.led_anew(open.since), if waits => break Over::LedAnew,
                 () = tokio::time::sleep_until(open.since + PATIENCE), if waits => {
                     break Over::Failed(Status::unavailable("etcdserver: request timed out"));
                 }
@@ -204,8 +209,9 @@ impl Lane {
             }
         };
         let was_awaited = !open.unanswered.is_empty();
-        if let Over::Failed(status) = &over {
-            self.fail(std::mem::take(&mut open.unanswered), status);
+        match &over {
+            Over::Failed(status) => self.fail(std::mem::take(&mut open.unanswered), status),
+            Over::LedAnew | Over::Idle => self.again(std::mem::take(&mut open.unanswered)),
         }
         Ended { over, works: open.works, was_awaited }
     }
@@ -256,6 +262,11 @@ impl Lane {
             // A caller that is gone needs no answer.
             let _ = pending.answer.send(Err(status.clone()));
         }
+        self.again(unanswered);
+    }
+
+    /// Puts these requests in line again.
+    fn again(&self, unanswered: VecDeque<Pending>) {
         let mut state = self.state.lock();
         for pending in unanswered {
             state.line.push(pending.client, pending);
@@ -371,6 +382,15 @@ mod tests {
         assert_eq!(told.code(), Code::PermissionDenied);
         assert!(answered.iter_mut().all(|answer| answer.try_recv().is_err()), "the others still wait");
         assert_eq!(left(&lane), [8, 9]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_there_is_a_new_leader_is_told_nothing_and_asks_again_in_order() {
+        let lane = Lane::new(&Fields::new(), None);
+        let (open, mut answered) = open_with(&lane, &[7, 8, 9]);
+        lane.again(open.unanswered);
+        assert!(answered.iter_mut().all(|answer| answer.try_recv().is_err()), "all still wait");
+        assert_eq!(left(&lane), [7, 8, 9]);
     }
 
     #[tokio::test]

@@ -97,6 +97,28 @@ async fn a_frozen_leader_is_left_as_soon_as_there_is_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn others_are_told_soon_that_no_member_answers_and_when_one_does() {
+    let (members, cluster) = Cluster::of(&[false, true, true], &[(0, Leader::Silent), (700, Leader::Has)]);
+    let mut agreement = members.agreement();
+    let told = async {
+        let mut told = Vec::new();
+        while agreement.changed().await.is_ok() {
+            let now = *agreement.borrow();
+            told.push((now, ms(cluster.began.elapsed()), members.is_in_question()));
+            if now == Agreement::Reached {
+                break;
+            }
+        }
+        told
+    };
+    let survey = Survey::of(&members, &cluster).run();
+    let (_, told) = tokio::join!(survey, told);
+    let [(Agreement::Late, late, true), (Agreement::Reached, reached, false)] = told[..] else { panic!("{told:?}") };
+    assert_eq!(late, ms(QUIET));
+    assert!((700..=700 + 2 * ms(AGAIN)).contains(&reached), "answered after {reached} ms");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_election_longer_than_a_survey_is_waited_for_without_the_member_that_says_nothing() {
     let led = [(0, Leader::Silent), (1200, Leader::None), (1500, Leader::Has)];
     let (members, cluster) = Cluster::of(&[false, true, true], &led);
