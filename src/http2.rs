@@ -1,4 +1,5 @@
-//! The server side of HTTP/2 without TLS (RFC 9113), for thousands of connections on which mostly answers flow.
+//! HTTP/2 without TLS (RFC 9113): the server side, for thousands of connections on which mostly answers flow, and the
+//! client side for calls that are short and many ([`client`]).
 //!
 //! A connection is one task. It reads frames, calls the handler of each request, polls handlers and answer bodies that
 //! have something to do, and writes their output in one system call. hyper's server passes each piece from the stream's
@@ -9,8 +10,8 @@
 //! This layer is independent of the relay: [`Connection::new`] takes any stream of bytes, a service, the [`Limits`],
 //! and two futures that end the connection. So it can be fuzzed and simulated alone.
 //!
-//! Not here: the answers (the service), sockets and the checks before HTTP/2 begins (`front::listen`), and the client
-//! side, which uses hyper. Parts: `limits`, `frame` (the wire), `hpack` (compressed fields), `request` (the meaning of
+//! Not here: the answers (the service), sockets and the checks before HTTP/2 begins (`front::listen`), and calls that
+//! stream in both directions, for which `source` uses hyper's client. Parts: `limits`, `frame` (the wire), `hpack` (compressed fields), `request` (the meaning of
 //! fields), `body` (of a request), `stream`, `streams`, `output`, `wake`, `turn`, `intake` (the effect of each frame),
 //! and `connection`, which is the task.
 //!
@@ -23,6 +24,7 @@
 //! - a closed stream leaves nothing behind except, for a while, its number.
 
 mod body;
+pub mod client;
 mod connection;
 mod frame;
 pub mod hpack;

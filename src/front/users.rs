@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Buf as _;
+use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use parking_lot::Mutex;
@@ -76,11 +77,13 @@ impl Users {
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let users = self.clone();
         BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
-            let (users, forward) = (users.clone(), forward.clone());
-            async move {
-                if request.uri().path() != AUTHENTICATE {
-                    return forward.oneshot(request).await;
-                }
+            let forward = forward.clone();
+            if request.uri().path() != AUTHENTICATE {
+                return Either::Left(forward.oneshot(request));
+            }
+            let users = users.clone();
+            // Boxed, because otherwise all other calls would be as large.
+            Either::Right(Box::pin(async move {
                 let (parts, body) = request.into_parts();
                 let Ok(body) = Limited::new(body, MOST_MESSAGE).collect().await else {
                     let text = format!("etcd-relay: an Authenticate request has at most {MOST_MESSAGE} bytes");
@@ -90,7 +93,7 @@ impl Users {
                 let name = message::<AuthenticateRequest>(&body).map(|asked| asked.name);
                 let response = forward.oneshot(Request::from_parts(parts, Body::new(Full::new(body)))).await?;
                 Ok(users.notice(name, response).await)
-            }
+            }))
         }))
     }
 

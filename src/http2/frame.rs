@@ -119,12 +119,14 @@ pub(super) fn number(mut payload: &[u8]) -> Result<u32, Reason> {
     if payload.len() == 4 { Ok(payload.get_u32()) } else { Err(Reason::FRAME_SIZE_ERROR) }
 }
 
-/// A setting that matters to a server.
+/// A setting that matters to one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
     TableSize(u32),
     InitialWindow(u32),
     MaxPayload(usize),
+    /// How many streams the peer accepts at once, which matters to a client.
+    MaxStreams(u32),
     /// Any other setting.
     Other,
 }
@@ -147,6 +149,7 @@ pub(super) fn settings(payload: &[u8]) -> Result<impl Iterator<Item = Result<Set
         match name {
             TABLE_SIZE => Ok(Setting::TableSize(value)),
             ENABLE_PUSH if value > 1 => Err(Reason::PROTOCOL_ERROR),
+            MAX_STREAMS => Ok(Setting::MaxStreams(value)),
             INITIAL_WINDOW if i64::from(value) > MAX_WINDOW => Err(Reason::FLOW_CONTROL_ERROR),
             INITIAL_WINDOW => Ok(Setting::InitialWindow(value)),
             MAX_FRAME_SIZE if !(MAX_PAYLOAD as u32..1 << 24).contains(&value) => Err(Reason::PROTOCOL_ERROR),
@@ -213,6 +216,15 @@ impl OwnSettings {
             out.put_u16(name);
             out.put_u32(value);
         }
+    }
+}
+
+/// Writes the SETTINGS of a client: nothing may be pushed.
+pub(super) fn put_client_settings(out: &mut Vec<u8>, initial_window: u32, max_header_list: u32) {
+    put_head(out, 18, 4, 0, 0);
+    for (name, value) in [(ENABLE_PUSH, 0), (INITIAL_WINDOW, initial_window), (MAX_HEADER_LIST, max_header_list)] {
+        out.put_u16(name);
+        out.put_u32(value);
     }
 }
 

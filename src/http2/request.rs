@@ -1,10 +1,10 @@
-//! [`Fields`]: the fields of a header block, and the request or trailers made from them (RFC 9113, section 8).
+//! [`Fields`]: the fields of a header block, and the request, answer or trailers made from them (RFC 9113, section 8).
 //!
 //! Compression is in `hpack`. Always holds: what the RFC calls malformed never becomes a request. A request that is too
 //! large is a separate case, and uses no memory beyond the limit.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
@@ -17,6 +17,7 @@ pub(super) struct Fields {
     scheme: Option<Scheme>,
     authority: Option<Authority>,
     path: Option<PathAndQuery>,
+    status: Option<StatusCode>,
     headers: HeaderMap,
     /// Room that is left for fields, in bytes.
     room: usize,
@@ -25,7 +26,7 @@ pub(super) struct Fields {
     fault: Option<Rejected>,
 }
 
-/// Why the fields do not form a request.
+/// Why the fields do not form a request or an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
     Malformed,
@@ -54,6 +55,7 @@ impl Fields {
             scheme: None,
             authority: None,
             path: None,
+            status: None,
             headers: HeaderMap::new(),
             room,
             cost: 0,
@@ -80,6 +82,7 @@ impl Fields {
             Field::Scheme(scheme) => self.pseudo(|fields| &mut fields.scheme, scheme),
             Field::Authority(authority) => self.pseudo(|fields| &mut fields.authority, authority),
             Field::Path(path) => self.pseudo(|fields| &mut fields.path, path),
+            Field::Status(status) => self.pseudo(|fields| &mut fields.status, status),
             Field::Header(name, value) => {
                 if !may_be(&name, &value) {
                     return Err(Rejected::Malformed);
@@ -109,6 +112,9 @@ impl Fields {
             return Err(fault);
         }
         let method = self.method.ok_or(Rejected::Malformed)?;
+        if self.status.is_some() {
+            return Err(Rejected::Malformed);
+        }
         let mut uri = http::uri::Parts::default();
         if method == Method::CONNECT {
             if self.scheme.is_some() || self.path.is_some() {
@@ -131,6 +137,14 @@ impl Fields {
         Ok(RequestHead { request, length, cost: self.cost })
     }
 
+    /// The head of an answer that the fields form, and the length of its body in bytes, if it is declared.
+    pub(super) fn answer(mut self) -> Result<(StatusCode, HeaderMap, Option<u64>), Rejected> {
+        let status = self.status.take();
+        let headers = self.trailers()?;
+        let length = length(&headers)?;
+        Ok((status.ok_or(Rejected::Malformed)?, headers, length))
+    }
+
     /// The trailers that the fields form.
     pub(super) fn trailers(self) -> Result<HeaderMap, Rejected> {
         match self.fault {
@@ -138,7 +152,8 @@ impl Fields {
             None if self.method.is_some()
                 || self.scheme.is_some()
                 || self.authority.is_some()
-                || self.path.is_some() =>
+                || self.path.is_some()
+                || self.status.is_some() =>
             {
                 Err(Rejected::Malformed)
             }
@@ -236,6 +251,28 @@ mod tests {
         }
         assert!(fields([header("a", "b"), Field::Path(PathAndQuery::from_static("/"))]).trailers().is_err());
         assert_eq!(fields([header("a", "b")]).trailers().expect("trailers").len(), 1);
+    }
+
+    #[test]
+    fn fields_make_an_answer_only_with_a_status_and_nothing_of_a_request() {
+        let ok = || Field::Status(StatusCode::OK);
+        let (status, headers, length) = fields([ok(), header("content-length", "7")]).answer().expect("an answer");
+        assert_eq!((status, headers.len(), length), (StatusCode::OK, 1, Some(7)));
+        for malformed in [
+            &[header("a", "b")][..],
+            &[ok(), ok()],
+            &[header("a", "b"), ok()],
+            &[ok(), Field::Path(PathAndQuery::from_static("/"))],
+            &[ok(), header("connection", "close")],
+            &[ok(), header("content-length", "x")],
+            &[Field::Invalid(Invalid::Status)],
+        ] {
+            assert!(fields(malformed.iter().cloned()).answer().is_err(), "{malformed:?}");
+        }
+        assert!(fields([ok()]).trailers().is_err(), "trailers have no status");
+        let mut late = get();
+        late.insert(0, ok());
+        assert!(fields(late).request().is_err(), "a request has no status");
     }
 
     #[test]

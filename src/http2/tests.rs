@@ -1,5 +1,6 @@
 //! Shared code of the tests, which connect to h2's client or send handmade frames.
 
+mod calling;
 mod ending;
 mod faults;
 mod held;

@@ -15,8 +15,10 @@
 
 mod body;
 mod clients;
+mod counts;
 mod keepalive;
 mod method;
+mod overdue;
 mod send;
 mod status;
 
@@ -30,12 +32,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Request, Response, Version,
     header::{self, HeaderName},
 };
-use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +46,7 @@ use self::{
     body::{Call, ResponseBody},
     clients::Clients,
     method::Method,
+    overdue::Overdue,
     send::{Sending, Sent},
 };
 pub use super::pool::Keepalive;
@@ -133,6 +134,7 @@ struct ForwardInner {
     links: RwLock<Vec<Arc<Link>>>,
     wait: Duration,
     clients: Arc<Clients>,
+    overdue: Overdue,
     /// Whether calls could be taken for the relay's own because of its certificate.
     disowns: bool,
     drain: CancellationToken,
@@ -175,7 +177,10 @@ impl Forward {
         let disowns = config.dialler.shows_certificate();
         let links = RwLock::default();
         let (wait, name) = (config.wait, name());
-        Self { shared: Arc::new(ForwardInner { members, settings, links, wait, clients, disowns, drain, name }) }
+        let overdue = Overdue::default();
+        Self {
+            shared: Arc::new(ForwardInner { members, settings, links, wait, clients, overdue, disowns, drain, name }),
+        }
     }
 
     /// A type-erased service for the relay's own calls, over connections that clients' calls do not use.
@@ -212,13 +217,15 @@ impl Forward {
             return status::malformed("the request has no path").into_http();
         };
         let method = Method::of(path.path());
-        let lane = lane.unwrap_or(method.lane);
+        // The client for short calls sends nothing but POST. No other method is gRPC; etcd may say so.
+        let is_call = head.method == http::Method::POST;
+        let lane = lane.unwrap_or(if is_call { method.lane } else { names::Lane::Waiting });
         // Requests without a key come from the relay itself.
         let client = head.extensions.get().copied().unwrap_or(ClientKey::RELAY);
         // The relay's own requests have metrics of their own, and some of them expect to be refused.
         let service = (lane != names::Lane::Own).then_some(method.service);
         let Some(counted) = self.shared.clients.enter(client) else {
-            count(service, names::Outcome::Refused);
+            self.shared.clients.counts.refuse(service, names::Outcome::Refused);
             return status::too_many(self.shared.clients.most()).into_http();
         };
         let client = head.extensions.get().map_or(client, |OnBehalfOf(client)| *client);
@@ -245,7 +252,7 @@ impl Forward {
         match sending.send(head, body).await {
             Ok(Sent { head, body, member }) => {
                 call.note(&head.headers);
-                let left = method.leaves.then(|| self.shared.left(member));
+                let left = method.leaves.then(|| (self.shared.members.clone(), member));
                 let body = Body::new(ResponseBody::new(body, call, drain, left));
                 Response::from_parts(head, body)
             }
@@ -296,12 +303,6 @@ impl ForwardInner {
         let timeout = headers.get("grpc-timeout").and_then(|value| method::timeout(value.to_str().ok()?));
         timeout.map_or(self.wait, |timeout| timeout.min(self.wait))
     }
-
-    /// Ready when calls that wait for this member should end.
-    fn left(&self, member: usize) -> BoxFuture<'static, ()> {
-        let members = self.members.clone();
-        Box::pin(async move { members.left(member).await })
-    }
 }
 
 /// A name that no other relay has.
@@ -322,34 +323,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
-}
-
-/// Counts a running call of a client, until it is dropped.
-#[derive(Debug)]
-struct Running;
-
-impl Running {
-    fn start() -> Self {
-        gauge!(names::FORWARDS).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        gauge!(names::FORWARDS).decrement(1.0);
-    }
-}
-
-/// Counts a client's call that ended. The relay's own calls have no service here, and are not counted.
-fn count(service: Option<names::Service>, outcome: names::Outcome) {
-    let Some(service) = service else { return };
-    counter!(
-        names::FORWARDED,
-        names::Service::LABEL => service.as_str(),
-        names::Outcome::LABEL => outcome.as_str()
-    )
-    .increment(1);
 }
 
 #[cfg(test)]

@@ -131,6 +131,13 @@ impl Members {
         ranked
     }
 
+    /// The best member for a call that was not tried yet.
+    pub(super) fn best(&self, tried: &[usize]) -> Option<usize> {
+        let view = self.shared.view.borrow();
+        let untried = view.listed().filter(|(index, _)| !tried.contains(index));
+        untried.min_by_key(|(index, member)| (member.health, *index != view.preferred)).map(|(index, _)| index)
+    }
+
     /// The member for a feed's watch.
     pub(super) fn for_watch(&self) -> usize {
         let now = Instant::now();

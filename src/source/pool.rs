@@ -7,6 +7,7 @@
 //! time; all callers that wait for an attempt get its error if it fails, so that a hundred waiting calls wait one
 //! connect timeout and not a hundred.
 
+mod answer;
 mod channel;
 mod link;
 mod request;
@@ -17,23 +18,26 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use http::{HeaderMap, Method, Request, Response, uri::PathAndQuery};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use thiserror::Error;
+use tonic::body::Body;
+
 pub(super) use self::{
-    channel::Answer,
+    answer::Answer,
     link::{LinkError, Settings, WIDE},
-    request::{Guard, RequestBody},
 };
 use self::{
-    link::{Opened, StreamLimit},
+    answer::Incoming,
+    link::{Opened, Sender},
+    request::RequestBody,
     turns::Turns,
 };
 use super::Endpoint;
-use crate::{telemetry::names, types::ClientKey};
+use crate::{http2::client, telemetry::names, types::ClientKey};
 
 /// The most connections of a pool. With etcd's `--max-concurrent-streams` at a hundred, they carry as many calls as a
 /// relay has in a bad moment; without that limit, one connection carries all calls. Each costs etcd up to three
@@ -85,8 +89,7 @@ type Waiter = oneshot::Sender<Result<Place, LinkError>>;
 
 struct Link {
     id: u64,
-    sender: SendRequest<RequestBody>,
-    limit: Arc<StreamLimit>,
+    sender: Sender,
     /// The number of calls with a place here.
     busy: usize,
 }
@@ -97,16 +100,42 @@ pub(super) struct Place {
     pool: Arc<PoolInner>,
     link: u64,
     client: ClientKey,
-    sender: SendRequest<RequestBody>,
+    sender: Sender,
     held: bool,
+}
+
+/// The head of a call. The rest of its URI is the member's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a PathAndQuery,
+    pub(super) headers: &'a HeaderMap,
 }
 
 /// Why a call was not answered.
 pub(super) enum SendError {
-    /// The connection had closed before, so nothing was sent.
-    Unsent(Box<Request<RequestBody>>, LinkError),
+    /// The connection had closed before, so nothing was sent. The request's body is returned.
+    Unsent(Body, LinkError),
     /// The connection broke, or the member reset the call. It may have acted on it.
-    Broken(hyper::Error),
+    Broken(CallError),
+}
+
+/// Why the answer to a call broke off.
+#[derive(Debug, Error)]
+pub(super) enum CallError {
+    /// On a connection for streams.
+    #[error(transparent)]
+    Streams(#[from] hyper::Error),
+    /// On a connection for short calls.
+    #[error(transparent)]
+    Calls(#[from] client::Lost),
+}
+
+impl CallError {
+    /// Whether the client's request broke off, which says nothing about the member.
+    pub(super) fn is_by_request(&self) -> bool {
+        matches!(self, Self::Calls(client::Lost::Request))
+    }
 }
 
 impl Pool {
@@ -144,6 +173,11 @@ impl Pool {
         }
     }
 
+    /// A place for a call of `client` if there is one now and no other call waits.
+    pub(super) fn place_at_once(&self, client: ClientKey) -> Option<Place> {
+        self.shared.at_once(&mut self.shared.state.lock(), client)
+    }
+
     /// Whether a connection is open, however many calls it has.
     pub(super) fn is_connected(&self) -> bool {
         self.shared.state.lock().links.iter().any(|link| !link.sender.is_closed())
@@ -172,21 +206,54 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Place {
-    /// Sends a call and waits for the head of its answer. Returns the place with the answer; it must be kept until the
-    /// answer has ended.
+    /// Sends a call and waits for the head of its answer, which keeps the place. Cancel safe: a call that is dropped is
+    /// reset.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub(super) async fn send(mut self, request: Request<RequestBody>) -> Result<(Response<Incoming>, Self), SendError> {
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, self)),
-            Err(mut error) => Err(match error.take_message() {
-                Some(unsent) => {
-                    self.pool.lost(self.link);
-                    SendError::Unsent(Box::new(unsent), link::broken(&self.pool.endpoint, error.error()))
+    pub(super) async fn send(mut self, head: Head<'_>, body: Body) -> Result<Response<Answer>, SendError> {
+        match &mut self.sender {
+            Sender::Calls(client) => {
+                let endpoint = &self.pool.endpoint;
+                let head = client::CallHead {
+                    secure: endpoint.is_secure(),
+                    authority: endpoint.authority().as_str(),
+                    path: head.path.as_str(),
+                    headers: head.headers,
+                };
+                match client.call(head, body).await {
+                    Ok(Ok(response)) => Ok(response.map(|call| Answer::new(Incoming::Call(call), self))),
+                    Ok(Err(lost)) => Err(SendError::Broken(lost.into())),
+                    Err(unsent) => {
+                        if client.is_closed() {
+                            self.pool.lost(self.link);
+                        }
+                        let client::Unsent { upload, lost } = *unsent;
+                        Err(SendError::Unsent(Body::new(upload), link::broken(&self.pool.endpoint, &lost)))
+                    }
                 }
-                None => SendError::Broken(error.into_error()),
-            }),
+            }
+            Sender::Streams(sender, _) => {
+                let (body, guard) = RequestBody::new(body);
+                let mut request = Request::new(body);
+                *request.method_mut() = head.method.clone();
+                *request.version_mut() = http::Version::HTTP_2;
+                *request.headers_mut() = head.headers.clone();
+                *request.uri_mut() = channel::uri(&self.pool.endpoint, head.path.clone());
+                match sender.try_send_request(request).await {
+                    Ok(response) => {
+                        Ok(response.map(|body| Answer::new(Incoming::Stream { body, _guard: guard }, self)))
+                    }
+                    Err(mut error) => Err(match error.take_message() {
+                        Some(unsent) => {
+                            self.pool.lost(self.link);
+                            let error = link::broken(&self.pool.endpoint, error.error());
+                            SendError::Unsent(unsent.into_body().into_inner(), error)
+                        }
+                        None => SendError::Broken(error.into_error().into()),
+                    }),
+                }
+            }
         }
     }
 }
@@ -291,7 +358,7 @@ impl PoolInner {
         counter!(names::UPSTREAM_CONNECTS, names::Connect::LABEL => outcome.as_str()).increment(1);
         match &result {
             Ok(opened) => {
-                tracing::debug!(endpoint = %self.endpoint, lane = self.lane.as_str(), calls = opened.limit.get(), "Connected upstream");
+                tracing::debug!(endpoint = %self.endpoint, lane = self.lane.as_str(), calls = opened.sender.most(), "Connected upstream");
             }
             Err(error) => tracing::debug!(%error, "Cannot connect upstream"),
         }
@@ -306,10 +373,10 @@ async fn grow(shared: Arc<PoolInner>) {
         let (granted, refused, error) = {
             let mut state = shared.state.lock();
             match attempt {
-                Ok(Opened { sender, limit, end }) => {
+                Ok(Opened { sender, end }) => {
                     state.links_made += 1;
                     let id = state.links_made;
-                    state.links.push(Link { id, sender, limit, busy: 0 });
+                    state.links.push(Link { id, sender, busy: 0 });
                     (state.growing, state.failing) = (false, false);
                     tokio::spawn(forget_at(end, id, Arc::downgrade(&shared)));
                     (shared.serve(&mut state), Vec::new(), None)
@@ -365,7 +432,7 @@ impl PoolState {
         let open = self.links.iter().fold(0, |sum: usize, link| sum.saturating_add(link.room()));
         match self.links.last() {
             Some(link) if !self.failing => {
-                open.saturating_add(link.limit.get().saturating_mul(MAX_LINKS.saturating_sub(self.links.len())))
+                open.saturating_add(link.sender.most().saturating_mul(MAX_LINKS.saturating_sub(self.links.len())))
             }
             _ => open,
         }
@@ -381,11 +448,11 @@ impl PoolState {
 
 impl Link {
     fn room(&self) -> usize {
-        self.limit.get().saturating_sub(self.busy)
+        self.sender.most().saturating_sub(self.busy)
     }
 
     fn comfortable(&self) -> usize {
-        self.limit.get().min(COMFORTABLE)
+        self.sender.most().min(COMFORTABLE)
     }
 }
 

@@ -165,7 +165,7 @@ fn headers(draw: &mut Draw<'_>, out: &mut Vec<u8>, stream: u32) {
 
 const PATHS: [&str; 8] = ["/echo", "/now", "/never", "/large", "/fails", "/broken", "/trailers", "/reads"];
 
-fn string(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn string(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     match u8::try_from(bytes.len()) {
         Ok(len) if len < 127 => out.push(len),
@@ -183,7 +183,7 @@ fn string(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+pub(crate) fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend(&(payload.len() as u32).to_be_bytes()[1..]);
     out.extend([kind, flags]);
     out.extend(stream.to_be_bytes());

@@ -12,6 +12,7 @@ mod engine;
 mod gateway;
 mod hpack;
 mod http2;
+mod http2_client;
 mod relay;
 mod requests;
 mod views;
@@ -29,6 +30,12 @@ fn hpack_blocks() {
 fn http2_connections() {
     let target = http2::Target::new();
     engine::run("http2", 3_000, |input| target.run(input));
+}
+
+#[test]
+fn http2_calls() {
+    let target = http2_client::Target::new();
+    engine::run("http2_client", 3_000, |input| target.run(input));
 }
 
 #[test]

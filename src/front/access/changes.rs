@@ -3,6 +3,7 @@
 //! Changes made elsewhere are found by the next check. Always holds: all earlier knowledge is dropped before the client
 //! learns that its change succeeded.
 
+use futures_util::future::Either;
 use http::Request;
 use tonic::body::Body;
 use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
@@ -19,18 +20,21 @@ impl Access {
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let access = self.clone();
         BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
-            let changes = changes(request.uri().path());
-            let (access, forward) = (access.clone(), forward.clone());
-            async move {
+            let forward = forward.clone();
+            if !changes(request.uri().path()) {
+                return Either::Left(forward.oneshot(request));
+            }
+            let access = access.clone();
+            Either::Right(Box::pin(async move {
                 let response = forward.oneshot(request).await;
                 // A failed call changes nothing, and its headers show the failure. So a client without permission
                 // cannot trigger checks.
                 let failed = |status: &http::HeaderValue| status.as_bytes() != b"0";
-                if changes && !response.as_ref().is_ok_and(|ok| ok.headers().get("grpc-status").is_some_and(failed)) {
+                if !response.as_ref().is_ok_and(|ok| ok.headers().get("grpc-status").is_some_and(failed)) {
                     access.doubt();
                 }
                 response
-            }
+            }))
         }))
     }
 }

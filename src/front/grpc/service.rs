@@ -3,6 +3,7 @@
 use std::{convert::Infallible, future::Future, pin::Pin};
 
 use axum::Router;
+use futures_util::TryFutureExt as _;
 use http::{Extensions, HeaderMap, Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
@@ -46,8 +47,8 @@ pub struct GrpcPort<L> {
 }
 
 impl<L: Local> GrpcPort<L> {
-    /// Answers requests that `local` does not answer.
-    async fn pass(self, mut request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
+    /// Answers requests that neither `local` answers nor upstream.
+    async fn pass(self, request: Request<RequestBody>) -> Response<PortBody<L::Body>> {
         if !is_grpc(request.headers()) {
             if Gateway::serves(request.uri().path()) {
                 // Boxed, because otherwise forwarded calls would be as large.
@@ -61,14 +62,7 @@ impl<L: Local> GrpcPort<L> {
             return needs_http2();
         }
         let path = request.uri().path();
-        let service = if path.starts_with("/grpc.health.v1.Health/") {
-            self.health
-        } else if path.starts_with("/grpc.reflection.") {
-            self.reflection
-        } else {
-            mark_client(request.extensions_mut());
-            self.forward
-        };
+        let service = if path.starts_with("/grpc.health.v1.Health/") { self.health } else { self.reflection };
         let Ok(response) = service.oneshot(request.map(Body::new)).await;
         response.map(PortBody::Plain)
     }
@@ -81,16 +75,30 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
         // Most calls are local, and need nothing of the other services.
-        if self.local.answers(request.uri().path())
-            && is_grpc(request.headers())
-            && request.version() == Version::HTTP_2
-        {
+        if self.local.answers(request.uri().path()) && is_call(&request) {
             let local = self.local.clone();
             return Box::pin(async move { Ok(local.call(request).await.map(PortBody::Local)) });
+        }
+        // So are most others forwarded.
+        if is_call(&request) && !is_special(request.uri().path()) {
+            let forward = self.forward.clone();
+            let mut request = request.map(Body::new);
+            mark_client(request.extensions_mut());
+            return Box::pin(forward.oneshot(request).map_ok(|response| response.map(PortBody::Plain)));
         }
         let port = self.clone();
         Box::pin(async move { Ok(port.pass(request).await) })
     }
+}
+
+/// Whether a request is a gRPC call over HTTP/2.
+fn is_call<B>(request: &Request<B>) -> bool {
+    is_grpc(request.headers()) && request.version() == Version::HTTP_2
+}
+
+/// Whether the path is one of the relay's own services.
+fn is_special(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.")
 }
 
 /// Whether a request is a gRPC call: content type `application/grpc`, alone or followed by a message format or

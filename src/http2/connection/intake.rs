@@ -445,7 +445,7 @@ where
                 }
                 Setting::MaxPayload(len) => self.peer.max_payload = len,
                 Setting::TableSize(size) => self.peer.shrinks_table |= size < DEFAULT_TABLE,
-                Setting::Other => {}
+                Setting::MaxStreams(_) | Setting::Other => {}
             }
         }
         frame::put_settings_ack(self.output.own());

@@ -48,7 +48,7 @@ fn header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
 }
 
 /// Encodes an integer (RFC 7541, 5.1) in the last bits of a byte, and in further bytes if needed.
-fn integer(out: &mut Vec<u8>, form: u8, bits: u32, value: usize) {
+pub(super) fn integer(out: &mut Vec<u8>, form: u8, bits: u32, value: usize) {
     let most = (1_usize << bits) - 1;
     if value < most {
         out.push(form | value as u8);
@@ -63,7 +63,7 @@ fn integer(out: &mut Vec<u8>, form: u8, bits: u32, value: usize) {
     out.push(rest as u8);
 }
 
-fn string(out: &mut Vec<u8>, string: &[u8]) {
+pub(super) fn string(out: &mut Vec<u8>, string: &[u8]) {
     integer(out, 0, 7, string.len());
     out.extend_from_slice(string);
 }

@@ -1,20 +1,22 @@
-//! The fields of a request, as types of the crate `http`.
+//! The fields of a request or an answer, as types of the crate `http`.
 //!
-//! The rules for all fields of a request together are in `request`. `decode` calls it with the input, and `table` for
+//! The rules for all fields of a message together are in `request`. `decode` calls it with the input, and `table` for
 //! the names of its entries. Always holds: every field but [`Field::Invalid`] can be used in an [`http::Request`] as it
 //! is.
 
 use http::{
-    HeaderName, HeaderValue, Method,
+    HeaderName, HeaderValue, Method, StatusCode,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-/// Names that every gRPC client sends and `http` does not predefine. They are static, so clones neither allocate nor
+/// Names that every gRPC client or server sends and `http` does not predefine. They are static, so clones neither allocate nor
 /// count references.
-static NAMES: [HeaderName; 3] = [
+static NAMES: [HeaderName; 5] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("grpc-accept-encoding"),
     HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-status"),
+    HeaderName::from_static("grpc-message"),
 ];
 
 /// Values of the same kind.
@@ -36,21 +38,26 @@ pub enum Field {
     Authority(Authority),
     /// `:path`: begins with `/`, or is `*`.
     Path(PathAndQuery),
+    /// `:status`.
+    Status(StatusCode),
     /// A header or a trailer.
     Header(HeaderName, HeaderValue),
     /// Correctly compressed, but not allowed in a request. The connection goes on.
     Invalid(Invalid),
 }
 
-/// Why a field is not allowed in a request.
+/// Why a field is not allowed in a request or an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// The name is empty, in capitals, or has bytes that names must not contain.
     #[error("a header's name is empty or has invalid bytes")]
     Name,
-    /// A pseudo-header of responses, or of an extension that was not offered.
-    #[error("a pseudo-header that requests must not have")]
+    /// A pseudo-header of an extension that was not offered.
+    #[error("a pseudo-header that does not exist")]
     PseudoHeader,
+    /// `:status` is not three digits.
+    #[error(":status is not a status")]
+    Status,
     /// `:method` is not a token.
     #[error(":method is not a method")]
     Method,
@@ -75,6 +82,7 @@ pub(super) enum Name {
     Scheme,
     Authority,
     Path,
+    Status,
     Header(HeaderName),
     Invalid(Invalid),
 }
@@ -86,6 +94,7 @@ impl Name {
             b":scheme" => Self::Scheme,
             b":authority" => Self::Authority,
             b":path" => Self::Path,
+            b":status" => Self::Status,
             [b':', ..] => Self::Invalid(Invalid::PseudoHeader),
             _ => match NAMES.iter().find(|known| known.as_str().as_bytes() == name) {
                 Some(known) => Self::Header(known.clone()),
@@ -105,6 +114,7 @@ impl Name {
                 PathAndQuery::try_from(value).map(Field::Path).map_err(|_| Invalid::Path)
             }
             Self::Path => Err(Invalid::Path),
+            Self::Status => StatusCode::from_bytes(value).map(Field::Status).map_err(|_| Invalid::Status),
             Self::Header(name) => {
                 let known = VALUES.iter().find(|known| known.as_bytes() == value).cloned();
                 match known.map_or_else(|| HeaderValue::from_bytes(value), Ok) {
@@ -129,6 +139,7 @@ impl Field {
             Self::Scheme(_) | Self::Invalid(Invalid::Scheme) => Name::Scheme,
             Self::Authority(_) | Self::Invalid(Invalid::Authority) => Name::Authority,
             Self::Path(_) | Self::Invalid(Invalid::Path) => Name::Path,
+            Self::Status(_) | Self::Invalid(Invalid::Status) => Name::Status,
             Self::Header(name, _) | Self::Invalid(Invalid::Value(name)) => Name::Header(name.clone()),
             Self::Invalid(why @ (Invalid::Name | Invalid::PseudoHeader)) => Name::Invalid(why.clone()),
         }

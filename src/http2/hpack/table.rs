@@ -6,7 +6,7 @@
 use std::{array, collections::VecDeque, sync::LazyLock};
 
 use http::{
-    HeaderName, HeaderValue, Method,
+    HeaderName, HeaderValue, Method, StatusCode,
     uri::{PathAndQuery, Scheme},
 };
 
@@ -110,7 +110,9 @@ static STATIC: LazyLock<[Entry; FIXED.len()]> = LazyLock::new(|| {
             (":path", path) => Field::Path(PathAndQuery::from_static(path)),
             (":scheme", "http") => Field::Scheme(Scheme::HTTP),
             (":scheme", _) => Field::Scheme(Scheme::HTTPS),
-            (":status", _) => Field::Invalid(Invalid::PseudoHeader),
+            (":status", status) => {
+                StatusCode::from_bytes(status.as_bytes()).map_or(Field::Invalid(Invalid::Status), Field::Status)
+            }
             _ => Field::Header(HeaderName::from_static(name), HeaderValue::from_static(value)),
         };
         Entry::new(field, name.len(), value.len())

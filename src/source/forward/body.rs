@@ -16,10 +16,10 @@ use http_body::{Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status};
 
-use super::{Running, clients::Counted, count, status};
+use super::{clients::Counted, status};
 use crate::{
-    source::{causes::chain, pool::Answer},
-    telemetry::names::{Outcome, Service, begin_forwarding},
+    source::{Members, causes::chain, pool::Answer},
+    telemetry::names::{Outcome, Service},
 };
 
 /// A running call. If it is dropped without [`Call::finish`], the client has gone away.
@@ -28,16 +28,13 @@ pub(super) struct Call {
     /// `None` for a request of the relay's own, which is not counted.
     service: Option<Service>,
     outcome: Outcome,
-    _counted: Counted,
-    _running: Option<Running>,
+    counted: Counted,
 }
 
 impl Call {
     pub(super) fn start(service: Option<Service>, counted: Counted) -> Self {
-        if let Some(service) = service {
-            begin_forwarding(service);
-        }
-        Self { service, outcome: Outcome::Canceled, _counted: counted, _running: service.map(|_| Running::start()) }
+        counted.counts().begin(service);
+        Self { service, outcome: Outcome::Canceled, counted }
     }
 
     /// Records how a call ended that the relay itself answered.
@@ -60,7 +57,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        count(self.service, self.outcome);
+        self.counted.counts().end(self.service, self.outcome);
     }
 }
 
@@ -72,7 +69,34 @@ pub(super) struct ResponseBody {
     /// When to end a call that never ends by itself.
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// When to end it because its member is silent and another one answers.
-    left: Option<BoxFuture<'static, ()>>,
+    left: Left,
+}
+
+/// Ready when calls that wait for a member should end. Most answers have arrived whole, and do not ask.
+enum Left {
+    /// The call stays with its member.
+    Never,
+    Unasked(Members, usize),
+    Asked(BoxFuture<'static, ()>),
+}
+
+impl Left {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self {
+                Self::Never => return Poll::Pending,
+                Self::Unasked(members, member) => {
+                    let (members, member) = (members.clone(), *member);
+                    *self = Self::Asked(Box::pin(async move { members.left(member).await }));
+                }
+                Self::Asked(left) => {
+                    ready!(left.as_mut().poll(cx));
+                    *self = Self::Never;
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
 }
 
 impl ResponseBody {
@@ -80,8 +104,9 @@ impl ResponseBody {
         inner: Answer,
         call: Call,
         drain: Option<CancellationToken>,
-        left: Option<BoxFuture<'static, ()>>,
+        left: Option<(Members, usize)>,
     ) -> Self {
+        let left = left.map_or(Left::Never, |(members, member)| Left::Unasked(members, member));
         Self { inner: Some(inner), call, drain: drain.map(|drain| Box::pin(drain.cancelled_owned())), left }
     }
 
@@ -106,10 +131,7 @@ impl http_body::Body for ResponseBody {
         let frame = match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                if let Some(left) = &mut self.left
-                    && left.as_mut().poll(cx).is_ready()
-                {
-                    self.left = None;
+                if self.left.poll(cx).is_ready() {
                     return Poll::Ready(self.end(&status::left(), Outcome::Unavailable));
                 }
                 if let Some(drain) = &mut self.drain {

@@ -1,4 +1,4 @@
-//! [`Clients`]: how many forwarded calls each client has under way.
+//! [`Clients`]: how many forwarded calls each client has under way, and the metrics of all of them.
 //!
 //! Not here: the order in which calls get a place, see `pool`. Always holds: a call is counted from before it is sent
 //! until it has ended; a client without a call is forgotten; the relay's own calls are not limited here.
@@ -8,6 +8,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::counts::Counts;
 use crate::types::ClientKey;
 
 /// Counts each client's forwarded calls; see the module.
@@ -16,6 +17,7 @@ pub(super) struct Clients {
     most: usize,
     /// A plain mutex, since it is only held for a look-up.
     calls: Mutex<HashMap<ClientKey, usize>>,
+    pub(super) counts: Counts,
 }
 
 /// A call, which counts while this lives.
@@ -27,7 +29,7 @@ pub(super) struct Counted {
 
 impl Clients {
     pub(super) fn new(most: NonZeroUsize) -> Arc<Self> {
-        Arc::new(Self { most: most.get(), calls: Mutex::default() })
+        Arc::new(Self { most: most.get(), calls: Mutex::default(), counts: Counts::default() })
     }
 
     /// The most calls of a client.
@@ -44,6 +46,12 @@ impl Clients {
         }
         *running += 1;
         Some(Counted { clients: self.clone(), client })
+    }
+}
+
+impl Counted {
+    pub(super) fn counts(&self) -> &Counts {
+        &self.clients.counts
     }
 }
 

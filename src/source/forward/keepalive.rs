@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait, body::Body, codeg
 use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
 
 use self::lane::{Lane, Member};
-use super::{Call, Forward, ForwardService, count, status};
+use super::{Call, Forward, ForwardService, status};
 use crate::{
     critical::Tasks,
     pb::etcdserverpb::{
@@ -94,7 +94,7 @@ type Fields = Vec<(HeaderName, http::HeaderValue)>;
 
 /// Passes all calls to etcd, with keep-alives over shared streams.
 pub(super) fn over(forward: Forward, tasks: Tasks) -> ForwardService {
-    let direct = forward.clone().boxed();
+    let direct = forward.clone();
     let shared = Arc::new(Shared { forward, tasks, lanes: Mutex::default() });
     BoxCloneSyncService::new(Split { direct, keepalives: LeaseServer::new(KeepAlives { shared }) })
 }
@@ -102,7 +102,7 @@ pub(super) fn over(forward: Forward, tasks: Tasks) -> ForwardService {
 /// Separates keep-alives from the other calls.
 #[derive(Clone)]
 struct Split {
-    direct: ForwardService,
+    direct: Forward,
     keepalives: LeaseServer<KeepAlives>,
 }
 
@@ -120,7 +120,7 @@ impl Service<http::Request<Body>> for Split {
         if request.uri().path() == PATH && !request.headers().contains_key("grpc-encoding") {
             Box::pin(self.keepalives.clone().oneshot(request))
         } else {
-            Box::pin(self.direct.clone().oneshot(request))
+            Service::call(&mut self.direct, request)
         }
     }
 }
@@ -134,7 +134,7 @@ impl Lease for KeepAlives {
         let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
         let clients = &self.shared.forward.shared.clients;
         let Some(counted) = clients.enter(client) else {
-            count(Some(names::Service::Lease), Outcome::Refused);
+            clients.counts.refuse(Some(names::Service::Lease), Outcome::Refused);
             return Err(status::too_many(clients.most()));
         };
         let stop = request.extensions().get().unwrap_or(&self.shared.forward.shared.drain).clone();

@@ -10,12 +10,11 @@
 //! reads; each member answers it at most once; the request of a read is kept in memory, and is no longer than the port
 //! accepts (`MAX_KEPT`).
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, request, response, uri::PathAndQuery};
+use http::{request, response, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
 use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Status, body::Body};
@@ -24,7 +23,7 @@ use super::{ForwardInner, Method, status};
 use crate::{
     source::{
         members::race::race,
-        pool::{Answer, LinkError, Place, Pool, RequestBody, SendError},
+        pool::{Answer, Head, LinkError, Place, SendError},
     },
     telemetry::names,
     types::ClientKey,
@@ -101,21 +100,24 @@ impl Sending<'_> {
         let mut refusal = None;
         let mut closed = 0;
         loop {
-            if self.method.proposes {
-                self.wait_agreement().await;
+            if self.method.proposes && members.is_in_question() {
+                Box::pin(self.wait_agreement()).await;
             }
-            let rest: Vec<usize> = members.ranked().into_iter().filter(|member| !tried.contains(member)).collect();
-            if rest.is_empty() {
+            let Some(best) = members.best(&tried) else {
                 return refusal.unwrap_or_else(|| Err(status::unreachable()));
-            }
-            let (member, place) = match self.place(rest).await {
-                Ok(place) => place,
-                Err(failures) => match refusal {
-                    Some(refusal) => return refusal,
-                    None => {
-                        self.wait(&failures).await?;
-                        continue;
-                    }
+            };
+            let (member, place) = match self.shared.link(best).pool(self.lane).place_at_once(self.client) {
+                Some(place) => (best, place),
+                // Boxed, because otherwise all calls would be as large.
+                None => match Box::pin(self.place(&tried)).await {
+                    Ok(place) => place,
+                    Err(failures) => match refusal {
+                        Some(refusal) => return refusal,
+                        None => {
+                            Box::pin(self.wait(&failures)).await?;
+                            continue;
+                        }
+                    },
                 },
             };
             match self.attempt(member, place, &head, &mut payload).await {
@@ -133,7 +135,7 @@ impl Sending<'_> {
                 Tried::Unsent(error) => {
                     closed += 1;
                     if closed >= CLOSED {
-                        self.wait(&[(member, error)]).await?;
+                        Box::pin(self.wait(&[(member, error)])).await?;
                     }
                     continue;
                 }
@@ -151,8 +153,9 @@ impl Sending<'_> {
     }
 
     /// Finds a place for the call at the first member that can be reached.
-    async fn place(&self, rest: Vec<usize>) -> Result<(usize, Place), Vec<(usize, LinkError)>> {
+    async fn place(&self, tried: &[usize]) -> Result<(usize, Place), Vec<(usize, LinkError)>> {
         let shared = self.shared;
+        let rest = shared.members.ranked().into_iter().filter(|member| !tried.contains(member));
         let place = async |member: usize| {
             let link = shared.link(member);
             let pool = link.pool(self.lane);
@@ -178,42 +181,40 @@ impl Sending<'_> {
             Payload::Kept(bytes) => Body::new(Full::new(bytes.clone())),
             Payload::Passing(body) => body.take().unwrap_or_else(Body::empty),
         };
-        let (body, guard) = RequestBody::new(body);
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers.clone();
-        *request.uri_mut() = Pool::uri(&members.endpoint(member), self.path.clone());
+        let head = Head { method: &head.method, path: &self.path, headers: &head.headers };
         let sent = Instant::now();
-        let slow = async {
-            sleep(SLOW).await;
-            if self.lane != names::Lane::Waiting {
-                members.doubt(member);
-            }
-            std::future::pending::<Infallible>().await
+        let mut sending = pin!(place.send(head, body));
+        // Cancel safe: a call whose answer is not needed any more is reset when it is dropped.
+        let early = tokio::select! {
+            biased;
+            answer = &mut sending => Some(answer),
+            () = self.shared.overdue.wait() => None,
         };
-        // Cancel safe: a call whose answer is not needed any more is reset by the guard of its request.
-        let answer = tokio::select! {
-            answer = place.send(request) => answer,
-            () = members.left(member), if self.method.leaves => return Tried::Unanswered(status::left()),
-            () = members.lost_with_leader(member, sent), if self.method.proposes => {
-                return Tried::Unanswered(status::lost_with_leader());
-            }
-            never = slow => match never {},
+        let answer = match early {
+            Some(answer) => answer,
+            // Both branches are cancel safe. Boxed, because otherwise all calls would be as large.
+            None => tokio::select! {
+                answer = &mut sending => answer,
+                status = Box::pin(self.give_up(member, sent)) => return Tried::Unanswered(status),
+            },
         };
         match answer {
-            Ok((response, place)) => {
-                let (head, body): (_, Incoming) = Response::into_parts(response);
-                Tried::Answered(Box::new(Sent { head, body: Answer::new(body, place, guard), member }))
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                Tried::Answered(Box::new(Sent { head, body, member }))
             }
             Err(SendError::Unsent(unsent, error)) => {
                 if let Payload::Passing(body) = payload {
-                    *body = Some(unsent.into_body().into_inner());
+                    *body = Some(unsent);
                 }
                 Tried::Unsent(error)
             }
             Err(SendError::Broken(error)) => {
-                members.broken(member);
+                if status::reset(&error).is_some() {
+                    members.doubt(member);
+                } else if !error.is_by_request() {
+                    members.broken(member);
+                }
                 Tried::Unanswered(status::broken(&members.endpoint(member), &error))
             }
         }
@@ -222,15 +223,31 @@ impl Sending<'_> {
     /// Waits while it is in question whether the cluster can agree. A write that is sent during an election is lost.
     async fn wait_agreement(&self) {
         let members = &self.shared.members;
-        if !members.is_in_question() {
-            return;
-        }
         let _held = Held::count();
         // All branches are cancel safe.
         tokio::select! {
             () = members.out_of_question() => {}
             () = sleep_until(self.until) => {}
             () = self.shared.drain.cancelled() => {}
+        }
+    }
+
+    /// Waits until a call that was sent to a member should not wait for its answer any more. A member that is slow is put
+    /// in doubt meanwhile.
+    async fn give_up(&self, member: usize, sent: Instant) -> Status {
+        let members = &self.shared.members;
+        let slow = async {
+            sleep_until(sent + SLOW).await;
+            if self.lane != names::Lane::Waiting {
+                members.doubt(member);
+            }
+            std::future::pending::<Infallible>().await
+        };
+        // All branches are cancel safe.
+        tokio::select! {
+            () = members.left(member), if self.method.leaves => status::left(),
+            () = members.lost_with_leader(member, sent), if self.method.proposes => status::lost_with_leader(),
+            never = slow => match never {},
         }
     }
 

@@ -7,7 +7,10 @@ use std::{error::Error, iter};
 use h2::Reason;
 use tonic::{Code, Status};
 
-use crate::source::{Endpoint, causes::chain};
+use crate::{
+    http2::client::Lost,
+    source::{Endpoint, causes::chain, pool::CallError},
+};
 
 /// etcd's own words when a member stops. Its clients then try another one.
 pub(super) fn stopped() -> Status {
@@ -60,7 +63,7 @@ pub(super) fn lost_with_leader() -> Status {
 }
 
 /// The connection broke, or etcd reset the call, before it answered: etcd may or may not have acted on it.
-pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> Status {
+pub(super) fn broken(endpoint: &Endpoint, error: &CallError) -> Status {
     let code = match reset(error) {
         // As in the table of gRPC's HTTP/2 specification.
         Some(Reason::REFUSED_STREAM) | None => Code::Unavailable,
@@ -74,6 +77,12 @@ pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> Status {
 
 /// Why etcd reset the stream, if it did; `None` if the connection broke.
 pub(super) fn reset(error: &(dyn Error + 'static)) -> Option<Reason> {
+    if let Some(CallError::Calls(lost)) = error.downcast_ref() {
+        return match lost {
+            Lost::Reset(reason) => Some(*reason),
+            Lost::Unusable(_) | Lost::Request | Lost::Connection(_) => None,
+        };
+    }
     iter::successors(Some(error), |&error| error.source())
         .find_map(|error| error.downcast_ref::<h2::Error>())
         .filter(|error| error.is_reset() && error.is_remote())

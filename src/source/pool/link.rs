@@ -1,9 +1,11 @@
-//! [`open`]: one HTTP/2 connection to one member, ready for calls.
+//! [`open`]: one HTTP/2 connection to one member, ready for calls. Short calls have our own client, which is made for
+//! many of them; all others have hyper's.
 //!
 //! Not here: when one is needed and who may use it, see `pool`. Always holds: a connection is returned only after the
 //! member has reported how many calls it accepts at once, so no caller counts on more.
 
 use std::{
+    error::Error,
     future::poll_fn,
     io,
     num::NonZeroU32,
@@ -28,6 +30,7 @@ use tokio::{
 
 use super::{Keepalive, request::RequestBody};
 use crate::{
+    http2::client::{Client, ClientLimits, Pings},
     source::{
         Endpoint,
         causes::chain,
@@ -72,10 +75,35 @@ pub(in crate::source) enum LinkError {
     Http2 { endpoint: Endpoint, cause: String },
 }
 
+/// Sends calls on an open connection.
+#[derive(Clone)]
+pub(super) enum Sender {
+    /// hyper's client, which pumps both directions of a stream by itself.
+    Streams(SendRequest<RequestBody>, Arc<StreamLimit>),
+    /// Our own client, for calls that end soon: it needs no task for a call.
+    Calls(Client),
+}
+
+impl Sender {
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Streams(sender, _) => sender.is_closed(),
+            Self::Calls(client) => client.is_closed(),
+        }
+    }
+
+    /// How many calls the member accepts at once.
+    pub(super) fn most(&self) -> usize {
+        match self {
+            Self::Streams(_, limit) => limit.get(),
+            Self::Calls(client) => client.most(),
+        }
+    }
+}
+
 /// An open connection.
 pub(super) struct Opened {
-    pub(super) sender: SendRequest<RequestBody>,
-    pub(super) limit: Arc<StreamLimit>,
+    pub(super) sender: Sender,
     /// Ready when the connection has ended.
     pub(super) end: oneshot::Receiver<()>,
 }
@@ -99,7 +127,10 @@ pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::
     let attempt = async {
         let failed = |cause: io::Error| LinkError::Connect { endpoint: endpoint.clone(), cause: Arc::new(cause) };
         let stream = settings.dialler.dial(endpoint, Speaks::Http2).await.map_err(failed)?;
-        greet(stream, endpoint, settings, lane).await
+        match lane {
+            names::Lane::Calls => greet_calls(stream, endpoint, settings, lane).await,
+            _ => greet(stream, endpoint, settings, lane).await,
+        }
     };
     match tokio::time::timeout(settings.connect_timeout, attempt).await {
         Ok(result) => result,
@@ -108,7 +139,7 @@ pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::
 }
 
 /// The error for a connection that closed before a call could be sent on it.
-pub(super) fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LinkError {
+pub(super) fn broken(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> LinkError {
     LinkError::Http2 { endpoint: endpoint.clone(), cause: chain(error) }
 }
 
@@ -164,12 +195,46 @@ async fn greet(
         drop(ended);
     });
     match greeting.await {
-        Ok(()) => Ok(Opened { sender, limit, end }),
-        Err(_) => Err(LinkError::Http2 {
-            endpoint: endpoint.clone(),
-            cause: "the connection ended before the member sent its HTTP/2 settings; is this etcd's client port, and does it need https:// or another certificate?"
-                .into(),
-        }),
+        Ok(()) => Ok(Opened { sender: Sender::Streams(sender, limit), end }),
+        Err(_) => Err(ended_early(endpoint)),
+    }
+}
+
+/// The same with our own client.
+async fn greet_calls(
+    stream: impl ByteStream,
+    endpoint: &Endpoint,
+    settings: &Settings,
+    lane: names::Lane,
+) -> Result<Opened, LinkError> {
+    let pings = |Keepalive { interval, timeout, while_idle }| Pings { interval, timeout, while_idle };
+    let limits = ClientLimits {
+        stream_window: settings.stream_window.get(),
+        max_header_list: MAX_HEADERS,
+        keepalive: settings.keepalive.map(pings),
+    };
+    let (client, driver, greeting) = Client::start(stream, limits);
+    let (ended, end) = oneshot::channel();
+    let at = endpoint.clone();
+    // Ends when the connection breaks, or when the last client is dropped and the last call has ended.
+    tokio::spawn(async move {
+        let _open = Open::count(lane);
+        if let Err(error) = driver.await {
+            tracing::debug!(endpoint = %at, %error, "Lost the connection upstream");
+        }
+        drop(ended);
+    });
+    match greeting.await {
+        Ok(()) => Ok(Opened { sender: Sender::Calls(client), end }),
+        Err(_) => Err(ended_early(endpoint)),
+    }
+}
+
+fn ended_early(endpoint: &Endpoint) -> LinkError {
+    LinkError::Http2 {
+        endpoint: endpoint.clone(),
+        cause: "the connection ended before the member sent its HTTP/2 settings; is this etcd's client port, and does it need https:// or another certificate?"
+            .into(),
     }
 }
 

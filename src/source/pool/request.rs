@@ -15,24 +15,24 @@ use tonic::body::Body;
 
 /// The body of a request; see the module.
 #[derive(Debug)]
-pub(in crate::source) struct RequestBody {
+pub(super) struct RequestBody {
     inner: Body,
     /// Resolves when the answer is dropped, or when the call is dropped before it has an answer.
     call: oneshot::Receiver<()>,
 }
 
 /// Ends the request when it is dropped.
-pub(in crate::source) type Guard = oneshot::Sender<()>;
+pub(super) type Guard = oneshot::Sender<()>;
 
 impl RequestBody {
     /// Returns the body and the guard that ends it.
-    pub(in crate::source) fn new(inner: Body) -> (Self, Guard) {
+    pub(super) fn new(inner: Body) -> (Self, Guard) {
         let (guard, call) = oneshot::channel();
         (Self { inner, call }, guard)
     }
 
     /// The original body, if nothing of it was sent.
-    pub(in crate::source) fn into_inner(self) -> Body {
+    pub(super) fn into_inner(self) -> Body {
         self.inner
     }
 }
