@@ -99,6 +99,9 @@ pub struct Page {
     pub kvs: Vec<KeyValueFields>,
     /// Whether the range has more keys after these.
     pub more: bool,
+    /// How many keys the range has, those after these included, if upstream counts them. Such an upstream looks at all
+    /// keys of the range, so it is asked for short ones. It decides nothing else.
+    pub count: Option<usize>,
 }
 
 /// What to watch.

@@ -17,7 +17,7 @@ struct Unbearable;
 impl HubUpstream for Unbearable {
     async fn page(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
         let header = Header { cluster_id: 1, revision: Revision::new(1), ..Header::default() };
-        Ok(Page { header, kvs: Vec::new(), more: false })
+        Ok(Page { header, kvs: Vec::new(), more: false, count: None })
     }
 
     async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {

@@ -320,7 +320,7 @@ mod tests {
     }
 
     fn page(kvs: &[KeyValueFields], more: bool) -> Page {
-        Page { header: Header::default(), kvs: kvs.to_vec(), more }
+        Page { header: Header::default(), kvs: kvs.to_vec(), more, count: None }
     }
 
     #[test]

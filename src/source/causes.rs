@@ -20,3 +20,8 @@ pub(super) fn with_causes(mut text: String, error: &(dyn Error + 'static)) -> St
     }
     text
 }
+
+/// The error of HTTP/2 among an error and its causes.
+pub(super) fn http2<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a h2::Error> {
+    iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
+}

@@ -45,6 +45,12 @@ use crate::{
 /// The most bytes under way to the relay on one connection: enough for a burst of large values.
 const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
 
+/// The most bytes of a page. A reader of pages learns the size of values as it goes, and can be surprised by large ones.
+const MOST_OF_PAGE: usize = 64 << 20;
+
+/// Pages of no more keys than this have no such bound.
+const FEW: usize = 8;
+
 /// How long a call may go unanswered before its member is put in doubt.
 const SLOW: Duration = Duration::from_millis(300);
 
@@ -296,10 +302,13 @@ impl EtcdUpstream {
         }
         let member = self.for_feed().await;
         self.call(member, Lane::Bulk, async |client| {
-            let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
-            let reply = kv.get(key, Some(options)).await.map_err(|error| refused(&error))?.0;
+            // A page of a few keys is accepted whatever their size, since it cannot be read in smaller parts.
+            let most = if limit > FEW { MOST_OF_PAGE } else { usize::MAX };
+            let mut kv = client.kv_client().max_decoding_message_size(most);
+            let reply = kv.get(key, Some(options)).await.map_err(|error| refused_page(&error))?.0;
             let header = self.header(member, reply.header.as_ref())?;
-            Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more })
+            let count = usize::try_from(reply.count).ok();
+            Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more, count })
         })
         .await
     }
@@ -530,7 +539,8 @@ const SILENT: &str = "no member knows what the cluster agrees on";
 
 /// Whether another member may answer without this error.
 fn is_of_member(error: &UpstreamError) -> bool {
-    !matches!(error, UpstreamError::Compacted | UpstreamError::Future) && !lacks_permission(error)
+    !matches!(error, UpstreamError::Compacted | UpstreamError::Future | UpstreamError::TooLarge(_))
+        && !lacks_permission(error)
 }
 
 fn ended() -> UpstreamError {
@@ -564,6 +574,14 @@ fn refused(error: &Error) -> UpstreamError {
         }
         _ => UpstreamError::Unavailable(with_causes(status.message().to_owned(), status)),
     }
+}
+
+/// The same for a page, which may be larger than the relay accepts, or than etcd can send.
+fn refused_page(error: &Error) -> UpstreamError {
+    let is_large = matches!(error, Error::GRpcStatus(status)
+        if matches!(status.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted)
+            && (status.message().contains("message length too large") || status.message().contains("message larger than max")));
+    if is_large { UpstreamError::TooLarge(MOST_OF_PAGE) } else { refused(error) }
 }
 
 /// etcd's refusals whose status code has other meanings too.

@@ -36,7 +36,7 @@ use self::{
     request::RequestBody,
     turns::Turns,
 };
-use super::Endpoint;
+use super::{Endpoint, causes};
 use crate::{http2::client, telemetry::names, types::ClientKey};
 
 /// The most connections of a pool. With etcd's `--max-concurrent-streams` at a hundred, they carry as many calls as a
@@ -134,7 +134,14 @@ pub(super) enum CallError {
 impl CallError {
     /// Whether the client's request broke off, which says nothing about the member.
     pub(super) fn is_by_request(&self) -> bool {
-        matches!(self, Self::Calls(client::Lost::Request))
+        match self {
+            Self::Calls(lost) => *lost == client::Lost::Request,
+            // hyper's client resets the call then.
+            Self::Streams(error) => {
+                let reset = causes::http2(error).is_some_and(|error| error.is_reset() && !error.is_remote());
+                error.is_user() || reset
+            }
+        }
     }
 }
 

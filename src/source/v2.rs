@@ -138,7 +138,7 @@ impl V2Upstream {
         let place = Place::of(range).ok_or_else(no_place)?;
         let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Read).await?;
         let header = header(&self.members, member, &standing).await;
-        Ok(Page { header, kvs: listed.into_iter().map(Listed::fields).collect(), more: false })
+        Ok(Page { header, kvs: listed.into_iter().map(Listed::fields).collect(), more: false, count: None })
     }
 
     /// Whether authentication is on in the v2 API.
@@ -163,7 +163,7 @@ impl Upstream for V2Upstream {
         })
         .await?;
         self.copies.put(copy);
-        Ok(Page { header, kvs, more: false })
+        Ok(Page { header, kvs, more: false, count: None })
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {

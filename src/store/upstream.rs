@@ -35,7 +35,7 @@ impl Upstream for Store {
         }
         let mut found = state.mvcc.scan(range, at);
         let kvs = found.by_ref().take(limit).cloned().collect();
-        Ok(Page { header, kvs, more: found.next().is_some() })
+        Ok(Page { header, kvs, more: found.next().is_some(), count: None })
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {

@@ -177,6 +177,16 @@ impl KeyRange {
         }
     }
 
+    /// The part below `key`, and the part from it on. `None` if one of them would be empty.
+    #[must_use]
+    pub fn split(&self, key: &Bytes) -> Option<(Self, Self)> {
+        let is_inside = !self.is_single() && self.start < *key && self.contains(key);
+        is_inside.then(|| {
+            let below = Self { start: self.start.clone(), end: RangeEnd::Before(key.clone()) };
+            (below, Self { start: key.clone(), end: self.end.clone() })
+        })
+    }
+
     /// The range without the keys up to and including `key`; `None` if nothing is left. Used to read a range in pages.
     #[must_use]
     pub fn after(&self, key: &[u8]) -> Option<Self> {

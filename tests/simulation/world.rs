@@ -358,7 +358,12 @@ impl Upstream for WorldUpstream {
         };
         let mut found = state.values().filter(|kv| range.contains(&kv.key)).cloned();
         let kvs: Vec<_> = found.by_ref().take(limit).collect();
-        Ok(Page { header: cluster.header(), kvs, more: found.next().is_some() })
+        Ok(Page {
+            header: cluster.header(),
+            count: Some(kvs.len() + found.clone().count()),
+            kvs,
+            more: found.next().is_some(),
+        })
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {

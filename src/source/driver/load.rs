@@ -3,10 +3,14 @@
 //! Not here: when a snapshot is read, and what follows from it, see `driver`. Always holds: a snapshot that the cluster
 //! has not agreed on begins a feed and never replaces one.
 
+mod cuts;
+mod scale;
+
 use std::sync::Arc;
 
 use metrics::counter;
 
+use self::cuts::Cuts;
 use super::Driving;
 use crate::{
     hub::{
@@ -16,11 +20,6 @@ use crate::{
     telemetry::names::{self, ResyncReason},
     types::{Cluster, Header, KeyValue, Revision},
 };
-
-/// The intended size of a snapshot's page: large enough to be cheap, small enough to be bounded.
-const PAGE_BYTES: usize = 4 << 20;
-/// Keys of the first page, before the size of values is known, and the most keys of any page.
-const PAGE_KEYS: (usize, usize) = (64, 10_000);
 
 impl Driving {
     /// Reads a snapshot, in as many attempts as it takes. Returns false if the feed ended meanwhile because nobody used
@@ -78,24 +77,26 @@ impl Driving {
         let mut map = KeyMap::default();
         let mut newest: Option<Arc<KeyValue>> = None;
         let mut first: Option<Header> = None;
-        let mut rest = Some(self.feed.range().clone());
-        let mut limit = PAGE_KEYS.0;
-        while let Some(range) = rest.take() {
+        let mut cuts = Cuts::new(self.feed.range().clone());
+        while let Some(request) = cuts.next() {
             let room = self.feed.room_for_page().await;
             let revision = first.map(|first| first.revision);
             let alone = *agreement.borrow() > Agreement::Late;
             // At a given revision, all members have the same content.
             let page = if alone && (is_first || revision.is_some()) {
-                upstream.page_of_member(&range, revision, limit).await?
+                upstream.page_of_member(&request.range, revision, request.limit).await
             } else {
-                upstream.page(&range, revision, limit).await?
+                upstream.page(&request.range, revision, request.limit).await
+            };
+            let page = match page {
+                Err(UpstreamError::TooLarge(_)) if cuts.ask_less(&request) => continue,
+                page => page?,
             };
             let header = *first.get_or_insert(page.header);
             if page.header.cluster_id != header.cluster_id {
                 return Err(UpstreamError::Protocol("the pages of a snapshot came from two clusters".into()));
             }
             let before = map.bytes();
-            let last = page.kvs.last().map(|last| last.key.clone());
             let turn = self.feed.turn_to_load().await;
             let twins = self.feed.twins();
             for fields in &page.kvs {
@@ -112,12 +113,8 @@ impl Driving {
                 return Err(UpstreamError::Unavailable("the feed has ended".into()));
             }
             drop((turn, room));
-            if page.more {
-                let key = last.ok_or_else(|| UpstreamError::Protocol("an empty page that is not the last".into()))?;
-                rest = range.after(&key);
-                // A page that repeats keys may add nothing.
-                let bytes = map.bytes().saturating_sub(before).max(1);
-                limit = (limit.saturating_mul(PAGE_BYTES) / bytes).clamp(1, (limit * 8).min(PAGE_KEYS.1));
+            if !cuts.took(&request, &page, map.bytes().saturating_sub(before)) {
+                return Err(UpstreamError::Protocol("an empty page that is not the last".into()));
             }
         }
         let header = first.ok_or_else(|| UpstreamError::Protocol("a range without a page".into()))?;

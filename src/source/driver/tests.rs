@@ -131,12 +131,12 @@ impl Upstream for MadeUp {
         if *self.agreement.borrow() > Agreement::Reached {
             return Err(UpstreamError::NoLeader);
         }
-        Ok(Page { header: self.header(), kvs: Vec::new(), more: false })
+        Ok(Page { header: self.header(), kvs: Vec::new(), more: false, count: None })
     }
 
     async fn page_of_member(&self, _: &KeyRange, _: Option<Revision>, _: usize) -> Result<Page, UpstreamError> {
         let revision = Revision::new(self.member.load(Ordering::SeqCst));
-        Ok(Page { header: Header { revision, ..self.header() }, kvs: Vec::new(), more: false })
+        Ok(Page { header: Header { revision, ..self.header() }, kvs: Vec::new(), more: false, count: None })
     }
 
     fn agreement(&self) -> watch::Receiver<Agreement> {

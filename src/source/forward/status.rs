@@ -83,8 +83,5 @@ pub(super) fn reset(error: &(dyn Error + 'static)) -> Option<Reason> {
             Lost::Unusable(_) | Lost::Request | Lost::Connection(_) => None,
         };
     }
-    iter::successors(Some(error), |&error| error.source())
-        .find_map(|error| error.downcast_ref::<h2::Error>())
-        .filter(|error| error.is_reset() && error.is_remote())
-        .and_then(h2::Error::reason)
+    http2(error).filter(|error| error.is_reset() && error.is_remote()).and_then(h2::Error::reason)
 }

@@ -88,7 +88,12 @@ impl Upstream for OwnUpstream {
             let Some(state) = epoch.state(at) else { return Err(UpstreamError::Future) };
             let mut found = state.values().filter(|kv| range.contains(&kv.key)).cloned();
             let kvs: Vec<_> = found.by_ref().take(limit).collect();
-            Page { header: epoch.header(), kvs, more: found.next().is_some() }
+            Page {
+                header: epoch.header(),
+                count: Some(kvs.len() + found.clone().count()),
+                kvs,
+                more: found.next().is_some(),
+            }
         };
         self.0.travel().await;
         Ok(page)
@@ -116,7 +121,12 @@ impl Upstream for OwnUpstream {
             let Some(state) = epoch.state(at).filter(|_| at <= has) else { return Err(UpstreamError::Future) };
             let mut found = state.values().filter(|kv| range.contains(&kv.key)).cloned();
             let kvs: Vec<_> = found.by_ref().take(limit).collect();
-            Page { header: epoch.header_at(has), kvs, more: found.next().is_some() }
+            Page {
+                header: epoch.header_at(has),
+                count: Some(kvs.len() + found.clone().count()),
+                kvs,
+                more: found.next().is_some(),
+            }
         };
         self.0.travel().await;
         Ok(page)
