@@ -15,7 +15,6 @@ pub mod inspect;
 pub mod lainlet;
 pub mod listen;
 mod pieces;
-mod room;
 pub mod session;
 pub mod signal;
 mod texts;

@@ -26,6 +26,7 @@ mod pins;
 pub mod pulse;
 mod read;
 mod reset;
+pub mod room;
 mod runs;
 mod shares;
 mod slack;

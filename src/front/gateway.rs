@@ -47,9 +47,11 @@ use super::{
     body::{BoxError, PortBody, RequestBody},
     client::Client,
     grpc::{GrpcService, Local, mark_client},
-    room::Room,
 };
-use crate::telemetry::names::{self, GatewayOutcome, Service};
+use crate::{
+    hub::room::Room,
+    telemetry::names::{self, GatewayOutcome, Service},
+};
 
 /// Memory for all bodies that are being read.
 const ROOM: usize = 256 << 20;

@@ -11,6 +11,8 @@ pub(super) enum Go {
     New,
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// Writes a quoted string. Each byte that is not UTF-8 becomes `\ufffd`; `<`, `>` and `&` are escaped.
 pub(super) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
     put_string_of(Go::Old, out, bytes);
@@ -36,6 +38,20 @@ pub(super) fn put_string_of(go: Go, out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
+/// The length of what [`put_string`] writes.
+pub(super) fn string_len(bytes: &[u8]) -> usize {
+    let valid = |text: &str| -> usize { text.chars().map(escaped_len).sum() };
+    2 + bytes.utf8_chunks().map(|chunk| valid(chunk.valid()) + 6 * chunk.invalid().len()).sum::<usize>()
+}
+
+fn escaped_len(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' => 2,
+        other if is_escaped(other) => 6,
+        other => other.len_utf8(),
+    }
+}
+
 fn is_escaped(character: char) -> bool {
     matches!(character, '"' | '\\' | '\0'..='\x1f' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}')
 }
@@ -49,7 +65,11 @@ fn put_escaped(go: Go, out: &mut Vec<u8>, character: char) {
         '\n' => out.extend_from_slice(br"\n"),
         '\r' => out.extend_from_slice(br"\r"),
         '\t' => out.extend_from_slice(br"\t"),
-        other => out.extend_from_slice(format!("\\u{:04x}", u32::from(other)).as_bytes()),
+        // All others have at most four digits.
+        other => {
+            out.extend_from_slice(br"\u");
+            out.extend([12, 8, 4, 0].map(|shift| HEX[(u32::from(other) >> shift) as usize & 0xf]));
+        }
     }
 }
 
@@ -69,6 +89,7 @@ mod tests {
             let mut out = Vec::new();
             put_string(&mut out, bytes);
             assert_eq!(String::from_utf8_lossy(&out), want);
+            assert_eq!(string_len(bytes), out.len(), "{want}");
         }
         let mut out = Vec::new();
         put_string_of(Go::New, &mut out, b"\x07\x08\x0c<");

@@ -130,13 +130,14 @@ impl V2Upstream {
     /// Answers the calls that feeds do not answer: reads, and for everything else the reason why there is nothing.
     #[must_use]
     pub fn forward_service(self: &Arc<Self>) -> ForwardService {
-        calls::service(self.clone())
+        calls::service(self.clone(), calls::ROOM)
     }
 
     /// The current keys of a range, for a reader that no feed serves.
     async fn read(&self, range: &KeyRange) -> Result<Page, UpstreamError> {
         let place = Place::of(range).ok_or_else(no_place)?;
-        let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Read).await?;
+        let asked = self.members.preferred();
+        let Listing { member, standing, listed } = list(&self.members, asked, &place, range, V2Listing::Read).await?;
         let header = header(&self.members, member, &standing).await;
         Ok(Page { header, kvs: listed.into_iter().map(Listed::fields).collect(), more: false, count: None })
     }
@@ -152,7 +153,8 @@ impl Upstream for V2Upstream {
     /// A listing shows one index and has all keys, so there is a single page, whatever the limit.
     async fn page(&self, range: &KeyRange, _revision: Option<Revision>, _limit: usize) -> Result<Page, UpstreamError> {
         let place = Place::of(range).ok_or_else(no_place)?;
-        let Listing { member, standing, listed } = list(&self.members, &place, range, V2Listing::Start).await?;
+        let asked = self.members.preferred();
+        let Listing { member, standing, listed } = list(&self.members, asked, &place, range, V2Listing::Start).await?;
         let header = header(&self.members, member, &standing).await;
         let before = self.copies.take(|copy| copy.range == *range);
         let (count, range) = (listed.len(), range.clone());
@@ -273,11 +275,16 @@ impl Drop for Owned {
     }
 }
 
-/// Reads the current content of a directory or a key, with the cluster's agreement. If it does not exist, the listing
-/// is empty.
-async fn list(members: &Members, place: &Place, range: &KeyRange, why: V2Listing) -> Result<Listing, UpstreamError> {
+/// Reads the current content of a directory or a key from a member, with the cluster's agreement. If it does not exist,
+/// the listing is empty.
+async fn list(
+    members: &Members,
+    member: usize,
+    place: &Place,
+    range: &KeyRange,
+    why: V2Listing,
+) -> Result<Listing, UpstreamError> {
     let most = if why == V2Listing::Read { MAX_READ } else { MAX_ANSWER };
-    let member = members.preferred();
     counter!(names::V2_LISTINGS, V2Listing::LABEL => why.as_str()).increment(1);
     let (standing, reply) = match members.get(member, &place.target("quorum=true")).await {
         Ok(found) => found,

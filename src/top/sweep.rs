@@ -38,12 +38,10 @@ impl<R: Row> Sweep<R> {
         if self.after == 0 {
             self.began = now;
         }
-        let gone: Vec<u64> = match next {
-            Some(next) => {
-                self.rows.range(self.after + 1..=next.max(self.after + 1)).map(|(number, _)| *number).collect()
-            }
-            None => self.rows.range(self.after + 1..).map(|(number, _)| *number).collect(),
-        };
+        // A server may send any number.
+        let first = self.after.saturating_add(1);
+        let last = next.map_or(u64::MAX, |next| next.max(first));
+        let gone: Vec<u64> = self.rows.range(first..=last).map(|(number, _)| *number).collect();
         for number in gone {
             self.rows.remove(&number);
         }
@@ -153,6 +151,11 @@ mod tests {
         assert_eq!((sweep.len(), sweep.is_cut(), pages), (MOST_ROWS, true, 21));
         sweep.take(vec![Numbered(1, "again")], Some(999), Instant::now());
         assert_eq!((sweep.after(), sweep.is_cut()), (999, true), "the next round reads on as well");
+        // Nor does one whose next page begins after the last number.
+        let mut sweep = Sweep::new(Instant::now());
+        sweep.take(vec![Numbered(1, "")], Some(u64::MAX), Instant::now());
+        sweep.take(vec![Numbered(2, "")], Some(u64::MAX), Instant::now());
+        assert!(sweep.is_complete());
         // A server whose links do not move on does not stop the list.
         let mut sweep = Sweep::new(Instant::now());
         sweep.take(vec![Numbered(1, "")], Some(0), Instant::now());

@@ -8,6 +8,7 @@ mod pods;
 mod running;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -40,6 +41,19 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("no limit", &["--set", ETCD, "--set", "resources.limits=null"]),
+];
+
+/// Names that YAML takes for a number, a boolean or nothing unless they are quoted, and ones that are longer than a Service's, or have dots.
+const NAMES: &[&str] = &[
+    "1e3",
+    "123",
+    "on",
+    "true",
+    "null",
+    "0x1f",
+    "a.b",
+    "a-release-with-a-name-that-is-as-long-as-helm-accepts",
+    "a-release-with-a-name-that-is-as-long-as-helm-allows",
 ];
 
 /// Plain manifests, each of which stands for itself.
@@ -93,7 +107,12 @@ fn text(bytes: Vec<u8>) -> String {
 
 /// What helm renders, or why it does not.
 fn render(tools: &Path, version: &str, args: &[&str]) -> Result<String, String> {
-    let template = ["template", "relay", "etcd-relay", "--namespace", "relays", "--kube-version", version];
+    render_as("relay", tools, version, args)
+}
+
+/// The same for a release of this name.
+fn render_as(release: &str, tools: &Path, version: &str, args: &[&str]) -> Result<String, String> {
+    let template = ["template", release, "etcd-relay", "--namespace", "relays", "--kube-version", version];
     let output = run(&tools.join("helm"), &[&template, args].concat(), "");
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
@@ -155,6 +174,56 @@ fn everything_passes_the_schemas_of_the_oldest_and_of_the_newest_kubernetes() {
             assert!(passes && said.contains("Skipped: 0"), "{folder}, Kubernetes {version}: {said}");
         }
     }
+}
+
+#[test]
+fn every_name_stays_a_name_and_no_two_releases_share_one() {
+    let Some(tools) = tools() else { return };
+    let version = versions(tools).pop().expect("versions");
+    let mut services = BTreeSet::new();
+    for name in NAMES {
+        let zone = name.replace('.', "-");
+        let zones = format!("zones[0].name={}", &zone[..zone.len().min(22)].trim_end_matches('-'));
+        let names = format!("priorityClassName={name},tls.secretName={name},serviceAccount.name={name}");
+        let args = ["--set", ETCD, "--set-string", &zones, "--set-string", &names];
+        let yaml = render_as(name, tools, &version, &args).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let (passes, said) = conform(tools, &version, &yaml);
+        assert!(passes, "{name}: {said}");
+        for document in documents(tools, &yaml) {
+            let label = document["metadata"]["labels"]["app.kubernetes.io/instance"].as_str();
+            assert_eq!(label, Some(*name), "{document}");
+            let own = document["metadata"]["name"].as_str().unwrap_or_else(|| panic!("no name: {document}")).to_owned();
+            if document["kind"] == "Service" {
+                let fits = own.starts_with(|char: char| char.is_ascii_lowercase()) && own.len() <= 63;
+                assert!(fits && own.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "{own}");
+                assert!(services.insert(own), "{name}: {document}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_goes_to_the_relay_and_what_lets_it_through_has_the_numbers_that_were_given() {
+    let Some(tools) = tools() else { return };
+    let values = tempfile::NamedTempFile::new().expect("a file");
+    let text = "etcd: {endpoints: ['http://etcd-1', 'http://10.0.0.7:2381/', 'http://[fd00::1]:2382', 'http://[fd00::2]']}\n\
+                settings: {ETCD_RELAY_MAX_CONNECTIONS: 1000000, ETCD_RELAY_HISTORY_ENTRIES: 123456789, ETCD_RELAY_NO_AUTH: true}\n";
+    fs::write(values.path(), text).expect("written");
+    let yaml = render(tools, "1.37.0", &["--values", values.path().to_str().expect("UTF-8")]).expect("it renders");
+    let documents = documents(tools, &yaml);
+    let of_kind = |kind: &str| documents.iter().find(|document| document["kind"] == kind).expect("one of the kind");
+    let variables = pods::variables(&of_kind("Deployment")["spec"]["template"]["spec"]["containers"][0]);
+    for (name, want) in [
+        ("ETCD_RELAY_MAX_CONNECTIONS", "1000000"),
+        ("ETCD_RELAY_HISTORY_ENTRIES", "123456789"),
+        ("ETCD_RELAY_NO_AUTH", "true"),
+    ] {
+        let value = variables.iter().find_map(|(found, value)| (found == name).then_some(&**value));
+        assert_eq!(value, Some(want), "{name}");
+    }
+    let ports = of_kind("NetworkPolicy")["spec"]["egress"][0]["ports"].as_array().expect("ports").iter();
+    let ports: Vec<_> = ports.map(|port| port["port"].as_i64()).collect();
+    assert_eq!(ports, [Some(2379), Some(2381), Some(2382)], "etcd's members, two of them at the default port");
 }
 
 #[test]

@@ -280,6 +280,84 @@ async fn a_page_that_nobody_sees_costs_nothing_and_one_that_lost_its_relay_comes
     drop(relay);
 }
 
+/// Pauses before retries are recorded and not waited for. The last streams are kept where a test can break them.
+const RECORD: &str = "(() => {
+    window.pauses = [];
+    const wait = window.setTimeout;
+    window.setTimeout = (act, pause) => {
+        if (pause < 1000 || pause > 10000) return wait(act, pause);
+        window.pauses.push(pause);
+        return wait(act, 0);
+    };
+    window.streams = [];
+    const Real = window.EventSource;
+    window.EventSource = class extends Real {
+        constructor(path) {
+            super(path.startsWith('/v1/watch') && window.refuses ? '/nothing' : path);
+            window.streams.push(this);
+        }
+    };
+})()";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_comes_and_goes_leaves_one_stream() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("/a/").start().await;
+    open(&mut browser, &relay, "overview").await;
+    browser.value(RECORD).await;
+    // The answers to the question why a stream broke come late, and after the next stream broke too.
+    browser
+        .value(
+            "(() => {
+                window.answered = 0;
+                const go = new Promise((resolve) => { window.answer = resolve; });
+                const ask = window.fetch;
+                window.fetch = async (...asked) => {
+                    const answer = await ask(...asked);
+                    await go;
+                    window.answered += 1;
+                    return answer;
+                };
+                window.dispatchEvent(new Event('online'));
+                streams.at(-1).dispatchEvent(new Event('error'));
+                window.dispatchEvent(new Event('online'));
+                streams.at(-1).dispatchEvent(new Event('error'));
+                window.answer();
+            })()",
+        )
+        .await;
+    browser.until("answered === 2").await;
+    browser.until_text("#link", "live").await;
+    assert_eq!(browser.value("pauses.length").await, 1, "one retry follows, for the stream that broke last");
+    assert_eq!(browser.value("streams.filter((stream) => stream.readyState !== 2).length").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_keys_that_cannot_be_followed_is_read_less_and_less_often() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").start().await;
+    open(&mut browser, &relay, "overview").await;
+    browser.value(RECORD).await;
+    browser.value("window.refuses = true").await;
+    browser.value("location.hash = '#keys=%2F'").await;
+    browser.until("pauses.length >= 5").await;
+    assert_eq!(browser.value("pauses.slice(0, 5)").await, json!([1000, 2000, 4000, 8000, 10000]));
+    browser.value("window.refuses = false").await;
+    browser.until("document.querySelector('#keys-state').textContent === 'live'").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_not_valid_is_followed_as_it_is() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix("").start().await;
+    open(&mut browser, &relay, "keys=%zz").await;
+    browser.until("document.querySelector('#prefix').value === '%zz'").await;
+    assert_at_peace(&mut browser, &relay).await;
+}
+
 /// A browser without a screen never hides a page by itself.
 async fn hide(browser: &mut Browser, hidden: bool) {
     let expression = format!(

@@ -17,9 +17,9 @@ use super::{
     scan::{Scanner, SyntaxError},
     schema::{MessageId, Schema},
 };
-use crate::front::{
-    body::RequestBody,
-    room::{Full, Place},
+use crate::{
+    front::body::RequestBody,
+    hub::room::{Full, Place},
 };
 
 /// Longest value in bytes: the largest request that is checked before it is forwarded, in base64.

@@ -10,12 +10,16 @@ use bytes::Bytes;
 use super::time::Expiry;
 
 use crate::{
-    front::{gojson::put_string, room::Full},
+    front::gojson::{put_string, string_len},
+    hub::room::Full,
     types::{KeyValue, Revision},
 };
 
 /// The code of errors about permissions.
 pub(super) const DENIED: u32 = 110;
+
+/// Longest text of a node without its path and its value: names, times and indexes.
+const NUMBERS_LEN: usize = 256;
 
 /// An error of v2.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +51,11 @@ impl Refusal {
     /// etcd could not be reached.
     pub(super) fn unavailable(cause: impl Into<Cow<'static, str>>) -> Self {
         Self::new(300, cause)
+    }
+
+    /// The same error as of another index.
+    pub(super) fn at(self, index: Revision) -> Self {
+        Self { index, ..self }
     }
 
     pub(super) fn status(&self) -> u16 {
@@ -131,6 +140,11 @@ impl Node {
     /// The same node after its removal at an index.
     pub(super) fn removed(&self, at: Revision) -> Self {
         Self { value: None, expiry: None, modified: at, ..self.clone() }
+    }
+
+    /// The length of its text without children, or a little more.
+    pub(super) fn text_len(&self) -> usize {
+        NUMBERS_LEN + string_len(&self.path) + self.value.as_ref().map_or(0, |value| string_len(value))
     }
 
     /// Writes everything before the children.

@@ -17,7 +17,7 @@ use super::{
     media::is_form,
 };
 use crate::{
-    front::room::{Place, Room},
+    hub::room::{Place, Room},
     types::ClientKey,
 };
 

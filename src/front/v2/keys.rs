@@ -16,23 +16,31 @@ use super::{
     fields::Fields,
     listings::Listings,
     made::{Made, Told},
-    operation::{self, Mark, Operation, Plan, names_from},
+    operation::{self, Operation, OwnMark, Plan, names_from},
     outcome::{self, Outcome},
     past::Past,
-    path::{ancestors, mark},
+    path::{ancestors, kids, mark},
     store::V3,
     time::Expiry,
     tree::{self, Found, find, is_marked},
     waits::{Entered, Waiter, Waits, Wanted, cleared},
 };
 use crate::{
-    hub::{Feed, Hub, Snapshot},
-    pb::etcdserverpb::{TxnResponse, response_op::Response as Op},
-    types::Revision,
+    front::gojson::string_len,
+    hub::{Feed, Hub, KeyMap, Mark, Snapshot, WaitError},
+    pb::{
+        etcdserverpb::{TxnResponse, response_op::Response as Op},
+        mvccpb,
+    },
+    types::{Header, KeyValue, KeyValueFields, Revision},
 };
 
 /// How long a read waits for its feed.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a read with `quorum` waits for its feed before it goes to etcd.
+const CURRENT_PATIENCE: Duration = Duration::from_millis(500);
+/// Most keys and bytes that such a read takes from etcd.
+const FROM_ETCD: (usize, usize) = (10_000, 16 << 20);
 /// Most attempts of a write whose surroundings keep changing.
 const ATTEMPTS: usize = 64;
 
@@ -69,10 +77,7 @@ impl Keys {
         }
         match *method {
             Method::GET if fields.wait && !fields.quorum => self.wait(path, fields).await,
-            Method::GET if fields.quorum => {
-                self.confirm().await?;
-                self.read(v3, path, fields).await
-            }
+            Method::GET if fields.quorum => Box::pin(self.read_current(v3, path, fields)).await,
             Method::GET | Method::HEAD => self.read(v3, path, fields).await,
             // Boxed, because otherwise the future of each wait would be as large.
             Method::POST => Box::pin(self.post(v3, path, fields)).await,
@@ -83,6 +88,52 @@ impl Keys {
 
     async fn read(&self, v3: &V3, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
         let (index, body) = self.listings.read(v3.asker, path, fields.recursive).await?;
+        Ok(Said::Body { status: 200, index, body })
+    }
+
+    /// Reads the cluster's current state: from the feed once it has that, or from etcd.
+    async fn read_current(&self, v3: &V3, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
+        let (mark, header) = self.confirm().await?;
+        match self.feed.reach(mark, &header, CURRENT_PATIENCE).await {
+            Ok(()) => self.read(v3, path, fields).await,
+            Err(WaitError::Timeout | WaitError::Unknown) => self.read_from_etcd(v3, path, fields).await,
+            Err(error) => Err(Refusal::unavailable(format!("etcd-relay: {error}"))),
+        }
+    }
+
+    /// Reads a path from etcd, because the feed cannot tell in time whether it is up to date.
+    async fn read_from_etcd(&self, v3: &V3, path: &Bytes, fields: &Fields) -> Result<Said, Refusal> {
+        let known = self.feed.snapshot();
+        let (keys, bytes) = known.map.weigh(&kids(path));
+        let too_large = || {
+            Refusal::unavailable(
+                "etcd-relay: the feed cannot tell whether it is up to date, and the directory is too large to be read from \
+                 etcd; read a part of it, or read it without quorum",
+            )
+        };
+        if keys > FROM_ETCD.0 || bytes > FROM_ETCD.1 {
+            return Err(too_large());
+        }
+        // The keys, and the message that has them.
+        let _room = self.listings.reserve(v3.asker.client, 2 * bytes).await?;
+        let response = v3.txn(operation::reading(path, 2 * FROM_ETCD.0)).await?;
+        let revision = revision_of(&response);
+        let mut map = KeyMap::default();
+        for read in response.responses {
+            let Some(Op::ResponseRange(range)) = read.response else { continue };
+            if range.more {
+                return Err(too_large());
+            }
+            range.kvs.into_iter().for_each(|kv| drop(map.insert(Arc::new(KeyValue::new(&stored(kv))))));
+        }
+        let snapshot = Arc::new(Snapshot { revision, map, epoch: known.epoch, cluster: known.cluster.clone() });
+        if find(&snapshot, path).is_err() {
+            // Only the feed shows which component is missing, or is a file.
+            let cause = find(&known, path).err();
+            return Err(cause.map_or_else(|| Refusal::about(100, path, revision), |cause| cause.at(revision)));
+        }
+        drop(known);
+        let (index, body) = self.listings.of(snapshot, v3.asker.client, path, fields.recursive).await?;
         Ok(Said::Body { status: 200, index, body })
     }
 
@@ -105,21 +156,30 @@ impl Keys {
         Err(last.unwrap_or_else(|| Refusal::unavailable("etcd-relay: the history keeps changing; retry")))
     }
 
-    /// Waits until the feed has the cluster's current revision.
-    async fn confirm(&self) -> Result<Revision, Refusal> {
+    /// The cluster's current revision. Contains the feed's mark from before.
+    async fn confirm(&self) -> Result<(Mark, Header), Refusal> {
         let mark = self.feed.mark();
         let confirmed =
             self.hub.confirmer().confirm(None).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
-        let reached = self.feed.reach(mark, &confirmed.header, PATIENCE).await;
-        reached.map_err(|error| Refusal::unavailable(format!("etcd-relay: {error}")))?;
-        Ok(confirmed.header.revision)
+        let checked = self.feed.check(mark, &confirmed.header);
+        checked.map_err(|error| Refusal::unavailable(format!("etcd-relay: {error}")))?;
+        Ok((mark, confirmed.header))
     }
 
-    /// Waits for the feed, so that the next read from this relay shows the write. The write is done even if the feed
-    /// does not get there in time.
+    /// Waits for the feed, so that the next read from this relay shows what an error is about.
     async fn reach(&self, revision: Revision) {
         if let Err(error) = self.feed.wait_for(revision, PATIENCE).await {
-            tracing::debug!(revision = revision.get(), %error, "A write of v2 was answered before the feed had it");
+            tracing::debug!(revision = revision.get(), %error, "An error of v2 was answered before the feed had its index");
+        }
+    }
+
+    /// Waits until the feed has a write, so that the next read from this relay shows it. It is an event of the feed,
+    /// which comes even if progress cannot be trusted. The write is done even if its event does not come in time.
+    async fn reach_write(&self, revision: Revision) {
+        let mut reached = self.feed.watch_revision();
+        let reached = tokio::time::timeout(PATIENCE, reached.wait_for(|now| *now >= revision)).await;
+        if !matches!(reached, Ok(Ok(_))) {
+            tracing::debug!(revision = revision.get(), "A write of v2 was answered before the feed had it");
         }
     }
 
@@ -133,6 +193,7 @@ impl Keys {
         }
         operation::check_depth(path)?;
         self.find_unseen(v3, path)?;
+        let _room = self.listings.reserve(v3.asker.client, self.answer_len(path, fields)).await?;
         let mut lease = Lease::grant(v3, &operation, fields).await?;
         let result = self.attempt(v3, path, operation, fields, &mut lease).await;
         if result.is_err() {
@@ -144,6 +205,14 @@ impl Keys {
         let body = if fields.no_value_on_success && !event.action.removes() { event.bare() } else { event.body() };
         let body = self.listings.count(v3.asker.client, body);
         Ok(Said::Body { status: if is_new { 201 } else { 200 }, index, body })
+    }
+
+    /// About as long as the answer to a write can be. It shows the new and the earlier value, or the earlier value beside
+    /// the one that was expected.
+    fn answer_len(&self, path: &[u8], fields: &Fields) -> usize {
+        let earlier = self.feed.snapshot().map.get(path).map_or(0, |kv| string_len(kv.value()));
+        let expected = fields.prev_value.as_ref().map_or(0, |value| string_len(value));
+        string_len(&fields.value) + expected + 2 * earlier
     }
 
     /// Checks for a file in the path, where the transaction may not look with the writer's permissions.
@@ -191,7 +260,7 @@ impl Keys {
                     let told = if plan.refresh { Told::Nothing } else { Told::Event(Arc::new((*event).clone())) };
                     under_way.done(at, told);
                     drop(under_way);
-                    self.reach(at).await;
+                    self.reach_write(at).await;
                     return Ok(*event);
                 }
                 Outcome::Refused(refusal) => {
@@ -218,6 +287,7 @@ impl Keys {
         let operation = Operation::Create { dir: fields.dir };
         operation::check_depth(directory)?;
         self.find_unseen(v3, directory)?;
+        let _room = self.listings.reserve(v3.asker.client, self.answer_len(directory, fields)).await?;
         let lease = Lease::grant(v3, &operation, fields).await?;
         let result = self.attempt_in_order(v3, directory, &operation, fields, lease.id()).await;
         if result.is_err() {
@@ -238,7 +308,7 @@ impl Keys {
         lease: i64,
     ) -> Result<Event, Refusal> {
         // Starts from a linearizable revision, so that no name is used twice, even if its key was deleted.
-        let mut number = self.confirm().await?.next().get();
+        let mut number = self.confirm().await?.1.revision.next().get();
         let mut marks = None;
         let mut own_mark = None;
         for _ in 0..ATTEMPTS {
@@ -247,7 +317,7 @@ impl Keys {
             let unmarked = marks.take().unwrap_or_else(|| unmarked(&snapshot, &path, v3.unseen));
             let was = own_mark.take().or_else(|| {
                 let kv = snapshot.map.get(&mark(directory))?;
-                Some(Mark { at: kv.mod_revision.get(), tells_index: !kv.value().is_empty() })
+                Some(OwnMark { at: kv.mod_revision.get(), tells_index: !kv.value().is_empty() })
             });
             drop(snapshot);
             let unseen = v3.unseen;
@@ -262,7 +332,7 @@ impl Keys {
                 Outcome::Done(event) => {
                     under_way.done(at, Told::Event(Arc::new((*event).clone())));
                     drop(under_way);
-                    self.reach(at).await;
+                    self.reach_write(at).await;
                     return Ok(*event);
                 }
                 Outcome::Refused(refusal) if refusal.code != 105 => {
@@ -314,15 +384,26 @@ fn unmarked(snapshot: &Snapshot, path: &[u8], unseen: usize) -> Vec<Bytes> {
     ancestors(path).skip(unseen).filter(|above| !is_marked(snapshot, above)).map(Bytes::copy_from_slice).collect()
 }
 
+fn stored(kv: mvccpb::KeyValue) -> KeyValueFields {
+    KeyValueFields {
+        key: kv.key,
+        value: kv.value,
+        create_revision: Revision::new(kv.create_revision),
+        mod_revision: Revision::new(kv.mod_revision),
+        version: kv.version,
+        lease: kv.lease,
+    }
+}
+
 fn revision_of(response: &TxnResponse) -> Revision {
     Revision::new(response.header.as_ref().map_or(0, |header| header.revision))
 }
 
 /// The directory's mark after a failed POST.
-fn mark_of(response: &TxnResponse) -> Option<Mark> {
+fn mark_of(response: &TxnResponse) -> Option<OwnMark> {
     let [.., mark, _] = &response.responses[..] else { return None };
     let Some(Op::ResponseRange(range)) = mark.response.as_ref().filter(|_| !response.succeeded) else { return None };
-    range.kvs.first().map(|kv| Mark { at: kv.mod_revision, tells_index: !kv.value.is_empty() })
+    range.kvs.first().map(|kv| OwnMark { at: kv.mod_revision, tells_index: !kv.value.is_empty() })
 }
 
 /// The highest in-order name that made a POST fail.

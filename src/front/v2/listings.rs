@@ -25,8 +25,10 @@ use super::{
     tree::{Found, find, show_file},
 };
 use crate::{
-    front::room::Room,
-    hub::{Asker, Feed, Hub, Snapshot},
+    hub::{
+        Asker, Feed, Hub, Snapshot,
+        room::{Place, Room},
+    },
     types::{ClientKey, Revision},
 };
 
@@ -91,6 +93,16 @@ pub(super) struct Flight {
     answer: OnceCell<Answer>,
 }
 
+/// The result of making a short answer.
+#[derive(Debug)]
+enum Short {
+    Answer(Revision, Arc<Text>),
+    /// It needs room for this many bytes.
+    Lacks(usize, Place),
+    /// It is too long to be made at once.
+    Long,
+}
+
 /// An answer with its index.
 pub(super) type Answer = Result<(Revision, Arc<Text>), Refusal>;
 
@@ -106,41 +118,93 @@ impl Listings {
     /// Fails if nothing is there, if it is too long to be shown, or if there is no room in time.
     pub(super) async fn read(&self, asker: Asker, path: &Bytes, recursive: bool) -> Result<(Revision, Bytes), Refusal> {
         let client = asker.client;
-        let snapshot = self.feed.snapshot();
-        let revision = snapshot.revision;
-        if let Found::File(node) = find(&snapshot, path)? {
-            drop(snapshot);
-            let text = show_file(&node);
-            let mut place = self.shared.room.place(client);
-            place.grow(text.len()).await?;
-            return Ok((revision, Text::new(text, place).read_by(client)));
-        }
         let wanted = Wanted { client, path: path.clone(), recursive };
-        if let Some(text) = self.shared.made(&snapshot, &wanted) {
-            return Ok((revision, text.read_by(client)));
-        }
-        let (keys, bytes) = snapshot.map.weigh(&kids(path));
-        if keys <= SHORT.0 && bytes <= SHORT.1 {
-            let place = self.shared.room.place(client);
-            let mut making = Making::of(self.shared.clone(), wanted, snapshot, place);
-            loop {
-                match making.step() {
-                    None => {}
-                    Some(Outcome::Answer(answer)) => return answer.map(|(at, text)| (at, text.read_by(client))),
-                    Some(Outcome::Lacks(len, mut place)) => {
-                        place.grow(len).await?;
-                        making.go_on(place);
-                    }
+        let mut place = self.shared.room.place(client);
+        loop {
+            match self.at_once(&wanted, place)? {
+                Short::Answer(at, text) => return Ok((at, text.read_by(client))),
+                // It is made again from the new state. A request that waits for room has nothing else in memory.
+                Short::Lacks(len, lacking) => {
+                    place = lacking;
+                    place.grow(len).await?;
                 }
+                Short::Long => break,
             }
         }
-        drop(snapshot);
         let flight = self.shared.flight(wanted);
         let answer = flight.answer.get_or_init(|| Box::pin(self.by_turns(asker, &flight))).await.clone();
         answer.map(|(revision, text)| (revision, text.read_by(client)))
     }
 
-    /// Counts an answer to a write for its client until it is read, even if there is no room.
+    /// Makes an answer that takes no more than a moment, if its place is large enough or can grow.
+    fn at_once(&self, wanted: &Wanted, mut place: Place) -> Result<Short, Refusal> {
+        let snapshot = self.feed.snapshot();
+        let revision = snapshot.revision;
+        if let Found::File(node) = find(&snapshot, &wanted.path)? {
+            let len = node.text_len();
+            if !place.try_grow(len) {
+                return Ok(Short::Lacks(len, place));
+            }
+            let text = show_file(&node);
+            place.shrink(text.len());
+            return Ok(Short::Answer(revision, Text::new(text, place)));
+        }
+        if let Some(text) = self.shared.made(&snapshot, wanted) {
+            return Ok(Short::Answer(revision, text));
+        }
+        let (keys, bytes) = snapshot.map.weigh(&kids(&wanted.path));
+        if keys > SHORT.0 || bytes > SHORT.1 {
+            return Ok(Short::Long);
+        }
+        let mut making = Making::of(self.shared.clone(), wanted.clone(), snapshot, place);
+        loop {
+            match making.step() {
+                None => {}
+                Some(Outcome::Answer(answer)) => return answer.map(|(at, text)| Short::Answer(at, text)),
+                Some(Outcome::Lacks(len, place)) => return Ok(Short::Lacks(len, place)),
+            }
+        }
+    }
+
+    /// What a snapshot that is not the feed's has at a path. It is short enough to be made without turns.
+    ///
+    /// # Errors
+    /// As [`Listings::read`].
+    pub(super) async fn of(
+        &self,
+        snapshot: Arc<Snapshot>,
+        client: ClientKey,
+        path: &Bytes,
+        recursive: bool,
+    ) -> Result<(Revision, Bytes), Refusal> {
+        let wanted = Wanted { client, path: path.clone(), recursive };
+        let mut place = self.shared.room.place(client);
+        loop {
+            let mut making = Making::of(self.shared.clone(), wanted.clone(), snapshot.clone(), place).alone();
+            let (len, lacking) = loop {
+                match making.step() {
+                    None => tokio::task::yield_now().await,
+                    Some(Outcome::Answer(answer)) => return answer.map(|(at, text)| (at, text.read_by(client))),
+                    Some(Outcome::Lacks(len, place)) => break (len, place),
+                }
+            };
+            place = lacking;
+            place.grow(len).await?;
+        }
+    }
+
+    /// Room for the answer to a write, before anything is written: a client that does not read its answers writes no
+    /// more.
+    ///
+    /// # Errors
+    /// Fails if there is no room in time.
+    pub(super) async fn reserve(&self, client: ClientKey, len: usize) -> Result<Place, Refusal> {
+        let mut place = self.shared.room.place(client);
+        place.grow(len).await?;
+        Ok(place)
+    }
+
+    /// Counts an answer to a write, or an error, for its client until it is read, even if there is no room.
     pub(super) fn count(&self, client: ClientKey, answer: Bytes) -> Bytes {
         let place = self.shared.room.count(client, answer.len());
         Text::new(answer, place).read_by(client)
@@ -380,6 +444,21 @@ mod tests {
         assert!(room.taken(ONE.client) == 0 && room.taken(TWO.client) >= 3 << 20, "the listing counts for its reader");
         drop(shared);
         assert_eq!(free(&listings), ROOM);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_made_for_a_client_before_it_has_room() {
+        let listings = listings(7, &[("/d", 3, 64 << 10)]);
+        let _unread = listings.shared.room.count(ONE.client, ROOM / 2);
+        for path in ["/d/000000", "/d"] {
+            let wanted = Wanted { client: ONE.client, path: path.into(), recursive: true };
+            let none = listings.shared.room.place(ONE.client);
+            let made = listings.at_once(&wanted, none).expect("something is there");
+            assert!(matches!(made, Short::Lacks(len, _) if len > 384 << 10), "{path}: {made:?}");
+            assert_eq!(listings.read(ONE, &path.into(), true).await.expect_err("no room").code, 300);
+            read(&listings, TWO, path, true).await;
+        }
+        assert!(listings.reserve(ONE.client, 1 << 20).await.is_err(), "nor does it write");
     }
 
     #[tokio::test]

@@ -36,6 +36,10 @@ impl Log {
         self.start
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The place after the newest change.
     pub(super) fn end(&self) -> u64 {
         self.first + self.entries.len() as u64

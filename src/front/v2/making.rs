@@ -19,7 +19,10 @@ use super::{
     text::Text,
     tree::{Found, find, show_file},
 };
-use crate::{front::room::Place, hub::Snapshot, types::KeyRange};
+use crate::{
+    hub::{Snapshot, room::Place},
+    types::KeyRange,
+};
 
 /// Approximate duration of a step.
 const STEP: Duration = Duration::from_millis(1);
@@ -44,6 +47,8 @@ pub(super) struct Making {
     place: Option<Place>,
     stage: Stage,
     began: Instant,
+    /// Whether other requests may get the text.
+    is_kept: bool,
 }
 
 #[derive(Debug)]
@@ -65,12 +70,12 @@ pub(super) enum Outcome {
 
 impl Making {
     pub(super) fn of(shared: Arc<Shared>, wanted: Wanted, snapshot: Arc<Snapshot>, place: Place) -> Self {
-        Self { shared, wanted, snapshot, place: Some(place), stage: Stage::Begin, began: Instant::now() }
+        Self { shared, wanted, snapshot, place: Some(place), stage: Stage::Begin, began: Instant::now(), is_kept: true }
     }
 
-    /// Continues after it got room.
-    pub(super) fn go_on(&mut self, place: Place) {
-        self.place = Some(place);
+    /// Makes it for one request alone, from a snapshot that is not the feed's.
+    pub(super) fn alone(self) -> Self {
+        Self { is_kept: false, ..self }
     }
 
     /// Continues for about a millisecond.
@@ -109,13 +114,14 @@ impl Making {
             Err(refusal) => Some(Outcome::Answer(Err(refusal))),
             // The path became a file while this waited for its turn.
             Ok(Found::File(node)) => {
-                let text = show_file(&node);
                 let mut place = self.place.take()?;
-                if place.try_grow(text.len()) {
-                    Some(Outcome::Answer(Ok((self.snapshot.revision, Text::new(text, place)))))
-                } else {
-                    Some(Outcome::Lacks(text.len(), place))
+                let len = node.text_len();
+                if !place.try_grow(len) {
+                    return Some(Outcome::Lacks(len, place));
                 }
+                let text = show_file(&node);
+                place.shrink(text.len());
+                Some(Outcome::Answer(Ok((self.snapshot.revision, Text::new(text, place)))))
             }
             Ok(Found::Directory) => {
                 let listing = Box::new(Listing::of(&self.wanted.path, self.wanted.recursive));
@@ -171,7 +177,9 @@ impl Making {
         place.shrink(text.len());
         let text = Text::new(text, place);
         let at = (self.snapshot.revision, self.snapshot.epoch);
-        self.shared.keep(at, &self.wanted, &text, ticks.then_some(self.began));
+        if self.is_kept {
+            self.shared.keep(at, &self.wanted, &text, ticks.then_some(self.began));
+        }
         Outcome::Answer(Ok((self.snapshot.revision, text)))
     }
 }

@@ -226,7 +226,7 @@ impl Plan<'_> {
 
 /// What a POST knows about its directory's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct OwnMark {
     /// Its revision.
     pub(super) at: i64,
     /// Its value is the directory's index, because an earlier POST has put it.
@@ -242,12 +242,12 @@ pub(super) fn names_from(directory: &[u8], from: i64) -> KeyRange {
 
 /// The transaction of a POST. It creates `path` in a directory that has no key of this name or a later one, and never
 /// had one. It also puts the directory's mark again, so the mark is as new as the last name that was used, even if that
-/// key no longer exists. `was` is the mark before, if there is one.
+/// key no longer exists. The root has a mark only for that. `was` is the mark before, if there is one.
 pub(super) fn in_order(
     plan: &Plan<'_>,
     directory: &[u8],
     number: i64,
-    was: Option<&Mark>,
+    was: Option<&OwnMark>,
 ) -> Result<TxnRequest, Refusal> {
     let mut transaction = plan.transaction()?;
     transaction.compare.push(absent(&names_from(directory, number)));
@@ -263,6 +263,9 @@ pub(super) fn in_order(
         let key = mark(directory);
         let put = PutRequest { key, value, ignore_value: was.tells_index, ignore_lease: true, ..PutRequest::default() };
         transaction.success.insert(0, RequestOp { request: Some(Op::RequestPut(put)) });
+    } else if directory == b"/" {
+        transaction.compare.push(absent(&own_mark));
+        transaction.success.insert(0, put(mark(directory), Bytes::new(), 0));
     }
     transaction.failure.push(read(&own_mark, 0, false));
     let newest = RangeRequest {
@@ -271,6 +274,13 @@ pub(super) fn in_order(
     };
     transaction.failure.push(RequestOp { request: Some(Op::RequestRange(newest)) });
     Ok(transaction)
+}
+
+/// The transaction that reads a path and everything below it, up to `most` keys.
+pub(super) fn reading(path: &[u8], most: usize) -> TxnRequest {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let own = KeyRange::single(Bytes::copy_from_slice(path));
+    TxnRequest { success: vec![read(&own, 0, false), read(&kids(path), most, false)], ..TxnRequest::default() }
 }
 
 fn conditions(own: &KeyRange, condition: &Condition) -> Vec<Compare> {

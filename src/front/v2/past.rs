@@ -91,6 +91,10 @@ impl Past {
         if watch.created().cluster_id != cluster.id() {
             return Err(UpstreamError::Unavailable("another cluster answers".to_owned()));
         }
+        if !watch.trusts_progress() && !self.waits.has_changes() {
+            // Only a later event would show that everything before it has come. Clients that get 401 list again.
+            return Err(UpstreamError::Compacted);
+        }
         let mut found = Found { from, logged: VecDeque::new() };
         let (mut bytes, mut heard) = (0, Instant::now());
         loop {
@@ -167,9 +171,10 @@ mod tests {
     };
 
     /// A member that answers, but stays behind the start of the log.
-    #[derive(Debug, Default)]
+    #[derive(Clone, Debug, Default)]
     struct Behind {
         asked: Arc<AtomicU32>,
+        is_distrusted: bool,
     }
 
     #[async_trait]
@@ -179,7 +184,7 @@ mod tests {
         }
 
         async fn watch(&self, _: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
-            Ok(Box::new(Self { asked: self.asked.clone() }))
+            Ok(Box::new(self.clone()))
         }
 
         async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
@@ -199,12 +204,26 @@ mod tests {
         }
 
         fn trusts_progress(&self) -> bool {
-            true
+            !self.is_distrusted
         }
 
         fn created(&self) -> Header {
             Header { revision: Revision::new(3), ..Header::default() }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_member_can_show_to_be_complete_is_refused_at_once() {
+        let hub = testing::hub(OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });
+        let feed = hub.open(KeyRange::prefix(Bytes::from_static(b"/")));
+        feed.install(Arc::default(), KeyMap::default(), Revision::new(9));
+        let waits = Waits::new();
+        waits.begin(Revision::new(9));
+        let upstream = Behind { is_distrusted: true, ..Behind::default() };
+        let past = Past::new(Arc::new(upstream), feed, waits);
+        let began = Instant::now();
+        let refusal = past.reach(2, Revision::new(9)).await.expect_err("nobody knows what happened after 2");
+        assert_eq!((refusal.code, began.elapsed()), (401, Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]

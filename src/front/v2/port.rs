@@ -188,7 +188,11 @@ impl V2Port {
                 let right = shared.users.right(user, &path, &shared.keys.feed);
                 of_keys(200, &header(index), index, V2Body::waiting(waiter, shared.stop.listener(), right))
             }
-            Err(refusal) => of_refusal(&header(Revision::ZERO), &refusal),
+            Err(refusal) => {
+                // Its cause may be two values.
+                let body = shared.keys.listings.count(v3.asker.client, refusal.body());
+                of_refusal(&header(Revision::ZERO), &refusal, body)
+            }
         }
     }
 }

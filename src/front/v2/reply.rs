@@ -116,9 +116,9 @@ pub(super) fn of_keys(status: u16, header: &Header, index: Revision, body: V2Bod
     response
 }
 
-/// An error of `/v2/keys`.
-pub(super) fn of_refusal(header: &Header, refusal: &Refusal) -> Response<V2Body> {
-    let mut response = json(refusal.status(), V2Body::whole(refusal.body()));
+/// An error of `/v2/keys`, with its body.
+pub(super) fn of_refusal(header: &Header, refusal: &Refusal, body: Bytes) -> Response<V2Body> {
+    let mut response = json(refusal.status(), V2Body::whole(body));
     let headers = response.headers_mut();
     put_cluster(headers, header);
     headers.insert(&INDEX, HeaderValue::from(refusal.index.get()));

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::{front::room::Place, types::ClientKey};
+use crate::{hub::room::Place, types::ClientKey};
 
 /// See the module.
 #[derive(Debug)]

@@ -223,7 +223,7 @@ impl Waits {
     }
 
     /// Restarts the log. Earlier changes are unknown, so all waits end and their clients retry.
-    fn begin(&self, revision: Revision) {
+    pub(super) fn begin(&self, revision: Revision) {
         let ended = {
             let mut state = self.state.lock();
             state.log = Log::new(revision.next());
@@ -261,6 +261,11 @@ impl Waits {
     pub(super) fn room(&self) -> Option<((usize, usize), Revision, u64)> {
         let state = self.state.lock();
         state.log.room().map(|room| (room, state.log.start(), state.epoch))
+    }
+
+    /// Whether something has changed since the start of the log.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.state.lock().log.is_empty()
     }
 
     /// The first revision whose changes are known.

@@ -2,25 +2,33 @@
 //! and everything else is refused with the reason.
 //!
 //! etcd 3.0 to 3.5 with v2 data speaks v3 too, but for another store, which is empty: nothing is ever sent there.
-//! Always holds: a refusal is `Unimplemented`, since a client that gets `Unavailable` retries for ever.
+//! Always holds: a refusal is `Unimplemented`, since a client that gets `Unavailable` retries for ever. An answer counts
+//! for its client until that client has read it.
 
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures_util::future::{Either, Ready, ready};
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either, FutureExt as _, Ready, ready};
 use hashbrown::HashMap;
 use http::{Request, Response};
+use http_body::Frame;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::{Status, async_trait, body::Body, service::Routes};
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{MANY, NO_PLACE, V2Upstream, aside};
 use crate::{
-    hub::upstream::{Upstream as _, UpstreamError},
+    hub::{
+        room::{Full, Place, Room},
+        upstream::{Upstream as _, UpstreamError},
+    },
     pb::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
@@ -41,11 +49,16 @@ const MAX_MESSAGE_BYTES: usize = 2 << 20;
 const READS: usize = 8;
 /// The most reads of one client that are under way or wait for their turn.
 pub(super) const CLIENT_READS: usize = 256;
+/// Memory for the answers that clients have not read yet.
+pub(super) const ROOM: usize = 512 << 20;
+/// How much of an answer is passed on at once.
+const PIECE: usize = 64 << 10;
 /// No store reaches this revision. A client that reads it only wants to know whether it may read.
 const NEVER: i64 = i64::MAX;
 
-pub(super) fn service(upstream: Arc<V2Upstream>) -> ForwardService {
-    let kv = KvServer::new(Reads::of(upstream)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+/// The service, with memory of `room` bytes for answers that clients have not read yet.
+pub(super) fn service(upstream: Arc<V2Upstream>, room: usize) -> ForwardService {
+    let kv = KvServer::new(Reads::of(upstream, room)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     BoxCloneSyncService::new(ServedOnly { routes: Routes::new(kv).prepare() })
 }
 
@@ -58,7 +71,8 @@ struct ServedOnly {
 impl Service<Request<Body>> for ServedOnly {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Result<Response<Body>, Infallible>>, <Routes as Service<Request<Body>>>::Future>;
+    type Future =
+        Either<Ready<Result<Response<Body>, Infallible>>, BoxFuture<'static, Result<Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         <Routes as Service<Request<Body>>>::poll_ready(&mut self.routes, cx)
@@ -66,7 +80,7 @@ impl Service<Request<Body>> for ServedOnly {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if request.uri().path() == RANGE {
-            Either::Right(self.routes.call(request))
+            Either::Right(self.routes.call(request).map(|response| response.map(held)).boxed())
         } else {
             Either::Left(ready(Ok(refusal().into_http())))
         }
@@ -80,11 +94,64 @@ fn refusal() -> Status {
     )
 }
 
+/// An answer that keeps its place until its client has read it.
+struct Unread {
+    body: Body,
+    /// What was taken from the body and not passed on yet.
+    rest: Bytes,
+    place: Arc<Place>,
+}
+
+/// A part of an answer.
+struct Counted {
+    bytes: Bytes,
+    _place: Arc<Place>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Makes the answer keep the place that came with it.
+fn held(mut response: Response<Body>) -> Response<Body> {
+    match response.extensions_mut().remove::<Arc<Place>>() {
+        Some(place) => response.map(|body| Body::new(Unread { body, rest: Bytes::new(), place })),
+        None => response,
+    }
+}
+
+impl http_body::Body for Unread {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.rest.is_empty() {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.rest = Bytes::from_owner(Counted { bytes, _place: self.place.clone() }),
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let len = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(len)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+}
+
 /// Reads outside every feed. Each is a listing, which is held in memory as a whole.
 #[derive(Debug)]
 struct Reads {
     upstream: Arc<V2Upstream>,
     turns: Semaphore,
+    /// Memory for answers.
+    room: Room,
     /// For each client, how many of its reads are running or waiting, and its own turns.
     clients: Mutex<HashMap<ClientKey, (usize, Arc<Semaphore>)>>,
 }
@@ -99,8 +166,9 @@ struct UnderWay<'a> {
 }
 
 impl Reads {
-    fn of(upstream: Arc<V2Upstream>) -> Self {
-        Self { upstream, turns: Semaphore::new(READS), clients: Mutex::default() }
+    fn of(upstream: Arc<V2Upstream>, room: usize) -> Self {
+        let room = Room::new(room, "etcd-relay: too many answers are not read yet; read them, then try again");
+        Self { upstream, turns: Semaphore::new(READS), room, clients: Mutex::default() }
     }
 
     /// Counts a read of this client, if it may have one more: each may need a connection to a member.
@@ -176,7 +244,12 @@ impl Kv for Reads {
             .await
             .map_err(|error| unavailable(&error))??;
         answer.header = Some(header);
-        Ok(tonic::Response::new(answer))
+        let mut place = self.room.place(client);
+        // The buffer into which it is encoded may be twice as large.
+        place.grow(2 * answer.encoded_len()).await.map_err(|Full(why)| Status::resource_exhausted(why))?;
+        let mut response = tonic::Response::new(answer);
+        response.extensions_mut().insert(Arc::new(place));
+        Ok(response)
     }
 
     async fn put(&self, _: tonic::Request<PutRequest>) -> Result<tonic::Response<PutResponse>, Status> {

@@ -20,6 +20,7 @@ use super::{
     answer::{Effect, Event},
     listing::Listed,
     place::{Place, prefix_of},
+    walk::Silence,
 };
 use crate::types::{EventFields, EventKind, KeyRange, KeyValueFields, Revision};
 
@@ -49,7 +50,7 @@ pub(super) struct Copy {
     pub(super) agreed: Arc<Agreed>,
 }
 
-/// The newest listing that equalled the copy, and when it came.
+/// The newest listing that equalled the copy, of a member with an open wait, and when it came.
 #[derive(Debug)]
 pub(super) struct Agreed(Mutex<(Revision, Instant)>);
 
@@ -75,8 +76,7 @@ struct Meta {
 #[derive(Debug)]
 pub(super) struct Comparison {
     pub(super) revision: Revision,
-    /// No change can be on its way: an open wait would have returned it.
-    pub(super) unheard: bool,
+    pub(super) silence: Silence,
     listed: Vec<Listed>,
     /// How many keys were compared.
     at: usize,
@@ -192,7 +192,7 @@ impl Copy {
 
     /// Compares some more keys with a listing. Returns the result once all were compared, or as soon as one differs.
     pub(super) fn compare(&mut self, comparison: &mut Comparison) -> Option<Compared> {
-        let Comparison { unheard, listed, at, refreshed, .. } = comparison;
+        let Comparison { silence, listed, at, refreshed, .. } = comparison;
         if listed.len() != self.keys.len() {
             return Some(Compared::Different);
         }
@@ -210,7 +210,8 @@ impl Copy {
         if *at < listed.len() {
             return None;
         }
-        let all_known = *unheard || refreshed.iter().all(|(key, modified)| self.suspects.get(key) == Some(modified));
+        let all_known = *silence == Silence::Unheard
+            || refreshed.iter().all(|(key, modified)| self.suspects.get(key) == Some(modified));
         if !all_known {
             self.suspects = std::mem::take(refreshed);
             return Some(Compared::PerhapsRefreshed);
@@ -225,18 +226,20 @@ impl Copy {
     }
 
     /// A listing of `revision` equalled the copy: nothing has changed up to there.
-    pub(super) fn agree(&mut self, revision: Revision, unheard: bool) {
+    pub(super) fn agree(&mut self, revision: Revision, silence: Silence) {
         self.revision = self.revision.max(revision);
-        *self.agreed.0.lock() = (revision, Instant::now());
-        if unheard {
+        if silence != Silence::Unknown {
+            *self.agreed.0.lock() = (revision, Instant::now());
+        }
+        if silence == Silence::Unheard {
             self.walked = self.walked.max(revision);
         }
     }
 }
 
 impl Comparison {
-    pub(super) fn new(revision: Revision, unheard: bool, listed: Vec<Listed>) -> Self {
-        Self { revision, unheard, listed, at: 0, refreshed: BTreeMap::new() }
+    pub(super) fn new(revision: Revision, silence: Silence, listed: Vec<Listed>) -> Self {
+        Self { revision, silence, listed, at: 0, refreshed: BTreeMap::new() }
     }
 }
 
@@ -257,11 +260,12 @@ mod tests {
     }
 
     fn compare(copy: &mut Copy, revision: Revision, listed: &[Listed], unheard: bool) -> Compared {
-        let mut comparison = Comparison::new(revision, unheard, listed.to_vec());
+        let silence = if unheard { Silence::Unheard } else { Silence::Settles };
+        let mut comparison = Comparison::new(revision, silence, listed.to_vec());
         loop {
             if let Some(compared) = copy.compare(&mut comparison) {
                 if compared == Compared::Same {
-                    copy.agree(revision, unheard);
+                    copy.agree(revision, silence);
                 }
                 return compared;
             }
@@ -362,7 +366,7 @@ mod tests {
         let keys: Vec<_> = keys.iter().map(|key| (&**key, 5)).collect();
         let mut copy = copy(&keys, 9);
         let all: Vec<_> = keys.iter().map(|(key, index)| listed(key, "x", *index)).collect();
-        let mut comparison = Comparison::new(Revision::new(20), true, all);
+        let mut comparison = Comparison::new(Revision::new(20), Silence::Unheard, all);
         let parts = std::iter::repeat_with(|| copy.compare(&mut comparison)).position(|compared| compared.is_some());
         assert_eq!(parts, Some(2));
     }

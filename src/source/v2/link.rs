@@ -47,6 +47,8 @@ const END_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a member that does not report its id is not asked for it again, since each answer's header would have to
 /// wait for that.
 const ID_PAUSE: Duration = Duration::from_secs(60);
+/// How long a member may take to report its id. It answers by itself, without the others.
+pub(super) const ID_PATIENCE: Duration = Duration::from_secs(1);
 /// The most bytes of an error, or of a member's report about itself, which has a few hundred.
 const MAX_SELF: usize = 64 << 10;
 
@@ -169,15 +171,16 @@ impl Members {
         if known != 0 || asked.is_some_and(|asked| asked.elapsed() < ID_PAUSE) {
             return known;
         }
+        // Before the request, since the caller may give up.
+        *asked = Some(Instant::now());
         let said = async {
             let reply = self.send(member, "/v2/stats/self").await?;
             reply.whole(self, MAX_SELF).await
         };
-        let said = said.await.ok().and_then(|text| {
+        let said = timeout(ID_PATIENCE, said).await.ok().and_then(Result::ok).and_then(|text| {
             let answer: serde_json::Value = serde_json::from_slice(&text).ok()?;
             u64::from_str_radix(answer.get("id")?.as_str()?, 16).ok()
         });
-        *asked = Some(Instant::now());
         id.store(said.unwrap_or_default(), Ordering::Relaxed);
         said.unwrap_or_default()
     }

@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
+use tower::ServiceExt as _;
 
-use super::*;
+use super::{link::ID_PATIENCE, *};
 use crate::{
     hub::upstream::WatchMessage,
     pb::etcdserverpb::{RangeRequest, kv_client::KvClient},
@@ -45,10 +48,20 @@ struct State {
     /// The answers to waits do not end, and this many have not been given up yet.
     lingers: bool,
     lingering: usize,
+    /// Listings are not answered before this is notified; how many wait for it.
+    gate: Option<Arc<Notify>>,
+    gated: usize,
+    /// It does not answer when it is asked for its id.
+    hides_its_id: bool,
 }
 
 impl Member {
     async fn start() -> (Self, Arc<V2Upstream>) {
+        let (member, endpoint) = Self::serving().await;
+        (member, upstream_of(vec![endpoint], Duration::from_secs(5), Duration::from_millis(100)))
+    }
+
+    async fn serving() -> (Self, Endpoint) {
         let member = Self::default();
         *member.state.lock() = State { index: 10, cluster: 7, oldest: 1, ..State::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -59,16 +72,7 @@ impl Member {
                 tokio::spawn(serving.clone().serve(stream));
             }
         });
-        let upstream = V2Upstream::new(V2Config {
-            endpoints: vec![endpoint.parse().expect("an endpoint")],
-            dialler: Dialler::default(),
-            connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(5),
-            identity: None,
-            hold: Duration::from_millis(100),
-            probe_prefix: Bytes::from_static(b"/d/"),
-        });
-        (member, upstream)
+        (member, endpoint.parse().expect("an endpoint"))
     }
 
     fn set(&self, key: &str, value: &str) -> i64 {
@@ -111,15 +115,30 @@ impl Member {
         };
         let wanted = target.split("waitIndex=").nth(1).map(|text| text.parse::<i64>().expect("an index"));
         let answer = match wanted {
+            _ if target.starts_with("/v2/stats/self") && self.state.lock().hides_its_id => {
+                self.state.lock().asked_for_id += 1;
+                return std::future::pending().await;
+            }
             _ if target.starts_with("/v2/stats/self") => {
                 let mut state = self.state.lock();
                 state.asked_for_id += 1;
                 if state.nameless { whole("404 Not Found", "") } else { whole("200 OK", r#"{"id":"9"}"#) }
             }
+            _ if target.starts_with("/v2/auth") => whole("404 Not Found", ""),
             None if target.contains("probe") => {
                 whole("404 Not Found", &format!(r#"{{"errorCode":100,"message":"Key not found","index":{index}}}"#))
             }
-            None => whole("200 OK", &self.listing()),
+            None => {
+                let gate = self.state.lock().gate.clone();
+                if let Some(gate) = gate {
+                    self.state.lock().gated += 1;
+                    gate.notified().await;
+                }
+                let index = self.state.lock().index;
+                let body = self.listing();
+                let head = format!("X-Etcd-Index: {index}\r\nX-Etcd-Cluster-Id: {cluster:x}\r\n");
+                format!("HTTP/1.1 200 OK\r\n{head}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+            }
             Some(wanted) if wanted < self.state.lock().oldest && wanted <= index => {
                 let cause = r#"{"errorCode":401,"message":"cleared","cause":"x","index":"#;
                 whole("400 Bad Request", &format!("{cause}{index}}}"))
@@ -172,6 +191,25 @@ impl Member {
         format!(
             r#"{{"action":"get","node":{{"key":"/d","dir":true,"nodes":[{nodes}],"modifiedIndex":1,"createdIndex":1}}}}"#
         )
+    }
+}
+
+fn upstream_of(endpoints: Vec<Endpoint>, request_timeout: Duration, hold: Duration) -> Arc<V2Upstream> {
+    V2Upstream::new(V2Config {
+        endpoints,
+        dialler: Dialler::default(),
+        connect_timeout: Duration::from_secs(5),
+        request_timeout,
+        identity: None,
+        hold,
+        probe_prefix: Bytes::from_static(b"/d/"),
+    })
+}
+
+/// Waits until a condition of the member's state holds.
+async fn until(member: &Member, holds: impl Fn(&State) -> bool) {
+    while !holds(&member.state.lock()) {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -253,6 +291,63 @@ async fn a_quiet_directory_outlives_the_history_and_a_cut_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_listing_beside_a_wait_that_has_ended_does_not_stand_for_what_came_after_its_event() {
+    let (member, upstream) = Member::start().await;
+    let mut watch = follow(&upstream).await;
+    let gate = Arc::new(Notify::new());
+    member.state.lock().gate = Some(gate.clone());
+    // The wait cannot be repeated, so the directory is listed to find out whether it was quiet.
+    member.move_on(2_000);
+    until(&member, |state| state.gated == 1).await;
+    let kept = member.set("/d/k", "1");
+    assert_eq!(next_event(&mut watch).await, kept);
+    // A key that no listing shows.
+    let short = member.set("/d/j", "1");
+    {
+        let mut state = member.state.lock();
+        state.keys.remove("/d/j");
+        state.index += 1;
+        let gone = format!(
+            r#"{{"action":"delete","node":{{"key":"/d/j","modifiedIndex":{},"createdIndex":{short}}}}}"#,
+            short + 1
+        );
+        state.history.push((short + 1, gone));
+    }
+    gate.notify_one();
+    assert_eq!(next_event(&mut watch).await, short);
+    assert_eq!(next_event(&mut watch).await, short + 1);
+}
+
+#[tokio::test]
+async fn the_silence_of_a_member_that_froze_is_not_proved_by_another_member() {
+    let (frozen, one) = Member::serving().await;
+    let (other, two) = Member::serving().await;
+    let upstream = upstream_of(vec![one, two], Duration::from_millis(200), Duration::from_secs(1));
+    let mut watch = follow(&upstream).await;
+    // Its wait stays open. Meanwhile a key is created and deleted, and the other member's history has moved on.
+    frozen.state.lock().frozen = true;
+    other.move_on(2_000);
+    upstream.confirm(None).await.expect("the other member answers");
+    match watch.next().await {
+        Err(_) | Ok(WatchMessage::Compacted { .. }) => {}
+        other => panic!("nobody knows whether something happened: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_hides_its_id_delays_one_caller_for_a_second() {
+    let (member, upstream) = Member::start().await;
+    member.state.lock().hides_its_id = true;
+    // The first caller gives up, as the confirmer does.
+    let soon = ID_PATIENCE / 2;
+    assert!(tokio::time::timeout(soon, upstream.confirm(None)).await.is_err());
+    for _ in 0..3 {
+        upstream.confirm(None).await.expect("an answer without an id");
+    }
+    assert_eq!(member.state.lock().asked_for_id, 1);
+}
+
+#[tokio::test]
 async fn progress_is_told_when_a_listing_shows_that_nothing_is_under_way() {
     let (member, upstream) = Member::start().await;
     member.set("/d/a", "1");
@@ -302,6 +397,45 @@ async fn a_client_that_reads_more_than_it_may_is_refused_before_the_member_is_as
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
     assert!(reads.next().now_or_never().is_none(), "the others wait for the member");
     assert!(read(2).now_or_never().is_none(), "and so may another client");
+}
+
+#[tokio::test]
+async fn an_answer_counts_for_its_client_until_it_was_read() {
+    let (member, upstream) = Member::start().await;
+    member.set("/d/a", &"x".repeat(600 << 10));
+    // An answer counts twice, and a client gets no more than what is left.
+    let service = calls::service(upstream, 4 << 20);
+    let read = |client: u64| {
+        let message = RangeRequest { key: b"/d/a".as_slice().into(), ..RangeRequest::default() }.encode_to_vec();
+        let body = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+        let mut request = http::Request::post("http://relay/etcdserverpb.KV/Range")
+            .header("content-type", "application/grpc")
+            .body(tonic::body::Body::new(http_body_util::Full::from(body)))
+            .expect("a request");
+        request.extensions_mut().insert(ClientKey::new(client));
+        let service = service.clone();
+        async move { service.oneshot(request).await.unwrap_or_else(|never| match never {}) }
+    };
+    let first = read(1).await;
+    let mut second = Box::pin(read(1));
+    let mut other = Box::pin(read(2));
+    let other = tokio::select! {
+        biased;
+        _ = &mut second => panic!("the client has left an answer unread"),
+        other = &mut other => other,
+    };
+    let answer = other.into_body().collect().await.expect("an answer");
+    assert_eq!(answer.trailers().expect("trailers")["grpc-status"], "0");
+    drop(answer);
+    // A part of an answer counts like all of it.
+    let mut first = first.into_body();
+    let part = first.frame().await.expect("a part").expect("a part").into_data().expect("bytes");
+    assert!(part.len() <= 64 << 10, "{}", part.len());
+    drop(first);
+    assert!((&mut second).now_or_never().is_none());
+    drop(part);
+    let second = second.await.into_body().collect().await.expect("an answer");
+    assert_eq!(second.trailers().expect("trailers")["grpc-status"], "0");
 }
 
 #[tokio::test]

@@ -38,15 +38,25 @@ const SHORT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Report {
     Event(Box<Event>),
-    /// The directory as it was at some moment. `unheard` is set if a wait was open all the time and returned nothing
-    /// else, so that no change can be on its way.
+    /// The directory as it was at some moment.
     Listed {
         listing: Listing,
-        unheard: bool,
+        silence: Silence,
     },
     /// What comes after the position can no longer be reported.
     Gone(Standing),
     Failed(UpstreamError),
+}
+
+/// What a listing says about changes that no wait has reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Nothing: they may still be on their way.
+    Unknown,
+    /// The member that was listed has an open wait, so it will have reported them a while later.
+    Settles,
+    /// There are none: this member's wait was open for long and has returned nothing.
+    Unheard,
 }
 
 /// What a walk follows, and its position.
@@ -56,8 +66,10 @@ pub(super) struct Walk {
     pub(super) range: KeyRange,
     pub(super) place: Place,
     pub(super) cluster_id: u64,
-    /// Every change up to here was reported.
+    /// Every change up to here was reported, or it was found that there is none.
     pub(super) walked: Revision,
+    /// The last change that was reported.
+    pub(super) reported: Revision,
     pub(super) agreed: Arc<Agreed>,
     /// Notified when somebody needs the current state of the directory.
     pub(super) ask: Arc<Notify>,
@@ -138,10 +150,10 @@ impl Walk {
                 }
                 (listing, clears) = listed(&mut under_way.listing) => {
                     under_way.listing = None;
-                    self.listed(listing, clears, &mut under_way).await
+                    self.listed(listing, clears, wait.as_ref(), &mut under_way).await
                 }
                 () = ask.notified(), if under_way.listing.is_none() => {
-                    under_way.listing = Some((self.list(V2Listing::Asked), false));
+                    under_way.listing = Some((self.list(self.members.preferred(), V2Listing::Asked), false));
                     Ok(())
                 }
                 () = tokio::time::sleep_until(silent_at), if is_quiet => {
@@ -187,14 +199,15 @@ impl Walk {
         if (&mut ending).now_or_never().is_none() {
             under_way.ending = Some(ending);
         }
-        if index <= self.walked {
+        if index <= self.reported {
             // The wait that this one replaced has reported it.
             return Ok(());
         }
         if repeated && index <= registered {
             counter!(names::V2_REPAIRED).increment(1);
         }
-        self.walked = index;
+        self.reported = index;
+        self.walked = self.walked.max(index);
         self.report(Report::Event(Box::new(event))).await
     }
 
@@ -224,8 +237,9 @@ impl Walk {
                 } else if let Some(settled) = self.agreed.settled(self.walked) {
                     self.walked = settled;
                     under_way.opening = Some(self.open(settled));
-                } else if wait.is_some() {
-                    under_way.listing = Some((self.list(V2Listing::Cleared), true));
+                } else if let Some(wait) = wait {
+                    // From the same member. Another one has what this one may not have reported, if it has frozen.
+                    under_way.listing = Some((self.list(wait.reply.member, V2Listing::Cleared), true));
                 } else {
                     return Err(End::Gone(standing));
                 }
@@ -238,11 +252,19 @@ impl Walk {
         &mut self,
         listing: Result<Listing, UpstreamError>,
         clears: bool,
+        wait: Option<&Wait>,
         under_way: &mut UnderWay,
     ) -> Result<(), End> {
         let listing = listing.map_err(End::Failed)?;
         self.check(&listing.standing)?;
         let index = listing.standing.index;
+        let silence = match wait {
+            Some(wait) if wait.reply.member == listing.member && clears => Silence::Unheard,
+            Some(wait) if wait.reply.member == listing.member => Silence::Settles,
+            // The wait has returned an event, which is the position to wait from. What came after it is not known.
+            None if clears => return Ok(()),
+            _ => Silence::Unknown,
+        };
         if index < self.walked {
             if clears {
                 return Err(self.failed("its index went backwards"));
@@ -250,8 +272,8 @@ impl Walk {
             // An event that came meanwhile says more.
             return Ok(());
         }
-        self.report(Report::Listed { listing, unheard: clears }).await?;
-        if clears {
+        self.report(Report::Listed { listing, silence }).await?;
+        if silence == Silence::Unheard {
             self.walked = index;
             under_way.opening = Some(self.open(index));
         }
@@ -273,9 +295,9 @@ impl Walk {
         Opening { future: future.boxed(), after, repeats: true }
     }
 
-    fn list(&self, why: V2Listing) -> BoxFuture<'static, Result<Listing, UpstreamError>> {
+    fn list(&self, member: usize, why: V2Listing) -> BoxFuture<'static, Result<Listing, UpstreamError>> {
         let (members, place, range) = (self.members.clone(), self.place.clone(), self.range.clone());
-        async move { list(&members, &place, &range, why).await }.boxed()
+        async move { list(&members, member, &place, &range, why).await }.boxed()
     }
 
     fn wait(&self, standing: Standing, reply: Reply, repeated: bool) -> Wait {

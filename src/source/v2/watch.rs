@@ -21,7 +21,7 @@ use super::{
     answer::Standing,
     copy::{Compared, Comparison},
     link::{Members, Reply},
-    walk::{Report, Walk},
+    walk::{Report, Silence, Walk},
 };
 use crate::{
     hub::upstream::{Changes, UpstreamError, UpstreamWatch, WatchMessage},
@@ -54,7 +54,7 @@ pub(super) struct Open {
     /// A listing that is being compared.
     comparison: Option<Comparison>,
     /// A listing that equalled the copy, and when it will be trusted.
-    settling: Option<(Revision, Instant)>,
+    settling: Option<(Revision, Instant, Silence)>,
     /// Nothing comes after the last message.
     over: bool,
 }
@@ -76,6 +76,7 @@ impl V2Watch {
             place: copy.place.clone(),
             cluster_id: copy.cluster_id,
             walked: copy.walked,
+            reported: copy.walked,
             agreed: copy.agreed.clone(),
             ask: ask.clone(),
             reports: sender,
@@ -135,14 +136,14 @@ impl Open {
             if let Some(message) = self.compare().await {
                 return Ok(message);
             }
-            let settles_at = self.settling.map(|(_, at)| at);
+            let settles_at = self.settling.map(|(_, at, _)| at);
             // Cancel safe: everything else is done at once. A report is handled before the time is up.
             let report = tokio::select! {
                 biased;
                 report = self.reports.recv() => report,
                 () = until(settles_at) => {
-                    let Some((index, _)) = self.settling.take() else { continue };
-                    self.copy.agree(index, false);
+                    let Some((index, _, silence)) = self.settling.take() else { continue };
+                    self.copy.agree(index, silence);
                     return Ok(WatchMessage::Progress(self.header(index)));
                 }
             };
@@ -159,7 +160,7 @@ impl Open {
                         self.over = true;
                         return Err(UpstreamError::Missed);
                     }
-                    if self.settling.is_some_and(|(listed, _)| index <= listed) {
+                    if self.settling.is_some_and(|(listed, ..)| index <= listed) {
                         // It was on its way when the listing was made, which has to be made again.
                         self.settling = None;
                         self.ask.notify_one();
@@ -174,11 +175,11 @@ impl Open {
                         WatchMessage::Events { header, revisions: vec![changes] }
                     });
                 }
-                Report::Listed { listing, unheard } => {
+                Report::Listed { listing, silence } => {
                     let index = listing.standing.index;
                     // A caller that needs a newer state than this listing shows asks again.
-                    if index >= self.copy.revision && (unheard || self.settling.is_none()) {
-                        self.comparison = Some(Comparison::new(index, unheard, listing.listed));
+                    if index >= self.copy.revision && (silence == Silence::Unheard || self.settling.is_none()) {
+                        self.comparison = Some(Comparison::new(index, silence, listing.listed));
                     }
                 }
                 Report::Gone(standing) => return Ok(self.lost(standing.index)),
@@ -194,7 +195,8 @@ impl Open {
     /// where it stopped.
     async fn compare(&mut self) -> Option<WatchMessage> {
         while let Some(comparison) = &mut self.comparison {
-            let (index, unheard) = (comparison.revision, comparison.unheard);
+            let (index, silence) = (comparison.revision, comparison.silence);
+            let unheard = silence == Silence::Unheard;
             let Some(compared) = self.copy.compare(comparison) else {
                 tokio::task::yield_now().await;
                 continue;
@@ -203,10 +205,10 @@ impl Open {
             match compared {
                 Compared::Same if unheard => {
                     self.settling = None;
-                    self.copy.agree(index, unheard);
+                    self.copy.agree(index, silence);
                     return Some(WatchMessage::Progress(self.header(index)));
                 }
-                Compared::Same => self.settling = Some((index, Instant::now() + UNDER_WAY)),
+                Compared::Same => self.settling = Some((index, Instant::now() + UNDER_WAY, silence)),
                 // A change that is on its way will be reported, and a caller that waits asks again.
                 Compared::PerhapsRefreshed => {}
                 Compared::Different if !unheard => {}

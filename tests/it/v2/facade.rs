@@ -6,13 +6,13 @@ use etcd_relay::pb::etcdserverpb::{LeaseLeasesRequest, LeaseTimeToLiveRequest, l
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
 use super::store::Store;
 use crate::support::{
-    etcd::Etcd,
+    etcd::{Etcd, Http},
     eventually,
     kv::{self, Kv},
     patience,
@@ -288,4 +288,106 @@ async fn a_directory_whose_time_was_over_while_no_relay_ran_goes_when_one_is_bac
         left.expect("leases").get_ref().leases.is_empty().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_cluster_whose_progress_cannot_be_trusted_is_read_and_written_like_any_other() {
+    let Some(etcd) = Etcd::of_version("3.4.23", &[], Http::Shared).await else { return };
+    let (relay, store) = facade(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    for round in 0..20 {
+        store.set("/a/b", &round.to_string()).await;
+        let read = store.ask("GET", "/a/b", &[]).await;
+        assert_eq!(read.body["node"]["value"], round.to_string(), "a client reads what it has written");
+    }
+    // The feed gets no event for this revision.
+    let at = kv.put("elsewhere", "1").await;
+    let read = store.ask("GET", "/a?quorum=true", &[]).await;
+    assert_eq!((read.status, read.index), (200, at), "{read:?}");
+    assert_eq!(read.body["node"]["nodes"][0]["value"], "19", "{read:?}");
+    assert_eq!(store.ask("GET", "/a/b?quorum=true", &[]).await.body["node"]["value"], "19");
+    for (path, code, cause) in [("/a/c", 100, "/a/c"), ("/q/r", 100, "/q"), ("/a/b/c/d", 104, "/a/b")] {
+        let refused = store.ask("GET", &format!("{path}?quorum=true"), &[]).await;
+        assert_eq!((&refused.body["errorCode"], &refused.body["cause"]), (&json!(code), &json!(cause)), "{refused:?}");
+        assert_eq!(refused.body["index"], at, "{refused:?}");
+    }
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        kv.put("elsewhere", "2").await;
+        let made = store.ask("POST", "/queue", &[("value", "x")]).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        names.push(made.body["node"]["key"].as_str().expect("a key").to_owned());
+    }
+    assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    relay.assert_no_panic();
+}
+
+#[tokio::test]
+async fn names_in_the_root_grow_and_its_mark_is_not_shown() {
+    let etcd = Etcd::start().await;
+    let (_relay, store) = facade(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let made = store.ask("POST", "", &[("value", "x")]).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        let name = made.body["node"]["key"].as_str().expect("a key").to_owned();
+        let mark = kv.get("/").await.expect("a mark");
+        assert_eq!(mark.mod_revision, made.index, "the mark is as new as the last name");
+        store.delete(&name).await;
+        names.push(name);
+    }
+    assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    let root = store.ask("GET", "/?recursive=true", &[]).await;
+    assert_eq!(root.body, json!({"action": "get", "node": {"dir": true}}));
+}
+
+/// Sends a request whose answer is never read to its end, and returns the status of the answer.
+async fn ask_and_leave_unread(addr: &str, from: &str, request: &[u8]) -> (TcpStream, u16) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // Little of the answer fits into the sockets; the rest stays with the relay.
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.bind(format!("{from}:0").parse().expect("an address")).expect("a port");
+    let mut stream = socket.connect(addr.parse().expect("an address")).await.expect("a connection");
+    stream.write_all(request).await.expect("sent");
+    let mut head = [0; 12];
+    timeout(patience(), stream.read_exact(&mut head)).await.expect("an answer").expect("a head");
+    let status = std::str::from_utf8(&head[9..]).expect("text").parse().expect("a status");
+    (stream, status)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_its_answers_unread_is_refused_before_the_relays_memory_is_full_of_them() {
+    const LEN: usize = 700 << 10;
+    let etcd = Etcd::start().await;
+    let (relay, store) = facade(&etcd).await;
+    let form = |fields: &str| {
+        let head = "PUT /v2/keys/large HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded";
+        format!("{head}\r\nContent-Length: {}\r\n\r\n{fields}", fields.len()).into_bytes()
+    };
+    // Each byte is six in the answer.
+    let value = "\u{1}".repeat(LEN);
+    let (stream, status) = ask_and_leave_unread(store.addr(), "127.0.0.1", &form(&format!("value={value}"))).await;
+    assert_eq!(status, 201);
+    drop(stream);
+    let refused = form(&format!("value=x&prevValue=y{value}"));
+    let mut unread = Vec::new();
+    // The error names both values, in eight megabytes. The client's share is 256 MiB.
+    let after = loop {
+        let (stream, status) = ask_and_leave_unread(store.addr(), "127.0.0.1", &refused).await;
+        unread.push(stream);
+        match status {
+            412 => assert!(unread.len() < 100, "none is refused"),
+            status => break status,
+        }
+    };
+    assert_eq!((after, unread.len() > 10), (500, true), "{}", unread.len());
+    let (other, status) = ask_and_leave_unread(store.addr(), "127.0.0.2", &refused).await;
+    assert_eq!(status, 412, "another client's write is answered");
+    drop((unread, other));
+    eventually("the client has room again", async || {
+        (ask_and_leave_unread(store.addr(), "127.0.0.1", &refused).await.1 == 412).then_some(())
+    })
+    .await;
+    relay.assert_no_panic();
 }

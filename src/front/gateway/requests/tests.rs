@@ -8,7 +8,7 @@ use tonic::{Code, body::Body};
 
 use super::{super::routes, *};
 use crate::{
-    front::room::Room,
+    hub::room::Room,
     pb::etcdserverpb::{PutRequest, RangeRequest},
     types::ClientKey,
 };

@@ -83,7 +83,6 @@ export class Keys {
       if (page === null) throw new Error("the keys of this page are too many bytes to show");
       if (this.reading !== reading) return;
       this.take(page);
-      this.pause = FIRST_PAUSE;
       this.follow(page.revision);
     } catch (error) {
       if (this.reading === reading) this.failed(error.message, error.lasts === true);
@@ -138,8 +137,18 @@ export class Keys {
       source.close();
       this.failed(end.error, end.status >= 400 && end.status < 500);
     });
-    source.addEventListener("open", () => source === this.source && this.tell(this.keysOnly ? "live; the values are too large for the list" : "live"));
-    source.addEventListener("error", () => source === this.source && this.failed("the stream broke", false));
+    let opened = null;
+    source.addEventListener("open", () => {
+      if (source !== this.source) return;
+      opened = performance.now();
+      this.tell(this.keysOnly ? "live; the values are too large for the list" : "live");
+    });
+    source.addEventListener("error", () => {
+      if (source !== this.source) return;
+      // A relay that refuses the stream, or ends it at once, is not asked for the page each second.
+      if (opened !== null && performance.now() - opened > LONGEST_PAUSE) this.pause = FIRST_PAUSE;
+      this.failed("the stream broke", false);
+    });
   }
 
   put(kv) {

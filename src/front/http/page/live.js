@@ -1,6 +1,6 @@
 // Follows the state of the relay: one stream of server-sent events, open while the page is visible.
 //
-// Always holds: no stream is open while the page is hidden; a broken or silent stream is opened again, after pauses that
+// Always holds: at most one stream is open, and none while the page is hidden; a broken or silent stream is opened again, after pauses that
 // grow to ten seconds; a refusal is shown in the relay's words.
 
 const FIRST_PAUSE = 1000;
@@ -18,6 +18,8 @@ export class Live {
     this.pause = FIRST_PAUSE;
     this.timer = null;
     this.watchdog = null;
+    /** Rises with each stream that is opened or closed, so that a late answer about an earlier one is ignored. */
+    this.turn = 0;
     document.addEventListener("visibilitychange", () => this.look());
     // The browser closed the stream of a page that comes back from its memory.
     window.addEventListener("pageshow", (event) => event.persisted && this.look());
@@ -43,6 +45,7 @@ export class Live {
   }
 
   open() {
+    this.close();
     const source = new EventSource(this.path);
     this.source = source;
     source.addEventListener("state", (event) => {
@@ -62,6 +65,7 @@ export class Live {
   }
 
   close() {
+    this.turn += 1;
     clearTimeout(this.timer);
     clearTimeout(this.watchdog);
     this.source?.close();
@@ -71,7 +75,7 @@ export class Live {
   /** An EventSource does not report the reason, so the same path is read without the stream. */
   async broken() {
     this.close();
-    const path = this.path;
+    const turn = this.turn;
     let [what, text] = ["lost", "the relay does not answer"];
     try {
       const answer = await fetch("/debug/state?feeds=0&connections=0", { signal: AbortSignal.timeout(5000) });
@@ -81,7 +85,7 @@ export class Live {
     } catch {
       // The relay does not answer, as the text already says.
     }
-    if (this.source || path !== this.path || document.hidden) return;
+    if (turn !== this.turn || document.hidden) return;
     this.stands(what, text, this.pause);
     this.timer = setTimeout(() => this.open(), this.pause);
     this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);

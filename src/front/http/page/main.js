@@ -89,9 +89,18 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   document.title = part === "overview" ? "etcd-relay" : `${part} · etcd-relay`;
-  parts[part].enter?.(rest.length ? decodeURIComponent(rest.join("=")) : null);
+  parts[part].enter?.(rest.length ? decoded(rest.join("=")) : null);
   follow();
   redraw();
+}
+
+/** A part of the address; as it is if it is not valid, since anyone can write a link. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 window.addEventListener("hashchange", route);

@@ -98,13 +98,15 @@ export class Views {
   }
 
   async read() {
+    const path = this.path;
     try {
-      const answer = await fetch(this.path, { cache: "no-store" });
+      const answer = await fetch(path, { cache: "no-store" });
       const text = await answer.text();
+      if (path !== this.path) return;
       if (answer.ok) this.tell("read once", text);
       else this.tell(`status ${answer.status}`, text, true);
     } catch {
-      this.tell("the relay does not answer", null, true);
+      if (path === this.path) this.tell("the relay does not answer", null, true);
     }
   }
 

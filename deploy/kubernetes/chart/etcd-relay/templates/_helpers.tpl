@@ -1,17 +1,22 @@
+{{- /* The name of all objects. It leaves room for a zone, and fits a Service, which needs a letter first and no dots. A long name keeps its
+beginning and gets a hash of all of it, so that two releases never share one. */ -}}
 {{- define "etcd-relay.fullname" -}}
-{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- $name := default .Release.Name .Values.fullnameOverride | replace "." "-" -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}{{- $name = printf "relay-%s" $name -}}{{- end -}}
+{{- if gt (len $name) 40 -}}{{- $name = printf "%s-%s" (trunc 31 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{- define "etcd-relay.selector" -}}
 app.kubernetes.io/name: etcd-relay
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "etcd-relay.labels" -}}
 {{ include "etcd-relay.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end -}}
 
 {{- define "etcd-relay.serviceAccount" -}}
@@ -126,7 +131,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $_ := set $settings "ETCD_RELAY_ADVERTISE_CLIENT_URL" (printf "%s://%s:23790" $scheme .Values.fleet.advertiseHost) -}}
 {{- $_ := set $settings "ETCD_RELAY_RESOLVER_PREFIX" (trimSuffix "/" (printf "%s/%s" (trimSuffix "/" .Values.fleet.resolverPrefix) ($zone.name | default ""))) -}}
 {{- end -}}
-{{- range $variable, $value := .Values.settings -}}{{- $_ := set $settings $variable (toString $value) -}}{{- end -}}
+{{- /* Helm reads a number as a float, whose text would be 1e+06 for a million. */ -}}
+{{- range $variable, $value := .Values.settings -}}
+{{- $is_whole := and (kindIs "float64" $value) (eq (toString $value) (toString (floor $value))) -}}
+{{- $_ := set $settings $variable (ternary (printf "%.0f" (float64 $value)) (toString $value) $is_whole) -}}
+{{- end -}}
 {{- toYaml $settings -}}
 {{- end -}}
 {{- end -}}
@@ -139,6 +148,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- /* The ports of etcd's members, as a sorted list. */ -}}
 {{- define "etcd-relay.etcdPorts" -}}
 {{- $ports := list -}}
-{{- range .Values.etcd.endpoints -}}{{- $ports = append $ports (regexFind "[0-9]+$" (trimSuffix "/" (regexReplaceAll "^[a-z0-9]+://" . "")) | default "2379" | int64) -}}{{- end -}}
+{{- range .Values.etcd.endpoints -}}{{- $ports = append $ports (regexFind ":[0-9]+$" (trimSuffix "/" .) | trimPrefix ":" | default "2379" | int64) -}}{{- end -}}
 {{- $ports | uniq | toJson -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 //! [`Room`]: limits the memory of many requests together, and each client's share of it.
 //!
-//! The limit of a single request is not here. It is used for large request bodies of the JSON gateway and of v2, and
-//! for listings of v2. Always holds: a [`Place`] keeps its part of the room until it is dropped. A client gets no more
+//! The limit of a single request is not here. It is used for large request bodies of the JSON gateway and of v2, for
+//! listings of v2, and for reads of a v2 store outside every feed. Always holds: a [`Place`] keeps its part of the room until it is dropped. A client gets no more
 //! than what remains free afterwards, so one client has at most half of the room, and a client without any always finds
 //! some. No request waits for room longer than [`PATIENCE`].
 
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Room {
+pub struct Room {
     shared: Arc<Shared>,
 }
 
@@ -63,13 +63,16 @@ struct Waiting {
     granted: oneshot::Sender<()>,
 }
 
-/// There was no room in time; contains the error for the client.
+/// There was no room in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full(pub(super) &'static str);
+pub struct Full(
+    /// The error for the client.
+    pub &'static str,
+);
 
 /// A part of the room; empty at first.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     shared: Arc<Shared>,
     client: ClientKey,
     blocks: i64,
@@ -85,19 +88,23 @@ struct Ticket<'a> {
 }
 
 impl Room {
-    pub(super) fn new(bytes: usize, full: &'static str) -> Self {
+    /// Room for so many bytes, and the error for a client that gets none in time.
+    #[must_use]
+    pub fn new(bytes: usize, full: &'static str) -> Self {
         let (clients, last) = (BTreeMap::new(), None);
         let state = State { free: blocks_of(bytes), clients, waiting: 0, last, last_number: 0 };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), full }) }
     }
 
     /// A place for a text of this client.
-    pub(super) fn place(&self, client: ClientKey) -> Place {
+    #[must_use]
+    pub fn place(&self, client: ClientKey) -> Place {
         Place { shared: self.shared.clone(), client, blocks: 0 }
     }
 
     /// A place for a text of `len` bytes that already exists. It counts even if there is no room.
-    pub(super) fn count(&self, client: ClientKey, len: usize) -> Place {
+    #[must_use]
+    pub fn count(&self, client: ClientKey, len: usize) -> Place {
         let mut place = self.place(client);
         place.blocks = blocks_of(len);
         if place.blocks > 0 {
@@ -110,35 +117,39 @@ impl Room {
 
     /// Bytes that a client occupies.
     #[cfg(test)]
-    pub(super) fn taken(&self, client: ClientKey) -> usize {
+    pub(crate) fn taken(&self, client: ClientKey) -> usize {
         let taken = self.shared.state.lock().clients.get(&client).map_or(0, |share| share.taken);
         usize::try_from(taken).expect("not less than nothing") * BLOCK
     }
 
     /// Bytes that are free.
     #[cfg(test)]
-    pub(super) fn free(&self) -> usize {
+    pub(crate) fn free(&self) -> usize {
         usize::try_from(self.shared.state.lock().free).expect("some") * BLOCK
     }
 }
 
 impl Place {
-    pub(super) fn client(&self) -> ClientKey {
+    /// The client that it counts for.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
         self.client
     }
 
     /// Whether it is empty, which is enough for a short text.
-    pub(super) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.blocks == 0
     }
 
     /// Whether it is large enough for a text of `len` bytes.
-    pub(super) fn fits(&self, len: usize) -> bool {
+    #[must_use]
+    pub fn fits(&self, len: usize) -> bool {
         blocks_of(len) <= self.blocks
     }
 
     /// Grows it for a text of `len` bytes, if its client may have that now.
-    pub(super) fn try_grow(&mut self, len: usize) -> bool {
+    pub fn try_grow(&mut self, len: usize) -> bool {
         let more = (blocks_of(len) - self.blocks).max(0);
         let is_enough = more == 0 || self.shared.state.lock().take(self.client, more);
         self.blocks += if is_enough { more } else { 0 };
@@ -149,7 +160,7 @@ impl Place {
     ///
     /// # Errors
     /// Fails if there is no room in time.
-    pub(super) async fn grow(&mut self, len: usize) -> Result<(), Full> {
+    pub async fn grow(&mut self, len: usize) -> Result<(), Full> {
         if self.try_grow(len) {
             return Ok(());
         }
@@ -171,14 +182,14 @@ impl Place {
     }
 
     /// Returns what a text of `len` bytes does not need.
-    pub(super) fn shrink(&mut self, len: usize) {
+    pub fn shrink(&mut self, len: usize) {
         let less = (self.blocks - blocks_of(len)).max(0);
         self.blocks -= less;
         self.shared.give_back(self.client, less);
     }
 
     /// Lets it count for another client, even beyond that client's share.
-    pub(super) fn pass_to(&mut self, client: ClientKey) {
+    pub fn pass_to(&mut self, client: ClientKey) {
         let mut state = self.shared.state.lock();
         state.clients.entry(client).or_default().taken += self.blocks;
         state.leave(self.client, self.blocks);
