@@ -32,6 +32,10 @@ pub struct Run {
     pub times: usize,
     /// Whether all sides use TLS, with client certificates.
     pub tls: bool,
+    /// The number of keys that exist beforehand.
+    pub filled: u64,
+    /// The number of relays behind the server. The load is on the first of them, if there are any.
+    pub leaves: u64,
     /// Longest duration. Servers other than the relay may fail by taking longer.
     pub patience: Duration,
 }
@@ -338,7 +342,7 @@ pub fn all(quick: bool) -> Vec<Case> {
 
 fn run(label: &'static str, target: Target, args: &str) -> Run {
     let args = args.split_whitespace().map(ToOwned::to_owned).collect();
-    Run { label, target, args, times: 1, tls: false, patience: 2 * MINUTE }
+    Run { label, target, args, times: 1, tls: false, filled: 0, leaves: 0, patience: 2 * MINUTE }
 }
 
 impl Run {

@@ -27,6 +27,14 @@ use crate::support::{
 /// Longest wait until a server answers.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
+/// What the load writes is below this prefix, and so are the keys that exist beforehand.
+const PREFIX: &str = "/etcd-relay-bench/";
+/// The value of each of these: 256 bytes, as the load writes by default.
+const FILLER: &str = concat!(
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "0123456789abcdef0123456789abcdef"
+);
 
 /// The server under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +78,7 @@ struct Server {
     endpoint: String,
     /// The address of its metrics, if it has any.
     http: Option<String>,
+    _folder: TempDir,
 }
 
 /// The programs to run.
@@ -109,7 +118,7 @@ impl Lab {
         let mut outcomes: Vec<Outcome> = case.runs.iter().map(Outcome::of).collect();
         for turn in 0..case.runs.iter().map(|run| run.times).max().unwrap_or(0) {
             for (run, outcome) in case.runs.iter().zip(&mut outcomes).filter(|(run, _)| turn < run.times) {
-                let report = self.run(run).await.map_err(|error| format!("{error:#}"));
+                let report = self.report(run).await.map_err(|error| format!("{error:#}"));
                 eprintln!("  {}: {}", run.label, in_short(&report));
                 outcome.reports.push(report);
             }
@@ -117,7 +126,8 @@ impl Lab {
         outcomes
     }
 
-    async fn run(&self, run: &Run) -> Result<Value> {
+    /// Starts the servers of a run, puts its load on them, and returns the report.
+    pub async fn report(&self, run: &Run) -> Result<Value> {
         let mut args = vec!["bench".to_owned()];
         args.extend(run.args.iter().cloned());
         args.push("--json".to_owned());
@@ -128,18 +138,30 @@ impl Lab {
             return self.load(&args, run.patience).await;
         }
         let etcd = Etcd::start_with(run.tls.then(|| self.certificates.path())).await?;
-        let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
-        let server = self.start(run.target, &etcd, &folder).await?;
+        if run.filled > 0 {
+            let key = |number| (format!("{PREFIX}filled/{number:08}"), FILLER.to_owned());
+            etcd.load((0..run.filled).map(key)).await?;
+        }
         let own = etcd.secure_endpoint().unwrap_or_else(|| etcd.endpoint());
-        let endpoint = server.as_ref().map_or(own, |server| server.endpoint.clone());
+        let first = self.start(run.target, &own).await?;
+        let mut leaves = Vec::new();
+        for _ in 0..run.leaves {
+            let upstream = first.as_ref().map_or(&own, |first| &first.endpoint);
+            leaves.extend(self.start(Target::Relay, upstream).await?);
+        }
+        if let Some(first) = first.as_ref().filter(|_| run.leaves > 0) {
+            args.extend(["--pid".to_owned(), format!("first={}", first.process.pid())]);
+        }
+        let server = leaves.first().or(first.as_ref());
+        let endpoint = server.map_or(own.clone(), |server| server.endpoint.clone());
         if run.tls {
             args.extend(self.as_client());
         }
-        let pid = server.as_ref().map_or(etcd.process().pid(), |server| server.process.pid());
+        let pid = server.map_or(etcd.process().pid(), |server| server.process.pid());
         args.extend(["--endpoint".to_owned(), endpoint, "--put-endpoint".to_owned(), etcd.endpoint()]);
         args.extend(["--pid".to_owned(), format!("server={pid}")]);
         args.extend(["--pid".to_owned(), format!("etcd={}", etcd.process().pid())]);
-        if let Some(http) = server.as_ref().and_then(|server| server.http.as_ref())
+        if let Some(http) = server.and_then(|server| server.http.as_ref())
             && run.args.first().is_some_and(|load| load == "watch")
         {
             args.extend(["--metrics-url".to_owned(), format!("relay=http://{http}/metrics")]);
@@ -150,12 +172,13 @@ impl Lab {
         self.load(&args, run.patience).await
     }
 
-    async fn start(&self, target: Target, etcd: &Etcd, folder: &TempDir) -> Result<Option<Server>> {
+    /// Starts a server over the one with this URL; none if the load is for that one or for none.
+    async fn start(&self, target: Target, upstream: &str) -> Result<Option<Server>> {
+        let folder = tempfile::Builder::new().prefix("etcd-relay-bench-").tempdir().context("a temporary folder")?;
         let addr = format!("127.0.0.1:{}", free_port()?);
         let http = format!("127.0.0.1:{}", free_port()?);
         let program = |path: &Path| path.display().to_string();
-        let is_secure = etcd.secure_endpoint().is_some();
-        let upstream = etcd.secure_endpoint().unwrap_or_else(|| etcd.endpoint());
+        let is_secure = upstream.starts_with("https://");
         let mut command = match target {
             Target::Etcd | Target::Floor => return Ok(None),
             Target::Proxy => vec![
@@ -173,7 +196,7 @@ impl Lab {
                 format!("--etcd={upstream}"),
                 format!("--listen-grpc={}{addr}", if is_secure { "https://" } else { "" }),
                 format!("--listen-http={http}"),
-                "--prefix=/etcd-relay-bench/".to_owned(),
+                format!("--prefix={PREFIX}"),
                 "--lainlet=off".to_owned(),
                 "--log-level=warn".to_owned(),
             ],
@@ -187,10 +210,10 @@ impl Lab {
         let mut process = Process::spawn(&command, &folder.path().join("server.log"))?;
         let deadline = Instant::now() + START_PATIENCE;
         let serves = async || match (is_secure, target) {
+            // It has read all keys, so reading them is not part of the measurement.
+            (_, Target::Relay) => http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200),
             (false, _) => http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200),
-            // With TLS, no request is made here: the relay's other port is checked, and the proxy is ready once it
-            // accepts connections.
-            (true, Target::Relay) => http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200),
+            // With TLS, no request is made here: the proxy is ready once it accepts connections.
             (true, _) => tokio::net::TcpStream::connect(&addr).await.is_ok(),
         };
         while !serves().await {
@@ -201,7 +224,7 @@ impl Lab {
         }
         let http = (target == Target::Relay).then_some(http);
         let scheme = if is_secure { "https" } else { "http" };
-        Ok(Some(Server { process, endpoint: format!("{scheme}://{addr}"), http }))
+        Ok(Some(Server { process, endpoint: format!("{scheme}://{addr}"), http, _folder: folder }))
     }
 
     /// Flags for a client with a certificate.

@@ -154,6 +154,13 @@ fn shown(value: Option<f64>) -> String {
     }
 }
 
+/// The machine, the versions and the time, in a sentence.
+pub fn in_short(lab: &Lab) -> Result<String> {
+    let lines = machine(lab)?;
+    let parts = lines.lines().filter_map(|line| line.split_once(": ")).map(|(_, value)| value);
+    Ok(format!("Measured on {}.", parts.collect::<Vec<_>>().join("; ")))
+}
+
 fn machine(lab: &Lab) -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {

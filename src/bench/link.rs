@@ -4,6 +4,7 @@
 
 use std::{
     fmt, io,
+    net::Ipv4Addr,
     pin::Pin,
     str::FromStr,
     task::{Context, Poll, ready},
@@ -13,7 +14,7 @@ use std::{
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::wire::{OnEvent, Sender, Session, WireError};
@@ -24,6 +25,8 @@ pub(super) type Socket = tls::Stream<TcpStream, tls::ClientStream<TcpStream>>;
 
 /// Timeout for one connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// Connections that come from one address of this machine.
+const CONNECTIONS_OF_AN_ADDRESS: u64 = 25_000;
 /// Reads in a row before other connections have their turn.
 const READS: usize = 16;
 /// Bytes per read of a thread.
@@ -78,8 +81,14 @@ pub(super) struct Link {
 impl Link {
     /// Connects to a server that may send `stream_window` bytes ahead on a stream.
     pub(super) async fn connect(endpoint: &Endpoint, stream_window: u32) -> Result<Self, LinkError> {
+        Self::connect_as(endpoint, stream_window, 0).await
+    }
+
+    /// The same as one of many connections. An address has some 28,000 ports for connections to one server, so on this
+    /// machine further ones come from further addresses.
+    pub(super) async fn connect_as(endpoint: &Endpoint, stream_window: u32, number: u64) -> Result<Self, LinkError> {
         Ok(Self {
-            socket: connect(endpoint, Speaks::Http2).await?,
+            socket: connect_from(endpoint, Speaks::Http2, source(endpoint, number)).await?,
             session: Session::open(endpoint.addr(), stream_window),
             unflushed: false,
         })
@@ -145,9 +154,31 @@ impl Link {
 
 /// A socket to this address, without Nagle's delay.
 pub(super) async fn connect(endpoint: &Endpoint, speaks: Speaks) -> Result<Socket, LinkError> {
+    connect_from(endpoint, speaks, None).await
+}
+
+/// The address for a connection of this number, if the system should not choose it.
+fn source(endpoint: &Endpoint, number: u64) -> Option<Ipv4Addr> {
+    let server = endpoint.host().parse::<Ipv4Addr>().ok().filter(Ipv4Addr::is_loopback)?;
+    let further = u8::try_from(number / CONNECTIONS_OF_AN_ADDRESS).ok().filter(|further| *further > 0)?;
+    let [a, b, c, d] = server.octets();
+    Some(Ipv4Addr::new(a, b, c, d.checked_add(further)?))
+}
+
+async fn connect_from(endpoint: &Endpoint, speaks: Speaks, source: Option<Ipv4Addr>) -> Result<Socket, LinkError> {
     let failed = |source| LinkError::Connect { addr: endpoint.addr().to_owned(), source };
     let connected = tokio::time::timeout(CONNECT_PATIENCE, async {
-        let socket = TcpStream::connect(endpoint.addr()).await?;
+        let socket = match source {
+            None => TcpStream::connect(endpoint.addr()).await?,
+            Some(source) => {
+                let socket = TcpSocket::new_v4()?;
+                // Ports whose last connections ended a moment ago may be used again.
+                socket.set_reuseaddr(true)?;
+                socket.bind((source, 0).into())?;
+                let server = endpoint.addr().parse().map_err(|_| io::ErrorKind::InvalidInput)?;
+                socket.connect(server).await?
+            }
+        };
         socket.set_nodelay(true)?;
         Ok::<_, io::Error>(match &endpoint.tls {
             None => Socket::Plain(socket),
@@ -218,6 +249,17 @@ impl fmt::Display for Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_connections_on_one_machine_come_from_several_addresses() {
+        let source = |endpoint: &str, number| source(&endpoint.parse().expect("an endpoint"), number);
+        assert_eq!(source("127.0.0.1:1", 24_999), None);
+        assert_eq!(source("127.0.0.1:1", 25_000), Some(Ipv4Addr::new(127, 0, 0, 2)));
+        assert_eq!(source("127.0.0.1:1", 60_000), Some(Ipv4Addr::new(127, 0, 0, 3)));
+        for endpoint in ["10.0.0.1:1", "localhost:1", "[::1]:1"] {
+            assert_eq!(source(endpoint, 60_000), None, "{endpoint}");
+        }
+    }
 
     #[test]
     fn endpoints() {

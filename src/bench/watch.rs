@@ -62,6 +62,8 @@ pub struct Watch {
     pub watches: u64,
     /// Whether each watch follows one key instead of the whole prefix.
     pub distinct: bool,
+    /// Number of different ranges that the watches cover in turn, each of which contains all keys, unless `distinct`.
+    pub ranges: u64,
     /// Number of keys to write.
     pub keys: u64,
     /// Bytes per value.
@@ -371,6 +373,7 @@ impl Watch {
         report.setting("streams", self.streams);
         report.setting("watches", self.watches);
         report.setting("over", if self.distinct { "keys" } else { "prefix" });
+        report.setting("ranges", if self.distinct { self.keys } else { self.ranges });
         report.setting("keys", self.keys);
         report.setting("value_size", self.value_size);
         report.setting("puts_per_write", self.puts_per_write);

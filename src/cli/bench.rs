@@ -111,6 +111,10 @@ struct WatchFlags {
     #[arg(long)]
     distinct: bool,
 
+    /// Number of different ranges that the watches cover, in turn. Each contains all keys
+    #[arg(long, value_name = "NUMBER", default_value = "1", conflicts_with = "distinct")]
+    ranges: NonZeroU64,
+
     /// Number of keys to write, in turn
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     keys: u64,
@@ -380,6 +384,7 @@ impl WatchFlags {
             streams: self.streams.get(),
             watches: self.watches.get(),
             distinct: self.distinct,
+            ranges: self.ranges.get(),
             keys: self.keys,
             value_size: self.writes.value_size as usize,
             puts_per_write: self.puts_per_write,

@@ -98,6 +98,22 @@ async fn watches_get_each_write_whatever_they_are() {
         .await;
         assert_eq!(count(&distinct, "deliveries"), 4 * 3 * 5, "{distinct}");
 
+        let ranges = report(&[
+            "watch",
+            "--endpoint",
+            endpoint,
+            "--connections",
+            "3",
+            "--watches",
+            "4",
+            "--ranges",
+            "5",
+            "--puts",
+            "10",
+        ])
+        .await;
+        assert_eq!(count(&ranges, "deliveries"), 3 * 4 * 10, "each range contains all keys: {ranges}");
+
         let past = report(&[
             "watch",
             "--endpoint",

@@ -248,7 +248,8 @@ async fn open(subscriber: &Shared<Subscriber>, thread: &Shared<Thread>, options:
     let role = subscriber.borrow().role;
     // A slow connection has the smallest window that HTTP/2 allows, so that the server has to keep the rest.
     let window = if role == Role::Slow { DEFAULT_WINDOW } else { STREAM_WINDOW };
-    let link = Link::connect(&options.endpoint, window).await?;
+    let number = subscriber.borrow().number();
+    let link = Link::connect_as(&options.endpoint, window, number).await?;
     subscriber.borrow_mut().connected(link, &thread.borrow());
     follow(subscriber, thread, Subscriber::is_created).await
 }

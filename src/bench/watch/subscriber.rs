@@ -92,6 +92,11 @@ impl Subscriber {
         Self { role, link: None, watches, failed: None }
     }
 
+    /// Its number among all connections.
+    pub(super) fn number(&self) -> u64 {
+        self.watches.number
+    }
+
     /// Uses a new connection, on which all watches must be created.
     pub(super) fn connected(&mut self, mut link: Link, thread: &Thread) {
         (self.watches.opened, self.watches.creating, self.watches.created) = (0, 0, 0);
@@ -176,8 +181,13 @@ impl Watches {
         if !options.distinct {
             return Scope::All;
         }
+        Scope::Key(self.watch_number(options, stream, watch) % options.keys)
+    }
+
+    /// The number of a watch among those of all connections.
+    fn watch_number(&self, options: &Watch, stream: usize, watch: usize) -> u64 {
         let stream = self.number * options.streams + stream as u64;
-        Scope::Key((stream * options.watches + watch as u64) % options.keys)
+        stream * options.watches + watch as u64
     }
 
     /// Opens streams and requests their watches, as far as the limit allows.
@@ -187,7 +197,10 @@ impl Watches {
             let id = sender.open(WATCH);
             for (watch, seen) in self.streams[self.opened].0.iter().enumerate() {
                 let (key, range_end) = match self.scope(options, self.opened, watch) {
-                    Scope::All => KeyRange::prefix(plan.prefix.clone().into()).to_wire(),
+                    Scope::All => {
+                        let number = self.watch_number(options, self.opened, watch);
+                        around(&plan.prefix, number % options.ranges)
+                    }
                     Scope::Key(index) => (plan.key(index).into(), Bytes::new()),
                 };
                 let start_revision = match (self.resumed, options.history) {
@@ -252,5 +265,34 @@ impl Watches {
         self.delivered += events;
         thread.delivered(events, now);
         Ok(())
+    }
+}
+
+/// The key and the `range_end` of a range that contains all keys below the prefix. Each number gives another range, and
+/// zero gives the prefix itself.
+fn around(prefix: &[u8], number: u64) -> (Bytes, Bytes) {
+    let (key, end) = KeyRange::prefix(Bytes::copy_from_slice(prefix)).to_wire();
+    if number == 0 {
+        return (key, end);
+    }
+    // No key of this run or of another one lies between the two ends: theirs have a slash after as many characters.
+    (key, [&end[..], number.to_string().as_bytes()].concat().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn ranges_differ_and_contain_all_keys() {
+        let ranges: BTreeSet<_> = (0..1000).map(|number| around(b"/run/", number)).collect();
+        assert_eq!(ranges.len(), 1000);
+        for (key, end) in ranges {
+            let range = KeyRange::from_wire(key, end).expect("a range");
+            assert!(range.covers(&KeyRange::prefix("/run/".into())), "{range}");
+        }
+        assert_eq!(around(b"/run/", 0), KeyRange::prefix("/run/".into()).to_wire());
     }
 }
