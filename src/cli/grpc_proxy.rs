@@ -60,13 +60,18 @@ impl Given {
     /// Returns `None` if help was requested.
     fn parse(arguments: &[&str]) -> Result<Option<Self>, Exit> {
         let mut given: BTreeMap<&'static str, (&'static Flag, String)> = BTreeMap::new();
+        let mut warnings = Vec::new();
         let mut rest = arguments.iter();
         while let Some(&argument) = rest.next() {
             if argument == "-h" {
                 return Ok(None);
             }
             let Some(flag) = argument.strip_prefix("--") else {
-                return Err(usage(format!("`{argument}` is not a flag; `grpc-proxy start` takes only flags")));
+                // etcd's proxy reads on, so its command lines can have such words in them.
+                warnings.push(format!(
+                    "`{argument}` is not a flag and has no effect, as with etcd's proxy; a value of true or false follows its flag after `=`"
+                ));
+                continue;
             };
             let (name, value) = match flag.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -93,7 +98,7 @@ impl Given {
             };
             given.insert(flag.name, (flag, value));
         }
-        let mut parsed = Self::default();
+        let mut parsed = Self { warnings, ..Self::default() };
         for (flag, value) in given.into_values() {
             if flag.kind.is_nothing(&value) && flag.means != Means::Works {
                 continue;

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use tonic::body::Body;
 
@@ -61,9 +62,11 @@ impl http_body::Body for RequestBody {
 
 /// The body of a local handler, or of any other answer.
 #[derive(Debug)]
-pub enum PortBody<B> {
+pub enum PortBody<B: http_body::Body> {
     /// A local handler's own body.
     Local(B),
+    /// A body that was made from such a body, and passes its buffers on.
+    Made(UnsyncBoxBody<PortBuf<B::Data>, BoxError>),
     /// A forwarded or plain answer.
     Plain(Body),
 }
@@ -90,6 +93,7 @@ where
             Self::Local(body) => {
                 Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(PortBuf::Local)).map_err(Into::into)
             }
+            Self::Made(body) => Pin::new(body).poll_frame(cx),
             Self::Plain(body) => {
                 Pin::new(body).poll_frame(cx).map_ok(|frame| frame.map_data(PortBuf::Plain)).map_err(Into::into)
             }
@@ -99,6 +103,7 @@ where
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Local(body) => body.is_end_stream(),
+            Self::Made(body) => body.is_end_stream(),
             Self::Plain(body) => body.is_end_stream(),
         }
     }
@@ -106,6 +111,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Local(body) => body.size_hint(),
+            Self::Made(body) => body.size_hint(),
             Self::Plain(body) => body.size_hint(),
         }
     }

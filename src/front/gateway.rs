@@ -28,7 +28,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Frame;
-use http_body_util::{Full, StreamBody};
+use http_body_util::{Full, StreamBody, combinators::UnsyncBoxBody};
 use metrics::counter;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tokio::time::{Sleep, sleep};
@@ -99,9 +99,9 @@ impl Gateway {
         Ok(Self { schema, room: Room::new(ROOM, FULL), lines })
     }
 
-    /// Whether the gateway serves this path.
+    /// Whether the gateway answers requests to this path.
     pub(super) fn serves(path: &str) -> bool {
-        path == "/v3" || path.starts_with("/v3/") || path.starts_with("/v3beta/")
+        routes::of_gateway(path)
     }
 
     /// Answers a request, by passing its call to `local` or `forward`.
@@ -110,10 +110,10 @@ impl Gateway {
         request: Request<RequestBody>,
         local: L,
         forward: GrpcService,
-    ) -> Response<Body> {
+    ) -> Response<PortBody<L::Body>> {
         let mut response = match self.route(&request) {
             Ok(call) => self.call(call, request, local, forward).await,
-            Err(refusal) => *refusal,
+            Err(refusal) => refusal.map(PortBody::Plain),
         };
         response.headers_mut().extend(CORS);
         response
@@ -153,7 +153,7 @@ impl Gateway {
         request: Request<RequestBody>,
         local: L,
         forward: GrpcService,
-    ) -> Response<Body> {
+    ) -> Response<PortBody<L::Body>> {
         let mut counted = Counted::new(call.path);
         let (mut parts, mut body) = request.into_parts();
         if overridden(&parts.headers).is_some() {
@@ -162,12 +162,17 @@ impl Gateway {
         }
         let metadata = match metadata::of(&parts.headers) {
             Ok(metadata) => metadata,
-            Err(status) => return counted.refuse(&status),
+            Err(status) => return counted.refuse(&status).map(PortBody::Plain),
         };
-        if metadata.timeout.is_some_and(|timeout| timeout < TICK) {
-            return counted.fail(call, &Status::deadline_exceeded(DEADLINE), false);
+        // As in grpc-gateway: a call with many requests begins before the first of them is read.
+        let unable = metadata.illegal.clone().or_else(|| {
+            let expired = metadata.timeout.is_some_and(|timeout| timeout < TICK);
+            expired.then(|| Status::deadline_exceeded(DEADLINE))
+        });
+        if let Some(status) = unable.as_ref().filter(|_| call.requests) {
+            return counted.fail(call, status, false).map(PortBody::Plain);
         }
-        let mut deadline = metadata.timeout.map(|timeout| Box::pin(sleep(timeout)));
+        let mut deadline = metadata.timeout.filter(|_| unable.is_none()).map(|timeout| Box::pin(sleep(timeout)));
         let place = self.room.place(Client::of(&parts.headers, &parts.extensions).key());
         let reading = Requests::new(self.schema.clone(), call.request, body, place);
         let read = within(&mut deadline, async {
@@ -180,8 +185,11 @@ impl Gateway {
         let read = read.await;
         let body = match read {
             Ok(body) => body,
-            Err(status) => return counted.refuse(&status),
+            Err(status) => return counted.refuse(&status).map(PortBody::Plain),
         };
+        if let Some(status) = unable {
+            return counted.fail(call, &status, false).map(PortBody::Plain);
+        }
         parts.headers = inner_headers(&parts.headers, metadata);
         parts.method = Method::POST;
         parts.uri = Uri::from_static(call.path);
@@ -191,7 +199,7 @@ impl Gateway {
         let asked = asked.await;
         match asked {
             Ok(response) => self.answered(call, response, deadline, counted).await,
-            Err(status) => counted.fail(call, &status, true),
+            Err(status) => counted.fail(call, &status, true).map(PortBody::Plain),
         }
     }
 
@@ -202,14 +210,14 @@ impl Gateway {
         response: Response<PortBody<B>>,
         deadline: Option<Pin<Box<Sleep>>>,
         mut counted: Counted,
-    ) -> Response<Body>
+    ) -> Response<PortBody<B>>
     where
         B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
         let (head, body) = response.into_parts();
         if head.headers.contains_key("grpc-status") {
             // An answer without a message.
-            return counted.fail(call, &answer::status_of(&head.headers), true);
+            return counted.fail(call, &answer::status_of(&head.headers), true).map(PortBody::Plain);
         }
         let form = match head.extensions.get::<Lines>() {
             Some(_) => Form::Made,
@@ -221,22 +229,25 @@ impl Gateway {
             if status.code() == Code::Ok {
                 // A stream without any message. A call with a single answer has one, or an error.
                 answer.count(GatewayOutcome::Ok);
-                return json(StatusCode::OK, Body::empty());
+                return json(StatusCode::OK, PortBody::Plain(Body::empty()));
             }
             answer.count(GatewayOutcome::Error);
-            return failed(call, &status, true);
+            return failed(call, &status, true).map(PortBody::Plain);
         }
         if form == Form::Whole {
             match answer.whole(WHOLE).await {
                 Ok(None) => {}
-                Ok(Some(whole)) => return with_type(json(StatusCode::OK, Body::new(Full::from(whole)))),
+                Ok(Some(whole)) => {
+                    let whole = PortBody::Plain(Body::new(Full::from(whole)));
+                    return with_type(json(StatusCode::OK, whole));
+                }
                 Err(status) => {
                     answer.count(GatewayOutcome::Error);
-                    return failed(call, &status, true);
+                    return failed(call, &status, true).map(PortBody::Plain);
                 }
             }
         }
-        with_type(json(StatusCode::OK, Body::new(answer)))
+        with_type(json(StatusCode::OK, PortBody::Made(UnsyncBoxBody::new(answer))))
     }
 }
 
@@ -348,7 +359,7 @@ fn redirect(path: &str, query: Option<&str>) -> Response<Body> {
     response
 }
 
-fn json(status: StatusCode, body: Body) -> Response<Body> {
+fn json<B>(status: StatusCode, body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
@@ -356,7 +367,7 @@ fn json(status: StatusCode, body: Body) -> Response<Body> {
 }
 
 /// Adds the metadata that etcd's answers have.
-fn with_type(mut response: Response<Body>) -> Response<Body> {
+fn with_type<B>(mut response: Response<B>) -> Response<B> {
     response.headers_mut().insert(INNER_TYPE, GRPC);
     response
 }

@@ -148,6 +148,12 @@ impl Writer {
         self.pieces
     }
 
+    /// Everything that was written since the last call. What follows is written into the same space.
+    pub(super) fn take(&mut self) -> Pieces {
+        self.flush();
+        std::mem::take(&mut self.pieces)
+    }
+
     fn flush(&mut self) {
         if !self.own.is_empty() {
             let own = self.own.split().freeze();

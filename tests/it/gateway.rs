@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use self::{
-    client::{Ask, Told, masked},
+    client::{Ask, Chunks, Told, masked},
     script::script,
 };
 use crate::{
@@ -170,6 +170,57 @@ async fn users_may_do_what_etcd_lets_them_do() {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// etcd sends each message of a stream as one chunk, or as two of which the second is only a line feed. etcd3gw parses
+/// each chunk by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_line_of_a_stream_is_a_chunk_of_its_own() {
+    let etcd = Etcd::start().await;
+    let relay = relay_over(&etcd).await;
+    let kv = Kv::connect(&etcd.endpoint()).await;
+    let line = async |chunks: &mut Chunks| -> serde_json::Value {
+        let chunk = chunks.next().await;
+        let text = chunk.strip_suffix('\n').unwrap_or_else(|| panic!("a whole line: {chunk:.200}"));
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:.200}"))
+    };
+    // Three watches on one stream, so that responses are ready together.
+    let watch = r#"{"create_request":{"key":"a2V5","watch_id":"1"}}{"create_request":{"key":"a2V5","watch_id":"2"}}
+        {"create_request":{"key":"a2V5","watch_id":"3"}}"#;
+    let mut watching = Chunks::of(relay.grpc_addr(), "/v3/watch", watch).await;
+    for _ in 0..3 {
+        assert_eq!(line(&mut watching).await["result"]["created"], true);
+    }
+    // Values that are copied into a line, and values that all watches share.
+    for len in [1, 500, 2000, 10_000, 300_000] {
+        let value = "v".repeat(len);
+        let revision = kv.put("key", &value).await.to_string();
+        let mut watches = Vec::new();
+        for _ in 0..3 {
+            let line = line(&mut watching).await;
+            let kv = &line["result"]["events"][0]["kv"];
+            assert_eq!(kv["mod_revision"], *revision);
+            assert_eq!(kv["value"].as_str().map(str::len), Some(len.div_ceil(3) * 4));
+            watches.push(line["result"]["watch_id"].as_str().expect("a watch id").to_owned());
+        }
+        watches.sort();
+        assert_eq!(watches, ["1", "2", "3"]);
+    }
+    // Streams that etcd answers.
+    let leases = r#"{"ID":"5"}{"ID":"6"}{"ID":"7"}"#;
+    let mut kept = Chunks::of(relay.grpc_addr(), "/v3/lease/keepalive", leases).await;
+    for lease in ["5", "6", "7"] {
+        assert_eq!(line(&mut kept).await["result"]["ID"], lease);
+    }
+    assert_eq!(kept.next().await, "", "the end");
+    let lease = Ask::post("/v3/lease/grant", r#"{"TTL":"600","ID":"8"}"#);
+    assert_eq!(lease.put(relay.grpc_addr(), Version::HTTP_11).await.status, 200);
+    let value = "dmFs".repeat(300 << 10);
+    let campaign =
+        Ask::post("/v3/election/campaign", &format!(r#"{{"name":"bmFtZQ==","lease":"8","value":"{value}"}}"#));
+    assert_eq!(campaign.put(relay.grpc_addr(), Version::HTTP_11).await.status, 200);
+    let mut leader = Chunks::of(relay.grpc_addr(), "/v3/election/observe", r#"{"name":"bmFtZQ=="}"#).await;
+    assert_eq!(line(&mut leader).await["result"]["kv"]["value"], value);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

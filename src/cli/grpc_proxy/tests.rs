@@ -231,6 +231,13 @@ fn harmless_defaults_are_taken_without_a_word() {
 }
 
 #[test]
+fn words_that_are_no_flags_have_no_effect_and_cause_a_warning() {
+    let start = proxy(&["stray", "--debug", "false", "--endpoints=http://a:1"]);
+    assert_eq!(start.warnings.len(), 2, "{:?}", start.warnings);
+    assert!(start.warnings[0].contains("`stray`") && start.warnings[1].contains("`false`"), "{:?}", start.warnings);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_by_name() {
     for (flags, named) in [
         (&["--endpoints", "ftp://etcd:2379"][..], "--endpoints"),
@@ -246,7 +253,6 @@ fn what_makes_no_sense_is_refused_by_name() {
         (&["--resolver-prefix", "/relays", "--resolver-ttl", "9"], "--advertise-client-url"),
         (&["--resolver-ttl", "9"], "--resolver-prefix"),
         (&["--prefix", "/x"], "--prefix"),
-        (&["stray"], "stray"),
     ] {
         let text = proxy_refused(flags);
         assert!(text.contains(named), "{flags:?}: {text}");

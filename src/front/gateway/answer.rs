@@ -2,7 +2,8 @@
 //!
 //! The head of the HTTP response depends on the first message and is made in `front::gateway`. Always holds: the call
 //! is polled only when everything made from it has been taken, so a client that does not read delays only its own call.
-//! Each message of a stream is a separate line, sent as soon as it is there.
+//! Each message of a stream is a separate line, sent as soon as it is there, in a frame of its own. Over HTTP/1.1 such a
+//! frame becomes a chunk. etcd sends a chunk for each message, and clients such as etcd3gw parse chunk by chunk.
 
 use std::{
     pin::Pin,
@@ -10,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
@@ -26,6 +27,10 @@ use crate::{
     front::body::{BoxError, PortBody, PortBuf},
     telemetry::names::GatewayOutcome,
 };
+
+/// A line up to this length is sent in one piece; a longer one is sent while it is read. Lines are below 3 MiB with
+/// etcd's default limits.
+const LINE: usize = 4 << 20;
 
 /// A gRPC message begins with a flag and its length.
 const PREFIX: usize = 5;
@@ -51,6 +56,8 @@ pub(super) struct Answer<B: http_body::Body> {
     input: BytesMut,
     /// The message that is being translated.
     encoder: Option<Encoder>,
+    /// JSON that is not sent yet: less than a line, unless lines are long.
+    out: Vec<u8>,
     /// Data that is passed on unchanged.
     made: Option<PortBuf<B::Data>>,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -81,8 +88,8 @@ where
         deadline: Option<Pin<Box<Sleep>>>,
         counted: Counted,
     ) -> Self {
-        let (input, encoder, made) = (BytesMut::new(), None, None);
-        Self { body, schema, message, form, input, encoder, made, deadline, counted, ended: false }
+        let (input, encoder, out, made) = (BytesMut::new(), None, Vec::new(), None);
+        Self { body, schema, message, form, input, encoder, out, made, deadline, counted, ended: false }
     }
 
     /// Waits until the beginning of the answer is known.
@@ -112,10 +119,9 @@ where
         if len.is_none_or(|len| len > most) {
             return Ok(None);
         }
-        let mut out = Vec::new();
         let status = std::future::poll_fn(|cx| {
             loop {
-                if let Err(Malformed) = self.write(&mut out) {
+                if let Err(Malformed) = self.write() {
                     return Poll::Ready(Status::internal(Malformed.to_string()));
                 }
                 match std::task::ready!(self.poll_body(cx)) {
@@ -132,7 +138,7 @@ where
             return Err(Status::unavailable("etcd-relay: the answer ended too early"));
         }
         self.counted.end(GatewayOutcome::Ok);
-        Ok(Some(out))
+        Ok(Some(std::mem::take(&mut self.out)))
     }
 
     /// Counts the outcome of the call.
@@ -178,11 +184,14 @@ where
         Poll::Pending
     }
 
-    /// Translates as much as possible of the data that has arrived.
-    fn write(&mut self, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    /// Translates as much as possible of the data that has arrived, but at most up to the end of a line. Returns whether
+    /// the result is to be sent.
+    fn write(&mut self) -> Result<bool, Malformed> {
+        let out = &mut self.out;
+        let most = if self.form == Form::Lines { LINE } else { 0 };
         loop {
             let Some(encoder) = &mut self.encoder else {
-                let Some(len) = message_len(&self.input) else { return Ok(()) };
+                let Some(len) = message_len(&self.input) else { return Ok(out.len() > most) };
                 if self.input[0] != 0 {
                     // The request did not allow compressed answers.
                     return Err(Malformed);
@@ -197,17 +206,18 @@ where
             let taken = encoder.feed(&self.input, out)?;
             self.input.advance(taken);
             if !encoder.is_over() {
-                return Ok(());
+                return Ok(out.len() > most);
             }
             self.encoder = None;
             if self.form == Form::Lines {
                 out.extend_from_slice(b"}\n");
+                return Ok(true);
             }
         }
     }
 
     /// Ends the answer.
-    fn end(&mut self, status: &Status) -> Option<Result<Bytes, BoxError>> {
+    fn end(&mut self, status: &Status) -> Option<Result<Vec<u8>, BoxError>> {
         self.ended = true;
         let broken = self.encoder.is_some();
         if status.code() == Code::Ok && !broken {
@@ -219,7 +229,7 @@ where
             // The answer is incomplete, and the client must notice that.
             return Some(Err(status.message().into()));
         }
-        Some(Ok(errors::in_stream(status).into()))
+        Some(Ok(errors::in_stream(status)))
     }
 }
 
@@ -235,37 +245,32 @@ impl<B> http_body::Body for Answer<B>
 where
     B: http_body::Body<Data: Send, Error: Into<BoxError>> + Unpin,
 {
-    type Data = Bytes;
+    type Data = PortBuf<B::Data>;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, BoxError>>> {
         let this = self.get_mut();
         loop {
             if this.ended {
                 return Poll::Ready(None);
             }
-            if let Some(made) = &mut this.made {
-                let len = made.chunk().len();
-                let piece = made.copy_to_bytes(len);
-                if !made.has_remaining() {
-                    this.made = None;
+            if let Some(made) = this.made.take() {
+                return Poll::Ready(Some(Ok(Frame::data(made))));
+            }
+            match this.write() {
+                Err(malformed) => {
+                    this.ended = true;
+                    this.counted.end(GatewayOutcome::Error);
+                    return Poll::Ready(Some(Err(malformed.into())));
                 }
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            let mut out = Vec::new();
-            if let Err(malformed) = this.write(&mut out) {
-                this.ended = true;
-                this.counted.end(GatewayOutcome::Error);
-                return Poll::Ready(Some(Err(malformed.into())));
-            }
-            if !out.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(out.into()))));
+                Ok(true) => return Poll::Ready(Some(Ok(frame(std::mem::take(&mut this.out))))),
+                Ok(false) => {}
             }
             match std::task::ready!(this.poll_body(cx)) {
                 Came::Data => {}
                 Came::End(status) => {
                     let last = this.end(&status);
-                    return Poll::Ready(last.map(|last| last.map(Frame::data)));
+                    return Poll::Ready(last.map(|last| last.map(frame)));
                 }
             }
         }
@@ -274,6 +279,10 @@ where
     fn is_end_stream(&self) -> bool {
         self.ended
     }
+}
+
+fn frame<D>(json: Vec<u8>) -> Frame<PortBuf<D>> {
+    Frame::data(PortBuf::Plain(json.into()))
 }
 
 /// The length of the message at the beginning of `input`.

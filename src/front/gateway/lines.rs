@@ -2,9 +2,10 @@
 //!
 //! It is passed with the call's request to the code that answers watches from memory (`front::grpc`), so events need
 //! not be decoded from gRPC messages. Always holds: the events of a revision are translated once for all streams that
-//! get the same ones. A line is exactly what `encode` would make of the message.
+//! get the same ones. A line is exactly what `encode` would make of the message. Each line is a buffer of its own, so
+//! that it becomes a chunk of its own over HTTP/1.1 (`answer`).
 
-use std::{fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -36,7 +37,9 @@ pub(in crate::front) struct Lines {
 /// Writes lines.
 pub(in crate::front) struct LineWriter<'a> {
     lines: &'a Lines,
+    /// The line that is being written.
     writer: Writer,
+    written: VecDeque<Pieces>,
     /// Buffers for a head, as protobuf and as JSON.
     scratch: (BytesMut, Vec<u8>),
 }
@@ -50,7 +53,7 @@ impl Lines {
     /// A writer with space for about `lines` lines.
     pub(in crate::front) fn writer(&self, lines: usize) -> LineWriter<'_> {
         let writer = Writer::with_capacity(lines * LINE);
-        LineWriter { lines: self, writer, scratch: (BytesMut::new(), Vec::new()) }
+        LineWriter { lines: self, writer, written: VecDeque::new(), scratch: (BytesMut::new(), Vec::new()) }
     }
 
     /// Translates encoded events into the elements of a JSON list. The relay encoded them itself, so they are valid.
@@ -75,7 +78,7 @@ impl LineWriter<'_> {
     /// Writes a response without events.
     pub(in crate::front) fn plain(&mut self, head: impl FnOnce(&mut BytesMut)) {
         self.begin(head);
-        self.writer.own().put_slice(b"}}\n");
+        self.end(b"}}\n");
     }
 
     /// Writes a response with one revision of a payload, by its index.
@@ -85,7 +88,7 @@ impl LineWriter<'_> {
         if let Some(events) = self.lines.shared(payload, index).next() {
             self.writer.shared(&events);
         }
-        self.writer.own().put_slice(b"]}}\n");
+        self.end(b"]}}\n");
     }
 
     /// Writes a response with several payloads, each from a given revision on.
@@ -104,7 +107,7 @@ impl LineWriter<'_> {
                 before = b',';
             }
         }
-        self.writer.own().put_slice(b"]}}\n");
+        self.end(b"]}}\n");
     }
 
     /// Writes a response with events that no other stream shares.
@@ -118,11 +121,12 @@ impl LineWriter<'_> {
             self.writer.shared(&events);
             before = b',';
         }
-        self.writer.own().put_slice(b"]}}\n");
+        self.end(b"]}}\n");
     }
 
-    pub(in crate::front) fn finish(self) -> Pieces {
-        self.writer.finish()
+    /// The lines, in order.
+    pub(in crate::front) fn finish(self) -> VecDeque<Pieces> {
+        self.written
     }
 
     /// Writes the line up to the end of the head's fields. The head has at least one field.
@@ -137,6 +141,11 @@ impl LineWriter<'_> {
         json.truncate(json.len().saturating_sub(1));
         self.writer.own().put_slice(b"{\"result\":");
         self.writer.own().put_slice(json);
+    }
+
+    fn end(&mut self, with: &[u8]) {
+        self.writer.own().put_slice(with);
+        self.written.push_back(self.writer.take());
     }
 }
 

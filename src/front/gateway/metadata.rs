@@ -59,6 +59,8 @@ pub(super) struct Metadata {
     pub(super) headers: HeaderMap,
     /// The timeout of the call; zero if it has already expired.
     pub(super) timeout: Option<Duration>,
+    /// Why gRPC cannot carry the headers. The call fails with it once its request has been read, as in grpc-gateway.
+    pub(super) illegal: Option<Status>,
 }
 
 /// Reads a request's headers.
@@ -88,7 +90,19 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Metadata, Status> {
             passed.append(inner, value);
         }
     }
-    Ok(Metadata { headers: passed, timeout })
+    let illegal = passed.iter().find_map(|(name, value)| illegal(name, value));
+    Ok(Metadata { headers: passed, timeout, illegal })
+}
+
+/// Why gRPC cannot carry a header, in the words of gRPC for Go.
+fn illegal(name: &HeaderName, value: &HeaderValue) -> Option<Status> {
+    let name = name.as_str();
+    if name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && !b"-_.".contains(&byte)) {
+        return Some(Status::internal(format!("header key {name:?} contains illegal characters not in [0-9a-z-_.]")));
+    }
+    let printable = value.as_bytes().iter().all(|byte| matches!(byte, b' '..=b'~'));
+    (!printable)
+        .then(|| Status::internal(format!("header key {name:?} contains value with non-printable ASCII characters")))
 }
 
 /// A binary value, with or without padding, in gRPC's form.
@@ -101,13 +115,14 @@ fn binary(name: &HeaderName, value: &HeaderValue) -> Result<HeaderValue, Status>
     HeaderValue::try_from(STANDARD_NO_PAD.encode(decoded)).map_err(|error| refused(&error))
 }
 
-/// Parses a number and its unit. Zero means no timeout; a negative number has already expired.
+/// Parses a number and its unit. Zero means no timeout; a negative number has already expired. So have some numbers that
+/// are too large: the product wraps around, as in Go.
 fn timeout(value: &HeaderValue) -> Result<Option<Duration>, Status> {
     let text = String::from_utf8_lossy(value.as_bytes());
     let invalid = || Status::invalid_argument(format!("invalid grpc-timeout: {text}"));
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(invalid)?;
     let number: i64 = number.parse().map_err(|_| invalid())?;
-    let nanos: u64 = match unit {
+    let nanos: i64 = match unit {
         "H" => 3_600_000_000_000,
         "M" => 60_000_000_000,
         "S" => 1_000_000_000,
@@ -116,8 +131,8 @@ fn timeout(value: &HeaderValue) -> Result<Option<Duration>, Status> {
         "n" => 1,
         _ => return Err(invalid()),
     };
-    let count = u64::try_from(number).unwrap_or_default();
-    Ok((number != 0).then(|| Duration::from_nanos(count.saturating_mul(nanos))))
+    let nanos = number.wrapping_mul(nanos);
+    Ok((nanos != 0).then(|| Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())))
 }
 
 #[cfg(test)]
@@ -161,11 +176,27 @@ mod tests {
     }
 
     #[test]
+    fn what_grpc_cannot_carry_is_said_in_its_words() {
+        let value = |bytes: &'static [u8]| HeaderValue::from_bytes(bytes).expect("a value");
+        for (name, bytes, told) in [
+            ("grpc-metadata-x", &b"\xe9"[..], "header key \"x\" contains value with non-printable ASCII characters"),
+            ("origin", b"a\tb", "header key \"grpcgateway-origin\" contains value with non-printable ASCII characters"),
+            ("grpc-metadata-a!b", b"x", "header key \"a!b\" contains illegal characters not in [0-9a-z-_.]"),
+        ] {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value(bytes))]);
+            let illegal = of(&headers).expect("readable").illegal.expect("illegal");
+            assert_eq!((illegal.code(), illegal.message()), (tonic::Code::Internal, told));
+        }
+        assert!(passed(&[("grpc-metadata-x_y.z", "~ ")]).expect("readable").illegal.is_none());
+    }
+
+    #[test]
     fn timeouts_are_read_as_the_gateway_reads_them() {
         let timeout = |value| passed(&[("grpc-timeout", value)]).map(|metadata| metadata.timeout);
         assert_eq!(timeout("250m").expect("readable"), Some(Duration::from_millis(250)));
         assert_eq!(timeout("0S").expect("readable"), None);
         assert_eq!(timeout("-1S").expect("readable"), Some(Duration::ZERO));
+        assert_eq!(timeout("99999999H").expect("readable"), Some(Duration::ZERO));
         for nonsense in ["1", "S", "1s", "1.5S", "xS"] {
             let error = timeout(nonsense).expect_err(nonsense);
             assert_eq!(error.message(), format!("invalid grpc-timeout: {nonsense}"));

@@ -57,6 +57,14 @@ const ROUTES: &[(&str, &str)] = &[
     ("/v3/auth/role/revoke", "/etcdserverpb.Auth/RoleRevokePermission"),
 ];
 
+/// Whether the gateway answers requests to a path, if only with a redirect to the clean path. A client whose base address
+/// ends in a slash posts to `//v3/…`.
+pub(super) fn of_gateway(path: &str) -> bool {
+    let below = |path: &str| path == "/v3" || path.starts_with("/v3/") || path.starts_with("/v3beta/");
+    let unclean = path.contains("//") || path.contains("/.");
+    below(path) || unclean && cleaned(path).is_some_and(|clean| below(&clean))
+}
+
 /// All calls by their gRPC names.
 pub(super) fn calls() -> impl Iterator<Item = &'static str> {
     ROUTES.iter().map(|(_, call)| *call)
@@ -88,6 +96,18 @@ pub(super) fn call(path: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unclean_paths_of_the_gateway_belong_to_it() {
+        for path in
+            ["/v3", "/v3/kv/range", "/v3/nope", "/v3beta/kv/range", "//v3/kv/range", "/./v3/", "/x/../v3/kv/put"]
+        {
+            assert!(of_gateway(path), "{path}");
+        }
+        for path in ["/", "//", "/health", "//health", "/v3x", "/v2/keys", "/.v3/kv", "/v2/keys//v3/a", "/x/v3/../kv"] {
+            assert!(!of_gateway(path), "{path}");
+        }
+    }
 
     #[test]
     fn a_path_is_cleaned_as_go_cleans_it() {

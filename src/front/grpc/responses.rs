@@ -5,7 +5,7 @@
 //! header of past events has the newest revision at the time when they were read, as in etcd (docs/promises.md, section
 //! 3).
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -100,8 +100,8 @@ pub(super) fn write(batch: &mut Vec<Delivery>) -> (Pieces, Written) {
     (writer.finish(), written)
 }
 
-/// Writes all deliveries of `batch` as lines of JSON, in order, and empties it.
-pub(super) fn write_lines(batch: &mut Vec<Delivery>, lines: &Lines) -> (Pieces, Written) {
+/// Writes all deliveries of `batch` as lines of JSON, in order, and empties it. Each line is a buffer of its own.
+pub(super) fn write_lines(batch: &mut Vec<Delivery>, lines: &Lines) -> (VecDeque<Pieces>, Written) {
     let (writer, written) = write_as(batch, lines.writer(batch.len()));
     (writer.finish(), written)
 }
@@ -382,14 +382,14 @@ mod tests {
     }
 
     fn lines(batch: &mut Vec<Delivery>) -> Vec<serde_json::Value> {
-        let (mut pieces, written) = write_lines(batch, &Lines::for_test());
-        let text = pieces.copy_to_bytes(pieces.remaining());
-        let lines: Vec<_> = text
-            .split_inclusive(|byte| *byte == b'\n')
-            .map(|line| serde_json::from_slice(line).expect("JSON"))
-            .collect();
+        let (lines, written) = write_lines(batch, &Lines::for_test());
         assert_eq!(written.responses, lines.len() as u64);
-        lines
+        let value = |mut line: Pieces| {
+            let line = line.copy_to_bytes(line.remaining());
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "a whole line, and only one");
+            serde_json::from_slice(&line).expect("JSON")
+        };
+        lines.into_iter().map(value).collect()
     }
 
     #[test]

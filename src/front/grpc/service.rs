@@ -53,7 +53,7 @@ impl<L: Local> GrpcPort<L> {
             if Gateway::serves(request.uri().path()) {
                 // Boxed, because otherwise forwarded calls would be as large.
                 let answer = Box::pin(self.gateway.answer(request, self.local, self.forward));
-                return answer.await.map(PortBody::Plain);
+                return answer.await;
             }
             let Ok(response) = self.member.oneshot(request).await;
             return response.map(|body| PortBody::Plain(Body::new(body)));
@@ -118,7 +118,7 @@ pub(in crate::front) fn mark_client(extensions: &mut Extensions) {
     }
 }
 
-fn needs_http2<B>() -> Response<PortBody<B>> {
+fn needs_http2<B: http_body::Body>() -> Response<PortBody<B>> {
     let text =
         "gRPC needs HTTP/2; this request came over HTTP/1.1. Is a proxy in between that does not pass HTTP/2 on?\n";
     let mut response = Response::new(PortBody::Plain(Body::new(http_body_util::Full::from(text))));

@@ -6,6 +6,7 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     convert::Infallible,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -44,21 +45,30 @@ pub struct WatchBody {
     stream: Arc<WatchStream>,
     ended: bool,
     /// Set if the responses are lines of JSON. Boxed, because few are.
-    lines: Option<Box<Lines>>,
+    lines: Option<Box<LineByLine>>,
     _listed: Option<Listed>,
+}
+
+/// Responses as lines of JSON. Each is a frame of its own, as etcd sends each as a chunk of its own over HTTP/1.1.
+#[derive(Debug)]
+struct LineByLine {
+    lines: Lines,
+    /// Written lines: those of one batch, at most.
+    ready: VecDeque<Pieces>,
 }
 
 impl WatchBody {
     /// The body for the deliveries of `stream`. If `lines` is given, the responses are lines of JSON.
     pub(super) fn new(stream: Arc<WatchStream>, lines: Option<Lines>, listed: Option<Listed>) -> Self {
         STREAMS.increment(1.0);
-        Self { stream, ended: false, lines: lines.map(Box::new), _listed: listed }
+        let lines = lines.map(|lines| Box::new(LineByLine { lines, ready: VecDeque::new() }));
+        Self { stream, ended: false, lines, _listed: listed }
     }
 }
 
 impl WatchBody {
-    /// Writes a batch as bytes, counts it and empties it.
-    fn write(&self, batch: &mut Vec<Delivery>) -> Pieces {
+    /// Writes a batch as bytes, counts it and empties it. Returns the first frame.
+    fn write(&mut self, batch: &mut Vec<Delivery>) -> Pieces {
         // The oldest delivery of the frame has waited longest. Past events that a client requested do not count as
         // waiting.
         let waited = batch.iter().find_map(|delivery| match delivery {
@@ -67,14 +77,23 @@ impl WatchBody {
             }
             _ => None,
         });
-        let (pieces, written) = match &self.lines {
-            None => responses::write(batch),
-            Some(lines) => responses::write_lines(batch, lines),
+        let (pieces, bytes, written) = match &mut self.lines {
+            None => {
+                let (pieces, written) = responses::write(batch);
+                let bytes = pieces.remaining();
+                (pieces, bytes, written)
+            }
+            Some(lines) => {
+                let (ready, written) = responses::write_lines(batch, &lines.lines);
+                lines.ready = ready;
+                let bytes = lines.ready.iter().map(Pieces::remaining).sum();
+                (lines.ready.pop_front().unwrap_or_default(), bytes, written)
+            }
         };
         if let Some(waited) = waited {
             delivered::count_lag(waited);
         }
-        delivered::count(written.responses, written.events, pieces.remaining() as u64);
+        delivered::count(written.responses, written.events, bytes as u64);
         pieces
     }
 }
@@ -87,6 +106,9 @@ impl http_body::Body for WatchBody {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
+        }
+        if let Some(line) = this.lines.as_mut().and_then(|lines| lines.ready.pop_front()) {
+            return Poll::Ready(Some(Ok(Frame::data(line))));
         }
         let mut batch = BATCH.take();
         let drained = this.stream.poll_drain(cx, &mut batch, FRAME_BYTES);

@@ -10,7 +10,11 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{patience, quiet_time};
 
@@ -116,6 +120,44 @@ fn matters(header: &str) -> bool {
     header.starts_with("access-control-")
         || header.starts_with("grpc-")
         || ["content-type", "x-content-type-options", "allow", "location"].contains(&header)
+}
+
+/// Posts a request over HTTP/1.1 and hands on the chunks of the answer as they are sent. Clients such as etcd3gw parse
+/// an answer chunk by chunk, which a client library would hide.
+pub(super) struct Chunks {
+    stream: BufReader<TcpStream>,
+}
+
+impl Chunks {
+    /// Sends the request, and reads the head of the answer.
+    pub(super) async fn of(addr: &str, path: &str, body: &str) -> Self {
+        let mut stream = BufReader::new(TcpStream::connect(addr).await.expect("connected"));
+        let request = format!("POST {path} HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut chunks = Self { stream };
+        let mut head = Vec::new();
+        while head.last().is_none_or(|line: &String| !line.is_empty()) {
+            head.push(chunks.line().await.to_ascii_lowercase());
+        }
+        assert!(head[0].starts_with("http/1.1 200 "), "{head:?}");
+        assert!(head.iter().any(|line| line == "transfer-encoding: chunked"), "{head:?}");
+        chunks
+    }
+
+    /// The next chunk.
+    pub(super) async fn next(&mut self) -> String {
+        let len = usize::from_str_radix(&self.line().await, 16).expect("the length of a chunk");
+        let mut chunk = vec![0; len];
+        timeout(patience(), self.stream.read_exact(&mut chunk)).await.expect("a chunk in time").expect("a whole chunk");
+        assert_eq!(self.line().await, "", "the end of a chunk");
+        String::from_utf8(chunk).expect("text")
+    }
+
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        timeout(patience(), self.stream.read_line(&mut line)).await.expect("a line in time").expect("a line");
+        line.strip_suffix("\r\n").expect("not broken off").to_owned()
+    }
 }
 
 /// The text without the parts that differ between clusters.

@@ -393,6 +393,10 @@ fn over_http(script: &mut Vec<Ask>) {
         "/v3/kv/nope",
         "/v3/kv/range:x",
         "/v3/kv/:x",
+        "//v3/kv/range",
+        "//v3//kv/range?a=b",
+        "/./v3/kv/range",
+        "/x/../v3/kv/range",
         "/v3/KV/range",
         "/v3/kv/%72ange",
         "/v3/kv/range?a=b",
@@ -424,9 +428,18 @@ fn over_http(script: &mut Vec<Ask>) {
         ("grpc-timeout", "1.5S"),
         ("grpc-metadata-hasleader", "true"),
         ("grpc-metadata-some-bin", "AAA="),
+        ("grpc-metadata-text", "a\tb"),
+        ("grpc-metadata-a!b", "x"),
+        ("grpc-timeout", "99999999H"),
         ("authorization", "none"),
     ] {
         script.push(range().with(name, value));
+    }
+    for (name, value) in [("grpc-timeout", "-1S"), ("grpc-metadata-text", "a\tb")] {
+        script.push(Ask::post("/v3/kv/range", "x").with(name, value));
+        script.push(Ask::post("/v3/watch", "x").with(name, value));
+        script.push(Ask::post("/v3/lease/keepalive", "x").with(name, value));
+        script.push(Ask::post("/v3/election/observe", "x").with(name, value));
     }
     let form = |method: &str| {
         range().with("content-type", "application/x-www-form-urlencoded").with("x-http-method-override", method)

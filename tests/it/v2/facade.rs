@@ -88,6 +88,25 @@ async fn what_v2_writes_v3_reads_and_the_other_way_round() {
 }
 
 #[tokio::test]
+async fn the_demo_offers_its_own_store_over_the_v2_api_too() {
+    let mut demo = RelayCommand::demo().arg("--listen-v2=127.0.0.1:0").start().await;
+    let store = Store::at(&demo.addr_of("v2").await);
+    let made = store.put("/a/b", &[("value", "1")]).await;
+    assert_eq!((made.status, &made.body["action"]), (201, &json!("set")), "{made:?}");
+    let read = store.ask("GET", "/a?recursive=true", &[]).await;
+    assert_eq!(read.body["node"]["nodes"], json!([made.body["node"]]));
+    let kv = Kv::connect(&demo.endpoint()).await;
+    assert_eq!(&kv.get("/a/b").await.expect("a key").value[..], b"1", "the store of the v3 API");
+    let mut wait = Wait::open(&store, "/a?wait=true&recursive=true").await;
+    assert_eq!(wait.index, made.index);
+    let at = kv.put("/a/c", "2").await;
+    let event = wait.event().await;
+    let node = json!({"key": "/a/c", "value": "2", "modifiedIndex": at, "createdIndex": at});
+    assert_eq!((&event["action"], &event["node"]), (&json!("set"), &node));
+    demo.assert_no_panic();
+}
+
+#[tokio::test]
 async fn compare_and_swap_counts_right_through_two_facades() {
     const WRITERS: usize = 6;
     const EACH: usize = 20;
