@@ -12,11 +12,12 @@ CHAOS_OF_TEST := --seed=7 --minutes=1.2 --truth-only
 help: ## List these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
-demo: tools ## Run the relay on a small store of its own, with things to try (ARGS=… goes to etcd-relay demo)
+demo: tools ## Run the relay on its own small store, with things to try (ARGS=… goes to etcd-relay demo)
+	cargo build --locked --release
 	@command -v etcdctl >/dev/null \
-		|| { etcd=$$(scripts/etcd) && echo "For an etcdctl to try it with: export PATH=$$etcd:\$$PATH"; } \
-		|| echo "There is no etcdctl to try it with; curl will do."
-	cargo run --locked --release -- demo $(ARGS)
+		|| { etcd=$$(scripts/etcd) && printf '\nFor etcdctl, in another terminal: export PATH=%s:$$PATH\n' "$$etcd"; } \
+		|| printf '\nThere is no etcdctl on this machine; curl is enough.\n'
+	@cargo run --locked --release --quiet -- demo $(ARGS)
 
 test: tools ## Run all tests, against a real etcd too (ARGS=… goes to cargo test, and leaves the chaos out)
 	@etcd=$$(scripts/etcd) && \

@@ -1,6 +1,6 @@
 # Sourced by the scripts that fetch etcd and Prometheus: unpacks Debian's packages without installing them.
 #
-# The caller sets `work`, a folder of its own, `arch`, `suite` and `version`, and defines `note` and `failed`. Needs no root.
+# The caller sets `work`, its own folder, `arch`, `suite` and `version`, and defines `note` and `failed`. Needs no root.
 
 # Unpacks the packages "$@", such as etcd-server, into $work/root. On failure, it reports the reasons to `failed`.
 debian_packages() {

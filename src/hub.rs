@@ -128,7 +128,7 @@ impl FeedContext {
 
 /// Starts the driver of a new feed. Implemented by `source::driver`.
 pub trait FeedRunner: Send + Sync + 'static {
-    /// Runs `feed` in a task of its own until it is closed or the relay stops.
+    /// Runs `feed` in its own task until it is closed or the relay stops.
     fn run(&self, feed: Arc<Feed>);
 }
 

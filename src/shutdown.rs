@@ -58,7 +58,7 @@ impl Shutdown {
     }
 
     /// Turns SIGTERM and SIGINT into an orderly shutdown, and a second signal into an immediate one. The handlers are
-    /// installed when this returns; the future waits for signals for ever.
+    /// installed when this returns; the future waits for signals forever.
     ///
     /// # Errors
     /// If the system does not let the process handle signals.

@@ -109,7 +109,7 @@ struct StoreInner {
 const RAFT_TERM: u64 = 2;
 
 impl Store {
-    /// An empty store, at revision 1, with ids of its own.
+    /// An empty store, at revision 1, with new ids.
     #[must_use]
     pub fn new(config: StoreConfig) -> Self {
         let state = StoreState::new(&config);
@@ -234,7 +234,7 @@ impl Store {
         &self.shared.config.client_urls
     }
 
-    /// Ends leases when their time is over, each in a revision of its own, until `cancel`. The owner of the store has
+    /// Ends leases when their time is over, each in its own revision, until `cancel`. The owner of the store has
     /// to run it.
     pub async fn expire_leases(self, cancel: CancellationToken) {
         loop {

@@ -1,8 +1,8 @@
-//! What the compiler does not check: layer edges, file headers, leftovers, file sizes, and the pages: their links, what they say of flags and metrics, and
-//! those that are made from the code (`make docs`).
+//! Checks what the compiler does not: layer edges, file headers, leftovers, file sizes, and the pages: their links, the
+//! flags and metrics that they name, and the parts that are made from the code (`make docs`).
 //!
 //! Not here: what the program does, see `tests/it`. Reads the sources as text, and asks the built program for its flags.
-//! Each test collects all findings before it fails, so that one run shows all there is to mend.
+//! Each test collects all findings before it fails, so that one run shows everything to fix.
 
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
 
@@ -20,7 +20,7 @@ use std::{
     process::Command,
 };
 
-/// What each layer may use. A module that is not here is an error: add it, with the fewest edges that do.
+/// What each layer may use. A module that is missing here is an error: add it, with as few edges as possible.
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("telemetry", &[]),
@@ -87,8 +87,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// The modules of the hub from the ground up. Each may use those that are named with it, which all stand before it, so that nothing goes
-/// round in a circle; `hub` stands for what `hub.rs` itself defines.
+/// The modules of the hub from the bottom up. Each may use the modules that are listed with it. All of these come
+/// before it, so there are no cycles. `hub` is what `hub.rs` itself defines.
 const HUB: &[(&str, &[&str])] = &[
     ("slack", &[]),
     ("interval", &["slack"]),
@@ -150,11 +150,11 @@ const BARRED: &[(&str, &[&str], &str)] = &[
     ("front", &["etcd_client"], "a front never sees a source"),
 ];
 
-/// Names that must not appear in a part of a layer, which begins with this path, with the reason.
+/// Names that must not appear in a part of a layer, given by its path, with the reason.
 const BARRED_BELOW: &[(&str, &[&str], &str)] =
     &[("src/front/session", &["tonic", "hyper", "axum", "http"], "a session knows no transport")];
 
-/// Lines of a source file without its tests: beyond the first it should be split, beyond the second it must be.
+/// Lines of a source file without its tests: above the first number it should be split, above the second it must be.
 const LONG: usize = 600;
 const TOO_LONG: usize = 800;
 
@@ -220,15 +220,15 @@ fn modules_of_the_hub_use_only_what_is_below_them() {
     assert_tidy(&findings);
 }
 
-/// What only tests have, though it is no file of tests.
+/// Code that only tests use, outside of test files.
 fn is_part_of_a_test(path: &Path) -> bool {
     path.ends_with("hub/testing.rs")
 }
 
-/// Where tasks may be spawned by other means than `critical::Tasks`, and why a panic there harms nobody else.
+/// Where tasks may be spawned without `critical::Tasks`, and why a panic there harms nobody else.
 const SPAWNERS: &[(&str, &str)] = &[
-    ("src/bench", "a program of its own"),
-    ("src/cli/bench", "a program of its own"),
+    ("src/bench", "a separate program"),
+    ("src/cli/bench", "a separate program"),
     ("src/critical.rs", "what all others use"),
     ("src/shutdown.rs", "wraps them"),
     ("src/main.rs", "signals, before there is a relay"),
@@ -274,7 +274,7 @@ fn every_file_begins_by_saying_what_it_is() {
 #[test]
 fn nothing_is_left_over() {
     let leftovers = ["todo!(", "unimplemented!(", "dbg!(", "TODO", "FIXME", "XXX"];
-    // The one place that speaks to the terminal says so to clippy.
+    // The only place that writes to the terminal has an exception from clippy's lint.
     let prints = ["println!(", "print!("];
     let mut findings = Vec::new();
     for file in source_files("src") {
@@ -344,7 +344,7 @@ fn somebody_moves_every_metric() {
     let metrics = metrics_in(&read(names));
     assert!(!metrics.is_empty(), "no metric found in {}", names.display());
     let elsewhere: Vec<_> = shipped_files().filter(|file| !is_about_names(file)).collect();
-    // A bound is set once, to what it is, where the series begin; all others begin at zero there.
+    // A bound is set once, to its value, where the series are created. All other series start at zero there.
     let begins = code_of(&read("src/telemetry/names/begin.rs"));
     let set_once = |constant: &str| {
         let sets = |line: &&str| line.contains(".set(") && !line.contains(".set(0.0)");
@@ -385,7 +385,7 @@ fn every_label_value_is_given_by_somebody() {
     assert_tidy(&findings);
 }
 
-/// Names and meanings of metrics and labels, and the series that begin at zero: whoever counts is elsewhere.
+/// Names and meanings of metrics and labels, and the series that start at zero. The code that counts is elsewhere.
 fn is_about_names(file: &SourceFile) -> bool {
     file.path.starts_with("src/telemetry/names.rs") || file.path.starts_with("src/telemetry/names")
 }
@@ -437,18 +437,18 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `src/hub.rs` and `src/hub/feed.rs` are of the layer `hub`.
+/// `src/hub.rs` and `src/hub/feed.rs` belong to the layer `hub`.
 fn layer_of(path: &Path) -> String {
     let below = path.components().nth(1).expect("a source file is below src");
     Path::new(below.as_os_str()).file_stem().expect("it has a name").to_string_lossy().into_owned()
 }
 
-/// The code that ships: without tests, which may reach over the layers, and without comments, which may speak of all.
+/// The code that ships: without tests, which may use all layers, and without comments, which may name all of them.
 fn code_of(text: &str) -> String {
     uncommented(without_tests(text))
 }
 
-/// The text up to its inline test module, which is the last thing in a file.
+/// The text before its inline test module, which is always last in a file.
 fn without_tests(text: &str) -> &str {
     const MARK: &str = "\n#[cfg(test)]\n";
     let is_inline_module = |at: &usize| {
@@ -462,7 +462,7 @@ fn without_tests(text: &str) -> &str {
 fn uncommented(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     for line in text.lines() {
-        // A `//` inside a string is most often a URL's.
+        // A `//` inside a string usually belongs to a URL.
         let end = line.match_indices("//").map(|(at, _)| at).find(|at| !line[..*at].ends_with(':'));
         code.push_str(&line[..end.unwrap_or(line.len())]);
         code.push('\n');
@@ -475,13 +475,13 @@ fn uncommented(text: &str) -> String {
 fn used_layers(code: &str, path: &Path) -> BTreeSet<String> {
     // `hub.rs` is one level below the root, `hub/feed.rs` two.
     let depth = path.components().count() - 1;
-    // Elsewhere the library's own name stands in log filters, not in paths.
+    // In other files the library's name is part of log filters, not of paths.
     let from_outside = if layer_of(path) == "main" { "etcd_relay::" } else { "crate::" };
     let roots = ["crate::".to_owned(), from_outside.to_owned(), "super::".repeat(depth)];
     roots.iter().flat_map(|root| paths_after(code, root)).collect()
 }
 
-/// `src/hub/feed.rs` and `src/hub/feed/inner.rs` are of the module `feed`.
+/// `src/hub/feed.rs` and `src/hub/feed/inner.rs` belong to the module `feed`.
 fn module_of_hub(path: &Path) -> String {
     layer_of(&path.components().skip(1).collect::<PathBuf>())
 }
@@ -516,7 +516,7 @@ fn heads(rest: &str) -> Vec<String> {
     }
 }
 
-/// Name → module, of all that a module hands on: `pub use self::{feed::{Feed, FeedKind}, outbox::OutboxLimits};`.
+/// Name → module, of all that a module re-exports: `pub use self::{feed::{Feed, FeedKind}, outbox::OutboxLimits};`.
 fn exports(code: &str) -> BTreeMap<String, String> {
     let mut exports = BTreeMap::new();
     for (at, start) in code.match_indices("pub use self::{") {
@@ -569,7 +569,7 @@ fn code_spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// The long flags of a clap help text, but for help and version, which every command has.
+/// The long flags of a clap help text, except for help and version, which every command has.
 fn flags_in(help: &str) -> BTreeSet<String> {
     let mut flags = BTreeSet::new();
     for line in help.lines().map(str::trim_start) {
@@ -618,7 +618,7 @@ fn assert_tidy(findings: &[String]) {
     assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
 
-/// The checks above pass when they find nothing, so that they can find something is a test of its own.
+/// The checks above pass when they find nothing. These tests prove that they can find something.
 mod the_checks_find {
     use super::*;
 

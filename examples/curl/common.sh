@@ -1,8 +1,8 @@
 # Sourced by the three programs: endpoints, pauses between attempts, and the little JSON that they read.
 #
-# Keys and values are asked for in base64. So no JSON text has an escape or a brace in it, and sed can read it safely.
+# Keys and values are asked for in base64. So no string in the JSON contains an escape or a brace, and sed can read it safely.
 
-# Relays' ports for etcd's API, whose JSON gateway does what changes etcd, and their HTTP ports, which list and watch. Each list is
+# Relays' ports for etcd's API, whose JSON gateway changes etcd, and their HTTP ports, which list and watch. Each list is
 # tried in turn: `move_on` goes to the next one.
 endpoints=${ETCD_ENDPOINTS:-http://127.0.0.1:23790}
 http_endpoints=${RELAY_HTTP:-http://127.0.0.1:9001}
@@ -10,12 +10,12 @@ http_endpoints=${RELAY_HTTP:-http://127.0.0.1:9001}
 move_on() {
     endpoints=${endpoints#*,},${endpoints%%,*}
     http_endpoints=${http_endpoints#*,},${http_endpoints%%,*}
-    # A list of one has become twice the same.
+    # If the list has one entry, it now has the same entry twice.
     [ "${endpoints%%,*}" != "${endpoints#*,}" ] || endpoints=${endpoints%%,*}
     [ "${http_endpoints%%,*}" != "${http_endpoints#*,}" ] || http_endpoints=${http_endpoints%%,*}
 }
 
-# Sleeps so that a signal is heard at once.
+# Sleeps in the background, so that a signal is handled at once.
 rest() {
     sleep "$1" &
     wait $!
@@ -35,17 +35,17 @@ pause() {
     rest "$(seconds $((delay / 2 + random % (delay / 2 + 1))))"
 }
 
-# The field $1 of a flat JSON object $2: a number, also where it is written as text, or base64. Empty where there is none.
+# The field $1 of a flat JSON object $2: a number, also in quotes, or base64. Empty if there is none.
 field() { printf '%s\n' "$2" | sed -n "s|.*\"$1\": *\"\{0,1\}\([A-Za-z0-9+/=]*\).*|\1|p"; }
 
 to_base64() { printf %s "$1" | base64 | tr -d '\n'; }
 
-# The text of a base64, in one line and without what a terminal would obey. A dash stands for an empty value.
+# Decodes base64 into one line, without control characters for the terminal. A dash stands for an empty value.
 in_text() { [ "$1" = - ] || printf %s "$1" | base64 -d | tr -d '\000-\037\177'; }
 
 seconds_since() { echo $(($(date +%s) - $1)); }
 
-# Names go into URLs and JSON as they are.
+# Names are put into URLs and JSON unchanged.
 check_name() {
     case $1 in
     '' | *[!A-Za-z0-9._-]*)

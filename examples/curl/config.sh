@@ -4,7 +4,7 @@
 #   sh config.sh web
 #   etcdctl put /config/web '{"greeting": "hello", "workers": 4}'
 #
-# A value that is not valid is refused, and the last good one stays. See ../README.md for the rules that this follows.
+# An invalid value is rejected, and the last valid one stays in use. See ../README.md for the rules that this follows.
 set -u
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/follow.sh"
@@ -12,18 +12,18 @@ set -u
 [ $# -eq 1 ] || usage "config.sh SERVICE (environment: RELAY_HTTP)"
 check_name "$1"
 
-# The configuration in use, and its revision; empty until a good one was read.
+# The configuration in use, and its revision; empty until a valid one has been read.
 greeting= workers= in_use=
 seen=
 
 in_use() { if [ -z "$in_use" ]; then echo "nothing in use yet"; else echo "revision $in_use stays in use"; fi; }
 
-# Reads a value into new_greeting and new_workers. Refuses what it does not understand, and names it in `wrong`. This is for the two
-# settings of this sample: a script with more of them has jq for it.
+# Reads a value into new_greeting and new_workers. Rejects what it does not understand, and names it in `wrong`. This works for the two settings of this sample;
+# for more of them, use jq.
 parse() {
     new_greeting=$(printf %s "$1" | sed -n 's/.*"greeting" *: *"\([^"\\]*\)".*/\1/p')
     new_workers=$(printf %s "$1" | sed -n 's/.*"workers" *: *\(-\{0,1\}[0-9]\{1,9\}\) *[,}].*/\1/p')
-    # What is left without the two must be the bare frame. A misspelt name is an error, not a setting that has no effect.
+    # Without the two settings, only the braces may be left. A misspelt name is an error, not a setting that has no effect.
     frame=$(printf %s "$1" | sed 's/"greeting" *: *"[^"\\]*"//; s/"workers" *: *-\{0,1\}[0-9]\{1,9\}//; s/[[:space:]]//g')
     if [ "$frame" != '{,}' ] && [ "$frame" != '{}' ]; then
         wrong="cannot read $frame"
@@ -60,7 +60,7 @@ put() {
     [ "$greeting" = "$new_greeting" ] || changed="greeting \"$greeting\" -> \"$new_greeting\""
     [ "$workers" = "$new_workers" ] || changed="${changed:+$changed, }workers $workers -> $new_workers"
     [ -n "$in_use" ] || changed="greeting \"$new_greeting\", workers $new_workers"
-    # There is only one thread here. A program with several replaces all settings as a whole.
+    # A shell script has only one thread. A program with several must replace all settings at once.
     greeting=$new_greeting workers=$new_workers in_use=$3
     echo "configuration of revision $3: ${changed:-nothing changed}"
 }

@@ -12,8 +12,8 @@ set -u
 check_name "$1"
 prefix=/services/$1/
 
-# The service as it is known now, one member a line: KEY VALUE, both in base64, which has neither spaces nor what grep would take for
-# a pattern. A real program would choose from it whom to call.
+# The service as it is known now, one member per line: KEY VALUE, both in base64, which has neither spaces nor characters that are special to grep. A real
+# program would choose from it which member to call.
 members=$folder/members
 : >"$members"
 

@@ -1,14 +1,14 @@
-# Sourced by discover.sh and config.sh: follows keys over `/v1/watch`, for ever. The caller has these functions:
+# Sourced by discover.sh and config.sh: follows keys over `/v1/watch`, forever. The caller has these functions:
 #
 #   listed REVISION     the file $listed has all keys, one a line: KEY VALUE REVISION
 #   put KEY VALUE REVISION, delete KEY REVISION
 #   cut_off REASON      changes may be late from now on
-#   resumed REVISION    this is over, and nothing was missed
+#   resumed REVISION    the interruption is over, and nothing was missed
 #
 # Keys and values are in base64, and an empty value is a dash.
 #
-# What always holds: `last` is the id of the last event that was taken over as a whole, and everything up to this revision has come.
-# A stream that begins there repeats nothing and leaves nothing out, whichever relay it comes to.
+# `last` is always the id of the last event that was handled completely, and everything up to its revision has arrived. A stream that starts there repeats
+# nothing and misses nothing, whichever relay serves it.
 
 folder=$(mktemp -d)
 listed=$folder/listed
@@ -33,8 +33,7 @@ follow() {
     done
 }
 
-# Whether the relay answers. Where it is not of the past that is being followed, because etcd was restored from a backup, the next
-# stream begins with a snapshot.
+# Whether the relay answers. If etcd was restored from a backup, its past is another one, and the next stream starts with a snapshot.
 is_same_past() {
     if ! answer=$(curl -sS --max-time 5 --fail "${http_endpoints%%,*}/v1/keys?$1&limit=1&keys_only=true&encoding=base64" 2>&1); then
         reason=$(printf %s "$answer" | head -n 1)
@@ -52,7 +51,7 @@ is_same_past() {
 # Returns when the stream has ended, with the reason in `reason`.
 read_stream() {
     if [ -n "$last" ]; then from="since=$last"; else from="snapshot=true"; fi
-    # A relay says something every 15 seconds. One that says nothing for 45 is frozen, or the network is broken.
+    # A relay sends something every 15 seconds. If nothing arrives for 45 seconds, it is frozen, or the network is broken.
     curl -sSN --connect-timeout 5 --speed-limit 1 --speed-time 45 -w '\n: ended with %{http_code}\n' \
         "${http_endpoints%%,*}/v1/watch?$1&$from&encoding=base64" >"$folder/stream" 2>&1 &
     curl_pid=$!
@@ -66,7 +65,7 @@ read_stream() {
         "id: "*) id=${line#id: } ;;
         '') dispatch ;;
         ": ended with 400" | ": ended with 410") last= ;;
-        # What curl or the relay says about a failure.
+        # The reason of a failure, from curl or the relay.
         "curl: "* | '{"error"'*) reason=$line ;;
         esac
     done <"$folder/stream"
@@ -74,7 +73,7 @@ read_stream() {
     curl_pid=
 }
 
-# A stream that is open begins with `retry:`. If it goes on from the last id, nothing was missed.
+# An open stream starts with `retry:`. If it continues from the last id, nothing was missed.
 opened() {
     delay=0
     if [ -n "$last" ] && [ -n "$is_cut_off" ]; then
@@ -83,7 +82,7 @@ opened() {
     fi
 }
 
-# Takes over one event of the stream. A blank line ends it.
+# Handles one event of the stream. A blank line ends it.
 dispatch() {
     case $event in
     snapshot)

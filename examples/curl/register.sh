@@ -1,10 +1,10 @@
 #!/bin/sh
-# Registers one instance of a service in etcd for as long as this program lives:
+# Registers one instance of a service in etcd while this program runs:
 #
 #   sh register.sh web http://10.0.0.1:8080
 #
-# The key /services/web/INSTANCE is under a lease, so it goes within TTL seconds of this program's death, and at once when it is
-# told to stop. See ../README.md for the rules that this follows.
+# The key /services/web/INSTANCE has a lease, so it is deleted within TTL seconds after this program dies, and at once when it is stopped. See ../README.md for
+# the rules that this follows.
 set -u
 . "$(dirname "$0")/common.sh"
 
@@ -20,25 +20,25 @@ value=$(to_base64 "$2")
 lease=
 failed_since=
 
-# One call, and the longest pause before the next attempt, take a fifth of the TTL each. The next renewal is due after a third. So
-# there is time for a server that does not answer, and for the next one, before the lease ends. In milliseconds:
+# A call, and the longest pause before the next attempt, take a fifth of the TTL each. The next renewal is due after a third. So there is time for a server that
+# does not answer, and then for another one, before the lease ends. In milliseconds:
 fifth=$((ttl * 200))
 third=$((ttl * 1000 / 3))
 
-# Calls etcd's JSON gateway. The answer is in `answer`, also where it is an error; then this fails.
+# Calls etcd's JSON gateway. Puts the answer into `answer`, and fails if it is an error.
 call() {
     answer=$(curl -sS --max-time "$(seconds "$fifth")" --fail-with-body -d "$2" "${endpoints%%,*}$1" 2>&1)
 }
 
-# Makes true what a registration promises: the lease lives, and the key is there, under this lease. Each step may be repeated, so
-# a failure half-way does no harm. Fails with 1 where etcd does not answer, and with 2 where the lease is gone.
+# Makes sure that the lease lives and that the key is there, with this lease. Each step may be repeated, so a failure halfway does no harm. Fails with 1 if etcd
+# does not answer, and with 2 if the lease is gone.
 renew() {
     if [ -z "$lease" ]; then
         call /v3/lease/grant "{\"TTL\": $ttl}" || return 1
         lease=$(field ID "$answer")
     else
         call /v3/lease/keepalive "{\"ID\": \"$lease\"}" || return 1
-        # A lease that is gone is answered without a TTL. A stream may also end with an error.
+        # The answer about a lease that is gone has no TTL. A stream may also end with an error.
         case $answer in
         *'"result"'*'"TTL"'*) ;;
         *'"result"'*) return 2 ;;
@@ -54,7 +54,7 @@ renew() {
     echo "registered $name at revision $(field revision "$answer"), with lease $(printf %x "$lease") and a TTL of $ttl s"
 }
 
-# Takes the key away at once, by ending its lease. If etcd does not answer, the lease ends by itself.
+# Deletes the key at once, by revoking its lease. If etcd does not answer, the lease ends by itself.
 leave() {
     trap '' INT TERM
     if [ -n "$lease" ] && ! call /v3/lease/revoke "{\"ID\": \"$lease\"}"; then
@@ -81,11 +81,11 @@ while true; do
         rest "$(seconds "$third")"
         ;;
     2)
-        echo "the lease is gone: registering anew"
+        echo "the lease is gone: registering again"
         lease=
         ;;
     *)
-        # Whether the lease still lives is not known now. etcd says so when it answers again.
+        # It is not known now whether the lease still lives. etcd will say so when it answers again.
         if [ -z "$failed_since" ]; then
             failed_since=$(date +%s)
             echo "no answer from etcd, trying again: $answer"

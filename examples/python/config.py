@@ -3,7 +3,7 @@
     python3 config.py web
     etcdctl put /config/web '{"greeting": "hello", "workers": 4}'
 
-A value that is not valid is refused, and the last good one stays. See ../README.md for the rules that this follows.
+An invalid value is rejected, and the last valid one stays in use. See ../README.md for the rules that this follows.
 """
 
 import json
@@ -23,7 +23,7 @@ class Config:
 
 
 def parse(value):
-    """Refuses what it does not understand, and names it."""
+    """Rejects what it does not understand, and names it."""
     settings = json.loads(value)
     if not isinstance(settings, dict):
         raise ValueError("it must be a JSON object")
@@ -42,7 +42,7 @@ def parse(value):
 
 
 class Reloader:
-    """Keeps the configuration in use. It is replaced as a whole, so nobody sees one half of the old and one half of the new."""
+    """Keeps the configuration in use. It is replaced as a whole, so nobody sees a mixture of the old and the new."""
 
     def __init__(self):
         self.config = None

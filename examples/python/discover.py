@@ -12,7 +12,7 @@ from follow import follow
 
 
 class Members:
-    """The service as it is known now. A real program would choose from it whom to call."""
+    """The service as it is known now. A real program would choose from it which member to call."""
 
     def __init__(self, prefix):
         self.prefix = prefix

@@ -1,4 +1,4 @@
-"""What all three programs need: the connection to etcd, pauses between attempts, and an end when they are told to stop.
+"""What all three programs need: the connection to etcd, pauses between attempts, and a stop signal.
 
 One connection to one endpoint at a time. When a call fails or gets no answer, the caller moves on to the next endpoint.
 """
@@ -13,18 +13,18 @@ import grpc
 
 import etcd_pb2_grpc as rpc
 
-# A server that is frozen, or behind a broken network, closes no connection: only pings find out. etcd ends connections
+# A server that is frozen, or behind a broken network, does not close connections: only pings notice it. etcd ends connections
 # that send more than one ping in five seconds.
 OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # Values of any size that etcd gives out.
+    # No limit on the size of answers, since etcd has its own.
     ("grpc.max_receive_message_length", -1),
 ]
 
-# What a call that failed raises, and one that got no answer in time.
+# Raised by a call that failed, and by one that got no answer in time.
 Failed = (grpc.aio.AioRpcError, asyncio.TimeoutError, ConnectionError)
 
 
@@ -34,7 +34,7 @@ class Etcd:
     def __init__(self):
         endpoints = os.environ.get("ETCD_ENDPOINTS") or "http://127.0.0.1:23790"
         self._targets = [endpoint.removeprefix("http://") for endpoint in endpoints.split(",")]
-        # Clients begin at different endpoints, so that none has all of them.
+        # Clients start at different endpoints, so that no endpoint gets all of them.
         random.shuffle(self._targets)
         self._connect()
 
@@ -45,7 +45,7 @@ class Etcd:
         self.lease = rpc.LeaseStub(self._channel)
 
     async def move_on(self):
-        """Leaves this endpoint for the next one."""
+        """Moves on to the next endpoint."""
         await self._channel.close()
         self._targets.append(self._targets.pop(0))
         self._connect()

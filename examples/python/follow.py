@@ -1,12 +1,14 @@
 """Keeps a copy of a few keys of etcd: lists them once, and then watches what changes.
 
-What always holds: the copy is a state that etcd had, at the revision that goes with it. It only moves forward, by every
-change, in order. Where the changes cannot be had any more (etcd has compacted them, or was restored from a backup), the keys
-are listed again and compared with the copy, so that nothing that happened meanwhile is missed.
+The copy is always a state that etcd had at its revision. It only moves forward, by every change, in order. If the changes
+are no longer available (because etcd has compacted them, or was restored from a backup), the keys are listed again and
+compared with the copy, so no change is missed.
 """
 
 import asyncio
 from dataclasses import dataclass
+
+import grpc
 
 import etcd_pb2 as pb
 from etcd import Backoff, Failed, in_words
@@ -22,17 +24,17 @@ class Change:
     key: bytes
     old: bytes | None
     new: bytes | None
-    # A key that was found to be gone by a list has the revision of the list.
+    # If a list showed that the key is gone, this is the revision of the list.
     revision: int
 
 
 async def follow(etcd, handler, key, prefix=False):
-    """Follows a key, or all keys with this prefix, for ever. The handler is told what happens, one call after the other:
+    """Follows a key, or all keys with this prefix, forever. The handler receives what happens, one call after the other:
 
-    listed(revision, count, changes)  after each list: at the start, and when changes were lost; what changed since the copy before
+    listed(revision, count, changes)  after each list: at the start, and when changes were lost, with the changes since the previous copy
     changed(changes)                  with each response of the watch
     cut_off(reason)                   changes may be late from now on; the copy stays as it is
-    resumed(revision)                 this is over, and nothing was missed
+    resumed(revision)                 the interruption is over, and nothing was missed
     """
     follower = Follower(etcd, handler, key, prefix)
     backoff = Backoff(3.0)
@@ -64,13 +66,14 @@ class Follower:
         if not self.is_listed:
             await self.list()
         # The member must know a leader: one that is cut off from the others would stay silent.
-        call = self.etcd.watch.Watch(self.requests(), metadata=[("hasleader", "true")])
+        call = self.etcd.watch.Watch(metadata=[("hasleader", "true")])
         try:
-            responses = aiter(call)
-            created = await asyncio.wait_for(anext(responses, None), DEADLINE)
+            # The stream of requests stays open as long as the watch does.
+            await asyncio.wait_for(call.write(self.create()), DEADLINE)
+            created = await asyncio.wait_for(call.read(), DEADLINE)
             self.check(created)
-            # A cluster that was restored from a backup is another one, or has gone back to a lower revision: a watch from a
-            # revision that is still to come would wait there without a word.
+            # A cluster that was restored from a backup is another one, or has gone back to a lower revision: a watch
+            # from a revision that does not exist yet would wait silently.
             if created.header.revision < self.revision:
                 self.is_listed = False
                 raise ConnectionError(f"etcd is at revision {created.header.revision}, and was at {self.revision}: it was restored")
@@ -78,20 +81,19 @@ class Follower:
                 self.is_away = False
                 self.handler.resumed(self.revision)
             backoff.reset()
-            async for response in responses:
+            while True:
+                response = await call.read()
                 self.check(response)
                 self.apply(response)
-            raise ConnectionError("the watch ended")
         finally:
             call.cancel()
 
-    async def requests(self):
-        """Creates the watch. The stream of requests stays open as long as the watch does."""
+    def create(self):
+        """The request for a watch from the next revision on."""
         create = pb.WatchCreateRequest(
             key=self.key, range_end=self.range_end, start_revision=self.revision + 1, progress_notify=True
         )
-        yield pb.WatchRequest(create_request=create)
-        await asyncio.Event().wait()
+        return pb.WatchRequest(create_request=create)
 
     async def list(self):
         """Reads the keys, and compares them with the copy."""
@@ -109,11 +111,11 @@ class Follower:
         self.handler.listed(revision, len(self.copy), changes)
 
     def check(self, response):
-        """Raises where the watch has ended, or is not of the cluster of the copy."""
-        if response is None:
+        """Raises if the watch has ended, or belongs to another cluster than the copy."""
+        if response is grpc.aio.EOF:
             raise ConnectionError("the watch ended")
         if response.canceled:
-            # Whatever the reason, a list is right.
+            # A list is correct, whatever the reason was.
             self.is_listed = False
             if response.compact_revision:
                 raise ConnectionError(f"etcd has compacted everything before revision {response.compact_revision}")
@@ -123,7 +125,7 @@ class Follower:
             raise ConnectionError("another cluster answers: etcd was restored")
 
     def apply(self, response):
-        """Takes over what the watch tells. A response without events is progress: nothing happened up to its revision."""
+        """Applies a response of the watch. A response without events is progress: nothing else happened up to its revision."""
         changes = []
         for event in response.events:
             key, old = event.kv.key, self.copy.get(event.kv.key)

@@ -1,9 +1,8 @@
-"""Registers one instance of a service in etcd for as long as this program lives:
+"""Registers one instance of a service in etcd while this program runs:
 
     python3 register.py web http://10.0.0.1:8080
 
-The key /services/web/INSTANCE is under a lease, so it goes within TTL seconds of this program's death, and at once when it is
-told to stop. See ../README.md for the rules that this follows.
+The key /services/web/INSTANCE has a lease, so it is deleted within TTL seconds after this program dies, and at once when it is stopped. See ../README.md for the rules that this follows.
 """
 
 import asyncio
@@ -31,8 +30,8 @@ class Registration:
         self.value = value
         self.ttl = ttl
         self.lease = 0
-        # One attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due after a
-        # third. So there is time for a server that does not answer, and for the next one, before the lease ends.
+        # An attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due after a third. So there is time for a
+        # server that does not answer, and then for another one, before the lease ends.
         self.deadline = ttl / 5
 
     async def keep(self):
@@ -44,10 +43,10 @@ class Registration:
                 try:
                     await asyncio.wait_for(self.renew(), self.deadline)
                 except LeaseGone:
-                    say("the lease is gone: registering anew")
+                    say("the lease is gone: registering again")
                     self.lease = 0
                 except Failed as error:
-                    # Whether the lease still lives is not known now. etcd says so when it answers again.
+                    # It is not known now whether the lease still lives. etcd will say so when it answers again.
                     if failed_since is None:
                         failed_since = time.monotonic()
                         say(f"no answer from etcd, trying again: {in_words(error)}")
@@ -63,8 +62,7 @@ class Registration:
             await self.leave()
 
     async def renew(self):
-        """Makes true what a registration promises: the lease lives, and the key is there, under this lease. Each step may be
-        repeated, so a failure half-way does no harm."""
+        """Makes sure that the lease lives and that the key is there, with this lease. Each step may be repeated, so a failure halfway does no harm."""
         if self.lease == 0:
             granted = await self.etcd.lease.LeaseGrant(pb.LeaseGrantRequest(TTL=self.ttl))
             self.lease = granted.ID
@@ -84,22 +82,19 @@ class Registration:
         say(f"registered {self.name} at revision {put.header.revision}, with lease {self.lease:x} and a TTL of {self.ttl} s")
 
     async def keep_alive(self):
-        async def requests():
-            yield pb.LeaseKeepAliveRequest(ID=self.lease)
-            await asyncio.Event().wait()
-
-        call = self.etcd.lease.LeaseKeepAlive(requests())
+        call = self.etcd.lease.LeaseKeepAlive()
         try:
-            async for answer in call:
-                if answer.TTL <= 0:
-                    raise LeaseGone
-                return
-            raise ConnectionError("the stream of keep-alives ended")
+            await call.write(pb.LeaseKeepAliveRequest(ID=self.lease))
+            answer = await call.read()
+            if answer is grpc.aio.EOF:
+                raise ConnectionError("the stream of keep-alives ended")
+            if answer.TTL <= 0:
+                raise LeaseGone
         finally:
             call.cancel()
 
     async def leave(self):
-        """Takes the key away at once, by ending its lease. If etcd does not answer, the lease ends by itself."""
+        """Deletes the key at once, by revoking its lease. If etcd does not answer, the lease ends by itself."""
         if self.lease:
             try:
                 await self.etcd.lease.LeaseRevoke(pb.LeaseRevokeRequest(ID=self.lease), timeout=self.deadline)

@@ -3,7 +3,8 @@
 //!     cargo run --example config -- web
 //!     etcdctl put /config/web '{"greeting": "hello", "workers": 4}'
 //!
-//! A value that is not valid is refused, and the last good one stays. See `../README.md` for the rules that this follows.
+//! An invalid value is rejected, and the last valid one stays in use. See `../README.md` for the rules that this
+//! follows.
 
 #![expect(clippy::print_stdout, reason = "a program that speaks to its user")]
 
@@ -21,8 +22,8 @@ use crate::{
 mod etcd;
 mod follow;
 
-/// The configuration in use, for any thread: `CURRENT.load()`. It is replaced as a whole, so nobody sees one half of the old and
-/// one half of the new. It is `None` until a good one was read.
+/// The configuration in use, for any thread: `CURRENT.load()`. It is replaced as a whole, so nobody sees a mixture of
+/// the old and the new. It is `None` until a valid one has been read.
 static CURRENT: ArcSwapOption<Config> = ArcSwapOption::const_empty();
 
 #[tokio::main]
@@ -40,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// What the service can be told. A misspelt name is an error, not a setting that has no effect.
+/// The settings of the service. A misspelt name is an error, not a setting that has no effect.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
@@ -49,7 +50,7 @@ struct Config {
 }
 
 impl Config {
-    /// Refuses what it does not understand, and names it.
+    /// Rejects what it does not understand, and names it.
     fn parse(value: &[u8]) -> anyhow::Result<Self> {
         let config: Self = serde_json::from_slice(value)?;
         ensure!(!config.greeting.is_empty(), "greeting must not be empty");
@@ -57,7 +58,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What changed since another one, or all of it.
+    /// What is different from another configuration, or all of it.
     fn differs_from(&self, before: Option<&Self>) -> String {
         let Some(before) = before else {
             return format!("greeting {:?}, workers {}", self.greeting, self.workers);

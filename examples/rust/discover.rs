@@ -33,7 +33,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// The service as it is known now. A real program would choose from it whom to call.
+/// The service as it is known now. A real program would choose from it which member to call.
 struct Members {
     prefix: String,
     addresses: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! What all three programs need: the connection to etcd, pauses between attempts, and an end when they are told to stop.
+//! What all three programs need: the connection to etcd, pauses between attempts, and a stop signal.
 //!
 //! One connection to one endpoint at a time: when a call fails or gets no answer, the caller moves on to the next endpoint.
 //! (`etcd-client` can spread calls over several endpoints, but goes on sending calls to one that is frozen.)
@@ -19,13 +19,13 @@ impl Etcd {
     pub(crate) async fn connect() -> anyhow::Result<Self> {
         let list = setting("ETCD_ENDPOINTS", "http://127.0.0.1:23790");
         let mut endpoints: Vec<String> = list.split(',').map(str::to_owned).collect();
-        // Clients begin at different endpoints, so that none has all of them.
+        // Clients start at different endpoints, so that no endpoint gets all of them.
         fastrand::shuffle(&mut endpoints);
         let client = Self::open(&endpoints[0]).await?;
         Ok(Self { endpoints, client })
     }
 
-    /// Leaves this endpoint for the next one.
+    /// Moves on to the next endpoint.
     pub(crate) async fn move_on(&mut self) -> anyhow::Result<()> {
         self.endpoints.rotate_left(1);
         self.client = Self::open(&self.endpoints[0]).await?;
@@ -35,8 +35,8 @@ impl Etcd {
     async fn open(endpoint: &str) -> anyhow::Result<Client> {
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(2))
-            // A server that is frozen, or behind a broken network, closes no connection: only pings find out. etcd ends
-            // connections that send more than one ping in five seconds.
+            // A server that is frozen, or behind a broken network, does not close connections: only pings notice it.
+            // etcd ends connections that send more than one ping in five seconds.
             .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
             .with_keep_alive_while_idle(true)
             // The member must know a leader: one that is cut off from the others would stay silent.
@@ -63,13 +63,13 @@ impl Backoff {
         self.next.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// For when an attempt succeeded.
+    /// Call this when an attempt has succeeded.
     pub(crate) fn reset(&mut self) {
         self.next = Duration::ZERO;
     }
 }
 
-/// A failed call for people.
+/// Describes a failed call.
 pub(crate) fn in_words(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         Some(Error::GRpcStatus(status)) => status.message().to_owned(),
@@ -82,11 +82,11 @@ pub(crate) fn setting(name: &str, default: &str) -> String {
     env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
 }
 
-/// Comes with SIGTERM or Ctrl-C.
+/// Completes at SIGTERM or Ctrl-C.
 pub(crate) async fn told_to_stop() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        // Without handlers, the signals end the process by themselves.
+        // If no handler can be installed, the signals end the process by themselves.
         return std::future::pending().await;
     };
     tokio::select! {

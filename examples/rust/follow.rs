@@ -1,8 +1,8 @@
 //! Keeps a copy of a few keys of etcd: lists them once, and then watches what changes.
 //!
-//! What always holds: the copy is a state that etcd had, at the revision that goes with it. It only moves forward, by every
-//! change, in order. Where the changes cannot be had any more (etcd has compacted them, or was restored from a backup), the
-//! keys are listed again and compared with the copy, so that nothing that happened meanwhile is missed.
+//! The copy is always a state that etcd had at its revision. It only moves forward, by every change, in order. If the
+//! changes are no longer available (because etcd has compacted them, or was restored from a backup), the keys are
+//! listed again and compared with the copy, so no change is missed.
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
@@ -22,19 +22,19 @@ pub(crate) struct Change {
     pub(crate) old: Option<Vec<u8>>,
     /// `None` if the key is gone.
     pub(crate) new: Option<Vec<u8>>,
-    /// A key that was found to be gone by a list has the revision of the list.
+    /// If a list showed that the key is gone, this is the revision of the list.
     pub(crate) revision: i64,
 }
 
-/// Is told what happens, one call after the other.
+/// Receives what happens, one call after the other.
 pub(crate) trait Handler {
-    /// After each list: at the start, and when changes were lost. The changes are those since the copy before.
+    /// After each list: at the start, and when changes were lost. It gets the changes since the previous copy.
     fn listed(&mut self, revision: i64, count: usize, changes: Vec<Change>);
     /// With each response of the watch.
     fn changed(&mut self, changes: Vec<Change>);
     /// Changes may be late from now on. The copy stays as it is.
     fn cut_off(&mut self, reason: &str);
-    /// This is over, and nothing was missed.
+    /// The interruption is over, and nothing was missed.
     fn resumed(&mut self, revision: i64);
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Keys {
     pub(crate) is_prefix: bool,
 }
 
-/// Follows these keys, for ever. Fails only where the endpoints cannot be used at all.
+/// Follows these keys, forever. Fails only if the endpoints cannot be used at all.
 pub(crate) async fn follow(etcd: Etcd, handler: impl Handler, keys: Keys) -> anyhow::Result<Infallible> {
     let mut follower = Follower {
         etcd,
@@ -97,8 +97,8 @@ impl<H: Handler> Follower<H> {
         };
         let (mut watch, created) = timeout(DEADLINE, opening).await.context("no watch in time")??;
         let header = self.check(&created)?;
-        // A cluster that was restored from a backup is another one, or has gone back to a lower revision: a watch from a
-        // revision that is still to come would wait there without a word.
+        // A cluster that was restored from a backup is another one, or has gone back to a lower revision: a watch from
+        // a revision that does not exist yet would wait silently.
         if header.revision() < self.revision {
             self.is_listed = false;
             bail!("etcd is at revision {}, and was at {}: it was restored", header.revision(), self.revision);
@@ -138,10 +138,10 @@ impl<H: Handler> Follower<H> {
         Ok(())
     }
 
-    /// Fails if the watch has ended, or is not of the cluster of the copy.
+    /// Fails if the watch has ended, or belongs to another cluster than the copy.
     fn check<'a>(&mut self, response: &'a WatchResponse) -> anyhow::Result<&'a ResponseHeader> {
         if response.canceled() {
-            // Whatever the reason, a list is right.
+            // A list is correct, whatever the reason was.
             self.is_listed = false;
             let compacted = response.compact_revision();
             ensure!(compacted == 0, "etcd has compacted everything before revision {compacted}");
@@ -155,7 +155,8 @@ impl<H: Handler> Follower<H> {
         Ok(header)
     }
 
-    /// Takes over what the watch tells. A response without events is progress: nothing happened up to its revision.
+    /// Applies a response of the watch. A response without events is progress: nothing else happened up to its
+    /// revision.
     fn apply(&mut self, response: &WatchResponse, reached: i64) {
         let mut changes = Vec::new();
         for event in response.events() {

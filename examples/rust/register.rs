@@ -1,9 +1,9 @@
-//! Registers one instance of a service in etcd for as long as this program lives:
+//! Registers one instance of a service in etcd while this program runs:
 //!
 //!     cargo run --example register -- web http://10.0.0.1:8080
 //!
-//! The key `/services/web/INSTANCE` is under a lease, so it goes within TTL seconds of this program's death, and at once when it is
-//! told to stop. See `../README.md` for the rules that this follows.
+//! The key `/services/web/INSTANCE` has a lease, so it is deleted within TTL seconds after this program dies, and at
+//! once when it is stopped. See `../README.md` for the rules that this follows.
 
 #![expect(clippy::print_stdout, reason = "a program that speaks to its user")]
 
@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     ended
 }
 
-/// A key that is there while its process is.
+/// A key that exists while its process runs.
 struct Registration {
     etcd: Etcd,
     name: String,
@@ -52,10 +52,11 @@ struct Registration {
 }
 
 impl Registration {
-    /// Registers, and keeps the registration for ever. Fails only where the endpoints cannot be used at all.
+    /// Registers, and keeps the registration forever. Fails only if the endpoints cannot be used at all.
     async fn keep(&mut self) -> anyhow::Result<()> {
-        // One attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due after
-        // a third. So there is time for a server that does not answer, and for the next one, before the lease ends.
+        // An attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due
+        // after a third. So there is time for a server that does not answer, and then for another one, before the lease
+        // ends.
         let mut backoff = Backoff::new(self.ttl / 5);
         let mut failed_since = None;
         loop {
@@ -69,14 +70,14 @@ impl Registration {
                     continue;
                 }
                 Ok(Err(error)) if is_lease_gone(&error) => {
-                    println!("the lease is gone: registering anew");
+                    println!("the lease is gone: registering again");
                     self.lease = None;
                     continue;
                 }
                 Ok(Err(error)) => in_words(&error.into()),
                 Err(_) => "no answer in time".to_owned(),
             };
-            // Whether the lease still lives is not known now. etcd says so when it answers again.
+            // It is not known now whether the lease still lives. etcd will say so when it answers again.
             if failed_since.is_none() {
                 failed_since = Some(Instant::now());
                 println!("no answer from etcd, trying again: {error}");
@@ -86,8 +87,8 @@ impl Registration {
         }
     }
 
-    /// Makes true what a registration promises: the lease lives, and the key is there, under this lease. Each step may be
-    /// repeated, so a failure half-way does no harm.
+    /// Makes sure that the lease lives and that the key is there, with this lease. Each step may be repeated, so a
+    /// failure halfway does no harm.
     async fn renew(&mut self) -> Result<(), Error> {
         let client = &mut self.etcd.client;
         let lease = match self.lease {
@@ -113,7 +114,7 @@ impl Registration {
         Ok(())
     }
 
-    /// Takes the key away at once, by ending its lease. If etcd does not answer, the lease ends by itself.
+    /// Deletes the key at once, by revoking its lease. If etcd does not answer, the lease ends by itself.
     async fn leave(&mut self) {
         let name = &self.name;
         if let Some(lease) = self.lease {

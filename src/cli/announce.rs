@@ -41,17 +41,25 @@ pub(super) fn starting(config: &RelayConfig, build: Build) {
         Upstream::Embedded(_) => "embedded store".to_owned(),
     };
     let api = if matches!(config.upstream, Upstream::EtcdV2(_)) { "v2" } else { "v3" };
-    let prefixes = joined(config.feeds.prefixes.iter().map(|prefix| format!("\"{}\"", prefix.escape_ascii())));
+    let prefixes = joined(config.feeds.prefixes.iter().map(|prefix| spelled(prefix)));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         commit = build.commit.unwrap_or("unknown"),
-        upstream,
+        %upstream,
         api,
         upstream_user = config.upstream.identity().map(|identity| &*identity.user),
-        prefixes,
+        %prefixes,
         on_demand = matches!(config.feeds.on_demand, OnDemand::Allow { .. }),
         "Starting etcd-relay"
     );
+}
+
+/// A prefix as in `--prefix`, where a comma separates two; `""` for the whole key space.
+fn spelled(prefix: &[u8]) -> String {
+    match prefix {
+        b"" => "\"\"".to_owned(),
+        prefix => prefix.escape_ascii().to_string().replace(',', "\\,"),
+    }
 }
 
 fn joined(items: impl Iterator<Item = impl ToString>) -> String {
@@ -65,13 +73,14 @@ fn to_try(grpc: Address, http: Option<Address>, v2: Option<Address>) -> String {
     text.push_str(&format!("\nTry:\n\n  etcdctl --endpoints {grpc} {unverified}watch --prefix /lain/\n"));
     if let Some(http) = http {
         for path in [
+            "/v1/watch?prefix=/lain/&keys_only=true",
+            "/v1/keys?prefix=/lain/nodes/",
             "/v2/procwatcher?appname=hello",
-            "/v2/proxywatcher?watch=1&heartbeat=5",
             "/v2/nodes?watch=1",
             "/debug/state?watch=1s",
             "/metrics",
         ] {
-            let follow = if path.contains("watch=") { "-N " } else { "" };
+            let follow = if path.contains("/watch") || path.contains("watch=") { "-N " } else { "" };
             let unverified = if http.secure { "-k " } else { "" };
             text.push_str(&format!("\n  curl {unverified}{follow}'{http}{path}'\n"));
         }

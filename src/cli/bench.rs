@@ -74,7 +74,7 @@ struct Writes {
     #[arg(long, value_name = "URL")]
     put_endpoint: Option<Endpoint>,
 
-    /// Prefix under which the run creates a prefix of its own
+    /// Prefix under which the run creates its own prefix
     #[arg(long, value_name = "PREFIX", default_value = "/etcd-relay-bench/")]
     prefix: String,
 

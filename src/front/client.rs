@@ -13,6 +13,7 @@ use std::{
 };
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
+use tracing::field::{DisplayValue, display};
 
 use super::listen::{ClientAddr, ClientCertificate, ConnectionId};
 use crate::{tls, types::ClientKey};
@@ -55,6 +56,12 @@ impl Client {
     #[must_use]
     pub fn relay() -> Self {
         Self { addr: None, connection: None, certificate: None, credentials: Credentials::none() }
+    }
+
+    /// Its address and the number of its connection in `/debug/state`, for the log.
+    #[must_use]
+    pub fn named(&self) -> (Option<DisplayValue<IpAddr>>, Option<u64>) {
+        (self.addr.map(display), self.connection.map(|connection| connection.0))
     }
 
     /// Whether its certificate contains this name.

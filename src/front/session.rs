@@ -16,14 +16,13 @@ mod permission;
 mod step;
 mod waiting;
 
-use std::{collections::BTreeSet, net::IpAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
 use metrics::counter;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::field::{DisplayValue, display};
 
 use self::{
     permission::Permission,
@@ -167,7 +166,7 @@ impl Session {
         async move {
             let stream = self.stream.clone();
             let permission = self.permission.clone();
-            let (client, connection) = self.named();
+            let (client, connection) = self.permission.client.named();
             tracing::debug!(client, connection, "Watch stream opened");
             // Both run concurrently, so a client that delays its requests does not delay the check of its watches.
             let both = async { tokio::join!(self.serve(&mut requests), permission.keep()) };
@@ -178,12 +177,6 @@ impl Session {
             }
             tracing::debug!(client, connection, "Watch stream ended");
         }
-    }
-
-    /// The client for the log: its address, and its connection's number in `/debug/state`.
-    fn named(&self) -> (Option<DisplayValue<IpAddr>>, Option<u64>) {
-        let client = &self.permission.client;
-        (client.addr.map(display), client.connection.map(|connection| connection.0))
     }
 
     async fn serve(&mut self, requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin)) {
@@ -313,7 +306,7 @@ impl Session {
             Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
             Step::Refuse(text, why) => self.refuse(text.clone(), *why),
             Step::Cancel(watch_id) => {
-                let (client, connection) = self.named();
+                let (client, connection) = self.permission.client.named();
                 tracing::debug!(client, connection, watch_id, "Watch cancelled by its client");
                 self.stream.cancel(*watch_id);
             }
@@ -417,7 +410,7 @@ impl Session {
         let known = self.known(&feed);
         match self.stream.subscribe(&feed, &Subscribe { known, ..subscribe.clone() }) {
             Ok(()) => {
-                let (client, connection) = self.named();
+                let (client, connection) = self.permission.client.named();
                 let (range, start_revision) = (&subscribe.range, subscribe.start_revision.get());
                 tracing::debug!(client, connection, %range, start_revision, "Watch created");
                 if subscribe.progress_notify {
@@ -496,7 +489,7 @@ impl Session {
     }
 
     fn refuse(&self, text: String, why: Refusal) {
-        let (client, connection) = self.named();
+        let (client, connection) = self.permission.client.named();
         tracing::debug!(client, connection, reason = why.as_str(), text, "Watch refused");
         counter!(names::WATCHES_REFUSED, Refusal::LABEL => why.as_str()).increment(1);
         self.stream.refuse(self.current, text);

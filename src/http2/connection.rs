@@ -521,7 +521,7 @@ impl<T, S, F, B: http_body::Body, E> fmt::Debug for Connection<T, S, F, B, E> {
     }
 }
 
-// Handlers are pinned in boxes of their own; nothing else here is pinned.
+// Handlers are pinned in separate boxes; nothing else here is pinned.
 impl<T: Unpin, S, F, B: http_body::Body, E> Unpin for Connection<T, S, F, B, E> {}
 
 impl<T, S, F, B, E> Future for Connection<T, S, F, B, E>

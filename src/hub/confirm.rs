@@ -67,7 +67,7 @@ impl Confirmer {
     pub async fn confirm(self: &Arc<Self>, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let (answer, ask) = self.rounds.join(oldest);
         if ask {
-            // A task of its own: the first caller may give up without the others losing their answer.
+            // A separate task: the first caller may give up without the others losing their answer.
             let asking = Asking { confirmer: self.clone(), round: None, over: false };
             self.tasks.detach("confirmer", asking.run());
         }
@@ -132,7 +132,7 @@ impl Asking {
 }
 
 /// If the task does not run to its end, because the runtime stops or the task failed, the callers get an error instead
-/// of waiting for ever.
+/// of waiting forever.
 impl Drop for Asking {
     fn drop(&mut self) {
         if self.over {

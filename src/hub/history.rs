@@ -22,7 +22,7 @@ const ORIGIN: u64 = 1 << 62;
 /// The part of its bytes that a history may use in addition for runs.
 const RUNS_SHARE: usize = 8;
 
-/// How much history a feed keeps. A subscriber that falls further behind needs a watch of its own on etcd.
+/// How much history a feed keeps. A subscriber that falls further behind needs its own watch on etcd.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryLimits {
     /// The most bytes, counting encoded events and what they replaced.

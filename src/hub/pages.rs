@@ -20,7 +20,7 @@ use crate::types::KeyValue;
 /// The most bytes of all pages of a hub.
 const BUDGET: usize = 64 << 20;
 /// Leaves of fewer bytes are copied into each reply, because more buffers would cost more. In leaves of more bytes,
-/// each large value is a buffer of its own anyway.
+/// each large value is its own buffer anyway.
 const WORTH: std::ops::RangeInclusive<usize> = 1 << 10..=32 << 10;
 
 /// Counts pages in two generations. A page that is used moves to the young generation. When that is full it becomes the

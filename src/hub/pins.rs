@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Snapshot, snapshot::free};
 use crate::types::Revision;
 
-/// How many lists are read at the same time, each at a revision of its own.
+/// How many lists are read at the same time, each at its own revision.
 const MOST: usize = 64;
 /// The longest time between two pages of a list.
 const KEPT: Duration = Duration::from_secs(30);

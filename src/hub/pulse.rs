@@ -28,7 +28,7 @@ const MOVING: u32 = 4;
 /// How long a configured feed may be behind before clients should go elsewhere.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Runs for ever; spawn it as a task.
+/// Runs forever; spawn it as a task.
 pub async fn beat(hub: Arc<Hub>, ready: ReadyBoard) {
     let mut told = 0;
     let mut seen = Seen::default();

@@ -112,7 +112,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut clients = self.all.clients.lock();
-        // Another stream of the client may have come meanwhile, with a share of its own.
+        // Another stream of the client may have come meanwhile, with its own share.
         if clients.get(&self.client).is_some_and(|share| share.strong_count() == 0) {
             clients.remove(&self.client);
         }

@@ -52,7 +52,7 @@ pub enum Permission {
     Granted,
     /// The open watch goes on, but the next one would be refused. The feed serves, and the relay is not ready.
     Lost,
-    /// It may not. What the feed has may be out of date for ever, so it does not serve.
+    /// It may not. What the feed has may be out of date forever, so it does not serve.
     Denied,
 }
 
@@ -171,7 +171,7 @@ pub fn cut_error(error: String) -> String {
         return error;
     }
     let end = (0..=MOST_ERROR).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
-    // A text of its own, so that the long one is freed.
+    // A new text, so that the long one is freed.
     format!("{}…", &error[..end])
 }
 

@@ -1,6 +1,6 @@
 //! [`Turns`]: whose watches are filled next, so that no client waits for another client's fills.
 //!
-//! Not here: what is done in a turn, see `fill`. Each client has a queue of its own. Turns go round the clients, and
+//! Not here: what is done in a turn, see `fill`. Each client has its own queue. Turns go round the clients, and
 //! round each client's queue.
 //! Always holds: there are never more turns out than exist; a client has at most half of them (or the only one), so
 //! that another client finds one free or soon will; a dropped ticket has no place in the queue any more.

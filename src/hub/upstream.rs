@@ -6,7 +6,11 @@
 //! Always holds: a message carries whole revisions in rising order; `Progress` means that every event up to its
 //! revision was delivered on this stream before it.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -37,7 +41,7 @@ pub trait Upstream: fmt::Debug + Send + Sync + 'static {
         self.page(range, revision, limit).await
     }
 
-    /// Opens a watch on a stream of its own and waits until it is registered.
+    /// Opens a watch on its own stream and waits until it is registered.
     ///
     /// # Errors
     /// As the transport fails. A `start_revision` that is compacted is reported as [`WatchMessage::Compacted`] on the
@@ -252,9 +256,28 @@ pub enum UpstreamError {
     #[error("etcd's answer is larger than {0} bytes")]
     TooLarge(usize),
     /// A watch did not bring what the cluster has.
-    #[error("the watch brought nothing for {0:?} although the cluster has newer changes")]
-    Behind(std::time::Duration),
+    #[error("the watch brought nothing for {} although the cluster has newer changes", readable(*.0))]
+    Behind(Duration),
     /// No answer in time.
-    #[error("etcd did not answer within {0:?}")]
-    Timeout(std::time::Duration),
+    #[error("etcd did not answer within {}", readable(*.0))]
+    Timeout(Duration),
+}
+
+/// Rounded to milliseconds: the fraction in `999.958382ms` tells nobody anything.
+fn readable(time: Duration) -> impl fmt::Display {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(micros.saturating_add(500) / 1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_an_error_is_readable() {
+        let late = UpstreamError::Timeout(Duration::from_micros(999_958));
+        assert_eq!(late.to_string(), "etcd did not answer within 1s");
+        let behind = UpstreamError::Behind(Duration::from_micros(1_500_499));
+        assert_eq!(behind.to_string(), "the watch brought nothing for 1s 500ms although the cluster has newer changes");
+    }
 }

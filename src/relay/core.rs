@@ -1,7 +1,7 @@
 //! Wires the hub between its upstream and the calls that are answered from it.
 //!
 //! Not here: ports, and what is forwarded; see `relay`. Called by `relay`, and by simulations, which bring a simulated
-//! cluster and connections of their own. Always holds: the process is not ready while a configured feed does not serve.
+//! cluster and connections. Always holds: the process is not ready while a configured feed does not serve.
 
 use std::{sync::Arc, time::Duration};
 

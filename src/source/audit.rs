@@ -2,7 +2,7 @@
 //! the relay runs.
 //!
 //! A feed follows its upstream event by event. An event that is lost, by a fault of etcd, of the relay or of an
-//! operator, would be missing for ever. Kubernetes' API server checks its watch cache in the same way. Each step reads
+//! operator, would be missing forever. Kubernetes' API server checks its watch cache in the same way. Each step reads
 //! a page of keys at the revision of the feed's newest snapshot and compares every field. The next step continues after
 //! that page, at the revision that is newest then. So no snapshot is held between steps, and a compaction in the middle
 //! of an audit does not matter.
@@ -102,7 +102,7 @@ impl Audit {
         Self { agreement: hub.agreement(), hub, interval }
     }
 
-    /// Audits for ever; spawn it as a task.
+    /// Audits forever; spawn it as a task.
     pub async fn run(self) {
         loop {
             // Relays that were started together do not read at the same time.

@@ -208,8 +208,8 @@ impl Driving {
                     return;
                 }
             };
-            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), cause = ?gone,
-                "Feed needs a new snapshot; subscribers that miss revisions are told");
+            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), reason = why.as_str(),
+                "Feed needs a new snapshot; watches that miss revisions are cancelled");
             self.feed.set_state(FeedState::Resyncing);
             if gone == Reset::Replaced {
                 self.wait_replaced().await;
@@ -514,11 +514,13 @@ impl Driving {
         };
         counter!(names::UPSTREAM_RECONNECTS, ReconnectReason::LABEL => reason.as_str()).increment(1);
         let delay = self.delays.next().unwrap_or(self.driver.config.max_delay);
+        // A number in JSON too, which a u128 would not be.
+        let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         if self.outage.failed(reason) {
-            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
+            tracing::warn!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in_ms,
                 failures = self.outage.failures(), "Feed cannot follow etcd, retrying");
         } else {
-            tracing::debug!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in = ?delay,
+            tracing::debug!(range = %self.feed.range(), revision = self.feed.revision().get(), %error, retry_in_ms,
                 "Feed cannot follow etcd, retrying");
         }
         // A single refusal may come from a token that etcd forgot at its restart; the next attempt uses a new one.

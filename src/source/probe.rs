@@ -42,7 +42,7 @@ impl Probe {
         self.version.subscribe()
     }
 
-    /// Runs for ever; spawn it as a task.
+    /// Runs forever; spawn it as a task.
     pub async fn run(self) {
         let mut pause = RETRY.0;
         loop {
@@ -56,7 +56,7 @@ impl Probe {
                             tracing::info!(
                                 etcdserver = version.etcdserver,
                                 etcdcluster = version.etcdcluster,
-                                "etcd's version"
+                                "Learned etcd's version"
                             );
                             *known = Some(Arc::new(version));
                         }

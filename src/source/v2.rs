@@ -51,11 +51,11 @@ use crate::{
 
 /// How long the copy of a broken watch is kept for the watch that continues it. Drivers try every two seconds.
 const KEPT: Duration = Duration::from_secs(60);
-/// A listing of more bytes than this is parsed on a thread of its own.
+/// A listing of more bytes than this is parsed on its own thread.
 const LARGE: usize = 256 << 10;
 /// The most bytes of a listing that a client reads outside every feed.
 const MAX_READ: usize = 64 << 20;
-/// A copy of more keys than this is made on a thread of its own.
+/// A copy of more keys than this is made on its own thread.
 const MANY: usize = 4096;
 
 /// How to reach the cluster.
@@ -300,7 +300,7 @@ async fn list(
     Ok(Listing { member, standing, listed })
 }
 
-/// Computes something, on a thread of its own if it is `large`, since it would hold up everything else on this thread.
+/// Computes something, on its own thread if it is `large`, since it would hold up everything else on this thread.
 async fn aside<T: Send + 'static>(
     large: bool,
     compute: impl FnOnce() -> T + Send + 'static,

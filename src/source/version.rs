@@ -102,12 +102,15 @@ impl Versions {
         if told.is_some() {
             known.version = told;
         } else {
-            tracing::info!(kept = ?known.version, "An etcd member reports its version neither at /version nor by Status");
+            tracing::info!(
+                kept = known.version,
+                "An etcd member reports its version neither at /version nor by Status"
+            );
         }
         known.asked = true;
         known.times += 1;
         if known.version != before {
-            tracing::debug!(version = ?known.version, "Learned the version of an etcd member");
+            tracing::debug!(version = known.version, "Learned the version of an etcd member");
         }
         known.belief(index)
     }
@@ -233,7 +236,7 @@ mod tests {
         versions.of(1, async || told.ask().await).await;
         assert_eq!(told.asked.load(Ordering::Relaxed), 2);
         versions.of(0, async || told.ask().await).await;
-        assert_eq!(told.asked.load(Ordering::Relaxed), 3, "each member has a version of its own");
+        assert_eq!(told.asked.load(Ordering::Relaxed), 3, "each member has its own version");
     }
 
     #[tokio::test]

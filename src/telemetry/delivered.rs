@@ -2,7 +2,7 @@
 //!
 //! This does not use the metrics library, whose counters are shared by all threads and whose histograms keep each value
 //! until they are read. On the delivery path that took a twentieth of a delivery's time, and memory for each delivery.
-//! Here each thread adds to counters of its own, and the recorder and `/debug/state` sum them up when they are read.
+//! Here each thread adds to its own counters, and the recorder and `/debug/state` sum them up when they are read.
 //! Called only by watch streams and by these two readers. Always holds: what was counted is in the next sum; the
 //! buckets are those of [`names::LAG_BUCKETS`].
 
@@ -27,7 +27,7 @@ thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The counters of one thread, in cache lines of their own.
+/// The counters of one thread, in separate cache lines.
 #[repr(align(128))]
 struct Counts {
     responses: AtomicU64,

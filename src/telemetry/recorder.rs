@@ -67,7 +67,7 @@ impl Metrics {
         text
     }
 
-    /// Aggregates histograms for ever, and measures the scheduling delay meanwhile. Run it as a task of the runtime
+    /// Aggregates histograms forever, and measures the scheduling delay meanwhile. Run it as a task of the runtime
     /// that serves.
     pub async fn upkeep(self) {
         let turn = histogram!(names::TURN_SECONDS);

@@ -130,7 +130,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Follows the files for ever; spawn it as a task.
+    /// Follows the files forever; spawn it as a task.
     pub async fn keep(self) {
         let shared = self.shared;
         let current = shared.current.load_full();

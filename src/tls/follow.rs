@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(3);
 /// counts as a failure.
 const AGAIN: (usize, Duration) = (3, Duration::from_millis(100));
 
-/// Checks for ever, if there is a file to check; spawn it as a task. `last` is the digest of what is in use, and `take`
+/// Checks forever, if there is a file to check; spawn it as a task. `last` is the digest of what is in use, and `take`
 /// gets content that differs from it.
 pub(super) async fn follow<'a>(
     paths: impl Iterator<Item = &'a Path>,

@@ -1,7 +1,7 @@
 //! [`Handshakes`]: the threads that compute clients' handshakes, separate from those that deliver events.
 //!
 //! A handshake takes a few hundred microseconds of computation. A thousand clients that come back at once would delay
-//! all deliveries by a thousand times that. So handshakes have threads of their own with a lower priority, which yield
+//! all deliveries by a thousand times that. So handshakes have their own threads with a lower priority, which yield
 //! after each step of a handshake and get the CPU time that deliveries leave. Only the computation is here: the sockets
 //! stay with the threads that serve them.
 //! Always holds: a handshake ends within [`TIME`]; no more than [`MOST`] are under way. If all places are taken, the

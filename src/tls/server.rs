@@ -191,7 +191,7 @@ impl Server {
             .await?
     }
 
-    /// Follows the files for ever; spawn it as a task.
+    /// Follows the files forever; spawn it as a task.
     pub async fn keep(self) {
         let shared = self.shared;
         let current = shared.current.load_full();

@@ -83,7 +83,7 @@ mod tests {
     const ENTERED: &str = "\x1b[?1049h";
     const LEFT: &str = "\x1b[?1049l";
 
-    /// Not a test of its own: the test below runs it in a terminal.
+    /// Not a test by itself: the test below runs it in a terminal.
     #[test]
     #[ignore = "needs a terminal, which the test below provides"]
     fn panics_on_its_screen() {

@@ -82,7 +82,7 @@ impl KeyRange {
         Self { start: prefix, end }
     }
 
-    /// The same range in allocations of its own.
+    /// The same range in its own allocations.
     #[must_use]
     pub fn detached(&self) -> Self {
         let copy = Bytes::copy_from_slice;

@@ -65,7 +65,7 @@ pub struct KeyValueFields {
 }
 
 impl KeyValue {
-    /// Encodes `fields` into an allocation of its own.
+    /// Encodes `fields` into its own allocation.
     #[must_use]
     pub fn new(fields: &KeyValueFields) -> Self {
         let mut buffer = BytesMut::with_capacity(fields.field_len());
@@ -86,7 +86,7 @@ impl KeyValue {
         }
     }
 
-    /// The same key-value in an allocation of its own, so that it does not keep a larger one in memory.
+    /// The same key-value in its own allocation, so that it does not keep a larger one in memory.
     #[must_use]
     pub fn detached(&self) -> Self {
         Self { encoded: Bytes::copy_from_slice(&self.encoded), ..self.clone() }

@@ -1,6 +1,6 @@
 //! The views' metrics, behind functions named after the events.
 //!
-//! Names and label values are in `telemetry::names`; the fronts have metrics of their own.
+//! Names and label values are in `telemetry::names`; the fronts have their own metrics.
 
 use metrics::{counter, gauge};
 

@@ -350,7 +350,7 @@ async fn a_view_that_panics_ends_its_streams_and_all_is_read_anew() {
     feed.publish(&[changes(Directory::Config, 2, &[("b".into(), Some("unbearable".into()))])]).expect("in order");
     assert!(subscription.next().await.is_none());
     feed.publish(&[changes(Directory::Config, 3, &[("b".into(), Some("good".into()))])]).expect("in order");
-    revisions.wait_for(|at| *at == Revision::new(3)).await.expect("read anew");
+    revisions.wait_for(|at| *at == Revision::new(3)).await.expect("read again");
     assert!(said(&engine.version(&select).expect("read")).starts_with(r#"{"a":1,"b":1}"#));
     stop.cancel();
     thread.await.expect("ended");

@@ -1,7 +1,7 @@
-//! The files of `deploy` and the program agree: variables and flags exist, the example settings start a relay, systemd understands the unit, and the image
-//! holds what its manifest says.
+//! Checks that the files in `deploy` fit the program: variables and flags exist, the example settings start a relay, systemd accepts the unit, and the image
+//! has what its manifest says.
 //!
-//! Not here: `deploy/kubernetes`, the alerts and the board, which have tests of their own. Tests of a tool that this machine lacks print `SKIPPED`.
+//! Not here: `deploy/kubernetes`, the alerts and the board, which have their own tests. Tests that need a missing tool print `SKIPPED`.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use crate::support::relay::RelayCommand;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_etcd-relay");
 
-/// All that names variables of the program.
+/// All files with variables of the program.
 const FILES: [&str; 8] = [
     "deploy/Dockerfile",
     "deploy/image",
@@ -28,7 +28,7 @@ const FILES: [&str; 8] = [
     "deploy/etcd-relay.service",
     "docs/installing.md",
 ];
-/// Variables of the build, which the program does not read when it runs.
+/// Variables of the build, which the running program does not read.
 const OF_THE_BUILD: [&str; 2] = ["ETCD_RELAY_COMMIT", "ETCD_RELAY_PROGRAM"];
 
 fn read(path: &str) -> String {
@@ -44,7 +44,7 @@ fn help(args: &[&str]) -> String {
     String::from_utf8(output(PROGRAM, args).stdout).expect("UTF-8")
 }
 
-/// The words of a text that begin so, up to the first character that no name has.
+/// The words of a text with this beginning, up to the first character that cannot be part of a name.
 fn words<'a>(text: &'a str, start: &'a str) -> impl Iterator<Item = &'a str> {
     let is_of_name = |char: char| char.is_ascii_alphanumeric() || char == '_' || char == '-';
     text.match_indices(start).filter_map(move |(at, _)| {
@@ -87,14 +87,14 @@ async fn the_example_settings_start_a_relay() {
     }
     let named = |name: &str| settings.iter().any(|(found, _)| *found == name);
     assert!(named("ETCD_RELAY_ETCD") && named("ETCD_RELAY_LISTEN_GRPC") && named("ETCD_RELAY_LISTEN_HTTP"));
-    // Ports that are free, and no etcd of this machine. A flag wins over its variable, and the test reads the log as JSON.
+    // Free ports, and no etcd of this machine. A flag has precedence over its variable, and the test reads the log as JSON.
     let mut command = RelayCommand::serve(&[format!("http://{gone}")]).unready();
     for (name, value) in &settings {
         command = command.env(name, value);
     }
     let relay = command.start().await;
     let first: Value = serde_json::from_str(relay.log().lines().next().expect("a line")).expect("JSON");
-    assert_eq!((&first["prefixes"], &first["on_demand"]), (&"\"/app/\"".into(), &true.into()), "{first}");
+    assert_eq!((&first["prefixes"], &first["on_demand"]), (&"/app/".into(), &true.into()), "{first}");
     relay.assert_log_has_only(&["Cannot reach etcd", "Feed cannot follow etcd"]);
 }
 
@@ -119,7 +119,7 @@ fn systemd_understands_the_unit_and_finds_it_well_confined() {
     let unit = unit.display().to_string();
     let said = output("systemd-analyze", &["verify", "--man=no", &unit]);
     let text = String::from_utf8_lossy(&said.stderr);
-    // Where systemd does not run, it says so as well.
+    // If systemd does not run, it reports that as well.
     let about: Vec<_> = text.lines().filter(|line| line.contains("etcd-relay") || line.contains(".conf")).collect();
     assert!(about.is_empty(), "{text}");
     fs::remove_dir_all(&drop_ins).expect("removed");
@@ -128,7 +128,7 @@ fn systemd_understands_the_unit_and_finds_it_well_confined() {
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
 }
 
-/// Reads a blob of the image after it compared its bytes with what names it.
+/// Reads a blob of the image, and compares its digest with its name.
 fn blob(layout: &Path, descriptor: &Value) -> PathBuf {
     let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
     let path = layout.join("blobs/sha256").join(digest);
@@ -172,7 +172,12 @@ fn the_image_holds_the_program_alone_for_a_user_without_rights() {
         String::from_utf8(said.stdout).expect("UTF-8")
     };
     tar(&["-xf", &first.display().to_string(), "-C", &layout.display().to_string()]);
-    let manifest = json(&blob(&layout, &json(&layout.join("index.json"))["manifests"][0]));
+    let index = json(&layout.join("index.json"));
+    let named = |at: usize| &index["manifests"][at]["annotations"]["io.containerd.image.name"];
+    let names = [concat!("etcd-relay:", env!("CARGO_PKG_VERSION")), "etcd-relay:latest"];
+    assert_eq!([named(0), named(1)], names.map(|name| format!("docker.io/library/{name}")).each_ref());
+    assert_eq!(index["manifests"][0]["digest"], index["manifests"][1]["digest"]);
+    let manifest = json(&blob(&layout, &index["manifests"][0]));
     let config = json(&blob(&layout, &manifest["config"]));
     let layer = blob(&layout, &manifest["layers"][0]);
     assert_eq!(config["config"]["User"], "65532:65532");
@@ -182,8 +187,9 @@ fn the_image_holds_the_program_alone_for_a_user_without_rights() {
     let files = tar(&["-tzf", &layer.display().to_string()]);
     let files: BTreeSet<_> = files.lines().filter(|name| !name.ends_with('/')).collect();
     assert_eq!(files, BTreeSet::from(["./usr/bin/etcd-relay", "./usr/share/doc/etcd-relay/LICENSE"]));
-    // What `docker load` of older versions reads.
+    // This is what older versions of `docker load` read.
     let docker = &json(&layout.join("manifest.json"))[0];
+    assert_eq!(docker["RepoTags"], serde_json::json!(names));
     assert!(docker["Config"].as_str().is_some_and(|path| layout.join(path).is_file()), "{docker}");
     assert!(docker["Layers"][0].as_str().is_some_and(|path| layout.join(path) == layer), "{docker}");
 }

@@ -1,7 +1,7 @@
-//! deploy/kubernetes: what the chart renders and the plain manifests, held to Kubernetes' schemas and to the program.
+//! Checks of deploy/kubernetes: the rendered chart and the plain manifests against Kubernetes' schemas and the program.
 //!
-//! `pods` says what every pod must have, `running` runs the program as a pod does, `api` asks a real API server. `scripts/manifest-tools` brings
-//! helm, kubeconform and kubectl; where it cannot, each test says so and passes. Not here: a node that runs pods.
+//! `pods` checks what every pod must have, `running` runs the program like a pod does, `api` asks a real API server. `scripts/manifest-tools` provides helm,
+//! kubeconform and kubectl; if it cannot, each test says so and passes. Not here: a node that runs pods.
 
 mod api;
 mod pods;
@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::Value;
 
-/// What each rendering needs: the values that have no default.
+/// Values without a default, which each rendering needs.
 const ETCD: &str = "etcd.endpoints={http://etcd:2379}";
 
 /// Renderings that together use every value of the chart: a name, and the arguments of `helm template`.
@@ -56,7 +56,7 @@ const NAMES: &[&str] = &[
     "a-release-with-a-name-that-is-as-long-as-helm-allows",
 ];
 
-/// Plain manifests, each of which stands for itself.
+/// Plain manifests, each independent of the others.
 const PLAIN: [&str; 3] = ["base", "zones", "tls"];
 
 fn root() -> &'static Path {
@@ -67,7 +67,7 @@ fn kubernetes() -> PathBuf {
     root().join("deploy/kubernetes")
 }
 
-/// The folder of the tools, brought once. `None`, with the reason printed, where they cannot be.
+/// The folder of the tools, which are fetched once. `None`, with the reason printed, if that fails.
 fn tools() -> Option<&'static Path> {
     static TOOLS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let brought = TOOLS.get_or_init(|| {
@@ -94,7 +94,7 @@ fn run(tool: &Path, args: &[&str], input: &str) -> Output {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             use std::io::Write as _;
-            // Who does not read all of it says why by its exit code.
+            // A tool that does not read all of it says why with its exit code.
             let _ = stdin.write_all(input.as_bytes());
         });
         child.wait_with_output().expect("it ends")
@@ -105,7 +105,7 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).expect("UTF-8")
 }
 
-/// What helm renders, or why it does not.
+/// Helm's output, or its error.
 fn render(tools: &Path, version: &str, args: &[&str]) -> Result<String, String> {
     render_as("relay", tools, version, args)
 }
@@ -124,7 +124,7 @@ fn documents(tools: &Path, yaml: &str) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).expect("a list")
 }
 
-/// Versions of Kubernetes whose schemas there are, the oldest and the newest that the chart is for: `1.31.14`.
+/// Versions of Kubernetes with schemas, the oldest and the newest that the chart supports: `1.31.14`.
 fn versions(tools: &Path) -> Vec<String> {
     let entries = fs::read_dir(tools).expect("a folder").map(|entry| entry.expect("an entry").file_name());
     let mut versions: Vec<String> =
@@ -134,7 +134,7 @@ fn versions(tools: &Path) -> Vec<String> {
     versions
 }
 
-/// All that is checked: each case as the newest version of Kubernetes gets it, and the plain manifests.
+/// Everything to check: each case as rendered for the newest version of Kubernetes, and the plain manifests.
 fn all_documents(tools: &Path) -> Vec<(String, Vec<Value>)> {
     let newest = versions(tools).pop().expect("versions");
     let rendered = CASES.iter().map(|(name, args)| {
@@ -148,7 +148,7 @@ fn all_documents(tools: &Path) -> Vec<(String, Vec<Value>)> {
     rendered.chain(plain).collect()
 }
 
-/// What kubeconform says of documents, and whether it found nothing.
+/// Kubeconform's output for documents, and whether it found nothing.
 fn conform(tools: &Path, version: &str, yaml: &str) -> (bool, String) {
     let schemas = tools.join(format!("schemas-v{version}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"));
     let schemas = schemas.to_str().expect("UTF-8");
@@ -304,7 +304,7 @@ fn the_schema_of_the_chart_has_every_value() {
     assert_described("", &values[0], &schema);
 }
 
-/// Fails where a schema does not know a value, or takes what nobody knows beside it.
+/// Fails if a schema lacks a value, or accepts an unknown one beside it.
 fn assert_described(name: &str, value: &Value, schema: &Value) {
     let Some(properties) = schema["properties"].as_object() else { return };
     assert_eq!(schema["additionalProperties"], Value::Bool(false), "values.schema.json takes anything in {name}");

@@ -366,7 +366,7 @@ async fn hide(browser: &mut Browser, hidden: bool) {
     browser.value(&expression).await;
 }
 
-/// Open streams of the state. Those of the page have connections of their own.
+/// Open streams of the state. Those of the page have their own connections.
 async fn state_streams(relay: &Relay) -> usize {
     let state = relay.state().await;
     let connections = state["connections"].as_array().expect("a list");

@@ -1,7 +1,7 @@
-//! The samples of `examples/`, run as real processes through real relays while etcd and the relays are killed, stopped and frozen.
+//! Runs the samples of `examples/` as real processes through real relays, while etcd and the relays are killed, stopped and frozen.
 //!
-//! Not here: how the samples are built and read, see `samples::kit`, and what surrounds them, see `samples::scene`. All languages that this machine has tools for run
-//! in each scene side by side; a missing one is named as skipped. Always holds at the end of a test: each discovery shows exactly what etcd has.
+//! Not here: how the samples are built and their output is read, see `samples::kit`, and the servers around them, see `samples::scene`. Each scene runs all
+//! languages that this machine has tools for, and reports the others as skipped. Always holds at the end of a test: each discovery shows exactly what etcd has.
 
 mod kit;
 mod scene;
@@ -13,9 +13,9 @@ use crate::support::{etcd::Etcd, eventually};
 use kit::Line;
 use scene::Scene;
 
-/// A lease that a busy machine keeps while a server of the scene restarts.
+/// TTL of a lease that a busy machine can keep alive while a server of the scene restarts.
 const LONG: u64 = 20;
-/// A lease that ends while a test waits for it.
+/// TTL of a lease that ends while a test waits for it.
 const SHORT: u64 = 4;
 
 const GOOD: &str = r#"{"greeting": "hello", "workers": 4}"#;
@@ -27,7 +27,7 @@ async fn members_come_and_go_and_a_configuration_reloads() {
     scene.everything().await;
     let good = scene.configure(GOOD).await;
     scene.until_configured(good, Instant::now()).await;
-    // Some parsers name the setting whose type is wrong, and some the place.
+    // Some parsers name the setting with the wrong type, and others its place.
     for (value, names) in [
         (r#"{"greeting": "hello", "workers": 900}"#, "workers"),
         (r#"{"greeting": "hello", "wokers": 5, "workers": 5}"#, "wokers"),
@@ -57,10 +57,10 @@ async fn members_come_and_go_and_a_configuration_reloads() {
             config.until("the deletion", |line| line.text.starts_with(&format!("deleted in revision {gone}"))).await;
         assert!(line.text.ends_with(&format!("revision {better} stays in use")), "{}: {}", config.name, line.text);
     }
-    // From before the put until the line was read, which is looked for every 20 ms.
+    // From before the put until the line was read. The output is read every 20 ms.
     println!("a change of configuration was seen within {seen:?}");
 
-    // One is told to stop, and takes its key away. The others die, and their leases take their keys.
+    // One is asked to stop, and deletes its key. The others are killed, and their keys go with their leases.
     scene.registers[0].stop().await;
     let first = scene.registers.remove(0);
     assert!(!scene.members().await.contains_key(&first.member), "the key of {} stayed", first.name);
@@ -69,7 +69,7 @@ async fn members_come_and_go_and_a_configuration_reloads() {
         let killed = Instant::now();
         register.process.kill();
         let member = register.member.clone();
-        // A renewal is due after a third of the TTL, so more than a half is left.
+        // A renewal is due after a third of the TTL, so more than half of it is left.
         let is_there = scene.members().await.contains_key(&member);
         assert!(
             is_there || killed.elapsed() > Duration::from_secs(SHORT / 2),
@@ -114,7 +114,7 @@ async fn samples_outlive_the_death_of_each_member_of_etcd() {
     let leases = scene.leases().await;
     for member in 0..3 {
         scene.etcd.kill_member(member);
-        // The others have a leader again when a write is done.
+        // Once a write succeeds, the others have a leader again.
         scene.reads_from((member + 1) % 3);
         scene.a_member_comes_and_goes().await;
         let revision = scene.configure(if member == 1 { BETTER } else { GOOD }).await;
@@ -160,7 +160,7 @@ async fn one_frozen_relay_of_two_costs_no_registration() {
     let leases = scene.leases().await;
     for relay in 0..2 {
         scene.freeze_relay(relay);
-        // A registration that was kept by the frozen one has moved on when its lease is as fresh as it can only be after that.
+        // A registration that used the frozen relay has moved on once its lease was renewed after that.
         scene.until_all_renewed().await;
         scene.thaw_relay(relay);
     }
@@ -169,7 +169,7 @@ async fn one_frozen_relay_of_two_costs_no_registration() {
     scene.end().await;
 }
 
-/// Nobody can renew a lease for longer than its TTL: all registrations are lost, and all come back.
+/// Nobody can renew a lease for longer than its TTL. All registrations are lost, and all come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn samples_outlive_a_freeze_that_is_longer_than_the_ttl() {
     let mut scene = Scene::start(Etcd::start().await, 2, SHORT).await;
@@ -187,11 +187,11 @@ async fn samples_outlive_a_freeze_that_is_longer_than_the_ttl() {
         assert_ne!(Some(lease), before.get(name), "{name} has a lease that had ended");
     }
     for register in &scene.registers {
-        register.until("a word about it", |line| line.text.contains("the lease is gone: registering anew")).await;
+        register.until("a word about it", |line| line.text.contains("the lease is gone: registering again")).await;
     }
     scene.until_discovered().await;
 
-    // etcd stands still. Whether its leases end when it goes on is its own affair: in the end all are registered.
+    // etcd is frozen. Its leases may or may not end when it continues. In the end all are registered.
     scene.etcd.pause();
     let paused = Instant::now();
     eventually("etcd stood still for a TTL", async || (paused.elapsed() > Duration::from_secs(SHORT)).then_some(()))
@@ -203,7 +203,7 @@ async fn samples_outlive_a_freeze_that_is_longer_than_the_ttl() {
     scene.end().await;
 }
 
-/// The changes that were missed cannot be had any more. A list shows who is gone, who has come, and which configuration holds.
+/// The missed changes are no longer available. A list shows who is gone, who has come, and which configuration is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_compacted_while_cut_off_is_made_up_by_a_list() {
     let mut scene = Scene::start(Etcd::start().await, 1, LONG).await;
@@ -245,7 +245,7 @@ async fn samples_follow_a_cluster_that_was_restored_from_a_backup() {
     kv.put("/services/web/of-the-backup", "http://old").await;
     let good = scene.configure(GOOD).await;
     let backup = scene.etcd.save_snapshot();
-    // All that follows is not in the backup: leases, members and a configuration.
+    // Everything from here on is not in the backup: leases, members and a configuration.
     scene.everything().await;
     kv.delete("/services/web/of-the-backup").await;
     let better = scene.configure(BETTER).await;
@@ -264,7 +264,7 @@ async fn samples_follow_a_cluster_that_was_restored_from_a_backup() {
     scene.end().await;
 }
 
-/// A key that somebody deleted by hand is put again, under the same lease.
+/// A key that was deleted by hand is put again, with the same lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registration_whose_key_was_deleted_comes_back() {
     let mut scene = Scene::start(Etcd::start().await, 1, LONG).await;

@@ -1,6 +1,7 @@
-//! The program under a service manager: what it tells systemd over its socket, and how its log lines reach the journal.
+//! Tests the program under a service manager: its messages to systemd's socket, and its log lines in the journal.
 //!
-//! Not here: the unit and the other files of `deploy`, see `deploy.rs`. The tests are the manager: they bind the socket, or are the journal's end of a stream.
+//! Not here: the unit and the other files of `deploy`, see `deploy.rs`. The tests play the manager: they bind the socket, or hold the journal's end of a
+//! stream.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -33,7 +34,7 @@ use crate::support::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_etcd-relay");
 const SOON: Duration = Duration::from_secs(30);
 
-/// The manager's socket, and all that came.
+/// The manager's socket, and all messages that it received.
 struct Systemd {
     socket: UnixDatagram,
     name: String,
@@ -51,7 +52,7 @@ impl Systemd {
 
     fn with_an_abstract_name() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // No other test has a folder of this name, so nobody has the socket's.
+        // No other test has a folder with this name, so the socket's name is unique.
         let name = folder.path().display().to_string();
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
         Self::new(UnixDatagram::bind_addr(&address).expect("a socket"), format!("@{name}"), folder)
@@ -62,7 +63,7 @@ impl Systemd {
         Self { socket, name, heard: Vec::new(), _folder: folder }
     }
 
-    /// Lines, each a word of the protocol.
+    /// Lines, each an assignment of the protocol.
     fn listen(&mut self) -> &[String] {
         let mut buffer = [0; 4096];
         while let Ok(bytes) = self.socket.recv(&mut buffer) {
@@ -104,7 +105,7 @@ async fn a_drain_is_announced_before_it_begins_with_the_time_that_it_may_take() 
     let command = RelayCommand::demo().arg("--drain-time=1h").env("NOTIFY_SOCKET", &systemd.name);
     let mut relay = command.start().await;
     systemd.hears("STATUS=Ready, feeds live: 1 of 1").await;
-    // A call that has begun holds up the end: the relay asks for its body, which does not come.
+    // An unfinished call delays the end: the relay waits for its body, which never arrives.
     let mut call = TcpStream::connect(relay.grpc_addr()).await.expect("a connection");
     let head = "POST /v3/kv/put HTTP/1.1\r\nhost: relay\r\nexpect: 100-continue\r\ncontent-length: 100\r\n\r\n";
     call.write_all(head.as_bytes()).await.expect("written");
@@ -157,7 +158,7 @@ async fn lines_to_the_journal_begin_with_their_priority_and_lines_to_others_do_n
         let mut relay = tokio::process::Command::new(PROGRAM)
             .args(["demo", "--seed=none", "--changes-every=none", "--listen-grpc=127.0.0.1:0"])
             .args(["--listen-http=127.0.0.1:0", &format!("--log-format={format}")])
-            // A warning, whatever the shell of the tests allows.
+            // Makes the relay log a warning.
             .env("NOTIFY_SOCKET", "vsock:2:1")
             .env("JOURNAL_STREAM", format!("{}:{inode}", about.dev()))
             .stdin(Stdio::null())

@@ -587,7 +587,7 @@ fn the_audit_finds_a_change_that_no_watch_told() {
         forked.put("k/1", "told");
         relay.caught_up().await;
         tokio::time::sleep(interval * 2).await;
-        assert!(relay.told().await.1, "the watch is told, which has missed it for ever");
+        assert!(relay.told().await.1, "the watch is told, which has missed it forever");
         relay.assert_true().await;
         assert_eq!(series(&metrics, "etcd_relay_audit_mismatches_total")[""], 1.0);
         assert_eq!(resyncs(&metrics), one("audit"));

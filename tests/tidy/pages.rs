@@ -1,6 +1,7 @@
-//! The pages as a whole: each link leads somewhere, each page can be found and leads back, and what a page says of the program is there.
+//! Checks all pages: each link has a target, each page can be reached from the README and links back, and the flags,
+//! variables and metrics on a page exist.
 //!
-//! Not here: the pages that are made from the code, see `reference`. Always holds: findings are collected before a test fails.
+//! Not here: the generated parts, see `reference`. Always holds: findings are collected before a test fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,8 @@ use super::{
     metrics_in, read, reference, root, words,
 };
 
-/// Flags of other programs that a page names without the program: of the repository's own tests and benchmarks, etcd's, etcdctl's, Helm's and Kubernetes'.
+/// Flags of other programs that pages name without the program: of the repository's own tests and benchmarks, etcd's,
+/// etcdctl's, Helm's and Kubernetes'.
 const FOREIGN_FLAGS: &[&str] = &[
     "--apps",
     "--relay",
@@ -85,7 +87,7 @@ fn each_page_is_found_from_the_readme_and_leads_back() {
         if path.parent() == Some(Path::new("docs")) && !told.contains(path) {
             findings.push(format!("README.md: does not link {}", path.display()));
         }
-        // To the README of the repository, or to that of a folder that it is in.
+        // To the README of the repository, or of one of its parent folders.
         let leads_back = linked(page).iter().any(|target| {
             let folder = target.parent().unwrap_or(Path::new(""));
             target.ends_with("README.md") && target != path && path.starts_with(folder)
@@ -102,7 +104,7 @@ fn each_flag_that_a_page_names_is_there() {
     let flags = reference::all_flags();
     let known = |flag: &str| flags.contains(flag) || FOREIGN_FLAGS.contains(&flag);
     let mut findings = Vec::new();
-    // What is gone may stand in the changelog.
+    // The changelog may name what no longer exists.
     for page in pages().iter().filter(|page| page.path != Path::new("CHANGELOG.md")) {
         let here = |line: usize| format!("{}:{line}", page.path.display());
         for (line, span) in page.code_spans().into_iter().filter(|(_, span)| span.starts_with("--")) {
@@ -149,7 +151,7 @@ fn each_metric_that_a_page_names_is_there() {
     let mut findings = Vec::new();
     for page in pages() {
         for word in words(&page.text).filter(|word| word.starts_with("etcd_relay_")) {
-            // A histogram's series have endings of their own, and a family is named by its beginning.
+            // A histogram's series have suffixes, and a page may name a family of metrics by its prefix.
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
             let is_family = word.ends_with('_') && metrics.iter().any(|metric| metric.starts_with(word));
             if !is_family && ![word, base].into_iter().any(|name| metrics.contains(name)) {
@@ -160,7 +162,7 @@ fn each_metric_that_a_page_names_is_there() {
     assert_tidy(&findings);
 }
 
-/// All pages of the repository that are its own.
+/// All pages of this repository, without those of other projects.
 fn pages() -> Vec<Page> {
     fn collect(folder: &Path, pages: &mut Vec<Page>) {
         let mut entries: Vec<_> = fs::read_dir(folder)
@@ -194,7 +196,7 @@ fn texts_below(path: &Path) -> Vec<String> {
     fs::read_to_string(path).into_iter().collect()
 }
 
-/// The parts of a line that run the relay, each up to whatever the shell does next.
+/// The commands in a line that run the relay, each without the rest of the shell line.
 fn commands_of_the_relay(line: &str) -> impl Iterator<Item = &str> {
     line.split("etcd-relay ").skip(1).filter_map(|rest| {
         let command = rest.split(['|', '&', ';', '#', '`']).next()?;

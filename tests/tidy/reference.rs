@@ -1,7 +1,9 @@
-//! The pages that are made from the code: all flags, from the definitions of the command line, and all metrics, from what a relay shows at its start.
+//! Makes the pages that come from the code: all flags, from the definitions of the command line, and all metrics, from
+//! the output of a relay that has just started.
 //!
-//! Not here: the beginning of either page, which is written by hand, up to the line [`MADE`]. `make docs` writes the rest; without it the tests fail when a
-//! page is not what the code says. Always holds: what is on a page is in the program, and the reverse.
+//! Not here: the beginning of each page, up to the line [`MADE`], which is written by hand. `make docs` writes the
+//! rest, and the tests fail if a page differs from the code. Always holds: everything on a page is in the program, and
+//! the reverse.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +24,7 @@ use metrics::{counter, histogram};
 
 use super::{help_of, markdown::slug, metrics_in, read, root};
 
-/// The line below which a page is made.
+/// The rest of a page below this line is generated.
 const MADE: &str = "<!-- Made from the code: change it there, and run `make docs`. -->";
 
 /// The commands of the program.
@@ -102,7 +104,7 @@ pub(crate) fn all_flags() -> BTreeSet<String> {
     flags
 }
 
-/// Every variable that stands for a flag.
+/// Every environment variable of a flag.
 pub(crate) fn all_variables() -> BTreeSet<String> {
     fn collect(command: &Command, variables: &mut BTreeSet<String>) {
         let named = command.get_arguments().filter_map(Arg::get_env);
@@ -139,7 +141,7 @@ fn write_command(page: &mut String, title: &str, command: &Command, told: &mut V
             None => groups.push((heading, vec![row])),
         }
     }
-    // Those without a heading come first in the help as well.
+    // Flags without a heading come first in the help as well.
     groups.sort_by_key(|(heading, _)| !heading.is_empty());
     let mut like: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (heading, rows) in groups {
@@ -222,7 +224,7 @@ fn row(arg: &Arg) -> Row {
     Row { name, text }
 }
 
-/// The flags of etcd's proxy, whose command line is no definition but a table of its own: by section, in the order of the help.
+/// The flags of etcd's proxy by section, in the order of the help. They are in a table, since clap does not parse them.
 fn grpc_proxy_sections() -> BTreeMap<usize, Vec<(String, String)>> {
     let help = help_of(&["grpc-proxy", "start"]);
     let mut sections: BTreeMap<usize, Vec<(String, String)>> = BTreeMap::new();
@@ -248,14 +250,14 @@ fn write_grpc_proxy(page: &mut String) {
     }
 }
 
-/// A metric as a relay shows it.
+/// A metric in a relay's output.
 struct Shown {
     kind: String,
     help: String,
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// All metrics of a relay that has everything.
+/// All metrics of a relay with all features in use.
 fn shown_metrics() -> BTreeMap<String, Shown> {
     let recorder = Metrics::install().expect("the only recorder of this process");
     names::begin(&Present {
@@ -267,7 +269,7 @@ fn shown_metrics() -> BTreeMap<String, Shown> {
         facade: true,
         views: true,
     });
-    // These begin with the first call, and with the first stream.
+    // These start with the first call and the first stream.
     for service in Service::ALL {
         names::begin_forwarding(*service);
         for outcome in GatewayOutcome::ALL {
@@ -319,7 +321,7 @@ struct LabelSet {
     values: Vec<(String, String)>,
 }
 
-/// Those that `names` declares, with what their comments say of them.
+/// The values that `names` declares, with their comments.
 fn label_sets() -> Vec<LabelSet> {
     let mut files = vec!["src/telemetry/names.rs".to_owned()];
     let mut below: Vec<String> = fs::read_dir(root().join("src/telemetry/names"))
@@ -352,7 +354,7 @@ fn label_sets() -> Vec<LabelSet> {
     sets
 }
 
-/// The set that has these values and the fewest others.
+/// The smallest set with these values.
 fn set_of<'a>(sets: &'a [LabelSet], label: &str, values: &BTreeSet<String>) -> Option<&'a LabelSet> {
     sets.iter()
         .filter(|set| set.label == label)
@@ -362,7 +364,7 @@ fn set_of<'a>(sets: &'a [LabelSet], label: &str, values: &BTreeSet<String>) -> O
 
 fn lower_first(text: &str) -> String {
     let mut chars = text.chars();
-    // A name in capitals stays.
+    // A name in capitals is kept.
     let is_name = text.chars().nth(1).is_some_and(char::is_uppercase);
     match chars.next() {
         Some(first) if !is_name => first.to_lowercase().chain(chars).collect(),
@@ -406,7 +408,7 @@ fn paragraph(text: &str) -> String {
     if text.ends_with(['.', ':', '!']) { text } else { format!("{text}.") }
 }
 
-/// Compares what is made with what the page has, or writes it where `make docs` asks for that.
+/// Compares the generated text with the page, or writes it if called by `make docs`.
 #[track_caller]
 fn compare(path: &str, made: &str) {
     let page = read(path);

@@ -3,7 +3,7 @@
 //	go run ./config web
 //	etcdctl put /config/web '{"greeting": "hello", "workers": 4}'
 //
-// A value that is not valid is refused, and the last good one stays. See ../README.md for the rules that this follows.
+// An invalid value is rejected, and the last valid one stays in use. See ../README.md for the rules that this follows.
 package main
 
 import (
@@ -29,17 +29,17 @@ func main() {
 	follow.Keys(sample.UntilStopped(), sample.Connect(), &reloader{}, key)
 }
 
-// Config is what the service can be told.
+// Config has the settings of the service.
 type Config struct {
 	Greeting string `json:"greeting"`
 	Workers  int    `json:"workers"`
 }
 
-// Current is the configuration in use, for any goroutine: current.Load(). It is replaced as a whole, so nobody sees one half of
-// the old and one half of the new. It is nil until a good one was read.
+// Current is the configuration in use, for any goroutine: current.Load(). It is replaced as a whole, so nobody sees a mixture of the old and the new. It is nil
+// until a valid one has been read.
 var current atomic.Pointer[Config]
 
-// parse refuses what it does not understand, and names it.
+// parse rejects what it does not understand, and names it.
 func parse(value string) (*Config, error) {
 	var config Config
 	decoder := json.NewDecoder(bytes.NewReader([]byte(value)))
@@ -100,7 +100,7 @@ func (r *reloader) inUse() string {
 	return fmt.Sprintf("revision %d stays in use", r.revision)
 }
 
-// difference writes what changed, or all of a first configuration.
+// difference describes what changed, or all of a first configuration.
 func difference(before, next *Config) string {
 	if before == nil {
 		return fmt.Sprintf("greeting %q, workers %d", next.Greeting, next.Workers)

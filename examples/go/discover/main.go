@@ -24,7 +24,7 @@ func main() {
 	follow.Keys(sample.UntilStopped(), sample.Connect(), &members{prefix: prefix}, prefix, clientv3.WithPrefix())
 }
 
-// members is the service as it is known now. A real program would choose from it whom to call.
+// members is the service as it is known now. A real program would choose from it which member to call.
 type members struct {
 	prefix string
 	count  int

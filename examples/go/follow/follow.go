@@ -1,8 +1,7 @@
 // Package follow keeps a copy of a few keys of etcd: it lists them once, and then watches what changes.
 //
-// What always holds: the copy is a state that etcd had, at the revision that goes with it. It only moves forward,
-// by every change, in order. Where the changes cannot be had any more (etcd has compacted them, or was restored
-// from a backup), the keys are listed again and compared with the copy, so that nothing that happened meanwhile is missed.
+// The copy is always a state that etcd had at its revision. It only moves forward, by every change, in order. If the changes are no longer available (because
+// etcd has compacted them, or was restored from a backup), the keys are listed again and compared with the copy, so no change is missed.
 package follow
 
 import (
@@ -29,21 +28,21 @@ const (
 // Change is what happened to one key.
 type Change struct {
 	Key string
-	// Old is nil where the key is new, New where it is gone.
+	// Old is nil if the key is new, and New is nil if it is gone.
 	Old, New *string
-	// Revision in which it happened. A key that was found to be gone by a list has the revision of the list.
+	// Revision of the change. If a list showed that the key is gone, this is the revision of the list.
 	Revision int64
 }
 
-// Handler is told what happens, one call after the other.
+// Handler receives what happens, one call after the other.
 type Handler interface {
-	// Listed comes after each list: at the start, and when changes were lost. Its changes are those since the copy before.
+	// Listed follows each list: at the start, and when changes were lost. It gets the changes since the previous copy.
 	Listed(revision int64, count int, changes []Change)
 	// Changed comes with each response of the watch.
 	Changed(changes []Change)
 	// CutOff says that changes may be late from now on. The copy stays as it is.
 	CutOff(reason error)
-	// Resumed says that this is over, and that nothing was missed.
+	// Resumed says that the interruption is over, and that nothing was missed.
 	Resumed(revision int64)
 }
 
@@ -103,8 +102,7 @@ func (f *follower) listAndWatch(ctx context.Context, backoff *sample.Backoff) er
 				return errors.New("the watch ended")
 			}
 			if err := response.Err(); err != nil {
-				// Without a leader, the same watch works again later. In all other cases, such as a revision
-				// that was compacted, only a list is sure to be right.
+				// Without a leader, the same watch works again later. In all other cases, such as a compacted revision, only a list is certain to be correct.
 				f.listed = errors.Is(err, rpctypes.ErrNoLeader)
 				return err
 			}
@@ -124,7 +122,7 @@ func (f *follower) listAndWatch(ctx context.Context, backoff *sample.Backoff) er
 				f.resumed()
 				backoff.Reset()
 			} else {
-				// The watch may be in order, and stays.
+				// The watch may be fine, so it stays open.
 				f.isCutOff(check.err)
 			}
 			nextCheck.Reset(checkEvery)
@@ -168,7 +166,7 @@ func (f *follower) list(ctx context.Context) error {
 	return nil
 }
 
-// apply takes over what the watch tells. A response without events is progress: nothing happened up to its revision.
+// apply applies a response of the watch. A response without events is progress: nothing else happened up to its revision.
 func (f *follower) apply(response clientv3.WatchResponse) {
 	var changes []Change
 	for _, event := range response.Events {
@@ -195,14 +193,14 @@ func (f *follower) apply(response clientv3.WatchResponse) {
 }
 
 type checked struct {
-	// known is what the copy had before etcd was asked.
+	// known is the state of the copy before the question to etcd.
 	known, revision int64
 	clusterID       uint64
 	err             error
 }
 
 // check asks for etcd's current revision. A cluster that was restored from a backup is another one, or has gone back
-// to a lower revision: a watch from a revision that is still to come would wait there without a word.
+// to a lower revision: a watch from a revision that does not exist yet would wait silently.
 func (f *follower) check(ctx context.Context, known int64, checks chan<- checked) {
 	asked, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()

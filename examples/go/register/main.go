@@ -1,9 +1,9 @@
-// Registers one instance of a service in etcd for as long as this program lives:
+// Registers one instance of a service in etcd while this program runs:
 //
 //	go run ./register web http://10.0.0.1:8080
 //
-// The key /services/web/INSTANCE is under a lease, so it goes within TTL seconds of this program's death, and at once
-// when it is told to stop. See ../README.md for the rules that this follows.
+// The key /services/web/INSTANCE has a lease, so it is deleted within TTL seconds after this program dies, and at once when it is stopped. See ../README.md for
+// the rules that this follows.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 	registration.Keep(sample.UntilStopped())
 }
 
-// Registration is a key that is there while its process is.
+// Registration is a key that exists while its process runs.
 type Registration struct {
 	Client *clientv3.Client
 	Name   string
@@ -49,10 +49,10 @@ type Registration struct {
 	lease clientv3.LeaseID
 }
 
-// Keep registers, and keeps the registration until the context ends; then it takes it away.
+// Keep registers, and keeps the registration until the context ends. Then it removes it.
 func (r *Registration) Keep(ctx context.Context) {
-	// One attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due after
-	// a third. So there is time for a server that does not answer, and for the next one, before the lease ends.
+	// An attempt, and the longest pause before the next one, take a fifth of the TTL each. The next renewal is due after a third. So there is time for a server
+	// that does not answer, and then for another one, before the lease ends.
 	backoff := sample.Backoff{Max: r.TTL / 5}
 	var failedSince time.Time
 	for ctx.Err() == nil {
@@ -66,10 +66,10 @@ func (r *Registration) Keep(ctx context.Context) {
 			backoff.Reset()
 			sample.Sleep(ctx, r.TTL/3)
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			fmt.Println("the lease is gone: registering anew")
+			fmt.Println("the lease is gone: registering again")
 			r.lease = clientv3.NoLease
 		case ctx.Err() == nil:
-			// Whether the lease still lives is not known now. etcd says so when it answers again.
+			// It is not known now whether the lease still lives. etcd will say so when it answers again.
 			if failedSince.IsZero() {
 				failedSince = time.Now()
 				fmt.Printf("no answer from etcd, trying again: %v\n", err)
@@ -80,8 +80,7 @@ func (r *Registration) Keep(ctx context.Context) {
 	r.leave()
 }
 
-// renew makes true what a registration promises: the lease lives, and the key is there, under this lease. Each step may
-// be repeated, so a failure half-way does no harm.
+// renew makes sure that the lease lives and that the key is there, with this lease. Each step may be repeated, so a failure halfway does no harm.
 func (r *Registration) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.TTL/5)
 	defer cancel()
@@ -111,7 +110,7 @@ func (r *Registration) renew(ctx context.Context) error {
 	return nil
 }
 
-// leave takes the key away at once, by ending its lease. If etcd does not answer, the lease ends by itself.
+// leave deletes the key at once, by revoking its lease. If etcd does not answer, the lease ends by itself.
 func (r *Registration) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.TTL/5)
 	defer cancel()

@@ -20,11 +20,11 @@ import (
 func Connect() *clientv3.Client {
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints: strings.Split(Env("ETCD_ENDPOINTS", "http://127.0.0.1:23790"), ","),
-		// A server that is frozen, or behind a broken network, closes no connection: only pings find out.
+		// A server that is frozen, or behind a broken network, does not close connections: only pings notice it.
 		// Ten seconds is the least that gRPC for Go allows.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		// The programs say themselves what goes wrong.
+		// The programs report errors themselves.
 		Logger: zap.NewNop(),
 	})
 	if err != nil {
@@ -33,7 +33,7 @@ func Connect() *clientv3.Client {
 	return client
 }
 
-// UntilStopped is a context that ends with SIGTERM or Ctrl-C.
+// UntilStopped returns a context that ends with SIGTERM or Ctrl-C.
 func UntilStopped() context.Context {
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	return ctx
@@ -46,16 +46,16 @@ type Backoff struct {
 	next time.Duration
 }
 
-// Pause tells how long to wait now.
+// Pause returns how long to wait now.
 func (b *Backoff) Pause() time.Duration {
 	b.next = min(max(2*b.next, 100*time.Millisecond), b.Max)
 	return b.next/2 + rand.N(b.next/2)
 }
 
-// Reset is for when an attempt succeeded.
+// Reset must be called when an attempt has succeeded.
 func (b *Backoff) Reset() { b.next = 0 }
 
-// Sleep waits, and tells whether to go on: false where the context ended first.
+// Sleep waits, and returns whether to go on: false if the context ended first.
 func Sleep(ctx context.Context, pause time.Duration) bool {
 	select {
 	case <-time.After(pause):
@@ -65,7 +65,7 @@ func Sleep(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// Env is a variable of the environment, or its default.
+// Env returns an environment variable, or its default.
 func Env(name, otherwise string) string {
 	if value := os.Getenv(name); value != "" {
 		return value
@@ -73,10 +73,10 @@ func Env(name, otherwise string) string {
 	return otherwise
 }
 
-// Seconds writes a pause for people.
+// Seconds formats a pause for people.
 func Seconds(pause time.Duration) string { return fmt.Sprintf("%.1f s", pause.Seconds()) }
 
-// Fail ends the program because of how it was started.
+// Fail ends the program because it was started wrongly.
 func Fail(message string) {
 	fmt.Fprintln(os.Stderr, message)
 	os.Exit(64)

@@ -156,7 +156,7 @@ mod tests {
         assert_eq!((rows.len(), rest), (3, Some(3)));
         let list: BTreeMap<u64, usize> = (1..=3).map(|number| (number, PAGE_BYTES * 2)).collect();
         let (rows, rest, _) = read(asked(1, 1_000), &list).await;
-        assert_eq!((rows, rest), (vec![2], Some(2)), "a row that is too large for a page is a page of its own");
+        assert_eq!((rows, rest), (vec![2], Some(2)), "a row that is too large for a page has a page to itself");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! A client that is asked to leave reconnects elsewhere at once. If all did so at the same moment, the other relays
 //! would face a storm. So a stopping port asks connections in random order over a part of the drain time. Unless the
 //! relay knows of others, connections that arrive meanwhile are asked after all of these, in a shorter time. If
-//! connections have a greatest age, each has an age of its own, so that clients which came together do not leave
+//! connections have a greatest age, each has its own age, so that clients which came together do not leave
 //! together. Some are also asked to leave if the relay has more than its share.
 //!
 //! How many are asked per second is decided in `crate::fleet`. A connection that is asked to leave sends GOAWAY and its

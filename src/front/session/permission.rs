@@ -117,7 +117,13 @@ impl Permission {
 
     fn end_unconfirmed(&self, why: &str) {
         let limit = humantime::format_duration(LIMIT);
-        tracing::warn!(why, client = ?self.client, "Ended a watch stream: etcd did not confirm in time that its client may read it");
+        let (client, connection) = self.client.named();
+        tracing::warn!(
+            why,
+            client,
+            connection,
+            "Ended a watch stream: etcd did not confirm in time that its client may read it"
+        );
         counter!(names::STREAMS_UNCONFIRMED).increment(1);
         let text = format!(
             "etcd-relay: etcd has not confirmed for {limit} that this client may read what it watches ({why}); create \

@@ -1,6 +1,6 @@
 //! The driver's side of a feed: what the driver writes, and what it learns about waiting readers.
 //!
-//! Called only by `source::driver`, with one driver for each feed. Not here: `reset`, which has a module of its own.
+//! Called only by `source::driver`, with one driver for each feed. Not here: `reset`, which has its own module.
 //! Always holds: see `feed`.
 
 use std::{

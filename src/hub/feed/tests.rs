@@ -386,7 +386,7 @@ async fn a_feed_is_behind_until_it_has_what_the_cluster_had_and_no_longer_than_i
     feed.advance(Revision::new(13));
     assert_eq!((feed.lag(), feed.is_awaited()), (None, false));
     feed.expect(mark, &answer(7, 20));
-    assert_eq!(feed.lag(), Some(Lag { revisions: 7, time: Duration::ZERO }), "counted anew");
+    assert_eq!(feed.lag(), Some(Lag { revisions: 7, time: Duration::ZERO }), "counted again");
     let new = Arc::new(Cluster::of(&answer(8, 3)));
     feed.reset(&new, KeyMap::default(), Revision::new(3), &Reset::Replaced);
     assert_eq!(feed.lag(), None, "the lag was that of the old snapshot");

@@ -284,7 +284,7 @@ async fn watched_again(upstream: &MadeUp) -> Duration {
 }
 
 /// The member hears its leader but gets no entries, or its watch streams stand still. A feed that only listens would
-/// wait for ever.
+/// wait forever.
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_brings_nothing_while_the_cluster_has_more_is_left_for_another() {
     let (upstream, _hub, feed) = followed().await;

@@ -2,14 +2,14 @@
 //!
 //! Not here: etcd's own errors, which pass untouched.
 
-use std::{error::Error, iter};
+use std::error::Error;
 
 use h2::Reason;
 use tonic::{Code, Status};
 
 use crate::{
     http2::client::Lost,
-    source::{Endpoint, causes::chain, pool::CallError},
+    source::{Endpoint, causes::{chain, http2}, pool::CallError},
 };
 
 /// etcd's own words when a member stops. Its clients then try another one.

@@ -48,7 +48,7 @@ impl Judge {
         Self { members: upstream.members().clone(), upstream, ready, leaderless: None }
     }
 
-    /// Runs for ever; spawn it as a task.
+    /// Runs forever; spawn it as a task.
     pub async fn run(mut self) {
         let mut hold = Some(self.ready.hold("etcd: not asked yet"));
         let mut warned = false;

@@ -25,7 +25,7 @@ impl AutoSync {
         Self { members: upstream.members().clone(), upstream, interval }
     }
 
-    /// Runs for ever.
+    /// Runs forever.
     pub async fn run(self) {
         let mut said = Vec::new();
         loop {

@@ -2,7 +2,7 @@
 //! and everything else is refused with the reason.
 //!
 //! etcd 3.0 to 3.5 with v2 data speaks v3 too, but for another store, which is empty: nothing is ever sent there.
-//! Always holds: a refusal is `Unimplemented`, since a client that gets `Unavailable` retries for ever. An answer counts
+//! Always holds: a refusal is `Unimplemented`, since a client that gets `Unavailable` retries forever. An answer counts
 //! for its client until that client has read it.
 
 use std::{

@@ -134,7 +134,7 @@ fn a_wide_terminal_shows_all() {
     assert!(cell.modifier.contains(Modifier::REVERSED), "the first row is selected");
     assert!(!buffer[(0, second as u16)].modifier.contains(Modifier::REVERSED));
     assert!(lines[29].starts_with("q quit"), "{}", lines[29]);
-    assert!(!lines.concat().contains('#'), "every cell is drawn anew");
+    assert!(!lines.concat().contains('#'), "every cell is drawn again");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What rules, board and runbooks name: each metric exists, and each label with the values that are asked for; and a relay that has just begun has those
-//! that alerts need, since `increase` does not see the first step of a series that begins with the trouble.
+//! Checks of the names in rules, board and runbooks: each metric exists, and each label has the values that are queried. A relay that has just started has the
+//! series that alerts need, since `increase` does not see the first step of a series that starts with the trouble.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,16 +15,16 @@ use crate::{
     tls::SecureEtcd,
 };
 
-/// What Prometheus adds to each series.
+/// Labels that Prometheus adds to each series.
 const OF_PROMETHEUS: [&str; 4] = ["job", "instance", "le", "__name__"];
-/// Series that begin with the first call of their kind, all outcomes at once; and those of another kind of upstream.
+/// Series that start with the first call of their kind, with all outcomes at once; and those of another kind of upstream.
 const LATER: [&str; 3] =
     ["etcd_relay_forwarded_total", "etcd_relay_v2_listings_total", "etcd_relay_v2_repaired_events_total"];
 
-/// For each metric, its labels with their values.
+/// The labels of each metric, with their values.
 type Known = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-/// A metric that a text names, with what it asks of labels.
+/// A metric in a text, with the label matchers there.
 #[derive(Debug, PartialEq, Eq)]
 struct Named {
     metric: String,
@@ -80,7 +80,7 @@ async fn relay_text(command: RelayCommand) -> String {
     relay.metrics().await
 }
 
-/// All series that any relay can begin with.
+/// All series that a relay can start with.
 fn text_of_all() -> String {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
@@ -107,7 +107,7 @@ fn text_of_all() -> String {
         }
     });
     let mut text = handle.render();
-    // Its first sample comes with the first view.
+    // It has no sample before the first view.
     for end in ["bucket", "sum", "count"] {
         text.push_str(&format!("{}_{end} 0\n", names::VIEW_LAG_SECONDS));
     }
@@ -126,7 +126,7 @@ fn known(text: &str) -> Known {
     known
 }
 
-/// The metrics of relays that a text names. Those that rules record have a colon before this name.
+/// The relay's metrics in a text. Recorded series have a colon before this name.
 fn named(text: &str) -> Vec<Named> {
     let mut named = Vec::new();
     let is_word = |char: char| char.is_alphanumeric() || char == '_' || char == ':';
@@ -137,7 +137,7 @@ fn named(text: &str) -> Vec<Named> {
             }
             let end = text[at..].find(|char| !is_word(char)).map_or(text.len(), |length| at + length);
             let metric = text[at..end].to_owned();
-            // `etcd_relay_…` and the like speak of many.
+            // `etcd_relay_…` and similar names stand for several metrics.
             if metric.ends_with('_') {
                 continue;
             }
@@ -147,7 +147,7 @@ fn named(text: &str) -> Vec<Named> {
     named
 }
 
-/// What `{a="b",c=~"d|e"}` at the beginning of a text asks for.
+/// The matchers of `{a="b",c=~"d|e"}` at the beginning of a text.
 fn matchers(text: &str) -> Vec<(String, Vec<String>)> {
     let Some((inside, _)) = text.strip_prefix('{').and_then(|text| text.split_once('}')) else { return Vec::new() };
     let mut parts = inside.split('"');

@@ -1,4 +1,4 @@
-//! The board and the runbooks as documents: each alert has its section and each section its alert, and each panel of the board can be drawn and is explained.
+//! Checks of the board and the runbooks: each alert has a section and each section an alert, and each panel of the board has a valid query and an explanation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ fn each_alert_has_a_runbook_and_each_runbook_an_alert() {
             assert!(rule.contains(annotation), "{name} has no {annotation}");
         }
     }
-    // Somewhere in the unit tests it fires, and its severity is told.
+    // It fires somewhere in the unit tests, with its severity.
     let tests = read(TESTS);
     for rule in rules.split("- alert: ").skip(1) {
         let name = rule.lines().next().expect("a name");
@@ -83,7 +83,7 @@ fn each_panel_of_the_board_is_explained_and_has_its_place() {
     assert!(places.len() > 30, "{} panels", places.len());
 }
 
-/// Each query of panels, variables and annotations is read by promtool, as the expression of a rule.
+/// promtool parses each query of panels, variables and annotations, as the expression of a rule.
 #[test]
 fn each_query_of_the_board_is_valid() {
     let Some(promtool) = promtool() else { return };
@@ -102,7 +102,7 @@ fn each_query_of_the_board_is_valid() {
     run(&promtool, &["check", "rules", "--lint=none"], &file);
 }
 
-/// What is called `expr`, by its path.
+/// All values of `expr`, by their paths.
 fn collect(value: &Value, path: &str, queries: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(fields) => {

@@ -1,8 +1,8 @@
-//! [`Recording`]: what a relay's `/metrics` said, look by look, and what the alerts make of it.
+//! [`Recording`]: what a relay's `/metrics` returned over time, and which alerts fire with it.
 //!
-//! Not here: the trouble. A look stands for one scrape of Prometheus, 15 s after the one before. So minutes of trouble are recorded in seconds, and a relay seems to
-//! take sixty times as long to get over something as it does. Always holds: only series that the rules name are kept; times since 1970 are told from the
-//! recording's beginning, which is where promtool's own clock begins.
+//! Not here: the trouble itself. Each sample counts as one scrape of Prometheus, 15 s after the previous one. So minutes of trouble are recorded in seconds,
+//! and a relay seems to need sixty times as long to recover as it does. Always holds: only series that the rules name are kept; Unix times are converted to
+//! times since the start of the recording, where promtool's own clock starts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,11 +14,11 @@ use std::{
 use super::{RULES, promtool, read, root, run};
 use crate::support::http;
 
-/// Between two looks.
+/// Time between two samples.
 const PACE: Duration = Duration::from_millis(250);
-/// What is told in seconds since 1970.
+/// Metrics in seconds since 1970.
 const TIMES: [&str; 2] = ["etcd_relay_tls_certificate_not_after_seconds", "process_start_time_seconds"];
-/// This machine may have too little CPU for its tests, which is no trouble of the relay.
+/// This machine may have too little CPU for its tests, which is not the relay's fault.
 const OF_THE_MACHINE: &str = "EtcdRelayOverloaded";
 
 /// See the module.
@@ -26,7 +26,7 @@ const OF_THE_MACHINE: &str = "EtcdRelayOverloaded";
 pub(super) struct Recording {
     rules: String,
     begun: f64,
-    /// For each look, each series with its value; nothing where the relay did not answer.
+    /// Each sample: all series with their values, or nothing if the relay did not answer.
     looks: Vec<Option<BTreeMap<String, f64>>>,
 }
 
@@ -36,7 +36,7 @@ impl Recording {
         Self { rules: read(RULES), begun, looks: Vec::new() }
     }
 
-    /// Looks at the metrics at `addr` so many times.
+    /// Samples the metrics at `addr` this number of times.
     pub(super) async fn look(&mut self, addr: &str, times: usize) {
         let mut ticks = tokio::time::interval(PACE);
         for _ in 0..times {
@@ -46,13 +46,13 @@ impl Recording {
         }
     }
 
-    /// Fails unless these alerts, with their severity, fired at some time, and no other.
+    /// Fails unless exactly these alerts, with their severity, fired at some time.
     #[track_caller]
     pub(super) fn fired(&self, expected: &[(&str, &str)]) {
         self.fired_on_each(expected, 1);
     }
 
-    /// The same, where each alert fires for so many series, such as two certificates.
+    /// The same, but each alert fires for this number of series, such as two certificates.
     #[track_caller]
     pub(super) fn fired_on_each(&self, expected: &[(&str, &str)], series: usize) {
         let Some(promtool) = promtool() else { return };
@@ -77,7 +77,7 @@ impl Recording {
         kept
     }
 
-    /// The looks as input of `promtool test rules`.
+    /// The samples as input of `promtool test rules`.
     fn as_test(&self, expected: &[(&str, &str)], times: usize) -> String {
         let mut test = format!(
             "rule_files:\n  - {}\nevaluation_interval: 15s\ntests:\n  - interval: 15s\n    input_series:\n",

@@ -1,5 +1,5 @@
-//! Real relays in trouble, recorded: the alert that is meant for it fires, and no other. And relays that are well, or get over what happens to every
-//! cluster now and then: no alert fires.
+//! Records real relays in trouble: the intended alert fires, and no other. For healthy relays, and those that recover from everyday events of a cluster, no
+//! alert fires.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ use crate::{
 };
 
 const PREFIX: &str = "/alerts/";
-/// Looks at a relay that is well: ten minutes of scrapes.
+/// Samples of a healthy relay: ten minutes of scrapes.
 const WELL: usize = 40;
-/// Looks at a relay in trouble: as long.
+/// Samples of a relay in trouble: as many.
 const TROUBLE: usize = 40;
-/// Longer than a relay on a busy machine takes to see something that it looks for every few seconds.
+/// Longer than a relay on a busy machine takes to notice something that it checks every few seconds.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Writes through a relay, and a watch that is told of them, as long as the value lives.
+/// Writes through a relay, and a watch that receives them, until this value is dropped.
 struct Load {
     writing: JoinHandle<()>,
     _watching: WatchStream,
@@ -44,7 +44,7 @@ impl Load {
             for round in 0_u64.. {
                 ticks.tick().await;
                 let put = client_put(&kv, round);
-                // While etcd is away they fail, as those of real clients do.
+                // While etcd is down they fail, like those of real clients.
                 let _answer = tokio::time::timeout(Duration::from_secs(1), put).await;
             }
         });
@@ -69,7 +69,7 @@ async fn led_by_the_last(etcd: &Etcd) {
     }
 }
 
-/// A relay that follows etcd and has clients, recorded for a while.
+/// A relay that follows etcd and has clients, sampled for a while.
 async fn well(command: RelayCommand) -> (Relay, Load, Recording) {
     let relay = command.prefix(PREFIX).start().await;
     relay.follows().await;
@@ -83,7 +83,7 @@ async fn well(command: RelayCommand) -> (Relay, Load, Recording) {
 async fn a_relay_that_is_well_makes_no_alert() {
     let etcd = Etcd::cluster_of_three().await;
     let (relay, _load, mut recording) = well(RelayCommand::serve(&etcd.endpoints())).await;
-    // What happens to every cluster now and then.
+    // Everyday events of a cluster.
     let kv = Kv::connect(&etcd.endpoint()).await;
     kv.compact(kv.put(format!("{PREFIX}a"), "1").await).await;
     let leader = etcd.leader().await;
@@ -105,7 +105,7 @@ async fn etcd_that_is_killed_makes_a_feed_that_is_not_live() {
     recording.fired(&[("EtcdRelayFeedNotLive", "page")]);
 }
 
-/// A compaction that overtakes a feed once is bad luck. When it happens again, somebody is told.
+/// A compaction that overtakes a feed once is bad luck. The second time makes an alert.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compaction_while_cut_off_makes_resyncs() {
     let etcd = Etcd::start().await;
@@ -152,7 +152,7 @@ async fn a_watch_that_stands_still_makes_a_lag() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_killed_is_a_member_that_was_left() {
     let mut etcd = Etcd::cluster_of_three().await;
-    // The one that the relay begins with, and no election.
+    // The member that the relay starts with, so that there is no election.
     led_by_the_last(&etcd).await;
     let (relay, _load, mut recording) = well(RelayCommand::serve(&etcd.endpoints())).await;
     etcd.kill_member(0);
@@ -178,7 +178,7 @@ async fn a_lost_quorum_makes_a_cluster_without_a_leader() {
     recording.fired(&[("EtcdRelayEtcdLeaderless", "page")]);
 }
 
-/// On both sides. What is renewed a week before its end makes no alert; after that somebody is told, and on the last day somebody gets up.
+/// On both sides. A renewal a week before the end avoids alerts. After that there is a ticket, and on the last day a page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_near_their_end() {
     const DAY: i64 = 86_400;
@@ -193,7 +193,7 @@ async fn certificates_near_their_end() {
     recording.fired(&[]);
     let (ticket, page) = (("EtcdRelayCertificateExpiring", "ticket"), ("EtcdRelayCertificateExpiring", "page"));
     for (days, expected, taken) in [(6, &[ticket][..], 1.0), (0, &[ticket, page], 2.0)] {
-        // Of the last day there are two hours less.
+        // Two hours of the last day are over.
         let leaf = if days > 0 { lasting(days) } else { Leaf { lasts: (-3600, DAY - 7200), ..Leaf::default() } };
         ca.issue("relay", &leaf);
         ca.issue("own", &leaf);
@@ -221,7 +221,7 @@ async fn a_relay_that_is_killed_is_down() {
     recording.fired(&[("EtcdRelayDown", "page")]);
 }
 
-/// The client's network is gone, so its connection cannot end. The port for metrics goes on answering.
+/// The client's network is gone, so its connection cannot end. The metrics port still answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_that_does_not_end_is_seen_at_the_port_for_metrics() {
     let etcd = Etcd::start().await;

@@ -60,7 +60,7 @@ impl Ask {
         self
     }
 
-    /// Sends it to `addr` over a connection of its own.
+    /// Sends it to `addr` over its own connection.
     pub(super) async fn put(&self, addr: &str, version: Version) -> Told {
         timeout(patience(), self.exchange(addr, version)).await.unwrap_or_else(|_| panic!("no answer to {self:?}"))
     }

@@ -395,7 +395,7 @@ async fn after_a_resync_those_are_told_whose_view_changed() {
     let reached = lain.reached_by("/v2/nodes", last).await;
     assert!(!reached.text().contains("node3"), "{}", reached.text());
     lain.reached(last).await;
-    assert!(lain.relay.metric("etcd_relay_upstream_resyncs_total").await >= 3.0, "no feed read its keys anew");
+    assert!(lain.relay.metric("etcd_relay_upstream_resyncs_total").await >= 3.0, "no feed read its keys again");
     for (stream, uri, changes) in &mut streams {
         let now = lain.get(uri).await;
         if *changes {

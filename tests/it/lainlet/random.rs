@@ -150,7 +150,7 @@ async fn whatever_happens_on_the_way_the_newest_state_arrives() {
             answer.assert_is(status, &body, &format!("{question:?}; {at}"));
         }
     }
-    assert!(lain.relay.metric("etcd_relay_upstream_resyncs_total").await > 0.0, "seed {seed}: nothing was read anew");
+    assert!(lain.relay.metric("etcd_relay_upstream_resyncs_total").await > 0.0, "seed {seed}: nothing was read again");
     lain.relay.assert_no_panic();
 }
 

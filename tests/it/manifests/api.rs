@@ -1,7 +1,7 @@
-//! A real kube-apiserver takes all of deploy/kubernetes: its schemas, its validation and its admission, which holds pods to the profile `restricted`.
+//! A real kube-apiserver accepts all of deploy/kubernetes. This tests its schemas, its validation and its admission, which enforces the profile `restricted`.
 //!
-//! `make kubernetes-api` builds the server and runs this; `make test` does, where it is built already. Not here: controllers and kubelets, so nothing
-//! that was applied runs.
+//! `make kubernetes-api` builds the server and runs this; `make test` runs it if the server is built already. Not here: controllers and kubelets, so no pod
+//! runs.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{CASES, documents, kubernetes, render, text, tools};
 use crate::support::{etcd::Etcd, eventually, free_port, process::Process};
 
-/// An API server over an etcd of its own, and who asks it.
+/// An API server over its own etcd, and its clients.
 struct Api {
     folder: TempDir,
     tools: &'static Path,
@@ -83,7 +83,7 @@ impl Api {
         self.run("kubectl", args)
     }
 
-    /// Succeeds, and without a warning. What it printed.
+    /// Must succeed without a warning. Returns the output.
     fn must(&self, tool: &str, args: &[&str]) -> String {
         let output = self.run(tool, args);
         let said = text(output.stderr);
@@ -91,24 +91,24 @@ impl Api {
         text(output.stdout)
     }
 
-    /// The path of a file that has this text.
+    /// The path of a file with this text.
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
         fs::write(&path, text).expect("a file");
         path.display().to_string()
     }
 
-    /// What it takes of a change that it does not make.
+    /// Validates a change without making it.
     ///
-    /// By the server itself, since a board is longer than the note in which the client keeps what it applied last.
+    /// On the server, since a board is too long for the annotation in which the client keeps the last applied configuration.
     fn try_apply(&self, path: &str) {
         self.must("kubectl", &["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", path]);
     }
 
-    /// Makes the resources of the Prometheus operator known.
+    /// Installs the custom resources of the Prometheus operator.
     async fn know_custom_resources(&self) {
         let crds = self.tools.join("crds");
-        // They are too large for the note of what was applied last.
+        // They are too large for the annotation with the last applied configuration.
         self.must("kubectl", &["create", "-f", crds.to_str().expect("UTF-8")]);
         for kind in ["servicemonitors", "prometheusrules"] {
             eventually(&format!("{kind} are served"), async || {
@@ -119,7 +119,7 @@ impl Api {
     }
 }
 
-/// The program, or `None`, with the reason printed.
+/// The program. `None`, with the reason printed, if it is not there.
 fn program() -> Option<PathBuf> {
     let mut script = Command::new(super::root().join("scripts/kube-apiserver"));
     if std::env::var("ETCD_RELAY_TEST_SCALE").is_ok_and(|scale| scale == "full") {
@@ -142,7 +142,7 @@ async fn a_real_api_server_takes_the_manifests_and_the_chart() {
     api.know_custom_resources().await;
     let folder = |name: &str| kubernetes().join(name).display().to_string();
 
-    // As README says, one after the other: whoever goes on from one to the next changes what is there.
+    // As the README says, one after the other, so each changes what the previous one has left.
     api.must("kubectl", &["apply", "--validate=strict", "-f", &folder("base/etcd-relay.yaml")]);
     for name in ["base", "zones", "tls", "monitoring"] {
         api.must("kubectl", &["apply", "--validate=strict", "-k", &folder(name)]);
@@ -163,13 +163,13 @@ async fn a_real_api_server_takes_the_kit_to_try() {
     let (Some(program), Some(tools)) = (program(), tools()) else { return };
     let api = Api::start(&program, tools).await;
     let built = api.must("kubectl", &["kustomize", "--load-restrictor=LoadRestrictionsNone", "deploy/kubernetes/try"]);
-    // A board is longer than the note in which the client would keep what it applied last.
+    // A board is too long for the annotation in which the client would keep the last applied configuration.
     api.must("kubectl", &["apply", "--server-side", "--validate=strict", "-f", &api.file("try.yaml", &built)]);
     let deployments = documents(tools, &built).into_iter().filter(|document| document["kind"] == "Deployment");
     let pods: Vec<_> = deployments.map(|deployment| pod_of(&deployment, "etcd-relay")).collect();
     assert_eq!(pods.len(), 4);
     for mut pod in pods {
-        // Of the accounts of a namespace, this is the one that no controller has to make.
+        // The manifests have this account. A controller, which does not run here, would create the default one.
         pod["spec"]["serviceAccountName"] = json!("etcd-relay");
         api.must(
             "kubectl",
@@ -205,7 +205,7 @@ async fn helm_installs_upgrades_and_takes_away_the_chart() {
     assert_eq!(left, "");
 }
 
-/// What the cases' pods need: a namespace that takes none with more rights than the relay has, accounts, and a class.
+/// What the pods of the cases need: a namespace that enforces `restricted`, accounts, and a priority class.
 const CLUSTER: &str = "apiVersion: v1
 kind: List
 items:
@@ -216,7 +216,7 @@ items:
   - {apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}
 ";
 
-/// The pod of a Deployment may come into its namespace, where pods must be `restricted`; one with a right more may not.
+/// The namespace, which enforces `restricted`, accepts the pod of a Deployment, and rejects one with an additional right.
 fn take_pod(api: &Api, name: &str, deployment: &Value) {
     let pod = pod_of(deployment, "relays");
     let create = ["create", "--dry-run=server", "--validate=strict", "-f"];
@@ -235,7 +235,7 @@ fn take_pod(api: &Api, name: &str, deployment: &Value) {
     }
 }
 
-/// A pod of a Deployment, as its controller would make it.
+/// A pod of a Deployment, as its controller would create it.
 fn pod_of(deployment: &Value, namespace: &str) -> Value {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -1,4 +1,4 @@
-//! What every pod must have, whatever the values: no right that it does not need, the time to drain, probes and variables that the program has.
+//! Checks of every pod, with all values: no unnecessary rights, enough time to drain, and probes and variables that the program has.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{all_documents, tools};
 
-/// What the relay's port for metrics answers (`front/http/metrics_only.rs`).
+/// The paths of the relay's metrics port (`front/http/metrics_only.rs`).
 const PROBED: [&str; 2] = ["/live", "/ready"];
 
 /// Deployments of a set of documents.
@@ -14,7 +14,7 @@ fn deployments(documents: &[Value]) -> impl Iterator<Item = &Value> {
     documents.iter().filter(|document| document["kind"] == "Deployment")
 }
 
-/// All of all, with where they come from.
+/// All Deployments of all cases, with their origin.
 fn all_deployments() -> Vec<(String, Value)> {
     let Some(tools) = tools() else { return Vec::new() };
     let all = all_documents(tools).into_iter().flat_map(|(name, documents)| {
@@ -25,7 +25,7 @@ fn all_deployments() -> Vec<(String, Value)> {
     all.map(|(name, deployment)| (format!("{name}: {}", deployment["metadata"]["name"]), deployment)).collect()
 }
 
-/// The pod of a Deployment, and its one container.
+/// The pod of a Deployment, and its only container.
 fn pod(deployment: &Value) -> (&Value, &Value) {
     let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["containers"].as_array().map(Vec::len), Some(1));
@@ -49,7 +49,7 @@ fn no_pod_has_a_right_that_it_does_not_need() {
         let (pod, container) = pod(&deployment);
         let of_pod = &pod["securityContext"];
         assert_eq!(of_pod["runAsNonRoot"], json!(true), "{name}");
-        // A number: a node cannot tell whether a name is root's.
+        // A number, since a node cannot check whether a user name means root.
         assert!(of_pod["runAsUser"].as_u64().is_some_and(|user| user >= 10_000), "{name}");
         assert!(of_pod["runAsGroup"].as_u64().is_some_and(|group| group >= 10_000), "{name}");
         assert_eq!(of_pod["seccompProfile"]["type"], "RuntimeDefault", "{name}");
@@ -58,19 +58,19 @@ fn no_pod_has_a_right_that_it_does_not_need() {
         assert_eq!(of_container["allowPrivilegeEscalation"], json!(false), "{name}");
         assert_eq!(of_container["capabilities"], json!({"drop": ["ALL"]}), "{name}");
         assert_eq!(pod["automountServiceAccountToken"], json!(false), "{name}");
-        // Else Kubernetes sets ETCD_RELAY_PORT and others where a Service is called etcd-relay.
+        // Otherwise Kubernetes sets ETCD_RELAY_PORT and others for a Service called etcd-relay.
         assert_eq!(pod["enableServiceLinks"], json!(false), "{name}");
         for field in ["hostNetwork", "hostPID", "hostIPC"] {
             assert!(pod[field].is_null(), "{name}: {field}");
         }
         assert!(container["ports"].as_array().expect("ports").iter().all(|port| port["hostPort"].is_null()), "{name}");
         for volume in pod["volumes"].as_array().into_iter().flatten() {
-            // The user of the pod can read the files of Secrets by its group, and nobody else can.
+            // The pod's user can read the files of Secrets through its group, and nobody else can.
             assert_eq!(volume["secret"]["defaultMode"], json!(0o440), "{name}");
             assert_eq!(of_pod["fsGroup"], of_pod["runAsGroup"], "{name}");
         }
         for mount in container["volumeMounts"].as_array().into_iter().flatten() {
-            // A file that is mounted by itself would not follow its Secret.
+            // A file that is mounted alone would not be updated.
             assert!(mount["subPath"].is_null() && mount["readOnly"] == json!(true), "{name}: {mount}");
         }
         assert!(container["resources"]["requests"]["memory"].is_string(), "{name}");
@@ -92,7 +92,7 @@ fn a_pod_has_the_time_to_drain_and_no_two_of_a_deployment_drain_at_once() {
         assert_eq!(spec["strategy"], update, "{name}");
         let pause = spec["minReadySeconds"].as_u64().expect("a pause");
         assert!(pause >= pre_stop + drain, "{name}: the next relay stops after {pause} s");
-        // The API server refuses a deadline that is not longer.
+        // The API server rejects a deadline that is not longer.
         assert!(spec["progressDeadlineSeconds"].as_u64().expect("a deadline") > pause, "{name}");
     }
 }
@@ -105,7 +105,7 @@ fn evictions_take_one_relay_at_a_time_and_never_none() {
         for budget in documents.iter().filter(|document| document["kind"] == "PodDisruptionBudget") {
             budgets += 1;
             let spec = &budget["spec"];
-            // Of a number that must be there, one relay alone could never be evicted.
+            // With a minimum instead, a single relay could never be evicted.
             assert!(spec["minAvailable"].is_null() && spec["maxUnavailable"] != json!(0), "{name}: {spec}");
             assert!(!spec["maxUnavailable"].is_null(), "{name}: {spec}");
             assert_eq!(spec["unhealthyPodEvictionPolicy"], "AlwaysAllow", "{name}");
@@ -131,10 +131,10 @@ fn services_policies_and_probes_lead_to_ports_that_the_relay_listens_on() {
             }
             for (probe, path) in [("startupProbe", "/live"), ("livenessProbe", "/live"), ("readinessProbe", "/ready")] {
                 let get = &container[probe]["httpGet"];
-                // A relay that waits for etcd is not ready, and must not be restarted for that.
+                // A relay that waits for etcd is not ready, but must not be restarted.
                 assert!(get["path"] == path && PROBED.contains(&path) && get["port"] == "metrics", "{name}: {get}");
             }
-            // Probes and Prometheus read that port without TLS.
+            // Probes and Prometheus use that port without TLS.
             let metrics = variable(container, "ETCD_RELAY_LISTEN_METRICS").expect("metrics");
             assert!(metrics.starts_with("http://"), "{name}: {metrics}");
         }
@@ -193,7 +193,7 @@ fn every_variable_of_a_pod_is_one_of_serve() {
 fn a_prefix_reaches_the_relay_as_it_was_written() {
     for (name, deployment) in all_deployments().into_iter().filter(|(name, _)| name.starts_with("everything")) {
         let (_, container) = pod(&deployment);
-        // A comma of the prefix is escaped for the relay, and what looks like a variable for Kubernetes.
+        // A comma in the prefix is escaped for the relay, and text that looks like a variable is escaped for Kubernetes.
         let prefixes = variable(container, "ETCD_RELAY_PREFIX");
         assert_eq!(prefixes.as_deref(), Some(r"/app/,/a\,b/,/c/$$(POD_IP)/"), "{name}");
         let zone = deployment["metadata"]["labels"]["relay-zone"].as_str().expect("a zone").to_owned();
@@ -202,7 +202,7 @@ fn a_prefix_reaches_the_relay_as_it_was_written() {
     }
 }
 
-/// Fails where labels do not select the pods of each Deployment.
+/// Fails if labels do not select the pods of each Deployment.
 fn assert_selects_all(name: &str, selector: &Value, documents: &[Value]) {
     let selector = selector.as_object().expect("labels");
     assert!(!selector.is_empty(), "{name}");

@@ -1,6 +1,6 @@
-//! The program as a pod runs it: with the arguments and variables of a manifest, as its user, without capabilities, on a root that nobody can write to.
+//! Runs the program like a pod does: with the arguments and variables of a manifest, as its user, without capabilities, on a read-only root.
 //!
-//! Not here: a node. Of the variables only addresses are others: etcd's, and those of the ports, which the system chooses on loopback.
+//! Not here: a node. Only the variables with addresses are different: etcd's, and those of the ports, which the system chooses on loopback.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{
     relay::{Relay, RelayCommand},
 };
 
-/// A namespace of mounts of its own, in which the program is at a place where everyone may run it, and nothing can be written anywhere: `$1` is the
+/// Makes a mount namespace in which everyone may run the program and nobody can write anything: `$1` is the
 /// user, `$2` the program.
 const AS_A_POD: &str = r#"
 set -e
@@ -30,7 +30,7 @@ shift 2
 exec setpriv --reuid "$user" --regid "$user" --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs -- /mnt/etcd-relay "$@"
 "#;
 
-/// The container of base/etcd-relay.yaml, and the user of its pod.
+/// The container in base/etcd-relay.yaml, and the user of its pod.
 fn of_base(tools: &Path) -> (Vec<(String, String)>, u64) {
     let text = fs::read_to_string(kubernetes().join("base/etcd-relay.yaml")).expect("a manifest");
     let documents = documents(tools, &text);
@@ -39,7 +39,7 @@ fn of_base(tools: &Path) -> (Vec<(String, String)>, u64) {
     (variables(&pod["containers"][0]), pod["securityContext"]["runAsUser"].as_u64().expect("a user"))
 }
 
-/// `serve` with these variables, but for addresses.
+/// `serve` with these variables, except for addresses.
 fn command(variables: &[(String, String)], etcd: &str) -> RelayCommand {
     variables.iter().fold(RelayCommand::told_by_environment(), |command, (name, value)| match &**name {
         "ETCD_RELAY_ETCD" => command.env(name, etcd),
@@ -118,7 +118,7 @@ async fn a_pod_serves_as_its_user_on_a_root_that_cannot_be_written_and_ends_with
     assert_eq!(relay.exit_code(Duration::from_secs(35)).await, 0);
 }
 
-/// Whether this process may change user and mounts, as a container's runtime does.
+/// Whether this process may change its user and mounts, like a container runtime.
 fn can_be_a_pod() -> Result<(), String> {
     let trial =
         ["--mount", "sh", "-c", "mount -t tmpfs tmpfs /mnt && setpriv --reuid 65532 --regid 65532 --clear-groups true"];

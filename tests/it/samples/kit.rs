@@ -1,7 +1,7 @@
-//! [`Kit`]: how the samples of a language are started here; [`Sample`]: one that runs; [`Line`]: what it says.
+//! [`Kit`]: how the samples of a language are started; [`Sample`]: a running sample; [`Line`]: a line of its output.
 //!
-//! Not here: what surrounds them, see `scene`. A language whose tools are not there, or whose libraries cannot be had, is left out, with the reason printed once
-//! a test. Programs of Rust are built by the cargo that runs the tests, in the same profile, so that all they need is built already.
+//! Not here: the servers around them, see `scene`. A language without its tools or libraries is left out, and the reason is printed once per test. Rust
+//! programs are built by the cargo that runs the tests, in the same profile, so that their dependencies are built already.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,14 +16,14 @@ use crate::support::{eventually_within, patience, process::Process};
 /// How the samples of a language are started.
 #[derive(Clone, Debug)]
 pub struct Kit {
-    /// Such as `go`: the folder of `examples`.
+    /// The folder in `examples`, such as `go`.
     pub language: &'static str,
-    /// What goes before the arguments of a program: the command with `{}` for its name.
+    /// The command before a program's arguments, with `{}` for the program's name.
     command: Vec<String>,
 }
 
 impl Kit {
-    /// Those that can be run here.
+    /// The kits for this machine.
     pub fn all() -> Vec<Self> {
         static ALL: OnceLock<Vec<Result<Kit, String>>> = OnceLock::new();
         let all = ALL.get_or_init(|| vec![rust(), go(), python(), curl()]);
@@ -79,7 +79,7 @@ fn brought(language: &str) -> Result<String, String> {
     output(Command::new(script).arg(language)).map_err(|reason| format!("the samples in {language}: {reason}"))
 }
 
-/// The output of a command, or what it said when it failed.
+/// The output of a command, or its error output if it failed.
 fn output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
@@ -97,19 +97,19 @@ fn text(path: &Path) -> String {
     path.to_str().expect("a path of text").to_owned()
 }
 
-/// A sample that runs.
+/// A running sample.
 #[derive(Debug)]
 pub struct Sample {
     /// For people.
     pub name: String,
-    /// The member that it registers, if it does.
+    /// The member that it registers, if any.
     pub member: String,
     /// The process.
     pub process: Process,
 }
 
 impl Sample {
-    /// Everything it printed, after a line break, so that each line has one before it.
+    /// Everything that it printed, after a line break, so that each line follows one.
     pub fn log(&self) -> String {
         format!("\n{}", self.process.log())
     }
@@ -127,7 +127,7 @@ impl Sample {
         eventually_within(patience(), &what, async || self.lines().into_iter().find(&wanted)).await
     }
 
-    /// SIGTERM; it ends by itself, and well.
+    /// Sends SIGTERM. It must exit by itself, with success.
     pub async fn stop(&mut self) {
         self.process.signal(Signal::TERM);
         let code = self.process.exit_code(patience()).await;
@@ -138,12 +138,12 @@ impl Sample {
 /// A line that a sample printed.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// As it is.
+    /// The unchanged text.
     pub text: String,
 }
 
 impl Line {
-    /// The revision of a configuration that is in use from here on.
+    /// The revision of a configuration that is in use from now on.
     pub fn configured(&self) -> Option<i64> {
         number_after(&self.text, "configuration of revision ")
     }
@@ -164,7 +164,7 @@ impl Line {
         number.strip_suffix(')')?.parse().ok()
     }
 
-    /// Whether it is about one member.
+    /// Whether the line is about this member.
     pub fn is_change(&self) -> bool {
         ["+ ", "- ", "~ "].iter().any(|sign| self.text.starts_with(sign))
     }

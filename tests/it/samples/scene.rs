@@ -1,7 +1,7 @@
-//! [`Scene`]: an etcd, relays on ports that stay theirs, and of each language a registration, a discovery and a configuration.
+//! [`Scene`]: an etcd, relays that keep their ports, and for each language a registration, a discovery and a configuration.
 //!
-//! Not here: what happens to them, see `samples`. Who changes keys, and who judges, asks etcd directly. Always holds: registrations are members of the service `web`,
-//! named as their language; [`Scene::end`] holds each discovery to etcd's history, line by line.
+//! Not here: what happens to them, see `samples`. Changes and checks of keys go to etcd directly. Always holds: registrations are members of the service `web`,
+//! named after their language; [`Scene::end`] compares each discovery with etcd's history, line by line.
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +28,10 @@ use super::kit::{Kit, Sample};
 
 const SERVICE: &str = "/services/web/";
 
-/// Samples, and the servers that they use.
+/// The samples and the servers that they use.
 #[derive(Debug)]
 pub struct Scene {
-    /// What is behind the relays.
+    /// The etcd behind the relays.
     pub etcd: Etcd,
     /// A registration for each language.
     pub registers: Vec<Sample>,
@@ -39,19 +39,19 @@ pub struct Scene {
     pub discovers: Vec<Sample>,
     /// A configuration for each language.
     pub configs: Vec<Sample>,
-    /// Whether the test took away from etcd what happened in it.
+    /// Whether the test removed some of etcd's history.
     pub history_is_lost: bool,
     commands: Vec<RelayCommand>,
     relays: Vec<Option<Relay>>,
     env: Vec<(String, String)>,
-    /// The member that changes keys and is asked for them.
+    /// The member that is used to change and read keys.
     member: usize,
     visitors: usize,
     folder: TempDir,
 }
 
 impl Scene {
-    /// An etcd, and relays before it. Leases last for `ttl` seconds.
+    /// Starts an etcd, and relays in front of it. Leases have a TTL of `ttl` seconds.
     pub async fn start(etcd: Etcd, relays: usize, ttl: u64) -> Self {
         let mut commands = Vec::new();
         let (mut grpc, mut http) = (Vec::new(), Vec::new());
@@ -104,13 +104,13 @@ impl Scene {
         self.relays[index] = Some(self.commands[index].clone().start().await);
     }
 
-    /// `kill -9` of a relay.
+    /// Sends SIGKILL to a relay.
     pub fn kill_relay(&mut self, index: usize) {
         self.relay(index).kill();
         self.relays[index] = None;
     }
 
-    /// SIGTERM of a relay, and its end.
+    /// Sends SIGTERM to a relay, and waits for its end.
     pub async fn drain_relay(&mut self, index: usize) {
         let relay = self.relay(index);
         relay.terminate();
@@ -118,12 +118,12 @@ impl Scene {
         self.relays[index] = None;
     }
 
-    /// SIGSTOP of a relay: its connections stay open, and it answers nothing.
+    /// Sends SIGSTOP to a relay: its connections stay open, and it answers nothing.
     pub fn freeze_relay(&mut self, index: usize) {
         self.signal_relay(index, Signal::STOP);
     }
 
-    /// SIGCONT of a relay.
+    /// Sends SIGCONT to a relay.
     pub fn thaw_relay(&mut self, index: usize) {
         self.signal_relay(index, Signal::CONT);
     }
@@ -137,22 +137,22 @@ impl Scene {
         self.relays[index].as_mut().expect("a relay that runs")
     }
 
-    /// From here on another member of etcd changes keys and is asked for them.
+    /// Uses another member of etcd from now on to change and read keys.
     pub fn reads_from(&mut self, member: usize) {
         self.member = member;
     }
 
-    /// etcd, without a relay.
+    /// A connection to etcd without a relay.
     pub async fn etcd_kv(&self) -> Kv {
         Kv::connect(&self.etcd.member_endpoint(self.member)).await
     }
 
-    /// Puts a configuration; its revision.
+    /// Puts a configuration, and returns its revision.
     pub async fn configure(&self, value: &str) -> i64 {
         self.put("/config/web", value).await
     }
 
-    /// Waits until all use the configuration of this revision; for each, how long after `since` that was seen.
+    /// Waits until all use the configuration of this revision. Returns for each how long after `since` that was seen.
     pub async fn until_configured(&self, revision: i64, since: Instant) -> Vec<(String, Duration)> {
         let mut seen = BTreeMap::new();
         eventually(&format!("all use the configuration of revision {revision}"), async || {
@@ -170,7 +170,7 @@ impl Scene {
     /// The members of the service in etcd, by name.
     pub async fn members(&self) -> BTreeMap<String, KeyValue> {
         let request = RangeRequest { key: bytes(SERVICE), range_end: prefix_end(SERVICE), ..Default::default() };
-        // A cluster that elects answers later.
+        // During an election the answer comes later.
         let kv = self.etcd_kv().await;
         let answer = eventually("etcd answers a read", async || kv.raw.clone().range(request.clone()).await.ok()).await;
         let named = answer.into_inner().kvs.into_iter();
@@ -201,7 +201,7 @@ impl Scene {
         }
         eventually("all leases are renewed", async || {
             for (name, (lease, left, since)) in waiting.clone() {
-                // What etcd says is cut to whole seconds, both times.
+                // etcd truncates both times to whole seconds.
                 if self.left(lease).await > left - since.elapsed().as_secs_f64() + 2.0 {
                     waiting.remove(&name);
                 }
@@ -211,7 +211,7 @@ impl Scene {
         .await;
     }
 
-    /// Seconds that are left of a lease.
+    /// The remaining seconds of a lease.
     async fn left(&self, id: i64) -> f64 {
         let channel = kv::channel(&self.etcd.member_endpoint(self.member)).await;
         let request = LeaseTimeToLiveRequest { id, keys: false };
@@ -232,7 +232,7 @@ impl Scene {
         }
     }
 
-    /// A member comes, all discoveries show it, and it goes again.
+    /// Adds a member, waits until all discoveries show it, and removes it again.
     pub async fn a_member_comes_and_goes(&mut self) {
         self.visitors += 1;
         let name = format!("visitor-{}", self.visitors);
@@ -251,7 +251,7 @@ impl Scene {
         }
     }
 
-    /// Holds all discoveries to the truth, and ends all samples.
+    /// Compares all discoveries with etcd's history, and ends all samples.
     pub async fn end(mut self) {
         let last = self.put(&format!("{SERVICE}the-end"), "http://end").await;
         self.until_discovered().await;
@@ -268,7 +268,7 @@ impl Scene {
         self.relays.iter().flatten().for_each(Relay::assert_no_panic);
     }
 
-    /// Puts a key at etcd, also while it elects; the revision.
+    /// Puts a key in etcd, even during an election, and returns the revision.
     async fn put(&self, key: &str, value: &str) -> i64 {
         let kv = self.etcd_kv().await;
         let put = kv::put(key, value);
@@ -277,7 +277,7 @@ impl Scene {
     }
 }
 
-/// The members that a discovery has shown to be there, and their addresses.
+/// The members that a discovery shows, and their addresses.
 fn shown(discover: &Sample) -> BTreeMap<String, String> {
     let mut members = BTreeMap::new();
     for line in discover.lines().iter().filter(|line| line.is_change()) {
@@ -294,11 +294,11 @@ fn shown(discover: &Sample) -> BTreeMap<String, String> {
     members
 }
 
-/// Fails unless a discovery told each change from its list to the revision `last`, once and in order, and nothing else.
+/// Fails unless a discovery has shown each change from its list to the revision `last`, once and in order, and nothing else.
 fn assert_told_all(discover: &Sample, history: &Replay, last: i64) {
     let lists: Vec<i64> = discover.lines().iter().filter_map(|line| line.listed()).collect();
     let [listed] = lists[..] else {
-        // Then its last state was compared with etcd's.
+        // In that case its last state was compared with etcd's.
         return;
     };
     let mut members = BTreeMap::new();

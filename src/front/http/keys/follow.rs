@@ -1,4 +1,4 @@
-//! [`Follow`]: a watch with a session of its own, from its request to the first answer of the hub. [`Watching`]
+//! [`Follow`]: a watch with its own session, from its request to the first answer of the hub. [`Watching`]
 //! describes what a stream follows.
 //!
 //! A stream opens a watch, and another one if the first cannot continue: its past is compacted, or it wants only the

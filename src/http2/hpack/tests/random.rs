@@ -36,7 +36,7 @@ pub(super) struct Part {
     fields: Vec<Written>,
 }
 
-/// Writes blocks in all forms, with a table of its own.
+/// Writes blocks in all forms, with its own table.
 pub(super) struct Encoder {
     table: VecDeque<(Vec<u8>, Vec<u8>)>,
     limit: usize,

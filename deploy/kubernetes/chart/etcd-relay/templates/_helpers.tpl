@@ -23,7 +23,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- default (include "etcd-relay.fullname" .) .Values.serviceAccount.name -}}
 {{- end -}}
 
-{{- /* How long a stop takes at the most, from when the pod is deleted. */ -}}
+{{- /* The longest time that a stop takes, from the deletion of the pod on. */ -}}
 {{- define "etcd-relay.stopSeconds" -}}
 {{- add .Values.preStopSeconds .Values.drainSeconds -}}
 {{- end -}}
@@ -36,14 +36,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- mulf (regexFind "^[0-9.]+" . | float64) (get $factors $unit) | int64 -}}
 {{- end -}}
 
-{{- /* What the relay may hold in memory before its first key of a prefix, in MiB: itself with encoded pages of lists, histories, feeds on demand. */ -}}
+{{- /* The memory that the relay may need without any key of a prefix, in MiB: itself with encoded pages of lists, histories, feeds on demand. */ -}}
 {{- define "etcd-relay.fixedMib" -}}
 {{- $histories := mul (len .Values.prefixes) (include "etcd-relay.mib" .Values.history.bytes | int64) -}}
 {{- $onDemand := ternary (include "etcd-relay.mib" .Values.onDemand.bytes | int64) 0 (eq .Values.onDemand.mode "allow") -}}
 {{- add 128 $histories $onDemand -}}
 {{- end -}}
 
-{{- /* The values that a schema cannot check, since they must fit each other. */ -}}
+{{- /* Checks of values that must fit each other, which a schema cannot express. */ -}}
 {{- define "etcd-relay.check" -}}
 {{- if not .Values.etcd.endpoints -}}
 {{- fail "etcd.endpoints is empty: name the client URLs of etcd's members, such as --set 'etcd.endpoints={http://etcd:2379}'" -}}
@@ -140,7 +140,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
-{{- /* Kubernetes puts variables in place of $(NAME) in the value of a variable, but for $$(NAME). */ -}}
+{{- /* Kubernetes replaces $(NAME) in the value of a variable, except in $$(NAME). */ -}}
 {{- define "etcd-relay.literal" -}}
 {{- replace "$(" "$$(" . -}}
 {{- end -}}

@@ -107,7 +107,6 @@ fn keys_that_are_named_in_any_usual_manner_are_looked_at_about_twice() {
     let open = Cost::of_open_requests(KEYS, limits());
     for (manner, keys) in manners {
         let cost = read(&keys, &everything(), 10, true, usize::MAX);
-        println!("{manner}: {cost:?}, and with open requests {open:?}");
         // The first request looks at all of them.
         let fits = cost.looked_at <= 7 * KEYS / 2 && cost.requests <= 2 * open.requests;
         assert!(fits, "{manner}: {cost:?}, and with open requests {open:?}");
@@ -149,7 +148,6 @@ fn keys_that_are_spread_to_mislead_cost_no_more_than_with_open_requests() {
     for (manner, keys) in spread {
         let open = Cost::of_open_requests(keys.len(), limits());
         let cost = read(&keys, &everything(), 10, true, usize::MAX);
-        println!("{manner}: {cost:?}, and with open requests {open:?}");
         assert!(cost.looked_at <= open.looked_at + keys.len(), "{manner}: {cost:?}, and with open requests {open:?}");
         assert!(cost.requests <= 8 * open.requests, "{manner}: {cost:?}, and with open requests {open:?}");
     }
