@@ -94,6 +94,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("interval", &["slack"]),
     ("pages", &[]),
     ("shares", &[]),
+    ("room", &[]),
     ("standing", &[]),
     ("turns", &[]),
     ("upstream", &[]),
