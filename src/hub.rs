@@ -8,6 +8,7 @@
 
 mod backfill;
 mod catch_up;
+mod chunks;
 mod confirm;
 mod delivery;
 mod ends;

@@ -47,3 +47,8 @@ fn what_is_pushed_beside_a_task_that_goes_to_rest_is_not_lost() {
 fn a_stream_that_moved_is_woken_where_it_is() {
     models::a_stream_that_moved_is_woken_where_it_is();
 }
+
+#[test]
+fn whoever_joins_beside_a_publication_gets_each_revision_once() {
+    models::whoever_joins_beside_a_publication_gets_each_revision_once();
+}

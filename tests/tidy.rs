@@ -91,6 +91,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// before it, so there are no cycles. `hub` is what `hub.rs` itself defines.
 const HUB: &[(&str, &[&str])] = &[
     ("slack", &[]),
+    ("chunks", &[]),
     ("interval", &["slack"]),
     ("pages", &[]),
     ("shares", &[]),
@@ -102,7 +103,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("confirm", &["upstream"]),
     ("pace", &["upstream"]),
     ("work", &["stats"]),
-    ("index", &["interval", "slack"]),
+    ("index", &["chunks", "interval", "slack"]),
     ("payload", &["index"]),
     ("runs", &["payload"]),
     ("history", &["index", "payload", "runs"]),
@@ -114,7 +115,7 @@ const HUB: &[(&str, &[&str])] = &[
     (
         "feed",
         &[
-            "hub", "delivery", "history", "index", "outbox", "payload", "pins", "runs", "snapshot", "slack",
+            "hub", "chunks", "delivery", "history", "index", "outbox", "payload", "pins", "runs", "shares", "snapshot",
             "standing", "stats", "upstream",
         ],
     ),

@@ -20,6 +20,10 @@ mod wake;
 #[path = "../../src/hub/outbox/handover.rs"]
 mod handover;
 
+/// `src/hub/feed/sequence.rs`.
+#[path = "../../src/hub/feed/sequence.rs"]
+mod sequence;
+
 /// `src/hub/confirm/rounds.rs`.
 #[path = "../../src/hub/confirm/rounds.rs"]
 #[expect(dead_code, reason = "the relay uses the parts that the models do not")]
@@ -40,6 +44,8 @@ use self::{
     handover::{Handover, Resting, wake},
     latest::Latest,
     rounds::Rounds,
+    sequence::Sequence,
+    sync::Mutex,
     wake::{WakeList, WakeSource, WakeSources},
 };
 
@@ -306,5 +312,86 @@ pub fn a_stream_that_moved_is_woken_where_it_is() {
         let found = outbox.look(&Context::from_waker(&waker), Outbox::drain);
         other.join().expect("it pushes");
         assert_eq!(found.is_none(), task.woken() == 1, "the task sleeps although there is a delivery");
+    });
+}
+
+/// A feed's content, as far as publishing is concerned.
+#[derive(Debug, Default)]
+struct Content {
+    revision: u32,
+    streams: Vec<Arc<Mutex<Stream>>>,
+}
+
+/// A stream with one watch.
+#[derive(Debug, Default)]
+struct Stream {
+    /// The revision that the watch needs next.
+    next: u32,
+    /// Everything up to this revision was given to it, as it was told.
+    told: u32,
+}
+
+impl Stream {
+    fn push(&mut self, revision: u32) {
+        assert!(revision > self.told, "revision {revision} comes after the stream was told that it has everything");
+        if revision >= self.next {
+            assert_eq!(revision, self.next, "a revision was left out");
+            self.next += 1;
+        }
+    }
+}
+
+/// Publishes the next revision, as a feed does: under its lock only the list of streams is copied.
+fn publish(feed: &Sequence<Content>) {
+    let turn = feed.turn();
+    let (revision, streams) = {
+        let mut content = feed.lock();
+        content.revision += 1;
+        (content.revision, content.streams.clone())
+    };
+    streams.iter().for_each(|stream| stream.lock().push(revision));
+    drop(turn);
+}
+
+/// A stream joins.
+fn join(feed: &Sequence<Content>) -> Arc<Mutex<Stream>> {
+    let mut content = feed.lock();
+    let stream = Arc::new(Mutex::new(Stream { next: content.revision + 1, told: 0 }));
+    content.streams.push(stream.clone());
+    stream
+}
+
+/// A stream is told its progress.
+fn tell(feed: &Sequence<Content>, stream: &Mutex<Stream>) {
+    let turn = feed.turn();
+    let content = feed.lock();
+    stream.lock().told = content.revision;
+    drop(content);
+    drop(turn);
+}
+
+/// A stream joins and is told its progress, and another one is told its progress, while revisions are published: each
+/// gets all of them after it joined, and none after it was told that it has it.
+pub fn whoever_joins_beside_a_publication_gets_each_revision_once() {
+    loom::model(|| {
+        let feed = Arc::new(Sequence::new(Content::default()));
+        let first = join(&feed);
+        let publisher = {
+            let feed = feed.clone();
+            thread::spawn(move || publish(&feed))
+        };
+        let joiner = {
+            let feed = feed.clone();
+            thread::spawn(move || {
+                let stream = join(&feed);
+                tell(&feed, &stream);
+                stream
+            })
+        };
+        tell(&feed, &first);
+        publisher.join().expect("it publishes");
+        let second = joiner.join().expect("it joins");
+        publish(&feed);
+        assert_eq!((first.lock().next, second.lock().next), (3, 3));
     });
 }

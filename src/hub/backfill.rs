@@ -346,7 +346,7 @@ fn settle_some(feed: &Arc<Feed>, place: u32, outbox: &Arc<Outbox>) -> bool {
         }
     }
     // The place may belong to another stream by now.
-    let is_here = inner.outboxes.get(place as usize).is_some_and(|there| Arc::ptr_eq(there, outbox));
+    let is_here = inner.outboxes.get(place).is_some_and(|there| Arc::ptr_eq(there, outbox));
     if is_here && !state.watches.lags_in(feed.id()) {
         inner.past.forget(place);
     }

@@ -5,18 +5,22 @@
 //! read.
 //!
 //! Always holds:
-//! - the feed's revision only rises, except at a reset. Every event of the range up to it is in snapshot and history,
-//!   and was pushed to each live watch before anyone can see that revision;
-//! - subscribing and publishing exclude each other, so a watch created at a revision gets each event after it;
+//! - the feed's revision only rises, except at a reset. Every event of the range up to it is in snapshot and history
+//!   before anyone can see that revision, and is then pushed to each watch that was live (`handouts`). No stream is told
+//!   that it has everything up to a revision before that;
+//! - subscribing and taking over revisions exclude each other, so a watch created at a revision gets each event after it;
 //! - under the feed's lock nothing waits and no task is woken.
 
 mod demand;
 mod driven;
 mod goal;
+mod handouts;
 mod heard;
 mod held;
 mod inner;
 mod lag;
+mod places;
+mod sequence;
 mod stats;
 
 use std::{
@@ -29,7 +33,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use slab::Slab;
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
@@ -42,7 +45,7 @@ pub use self::{
     held::Held,
     stats::{FeedStats, Totals},
 };
-use self::{goal::Goal, heard::Heard, lag::Past};
+use self::{goal::Goal, heard::Heard, lag::Past, places::Places, sequence::Sequence};
 pub(super) use self::{
     inner::{Inner, Locked},
     lag::PastTasks,
@@ -53,7 +56,6 @@ use super::{
     index::Index,
     outbox::FeedId,
     pins::Pins,
-    slack::Slack,
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing},
 };
@@ -82,7 +84,7 @@ pub struct Feed {
     range: KeyRange,
     kind: FeedKind,
     pub(super) shared: Arc<FeedContext>,
-    inner: Mutex<Inner>,
+    inner: Sequence<Inner>,
     snapshot: ArcSwap<Snapshot>,
     /// Snapshots that lists in pages continue from.
     pub(super) pins: Pins,
@@ -163,8 +165,7 @@ impl Feed {
             cluster: Arc::default(),
             history: History::new(Revision::ZERO, shared.history_of(kind)),
             index: Index::default(),
-            outboxes: Slab::new(),
-            slack: Slack::default(),
+            outboxes: Places::default(),
             past: Past::default(),
             revision: Revision::ZERO,
             epoch: 0,
@@ -177,7 +178,7 @@ impl Feed {
             range,
             kind,
             shared,
-            inner: Mutex::new(inner),
+            inner: Sequence::new(inner),
             snapshot: ArcSwap::default(),
             pins: Pins::default(),
             revision: watch::Sender::new(Revision::ZERO),
@@ -444,7 +445,14 @@ impl Feed {
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
-        Locked { inner: self.inner.lock(), tasks: &self.shared.tasks }
+        Locked { inner: self.inner.lock(), _turn: None, tasks: &self.shared.tasks }
+    }
+
+    /// Locks the feed when nothing is left to push: each live watch was given everything up to the feed's revision. It
+    /// waits for a publication that is being pushed, so creates and reads do not use it. The caller holds no outbox.
+    pub(super) fn lock_settled(&self) -> Locked<'_> {
+        let turn = self.inner.turn();
+        Locked { inner: self.inner.lock(), _turn: Some(turn), tasks: &self.shared.tasks }
     }
 }
 

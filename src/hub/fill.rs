@@ -400,7 +400,7 @@ fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revisi
         if looked >= MOST {
             break;
         }
-        let outbox = &inner.outboxes[place as usize];
+        let Some(outbox) = inner.outboxes.get(place) else { continue };
         let mut state = outbox.lock();
         looked += 1;
         if state.is_over() || state.is_full(&outbox.limits) {

@@ -3,14 +3,15 @@
 //! Not here: a subscription's position or queue, see `outbox`. Used by `feed` under its lock. Subscriptions with the
 //! same range and options form a group, so that a payload is made once for all of them.
 //! Always holds: a lookup costs one hash for exact keys and O(log n + matches) for ranges, however many others there
-//! are. A subscription costs eight bytes here, and its key is kept once for all that share it.
+//! are. A subscription costs eight bytes here, and its key is kept once for all that share it. The members of a group can
+//! be copied in a moment, for a publication that is pushed after the lock was released.
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::{interval::IntervalTree, slack::Slack};
+use super::{chunks::Chunks, interval::IntervalTree, slack::Slack};
 use crate::types::{EventKind, KeyRange};
 
 /// Which events of its range a subscription wants, and in which form.
@@ -45,6 +46,9 @@ pub(super) struct Member {
     pub(super) watch: u32,
 }
 
+/// The subscriptions of a group.
+pub(super) type Members = Chunks<Member, 1024>;
+
 /// Subscriptions that get the same bytes.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -52,7 +56,7 @@ pub(super) struct Group {
     pub(super) serial: u64,
     pub(super) range: KeyRange,
     pub(super) options: WatchOptions,
-    pub(super) members: Vec<Member>,
+    pub(super) members: Members,
 }
 
 type GroupIds = SmallVec<[GroupId; 2]>;
@@ -83,7 +87,8 @@ impl Index {
         let found = ids.iter().copied().find(|id| self.groups[*id as usize].options == options);
         let id = found.unwrap_or_else(|| {
             // A copy, for the same reason.
-            let group = Group { serial: self.next_serial, range: range.detached(), options, members: Vec::new() };
+            let group =
+                Group { serial: self.next_serial, range: range.detached(), options, members: Members::default() };
             self.next_serial += 1;
             let id = self.groups.insert(group) as GroupId;
             ids.push(id);
@@ -98,7 +103,8 @@ impl Index {
     /// Removes a subscription. Returns the one that took its position, if any; its owner must be told.
     pub(super) fn remove(&mut self, id: GroupId, position: u32) -> Option<Member> {
         let group = &mut self.groups[id as usize];
-        group.members.swap_remove(position as usize);
+        let removed = group.members.swap_remove(position as usize);
+        debug_assert!(removed.is_some(), "a subscription is removed once");
         self.subscriptions -= 1;
         let moved = group.members.get(position as usize).copied();
         if group.members.is_empty() {
@@ -122,8 +128,6 @@ impl Index {
                     self.ranges.remove(&group.range);
                 }
             }
-        } else if group.members.capacity() > 64 && group.members.len() < group.members.capacity() / 4 {
-            group.members.shrink_to(group.members.len() * 2);
         }
         moved
     }

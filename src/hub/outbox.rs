@@ -179,9 +179,10 @@ impl Outbox {
         &self.gone
     }
 
-    /// Pushes a live watch's next events. The feed calls this under its lock. Returns a task to wake.
-    pub(super) fn push(&self, slot: u32, payload: &Arc<Payload>) -> Option<Waker> {
-        self.lock().push(slot as usize, payload, &self.limits)
+    /// Pushes the next events of `feed` to the live watch in a slot. A watch that has left may be named, so that the
+    /// slot is empty, or another watch's. Returns a task to wake.
+    pub(super) fn push(&self, feed: FeedId, slot: u32, payload: &Arc<Payload>) -> Option<Waker> {
+        self.lock().push(feed, slot as usize, payload, &self.limits)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

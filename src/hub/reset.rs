@@ -20,12 +20,12 @@ impl Feed {
     pub fn reset(self: &Arc<Self>, cluster: &Arc<Cluster>, map: KeyMap, revision: Revision, reset: &Reset) {
         let mut wakers: Vec<Waker> = Vec::new();
         let mut tasks = PastTasks::default();
-        let mut inner = self.lock();
+        let mut inner = self.lock_settled();
         // From here on, messages carry the new cluster's name; those in queues keep the name of the cluster that they
         // came from.
         inner.cluster = cluster.clone();
         let was = inner.revision;
-        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
+        let outboxes: Vec<_> = inner.outboxes.iter().cloned().collect();
         for outbox in outboxes {
             let slots = {
                 let mut state = outbox.lock();

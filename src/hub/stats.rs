@@ -20,6 +20,7 @@ static LONG_READS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::LONG_READS))
 static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
 static READING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Reading));
 static WAITING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Waiting));
+static TAKING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Taking));
 static PUSHING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Pushing));
 static REVISIONS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_REVISIONS));
 
@@ -85,6 +86,8 @@ pub(super) struct Published {
     /// The lock was acquired.
     pub(super) began: Instant,
     /// The lock was released.
+    pub(super) taken: Instant,
+    /// Everything was pushed.
     pub(super) done: Instant,
 }
 
@@ -92,7 +95,8 @@ pub(super) fn published(batch: &[Changes], at: Published) {
     if let Some(first) = batch.first() {
         READING.record((at.asked - first.received).as_secs_f64());
         WAITING.record((at.began - at.asked).as_secs_f64());
-        PUSHING.record((at.done - at.began).as_secs_f64());
+        TAKING.record((at.taken - at.began).as_secs_f64());
+        PUSHING.record((at.done - at.taken).as_secs_f64());
     }
     REVISIONS.increment(batch.len() as u64);
     EVENTS.increment(batch.iter().map(|changes| changes.events.len() as u64).sum());

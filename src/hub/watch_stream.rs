@@ -178,7 +178,7 @@ impl WatchStream {
         let mut has_others = false;
         let (attachment, outbox, watch) = state.watches.attach(feed.id(), || {
             has_others = self.add_feed(feed);
-            inner.outboxes.insert(self.outbox.clone()) as u32
+            inner.outboxes.insert(self.outbox.clone())
         });
         let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
         let start = subscribe.start_revision;

@@ -366,7 +366,10 @@ labels! {
         Reading = "reading",
         /// The wait for the feed's lock. Joins, cancels and streams that catch up hold it for a moment.
         Waiting = "waiting",
-        /// The work under the feed's lock, which others wait for: everything is pushed to all live watches.
+        /// The work under the feed's lock, which others wait for: the revisions are put into the snapshot and the
+        /// history, and the watches that want them are looked up. It does not grow with the number of streams.
+        Taking = "taking",
+        /// Everything is pushed to all live watches. Only progress reports wait for this.
         Pushing = "pushing",
     }
 }

@@ -311,7 +311,7 @@ async fn who_joins_lists_all_and_misses_nothing_after_it() {
             assert!(2 * writes < deliveries && deliveries < 5 * writes, "{joined}");
             assert!(joined["figures"]["join_99_ms"].is_number(), "{joined}");
             assert!(joined["figures"]["joining_delay_max_ms"].is_number(), "{joined}");
-            for part in ["reading", "waiting", "pushing"] {
+            for part in ["reading", "waiting", "taking", "pushing"] {
                 let told = &joined["metrics"]["relay"][format!("etcd_relay_publish_seconds{{part=\"{part}\"}}")];
                 // If clients join etcd directly, the relay has nothing to do.
                 let is_relay = *endpoint == relay.endpoint();

@@ -172,12 +172,13 @@ impl Feed {
     /// Ends the feed, and cancels each of its watches with the reason.
     pub(in crate::hub) fn end(&self, reason: NoFeed) {
         let mut wakers: Vec<Waker> = Vec::new();
-        let mut inner = self.lock();
+        // Each watch is given what was published before it is told the feed's revision.
+        let mut inner = self.lock_settled();
         if std::mem::replace(&mut inner.closed, true) {
             return;
         }
         let header = inner.cluster.at(inner.revision);
-        let outboxes: Vec<_> = inner.outboxes.iter().map(|(_, outbox)| outbox.clone()).collect();
+        let outboxes: Vec<_> = inner.outboxes.iter().cloned().collect();
         for outbox in outboxes {
             let slots = outbox.lock().watches.slots_in(self.id);
             for slot in slots {

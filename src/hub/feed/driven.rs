@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Feed, FeedKind, PublishError, inner::Inner};
+use super::{Feed, FeedKind, PublishError, Twins, handouts::Handouts, inner::Inner};
 use crate::{
     hub::{
         history::History,
@@ -131,21 +131,16 @@ impl Feed {
     /// # Errors
     /// [`PublishError::Stale`] at the first revision that is not after the feed's; the ones before it are published.
     pub fn publish(&self, batch: &[Changes]) -> Result<(), PublishError> {
-        let mut wakers = Vec::new();
         // Read once for each batch, not for each delivery.
         let asked = Instant::now();
         let twins = self.twins();
-        let (began, shown, revision);
-        let result = {
-            let mut inner = self.lock();
-            began = Instant::now();
-            let result = inner.publish(batch, &twins, &mut wakers);
-            shown = self.show(&inner);
-            revision = inner.revision;
-            result
-        };
+        let turn = self.inner.turn();
+        let Taken { result, handouts, shown, revision, began } = self.take(batch, &twins);
+        let taken = Instant::now();
+        let wakers = handouts.push();
+        drop(turn);
         let done = Instant::now();
-        stats::published(batch, stats::Published { asked, began, done });
+        stats::published(batch, stats::Published { asked, began, taken, done });
         wakers.into_iter().for_each(Waker::wake);
         self.announce(revision);
         self.heard.now();
@@ -153,6 +148,15 @@ impl Feed {
         drop(shown);
         self.pins.expire();
         result
+    }
+
+    /// Takes over revisions, so that everybody sees them. The caller has the turn to push them, see [`Sequence::turn`].
+    pub(super) fn take(&self, batch: &[Changes], twins: &Twins) -> Taken {
+        let mut inner = self.lock();
+        let began = Instant::now();
+        let mut handouts = Handouts::new(self.id, inner.outboxes.seated());
+        let result = inner.publish(batch, twins, &mut handouts);
+        Taken { result, handouts, shown: self.show(&inner), revision: inner.revision, began }
     }
 
     /// Upstream reports that it has delivered every event up to `revision`. An older report is ignored.
@@ -244,6 +248,18 @@ impl Feed {
     pub(in crate::hub) fn announce(&self, revision: Revision) {
         self.revision.send_replace(revision);
     }
+}
+
+/// What [`Feed::take`] gives.
+#[derive(Debug)]
+pub(super) struct Taken {
+    result: Result<(), PublishError>,
+    pub(super) handouts: Handouts,
+    /// What was visible before. The caller frees it where nobody waits.
+    shown: Arc<Snapshot>,
+    revision: Revision,
+    /// When the lock was acquired.
+    began: Instant,
 }
 
 /// What a feed had before it began again.

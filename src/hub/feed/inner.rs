@@ -1,7 +1,8 @@
-//! What a feed keeps under its lock, and what is done there: publishing a revision, and taking watches out.
+//! What a feed keeps under its lock, and what is done there: taking over revisions, and taking watches out.
 //!
-//! Not here: who calls this and when, see `feed` and `driven`. Always holds: nothing here waits or wakes a task; one
-//! outbox is locked at a time.
+//! Not here: who calls this and when, see `feed` and `driven`; how revisions get to the watches that want them, see
+//! `handouts`. Always holds: nothing here waits or wakes a task; one outbox is locked at a time; publishing locks none, so
+//! the time that it takes here does not grow with the number of streams.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -13,20 +14,18 @@ use std::{
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use parking_lot::MutexGuard;
-use slab::Slab;
 use tokio::time::Instant;
 
-use super::{PublishError, Twins, lag::Past};
+use super::{PublishError, Twins, handouts::Handouts, lag::Past, places::Places, sequence::Pushing};
 use crate::{
     critical::Tasks,
     hub::{
         delivery::Cancellation,
         history::History,
-        index::{Group, Index},
-        outbox::{Left, Outbox, State},
+        index::Index,
+        outbox::{Left, State},
         payload::{Payload, Picks},
         runs::{RUN_BYTES, RUN_REVISIONS, is_large, weight},
-        slack::Slack,
         snapshot::KeyMap,
         upstream::Changes,
     },
@@ -41,9 +40,7 @@ pub(in crate::hub) struct Inner {
     pub(in crate::hub) map: KeyMap,
     pub(in crate::hub) history: History,
     pub(in crate::hub) index: Index,
-    pub(in crate::hub) outboxes: Slab<Arc<Outbox>>,
-    /// Gives back the memory of the list of streams.
-    pub(in crate::hub) slack: Slack,
+    pub(in crate::hub) outboxes: Places,
     pub(in crate::hub) past: Past,
     pub(in crate::hub) revision: Revision,
     /// See [`crate::hub::Snapshot::epoch`].
@@ -58,14 +55,15 @@ impl Inner {
         Stamp { cluster: self.cluster.clone(), revision: self.revision }
     }
 
-    /// Takes over the next revisions and pushes them to every live watch that they concern. Revisions that arrived
-    /// together are one piece, so that a burst costs a watch little more than one revision. On an error, the revisions
-    /// before it are published. Key-values that `twins` already have are shared with them.
-    pub(in crate::hub) fn publish(
+    /// Takes over the next revisions, and adds what they mean for the watches that they concern to `handouts`, which the
+    /// caller pushes. Revisions that arrived together are one piece, so that a burst costs a watch little more than one
+    /// revision. On an error, the revisions before it are taken over. Key-values that `twins` already have are shared with
+    /// them.
+    pub(super) fn publish(
         &mut self,
         batch: &[Changes],
         twins: &Twins,
-        wakers: &mut Vec<Waker>,
+        handouts: &mut Handouts,
     ) -> Result<(), PublishError> {
         let mut together = Vec::new();
         let mut bytes = 0;
@@ -78,17 +76,17 @@ impl Inner {
             let entry = self.apply(changes, twins);
             let (alone, weight) = (is_large(&entry), weight(&entry));
             if alone || bytes + weight > RUN_BYTES || together.len() >= RUN_REVISIONS {
-                self.dispatch(&mut together, wakers);
+                self.dispatch(&mut together, handouts);
                 bytes = 0;
             }
             together.push(entry);
             bytes += weight;
             if alone {
-                self.dispatch(&mut together, wakers);
+                self.dispatch(&mut together, handouts);
                 bytes = 0;
             }
         }
-        self.dispatch(&mut together, wakers);
+        self.dispatch(&mut together, handouts);
         result
     }
 
@@ -109,12 +107,12 @@ impl Inner {
         entry
     }
 
-    /// Pushes revisions to every live watch that they concern, and adds them to the history.
-    fn dispatch(&mut self, entries: &mut Vec<Arc<Entry>>, wakers: &mut Vec<Waker>) {
+    /// Finds the groups that the revisions concern, and adds them to the history.
+    fn dispatch(&mut self, entries: &mut Vec<Arc<Entry>>, handouts: &mut Handouts) {
         match &entries[..] {
             [] => {}
-            [entry] => self.dispatch_one(entry, wakers),
-            entries => self.dispatch_run(entries, wakers),
+            [entry] => self.dispatch_one(entry, handouts),
+            entries => self.dispatch_run(entries, handouts),
         }
         // After the dispatch, so that the cost includes the second encoding if somebody needed it.
         entries.drain(..).for_each(|entry| self.history.push(entry));
@@ -122,7 +120,7 @@ impl Inner {
 
     /// Only groups that match cost any work. The relay numbers the groups itself, so a fixed hash is no risk, and the
     /// same groups are given their events in the same order in every process. That makes simulations repeatable.
-    fn dispatch_one(&self, entry: &Arc<Entry>, wakers: &mut Vec<Waker>) {
+    fn dispatch_one(&self, entry: &Arc<Entry>, handouts: &mut Handouts) {
         if let [event] = entry.events() {
             // Nearly every revision has one event: each of its two forms is made at most once for all groups.
             let mut made: [Option<Arc<Payload>>; 2] = [None, None];
@@ -131,7 +129,7 @@ impl Inner {
                 if group.options.wants(event.kind) {
                     let prev_kv = group.options.prev_kv;
                     let payload = made[usize::from(prev_kv)].get_or_insert_with(|| Payload::whole(entry, prev_kv));
-                    self.push(group, payload, wakers);
+                    handouts.add(group, payload.clone());
                 }
             });
             return;
@@ -140,12 +138,12 @@ impl Inner {
         self.each_match(entry, |id, pick| concerned.entry(id).or_default().push(pick));
         for (id, picks) in concerned {
             let group = self.index.group(id);
-            self.push(group, &Payload::some(entry, group.options.prev_kv, picks), wakers);
+            handouts.add(group, Payload::some(entry, group.options.prev_kv, picks));
         }
     }
 
     /// Does the same for several revisions, and gives each group's events in one piece.
-    fn dispatch_run(&self, entries: &[Arc<Entry>], wakers: &mut Vec<Waker>) {
+    fn dispatch_run(&self, entries: &[Arc<Entry>], handouts: &mut Handouts) {
         let mut concerned: HashMap<u32, Vec<(&Arc<Entry>, Picks)>, FixedState> = HashMap::default();
         for entry in entries {
             self.each_match(entry, |id, pick| {
@@ -159,7 +157,7 @@ impl Inner {
         for (id, found) in concerned {
             let group = self.index.group(id);
             if let Some(payload) = Payload::run(found, group.options.prev_kv) {
-                self.push(group, &payload, wakers);
+                handouts.add(group, payload);
             }
         }
     }
@@ -171,12 +169,6 @@ impl Inner {
                     found(id, index as u32);
                 }
             });
-        }
-    }
-
-    fn push(&self, group: &Group, payload: &Arc<Payload>, wakers: &mut Vec<Waker>) {
-        for member in &group.members {
-            wakers.extend(self.outboxes[member.outbox as usize].push(member.watch, payload));
         }
     }
 
@@ -198,13 +190,13 @@ impl Inner {
     pub(in crate::hub) fn unlink(&mut self, left: Left) {
         if let Some(link) = left.link
             && let Some(moved) = self.index.remove(link.group, link.place)
+            && let Some(outbox) = self.outboxes.get(moved.outbox)
         {
-            self.outboxes[moved.outbox as usize].lock().watches.moved(moved.watch, link.place);
+            outbox.lock().watches.moved(moved.watch, link.place);
         }
         if let Some(place) = left.place {
             self.past.forget(place);
-            self.outboxes.remove(place as usize);
-            self.slack.removed(&mut self.outboxes);
+            self.outboxes.remove(place);
         }
         if self.index.is_empty() {
             self.idle_since = Instant::now();
@@ -216,6 +208,8 @@ impl Inner {
 #[derive(Debug)]
 pub(in crate::hub) struct Locked<'a> {
     pub(super) inner: MutexGuard<'a, Inner>,
+    /// See [`super::Feed::lock_settled`]. Released after the lock itself.
+    pub(super) _turn: Option<Pushing<'a>>,
     pub(super) tasks: &'a Tasks,
 }
 

@@ -90,7 +90,7 @@ impl Inner {
     pub(in crate::hub) fn lagging_from(&self, place: u32) -> (Vec<(u32, Arc<Outbox>)>, Option<u32>) {
         let places: Vec<u32> = self.past.lagging.range(place..).take(STEP).copied().collect();
         let next = places.last().filter(|_| places.len() == STEP).map(|last| last + 1);
-        (places.iter().map(|place| (*place, self.outboxes[*place as usize].clone())).collect(), next)
+        (places.iter().filter_map(|place| Some((*place, self.outboxes.get(*place)?.clone()))).collect(), next)
     }
 }
 

@@ -74,7 +74,7 @@ fn drain(stream: &Arc<WatchStream>) -> Vec<String> {
     let mut batch = Vec::new();
     let mut all = Vec::new();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    while stream.poll_drain(&mut cx, &mut batch, usize::MAX).is_ready() {
+    while stream.poll_drain(&mut cx, &mut batch, usize::MAX) == std::task::Poll::Ready(Drained::Some) {
         all.extend(batch.drain(..).map(|delivery| match delivery {
             Delivery::Progress { watch_id, stamp } => format!("{watch_id}: progress {}", stamp.revision),
             other => format!("{other:?}"),
@@ -284,7 +284,7 @@ struct Unlocked {
 
 impl std::task::Wake for Unlocked {
     fn wake(self: Arc<Self>) {
-        assert!(self.feed.inner.try_lock().is_some(), "woken under the feed's lock");
+        assert!(self.feed.inner.is_free(), "woken under the feed's lock");
         self.woken.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -314,6 +314,111 @@ fn nobody_is_woken_under_the_feeds_lock() {
         act(&feed, &stream);
         assert!(woken.woken.load(Ordering::SeqCst) > 0, "{name} wakes somebody");
         drain(&stream);
+    }
+}
+
+/// Publishes revision 11 while `gate`, the feed's first stream, cannot be pushed to, and calls `meanwhile` then.
+fn beside_a_push(feed: &Arc<Feed>, gate: &WatchStream, meanwhile: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        let closed = gate.outbox.lock();
+        let publishing = scope.spawn(|| publish(feed, 11));
+        let patience = std::time::Instant::now() + Duration::from_secs(10);
+        while feed.revision() < Revision::new(11) || !feed.inner.is_content_free() {
+            assert!(
+                std::time::Instant::now() < patience,
+                "the feed is held until a revision was pushed to all streams"
+            );
+            std::thread::yield_now();
+        }
+        meanwhile();
+        assert!(!publishing.is_finished());
+        drop(closed);
+        publishing.join().expect("published");
+    });
+}
+
+#[test]
+fn creates_reads_and_cancels_do_not_wait_until_what_was_published_is_pushed() {
+    let hub = hub();
+    let feed = feed(&hub, "", 10);
+    let [gate, old, new, left] = [(); 4].map(|()| WatchStream::new(hub.limits().outbox, ClientKey::RELAY));
+    [&gate, &old, &left].into_iter().for_each(|stream| subscribe(&feed, stream, 1, "k"));
+    beside_a_push(&feed, &gate, || {
+        assert!(feed.snapshot().map.get(b"k").is_some());
+        assert_eq!(feed.stats().history_entries, 1);
+        subscribe(&feed, &new, 1, "k");
+        subscribe_from(&feed, &new, 2, "k", 11);
+        subscribe_from(&feed, &new, 3, "k", 12);
+        old.cancel(1);
+        left.leave();
+        assert!(drain(&old).iter().all(|told| !told.starts_with("Events")), "it was not pushed to before");
+        let told = drain(&new);
+        assert_eq!(told.len(), 4, "three were created, and one began in the past: {told:?}");
+        assert!(told[3].starts_with("Events { watch_id: 2"), "{told:?}");
+    });
+    assert_eq!(drain(&gate).len(), 2);
+    assert_eq!(
+        (drain(&old), drain(&new), drain(&left)),
+        (vec![], vec![], vec![]),
+        "what was pushed later was not theirs"
+    );
+    publish(&feed, 12);
+    assert_eq!(drain(&new).len(), 3);
+}
+
+#[test]
+fn a_push_to_a_watch_that_has_left_is_not_given_to_one_of_another_feed_in_its_place() {
+    let hub = hub();
+    let (ahead, behind) = (feed(&hub, "", 10), feed(&hub, "k", 5));
+    let [gate, stream] = [(); 2].map(|()| WatchStream::new(hub.limits().outbox, ClientKey::RELAY));
+    [&gate, &stream].into_iter().for_each(|stream| subscribe(&ahead, stream, 1, "k"));
+    beside_a_push(&ahead, &gate, || {
+        stream.cancel(1);
+        subscribe(&behind, &stream, 2, "k");
+        drain(&stream);
+    });
+    assert_eq!(drain(&stream), [""; 0]);
+    publish(&behind, 6);
+    assert_eq!(drain(&stream).len(), 1, "it needed revision 6 all the same");
+}
+
+#[test]
+fn a_stream_is_told_no_revision_that_is_still_to_be_pushed_to_it() {
+    let hub = hub();
+    let (feed, other) = (feed(&hub, "", 10), feed(&hub, "x", 20));
+    let tells: [fn(&WatchStream); 3] = [
+        |stream| assert_ne!(stream.answer_progress(), ProgressAnswer::Silence),
+        |stream| assert!(stream.notify_progress(true)),
+        |stream| stream.end(StreamEnd::Stopping, true),
+    ];
+    for (number, tell) in (11..).zip(tells.into_iter().chain(tells)) {
+        let [gate, stream] = [(); 2].map(|()| WatchStream::new(hub.limits().outbox, ClientKey::RELAY));
+        [&gate, &stream].into_iter().for_each(|stream| subscribe(&feed, stream, 1, "k"));
+        if number >= 14 {
+            subscribe(&other, &stream, 2, "x");
+        }
+        drain(&stream);
+        std::thread::scope(|scope| {
+            let closed = gate.outbox.lock();
+            scope.spawn(|| publish(&feed, number));
+            while feed.revision() < Revision::new(number) {
+                std::thread::yield_now();
+            }
+            let telling = scope.spawn(|| tell(&stream));
+            // Long enough for one that does not wait.
+            let patience = std::time::Instant::now() + Duration::from_millis(100);
+            while !telling.is_finished() && std::time::Instant::now() < patience {
+                std::thread::yield_now();
+            }
+            drop(closed);
+        });
+        let told = drain(&stream);
+        let event = told.iter().position(|told| told.starts_with("Events"));
+        let progress = told.iter().position(|told| told.ends_with(&format!("progress {number}")));
+        assert!(progress.is_none() || event < progress, "{told:?}");
+        assert!(event.is_some(), "{told:?}");
+        gate.leave();
+        stream.leave();
     }
 }
 

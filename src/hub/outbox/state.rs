@@ -62,14 +62,21 @@ impl AsMut<Resting> for State {
 /// What happens to a watch. If a transition is not allowed, the watch is ended.
 impl State {
     /// Queues a live watch's next events, or parks the watch if the queue is full. Returns a task to wake.
-    pub(in crate::hub) fn push(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
+    pub(in crate::hub) fn push(
+        &mut self,
+        feed: FeedId,
+        slot: usize,
+        payload: &Arc<Payload>,
+        limits: &OutboxLimits,
+    ) -> Option<Waker> {
         let full = self.queue.is_full(limits);
         let over = self.is_over();
-        // A member of a group has a watch until the feed removes it.
-        let watch = self.watches.get_mut(slot)?;
+        // The watch for which this is meant may have left. Another watch of this feed in its slot has these revisions,
+        // or begins above them; one of another feed may still need revisions with these numbers.
+        let watch = self.watches.get_mut(slot).filter(|watch| watch.is_of(feed))?;
         let through = payload.revision();
         if watch.phase() == Phase::Ahead {
-            return self.push_first(slot, payload, limits);
+            return self.push_first(feed, slot, payload, limits);
         }
         let pushable = watch.pushable(through).filter(|_| !over)?;
         let from = payload.before(pushable.next());
@@ -94,12 +101,18 @@ impl State {
 
     /// Does the same for a watch that was ahead of its feed until now.
     #[cold]
-    fn push_first(&mut self, slot: usize, payload: &Arc<Payload>, limits: &OutboxLimits) -> Option<Waker> {
+    fn push_first(
+        &mut self,
+        feed: FeedId,
+        slot: usize,
+        payload: &Arc<Payload>,
+        limits: &OutboxLimits,
+    ) -> Option<Waker> {
         let next = self.watches.get(slot)?.next();
         if payload.revision() < next || self.is_over() || !self.shift(slot, Transition::Arrive, next) {
             return None;
         }
-        self.push(slot, payload, limits)
+        self.push(feed, slot, payload, limits)
     }
 
     /// The history has what the watch needs next.

@@ -49,6 +49,11 @@ impl FeedId {
     pub(in crate::hub) fn number(self) -> u64 {
         self.0
     }
+
+    /// The part of the number that a watch keeps. Feeds that exist at the same time are never four billion feeds apart.
+    fn short(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// The watches of a stream; see the module.
@@ -119,6 +124,8 @@ pub(in crate::hub) struct Watch {
     attachment: u32,
     group: GroupId,
     place: u32,
+    /// The feed, next to what a push looks at.
+    feed: u32,
     pub(super) fragment: bool,
     pub(in crate::hub) progress_notify: bool,
     /// Nothing was delivered since the last tick of the progress timer.
@@ -158,6 +165,11 @@ impl Watch {
     /// The group of a watch that is catching up.
     pub(in crate::hub) fn group(&self) -> GroupId {
         self.group
+    }
+
+    /// Whether it is a watch of this feed.
+    pub(super) fn is_of(&self, feed: FeedId) -> bool {
+        self.feed == feed.short()
     }
 
     /// Allows events to be pushed to it, if it is live.
@@ -254,7 +266,9 @@ impl Watches {
     pub(in crate::hub) fn add(&mut self, new: NewWatch, revision: Revision) -> usize {
         let NewWatch { id, next, from_now, attachment, link, fragment, progress_notify, replay } = new;
         let Link { group, place } = link;
-        self.attachments[attachment as usize].watches += 1;
+        let attached = &mut self.attachments[attachment as usize];
+        attached.watches += 1;
+        let feed = attached.feed.short();
         let serial = self.next_serial;
         self.next_serial += 1;
         let (position, quiet) = (Position::live(next), true);
@@ -265,6 +279,7 @@ impl Watches {
             attachment,
             group,
             place,
+            feed,
             fragment,
             progress_notify,
             quiet,

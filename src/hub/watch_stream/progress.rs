@@ -22,12 +22,13 @@ impl WatchStream {
             [feed] => with_stamp(feed, |stamp| self.outbox.lock().progress(stamp, &[(feed.id(), stamp.revision)])),
             // Several feeds are at several revisions. The lowest one holds for all of them, if they are of one cluster.
             [first, ..] => {
-                let stamps = feeds.iter().map(|feed| feed.snapshot().stamp());
-                let lowest = stamps.min_by_key(|stamp| stamp.revision).unwrap_or_default();
+                let stamps: Vec<Stamp> = feeds.iter().map(|feed| feed.lock_settled().stamp()).collect();
                 if feeds.iter().any(|feed| feed.cluster().id() != first.cluster().id()) {
                     return ProgressAnswer::Later;
                 }
-                let reached: Vec<_> = feeds.iter().map(|feed| (feed.id(), feed.revision())).collect();
+                let reached: Vec<_> =
+                    feeds.iter().zip(&stamps).map(|(feed, stamp)| (feed.id(), stamp.revision)).collect();
+                let lowest = stamps.into_iter().min_by_key(|stamp| stamp.revision).unwrap_or_default();
                 self.outbox.lock().progress(&lowest, &reached)
             }
         };
@@ -72,8 +73,9 @@ impl WatchStream {
     }
 }
 
-/// Calls `with` with the revision up to which every live watch was given everything. Nothing is published meanwhile.
+/// Calls `with` with the revision up to which every live watch was given everything. Nothing is published or pushed
+/// meanwhile.
 fn with_stamp<T>(feed: &Feed, with: impl FnOnce(&Stamp) -> T) -> T {
-    let inner = feed.lock();
+    let inner = feed.lock_settled();
     with(&inner.stamp())
 }
