@@ -4,10 +4,7 @@
 //! Whole relays under load are measured in `compare`. Times are of one thread; compare them only within one run.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -39,39 +36,6 @@ fn publish_to_streams_of_one_prefix(bencher: Bencher<'_, '_>, streams: usize) {
         revision = revision.next();
         feed.publish(&[put(revision, "key")]).expect("in order");
         streams.iter().for_each(drain);
-    });
-}
-
-/// The wait for a feed's lock, as of a create or a read that comes when a revision begins to be published. Must not grow
-/// with the number of streams.
-#[divan::bench(args = [100, 1_000, 20_000], sample_size = 1, sample_count = 500)]
-fn wait_for_a_feed_that_publishes(bencher: Bencher<'_, '_>, streams: usize) {
-    let feed = feed(0);
-    let streams: Vec<_> = (0..streams).map(|_| subscribed(&feed, [KeyRange::prefix("".into())])).collect();
-    let (begin, begun) = (AtomicBool::new(false), AtomicBool::new(false));
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut revision = feed.revision();
-            while !over.load(Ordering::Acquire) {
-                if begin.swap(false, Ordering::AcqRel) {
-                    streams.iter().for_each(drain);
-                    revision = revision.next();
-                    let changes = [put(revision, "key")];
-                    begun.store(true, Ordering::Release);
-                    feed.publish(&changes).expect("in order");
-                }
-                std::hint::spin_loop();
-            }
-        });
-        let published = || {
-            begin.store(true, Ordering::Release);
-            while !begun.swap(false, Ordering::AcqRel) {
-                std::hint::spin_loop();
-            }
-        };
-        bencher.with_inputs(published).bench_local_values(|()| feed.held());
-        over.store(true, Ordering::Release);
     });
 }
 

@@ -224,10 +224,17 @@ impl Access {
         self.shared.off.load(Ordering::Acquire) != NOT_OFF
     }
 
+    /// Whether authentication counts as off only because etcd has been away since it said so. Any answer of etcd ends
+    /// this, see [`Access::heard`].
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        self.shared.off.load(Ordering::Acquire) == OFF_ONCE
+    }
+
     /// Reports that etcd answered a request of another kind. If etcd was away so long that authentication may have been
     /// enabled meanwhile, it is no longer assumed to be off, and the caller must check [`Access::is_off`] again.
     pub fn heard(&self) {
-        if self.shared.off.load(Ordering::Acquire) == OFF_ONCE {
+        if self.is_unheard() {
             self.doubt_since(Instant::now());
         }
     }

@@ -349,7 +349,8 @@ impl Session {
         let confirmed = tokio::select! {
             biased;
             confirmed = tokio::time::timeout(CURRENT_PATIENCE, confirm) => confirmed,
-            () = no_agreement(&mut agreement) => {
+            // A cluster that is back after a long time may have enabled authentication, which its answer shows.
+            () = no_agreement(&mut agreement), if !self.permission.access.is_unheard() => {
                 tracing::debug!("Watch requests are served without the current revision: no member knows it now");
                 return false;
             }

@@ -1,7 +1,7 @@
 //! [`Client`]: the client side of HTTP/2 for calls that are short and many (RFC 9113), over any stream of bytes.
 //!
 //! A connection is one task, the [`Driver`], which reads and writes. A call has no task and no channel. Whoever makes it
-//! puts its frames into the connection's output under a lock ([`state`]), and the driver writes the frames of all calls
+//! puts its frames into the connection's output under a lock (`state`), and the driver writes the frames of all calls
 //! that came meanwhile in one system call. What one read brings is given to all its calls under one lock, before the
 //! first of them is woken. So a caller with several calls has all their answers in one turn. hyper's client has two
 //! tasks and two channels for a call, and writes each call by itself; that took more than half of what a forwarded call

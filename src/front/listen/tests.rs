@@ -219,27 +219,36 @@ async fn a_stop_lets_calls_finish_and_takes_no_new_ones() {
 
 /// Otherwise a client that knows no other relay is refused for as long as a drain takes.
 #[tokio::test]
-async fn a_client_that_comes_back_while_others_leave_is_served_until_all_were_asked() {
-    let mut served = serve(|config| config.leave_spread = Duration::from_secs(1));
+async fn a_client_that_comes_back_while_others_are_asked_to_leave_is_served() {
+    let mut served = serve(|config| config.leave_spread = Duration::from_secs(60));
+    // It takes four seconds to ask them.
     let mut first = Vec::new();
-    for _ in 0..10 {
-        let mut stream = connect(&served).await;
-        ask(&mut stream, "/").await;
-        first.push(stream);
+    for _ in 0..100 {
+        first.push(connect(&served).await);
     }
-    while served.connections.len() < 10 {
+    while served.connections.len() < first.len() {
         tokio::task::yield_now().await;
     }
     served.stop.leave.cancel();
     let mut back = connect(&served).await;
     ask(&mut back, "/wait").await;
-    let go_on = served.waiting.recv().await.expect("a request");
-    for mut stream in first {
-        rest(&mut stream).await;
-    }
-    drop(go_on);
+    drop(served.waiting.recv().await.expect("a request"));
     assert!(rest(&mut back).await.starts_with("HTTP/1.1 200"));
+    served.stop.abort.cancel();
+    served.task.await.expect("ended");
+}
+
+#[tokio::test]
+async fn a_port_closes_when_all_connections_were_asked_to_leave() {
+    let served = serve(|_| {});
+    let mut idle = connect(&served).await;
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    while served.connections.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    served.stop.leave.cancel();
     soon("the port ends", served.task).await.expect("ended");
+    rest(&mut idle).await;
     assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens");
 }
 

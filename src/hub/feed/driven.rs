@@ -150,7 +150,7 @@ impl Feed {
         result
     }
 
-    /// Takes over revisions, so that everybody sees them. The caller has the turn to push them, see [`Sequence::turn`].
+    /// Takes over revisions, so that everybody sees them. The caller has the turn to push them, see `Sequence::turn`.
     pub(super) fn take(&self, batch: &[Changes], twins: &Twins) -> Taken {
         let mut inner = self.lock();
         let began = Instant::now();

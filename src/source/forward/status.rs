@@ -9,7 +9,11 @@ use tonic::{Code, Status};
 
 use crate::{
     http2::client::Lost,
-    source::{Endpoint, causes::{chain, http2}, pool::CallError},
+    source::{
+        Endpoint,
+        causes::{chain, http2},
+        pool::CallError,
+    },
 };
 
 /// etcd's own words when a member stops. Its clients then try another one.
