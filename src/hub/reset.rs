@@ -30,7 +30,7 @@ impl Feed {
             let slots = {
                 let mut state = outbox.lock();
                 if *reset == Reset::Replaced {
-                    state.watches.forget_newest();
+                    state.watches.forget_newest(self.id());
                 }
                 state.watches.slots_in(self.id())
             };

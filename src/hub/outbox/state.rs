@@ -95,7 +95,7 @@ impl State {
             as_of: None,
             replay: false,
         };
-        self.watches.pushed(through);
+        self.watches.pushed(slot, through);
         self.enqueue(delivery)
     }
 
@@ -254,7 +254,7 @@ impl State {
         if behind || self.watches.some_ahead() || self.watches.is_empty() {
             return (ProgressAnswer::Silence, None);
         }
-        self.watches.pushed(stamp.revision);
+        self.watches.told(stamp.revision);
         let waker = self.enqueue(Delivery::Progress { watch_id: NO_WATCH_ID, stamp: stamp.clone() });
         (ProgressAnswer::Sent, waker)
     }

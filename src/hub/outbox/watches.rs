@@ -72,8 +72,6 @@ pub(in crate::hub) struct Watches {
     compacted: usize,
     /// How many watches want progress notifications.
     notified: usize,
-    /// The highest revision up to which a live watch was given everything, or for which the stream was told so.
-    newest: Revision,
     /// All slots are below it.
     slots: usize,
     /// The clients that these watches count for. A watch is counted before it is added.
@@ -90,6 +88,9 @@ struct Attachment {
     /// The outbox's place in the feed.
     place: u32,
     watches: u32,
+    /// The highest revision up to which a live watch in this feed was given everything, or for which the stream was told
+    /// so. It is kept for each feed, since a feed that the stream leaves may have been that of another cluster.
+    newest: Revision,
     /// Present while a watch waits: for the feed's past, for a fill, or for the revision that it begins at.
     lag: Option<Box<Lag>>,
 }
@@ -259,7 +260,11 @@ impl Watches {
             return (index as u32, known.place, slot);
         }
         let place = place();
-        (self.attachments.insert(Attachment { feed, place, watches: 0, lag: None }) as u32, place, slot)
+        (
+            self.attachments.insert(Attachment { feed, place, watches: 0, newest: Revision::ZERO, lag: None }) as u32,
+            place,
+            slot,
+        )
     }
 
     /// Adds an admitted watch, in a feed that is at `revision`. It is live or ahead; the caller may then move it.
@@ -290,7 +295,7 @@ impl Watches {
         if arrival > revision {
             watch.position = Position::ahead(next);
         } else {
-            self.newest = self.newest.max(arrival);
+            attached.newest = attached.newest.max(arrival);
         }
         let slot = self.watches.insert(watch);
         self.ids.insert(id, slot as u32);
@@ -309,7 +314,7 @@ impl Watches {
         self.counted.remove();
         self.notified -= usize::from(watch.progress_notify);
         if self.watches.is_empty() {
-            (self.newest, self.slots) = (Revision::ZERO, 0);
+            self.slots = 0;
             // Returns the memory that a burst of watches took.
             (self.watches, self.ids) = (Slab::new(), HashMap::new());
         }
@@ -344,13 +349,14 @@ impl Watches {
         }
         self.leave_line(slot);
         let watch = &mut self.watches[slot];
+        let attached = &mut self.attachments[watch.attachment as usize];
         if before.phase() == Phase::Ahead && !after.phase().is_over() {
-            self.newest = self.newest.max(watch.arrival());
+            attached.newest = attached.newest.max(watch.arrival());
         }
         watch.position = after;
         if after.phase() == Phase::Live {
             watch.replay = false;
-            self.newest = self.newest.max(after.next().previous());
+            attached.newest = attached.newest.max(after.next().previous());
         }
         self.join_line(slot);
         if after.phase() != before.phase() {
@@ -369,9 +375,17 @@ impl Watches {
         Ok(Left { link, place: None })
     }
 
-    /// A live watch was given everything up to and including a revision.
-    pub(super) fn pushed(&mut self, through: Revision) {
-        self.newest = self.newest.max(through);
+    /// The live watch in a slot was given everything up to and including a revision.
+    pub(super) fn pushed(&mut self, slot: usize, through: Revision) {
+        let attached = &mut self.attachments[self.watches[slot].attachment as usize];
+        attached.newest = attached.newest.max(through);
+    }
+
+    /// The stream was told that all its watches were given everything up to and including a revision.
+    pub(super) fn told(&mut self, through: Revision) {
+        for (_, attached) in &mut self.attachments {
+            attached.newest = attached.newest.max(through);
+        }
     }
 
     /// Makes watches live that were ahead of their feed, which is at `revision` now. Returns false if there are more
@@ -598,12 +612,14 @@ impl Watches {
 
     /// The highest revision up to which a live watch was given everything, or for which the stream was told so.
     pub(super) fn newest(&self) -> Revision {
-        self.newest
+        self.attachments.iter().map(|(_, attached)| attached.newest).max().unwrap_or_default()
     }
 
-    /// Another cluster has replaced the one that the revisions belonged to, so they start again.
-    pub(in crate::hub) fn forget_newest(&mut self) {
-        self.newest = Revision::ZERO;
+    /// Another cluster has replaced the one that the feed's revisions belonged to, so they start again.
+    pub(in crate::hub) fn forget_newest(&mut self, feed: FeedId) {
+        if let Some((_, attached)) = self.attachments.iter_mut().find(|(_, attached)| attached.feed == feed) {
+            attached.newest = Revision::ZERO;
+        }
     }
 
     /// Whether a watch begins at a future revision.

@@ -1,8 +1,14 @@
-//! Tests of the order in which the watches of a stream get their turns.
+//! Tests of the order in which the watches of a stream get their turns, and of what the stream was told.
 
 use super::*;
 
 fn waiting_for_a_fill(watches: &mut Watches, feed: FeedId, needs: i64) -> usize {
+    let slot = live(watches, feed, needs);
+    watches.shift(slot, Transition::AwaitFill, Revision::new(needs)).expect("it was live");
+    slot
+}
+
+fn live(watches: &mut Watches, feed: FeedId, needs: i64) -> usize {
     let (attachment, place, slot) = watches.attach(feed, || 0);
     let id = watches.admit(0).expect("room").expect("an id");
     let new = NewWatch {
@@ -15,9 +21,7 @@ fn waiting_for_a_fill(watches: &mut Watches, feed: FeedId, needs: i64) -> usize 
         progress_notify: false,
         replay: true,
     };
-    let slot = watches.add(new, Revision::new(needs));
-    watches.shift(slot, Transition::AwaitFill, Revision::new(needs)).expect("it was live");
-    slot
+    watches.add(new, Revision::new(needs))
 }
 
 #[test]
@@ -52,4 +56,22 @@ fn a_parked_watch_is_read_for_before_those_that_are_filled_once_it_is_further_be
     assert!(!watches.is_a_parked_one_behind_the_filling());
     watches.shift(filled, Transition::Pass, Revision::new(60)).expect("possible");
     assert!(watches.is_a_parked_one_behind_the_filling());
+}
+
+#[test]
+fn what_was_told_of_a_feed_that_the_stream_left_counts_no_more() {
+    let (mut watches, left, stays) = (Watches::default(), FeedId::new(), FeedId::new());
+    // The feed that is left follows a cluster that was replaced since, by one whose revisions are lower.
+    let (gone, slot) = (live(&mut watches, left, 5_000), live(&mut watches, stays, 10));
+    watches.pushed(gone, Revision::new(5_056));
+    assert_eq!(watches.newest(), Revision::new(5_056));
+    let _ = watches.remove(gone);
+    assert_eq!(watches.newest(), Revision::new(10), "as it was when the other watch was created");
+    watches.pushed(slot, Revision::new(15));
+    watches.told(Revision::new(20));
+    assert_eq!(watches.newest(), Revision::new(20));
+    watches.forget_newest(left);
+    assert_eq!(watches.newest(), Revision::new(20));
+    watches.forget_newest(stays);
+    assert_eq!(watches.newest(), Revision::ZERO);
 }
