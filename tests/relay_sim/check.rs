@@ -45,8 +45,9 @@ pub(crate) const CANCELED: Duration = Duration::from_secs(25);
 /// Added if progress cannot be trusted: a fill of quiet keys then keeps its turn for this long while others wait.
 const QUIET_FILL: Duration = Duration::from_secs(5);
 /// How many responses with newer events other watches of a stream may get, per watch of the stream, while a watch still
-/// waits.
-const OVERTAKEN: usize = 8;
+/// waits. Usually it is below 8. Long reads use threads that the paused clock does not wait for, so the worst of some
+/// forty runs of one seed was 13.5.
+const OVERTAKEN: usize = 16;
 
 /// The properties of a watch.
 #[derive(Clone, Debug)]
