@@ -58,11 +58,15 @@ use super::{
     pins::Pins,
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing},
+    upstream::Agreement,
 };
 use crate::types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision};
 
 /// The most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
+/// After this time without anything from upstream, and while no member answers anything else either, nothing is expected
+/// of it.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// See [`Feed::since_step`].
 type Since = (Vec<Arc<Entry>>, Option<Arc<Snapshot>>);
@@ -223,6 +227,14 @@ impl Feed {
     #[must_use]
     pub fn state(&self) -> FeedState {
         self.standing.borrow().state
+    }
+
+    /// Whether events come, or may come at any moment. A frozen member keeps its connection, so a feed that watches
+    /// there is live for a while although upstream is away.
+    #[must_use]
+    pub fn hears_upstream(&self) -> bool {
+        let silent = || *self.shared.upstream.agreement().borrow() == Agreement::Silent;
+        self.state() == FeedState::Live && !(self.heard.is_older_than(SILENCE) && silent())
     }
 
     /// Every event up to this revision has been published.

@@ -10,10 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::{
     Feed, FeedRunner, HistoryLimits, Hub, Limits, OutboxLimits,
-    upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+    upstream::{Agreement, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
 };
 use crate::{
     critical::Tasks,
@@ -22,6 +23,29 @@ use crate::{
 
 #[derive(Debug)]
 struct Nothing;
+
+/// The same, of which a test says whether its cluster can agree.
+#[derive(Debug, Default)]
+pub(crate) struct Agreeing(pub(crate) watch::Sender<Agreement>);
+
+#[async_trait]
+impl Upstream for Agreeing {
+    async fn page(&self, range: &KeyRange, at: Option<Revision>, limit: usize) -> Result<Page, UpstreamError> {
+        Nothing.page(range, at, limit).await
+    }
+
+    async fn watch(&self, request: WatchRequest) -> Result<Box<dyn UpstreamWatch>, UpstreamError> {
+        Nothing.watch(request).await
+    }
+
+    async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        Nothing.confirm(oldest).await
+    }
+
+    fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.0.subscribe()
+    }
+}
 
 #[async_trait]
 impl Upstream for Nothing {

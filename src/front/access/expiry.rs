@@ -1,16 +1,16 @@
 //! Limits how long the relay assumes that authentication is off without etcd's confirmation.
 //!
 //! An answer is valid for [`LIMIT`] while etcd's events come, because authentication may have been enabled since. While
-//! etcd is away the answer stays valid: nothing new arrives, and everyone could already read what is in memory. This
-//! ends when etcd is heard again, by a feed (checked here) or by an answer of another kind ([`Access::heard`]). What
-//! follows is the same as after any doubt, and not here.
+//! etcd is away or frozen the answer stays valid: nothing new arrives, and everyone could already read what is in
+//! memory. This ends when etcd is heard again, by a feed (checked here) or by an answer of another kind
+//! ([`Access::heard`]). What follows is the same as after any doubt, and not here.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Access, Auth, INTERVAL, LIMIT};
-use crate::hub::{FeedState, Hub};
+use crate::hub::Hub;
 
 /// After this time an answer is overdue.
 const OVERDUE: Duration = INTERVAL.saturating_add(Duration::from_secs(1));
@@ -30,7 +30,7 @@ impl Access {
             // From this time on, etcd's events have come without an answer.
             let mut since = asked;
             while self.known().auth == Auth::Off && self.known().since == asked {
-                let away = !hub.feeds().iter().any(|feed| feed.state() == FeedState::Live);
+                let away = !hub.feeds().iter().any(|feed| feed.hears_upstream());
                 if away {
                     since = Instant::now();
                 }

@@ -17,7 +17,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::{
-    hub::{FeedState, KeyMap, OutboxLimits, testing},
+    hub::{FeedState, KeyMap, OutboxLimits, testing, upstream::Agreement},
     pb::etcdserverpb::RangeRequest,
     types::Revision,
 };
@@ -200,6 +200,28 @@ async fn that_authentication_was_off_before_etcd_went_away_counts_until_it_is_he
         etcd.away.store(false, Ordering::Relaxed);
         assert_eq!(access.wait_known(INTERVAL * 3).await, Auth::Off);
     }
+    task.abort();
+    expiry.abort();
+}
+
+/// Its connections stay open, so feeds stay live for a while.
+#[tokio::test(start_paused = true)]
+async fn that_authentication_is_off_is_believed_while_all_of_etcd_is_frozen() {
+    let upstream = Arc::new(testing::Agreeing::default());
+    let hub = testing::hub_over(upstream.clone(), OutboxLimits { bytes: 1 << 20, deliveries: 100, watches: 100 });
+    let feed = hub.open(prefix("/a/"));
+    let etcd = FakeEtcd::default();
+    let (access, task) = known(&etcd, Auth::Off).await;
+    let expiry = tokio::spawn(access.clone().expire(hub.clone()));
+    feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
+    feed.set_state(FeedState::Live);
+    etcd.away.store(true, Ordering::Relaxed);
+    upstream.0.send_replace(Agreement::Silent);
+    tokio::time::sleep(LIMIT * 10).await;
+    assert!(access.is_off(), "nothing new comes");
+    feed.advance(Revision::new(2));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((access.is_off(), access.known().auth), (false, Auth::Unknown), "it is heard again");
     task.abort();
     expiry.abort();
 }

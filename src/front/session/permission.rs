@@ -16,7 +16,7 @@ use crate::{
         access::{Access, Auth, Denials, LIMIT, Look, Refused, WireRange},
         client::Client,
     },
-    hub::{FeedState, StreamEnd, WatchStream},
+    hub::{StreamEnd, WatchStream},
     telemetry::names,
 };
 
@@ -110,9 +110,9 @@ impl Permission {
         unknown.map_or(Look::Confirmed, Look::Unknown)
     }
 
-    /// Whether etcd's events reach the stream. If etcd is away, the stream must not end.
+    /// Whether etcd's events reach the stream. If etcd is away or frozen, the stream must not end.
     fn hears_etcd(&self) -> bool {
-        self.stream.feeds().iter().any(|feed| feed.state() == FeedState::Live)
+        self.stream.feeds().iter().any(|feed| feed.hears_upstream())
     }
 
     fn end_unconfirmed(&self, why: &str) {
