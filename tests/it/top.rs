@@ -204,10 +204,6 @@ impl InTerminal {
         String::from_utf8_lossy(&self.told.lock()).into_owned()
     }
 
-    fn forget(&self) {
-        self.told.lock().clear();
-    }
-
     async fn shows(&self, text: &str) {
         eventually_within(SOON, &format!("the terminal shows {text:?}"), async || {
             (self.told().contains(text) || self.screen().contains(text)).then_some(())
@@ -266,13 +262,16 @@ async fn a_relay_that_goes_and_comes_back_is_shown_so() {
     let relay = RelayCommand::demo().start().await;
     let at = relay.http_addr().to_owned();
     let top = InTerminal::start(&["top", "--endpoint", &at, "--interval", "250ms"]);
-    top.shows("Connections:").await;
+    // Before that it has nothing that could grow old.
+    top.shows("ready").await;
     drop(relay);
     top.shows("No answer for").await;
-    top.forget();
     let back = RelayCommand::demo().listen_http(&at).start().await;
-    // The error line is gone, and the lines below it are drawn again.
-    top.shows("ready").await;
+    eventually_within(SOON, "the error is gone and the state is back", async || {
+        let screen = top.screen();
+        (!screen.contains("No answer for") && screen.contains("ready")).then_some(())
+    })
+    .await;
     top.press(b"q");
     top.ends_with(0).await;
     drop(back);
