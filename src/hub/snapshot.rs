@@ -444,7 +444,10 @@ fn join(children: &mut Vec<Child>, index: usize) {
     match (Arc::make_mut(&mut target.node), &*right.node) {
         (Node::Leaf(leaf), Node::Leaf(more)) => leaf.entries_mut().extend_from_slice(more.entries()),
         (Node::Inner(entries), Node::Inner(more)) => {
+            let first = entries.len();
             entries.extend_from_slice(more);
+            // It was a first child, whose own bound means nothing.
+            entries[first].lower = right.lower;
         }
         // All leaves are at one depth, so neighbours are of one kind.
         _ => unreachable!("neighbours in a B+ tree are of one kind"),

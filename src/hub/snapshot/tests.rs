@@ -59,6 +59,25 @@ fn rising_keys_leave_full_nodes() {
     assert!(leaves(&map.root) <= 10_000 / NODE_MAX + 1);
 }
 
+/// The first child of an inner node may get keys below the one that it once began with. It must be found by them when it
+/// is a first child no more.
+#[test]
+fn keys_at_the_start_of_an_inner_node_are_found_after_it_joined_another() {
+    let mut map = KeyMap::default();
+    let bytes = |i: u32| i.to_be_bytes();
+    (0..40_000).for_each(|i| drop(map.insert(kv(&bytes(i), 1))));
+    // Rising keys leave full nodes, so inner nodes begin here. Each loses its first child, and gets the key again.
+    let starts = || (0..40_000).step_by(NODE_MAX * NODE_MAX);
+    for start in starts() {
+        (start..start + NODE_MAX as u32).for_each(|i| drop(map.remove(&bytes(i))));
+        map.insert(kv(&bytes(start), 2));
+    }
+    (0..40_000).filter(|i| i % 100 > 0 && !starts().any(|start| start == *i)).for_each(|i| drop(map.remove(&bytes(i))));
+    for start in starts() {
+        assert!(map.get(&bytes(start)).is_some(), "{start}");
+    }
+}
+
 proptest! {
     #[test]
     fn behaves_as_an_ordered_map(
