@@ -6,6 +6,7 @@
 //! the process, and [`service`] by [`relay`]. [`cli`] turns flags into a [`relay::RelayConfig`], and only `main` uses it. [`mod@bench`], [`top`] and
 //! [`health`] are separate programs that use none of these layers; the latter two query a relay by [`fetch`].
 
+pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod critical;

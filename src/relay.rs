@@ -25,6 +25,7 @@ pub use self::config::{
 pub use self::core::{Core, wire};
 use self::upstream::Data;
 use crate::{
+    batch::{Batcher, UringError},
     critical::Failure,
     fleet::{last_spread, spread},
     front::{
@@ -61,6 +62,7 @@ pub struct Relay {
     metrics: Metrics,
     started: Instant,
     connections: Arc<Connections>,
+    batcher: Option<Arc<Batcher>>,
     grpc: Bound,
     http: Option<Bound>,
     metrics_only: Vec<Bound>,
@@ -78,6 +80,9 @@ pub enum BuildError {
     /// The example data does not fit into the store.
     #[error("cannot fill the embedded store")]
     Seed(#[from] SeedError),
+    /// The configuration asks for io_uring, which cannot be used.
+    #[error(transparent)]
+    Uring(#[from] UringError),
     /// The protocol's descriptors cannot be used. This is a fault of the build.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -98,8 +103,10 @@ impl Relay {
         names::begin(&config.present());
         config.show_bounds();
         let connections = Arc::new(Connections::default());
+        let batcher = Batcher::new(config.io)?;
         let bind = |port: &PortConfig| {
-            let port = PortConfig { leave_spread: spread(config.drain_time), ..port.clone() };
+            let leave_spread = spread(config.drain_time);
+            let port = PortConfig { leave_spread, batcher: batcher.clone(), ..port.clone() };
             let bound = Bound::bind(port, connections.clone())?;
             for Address { addr, secure } in bound.addresses() {
                 let port = bound.port();
@@ -126,6 +133,7 @@ impl Relay {
             metrics_only,
             v2,
             connections,
+            batcher,
             manager: None,
         })
     }
@@ -222,9 +230,13 @@ impl Relay {
             http,
             metrics_only,
             v2,
+            batcher,
             manager,
         } = self;
         let phases = Phases::new();
+        if let Some(batcher) = batcher {
+            batcher.start(&phases.upkeep);
+        }
         let ready = ReadyBoard::new();
         let stop = Stop { leave: phases.leave.clone(), accept: phases.accept.clone(), abort: phases.abort.clone() };
 

@@ -32,6 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     ("service", &[]),
     ("shutdown", &["telemetry", "critical"]),
+    ("batch", &["critical", "telemetry"]),
     ("tls", &["telemetry"]),
     ("fetch", &["tls"]),
     ("health", &["fetch"]),
@@ -42,10 +43,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("source", &["critical", "types", "http2", "hub", "telemetry", "tls", "pb", "ranges"]),
     ("store", &["types", "hub", "telemetry", "pb", "ranges"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
-    ("front", &["types", "hub", "view", "latest", "http2", "fleet", "telemetry", "tls", "pb", "shutdown"]),
+    ("front", &["batch", "types", "hub", "view", "latest", "http2", "fleet", "telemetry", "tls", "pb", "shutdown"]),
     (
         "relay",
         &[
+            "batch",
             "critical",
             "types",
             "hub",
@@ -64,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "batch",
             "critical",
             "types",
             "hub",
@@ -261,6 +264,20 @@ fn tasks_that_hold_state_are_spawned_where_a_panic_is_noticed() {
         }
     }
     assert_tidy(&findings);
+}
+
+#[test]
+fn unsafe_code_is_in_one_file() {
+    let files = source_files("src").into_iter();
+    let with: Vec<_> = files
+        .filter(|file| words(&uncommented(&file.text)).any(|word| word == "unsafe"))
+        .map(|file| file.path.display().to_string())
+        .collect();
+    assert_eq!(
+        with,
+        ["src/batch/ring.rs"],
+        "it has a proof for each use; a second file needs a measurement that demands it"
+    );
 }
 
 #[test]

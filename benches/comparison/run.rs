@@ -45,6 +45,8 @@ pub enum Target {
     Proxy,
     /// The relay.
     Relay,
+    /// The relay with a system call for each send.
+    RelayByEpoll,
     /// Bare sockets.
     Floor,
 }
@@ -190,7 +192,7 @@ impl Lab {
                 "--advertise-client-url=".to_owned(),
                 format!("--data-dir={}", folder.path().display()),
             ],
-            Target::Relay => vec![
+            Target::Relay | Target::RelayByEpoll => vec![
                 program(&self.relay),
                 "serve".to_owned(),
                 format!("--etcd={upstream}"),
@@ -201,6 +203,9 @@ impl Lab {
                 "--log-level=warn".to_owned(),
             ],
         };
+        if target == Target::RelayByEpoll {
+            command.push("--io=epoll".to_owned());
+        }
         if is_secure {
             command.extend(self.as_client());
             for (flag, file) in [("cert-file", "pair.pem"), ("key-file", "pair.key"), ("trusted-ca-file", "ca.pem")] {
@@ -211,7 +216,9 @@ impl Lab {
         let deadline = Instant::now() + START_PATIENCE;
         let serves = async || match (is_secure, target) {
             // It has read all keys, so reading them is not part of the measurement.
-            (_, Target::Relay) => http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200),
+            (_, Target::Relay | Target::RelayByEpoll) => {
+                http::get(&http, "/ready").await.is_ok_and(|answer| answer.status == 200)
+            }
             (false, _) => http::get(&addr, "/health").await.is_ok_and(|answer| answer.status == 200),
             // With TLS, no request is made here: the proxy is ready once it accepts connections.
             (true, _) => tokio::net::TcpStream::connect(&addr).await.is_ok(),
@@ -222,7 +229,7 @@ impl Lab {
             }
             sleep(PAUSE).await;
         }
-        let http = (target == Target::Relay).then_some(http);
+        let http = matches!(target, Target::Relay | Target::RelayByEpoll).then_some(http);
         let scheme = if is_secure { "https" } else { "http" };
         Ok(Some(Server { process, endpoint: format!("{scheme}://{addr}"), http, _folder: folder }))
     }
@@ -320,7 +327,7 @@ impl Outcome {
 
     /// Whether the relay made no errors.
     pub fn is_right_or_of_others(&self) -> bool {
-        let is_ours = matches!(self.target, Target::Relay | Target::Floor);
+        let is_ours = matches!(self.target, Target::Relay | Target::RelayByEpoll | Target::Floor);
         !is_ours || self.findings().is_empty()
     }
 }

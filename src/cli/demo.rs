@@ -80,6 +80,7 @@ impl Demo {
                 cors: self.ports.cors(),
                 advertise: None,
                 v2: self.v2.facade(&self.ports, &tls),
+                io: self.ports.io(),
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,

@@ -15,6 +15,7 @@ use super::{
     values::{ByteCount, PositiveTime, Time},
 };
 use crate::{
+    batch::Io,
     front::{
         http::{
             audience::Audience,
@@ -118,6 +119,12 @@ pub(super) struct Ports {
     )]
     stream_buffer_bytes: ByteCount,
 
+    /// How bytes are sent to clients. `uring` joins what a thread sends to many clients into one system call, by Linux's
+    /// io_uring, and does not start where that is not allowed, as in many containers. `epoll` makes a system call for
+    /// each send. `auto` uses io_uring if it can; the log and etcd_relay_send_rings tell which it is
+    #[arg(long, env = "ETCD_RELAY_IO", value_name = "METHOD", value_enum, default_value_t = Method::Auto)]
+    io: Method,
+
     /// Time between pings to clients. 0s sends none; a client that vanished then stays until TCP notices. A shorter
     /// time notices it sooner, but costs more pings for each connection
     #[arg(
@@ -180,6 +187,10 @@ impl Ports {
         self.listen_metrics.iter().map(|url| self.port(Port::Metrics, std::slice::from_ref(url), tls)).collect()
     }
 
+    pub(super) fn io(&self) -> Io {
+        self.io.into()
+    }
+
     pub(super) fn debug_from(&self) -> Audience {
         self.debug_from.into()
     }
@@ -213,6 +224,26 @@ impl Ports {
             addresses: urls.iter().map(|url| url.0).collect(),
             tls: tls.clone(),
             ..listen::PortConfig::new(port, urls[0].0.addr)
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// io_uring if the kernel allows it, else epoll
+    Auto,
+    /// A system call for each send
+    Epoll,
+    /// io_uring
+    Uring,
+}
+
+impl From<Method> for Io {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Auto => Self::Auto,
+            Method::Epoll => Self::Epoll,
+            Method::Uring => Self::Uring,
         }
     }
 }

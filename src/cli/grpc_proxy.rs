@@ -22,6 +22,7 @@ use super::{
     values::go_duration,
 };
 use crate::{
+    batch::Io,
     front::{
         http::{audience::Audience, keys::Cors},
         listen,
@@ -208,6 +209,8 @@ impl Given {
                 metrics_from: Audience::Any,
                 advertise: self.advertise()?,
                 v2: None,
+                // etcd's proxy has no flag for it.
+                io: Io::Auto,
                 drain_time: DRAIN_TIME,
             },
             logging: logging::LoggingConfig {

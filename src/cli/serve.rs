@@ -215,6 +215,7 @@ impl Serve {
                 cors: self.ports.cors(),
                 advertise: self.fleet.advertise()?,
                 v2: self.v2.facade(&self.ports, &tls),
+                io: self.ports.io(),
                 drain_time: self.ports.drain_time.0,
             },
             logging: self.log.config()?,

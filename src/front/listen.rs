@@ -49,7 +49,7 @@ pub use self::{
     serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{http2, telemetry::names, tls, types::ClientKey};
+use crate::{batch::Batcher, http2, telemetry::names, tls, types::ClientKey};
 
 /// An address that a port listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,8 @@ pub struct PortConfig {
     pub keepalive: Option<Keepalive>,
     /// How long a connection may accept no bytes while some are waiting.
     pub write_stall: Duration,
+    /// Joins what is sent to its connections; `None` makes a system call for each send.
+    pub batcher: Option<Arc<Batcher>>,
     /// The time within which all connections are asked to leave when the port stops; shorter if there are few.
     pub leave_spread: Duration,
     /// The age at which a connection is asked to leave, varied by a quarter; `None` sets no limit.
@@ -120,6 +122,7 @@ impl PortConfig {
             stream_buffer: Self::STREAM_BUFFER,
             keepalive: Some(Self::KEEPALIVE),
             write_stall: Self::WRITE_STALL,
+            batcher: None,
             leave_spread: Duration::ZERO,
             max_age: None,
         }

@@ -337,6 +337,8 @@ where
                 WakeSource::WRITE => {
                     self.write.0.reset();
                     self.full = false;
+                    // The socket may have bytes that it took before and could not send.
+                    self.output.flush_again();
                 }
                 WakeSource::TIMER => {
                     self.rare.wake_flags.timer.0.reset();

@@ -37,11 +37,16 @@ pub(super) struct Output {
     /// Shared bytes, each with the total number of bytes of `own` that come before it.
     shared: VecDeque<(usize, Bytes)>,
     shared_len: usize,
-    /// Bytes were written that the socket may hold back until it is flushed, as TLS does.
+    /// The socket may hold back bytes until it is flushed, as TLS does.
     unflushed: bool,
 }
 
 impl Output {
+    /// Flushes with the next write, even if there is nothing to write.
+    pub(super) fn flush_again(&mut self) {
+        self.unflushed = true;
+    }
+
     /// Number of waiting bytes.
     pub(super) fn len(&self) -> usize {
         self.own.len() - self.written + self.shared_len

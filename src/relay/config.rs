@@ -7,6 +7,7 @@ use bytes::Bytes;
 use metrics::gauge;
 
 use crate::{
+    batch::Io,
     front::{
         grpc::Advertised,
         http::{audience::Audience, keys::Cors},
@@ -46,6 +47,8 @@ pub struct RelayConfig {
     pub advertise: Option<Advertise>,
     /// The port for etcd's v2 API.
     pub v2: Option<V2Facade>,
+    /// How bytes are sent to clients.
+    pub io: Io,
     /// Longest wait for clients at the end.
     pub drain_time: Duration,
 }
@@ -127,6 +130,7 @@ impl RelayConfig {
             etcd_tls: etcd.is_some_and(|etcd| etcd.tls.is_some()),
             etcd_v2: matches!(self.upstream, Upstream::EtcdV2(_)),
             facade: self.v2.is_some(),
+            batches: self.io != Io::Epoll,
             views: self.views.feeds != LainletFeeds::Off,
         }
     }

@@ -183,6 +183,12 @@ pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 /// Forwarded calls that wait now until a member can be reached, or answers for the cluster.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
+/// Rings of io_uring that join sends to clients.
+pub const SEND_RINGS: &str = "etcd_relay_send_rings";
+/// System calls that sent to several clients.
+pub const SEND_BATCHES: &str = "etcd_relay_send_batches_total";
+/// Sends in those system calls.
+pub const BATCHED_SENDS: &str = "etcd_relay_batched_sends_total";
 /// TLS handshakes with clients, by [`Port`] and [`Handshake`].
 pub const TLS_HANDSHAKES: &str = "etcd_relay_tls_handshakes_total";
 /// TLS handshakes with members of etcd, by [`Connect`].
@@ -582,6 +588,10 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd; the longest time of all feeds"),
     (MEMBER_HEALTHY, "1 while the etcd member, numbered by its place among the endpoints, answers for its cluster"),
     (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
+    (
+        SEND_RINGS,
+        "Rings of io_uring that join sends to clients, one for each thread; 0 where each send is a system call (--io)",
+    ),
     (TLS_CERTIFICATE_NOT_AFTER, "When a certificate in use expires, in seconds of Unix time; 0 if there is none"),
     (FACADE_WAITS, "Waits and streams over etcd's v2 API that are open now"),
     (READY, "1 while the relay is ready"),
@@ -636,6 +646,8 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (VIEW_VERSIONS, "New versions of the view selections that clients asked for"),
     (MEMBER_LEFT, "How often the relay left an etcd member for another one, by reason"),
     (FORWARD_RETRIES, "Forwarded reads that were sent again to another member, since the first one did not answer"),
+    (SEND_BATCHES, "System calls that sent to several clients at once, by io_uring"),
+    (BATCHED_SENDS, "Sends to clients that were made together with others, by io_uring"),
     (TLS_HANDSHAKES, "TLS handshakes with clients, by port and outcome"),
     (TLS_UPSTREAM_HANDSHAKES, "TLS handshakes with etcd"),
     (
@@ -669,6 +681,7 @@ mod tests {
             etcd_tls: true,
             etcd_v2: true,
             facade: true,
+            batches: true,
             views: true,
         });
         // The recorder reports the build, and calls are reported by service from the first one on.

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use etcd_relay::{
+    batch::Io,
     front::{
         gateway::Gateway,
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
@@ -86,6 +87,7 @@ impl Relay {
             keys_from: Audience::Nobody,
             cors: Cors::Off,
             metrics_from: Audience::Nobody,
+            io: Io::Auto,
             drain_time: LONG,
         };
         let (phases, ready) = (Phases::new(), ReadyBoard::new());

@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::{
+    batch::Io,
     front::{
         http::{audience::Audience, keys::Cors},
         listen,
@@ -213,6 +214,7 @@ fn wire(store: &Store) -> (Lainlet, Phases) {
         keys_from: Audience::Nobody,
         cors: Cors::Off,
         metrics_from: Audience::Nobody,
+        io: Io::Auto,
         drain_time: PATIENCE,
     };
     let (phases, ready) = (Phases::new(), ReadyBoard::new());

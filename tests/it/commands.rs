@@ -5,7 +5,7 @@
 use std::{process::Output, time::Duration};
 
 use serde_json::Value;
-use tokio::{io::AsyncBufReadExt as _, net::TcpListener};
+use tokio::{io::AsyncBufReadExt as _, net::TcpListener, process::Command};
 
 use crate::support::{
     client::{self, WatchStream},
@@ -17,7 +17,7 @@ use crate::support::{
 const SOON: Duration = Duration::from_secs(10);
 
 async fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_etcd-relay")).args(args).kill_on_drop(true).output();
+    let command = Command::new(env!("CARGO_BIN_EXE_etcd-relay")).args(args).kill_on_drop(true).output();
     let Output { status, stdout, stderr } =
         tokio::time::timeout(SOON, command).await.expect("it ends at once").expect("it runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -48,6 +48,40 @@ async fn wrong_usage_ends_with_64_before_a_port_is_bound() {
         assert_eq!(code, Some(64), "{args:?}: {stderr}");
         assert!(stdout.is_empty() && stderr.contains(named), "{args:?}: {stderr}");
     }
+}
+
+/// Denies io_uring_setup to the program in the arguments, as the seccomp profiles of containers do.
+const WITHOUT_URING: &str = r"
+import ctypes, os, platform, struct, sys
+SETUP, ALLOW, DENY = 425, 0x7fff0000, 0x00050001
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, SETUP), (0x06, 0, 0, DENY), (0x06, 0, 0, ALLOW)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
+program = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(rules), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0, 'no_new_privs'
+assert libc.prctl(22, 2, program, 0, 0) == 0, 'seccomp'
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[tokio::test]
+async fn where_io_uring_is_forbidden_auto_does_without_it_and_uring_says_so() {
+    if Command::new("python3").arg("--version").output().await.is_err() {
+        println!("no python3: io_uring is not forbidden");
+        return;
+    }
+    let under = ["python3", "-c", WITHOUT_URING];
+    let relay = RelayCommand::demo().env("ETCD_RELAY_IO", "auto").under(&under).start().await;
+    assert!(relay.log().contains(r#""io":"epoll""#), "{}", relay.log());
+    assert_eq!(relay.metric("etcd_relay_send_rings").await, 0.0);
+
+    let flags = ["demo", "--io=uring", "--listen-grpc=127.0.0.1:0", "--listen-http=127.0.0.1:0"];
+    let program = Command::new(under[0]).args(&under[1..]).arg(env!("CARGO_BIN_EXE_etcd-relay")).args(flags).output();
+    let ended = tokio::time::timeout(SOON, program).await.expect("it ends at once").expect("it runs");
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        !ended.status.success() && text.contains("the kernel refuses io_uring") && text.contains("--io epoll"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use etcd_relay::{
+    batch::Io,
     front::{
         gateway::Gateway,
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
@@ -104,6 +105,7 @@ impl Relay {
             cors: Cors::Off,
             metrics_from: Audience::Nobody,
             advertise: None,
+            io: Io::Epoll,
             drain_time: Duration::from_secs(1),
         };
         let (phases, ready) = (Phases::new(), ReadyBoard::new());

@@ -267,6 +267,7 @@ fn shown_metrics() -> BTreeMap<String, Shown> {
         etcd_tls: true,
         etcd_v2: true,
         facade: true,
+        batches: true,
         views: true,
     });
     // These start with the first call and the first stream.

@@ -2,7 +2,7 @@
 //!
 //! Serving a connection is in `serve`. Always holds: an error of one connection does not end the loop.
 
-use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{future::ready, io, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use http::{Request, Response};
@@ -11,11 +11,12 @@ use metrics::counter;
 use tokio::net::TcpListener;
 
 use super::{
-    Bound, Listener, Server, Stop,
+    Bound, Listener, Opened, Server, Stop,
     quiet::Quiet,
     secure::{self, PortStream},
 };
 use crate::{
+    batch::{self, Batcher},
     front::body::{BoxError, RequestBody},
     telemetry::names::{self, Port},
     tls,
@@ -38,12 +39,13 @@ impl Bound {
     {
         let Self { listeners, config, connections, pacing } = self;
         let (tls, terms) = (config.tls.clone(), Terms { port: config.port, limit: config.max_connections });
+        let batcher = config.batcher.clone();
         let closed = stop.accept.child_token();
         let stop = Stop { accept: closed.clone(), ..stop };
         let server = Server::paced(service, config, connections, stop.clone(), pacing);
         let accepting = join_all(listeners.into_iter().map(|Listener { socket, address }| {
             let tls = tls.clone().filter(|_| address.secure);
-            accept(socket, tls, terms, &server, &stop)
+            accept(socket, tls, batcher.as_ref(), terms, &server, &stop)
         }));
         // A client that knows no other relay comes back here. If it were refused, it would wait longer and longer
         // between its attempts, and its leases would end before it comes to the next process.
@@ -68,6 +70,7 @@ struct Terms {
 async fn accept<S, B>(
     listener: TcpListener,
     tls: Option<tls::Server>,
+    batcher: Option<&Arc<Batcher>>,
     Terms { port, limit }: Terms,
     server: &Server<S>,
     stop: &Stop,
@@ -105,8 +108,15 @@ async fn accept<S, B>(
             tracing::debug!(%peer, %error, "Cannot set TCP_NODELAY");
         }
         let served = match &tls {
-            None => server.serve(PortStream::Plain(stream), peer),
-            Some(tls) => server.serve_when(secure::open(stream, peer, port, tls.clone(), handshakes.clone()), peer),
+            None => {
+                let stream = batch::Stream::new(stream, batcher);
+                let (switch, stream) = (stream.switch(), PortStream::Plain(stream));
+                server.serve_when(ready(Some(Opened { switch, ..Opened::anonymous(stream) })), peer)
+            }
+            Some(tls) => {
+                let opening = secure::open(stream, peer, port, tls.clone(), batcher.cloned(), handshakes.clone());
+                server.serve_when(opening, peer)
+            }
         };
         if let Err(refused) = served
             && troubles.may_log()

@@ -99,15 +99,13 @@ pub(super) struct ResponseWriter<T, B: Body> {
     out: Out<B::Data>,
     body: B,
     ended: bool,
-    /// Bytes were written that the socket may hold back until it is flushed, as TLS does.
-    unflushed: bool,
 }
 
 impl<T, B: Body> ResponseWriter<T, B> {
     pub(super) fn new(socket: Socket<T>, response: Response<B>, abort: Listener) -> Self {
         let (parts, body) = response.into_parts();
         let out = Out { head: head(parts.status, &parts.headers), data: None };
-        Self { socket, abort, out, body, ended: false, unflushed: false }
+        Self { socket, abort, out, body, ended: false }
     }
 }
 
@@ -123,7 +121,7 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { socket, abort, out, body, ended, unflushed } = self.get_mut();
+        let Self { socket, abort, out, body, ended } = self.get_mut();
         if abort.poll(cx).is_ready() || poll_closed(socket, cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -137,12 +135,9 @@ where
                     Poll::Pending => waits = true,
                 }
             }
-            *unflushed |= out.has_remaining();
             ready!(out.poll_write(socket, cx))?;
-            if *unflushed {
-                ready!(Pin::new(&mut *socket).poll_flush(cx))?;
-                *unflushed = false;
-            }
+            // This is done each time: the socket may still have bytes that it took before, of TLS or of a batch.
+            ready!(Pin::new(&mut *socket).poll_flush(cx))?;
             if *ended {
                 return Pin::new(socket).poll_shutdown(cx).map_err(Into::into);
             }

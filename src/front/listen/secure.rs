@@ -16,12 +16,13 @@ use super::{
     serve::{Opened, turned_away},
 };
 use crate::{
+    batch::{self, Batcher},
     telemetry::names::{self, Handshake, Port, Turned},
     tls::{self, Accepted, HandshakeError},
 };
 
 /// The stream of bytes that a port serves.
-pub(super) type PortStream = tls::Stream<TcpStream, tls::ServerStream<TcpStream>>;
+pub(super) type PortStream = tls::Stream<batch::Stream, tls::ServerStream<batch::Stream>>;
 
 /// Opens a connection with TLS. `None` if there is nothing to serve. Cancel safe: dropping it closes the connection.
 pub(super) async fn open(
@@ -29,6 +30,7 @@ pub(super) async fn open(
     peer: SocketAddr,
     port: Port,
     tls: tls::Server,
+    batcher: Option<Arc<Batcher>>,
     troubles: Arc<Quiet>,
 ) -> Option<Opened<PortStream>> {
     let mut first = [0];
@@ -54,10 +56,12 @@ pub(super) async fn open(
         mistaken::answer(stream, WANTS_TLS).await;
         return None;
     }
+    let stream = batch::Stream::new(stream, batcher.as_ref());
+    let switch = stream.switch();
     match tls.handshake(stream).await {
         Ok(Accepted { stream, names, resumed }) => {
             count(port, if resumed { Handshake::Resumed } else { Handshake::Full });
-            Some(Opened { stream: tls::Stream::Tls(Box::new(stream)), certificate: names })
+            Some(Opened { stream: tls::Stream::Tls(Box::new(stream)), switch, certificate: names })
         }
         Err(error) => {
             count(

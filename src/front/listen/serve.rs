@@ -44,6 +44,7 @@ use super::{
     socket::{Socket, Terms},
 };
 use crate::{
+    batch,
     front::{
         body::{BoxError, RequestBody},
         signal::{Listener, Signal},
@@ -63,6 +64,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 pub struct Opened<T> {
     /// Its stream of bytes.
     pub stream: T,
+    /// What lets it join its writes with those of other connections, if it can.
+    pub switch: Option<batch::Switch>,
     /// The names in the client's certificate, if it was verified.
     pub certificate: Option<Arc<tls::Names>>,
 }
@@ -70,7 +73,7 @@ pub struct Opened<T> {
 impl<T> Opened<T> {
     /// A connection of a client without a certificate.
     pub fn anonymous(stream: T) -> Self {
-        Self { stream, certificate: None }
+        Self { stream, switch: None, certificate: None }
     }
 }
 
@@ -199,9 +202,14 @@ impl<S> Server<S> {
                     known.showed(certificate);
                 }
                 let origin = Origin { peer, id, known, certificate: opened.certificate.map(ClientCertificate), leave };
-                connection(opened.stream, origin, listed, &service, &config, &accept).await
+                let (next, listed) = connection(opened.stream, origin, listed, &service, &config, &accept).await?;
+                Some((next, listed, opened.switch))
             };
-            let Some(Some((next, listed))) = abort.run_until_cancelled(connection).await else { return };
+            let Some(Some((next, listed, switch))) = abort.run_until_cancelled(connection).await else { return };
+            if let Some(switch) = switch {
+                // Both kinds of connections flush each time that they are woken.
+                switch.join();
+            }
             let log = move |result: Result<(), BoxError>| {
                 if let Err(error) = result {
                     tracing::debug!(%peer, error = &*error, "Connection ended with an error");

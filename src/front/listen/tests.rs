@@ -16,7 +16,12 @@ use tokio::{
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use super::*;
-use crate::{front::body::RequestBody, http2::tests::sockets::Buffering};
+use crate::{
+    batch::{Batcher, Io},
+    critical::Tasks,
+    front::body::RequestBody,
+    http2::tests::sockets::Buffering,
+};
 
 /// A port whose answers name the client, and can be delayed.
 struct Served {
@@ -431,6 +436,68 @@ async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
     }
     let counted = recorder.handle().render();
     assert!(counted.contains(r#"turned_away_total{port="http",reason="stalled"} 3"#), "{counted}");
+}
+
+/// The writes are small and have company, so they leave by io_uring and are not seen to fail when they are made.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_bytes_is_closed_when_writes_are_joined() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _counting = metrics::set_default_local_recorder(&recorder);
+    let Ok(batcher) = Batcher::new(Io::Auto) else { unreachable!("auto does not fail") };
+    if let Some(batcher) = &batcher {
+        batcher.start(&Tasks::new());
+    }
+    let joins = batcher.is_some();
+    let limit = Duration::from_secs(7);
+    let mut served = serve(|config| {
+        config.write_stall = limit;
+        config.batcher = batcher;
+    });
+    let block = Bytes::from(vec![b'x'; 1000]);
+    for path in ["/lasting", "http2"] {
+        let mut reader = connect(&served).await;
+        reader.write_all(b"GET /lasting HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let company = served.streams.recv().await.expect("an answer");
+        let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+        let mut client = connect(&served).await;
+        let mut http1 = None;
+        let mut http2 = None;
+        if path == "http2" {
+            let mut builder = h2::client::Builder::new();
+            builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+            let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
+            let request = Request::get("http://x/large").body(()).expect("a request");
+            let (answer, _) = sender.send_request(request, true).expect("sent");
+            let answer = tokio::select! {
+                answer = answer => answer.expect("an answer"),
+                _ = &mut connection => panic!("closed"),
+            };
+            http2 = Some((answer, connection));
+        } else {
+            client.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.expect("sent");
+            http1 = Some(client);
+        }
+        let send = served.streams.recv().await.expect("an answer");
+        let mut last = tokio::time::Instant::now();
+        soon("the connection is closed", async {
+            while send.send(block.clone()).await.is_ok() {
+                company.send(block.clone()).await.expect("the other client reads");
+                last = tokio::time::Instant::now();
+            }
+        })
+        .await;
+        let stalled = last.elapsed();
+        assert!(stalled >= limit && stalled < limit * 2, "{path}: {stalled:?}");
+        company.send(block.clone()).await.expect("the other client is served");
+        drop((http1, http2, company));
+        reading.await.expect("no panic").expect("it was served to the end");
+    }
+    let counted = recorder.handle().render();
+    assert!(counted.contains(r#"turned_away_total{port="http",reason="stalled"} 2"#), "{counted}");
+    let joined = counted
+        .lines()
+        .any(|line| line.strip_prefix("etcd_relay_batched_sends_total ").is_some_and(|count| count != "0"));
+    assert_eq!(joined, joins, "{counted}");
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub struct Present {
     pub etcd_v2: bool,
     /// It serves etcd's v2 API.
     pub facade: bool,
+    /// It may join sends to clients by io_uring.
+    pub batches: bool,
     /// It serves Lainlet's views.
     pub views: bool,
 }
@@ -48,6 +50,11 @@ pub fn begin(present: &Present) {
         for outcome in Handshake::ALL.iter().filter(|_| *tls) {
             counter!(TLS_HANDSHAKES, Port::LABEL => port.as_str(), Handshake::LABEL => outcome.as_str()).absolute(0);
         }
+    }
+    gauge!(SEND_RINGS).set(0.0);
+    if present.batches {
+        counter!(SEND_BATCHES).absolute(0);
+        counter!(BATCHED_SENDS).absolute(0);
     }
     let sides = [(TlsSide::Port, present.ports.iter().any(|(_, tls)| *tls)), (TlsSide::Upstream, present.etcd_tls)];
     for (side, certificates) in [

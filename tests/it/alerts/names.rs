@@ -93,6 +93,7 @@ fn text_of_all() -> String {
             etcd_tls: true,
             etcd_v2: true,
             facade: true,
+            batches: true,
             views: true,
         });
         for service in Service::ALL {
