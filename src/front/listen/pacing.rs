@@ -350,7 +350,8 @@ mod tests {
         for second in 74..=140 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = asked(&places);
-            assert!(now - before <= 40, "{} in second {second}", now - before);
+            // Ages are random: 20 of them end in a second on average, and more than 60 in one of 10^12 runs.
+            assert!(now - before <= 60, "{} in second {second}", now - before);
             before = now;
         }
         assert_eq!(before, 1_000);

@@ -20,7 +20,7 @@ use crate::{
     batch::{Batcher, Io},
     critical::Tasks,
     front::body::RequestBody,
-    http2::tests::sockets::Buffering,
+    http2::tests::sockets::{Buffering, Delaying},
 };
 
 /// A port whose answers name the client, and can be delayed.
@@ -498,6 +498,35 @@ async fn a_client_that_takes_no_bytes_is_closed_when_writes_are_joined() {
         .lines()
         .any(|line| line.strip_prefix("etcd_relay_batched_sends_total ").is_some_and(|count| count != "0"));
     assert_eq!(joined, joins, "{counted}");
+}
+
+#[tokio::test]
+async fn what_a_stream_could_not_send_of_a_lasting_answer_leaves_although_nothing_follows() {
+    let (data, sent) = mpsc::channel(1);
+    let sent = Arc::new(parking_lot::Mutex::new(Some(sent)));
+    let service = service_fn(move |_: Request<RequestBody>| {
+        let sent = sent.lock().take().expect("one request");
+        let frames = ReceiverStream::new(sent).map(|data: Bytes| Ok::<_, Infallible>(Frame::data(data)));
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+        response.extensions_mut().insert(Lasting);
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let peer = SocketAddr::from(([127, 0, 0, 1], 7));
+    let config = PortConfig::new(names::Port::Http, peer);
+    let server = Server::new(service, config, Arc::default(), Stop::default());
+    let (mut client, stream) = tokio::io::duplex(64);
+    server.serve(Delaying::over(stream), peer).expect("room for one");
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let mut told = Vec::new();
+    for part in ["one", "two"] {
+        data.send(Bytes::from(part)).await.expect("the stream is open");
+        soon("the data", async {
+            while !told.ends_with(part.as_bytes()) {
+                client.read_buf(&mut told).await.expect("open");
+            }
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

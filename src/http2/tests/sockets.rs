@@ -63,8 +63,52 @@ impl AsyncWrite for Buffering {
     }
 }
 
+/// Takes what is written, finds out afterwards that nothing could be sent, wakes its writer, and sends it when it is
+/// flushed then: as a stream does whose writes are joined with those of others.
+pub(crate) struct Delaying {
+    inner: Buffering,
+    is_queued: bool,
+}
+
+impl Delaying {
+    /// Wraps `inner`.
+    pub(crate) fn over(inner: DuplexStream) -> Self {
+        Self { inner: Buffering::over(inner), is_queued: false }
+    }
+}
+
+impl AsyncRead for Delaying {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Delaying {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
+        self.is_queued = true;
+        cx.waker().wake_by_ref();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.is_queued) { Poll::Ready(Ok(())) } else { Pin::new(&mut self.inner).poll_flush(cx) }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
 /// Like [`serve`], over a buffering stream whose inner stream accepts `room` bytes at a time.
 fn buffering(room: usize) -> (DuplexStream, mpsc::Receiver<Call>, JoinHandle<Result<(), Ended>>) {
+    over(room, Buffering::over)
+}
+
+fn over<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    room: usize,
+    wrap: impl FnOnce(DuplexStream) -> T,
+) -> (DuplexStream, mpsc::Receiver<Call>, JoinHandle<Result<(), Ended>>) {
     let (client, io) = tokio::io::duplex(room);
     let (ask, calls) = mpsc::channel(8);
     let service = move |request: Request<Body>| -> BoxFuture<'static, Result<Answer, Failure>> {
@@ -73,7 +117,7 @@ fn buffering(room: usize) -> (DuplexStream, mpsc::Receiver<Call>, JoinHandle<Res
         Box::pin(async move { answered.await.map_err(Into::into) })
     };
     let never = std::future::pending;
-    let task = tokio::spawn(Connection::new(Buffering::over(io), service, LIMITS, never(), never()));
+    let task = tokio::spawn(Connection::new(wrap(io), service, LIMITS, never(), never()));
     (client, calls, task)
 }
 
@@ -109,6 +153,21 @@ async fn an_answer_leaves_whole_and_at_once_also_where_the_stream_keeps_it_until
         assert!(raw.next().await.is_none(), "nothing but the end");
         assert!(raw.read == Buffering::GOODBYE, "{:?}", raw.read);
         assert!(task.await.expect("no panic").is_ok());
+    }
+}
+
+#[tokio::test]
+async fn what_a_stream_could_not_send_when_it_was_written_leaves_although_nothing_follows() {
+    let (client, mut calls, _task) = over(500, Delaying::over);
+    let mut raw = Raw::greet(client).await;
+    raw.post(1, true).await;
+    let (_, answer) = calls.recv().await.expect("a request");
+    let (data, sent) = mpsc::channel(1);
+    let frames = ReceiverStream::new(sent).map(|data: Bytes| Ok(http_body::Frame::data(data)));
+    let _ = answer.send(Response::new(http_body_util::StreamBody::new(frames).boxed_unsync()));
+    for part in [b"one", b"two"] {
+        data.send(Bytes::from_static(part)).await.expect("the stream is open");
+        assert_eq!(raw.until(Kind::Data).await.payload[..], part[..]);
     }
 }
 
