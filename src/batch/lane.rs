@@ -158,8 +158,16 @@ impl Lane {
     }
 
     #[cfg(test)]
-    pub(super) fn break_ring(&self) {
+    pub(super) fn remove_ring(&self) {
         self.sender.lock().ring = None;
+    }
+
+    /// Lets the next batch fail.
+    #[cfg(test)]
+    pub(super) fn break_ring(&self) {
+        if let Some(ring) = &mut self.sender.lock().ring {
+            ring.break_it();
+        }
     }
 }
 

@@ -144,6 +144,11 @@ impl Ring {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn break_it(&mut self) {
+        self.broken = true;
+    }
+
     /// Puts a send into the queue for the next submission. The caller must keep `bytes` valid and unchanged until the
     /// send is completed, and `socket` open until it is submitted.
     #[expect(unsafe_code, reason = "the kernel is given a pointer")]

@@ -197,7 +197,7 @@ async fn a_client_that_is_gone_ends_its_own_stream_alone() {
 #[tokio::test]
 async fn a_lane_without_its_ring_writes_one_by_one() {
     let Some((batcher, _)) = batcher() else { return };
-    batcher.lane().break_ring();
+    batcher.lane().remove_ring();
     let (mut streams, mut clients) = pairs(&batcher, 20).await;
     for _ in 0..3 {
         for stream in &mut streams {
@@ -205,6 +205,31 @@ async fn a_lane_without_its_ring_writes_one_by_one() {
         }
         for client in &mut clients {
             assert_eq!(read(client, 2).await, [1, 2]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn when_a_ring_fails_the_streams_that_it_was_to_send_for_end_and_the_lane_goes_on() {
+    let Some((batcher, metrics)) = batcher() else { return };
+    let (mut streams, mut clients) = pairs(&batcher, 20).await;
+    batcher.lane().break_ring();
+    for stream in &mut streams[..10] {
+        stream.write_all(&[1]).await.expect("queued");
+    }
+    yield_now().await;
+    for stream in &mut streams[..10] {
+        let error =
+            poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await.expect_err("what was sent is not known");
+        assert!(error.to_string().contains("io_uring"), "{error}");
+    }
+    assert_eq!(value(&metrics, "etcd_relay_send_rings"), 0);
+    for _ in 0..3 {
+        for stream in &mut streams[10..] {
+            stream.write_all(&[2]).await.expect("taken");
+        }
+        for client in &mut clients[10..] {
+            assert_eq!(read(client, 1).await, [2]);
         }
     }
 }
@@ -262,7 +287,7 @@ proptest! {
             let all: Vec<_> = all.collect();
             if breaks {
                 for lane in &batcher.lanes {
-                    lane.break_ring();
+                    lane.remove_ring();
                 }
             }
             for client in all {

@@ -128,7 +128,7 @@ fn a_range_outside_of_the_bytes_sends_nothing() {
 fn a_broken_ring_sends_nothing_and_takes_the_bytes() {
     let Some(mut ring) = ring() else { return };
     let (socket, peer) = UnixStream::pair().expect("a pair");
-    ring.broken = true;
+    ring.break_it();
     let mut bytes = vec![1];
     ring.send(&mut bytes, &[(socket.as_fd(), 0..1)]).expect_err("broken");
     assert!(bytes.is_empty(), "they are leaked, since the kernel may still read them");
