@@ -309,7 +309,9 @@ async fn a_keep_alive_is_sent_again_when_there_is_a_new_leader() {
     let (mut silent, _frames) = streams.recv().await.expect("a stream");
     let asked = silent.frame().await.expect("a request").expect("whole").into_data().expect("data");
     members.in_term(0, 4);
-    let (mut another, frames) = streams.recv().await.expect("another stream");
+    // Without a new stream, etcd would have ten seconds.
+    let another = tokio::time::timeout(Duration::from_secs(8), streams.recv()).await.expect("sent again");
+    let (mut another, frames) = another.expect("another stream");
     assert_eq!(another.frame().await.expect("a request").expect("whole").into_data().expect("data"), asked);
     let told = LeaseKeepAliveResponse { id: 7, ttl: 10, ..LeaseKeepAliveResponse::default() };
     let mut message = vec![0, 0, 0, 0, told.encoded_len() as u8];
