@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod big_values;
+mod elections;
 mod history;
 mod members;
 mod outage;

@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use http::Request;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
@@ -18,6 +19,7 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::{
+    front::access::LIMIT,
     hub::{
         Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest as UpstreamRequest},
@@ -35,11 +37,17 @@ async fn sessions(progress_interval: Duration) -> (Sessions, Arc<Feed>) {
 }
 
 async fn sessions_over(hub: Arc<Hub>, progress_interval: Duration) -> (Sessions, Arc<Feed>) {
+    sessions_of(hub, progress_interval, &Etcd::default()).await
+}
+
+/// The same, with what etcd says about permissions.
+async fn sessions_of(hub: Arc<Hub>, progress_interval: Duration, etcd: &Etcd) -> (Sessions, Arc<Feed>) {
     serve(&hub.open(KeyRange::prefix("/a/".into())));
     let slow = hub.open(KeyRange::prefix("/slow/".into()));
-    // Authentication is off.
-    let grants = service_fn(|_: Request<Body>| async {
-        Ok::<_, std::convert::Infallible>(Status::out_of_range("future").into_http::<Body>())
+    let etcd = etcd.clone();
+    let grants = service_fn(move |request: Request<Body>| {
+        let status = etcd.check(&request);
+        async move { Ok::<_, std::convert::Infallible>(status.into_http::<Body>()) }
     });
     let access = Access::new(BoxCloneSyncService::new(grants), Duration::from_secs(5));
     tokio::spawn(access.clone().run(ReadyBoard::new()));
@@ -52,6 +60,42 @@ async fn sessions_over(hub: Arc<Hub>, progress_interval: Duration) -> (Sessions,
 fn serve(feed: &Feed) {
     feed.install(Arc::default(), KeyMap::default(), Revision::new(1));
     feed.set_state(FeedState::Live);
+}
+
+/// Answers checks of permissions as etcd does, in one of these ways.
+#[derive(Clone, Debug, Default)]
+struct Etcd(Arc<Mutex<Says>>);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Says {
+    /// Authentication is off.
+    #[default]
+    Off,
+    /// Whoever has a token may read everything.
+    Granted,
+    /// Nobody may read anything.
+    Denied,
+    /// It does not answer.
+    Nothing,
+}
+
+impl Etcd {
+    fn now(&self, says: Says) {
+        *self.0.lock() = says;
+    }
+
+    fn check(&self, request: &Request<Body>) -> Status {
+        let says = *self.0.lock();
+        match says {
+            Says::Nothing => Status::unavailable("away"),
+            Says::Off => Status::out_of_range("future"),
+            Says::Granted | Says::Denied if !request.headers().contains_key("token") => {
+                Status::invalid_argument("etcdserver: user name is empty")
+            }
+            Says::Granted => Status::out_of_range("future"),
+            Says::Denied => Status::permission_denied("etcdserver: permission denied"),
+        }
+    }
 }
 
 /// Answers that the current revision is 5, each time the test permits it.
@@ -146,8 +190,11 @@ fn publish(feed: &Feed, revision: i64) {
     feed.publish(&[changes]).expect("in order");
 }
 
+/// A client with a token.
 fn client() -> crate::front::client::Client {
-    crate::front::client::Client::relay()
+    let headers =
+        http::HeaderMap::from_iter([("token".parse().expect("a name"), http::HeaderValue::from_static("secret"))]);
+    crate::front::client::Client::of(&headers, &http::Extensions::new())
 }
 
 fn create(watch_id: i64, key: &'static str) -> RequestUnion {
@@ -310,6 +357,53 @@ async fn a_create_does_not_wait_for_a_revision_that_no_member_knows() {
     assert_eq!(client.hears().await, ["created 0"]);
     client.create(0, "/a/2");
     assert_eq!(client.hears().await, ["created 1"], "at once, as long as it lasts");
+}
+
+/// Its answer shows whether authentication was enabled meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_create_waits_for_etcd_where_authentication_may_have_been_enabled_while_it_was_away() {
+    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let etcd = Etcd::default();
+    let hub = testing::hub_over(upstream.clone(), LIMITS);
+    let (sessions, _slow) = sessions_of(hub.clone(), Duration::from_secs(600), &etcd).await;
+    let feed = hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    let expiry = tokio::spawn(sessions.access.clone().expire(hub));
+    etcd.now(Says::Nothing);
+    feed.set_state(FeedState::Resuming);
+    upstream.agreement.send_replace(Agreement::Late);
+    tokio::time::sleep(2 * LIMIT).await;
+    assert!(sessions.access.is_unheard());
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "it waits, though no member knows the current revision");
+    etcd.now(Says::Denied);
+    upstream.lets.add_permits(1);
+    feed.advance(Revision::new(5));
+    tokio::time::sleep(CURRENT_PATIENCE).await;
+    assert_eq!(client.hears().await, ["refused"]);
+    expiry.abort();
+}
+
+/// Its connections stay open, so feeds stay live, but nothing new comes that a client might not be allowed to read.
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_while_all_of_etcd_is_frozen() {
+    let upstream = Arc::new(testing::Agreeing::default());
+    let etcd = Etcd::default();
+    etcd.now(Says::Granted);
+    let hub = testing::hub_over(upstream.clone(), LIMITS);
+    let (sessions, _slow) = sessions_of(hub, Duration::from_secs(600), &etcd).await;
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    tokio::time::sleep(CURRENT_PATIENCE).await;
+    assert_eq!(client.hears().await, ["created 0"]);
+    etcd.now(Says::Nothing);
+    upstream.0.send_replace(Agreement::Silent);
+    tokio::time::sleep(10 * LIMIT).await;
+    assert_eq!(client.end().await, Poll::Pending);
+    upstream.0.send_replace(Agreement::Reached);
+    tokio::time::sleep(2 * LIMIT).await;
+    let end = client.end().await;
+    assert!(matches!(end, Poll::Ready(Drained::End(StreamEnd::Unavailable(_)))), "events may come again: {end:?}");
 }
 
 #[tokio::test(start_paused = true)]

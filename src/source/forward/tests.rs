@@ -348,6 +348,36 @@ async fn a_write_waits_while_no_member_answers_for_the_cluster_and_a_read_does_n
     assert_eq!(put.await.expect("it ends").status(), 200);
 }
 
+/// It may have been the leader's, and then the next write would be passed on to a leader that is gone.
+#[tokio::test]
+async fn a_connection_that_breaks_or_cannot_be_made_puts_in_question_whether_the_cluster_can_agree() {
+    let (came, mut arrived) = mpsc::channel(1);
+    let server = Server::new(move |_| {
+        let came = came.clone();
+        async move {
+            came.send(()).await.expect("the test waits");
+            pending().await
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let members = forward.shared.members.clone();
+    members.answered(0);
+    let mut put = pin!(forward.call(request("/etcdserverpb.KV/Put", Body::empty())));
+    tokio::select! {
+        _ = &mut put => panic!("nobody answered"),
+        came = arrived.recv() => assert!(came.is_some()),
+    }
+    assert!(!members.is_in_question());
+    server.task.abort();
+    assert_ne!(status_of(put.await.headers()).code(), tonic::Code::Ok);
+    assert!(members.is_in_question(), "the connection broke");
+    members.answered(0);
+    let read = forward.call(request("/etcdserverpb.KV/Range", Body::empty())).await;
+    assert_eq!(status_of(read.headers()).code(), tonic::Code::Unavailable);
+    assert!(members.is_in_question(), "no connection can be made");
+}
+
 #[tokio::test]
 async fn a_member_that_was_restarted_is_reached_by_the_next_call() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

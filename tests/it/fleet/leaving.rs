@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use etcd_relay::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, lease_client::LeaseClient};
+use etcd_relay::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, MemberListRequest, cluster_client::ClusterClient,
+    lease_client::LeaseClient,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -15,7 +18,7 @@ use tonic::Code;
 use crate::support::{
     client::{self, WatchStream, header_revision, is_progress},
     etcd::Etcd,
-    http,
+    eventually, http,
     kv::{self, Kv},
     patience,
     relay::{Relay, RelayCommand},
@@ -102,4 +105,48 @@ async fn old_connections_are_asked_to_leave_whatever_they_do() {
     let asked = relay.metrics().await;
     let asked = http::metric(&asked, "etcd_relay_connections_asked_to_leave_total").expect("a metric");
     assert!(asked >= 3.0, "{asked}");
+}
+
+/// A client that knows no other relay comes back at once. If it were refused, it would wait longer and longer, and its
+/// leases would end. A client that knows another one goes there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_stops_serves_those_who_come_back_unless_there_is_another() {
+    for others in [false, true] {
+        let etcd = Etcd::start().await;
+        let command = RelayCommand::serve(&etcd.endpoints()).prefix("/a/").arg("--drain-time=20s");
+        let command = command.arg("--advertise-client-url=http://127.0.0.1:1").arg("--resolver-prefix=/relays");
+        let mut relay = command.start().await;
+        relay.follows().await;
+        let direct = Kv::connect(&etcd.endpoint()).await;
+        if others {
+            direct
+                .put(
+                    "/relays/http://127.0.0.1:2",
+                    r#"{"Op":0,"Addr":"http://127.0.0.1:2","Metadata":"{\"name\":\"other\"}"}"#,
+                )
+                .await;
+        }
+        let known = if others { 2 } else { 1 };
+        eventually("the relay knows all relays", async || {
+            let list = ClusterClient::new(kv::channel(&relay.endpoint()).await);
+            let list = list.clone().member_list(MemberListRequest { linearizable: true }).await.ok()?.into_inner();
+            (list.members.len() == known).then_some(())
+        })
+        .await;
+        let streams = watching(&relay, CLIENTS).await;
+        relay.terminate();
+        eventually("it stops", async || (relay.ready_status().await == Some(503)).then_some(())).await;
+        if others {
+            eventually("it accepts nobody", async || {
+                TcpStream::connect(relay.grpc_addr()).await.is_err().then_some(())
+            })
+            .await;
+        } else {
+            let mut back = watching(&relay, 1).await;
+            let revision = direct.put("/a/k", "1").await;
+            back[0].until_revision(revision).await;
+        }
+        assert!(streams.iter().filter(|stream| !stream.has_ended()).count() > LATER, "most were not asked yet");
+        drop(streams);
+    }
 }

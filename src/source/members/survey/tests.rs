@@ -112,7 +112,8 @@ async fn others_are_told_soon_that_no_member_answers_and_when_one_does() {
         told
     };
     let survey = Survey::of(&members, &cluster).run();
-    let (_, told) = tokio::join!(survey, told);
+    let both = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(survey, told) });
+    let (_, told) = both.await.expect("all is told");
     let [(Agreement::Late, late, true), (Agreement::Reached, reached, false)] = told[..] else { panic!("{told:?}") };
     assert_eq!(late, ms(QUIET));
     assert!((700..=700 + 2 * ms(AGAIN)).contains(&reached), "answered after {reached} ms");
