@@ -49,11 +49,18 @@ impl Bound {
         }));
         // A client that knows no other relay comes back here. If it were refused, it would wait longer and longer
         // between its attempts, and its leases would end before it comes to the next process.
-        let leaving = closed.run_until_cancelled(async {
-            stop.leave.cancelled().await;
-            server.ask_present().await;
-            closed.cancel();
-        });
+        let leaving = async {
+            // Both branches are cancel safe. If both are ready, clients know another relay: all of them leave within
+            // the port's spread, and not in the short time of those who came back.
+            tokio::select! {
+                biased;
+                () = closed.cancelled() => return,
+                () = stop.leave.cancelled() => {}
+            }
+            if closed.run_until_cancelled(server.ask_present()).await.is_some() {
+                closed.cancel();
+            }
+        };
         tokio::join!(accepting, leaving);
         server.finish().await;
     }
