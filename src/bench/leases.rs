@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hashbrown::HashMap;
 use hdrhistogram::Histogram;
 use prost::Message as _;
@@ -189,18 +190,25 @@ impl Leases {
         }
 
         let (mut latency, mut findings, mut broken) = (report::histogram(), Findings::default(), 0);
-        let (mut gone, mut kept) = (Vec::new(), Vec::new());
+        let mut kept = Vec::new();
+        // The ends of leases are watched from when their clients are gone.
+        let (mut ending, mut gone_after) = (FuturesUnordered::new(), report::histogram());
         let mut end = None;
-        loop {
+        while !(running.is_empty() && ending.is_empty()) {
+            // All branches are cancel safe.
             tokio::select! {
-                done = running.join_next() => {
-                    let Some(done) = done else { break };
+                Some(done) = running.join_next() => {
                     let seen = done.map_err(|_| BenchError::Lost)?;
                     latency.add(&seen.latency).map_err(|_| BenchError::Lost)?;
                     findings.join(seen.findings);
                     broken += seen.broken;
                     let clients = seen.clients.into_iter().filter(|client| !client.lost);
-                    if seen.gone { gone.extend(clients) } else { kept.extend(clients) }
+                    if seen.gone { ending.push(self.watch_end(clients.collect(), ttl)) } else { kept.extend(clients) }
+                }
+                Some(ended) = ending.next() => {
+                    let (after, wrong) = ended?;
+                    gone_after.add(&after).map_err(|_| BenchError::Lost)?;
+                    findings.join(wrong);
                 }
                 () = tokio::time::sleep(TICK) => {
                     progress.at(keeping.answers.load(Ordering::Relaxed));
@@ -220,7 +228,6 @@ impl Leases {
                 findings.add(Wrong::Lost { lease: client.lease, since: client.kept.elapsed() });
             }
         }
-        let gone_after = self.watch_end(gone, ttl, &mut findings).await?;
 
         let mut report = Report::new("leases");
         report.setting("endpoint", self.endpoint.to_string());
@@ -243,17 +250,21 @@ impl Leases {
         Ok(report)
     }
 
-    /// Waits until the leases of clients that are gone have ended. Returns how long after their time they ended.
-    async fn watch_end(
-        &self,
-        mut gone: Vec<Client>,
-        ttl: Duration,
-        findings: &mut Findings,
-    ) -> Result<Histogram<u64>, BenchError> {
-        let mut after = report::histogram();
-        while !gone.is_empty() {
+    /// Waits until the leases of clients that are gone have ended. Returns how long after their time they ended, and
+    /// those that ended too early or too late.
+    async fn watch_end(&self, mut gone: Vec<Client>, ttl: Duration) -> Result<(Histogram<u64>, Findings), BenchError> {
+        let (mut after, mut findings) = (report::histogram(), Findings::default());
+        while let Some(last) = gone.iter().map(|client| client.last).max() {
             let asked = Instant::now();
-            let left = self.left(&ids(&gone)).await?;
+            let left = match self.left(&ids(&gone)).await {
+                Ok(left) => left,
+                // The server may be restarting.
+                Err(_) if asked.saturating_duration_since(last + ttl) <= self.patience => {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let mut stay = Vec::new();
             for (client, left) in gone.into_iter().zip(left) {
                 let (earliest, latest) = (client.kept + ttl, client.last + ttl);
@@ -275,7 +286,7 @@ impl Leases {
             gone = stay;
             tokio::time::sleep(LOOK).await;
         }
-        Ok(after)
+        Ok((after, findings))
     }
 
     /// The remaining seconds of each lease; -1 for one that does not exist.

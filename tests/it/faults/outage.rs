@@ -10,7 +10,7 @@ use crate::support::{
     etcd::Etcd,
     eventually,
     gate::Gate,
-    kv::Kv,
+    kv::{self, Kv},
     relay::{Relay, RelayCommand},
     seconds_from_env,
     writer::Writer,
@@ -155,6 +155,30 @@ async fn a_relay_is_ready_and_follows_members_that_serve_grpc_alone() {
     etcd.restart().await;
     relay.ready().await;
     audience.judge(&etcd.endpoint()).await;
+}
+
+/// etcd's own clients wait for a member in the same way. A call that was sent is not repeated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_were_not_sent_wait_until_etcd_is_back() {
+    let mut etcd = Etcd::start().await;
+    let over =
+        |wait: &str| RelayCommand::serve(&etcd.endpoints()).prefix(PREFIX).arg(&format!("--forward-wait={wait}"));
+    let (waits, waits_not) = (over("60s").start().await, over("0s").start().await);
+    let clients = [Kv::connect(&waits.endpoint()).await, Kv::connect(&waits_not.endpoint()).await];
+    etcd.kill();
+    for relay in [&waits, &waits_not] {
+        eventually("it knows that etcd is away", async || (relay.ready_status().await == Some(503)).then_some(()))
+            .await;
+    }
+    let refused = clients[1].raw.clone().put(kv::put(format!("{PREFIX}a"), "1")).await.expect_err("etcd is away");
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "there is no connection available"));
+    let put = clients[0].clone();
+    let put = tokio::spawn(async move { put.put(format!("{PREFIX}a"), "2").await });
+    eventually("the call waits", async || (waits.metric("etcd_relay_forwards_held").await >= 1.0).then_some(())).await;
+    etcd.restart().await;
+    let revision = put.await.expect("the call succeeds");
+    let kept = Kv::connect(&etcd.endpoint()).await.get(format!("{PREFIX}a")).await.expect("it was written");
+    assert_eq!((kept.mod_revision, kept.version), (revision, 1), "once");
 }
 
 /// While etcd is gone, the relay reports that it is not ready, and it is ready again when etcd is back.
