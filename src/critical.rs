@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     tracker: TaskTracker,
     failed: Arc<watch::Sender<Option<Failure>>>,
+    has_threads: bool,
 }
 
 /// A task that panicked.
@@ -46,7 +47,21 @@ impl Tasks {
     /// An empty set.
     #[must_use]
     pub fn new() -> Self {
-        Self { tracker: TaskTracker::new(), failed: Arc::new(watch::Sender::new(None)) }
+        Self { tracker: TaskTracker::new(), failed: Arc::new(watch::Sender::new(None)), has_threads: true }
+    }
+
+    /// An empty set for a simulation, which has one thread and a clock that advances only when no task is ready. Work
+    /// that otherwise has threads of its own is done by tasks, so that the clock does not advance meanwhile and a
+    /// schedule can be repeated.
+    #[must_use]
+    pub fn on_one_thread() -> Self {
+        Self { has_threads: false, ..Self::new() }
+    }
+
+    /// Whether long work has threads of its own.
+    #[must_use]
+    pub fn has_threads(&self) -> bool {
+        self.has_threads
     }
 
     /// Spawns a task that the end of the process waits for.

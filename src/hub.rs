@@ -70,7 +70,7 @@ use self::{
     pages::Pages,
     turns::Turns,
     upstream::{Agreement, Upstream},
-    work::Workers,
+    work::{Bounds, Hands, Workers},
 };
 use crate::{
     critical::Tasks,
@@ -202,7 +202,7 @@ impl Hub {
             backfills: Semaphore::new(backfill::ON_DEMAND),
             tasks: tasks.clone(),
             pages: Arc::default(),
-            workers: Workers::default(),
+            workers: Workers::new(Bounds::default(), Hands::of(tasks)),
             suspects: Notify::new(),
             on_demand: OnDemand::new(limits.on_demand_bytes),
         });

@@ -5,15 +5,20 @@
 //! watches of a group (the same range and options) that need about the same revision, whichever stream's turn it was
 //! (`turns`).
 //! Always holds: only its fill writes to a filling watch. The splice to the history happens under the feed's lock, at a
-//! revision that the history still has. A client that does not read gets no turn, and if others wait or share the fill,
-//! it keeps its turn for [`GRACE`] at most. A stream with watches that wait either has a place in the queue for each
+//! revision that the history still has. A client that does not read gets no turn, and keeps one for [`GRACE`] at most
+//! while others wait. No watch waits for another one of its fill: what a stream has no room for stays in the `window`,
+//! and a watch that falls further behind than that leaves the fill. A stream with watches that wait either has a place in the queue for each
 //! feed of theirs, or is being filled, or is full and queues again when it has been read.
 
-use std::{sync::Arc, time::Duration};
+mod window;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::time::{Instant, MissedTickBehavior};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
+use self::window::{Item, Window};
 use super::{
     Feed,
     delivery::Cancellation,
@@ -35,7 +40,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a fill may keep its turn while others wait and upstream brings nothing, because its keys are quiet and
 /// progress cannot be trusted. This is long compared with the time that etcd takes to begin.
 const TURN: Duration = Duration::from_secs(5);
-/// How long a fill waits for a client that does not read, if others wait.
+/// How long a watch keeps its place in a fill without room in its stream, if others wait.
 const GRACE: Duration = Duration::from_millis(250);
 /// How many revisions a watch may be ahead of another one in the same fill. It waits until the fill reaches it.
 const NEAR: i64 = 1024;
@@ -90,7 +95,9 @@ struct Fill {
     feed: Arc<Feed>,
     range: KeyRange,
     options: WatchOptions,
-    members: Vec<Member>,
+    /// By number.
+    members: BTreeMap<usize, Member>,
+    window: Window,
 }
 
 /// A watch to be filled. The client may cancel it and create another one with the same id, which this fill must not
@@ -99,7 +106,24 @@ struct Member {
     outbox: Arc<Outbox>,
     watch_id: i64,
     serial: u64,
+    /// The item of the window that it needs next.
+    needs: u64,
+    /// Since when its stream has had no room for that item.
+    stuck_since: Option<Instant>,
 }
+
+/// How far a member came.
+enum Went {
+    /// It has everything that was read.
+    ToTheEnd,
+    /// Its stream has no room.
+    Stuck,
+    /// It needs this fill no more.
+    Gone,
+}
+
+/// Waits until the streams of members have room, and yields their numbers.
+type Rooms = FuturesUnordered<BoxFuture<'static, usize>>;
 
 /// Why one upstream watch of a fill ended.
 enum Outcome {
@@ -135,7 +159,7 @@ impl Fill {
                 if state.watches.feed_of(slot) != Some(feed.id()) {
                     continue;
                 }
-                let first = Member { outbox: outbox.clone(), watch_id: watch.id, serial: watch.serial };
+                let first = Member::new(outbox, watch);
                 let found = (state.watches.place_of(slot), watch.group(), first, watch.next());
                 state.begin_fill(slot);
                 found
@@ -146,7 +170,8 @@ impl Fill {
             let (range, options) = (range.clone(), *options);
             drop(inner);
             queue(&feed, outbox, &mut outbox.lock());
-            return Some(Self { feed, range, options, members });
+            let members = members.into_iter().enumerate().collect();
+            return Some(Self { feed, range, options, members, window: Window::default() });
         }
     }
 
@@ -182,7 +207,7 @@ impl Fill {
         // Those who wait may get the turn before those who had it.
         drop(turn);
         let members = std::mem::take(&mut self.members);
-        self.release(members);
+        self.release(members.into_values().collect());
     }
 
     /// Runs one upstream watch, from the position of the watch that is furthest behind.
@@ -200,23 +225,48 @@ impl Fill {
             return Outcome::Again(UpstreamError::Unavailable("another cluster answers".into()));
         }
         let trusts_progress = upstream.trusts_progress();
+        self.window = Window::default();
+        for member in self.members.values_mut() {
+            (member.needs, member.stuck_since) = (0, None);
+        }
+        // One for each member that is stuck.
+        let mut rooms = Rooms::new();
         let mut ask = tokio::time::interval(PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        // Whether some watch wants more than was read. Not looked for at each turn of the loop, since there may be many.
+        let mut more = true;
         loop {
             let message = tokio::select! {
                 biased;
                 // Cancel safe: every branch is.
-                message = upstream.next() => message,
+                Some(number) = rooms.next() => {
+                    more |= self.go_on(number, &rooms);
+                    heard = Instant::now();
+                    if self.members.is_empty() {
+                        return Outcome::Done;
+                    }
+                    continue;
+                }
+                message = upstream.next(), if more => message,
                 _ = ask.tick() => {
+                    if self.others_wait() {
+                        self.release_stuck();
+                    }
                     if self.look().is_none() {
                         return Outcome::Done;
                     }
                     if heard.elapsed() >= TURN && self.others_wait() {
                         return Outcome::MakeWay;
                     }
-                    if trusts_progress && let Err(error) = upstream.request_progress().await {
-                        return Outcome::Again(error);
+                    self.forget_given();
+                    more = self.wants_more();
+                    if trusts_progress && more {
+                        // A member that takes no request must not hold up those that wait for room.
+                        let asked = timeout(PROGRESS_INTERVAL, upstream.request_progress()).await;
+                        if let Ok(Err(error)) = asked {
+                            return Outcome::Again(error);
+                        }
                     }
                     continue;
                 }
@@ -224,10 +274,11 @@ impl Fill {
             match message {
                 Ok(WatchMessage::Events { header, revisions }) => {
                     let entries: Vec<Arc<Entry>> = revisions.iter().map(|changes| changes.entry(&cluster)).collect();
+                    self.make_room();
                     for together in runs(&entries) {
-                        self.wait_room().await;
-                        self.give(together, header.revision);
+                        self.give(together, header.revision, &rooms);
                     }
+                    self.forget_given();
                     heard = Instant::now();
                 }
                 Ok(WatchMessage::Progress(header)) if trusts_progress => self.pass(header.revision),
@@ -248,6 +299,7 @@ impl Fill {
             if self.members.is_empty() {
                 return Outcome::Done;
             }
+            more = self.wants_more();
         }
     }
 
@@ -259,7 +311,7 @@ impl Fill {
     /// `None` if there is none.
     fn look(&mut self) -> Option<Revision> {
         let mut lowest: Option<Revision> = None;
-        self.members.retain(|member| {
+        self.members.retain(|_, member| {
             let next = member.next();
             lowest = [lowest, next].into_iter().flatten().min();
             next.is_some()
@@ -267,80 +319,75 @@ impl Fill {
         lowest
     }
 
-    /// Waits until all of them have room. Those that take too long leave the fill if they hold up others.
-    async fn wait_room(&mut self) {
-        loop {
-            let patience = Instant::now() + GRACE;
-            let mut late = Vec::new();
-            let mut members = Vec::with_capacity(self.members.len());
-            for member in std::mem::take(&mut self.members) {
-                match tokio::time::timeout_at(patience, member.outbox.wait_room()).await {
-                    Ok(()) => members.push(member),
-                    Err(_) => late.push(member),
-                }
-            }
-            self.members = members;
-            if late.is_empty() {
-                return;
-            }
-            if self.members.is_empty() && !self.others_wait() {
-                // They hold up nobody, but they may be gone.
-                self.members = late;
-                if self.look().is_none() {
-                    return;
-                }
-            } else {
-                self.release(late);
-            }
-        }
+    /// Whether some watch has everything that was read.
+    fn wants_more(&self) -> bool {
+        self.members.values().any(|member| member.stuck_since.is_none())
     }
 
-    /// Queues the events that the watches want from consecutive revisions.
-    fn give(&mut self, entries: &[Arc<Entry>], as_of: Revision) {
+    /// Before more is read: the watches that are furthest behind leave if there is too much for them to catch up with.
+    fn make_room(&mut self) {
+        self.window.trim();
+        let first = self.window.first();
+        self.release_if(|member| member.needs < first);
+    }
+
+    /// Drops what all watches have.
+    fn forget_given(&mut self) {
+        let needed = self.members.values().map(|member| member.needs).min();
+        self.window.drop_before(needed.unwrap_or_else(|| self.window.end()));
+    }
+
+    /// Watches whose streams have had no room for a while leave.
+    fn release_stuck(&mut self) {
+        self.release_if(|member| member.stuck_since.is_some_and(|since| since.elapsed() >= GRACE));
+    }
+
+    fn release_if(&mut self, leaves: impl Fn(&Member) -> bool) {
+        let left: Vec<usize> =
+            self.members.iter().filter(|(_, member)| leaves(member)).map(|(number, _)| *number).collect();
+        let left = left.iter().filter_map(|number| self.members.remove(number)).collect();
+        self.release(left);
+    }
+
+    /// Passes on the events that the watches want from consecutive revisions.
+    fn give(&mut self, entries: &[Arc<Entry>], as_of: Revision, rooms: &Rooms) {
         let Some(through) = entries.last().map(|last| last.revision) else { return };
-        let payload = Payload::matching(entries, &self.range, self.options);
-        self.members.retain(|member| {
-            let waker = member.with(|state, slot| {
-                let was_empty = state.queue.is_empty();
-                if let Some(payload) = &payload {
-                    state.give(slot, payload.clone(), as_of);
-                }
-                state.pass(slot, through);
-                was_empty.then(|| state.wake()).flatten()
-            });
-            waker.map(wake).is_some()
+        let Some(payload) = Payload::matching(entries, &self.range, self.options) else { return self.pass(through) };
+        self.window.add(Item { payload, through, as_of });
+        self.members.retain(|number, member| {
+            member.stuck_since.is_some() || member.goes_on(*number, &self.window, false, rooms)
         });
+    }
+
+    /// A watch's stream has room again. Returns whether the watch wants more than was read.
+    fn go_on(&mut self, number: usize, rooms: &Rooms) -> bool {
+        // It may have left meanwhile.
+        let Some(member) = self.members.get_mut(&number) else { return false };
+        if !member.goes_on(number, &self.window, true, rooms) || member.splices(&self.feed) {
+            self.members.remove(&number);
+            return false;
+        }
+        member.stuck_since.is_none()
     }
 
     /// Upstream has nothing more up to `revision`.
     fn pass(&mut self, revision: Revision) {
-        self.members.retain(|member| member.with(|state, slot| state.pass(slot, revision)).is_some());
+        self.window.pass(revision);
+        // The others pass it with the last item that they get.
+        self.members.retain(|_, member| {
+            member.stuck_since.is_some() || member.with(|state, slot| state.pass(slot, revision)).is_some()
+        });
     }
 
     /// Hands the watches that the history reaches back to it.
     fn splice(&mut self) {
-        let feed = self.feed.clone();
-        self.members.retain(|member| {
-            let inner = feed.lock();
-            let mut state = member.outbox.lock();
-            let Some(slot) = member.slot(&state) else { return false };
-            let next = state.watches.get(slot).map_or(Revision::ZERO, Watch::next);
-            if !feed.is_serving() || next < inner.history.start() {
-                return true;
-            }
-            state.park(slot);
-            let waker = state.wake();
-            drop(state);
-            drop(inner);
-            wake(waker);
-            false
-        });
+        self.members.retain(|_, member| !member.splices(&self.feed));
     }
 
     /// Upstream has compacted everything before a revision. This may concern more watches than these.
     fn end_compacted(&mut self, cluster: &Arc<Cluster>, compact_revision: Revision) {
         let needs_it = |member: &Member| member.next().is_none_or(|next| next < compact_revision);
-        let (ended, left) = std::mem::take(&mut self.members).into_iter().partition(needs_it);
+        let (ended, left) = std::mem::take(&mut self.members).into_iter().partition(|(_, member)| needs_it(member));
         self.members = ended;
         self.end(&Cancellation { header: cluster.at(Revision::ZERO), compact_revision, ..Cancellation::default() });
         self.members = left;
@@ -349,7 +396,7 @@ impl Fill {
 
     /// Ends all of its watches.
     fn end(&mut self, cancellation: &Cancellation) {
-        for Member { outbox, watch_id, serial } in self.members.drain(..) {
+        for Member { outbox, watch_id, serial, .. } in std::mem::take(&mut self.members).into_values() {
             ends::cancel_filled(&self.feed, &outbox, serial, Cancellation { watch_id, ..cancellation.clone() });
         }
     }
@@ -372,6 +419,71 @@ impl Fill {
 }
 
 impl Member {
+    fn new(outbox: &Arc<Outbox>, watch: &Watch) -> Self {
+        let (outbox, watch_id, serial) = (outbox.clone(), watch.id, watch.serial);
+        Self { outbox, watch_id, serial, needs: 0, stuck_since: None }
+    }
+
+    /// Gives it what it needs from the window, as far as its stream has room; `is_next` if it has waited for its turn
+    /// there. Returns false if it needs the fill no more.
+    fn goes_on(&mut self, number: usize, window: &Window, is_next: bool, rooms: &Rooms) -> bool {
+        match self.take_from(window, is_next) {
+            Went::ToTheEnd => self.stuck_since = None,
+            Went::Stuck => {
+                self.stuck_since = Some(Instant::now());
+                let outbox = self.outbox.clone();
+                rooms.push(async move { outbox.wait_room().await }.map(move |()| number).boxed());
+            }
+            Went::Gone => return false,
+        }
+        true
+    }
+
+    fn take_from(&mut self, window: &Window, mut is_next: bool) -> Went {
+        while let Some(item) = window.get(self.needs) {
+            let given = self.with(|state, slot| {
+                let next = state.watches.get(slot).map_or(Revision::ZERO, Watch::next);
+                let mut waker = None;
+                // A watch that is ahead of the fill needs no room.
+                if item.payload.revision() >= next {
+                    if !state.has_room(&self.outbox.limits, is_next) {
+                        return None;
+                    }
+                    let was_empty = state.queue.is_empty();
+                    state.give(slot, item.payload.clone(), item.as_of);
+                    waker = was_empty.then(|| state.wake()).flatten();
+                }
+                state.pass(slot, item.through);
+                Some(waker)
+            });
+            match given {
+                Some(Some(waker)) => wake(waker),
+                Some(None) => return Went::Stuck,
+                None => return Went::Gone,
+            }
+            is_next = false;
+            self.needs += 1;
+        }
+        Went::ToTheEnd
+    }
+
+    /// Hands it back to the history if that reaches it, and returns whether it needs the fill no more.
+    fn splices(&self, feed: &Feed) -> bool {
+        let inner = feed.lock();
+        let mut state = self.outbox.lock();
+        let Some(slot) = self.slot(&state) else { return true };
+        let next = state.watches.get(slot).map_or(Revision::ZERO, Watch::next);
+        if !feed.is_serving() || next < inner.history.start() {
+            return false;
+        }
+        state.park(slot);
+        let waker = state.wake();
+        drop(state);
+        drop(inner);
+        wake(waker);
+        true
+    }
+
     /// Calls `with` for the watch, if it is still to be filled.
     fn with<T>(&self, with: impl FnOnce(&mut State, usize) -> T) -> Option<T> {
         let mut state = self.outbox.lock();
@@ -410,7 +522,7 @@ fn gather(feed: &Feed, inner: &Inner, place: u32, group: GroupId, around: Revisi
             looked += 1;
             let Some(watch) = state.watches.get(slot) else { continue };
             if watch.group() == group {
-                members.push(Member { outbox: outbox.clone(), watch_id: watch.id, serial: watch.serial });
+                members.push(Member::new(outbox, watch));
                 state.begin_fill(slot);
             }
         }
@@ -433,3 +545,6 @@ fn runs(mut entries: &[Arc<Entry>]) -> impl Iterator<Item = &[Arc<Entry>]> {
         (!run.is_empty()).then_some(run)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,15 @@ use super::{
 };
 use crate::{
     critical::Tasks,
-    types::{KeyRange, Revision, UpstreamHeader},
+    types::{Entry, EventFields, EventKind, KeyRange, KeyValueFields, Revision, UpstreamHeader},
 };
+
+/// A put of a key with a value of this length.
+pub(crate) fn entry_of(revision: i64, key: &'static str, value: usize) -> Arc<Entry> {
+    let kv = KeyValueFields { key: key.into(), value: vec![0; value].into(), ..KeyValueFields::default() };
+    let (changes, received) = ([EventFields { kind: EventKind::Put, kv }], std::time::Instant::now());
+    Arc::new(Entry::encode(&Arc::default(), Revision::new(revision), received, &changes, |_| None))
+}
 
 #[derive(Debug)]
 struct Nothing;

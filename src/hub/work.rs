@@ -4,7 +4,8 @@
 //! reads take turns of about a millisecond: client by client, so that a client that asks for much delays only itself,
 //! and for each client connection by connection, in order of arrival.
 //! Always holds:
-//! - no more threads run than half of the cores, but at least one; they end when there is nothing to do;
+//! - no more threads run than half of the cores, but at least one; they end when there is nothing to do. In a simulation
+//!   one task takes their place ([`Hands`]);
 //! - each client has at most one read under way, and [`BEGUN`] are under way in all; the others wait, and hold no
 //!   snapshot meanwhile;
 //! - the waiting reads are bounded for each client and in all, see [`Bounds`]; above that a read is refused;
@@ -12,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    fmt,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -24,10 +25,10 @@ use std::{
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::stats;
-use crate::types::ClientKey;
+use crate::{critical::Tasks, types::ClientKey};
 
 /// The most reads under way, which bounds their memory: about 32 bytes for each key of a feed.
 const BEGUN: usize = 8;
@@ -53,6 +54,30 @@ impl Default for Bounds {
     fn default() -> Self {
         // A thousand reads wait for some seconds. A held reply takes eight bytes for each key-value.
         Self { waiting: 1024, waiting_bytes: 4 << 20, held_bytes: 32 << 20 }
+    }
+}
+
+/// Who does the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hands {
+    /// At most this many threads.
+    Threads(usize),
+    /// One task of the runtime, see [`Tasks::on_one_thread`].
+    Task,
+}
+
+impl Hands {
+    /// Threads, unless `tasks` has none.
+    pub(super) fn of(tasks: &Tasks) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        if tasks.has_threads() { Self::Threads((cores / 2).max(1)) } else { Self::Task }
+    }
+
+    fn most(self) -> usize {
+        match self {
+            Self::Threads(most) => most,
+            Self::Task => 1,
+        }
     }
 }
 
@@ -96,7 +121,7 @@ struct WorkQueue {
     queue: Mutex<Queue>,
     wanted: Condvar,
     bounds: Bounds,
-    most_threads: usize,
+    hands: Hands,
 }
 
 #[derive(Default)]
@@ -164,17 +189,10 @@ pub(super) struct Held {
     bytes: usize,
 }
 
-impl Default for Workers {
-    fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self::new(Bounds::default(), (cores / 2).max(1))
-    }
-}
-
 impl Workers {
-    fn new(bounds: Bounds, most_threads: usize) -> Self {
+    pub(super) fn new(bounds: Bounds, hands: Hands) -> Self {
         let (queue, wanted) = (Mutex::default(), Condvar::new());
-        Self { shared: Arc::new(WorkQueue { queue, wanted, bounds, most_threads }) }
+        Self { shared: Arc::new(WorkQueue { queue, wanted, bounds, hands }) }
     }
 
     /// Queues a job. `bytes` is about how much memory it takes while it waits.
@@ -248,14 +266,12 @@ impl WorkQueue {
         if to_do > 0 && queue.idle > 0 {
             self.wanted.notify_one();
         }
-        if to_do <= queue.idle || queue.threads >= self.most_threads {
+        if to_do <= queue.idle || queue.threads >= self.hands.most() {
             return Ok(());
         }
         queue.threads += 1;
         drop(queue);
-        let shared = self.clone();
-        let started = thread::Builder::new().name("long-reads".to_owned()).spawn(move || shared.work());
-        started.map(drop).or_else(|error| {
+        self.start().or_else(|error| {
             let mut queue = self.queue.lock();
             queue.threads -= 1;
             tracing::error!(%error, threads = queue.threads, "Cannot start a thread for long reads");
@@ -264,29 +280,66 @@ impl WorkQueue {
         })
     }
 
+    /// Starts a thread, or the task.
+    fn start(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        match self.hands {
+            Hands::Threads(_) => {
+                thread::Builder::new().name("long-reads".to_owned()).spawn(move || shared.work()).map(drop)
+            }
+            Hands::Task => {
+                let runtime = Handle::try_current().map_err(io::Error::other)?;
+                runtime.spawn(async move { shared.work_as_task().await });
+                Ok(())
+            }
+        }
+    }
+
     /// The main loop of a thread.
     fn work(self: &Arc<Self>) {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "Cannot lower the priority of the threads for long reads");
         }
-        while let Some(mut begun) = self.next() {
-            let share = Share { shared: self.clone(), client: begun.client };
-            let is_dropped = begun.dropped.load(Ordering::Relaxed);
-            let is_over = is_dropped
-                || catch_unwind(AssertUnwindSafe(|| begun.job.step(&share))).unwrap_or_else(|_| {
-                    // The caller finds out when the job is dropped. The panic itself has been logged by now.
-                    tracing::error!("A long read failed because of a fault in the relay");
-                    true
-                });
-            if is_over {
-                let client = begun.client;
-                // What it held is freed before another read begins.
-                drop(begun);
-                self.queue.lock().end(client, &self.bounds);
-            } else {
-                self.queue.lock().begun.push_back(begun);
-            }
+        while let Some(begun) = self.next() {
+            self.step(begun);
         }
+    }
+
+    /// The same as a task, which ends at once when there is nothing to do.
+    async fn work_as_task(self: &Arc<Self>) {
+        while let Some(begun) = self.next_or_end() {
+            self.step(begun);
+            // The runtime's other tasks go on meanwhile.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Continues a read by a step.
+    fn step(self: &Arc<Self>, mut begun: Begun) {
+        let share = Share { shared: self.clone(), client: begun.client };
+        let is_dropped = begun.dropped.load(Ordering::Relaxed);
+        let is_over = is_dropped
+            || catch_unwind(AssertUnwindSafe(|| begun.job.step(&share))).unwrap_or_else(|_| {
+                // The caller finds out when the job is dropped. The panic itself has been logged by now.
+                tracing::error!("A long read failed because of a fault in the relay");
+                true
+            });
+        if is_over {
+            let client = begun.client;
+            // What it held is freed before another read begins.
+            drop(begun);
+            self.queue.lock().end(client, &self.bounds);
+        } else {
+            self.queue.lock().begun.push_back(begun);
+        }
+    }
+
+    /// The next read to continue. `None` if there is none, and then the caller ends.
+    fn next_or_end(&self) -> Option<Begun> {
+        let mut queue = self.queue.lock();
+        let next = queue.next();
+        queue.threads -= usize::from(next.is_none());
+        next
     }
 
     /// The next read to continue. `None` after a while without one.

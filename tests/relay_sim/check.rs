@@ -45,9 +45,8 @@ pub(crate) const CANCELED: Duration = Duration::from_secs(25);
 /// Added if progress cannot be trusted: a fill of quiet keys then keeps its turn for this long while others wait.
 const QUIET_FILL: Duration = Duration::from_secs(5);
 /// How many responses with newer events other watches of a stream may get, per watch of the stream, while a watch still
-/// waits. Usually it is below 8. Long reads use threads that the paused clock does not wait for, so the worst of some
-/// forty runs of one seed was 13.5.
-const OVERTAKEN: usize = 16;
+/// waits.
+const OVERTAKEN: usize = 8;
 
 /// The properties of a watch.
 #[derive(Clone, Debug)]
@@ -167,7 +166,7 @@ pub(crate) struct Counts {
     pub(crate) slowest: (Duration, Duration),
     /// The longest wait of such a client's quiet watch for progress.
     pub(crate) quiet: Duration,
-    /// See [`OVERTAKEN`].
+    /// The most responses per watch of a stream, rounded up, see [`OVERTAKEN`].
     pub(crate) overtaken: usize,
 }
 
@@ -410,7 +409,7 @@ impl StreamCheck {
         if self.cluster.well_since().is_none() {
             return Ok(());
         }
-        let most = OVERTAKEN * self.ids.len().max(8);
+        let watches = self.ids.len().max(8);
         for number in self.ids.values().copied().filter(|number| *number != served) {
             let watch = &mut self.watches[number];
             let Some(epoch) = watch.epoch.filter(|_| watch.phase == Phase::Created && !watch.cancel_asked) else {
@@ -420,8 +419,10 @@ impl StreamCheck {
             let waits =
                 self.cluster.first_wanted(epoch, watch.position, revision - 1, &spec.range, |kind| spec.wants(kind));
             watch.overtaken = if waits.is_some() { watch.overtaken + 1 } else { 0 };
-            self.counts.overtaken = self.counts.overtaken.max(watch.overtaken);
-            ensure(watch.overtaken <= most, || format!("starved by other watches of its stream: {watch:?}"))?;
+            self.counts.overtaken = self.counts.overtaken.max(watch.overtaken.div_ceil(watches));
+            ensure(watch.overtaken <= OVERTAKEN * watches, || {
+                format!("starved by other watches of its stream: {watch:?}")
+            })?;
         }
         Ok(())
     }

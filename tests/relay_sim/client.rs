@@ -3,13 +3,13 @@
 //! Its requests and checks are in `watcher` and `reads`. Always holds: a dropped call is reset, as when a client gives
 //! up; a dropped client closes its connection.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::{HeaderMap, Method, Request};
 use prost::Message;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
@@ -17,8 +17,6 @@ use crate::relay::{Host, Relay};
 
 /// How long a client waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the relay's threads may take for a long read, by the real clock.
-const THREADS: Duration = Duration::from_secs(20);
 
 /// How much a client accepts before it reads.
 #[derive(Clone, Copy, Debug)]
@@ -72,20 +70,7 @@ impl Client {
                 Some(_) => Err(Status::internal("two messages")),
             }
         };
-        let mut answer = pin!(answer);
-        if let Ok(answer) = timeout(PATIENCE, answer.as_mut()).await {
-            return answer;
-        }
-        // The relay's threads for long reads do not know the simulated clock, which may have advanced while they
-        // worked. The clock stands still while something blocks.
-        let since = std::time::Instant::now();
-        while since.elapsed() < THREADS {
-            if let Ok(answer) = timeout(Duration::ZERO, answer.as_mut()).await {
-                return answer;
-            }
-            spawn_blocking(std::thread::yield_now).await.map_err(|error| Status::internal(error.to_string()))?;
-        }
-        Err(Status::deadline_exceeded("the client gave up"))
+        timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the client gave up")))
     }
 
     /// Opens a call.

@@ -26,10 +26,9 @@
 //! after a wait for the current revision, and a past that ends before it is complete.
 //!
 //! Sockets and a real etcd are in `tests/it`, the hub's own schedules in `tests/simulation`. `ETCD_RELAY_SIM_SEED` runs
-//! one seed; `ETCD_RELAY_SIM_ROUNDS` sets the number of runs. Everything runs on one thread and a simulated clock, so a
-//! seed nearly always repeats its schedule; only long reads use threads without that clock. With `RUSTFLAGS="--cfg
-//! tokio_unstable"` tokio's own random choices are seeded as well, such as the order in which it wakes tasks that wait
-//! for the same value.
+//! one seed; `ETCD_RELAY_SIM_ROUNDS` sets the number of runs. Everything runs on one thread and a simulated clock, also
+//! long reads, so a seed nearly always repeats its schedule. With `RUSTFLAGS="--cfg tokio_unstable"` tokio's own random
+//! choices are seeded as well, such as the order in which it wakes tasks that wait for the same value.
 
 #![expect(clippy::print_stderr, reason = "a test prints what it found")]
 

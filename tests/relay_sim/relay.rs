@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use etcd_relay::{
     batch::Io,
+    critical::Tasks,
     front::{
         gateway::Gateway,
         grpc::{GrpcPort, GrpcService, LainletApi, Locals},
@@ -108,7 +109,8 @@ impl Relay {
             io: Io::Epoll,
             drain_time: Duration::from_secs(1),
         };
-        let (phases, ready) = (Phases::new(), ReadyBoard::new());
+        let (mut phases, ready) = (Phases::new(), ReadyBoard::new());
+        phases.upkeep = Tasks::on_one_thread();
         let upstream = Arc::new(OwnUpstream(cluster.clone()));
         let (forward, questions) = (cluster.service(), cluster.service());
         let core = relay::wire(&config, upstream, REQUEST_PATIENCE, forward, questions, &phases, &ready);

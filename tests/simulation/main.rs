@@ -496,14 +496,18 @@ impl Sim {
     }
 
     /// How long it may take until everything is delivered. If progress is not trusted, a fill of quiet keys cannot end:
-    /// it uses its full turn again and again, and other deliveries may have to wait for the turns of all others.
+    /// it uses its full turn again and again. Turns go round the streams, once for each feed, and the turns of a stream
+    /// go round its watches. So a watch waits until each stream has had a turn for each watch of its own stream.
     fn patience(&self) -> Duration {
         if self.world.trusted() {
             return PATIENCE;
         }
-        let watches: usize = self.streams.iter().map(|stream| stream.inner.watches()).sum();
-        // The additional turn is for a watch that falls behind again while its feed catches up.
-        PATIENCE + TURN * (watches.div_ceil(self.hub.limits().fills) as u32 + 1)
+        let watches = self.streams.iter().map(|stream| stream.inner.watches()).max().unwrap_or(0);
+        let places: usize = self.streams.iter().map(|stream| stream.inner.feeds().len()).sum();
+        // All streams are of one client, which has half of the turns at most. The additional turn is for a watch that
+        // falls behind again while its feed catches up.
+        let at_once = (self.hub.limits().fills / 2).max(1);
+        PATIENCE + TURN * ((watches * places).div_ceil(at_once) as u32 + 1)
     }
 
     /// Checks that a progress request is answered if etcd would answer it.

@@ -339,6 +339,11 @@ impl State {
         self.queue.is_full(limits)
     }
 
+    /// Whether a task may add something that others do not wait to add, or that it has waited for itself.
+    pub(in crate::hub) fn has_room(&self, limits: &OutboxLimits, is_next: bool) -> bool {
+        (is_next || self.waiting.is_empty()) && !self.is_full(limits)
+    }
+
     /// The slot of a watch that is being filled; `None` if it is not any more, or its stream has ended.
     pub(in crate::hub) fn filling(&self, watch_id: i64, serial: u64) -> Option<usize> {
         if self.is_over() { None } else { self.watches.filling(watch_id, serial) }

@@ -41,7 +41,7 @@ impl Bench {
     fn new(bounds: Bounds) -> Self {
         let (go, leave) = mpsc::sync_channel(ROOM);
         Self {
-            workers: Workers::new(bounds, 1),
+            workers: Workers::new(bounds, Hands::Threads(1)),
             said: mpsc::sync_channel(ROOM),
             leave: (go, Arc::new(Mutex::new(leave))),
             held: mpsc::sync_channel(ROOM),
