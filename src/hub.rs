@@ -62,7 +62,7 @@ pub use self::{
     shares::{Counted, Shares},
     snapshot::{KeyMap, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble, cut_error},
-    watch_stream::{LiveWatch, Subscribe, SubscribeError, WatchStats, WatchStream, WatchStreamStats},
+    watch_stream::{Answered, LiveWatch, Subscribe, SubscribeError, WatchStats, WatchStream, WatchStreamStats},
     work::{Asker, NotDone},
 };
 use self::{

@@ -132,7 +132,7 @@ const HUB: &[(&str, &[&str])] = &[
     ("reset", &["backfill", "delivery", "feed", "outbox", "snapshot"]),
     (
         "watch_stream",
-        &["backfill", "catch_up", "delivery", "ends", "feed", "fill", "index", "outbox", "shares", "stats"],
+        &["backfill", "catch_up", "delivery", "ends", "feed", "fill", "index", "outbox", "shares", "standing", "stats"],
     ),
 ];
 

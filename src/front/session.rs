@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     permission::Permission,
     step::{Step, step},
-    waiting::{Waiting, Wanted},
+    waiting::{Confirmed, Waiting, Wanted},
 };
 use super::{
     access::{Access, WireRange},
@@ -35,8 +35,8 @@ use super::{
 };
 use crate::{
     hub::{
-        Beat, Feed, FeedKind, FeedState, Hub, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd, Subscribe,
-        SubscribeError, WatchStream, upstream::Agreement,
+        Answered, Beat, Feed, FeedKind, FeedState, Hub, Mark, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd,
+        Subscribe, SubscribeError, WatchStream, upstream::Agreement,
     },
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Refusal},
@@ -90,8 +90,8 @@ pub struct Session {
     stop: CancellationToken,
     /// The last answer about the cluster's current revision.
     current: Header,
-    /// The last question about it was not answered.
-    unconfirmed: bool,
+    /// The same, if the last question about it was answered.
+    confirmed: Option<Confirmed>,
     waiting: Waiting,
 }
 
@@ -141,7 +141,7 @@ impl Sessions {
             wants_progress: false,
             stop,
             current: self.hub.header().at(Revision::ZERO),
-            unconfirmed: true,
+            confirmed: None,
             waiting: Waiting::default(),
         }
     }
@@ -237,7 +237,7 @@ impl Session {
         let wanted = requests
             .into_iter()
             .filter_map(|request| request.request_union)
-            .map(|request| Wanted { step: step(request), until })
+            .map(|request| Wanted { step: step(request), until, first: None })
             .collect();
         self.act_on(wanted).await
     }
@@ -272,8 +272,8 @@ impl Session {
             }
         }
         let off = self.permission.access.is_off();
-        let feeds = serving(feeds);
-        let some_compacted = self.reach_current(feeds.clone(), starts.first().copied()).await;
+        let asked = marked(feeds);
+        let some_compacted = self.reach_current(&asked, starts.first().copied()).await;
         let wanted = if off && !self.permission.access.is_off() {
             // Authentication was enabled meanwhile.
             let Some(wanted) = self.authorized(wanted).await else { return false };
@@ -285,12 +285,13 @@ impl Session {
         for mut wanted in wanted {
             if let Step::Create(_, subscribe) = &mut wanted.step {
                 subscribe.compacted = compacted.contains(&subscribe.oldest_needed());
+                wanted.first = wanted.first.take().or_else(|| self.confirmed.clone());
             }
             if !self.waiting.is_empty() && !self.waiting.may_be_overtaken_by(&wanted.step, &self.stream) {
                 self.waiting.add(wanted);
                 continue;
             }
-            match self.take(&wanted, &feeds).await {
+            match self.take(&wanted, &asked).await {
                 Acted::Done => {}
                 Acted::Waits => self.waiting.add(wanted),
                 Acted::Ended => return false,
@@ -300,9 +301,9 @@ impl Session {
     }
 
     /// Executes a request. `asked` are the feeds that served when the current revision was requested.
-    async fn take(&mut self, wanted: &Wanted, asked: &[Arc<Feed>]) -> Acted {
+    async fn take(&mut self, wanted: &Wanted, asked: &[Marked]) -> Acted {
         match &wanted.step {
-            Step::Create(_, subscribe) => return self.create(subscribe, wanted.until, asked),
+            Step::Create(_, subscribe) => return self.create(subscribe, wanted, asked),
             Step::Empty(_) => self.refuse(EMPTY_RANGE.into(), Refusal::EmptyRange),
             Step::Refuse(text, why) => self.refuse(text.clone(), *why),
             Step::Cancel(watch_id) => {
@@ -338,12 +339,12 @@ impl Session {
         }
     }
 
-    /// Asks for the current revision and waits, for a limited time, until the serving `feeds` have it. Returns whether
-    /// `oldest` is compacted.
-    async fn reach_current(&mut self, feeds: Vec<Arc<Feed>>, oldest: Option<Revision>) -> bool {
-        let marks: Vec<_> = feeds.iter().map(|feed| feed.mark()).collect();
+    /// Asks for the current revision and waits, for a limited time, until the feeds have it. Returns whether `oldest` is
+    /// compacted.
+    async fn reach_current(&mut self, asked: &[Marked], oldest: Option<Revision>) -> bool {
+        let known = self.shared.hub.header().newest();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
-        self.unconfirmed = true;
+        self.confirmed = None;
         let mut agreement = self.shared.hub.agreement();
         // Both branches are cancel safe.
         let confirmed = tokio::select! {
@@ -369,9 +370,11 @@ impl Session {
         };
         self.permission.access.heard();
         self.current = confirmed.header;
-        self.unconfirmed = false;
+        // If it has begun again meanwhile, the answer may be from before that.
+        let cluster = if known.id() == confirmed.header.cluster_id { known } else { self.shared.hub.header().newest() };
+        self.confirmed = Some(Confirmed { cluster, revision: confirmed.header.revision });
         // A feed of another cluster does not serve until it has restarted; creates wait for that.
-        let waits = feeds.iter().zip(marks).map(|(feed, mark)| feed.reach(mark, &confirmed.header, CURRENT_PATIENCE));
+        let waits = asked.iter().map(|(feed, mark)| feed.reach(*mark, &confirmed.header, CURRENT_PATIENCE));
         for waited in join_all(waits).await {
             if let Err(error) = waited {
                 tracing::debug!(%error, "Watch requests are served from an older revision than the current one");
@@ -389,7 +392,7 @@ impl Session {
         join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()
     }
 
-    fn create(&mut self, subscribe: &Subscribe, until: Instant, asked: &[Arc<Feed>]) -> Acted {
+    fn create(&mut self, subscribe: &Subscribe, wanted: &Wanted, asked: &[Marked]) -> Acted {
         let feed = match self.shared.hub.feed(&subscribe.range, self.stream.client()) {
             Ok(feed) => feed,
             Err(error) => {
@@ -402,14 +405,16 @@ impl Session {
                 return Acted::Done;
             }
         };
-        let was_asked = || asked.iter().any(|known| Arc::ptr_eq(known, &feed));
-        if feed.is_serving() && !was_asked() && Instant::now() < until {
+        let may_wait = Instant::now() < wanted.until;
+        let mark = asked.iter().find(|(known, _)| Arc::ptr_eq(known, &feed)).map(|(_, mark)| *mark);
+        if feed.is_serving() && mark.is_none() && may_wait {
             // The snapshot came while the current revision was requested, and may be older than it, so the request
             // waits for another answer.
             return Acted::Waits;
         }
-        let known = self.known(&feed);
-        match self.stream.subscribe(&feed, &Subscribe { known, ..subscribe.clone() }) {
+        let answered = Answered { mark: mark.filter(|_| may_wait), current: self.begins_above(&feed, wanted) };
+        let subscribe = &Subscribe { known: self.known(&feed), ..subscribe.clone() };
+        match self.stream.subscribe_after(&feed, answered, subscribe) {
             Ok(()) => {
                 let (client, connection) = self.permission.client.named();
                 let (range, start_revision) = (&subscribe.range, subscribe.start_revision.get());
@@ -433,24 +438,33 @@ impl Session {
                 Acted::Done
             }
             Err(SubscribeError::Gone) => Acted::Ended,
-            Err(SubscribeError::NotServing) => self.without_snapshot(&feed, until),
+            // The answer may be from before that, and of a cluster that has gone back since. The revision that it named
+            // must not count as one that the feed will reach.
+            Err(SubscribeError::BegunAgain) => Acted::Waits,
+            Err(SubscribeError::NotServing) => self.without_snapshot(&feed, wanted.until),
         }
     }
 
-    /// The newest known revision of the feed's cluster. A watch "from now" must show nothing that its client may have
-    /// seen before, even if the feed is behind or nobody can be asked.
+    /// The revision above which a watch "from now" begins, if the cluster has confirmed one since its create arrived. The
+    /// client may have written meanwhile without waiting for `created`, and expects to see that, as at a member.
+    fn begins_above(&self, feed: &Feed, wanted: &Wanted) -> Option<Revision> {
+        let Confirmed { cluster, revision } = wanted.first.as_ref()?;
+        // Otherwise the cluster has begun again, or is another one.
+        let holds = Arc::ptr_eq(cluster, &self.shared.hub.header().newest()) && cluster.id() == feed.cluster().id();
+        (holds && can_tell(feed)).then_some(*revision)
+    }
+
+    /// The newest known revision of the feed's cluster, for a watch "from now" if the cluster has confirmed none. It
+    /// must show nothing that its client may have seen before, even if the feed is behind or nobody can be asked.
     fn known(&self, feed: &Feed) -> Revision {
-        let cluster = feed.cluster();
-        if self.unconfirmed {
-            return self.shared.hub.header().newest_of(cluster.id());
+        let id = feed.cluster().id();
+        match &self.confirmed {
+            None => self.shared.hub.header().newest_of(id),
+            Some(_) if !can_tell(feed) => Revision::ZERO,
+            // The cluster's answer counts more than what was known before, since the cluster may have gone back.
+            Some(confirmed) if confirmed.cluster.id() == id => confirmed.revision,
+            Some(_) => Revision::ZERO,
         }
-        let standing = feed.standing();
-        if standing.state == FeedState::Live && !standing.trusts_progress {
-            // The feed could not tell when it gets there, so the watch would get no progress.
-            return Revision::ZERO;
-        }
-        // The cluster's answer counts more than what was known before, since the cluster may have gone back.
-        if self.current.cluster_id == cluster.id() { self.current.revision } else { Revision::ZERO }
     }
 
     /// Lets a create wait whose feed has no snapshot, or refuses it.
@@ -482,8 +496,8 @@ impl Session {
             if self.stream.answer_progress() != ProgressAnswer::Later || Instant::now() >= until {
                 return;
             }
-            self.reach_current(serving(self.stream.feeds()), None).await;
-            if self.unconfirmed {
+            self.reach_current(&marked(self.stream.feeds()), None).await;
+            if self.confirmed.is_none() {
                 level(&self.stream.feeds()).await;
             }
         }
@@ -544,10 +558,19 @@ impl Batch {
     }
 }
 
+/// Whether the feed can tell when it reaches a revision without events. Otherwise a watch that begins above that would
+/// get no progress, and one that begins before the history would keep its fill until its keys change.
+fn can_tell(feed: &Feed) -> bool {
+    let standing = feed.standing();
+    standing.state != FeedState::Live || standing.trusts_progress
+}
+
+/// A feed, and its position before upstream was asked.
+type Marked = (Arc<Feed>, Mark);
+
 /// The feeds that serve. A snapshot that is still to come may be older than an answer to a question sent now.
-fn serving(mut feeds: Vec<Arc<Feed>>) -> Vec<Arc<Feed>> {
-    feeds.retain(|feed| feed.is_serving());
-    feeds
+fn marked(feeds: Vec<Arc<Feed>>) -> Vec<Marked> {
+    feeds.into_iter().filter(|feed| feed.is_serving()).map(|feed| (feed.clone(), feed.mark())).collect()
 }
 
 /// Waits until the feeds have the newest revision among them, for when the current one is unknown.

@@ -101,10 +101,11 @@ impl Confirmer {
     }
 
     async fn ask_once(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
+        let asked = self.header.newest();
         let confirmed = tokio::time::timeout(self.patience, self.upstream.confirm(oldest))
             .await
             .unwrap_or(Err(UpstreamError::Timeout(self.patience)))?;
-        self.header.observe(&confirmed.header);
+        self.header.observe_since(&asked, &confirmed.header);
         Ok(confirmed)
     }
 }

@@ -33,6 +33,7 @@ use super::{
     index::{Member, WatchOptions},
     outbox::{FeedId, Found, Link, NewWatch, Outbox, OutboxLimits, State, Watch, wake},
     shares::Counted,
+    standing::Mark,
     stats,
 };
 use crate::types::{ClientKey, Header, KeyRange, Revision, Stamp};
@@ -67,7 +68,7 @@ pub struct Subscribe {
     /// Whether large responses may be split between events.
     pub fragment: bool,
     /// The newest revision that the cluster is known to have. A watch "from now" begins above it, even if the feed does
-    /// not have it yet.
+    /// not have it yet, and above what the feed has.
     pub known: Revision,
     /// Upstream reported that [`Self::oldest_needed`] is compacted. Then upstream serves the beginning of the watch
     /// instead of the history.
@@ -85,12 +86,25 @@ impl Subscribe {
     }
 }
 
+/// What upstream answered after a create had arrived.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered {
+    /// The feed's position before upstream was asked. If the feed has begun again since, no watch is created.
+    pub mark: Option<Mark>,
+    /// The revision that was current then. A watch "from now" begins above it and gets what the feed has had since, as
+    /// at a member that handles the create at that time. `None` if it is not known.
+    pub current: Option<Revision>,
+}
+
 /// Why a subscription was not made.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SubscribeError {
     /// The feed has ended or has no snapshot. The caller should look for a feed again.
     #[error("the feed is not serving")]
     NotServing,
+    /// The feed has begun again since its mark was taken, so what upstream answered may not be about what it has now.
+    #[error("the feed has begun again")]
+    BegunAgain,
     /// The stream has a watch with this id.
     #[error("mvcc: duplicate watch ID provided on the WatchStream")]
     DuplicateId,
@@ -161,9 +175,25 @@ impl WatchStream {
     /// # Errors
     /// See [`SubscribeError`]; nothing was queued then.
     pub fn subscribe(&self, feed: &Arc<Feed>, subscribe: &Subscribe) -> Result<(), SubscribeError> {
+        self.subscribe_after(feed, Answered::default(), subscribe)
+    }
+
+    /// The same, after upstream was asked.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`]; nothing was queued then.
+    pub fn subscribe_after(
+        &self,
+        feed: &Arc<Feed>,
+        answered: Answered,
+        subscribe: &Subscribe,
+    ) -> Result<(), SubscribeError> {
         let mut inner = feed.lock();
         if inner.closed || !feed.is_serving() {
             return Err(SubscribeError::NotServing);
+        }
+        if answered.mark.is_some_and(|mark| mark.epoch != inner.epoch) {
+            return Err(SubscribeError::BegunAgain);
         }
         let now = inner.revision;
         let mut state = self.outbox.lock();
@@ -183,15 +213,19 @@ impl WatchStream {
         let (group, place) = inner.index.insert(&subscribe.range, subscribe.options, Member { outbox, watch });
         let start = subscribe.start_revision;
         let from_now = start == Revision::ZERO;
-        // This also becomes the feed's floor, if it is the newest.
-        let newest = if from_now { now.max(subscribe.known) } else { now };
-        let next = if from_now { newest.next() } else { start };
-        if newest > now {
-            feed.begun_above(newest);
+        let current = match answered.current {
+            Some(current) if from_now => current,
+            None if from_now => now.max(subscribe.known),
+            _ => now,
+        };
+        let next = if from_now { current.next() } else { start };
+        if current > now {
+            // The feed will reach it, unless the cluster goes back.
+            feed.begun_above(current);
         }
-        let past = !from_now && start <= now;
-        let lags = past && (subscribe.compacted || start < inner.history.start());
-        let parked = past && !lags && !inner.history.ends_before(start);
+        let past = next <= now;
+        let lags = past && (subscribe.compacted || next < inner.history.start());
+        let parked = past && !lags && !inner.history.ends_before(next);
         let new = NewWatch {
             id,
             next,
@@ -204,12 +238,12 @@ impl WatchStream {
         };
         let slot = state.watches.add(new, now);
         let waker =
-            state.enqueue(Delivery::Created { watch_id: id, stamp: Stamp { revision: newest, ..inner.stamp() } });
+            state.enqueue(Delivery::Created { watch_id: id, stamp: Stamp { revision: current, ..inner.stamp() } });
         let mut tasks = PastTasks::default();
         if past && subscribe.compacted {
-            tasks = inner.lag_far(&mut state, slot, start);
+            tasks = inner.lag_far(&mut state, slot, next);
         } else if lags {
-            tasks = inner.lag(&mut state, slot, start);
+            tasks = inner.lag(&mut state, slot, next);
         } else if parked {
             state.park(slot);
         }

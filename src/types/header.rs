@@ -121,6 +121,20 @@ impl UpstreamHeader {
         self.replace(header)
     }
 
+    /// The same for the answer to a request that was made while `asked` was the newest. If the cluster has begun again
+    /// since then, the answer may be from before that, and its revision does not count.
+    pub fn observe_since(&self, asked: &Arc<Cluster>, header: &Header) -> Arc<Cluster> {
+        let newest = self.newest.load();
+        let began_again = asked.id == header.cluster_id && newest.id == asked.id && !Arc::ptr_eq(asked, &newest);
+        if began_again { newest.clone() } else { self.observe(header) }
+    }
+
+    /// Who answered last.
+    #[must_use]
+    pub fn newest(&self) -> Arc<Cluster> {
+        self.newest.load_full()
+    }
+
     /// The cluster went back to what `header` says, or is another cluster. Newer revisions that were known before no
     /// longer count.
     pub fn begin_again(&self, header: &Header) -> Arc<Cluster> {
@@ -186,6 +200,11 @@ mod tests {
         let back = upstream.begin_again(&at(4));
         assert_eq!(upstream.newest_of(1), Revision::new(4));
         assert!(Arc::ptr_eq(&back, &upstream.begin_again(&at(5))), "feeds that follow the same cluster share it");
+        // Asked before, and answered before, but heard only now.
+        upstream.observe_since(&cluster, &at(9));
+        assert_eq!(upstream.newest_of(1), Revision::new(5));
+        upstream.observe_since(&back, &at(6));
+        assert_eq!(upstream.newest_of(1), Revision::new(6));
         assert!(!cluster.observe(&Header { revision: Revision::new(50), ..header(2, 2) }));
         assert_eq!(upstream.newest_of(2), Revision::ZERO, "nothing is known of another cluster");
     }

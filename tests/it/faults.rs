@@ -4,6 +4,7 @@
 //! Sizes are moderate by default; `ETCD_RELAY_TEST_SCALE=full` uses those of a large rack.
 
 mod bad_input;
+mod begins;
 mod big_values;
 mod elections;
 mod history;

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     task::{Context, Poll, Waker},
 };
 
@@ -21,7 +21,7 @@ use super::*;
 use crate::{
     front::access::LIMIT,
     hub::{
-        Delivery, Drained, FeedState, KeyMap, OutboxLimits, testing,
+        Delivery, Drained, FeedState, KeyMap, OutboxLimits, Reset, testing,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest as UpstreamRequest},
     },
     pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
@@ -98,11 +98,19 @@ impl Etcd {
     }
 }
 
-/// Answers that the current revision is 5, each time the test permits it.
+/// Answers that the current revision is 5, or what a test sets, each time the test permits it.
 #[derive(Debug)]
 struct AtFive {
     lets: Semaphore,
     agreement: watch::Sender<Agreement>,
+    revision: AtomicI64,
+}
+
+impl AtFive {
+    fn that_answers(times: usize) -> Arc<Self> {
+        let (lets, agreement, revision) = (Semaphore::new(times), watch::Sender::default(), AtomicI64::new(5));
+        Arc::new(Self { lets, agreement, revision })
+    }
 }
 
 #[async_trait]
@@ -121,7 +129,8 @@ impl Upstream for AtFive {
 
     async fn confirm(&self, _: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         self.lets.acquire().await.expect("open").forget();
-        Ok(Confirmed { header: Header { revision: Revision::new(5), ..Header::default() }, compacted: false })
+        let revision = Revision::new(self.revision.load(Ordering::Relaxed));
+        Ok(Confirmed { header: Header { revision, ..Header::default() }, compacted: false })
     }
 }
 
@@ -245,7 +254,7 @@ async fn a_create_that_waits_for_its_snapshot_holds_up_no_cancel_and_no_progress
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_taken_for_the_newest() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let upstream = AtFive::that_answers(0);
     let (sessions, slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
     let client = Client::of(&sessions);
     client.create(0, "/slow/1");
@@ -256,6 +265,50 @@ async fn a_snapshot_that_came_while_the_current_revision_was_asked_for_is_not_ta
     assert_eq!(client.hears().await, Vec::<String>::new(), "it is 5, which the feed has not reached yet");
     slow.advance(Revision::new(5));
     assert_eq!(client.hears().await, ["created 0 at 5"]);
+}
+
+/// A client may write before it has heard `created`, and a member would show it that.
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_now_on_begins_where_the_cluster_stood_when_it_was_asked() {
+    let upstream = AtFive::that_answers(0);
+    let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    feed.follows(true, None);
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "the current revision has been requested");
+    publish(&feed, 5);
+    publish(&feed, 7);
+    upstream.lets.add_permits(1);
+    assert_eq!(client.hears().await, ["created 0 at 5", "events"]);
+    publish(&feed, 8);
+    assert_eq!(client.hears().await, ["events"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_answer_counts_for_a_create_that_waits_for_its_snapshot() {
+    let upstream = AtFive::that_answers(0);
+    let (sessions, slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    // The cluster is known.
+    sessions.hub.header().observe(&Header { revision: Revision::new(1), ..Header::default() });
+    let client = Client::of(&sessions);
+    client.create(0, "/slow/1");
+    upstream.lets.add_permits(1);
+    assert_eq!(client.hears().await, Vec::<String>::new(), "there is no snapshot");
+    slow.install(sessions.hub.header().newest(), KeyMap::default(), Revision::new(5));
+    let put = |revision| {
+        let kv = KeyValueFields { key: "/slow/1".into(), ..KeyValueFields::default() };
+        let events = vec![EventFields { kind: EventKind::Put, kv }];
+        let received = std::time::Instant::now();
+        slow.publish(&[Changes { revision: Revision::new(revision), events, prev: Vec::new(), received }])
+            .expect("in order");
+    };
+    put(6);
+    put(9);
+    upstream.revision.store(9, Ordering::Relaxed);
+    upstream.lets.add_permits(1);
+    slow.follows(true, None);
+    assert_eq!(client.hears().await, ["created 0 at 5", "events", "events"]);
 }
 
 /// The cluster cannot be asked, and the feed is behind the cluster's known revision.
@@ -294,7 +347,7 @@ async fn progress_over_feeds_that_stand_apart_is_told_though_nobody_says_what_is
 
 #[tokio::test(start_paused = true)]
 async fn progress_that_a_silent_member_keeps_back_holds_up_no_other_request_for_long() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let upstream = AtFive::that_answers(0);
     let (sessions, slow) = sessions_over(testing::hub_over(upstream, LIMITS), Duration::from_secs(600)).await;
     let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
     serve(&slow);
@@ -331,9 +384,35 @@ async fn a_cluster_that_went_back_behind_where_a_watch_began_is_found_out() {
     assert!(feed.check(feed.mark(), &at(8)).is_err() && !feed.is_serving());
 }
 
+/// Otherwise the watch would begin above a revision of a cluster that is gone, and the feed would be taken for one that
+/// does not match its cluster.
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_feed_began_again_while_the_current_revision_was_asked_for_asks_once_more() {
+    let upstream = AtFive::that_answers(1);
+    let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    feed.follows(true, None);
+    let client = Client::of(&sessions);
+    client.create(0, "/a/1");
+    assert_eq!(client.hears().await, Vec::<String>::new(), "the feed has not reached 5 yet");
+    let cluster = sessions
+        .hub
+        .header()
+        .begin_again(&Header { revision: Revision::new(3), ..sessions.hub.header().at(Revision::ZERO) });
+    feed.reset(&cluster, KeyMap::default(), Revision::new(3), &Reset::Replaced);
+    feed.follows(true, None);
+    let floor = feed.mark();
+    tokio::time::sleep(CURRENT_PATIENCE * 3 / 2).await;
+    assert_eq!((client.hears().await, feed.mark()), (Vec::new(), floor), "that answer was from before");
+    upstream.lets.add_permits(1);
+    feed.advance(Revision::new(5));
+    tokio::time::sleep(CURRENT_PATIENCE).await;
+    assert_eq!(client.hears().await, ["created 0 at 5"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_wants_a_leader_is_refused_without_one_and_ends_when_it_is_lost() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let upstream = AtFive::that_answers(0);
     let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
     let [wants, wants_not] = [true, false].map(|wants| Client::who_wants_a_leader(&sessions, wants));
     wants.hears().await;
@@ -348,7 +427,7 @@ async fn a_stream_that_wants_a_leader_is_refused_without_one_and_ends_when_it_is
 
 #[tokio::test(start_paused = true)]
 async fn a_create_does_not_wait_for_a_revision_that_no_member_knows() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let upstream = AtFive::that_answers(0);
     let (sessions, _slow) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
     let client = Client::of(&sessions);
     client.create(0, "/a/1");
@@ -362,7 +441,7 @@ async fn a_create_does_not_wait_for_a_revision_that_no_member_knows() {
 /// Its answer shows whether authentication was enabled meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_create_waits_for_etcd_where_authentication_may_have_been_enabled_while_it_was_away() {
-    let upstream = Arc::new(AtFive { lets: Semaphore::new(0), agreement: watch::Sender::default() });
+    let upstream = AtFive::that_answers(0);
     let etcd = Etcd::default();
     let hub = testing::hub_over(upstream.clone(), LIMITS);
     let (sessions, _slow) = sessions_of(hub.clone(), Duration::from_secs(600), &etcd).await;

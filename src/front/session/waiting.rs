@@ -10,14 +10,14 @@
 //! existing watch, unless a waiting create has the same id: that create would be refused if it came first. Always
 //! holds: number and bytes are bounded; when it is full, the session stops reading.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::step::Step;
 use crate::{
     hub::{Hub, WaitError, WatchStream},
-    types::ClientKey,
+    types::{ClientKey, Cluster, Revision},
 };
 
 /// At this many requests, or this many bytes of their keys, reading stops. Requests that were read together can exceed
@@ -32,6 +32,15 @@ const ENDED_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Wanted {
     pub(super) step: Step,
     pub(super) until: Instant,
+    /// The first answer after it had arrived. A watch "from now" begins there.
+    pub(super) first: Option<Confirmed>,
+}
+
+/// The revision that a cluster confirmed as its current one.
+#[derive(Clone, Debug)]
+pub(super) struct Confirmed {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) revision: Revision,
 }
 
 /// See the module.
@@ -72,7 +81,7 @@ impl Waiting {
 
     /// Waits until the first one can be handled: its feed serves, has failed, or took too long. Cancel safe.
     pub(super) async fn due(&self, hub: &Hub, client: ClientKey) {
-        let Some(Wanted { step: Step::Create(_, subscribe), until }) = self.wanted.front() else { return };
+        let Some(Wanted { step: Step::Create(_, subscribe), until, .. }) = self.wanted.front() else { return };
         let Ok(feed) = hub.feed(&subscribe.range, client) else { return };
         // The create is tried again in any case, but not at once if the feed has ended.
         if feed.wait_serving(until.saturating_duration_since(Instant::now())).await == Err(WaitError::Unknown) {

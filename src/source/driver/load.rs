@@ -26,7 +26,9 @@ impl Driving {
     /// it.
     pub(super) async fn load(&mut self, reset: Option<(Reset, ResyncReason)>) -> bool {
         let state = if reset.is_some() { FeedState::Resyncing } else { FeedState::Starting };
+        let mut asked;
         let (map, header, newest) = loop {
+            asked = self.driver.header.newest();
             match self.read_snapshot(reset.is_none()).await {
                 Ok(loaded) => break loaded,
                 // Nobody used it any more, or there was no room for it.
@@ -47,7 +49,7 @@ impl Driving {
         self.cluster = match reset {
             Some((Reset::Replaced, _)) => self.driver.header.begin_again(&header),
             _ if fell => self.driver.header.begin_again(&header),
-            _ => self.driver.header.observe(&header),
+            _ => self.driver.header.observe_since(&asked, &header),
         };
         match reset {
             None => self.feed.install(self.cluster.clone(), map, header.revision),

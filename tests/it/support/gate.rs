@@ -106,6 +106,11 @@ impl Gate {
         self.state.send_modify(|state| state.mark = Some(mark.to_vec()));
     }
 
+    /// Ends that, and lets what was held pass.
+    pub fn release_carriers(&self) {
+        self.state.send_modify(|state| state.mark = None);
+    }
+
     /// Redirects new connections to another endpoint.
     pub fn point_at(&self, endpoint: &str) {
         self.state.send_modify(|state| state.target = host_port(endpoint));
