@@ -1,5 +1,5 @@
 //! [`Confirmer`]: asks upstream for its current revision, with one request for all callers that were waiting when the
-//! request began.
+//! request began. While a request takes long, the next one begins beside it.
 //!
 //! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer
 //! comes from a request that began after the caller asked, so its revision is at least the one that was current then.
@@ -7,6 +7,9 @@
 mod rounds;
 
 use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
 
 use self::rounds::{Round, Rounds};
 use super::upstream::{Confirmed, Upstream, UpstreamError};
@@ -18,6 +21,12 @@ use crate::{
 /// How often tasks that are ready run before the next request, if many callers were answered. With three times it
 /// serves a quarter more of 160 readers at a time; more times bring nothing.
 const TURNS: usize = 3;
+
+/// When a request has been under way for this long, callers who wait for the next one do not wait for its answer.
+/// Otherwise a caller waits up to twice as long as etcd takes, which matters where that is half a second.
+const SLOW: Duration = Duration::from_millis(50);
+/// The most requests at a time.
+const MOST: usize = 8;
 
 /// Asks for the current revision; see the module.
 #[derive(Debug)]
@@ -44,8 +53,8 @@ type Asked = Round<Arc<Answer>>;
 #[derive(Debug)]
 struct Asking {
     confirmer: Arc<Confirmer>,
-    /// The round that its request is for.
-    round: Option<Arc<Asked>>,
+    /// The rounds whose requests are under way.
+    rounds: Vec<Arc<Asked>>,
     /// Whether it ran to its end.
     over: bool,
 }
@@ -68,7 +77,7 @@ impl Confirmer {
         let (answer, ask) = self.rounds.join(oldest);
         if ask {
             // A separate task: the first caller may give up without the others losing their answer.
-            let asking = Asking { confirmer: self.clone(), round: None, over: false };
+            let asking = Asking { confirmer: self.clone(), rounds: Vec::new(), over: false };
             self.tasks.detach("confirmer", asking.run());
         }
         answer.await.to(oldest)
@@ -112,22 +121,46 @@ impl Confirmer {
 
 impl Asking {
     async fn run(mut self) {
-        while let Some((round, wanted)) = self.next() {
-            if round.close(Arc::new(self.confirmer.answer(wanted).await)) > 1 {
-                // Many callers ask again as soon as they are answered. Tasks that are ready run first, so that their
-                // next requests share one round too; a task that waits for nothing else is back at once.
-                for _ in 0..TURNS {
-                    tokio::task::yield_now().await;
+        let confirmer = self.confirmer.clone();
+        let ask = |(round, wanted): (Arc<Asked>, Vec<Revision>)| {
+            let confirmer = &confirmer;
+            async move { (round, Arc::new(confirmer.answer(wanted).await)) }
+        };
+        let mut asking = FuturesUnordered::new();
+        // When the next request may begin beside those that are under way.
+        let mut next_at = Instant::now();
+        loop {
+            let has_room = asking.len() < MOST;
+            if asking.is_empty() || has_room && Instant::now() >= next_at {
+                asking.extend(self.next().map(ask));
+                next_at = Instant::now() + SLOW;
+            }
+            if self.over {
+                return;
+            }
+            // Cancel safe: answers stay in their set.
+            tokio::select! {
+                biased;
+                Some((round, answer)) = asking.next() => {
+                    self.rounds.retain(|known| !Arc::ptr_eq(known, &round));
+                    if round.close(answer) > 1 {
+                        // Many callers ask again as soon as they are answered. Tasks that are ready run first, so that
+                        // their next requests share one round too; a task that waits for nothing else is back at once.
+                        for _ in 0..TURNS {
+                            tokio::task::yield_now().await;
+                        }
+                    }
                 }
+                () = sleep_until(next_at), if has_room => {}
             }
         }
     }
 
-    /// The next round, which nobody can join any more. If nobody waits, it returns `None` and the task ends.
+    /// The next round, which nobody can join any more. If nobody waits and nothing is under way, the task is over.
     fn next(&mut self) -> Option<(Arc<Asked>, Vec<Revision>)> {
-        let next = self.confirmer.rounds.next();
-        self.round = next.as_ref().map(|(round, _)| round.clone());
-        self.over = next.is_none();
+        let next = self.confirmer.rounds.next(!self.rounds.is_empty());
+        self.rounds.extend(next.as_ref().map(|(round, _)| round.clone()));
+        self.over = self.rounds.is_empty();
         next
     }
 }
@@ -140,7 +173,7 @@ impl Drop for Asking {
             return;
         }
         let next = self.confirmer.rounds.stop();
-        for round in [self.round.take(), next].into_iter().flatten() {
+        for round in self.rounds.drain(..).chain(next) {
             let stopping = UpstreamError::Unavailable("the relay is stopping".into());
             round.close(Arc::new(Answer { confirmed: Err(stopping), readable: None }));
         }
@@ -206,7 +239,8 @@ mod tests {
         (fake, confirmer)
     }
 
-    #[tokio::test]
+    // The clock is paused, so that no request takes long.
+    #[tokio::test(start_paused = true)]
     async fn those_who_wait_share_one_ask_that_began_after_they_came() {
         let (fake, confirmer) = confirmer(0, 0);
         let ask = |confirmer: &Arc<Confirmer>| {
@@ -229,6 +263,27 @@ mod tests {
             assert_eq!(other.await.expect("task"), 11);
         }
         assert_eq!(fake.asks.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_request_takes_long_later_callers_are_asked_for_beside_it() {
+        let (fake, confirmer) = confirmer(0, 0);
+        let mut asked = Vec::new();
+        for count in 1..=2 * MOST {
+            let confirmer = confirmer.clone();
+            asked.push(tokio::spawn(async move { confirmer.confirm(None).await.expect("answer").header.revision }));
+            tokio::time::sleep(2 * SLOW).await;
+            assert_eq!(fake.asks.load(Ordering::SeqCst), count.min(MOST));
+            fake.revision.fetch_add(1, Ordering::SeqCst);
+        }
+        fake.gate.add_permits(1_000);
+        for (count, asked) in (0..).zip(asked) {
+            // The last ones had to wait, and share a request.
+            let shared = 10 + 2 * MOST as i64;
+            let expected = if count < MOST as i64 { 10 + count } else { shared };
+            assert_eq!(asked.await.expect("task"), Revision::new(expected));
+        }
+        assert_eq!(fake.asks.load(Ordering::SeqCst), MOST + 1);
     }
 
     #[tokio::test]

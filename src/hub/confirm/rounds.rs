@@ -1,7 +1,6 @@
 //! [`Rounds`]: which callers wait for which of the confirmer's requests.
 //!
-//! A caller joins the round that begins next. One task makes a request for one round after the other, until nobody
-//! waits. Not here: how upstream is asked, see `confirm`. `models` compiles this file over loom, so it uses no runtime.
+//! A caller joins the round that begins next. One task makes the requests for all rounds, until nobody waits. Not here: how upstream is asked, see `confirm`. `models` compiles this file over loom, so it uses no runtime.
 //! Always holds: nobody joins a round whose request has begun; every caller that joins a round gets its answer, from
 //! the task that runs or from the one that it has to start.
 
@@ -67,11 +66,11 @@ impl<W, A> Rounds<W, A> {
     }
 
     /// The next round, which nobody can join any more, and what its members want to know. It is `None` if nobody waits.
-    /// The running task then ends, and the next caller starts another.
-    pub(crate) fn next(&self) -> Option<(Arc<Round<A>>, Vec<W>)> {
+    /// Unless the running task has requests under way, it then ends, and the next caller starts another.
+    pub(crate) fn next(&self, under_way: bool) -> Option<(Arc<Round<A>>, Vec<W>)> {
         let mut state = self.state.lock();
         let round = state.next.take();
-        state.asking = round.is_some();
+        state.asking = round.is_some() || under_way;
         Some((round?, mem::take(&mut state.wanted)))
     }
 
