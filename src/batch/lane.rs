@@ -4,7 +4,8 @@
 //! - a socket has at most one send in a lane;
 //! - a queued send leaves when [`Ring::CAPACITY`] sends or [`BYTES`] are queued, or else when the tasks that are ready
 //!   on this thread have run. It never waits for a client;
-//! - whoever queues does not wait for sends that are under way;
+//! - whoever queues waits for sends that are under way only if the queue is full, so that it holds no more sends beyond
+//!   its capacity than there are threads;
 //! - nobody is woken under a lock.
 //!
 //! Locks are taken in this order: `sender`, then `queue` or a socket's own.
@@ -106,7 +107,7 @@ impl Lane {
             }
             let end = queue.bytes.len();
             queue.sends.push(Queued { to, end });
-            (queue.sends.len() == 1, queue.sends.len() == Ring::CAPACITY || end >= BYTES)
+            (queue.sends.len() == 1, queue.sends.len() >= Ring::CAPACITY || end >= BYTES)
         };
         if is_full {
             self.flush();
@@ -157,6 +158,17 @@ impl Lane {
         .await;
     }
 
+    /// Nothing is sent while this is held.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop + '_ {
+        self.sender.lock()
+    }
+
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.lock().sends.len()
+    }
+
     #[cfg(test)]
     pub(super) fn remove_ring(&self) {
         self.sender.lock().ring = None;
@@ -176,31 +188,17 @@ impl Sender {
     fn send(&mut self) -> SmallVec<[Waker; 4]> {
         let mut woken = SmallVec::new();
         let Self { ring, rings, batch: Batch { sends, bytes } } = self;
-        match ring {
-            Some(uring) if sends.len() > 1 => {
-                let all: SmallVec<[(BorrowedFd<'_>, Range<usize>); Ring::CAPACITY]> =
-                    ranges(sends).map(|(to, range)| (to.as_fd(), range)).collect();
-                match uring.send(bytes, &all) {
-                    Ok(results) => {
-                        for ((to, range), result) in ranges(sends).zip(results) {
-                            let sent = usize::try_from(*result).map_err(|_| io::Error::from_raw_os_error(-result));
-                            woken.extend(to.sent(&bytes[range], sent));
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "Cannot send to several clients at once; their connections are closed, and others are written to one by one");
-                        woken.extend(sends.iter().filter_map(|queued| queued.to.sent(&[], Err(lost(&error)))));
-                        drop(all);
-                        *ring = None;
-                        rings.decrement(1.0);
-                    }
-                }
+        if let Some(uring) = ring.as_mut().filter(|_| sends.len() > 1) {
+            if let Err((made, error)) = join(uring, sends, bytes, &mut woken) {
+                tracing::error!(%error, "Cannot send to several clients at once; their connections are closed, and others are written to one by one");
+                woken.extend(sends[made..].iter().filter_map(|queued| queued.to.sent(&[], Err(lost(&error)))));
+                *ring = None;
+                rings.decrement(1.0);
             }
-            _ => {
-                for (to, range) in ranges(sends) {
-                    let bytes = &bytes[range];
-                    woken.extend(to.sent(bytes, to.try_write(bytes)));
-                }
+        } else {
+            for (to, range) in ranges(sends) {
+                let bytes = &bytes[range];
+                woken.extend(to.sent(bytes, to.try_write(bytes)));
             }
         }
         sends.clear();
@@ -215,6 +213,28 @@ impl Drop for Sender {
             self.rings.decrement(1.0);
         }
     }
+}
+
+/// Makes the sends by `ring`. If it fails, returns how many were made before. The bytes are gone then.
+fn join(
+    ring: &mut Ring,
+    sends: &[Queued],
+    bytes: &mut Vec<u8>,
+    woken: &mut SmallVec<[Waker; 4]>,
+) -> Result<(), (usize, Broken)> {
+    let all: SmallVec<[(BorrowedFd<'_>, Range<usize>); Ring::CAPACITY]> =
+        ranges(sends).map(|(to, range)| (to.as_fd(), range)).collect();
+    let mut made = 0;
+    // Threads that share a lane may have queued a few more than a ring takes.
+    for part in all.chunks(Ring::CAPACITY) {
+        let results = ring.send(bytes, part).map_err(|error| (made, error))?;
+        for ((queued, (_, range)), result) in sends[made..].iter().zip(part).zip(results) {
+            let sent = usize::try_from(*result).map_err(|_| io::Error::from_raw_os_error(-result));
+            woken.extend(queued.to.sent(&bytes[range.clone()], sent));
+        }
+        made += part.len();
+    }
+    Ok(())
 }
 
 /// Each send with the range of its bytes.

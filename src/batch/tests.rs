@@ -1,6 +1,11 @@
 //! Streams over real sockets, whose writes are joined.
 
-use std::{future::poll_fn, io, pin::Pin, task::Poll};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
 
 use futures_util::future::join_all;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -89,6 +94,36 @@ async fn no_more_than_a_ring_takes_leave_in_one_system_call() {
         read(client, 1).await;
     }
     assert_eq!(batches(&metrics), (3, 300));
+}
+
+/// Threads share a lane where there are more of them than lanes. While the lane is sending, one of them fills it and
+/// waits, and then another one does.
+#[tokio::test]
+async fn threads_that_share_a_lane_may_queue_more_than_a_ring_takes() {
+    let Some((batcher, _)) = batcher() else { return };
+    let (mut streams, mut clients) = pairs(&batcher, 130).await;
+    let lane = batcher.lane();
+    let held = lane.hold();
+    std::thread::scope(|scope| {
+        for count in [128, 1, 1] {
+            let before = lane.queued();
+            let mut some: Vec<Stream> = streams.drain(..count).collect();
+            scope.spawn(move || {
+                for stream in &mut some {
+                    let cx = &mut Context::from_waker(Waker::noop());
+                    let written = Pin::new(stream).poll_write(cx, &[1]);
+                    assert!(matches!(written, Poll::Ready(Ok(1))), "{written:?}");
+                }
+            });
+            while lane.queued() < before + count {
+                std::thread::yield_now();
+            }
+        }
+        drop(held);
+    });
+    for client in &mut clients {
+        assert_eq!(read(client, 1).await, [1]);
+    }
 }
 
 #[tokio::test]

@@ -395,6 +395,20 @@ async fn an_abort_cuts_off_a_lasting_answer() {
     assert!(send.is_closed() && served.connections.is_empty());
 }
 
+/// Asks for `/large` over HTTP/2. Nobody reads the connection after the head of the answer, but it stays open.
+async fn idle_http2(client: TcpStream) -> (Response<h2::RecvStream>, h2::client::Connection<TcpStream>) {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+    let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
+    let request = Request::get("http://x/large").body(()).expect("a request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
+    let answer = tokio::select! {
+        answer = answer => answer.expect("an answer"),
+        _ = &mut connection => panic!("closed"),
+    };
+    (answer, connection)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
@@ -407,17 +421,7 @@ async fn a_client_that_takes_no_bytes_is_closed_and_counted() {
         let mut http1 = None;
         let mut http2 = None;
         if path == "http2" {
-            let mut builder = h2::client::Builder::new();
-            builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
-            let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
-            let request = Request::get("http://x/large").body(()).expect("a request");
-            let (answer, _) = sender.send_request(request, true).expect("sent");
-            // Nobody reads the connection after the head of the answer, but it stays open.
-            let answer = tokio::select! {
-                answer = answer => answer.expect("an answer"),
-                _ = &mut connection => panic!("closed"),
-            };
-            http2 = Some((answer, connection));
+            http2 = Some(idle_http2(client).await);
         } else {
             client.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.expect("sent");
             http1 = Some(client);
@@ -463,16 +467,7 @@ async fn a_client_that_takes_no_bytes_is_closed_when_writes_are_joined() {
         let mut http1 = None;
         let mut http2 = None;
         if path == "http2" {
-            let mut builder = h2::client::Builder::new();
-            builder.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
-            let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.expect("HTTP/2");
-            let request = Request::get("http://x/large").body(()).expect("a request");
-            let (answer, _) = sender.send_request(request, true).expect("sent");
-            let answer = tokio::select! {
-                answer = answer => answer.expect("an answer"),
-                _ = &mut connection => panic!("closed"),
-            };
-            http2 = Some((answer, connection));
+            http2 = Some(idle_http2(client).await);
         } else {
             client.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.expect("sent");
             http1 = Some(client);

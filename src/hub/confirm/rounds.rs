@@ -1,6 +1,7 @@
 //! [`Rounds`]: which callers wait for which of the confirmer's requests.
 //!
-//! A caller joins the round that begins next. One task makes the requests for all rounds, until nobody waits. Not here: how upstream is asked, see `confirm`. `models` compiles this file over loom, so it uses no runtime.
+//! A caller joins the round that begins next. One task makes the requests for all rounds, until nobody waits. Not here:
+//! how upstream is asked, see `confirm`. `models` compiles this file over loom, so it uses no runtime.
 //! Always holds: nobody joins a round whose request has begun; every caller that joins a round gets its answer, from
 //! the task that runs or from the one that it has to start.
 
