@@ -7,8 +7,8 @@
 //! Always holds: only its fill writes to a filling watch. The splice to the history happens under the feed's lock, at a
 //! revision that the history still has. A client that does not read gets no turn, and keeps one for [`GRACE`] at most
 //! while others wait. No watch waits for another one of its fill: what a stream has no room for stays in the `window`,
-//! and a watch that falls further behind than that leaves the fill. A stream with watches that wait either has a place in the queue for each
-//! feed of theirs, or is being filled, or is full and queues again when it has been read.
+//! and a watch that falls further behind than that leaves the fill. A stream with watches that wait either has a place
+//! in the queue for each feed of theirs, or is being filled, or is full and queues again when it has been read.
 
 mod window;
 
