@@ -7,7 +7,7 @@
 //!
 //! `wire` and `link` are a client that uses little CPU, because it shares the machine with the server. `plan` defines
 //! what is written, `writer` writes it, `check` and `listed` check the answers. The loads are `watch`, `range`,
-//! `leases`, `views` and `floor`; `handshakes` is for comparison with a storm of clients. `background` keeps such
+//! `put`, `leases`, `views` and `floor`; `handshakes` is for comparison with a storm of clients. `background` keeps such
 //! clients from slowing down what is measured. `report` prints the results.
 
 mod background;
@@ -23,10 +23,12 @@ mod listed;
 mod message;
 mod plan;
 mod progress;
+mod put;
 mod range;
 mod report;
 mod scrape;
 pub mod sse;
+mod steady;
 mod usage;
 mod views;
 mod watch;
@@ -43,6 +45,7 @@ pub use self::{
     leases::Leases,
     link::{Endpoint, LinkError},
     plan::{KEYS_MAX, VALUE_MIN},
+    put::Put,
     range::Range,
     report::Report,
     scrape::{MetricsUrl, Scrape},
@@ -59,6 +62,8 @@ pub enum Bench {
     Watch(Watch),
     /// Reads.
     Range(Range),
+    /// Puts.
+    Put(Put),
     /// Leases that clients keep alive.
     Leases(Leases),
     /// Lainlet's views.
@@ -144,6 +149,7 @@ impl Bench {
         match self {
             Self::Watch(watch) => watch.run(),
             Self::Range(range) => range.run(),
+            Self::Put(put) => put.run(),
             Self::Leases(leases) => leases.run(),
             Self::Views(views) => views.run(),
             Self::Floor(floor) => floor.run(),

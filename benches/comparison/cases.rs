@@ -34,6 +34,8 @@ pub struct Run {
     pub tls: bool,
     /// The number of keys that exist beforehand.
     pub filled: u64,
+    /// Whether reading these keys once is all of the load: by the server while it starts, or from etcd in one call.
+    pub reads_once: bool,
     /// The number of relays behind the server. The load is on the first of them, if there are any.
     pub leaves: u64,
     /// Longest duration. Servers other than the relay may fail by taking longer.
@@ -85,6 +87,8 @@ const P99: Figure = Figure::Run("delay_99_ms");
 const P99_MEANWHILE: Figure = Figure::Run("joining_delay_99_ms");
 /// The time until all clients had arrived.
 const ALL_BACK: Figure = Figure::Run("joining_seconds");
+/// The CPU time of etcd while all keys were read once.
+const CPU_OF_READING: Figure = Figure::Etcd("cpu_seconds");
 const MEMORY: Figure = Figure::Server("kib_per_connection");
 const MINUTE: Duration = Duration::from_secs(60);
 /// The rate of writes is fixed, so the cost of the same number of writes for etcd can be compared.
@@ -149,6 +153,19 @@ pub fn all(quick: bool) -> Vec<Case> {
     let storming = size(2_000, 20);
     let calm = watch_often("--connections 10 --rate 100".to_owned());
     let storm = format!("{calm} --storm {storming} --join-after 1s --patience 30s");
+    // Each key has as many watches as there are streams for it: 40,000 over 4,000 keys.
+    let (followers, followed) = (size(400, 4), size(4_000, 40));
+    let own_keys = format!("watch --connections {followers} --streams {} --distinct --keys {followed}", size(100, 10));
+    let own_keys_often = format!("{own_keys} --duration {time} --rate {}", size(6_000, 100));
+    let own_keys_full = format!("{own_keys} --puts {}", size(40_000, 100));
+    let put = format!("put --duration {often} --connections 10 --concurrency 80");
+    let many_keys = u64::from(size(1_000_000, 2_000));
+    let first = |label, target, times| Run {
+        filled: many_keys,
+        reads_once: true,
+        patience: 4 * MINUTE,
+        ..run(label, target, "").times(times)
+    };
     let one = |rest: &str| watch_often(format!("--connections 1 {rest}"));
 
     vec![
@@ -275,6 +292,58 @@ pub fn all(quick: bool) -> Vec<Case> {
             goals: vec![goal("memory per connection", "relay", "grpc-proxy", MEMORY, Bound::Most(0.5))],
         },
         Case {
+            name: "own-keys",
+            what: format!(
+                "{followers} connections × {} streams, each a watch of one of {followed} keys, {} puts/s",
+                size(100, 10),
+                size(6_000, 100)
+            ),
+            runs: vec![
+                run("relay", Target::Relay, &own_keys_often),
+                // The part of it that is etcd's.
+                run("etcd, one watcher", Target::Etcd, &one(&format!("--keys {followed} --rate {}", size(6_000, 100)))),
+            ],
+            goals: vec![absolute("99 % delay, ms", "relay", P99, Bound::Most(50.0))],
+        },
+        Case {
+            name: "own-keys-as-fast-as-possible",
+            what: format!("the same, {} puts as fast as etcd takes them", size(40_000, 100)),
+            runs: vec![
+                run("relay", Target::Relay, &own_keys_full),
+                run(
+                    "etcd, one watcher",
+                    Target::Etcd,
+                    &format!("watch --connections 1 --keys {followed} --puts {}", size(40_000, 100)),
+                ),
+            ],
+            goals: vec![
+                absolute("99 % delay, ms", "relay", P99, Bound::Most(50.0)),
+                goal("99 % delay", "relay", "etcd, one watcher", P99, Bound::Most(1.1)),
+            ],
+        },
+        Case {
+            name: "puts",
+            what: "puts of 256 B through the server, 10 connections, 80 at a time".to_owned(),
+            runs: vec![
+                run("relay", Target::Relay, &put).times(times(TIMES)),
+                run("grpc-proxy", Target::Proxy, &put).times(times(TIMES)),
+                run("etcd", Target::Etcd, &put).times(times(TIMES)),
+            ],
+            goals: vec![
+                goal("CPU per put", "relay", "grpc-proxy", CPU, Bound::Most(0.3)),
+                goal("puts/s", "relay", "etcd", Figure::Run("puts_per_second"), Bound::Least(0.85)),
+            ],
+        },
+        Case {
+            name: "first-snapshot",
+            what: format!("{many_keys} keys of 256 B, read once: by a relay that starts, or from etcd in one call"),
+            runs: vec![first("relay", Target::Relay, times(2)), first("etcd, one call", Target::Etcd, times(2))],
+            goals: vec![
+                goal("CPU of etcd", "relay", "etcd, one call", CPU_OF_READING, Bound::Most(1.5)),
+                absolute("memory, times keys and values", "relay", Figure::Server("rss_of_data"), Bound::Most(1.3)),
+            ],
+        },
+        Case {
             name: "millions",
             what: format!(
                 "{} streams × {keys} watches, {keys} puts (etcd's issue 9839; its grpc-proxy hangs, so it is not run)",
@@ -344,7 +413,7 @@ pub fn all(quick: bool) -> Vec<Case> {
 
 fn run(label: &'static str, target: Target, args: &str) -> Run {
     let args = args.split_whitespace().map(ToOwned::to_owned).collect();
-    Run { label, target, args, times: 1, tls: false, filled: 0, leaves: 0, patience: 2 * MINUTE }
+    Run { label, target, args, times: 1, tls: false, filled: 0, reads_once: false, leaves: 0, patience: 2 * MINUTE }
 }
 
 impl Run {

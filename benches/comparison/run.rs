@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, IsCa, KeyPair};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -24,6 +24,10 @@ use crate::support::{
     process::{Process, free_port},
 };
 
+/// Data of this many bytes is so much that memory matters. The relay's allocator gives what it freed back to the system
+/// within this time.
+const MUCH_DATA: u64 = 64 << 20;
+const SETTLES: Duration = Duration::from_secs(15);
 /// Longest wait until a server answers.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -145,6 +149,9 @@ impl Lab {
             etcd.load((0..run.filled).map(key)).await?;
         }
         let own = etcd.secure_endpoint().unwrap_or_else(|| etcd.endpoint());
+        if run.reads_once {
+            return self.reading_once(run, &etcd).await;
+        }
         let first = self.start(run.target, &own).await?;
         let mut leaves = Vec::new();
         for _ in 0..run.leaves {
@@ -172,6 +179,35 @@ impl Lab {
             }
         }
         self.load(&args, run.patience).await
+    }
+
+    /// Lets a server start, which reads all keys, or reads them from etcd in one call. Returns what that took.
+    async fn reading_once(&self, run: &Run, etcd: &Etcd) -> Result<Value> {
+        let data = run.filled * (format!("{PREFIX}filled/00000000").len() + FILLER.len()) as u64;
+        let (begun, before) = (Instant::now(), etcd.process().usage()?);
+        let server = self.start(run.target, &etcd.endpoint()).await?;
+        if server.is_none() {
+            let keys = etcd.read_at_once(PREFIX).await?;
+            anyhow::ensure!(keys == run.filled, "{keys} keys were read, but there are {}", run.filled);
+        }
+        let took = begun.elapsed();
+        let of_etcd = etcd.process().usage()?.since(&before);
+        let mut processes = json!({ "etcd": { "cpu_seconds": of_etcd.as_secs_f64() } });
+        if let Some(Server { process, .. }) = &server {
+            let cpu = process.usage()?.total();
+            if data >= MUCH_DATA {
+                sleep(SETTLES).await;
+            }
+            let resident = process.resident_bytes()? as f64;
+            processes["server"] = json!({
+                "cpu_seconds": cpu.as_secs_f64(),
+                "rss_mib": resident / f64::from(1 << 20),
+                "rss_of_data": resident / data as f64,
+            });
+        }
+        Ok(
+            json!({ "figures": { "read_seconds": took.as_secs_f64() }, "processes": processes, "wrong": { "count": 0 } }),
+        )
     }
 
     /// Starts a server over the one with this URL; none if the load is for that one or for none.

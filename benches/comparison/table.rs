@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The columns of the measurements.
-const COLUMNS: [(&str, Figure); 22] = [
+const COLUMNS: [(&str, Figure); 27] = [
     ("deliveries/s", Figure::Run("deliveries_per_second")),
     ("reads/s", Figure::Run("reads_per_second")),
     ("delay 50 % ms", Figure::Run("delay_50_ms")),
@@ -28,13 +28,18 @@ const COLUMNS: [(&str, Figure); 22] = [
     ("feed waits most", Figure::Metric("etcd_relay_publish_seconds{part=\"waiting\"}", "max_at_most_ms")),
     ("feed works most", Figure::Metric("etcd_relay_publish_seconds{part=\"pushing\"}", "max_at_most_ms")),
     ("task waits most", Figure::Metric("etcd_relay_turn_seconds", "max_at_most_ms")),
+    ("puts/s", Figure::Run("puts_per_second")),
+    ("read after s", Figure::Run("read_seconds")),
     ("latency 99 % ms", Figure::Run("latency_99_ms")),
     ("CPU µs each", Figure::Server("cpu_us_each")),
     ("of it system", Figure::Server("system_us_each")),
     ("create s", Figure::Run("create_seconds")),
+    ("CPU s", Figure::Server("cpu_seconds")),
     ("RSS MiB", Figure::Server("rss_mib")),
+    ("RSS of keys and values", Figure::Server("rss_of_data")),
     ("etcd CPU %", Figure::Etcd("cpu_percent")),
     ("etcd CPU µs per write", Figure::Etcd("cpu_us_per_write")),
+    ("etcd CPU s", Figure::Etcd("cpu_seconds")),
 ];
 
 /// The whole document.
@@ -44,7 +49,7 @@ pub fn markdown(measured: &[(Case, Vec<Outcome>)], lab: &Lab, quick: bool) -> Re
         text,
         "etcd, etcd's grpc-proxy, the relay, and bare sockets (a plain program that writes the same bytes to as many sockets)\n\
          under the same loads, one after the other on one machine that the load shares. `make bench` writes this file.\n\
-         CPU is per delivery or read, of the server alone; writes go to etcd. Compare figures within one run.\n\n\
+         CPU is per delivery, read or put, of the server alone; writes go to etcd, except those that are measured. Compare figures within one run.\n\n\
          [README](../README.md) · what the figures mean: [Performance](performance.md) · how to take your own: [Measuring it](measuring.md)\n\n\
          Each run has servers of its own. Where a label says `3 ×`, each server ran the case three times, in turns, so that\n\
          whatever else the machine does affects all of them alike. The figure is the median, with the least and the most beside it, and the\n\

@@ -59,6 +59,7 @@ async fn sample(lab: &Lab, server: &Server, load: &Load, quick: bool) -> Result<
         times: 1,
         tls: server.tls,
         filled: load.keys,
+        reads_once: false,
         leaves: load.leaves_of(server),
         patience: PATIENCE,
     };

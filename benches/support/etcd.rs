@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use etcd_client::{Client, KvClient, Txn, TxnOp, WatchOptions, WatchStream};
+use etcd_client::{Client, GetOptions, KvClient, Txn, TxnOp, WatchOptions, WatchStream};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -121,6 +121,15 @@ impl Etcd {
         }
         client.txn(Txn::new().and_then(batch)).await.context("load")?;
         Ok((keys, bytes))
+    }
+
+    /// Reads all keys with a prefix in one call, however many there are. Returns their number.
+    #[allow(dead_code, reason = "only one of the benchmarks that share this file uses it")]
+    pub async fn read_at_once(&self, prefix: &str) -> Result<u64> {
+        let mut client = self.client().await?.max_decoding_message_size(usize::MAX);
+        let options = GetOptions::new().with_prefix();
+        let answer = client.get(prefix, Some(options)).await.with_context(|| format!("read {prefix}"))?;
+        Ok(answer.kvs().len() as u64)
     }
 
     /// Watches a prefix like a plain client.

@@ -119,6 +119,12 @@ impl Usage {
         };
         self.threads.iter().map(used).sum()
     }
+
+    /// The same since the process began.
+    #[allow(dead_code, reason = "only one of the benchmarks that share this file uses it")]
+    pub fn total(&self) -> Duration {
+        self.threads.values().sum()
+    }
 }
 
 /// A free port on 127.0.0.1, below those that the kernel uses for outgoing connections.

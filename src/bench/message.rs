@@ -26,6 +26,7 @@ pub(super) struct WatchResponse<'a> {
 pub(super) struct KeyValue<'a> {
     pub(super) key: &'a [u8],
     pub(super) mod_revision: i64,
+    pub(super) version: i64,
     pub(super) value: &'a [u8],
 }
 
@@ -125,6 +126,7 @@ fn read_key_value(bytes: &[u8]) -> Result<KeyValue<'_>, Unreadable> {
         match field? {
             (1, Value::Bytes(key)) => key_value.key = key,
             (3, Value::Number(revision)) => key_value.mod_revision = revision as i64,
+            (4, Value::Number(version)) => key_value.version = version as i64,
             (5, Value::Bytes(value)) => key_value.value = value,
             _ => {}
         }
@@ -225,8 +227,8 @@ mod tests {
         assert_eq!((read.revision, read.watch_id, read.created, read.canceled), (300, 7, false, true));
         assert_eq!((read.compact_revision, read.cancel_reason), (5, &b"gone"[..]));
         let events: Vec<_> = events(&bytes).collect::<Result<_, _>>().expect("readable");
-        assert_eq!(events[0], (true, KeyValue { key: b"a", mod_revision: 299, value: b"v" }));
-        assert_eq!(events[1], (false, KeyValue { key: b"b", mod_revision: 300, value: b"v" }));
+        assert_eq!(events[0], (true, KeyValue { key: b"a", mod_revision: 299, version: 3, value: b"v" }));
+        assert_eq!(events[1], (false, KeyValue { key: b"b", mod_revision: 300, version: 3, value: b"v" }));
     }
 
     #[test]

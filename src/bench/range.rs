@@ -5,14 +5,12 @@
 //! written. A linearizable answer must not be older than what was acknowledged before its request.
 
 use std::{
-    future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
-    task::Poll,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,13 +22,13 @@ use tokio::task::JoinSet;
 use super::{
     BenchError, Endpoint,
     calls::{self, Calls, RANGE},
-    link::READ_BYTES,
     message,
     plan::Plan,
-    progress::{Progress, TICK},
-    report::{self, Findings, Report, Taken},
+    progress::Progress,
+    report::{self, Findings, Report},
     runtime,
-    usage::{Usage, Watched},
+    steady::{self, Span, Steady},
+    usage::Watched,
     writer::{self, Load},
 };
 use crate::{pb::etcdserverpb as pb, types::KeyRange};
@@ -102,8 +100,7 @@ struct Reading {
     options: Range,
     /// The newest acknowledged revision.
     acknowledged: AtomicI64,
-    reads: AtomicU64,
-    over: AtomicBool,
+    steady: Steady,
 }
 
 impl Range {
@@ -135,8 +132,7 @@ impl Range {
             plan,
             options: self.clone(),
             acknowledged: AtomicI64::new(newest),
-            reads: AtomicU64::new(0),
-            over: AtomicBool::new(false),
+            steady: Steady::default(),
         });
         progress.stage("read", None);
         let writer = self.rate.map(|rate| {
@@ -148,55 +144,18 @@ impl Range {
         let mut readers = JoinSet::new();
         let connections = self.connections.min(self.concurrency);
         for number in 0..connections {
-            let share = self.concurrency / connections + u64::from(number < self.concurrency % connections);
-            readers.spawn(reading.clone().read(share));
+            readers.spawn(reading.clone().read(steady::share(self.concurrency, connections, number)));
         }
-        let usages = || self.processes.iter().map(|process| Usage::of(process.pid)).collect::<Result<Vec<_>, _>>();
-        let (own_begin, begin) = (Usage::of(std::process::id())?, usages()?);
-        let begun = Instant::now();
         let (mut delays, mut findings) = (report::histogram(), Findings::default());
-        let mut ended = Ok(());
-        let mut last = (0, Instant::now());
-        let mut end = None;
-        loop {
-            tokio::select! {
-                reader = readers.join_next() => match reader {
-                    None => break,
-                    Some(Ok(Ok((seen, wrong)))) => {
-                        delays.add(&seen).map_err(|_| BenchError::Lost)?;
-                        findings.join(wrong);
-                    }
-                    Some(Ok(Err(error))) => {
-                        ended = Err(error);
-                        break;
-                    }
-                    Some(Err(_)) => {
-                        ended = Err(BenchError::Lost);
-                        break;
-                    }
-                },
-                () = tokio::time::sleep(TICK) => {
-                    let reads = reading.reads.load(Ordering::Relaxed);
-                    progress.at(reads);
-                    if reads != last.0 {
-                        last = (reads, Instant::now());
-                    } else if last.1.elapsed() > self.patience {
-                        ended = Err(BenchError::Stalled { what: "reads", done: reads, all: reads, waited: self.patience });
-                        break;
-                    }
-                    if end.is_none() && begun.elapsed() >= self.duration {
-                        // Measured before the last answers, so that the end is not included.
-                        end = Some((reads, begun.elapsed(), Usage::of(std::process::id())?, usages()?));
-                        reading.over.store(true, Ordering::Release);
-                    }
-                }
-            }
-        }
-        reading.over.store(true, Ordering::Release);
+        let (duration, patience) = (self.duration, self.patience);
+        let span = Span { what: "reads", duration, patience, processes: &self.processes };
+        let measured = reading.steady.measure(readers, span, &progress, |(seen, wrong)| {
+            findings.join(wrong);
+            delays.add(&seen).map_err(|_| BenchError::Lost)
+        });
+        let measured = measured.await;
         let wrote = writer.map(|writer| writer.join().map_err(|_| BenchError::Lost)?).transpose();
-        ended?;
-        let wrote = wrote?;
-        let (reads, elapsed, own_end, end) = end.ok_or(BenchError::Lost)?;
+        let (cost, wrote) = (measured?, wrote?);
 
         let mut report = Report::new("range");
         report.setting("endpoint", self.endpoint.to_string());
@@ -207,17 +166,11 @@ impl Range {
         report.setting("concurrency", self.concurrency);
         report.setting("value_size", self.value_size);
         report.setting("rate", self.rate);
-        report.count("reads", reads);
-        report.figure("reads_per_second", reads as f64 / elapsed.as_secs_f64().max(1e-9));
+        cost.report("reads", &mut report);
         report.quantiles("latency", &delays);
         if let Some(wrote) = wrote {
             report.count("writes", wrote);
         }
-        for (process, (begin, end)) in self.processes.iter().zip(begin.into_iter().zip(end)) {
-            report.process(process, Taken { idle: None, begin, end }, reads, elapsed);
-        }
-        let own = Watched { name: "bench".to_owned(), pid: std::process::id() };
-        report.process(&own, Taken { idle: None, begin: own_begin, end: own_end }, reads, elapsed);
         report.wrong(findings);
         Ok(report)
     }
@@ -230,7 +183,7 @@ impl Reading {
         // In pieces, between which it checks whether the reads are over.
         let piece = Duration::from_millis(100).max(Duration::from_secs_f64(1.0 / rate));
         let runtime = runtime()?;
-        while !self.over.load(Ordering::Acquire) {
+        while !self.steady.is_over() {
             let load = Load { rate: Some(rate), writes: None, duration: Some(piece), in_flight: 1 };
             let first = self.options.keys + writes;
             runtime.block_on(writer::write(&self.options.put_endpoint, &self.plan, load, first, |write| {
@@ -243,40 +196,22 @@ impl Reading {
 
     /// Keeps a number of calls under way over one connection.
     async fn read(self: Arc<Self>, calls_at_a_time: u64) -> Result<(Histogram<u64>, Findings), BenchError> {
-        let mut calls = Calls::connect(&self.options.endpoint).await?;
-        let mut buffer = vec![0; READ_BYTES];
+        let calls = Calls::connect(&self.options.endpoint).await?;
         let (mut delays, mut findings) = (report::histogram(), Findings::default());
         let mut key = 0;
-        poll_fn(|context| {
-            loop {
-                let over = self.over.load(Ordering::Acquire);
-                if over && calls.in_flight() == 0 {
-                    return Poll::Ready(Ok(()));
-                }
-                while !over && (calls.in_flight() as u64) < calls_at_a_time {
-                    // Steps through the keys, so that successive reads are not of neighbouring keys.
-                    key = (key + 7919) % self.options.keys;
-                    let acknowledged = self.acknowledged.load(Ordering::Acquire);
-                    calls.start(RANGE, &self.request(key), Asked { at: self.plan.now(), key, acknowledged });
-                }
-                let mut answered = false;
-                let polled = calls.poll(context, &mut buffer, &mut |asked, bytes| {
-                    answered = true;
-                    report::note(&mut delays, self.plan.now().saturating_sub(asked.at));
-                    self.reads.fetch_add(1, Ordering::Relaxed);
-                    if let Err(wrong) = judge(&self.plan, &self.options, asked, bytes) {
-                        findings.add(wrong);
-                    }
-                    Ok(())
-                });
-                match polled {
-                    Poll::Ready(error) => return Poll::Ready(Err(error)),
-                    Poll::Pending if answered => {}
-                    Poll::Pending => return Poll::Pending,
-                }
+        let next = |calls: &mut Calls<Asked>| {
+            // Steps through the keys, so that successive reads are not of neighbouring keys.
+            key = (key + 7919) % self.options.keys;
+            let acknowledged = self.acknowledged.load(Ordering::Acquire);
+            calls.start(RANGE, &self.request(key), Asked { at: self.plan.now(), key, acknowledged });
+        };
+        let answer = |asked: Asked, bytes: &[u8]| {
+            report::note(&mut delays, self.plan.now().saturating_sub(asked.at));
+            if let Err(wrong) = judge(&self.plan, &self.options, asked, bytes) {
+                findings.add(wrong);
             }
-        })
-        .await?;
+        };
+        self.steady.keep(calls, calls_at_a_time, next, answer).await?;
         Ok((delays, findings))
     }
 

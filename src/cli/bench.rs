@@ -27,6 +27,8 @@ enum LoadCommand {
     Watch(Box<WatchFlags>),
     /// Reads of one key or of all keys, linearizable or serializable
     Range(Box<RangeFlags>),
+    /// Puts, as fast as the server takes them: each must be there in the end, and none twice
+    Put(Box<PutFlags>),
     /// Clients that keep leases alive; some disconnect, and their leases must expire on time
     Leases(Box<LeasesFlags>),
     /// Lainlet's views over HTTP: single answers or streams of server-sent events
@@ -74,6 +76,12 @@ struct Writes {
     #[arg(long, value_name = "URL")]
     put_endpoint: Option<Endpoint>,
 
+    #[command(flatten)]
+    keys: Keys,
+}
+
+#[derive(Debug, Args)]
+struct Keys {
     /// Prefix under which the run creates its own prefix
     #[arg(long, value_name = "PREFIX", default_value = "/etcd-relay-bench/")]
     prefix: String,
@@ -225,6 +233,35 @@ struct RangeFlags {
 }
 
 #[derive(Debug, Args)]
+struct PutFlags {
+    #[command(flatten)]
+    common: Common,
+
+    /// URL of the server to list the keys from and to delete them at. Default: the server to measure
+    #[arg(long, value_name = "URL")]
+    check_endpoint: Option<Endpoint>,
+
+    #[command(flatten)]
+    written: Keys,
+
+    /// Number of keys to put, in turn
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    keys: u64,
+
+    /// Number of connections
+    #[arg(long, value_name = "NUMBER", default_value = "10")]
+    connections: NonZeroU64,
+
+    /// Largest number of unanswered puts at a time, over all connections
+    #[arg(long, value_name = "NUMBER", default_value = "80")]
+    concurrency: NonZeroU64,
+
+    /// How long to put
+    #[arg(long, value_name = "TIME", default_value_t = PositiveTime(DURATION))]
+    duration: PositiveTime,
+}
+
+#[derive(Debug, Args)]
 struct LeasesFlags {
     #[command(flatten)]
     common: Common,
@@ -347,6 +384,7 @@ impl BenchCommand {
         let (bench, json) = match self.load {
             LoadCommand::Watch(flags) => (Bench::Watch(flags.watch()?), flags.common.json),
             LoadCommand::Range(flags) => (Bench::Range(flags.range()?), flags.common.json),
+            LoadCommand::Put(flags) => (Bench::Put(flags.put()?), flags.common.json),
             LoadCommand::Leases(flags) => (Bench::Leases(flags.leases()?), flags.common.json),
             LoadCommand::Views(flags) => (Bench::Views(flags.views()?), flags.common.json),
             LoadCommand::Floor(flags) => (Bench::Floor(flags.floor()?), flags.json),
@@ -386,7 +424,7 @@ impl WatchFlags {
             distinct: self.distinct,
             ranges: self.ranges.get(),
             keys: self.keys,
-            value_size: self.writes.value_size as usize,
+            value_size: self.writes.keys.value_size as usize,
             puts_per_write: self.puts_per_write,
             history: self.history,
             load: Load { rate, writes: self.puts, duration, in_flight: usize::from(self.in_flight) },
@@ -399,8 +437,8 @@ impl WatchFlags {
             join_page: self.join_page,
             threads: self.threads,
             patience: self.common.patience.0,
-            prefix: self.writes.prefix.clone(),
-            keep: self.writes.keep,
+            prefix: self.writes.keys.prefix.clone(),
+            keep: self.writes.keys.keep,
             processes: self.common.pid.clone(),
             metrics: self.metrics_url.iter().map(|url| url.clone().of(&self.metric)).collect(),
         })
@@ -431,10 +469,29 @@ impl RangeFlags {
             concurrency: self.concurrency.get(),
             duration: self.duration.0,
             rate: rate(self.rate)?,
-            value_size: self.writes.value_size as usize,
+            value_size: self.writes.keys.value_size as usize,
             patience: self.common.patience.0,
-            prefix: self.writes.prefix.clone(),
-            keep: self.writes.keep,
+            prefix: self.writes.keys.prefix.clone(),
+            keep: self.writes.keys.keep,
+            processes: self.common.pid.clone(),
+        })
+    }
+}
+
+impl PutFlags {
+    fn put(&self) -> Result<bench::Put, Exit> {
+        let (endpoint, check_endpoint) = self.common.endpoints(self.check_endpoint.as_ref())?;
+        Ok(bench::Put {
+            endpoint,
+            check_endpoint,
+            keys: self.keys,
+            connections: self.connections.get(),
+            concurrency: self.concurrency.get(),
+            duration: self.duration.0,
+            value_size: self.written.value_size as usize,
+            patience: self.common.patience.0,
+            prefix: self.written.prefix.clone(),
+            keep: self.written.keep,
             processes: self.common.pid.clone(),
         })
     }

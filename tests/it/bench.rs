@@ -172,6 +172,21 @@ async fn reads_are_counted_and_no_key_is_left_behind() {
 }
 
 #[tokio::test]
+async fn puts_are_counted_and_found_again() {
+    let (etcd, _relay, endpoints) = servers().await;
+    for endpoint in &endpoints {
+        let args = ["put", "--endpoint", endpoint, "--keys", "20", "--concurrency", "8", "--connections", "3"];
+        // Whatever the measured server says, etcd must have the keys.
+        let puts = report(&[&args[..], &["--duration", "300ms", "--check-endpoint", &etcd.endpoint()]].concat()).await;
+        assert!(count(&puts, "puts") > 20 && puts["figures"]["latency_99_ms"].is_number(), "{puts}");
+        let mut client = etcd_client::Client::connect([endpoint], None).await.expect("it serves");
+        let all = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        let left = client.get("/etcd-relay-bench/", Some(all)).await.expect("an answer").count();
+        assert_eq!(left, 0, "keys that are left at {endpoint}");
+    }
+}
+
+#[tokio::test]
 async fn leases_are_kept_alive_and_end_with_their_clients() {
     let (etcd, _relay, endpoints) = servers().await;
     let check = etcd.endpoint();
