@@ -167,7 +167,10 @@ impl Lab {
             args.extend(self.as_client());
         }
         let pid = server.map_or(etcd.process().pid(), |server| server.process.pid());
-        args.extend(["--endpoint".to_owned(), endpoint, "--put-endpoint".to_owned(), etcd.endpoint()]);
+        // Puts that are measured go through the server, and are looked for in etcd.
+        let other =
+            if run.args.first().is_some_and(|load| load == "put") { "--check-endpoint" } else { "--put-endpoint" };
+        args.extend(["--endpoint".to_owned(), endpoint, other.to_owned(), etcd.endpoint()]);
         args.extend(["--pid".to_owned(), format!("server={pid}")]);
         args.extend(["--pid".to_owned(), format!("etcd={}", etcd.process().pid())]);
         if let Some(http) = server.and_then(|server| server.http.as_ref())
