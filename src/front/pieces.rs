@@ -127,11 +127,16 @@ impl Writer {
 
     /// Adds shared bytes.
     pub(super) fn shared(&mut self, bytes: &Bytes) {
+        self.part(bytes, || bytes.clone());
+    }
+
+    /// The same for a part of shared bytes. `share` returns it, and is called only if it is not copied.
+    pub(super) fn part(&mut self, bytes: &[u8], share: impl FnOnce() -> Bytes) {
         if bytes.len() < SHARE_FROM {
             self.own.extend_from_slice(bytes);
         } else {
             self.flush();
-            self.pieces.push(bytes.clone());
+            self.pieces.push(share());
         }
     }
 

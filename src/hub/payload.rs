@@ -58,14 +58,14 @@ struct Step {
 }
 
 /// One revision of a payload.
-#[derive(Clone, Debug)]
-pub struct Whole {
+#[derive(Clone, Copy, Debug)]
+pub struct Whole<'a> {
     /// The revision.
     pub revision: Revision,
     /// Number of its events.
     pub events: usize,
     /// All its events, encoded.
-    pub bytes: Bytes,
+    pub bytes: &'a [u8],
 }
 
 impl Payload {
@@ -193,11 +193,14 @@ impl Payload {
 
     /// All encoded events, except those of the first `from` revisions.
     #[must_use]
-    pub fn bytes(&self, from: usize) -> Bytes {
-        match self.place(from) {
-            (0, _) => self.bytes.clone(),
-            (start, _) => self.bytes.slice(start..),
-        }
+    pub fn bytes(&self, from: usize) -> &[u8] {
+        &self.bytes[self.place(from).0..]
+    }
+
+    /// The same bytes as `part`, which another method returned, to be kept without a copy.
+    #[must_use]
+    pub fn share(&self, part: &[u8]) -> Bytes {
+        self.bytes.slice_ref(part)
     }
 
     /// Number of these bytes.
@@ -217,19 +220,19 @@ impl Payload {
     }
 
     /// The revisions one by one, except the first `from`.
-    pub fn each(&self, from: usize) -> impl Iterator<Item = Whole> {
+    pub fn each(&self, from: usize) -> impl Iterator<Item = Whole<'_>> {
         (from..self.revisions()).map(move |index| {
             let ((start, first), (end, last)) = match &self.of {
                 Of::One { .. } => ((0, 0), (self.bytes.len(), self.events(0))),
                 Of::Run { .. } => (self.place(index), self.place(index + 1)),
             };
-            Whole { revision: self.revision_at(index), events: last - first, bytes: self.bytes.slice(start..end) }
+            Whole { revision: self.revision_at(index), events: last - first, bytes: &self.bytes[start..end] }
         })
     }
 
     /// The events as text of this form, of which there are [`TEXTS`]. The first caller makes it: `write` appends a
     /// revision. It lives as long as the payload.
-    pub fn text(&self, form: usize, write: impl Fn(&Whole, &mut Vec<u8>)) -> &Text {
+    pub fn text(&self, form: usize, write: impl Fn(&Whole<'_>, &mut Vec<u8>)) -> &Text {
         let texts = self.texts.get_or_init(Box::default);
         texts[form].get_or_init(|| {
             let mut bytes = Vec::with_capacity(2 * self.bytes.len());
@@ -345,6 +348,6 @@ mod tests {
         assert!(std::ptr::eq(text(0).from(0).as_ptr(), text(0).from(0).as_ptr()), "all get the same bytes");
         assert_eq!(text(TEXTS - 1).from(2), format!("<{}:8>", TEXTS - 1));
         let one = Payload::whole(&entries[0], false);
-        assert_eq!(one.text(1, |whole, to| to.extend_from_slice(&whole.bytes)).from(0), entries[0].encoded(false));
+        assert_eq!(one.text(1, |whole, to| to.extend_from_slice(whole.bytes)).from(0), entries[0].encoded(false));
     }
 }

@@ -27,6 +27,11 @@ pub struct Header {
     pub raft_term: u64,
 }
 
+impl Header {
+    /// Nobody's.
+    pub const NONE: Self = Self { cluster_id: 0, member_id: 0, revision: Revision::ZERO, raft_term: 0 };
+}
+
 /// One cluster as it appears in headers: its id, which never changes, and the member and term that were seen last.
 #[derive(Debug, Default)]
 pub struct Cluster {

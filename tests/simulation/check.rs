@@ -182,7 +182,7 @@ impl StreamCheck {
         let mut events = 0;
         for whole in payload.each(from) {
             watch.events(world, &whole).map_err(|error| format!("{error}: {watch:?}"))?;
-            bytes.extend_from_slice(&whole.bytes);
+            bytes.extend_from_slice(whole.bytes);
             events += whole.events;
         }
         self.events += payload.revisions() - from;
@@ -243,10 +243,10 @@ impl StreamCheck {
 }
 
 impl Watch {
-    fn events(&mut self, world: &World, whole: &Whole) -> Result<(), String> {
+    fn events(&mut self, world: &World, whole: &Whole<'_>) -> Result<(), String> {
         let Spec { range, options, epoch, .. } = &self.spec;
         let revision = whole.revision.get();
-        let events = WatchResponse::decode(whole.bytes.clone()).map_err(|error| error.to_string())?.events;
+        let events = WatchResponse::decode(whole.bytes).map_err(|error| error.to_string())?.events;
         ensure(!events.is_empty() && events.len() == whole.events, || format!("length of {revision}"))?;
         ensure(world.epoch_of(revision) == Some(*epoch), || format!("revision {revision} of another cluster"))?;
         // Filter.

@@ -69,7 +69,7 @@ impl Lines {
 
     /// The events of each revision of a payload from index `from` on. The first caller that needs them translates them.
     fn shared<'a>(&self, payload: &'a Payload, from: usize) -> impl Iterator<Item = Bytes> + use<'a> {
-        let text = payload.text(texts::GATEWAY, |whole, to| to.extend_from_slice(&self.events(&whole.bytes)));
+        let text = payload.text(texts::GATEWAY, |whole, to| to.extend_from_slice(&self.events(whole.bytes)));
         text.revisions(from)
     }
 }

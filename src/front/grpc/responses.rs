@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use super::pieces::{MAX_REQUEST, Pieces, SHARE_FROM, Writer, put_bytes, put_header, put_int};
 use crate::{
     front::gateway::{LineWriter, Lines},
-    hub::{Cancellation, Delivery, Payload},
+    hub::{Cancellation, Delivery, Payload, Whole},
     types::{Header, Revision},
 };
 
@@ -39,7 +39,7 @@ trait Form {
     fn plain(&mut self, head: impl FnOnce(&mut BytesMut));
 
     /// One revision of a payload, by its index.
-    fn revision(&mut self, payload: &Payload, index: usize, bytes: &Bytes, head: impl FnOnce(&mut BytesMut));
+    fn revision(&mut self, payload: &Payload, index: usize, whole: Whole<'_>, head: impl FnOnce(&mut BytesMut));
 
     /// All payloads of `joined`.
     fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut));
@@ -53,14 +53,17 @@ impl Form for Writer {
         self.message(0, head);
     }
 
-    fn revision(&mut self, _: &Payload, _: usize, bytes: &Bytes, head: impl FnOnce(&mut BytesMut)) {
-        self.message(bytes.len(), head);
-        self.shared(bytes);
+    fn revision(&mut self, payload: &Payload, _: usize, whole: Whole<'_>, head: impl FnOnce(&mut BytesMut)) {
+        self.message(whole.bytes.len(), head);
+        self.part(whole.bytes, || payload.share(whole.bytes));
     }
 
     fn joined(&mut self, joined: &Joined, head: impl FnOnce(&mut BytesMut)) {
         self.message(joined.bytes, head);
-        joined.payloads.iter().for_each(|(payload, from)| self.shared(&payload.bytes(*from)));
+        for (payload, from) in &joined.payloads {
+            let bytes = payload.bytes(*from);
+            self.part(bytes, || payload.share(bytes));
+        }
     }
 
     fn fragment(&mut self, pieces: &[Bytes], bytes: usize, head: impl FnOnce(&mut BytesMut)) {
@@ -74,7 +77,7 @@ impl Form for LineWriter<'_> {
         Self::plain(self, head);
     }
 
-    fn revision(&mut self, payload: &Payload, index: usize, _: &Bytes, head: impl FnOnce(&mut BytesMut)) {
+    fn revision(&mut self, payload: &Payload, index: usize, _: Whole<'_>, head: impl FnOnce(&mut BytesMut)) {
         Self::revision(self, payload, index, head);
     }
 
@@ -214,7 +217,7 @@ impl<F: Form> Response<F> {
     fn revisions(&mut self, watch_id: i64, payload: &Payload, from: usize) {
         for (index, whole) in (from..).zip(payload.each(from)) {
             let header = payload.cluster().at(whole.revision);
-            self.form.revision(payload, index, &whole.bytes, head(watch_id, &header));
+            self.form.revision(payload, index, whole, head(watch_id, &header));
             self.written.responses += 1;
             self.written.events += whole.events as u64;
         }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Appends all events of a revision.
-pub(super) fn put_revision(whole: &Whole, form: Form, to: &mut Vec<u8>) {
+pub(super) fn put_revision(whole: &Whole<'_>, form: Form, to: &mut Vec<u8>) {
     let events = events(whole);
     for (index, event) in events.iter().enumerate() {
         put_event(event, form, to);
@@ -35,7 +35,7 @@ pub(super) fn put_newest<'a>(
 ) {
     let (mut seen, mut newest, mut through) = (HashSet::new(), Vec::new(), None);
     for (payload, from) in payloads.rev() {
-        let revisions: Vec<Whole> = payload.each(from).collect();
+        let revisions: Vec<Whole<'_>> = payload.each(from).collect();
         for whole in revisions.iter().rev() {
             through.get_or_insert(whole.revision);
             for event in events(whole).into_iter().rev() {
@@ -88,8 +88,8 @@ pub(super) fn put_end(status: u16, error: &str, to: &mut Vec<u8>) {
     to.extend_from_slice(b"}\n\n");
 }
 
-fn events(whole: &Whole) -> Vec<Event> {
-    WatchResponse::decode(whole.bytes.clone()).expect("the relay encoded it").events
+fn events(whole: &Whole<'_>) -> Vec<Event> {
+    WatchResponse::decode(whole.bytes).expect("the relay encoded it").events
 }
 
 fn put_event(event: &Event, form: Form, to: &mut Vec<u8>) {
