@@ -44,14 +44,14 @@ pub use self::{
     handshakes::Handshakes,
     leases::Leases,
     link::{Endpoint, LinkError},
-    plan::{KEYS_MAX, VALUE_MIN},
+    plan::{KEYS_MAX, TEXT_MIN, VALUE_MIN},
     put::Put,
     range::Range,
     report::Report,
     scrape::{MetricsUrl, Scrape},
     usage::Watched,
     views::{ViewWrites, Views},
-    watch::Watch,
+    watch::{Encoding, Watch},
     writer::Load,
 };
 

@@ -227,6 +227,15 @@ pub fn all(quick: bool) -> Vec<Case> {
             ],
         },
         Case {
+            name: "sse",
+            what: format!("{many} connections × 1 watch over plain HTTP (`GET /v1/watch`), one prefix, 100 puts/s"),
+            runs: vec![
+                run("relay", Target::Relay, &format!("{prefix_100} --sse")).times(times(TIMES)),
+                run("relay over gRPC", Target::Relay, &prefix_100).times(times(TIMES)),
+            ],
+            goals: vec![goal("CPU per delivery", "relay", "relay over gRPC", CPU, Bound::Most(1.1))],
+        },
+        Case {
             name: "many-watches",
             what: format!("{spread} connections × {spread} watches, one prefix, 10 puts/s"),
             runs: vec![

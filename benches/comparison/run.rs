@@ -167,6 +167,8 @@ impl Lab {
             args.extend(self.as_client());
         }
         let pid = server.map_or(etcd.process().pid(), |server| server.process.pid());
+        let http = server.and_then(|server| server.http.as_ref()).filter(|_| run.args.iter().any(|arg| arg == "--sse"));
+        let endpoint = http.map_or(endpoint, |http| format!("http://{http}"));
         // Puts that are measured go through the server, and are looked for in etcd.
         let other =
             if run.args.first().is_some_and(|load| load == "put") { "--check-endpoint" } else { "--put-endpoint" };

@@ -1,16 +1,20 @@
 //! Checks that a watch received each write once, in order, in whole revisions, and with the right value.
 //!
-//! Deliveries arrive through `watch`. Always holds: a watch needs 16 bytes, however long it lives, since there may be
-//! ten million of them. Wrong order, duplicates and split revisions are found at once; gaps are found at the end, by
-//! the number and the sum of the expected events.
+//! Deliveries arrive through `watch`. The ids of server-sent events are checked in `unfinished`. Always holds: a watch needs 16 bytes, however long it lives, since there may be
+//! ten million of them. Wrong order, duplicates and split revisions are found at once; gaps are found at the
+//! end, by the number and the sum of the expected events.
+
+mod unfinished;
 
 use thiserror::Error;
 
+pub(super) use self::unfinished::Unfinished;
 use super::{
+    http::HttpError,
     link::LinkError,
     listed,
     message::{self, Unreadable},
-    plan::Plan,
+    plan::{Plan, Put},
     wire::WireError,
 };
 
@@ -35,6 +39,12 @@ pub(super) enum Wrong {
     Key { key: String, revision: i64 },
     #[error("a deletion of {key:?} at revision {revision}, although it was not deleted")]
     Deletion { key: String, revision: i64 },
+    #[error("an event of revision {revision} has the id {id}")]
+    Id { revision: i64, id: i64 },
+    #[error("revision {revision} ended without an id")]
+    NoId { revision: i64 },
+    #[error("a text that is not as docs/http-api.md describes: {0}")]
+    Text(String),
     #[error("a response for the unknown watch {0}")]
     UnknownWatch(i64),
     #[error("canceled (compact revision {compact_revision}): {reason:?}")]
@@ -47,12 +57,31 @@ pub(super) enum Wrong {
     Listed(#[from] listed::Wrong),
 }
 
+impl Wrong {
+    pub(super) fn deletion(key: &[u8], revision: i64) -> Self {
+        Self::Deletion { key: String::from_utf8_lossy(key).into_owned(), revision }
+    }
+
+    fn key(key: &[u8], revision: i64) -> Self {
+        Self::Key { key: String::from_utf8_lossy(key).into_owned(), revision }
+    }
+}
+
 impl From<LinkError> for Wrong {
     fn from(error: LinkError) -> Self {
         Self::Lost(match &error {
             LinkError::Connect { source, .. } | LinkError::Io(source) => format!("{error}: {source}"),
             LinkError::Closed | LinkError::Wire(_) => error.to_string(),
         })
+    }
+}
+
+impl From<HttpError> for Wrong {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Io(error) => LinkError::Io(error).into(),
+            HttpError::Breach(what) => Self::Lost(what),
+        }
     }
 }
 
@@ -79,6 +108,25 @@ pub(super) struct Seen {
     last: u32,
     count: u32,
     sum: u32,
+}
+
+/// Events that come together: those of a response, or those of a stream up to an id.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    /// The last revision before them.
+    before: u32,
+    /// The revision and the number of the last of them.
+    newest: Option<(u32, u64)>,
+}
+
+/// An event with a key and a value of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Counted from the run's first.
+    pub(super) revision: u32,
+    /// The number of its key.
+    index: u64,
+    pub(super) put: Put,
 }
 
 /// A transaction that etcd has acknowledged.
@@ -109,9 +157,9 @@ impl Seen {
         Self { start, last: start, count: 0, sum: 0 }
     }
 
-    /// The revision from which a new watch must continue.
-    pub(super) fn next(&self, plan: &Plan) -> i64 {
-        plan.base + i64::from(self.last) + 1
+    /// The revision after which a new watch must continue.
+    pub(super) fn through(&self, plan: &Plan) -> i64 {
+        plan.base + i64::from(self.last)
     }
 
     /// Checks a response with events. Calls the function with the number of each put and its sending time. Returns the
@@ -123,42 +171,50 @@ impl Seen {
         bytes: &[u8],
         mut event: impl FnMut(u64, u64),
     ) -> Result<u64, Wrong> {
-        let (before, mut newest) = (self.last, None);
+        let mut group = self.group();
         let mut events = 0;
         for read in message::events(bytes) {
             let (is_put, kv) = read?;
-            let revision = kv.mod_revision;
-            let key = || String::from_utf8_lossy(kv.key).into_owned();
             if !is_put {
-                return Err(Wrong::Deletion { key: key(), revision });
+                return Err(Wrong::deletion(kv.key, kv.mod_revision));
             }
-            let index = plan.index_of(kv.key).filter(|index| scope == Scope::All || scope == Scope::Key(*index));
-            let Some(index) = index else { return Err(Wrong::Key { key: key(), revision }) };
-            let put = plan.read_value(kv.value).filter(|put| put.number % plan.keys == index);
-            let (Some(put), Some(relative)) = (put, plan.relative(revision)) else {
-                return Err(Wrong::Value { key: key(), revision });
-            };
-            if newest.is_none() && relative == before {
-                let split = plan.puts_per_write > 1;
-                return Err(if split { Wrong::Split { revision } } else { Wrong::Duplicate { revision } });
-            }
-            match newest {
-                Some((same, number)) if relative == same && put.number <= number => {
-                    return Err(Wrong::Duplicate { revision });
-                }
-                _ if relative < self.last => {
-                    return Err(Wrong::Disorder { last: plan.base + i64::from(self.last), revision });
-                }
-                _ => {}
-            }
-            newest = Some((relative, put.number));
-            self.last = relative;
-            self.count = self.count.wrapping_add(1);
-            self.sum = self.sum.wrapping_add(mark(relative, put.number));
+            let told = Told::read(plan, kv.key, kv.value, kv.mod_revision)?;
+            self.take(plan, scope, &mut group, &told)?;
             events += 1;
-            event(put.number, put.sent);
+            event(told.put.number, told.put.sent);
         }
         Ok(events)
+    }
+
+    fn group(&self) -> Group {
+        Group { before: self.last, newest: None }
+    }
+
+    /// Checks the next event of a group.
+    fn take(&mut self, plan: &Plan, scope: Scope, group: &mut Group, told: &Told) -> Result<(), Wrong> {
+        let Told { revision: relative, index, put } = *told;
+        let revision = plan.base + i64::from(relative);
+        if scope != Scope::All && scope != Scope::Key(index) {
+            return Err(Wrong::key(&plan.key(index), revision));
+        }
+        if group.newest.is_none() && relative == group.before {
+            let split = plan.puts_per_write > 1;
+            return Err(if split { Wrong::Split { revision } } else { Wrong::Duplicate { revision } });
+        }
+        match group.newest {
+            Some((same, number)) if relative == same && put.number <= number => {
+                return Err(Wrong::Duplicate { revision });
+            }
+            _ if relative < self.last => {
+                return Err(Wrong::Disorder { last: self.through(plan), revision });
+            }
+            _ => {}
+        }
+        group.newest = Some((relative, put.number));
+        self.last = relative;
+        self.count = self.count.wrapping_add(1);
+        self.sum = self.sum.wrapping_add(mark(relative, put.number));
+        Ok(())
     }
 
     /// The number of events that should have come in the end.
@@ -170,13 +226,25 @@ impl Seen {
     pub(super) fn conclude(&self, plan: &Plan, truth: &Truth, scope: Scope) -> Result<(), Wrong> {
         let (expected, sum) = truth.after(scope, self.start);
         if self.count < expected {
-            let last = plan.base + i64::from(self.last);
+            let last = self.through(plan);
             return Err(Wrong::Gap { missing: u64::from(expected - self.count), expected: u64::from(expected), last });
         }
         if (self.count, self.sum) != (expected, sum) {
             return Err(Wrong::Unwritten { count: u64::from(self.count), expected: u64::from(expected) });
         }
         Ok(())
+    }
+}
+
+impl Told {
+    /// Reads a put.
+    pub(super) fn read(plan: &Plan, key: &[u8], value: &[u8], revision: i64) -> Result<Self, Wrong> {
+        let index = plan.index_of(key).ok_or_else(|| Wrong::key(key, revision))?;
+        let put = plan.read_value(value).filter(|put| put.number % plan.keys == index);
+        match (put, plan.relative(revision)) {
+            (Some(put), Some(revision)) => Ok(Self { revision, index, put }),
+            _ => Err(Wrong::Value { key: String::from_utf8_lossy(key).into_owned(), revision }),
+        }
     }
 }
 

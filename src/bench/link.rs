@@ -28,7 +28,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// Connections that come from one address of this machine.
 const CONNECTIONS_OF_AN_ADDRESS: u64 = 25_000;
 /// Reads in a row before other connections have their turn.
-const READS: usize = 16;
+pub(super) const READS: usize = 16;
 /// Bytes per read of a thread.
 pub(super) const READ_BYTES: usize = 256 << 10;
 
@@ -88,7 +88,7 @@ impl Link {
     /// machine further ones come from further addresses.
     pub(super) async fn connect_as(endpoint: &Endpoint, stream_window: u32, number: u64) -> Result<Self, LinkError> {
         Ok(Self {
-            socket: connect_from(endpoint, Speaks::Http2, source(endpoint, number)).await?,
+            socket: connect_as(endpoint, Speaks::Http2, number).await?,
             session: Session::open(endpoint.addr(), stream_window),
             unflushed: false,
         })
@@ -155,6 +155,11 @@ impl Link {
 /// A socket to this address, without Nagle's delay.
 pub(super) async fn connect(endpoint: &Endpoint, speaks: Speaks) -> Result<Socket, LinkError> {
     connect_from(endpoint, speaks, None).await
+}
+
+/// The same as one of many connections; see [`Link::connect_as`].
+pub(super) async fn connect_as(endpoint: &Endpoint, speaks: Speaks, number: u64) -> Result<Socket, LinkError> {
+    connect_from(endpoint, speaks, source(endpoint, number)).await
 }
 
 /// The address for a connection of this number, if the system should not choose it.

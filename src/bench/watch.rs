@@ -1,12 +1,14 @@
 //! `bench watch`: many watches and a writer, with a check that each write reaches each watch.
 //!
-//! A connection is in `subscriber`, the threads in `fleet`, and later clients in `joiner` and `storm`. A run reads the
-//! revision, writes the keys to list and the history if requested, and opens all watches. Then it writes, while others
-//! join if requested, and waits until everything has come or there is no more progress. Finally it checks the result
-//! and deletes the keys.
+//! A connection is in `subscriber`, the threads in `fleet`, and later clients in `joiner` and `storm`. Watches are over
+//! gRPC or, with `sse` and `block`, over plain HTTP as server-sent events. A run reads the revision, writes the keys to
+//! list and the history if requested, and opens all watches. Then it writes, while others join if requested, and waits
+//! until everything has come or there is no more progress. Finally it checks the result and deletes the keys.
 
+mod block;
 mod fleet;
 mod joiner;
+mod sse;
 mod storm;
 mod subscriber;
 
@@ -21,6 +23,7 @@ use std::{
 
 use parking_lot::Mutex;
 
+pub use self::block::Encoding;
 use self::{
     fleet::{Fleet, Stage},
     joiner::Joiners,
@@ -52,6 +55,9 @@ const FILL_IN_FLIGHT: usize = 8;
 pub struct Watch {
     /// The server to watch.
     pub endpoint: Endpoint,
+    /// Whether to watch as server-sent events over plain HTTP, with keys and values in this encoding, instead of over
+    /// gRPC. Each connection then has a single watch.
+    pub sse: Option<Encoding>,
     /// The server to write to.
     pub put_endpoint: Endpoint,
     /// Connections.
@@ -144,7 +150,11 @@ impl Watch {
         let runtime = runtime()?;
         let base = runtime.block_on(calls::revision(&self.put_endpoint))?;
         let prefix = Plan::prefix_below(&self.prefix);
-        let plan = Arc::new(Plan::new(prefix, self.keys, self.value_size, self.puts_per_write, base));
+        let mut plan = Plan::new(prefix, self.keys, self.value_size, self.puts_per_write, base);
+        if self.sse == Some(Encoding::Text) {
+            plan = plan.with_text();
+        }
+        let plan = Arc::new(plan);
         let measured = self.measure(&plan);
         // A failed run also deletes its keys; its own error is the one reported.
         if !self.keep {
@@ -369,6 +379,9 @@ impl Watch {
 
     fn settings(&self, report: &mut Report) {
         report.setting("endpoint", self.endpoint.to_string());
+        if let Some(encoding) = self.sse {
+            report.setting("sse", encoding.name());
+        }
         report.setting("connections", self.connections);
         report.setting("streams", self.streams);
         report.setting("watches", self.watches);

@@ -5,11 +5,11 @@
 
 use std::{num::NonZeroU64, time::Duration};
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::{Exit, Task, tls::UpstreamTls, values::PositiveTime};
 use crate::{
-    bench::{self, Bench, Endpoint, KEYS_MAX, Load, MetricsUrl, VALUE_MIN, ViewWrites, Watched},
+    bench::{self, Bench, Encoding, Endpoint, KEYS_MAX, Load, MetricsUrl, TEXT_MIN, VALUE_MIN, ViewWrites, Watched},
     tls::{self, ServerOptions, Source, Suites},
 };
 
@@ -103,6 +103,19 @@ struct WatchFlags {
     #[command(flatten)]
     writes: Writes,
 
+    /// Watch over plain HTTP, as server-sent events (`GET /v1/watch`). --endpoint is then the relay's HTTP port, and
+    /// each connection has one watch. Without an encoding it is `text`. Default: watch over gRPC
+    #[arg(
+        long,
+        value_name = "ENCODING",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text",
+        requires = "put_endpoint",
+        conflicts_with_all = ["streams", "watches", "ranges", "join", "storm"]
+    )]
+    sse: Option<SseEncoding>,
+
     /// Number of connections
     #[arg(long, value_name = "NUMBER", default_value = "10")]
     connections: NonZeroU64,
@@ -194,6 +207,15 @@ struct WatchFlags {
     /// Number of threads that read
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     threads: u64,
+}
+
+/// How keys and values are written in server-sent events.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SseEncoding {
+    /// Values are text, and are sent as they are
+    Text,
+    /// Values are any bytes; keys and values are sent in base64
+    Base64,
 }
 
 #[derive(Debug, Args)]
@@ -409,6 +431,17 @@ impl WatchFlags {
                 {keys}"
             )));
         }
+        let sse = self.sse.map(|encoding| match encoding {
+            SseEncoding::Text => Encoding::Text,
+            SseEncoding::Base64 => Encoding::Base64,
+        });
+        if sse == Some(Encoding::Text) && (self.writes.keys.value_size as usize) < TEXT_MIN {
+            return Err(Exit::Usage(format!(
+                "--value-size {} is too small for --sse: a value that is text has at least {TEXT_MIN} bytes; \
+                --sse=base64 needs {VALUE_MIN}",
+                self.writes.keys.value_size
+            )));
+        }
         let rate = rate(self.rate)?;
         let duration = match (self.puts, self.duration) {
             (None, None) => Some(DURATION),
@@ -417,6 +450,7 @@ impl WatchFlags {
         let (endpoint, put_endpoint) = self.common.endpoints(self.writes.put_endpoint.as_ref())?;
         Ok(bench::Watch {
             endpoint,
+            sse,
             put_endpoint,
             connections: self.connections.get(),
             streams: self.streams.get(),
@@ -634,6 +668,18 @@ mod tests {
     }
 
     #[test]
+    fn server_sent_events_have_an_encoding() {
+        for (flag, sse) in
+            [("--sse", Encoding::Text), ("--sse=text", Encoding::Text), ("--sse=base64", Encoding::Base64)]
+        {
+            let Bench::Watch(watch) = task(&["watch", flag, "--put-endpoint", "a:1"]).bench else { panic!("a watch") };
+            assert_eq!(watch.sse, Some(sse), "{flag}");
+        }
+        let Bench::Watch(watch) = task(&["watch"]).bench else { panic!("a watch") };
+        assert_eq!(watch.sse, None);
+    }
+
+    #[test]
     fn without_an_end_there_is_one() {
         let Bench::Watch(watch) = task(&["watch"]).bench else { panic!("a watch") };
         assert_eq!((watch.load.writes, watch.load.duration), (None, Some(DURATION)));
@@ -646,6 +692,11 @@ mod tests {
             (&["watch", "--keys", "2", "--puts-per-write", "3"], "--puts-per-write"),
             (&["watch", "--rate", "0"], "--rate"),
             (&["watch", "--value-size", "8"], "--value-size"),
+            (&["watch", "--sse"], "--put-endpoint"),
+            (&["watch", "--sse=other", "--put-endpoint", "a:1"], "--sse"),
+            (&["watch", "--sse", "--put-endpoint", "a:1", "--value-size", "39"], "--value-size"),
+            (&["watch", "--sse", "--put-endpoint", "a:1", "--watches", "2"], "--watches"),
+            (&["watch", "--sse", "--put-endpoint", "a:1", "--join", "2"], "--join"),
             (&["watch", "--endpoint", "https://a:1", "--cacert", "/nowhere"], "/nowhere"),
             (&["watch", "--cacert", "/nowhere"], "https://"),
             (&["views", "--endpoint", "https://a:1", "--path", "/v2/nodes", "--cacert", "/nowhere"], "/nowhere"),

@@ -3,13 +3,17 @@
 //!
 //! Each kind of finding is tested beside `bench::check`; measurements are not tested.
 
+mod event_liar;
 mod liar;
 
 use std::{process::Output, time::Duration};
 
 use serde_json::Value;
 
-use self::liar::{Liar, Lie};
+use self::{
+    event_liar::EventLiar,
+    liar::{Liar, Lie},
+};
 use crate::support::{
     etcd::Etcd,
     http,
@@ -219,7 +223,8 @@ async fn views_are_asked_for_and_watched() {
     assert_eq!((code, answered), (Some(1), 404), "{stderr}");
 }
 
-async fn views_over_tls(etcd: &Etcd) {
+/// A relay whose HTTP port has TLS, its URL, and the authority that a client must trust.
+async fn secure_relay(etcd: &Etcd) -> (Relay, String, Authority) {
     let ca = Authority::new("the authority");
     let relay = RelayCommand::serve(&[etcd.endpoint()]).secure(&ca.pair("relay")).arg("--no-auth");
     let relay = relay.arg("--listen-http=https://127.0.0.1:0").start().await;
@@ -227,14 +232,88 @@ async fn views_over_tls(etcd: &Etcd) {
     let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut fields = lines.map(|line| line.get("fields").cloned().unwrap_or(line));
     let secure = fields.find(|fields| fields["protocol"] == "http" && fields["tls"] == true).expect("an address");
-    let (endpoint, trust) =
-        (format!("https://{}", secure["addr"].as_str().expect("text")), flag("--cacert", &ca.file()));
+    (relay, format!("https://{}", secure["addr"].as_str().expect("text")), ca)
+}
+
+async fn views_over_tls(etcd: &Etcd) {
+    let (_relay, endpoint, ca) = secure_relay(etcd).await;
+    let trust = flag("--cacert", &ca.file());
     let view = ["views", "--endpoint", &endpoint, &trust, "--path", "/v2/configwatcher?target=tls"];
     let asked = report(&[&view[..], &["--duration", "300ms"]].concat()).await;
     assert!(count(&asked, "messages") > 0, "{asked}");
     let written = ["--put-key", "/lain/config/tls", "--put-endpoint", &etcd.endpoint(), "--duration", "300ms"];
     let watched = report(&[&view[..], &["--watch", "--connections", "3"], &written].concat()).await;
     assert!(count(&watched, "messages") >= 3, "{watched}");
+}
+
+#[tokio::test]
+async fn server_sent_events_have_each_write() {
+    let (etcd, relay, [put, grpc]) = servers().await;
+    let endpoint = format!("http://{}", relay.http_addr());
+    let pid = format!("relay={}", relay.pid());
+    for encoding in ["--sse", "--sse=base64"] {
+        let own = ["watch", encoding, "--endpoint", &endpoint, "--put-endpoint", &put];
+        let plain = report(&[&own[..], &["--connections", "4", "--puts", "50", "--pid", &pid]].concat()).await;
+        assert_eq!((count(&plain, "writes"), count(&plain, "deliveries")), (50, 200), "{plain}");
+        for (part, figure) in [("figures", "delay_99_ms"), ("figures", "deliveries_per_second")] {
+            assert!(plain[part][figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {plain}");
+        }
+        assert!(plain["processes"]["relay"]["cpu_us_each"].is_number(), "{plain}");
+        assert!(plain["processes"]["relay"]["rss_mib"].as_f64().is_some_and(|memory| memory > 1.0), "{plain}");
+
+        // 10 transactions of 2 puts are 5 puts of each of 4 keys. Each key has 2 watches.
+        let distinct = ["--connections", "8", "--distinct", "--keys", "4", "--puts", "10", "--puts-per-write", "2"];
+        let distinct = report(&[&own[..], &distinct].concat()).await;
+        assert_eq!(count(&distinct, "deliveries"), 8 * 5, "{distinct}");
+
+        let past = ["--connections", "2", "--history", "40", "--puts", "5", "--puts-per-write", "3"];
+        let past = report(&[&own[..], &past].concat()).await;
+        assert_eq!(count(&past, "writes"), 5, "{past}");
+
+        let mixed = ["--connections", "6", "--slow", "1", "--reconnect", "2", "--reconnect-every", "50ms"];
+        let mixed = report(&[&own[..], &mixed, &["--rate", "100", "--puts", "100"]].concat()).await;
+        assert!(count(&mixed, "reconnects") > 2, "{mixed}");
+        assert_eq!(count(&mixed, "deliveries"), 600, "{mixed}");
+    }
+    let (_relay, secure, ca) = secure_relay(&etcd).await;
+    let trust = flag("--cacert", &ca.file());
+    let own = ["watch", "--sse", "--endpoint", &secure, "--put-endpoint", &put, &trust];
+    let plain = report(&[&own[..], &["--connections", "3", "--puts", "20"]].concat()).await;
+    assert_eq!(count(&plain, "deliveries"), 60, "{plain}");
+    // A port without these paths fails the load.
+    let (code, _, stderr) = bench(&["watch", "--sse", "--endpoint", &grpc, "--put-endpoint", &put]).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("status 404"), "{stderr}");
+}
+
+#[tokio::test]
+async fn server_sent_events_that_are_wrong_fail_the_load() {
+    let store = RelayCommand::demo().start().await;
+    for (lie, told) in [
+        (Lie::None, None),
+        (Lie::Forget, Some("never came")),
+        (Lie::Repeat, Some("came twice")),
+        (Lie::Swap, Some("came after")),
+        (Lie::Alter, Some("a wrong value")),
+        (Lie::Cancel, Some("canceled")),
+        (Lie::WrongId, Some("has the id")),
+        (Lie::NoId, Some("ended without an id")),
+        (Lie::Late, Some("1 of 25 events never came")),
+        (Lie::End, Some("the stream ended")),
+    ] {
+        let liar = EventLiar::over(store.http_addr(), lie).await;
+        let own = ["watch", "--sse", "--endpoint", liar.endpoint(), "--put-endpoint", &store.endpoint()];
+        let load = ["--connections", "1", "--puts", "20", "--patience", "2s", "--keys", "3", "--rate", "200"];
+        let past: &[&str] = if lie == Lie::Late { &["--history", "5"] } else { &[] };
+        let (code, stdout, stderr) = bench(&[&own[..], &load, past].concat()).await;
+        match told {
+            None => assert_eq!(code, Some(0), "{stdout}{stderr}"),
+            Some(told) => {
+                assert_eq!(code, Some(1), "{lie:?}: {stdout}{stderr}");
+                assert!(stdout.contains("WRONG: 1 findings") && stdout.contains(told), "{lie:?}: {stdout}{stderr}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -180,6 +180,9 @@ fn is_everywhere(arg: &Arg) -> bool {
 fn row(arg: &Arg) -> Row {
     let takes = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
     let value = match arg.get_value_names() {
+        Some([name, ..]) if takes && arg.get_num_args().is_some_and(|args| args.min_values() == 0) => {
+            format!("[={name}]")
+        }
         Some([name, ..]) if takes => format!(" {name}"),
         _ => String::new(),
     };

@@ -26,11 +26,13 @@ use tokio::{
 
 use super::{
     Counts, Watch,
-    subscriber::{Role, Subscriber},
+    block::Blocks,
+    sse::EventStream,
+    subscriber::{Role, Subscriber, Wire},
 };
 use crate::bench::{
     BenchError,
-    check::{Truth, Wrong},
+    check::{Truth, Unfinished, Wrong},
     link::{Link, READ_BYTES},
     plan::Plan,
     report::{self, Findings},
@@ -65,6 +67,8 @@ pub(super) struct Thread {
     pub(super) options: Arc<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) buffer: Vec<u8>,
+    /// Reads the text of server-sent events, if that is what comes.
+    pub(super) blocks: Blocks,
     pub(super) delays: Histogram<u64>,
     /// The part of them while others joined.
     pub(super) joining_delays: Histogram<u64>,
@@ -92,7 +96,9 @@ impl Fleet {
             let stages = stages.clone();
             let run = move || {
                 let (delays, joining_delays) = (report::histogram(), report::histogram());
-                let thread = Thread { options, plan, buffer: vec![0; READ_BYTES], delays, joining_delays, counts };
+                let blocks = Blocks::new(options.sse.unwrap_or_default());
+                let buffer = vec![0; READ_BYTES];
+                let thread = Thread { options, plan, buffer, blocks, delays, joining_delays, counts };
                 runtime()?.block_on(LocalSet::new().run_until(read(thread, index, stages)))
             };
             thread::Builder::new().name(format!("reader-{index}")).spawn(run).map_err(BenchError::Thread)
@@ -249,8 +255,14 @@ async fn open(subscriber: &Shared<Subscriber>, thread: &Shared<Thread>, options:
     // A slow connection has the smallest window that HTTP/2 allows, so that the server has to keep the rest.
     let window = if role == Role::Slow { DEFAULT_WINDOW } else { STREAM_WINDOW };
     let number = subscriber.borrow().number();
-    let link = Link::connect_as(&options.endpoint, window, number).await?;
-    subscriber.borrow_mut().connected(link, &thread.borrow());
+    let wire = match options.sse {
+        None => Wire::Grpc(Link::connect_as(&options.endpoint, window, number).await?),
+        Some(encoding) => {
+            let path = subscriber.borrow().path(encoding, &thread.borrow());
+            Wire::Sse(EventStream::open(&options.endpoint, number, &path).await?, Unfinished::default())
+        }
+    };
+    subscriber.borrow_mut().connected(wire, &thread.borrow());
     follow(subscriber, thread, Subscriber::is_created).await
 }
 

@@ -1,17 +1,28 @@
 //! [`Subscriber`]: one connection with its watches, and what each of them has received.
 //!
-//! When it connects and reads is decided in `fleet`; checks are in `check`. Always holds: only some thousand watches
-//! are created at a time, so opening millions needs no memory for requests.
+//! When it connects and reads is decided in `fleet`; checks are in `check`, and the text of server-sent events is read
+//! in `sse` and `block`. Always holds: only some thousand watches are created at a time, so opening millions needs no
+//! memory for requests.
 
-use std::task::{Context, Poll};
+use std::{
+    ops::Range,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
+use hdrhistogram::Histogram;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use prost::Message as _;
 
-use super::{Watch, fleet::Thread};
+use super::{
+    Watch,
+    block::Encoding,
+    fleet::Thread,
+    sse::{EventStream, Said},
+};
 use crate::{
     bench::{
-        check::{Scope, Seen, Truth, Wrong},
+        check::{Scope, Seen, Truth, Unfinished, Wrong},
         link::Link,
         message,
         plan::Plan,
@@ -41,9 +52,18 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) role: Role,
-    link: Option<Link>,
+    wire: Option<Wire>,
     watches: Watches,
     failed: Option<Wrong>,
+}
+
+/// What a connection speaks.
+#[derive(Debug)]
+pub(super) enum Wire {
+    /// gRPC.
+    Grpc(Link),
+    /// Server-sent events of a single watch, with what came after the last id.
+    Sse(EventStream, Unfinished),
 }
 
 /// The watches of a connection.
@@ -89,7 +109,7 @@ impl Subscriber {
             measured: 0,
             delays: 0,
         };
-        Self { role, link: None, watches, failed: None }
+        Self { role, wire: None, watches, failed: None }
     }
 
     /// Its number among all connections.
@@ -97,16 +117,29 @@ impl Subscriber {
         self.watches.number
     }
 
+    /// The path of the watch as server-sent events.
+    pub(super) fn path(&self, encoding: Encoding, thread: &Thread) -> String {
+        let range = match self.watches.scope(&thread.options, 0, 0) {
+            Scope::All => format!("prefix={}", percent_encode(&thread.plan.prefix, NON_ALPHANUMERIC)),
+            Scope::Key(index) => format!("key={}", percent_encode(&thread.plan.key(index), NON_ALPHANUMERIC)),
+        };
+        let after = self.watches.after(&self.watches.streams[0].0[0], thread);
+        let since = after.map(|after| format!("&since={after}")).unwrap_or_default();
+        format!("/v1/watch?{range}&encoding={}{since}", encoding.name())
+    }
+
     /// Uses a new connection, on which all watches must be created.
-    pub(super) fn connected(&mut self, mut link: Link, thread: &Thread) {
+    pub(super) fn connected(&mut self, mut wire: Wire, thread: &Thread) {
         (self.watches.opened, self.watches.creating, self.watches.created) = (0, 0, 0);
-        self.watches.open(link.sender(), thread);
-        self.link = Some(link);
+        if let Wire::Grpc(link) = &mut wire {
+            self.watches.open(link.sender(), thread);
+        }
+        self.wire = Some(wire);
     }
 
     /// Closes the connection and keeps the results.
     pub(super) fn disconnect(&mut self) {
-        self.link = None;
+        self.wire = None;
         self.watches.resumed = true;
     }
 
@@ -122,17 +155,24 @@ impl Subscriber {
 
     /// Reads. Ready with an error.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, thread: &mut Thread) -> Poll<Wrong> {
-        let Self { link: Some(link), watches, .. } = self else { return Poll::Pending };
+        let Self { wire: Some(wire), watches, .. } = self else { return Poll::Pending };
         // The thread lends its buffer, and the histograms for the delays.
         let mut buffer = std::mem::take(&mut thread.buffer);
-        let polled = link.poll(context, &mut buffer, &mut |sender, event| watches.event(sender, event, thread));
+        let polled = match wire {
+            Wire::Grpc(link) => {
+                link.poll(context, &mut buffer, &mut |sender, event| watches.event(sender, event, thread))
+            }
+            Wire::Sse(stream, unfinished) => {
+                stream.poll(context, &mut buffer, &mut |said| watches.said(unfinished, said, thread))
+            }
+        };
         thread.buffer = buffer;
         polled
     }
 
     /// Gives up the connection.
     pub(super) fn fail(&mut self, wrong: Wrong) {
-        self.link = None;
+        self.wire = None;
         self.failed = Some(wrong);
     }
 
@@ -190,6 +230,15 @@ impl Watches {
         stream * options.watches + watch as u64
     }
 
+    /// The revision after which a watch begins; `None` if it begins at the next write.
+    fn after(&self, seen: &Seen, thread: &Thread) -> Option<i64> {
+        match (self.resumed, thread.options.history) {
+            (true, _) => Some(seen.through(&thread.plan)),
+            (false, 0) => None,
+            (false, _) => Some(thread.plan.base),
+        }
+    }
+
     /// Opens streams and requests their watches, as far as the limit allows.
     fn open(&mut self, sender: &mut Sender, thread: &Thread) {
         let (options, plan) = (&thread.options, &thread.plan);
@@ -203,11 +252,7 @@ impl Watches {
                     }
                     Scope::Key(index) => (plan.key(index).into(), Bytes::new()),
                 };
-                let start_revision = match (self.resumed, options.history) {
-                    (true, _) => seen.next(plan),
-                    (false, 0) => 0,
-                    (false, _) => plan.base + 1,
-                };
+                let start_revision = self.after(seen, thread).map_or(0, |after| after + 1);
                 let create = WatchCreateRequest { key, range_end, start_revision, ..Default::default() };
                 let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
                 sender.send(id, &request.encode_to_vec());
@@ -253,19 +298,78 @@ impl Watches {
         let (measured, sum) = (&mut self.measured, &mut self.delays);
         let events = seen.response(plan, scope, bytes, |number, sent| {
             if counts && number >= first {
-                let delay = now.saturating_sub(sent);
-                report::note(delays, delay);
-                if joining.contains(&now) || joining.contains(&sent) {
-                    report::note(joining_delays, delay);
-                }
                 *measured += 1;
-                *sum += delay;
+                *sum += note(delays, joining_delays, &joining, sent, now);
             }
         })?;
         self.delivered += events;
         thread.delivered(events, now);
         Ok(())
     }
+
+    /// Handles what comes on a stream of server-sent events.
+    fn said(&mut self, unfinished: &mut Unfinished, said: Said<'_>, thread: &mut Thread) -> Result<(), Wrong> {
+        let scope = self.scope(&thread.options, 0, 0);
+        let Said::Block(text) = said else {
+            // Without a revision to begin after, the first id shows where it begins.
+            if let Some(after) = self.after(&self.streams[0].0[0], thread) {
+                self.begin(after, unfinished, thread);
+            }
+            return Ok(());
+        };
+        let now = thread.plan.now();
+        let block = thread.blocks.read(&thread.plan, text)?;
+        if self.created == 0 {
+            if block.put.is_some() {
+                return Err(Wrong::Text("an event before the first id".to_owned()));
+            }
+            block.id.into_iter().for_each(|id| self.begin(id, unfinished, thread));
+            return Ok(());
+        }
+        if let Some(told) = block.put {
+            unfinished.event(&thread.plan, scope, &told)?;
+            if self.role == Role::Healthy && told.put.number >= thread.options.first_measured() {
+                let joining = thread.joining();
+                self.measured += 1;
+                self.delays += note(&mut thread.delays, &mut thread.joining_delays, &joining, told.put.sent, now);
+            }
+        }
+        if let Some(id) = block.id {
+            let events = unfinished.id(&thread.plan, id, &mut self.streams[0].0[0])?;
+            if events > 0 {
+                self.delivered += events;
+                thread.delivered(events, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// The only watch of a stream of server-sent events was created, and begins after this revision.
+    fn begin(&mut self, after: i64, unfinished: &mut Unfinished, thread: &Thread) {
+        let seen = &mut self.streams[0].0[0];
+        if !self.resumed {
+            *seen = Seen::after(&thread.plan, after);
+            thread.created();
+        }
+        *unfinished = Unfinished::after(seen);
+        self.created = 1;
+    }
+}
+
+/// Records the delay of an event, and returns it.
+fn note(
+    delays: &mut Histogram<u64>,
+    joining_delays: &mut Histogram<u64>,
+    joining: &Range<u64>,
+    sent: u64,
+    now: u64,
+) -> u64 {
+    let delay = now.saturating_sub(sent);
+    report::note(delays, delay);
+    if joining.contains(&now) || joining.contains(&sent) {
+        report::note(joining_delays, delay);
+    }
+    delay
 }
 
 /// The key and the `range_end` of a range that contains all keys below the prefix. Each number gives another range, and

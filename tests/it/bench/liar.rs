@@ -21,7 +21,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 /// The response that is falsified.
-const LIED_ABOUT: usize = 10;
+pub const LIED_ABOUT: usize = 10;
 
 /// What it does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,10 @@ pub enum Lie {
     LeaveOut,
     /// It starts a watch one revision too late.
     Late,
+    /// It gives an event the id of another revision. Only of server-sent events.
+    WrongId,
+    /// It leaves an id out. Only of server-sent events.
+    NoId,
 }
 
 /// A running one.
@@ -112,7 +116,7 @@ impl Watch for Teller {
                         return stream::iter(told);
                     }
                     match lie {
-                        Lie::None | Lie::LeaveOut | Lie::Late => {}
+                        Lie::None | Lie::LeaveOut | Lie::Late | Lie::WrongId | Lie::NoId => {}
                         Lie::Forget => return stream::iter(told),
                         Lie::Repeat => told.push(Ok(response.clone())),
                         Lie::Swap => {
