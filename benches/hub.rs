@@ -95,6 +95,21 @@ fn publish_beside_a_held_snapshot(bencher: Bencher<'_, '_>, keys: usize) {
     });
 }
 
+/// Changes of keys all over a large map, none of which is in the processor's cache. Each event keeps the value before.
+#[divan::bench(args = [500_000])]
+fn publish_changes_all_over(bencher: Bencher<'_, '_>, keys: usize) {
+    let feed = feed(keys);
+    let (mut revision, mut key) = (feed.revision(), 0);
+    bencher.bench_local(|| {
+        revision = revision.next();
+        // A prime number of keys further on, so that all of them have their turn.
+        key = (key + 199_999) % keys;
+        let mut changes = put(revision, &format!("key{key:07}"));
+        changes.events[0].kv.create_revision = Revision::new(1);
+        feed.publish(&[changes]).expect("in order");
+    });
+}
+
 /// A stream that joins with one watch and leaves, beside others. The cost must not grow with their number, because all
 /// streams of a large client end together.
 #[divan::bench(args = [0, 1_000, 100_000])]
@@ -183,7 +198,7 @@ fn feed(keys: usize) -> Arc<Feed> {
     let revision = Revision::new(1);
     for key in 0..keys {
         let fields = &put(revision, &format!("key{key:07}")).events[0].kv;
-        map.insert(Arc::new(KeyValue::new(fields)));
+        map.insert(KeyValue::new(fields));
     }
     feed.install(Arc::default(), map, revision);
     feed.set_state(FeedState::Live);

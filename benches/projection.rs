@@ -117,7 +117,7 @@ impl Views {
             let mut map = KeyMap::default();
             for (key, value) in entries.iter().filter(|(key, _)| key.starts_with(directory.prefix())) {
                 revision = revision.next();
-                map.insert(Arc::new(KeyValue::new(&fields(revision, key.clone(), Some(value.clone())))));
+                map.insert(KeyValue::new(&fields(revision, key.clone(), Some(value.clone()))));
             }
             feed.install(Arc::default(), map, revision);
             feed.set_state(FeedState::Live);

@@ -60,7 +60,7 @@ pub use self::{
     read::{RangeQuery, RangeReply, ReadError, SortOrder, SortTarget},
     reset::REPLACED,
     shares::{Counted, Shares},
-    snapshot::{KeyMap, Snapshot},
+    snapshot::{KeyMap, Kv, Snapshot},
     standing::{Doubt, FeedState, Mark, Permission, Standing, Trouble, cut_error},
     watch_stream::{Answered, LiveWatch, Subscribe, SubscribeError, WatchStats, WatchStream, WatchStreamStats},
     work::{Asker, NotDone},

@@ -16,6 +16,7 @@ pub use client_key::ClientKey;
 pub use entry::{Entry, Event, EventFields, EventKind};
 pub use header::{Cluster, Header, Stamp, UpstreamHeader};
 pub use key_range::{EmptyRange, KeyRange, RangeEnd};
+pub(crate) use key_value::LARGE;
 pub use key_value::{KeyValue, KeyValueFields};
 pub use revision::Revision;
 pub use version::MemberVersion;

@@ -129,7 +129,7 @@ mod tests {
                 value: Bytes::copy_from_slice(value.as_bytes()),
                 ..Default::default()
             };
-            drop(map.insert(Arc::new(KeyValue::new(&fields))));
+            map.insert(KeyValue::new(&fields));
         }
         map
     }

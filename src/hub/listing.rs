@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use super::{
     pages::Pages,
-    snapshot::{MANY, Snapshot, free, size},
+    snapshot::{Kv, MANY, Pick, Snapshot, free},
     work::Held,
 };
 use crate::types::KeyValue;
@@ -37,7 +37,7 @@ enum Source {
     /// Neighbours in a snapshot, as the range of places that has not been taken yet.
     Neighbours { snapshot: Arc<Snapshot>, pages: Arc<Pages>, places: Range<usize>, order: Order },
     /// Separate key-values that have not been taken yet, and the memory that is counted for them.
-    Picked { kvs: smallvec::IntoIter<[Arc<KeyValue>; 1]>, held: Option<Held> },
+    Picked { kvs: smallvec::IntoIter<[Pick; 1]>, held: Option<Held> },
 }
 
 /// The direction through a snapshot.
@@ -61,13 +61,13 @@ impl Listing {
     }
 
     /// Iterates over all of `kvs`, so there must not be many.
-    pub(super) fn picked(kvs: SmallVec<[Arc<KeyValue>; 1]>, bare: bool) -> Self {
-        let left = kvs.iter().map(|kv| len(kv, bare)).sum();
+    pub(super) fn picked(kvs: SmallVec<[Pick; 1]>, bare: bool) -> Self {
+        let left = kvs.iter().map(|pick| len(&pick.kv(), bare)).sum();
         Self::picked_of(kvs, left, bare)
     }
 
     /// `bytes` is their encoded length in this form.
-    pub(super) fn picked_of(kvs: SmallVec<[Arc<KeyValue>; 1]>, bytes: usize, bare: bool) -> Self {
+    pub(super) fn picked_of(kvs: SmallVec<[Pick; 1]>, bytes: usize, bare: bool) -> Self {
         Self { source: Source::Picked { kvs: kvs.into_iter(), held: None }, bare, left: bytes }
     }
 
@@ -101,12 +101,12 @@ impl Listing {
 
     /// The key-values that have not been taken yet, with their values.
     #[must_use]
-    pub fn kvs(&self) -> Vec<&Arc<KeyValue>> {
+    pub fn kvs(&self) -> Vec<Kv<'_>> {
         match &self.source {
             Source::Neighbours { snapshot, places, order, .. } => {
                 let mut kvs = Vec::with_capacity(places.len());
                 snapshot.map.leaves(places.clone(), |leaf, places| {
-                    kvs.extend(&leaf.entries()[places]);
+                    kvs.extend(leaf.iter(places));
                     true
                 });
                 if *order == Order::Falling {
@@ -114,7 +114,7 @@ impl Listing {
                 }
                 kvs
             }
-            Source::Picked { kvs, .. } => kvs.as_slice().iter().collect(),
+            Source::Picked { kvs, .. } => kvs.as_slice().iter().map(Pick::kv).collect(),
         }
     }
 
@@ -133,38 +133,31 @@ impl Listing {
                 let mut next = places.start;
                 snapshot.map.leaves(places.clone(), |leaf, places| {
                     next += places.len();
-                    // For less than half of a leaf no page is made.
-                    let is_worth_it = !part.bare && 2 * places.len() >= leaf.entries().len();
-                    match is_worth_it.then(|| leaf.page(pages)).flatten() {
-                        Some(page) if places.len() == leaf.entries().len() => part.page(&page, &mut with),
-                        Some(page) => {
-                            let before = size(&leaf.entries()[..places.start]);
-                            let bytes = size(&leaf.entries()[places]);
-                            part.page(&page.slice(before..before + bytes), &mut with);
-                        }
-                        None => leaf.entries()[places].iter().for_each(|kv| part.one(kv, &mut with)),
+                    match (!part.bare).then(|| leaf.piece(places.clone(), pages)).flatten() {
+                        Some(piece) => part.piece(&piece, &mut with),
+                        None => leaf.iter(places).for_each(|kv| part.one(&kv, &mut with)),
                     }
                     !part.is_full()
                 });
                 places.start = next;
             }
             Source::Neighbours { snapshot, places, order: Order::Falling, .. } => {
-                let mut last: SmallVec<[&Arc<KeyValue>; BACK]> = SmallVec::new();
+                let mut last: SmallVec<[Kv<'_>; BACK]> = SmallVec::new();
                 while places.start < places.end && !part.is_full() {
                     let from = places.start.max(places.end.saturating_sub(BACK));
                     snapshot.map.leaves(from..places.end, |leaf, places| {
-                        last.extend(&leaf.entries()[places]);
+                        last.extend(leaf.iter(places));
                         true
                     });
-                    last.drain(..).rev().for_each(|kv| part.one(kv, &mut with));
+                    last.drain(..).rev().for_each(|kv| part.one(&kv, &mut with));
                     places.end = from;
                 }
             }
             Source::Picked { kvs, .. } => {
                 while !part.is_full()
-                    && let Some(kv) = kvs.next()
+                    && let Some(pick) = kvs.next()
                 {
-                    part.one(&kv, &mut with);
+                    part.one(&pick.kv(), &mut with);
                 }
             }
         }
@@ -189,9 +182,9 @@ impl Listing {
             Source::Neighbours { snapshot, places, order: Order::Rising, .. } => {
                 let mut next = places.start;
                 snapshot.map.leaves(places.clone(), |leaf, places| {
-                    leaf.entries()[places].iter().all(|kv| {
+                    leaf.iter(places).all(|kv| {
                         next += 1;
-                        one(kv)
+                        one(&kv)
                     })
                 });
                 places.start = next;
@@ -201,12 +194,12 @@ impl Listing {
                 while goes_on && places.start < places.end {
                     places.end -= 1;
                     snapshot.map.leaves(places.end..places.end + 1, |leaf, places| {
-                        goes_on = leaf.entries()[places].iter().all(|kv| one(kv));
+                        goes_on = leaf.iter(places).all(|kv| one(&kv));
                         true
                     });
                 }
             }
-            Source::Picked { kvs, .. } => while kvs.next().is_some_and(|kv| one(&kv)) {},
+            Source::Picked { kvs, .. } => while kvs.next().is_some_and(|pick| one(&pick.kv())) {},
         }
         self.left -= taken;
     }
@@ -227,10 +220,10 @@ impl Part<'_> {
         self.work >= self.most
     }
 
-    fn page(&mut self, page: &Bytes, with: &mut impl FnMut(&Bytes)) {
-        *self.left -= page.len();
-        self.work += page.len();
-        with(page);
+    fn piece(&mut self, piece: &Bytes, with: &mut impl FnMut(&Bytes)) {
+        *self.left -= piece.len();
+        self.work += piece.len();
+        with(piece);
     }
 
     fn one(&mut self, kv: &KeyValue, with: &mut impl FnMut(&Bytes)) {
@@ -289,7 +282,11 @@ mod tests {
     fn put(map: &mut KeyMap, key: u32, value: usize) {
         let key = format!("{key:05}").into();
         let fields = KeyValueFields { key, value: vec![b'x'; value].into(), ..KeyValueFields::default() };
-        map.insert(Arc::new(KeyValue::new(&fields)));
+        map.insert(KeyValue::new(&fields));
+    }
+
+    fn values(kvs: impl IntoIterator<Item = impl std::ops::Deref<Target = KeyValue>>) -> Vec<KeyValue> {
+        kvs.into_iter().map(|kv| (*kv).clone()).collect()
     }
 
     fn listing(map: &KeyMap, pages: &Arc<Pages>, range: &KeyRange) -> Listing {
@@ -316,21 +313,36 @@ mod tests {
 
     #[test]
     fn any_part_of_a_snapshot_is_taken_whole_and_in_order_however_much_at_a_time() {
-        let mut map = KeyMap::default();
-        // Small, middling and large leaves.
-        (0..KEYS).rev().for_each(|key| put(&mut map, key, [3, 300, 3000][key as usize * 3 / KEYS as usize]));
-        let pages = Arc::default();
-        for (from, to) in [(0, KEYS), (0, 1), (1, 999), (250, 800), (500, 500), (700, KEYS)] {
-            let wire = |key: u32| Bytes::from(format!("{key:05}"));
-            let Ok(range) = KeyRange::from_wire(wire(from), wire(to)) else { continue };
-            let expected: Vec<u8> = map.range(&range).flat_map(|kv| kv.encoded().to_vec()).collect();
-            for bytes in [1, 5_000, usize::MAX] {
-                let listing = listing(&map, &pages, &range);
-                assert_eq!(listing.len(), (to - from) as usize);
-                assert_eq!(listing.kvs(), map.range(&range).collect::<Vec<_>>());
-                assert_eq!(take(listing, bytes).0, expected, "{range} by {bytes}");
+        for mut map in [KeyMap::default(), KeyMap::default()] {
+            // Small, middling and large leaves.
+            (0..KEYS).rev().for_each(|key| put(&mut map, key, [3, 300, 3000][key as usize * 3 / KEYS as usize]));
+            let pages = Arc::default();
+            for (from, to) in [(0, KEYS), (0, 1), (1, 999), (250, 800), (500, 500), (700, KEYS)] {
+                let wire = |key: u32| Bytes::from(format!("{key:05}"));
+                let Ok(range) = KeyRange::from_wire(wire(from), wire(to)) else { continue };
+                let expected: Vec<u8> = map.range(&range).flat_map(|kv| kv.encoded().to_vec()).collect();
+                for bytes in [1, 5_000, usize::MAX] {
+                    let listing = listing(&map, &pages, &range);
+                    assert_eq!(listing.len(), (to - from) as usize);
+                    assert_eq!(values(listing.kvs()), values(map.range(&range)));
+                    assert_eq!(take(listing, bytes).0, expected, "{range} by {bytes}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn lists_of_packed_leaves_are_made_of_the_leaves_own_buffers() {
+        let mut map = KeyMap::default();
+        (0..KEYS).for_each(|key| put(&mut map, key, 300));
+        let (pages, all) = (Arc::default(), KeyRange::prefix("".into()));
+        let (bytes, buffers) = take(listing(&map, &pages, &all), usize::MAX);
+        assert!(buffers.len() <= 2 * (KEYS as usize / 32) + 32, "{} buffers", buffers.len());
+        assert_eq!(
+            take(listing(&map, &Arc::default(), &all), usize::MAX),
+            (bytes, buffers),
+            "there is no page to make"
+        );
     }
 
     #[test]
@@ -340,7 +352,7 @@ mod tests {
         let (pages, all) = (Arc::default(), KeyRange::prefix("".into()));
         let first = listing(&map, &pages, &all);
         let (bytes, buffers) = take(listing(&map, &pages, &all), usize::MAX);
-        assert!(buffers.len() < KEYS as usize / 16, "{} buffers", buffers.len());
+        assert!(buffers.len() < KEYS as usize / 8, "{} buffers", buffers.len());
         assert_eq!(take(listing(&map, &pages, &all), usize::MAX).1, buffers);
 
         put(&mut map, 500, 200);
@@ -374,14 +386,14 @@ mod tests {
 
     #[test]
     fn picked_key_values_are_taken_in_their_order() {
-        let kvs: SmallVec<[Arc<KeyValue>; 1]> = [2, 1, 3]
+        let kvs: SmallVec<[Pick; 1]> = [2, 1, 3]
             .map(|revision| {
                 let mod_revision = Revision::new(revision);
-                Arc::new(KeyValue::new(&KeyValueFields { key: "k".into(), mod_revision, ..Default::default() }))
+                Arc::new(KeyValue::new(&KeyValueFields { key: "k".into(), mod_revision, ..Default::default() })).into()
             })
             .into_iter()
             .collect();
-        let expected: Vec<u8> = kvs.iter().flat_map(|kv| kv.encoded().to_vec()).collect();
+        let expected: Vec<u8> = kvs.iter().flat_map(|pick| pick.kv().encoded().to_vec()).collect();
         for bytes in [1, usize::MAX] {
             assert_eq!(take(Listing::picked(kvs.clone(), false), bytes).0, expected);
         }

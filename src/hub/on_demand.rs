@@ -6,7 +6,8 @@
 //! Feeds with overlapping ranges share the key-values that both have. If one feed holds a key-value already, another
 //! takes a pointer to it, when it reads its snapshot and at each change. So the second copy of a range costs pointers,
 //! no watch has to move, and the relay keeps no key that no client wanted. Their total size is counted in the same way:
-//! each piece of the key space counts once, however many feeds have it, and not at all if a configured feed has it.
+//! each piece of the key space counts once, however many feeds have it. What configured feeds have does not matter,
+//! since they pack their key-values and share none.
 //!
 //! A feed counts for the client that opened it, until it ends. One client may take all but an eighth of what there is.
 //! Of that last eighth a client gets more only while it has less than is still free, so something is left for a client
@@ -263,10 +264,8 @@ impl Census {
         let mut charges = vec![0; feeds.len()];
         // Where a feed begins (true) or ends, in key order; `None` comes after all keys.
         let mut cuts: Vec<(Option<Bytes>, bool, usize)> = Vec::with_capacity(2 * feeds.len());
-        for (index, feed) in feeds.iter().enumerate() {
-            if feed.kind() == FeedKind::OnDemand {
-                charges[index] = FEED_OVERHEAD + feed.history_bytes() + maps[index].len() * POINTER;
-            }
+        for (index, feed) in feeds.iter().enumerate().filter(|(_, feed)| feed.kind() == FeedKind::OnDemand) {
+            charges[index] = FEED_OVERHEAD + feed.history_bytes() + maps[index].len() * POINTER;
             cuts.push((Some(feed.range().start().clone()), true, index));
             cuts.push((feed.range().before(), false, index));
         }
@@ -274,21 +273,20 @@ impl Census {
             (Some(one), Some(other)) => one.cmp(other),
             (one, other) => one.is_none().cmp(&other.is_none()),
         });
-        // Feeds that are always on come first, then the oldest.
-        let mut here: BTreeSet<(bool, usize)> = BTreeSet::new();
+        // The oldest comes first.
+        let mut here: BTreeSet<usize> = BTreeSet::new();
         let mut from: Option<&Bytes> = None;
         for (at, begins, index) in &cuts {
-            if let (Some(from), Some((true, oldest))) = (from, here.first())
+            if let (Some(from), Some(oldest)) = (from, here.first())
                 && Some(from) != at.as_ref()
             {
-                let piece = here.iter().take(WITNESSES).map(|(_, index)| maps[*index].between(from, at.as_deref()));
+                let piece = here.iter().take(WITNESSES).map(|index| maps[*index].between(from, at.as_deref()));
                 charges[*oldest] += piece.map(|(keys, bytes)| bytes + keys * KEY_OVERHEAD).max().unwrap_or(0);
             }
-            let entry = (feeds[*index].kind() == FeedKind::OnDemand, *index);
             if *begins {
-                here.insert(entry);
+                here.insert(*index);
             } else {
-                here.remove(&entry);
+                here.remove(index);
             }
             from = at.as_ref();
         }

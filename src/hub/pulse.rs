@@ -35,6 +35,7 @@ pub async fn beat(hub: Arc<Hub>, ready: ReadyBoard) {
     let mut held: HashMap<u64, Hold> = HashMap::new();
     loop {
         tokio::time::sleep(BEAT).await;
+        hub.shared.pages.tidy();
         let feeds = hub.feeds();
         if seen.is_due(&feeds) {
             // Round and round, in the order in which they were opened.

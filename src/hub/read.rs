@@ -206,8 +206,8 @@ impl RangeQuery {
             // The most frequent query: one lookup.
             let kv = snapshot.map.get(self.range.start());
             let count = usize::from(kv.is_some());
-            let kv = kv.filter(|kv| !self.count_only && self.keeps(kv));
-            let kvs = Listing::picked(kv.cloned().into_iter().collect(), self.keys_only);
+            let kv = kv.filter(|kv| !self.count_only && self.keeps(kv)).map(|kv| kv.kept().into());
+            let kvs = Listing::picked(kv.into_iter().collect(), self.keys_only);
             return Some(RangeReply { header, kvs, more: false, count });
         }
         let mut places = snapshot.map.places(&self.range);

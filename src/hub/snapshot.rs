@@ -2,7 +2,8 @@
 //!
 //! Not here: past states, see `history`. Written by `feed`, and read by everyone who holds it. Each version shares
 //! everything that did not change with the one before. It is a persistent B+ tree whose inner nodes know the number and
-//! the bytes of their keys, so that counting needs no walk. Its tests are in `snapshot/tests.rs`.
+//! the bytes of their keys, so that counting needs no walk. How its leaves hold key-values is in `snapshot/leaf.rs`. Its
+//! tests are in `snapshot/tests.rs`.
 //! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
 
 mod leaf;
@@ -15,12 +16,14 @@ use std::{
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-pub(super) use self::leaf::Leaf;
-use crate::types::{Cluster, Header, KeyRange, KeyValue, RangeEnd, Revision, Stamp};
+pub use self::leaf::Kv;
+use self::leaf::Packer;
+pub(super) use self::leaf::{Leaf, Pick};
+use crate::types::{Cluster, Header, KeyRange, KeyValue, KeyValueFields, RangeEnd, Revision, Stamp};
 
-/// The most entries of a node: so few that copying a path takes about a microsecond, and enough for a flat tree.
+/// The most children of a node: so few that copying a path takes about a microsecond, and enough for a flat tree.
 const NODE_MAX: usize = 32;
-/// A node with fewer entries joins a neighbour if both fit into one node.
+/// A node with fewer children joins a neighbour if both fit into one node.
 const NODE_MIN: usize = NODE_MAX / 4;
 /// A number of entries that takes about a millisecond to free.
 pub(super) const MANY: usize = 10_000;
@@ -68,7 +71,7 @@ enum Node {
 
 #[derive(Clone, Debug)]
 struct Child {
-    /// No key of this child is below it. It is meaningless for the first child.
+    /// No key of this child is below it, and all keys of the child before are. It is meaningless for the first child.
     lower: Bytes,
     weight: Weight,
     node: Arc<Node>,
@@ -85,6 +88,12 @@ pub(super) struct Weight {
 }
 
 impl KeyMap {
+    /// An empty map whose key-values others can share. Any other map packs its key-values, which takes less memory.
+    #[must_use]
+    pub fn sharing() -> Self {
+        Self { root: Arc::new(Node::Leaf(Leaf::shared())), bytes: 0 }
+    }
+
     /// Number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -105,60 +114,90 @@ impl KeyMap {
 
     /// The key-value of `key`.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
+    pub fn get(&self, key: &[u8]) -> Option<Kv<'_>> {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(leaf) => return position(leaf.entries(), key).ok().map(|index| &leaf.entries()[index]),
+                Node::Leaf(leaf) => return leaf.find(key).ok().map(|index| leaf.at(index)),
                 Node::Inner(children) => node = &children[route(children, key)].node,
             }
         }
     }
 
-    /// Inserts a key-value, and returns the one that it replaces.
-    pub fn insert(&mut self, kv: Arc<KeyValue>) -> Option<Arc<KeyValue>> {
+    /// Inserts a key-value, or replaces the one with its key.
+    pub fn insert(&mut self, kv: impl Into<Arc<KeyValue>>) {
+        let kv = kv.into();
         self.bytes += kv.encoded().len();
-        let (replaced, split) = Arc::make_mut(&mut self.root).insert(kv);
-        if let Some((lower, right)) = split {
-            let left = std::mem::take(&mut self.root);
-            let children = vec![Child::new(Bytes::new(), left), Child::new(lower, Arc::new(right))];
-            self.root = Arc::new(Node::Inner(children));
-        }
-        self.bytes -= replaced.as_ref().map_or(0, |old| old.encoded().len());
-        replaced
+        let (replaced, right) = Arc::make_mut(&mut self.root).insert(kv);
+        self.bytes -= replaced.bytes;
+        self.grow(right);
     }
 
-    /// Removes a key.
-    pub fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
-        // Checked first, so that no path is copied for a key that does not exist.
-        self.get(key)?;
-        let root = Arc::make_mut(&mut self.root);
-        let removed = root.remove(key);
-        if let Node::Inner(children) = root
-            && children.len() == 1
-        {
-            self.root = children.remove(0).node;
+    /// Inserts many key-values, or replaces those with their keys. It is fast if they are in rising order, above all
+    /// keys that are there. Only for a map that packs its key-values.
+    pub fn extend<'a>(&mut self, kvs: impl IntoIterator<Item = &'a KeyValueFields>) {
+        let mut packer = Packer::default();
+        let mut last = self.root.last_key().map(Bytes::copy_from_slice);
+        for fields in kvs {
+            if last.as_ref().is_none_or(|last| *last < fields.key) {
+                last = Some(fields.key.clone());
+                packer.add(fields).into_iter().for_each(|leaf| self.push(leaf));
+            } else {
+                packer.flush().into_iter().for_each(|leaf| self.push(leaf));
+                self.insert(KeyValue::new(fields));
+            }
         }
-        self.bytes -= removed.as_ref().map_or(0, |old| old.encoded().len());
-        removed
+        packer.flush().into_iter().for_each(|leaf| self.push(leaf));
+    }
+
+    /// Adds a leaf whose keys are above all others.
+    fn push(&mut self, leaf: Leaf) {
+        self.bytes += leaf.size(0..leaf.len());
+        if self.is_empty() {
+            self.root = Arc::new(Node::Leaf(leaf));
+        } else {
+            let right = Arc::make_mut(&mut self.root).push(leaf);
+            self.grow(right);
+        }
+    }
+
+    /// Adds a level above the root if it had to split.
+    fn grow(&mut self, right: Option<Child>) {
+        if let Some(right) = right {
+            let left = Child::new(Bytes::new(), std::mem::take(&mut self.root));
+            self.root = Arc::new(Node::Inner(vec![left, right]));
+        }
+    }
+
+    /// Removes a key. Returns whether it existed.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        // Checked first, so that no path is copied for a key that does not exist.
+        if self.get(key).is_none() {
+            return false;
+        }
+        self.bytes -= Arc::make_mut(&mut self.root).remove(key).bytes;
+        if let Node::Inner(children) = &*self.root
+            && let [child] = &children[..]
+        {
+            self.root = child.node.clone();
+        }
+        true
     }
 
     /// The key-values of `range` in key order.
     #[must_use]
     pub fn range<'a>(&'a self, range: &KeyRange) -> Range<'a> {
-        let mut iter =
-            Range { path: Vec::new(), leaf: [].iter(), end: range.end().clone(), start: range.start().clone() };
+        let mut path = Vec::new();
         let mut node = &*self.root;
         loop {
             match node {
                 Node::Leaf(leaf) => {
-                    let from = leaf.entries().partition_point(|kv| kv.key() < &range.start()[..]);
-                    iter.leaf = leaf.entries()[from..].iter();
-                    return iter;
+                    let places = leaf.rank(range.start())..leaf.len();
+                    return Range { path, leaf, places, start: range.start().clone(), end: range.end().clone() };
                 }
                 Node::Inner(children) => {
                     let index = route(children, range.start());
-                    iter.path.push(children[index + 1..].iter());
+                    path.push(children[index + 1..].iter());
                     node = &children[index].node;
                 }
             }
@@ -204,7 +243,7 @@ impl KeyMap {
         'down: loop {
             match node {
                 Node::Leaf(leaf) => {
-                    weight += Weight::of(&leaf.entries()[..count.min(leaf.entries().len())]);
+                    weight += leaf.weight(0..count.min(leaf.len()));
                     return weight;
                 }
                 Node::Inner(children) => {
@@ -235,7 +274,7 @@ impl KeyMap {
         let mut node = &*self.root;
         'down: loop {
             match node {
-                Node::Leaf(leaf) => return bytes + size(leaf.entries().iter().take(count)),
+                Node::Leaf(leaf) => return bytes + leaf.size(0..count.min(leaf.len())),
                 Node::Inner(children) => {
                     for child in children {
                         if count < child.weight.count {
@@ -264,7 +303,7 @@ impl KeyMap {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(leaf) => return below + leaf.entries().partition_point(|kv| kv.key() < key),
+                Node::Leaf(leaf) => return below + leaf.rank(key),
                 Node::Inner(children) => {
                     let index = route(children, key);
                     below += children[..index].iter().map(|child| child.weight.count).sum::<usize>();
@@ -285,18 +324,21 @@ impl Child {
     fn new(lower: Bytes, node: Arc<Node>) -> Self {
         Self { lower, weight: node.weight(), node }
     }
+
+    /// The leaf that follows another one.
+    fn next_leaf(before: &Leaf, leaf: Leaf) -> Self {
+        let last = if before.len() > 0 { before.last_key() } else { &[] };
+        Self::new(between(last, leaf.first_key()), Arc::new(Node::Leaf(leaf)))
+    }
 }
 
 impl Weight {
-    fn of<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> Self {
-        entries.into_iter().fold(Self::default(), |mut sum, kv| {
-            sum += Self::of_one(kv);
-            sum
-        })
-    }
-
     fn of_one(kv: &KeyValue) -> Self {
         Self { count: 1, bytes: kv.encoded().len(), bare_bytes: kv.bare_len() }
+    }
+
+    fn of_encoded(kv: &[u8]) -> Self {
+        Self { count: 1, bytes: kv.len(), bare_bytes: KeyValue::bare_len_of(kv) }
     }
 }
 
@@ -319,14 +361,14 @@ impl SubAssign for Weight {
 impl Node {
     fn count(&self) -> usize {
         match self {
-            Self::Leaf(leaf) => leaf.entries().len(),
+            Self::Leaf(leaf) => leaf.len(),
             Self::Inner(children) => children.iter().map(|child| child.weight.count).sum(),
         }
     }
 
     fn weight(&self) -> Weight {
         match self {
-            Self::Leaf(leaf) => Weight::of(leaf.entries()),
+            Self::Leaf(leaf) => leaf.weight(0..leaf.len()),
             Self::Inner(children) => children.iter().fold(Weight::default(), |mut sum, child| {
                 sum += child.weight;
                 sum
@@ -334,10 +376,34 @@ impl Node {
         }
     }
 
-    fn width(&self) -> usize {
+    /// The last key, if there is any.
+    fn last_key(&self) -> Option<&[u8]> {
         match self {
-            Self::Leaf(leaf) => leaf.entries().len(),
-            Self::Inner(children) => children.len(),
+            Self::Leaf(leaf) => (leaf.len() > 0).then(|| leaf.last_key()),
+            Self::Inner(children) => children.last()?.node.last_key(),
+        }
+    }
+
+    /// Whether it should join a neighbour.
+    fn is_sparse(&self) -> bool {
+        match self {
+            Self::Leaf(leaf) => leaf.is_sparse(),
+            Self::Inner(children) => children.len() < NODE_MIN,
+        }
+    }
+
+    /// This node and the next one, which has no key below `lower`, as one; `None` if they do not fit into one.
+    fn joined(&self, next: &Self, lower: &Bytes) -> Option<Self> {
+        match (self, next) {
+            (Self::Leaf(leaf), Self::Leaf(next)) => leaf.joined(next).map(Self::Leaf),
+            (Self::Inner(children), Self::Inner(more)) => (children.len() + more.len() <= NODE_MAX).then(|| {
+                let mut all = [&children[..], &more[..]].concat();
+                // It was a first child, whose own bound means nothing.
+                all[children.len()].lower = lower.clone();
+                Self::Inner(all)
+            }),
+            // All leaves are at one depth, so neighbours are of one kind.
+            _ => None,
         }
     }
 
@@ -350,8 +416,8 @@ impl Node {
     ) -> bool {
         match self {
             Self::Leaf(leaf) => {
-                let from = std::mem::take(skip).min(leaf.entries().len());
-                let to = leaf.entries().len().min(from + *left);
+                let from = std::mem::take(skip).min(leaf.len());
+                let to = leaf.len().min(from + *left);
                 *left -= to - from;
                 with(leaf, from..to)
             }
@@ -371,58 +437,69 @@ impl Node {
         }
     }
 
-    /// Inserts below this node. Returns what was replaced, and the right part if the node had to split.
-    fn insert(&mut self, kv: Arc<KeyValue>) -> (Option<Arc<KeyValue>>, Option<(Bytes, Self)>) {
+    /// Inserts below this node. Returns the size of what was replaced, and what lies to the right of the node if it had
+    /// to split.
+    fn insert(&mut self, kv: Arc<KeyValue>) -> (Weight, Option<Child>) {
         match self {
             Self::Leaf(leaf) => {
-                let entries = leaf.entries_mut();
-                match position(entries, kv.key()) {
-                    Ok(index) => (Some(std::mem::replace(&mut entries[index], kv)), None),
-                    Err(index) => {
-                        entries.insert(index, kv);
-                        let right = split(entries, index);
-                        (None, right.map(|right| (lower_of(&right[0]), Self::Leaf(Leaf::of(right)))))
-                    }
-                }
+                let (replaced, right) = leaf.put(kv);
+                (replaced, right.map(|right| Child::next_leaf(leaf, right)))
             }
             Self::Inner(children) => {
                 let index = route(children, kv.key());
                 let child = &mut children[index];
                 let added = Weight::of_one(&kv);
                 let (replaced, right) = Arc::make_mut(&mut child.node).insert(kv);
-                if let Some((lower, right)) = right {
+                if let Some(right) = right {
                     child.weight = child.node.weight();
-                    children.insert(index + 1, Child::new(lower, Arc::new(right)));
-                    let right = split(children, index + 1);
-                    return (replaced, right.map(|right| (right[0].lower.clone(), Self::Inner(right))));
+                    children.insert(index + 1, right);
+                    return (replaced, split(children, index + 1));
                 }
                 child.weight += added;
-                if let Some(replaced) = &replaced {
-                    child.weight -= Weight::of_one(replaced);
+                child.weight -= replaced;
+                if added.bytes < replaced.bytes && child.node.is_sparse() {
+                    join(children, index);
                 }
                 (replaced, None)
             }
         }
     }
 
-    fn remove(&mut self, key: &[u8]) -> Option<Arc<KeyValue>> {
+    /// Adds a leaf to the right of all others. Returns what lies to the right of the node if it had to split.
+    fn push(&mut self, leaf: Leaf) -> Option<Child> {
+        match self {
+            Self::Leaf(last) => Some(Child::next_leaf(last, leaf)),
+            Self::Inner(children) => {
+                let last = children.last_mut()?;
+                let right = Arc::make_mut(&mut last.node).push(leaf);
+                last.weight = last.node.weight();
+                children.extend(right);
+                let last = children.len() - 1;
+                split(children, last)
+            }
+        }
+    }
+
+    /// Removes a key that exists. Returns its size.
+    fn remove(&mut self, key: &[u8]) -> Weight {
         match self {
             Self::Leaf(leaf) => {
-                let entries = leaf.entries_mut();
-                position(entries, key).ok().map(|index| entries.remove(index))
+                let Ok(index) = leaf.find(key) else { return Weight::default() };
+                let removed = leaf.weight(index..index + 1);
+                leaf.remove(index);
+                removed
             }
             Self::Inner(children) => {
                 let index = route(children, key);
                 let child = &mut children[index];
-                let removed = Arc::make_mut(&mut child.node).remove(key)?;
-                child.weight -= Weight::of_one(&removed);
-                let width = child.node.width();
-                if width == 0 {
+                let removed = Arc::make_mut(&mut child.node).remove(key);
+                child.weight -= removed;
+                if child.weight.count == 0 {
                     children.remove(index);
-                } else if width < NODE_MIN {
+                } else if child.node.is_sparse() {
                     join(children, index);
                 }
-                Some(removed)
+                removed
             }
         }
     }
@@ -430,47 +507,34 @@ impl Node {
 
 /// Joins child `index` with a neighbour if both fit into one node.
 fn join(children: &mut Vec<Child>, index: usize) {
-    let fits = |left: usize| {
-        left + 1 < children.len() && children[left].node.width() + children[left + 1].node.width() <= NODE_MAX
-    };
-    let left = match index.checked_sub(1) {
-        Some(left) if fits(left) => left,
-        _ if fits(index) => index,
-        _ => return,
-    };
-    let right = children.remove(left + 1);
-    let target = &mut children[left];
-    target.weight += right.weight;
-    match (Arc::make_mut(&mut target.node), &*right.node) {
-        (Node::Leaf(leaf), Node::Leaf(more)) => leaf.entries_mut().extend_from_slice(more.entries()),
-        (Node::Inner(entries), Node::Inner(more)) => {
-            let first = entries.len();
-            entries.extend_from_slice(more);
-            // It was a first child, whose own bound means nothing.
-            entries[first].lower = right.lower;
+    for left in [index.checked_sub(1), Some(index)].into_iter().flatten() {
+        if let Some(next) = children.get(left + 1)
+            && let Some(both) = children[left].node.joined(&next.node, &next.lower)
+        {
+            let next = children.remove(left + 1);
+            children[left].weight += next.weight;
+            children[left].node = Arc::new(both);
+            return;
         }
-        // All leaves are at one depth, so neighbours are of one kind.
-        _ => unreachable!("neighbours in a B+ tree are of one kind"),
     }
 }
 
-/// Splits a node that is too wide. `inserted` is the place of the last entry, so that rising keys leave full nodes
-/// behind.
-fn split<T>(entries: &mut Vec<T>, inserted: usize) -> Option<Vec<T>> {
-    (entries.len() > NODE_MAX).then(|| {
-        let at = if inserted + 1 == entries.len() { entries.len() - 1 } else { entries.len() / 2 };
-        entries.split_off(at)
+/// Splits the children of a node that has too many, and returns those that go to its right. `inserted` is the place of
+/// the new child, so that rising keys leave full nodes behind.
+fn split(children: &mut Vec<Child>, inserted: usize) -> Option<Child> {
+    (children.len() > NODE_MAX).then(|| {
+        let at = if inserted + 1 == children.len() { NODE_MAX } else { children.len() / 2 };
+        let right = children.split_off(at);
+        children.shrink_to_fit();
+        Child::new(right[0].lower.clone(), Arc::new(Node::Inner(right)))
     })
 }
 
-/// A copy of the key, so that a separator does not keep a value in memory that was replaced long ago.
-fn lower_of(kv: &KeyValue) -> Bytes {
-    Bytes::copy_from_slice(kv.key())
-}
-
-/// Encoded bytes of some key-values.
-pub(super) fn size<'a>(entries: impl IntoIterator<Item = &'a Arc<KeyValue>>) -> usize {
-    entries.into_iter().map(|kv| kv.encoded().len()).sum()
+/// A short key above `last` and not above `first`, which are neighbours. It is a copy, so that it does not keep a value
+/// in memory that was replaced long ago.
+fn between(last: &[u8], first: &[u8]) -> Bytes {
+    let same = last.iter().zip(first).take_while(|(last, first)| last == first).count();
+    Bytes::copy_from_slice(&first[..first.len().min(same + 1)])
 }
 
 /// Frees data that keeps about this many entries in memory. A large amount is freed on another thread, so that no feed
@@ -483,10 +547,6 @@ pub(super) fn free(held: impl Send + 'static, entries: usize) {
     }
 }
 
-fn position(entries: &[Arc<KeyValue>], key: &[u8]) -> Result<usize, usize> {
-    entries.binary_search_by(|kv| kv.key().cmp(key))
-}
-
 fn route(children: &[Child], key: &[u8]) -> usize {
     children[1..].partition_point(|child| &child.lower[..] <= key)
 }
@@ -496,17 +556,20 @@ fn route(children: &[Child], key: &[u8]) -> usize {
 pub struct Range<'a> {
     /// For each inner node on the path, the children that were not visited yet.
     path: Vec<std::slice::Iter<'a, Child>>,
-    leaf: std::slice::Iter<'a, Arc<KeyValue>>,
+    leaf: &'a Leaf,
+    /// The places in the leaf that were not visited yet.
+    places: Span<usize>,
     start: Bytes,
     end: RangeEnd,
 }
 
 impl<'a> Iterator for Range<'a> {
-    type Item = &'a Arc<KeyValue>;
+    type Item = Kv<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(kv) = self.leaf.next() {
+            if let Some(index) = self.places.next() {
+                let kv = self.leaf.at(index);
                 let inside = match &self.end {
                     RangeEnd::Single => kv.key() == &self.start[..],
                     RangeEnd::Before(end) => kv.key() < &end[..],
@@ -525,7 +588,8 @@ impl<'a> Iterator for Range<'a> {
                 node = &children[0].node;
             }
             if let Node::Leaf(leaf) = node {
-                self.leaf = leaf.entries().iter();
+                self.leaf = leaf;
+                self.places = 0..leaf.len();
             }
         }
     }

@@ -286,7 +286,7 @@ fn compare(map: &KeyMap, range: &KeyRange, page: &Page) -> Result<(), Bytes> {
     let mut ours = map.range(range);
     for theirs in &page.kvs {
         match ours.next() {
-            Some(kv) if is_same(kv, theirs) => {}
+            Some(kv) if is_same(&kv, theirs) => {}
             Some(kv) => return Err(kv.key_bytes().min(theirs.key.clone())),
             None => return Err(theirs.key.clone()),
         }
@@ -315,7 +315,7 @@ mod tests {
 
     fn map(kvs: &[KeyValueFields]) -> KeyMap {
         let mut map = KeyMap::default();
-        kvs.iter().for_each(|kv| drop(map.insert(Arc::new(KeyValue::new(kv)))));
+        kvs.iter().for_each(|kv| map.insert(KeyValue::new(kv)));
         map
     }
 

@@ -13,6 +13,16 @@ use super::Revision;
 
 /// Tag byte of field 2, length-delimited.
 const KV_TAG: u8 = 0x12;
+/// Tag bytes of the fields of `mvccpb.KeyValue`, in the order in which etcd writes them.
+const KEY_TAG: u8 = 0x0a;
+const CREATE_TAG: u8 = 0x10;
+const MOD_TAG: u8 = 0x18;
+const VERSION_TAG: u8 = 0x20;
+const VALUE_TAG: u8 = 0x2a;
+const LEASE_TAG: u8 = 0x30;
+
+/// A key-value of this size takes longer to copy than to send, and little more memory by itself than beside others.
+pub(crate) const LARGE: usize = 2 << 10;
 
 /// A key with its value and etcd's metadata, encoded.
 /// ```
@@ -86,10 +96,49 @@ impl KeyValue {
         }
     }
 
+    /// Reads what [`KeyValue::encoded`] returned, which may be a slice of several key-values side by side.
+    #[must_use]
+    pub fn of_encoded(encoded: Bytes) -> Self {
+        let (places, fields) = read(&encoded);
+        Self::from_places(encoded, places, &fields)
+    }
+
+    /// The key of an encoded key-value, without reading the rest.
+    #[must_use]
+    pub fn key_of(encoded: &[u8]) -> &[u8] {
+        let (_, at) = varint(encoded, 1);
+        match encoded.get(at) {
+            Some(&KEY_TAG) => {
+                let (len, at) = varint(encoded, at + 1);
+                &encoded[at..at + len as usize]
+            }
+            _ => &[],
+        }
+    }
+
+    /// The value of an encoded key-value.
+    #[must_use]
+    pub fn value_of(encoded: &[u8]) -> &[u8] {
+        let (Places { value, .. }, _) = read(encoded);
+        &encoded[value.start as usize..value.end as usize]
+    }
+
+    /// The same as [`KeyValue::bare_len`] for an encoded key-value.
+    #[must_use]
+    pub fn bare_len_of(encoded: &[u8]) -> usize {
+        bare_len(encoded.len(), &read(encoded).0)
+    }
+
     /// The same key-value in its own allocation, so that it does not keep a larger one in memory.
     #[must_use]
     pub fn detached(&self) -> Self {
         Self { encoded: Bytes::copy_from_slice(&self.encoded), ..self.clone() }
+    }
+
+    /// Whether it is never put into a buffer with others.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.encoded.len() >= LARGE
     }
 
     /// The key.
@@ -122,6 +171,12 @@ impl KeyValue {
         &self.encoded
     }
 
+    /// The same without the rest.
+    #[must_use]
+    pub fn into_encoded(self) -> Bytes {
+        self.encoded
+    }
+
     /// The field without its tag byte, that is length and message, to be written after another tag.
     #[must_use]
     pub fn encoded_untagged(&self) -> &[u8] {
@@ -131,8 +186,7 @@ impl KeyValue {
     /// Length of the field without the value, as a keys-only list contains it.
     #[must_use]
     pub fn bare_len(&self) -> usize {
-        let message = self.bare_message_len();
-        1 + encoded_len_varint(message as u64) + message
+        bare_len(self.encoded.len(), &Places { key: self.key.clone(), value: self.value.clone() })
     }
 
     /// Writes the field without the value.
@@ -144,7 +198,7 @@ impl KeyValue {
     }
 
     fn bare_message_len(&self) -> usize {
-        self.encoded.len() - self.head_len() - self.value_field().len()
+        bare_message_len(self.encoded.len(), &self.key, &self.value)
     }
 
     /// Length of the tag and of the length prefix. The key is the first field after them.
@@ -186,6 +240,64 @@ fn field_of(bytes: &Range<u32>) -> Range<usize> {
     if bytes.is_empty() { bytes } else { bytes.start - encoded_len_varint(bytes.len() as u64) - 1..bytes.end }
 }
 
+/// Length of an encoded key-value without its value.
+fn bare_len(len: usize, Places { key, value }: &Places) -> usize {
+    let message = bare_message_len(len, key, value);
+    1 + encoded_len_varint(message as u64) + message
+}
+
+fn bare_message_len(len: usize, key: &Range<u32>, value: &Range<u32>) -> usize {
+    len - field_of(key).start - field_of(value).len()
+}
+
+/// Reads the numbers of an encoded key-value, and where its key and its value lie.
+fn read(encoded: &[u8]) -> (Places, KeyValueFields) {
+    let mut fields = KeyValueFields::default();
+    let (_, mut at) = varint(encoded, 1);
+    // Empty bytes have no field, and lie where it would be.
+    let (mut key, mut value) = (at..at, None);
+    let mut without_lease = at;
+    while at < encoded.len() {
+        let tag = encoded[at];
+        let (number, behind) = varint(encoded, at + 1);
+        at = behind;
+        match tag {
+            CREATE_TAG => fields.create_revision = Revision::new(number as i64),
+            MOD_TAG => fields.mod_revision = Revision::new(number as i64),
+            VERSION_TAG => fields.version = number as i64,
+            LEASE_TAG => {
+                fields.lease = number as i64;
+                continue;
+            }
+            _ => {
+                let bytes = at..at + number as usize;
+                at = bytes.end;
+                if tag == KEY_TAG { key = bytes } else { value = Some(bytes) }
+            }
+        }
+        without_lease = at;
+    }
+    let value = value.unwrap_or(without_lease..without_lease);
+    let place = |bytes: Range<usize>| bytes.start as u32..bytes.end as u32;
+    (Places { key: place(key), value: place(value) }, fields)
+}
+
+/// Reads a number, and where it ends.
+fn varint(encoded: &[u8], mut at: usize) -> (u64, usize) {
+    let (mut number, mut shift) = (0, 0);
+    while let Some(byte) = encoded.get(at)
+        && shift < 64
+    {
+        at += 1;
+        number |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    (number, at)
+}
+
 /// Where key and value lie in the encoded field.
 pub(super) struct Places {
     key: Range<u32>,
@@ -207,12 +319,17 @@ impl KeyValueFields {
     }
 
     /// Length of tag, length and message.
-    pub(super) fn field_len(&self) -> usize {
+    pub(crate) fn field_len(&self) -> usize {
         let message = self.message_len();
         1 + encoded_len_varint(message as u64) + message
     }
 
-    /// Writes tag 2, length and message. The fields are in the order in which etcd writes them.
+    /// Writes tag 2, length and message, as [`KeyValue::encoded`] has them.
+    pub(crate) fn encode_to(&self, buffer: &mut BytesMut) {
+        self.encode_field(buffer);
+    }
+
+    /// Does the same, and tells where key and value are. The fields are in the order in which etcd writes them.
     pub(super) fn encode_field(&self, buffer: &mut BytesMut) -> Places {
         let start = buffer.len();
         buffer.put_u8(KV_TAG);
@@ -233,12 +350,12 @@ impl KeyValueFields {
                 encode_varint(int as u64, buffer);
             }
         };
-        let key = put_bytes(0x0a, &self.key, buffer);
-        put_int(0x10, self.create_revision.get(), buffer);
-        put_int(0x18, self.mod_revision.get(), buffer);
-        put_int(0x20, self.version, buffer);
-        let value = put_bytes(0x2a, &self.value, buffer);
-        put_int(0x30, self.lease, buffer);
+        let key = put_bytes(KEY_TAG, &self.key, buffer);
+        put_int(CREATE_TAG, self.create_revision.get(), buffer);
+        put_int(MOD_TAG, self.mod_revision.get(), buffer);
+        put_int(VERSION_TAG, self.version, buffer);
+        let value = put_bytes(VALUE_TAG, &self.value, buffer);
+        put_int(LEASE_TAG, self.lease, buffer);
         Places { key, value }
     }
 }
@@ -246,6 +363,28 @@ impl KeyValueFields {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_from_an_encoding_is_what_was_encoded() {
+        for key in ["", "k", "a/longer/key"] {
+            for value in [0, 1, 127, 128, 20_000] {
+                for (version, lease) in [(0, 0), (1, 7), (i64::MAX, -1)] {
+                    let kv = KeyValue::new(&KeyValueFields {
+                        key: key.into(),
+                        value: vec![b'v'; value].into(),
+                        create_revision: Revision::new(version),
+                        mod_revision: Revision::new(i64::MAX),
+                        version,
+                        lease,
+                    });
+                    assert_eq!(KeyValue::of_encoded(kv.encoded().clone()), kv);
+                    assert_eq!(KeyValue::key_of(kv.encoded()), key.as_bytes());
+                    assert_eq!(KeyValue::value_of(kv.encoded()), kv.value());
+                    assert_eq!(KeyValue::bare_len_of(kv.encoded()), kv.bare_len());
+                }
+            }
+        }
+    }
 
     #[test]
     fn without_its_value_a_key_value_is_encoded_as_if_it_had_none() {

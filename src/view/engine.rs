@@ -27,7 +27,7 @@ use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::changes::LastEvent;
-use self::changes::{Becomes, Change};
+use self::changes::{Becomes, Change, Seen};
 use super::{
     directory::Directory,
     document::{DecodeError, Document},
@@ -42,7 +42,7 @@ use super::{
 use crate::{
     hub::{Feed, FeedState, Snapshot},
     telemetry::names::Effect,
-    types::{KeyValue, Revision},
+    types::Revision,
 };
 
 /// Pause between two searches for unused targets.
@@ -83,8 +83,8 @@ struct EngineState<D> {
 
 /// The last state of a key.
 struct Held<D> {
-    /// The last value, readable or not.
-    seen: Arc<KeyValue>,
+    /// Which value was the last one, readable or not.
+    seen: Seen,
     /// The last readable value.
     document: Option<Arc<D>>,
     refused: Option<DecodeError>,
@@ -193,7 +193,7 @@ impl<D: Document> Engine<D> {
             None => {
                 let seen = {
                     let state = self.state.lock();
-                    state.documents.iter().map(|(key, held)| (key.clone(), held.seen.clone())).collect()
+                    state.documents.iter().map(|(key, held)| (key.clone(), held.seen)).collect()
                 };
                 let (changes, last) = changes::of_snapshot(self.directory, &snapshot, seen);
                 self.apply(changes, Some(last), &snapshot);
@@ -255,7 +255,7 @@ impl<D: Document> Engine<D> {
                 .take(REFUSED_LISTED)
                 .map(|(key, held, error)| Refused {
                     key: format!("{}{}", self.directory.prefix(), String::from_utf8_lossy(key)),
-                    revision: held.seen.mod_revision,
+                    revision: held.seen.revision,
                     error: error.to_string(),
                 })
                 .collect(),
@@ -411,7 +411,7 @@ impl<D: Document> EngineState<D> {
         if was_refused && change.refused.is_none() {
             tracing::info!(key = %String::from_utf8_lossy(seen.key()), revision = seen.mod_revision.get(), "A value can be read again");
         }
-        let held = Held { seen, document: new.clone(), refused: change.refused.clone() };
+        let held = Held { seen: Seen::of(&seen), document: new.clone(), refused: change.refused.clone() };
         self.documents.insert(change.key.clone(), held);
         (old, new)
     }
@@ -467,7 +467,7 @@ impl<D: Document> Engine<D> {
     pub(super) fn rebuilt(&self, views: Vec<Box<dyn Projection<D>>>) -> Self {
         let state = self.state.lock();
         let documents = state.documents.iter().map(|(key, held)| {
-            let held = Held { seen: held.seen.clone(), document: held.document.clone(), refused: None };
+            let held = Held { seen: held.seen, document: held.document.clone(), refused: None };
             (key.clone(), held)
         });
         let state = EngineState {

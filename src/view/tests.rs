@@ -40,7 +40,7 @@ fn feed(directory: Directory, state: &Plain, revision: i64) -> Arc<Feed> {
 fn map(directory: Directory, state: &Plain) -> KeyMap {
     let mut map = KeyMap::default();
     for (key, (revision, value)) in state {
-        map.insert(Arc::new(KeyValue::new(&fields(directory, key, *revision, Some(value)))));
+        map.insert(KeyValue::new(&fields(directory, key, *revision, Some(value))));
     }
     map
 }

@@ -173,7 +173,7 @@ mod tests {
                 value: Bytes::copy_from_slice(value.as_bytes()),
                 ..Default::default()
             };
-            drop(map.insert(Arc::new(crate::types::KeyValue::new(&fields))));
+            map.insert(crate::types::KeyValue::new(&fields));
         };
         put("/relays/a", r#"{"Op":0,"Addr":"http://a:1","Metadata":"{\"name\":\"a\"}"}"#);
         put("/relays/b", r#"{"Op":0,"Addr":"http://b:1","Metadata":"{\"name\":\"b\"}"}"#);
@@ -188,7 +188,7 @@ mod tests {
         let mut map = KeyMap::default();
         let (key, value) = advertised(Some("/relays")).registration().expect("one");
         let fields = crate::types::KeyValueFields { key, value, ..Default::default() };
-        drop(map.insert(Arc::new(crate::types::KeyValue::new(&fields))));
+        map.insert(crate::types::KeyValue::new(&fields));
         feed.install(Arc::default(), map, Revision::new(6));
         assert!(!members.knows_others(), "it has only its own registration");
     }

@@ -76,7 +76,7 @@ pub(super) async fn run(feed: Arc<Feed>, mut v3: V3, own: Option<Own>, made: Arc
             None => {
                 ends = Ends::default();
                 for (at, kv) in snapshot.map.range(&KeyRange::prefix(Bytes::new())).enumerate() {
-                    ends.learn(kv);
+                    ends.learn(&kv);
                     if at % STEP == STEP - 1 {
                         tokio::task::yield_now().await;
                     }
@@ -147,7 +147,8 @@ impl Ends {
 
     fn learn(&mut self, kv: &KeyValue) {
         if let Some(end) = end_of(kv) {
-            self.0.insert((end, kv.key_bytes()));
+            // A copy, since it stays for as long as the key has this expiry.
+            self.0.insert((end, Bytes::copy_from_slice(kv.key())));
         }
     }
 }
@@ -163,8 +164,8 @@ async fn expire(snapshot: &Snapshot, key: &Bytes, end: Expiry, v3: &V3, made: &M
     let Some(kv) = snapshot.map.get(key).filter(|kv| end_of(kv) == Some(end)) else { return Ok(()) };
     let directory = key.strip_suffix(b"/").filter(|path| !path.is_empty()).map(Bytes::copy_from_slice);
     let (path, range, node) = match directory {
-        Some(path) => (path.clone(), kids(&path), of_mark(path, kv)),
-        None => (key.clone(), KeyRange::single(key.clone()), Node::file(kv)),
+        Some(path) => (path.clone(), kids(&path), of_mark(path, &kv)),
+        None => (key.clone(), KeyRange::single(key.clone()), Node::file(&kv)),
     };
     let union = TargetUnion::ModRevision(kv.mod_revision.get());
     let compare = vec![comparing(&KeyRange::single(key.clone()), CompareTarget::Mod, CompareResult::Equal, union)];

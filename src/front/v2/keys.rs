@@ -124,7 +124,7 @@ impl Keys {
             if range.more {
                 return Err(too_large());
             }
-            range.kvs.into_iter().for_each(|kv| drop(map.insert(Arc::new(KeyValue::new(&stored(kv))))));
+            range.kvs.into_iter().for_each(|kv| map.insert(KeyValue::new(&stored(kv))));
         }
         let snapshot = Arc::new(Snapshot { revision, map, epoch: known.epoch, cluster: known.cluster.clone() });
         if find(&snapshot, path).is_err() {

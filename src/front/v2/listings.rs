@@ -346,14 +346,14 @@ mod tests {
         let mut map = KeyMap::default();
         for (directory, keys, bytes) in directories {
             for key in 0..*keys {
-                map.insert(Arc::new(KeyValue::new(&KeyValueFields {
+                map.insert(KeyValue::new(&KeyValueFields {
                     key: format!("{directory}/{key:06}").into(),
                     value: "\u{1}".repeat(*bytes).into(),
                     create_revision: Revision::new(1),
                     mod_revision: Revision::new(1),
                     version: 1,
                     lease: 0,
-                })));
+                }));
             }
         }
         let hub = testing::hub(OutboxLimits { bytes: 1, deliveries: 1, watches: 1 });

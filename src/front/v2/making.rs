@@ -138,7 +138,7 @@ impl Making {
         let mut next = None;
         if let Ok(range) = KeyRange::from_wire(from, end.clone()) {
             for (at, kv) in self.snapshot.map.range(&range).enumerate() {
-                listing.add(kv);
+                listing.add(&kv);
                 let passed = listing.goes_on_at();
                 if passed.is_some() || at + 1 == LOOK || listing.len() - had >= PIECE {
                     next = Some(passed.unwrap_or_else(|| [kv.key(), b"\0"].concat().into()));

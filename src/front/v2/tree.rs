@@ -46,7 +46,7 @@ pub(super) fn find(snapshot: &Snapshot, path: &[u8]) -> Result<Found, Refusal> {
         return Ok(Found::Directory);
     }
     let file = snapshot.map.get(path).ok_or_else(|| Refusal::about(100, path, snapshot.revision))?;
-    Ok(Found::File(Node::file(file)))
+    Ok(Found::File(Node::file(&file)))
 }
 
 /// Whether something is below a path.
@@ -64,7 +64,7 @@ pub(super) fn is_marked(snapshot: &Snapshot, path: &[u8]) -> bool {
 pub(super) fn directory(snapshot: &Snapshot, path: &[u8]) -> Node {
     let path = Bytes::copy_from_slice(path);
     match snapshot.map.get(&mark(&path)) {
-        Some(kv) => of_mark(path, kv),
+        Some(kv) => of_mark(path, &kv),
         None => {
             let first = snapshot.map.range(&kids(&path)).take(LOOKED);
             let created = first.map(|kv| kv.create_revision).min().unwrap_or(Revision::ZERO);
@@ -95,8 +95,6 @@ pub(super) fn show_file(node: &Node) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{hub::KeyMap, types::KeyValueFields};
 
@@ -104,13 +102,13 @@ mod tests {
         let mut map = KeyMap::default();
         for (key, at) in keys.iter().zip(2..) {
             let revision = Revision::new(at);
-            map.insert(Arc::new(KeyValue::new(&KeyValueFields {
+            map.insert(KeyValue::new(&KeyValueFields {
                 key: Bytes::copy_from_slice(key.as_bytes()),
                 create_revision: revision,
                 mod_revision: revision,
                 version: 1,
                 ..KeyValueFields::default()
-            })));
+            }));
         }
         Snapshot { revision: Revision::new(99), map, ..Snapshot::default() }
     }

@@ -41,7 +41,7 @@ fn feed() -> (Arc<crate::hub::Hub>, Arc<Feed>) {
 
 fn map(revision: i64) -> KeyMap {
     let mut map = KeyMap::default();
-    map.insert(Arc::new(KeyValue::new(&change(revision, true).events[0].kv)));
+    map.insert(KeyValue::new(&change(revision, true).events[0].kv));
     map
 }
 

@@ -17,7 +17,7 @@ use crate::{
     hub::{
         NoFeed,
         delivery::Cancellation,
-        snapshot::{KeyMap, Snapshot, free},
+        snapshot::{KeyMap, Kv, Snapshot, free},
     },
     telemetry::names::CancelReason,
     types::{ClientKey, KeyValue},
@@ -41,9 +41,13 @@ impl Twins {
     /// The same key-value, as another feed has it.
     #[must_use]
     pub fn share(&self, cluster_id: u64, kv: &KeyValue) -> Option<Arc<KeyValue>> {
-        let same = |known: &&Arc<KeyValue>| known.mod_revision == kv.mod_revision && known.encoded() == kv.encoded();
         let mut of_cluster = self.0.iter().filter(|snapshot| snapshot.cluster.id() == cluster_id);
-        of_cluster.find_map(|snapshot| snapshot.map.get(kv.key()).filter(same).cloned())
+        of_cluster.find_map(|snapshot| match snapshot.map.get(kv.key()) {
+            Some(Kv::Shared(known)) if known.mod_revision == kv.mod_revision && known.encoded() == kv.encoded() => {
+                Some(known.clone())
+            }
+            _ => None,
+        })
     }
 }
 
@@ -79,7 +83,8 @@ impl Feed {
         inner.history.bytes() + inner.history.run_bytes()
     }
 
-    /// The other feeds' content in its range. Empty for a feed that is always on, since the others share its copy.
+    /// The content of other feeds on demand in its range. Feeds that are always on share with nobody, since they pack
+    /// their key-values.
     #[must_use]
     pub fn twins(&self) -> Twins {
         if self.kind != FeedKind::OnDemand {
@@ -101,7 +106,7 @@ impl Feed {
             .on_demand
             .running()
             .into_iter()
-            .filter(|feed| !std::ptr::eq(&raw const **feed, self))
+            .filter(|feed| feed.kind == FeedKind::OnDemand && !std::ptr::eq(&raw const **feed, self))
             .filter_map(|feed| {
                 let from = self.range.start().max(feed.range.start()).clone();
                 let to = match (self.range.before(), feed.range.before()) {

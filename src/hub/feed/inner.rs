@@ -92,15 +92,17 @@ impl Inner {
 
     /// Makes the entry of a revision and puts it into the map.
     fn apply(&mut self, changes: &Changes, twins: &Twins) -> Arc<Entry> {
-        let prev = |change: &EventFields| if change.is_create() { None } else { self.map.get(&change.kv.key).cloned() };
+        let prev = |change: &EventFields| {
+            if change.is_create() { None } else { self.map.get(&change.kv.key).map(|kv| kv.kept()) }
+        };
         let entry = Arc::new(Entry::encode(&self.cluster, changes.revision, changes.received, &changes.events, prev));
         for event in entry.events() {
             match event.kind {
                 EventKind::Put => {
                     let shared = twins.share(self.cluster.id(), &event.kv);
-                    drop(self.map.insert(shared.unwrap_or_else(|| event.kv.clone())));
+                    self.map.insert(shared.unwrap_or_else(|| event.kv.clone()));
                 }
-                EventKind::Delete => drop(self.map.remove(event.kv.key())),
+                EventKind::Delete => _ = self.map.remove(event.kv.key()),
             }
         }
         self.revision = changes.revision;

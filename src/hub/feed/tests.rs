@@ -236,7 +236,7 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
     let mut map = KeyMap::default();
     for key in 0..250 {
         let fields = KeyValueFields { key: format!("{key:03}").into(), ..KeyValueFields::default() };
-        map.insert(Arc::new(KeyValue::new(&fields)));
+        map.insert(KeyValue::new(&fields));
     }
     feed.install(Arc::default(), map.clone(), Revision::new(10));
     let page = |from: &str, revision: i64| {
@@ -261,6 +261,35 @@ fn a_list_in_pages_is_of_one_moment_also_where_the_history_is_gone() {
     feed.reset(&Arc::default(), map, Revision::new(10), &Reset::Replaced);
     publish(&feed, 11);
     assert_eq!(page("099\0", 10), Ok((11, 150, true, keys(100, 200))));
+}
+
+#[test]
+fn an_event_has_a_copy_of_what_was_packed_and_shares_what_was_not() {
+    let feed = hub().open(KeyRange::prefix("".into()));
+    let mut map = KeyMap::default();
+    map.extend(&["k", "k1", "k2"].map(|key| KeyValueFields {
+        key: key.into(),
+        value: vec![b'v'; 300].into(),
+        ..KeyValueFields::default()
+    }));
+    let leaf = map.get(b"k").expect("packed").encoded().as_ptr_range();
+    feed.install(Arc::default(), map, Revision::new(10));
+    for revision in [11, 12] {
+        let (revision, key) = (Revision::new(revision), "k".into());
+        let kv =
+            KeyValueFields { key, create_revision: Revision::new(1), mod_revision: revision, ..Default::default() };
+        let events = vec![EventFields { kind: EventKind::Put, kv }];
+        let changes = Changes { revision, events, prev: Vec::new(), received: std::time::Instant::now() };
+        feed.publish(&[changes]).expect("the next revision");
+    }
+    let inner = feed.lock();
+    let entries = inner.history.read(Revision::new(11), usize::MAX).expect("both");
+    let [first, second] = &entries[..] else { panic!("two entries") };
+    let prev = |entry: &Entry| entry.events()[0].prev.clone().expect("the value before");
+    assert_eq!(prev(first).value(), [b'v'; 300]);
+    assert!(!leaf.contains(&prev(first).encoded().as_ptr()), "the history does not keep the leaf");
+    assert!(Arc::ptr_eq(&prev(second), &first.events()[0].kv), "it has the key-value already");
+    assert!(Arc::ptr_eq(&inner.map.get(b"k").expect("loose").kept(), &second.events()[0].kv), "and so does the map");
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,7 +37,7 @@ fn range(from: usize, to: usize) -> KeyRange {
 /// Reads the snapshot of a feed as its driver does: in pages, sharing the keys that another feed has. Returns false if
 /// the feed had to end.
 fn load(feed: &Feed, keys: std::ops::Range<usize>) -> bool {
-    let (cluster, mut map) = (cluster(), KeyMap::default());
+    let (cluster, mut map) = (cluster(), KeyMap::sharing());
     for page in keys.collect::<Vec<_>>().chunks(100) {
         let twins = feed.twins();
         for key in page {
@@ -93,7 +93,7 @@ async fn overlapping_ranges_have_each_key_once() {
     // They are the same key-values, not only as many.
     let shared = |feed: &Arc<Feed>, other: &Arc<Feed>| {
         let key = format!("{:06}", 25 * step + 7);
-        let of = |feed: &Arc<Feed>| feed.snapshot().map.get(key.as_bytes()).expect("there").clone();
+        let of = |feed: &Arc<Feed>| feed.snapshot().map.get(key.as_bytes()).expect("there").kept();
         Arc::ptr_eq(&of(feed), &of(other))
     };
     assert!(feeds.iter().all(|feed| shared(feed, &feeds[0])));
@@ -205,8 +205,8 @@ async fn the_client_that_holds_most_is_the_one_that_loses_a_feed() {
         })
         .collect();
     for (at, feed) in small.iter().enumerate() {
-        let grown = (at * 10_000..at * 10_000 + 1_900).fold(KeyMap::default(), |mut map, key| {
-            map.insert(Arc::new(KeyValue::new(&fields(key, 1))));
+        let grown = (at * 10_000..at * 10_000 + 1_900).fold(KeyMap::sharing(), |mut map, key| {
+            map.insert(KeyValue::new(&fields(key, 1)));
             map
         });
         feed.reset(&cluster(), grown, Revision::new(9), &Reset::Compacted { compact_revision: Revision::ZERO });
@@ -283,13 +283,18 @@ async fn whoever_finds_a_feed_does_not_wait_for_one_who_opens_another() {
     });
 }
 
+/// It packs its key-values, so that others cannot share them.
 #[tokio::test]
-async fn what_a_configured_feed_has_counts_for_nobody() {
+async fn what_a_configured_feed_has_too_counts_for_the_client_that_opened_a_feed_for_it() {
     let hub = hub(100, 1 << 30);
     let feed = hub.feed(&range(0, 1_000), ONE).expect("room");
     assert!(load(&feed, 0..1_000));
     let alone = held(&hub);
-    let always = hub.open(range(0, 500));
-    always.install(cluster(), feed.snapshot().map.clone(), Revision::new(9));
-    assert!(held(&hub) < alone * 3 / 5, "{} of {alone}", held(&hub));
+    let (always, mut packed) = (hub.open(range(0, 500)), KeyMap::default());
+    (0..500).for_each(|key| packed.insert(KeyValue::new(&fields(key, 1))));
+    always.install(cluster(), packed, Revision::new(9));
+    assert_eq!(held(&hub), alone);
+    let (kv, other) = (KeyValue::new(&fields(7, 1)), hub.feed(&range(0, 1_200), TWO).expect("room"));
+    let shared = other.twins().share(7, &kv).expect("the first feed has it");
+    assert!(Arc::ptr_eq(&shared, &feed.map().get(kv.key()).expect("there").kept()));
 }

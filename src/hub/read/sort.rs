@@ -7,14 +7,16 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
-    sync::Arc,
     vec,
 };
 
 use smallvec::SmallVec;
 
 use super::{RangeQuery, SortOrder, SortTarget};
-use crate::{hub::listing, types::KeyValue};
+use crate::hub::{
+    listing,
+    snapshot::{Kv, Pick},
+};
 
 /// How many key-values are sorted at a time, which takes about a millisecond. If fewer are wanted, no more are kept.
 const RUN: usize = 4096;
@@ -36,7 +38,7 @@ pub(super) struct Sorter {
 #[derive(Debug)]
 enum Kept {
     /// In the order of their keys.
-    AsTheyCome(SmallVec<[Arc<KeyValue>; 1]>),
+    AsTheyCome(SmallVec<[Pick; 1]>),
     /// The first ones in the wanted order, if few are wanted. The last of them is on top.
     First(BinaryHeap<Item>),
     /// Sorted parts, and the part that is being collected.
@@ -46,7 +48,7 @@ enum Kept {
 /// The result of a read.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
-    pub(super) kvs: SmallVec<[Arc<KeyValue>; 1]>,
+    pub(super) kvs: SmallVec<[Pick; 1]>,
     /// Their encoded length.
     pub(super) bytes: usize,
 }
@@ -60,7 +62,7 @@ struct Item {
     number: usize,
     /// Set if the rank is only the beginning of the value.
     by_value: Option<SortOrder>,
-    kv: Arc<KeyValue>,
+    pick: Pick,
 }
 
 impl Sorter {
@@ -87,13 +89,14 @@ impl Sorter {
     }
 
     /// Takes the next key-value. Returns false if no more are needed.
-    pub(super) fn offer(&mut self, kv: &Arc<KeyValue>) -> bool {
+    pub(super) fn offer(&mut self, kv: Kv<'_>) -> bool {
         let number = self.offered;
         self.offered += 1;
         match &mut self.kept {
             Kept::AsTheyCome(kvs) => {
                 if kvs.len() < self.most {
-                    kvs.push(kv.clone());
+                    let pick = kv.picked();
+                    kvs.push(if self.most <= RUN { pick.kept() } else { pick });
                 }
             }
             Kept::First(first) => {
@@ -121,7 +124,11 @@ impl Sorter {
         let more = self.offered > self.most;
         let (runs, sorted) = match self.kept {
             Kept::AsTheyCome(kvs) => (Vec::new(), Sorted { bytes: 0, kvs }),
-            Kept::First(first) => (vec![first.into_sorted_vec().into_iter()], Sorted::default()),
+            Kept::First(first) => {
+                // Few of many: they would keep the others in memory.
+                let few = first.into_sorted_vec().into_iter().map(|item| Item { pick: item.pick.kept(), ..item });
+                (vec![few.collect::<Vec<_>>().into_iter()], Sorted::default())
+            }
             Kept::Runs(mut runs, open) => {
                 runs.push(run(open));
                 (runs, Sorted::default())
@@ -163,11 +170,11 @@ impl Finishing {
             if self.sorted.kvs.len() < self.most
                 && let Some(Reverse((item, run))) = self.heads.pop()
             {
-                self.sorted.kvs.push(item.kv);
+                self.sorted.kvs.push(item.pick);
                 self.advance(run);
             }
-            let Some(kv) = self.sorted.kvs.get(self.measured) else { return Some(std::mem::take(&mut self.sorted)) };
-            self.sorted.bytes += listing::len(kv, self.bare);
+            let Some(pick) = self.sorted.kvs.get(self.measured) else { return Some(std::mem::take(&mut self.sorted)) };
+            self.sorted.bytes += listing::len(&pick.kv(), self.bare);
             self.measured += 1;
         }
         None
@@ -181,7 +188,7 @@ impl Finishing {
 }
 
 impl Item {
-    fn new(kv: &Arc<KeyValue>, number: usize, target: SortTarget, order: SortOrder) -> Self {
+    fn new(kv: Kv<'_>, number: usize, target: SortTarget, order: SortOrder) -> Self {
         // Maps signed numbers to unsigned ones in the same order.
         let signed = |value: i64| value as u64 ^ 1 << 63;
         let rank = match target {
@@ -193,7 +200,7 @@ impl Item {
         };
         let rank = if order == SortOrder::Descend { !rank } else { rank };
         let by_value = (target == SortTarget::Value).then_some(order);
-        Self { rank, number, by_value, kv: kv.clone() }
+        Self { rank, number, by_value, pick: kv.picked() }
     }
 }
 
@@ -210,8 +217,8 @@ impl Ord for Item {
     fn cmp(&self, other: &Self) -> Ordering {
         let by_value = || match self.by_value {
             None => Ordering::Equal,
-            Some(SortOrder::Descend) => other.kv.value().cmp(self.kv.value()),
-            Some(SortOrder::None | SortOrder::Ascend) => self.kv.value().cmp(other.kv.value()),
+            Some(SortOrder::Descend) => other.pick.value().cmp(self.pick.value()),
+            Some(SortOrder::None | SortOrder::Ascend) => self.pick.value().cmp(other.pick.value()),
         };
         self.rank.cmp(&other.rank).then_with(by_value).then(self.number.cmp(&other.number))
     }

@@ -25,7 +25,7 @@ type States = BTreeMap<i64, BTreeMap<Vec<u8>, Arc<KeyValue>>>;
 fn feed(hub: &Arc<Hub>, first: KeyMap, changes: &[(u8, Option<u8>)]) -> (Arc<Feed>, States) {
     let feed = hub.open(KeyRange::prefix("".into()));
     let mut state: BTreeMap<Vec<u8>, Arc<KeyValue>> =
-        first.range(feed.range()).map(|kv| (kv.key().to_vec(), kv.clone())).collect();
+        first.range(feed.range()).map(|kv| (kv.key().to_vec(), kv.kept())).collect();
     let mut states = States::from([(10, state.clone())]);
     feed.install(Arc::default(), first, Revision::new(10));
     feed.set_state(FeedState::Live);
@@ -193,7 +193,7 @@ fn many() -> KeyMap {
         let mod_revision = Revision::new((key * 31 % 10) as i64);
         let fields =
             KeyValueFields { key: format!("{key:06}").into(), value, mod_revision, ..KeyValueFields::default() };
-        map.insert(Arc::new(KeyValue::new(&fields)));
+        map.insert(KeyValue::new(&fields));
     }
     map
 }

@@ -19,14 +19,17 @@ use super::{
     sort::{Finishing, Sorter},
 };
 use crate::{
-    hub::{Feed, Listing, Snapshot},
+    hub::{
+        Feed, Listing, Snapshot,
+        snapshot::{Kv, Pick},
+    },
     types::{Entry, EventKind, Header, KeyValue, Revision},
 };
 
 /// How many key-values or changes a step looks at.
 const STEP: usize = 2048;
-/// The memory of a reply's list for each key-value.
-const POINTER: usize = size_of::<Arc<KeyValue>>();
+/// The memory of a reply's list for each key-value, in addition to its encoding.
+const POINTER: usize = size_of::<Pick>();
 
 /// A read in steps; see the module.
 #[derive(Debug)]
@@ -215,16 +218,16 @@ impl Look {
         let Self { snapshot, places, before, sorter, .. } = self;
         let mut left = STEP;
         let enough = Cell::new(false);
-        let mut take = |kv: &Arc<KeyValue>| {
-            enough.set(query.keeps(kv) && !sorter.offer(kv));
+        let mut take = |kv: Kv<'_>| {
+            enough.set(query.keeps(&kv) && !sorter.offer(kv));
             enough.get()
         };
         let mut next = places.start;
         snapshot.map.leaves(places.clone(), |leaf, places| {
-            for kv in &leaf.entries()[places] {
+            for kv in leaf.iter(places) {
                 // Deleted keys that came before this one.
                 while let Some(gone) = before.first_entry().filter(|gone| &gone.key()[..] < kv.key()) {
-                    if left == 0 || gone.remove().0.is_some_and(|was| take(&was)) {
+                    if left == 0 || gone.remove().0.is_some_and(|was| take(Kv::Shared(&was))) {
                         return false;
                     }
                     left -= 1;
@@ -235,7 +238,7 @@ impl Look {
                 left -= 1;
                 next += 1;
                 let is_enough = match before.first_entry().filter(|changed| &changed.key()[..] == kv.key()) {
-                    Some(changed) => changed.remove().0.is_some_and(|was| take(&was)),
+                    Some(changed) => changed.remove().0.is_some_and(|was| take(Kv::Shared(&was))),
                     None => take(kv),
                 };
                 if is_enough {
@@ -250,7 +253,7 @@ impl Look {
                 && let Some((_, (was, _))) = before.pop_first()
             {
                 left -= 1;
-                if was.is_some_and(|was| take(&was)) {
+                if was.is_some_and(|was| take(Kv::Shared(&was))) {
                     break;
                 }
             }

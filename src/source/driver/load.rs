@@ -14,7 +14,7 @@ use self::cuts::Cuts;
 use super::Driving;
 use crate::{
     hub::{
-        FeedState, KeyMap, Reset, Snapshot,
+        FeedKind, FeedState, KeyMap, Reset, Snapshot,
         upstream::{Agreement, UpstreamError},
     },
     telemetry::names::{self, ResyncReason},
@@ -76,7 +76,10 @@ impl Driving {
     async fn read_snapshot(&self, is_first: bool) -> Result<(KeyMap, Header, Option<Arc<KeyValue>>), UpstreamError> {
         let upstream = &self.driver.upstream;
         let agreement = upstream.agreement();
-        let mut map = KeyMap::default();
+        let mut map = match self.feed.kind() {
+            FeedKind::Prefix => KeyMap::default(),
+            FeedKind::OnDemand => KeyMap::sharing(),
+        };
         let mut newest: Option<Arc<KeyValue>> = None;
         let mut first: Option<Header> = None;
         let mut cuts = Cuts::new(self.feed.range().clone());
@@ -100,14 +103,21 @@ impl Driving {
             }
             let before = map.bytes();
             let turn = self.feed.turn_to_load().await;
-            let twins = self.feed.twins();
-            for fields in &page.kvs {
-                let kv = KeyValue::new(fields);
-                let kv = twins.share(header.cluster_id, &kv).unwrap_or_else(|| Arc::new(kv));
-                if newest.as_ref().is_none_or(|newest| newest.mod_revision < kv.mod_revision) {
-                    newest = Some(kv.clone());
+            let latest = page.kvs.iter().max_by_key(|fields| fields.mod_revision);
+            if let Some(latest) =
+                latest.filter(|latest| newest.as_ref().is_none_or(|kv| kv.mod_revision < latest.mod_revision))
+            {
+                newest = Some(Arc::new(KeyValue::new(latest)));
+            }
+            match self.feed.kind() {
+                FeedKind::Prefix => map.extend(&page.kvs),
+                FeedKind::OnDemand => {
+                    let twins = self.feed.twins();
+                    for fields in &page.kvs {
+                        let kv = KeyValue::new(fields);
+                        map.insert(twins.share(header.cluster_id, &kv).unwrap_or_else(|| Arc::new(kv)));
+                    }
                 }
-                map.insert(kv);
             }
             let cluster = Arc::new(Cluster::of(&header));
             let part = Snapshot { revision: header.revision, map: map.clone(), epoch: 0, cluster };

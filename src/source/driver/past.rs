@@ -169,7 +169,7 @@ impl Past {
             return true;
         };
         match event.kind {
-            EventKind::Put => kv.mod_revision > fields.mod_revision || is_same(kv, fields),
+            EventKind::Put => kv.mod_revision > fields.mod_revision || is_same(&kv, fields),
             EventKind::Delete => kv.create_revision > fields.mod_revision,
         }
     }

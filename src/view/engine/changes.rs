@@ -4,7 +4,8 @@
 //! as that of the single events: the last readable value counts, unless the key was deleted after it.
 
 use std::{
-    sync::Arc,
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, LazyLock},
     time::{Instant, SystemTime},
 };
 
@@ -61,6 +62,21 @@ pub struct LastEvent {
     pub at: SystemTime,
 }
 
+/// Which value a key had, without the value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) revision: Revision,
+    /// A hash with a random key, since another cluster may have the same revision with another value.
+    hash: u64,
+}
+
+impl Seen {
+    pub(super) fn of(kv: &KeyValue) -> Self {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self { revision: kv.mod_revision, hash: HASHER.hash_one(&kv.encoded()[..]) }
+    }
+}
+
 /// The events of one key, oldest first.
 struct Events {
     key: Bytes,
@@ -104,7 +120,7 @@ pub(super) fn of_entries<D: Document>(
 pub(super) fn of_snapshot<D: Document>(
     directory: Directory,
     snapshot: &Snapshot,
-    mut seen: HashMap<Bytes, Arc<KeyValue>>,
+    mut seen: HashMap<Bytes, Seen>,
 ) -> (Vec<Change<D>>, LastEvent) {
     let received = Instant::now();
     // After a gap, the kind of the last event is unknown.
@@ -112,11 +128,10 @@ pub(super) fn of_snapshot<D: Document>(
     let mut changes = Vec::new();
     for kv in snapshot.map.range(&directory.range()) {
         let Some(key) = directory.cache_key(&kv.key_bytes()) else { continue };
-        // Compared by value, because another cluster may have the same revision with another value.
-        if seen.remove(&key).is_some_and(|seen| seen.encoded() == kv.encoded()) {
+        if seen.remove(&key).is_some_and(|seen| seen == Seen::of(&kv)) {
             continue;
         }
-        let list = SmallVec::from_iter([(EventKind::Put, kv.clone())]);
+        let list = SmallVec::from_iter([(EventKind::Put, kv.kept())]);
         let key = Bytes::copy_from_slice(&key);
         changes.push(Change { kind, ..read(Events { key, list, received }) });
     }

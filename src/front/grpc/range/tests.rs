@@ -30,7 +30,7 @@ fn hub_of(keys: usize) -> (Arc<Hub>, Arc<Feed>) {
         let (key, value) = (format!("{key:05}").into(), vec![b'x'; 300].into());
         let (create_revision, mod_revision) = (Revision::new(1), Revision::new(2));
         let fields = KeyValueFields { key, value, create_revision, mod_revision, version: 2, lease: 0 };
-        map.insert(Arc::new(KeyValue::new(&fields)));
+        map.insert(KeyValue::new(&fields));
     }
     feed.install(Arc::default(), map, Revision::new(7));
     feed.set_state(FeedState::Live);
