@@ -15,6 +15,8 @@ pub mod forward;
 mod members;
 mod pool;
 pub mod probe;
+#[cfg(test)]
+mod testing;
 mod v2;
 mod version;
 

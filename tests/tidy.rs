@@ -247,6 +247,7 @@ const SPAWNERS: &[(&str, &str)] = &[
     ("src/view/lainlet.rs", "the walk of one request"),
     ("src/tls/handshakes.rs", "handshakes of clients, each of which ends alone"),
     ("src/tls/follow.rs", "one read of files"),
+    ("src/source/testing.rs", "a server for tests"),
     ("src/telemetry/delivered.rs", "a test"),
 ];
 

@@ -7,8 +7,8 @@
 //! tasks and two channels for a call, and writes each call by itself; that took more than half of what a forwarded call
 //! cost (docs/performance.md).
 //!
-//! This layer knows nothing of the relay: which connection a call uses, and what is sent, is decided in `source::pool`
-//! and `source::forward`. Parts: `state` (calls, windows, output), `driver` (the task: bytes and frames), and `call` (a
+//! This layer knows nothing of the relay: which connection a call uses, and what is sent, is decided in `source::pool`,
+//! `source::forward` and `source::etcd`. Parts: `state` (calls, windows, output), `driver` (the task: bytes and frames), and `call` (a
 //! call, from its request to the end of its answer).
 //!
 //! Always holds:

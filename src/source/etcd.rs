@@ -5,12 +5,14 @@
 //! its calls and watches end, and the caller tries again there. Watches, bulk reads and small requests have connections
 //! of their own, so a large snapshot does not hold up events, and a request can be made however many watches there are.
 
+mod asker;
 mod member_watch;
 mod register;
 
 use std::{
     convert::Infallible,
     num::NonZeroU32,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,18 +28,23 @@ use etcd_client::{
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tonic::Status;
 
-use self::member_watch::EtcdWatch;
 pub use self::register::{LoadKey, Registration};
+use self::{
+    asker::{Asker, Questions},
+    member_watch::EtcdWatch,
+};
 use super::{
     Dialler, Endpoint,
     causes::{chain, with_causes},
     members::{Members, race::race},
-    pool::{Keepalive, Pool, Settings},
+    pool::{Keepalive, Kind, Pool, Settings},
     version::{Versions, over_http},
 };
 use crate::{
     hub::upstream::{Agreement, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+    pb::etcdserverpb::RangeResponse,
     telemetry::names,
     types::{Header, KeyRange, KeyValueFields, Revision},
 };
@@ -96,6 +103,7 @@ pub struct EtcdUpstream {
     links: RwLock<Vec<Arc<MemberLink>>>,
     members: Members,
     versions: Arc<Versions>,
+    questions: Questions,
 }
 
 /// The connections to one member.
@@ -103,8 +111,8 @@ struct MemberLink {
     watch: LaneLink,
     bulk: LaneLink,
     ask: LaneLink,
-    /// A client on the connections of `ask`, for requests without a token.
-    nameless: Mutex<Option<Client>>,
+    /// On the connections of `ask`.
+    asker: Asker,
     /// The cluster that it last answered for; zero before that.
     cluster: AtomicU64,
 }
@@ -130,13 +138,16 @@ impl MemberLink {
             stream_window: WINDOW,
             connection_window: WINDOW,
         };
-        let link =
-            |lane| LaneLink { pool: Pool::new(endpoint.clone(), settings.clone(), lane), client: Mutex::default() };
+        let link = |lane, kind| LaneLink {
+            pool: Pool::new(endpoint.clone(), settings.clone(), lane, kind),
+            client: Mutex::default(),
+        };
+        let ask = link(names::Lane::Own, Kind::Short);
         Self {
-            watch: link(names::Lane::Feeds),
-            bulk: link(names::Lane::Snapshots),
-            ask: link(names::Lane::Own),
-            nameless: Mutex::default(),
+            watch: link(names::Lane::Feeds, Kind::Streams),
+            bulk: link(names::Lane::Snapshots, Kind::Streams),
+            asker: Asker::new(ask.pool.clone(), config.identity.clone()),
+            ask,
             cluster: AtomicU64::new(0),
         }
     }
@@ -156,6 +167,7 @@ impl MemberLink {
         for lane in [&self.watch, &self.bulk, &self.ask] {
             *lane.client.lock() = None;
         }
+        self.asker.forget_token();
     }
 
     fn lane(&self, lane: Lane) -> &LaneLink {
@@ -184,7 +196,8 @@ impl EtcdUpstream {
     pub fn new(config: EtcdConfig) -> Arc<Self> {
         let members = Members::new(&config.endpoints);
         let versions = Arc::default();
-        Arc::new(Self { config, links: RwLock::default(), members, versions })
+        let questions = Questions::new(&config.probe_key);
+        Arc::new(Self { config, links: RwLock::default(), members, versions, questions })
     }
 
     fn link(&self, member: usize) -> Arc<MemberLink> {
@@ -222,7 +235,7 @@ impl EtcdUpstream {
     /// # Errors
     /// If it does not answer, or not as such a member does.
     pub(super) async fn question(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
-        if let Some(header) = self.nameless(member, patience, GetOptions::new().with_count_only()).await? {
+        if let Some(header) = self.nameless(member, patience, &self.questions.current).await? {
             self.members.in_term(member, header.raft_term);
         }
         Ok(())
@@ -233,7 +246,7 @@ impl EtcdUpstream {
     /// # Errors
     /// If it does not answer.
     pub(super) async fn reach(&self, member: usize, patience: Duration) -> Result<(), UpstreamError> {
-        match self.nameless(member, patience, GetOptions::new().with_count_only().with_serializable()).await {
+        match self.nameless(member, patience, &self.questions.serializable).await {
             // It is there, and as useful as its cluster.
             Ok(_) | Err(UpstreamError::NoLeader) => Ok(()),
             Err(error) => Err(error),
@@ -246,21 +259,12 @@ impl EtcdUpstream {
         &self,
         member: usize,
         patience: Duration,
-        options: GetOptions,
+        question: &Bytes,
     ) -> Result<Option<Header>, UpstreamError> {
         let link = self.link(member);
         let attempt = async {
-            let known = link.nameless.lock().clone();
-            let client = match known {
-                Some(client) => client,
-                None => {
-                    let leader = ConnectOptions::new().with_require_leader(true);
-                    let client = Client::from_channel(link.ask.pool.channel(), Some(leader)).await;
-                    link.nameless.lock().insert(client.map_err(|error| refused(&error))?).clone()
-                }
-            };
-            let asked = client.kv_client().get(self.config.probe_key.clone(), Some(options)).await;
-            self.header(member, asked.map_err(|error| refused(&error))?.0.header.as_ref()).map(Some)
+            let answer = link.asker.ask_nameless(question.clone()).await.map_err(|status| refused_by(&status))?;
+            self.header(member, header_of(&answer)).map(Some)
         };
         match tokio::time::timeout(patience, attempt).await.unwrap_or(Err(UpstreamError::Timeout(patience))) {
             Err(UpstreamError::Denied(_)) => Ok(None),
@@ -306,7 +310,7 @@ impl EtcdUpstream {
             let most = if limit > FEW { MOST_OF_PAGE } else { usize::MAX };
             let mut kv = client.kv_client().max_decoding_message_size(most);
             let reply = kv.get(key, Some(options)).await.map_err(|error| refused_page(&error))?.0;
-            let header = self.header(member, reply.header.as_ref())?;
+            let header = self.header(member, header(reply.header.as_ref()))?;
             let count = usize::try_from(reply.count).ok();
             Ok(Page { header, kvs: reply.kvs.into_iter().map(fields).collect(), more: reply.more, count })
         })
@@ -318,11 +322,20 @@ impl EtcdUpstream {
     where
         F: Future<Output = Result<T, UpstreamError>>,
     {
-        let patience = self.config.request_timeout;
-        let attempt = async {
+        let attempt = pin!(async {
             let client = self.client(member, lane).await?;
             call(client).await
-        };
+        });
+        self.attend(member, attempt).await
+    }
+
+    /// Waits for an attempt at this member, with the request timeout, and draws the conclusions from how it ends.
+    async fn attend<T>(
+        &self,
+        member: usize,
+        attempt: Pin<&mut impl Future<Output = Result<T, UpstreamError>>>,
+    ) -> Result<T, UpstreamError> {
+        let patience = self.config.request_timeout;
         let slow = async {
             tokio::time::sleep(SLOW).await;
             self.members.doubt(member);
@@ -362,8 +375,8 @@ impl EtcdUpstream {
     }
 
     /// The header of a member's answer.
-    fn header(&self, member: usize, found: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
-        let header = header(found)?;
+    fn header(&self, member: usize, found: Result<Header, UpstreamError>) -> Result<Header, UpstreamError> {
+        let header = found?;
         self.link(member).answered_for(header.cluster_id);
         Ok(header)
     }
@@ -390,7 +403,9 @@ impl EtcdUpstream {
                 match Client::from_channel(channel.clone(), Some(named)).await {
                     // There are no users while authentication is off. Once it is on, calls are refused and the client
                     // is made again here.
-                    Err(error) if is_auth_off(&error) => Client::from_channel(channel, Some(options)).await,
+                    Err(Error::GRpcStatus(status)) if is_auth_off(&status) => {
+                        Client::from_channel(channel, Some(options)).await
+                    }
                     result => result,
                 }
             }
@@ -451,7 +466,7 @@ impl Upstream for EtcdUpstream {
             if created.canceled {
                 return Err(canceled(created.cancel_reason));
             }
-            let created = self.header(member, created.header.as_ref())?;
+            let created = self.header(member, header(created.header.as_ref()))?;
             let (members, versions) = (self.members.clone(), self.versions.clone());
             let left = Box::pin(async move { members.left_by_watches(member).await });
             let (members, fragments) = (self.members.clone(), Vec::new());
@@ -463,15 +478,14 @@ impl Upstream for EtcdUpstream {
 
     async fn confirm(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let ask_once = async |member: usize, revision: Option<Revision>| {
-            let options = GetOptions::new().with_count_only().with_revision(revision.map_or(0, Revision::get));
-            self.call(member, Lane::Ask, async |client| {
-                let mut kv = client.kv_client();
-                let reply = kv.get(self.config.probe_key.clone(), Some(options)).await.map_err(|e| refused(&e))?.0;
-                let header = self.header(member, reply.header.as_ref())?;
+            let question = self.questions.at(revision);
+            let attempt = pin!(async {
+                let answer = self.link(member).asker.ask(question).await.map_err(|status| refused_by(&status))?;
+                let header = self.header(member, header_of(&answer))?;
                 self.members.in_term(member, header.raft_term);
                 Ok(header)
-            })
-            .await
+            });
+            self.attend(member, attempt).await
         };
         // The first request to each member that waited through an election ends like this when an answer can be had.
         let ask = async |member: usize, revision: Option<Revision>| match ask_once(member, revision).await {
@@ -522,13 +536,28 @@ fn fields(kv: PbKeyValue) -> KeyValueFields {
 }
 
 fn header(header: Option<&PbResponseHeader>) -> Result<Header, UpstreamError> {
-    let header = header.ok_or_else(|| UpstreamError::Protocol("a response without a header".into()))?;
+    let header = header.ok_or_else(headless)?;
     Ok(Header {
         cluster_id: header.cluster_id,
         member_id: header.member_id,
         revision: Revision::new(header.revision),
         raft_term: header.raft_term,
     })
+}
+
+/// The same of the answer to a question.
+fn header_of(answer: &RangeResponse) -> Result<Header, UpstreamError> {
+    let header = answer.header.as_ref().ok_or_else(headless)?;
+    Ok(Header {
+        cluster_id: header.cluster_id,
+        member_id: header.member_id,
+        revision: Revision::new(header.revision),
+        raft_term: header.raft_term,
+    })
+}
+
+fn headless() -> UpstreamError {
+    UpstreamError::Protocol("a response without a header".into())
 }
 
 /// The error of a request that went unanswered while another member answers.
@@ -560,9 +589,14 @@ fn canceled(reason: String) -> UpstreamError {
 
 /// Classifies etcd's errors by how to react to them.
 fn refused(error: &Error) -> UpstreamError {
-    let Error::GRpcStatus(status) = error else {
-        return UpstreamError::Unavailable(chain(error));
-    };
+    match error {
+        Error::GRpcStatus(status) => refused_by(status),
+        error => UpstreamError::Unavailable(chain(error)),
+    }
+}
+
+/// The same for a status.
+fn refused_by(status: &Status) -> UpstreamError {
     match status.code() {
         tonic::Code::OutOfRange if status.message().contains("compacted") => UpstreamError::Compacted,
         tonic::Code::OutOfRange if status.message().contains("future revision") => UpstreamError::Future,
@@ -593,27 +627,9 @@ fn lacks_permission(error: &UpstreamError) -> bool {
     matches!(error, UpstreamError::Denied(text) if text.contains("permission denied"))
 }
 
-fn is_auth_off(error: &Error) -> bool {
-    matches!(error, Error::GRpcStatus(status) if status.code() == tonic::Code::FailedPrecondition
-        && status.message().contains("authentication is not enabled"))
+fn is_auth_off(status: &Status) -> bool {
+    status.code() == tonic::Code::FailedPrecondition && status.message().contains("authentication is not enabled")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_every_member_would_say_is_no_failure_of_the_member() {
-        let error = |text: &str| refused(&Error::GRpcStatus(tonic::Status::out_of_range(text)));
-        let future = error("etcdserver: mvcc: required revision is a future revision");
-        let compacted = error("etcdserver: mvcc: required revision has been compacted");
-        assert!(matches!(future, UpstreamError::Future), "{future:?}");
-        assert!(matches!(compacted, UpstreamError::Compacted), "{compacted:?}");
-        let denied = |status: tonic::Status| refused(&Error::GRpcStatus(status));
-        let not_permitted = denied(tonic::Status::permission_denied("etcdserver: permission denied"));
-        assert!(lacks_permission(&not_permitted), "{not_permitted:?}");
-        assert!([future, compacted, not_permitted].iter().all(|error| !is_of_member(error)));
-        let stale_token = denied(tonic::Status::unauthenticated("etcdserver: invalid auth token"));
-        assert!(!lacks_permission(&stale_token) && is_of_member(&stale_token), "{stale_token:?}");
-    }
-}
+mod tests;

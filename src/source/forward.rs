@@ -52,7 +52,7 @@ use self::{
 pub use super::pool::Keepalive;
 use super::{
     Dialler, Members,
-    pool::{Pool, Settings, WIDE},
+    pool::{Kind, Pool, Settings, WIDE},
 };
 use crate::{critical::Tasks, telemetry::names, types::ClientKey};
 
@@ -287,9 +287,12 @@ impl ForwardInner {
         let mut links = self.links.write();
         while links.len() <= member {
             let endpoint = self.members.endpoint(links.len());
-            let pool = |lane| Pool::new(endpoint.clone(), self.settings.clone(), lane);
-            let (calls, waiting, own) = (pool(names::Lane::Calls), pool(names::Lane::Waiting), pool(names::Lane::Own));
-            links.push(Arc::new(Link { calls, waiting, own }));
+            let pool = |lane, kind| Pool::new(endpoint.clone(), self.settings.clone(), lane, kind);
+            links.push(Arc::new(Link {
+                calls: pool(names::Lane::Calls, Kind::Short),
+                waiting: pool(names::Lane::Waiting, Kind::Streams),
+                own: pool(names::Lane::Own, Kind::Streams),
+            }));
         }
         links[member].clone()
     }

@@ -12,6 +12,7 @@ mod channel;
 mod link;
 mod request;
 mod turns;
+mod unary;
 
 use std::{
     sync::{Arc, Weak},
@@ -28,7 +29,8 @@ use tonic::body::Body;
 
 pub(super) use self::{
     answer::Answer,
-    link::{LinkError, Settings, WIDE},
+    link::{Kind, LinkError, Settings, WIDE},
+    unary::framed,
 };
 use self::{
     answer::Incoming,
@@ -70,6 +72,7 @@ struct PoolInner {
     endpoint: Endpoint,
     settings: Settings,
     lane: names::Lane,
+    kind: Kind,
     /// A plain mutex: nothing waits and no task is woken under it.
     state: Mutex<PoolState>,
 }
@@ -147,8 +150,8 @@ impl CallError {
 
 impl Pool {
     /// A pool that connects when it is first used.
-    pub(super) fn new(endpoint: Endpoint, settings: Settings, lane: names::Lane) -> Self {
-        Self { shared: Arc::new(PoolInner { endpoint, settings, lane, state: Mutex::default() }) }
+    pub(super) fn new(endpoint: Endpoint, settings: Settings, lane: names::Lane, kind: Kind) -> Self {
+        Self { shared: Arc::new(PoolInner { endpoint, settings, lane, kind, state: Mutex::default() }) }
     }
 
     /// The member.
@@ -360,7 +363,7 @@ impl PoolInner {
     }
 
     async fn connect(&self) -> Result<Opened, LinkError> {
-        let result = link::open(&self.endpoint, &self.settings, self.lane).await;
+        let result = link::open(&self.endpoint, &self.settings, self.lane, self.kind).await;
         let outcome = if result.is_ok() { names::Connect::Ok } else { names::Connect::Error };
         counter!(names::UPSTREAM_CONNECTS, names::Connect::LABEL => outcome.as_str()).increment(1);
         match &result {

@@ -1,77 +1,26 @@
 //! Tests of a forwarded call, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
 
-use std::{future::pending, net::SocketAddr, pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::StreamExt as _;
 
 use super::*;
 use crate::{
     pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient},
-    source::Endpoint,
+    source::{
+        Endpoint,
+        testing::{Server, endpoint, fed, full, nowhere},
+    },
 };
 
 mod shares;
-
-type UpstreamBody = BoxBody<Bytes, h2::Error>;
-
-/// An upstream, and the task that serves it.
-struct Server {
-    endpoint: Endpoint,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    async fn new<F, R>(answer: F) -> Self
-    where
-        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
-        R: Future<Output = Response<UpstreamBody>> + Send + 'static,
-    {
-        Self::with_streams(None, answer).await
-    }
-
-    /// A server that accepts at most this many calls at once on a connection.
-    async fn with_streams<F, R>(most: Option<u32>, answer: F) -> Self
-    where
-        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
-        R: Future<Output = Response<UpstreamBody>> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let endpoint = endpoint(listener.local_addr().expect("an address"));
-        let task = tokio::spawn(async move {
-            // Connections end with this task, so aborting it is the death of the server.
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.expect("a connection");
-                let answer = answer.clone();
-                connections.spawn(async move {
-                    let service = service_fn(move |request| {
-                        let answer = answer(request);
-                        async move { Ok::<_, Infallible>(answer.await) }
-                    });
-                    let mut builder = http2::Builder::new(TokioExecutor::new());
-                    let _ = builder.max_concurrent_streams(most).serve_connection(TokioIo::new(stream), service).await;
-                });
-            }
-        });
-        Self { endpoint, task }
-    }
-}
-
-fn endpoint(addr: SocketAddr) -> Endpoint {
-    format!("http://{addr}").parse().expect("an endpoint")
-}
-
-/// An endpoint where nobody listens.
-async fn nowhere() -> Endpoint {
-    endpoint(TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address"))
-}
 
 fn forward(endpoints: &[&Endpoint], drain: &CancellationToken) -> Forward {
     let endpoints: Vec<Endpoint> = endpoints.iter().map(|endpoint| (*endpoint).clone()).collect();
@@ -97,16 +46,6 @@ fn request(path: &str, body: Body) -> Request<Body> {
         .header("key-bin", "AwQF")
         .body(body)
         .expect("a request")
-}
-
-fn full(bytes: &'static [u8]) -> UpstreamBody {
-    Full::new(Bytes::from_static(bytes)).map_err(|never| match never {}).boxed()
-}
-
-/// A body of the frames that are sent to it.
-fn fed() -> (mpsc::Sender<Result<Frame<Bytes>, h2::Error>>, UpstreamBody) {
-    let (sender, receiver) = mpsc::channel(1);
-    (sender, BoxBody::new(StreamBody::new(ReceiverStream::new(receiver))))
 }
 
 fn trailers(status: &'static str) -> HeaderMap {

@@ -11,7 +11,7 @@ use http::{
 use tonic::{Status, body::Body};
 use tower::{BoxError, service_fn, util::BoxCloneSyncService};
 
-use super::{Head, Pool, SendError};
+use super::{Answer, Head, Pool, SendError};
 use crate::{
     source::{Endpoint, causes::chain},
     types::ClientKey,
@@ -28,16 +28,21 @@ impl Pool {
     }
 
     async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let unavailable = |text: String| Status::unavailable(text);
-        let (head, mut body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let head = Head { method: &head.method, path: &path, headers: &head.headers };
+        self.send(head, body).await.map(|answer| answer.map(Body::new))
+    }
+
+    /// Sends a call of the relay's own, and waits for the head of the answer. Cancel safe.
+    pub(super) async fn send(&self, head: Head<'_>, mut body: Body) -> Result<Response<Answer>, Status> {
+        let unavailable = |text: String| Status::unavailable(text);
         // A connection that turns out to be closed says nothing about the member.
         let mut again = true;
         loop {
             let place = self.place(ClientKey::RELAY).await.map_err(|error| unavailable(error.to_string()))?;
-            let head = Head { method: &head.method, path: &path, headers: &head.headers };
             match place.send(head, body).await {
-                Ok(response) => return Ok(response.map(Body::new)),
+                Ok(response) => return Ok(response),
                 Err(SendError::Unsent(unsent, _)) if std::mem::take(&mut again) => body = unsent,
                 Err(SendError::Unsent(_, error)) => return Err(unavailable(error.to_string())),
                 Err(SendError::Broken(error)) => return Err(unavailable(chain(&error))),

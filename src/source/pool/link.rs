@@ -1,5 +1,5 @@
 //! [`open`]: one HTTP/2 connection to one member, ready for calls. Short calls have our own client, which is made for
-//! many of them; all others have hyper's.
+//! many of them; all others have hyper's (`Kind`).
 //!
 //! Not here: when one is needed and who may use it, see `pool`. Always holds: a connection is returned only after the
 //! member has reported how many calls it accepts at once, so no caller counts on more.
@@ -44,6 +44,15 @@ use crate::{
 /// accept.
 const MAX_HEADERS: u32 = 16 << 20;
 
+/// The calls of a connection, which decide whose client makes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) enum Kind {
+    /// Nearly all of them end soon. A stream works too, but its request moves only while somebody waits for its answer.
+    Short,
+    /// Streams, or large answers.
+    Streams,
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub(in crate::source) struct Settings {
@@ -52,7 +61,7 @@ pub(in crate::source) struct Settings {
     pub(in crate::source) keepalive: Option<Keepalive>,
     /// The most bytes of one call's answer that may be under way.
     pub(in crate::source) stream_window: NonZeroU32,
-    /// The same for all answers of a connection together.
+    /// The same for all answers of a connection together. On a connection for short calls it is always [`WIDE`].
     pub(in crate::source) connection_window: NonZeroU32,
 }
 
@@ -123,13 +132,18 @@ impl StreamLimit {
 }
 
 /// Connects and waits for the member's settings. Cancel safe: a dropped attempt leaves nothing behind.
-pub(super) async fn open(endpoint: &Endpoint, settings: &Settings, lane: names::Lane) -> Result<Opened, LinkError> {
+pub(super) async fn open(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    lane: names::Lane,
+    kind: Kind,
+) -> Result<Opened, LinkError> {
     let attempt = async {
         let failed = |cause: io::Error| LinkError::Connect { endpoint: endpoint.clone(), cause: Arc::new(cause) };
         let stream = settings.dialler.dial(endpoint, Speaks::Http2).await.map_err(failed)?;
-        match lane {
-            names::Lane::Calls => greet_calls(stream, endpoint, settings, lane).await,
-            _ => greet(stream, endpoint, settings, lane).await,
+        match kind {
+            Kind::Short => greet_calls(stream, endpoint, settings, lane).await,
+            Kind::Streams => greet(stream, endpoint, settings, lane).await,
         }
     };
     match tokio::time::timeout(settings.connect_timeout, attempt).await {
