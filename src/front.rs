@@ -14,6 +14,7 @@ pub mod http;
 pub mod inspect;
 pub mod lainlet;
 pub mod listen;
+pub mod order;
 mod pieces;
 pub mod session;
 pub mod signal;

@@ -37,7 +37,7 @@ mod turn;
 mod wake;
 
 pub use self::{
-    body::Body,
+    body::{Arrivals, Body},
     connection::{Connection, Ended},
     limits::{Keepalive, Limits, Refused},
 };

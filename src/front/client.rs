@@ -15,7 +15,7 @@ use std::{
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use tracing::field::{DisplayValue, display};
 
-use super::listen::{ClientAddr, ClientCertificate, ConnectionId};
+use super::listen::{ClientAddr, ClientCertificate, Connected, ConnectionId};
 use crate::{tls, types::ClientKey};
 
 /// A client; see the module. Cheap to clone.
@@ -46,7 +46,7 @@ impl Client {
     pub fn of(headers: &HeaderMap, extensions: &Extensions) -> Self {
         Self {
             addr: extensions.get().map(|ClientAddr(peer)| peer.ip().to_canonical()),
-            connection: extensions.get().copied(),
+            connection: extensions.get::<Connected>().map(|connected| connected.id),
             certificate: extensions.get().map(|ClientCertificate(names)| names.clone()),
             credentials: Credentials::of(headers),
         }
@@ -144,11 +144,12 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+    use crate::front::order::Order;
 
     fn client(addr: &str, connection: u64, token: Option<&'static str>) -> Client {
         let mut extensions = Extensions::new();
         extensions.insert(ClientAddr(addr.parse::<SocketAddr>().expect("an address")));
-        extensions.insert(ConnectionId(connection));
+        extensions.insert(Connected { id: ConnectionId(connection), order: Order::new() });
         let mut headers = HeaderMap::new();
         headers.extend(token.map(|token| (HeaderName::from_static("token"), HeaderValue::from_static(token))));
         Client::of(&headers, &extensions)

@@ -46,7 +46,8 @@ use self::{
 use super::{
     body::{BoxError, PortBody, RequestBody},
     client::Client,
-    grpc::{GrpcService, Local, mark_client},
+    grpc::{GrpcService, Local, WATCH, mark_client},
+    order,
 };
 use crate::{
     hub::room::Room,
@@ -156,6 +157,9 @@ impl Gateway {
     ) -> Response<PortBody<L::Body>> {
         let mut counted = Counted::new(call.path);
         let (mut parts, mut body) = request.into_parts();
+        if call.path == WATCH {
+            body = order::note_ahead(&mut parts.extensions, body);
+        }
         if overridden(&parts.headers).is_some() {
             // As in Go: looking for a form field consumes the body.
             body = RequestBody::Made(Body::empty());
@@ -267,6 +271,9 @@ async fn ask<L: Local>(
         return local.call(request).await.map(PortBody::Local);
     }
     request.extensions_mut().remove::<Lines>();
+    if order::writes(request.uri().path()) {
+        order::hold_whole(request.extensions()).await;
+    }
     mark_client(request.extensions_mut());
     let Ok(response) = forward.oneshot(request.map(Body::new)).await;
     response.map(PortBody::Plain)

@@ -38,7 +38,7 @@ pub use self::{
     watch_body::WatchBody,
 };
 pub(super) use self::{
-    etcd::Listed,
+    etcd::{Listed, WATCH},
     range::{Found, find},
 };
 pub(super) use self::{reply::spell, service::mark_client};

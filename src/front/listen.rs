@@ -49,7 +49,7 @@ pub use self::{
     serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{batch::Batcher, http2, telemetry::names, tls, types::ClientKey};
+use crate::{batch::Batcher, front::order::Order, http2, telemetry::names, tls, types::ClientKey};
 
 /// An address that a port listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +158,15 @@ impl ClientAddr {
     pub fn key(self) -> ClientKey {
         ClientKey::from(self.0.ip())
     }
+}
+
+/// The connection of a request, in the request's extensions.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    /// Its number.
+    pub id: ConnectionId,
+    /// The order of its watches and writes.
+    pub order: Arc<Order>,
 }
 
 /// The names in a client's certificate, in the extensions of each request of a client that had to present one.

@@ -16,7 +16,7 @@ mod permission;
 mod step;
 mod waiting;
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
 use metrics::counter;
@@ -32,11 +32,13 @@ use self::{
 use super::{
     access::{Access, WireRange},
     client::Client,
+    order::Arrivals,
 };
 use crate::{
     hub::{
         Answered, Beat, Feed, FeedKind, FeedState, Hub, Mark, NoFeed, Pace, ProgressAnswer, Shares, StreamEnd,
-        Subscribe, SubscribeError, WatchStream, upstream::Agreement,
+        Subscribe, SubscribeError, WatchStream,
+        upstream::{Agreement, Confirmed as Answer},
     },
     pb::etcdserverpb::WatchRequest,
     telemetry::names::{self, Refusal},
@@ -93,6 +95,10 @@ pub struct Session {
     /// The same, if the last question about it was answered.
     confirmed: Option<Confirmed>,
     waiting: Waiting,
+    /// What has arrived of the requests, if writes of the connection wait for their creates.
+    arrivals: Option<Arrivals>,
+    /// How far they were read, as `arrivals` counts.
+    read_to: u64,
 }
 
 /// Requests that arrived together, and what came after them.
@@ -102,6 +108,8 @@ struct Batch {
     bytes: usize,
     /// The end of the requests: the client has no more, or the reason why they ended early.
     end: Option<Result<(), StreamEnd>>,
+    /// How far the requests were read, as [`Arrivals`] counts.
+    read_to: u64,
 }
 
 /// The ticks of a stream's progress timer.
@@ -143,11 +151,19 @@ impl Sessions {
             current: self.hub.header().at(Revision::ZERO),
             confirmed: None,
             waiting: Waiting::default(),
+            arrivals: None,
+            read_to: 0,
         }
     }
 }
 
 impl Session {
+    /// The same session; writes of the connection wait for its creates, if there are `arrivals`.
+    #[must_use]
+    pub fn keeping(self, arrivals: Option<Arrivals>) -> Self {
+        Self { arrivals, ..self }
+    }
+
     /// The stream of its answers and events.
     #[must_use]
     pub fn stream(&self) -> &Arc<WatchStream> {
@@ -169,7 +185,11 @@ impl Session {
             let (client, connection) = self.permission.client.named();
             tracing::debug!(client, connection, "Watch stream opened");
             // Both run concurrently, so a client that delays its requests does not delay the check of its watches.
-            let both = async { tokio::join!(self.serve(&mut requests), permission.keep()) };
+            let serve = async {
+                self.serve(&mut requests).await;
+                self.arrivals = None;
+            };
+            let both = async { tokio::join!(serve, permission.keep()) };
             let both = pin!(AssertUnwindSafe(both).catch_unwind());
             // A client must not wait for a task that is gone: a panic ends the stream with an error.
             if let Some(Err(_)) = stream.gone().run_until_cancelled(both).await {
@@ -211,7 +231,8 @@ impl Session {
                         None => return self.stream.end(StreamEnd::Stopping, true),
                     }
                 }
-                batch = read(requests, &self.stream), if !half_closed && self.waiting.has_room() => {
+                batch = read(requests, &self.stream, self.arrivals.as_ref()), if !half_closed && self.waiting.has_room() => {
+                    self.read_to = batch.read_to;
                     // The client repeats elsewhere what is not executed when the relay stops.
                     let act = Box::pin(self.act(batch.requests));
                     match stop.run_until_cancelled(act).await {
@@ -239,7 +260,16 @@ impl Session {
             .filter_map(|request| request.request_union)
             .map(|request| Wanted { step: step(request), until, first: None })
             .collect();
-        self.act_on(wanted).await
+        let is_open = self.act_on(wanted).await;
+        self.let_writes_go();
+        is_open
+    }
+
+    /// It is known where the watches begin whose creates were read, or they begin at a revision that the client named.
+    fn let_writes_go(&self) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.clear(self.read_to);
+        }
     }
 
     /// Handles the first waiting create, whose snapshot is there or which has waited long enough. Returns false if the
@@ -253,6 +283,9 @@ impl Session {
         if wanted.is_empty() {
             return true;
         }
+        if !wanted.iter().any(Wanted::begins_now) {
+            self.let_writes_go();
+        }
         let Some(wanted) = self.authorized(wanted).await else { return false };
         let starts: BTreeSet<Revision> = wanted
             .iter()
@@ -263,17 +296,28 @@ impl Session {
             .filter(|start| *start > Revision::ZERO)
             .collect();
         let mut feeds = self.stream.feeds();
+        let mut all_tell = true;
         for wanted in &wanted {
             if let Step::Create(_, subscribe) = &wanted.step
                 && let Ok(feed) = self.shared.hub.feed(&subscribe.range, self.stream.client())
-                && !feeds.iter().any(|known| Arc::ptr_eq(known, &feed))
             {
-                feeds.push(feed);
+                all_tell &= !wanted.begins_now() || can_tell(&feed);
+                if !feeds.iter().any(|known| Arc::ptr_eq(known, &feed)) {
+                    feeds.push(feed);
+                }
             }
         }
         let off = self.permission.access.is_off();
         let asked = marked(feeds);
-        let some_compacted = self.reach_current(&asked, starts.first().copied()).await;
+        let confirmed = self.confirm(starts.first().copied()).await;
+        let some_compacted = confirmed.as_ref().is_some_and(|confirmed| confirmed.compacted);
+        if let Some(confirmed) = &confirmed {
+            if all_tell {
+                // What happens until the watches are created is shown to them.
+                self.let_writes_go();
+            }
+            reach(&asked, &confirmed.header).await;
+        }
         let wanted = if off && !self.permission.access.is_off() {
             // Authentication was enabled meanwhile.
             let Some(wanted) = self.authorized(wanted).await else { return false };
@@ -339,9 +383,9 @@ impl Session {
         }
     }
 
-    /// Asks for the current revision and waits, for a limited time, until the feeds have it. Returns whether `oldest` is
-    /// compacted.
-    async fn reach_current(&mut self, asked: &[Marked], oldest: Option<Revision>) -> bool {
+    /// Asks for the current revision and whether `oldest` is compacted. `None` if there is no answer within a limited
+    /// time.
+    async fn confirm(&mut self, oldest: Option<Revision>) -> Option<Answer> {
         let known = self.shared.hub.header().newest();
         let confirm = self.shared.hub.confirmer().confirm(oldest);
         self.confirmed = None;
@@ -353,7 +397,7 @@ impl Session {
             // A cluster that is back after a long time may have enabled authentication, which its answer shows.
             () = no_agreement(&mut agreement), if !self.permission.access.is_unheard() => {
                 tracing::debug!("Watch requests are served without the current revision: no member knows it now");
-                return false;
+                return None;
             }
         };
         let confirmed = match confirmed {
@@ -361,11 +405,11 @@ impl Session {
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Watch requests are served without the current revision");
                 self.permission.access.failed(&error);
-                return false;
+                return None;
             }
             Err(_) => {
                 tracing::debug!("Watch requests are served without the current revision: no answer in time");
-                return false;
+                return None;
             }
         };
         self.permission.access.heard();
@@ -373,14 +417,7 @@ impl Session {
         // If it has begun again meanwhile, the answer may be from before that.
         let cluster = if known.id() == confirmed.header.cluster_id { known } else { self.shared.hub.header().newest() };
         self.confirmed = Some(Confirmed { cluster, revision: confirmed.header.revision });
-        // A feed of another cluster does not serve until it has restarted; creates wait for that.
-        let waits = asked.iter().map(|(feed, mark)| feed.reach(*mark, &confirmed.header, CURRENT_PATIENCE));
-        for waited in join_all(waits).await {
-            if let Err(error) = waited {
-                tracing::debug!(%error, "Watch requests are served from an older revision than the current one");
-            }
-        }
-        confirmed.compacted
+        Some(confirmed)
     }
 
     /// Which of `starts` are compacted at etcd. They are checked together, which needs few questions.
@@ -496,9 +533,10 @@ impl Session {
             if self.stream.answer_progress() != ProgressAnswer::Later || Instant::now() >= until {
                 return;
             }
-            self.reach_current(&marked(self.stream.feeds()), None).await;
-            if self.confirmed.is_none() {
-                level(&self.stream.feeds()).await;
+            let asked = marked(self.stream.feeds());
+            match self.confirm(None).await {
+                Some(confirmed) => reach(&asked, &confirmed.header).await,
+                None => level(&self.stream.feeds()).await,
             }
         }
     }
@@ -573,6 +611,17 @@ fn marked(feeds: Vec<Arc<Feed>>) -> Vec<Marked> {
     feeds.into_iter().filter(|feed| feed.is_serving()).map(|feed| (feed.clone(), feed.mark())).collect()
 }
 
+/// Waits, for a limited time, until the feeds have the revision that upstream named.
+async fn reach(asked: &[Marked], current: &Header) {
+    // A feed of another cluster does not serve until it has restarted; creates wait for that.
+    let waits = asked.iter().map(|(feed, mark)| feed.reach(*mark, current, CURRENT_PATIENCE));
+    for waited in join_all(waits).await {
+        if let Err(error) = waited {
+            tracing::debug!(%error, "Watch requests are served from an older revision than the current one");
+        }
+    }
+}
+
 /// Waits until the feeds have the newest revision among them, for when the current one is unknown.
 async fn level(feeds: &[Arc<Feed>]) {
     let newest = feeds.iter().map(|feed| feed.revision()).max().unwrap_or_default();
@@ -584,16 +633,28 @@ async fn level(feeds: &[Arc<Feed>]) {
 async fn read(
     requests: &mut (impl Stream<Item = Result<WatchRequest, StreamEnd>> + Unpin),
     stream: &WatchStream,
+    arrivals: Option<&Arrivals>,
 ) -> Batch {
     stream.wait_room().await;
     let mut batch = Batch::default();
-    batch.add(requests.next().await);
+    let first = poll_fn(|cx| {
+        let next = requests.poll_next_unpin(cx);
+        if next.is_pending()
+            && let Some(arrivals) = arrivals
+        {
+            // What has arrived contains no complete request.
+            arrivals.clear(arrivals.decoded());
+        }
+        next
+    });
+    batch.add(first.await);
     while batch.has_room() {
         match requests.next().now_or_never() {
             Some(message) => batch.add(message),
             None => break,
         }
     }
+    batch.read_to = arrivals.map_or(0, Arrivals::decoded);
     batch
 }
 

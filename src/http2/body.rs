@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -50,6 +51,13 @@ struct BodyState {
     /// The handler has dropped the body.
     dropped: bool,
     reader: Option<Waker>,
+    arrivals: Option<Arc<dyn Arrivals>>,
+}
+
+/// Is told of a body's data when the connection receives it, before anybody can read it. See [`Body::tell`].
+pub trait Arrivals: fmt::Debug + Send + Sync {
+    /// So many bytes have arrived. Called under the body's lock, so it must not use the body.
+    fn arrived(&self, bytes: usize);
 }
 
 /// Fills a [`Body`].
@@ -69,6 +77,25 @@ impl Body {
         let shared = Arc::new(BodyInner { state: Mutex::new(state), flag, report_from });
         (Feeder(shared.clone()), Self(Kind::Arriving(shared)))
     }
+
+    /// From now on, `arrivals` is told of this body's data in the connection's task, in the order in which frames of all
+    /// streams arrive. What has arrived already is told at once.
+    pub fn tell(&mut self, arrivals: Arc<dyn Arrivals>) {
+        match &mut self.0 {
+            Kind::Whole(data) => arrivals.arrived(data.len()),
+            Kind::Arriving(shared) => {
+                let mut state = shared.state.lock();
+                arrivals.arrived(state.data.iter().map(Bytes::len).sum());
+                state.arrivals = Some(arrivals);
+            }
+        }
+    }
+
+    /// Whether the request had arrived whole before its handler was called.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        matches!(self.0, Kind::Whole(_))
+    }
 }
 
 impl Feeder {
@@ -79,6 +106,9 @@ impl Feeder {
                 drop(state);
                 self.0.count_read(data.len());
                 return;
+            }
+            if let Some(arrivals) = &state.arrivals {
+                arrivals.arrived(data.len());
             }
             join(&mut state.data, data);
             state.reader.take()
@@ -225,6 +255,33 @@ mod tests {
         let wakes = WakeList::new(1000);
         let (feeder, body) = Body::arriving(wakes.flag(WakeSource::stream(0)), report_from, VecDeque::new());
         (wakes, feeder, body)
+    }
+
+    /// The bytes of each arrival.
+    #[derive(Debug, Default)]
+    struct Noted(Mutex<Vec<usize>>);
+
+    impl Arrivals for Noted {
+        fn arrived(&self, bytes: usize) {
+            self.0.lock().push(bytes);
+        }
+    }
+
+    #[test]
+    fn arrivals_are_told_when_they_come_and_not_when_they_are_read() {
+        let (_calls, feeder, mut body) = arriving(100);
+        let noted = Arc::new(Noted::default());
+        feeder.push(Bytes::from_static(b"one"));
+        feeder.push(Bytes::from_static(b"two"));
+        body.tell(noted.clone());
+        assert_eq!(*noted.0.lock(), [6], "what was there before");
+        feeder.push(Bytes::from_static(b"more"));
+        assert_eq!(*noted.0.lock(), [6, 4]);
+        drop(body);
+        feeder.push(Bytes::from_static(b"nobody reads this"));
+        assert_eq!(*noted.0.lock(), [6, 4]);
+        Body::whole(Bytes::from_static(b"whole")).tell(noted.clone());
+        assert_eq!(*noted.0.lock(), [6, 4, 5]);
     }
 
     fn was_woken(wakes: &WakeList) -> bool {

@@ -581,7 +581,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_WAITING, "Calls that wait until a connection to etcd has room for them, by what it is used for"),
     (
         FORWARDS_HELD,
-        "Forwarded calls that wait until an etcd member can be reached, and writes that wait for an election",
+        "Forwarded calls that wait until an etcd member can be reached, and writes that wait for an election, or until it is known where a watch begins that was created before them on their connection",
     ),
     (AUDIT_COMPLETED, "When the audit last finished with all feeds, in seconds since 1970; 0 before that"),
     (FEED_LAG_REVISIONS, "Revisions of the store by which the slowest feed is behind etcd"),

@@ -9,6 +9,7 @@ mod big_values;
 mod elections;
 mod history;
 mod members;
+mod order;
 mod outage;
 mod quorum;
 mod replaced;

@@ -44,6 +44,7 @@ use crate::{
         client::Client,
         gateway::Lines,
         listen::{self, ConnectionId},
+        order,
         session::Sessions,
     },
     hub::{StreamEnd, WatchStats, WatchStream, WatchStreamStats},
@@ -54,7 +55,7 @@ use crate::{
 /// Buffer of a stream for its requests, in bytes. A request has about fifty.
 const REQUEST_BUFFER: usize = 256;
 
-const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub(in crate::front) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
@@ -128,8 +129,10 @@ impl EtcdApi {
         let body = WatchBody::new(session.stream().clone(), lines.clone(), listed);
         let buffer = BufferSettings::new(REQUEST_BUFFER, usize::MAX);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffer);
-        let requests = Streaming::new_request(decoder, Body::new(request.into_body()), None, Some(MAX_REQUEST));
-        shared.tasks.spawn(session.run(requests.map_err(|status| ended_by(&status))));
+        let (mut parts, incoming) = request.into_parts();
+        let (arrivals, incoming) = order::note(&mut parts.extensions, incoming);
+        let requests = Streaming::new_request(decoder, Body::new(incoming), None, Some(MAX_REQUEST));
+        shared.tasks.spawn(session.keeping(arrivals).run(requests.map_err(|status| ended_by(&status))));
         let mut response = respond(EtcdBody::Watch(body));
         if let Some(lines) = lines {
             // Tells the gateway that the body consists of lines.
@@ -171,7 +174,12 @@ impl EtcdApi {
             Ok(body)
         });
         match checked {
-            Ok(body) => self.forward(parts, body).await,
+            Ok(body) => {
+                if order::writes(parts.uri.path()) && guard::may_write(&body) {
+                    order::hold_whole(&parts.extensions).await;
+                }
+                self.forward(parts, body).await
+            }
             Err(status) => refuse(&status).map(EtcdBody::Reply),
         }
     }

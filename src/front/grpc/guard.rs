@@ -69,6 +69,17 @@ pub(super) fn check(path: &str, headers: &HeaderMap, body: &[u8]) -> Result<(), 
     }
 }
 
+/// Whether a `Txn` can change anything, in one of its branches.
+pub(super) fn may_write(body: &[u8]) -> bool {
+    let Some(message) = first_message(body) else { return true };
+    let reads = |operation: &[u8]| Fields(operation).all(|field| matches!(field, Ok((1, Value::Bytes(_)))));
+    !Fields(message).all(|field| match field {
+        Ok((2 | 3, Value::Bytes(operation))) => reads(operation),
+        Ok(_) => true,
+        Err(_) => false,
+    })
+}
+
 fn first_message(body: &[u8]) -> Option<&[u8]> {
     let (prefix, rest) = body.split_at_checked(PREFIX)?;
     let len = u32::from_be_bytes(prefix[1..].try_into().ok()?) as usize;

@@ -28,7 +28,7 @@ use crate::{
     front::{
         access::{Access, Auth, WireRange},
         client::Client,
-        listen::{ClientAddr, ConnectionId},
+        listen::{ClientAddr, Connected},
     },
     hub::{Asker, Feed, Hub, Listing, RangeQuery, RangeReply, ReadError, SortOrder, SortTarget, WaitError},
     pb::etcdserverpb::{RangeRequest, range_request},
@@ -167,7 +167,7 @@ impl Origin<'_> {
     fn asker(self) -> Asker {
         let extensions = &self.parts.extensions;
         let client = extensions.get::<ClientAddr>().map_or(ClientKey::RELAY, |addr| addr.key());
-        Asker { client, connection: extensions.get::<ConnectionId>().map_or(0, |id| id.0) }
+        Asker { client, connection: extensions.get::<Connected>().map_or(0, |connected| connected.id.0) }
     }
 }
 

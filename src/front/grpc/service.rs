@@ -12,6 +12,7 @@ use crate::front::{
     body::{BoxError, PortBody, RequestBody},
     gateway::Gateway,
     listen::ClientAddr,
+    order,
 };
 
 /// A gRPC service that is addressed by path only.
@@ -82,6 +83,14 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
         // So are most others forwarded.
         if is_call(&request) && !is_special(request.uri().path()) {
             let forward = self.forward.clone();
+            if let Some(order) = order::ahead_of(&request) {
+                return Box::pin(async move {
+                    let mut request = order::hold(order, request).await.map(Body::new);
+                    mark_client(request.extensions_mut());
+                    let Ok(response) = forward.oneshot(request).await;
+                    Ok(response.map(PortBody::Plain))
+                });
+            }
             let mut request = request.map(Body::new);
             mark_client(request.extensions_mut());
             return Box::pin(forward.oneshot(request).map_ok(|response| response.map(PortBody::Plain)));

@@ -33,7 +33,7 @@ const MOST_AGENT: usize = 128;
 /// Longest path of a lasting answer that is kept, in bytes.
 const MOST_REQUEST: usize = 256;
 
-/// The number of a connection in this process, never used twice. It is in the extensions of each request.
+/// The number of a connection in this process, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 

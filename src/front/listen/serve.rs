@@ -34,9 +34,9 @@ use tokio_util::{
 };
 
 use super::{
-    ClientAddr, ClientCertificate, PortConfig,
+    ClientAddr, ClientCertificate, Connected, PortConfig,
     clients::Clients,
-    connections::{ConnectionId, Connections, Known, Listed, Spoken},
+    connections::{Connections, Known, Listed, Spoken},
     lasting::{self, Takeover},
     mistaken::{self, WANTS_NO_TLS},
     pacing::Pacing,
@@ -47,6 +47,7 @@ use crate::{
     batch,
     front::{
         body::{BoxError, RequestBody},
+        order::Order,
         signal::{Listener, Signal},
     },
     http2,
@@ -115,7 +116,7 @@ pub struct Server<S> {
 
 impl<S> Server<S> {
     /// A server without connections. `service` is cloned for each connection. Its requests carry [`ClientAddr`],
-    /// [`ConnectionId`] and the token for [`super::leave`] as extensions, and [`ClientCertificate`] if there is one.
+    /// [`Connected`] and the token for [`super::leave`] as extensions, and [`ClientCertificate`] if there is one.
     /// `connections` lists those of all ports.
     ///
     /// # Panics
@@ -197,11 +198,13 @@ impl<S> Server<S> {
             let leave = place.token().clone();
             let connection = async {
                 let opened = accept.run_until_cancelled(opening).await.flatten()?;
-                let (id, known) = (listed.id, listed.known.clone());
+                let connected = Connected { id: listed.id, order: Order::new() };
+                let known = listed.known.clone();
                 if let Some(certificate) = &opened.certificate {
                     known.showed(certificate);
                 }
-                let origin = Origin { peer, id, known, certificate: opened.certificate.map(ClientCertificate), leave };
+                let certificate = opened.certificate.map(ClientCertificate);
+                let origin = Origin { peer, connected, known, certificate, leave };
                 let (next, listed) = connection(opened.stream, origin, listed, &service, &config, &accept).await?;
                 Some((next, listed, opened.switch))
             };
@@ -291,7 +294,7 @@ impl Future for Word {
 #[derive(Clone)]
 struct Origin {
     peer: SocketAddr,
-    id: ConnectionId,
+    connected: Connected,
     known: Arc<Known>,
     certificate: Option<ClientCertificate>,
     /// Cancelled when the connection is asked to leave.
@@ -303,7 +306,7 @@ impl Origin {
         self.known.asked(request.headers());
         let extensions = request.extensions_mut();
         extensions.insert(ClientAddr(self.peer));
-        extensions.insert(self.id);
+        extensions.insert(self.connected.clone());
         extensions.insert(self.leave.clone());
         if let Some(certificate) = &self.certificate {
             extensions.insert(certificate.clone());

@@ -19,7 +19,11 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::{
-    front::access::LIMIT,
+    front::{
+        access::LIMIT,
+        listen::{Connected, ConnectionId},
+        order::{self, Order},
+    },
     hub::{
         Delivery, Drained, FeedState, KeyMap, OutboxLimits, Reset, testing,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest as UpstreamRequest},
@@ -151,6 +155,23 @@ impl Client {
         let session = sessions.open(client(), wants, sessions.stop.clone());
         let stream = session.stream().clone();
         Self { requests, stream, session: tokio::spawn(session.run(ReceiverStream::new(incoming))) }
+    }
+
+    /// A client whose first request has arrived, and the extensions of a write that arrives on its connection next.
+    fn with_writes(sessions: &Sessions) -> (Self, http::Extensions) {
+        let (requests, incoming) = mpsc::channel(10);
+        let session = sessions.open(client(), false, sessions.stop.clone());
+        let stream = session.stream().clone();
+        let order = Order::new();
+        let session = session.keeping(Some(Arrivals::of_something(&order)));
+        let mut extensions = http::Extensions::new();
+        extensions.insert(Connected { id: ConnectionId(1), order });
+        let session = tokio::spawn(async move {
+            let mut incoming = ReceiverStream::new(incoming);
+            let first = incoming.next().await.into_iter();
+            session.run(futures_util::stream::iter(first).chain(incoming)).await;
+        });
+        (Self { requests, stream, session }, extensions)
     }
 
     fn send(&self, request: RequestUnion) {
@@ -614,4 +635,81 @@ async fn a_client_has_so_many_watches_over_all_its_streams_and_room_again_whatev
     one.create(0, "/a/6");
     one.create(0, "/a/7");
     assert_eq!(one.hears().await, ["created 1", "created 2", "refused"]);
+}
+
+/// Whether a write would wait.
+async fn is_held(write: &http::Extensions) -> bool {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    order::hold_whole(write).now_or_never().is_none()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_waits_until_it_is_known_where_a_create_begins() {
+    let upstream = AtFive::that_answers(0);
+    let (sessions, _) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let feed = sessions.hub.running(&KeyRange::prefix("/a/".into())).expect("it serves");
+    feed.follows(true, None);
+    let (client, write) = Client::with_writes(&sessions);
+    assert!(is_held(&write).await, "nobody has looked at the request yet");
+    client.create(0, "/a/1");
+    assert!(is_held(&write).await);
+    upstream.lets.add_permits(1);
+    assert!(!is_held(&write).await, "although the feed has not reached the revision yet");
+    assert_eq!(client.hears().await, Vec::<String>::new());
+
+    let (client, write) = Client::with_writes(&sessions);
+    client.create(0, "/slow/1");
+    assert!(is_held(&write).await);
+    upstream.lets.add_permits(1);
+    assert!(!is_held(&write).await, "although the feed has no snapshot yet");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_does_not_wait_longer_than_a_create_that_nobody_confirms() {
+    let upstream = AtFive::that_answers(0);
+    let (sessions, _) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let (client, write) = Client::with_writes(&sessions);
+    client.create(0, "/a/1");
+    assert!(is_held(&write).await);
+    order::hold_whole(&write).await;
+    assert_eq!(drain(&client.stream), ["created 0"], "the write follows the create");
+
+    let (client, write) = Client::with_writes(&sessions);
+    client.create(0, "/a/1");
+    assert!(is_held(&write).await);
+    upstream.agreement.send_replace(Agreement::Leaderless);
+    order::hold_whole(&write).await;
+    assert_eq!(drain(&client.stream), ["created 0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_does_not_wait_for_watches_that_name_their_start_nor_for_other_requests() {
+    let upstream = AtFive::that_answers(0);
+    let (sessions, _) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
+    let from = WatchCreateRequest { key: "/a/1".into(), start_revision: 3, ..Default::default() };
+    for request in [
+        RequestUnion::CreateRequest(from),
+        RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 7 }),
+        RequestUnion::ProgressRequest(WatchProgressRequest {}),
+    ] {
+        let (client, write) = Client::with_writes(&sessions);
+        client.send(request);
+        assert!(!is_held(&write).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_goes_on_when_the_create_is_refused_or_its_session_ends() {
+    let etcd = Etcd::default();
+    etcd.now(Says::Denied);
+    let hub = testing::hub_over(AtFive::that_answers(0), LIMITS);
+    let (sessions, _) = sessions_of(hub, Duration::from_secs(600), &etcd).await;
+    let (client, write) = Client::with_writes(&sessions);
+    client.create(0, "/a/1");
+    order::hold_whole(&write).await;
+
+    let (client, write) = Client::with_writes(&sessions);
+    assert!(is_held(&write).await);
+    drop(client);
+    assert!(!is_held(&write).await);
 }

@@ -36,6 +36,13 @@ pub(super) struct Wanted {
     pub(super) first: Option<Confirmed>,
 }
 
+impl Wanted {
+    /// Whether it creates a watch that begins where the cluster is now.
+    pub(super) fn begins_now(&self) -> bool {
+        matches!(&self.step, Step::Create(_, subscribe) if subscribe.start_revision == Revision::ZERO)
+    }
+}
+
 /// The revision that a cluster confirmed as its current one.
 #[derive(Clone, Debug)]
 pub(super) struct Confirmed {

@@ -130,6 +130,18 @@ fn a_put_that_keeps_what_was_deleted_before_it_is_refused() {
 }
 
 #[test]
+fn a_transaction_that_only_reads_is_told_from_one_that_may_write() {
+    let get = || op(Request::RequestRange(sorted(0)));
+    let writes = |success: Vec<RequestOp>, failure: Vec<RequestOp>| {
+        may_write(&framed(&TxnRequest { success, failure, ..Default::default() }.encode_to_vec()))
+    };
+    assert!(!writes(vec![], vec![]) && !writes(vec![get(), get()], vec![get()]));
+    assert!(writes(vec![get(), put("k")], vec![]) && writes(vec![], vec![get(), delete("k", "")]));
+    assert!(writes(vec![nested(vec![put("k")])], vec![]));
+    assert!(may_write(b"not a message") && may_write(&framed(&[0xff])), "what cannot be read may write");
+}
+
+#[test]
 fn unknown_alarms_and_actions_are_refused() {
     let alarm = |action, alarm| checked(ALARM, &AlarmRequest { action, alarm, member_id: 1 }.encode_to_vec());
     for (action, kind) in [(0, 0), (1, 1), (2, 1), (1, 2), (2, 2)] {
