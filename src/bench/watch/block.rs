@@ -2,12 +2,10 @@
 //!
 //! The connection is in `sse`, and whether the events are those of the run is checked in `check`. Always holds: each
 //! block is read in full. All streams of a range get the same text, so a thread keeps what it has read, and a text that
-//! is equal to a kept one is only compared with it. That costs a tenth of reading it as JSON.
-
-use std::hash::BuildHasher as _;
+//! is equal to a kept one is only compared with it, which takes less time than reading it as JSON.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use hashbrown::DefaultHashBuilder;
+use hashbrown::HashMap;
 use serde::Deserialize;
 
 use crate::bench::{
@@ -15,9 +13,9 @@ use crate::bench::{
     plan::Plan,
 };
 
-/// Blocks that a thread keeps, and the largest of them: 16 MiB together.
-const KEPT: usize = 1024;
-const KEPT_BYTES: usize = 16 << 10;
+/// Bytes of text that a thread keeps. When there are more, it forgets all of them, and reads those that still come once
+/// more: connections that are far apart need many, and old ones are never needed again.
+const KEPT_BYTES: usize = 32 << 20;
 /// Bytes of a text that are shown in an error.
 const SHOWN: usize = 200;
 
@@ -44,8 +42,8 @@ pub(super) struct Block {
 #[derive(Debug)]
 pub(super) struct Blocks {
     encoding: Encoding,
-    hasher: DefaultHashBuilder,
-    kept: Vec<Option<(Vec<u8>, Block)>>,
+    kept: HashMap<Box<[u8]>, Block>,
+    kept_bytes: usize,
 }
 
 /// The data of an event.
@@ -96,28 +94,22 @@ impl Change {
 
 impl Blocks {
     pub(super) fn new(encoding: Encoding) -> Self {
-        Self { encoding, hasher: DefaultHashBuilder::default(), kept: Vec::new() }
+        Self { encoding, kept: HashMap::new(), kept_bytes: 0 }
     }
 
     /// Reads a block. The text ends before the empty line.
     pub(super) fn read(&mut self, plan: &Plan, text: &[u8]) -> Result<Block, Wrong> {
-        if text.len() > KEPT_BYTES {
-            return block(plan, self.encoding, text);
-        }
-        self.kept.resize_with(KEPT, || None);
-        let place = self.hasher.hash_one(text) % KEPT as u64;
-        let kept = &mut self.kept[place as usize];
-        if let Some((same, block)) = kept
-            && same == text
-        {
+        if let Some(block) = self.kept.get(text) {
             return Ok(*block);
         }
-        let read = block(plan, self.encoding, text)?;
-        let (mut before, _) = kept.take().unwrap_or_default();
-        before.clear();
-        before.extend_from_slice(text);
-        *kept = Some((before, read));
-        Ok(read)
+        let block = block(plan, self.encoding, text)?;
+        self.kept_bytes += text.len();
+        if self.kept_bytes > KEPT_BYTES {
+            self.kept.clear();
+            self.kept_bytes = text.len();
+        }
+        self.kept.insert(text.into(), block);
+        Ok(block)
     }
 }
 
@@ -228,7 +220,7 @@ mod tests {
     fn a_text_that_differs_is_not_taken_for_a_kept_one() {
         let plan = plan(Encoding::Text);
         let mut blocks = Blocks::new(Encoding::Text);
-        let texts: Vec<String> = (0..3 * KEPT as u64).map(|n| put(&plan, Encoding::Text, n, 1001 + n as i64)).collect();
+        let texts: Vec<String> = (0..100).map(|n| put(&plan, Encoding::Text, n, 1001 + n as i64)).collect();
         for _ in 0..2 {
             for (number, text) in texts.iter().enumerate() {
                 let read = blocks.read(&plan, text.as_bytes()).expect("it is right").put.expect("a put");
@@ -238,7 +230,20 @@ mod tests {
                 assert!(matches!(altered, Err(Wrong::Value { .. })), "{altered:?}");
             }
         }
-        assert_eq!(blocks.kept.len(), KEPT);
+        assert_eq!(blocks.kept.len(), texts.len(), "each text is kept once");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let plan = plan(Encoding::Text);
+        let mut blocks = Blocks::new(Encoding::Text);
+        let comment = "x".repeat(1 << 20);
+        for number in 0..100 {
+            blocks.read(&plan, format!(": {comment}\nid: {number}").as_bytes()).expect("a comment with an id");
+            let kept: usize = blocks.kept.keys().map(|text| text.len()).sum();
+            assert!(kept == blocks.kept_bytes && kept <= KEPT_BYTES, "{number}: {kept}");
+        }
+        assert!(blocks.kept.len() > 1);
     }
 
     #[test]
