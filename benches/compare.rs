@@ -49,8 +49,8 @@ struct Args {
     /// Cases to run, or curves. Default: all
     cases: Vec<String>,
 
-    /// Measure how cost and delay grow with connections, watches, keys, ranges, rate, value size and tiers, with a model.
-    /// It takes about half an hour
+    /// Measure how cost and delay grow with connections, watches, keys, ranges, rate, value size and tiers, with a
+    /// model. It takes about half an hour
     #[arg(long)]
     curves: bool,
 

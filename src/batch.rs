@@ -3,7 +3,8 @@
 //! A write to a thousand watchers is a thousand sends of some hundred bytes. Each costs a system call, and a turn of
 //! the connection's task between two system calls. With a batcher, the connections of a thread queue what they write
 //! (`socket`), and the thread sends it all at once (`lane`, `ring`). Ports use this; what is written is not known here.
-//! Always holds: a connection sees no difference but in time, and a batcher that cannot be used any more is only slower.
+//! Always holds: a connection sees no difference but in time, and a batcher that cannot be used any more is only
+//! slower.
 
 mod lane;
 mod ring;

@@ -6,8 +6,8 @@
 //! missing answer fails the run; a bad measurement does not.
 //!
 //! `wire` and `link` are a client that uses little CPU, because it shares the machine with the server. `plan` defines
-//! what is written, `writer` writes it, `check` and `listed` check the answers. The loads are `watch`, `range`,
-//! `put`, `leases`, `views` and `floor`; `handshakes` is for comparison with a storm of clients. `background` keeps such
+//! what is written, `writer` writes it, `check` and `listed` check the answers. The loads are `watch`, `range`, `put`,
+//! `leases`, `views` and `floor`; `handshakes` is for comparison with a storm of clients. `background` keeps such
 //! clients from slowing down what is measured. `report` prints the results.
 
 mod background;

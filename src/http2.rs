@@ -11,9 +11,9 @@
 //! and two futures that end the connection. So it can be fuzzed and simulated alone.
 //!
 //! Not here: the answers (the service), sockets and the checks before HTTP/2 begins (`front::listen`), and calls that
-//! stream in both directions, for which `source` uses hyper's client. Parts: `limits`, `frame` (the wire), `hpack` (compressed fields), `request` (the meaning of
-//! fields), `body` (of a request), `stream`, `streams`, `output`, `wake`, `turn`, `intake` (the effect of each frame),
-//! and `connection`, which is the task.
+//! stream in both directions, for which `source` uses hyper's client. Parts: `limits`, `frame` (the wire), `hpack`
+//! (compressed fields), `request` (the meaning of fields), `body` (of a request), `stream`, `streams`, `output`,
+//! `wake`, `turn`, `intake` (the effect of each frame), and `connection`, which is the task.
 //!
 //! Always holds:
 //! - memory that a peer can use is bounded: bodies by windows, fields by size, streams by number. Nothing is read from

@@ -1,10 +1,12 @@
-//! etcd-relay stands between an etcd v3 cluster and everything that watches it: one upstream watch per key prefix, fanned out.
+//! etcd-relay stands between an etcd v3 cluster and everything that watches it: one upstream watch per key prefix,
+//! fanned out.
 //!
 //! Layers, each using only those before it: [`types`] ← [`hub`] ← {[`source`], [`store`]} ← [`front`] ← [`relay`] ←
 //! `main`. [`telemetry`] may be used by all, [`tls`] by [`source`] and [`front`], [`latest`] by [`view`] and [`front`],
 //! [`http2`] by [`front`], [`fleet`] by [`front`] and [`relay`], and [`critical`] by everything that spawns tasks of
-//! the process, and [`service`] by [`relay`]. [`cli`] turns flags into a [`relay::RelayConfig`], and only `main` uses it. [`mod@bench`], [`top`] and
-//! [`health`] are separate programs that use none of these layers; the latter two query a relay by [`fetch`].
+//! the process, and [`service`] by [`relay`]. [`cli`] turns flags into a [`relay::RelayConfig`], and only `main` uses
+//! it. [`mod@bench`], [`top`] and [`health`] are separate programs that use none of these layers; the latter two query
+//! a relay by [`fetch`].
 
 pub mod batch;
 pub mod bench;

@@ -450,7 +450,8 @@ async fn keep_ready_metric(ready: ReadyBoard) {
 /// 6 % move to the other relays each second. It is less than the 30 s that Kubernetes gives a pod.
 pub const DRAIN_TIME: Duration = Duration::from_secs(25);
 
-/// What a service manager should wait beyond the drain time: tasks that are cut off take up to two seconds, and more on a busy machine.
+/// What a service manager should wait beyond the drain time: tasks that are cut off take up to two seconds, and more on
+/// a busy machine.
 const LAST_STEPS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! [`ServiceManager`]: notifications to systemd, or to any other manager with its notification protocol (sd_notify(3)).
 //!
-//! - `READY=1` once all ports accept connections. It does not wait for etcd, so a start never runs into a time limit. `STATUS` says what the relay
-//!   still waits for.
+//! - `READY=1` once all ports accept connections. It does not wait for etcd, so a start never runs into a time limit.
+//!   `STATUS` says what the relay still waits for.
 //! - `STOPPING=1` when the relay begins to stop, with `EXTEND_TIMEOUT_USEC` for as long as the drain may take.
-//! - `WATCHDOG=1`, if the manager requests it, after each check of the whole relay. The check runs on the threads that serve clients and takes the lock
-//!   of each feed, so the notifications end if threads or feeds are stuck.
+//! - `WATCHDOG=1`, if the manager requests it, after each check of the whole relay. The check runs on the threads that
+//!   serve clients and takes the lock of each feed, so the notifications end if threads or feeds are stuck.
 //!
 //! There is no `RELOADING=1`, because changed TLS files are read without a reload; see `tls::follow`.
 //!
-//! Not here: the environment variables that name the socket, which `cli` reads, and the text of the status, which `relay` writes. Called by `relay`.
-//! Always holds: nothing waits for the manager. A notification that its socket does not accept is sent again after the next check.
+//! Not here: the environment variables that name the socket, which `cli` reads, and the text of the status, which
+//! `relay` writes. Called by `relay`. Always holds: nothing waits for the manager. A notification that its socket does
+//! not accept is sent again after the next check.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -92,8 +93,8 @@ impl ServiceManager {
         Ok(Self { shared: Arc::new(Shared { socket, address, watchdog: config.watchdog, sent }) })
     }
 
-    /// Reports that all ports accept connections, and from then on the relay's status, until it is dropped. `check` examines the whole relay and
-    /// returns its status in one line.
+    /// Reports that all ports accept connections, and from then on the relay's status, until it is dropped. `check`
+    /// examines the whole relay and returns its status in one line.
     pub async fn report(self, check: impl Fn() -> String) {
         let period =
             self.shared.watchdog.map_or(CHECK_INTERVAL, |watchdog| CHECK_INTERVAL.min(watchdog / CHECKS_PER_WATCHDOG));
@@ -103,7 +104,8 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that the relay has begun to stop, which takes `most` at the most. From then on `STATUS` is about the drain.
+    /// Reports that the relay has begun to stop, which takes `most` at the most. From then on `STATUS` is about the
+    /// drain.
     pub fn stopping(&self, most: Duration) {
         let mut sent = self.shared.sent.lock();
         sent.is_stopping = true;
@@ -168,8 +170,8 @@ fn address(name: &OsStr) -> Result<SocketAddr, ServiceError> {
     }
 }
 
-/// Replaces control characters and cuts the text to `STATUS_MAX`. Prefixes and error texts come from others, and a line break in one of them would begin
-/// another assignment of the protocol.
+/// Replaces control characters and cuts the text to `STATUS_MAX`. Prefixes and error texts come from others, and a line
+/// break in one of them would begin another assignment of the protocol.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(STATUS_MAX));
     for char in text.chars() {
@@ -204,7 +206,8 @@ mod tests {
             Self { socket, _folder: folder, config: ServiceConfig { socket: path.into(), watchdog } }
         }
 
-        /// Fills the socket with messages. A sender has a limit of its own, which may be reached first, so there are several.
+        /// Fills the socket with messages. A sender has a limit of its own, which may be reached first, so there are
+        /// several.
         fn fill(&self, address: &SocketAddr) {
             loop {
                 let filler = UnixDatagram::unbound().expect("a socket");

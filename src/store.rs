@@ -1,4 +1,5 @@
-//! The embedded store: etcd's data model in the memory of this process, behind the same [`Upstream`] trait as etcd itself.
+//! The embedded store: etcd's data model in the memory of this process, behind the same [`Upstream`] trait as etcd
+//! itself.
 //!
 //! `demo` runs on it, tests that need no etcd run on it, and simulations compare the relay with it. It is not a
 //! database: nothing outlives the process, nothing is replicated, and old revisions are dropped when there are too

@@ -1,4 +1,5 @@
-//! TLS on both sides: for clients that connect to the relay ([`Server`]), and for the relay as a client of etcd ([`Client`]).
+//! TLS on both sides: for clients that connect to the relay ([`Server`]), and for the relay as a client of etcd
+//! ([`Client`]).
 //!
 //! Not here: sockets, and permissions. A port gets its streams from [`Server::handshake`], and the dialler upstream
 //! from [`Client::connect`]; neither knows rustls.

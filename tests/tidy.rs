@@ -1,8 +1,8 @@
 //! Checks what the compiler does not: layer edges, file headers, leftovers, file sizes, and the pages: their links, the
 //! flags and metrics that they name, and the parts that are made from the code (`make docs`).
 //!
-//! Not here: what the program does, see `tests/it`. Reads the sources as text, and asks the built program for its flags.
-//! Each test collects all findings before it fails, so that one run shows everything to fix.
+//! Not here: what the program does, see `tests/it`. Reads the sources as text, and asks the built program for its
+//! flags. Each test collects all findings before it fails, so that one run shows everything to fix.
 
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test says what it found and fails by panicking")]
 
@@ -506,8 +506,8 @@ fn module_of_hub(path: &Path) -> String {
     layer_of(&path.components().skip(1).collect::<PathBuf>())
 }
 
-/// The first segments of all paths from the hub's root, in a file below it: `super::…` where that is the root, `crate::hub::…` and
-/// `crate::{…, hub::…}`.
+/// The first segments of all paths from the hub's root, in a file below it: `super::…` where that is the root,
+/// `crate::hub::…` and `crate::{…, hub::…}`.
 fn used_in_hub(code: &str, path: &Path) -> BTreeSet<String> {
     let root = "super::".repeat(path.components().count() - 2);
     let mut used: BTreeSet<String> = paths_after(code, "crate::hub::").chain(paths_after(code, &root)).collect();

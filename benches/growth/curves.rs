@@ -1,8 +1,8 @@
 //! Which curves there are: their loads, the servers on them, and the figures that are drawn.
 //!
-//! Running them is in `measure`. Always holds: the rate of writes falls as what a write reaches grows, so that the server
-//! and the load generator together leave half of a machine with two cores free, and no curve measures a queue for the
-//! processor instead of the server.
+//! Running them is in `measure`. Always holds: the rate of writes falls as what a write reaches grows, so that the
+//! server and the load generator together leave half of a machine with two cores free, and no curve measures a queue
+//! for the processor instead of the server.
 
 use super::{
     data::{Load, Metric},
@@ -42,12 +42,12 @@ pub struct Server {
 
 /// Deliveries per second, if the load does not demand more.
 const DELIVERIES: f64 = 20_000.0;
-/// A load that grows beyond these at the same number of writes is for the relay alone: at some 10 µs a delivery, another
-/// server would take half of the machine.
+/// A load that grows beyond these at the same number of writes is for the relay alone: at some 10 µs a delivery,
+/// another server would take half of the machine.
 const DELIVERIES_OF_OTHERS: f64 = 40_000.0;
 const BYTES: u64 = 256;
-/// Writes a second, if the load does not demand more or less. Between two of them, even a busy machine delivers the first,
-/// so that no server saves work by delivering several together.
+/// Writes a second, if the load does not demand more or less. Between two of them, even a busy machine delivers the
+/// first, so that no server saves work by delivering several together.
 const RATE: f64 = 50.0;
 
 const RELAY: Server =

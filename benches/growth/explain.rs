@@ -1,7 +1,7 @@
 //! Writes the model down: its costs, its errors, and what they add up to for large machines and fleets.
 //!
-//! The calculation is in `model`. Always holds: every number of the text comes from the fit, so the text is right after a
-//! new measurement too.
+//! The calculation is in `model`. Always holds: every number of the text comes from the fit, so the text is right after
+//! a new measurement too.
 
 use std::fmt::Write as _;
 

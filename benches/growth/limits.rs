@@ -8,7 +8,8 @@ use rustix::process::{Resource, getrlimit};
 
 use super::data::grouped;
 
-/// The share of its files that a relay gives to connections of its gRPC port. Bare sockets have both ends in one process.
+/// The share of its files that a relay gives to connections of its gRPC port. Bare sockets have both ends in one
+/// process.
 const PART_FOR_CONNECTIONS: u64 = 2;
 /// Files that are open for other purposes, with room to spare.
 const OTHER_FILES: u64 = 200;

@@ -3,9 +3,9 @@
 //! Always holds: the rounds of a point alternate between its servers, so that other work on the machine affects all of
 //! them alike; each sample has servers of its own; and no sample is left out. A round that fails is kept as a reason.
 //!
-//! **The load generator is not measured.** CPU is the kernel's account of the server's threads alone. Rates are such that
-//! the generator has processors to spare, and each sample says what share of a core it took; where that was too much,
-//! the sample's delays are not used, because they would be its own.
+//! **The load generator is not measured.** CPU is the kernel's account of the server's threads alone. Rates are such
+//! that the generator has processors to spare, and each sample says what share of a core it took; where that was too
+//! much, the sample's delays are not used, because they would be its own.
 
 use std::time::Duration;
 

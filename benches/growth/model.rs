@@ -60,7 +60,8 @@ pub struct Work {
 /// The connections that a core's caches are taken to hold, and the watches.
 const CACHED: f64 = 1_000.0;
 const CACHED_WATCHES: f64 = 10_000.0;
-/// A thread that had nothing to do for about this long sleeps, and what it needs next is no longer in its core's caches.
+/// A thread that had nothing to do for about this long sleeps, and what it needs next is no longer in its core's
+/// caches.
 const PAUSE_SECONDS: f64 = 0.002;
 
 pub const CPU_TERMS: [&str; 11] = [

@@ -1,8 +1,8 @@
 //! [`Plot`]: a drawing of curves as SVG, for pages with a light or a dark background.
 //!
 //! The writer is our own, because a drawing must follow the reader's colour scheme. That takes a style sheet within the
-//! SVG, which the plotting crates do not write: they set each element's colour. Always holds: both axes are logarithmic,
-//! servers differ by their marks too and not by colour alone, and the same data gives the same bytes.
+//! SVG, which the plotting crates do not write: they set each element's colour. Always holds: both axes are
+//! logarithmic, servers differ by their marks too and not by colour alone, and the same data gives the same bytes.
 
 use std::fmt::Write as _;
 

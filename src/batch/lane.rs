@@ -137,8 +137,8 @@ impl Lane {
         }
     }
 
-    /// Sends what was queued once all tasks that are ready have run. Never ends. A task of its own runs it, on the threads
-    /// that queue.
+    /// Sends what was queued once all tasks that are ready have run. Never ends. A task of its own runs it, on the
+    /// threads that queue.
     pub(super) async fn keep_flushing(&self) {
         let mut has_given_way = false;
         poll_fn(|cx| {

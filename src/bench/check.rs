@@ -1,8 +1,8 @@
 //! Checks that a watch received each write once, in order, in whole revisions, and with the right value.
 //!
-//! Deliveries arrive through `watch`. The ids of server-sent events are checked in `unfinished`. Always holds: a watch needs 16 bytes, however long it lives, since there may be
-//! ten million of them. Wrong order, duplicates and split revisions are found at once; gaps are found at the
-//! end, by the number and the sum of the expected events.
+//! Deliveries arrive through `watch`. The ids of server-sent events are checked in `unfinished`. Always holds: a watch
+//! needs 16 bytes, however long it lives, since there may be ten million of them. Wrong order, duplicates and split
+//! revisions are found at once; gaps are found at the end, by the number and the sum of the expected events.
 
 mod unfinished;
 

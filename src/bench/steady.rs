@@ -1,8 +1,8 @@
 //! [`Steady`]: calls that are kept under way for a while, over several connections, and what they cost.
 //!
-//! What the calls are, and what is right about their answers, is with the loads: `range` and `put`. Always holds: a call
-//! begins only once another one of its connection was answered. Costs are taken before the last answers, so the end of
-//! the load, when fewer calls are under way, is not part of them.
+//! What the calls are, and what is right about their answers, is with the loads: `range` and `put`. Always holds: a
+//! call begins only once another one of its connection was answered. Costs are taken before the last answers, so the
+//! end of the load, when fewer calls are under way, is not part of them.
 
 use std::{
     future::poll_fn,
@@ -59,8 +59,8 @@ impl Steady {
         self.is_over.load(Ordering::Acquire)
     }
 
-    /// Keeps `at_a_time` calls under way over one connection until the load is over and the last one is answered. `next`
-    /// begins a call; `answer` gets the answers.
+    /// Keeps `at_a_time` calls under way over one connection until the load is over and the last one is answered.
+    /// `next` begins a call; `answer` gets the answers.
     pub(super) async fn keep<T>(
         &self,
         mut calls: Calls<T>,

@@ -119,9 +119,9 @@ pub(super) struct Ports {
     )]
     stream_buffer_bytes: ByteCount,
 
-    /// How bytes are sent to clients. `uring` joins what a thread sends to many clients into one system call, by Linux's
-    /// io_uring, and does not start where that is not allowed, as in many containers. `epoll` makes a system call for
-    /// each send. `auto` uses io_uring if it can; the log and etcd_relay_send_rings tell which it is
+    /// How bytes are sent to clients. `uring` joins what a thread sends to many clients into one system call, by
+    /// Linux's io_uring, and does not start where that is not allowed, as in many containers. `epoll` makes a system
+    /// call for each send. `auto` uses io_uring if it can; the log and etcd_relay_send_rings tell which it is
     #[arg(long, env = "ETCD_RELAY_IO", value_name = "METHOD", value_enum, default_value_t = Method::Auto)]
     io: Method,
 

@@ -1,12 +1,15 @@
-//! The environment variables by which a service manager, such as systemd, describes itself to the program: see sd_notify(3) and systemd.exec(5).
+//! The environment variables by which a service manager, such as systemd, describes itself to the program: see
+//! sd_notify(3) and systemd.exec(5).
 //!
-//! Not here: the notifications to the manager, see `crate::service`. The manager defines these variables, so there are no flags for them.
+//! Not here: the notifications to the manager, see `crate::service`. The manager defines these variables, so there are
+//! no flags for them.
 
 use std::{env, ffi::OsString, os::unix::fs::MetadataExt as _, time::Duration};
 
 use crate::service::{ServiceConfig, ServiceManager};
 
-/// The service manager, if it asked for notifications. A variable that cannot be used is logged, and the relay serves without notifications.
+/// The service manager, if it asked for notifications. A variable that cannot be used is logged, and the relay serves
+/// without notifications.
 pub(super) fn manager() -> Option<ServiceManager> {
     let config = config(|name| env::var_os(name), std::process::id())?;
     match ServiceManager::new(&config) {
@@ -18,8 +21,8 @@ pub(super) fn manager() -> Option<ServiceManager> {
     }
 }
 
-/// Whether standard error goes to systemd's journal. `JOURNAL_STREAM` names the device and inode of the journal's stream; the variable is also set if
-/// the output was redirected elsewhere, so both are compared.
+/// Whether standard error goes to systemd's journal. `JOURNAL_STREAM` names the device and inode of the journal's
+/// stream; the variable is also set if the output was redirected elsewhere, so both are compared.
 pub(super) fn logs_to_journal() -> bool {
     let Some(stream) = env::var_os("JOURNAL_STREAM") else { return false };
     let Ok(file) = std::fs::metadata("/dev/stderr") else { return false };

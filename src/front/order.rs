@@ -1,6 +1,6 @@
 //! [`Order`]: a write that arrives on a connection after the create of a watch "from now" is not forwarded before it is
-//! known where that watch begins, so the watch shows the write, as at a member. Clients such as jetcd rely on that: they
-//! write without waiting for `created`.
+//! known where that watch begins, so the watch shows the write, as at a member. Clients such as jetcd rely on that:
+//! they write without waiting for `created`.
 //!
 //! A connection's data of watch requests is marked when the connection's task receives it (`arrivals`), and so before
 //! the task calls the handler of any request that arrives later. The session clears a mark when it has learnt where the
@@ -9,8 +9,9 @@
 //!
 //! Always holds: reads, and connections without a watch, never wait. A mark counts for [`PATIENCE`], after which its
 //! create is served without knowing the current revision anyway. A write that waits stops neither the reading of its
-//! connection nor a session. The wait of a write does not depend on creates that arrive after it. Nothing is woken under
-//! a lock; the locks are taken in the order: the data of a request's body, a stream's spans, a connection's marks.
+//! connection nor a session. The wait of a write does not depend on creates that arrive after it. Nothing is woken
+//! under a lock; the locks are taken in the order: the data of a request's body, a stream's spans, a connection's
+//! marks.
 
 mod arrivals;
 mod held;

@@ -482,8 +482,8 @@ impl Session {
         }
     }
 
-    /// The revision above which a watch "from now" begins, if the cluster has confirmed one since its create arrived. The
-    /// client may have written meanwhile without waiting for `created`, and expects to see that, as at a member.
+    /// The revision above which a watch "from now" begins, if the cluster has confirmed one since its create arrived.
+    /// The client may have written meanwhile without waiting for `created`, and expects to see that, as at a member.
     fn begins_above(&self, feed: &Feed, wanted: &Wanted) -> Option<Revision> {
         let Confirmed { cluster, revision } = wanted.first.as_ref()?;
         // Otherwise the cluster has begun again, or is another one.

@@ -78,8 +78,8 @@ impl Body {
         (Feeder(shared.clone()), Self(Kind::Arriving(shared)))
     }
 
-    /// From now on, `arrivals` is told of this body's data in the connection's task, in the order in which frames of all
-    /// streams arrive. What has arrived already is told at once.
+    /// From now on, `arrivals` is told of this body's data in the connection's task, in the order in which frames of
+    /// all streams arrive. What has arrived already is told at once.
     pub fn tell(&mut self, arrivals: Arc<dyn Arrivals>) {
         match &mut self.0 {
             Kind::Whole(data) => arrivals.arrived(data.len()),

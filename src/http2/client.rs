@@ -1,19 +1,19 @@
 //! [`Client`]: the client side of HTTP/2 for calls that are short and many (RFC 9113), over any stream of bytes.
 //!
-//! A connection is one task, the [`Driver`], which reads and writes. A call has no task and no channel. Whoever makes it
-//! puts its frames into the connection's output under a lock (`state`), and the driver writes the frames of all calls
-//! that came meanwhile in one system call. What one read brings is given to all its calls under one lock, before the
-//! first of them is woken. So a caller with several calls has all their answers in one turn. hyper's client has two
+//! A connection is one task, the [`Driver`], which reads and writes. A call has no task and no channel. Whoever makes
+//! it puts its frames into the connection's output under a lock (`state`), and the driver writes the frames of all
+//! calls that came meanwhile in one system call. What one read brings is given to all its calls under one lock, before
+//! the first of them is woken. So a caller with several calls has all their answers in one turn. hyper's client has two
 //! tasks and two channels for a call, and writes each call by itself; that took more than half of what a forwarded call
 //! cost (docs/performance.md).
 //!
 //! This layer knows nothing of the relay: which connection a call uses, and what is sent, is decided in `source::pool`,
-//! `source::forward` and `source::etcd`. Parts: `state` (calls, windows, output), `driver` (the task: bytes and frames), and `call` (a
-//! call, from its request to the end of its answer).
+//! `source::forward` and `source::etcd`. Parts: `state` (calls, windows, output), `driver` (the task: bytes and
+//! frames), and `call` (a call, from its request to the end of its answer).
 //!
 //! Always holds:
-//! - memory that a peer can use is bounded: answers by the windows, fields by [`ClientLimits::max_header_list`]. Nothing
-//!   is read from a peer that does not take what is sent;
+//! - memory that a peer can use is bounded: answers by the windows, fields by [`ClientLimits::max_header_list`].
+//!   Nothing is read from a peer that does not take what is sent;
 //! - a call ends once: with its answer, with the peer's reset, or with the connection. A call that is dropped before
 //!   that is reset;
 //! - data of requests is sent in the order in which it was offered, and no call waits for another caller to be polled;

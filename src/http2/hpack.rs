@@ -1,5 +1,5 @@
-//! HPACK (RFC 7541) for both sides of HTTP/2: a peer's blocks are decoded, blocks of answers are encoded without a table,
-//! and those of requests with one.
+//! HPACK (RFC 7541) for both sides of HTTP/2: a peer's blocks are decoded, blocks of answers are encoded without a
+//! table, and those of requests with one.
 //!
 //! Not here: frames, settings, and HTTP's rules for a whole message (pseudo-headers, their order, forbidden headers,
 //! total size). The connection calls it once for each complete block, in the order of arrival. Always holds: a peer's

@@ -1,9 +1,9 @@
 //! [`Chunks`]: a list in chunks, of which a copy is made in a moment. A change after that copies the one chunk that it
 //! concerns.
 //!
-//! Publishing takes such a copy under the feed's lock and goes through it afterwards. Used by `index` for the members of
-//! a group, and by `places` for the streams of a feed. Always holds: every chunk but the last is full, and the last is
-//! not empty. So a copy costs one pointer for each chunk, and a change never moves more than one item.
+//! Publishing takes such a copy under the feed's lock and goes through it afterwards. Used by `index` for the members
+//! of a group, and by `places` for the streams of a feed. Always holds: every chunk but the last is full, and the last
+//! is not empty. So a copy costs one pointer for each chunk, and a change never moves more than one item.
 
 use std::sync::Arc;
 

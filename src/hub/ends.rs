@@ -90,8 +90,8 @@ fn compacted_some(feed: &Feed, outbox: &Outbox, cluster: &Arc<Cluster>, compact_
     let mut wakers: Vec<Waker> = Vec::new();
     for slot in &slots {
         let state = outbox.lock();
-        // Watches that are behind change their phases under the feed's lock, which is held here. But the stream may end,
-        // and then it has no watches.
+        // Watches that are behind change their phases under the feed's lock, which is held here. But the stream may
+        // end, and then it has no watches.
         let Some(watch_id) = state.watches.get(*slot).map(|watch| watch.id) else { break };
         let header = cluster.at(Revision::ZERO);
         let cancellation = Cancellation { watch_id, header, compact_revision, ..Cancellation::default() };

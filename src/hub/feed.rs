@@ -6,9 +6,10 @@
 //!
 //! Always holds:
 //! - the feed's revision only rises, except at a reset. Every event of the range up to it is in snapshot and history
-//!   before anyone can see that revision, and is then pushed to each watch that was live (`handouts`). No stream is told
-//!   that it has everything up to a revision before that;
-//! - subscribing and taking over revisions exclude each other, so a watch created at a revision gets each event after it;
+//!   before anyone can see that revision, and is then pushed to each watch that was live (`handouts`). No stream is
+//!   told that it has everything up to a revision before that;
+//! - subscribing and taking over revisions exclude each other, so a watch created at a revision gets each event after
+//!   it;
 //! - under the feed's lock nothing waits and no task is woken.
 
 mod demand;
@@ -64,8 +65,8 @@ use crate::types::{ClientKey, Cluster, Entry, Header, KeyRange, Revision};
 
 /// The most revisions of the history that [`Feed::since`] takes at a time.
 const SINCE_STEP: usize = 64;
-/// After this time without anything from upstream, and while no member answers anything else either, nothing is expected
-/// of it.
+/// After this time without anything from upstream, and while no member answers anything else either, nothing is
+/// expected of it.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// See [`Feed::since_step`].

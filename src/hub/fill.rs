@@ -234,7 +234,8 @@ impl Fill {
         let mut ask = tokio::time::interval(PROGRESS_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
-        // Whether some watch wants more than was read. Not looked for at each turn of the loop, since there may be many.
+        // Whether some watch wants more than was read. Not looked for at each turn of the loop, since there may be
+        // many.
         let mut more = true;
         loop {
             let message = tokio::select! {

@@ -1,10 +1,10 @@
 //! [`Index`]: finds the subscriptions that an event concerns.
 //!
 //! Not here: a subscription's position or queue, see `outbox`. Used by `feed` under its lock. Subscriptions with the
-//! same range and options form a group, so that a payload is made once for all of them.
-//! Always holds: a lookup costs one hash for exact keys and O(log n + matches) for ranges, however many others there
-//! are. A subscription costs eight bytes here, and its key is kept once for all that share it. The members of a group can
-//! be copied in a moment, for a publication that is pushed after the lock was released.
+//! same range and options form a group, so that a payload is made once for all of them. Always holds: a lookup costs
+//! one hash for exact keys and O(log n + matches) for ranges, however many others there are. A subscription costs eight
+//! bytes here, and its key is kept once for all that share it. The members of a group can be copied in a moment, for a
+//! publication that is pushed after the lock was released.
 
 use bytes::Bytes;
 use hashbrown::HashMap;

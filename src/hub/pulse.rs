@@ -2,10 +2,11 @@
 //!
 //! A member that hears its leader but gets no entries, or whose watch streams stand still, looks healthy to a feed that
 //! only listens. So feeds are told what the cluster has. A driver then asks for progress, and moves to another member
-//! if none comes. A feed that receives something at every beat does not stand still, so on account of it the question is
-//! asked less often: each costs etcd as much as half a write, in which a cluster with few writes would notice many relays.
-//! Not here: what a driver does. Always holds: there is at most one request to upstream per beat, however many feeds there
-//! are; a feed that received nothing for a beat is told at the next one, and so is a feed that is behind; at most `EACH` feeds ask for progress because of it; the process is not ready while a configured feed has been
+//! if none comes. A feed that receives something at every beat does not stand still, so on account of it the question
+//! is asked less often: each costs etcd as much as half a write, in which a cluster with few writes would notice many
+//! relays. Not here: what a driver does. Always holds: there is at most one request to upstream per beat, however many
+//! feeds there are; a feed that received nothing for a beat is told at the next one, and so is a feed that is behind;
+//! at most `EACH` feeds ask for progress because of it; the process is not ready while a configured feed has been
 //! behind for `LATE`.
 
 use std::{sync::Arc, time::Duration};

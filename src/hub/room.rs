@@ -1,9 +1,9 @@
 //! [`Room`]: limits the memory of many requests together, and each client's share of it.
 //!
 //! The limit of a single request is not here. It is used for large request bodies of the JSON gateway and of v2, for
-//! listings of v2, and for reads of a v2 store outside every feed. Always holds: a [`Place`] keeps its part of the room until it is dropped. A client gets no more
-//! than what remains free afterwards, so one client has at most half of the room, and a client without any always finds
-//! some. No request waits for room longer than `PATIENCE`.
+//! listings of v2, and for reads of a v2 store outside every feed. Always holds: a [`Place`] keeps its part of the room
+//! until it is dropped. A client gets no more than what remains free afterwards, so one client has at most half of the
+//! room, and a client without any always finds some. No request waits for room longer than `PATIENCE`.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -2,9 +2,9 @@
 //!
 //! Not here: past states, see `history`. Written by `feed`, and read by everyone who holds it. Each version shares
 //! everything that did not change with the one before. It is a persistent B+ tree whose inner nodes know the number and
-//! the bytes of their keys, so that counting needs no walk. How its leaves hold key-values is in `snapshot/leaf.rs`. Its
-//! tests are in `snapshot/tests.rs`.
-//! Always holds: a held snapshot never changes; keys are unique and in order; a write copies at most one path.
+//! the bytes of their keys, so that counting needs no walk. How its leaves hold key-values is in `snapshot/leaf.rs`.
+//! Its tests are in `snapshot/tests.rs`. Always holds: a held snapshot never changes; keys are unique and in order; a
+//! write copies at most one path.
 
 mod leaf;
 

@@ -4,8 +4,8 @@
 //! reads take turns of about a millisecond: client by client, so that a client that asks for much delays only itself,
 //! and for each client connection by connection, in order of arrival.
 //! Always holds:
-//! - no more threads run than half of the cores, but at least one; they end when there is nothing to do. In a simulation
-//!   one task takes their place ([`Hands`]);
+//! - no more threads run than half of the cores, but at least one; they end when there is nothing to do. In a
+//!   simulation one task takes their place ([`Hands`]);
 //! - each client has at most one read under way, and [`BEGUN`] are under way in all; the others wait, and hold no
 //!   snapshot meanwhile;
 //! - the waiting reads are bounded for each client and in all, see [`Bounds`]; above that a read is refused;

@@ -137,8 +137,8 @@ impl RelayConfig {
 }
 
 impl RelayConfig {
-    /// Tells the metrics the bounds that do not change while the relay runs. Several ports may be of a kind: their bounds are added, as their
-    /// connections are.
+    /// Tells the metrics the bounds that do not change while the relay runs. Several ports may be of a kind: their
+    /// bounds are added, as their connections are.
     pub(super) fn show_bounds(&self) {
         let ports = std::iter::once(&self.grpc).chain(&self.http).chain(&self.metrics);
         for port in ports.chain(self.v2.iter().map(|v2| &v2.port)) {

@@ -1,7 +1,7 @@
 //! [`Status`]: the relay's status in one line, for the service manager.
 //!
-//! Not here: how the line is sent, see `service`. Always holds: the line is made from the feeds themselves, each locked once, so a relay with a feed that
-//! is stuck makes no line.
+//! Not here: how the line is sent, see `service`. Always holds: the line is made from the feeds themselves, each locked
+//! once, so a relay with a feed that is stuck makes no line.
 
 use std::sync::Arc;
 
@@ -32,7 +32,8 @@ impl Status {
     }
 }
 
-/// Only the line of the drain has the number of connections, because the manager has to handle each line that differs from the one before.
+/// Only the line of the drain has the number of connections, because the manager has to handle each line that differs
+/// from the one before.
 fn line(reasons: &[String], (live, feeds): (usize, usize), connections: usize) -> String {
     if reasons.iter().any(|reason| reason == STOPPING) {
         return format!("Draining, connections left: {connections}");

@@ -52,7 +52,8 @@ use crate::{
 /// The most bytes under way to the relay on one connection: enough for a burst of large values.
 const WINDOW: NonZeroU32 = NonZeroU32::new(8 << 20).expect("not zero");
 
-/// The most bytes of a page. A reader of pages learns the size of values as it goes, and can be surprised by large ones.
+/// The most bytes of a page. A reader of pages learns the size of values as it goes, and can be surprised by large
+/// ones.
 const MOST_OF_PAGE: usize = 64 << 20;
 
 /// Pages of no more keys than this have no such bound.

@@ -38,7 +38,8 @@ pub enum StoreError {
     /// The revision is in the future.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
-    /// The store is full: delete keys, or give it a larger [`StoreConfig::quota_bytes`](super::StoreConfig::quota_bytes).
+    /// The store is full: delete keys, or give it a larger
+    /// [`StoreConfig::quota_bytes`](super::StoreConfig::quota_bytes).
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
     /// There is no such lease.

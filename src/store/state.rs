@@ -1,8 +1,8 @@
 //! The store's state, which is its data and leases, and the effect of each request on it.
 //!
-//! Not here: locks, waiting, the network (`store`). Pure and synchronous; requests and answers are the protocol's messages.
-//! Always holds: a request is either refused before it changed anything, or carried out completely, as one revision.
-//! Headers of answers have only the revision; `store` adds the ids.
+//! Not here: locks, waiting, the network (`store`). Pure and synchronous; requests and answers are the protocol's
+//! messages. Always holds: a request is either refused before it changed anything, or carried out completely, as one
+//! revision. Headers of answers have only the revision; `store` adds the ids.
 
 use tokio::time::Instant;
 

@@ -1,4 +1,5 @@
-//! [`KeyValue`]: one key at one revision, in etcd's own encoding, made once and shared by history, snapshot and replies.
+//! [`KeyValue`]: one key at one revision, in etcd's own encoding, made once and shared by history, snapshot and
+//! replies.
 //!
 //! Always holds: [`KeyValue::encoded`] is the protobuf field `2: mvccpb.KeyValue`. That is both the `kv` field of an
 //! `Event` and an element of `kvs` in a `RangeResponse`, because etcd's rpc.proto and kv.proto give both the field

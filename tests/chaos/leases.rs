@@ -237,8 +237,8 @@ enum Seen {
 }
 
 impl Look<'_> {
-    /// What the member says of the lease, if it leads the cluster, in one term, before it answers and after. Any other member hands on what a
-    /// leader told it, which may be the last leader, and puts the newest term beside it.
+    /// What the member says of the lease, if it leads the cluster, in one term, before it answers and after. Any other
+    /// member hands on what a leader told it, which may be the last leader, and puts the newest term beside it.
     async fn by_a_leader(&self) -> Option<Seen> {
         let before = self.term_led().await?;
         let request = self.token.on(LeaseTimeToLiveRequest { id: self.lease.id, keys: false });

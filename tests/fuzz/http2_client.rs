@@ -1,7 +1,7 @@
 //! A server of any kind on a connection of the HTTP/2 client: random bytes, or frames with decodable fields.
 //!
-//! Checks that the connection does not panic or spin, that each call ends with the connection at the latest, that a call
-//! whose answer arrived whole has it, and that memory is bounded. The exact answer to each error is checked in
+//! Checks that the connection does not panic or spin, that each call ends with the connection at the latest, that a
+//! call whose answer arrived whole has it, and that memory is bounded. The exact answer to each error is checked in
 //! `src/http2/tests/calling.rs`.
 
 use std::{
@@ -38,8 +38,8 @@ const LIMITS: ClientLimits = ClientLimits {
     keepalive: Some(Pings { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: true }),
 };
 const CALLS: usize = 8;
-/// Most memory of a connection: its buffers, what waits for the socket, and for each call its request, its answer as far
-/// as the window goes, and fields.
+/// Most memory of a connection: its buffers, what waits for the socket, and for each call its request, its answer as
+/// far as the window goes, and fields.
 const MOST: usize = 6 * Limits::OUTPUT + CALLS * (5 * LIMITS.stream_window as usize + 100_000) + (512 << 10);
 /// Bytes under way in each direction.
 const SOCKET: usize = 3_000;

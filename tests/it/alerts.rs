@@ -1,8 +1,8 @@
-//! The alerts for Prometheus, the board for Grafana and the runbooks: they are right by themselves, they name what a relay has, and alerts fire on trouble
-//! that real relays are in.
+//! The alerts for Prometheus, the board for Grafana and the runbooks: they are right by themselves, they name what a
+//! relay has, and alerts fire on trouble that real relays are in.
 //!
-//! Not here: the unit tests of the rules, which are `deploy/alerts_test.yaml`. Where promtool cannot be had (`scripts/promtool`), what needs it says so and
-//! passes.
+//! Not here: the unit tests of the rules, which are `deploy/alerts_test.yaml`. Where promtool cannot be had
+//! (`scripts/promtool`), what needs it says so and passes.
 
 mod names;
 mod pages;

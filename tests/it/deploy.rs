@@ -1,7 +1,8 @@
-//! Checks that the files in `deploy` fit the program: variables and flags exist, the example settings start a relay, systemd accepts the unit, and the image
-//! has what its manifest says.
+//! Checks that the files in `deploy` fit the program: variables and flags exist, the example settings start a relay,
+//! systemd accepts the unit, and the image has what its manifest says.
 //!
-//! Not here: `deploy/kubernetes`, the alerts and the board, which have their own tests. Tests that need a missing tool print `SKIPPED`.
+//! Not here: `deploy/kubernetes`, the alerts and the board, which have their own tests. Tests that need a missing tool
+//! print `SKIPPED`.
 
 use std::{
     collections::BTreeSet,
@@ -87,7 +88,8 @@ async fn the_example_settings_start_a_relay() {
     }
     let named = |name: &str| settings.iter().any(|(found, _)| *found == name);
     assert!(named("ETCD_RELAY_ETCD") && named("ETCD_RELAY_LISTEN_GRPC") && named("ETCD_RELAY_LISTEN_HTTP"));
-    // Free ports, and no etcd of this machine. A flag has precedence over its variable, and the test reads the log as JSON.
+    // Free ports, and no etcd of this machine. A flag has precedence over its variable, and the test reads the log as
+    // JSON.
     let mut command = RelayCommand::serve(&[format!("http://{gone}")]).unready();
     for (name, value) in &settings {
         command = command.env(name, value);

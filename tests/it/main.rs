@@ -8,9 +8,9 @@
 //! bench` on correct servers and on one that falsifies answers. `tls` uses TLS on both sides, with good and bad
 //! certificates. `store` compares the embedded store with etcd, and `gateway` compares the JSON gateway with etcd's.
 //! `top` runs the commands that show a relay. `manifests` checks deploy/kubernetes; `alerts` checks the rules for
-//! Prometheus, the board and the runbooks against relays that are healthy and in trouble;
-//! `samples` runs the programs of `examples/` while their servers fail; `service` acts as the service manager that starts the relay, and
-//! `deploy` compares the files of `deploy` with the program. Unit tests are beside the code.
+//! Prometheus, the board and the runbooks against relays that are healthy and in trouble; `samples` runs the programs
+//! of `examples/` while their servers fail; `service` acts as the service manager that starts the relay, and `deploy`
+//! compares the files of `deploy` with the program. Unit tests are beside the code.
 
 #![expect(unreachable_pub, reason = "in a test binary, `pub` marks what other files use; nothing is visible outside")]
 #![expect(clippy::panic, reason = "a test that cannot continue prints why")]

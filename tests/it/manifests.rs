@@ -1,7 +1,8 @@
 //! Checks of deploy/kubernetes: the rendered chart and the plain manifests against Kubernetes' schemas and the program.
 //!
-//! `pods` checks what every pod must have, `running` runs the program like a pod does, `api` asks a real API server. `scripts/manifest-tools` provides helm,
-//! kubeconform and kubectl; if it cannot, each test says so and passes. Not here: a node that runs pods.
+//! `pods` checks what every pod must have, `running` runs the program like a pod does, `api` asks a real API server.
+//! `scripts/manifest-tools` provides helm, kubeconform and kubectl; if it cannot, each test says so and passes. Not
+//! here: a node that runs pods.
 
 mod api;
 mod pods;
@@ -43,7 +44,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("no limit", &["--set", ETCD, "--set", "resources.limits=null"]),
 ];
 
-/// Names that YAML takes for a number, a boolean or nothing unless they are quoted, and ones that are longer than a Service's, or have dots.
+/// Names that YAML takes for a number, a boolean or nothing unless they are quoted, and ones that are longer than a
+/// Service's, or have dots.
 const NAMES: &[&str] = &[
     "1e3",
     "123",

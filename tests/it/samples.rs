@@ -1,7 +1,9 @@
-//! Runs the samples of `examples/` as real processes through real relays, while etcd and the relays are killed, stopped and frozen.
+//! Runs the samples of `examples/` as real processes through real relays, while etcd and the relays are killed, stopped
+//! and frozen.
 //!
-//! Not here: how the samples are built and their output is read, see `samples::kit`, and the servers around them, see `samples::scene`. Each scene runs all
-//! languages that this machine has tools for, and reports the others as skipped. Always holds at the end of a test: each discovery shows exactly what etcd has.
+//! Not here: how the samples are built and their output is read, see `samples::kit`, and the servers around them, see
+//! `samples::scene`. Each scene runs all languages that this machine has tools for, and reports the others as skipped.
+//! Always holds at the end of a test: each discovery shows exactly what etcd has.
 
 mod kit;
 mod scene;
@@ -203,7 +205,8 @@ async fn samples_outlive_a_freeze_that_is_longer_than_the_ttl() {
     scene.end().await;
 }
 
-/// The missed changes are no longer available. A list shows who is gone, who has come, and which configuration is valid.
+/// The missed changes are no longer available. A list shows who is gone, who has come, and which configuration is
+/// valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_compacted_while_cut_off_is_made_up_by_a_list() {
     let mut scene = Scene::start(Etcd::start().await, 1, LONG).await;

@@ -1,7 +1,7 @@
 //! Tests the program under a service manager: its messages to systemd's socket, and its log lines in the journal.
 //!
-//! Not here: the unit and the other files of `deploy`, see `deploy.rs`. The tests play the manager: they bind the socket, or hold the journal's end of a
-//! stream.
+//! Not here: the unit and the other files of `deploy`, see `deploy.rs`. The tests play the manager: they bind the
+//! socket, or hold the journal's end of a stream.
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -1,7 +1,7 @@
 //! The pages of the repository as text: which there are, their prose, their code, their links and their headings.
 //!
-//! Not here: what is to be checked, see `pages` and `reference`. Understands as much of Markdown as the pages use. Always holds: a link or a heading in
-//! a block of code is neither.
+//! Not here: what is to be checked, see `pages` and `reference`. Understands as much of Markdown as the pages use.
+//! Always holds: a link or a heading in a block of code is neither.
 
 use std::path::{Path, PathBuf};
 

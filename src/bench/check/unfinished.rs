@@ -1,7 +1,8 @@
-//! [`Unfinished`]: checks the ids of a stream of server-sent events, in which only the last event of a revision has one.
+//! [`Unfinished`]: checks the ids of a stream of server-sent events, in which only the last event of a revision has
+//! one.
 //!
-//! Each event is checked in `check`; the text is read in `watch`. Always holds: an event counts once an id says that its
-//! revision is complete, because without that it comes again when the stream resumes.
+//! Each event is checked in `check`; the text is read in `watch`. Always holds: an event counts once an id says that
+//! its revision is complete, because without that it comes again when the stream resumes.
 
 use super::{Group, Scope, Seen, Told, Wrong};
 use crate::bench::plan::Plan;

@@ -2,8 +2,8 @@
 //!
 //! The head of the HTTP response depends on the first message and is made in `front::gateway`. Always holds: the call
 //! is polled only when everything made from it has been taken, so a client that does not read delays only its own call.
-//! Each message of a stream is a separate line, sent as soon as it is there, in a frame of its own. Over HTTP/1.1 such a
-//! frame becomes a chunk. etcd sends a chunk for each message, and clients such as etcd3gw parse chunk by chunk.
+//! Each message of a stream is a separate line, sent as soon as it is there, in a frame of its own. Over HTTP/1.1 such
+//! a frame becomes a chunk. etcd sends a chunk for each message, and clients such as etcd3gw parse chunk by chunk.
 
 use std::{
     pin::Pin,
@@ -184,8 +184,8 @@ where
         Poll::Pending
     }
 
-    /// Translates as much as possible of the data that has arrived, but at most up to the end of a line. Returns whether
-    /// the result is to be sent.
+    /// Translates as much as possible of the data that has arrived, but at most up to the end of a line. Returns
+    /// whether the result is to be sent.
     fn write(&mut self) -> Result<bool, Malformed> {
         let out = &mut self.out;
         let most = if self.form == Form::Lines { LINE } else { 0 };

@@ -115,8 +115,8 @@ fn binary(name: &HeaderName, value: &HeaderValue) -> Result<HeaderValue, Status>
     HeaderValue::try_from(STANDARD_NO_PAD.encode(decoded)).map_err(|error| refused(&error))
 }
 
-/// Parses a number and its unit. Zero means no timeout; a negative number has already expired. So have some numbers that
-/// are too large: the product wraps around, as in Go.
+/// Parses a number and its unit. Zero means no timeout; a negative number has already expired. So have some numbers
+/// that are too large: the product wraps around, as in Go.
 fn timeout(value: &HeaderValue) -> Result<Option<Duration>, Status> {
     let text = String::from_utf8_lossy(value.as_bytes());
     let invalid = || Status::invalid_argument(format!("invalid grpc-timeout: {text}"));

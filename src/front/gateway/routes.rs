@@ -57,8 +57,8 @@ const ROUTES: &[(&str, &str)] = &[
     ("/v3/auth/role/revoke", "/etcdserverpb.Auth/RoleRevokePermission"),
 ];
 
-/// Whether the gateway answers requests to a path, if only with a redirect to the clean path. A client whose base address
-/// ends in a slash posts to `//v3/…`.
+/// Whether the gateway answers requests to a path, if only with a redirect to the clean path. A client whose base
+/// address ends in a slash posts to `//v3/…`.
 pub(super) fn of_gateway(path: &str) -> bool {
     let below = |path: &str| path == "/v3" || path.starts_with("/v3/") || path.starts_with("/v3beta/");
     let unclean = path.contains("//") || path.contains("/.");

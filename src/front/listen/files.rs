@@ -11,8 +11,8 @@ use super::PortConfig;
 use crate::telemetry::names::Port;
 
 /// Raises this process's limit on open files, and reduces the largest numbers of connections of `ports` to what fits. A
-/// sixteenth of the files stays for everything else. The ports divide the rest: of sixteen parts, the gRPC port gets eight
-/// if there are an HTTP port and a metrics port, the HTTP port six, and all metrics ports together one.
+/// sixteenth of the files stays for everything else. The ports divide the rest: of sixteen parts, the gRPC port gets
+/// eight if there are an HTTP port and a metrics port, the HTTP port six, and all metrics ports together one.
 pub fn fit_connections<'a>(ports: impl IntoIterator<Item = &'a mut PortConfig>) {
     // Without a limit there is nothing to divide.
     let Some(files) = raise() else { return };

@@ -33,8 +33,8 @@ use crate::{
 
 /// The most marks of a stream. Data beyond that belongs to the last one.
 const MOST: usize = 32;
-/// The most bytes of waiting data that have one mark. With a thousand creates in them, the session decodes them in about
-/// as many steps as data without a mark of its own would take.
+/// The most bytes of waiting data that have one mark. With a thousand creates in them, the session decodes them in
+/// about as many steps as data without a mark of its own would take.
 const SPAN: u64 = 64 << 10;
 
 /// A session's part; see the module.
@@ -83,7 +83,8 @@ struct NotedBody {
 #[derive(Clone, Debug)]
 struct Noticed(Arc<Mutex<Option<Arrivals>>>);
 
-/// Marks the data of watch requests on the connection in `extensions`. They must be read from the body that is returned.
+/// Marks the data of watch requests on the connection in `extensions`. They must be read from the body that is
+/// returned.
 pub(in crate::front) fn note(extensions: &mut Extensions, body: RequestBody) -> (Option<Arrivals>, RequestBody) {
     if let Some(Noticed(arrivals)) = extensions.remove() {
         return (arrivals.lock().take(), body);

@@ -45,7 +45,8 @@ pub(in crate::front) fn writes(path: &str) -> bool {
     )
 }
 
-/// The order that a call must keep, if it is a write and may have to wait. For all other calls this costs a load or two.
+/// The order that a call must keep, if it is a write and may have to wait. For all other calls this costs a load or
+/// two.
 pub(in crate::front) fn ahead_of(request: &Request<RequestBody>) -> Option<Arc<Order>> {
     let order = &request.extensions().get::<Connected>()?.order;
     let may_wait = order.is_used() && (order.is_pending() || !is_whole(request.body())) && writes(request.uri().path());

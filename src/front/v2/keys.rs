@@ -207,8 +207,8 @@ impl Keys {
         Ok(Said::Body { status: if is_new { 201 } else { 200 }, index, body })
     }
 
-    /// About as long as the answer to a write can be. It shows the new and the earlier value, or the earlier value beside
-    /// the one that was expected.
+    /// About as long as the answer to a write can be. It shows the new and the earlier value, or the earlier value
+    /// beside the one that was expected.
     fn answer_len(&self, path: &[u8], fields: &Fields) -> usize {
         let earlier = self.feed.snapshot().map.get(path).map_or(0, |kv| string_len(kv.value()));
         let expected = fields.prev_value.as_ref().map_or(0, |value| string_len(value));

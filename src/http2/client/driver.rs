@@ -1,8 +1,8 @@
 //! [`Driver`]: the task of a connection: reads frames for the calls, and writes what they have put into the output.
 //!
 //! Not here: what a frame does to a call, see `state`. Always holds: frames are applied in order; what one read brings
-//! is applied under one lock, [`EVENTS`] frames at a time; while [`BACKLOG`] bytes wait for the socket, nothing is read; a turn is bounded in time;
-//! when the driver ends or is dropped, so do all calls.
+//! is applied under one lock, [`EVENTS`] frames at a time; while [`BACKLOG`] bytes wait for the socket, nothing is
+//! read; a turn is bounded in time; when the driver ends or is dropped, so do all calls.
 
 use std::{
     cell::Cell,

@@ -1,10 +1,10 @@
 //! [`State`]: what the calls of a connection and its driver share: the open streams, the windows, and the frames that
 //! wait to be written.
 //!
-//! Plain data under a lock; callers wake what the methods return after they have let go of it. Always holds: a stream is
-//! listed here from its first frame until its call has taken the end of the answer or was dropped; data waits in `ready`
-//! in the order in which it was offered, and is put into the output by whoever makes room for it: a caller, a window
-//! update, or the driver after a write; no stream's data is more than one piece of its body.
+//! Plain data under a lock; callers wake what the methods return after they have let go of it. Always holds: a stream
+//! is listed here from its first frame until its call has taken the end of the answer or was dropped; data waits in
+//! `ready` in the order in which it was offered, and is put into the output by whoever makes room for it: a caller, a
+//! window update, or the driver after a write; no stream's data is more than one piece of its body.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 

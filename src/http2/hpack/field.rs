@@ -9,8 +9,8 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-/// Names that every gRPC client or server sends and `http` does not predefine. They are static, so clones neither allocate nor
-/// count references.
+/// Names that every gRPC client or server sends and `http` does not predefine. They are static, so clones neither
+/// allocate nor count references.
 static NAMES: [HeaderName; 5] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("grpc-accept-encoding"),

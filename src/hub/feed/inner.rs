@@ -1,8 +1,8 @@
 //! What a feed keeps under its lock, and what is done there: taking over revisions, and taking watches out.
 //!
 //! Not here: who calls this and when, see `feed` and `driven`; how revisions get to the watches that want them, see
-//! `handouts`. Always holds: nothing here waits or wakes a task; one outbox is locked at a time; publishing locks none, so
-//! the time that it takes here does not grow with the number of streams.
+//! `handouts`. Always holds: nothing here waits or wakes a task; one outbox is locked at a time; publishing locks none,
+//! so the time that it takes here does not grow with the number of streams.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -55,10 +55,10 @@ impl Inner {
         Stamp { cluster: self.cluster.clone(), revision: self.revision }
     }
 
-    /// Takes over the next revisions, and adds what they mean for the watches that they concern to `handouts`, which the
-    /// caller pushes. Revisions that arrived together are one piece, so that a burst costs a watch little more than one
-    /// revision. On an error, the revisions before it are taken over. Key-values that `twins` already have are shared with
-    /// them.
+    /// Takes over the next revisions, and adds what they mean for the watches that they concern to `handouts`, which
+    /// the caller pushes. Revisions that arrived together are one piece, so that a burst costs a watch little more than
+    /// one revision. On an error, the revisions before it are taken over. Key-values that `twins` already have are
+    /// shared with them.
     pub(super) fn publish(
         &mut self,
         batch: &[Changes],

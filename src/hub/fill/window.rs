@@ -8,8 +8,8 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{hub::payload::Payload, types::Revision};
 
-/// The most bytes that are kept for members that lag. Small streams hold about as much in their sockets, so clients that
-/// all read go on together.
+/// The most bytes that are kept for members that lag. Small streams hold about as much in their sockets, so clients
+/// that all read go on together.
 pub(super) const MOST_BYTES: usize = 1 << 20;
 
 /// See the module.

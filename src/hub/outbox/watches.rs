@@ -1,10 +1,10 @@
 //! [`Watches`]: the watches of a stream and their positions.
 //!
-//! Not here: when a watch moves and why, see `watch_stream`; what is queued for it, see `state`; the lines in which watches
-//! wait, see `lines`. Only this file changes positions, by the transitions of `position`. A transition that is not allowed
-//! panics in a debug build; in a release build the watch is ended (`fail`).
-//! Always holds: each watch that is not live is in the line of its phase; the counts agree with the phases; an attachment
-//! lives as long as a watch in its feed.
+//! Not here: when a watch moves and why, see `watch_stream`; what is queued for it, see `state`; the lines in which
+//! watches wait, see `lines`. Only this file changes positions, by the transitions of `position`. A transition that is
+//! not allowed panics in a debug build; in a release build the watch is ended (`fail`). Always holds: each watch that
+//! is not live is in the line of its phase; the counts agree with the phases; an attachment lives as long as a watch in
+//! its feed.
 
 mod lines;
 
@@ -82,8 +82,8 @@ struct Attachment {
     /// The outbox's place in the feed.
     place: u32,
     watches: u32,
-    /// The highest revision up to which a live watch in this feed was given everything, or for which the stream was told
-    /// so. It is kept for each feed, since a feed that the stream leaves may have been that of another cluster.
+    /// The highest revision up to which a live watch in this feed was given everything, or for which the stream was
+    /// told so. It is kept for each feed, since a feed that the stream leaves may have been that of another cluster.
     newest: Revision,
     /// Present while a watch waits: for the feed's past, for a fill, or for the revision that it begins at.
     lag: Option<Box<Lag>>,

@@ -1,14 +1,13 @@
 //! [`Leaf`]: neighbouring key-values of a map: a base, in which they lie side by side, and those that changed since.
 //!
-//! By itself a key-value costs half of its length more than in a base ([`Base`]), but whoever refers to a base keeps all
-//! of it in memory, and a write cannot change it. So a key-value that is written is *loose* at first: an allocation of
-//! its own, which the history shares. When many have changed, the leaf is *packed*: a new base is made of all its
-//! key-values. Large ones always stay loose.
-//! The leaves of feeds on demand are never packed, since feeds of overlapping ranges share their key-values.
-//! Not here: the tree above the leaves, see `snapshot`.
-//! Always holds: a leaf is packed only after [`PATCHES`] of its key-values or [`WASTE`] bytes of them changed, or if it
-//! splits or joins another. So an old version that is held keeps a bounded multiple of what was changed since.
-//! Nobody refers to a base for longer than to the snapshot or the reply that it was found in (see [`Kv`]).
+//! By itself a key-value costs half of its length more than in a base ([`Base`]), but whoever refers to a base keeps
+//! all of it in memory, and a write cannot change it. So a key-value that is written is *loose* at first: an allocation
+//! of its own, which the history shares. When many have changed, the leaf is *packed*: a new base is made of all its
+//! key-values. Large ones always stay loose. The leaves of feeds on demand are never packed, since feeds of overlapping
+//! ranges share their key-values. Not here: the tree above the leaves, see `snapshot`. Always holds: a leaf is packed
+//! only after [`PATCHES`] of its key-values or [`WASTE`] bytes of them changed, or if it splits or joins another. So an
+//! old version that is held keeps a bounded multiple of what was changed since. Nobody refers to a base for longer than
+//! to the snapshot or the reply that it was found in (see [`Kv`]).
 
 mod base;
 
@@ -27,11 +26,11 @@ use crate::{
     types::{KeyValue, LARGE},
 };
 
-/// The bytes of a full base. More would keep more in memory for whoever holds an old snapshot, fewer would cost more for
-/// each leaf. The allocator has buffers of just this size.
+/// The bytes of a full base. More would keep more in memory for whoever holds an old snapshot, fewer would cost more
+/// for each leaf. The allocator has buffers of just this size.
 const FULL: usize = 4 * LARGE;
-/// The most bytes of a base. A full one may grow by this much before it splits, so that keys whose values become a little
-/// longer do not halve each leaf.
+/// The most bytes of a base. A full one may grow by this much before it splits, so that keys whose values become a
+/// little longer do not halve each leaf.
 const MOST: usize = FULL + LARGE;
 /// The most key-values of a leaf, so that looking at each of them takes some microseconds at the most.
 const ENTRIES: usize = 64;
@@ -54,8 +53,8 @@ pub(in crate::hub) struct Leaf {
     /// Some of its key-values may have been replaced or deleted.
     base: Base,
     loose: Vec<Arc<KeyValue>>,
-    /// In key order, where each key-value is: its place in the base, or [`LOOSE`] and its place in `loose`. Empty if all
-    /// of them are loose and in order, or if there is nothing but the base.
+    /// In key order, where each key-value is: its place in the base, or [`LOOSE`] and its place in `loose`. Empty if
+    /// all of them are loose and in order, or if there is nothing but the base.
     order: Vec<u8>,
     /// The bytes of the base's key-values that were neither replaced nor deleted.
     live: u32,

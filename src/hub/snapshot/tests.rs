@@ -235,8 +235,8 @@ fn starts_of(node: &Node, starts: &mut Vec<(u32, u32)>) {
     children.iter().for_each(|child| starts_of(&child.node, starts));
 }
 
-/// The first child of an inner node may get keys below the one that it once began with. It must be found by them when it
-/// is a first child no more.
+/// The first child of an inner node may get keys below the one that it once began with. It must be found by them when
+/// it is a first child no more.
 #[test]
 fn keys_at_the_start_of_an_inner_node_are_found_after_it_joined_another() {
     for mut map in [KeyMap::default(), KeyMap::sharing()] {

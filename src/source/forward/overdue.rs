@@ -2,8 +2,8 @@
 //! member's health.
 //!
 //! Nearly all calls are answered within a few milliseconds. What may happen to a call that is not, see `send`. Always
-//! holds: a call is told between one and two [`TICK`]s after it asked; the task that tells them runs only while there is
-//! one; a call that has ended leaves nothing behind.
+//! holds: a call is told between one and two [`TICK`]s after it asked; the task that tells them runs only while there
+//! is one; a call that has ended leaves nothing behind.
 
 use std::{
     future::Future,

@@ -1,14 +1,12 @@
 //! [`Sending`]: sends one call to a member, and waits for the head of the answer.
 //!
 //! Members are tried in the order that `members` gives. A call that provably was not sent goes to the next member, and
-//! if none can be reached it waits for one, as etcd's own clients do. A write also waits while it is in question whether
-//! the cluster can agree. A call that was sent waits until it is answered
-//! or its member is left for another one. Then a read is sent to that one, and a write ends with etcd's words for a
-//! call whose outcome is unknown. A read that a member refuses because it has no leader or no time also goes to the
-//! next member.
-//! Not here: the answer's body, see `body`. Always holds: a call that may have been sent is sent again only if it only
-//! reads; each member answers it at most once; the request of a read is kept in memory, and is no longer than the port
-//! accepts (`MAX_KEPT`).
+//! if none can be reached it waits for one, as etcd's own clients do. A write also waits while it is in question
+//! whether the cluster can agree. A call that was sent waits until it is answered or its member is left for another
+//! one. Then a read is sent to that one, and a write ends with etcd's words for a call whose outcome is unknown. A read
+//! that a member refuses because it has no leader or no time also goes to the next member. Not here: the answer's body,
+//! see `body`. Always holds: a call that may have been sent is sent again only if it only reads; each member answers it
+//! at most once; the request of a read is kept in memory, and is no longer than the port accepts (`MAX_KEPT`).
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
@@ -232,8 +230,8 @@ impl Sending<'_> {
         }
     }
 
-    /// Waits until a call that was sent to a member should not wait for its answer any more. A member that is slow is put
-    /// in doubt meanwhile.
+    /// Waits until a call that was sent to a member should not wait for its answer any more. A member that is slow is
+    /// put in doubt meanwhile.
     async fn give_up(&self, member: usize, sent: Instant) -> Status {
         let members = &self.shared.members;
         let slow = async {

@@ -36,7 +36,8 @@ where
     asking.extend(last.map(put));
     let mut hedge = pin!(sleep_until(Instant::now() + HEDGE));
     loop {
-        // Cancel safe: answers stay in the set, and the timer is kept. The order is fixed, so that a simulation repeats.
+        // Cancel safe: answers stay in the set, and the timer is kept. The order is fixed, so that a simulation
+        // repeats.
         tokio::select! {
             biased;
             answer = asking.next() => match answer {

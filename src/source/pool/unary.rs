@@ -1,8 +1,8 @@
 //! [`Pool::ask`]: a call of the relay's own with one message in each direction.
 //!
-//! Not here: what the messages are, see `etcd::asker`. Calls with more messages, and rare ones, go through etcd's client
-//! library (`channel`). Always holds: a call that may have been sent is not sent again; an answer counts only if it is
-//! whole: one message, no longer than [`MOST`], and then the status; a call that is dropped is reset.
+//! Not here: what the messages are, see `etcd::asker`. Calls with more messages, and rare ones, go through etcd's
+//! client library (`channel`). Always holds: a call that may have been sent is not sent again; an answer counts only if
+//! it is whole: one message, no longer than [`MOST`], and then the status; a call that is dropped is reset.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, uri::PathAndQuery};

@@ -1,5 +1,6 @@
-//! Checks of the names in rules, board and runbooks: each metric exists, and each label has the values that are queried. A relay that has just started has the
-//! series that alerts need, since `increase` does not see the first step of a series that starts with the trouble.
+//! Checks of the names in rules, board and runbooks: each metric exists, and each label has the values that are
+//! queried. A relay that has just started has the series that alerts need, since `increase` does not see the first step
+//! of a series that starts with the trouble.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,8 @@ use crate::{
 
 /// Labels that Prometheus adds to each series.
 const OF_PROMETHEUS: [&str; 4] = ["job", "instance", "le", "__name__"];
-/// Series that start with the first call of their kind, with all outcomes at once; and those of another kind of upstream.
+/// Series that start with the first call of their kind, with all outcomes at once; and those of another kind of
+/// upstream.
 const LATER: [&str; 3] =
     ["etcd_relay_forwarded_total", "etcd_relay_v2_listings_total", "etcd_relay_v2_repaired_events_total"];
 

@@ -1,4 +1,5 @@
-//! Checks of the board and the runbooks: each alert has a section and each section an alert, and each panel of the board has a valid query and an explanation.
+//! Checks of the board and the runbooks: each alert has a section and each section an alert, and each panel of the
+//! board has a valid query and an explanation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,8 +1,9 @@
 //! [`Recording`]: what a relay's `/metrics` returned over time, and which alerts fire with it.
 //!
-//! Not here: the trouble itself. Each sample counts as one scrape of Prometheus, 15 s after the previous one. So minutes of trouble are recorded in seconds,
-//! and a relay seems to need sixty times as long to recover as it does. Always holds: only series that the rules name are kept; Unix times are converted to
-//! times since the start of the recording, where promtool's own clock starts.
+//! Not here: the trouble itself. Each sample counts as one scrape of Prometheus, 15 s after the previous one. So
+//! minutes of trouble are recorded in seconds, and a relay seems to need sixty times as long to recover as it does.
+//! Always holds: only series that the rules name are kept; Unix times are converted to times since the start of the
+//! recording, where promtool's own clock starts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

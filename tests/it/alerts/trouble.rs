@@ -1,5 +1,5 @@
-//! Records real relays in trouble: the intended alert fires, and no other. For healthy relays, and those that recover from everyday events of a cluster, no
-//! alert fires.
+//! Records real relays in trouble: the intended alert fires, and no other. For healthy relays, and those that recover
+//! from everyday events of a cluster, no alert fires.
 
 use std::time::Duration;
 
@@ -178,7 +178,8 @@ async fn a_lost_quorum_makes_a_cluster_without_a_leader() {
     recording.fired(&[("EtcdRelayEtcdLeaderless", "page")]);
 }
 
-/// On both sides. A renewal a week before the end avoids alerts. After that there is a ticket, and on the last day a page.
+/// On both sides. A renewal a week before the end avoids alerts. After that there is a ticket, and on the last day a
+/// page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_near_their_end() {
     const DAY: i64 = 86_400;

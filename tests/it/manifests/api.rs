@@ -1,7 +1,8 @@
-//! A real kube-apiserver accepts all of deploy/kubernetes. This tests its schemas, its validation and its admission, which enforces the profile `restricted`.
+//! A real kube-apiserver accepts all of deploy/kubernetes. This tests its schemas, its validation and its admission,
+//! which enforces the profile `restricted`.
 //!
-//! `make kubernetes-api` builds the server and runs this; `make test` runs it if the server is built already. Not here: controllers and kubelets, so no pod
-//! runs.
+//! `make kubernetes-api` builds the server and runs this; `make test` runs it if the server is built already. Not here:
+//! controllers and kubelets, so no pod runs.
 
 use std::{
     fs,
@@ -100,7 +101,8 @@ impl Api {
 
     /// Validates a change without making it.
     ///
-    /// On the server, since a board is too long for the annotation in which the client keeps the last applied configuration.
+    /// On the server, since a board is too long for the annotation in which the client keeps the last applied
+    /// configuration.
     fn try_apply(&self, path: &str) {
         self.must("kubectl", &["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", path]);
     }
@@ -216,7 +218,8 @@ items:
   - {apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: high}, value: 1000}
 ";
 
-/// The namespace, which enforces `restricted`, accepts the pod of a Deployment, and rejects one with an additional right.
+/// The namespace, which enforces `restricted`, accepts the pod of a Deployment, and rejects one with an additional
+/// right.
 fn take_pod(api: &Api, name: &str, deployment: &Value) {
     let pod = pod_of(deployment, "relays");
     let create = ["create", "--dry-run=server", "--validate=strict", "-f"];

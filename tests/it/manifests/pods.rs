@@ -1,4 +1,5 @@
-//! Checks of every pod, with all values: no unnecessary rights, enough time to drain, and probes and variables that the program has.
+//! Checks of every pod, with all values: no unnecessary rights, enough time to drain, and probes and variables that the
+//! program has.
 
 use std::collections::BTreeSet;
 
@@ -193,7 +194,8 @@ fn every_variable_of_a_pod_is_one_of_serve() {
 fn a_prefix_reaches_the_relay_as_it_was_written() {
     for (name, deployment) in all_deployments().into_iter().filter(|(name, _)| name.starts_with("everything")) {
         let (_, container) = pod(&deployment);
-        // A comma in the prefix is escaped for the relay, and text that looks like a variable is escaped for Kubernetes.
+        // A comma in the prefix is escaped for the relay, and text that looks like a variable is escaped for
+        // Kubernetes.
         let prefixes = variable(container, "ETCD_RELAY_PREFIX");
         assert_eq!(prefixes.as_deref(), Some(r"/app/,/a\,b/,/c/$$(POD_IP)/"), "{name}");
         let zone = deployment["metadata"]["labels"]["relay-zone"].as_str().expect("a zone").to_owned();

@@ -1,6 +1,8 @@
-//! Runs the program like a pod does: with the arguments and variables of a manifest, as its user, without capabilities, on a read-only root.
+//! Runs the program like a pod does: with the arguments and variables of a manifest, as its user, without capabilities,
+//! on a read-only root.
 //!
-//! Not here: a node. Only the variables with addresses are different: etcd's, and those of the ports, which the system chooses on loopback.
+//! Not here: a node. Only the variables with addresses are different: etcd's, and those of the ports, which the system
+//! chooses on loopback.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

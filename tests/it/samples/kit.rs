@@ -1,7 +1,8 @@
 //! [`Kit`]: how the samples of a language are started; [`Sample`]: a running sample; [`Line`]: a line of its output.
 //!
-//! Not here: the servers around them, see `scene`. A language without its tools or libraries is left out, and the reason is printed once per test. Rust
-//! programs are built by the cargo that runs the tests, in the same profile, so that their dependencies are built already.
+//! Not here: the servers around them, see `scene`. A language without its tools or libraries is left out, and the
+//! reason is printed once per test. Rust programs are built by the cargo that runs the tests, in the same profile, so
+//! that their dependencies are built already.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,7 +1,9 @@
-//! [`Scene`]: an etcd, relays that keep their ports, and for each language a registration, a discovery and a configuration.
+//! [`Scene`]: an etcd, relays that keep their ports, and for each language a registration, a discovery and a
+//! configuration.
 //!
-//! Not here: what happens to them, see `samples`. Changes and checks of keys go to etcd directly. Always holds: registrations are members of the service `web`,
-//! named after their language; [`Scene::end`] compares each discovery with etcd's history, line by line.
+//! Not here: what happens to them, see `samples`. Changes and checks of keys go to etcd directly. Always holds:
+//! registrations are members of the service `web`, named after their language; [`Scene::end`] compares each discovery
+//! with etcd's history, line by line.
 
 use std::{
     collections::BTreeMap,
@@ -294,7 +296,8 @@ fn shown(discover: &Sample) -> BTreeMap<String, String> {
     members
 }
 
-/// Fails unless a discovery has shown each change from its list to the revision `last`, once and in order, and nothing else.
+/// Fails unless a discovery has shown each change from its list to the revision `last`, once and in order, and nothing
+/// else.
 fn assert_told_all(discover: &Sample, history: &Replay, last: i64) {
     let lists: Vec<i64> = discover.lines().iter().filter_map(|line| line.listed()).collect();
     let [listed] = lists[..] else {

@@ -1,10 +1,10 @@
 //! Checks a watch against etcd's documented guarantees: each rule applies to everything that the watch received.
 //!
 //! The rules have the names of etcd's robustness tests (Filter, Bookmarkable, Ordered, Unique, Atomic, Reliable,
-//! Resumable, IsCreate, PrevKV), but are written from scratch. Three more are added: Live, because a feed that stops silently
-//! satisfies all others, and Header and Canceled, because the other fields must be correct as well. The truth comes
-//! from `replay`. Always holds: no violations means that each rule was applied, not that there was anything to check;
-//! callers that expect events state up to which revision.
+//! Resumable, IsCreate, PrevKV), but are written from scratch. Three more are added: Live, because a feed that stops
+//! silently satisfies all others, and Header and Canceled, because the other fields must be correct as well. The truth
+//! comes from `replay`. Always holds: no violations means that each rule was applied, not that there was anything to
+//! check; callers that expect events state up to which revision.
 
 use std::{collections::HashSet, fmt};
 

@@ -1,9 +1,9 @@
-//! The lines in which the watches of a stream wait that are not live: for room, for their feed's past, for a fill, or for
-//! the revision that they begin at.
+//! The lines in which the watches of a stream wait that are not live: for room, for their feed's past, for a fill, or
+//! for the revision that they begin at.
 //!
-//! Not here: the watches and their transitions, see `watches`, which lets a watch join and leave its line. Always holds: a
-//! line is ordered by position, so that the watch which is furthest behind comes first; a feed for which nothing is kept
-//! takes no memory for lines once its watches from later revisions have arrived.
+//! Not here: the watches and their transitions, see `watches`, which lets a watch join and leave its line. Always
+//! holds: a line is ordered by position, so that the watch which is furthest behind comes first; a feed for which
+//! nothing is kept takes no memory for lines once its watches from later revisions have arrived.
 
 use std::{
     collections::BTreeSet,

@@ -1,9 +1,10 @@
 //! [`Scale`]: where in the key space a number of keys probably lies, judged by the keys before it.
 //!
 //! Not here: what follows from a wrong answer, see `cuts`. Keys are read as numbers whose digits are the bytes that
-//! keys had at each place so far, and those of their kind, such as all digits. So the key after `/a/0099` is near `/a/0100`, although bytes from `:` to `/a/00` with
-//! any other byte lie between them. The newest keys show how far apart keys are.
-//! Always holds: it costs no more memory and time than a bounded beginning of the keys that it learns from.
+//! keys had at each place so far, and those of their kind, such as all digits. So the key after `/a/0099` is near
+//! `/a/0100`, although bytes from `:` to `/a/00` with any other byte lie between them. The newest keys show how far
+//! apart keys are. Always holds: it costs no more memory and time than a bounded beginning of the keys that it learns
+//! from.
 
 use bytes::Bytes;
 
