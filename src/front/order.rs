@@ -7,7 +7,7 @@
 //! creates in that data begin, or that they need not wait. A write (`held`) waits for the marks that are there when it
 //! has arrived whole, and for no later ones. Not here: where a watch begins, see `session`.
 //!
-//! Always holds: reads, and connections without a watch, never wait. A mark counts for [`PATIENCE`], after which its
+//! Always holds: reads, and connections without a watch, never wait. A mark counts for `PATIENCE`, after which its
 //! create is served without knowing the current revision anyway. A write that waits stops neither the reading of its
 //! connection nor a session. The wait of a write does not depend on creates that arrive after it. Nothing is woken
 //! under a lock; the locks are taken in the order: the data of a request's body, a stream's spans, a connection's

@@ -19,7 +19,7 @@ pub(super) type Line = BTreeSet<(Revision, u32)>;
 #[derive(Debug, Default)]
 pub(super) struct Lag {
     /// Watches that begin at future revisions, each with the revision of its feed at which it becomes live, see
-    /// [`Watch::arrival`].
+    /// [`Watch::arrival`](super::Watch::arrival).
     pub(super) ahead: Line,
     /// Watches that wait until the feed has read its past.
     behind: Line,

@@ -2,8 +2,8 @@
 //! writes them.
 //!
 //! Not here: what has changed since a base was made, see `leaf`. Versions of a leaf share its base, and lists are sent
-//! from it as it is.
-//! Always holds: a base has at most [`ENTRIES`] key-values, none of which is large, and at most [`MOST`] bytes.
+//! from it as it is. Always holds: a base has at most [`ENTRIES`] key-values, none of which is large, and at most
+//! [`MOST`](super::MOST) bytes.
 
 use std::{ops::Range as Span, sync::Arc};
 
