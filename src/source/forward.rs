@@ -303,8 +303,7 @@ impl ForwardInner {
             // The caller of such a request repeats it.
             return Duration::ZERO;
         }
-        let timeout = headers.get("grpc-timeout").and_then(|value| method::timeout(value.to_str().ok()?));
-        timeout.map_or(self.wait, |timeout| timeout.min(self.wait))
+        method::timeout_in(headers).map_or(self.wait, |timeout| timeout.min(self.wait))
     }
 }
 

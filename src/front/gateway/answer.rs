@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf, BufMut as _, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
 use super::{
@@ -141,6 +141,10 @@ where
         Ok(Some(std::mem::take(&mut self.out)))
     }
 
+    fn is_late(&self) -> bool {
+        self.deadline.as_ref().is_some_and(|deadline| deadline.deadline() <= Instant::now())
+    }
+
     /// Counts the outcome of the call.
     pub(super) fn count(&mut self, outcome: GatewayOutcome) {
         self.counted.end(outcome);
@@ -153,6 +157,10 @@ where
                 Poll::Pending => break,
                 Poll::Ready(None) => {
                     return Poll::Ready(Came::End(Status::unknown("etcd-relay: the answer has no status")));
+                }
+                // etcd also ends a call whose time is over, and may be earlier than the timer below.
+                Poll::Ready(Some(Err(_))) if self.is_late() => {
+                    return Poll::Ready(Came::End(Status::deadline_exceeded(DEADLINE)));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let error: BoxError = error;

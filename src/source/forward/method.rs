@@ -1,8 +1,10 @@
-//! [`Method`]: what the path of a call says about it, and [`timeout`], the deadline that its client set.
+//! [`Method`]: what the path of a call says about it, and [`timeout_in`], the deadline that its client set.
 //!
 //! Not here: what follows from it. Always holds: a method that is not known here is never sent twice.
 
 use std::time::Duration;
+
+use http::HeaderMap;
 
 use crate::telemetry::names;
 
@@ -82,8 +84,13 @@ impl Method {
     }
 }
 
+/// The deadline that these headers set, counted from when the call began.
+pub(super) fn timeout_in(headers: &HeaderMap) -> Option<Duration> {
+    timeout(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
 /// Parses a `grpc-timeout`: up to eight digits and a unit.
-pub(super) fn timeout(value: &str) -> Option<Duration> {
+fn timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -11,13 +11,14 @@
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{request, response, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited};
 use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Status, body::Body};
 
-use super::{ForwardInner, Method, status};
+use super::{ForwardInner, Method, method, status};
 use crate::{
     source::{
         members::race::race,
@@ -78,6 +79,8 @@ enum Tried {
     Unsent(LinkError),
     /// Sent, and not answered.
     Unanswered(Status),
+    /// The member ended it when the time that the client had set was over.
+    Late,
 }
 
 impl Sending<'_> {
@@ -137,6 +140,7 @@ impl Sending<'_> {
                     }
                     continue;
                 }
+                Tried::Late => return Err(status::late()),
                 Tried::Unanswered(status) => {
                     if !self.method.repeatable {
                         return Err(status);
@@ -179,7 +183,8 @@ impl Sending<'_> {
             Payload::Kept(bytes) => Body::new(Full::new(bytes.clone())),
             Payload::Passing(body) => body.take().unwrap_or_else(Body::empty),
         };
-        let head = Head { method: &head.method, path: &self.path, headers: &head.headers };
+        let headers = &head.headers;
+        let head = Head { method: &head.method, path: &self.path, headers };
         let sent = Instant::now();
         let mut sending = pin!(place.send(head, body));
         // Cancel safe: a call whose answer is not needed any more is reset when it is dropped.
@@ -206,6 +211,13 @@ impl Sending<'_> {
                     *body = Some(unsent);
                 }
                 Tried::Unsent(error)
+            }
+            // The member's clock began after this one.
+            Err(SendError::Broken(error))
+                if status::reset(&error) == Some(Reason::CANCEL)
+                    && method::timeout_in(headers).is_some_and(|timeout| sent.elapsed() >= timeout) =>
+            {
+                Tried::Late
             }
             Err(SendError::Broken(error)) => {
                 if status::reset(&error).is_some() {

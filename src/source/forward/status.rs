@@ -60,6 +60,12 @@ pub(super) fn left() -> Status {
     Status::unavailable("etcdserver: request timed out, possibly due to connection lost")
 }
 
+/// The time that the client had set is over. etcd then resets the call, or answers in these words of Go's, whichever
+/// comes first; Go's client takes such a reset for the same.
+pub(super) fn late() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
+}
+
 /// The leader has changed since the call was sent, and the member has everything from the time of the earlier leader:
 /// most likely the call was lost with that leader. In etcd's own words.
 pub(super) fn lost_with_leader() -> Status {

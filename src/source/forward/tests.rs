@@ -1,6 +1,11 @@
 //! Tests of a forwarded call, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
 
-use std::{future::pending, pin::pin, time::Duration};
+use std::{
+    future::pending,
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -406,6 +411,35 @@ async fn a_reset_before_the_answer_is_a_status() {
     let status = status_of(response.headers());
     assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
     assert!(status.message().contains(&server.endpoint.to_string()), "{status}");
+}
+
+#[tokio::test]
+async fn a_reset_at_the_end_of_the_clients_time_is_no_cancellation_and_no_fault_of_the_member() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = calls.clone();
+    let server = Server::new(move |request: Request<Incoming>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            // As etcd does it, unless the handler of the call is faster.
+            tokio::time::sleep(method::timeout_in(request.headers()).expect("a timeout")).await;
+            let (sender, body) = fed();
+            sender.send(Err(h2::Reason::CANCEL.into())).await.expect("room");
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint, &server.endpoint], &CancellationToken::new());
+    for path in ["/v3electionpb.Election/Observe", "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"] {
+        let mut request = request(path, Body::empty());
+        request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("20m"));
+        let status = status_of(forward.call(request).await.headers());
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::DeadlineExceeded, "context deadline exceeded"),
+            "{path}"
+        );
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 3, "none is sent again");
 }
 
 #[tokio::test]
