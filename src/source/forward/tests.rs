@@ -429,7 +429,7 @@ async fn a_reset_at_the_end_of_the_clients_time_is_no_cancellation_and_no_fault_
     })
     .await;
     let forward = forward(&[&server.endpoint, &server.endpoint], &CancellationToken::new());
-    for path in ["/v3electionpb.Election/Observe", "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"] {
+    for path in ["/etcdserverpb.Maintenance/Snapshot", "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"] {
         let mut request = request(path, Body::empty());
         request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("20m"));
         let status = status_of(forward.call(request).await.headers());
