@@ -29,7 +29,7 @@ mod socket;
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
     time::Duration,
@@ -38,7 +38,7 @@ use std::{
 use http::Extensions;
 use rustix::net::sockopt;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -211,12 +211,10 @@ impl Bound {
                 let none = || io::Error::new(io::ErrorKind::InvalidInput, "there is no certificate for TLS");
                 config.tls.as_ref().ok_or_else(none).and_then(tls::Server::start).map_err(failed)?;
             }
-            let listener = StdListener::bind(address.addr).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
+            let socket = listen(address.addr).map_err(failed)?;
             if let Some(keepalive) = config.keepalive {
-                probe(&listener, keepalive).map_err(failed)?;
+                probe(&socket, keepalive).map_err(failed)?;
             }
-            let socket = TcpListener::from_std(listener).map_err(failed)?;
             let addr = socket.local_addr().map_err(failed)?;
             Ok(Listener { socket, address: Address { addr, ..*address } })
         });
@@ -257,11 +255,25 @@ impl Bound {
     }
 }
 
+/// Connections that may wait to be accepted, for each address. The kernel allows no more than `net.core.somaxconn`, so
+/// this leaves the limit to the administrator. If it is reached, the kernel ignores a client's SYN, and the client tries
+/// again after 1 s, and then after 2 s and 4 s more. Clients that all come at once, as after a network failure, would be
+/// away that long.
+const BACKLOG: u32 = 65_535;
+
+/// Binds an address. A relay that was just restarted can have it at once.
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
 /// TCP probes that may stay unanswered.
 const PROBES: u32 = 4;
 
 /// Lets TCP do what pings do, for clients that use HTTP/1.1. Accepted connections inherit it from the listener.
-fn probe(listener: &StdListener, keepalive: Keepalive) -> io::Result<()> {
+fn probe(listener: &TcpListener, keepalive: Keepalive) -> io::Result<()> {
     // Linux accepts whole seconds in this range.
     let fit = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
     sockopt::set_tcp_keepidle(listener, fit(keepalive.interval))?;

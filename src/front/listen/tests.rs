@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
@@ -572,6 +573,19 @@ async fn a_stream_in_memory_that_buffers_is_served_as_a_socket_is() {
     }
     stop.accept.cancel();
     server.finish().await;
+}
+
+/// The kernel's limit decides how many may wait. One more would try again after a second, and again in vain.
+#[tokio::test]
+async fn clients_that_come_at_once_are_connected_before_any_is_accepted() {
+    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+    let clients = limit.trim().parse().map_or(500, |limit: usize| limit.min(500));
+    let config = PortConfig::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let bound = Bound::bind(config, Arc::default()).expect("bound");
+    let addr = bound.addr();
+    let all = join_all((0..clients).map(|_| TcpStream::connect(addr)));
+    let all = tokio::time::timeout(Duration::from_secs(30), all).await.expect("each has its place");
+    assert!(all.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
