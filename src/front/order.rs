@@ -96,6 +96,15 @@ impl Order {
         number
     }
 
+    /// Marks were removed.
+    fn fewer(&self, state: &mut State) {
+        self.marked.store(state.marks.len(), Ordering::Release);
+        if state.marks.is_empty() {
+            // An empty map may keep a node, and most connections never get another mark.
+            state.marks = BTreeMap::new();
+        }
+    }
+
     /// Whether writes still wait for this mark.
     fn has(&self, number: u64) -> bool {
         self.state.lock().marks.contains_key(&number)
@@ -107,7 +116,7 @@ impl Order {
         for number in numbers {
             state.marks.remove(&number);
         }
-        self.marked.store(state.marks.len(), Ordering::Release);
+        self.fewer(&mut state);
         let ready = state.take_ready();
         drop(state);
         ready.into_values().for_each(Waker::wake);
@@ -163,7 +172,7 @@ impl Place<'_> {
         {
             oldest.remove();
         }
-        self.order.marked.store(state.marks.len(), Ordering::Release);
+        self.order.fewer(&mut state);
         let ready = state.take_ready();
         let oldest = state.marks.first_key_value().filter(|(first, _)| **first <= self.key.0);
         let until = oldest.map(|(_, arrived)| *arrived + PATIENCE);

@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn any_part_of_a_snapshot_is_taken_whole_and_in_order_however_much_at_a_time() {
-        for mut map in [KeyMap::default(), KeyMap::default()] {
+        for mut map in [KeyMap::default(), KeyMap::sharing()] {
             // Small, middling and large leaves.
             (0..KEYS).rev().for_each(|key| put(&mut map, key, [3, 300, 3000][key as usize * 3 / KEYS as usize]));
             let pages = Arc::default();

@@ -125,6 +125,10 @@ impl Arrivals {
         let count = spans.open.iter().take_while(|span| span.end <= to).count();
         if count > 0 {
             self.shared.order.clear(spans.open.drain(..count).map(|span| span.mark));
+            if spans.open.is_empty() {
+                // Most streams never get another span.
+                spans.open = VecDeque::new();
+            }
         }
     }
 

@@ -15,7 +15,6 @@ use bytes::Bytes;
 use http::{Extensions, Request};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use metrics::gauge;
 
 use super::Order;
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
         body::{BoxError, RequestBody},
         listen::Connected,
     },
-    telemetry::names,
+    telemetry::HeldForward,
 };
 
 /// The most bytes of a call that are gathered. It is what etcd accepts by default.
@@ -73,7 +72,7 @@ pub(in crate::front) async fn hold_whole(extensions: &Extensions) {
 
 async fn wait(order: &Order) {
     if order.is_pending() {
-        let _held = Held::count();
+        let _held = HeldForward::count();
         order.wait().await;
     }
 }
@@ -126,22 +125,6 @@ impl Body for Gathered {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
-    }
-}
-
-/// Counts a waiting write.
-struct Held;
-
-impl Held {
-    fn count() -> Self {
-        gauge!(names::FORWARDS_HELD).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        gauge!(names::FORWARDS_HELD).decrement(1.0);
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{request, response, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited};
-use metrics::{counter, gauge};
+use metrics::counter;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Status, body::Body};
 
@@ -24,7 +24,7 @@ use crate::{
         members::race::race,
         pool::{Answer, Head, LinkError, Place, SendError},
     },
-    telemetry::names,
+    telemetry::{HeldForward, names},
     types::ClientKey,
 };
 
@@ -233,7 +233,7 @@ impl Sending<'_> {
     /// Waits while it is in question whether the cluster can agree. A write that is sent during an election is lost.
     async fn wait_agreement(&self) {
         let members = &self.shared.members;
-        let _held = Held::count();
+        let _held = HeldForward::count();
         // All branches are cancel safe.
         tokio::select! {
             () = members.out_of_question() => {}
@@ -269,7 +269,7 @@ impl Sending<'_> {
             }
             return Err(status::unreachable());
         }
-        let _held = Held::count();
+        let _held = HeldForward::count();
         let again = async {
             sleep(AGAIN).await;
             self.shared.members.reached().await;
@@ -286,20 +286,4 @@ impl Sending<'_> {
 /// Whether the answer is a refusal that another member may not give. etcd sends it without a message.
 fn is_refusal(head: &response::Parts) -> bool {
     Status::from_header_map(&head.headers).is_some_and(|status| ELSEWHERE.contains(&status.message()))
-}
-
-/// Counts a waiting call.
-struct Held;
-
-impl Held {
-    fn count() -> Self {
-        gauge!(names::FORWARDS_HELD).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        gauge!(names::FORWARDS_HELD).decrement(1.0);
-    }
 }
