@@ -8,13 +8,14 @@ use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use bytes::{Buf as _, Bytes, BytesMut};
 use etcd_relay::pb::etcdserverpb::{
     DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, TxnRequest, WatchCreateRequest, WatchRequest, WatchResponse,
+    RangeRequest, RangeResponse, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse,
     lease_client::LeaseClient, watch_request::RequestUnion,
 };
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::Request;
 use prost::Message;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{OUTSIDE, PREFIX};
 use crate::support::{
@@ -27,6 +28,8 @@ use crate::support::{
 
 const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
+/// Watch streams of the client that creates all the time.
+const STREAMS: usize = 50;
 
 /// A connection, and what has come of its watch streams.
 struct Connection {
@@ -81,6 +84,11 @@ impl Stream {
 
     fn create(&mut self, create: WatchCreateRequest) {
         self.send(&WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }, false);
+    }
+
+    fn cancel(&mut self, watch_id: i64) {
+        let cancel = WatchCancelRequest { watch_id };
+        self.send(&WatchRequest { request_union: Some(RequestUnion::CancelRequest(cancel)) }, false);
     }
 
     async fn next<M: Message + Default>(&mut self) -> M {
@@ -275,4 +283,48 @@ async fn a_write_after_a_create_that_nobody_confirms_ends_with_its_client_and_ha
     write.send(&kv::put(&key, "new"), true);
     let revision = write.next::<PutResponse>().await.header.expect("a header").revision;
     assert!(stream.shows(2, &key, revision, &kv).await);
+}
+
+/// Its writes, and those of others, are still executed. Each of them waits for the creates before it, not for those
+/// after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_stops_creating_starves_neither_its_own_writes_nor_those_of_others() {
+    let etcd = Etcd::start().await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    relay.follows().await;
+    let mut connection = Connection::open(&relay.endpoint()).await;
+    let others = Kv::connect(&relay.endpoint()).await;
+    let stop = CancellationToken::new();
+    let mut creating = JoinSet::new();
+    for number in 0..STREAMS {
+        let mut stream = connection.call("/etcdserverpb.Watch/Watch").await;
+        let key = format!("{PREFIX}created/{number}");
+        let stop = stop.clone();
+        creating.spawn(async move {
+            let mut created = 0;
+            // A watch of each round ends the one before.
+            while !stop.is_cancelled() {
+                stream.create(WatchCreateRequest { watch_id: 1, ..client::key(&key) });
+                stream.cancel(1);
+                loop {
+                    let response: WatchResponse = stream.next().await;
+                    created += usize::from(response.created);
+                    if response.canceled {
+                        break;
+                    }
+                }
+            }
+            created
+        });
+    }
+    for round in 0..20 {
+        let key = format!("{PREFIX}{round}");
+        let mut write = connection.call(PUT).await;
+        write.send(&kv::put(&key, "own"), true);
+        let _: PutResponse = write.next().await;
+        others.put(&key, "other").await;
+    }
+    stop.cancel();
+    let created: Vec<usize> = creating.join_all().await;
+    assert!(created.iter().all(|created| *created > 0), "{created:?}");
 }
