@@ -158,7 +158,9 @@ pub fn all(quick: bool) -> Vec<Case> {
     let own_keys = format!("watch --connections {followers} --streams {} --distinct --keys {followed}", size(100, 10));
     let own_keys_often = format!("{own_keys} --duration {time} --rate {}", size(6_000, 100));
     let own_keys_full = format!("{own_keys} --puts {}", size(40_000, 100));
-    let put = format!("put --duration {often} --connections 10 --concurrency 80");
+    let put_followed = format!("put --duration {often} --connections 10 --concurrency 80");
+    // Nobody watches these keys: not the relay either, since for etcd a watch of them makes each put dearer.
+    let put = format!("{put_followed} --prefix /etcd-relay-puts/");
     let many_keys = u64::from(size(1_000_000, 2_000));
     let first = |label, target, times| Run {
         filled: many_keys,
@@ -342,6 +344,12 @@ pub fn all(quick: bool) -> Vec<Case> {
                 goal("CPU per put", "relay", "grpc-proxy", CPU, Bound::Most(0.3)),
                 goal("puts/s", "relay", "etcd", Figure::Run("puts_per_second"), Bound::Least(0.85)),
             ],
+        },
+        Case {
+            name: "puts-followed",
+            what: "the same with keys that the relay follows, for which etcd has a watch then".to_owned(),
+            runs: vec![run("relay", Target::Relay, &put_followed).times(times(TIMES))],
+            goals: vec![],
         },
         Case {
             name: "first-snapshot",

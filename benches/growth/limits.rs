@@ -38,7 +38,8 @@ impl Limit {
         let by_memory = memory / BYTES_OF_A_CONNECTION;
         if by_files <= by_memory {
             let files = grouped(files as f64);
-            let reason = format!("a process may open {files} files on this machine, and a relay's gRPC port gets half");
+            let reason =
+                format!("a process may open {files} files on this machine, and a relay's gRPC port gets about half");
             return Self { connections: by_files, reason };
         }
         let gib = memory as f64 / f64::from(1 << 30);
