@@ -18,7 +18,10 @@ mod waiting;
 
 use std::{collections::BTreeSet, future::poll_fn, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join_all};
+use futures_util::{
+    FutureExt as _, Stream, StreamExt as _,
+    future::{join, join_all},
+};
 use metrics::counter;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
@@ -189,8 +192,8 @@ impl Session {
                 self.serve(&mut requests).await;
                 self.arrivals = None;
             };
-            let both = async { tokio::join!(serve, permission.keep()) };
-            let both = pin!(AssertUnwindSafe(both).catch_unwind());
+            // An `async` block with `tokio::join!` would have room for both of them twice.
+            let both = pin!(AssertUnwindSafe(join(serve, permission.keep())).catch_unwind());
             // A client must not wait for a task that is gone: a panic ends the stream with an error.
             if let Some(Err(_)) = stream.gone().run_until_cancelled(both).await {
                 stream.cut(StreamEnd::Unavailable(PANICKED.to_owned()));

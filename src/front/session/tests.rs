@@ -713,3 +713,14 @@ async fn a_write_goes_on_when_the_create_is_refused_or_its_session_ends() {
     drop(client);
     assert!(!is_held(&write).await);
 }
+
+/// There is one for each stream. With its requests and what tokio adds, it takes 2 KiB, and one part more would take it
+/// to the allocator's next size, 2.5 KiB.
+#[tokio::test(start_paused = true)]
+async fn a_session_has_room_for_each_of_its_parts_once() {
+    let (sessions, _slow) = sessions(Duration::from_secs(600)).await;
+    let session = sessions.open(client(), false, sessions.stop.clone());
+    let (session_size, requests) = (size_of_val(&session), tokio_stream::pending());
+    let run = size_of_val(&session.run(requests));
+    assert!(run <= 1_700, "{run} bytes, {session_size} of them the session itself");
+}
