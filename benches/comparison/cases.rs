@@ -130,6 +130,8 @@ pub fn all(quick: bool) -> Vec<Case> {
         size(500, 50)
     ));
     let memory = watch(format!("--connections {} --rate 2", size(8_000, 50)));
+    let more = watch(format!("--connections {} --rate 2", size(18_000, 50)));
+    let fewer = watch(format!("--connections {} --rate 20", size(1_000, 50)));
     let millions = format!(
         "watch --connections {} --streams {} --watches {keys} --distinct --keys {keys} --puts {keys} --rate {} --patience 60s",
         size(35, 2),
@@ -301,6 +303,16 @@ pub fn all(quick: bool) -> Vec<Case> {
             what: format!("{} connections × 1 watch, 2 puts/s", size(8_000, 50)),
             runs: vec![run("relay", Target::Relay, &memory), run("grpc-proxy", Target::Proxy, &memory)],
             goals: vec![goal("memory per connection", "relay", "grpc-proxy", MEMORY, Bound::Most(0.5))],
+        },
+        Case {
+            name: "more-connections",
+            what: format!("{} connections × 1 watch, 2 puts/s, to a relay with one port", size(18_000, 50)),
+            runs: vec![
+                run("relay", Target::RelayAsProxy, &more).times(times(TIMES)),
+                run("relay, fewer connections", Target::RelayAsProxy, &fewer).times(times(TIMES)),
+            ],
+            // As many deliveries a second, or nearly.
+            goals: vec![goal("CPU per delivery", "relay", "relay, fewer connections", CPU, Bound::Most(1.0))],
         },
         Case {
             name: "own-keys",
