@@ -59,6 +59,8 @@ struct State {
     /// The writes that wait, by the last mark for which they wait.
     held: BTreeMap<(u64, u64), Waker>,
     last_held: u64,
+    /// One of them waits for the time at which the next mark is too old.
+    is_timed: bool,
 }
 
 /// The place of a write that waits.
@@ -66,6 +68,8 @@ struct Place<'a> {
     order: &'a Order,
     /// The last mark for which it waits, and its own number.
     key: (u64, u64),
+    /// It is the one that removes marks that are too old.
+    is_timer: bool,
 }
 
 impl Order {
@@ -119,7 +123,7 @@ impl Order {
         self.fewer(&mut state);
         let ready = state.take_ready();
         drop(state);
-        ready.into_values().for_each(Waker::wake);
+        ready.into_iter().for_each(Waker::wake);
     }
 
     /// Waits until no mark is left of those that are there now, or until the last of them is too old to count.
@@ -127,13 +131,14 @@ impl Order {
         if !self.is_pending() {
             return;
         }
-        let place = self.place();
+        let mut place = self.place();
         while let Some(until) = place.waits_until(Instant::now()) {
+            let is_timer = place.is_timer;
             // Both are cancel safe.
             tokio::select! {
                 biased;
-                () = poll_fn(|cx| place.poll(cx)) => return,
-                () = sleep_until(until) => {}
+                () = poll_fn(|cx| place.poll(cx)) => {}
+                () = sleep_until(until), if is_timer => {}
             }
         }
     }
@@ -141,7 +146,7 @@ impl Order {
     fn place(&self) -> Place<'_> {
         let mut state = self.state.lock();
         state.last_held += 1;
-        Place { order: self, key: (state.last, state.last_held) }
+        Place { order: self, key: (state.last, state.last_held), is_timer: false }
     }
 }
 
@@ -152,20 +157,24 @@ impl State {
     }
 
     /// Takes the writes that have nothing to wait for any more.
-    fn take_ready(&mut self) -> BTreeMap<(u64, u64), Waker> {
-        match self.marks.first_key_value() {
-            Some((first, _)) => {
-                let waiting = self.held.split_off(&(*first, 0));
-                std::mem::replace(&mut self.held, waiting)
-            }
-            None => std::mem::take(&mut self.held),
+    fn take_ready(&mut self) -> Vec<Waker> {
+        let first = self.marks.first_key_value().map_or(u64::MAX, |(first, _)| *first);
+        let mut ready = Vec::new();
+        while let Some(held) = self.held.first_entry()
+            && held.key().0 < first
+        {
+            ready.push(held.remove());
         }
+        ready
     }
 }
 
 impl Place<'_> {
     /// Removes the marks that are too old. Returns when the next one will be, if the write still has to wait.
-    fn waits_until(&self, now: Instant) -> Option<Instant> {
+    ///
+    /// Only one of the writes waits for that time, and wakes the others when it is their turn. Otherwise each of
+    /// thousands of writes would be woken by each of thousands of marks.
+    fn waits_until(&mut self, now: Instant) -> Option<Instant> {
         let mut state = self.order.state.lock();
         while let Some(oldest) = state.marks.first_entry()
             && *oldest.get() + PATIENCE <= now
@@ -176,14 +185,18 @@ impl Place<'_> {
         let ready = state.take_ready();
         let oldest = state.marks.first_key_value().filter(|(first, _)| **first <= self.key.0);
         let until = oldest.map(|(_, arrived)| *arrived + PATIENCE);
+        if until.is_some() && !std::mem::replace(&mut state.is_timed, true) {
+            self.is_timer = true;
+        }
         drop(state);
-        ready.into_values().for_each(Waker::wake);
+        ready.into_iter().for_each(Waker::wake);
         until
     }
 
+    /// Ready when the write may have nothing to wait for any more, or when somebody must wait for the time.
     fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.order.state.lock();
-        if !state.has_up_to(self.key.0) {
+        if !state.has_up_to(self.key.0) || !state.is_timed {
             return Poll::Ready(());
         }
         state.held.insert(self.key, cx.waker().clone());
@@ -193,7 +206,19 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.order.state.lock().held.remove(&self.key);
+        let mut state = self.order.state.lock();
+        state.held.remove(&self.key);
+        if state.held.is_empty() {
+            // As with the marks.
+            state.held = BTreeMap::new();
+        }
+        state.is_timed &= !self.is_timer;
+        if !state.is_timed {
+            // Also if it was woken to wait for the time, and is dropped before that.
+            let next = state.held.pop_first();
+            drop(state);
+            next.into_iter().for_each(|(_, next)| next.wake());
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::Extensions;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::Order;
 use crate::{
@@ -36,6 +37,9 @@ const MOST: usize = 32;
 /// The most bytes of waiting data that have one mark. With a thousand creates in them, the session decodes them in
 /// about as many steps as data without a mark of its own would take.
 const SPAN: u64 = 64 << 10;
+
+/// Marks that are cleared together.
+type Marks = SmallVec<[u64; 4]>;
 
 /// A session's part; see the module.
 #[derive(Debug)]
@@ -124,11 +128,13 @@ impl Arrivals {
         let mut spans = self.shared.spans.lock();
         let count = spans.open.iter().take_while(|span| span.end <= to).count();
         if count > 0 {
-            self.shared.order.clear(spans.open.drain(..count).map(|span| span.mark));
+            let marks: Marks = spans.open.drain(..count).map(|span| span.mark).collect();
             if spans.open.is_empty() {
                 // Most streams never get another span.
                 spans.open = VecDeque::new();
             }
+            drop(spans);
+            self.shared.order.clear(marks.into_iter());
         }
     }
 
@@ -136,7 +142,9 @@ impl Arrivals {
     pub(in crate::front) fn end(&self) {
         let mut spans = self.shared.spans.lock();
         if !std::mem::replace(&mut spans.over, true) {
-            self.shared.order.clear(spans.open.drain(..).map(|span| span.mark));
+            let open = std::mem::take(&mut spans.open);
+            drop(spans);
+            self.shared.order.clear(open.into_iter().map(|span| span.mark));
             self.shared.order.streams.fetch_sub(1, Ordering::AcqRel);
         }
     }

@@ -73,3 +73,44 @@ async fn a_create_that_is_late_holds_writes_up_once_and_for_a_limited_time() {
     assert_eq!(began.elapsed().as_millis(), PATIENCE.as_millis(), "no other write waits for it");
     order.clear([late].into_iter());
 }
+
+/// The same from many writes, and without a timer for each of them.
+#[tokio::test(start_paused = true)]
+async fn marks_that_grow_old_one_after_the_other_wake_no_write_before_its_turn() {
+    const MARKS: u32 = 100;
+    const WRITES: usize = 50;
+    let order = Order::new();
+    for _ in 0..MARKS {
+        order.mark();
+        tokio::time::advance(PATIENCE / MARKS / 2).await;
+    }
+    let last = Instant::now() - PATIENCE / MARKS / 2;
+    let polls = Arc::new(AtomicUsize::new(0));
+    let write = || {
+        let (order, polls) = (order.clone(), polls.clone());
+        tokio::spawn(async move {
+            let mut waits = Box::pin(order.wait());
+            poll_fn(|cx| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                waits.poll_unpin(cx)
+            })
+            .await;
+            Instant::now()
+        })
+    };
+    let timed = write();
+    tokio::task::yield_now().await;
+    let writes: Vec<_> = (0..WRITES).map(|_| write()).collect();
+    tokio::task::yield_now().await;
+    // The client of the one that waits for the time gives up, and another one takes its place.
+    timed.abort();
+    assert!(timed.await.is_err());
+    for write in writes {
+        let over = write.await.expect("no panic");
+        assert!(over >= last + PATIENCE && over < last + PATIENCE + Duration::from_millis(5), "{:?}", over - last);
+    }
+    let polls = polls.load(Ordering::Relaxed);
+    assert!(polls <= 3 * WRITES + 2 * MARKS as usize, "{polls} polls");
+    let state = order.state.lock();
+    assert!(state.held.is_empty() && state.marks.is_empty() && !state.is_timed);
+}
