@@ -130,11 +130,14 @@ impl Body for Gathered {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::{FutureExt as _, stream};
+    use futures_util::{FutureExt as _, StreamExt as _, stream};
     use http_body_util::StreamBody;
 
     use super::*;
-    use crate::front::{listen::ConnectionId, order::Arrivals};
+    use crate::{
+        front::{listen::ConnectionId, order::Arrivals},
+        telemetry::names,
+    };
 
     fn put(order: &Arc<Order>, path: &str) -> Request<RequestBody> {
         let connected = Connected { id: ConnectionId(1), order: order.clone() };
@@ -150,6 +153,18 @@ mod tests {
         assert!(!write());
         let arrivals = Arrivals::of_something(&order);
         assert!(write());
+        for path in [
+            "/etcdserverpb.KV/DeleteRange",
+            "/etcdserverpb.KV/Txn",
+            "/etcdserverpb.Lease/LeaseRevoke",
+            "/v3lockpb.Lock/Lock",
+            "/v3lockpb.Lock/Unlock",
+            "/v3electionpb.Election/Campaign",
+            "/v3electionpb.Election/Proclaim",
+            "/v3electionpb.Election/Resign",
+        ] {
+            assert!(ahead_of(&put(&order, path)).is_some(), "{path}");
+        }
         for path in ["KV/Range", "KV/Compact", "Lease/LeaseGrant", "Lease/LeaseKeepAlive", "Maintenance/Status"] {
             assert!(ahead_of(&put(&order, &format!("/etcdserverpb.{path}"))).is_none(), "{path}");
         }
@@ -170,9 +185,35 @@ mod tests {
             wait(&order).await;
             request
         });
-        assert!(held.as_mut().now_or_never().is_none());
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let is_counted = |count: usize| {
+            let metrics = recorder.handle().render();
+            assert!(metrics.contains(&format!("{} {count}\n", names::FORWARDS_HELD)), "{metrics}");
+        };
+        metrics::with_local_recorder(&recorder, || assert!(held.as_mut().now_or_never().is_none()));
+        is_counted(1);
         arrivals.clear(0);
-        let body = held.await.into_body().collect().await.expect("no error");
+        let request = metrics::with_local_recorder(&recorder, || held.as_mut().now_or_never()).expect("it goes on");
+        is_counted(0);
+        let body = request.into_body().collect().await.expect("no error");
         assert_eq!(body.to_bytes(), "in pieces");
+        let mut body = gather(put(&order, "/etcdserverpb.KV/Put")).await.into_body();
+        assert!(!body.is_end_stream(), "nobody has read it");
+        assert!(body.frame().await.is_some() && body.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn no_more_is_gathered_of_a_write_than_etcd_accepts() {
+        let order = Order::new();
+        let piece = || Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; MOST / 2])));
+        let pieces = stream::iter((0..5).map(move |_| piece())).chain(stream::pending());
+        let body = RequestBody::Made(tonic::body::Body::new(StreamBody::new(pieces)));
+        let request = gather(put(&order, "/etcdserverpb.KV/Put").map(|_| body)).now_or_never();
+        let mut body = request.expect("it does not wait for the rest").into_body();
+        for _ in 0..5 {
+            let frame = body.frame().now_or_never().flatten().expect("a piece").expect("no error");
+            assert_eq!(frame.data_ref().map(Bytes::len), Some(MOST / 2));
+        }
+        assert!(body.frame().now_or_never().is_none());
     }
 }

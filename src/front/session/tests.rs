@@ -668,17 +668,21 @@ async fn a_write_waits_until_it_is_known_where_a_create_begins() {
 async fn a_write_does_not_wait_longer_than_a_create_that_nobody_confirms() {
     let upstream = AtFive::that_answers(0);
     let (sessions, _) = sessions_over(testing::hub_over(upstream.clone(), LIMITS), Duration::from_secs(600)).await;
-    let (client, write) = Client::with_writes(&sessions);
+    let (mut client, write) = Client::with_writes(&sessions);
     client.create(0, "/a/1");
+    // It sends nothing more.
+    client.requests = mpsc::channel(1).0;
     assert!(is_held(&write).await);
+    let began = Instant::now();
     order::hold_whole(&write).await;
+    assert!(began.elapsed() <= CURRENT_PATIENCE, "{:?}", began.elapsed());
     assert_eq!(drain(&client.stream), ["created 0"], "the write follows the create");
 
     let (client, write) = Client::with_writes(&sessions);
     client.create(0, "/a/1");
     assert!(is_held(&write).await);
     upstream.agreement.send_replace(Agreement::Leaderless);
-    order::hold_whole(&write).await;
+    assert!(!is_held(&write).await);
     assert_eq!(drain(&client.stream), ["created 0"]);
 }
 
@@ -711,6 +715,14 @@ async fn a_write_goes_on_when_the_create_is_refused_or_its_session_ends() {
     let (client, write) = Client::with_writes(&sessions);
     assert!(is_held(&write).await);
     drop(client);
+    assert!(!is_held(&write).await);
+
+    // Its client has not heard of the end, and its permission is still watched.
+    etcd.now(Says::Granted);
+    let (client, write) = Client::with_writes(&sessions);
+    sessions.stop.cancel();
+    assert!(is_held(&write).await);
+    client.create(0, "/a/1");
     assert!(!is_held(&write).await);
 }
 

@@ -4,12 +4,14 @@
 //! The client here puts its frames on the wire in the order in which it is told to, which a client library does not
 //! promise.
 
+mod misuse;
+
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use bytes::{Buf as _, Bytes, BytesMut};
 use etcd_relay::pb::etcdserverpb::{
     DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse,
-    lease_client::LeaseClient, watch_request::RequestUnion,
+    RangeRequest, RangeResponse, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
+    WatchRequest, WatchResponse, lease_client::LeaseClient, watch_request::RequestUnion,
 };
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::Request;
@@ -34,6 +36,7 @@ const STREAMS: usize = 50;
 /// A connection, and what has come of its watch streams.
 struct Connection {
     requests: SendRequest<Bytes>,
+    pings: h2::PingPong,
     addr: String,
 }
 
@@ -50,9 +53,18 @@ impl Connection {
         let addr = endpoint.trim_start_matches("http://").to_owned();
         let socket = TcpStream::connect(&addr).await.expect("accepted");
         socket.set_nodelay(true).expect("a socket option");
-        let (requests, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+        // h2 gives a connection up that has many small frames to read, by the size of its window.
+        let mut builder = h2::client::Builder::new();
+        let handshake = builder.initial_connection_window_size(16 << 20).handshake(socket).await;
+        let (requests, mut connection) = handshake.expect("HTTP/2");
+        let pings = connection.ping_pong().expect("it is taken once");
         tokio::spawn(connection);
-        Self { requests, addr }
+        Self { requests, pings, addr }
+    }
+
+    /// Waits until the relay has read what was sent.
+    async fn is_read(&mut self) {
+        self.pings.ping(h2::Ping::opaque()).await.expect("an answer");
     }
 
     /// Sends the head of a call.
@@ -61,11 +73,17 @@ impl Connection {
     }
 
     async fn call_as(&mut self, content_type: &str, path: &str) -> Stream {
-        let request = Request::post(format!("http://{}{path}", self.addr))
+        self.call_with(content_type, path, &[]).await
+    }
+
+    async fn call_with(&mut self, content_type: &str, path: &str, headers: &[(&str, &str)]) -> Stream {
+        let mut request = Request::post(format!("http://{}{path}", self.addr))
             .header("content-type", content_type)
-            .header("te", "trailers")
-            .body(())
-            .expect("a request");
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
         let mut requests = self.requests.clone().ready().await.expect("room for a stream");
         let (answer, send) = requests.send_request(request, false).expect("an open connection");
         Stream { send, answer: Some(answer), body: None, received: BytesMut::new() }
@@ -198,7 +216,7 @@ async fn missed(endpoint: &str, origin: &str, prefix: &str, rounds: usize) -> Ve
         } else {
             // The head of the write overtakes the create, as with clients that send heads at once.
             let mut write = connection.call(PUT).await;
-            tokio::task::yield_now().await;
+            connection.is_read().await;
             stream.create(create);
             write.send(&kv::put(&key, "new"), true);
             write
