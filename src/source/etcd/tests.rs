@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+mod hostile;
+
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 const REVISION: i64 = 42;
 /// Longer than anything here takes.
@@ -101,8 +103,12 @@ async fn member(answer: impl Fn(Asked) -> Reply + Clone + Send + Sync + 'static)
 }
 
 fn upstream(members: &[&Server], identity: Option<Identity>, request_timeout: Duration) -> Arc<EtcdUpstream> {
+    upstream_at(members.iter().map(|member| member.endpoint.clone()).collect(), identity, request_timeout)
+}
+
+fn upstream_at(endpoints: Vec<Endpoint>, identity: Option<Identity>, request_timeout: Duration) -> Arc<EtcdUpstream> {
     EtcdUpstream::new(EtcdConfig {
-        endpoints: members.iter().map(|member| member.endpoint.clone()).collect(),
+        endpoints,
         dialler: Dialler::default(),
         connect_timeout: PATIENCE,
         request_timeout,
@@ -387,6 +393,7 @@ async fn an_answer_that_is_not_one_whole_message_is_an_error() {
         ("no header", Reply::Message(headless)),
         ("too long", Reply::Message(vec![0; 2 << 20].into())),
         ("not gRPC", raw(503, vec![Frame::data(message.clone())])),
+        ("an error of HTTP", raw(503, vec![Frame::data(message.clone()), success()])),
         ("whole", Reply::Message(message)),
     ];
     for (name, reply) in cases {
@@ -396,4 +403,40 @@ async fn an_answer_that_is_not_one_whole_message_is_an_error() {
         turns.recv().await.expect("it was asked");
     }
     assert_eq!(upstream.link(0).ask.pool.busy(), [0]);
+}
+
+/// Of two questions with one token, the second is refused when the relay has authenticated again already.
+#[tokio::test]
+async fn a_late_refusal_of_an_old_token_costs_no_new_one() {
+    let issued = Arc::new(AtomicUsize::new(0));
+    let counter = issued.clone();
+    let (came, mut waits) = mpsc::channel(1);
+    let server = member(move |asked| {
+        if asked.path == AUTHENTICATE {
+            return token(counter.fetch_add(1, Ordering::SeqCst) + 1);
+        }
+        if asked.headers["token"] != "token.1" {
+            return header_from(1);
+        }
+        let (sender, body) = fed();
+        // The first one waits, and there is no room for the second.
+        if came.try_send(sender).is_ok() {
+            return Reply::Raw(Response::new(body));
+        }
+        Reply::Refusal(Code::Unauthenticated, "etcdserver: invalid auth token")
+    })
+    .await;
+    let upstream = upstream(&[&server], root(), PATIENCE);
+    let asking = upstream.clone();
+    let first = tokio::spawn(async move { asking.confirm(None).await });
+    while waits.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(revision_of(upstream.confirm(None).await), REVISION);
+    let first_answer = waits.recv().await.expect("its answer");
+    let status = HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("16"))]);
+    first_answer.send(Ok(Frame::trailers(status))).await.expect("the relay reads");
+    assert_eq!(revision_of(first.await.expect("no panic")), REVISION);
+    assert_eq!(revision_of(upstream.confirm(None).await), REVISION);
+    assert_eq!(issued.load(Ordering::SeqCst), 2);
 }
