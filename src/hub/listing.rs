@@ -270,6 +270,9 @@ impl fmt::Debug for Listing {
 }
 
 #[cfg(test)]
+mod churned;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
