@@ -3,7 +3,7 @@
 //! Always holds: shared bytes are not copied, unless they are so few that another buffer in the system call would cost
 //! more than the copy.
 
-use std::io::IoSlice;
+use std::{borrow::Cow, io::IoSlice};
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -125,9 +125,25 @@ impl Writer {
         Self { pieces: Pieces::default(), own: BytesMut::with_capacity(capacity) }
     }
 
+    /// Makes space for so many pieces.
+    pub(super) fn reserve(&mut self, pieces: usize) {
+        self.pieces.list.reserve(pieces);
+    }
+
     /// Adds shared bytes.
     pub(super) fn shared(&mut self, bytes: &Bytes) {
         self.part(bytes, || bytes.clone());
+    }
+
+    /// The same, but a reference that the caller gives away is not counted once more.
+    pub(super) fn shared_or_owned(&mut self, bytes: Cow<'_, Bytes>) {
+        match bytes {
+            Cow::Owned(bytes) if bytes.len() >= SHARE_FROM => {
+                self.flush();
+                self.pieces.push(bytes);
+            }
+            bytes => self.shared(&bytes),
+        }
     }
 
     /// The same for a part of shared bytes. `share` returns it, and is called only if it is not copied.

@@ -35,9 +35,9 @@ use super::{
     wake::{WakeFlag, WakeList, WakeSource, WakeSources},
 };
 
-/// While this many bytes wait for the socket, nothing is read: twice the limit for the output of streams, where the
-/// second half is room for answers to the peer's own frames.
-const BACKLOG: usize = 2 * Limits::OUTPUT + MAX_PAYLOAD;
+/// While this many bytes wait for the socket, nothing is read: beyond the most that streams produce, this leaves room
+/// for answers to the peer's own frames.
+const BACKLOG: usize = Limits::ANSWER + Limits::OUTPUT + MAX_PAYLOAD;
 /// Most rounds in one turn.
 const ROUNDS: usize = 16;
 /// Most wake-ups that one turn handles. A change that concerns all streams of a connection wakes each of them.
@@ -274,7 +274,10 @@ where
             }
             if !self.full {
                 self.run();
-                if self.output.len() >= MAX_PAYLOAD {
+                if self.output.len() >= Limits::OUTPUT {
+                    // With many connections like this one, each further write would delay all others.
+                    self.turn.end();
+                } else if self.output.len() >= MAX_PAYLOAD {
                     self.turn.weigh();
                 }
                 let write = &mut Context::from_waker(&self.write.1);
@@ -304,6 +307,9 @@ where
                 }
             }
             if has_read_enough || self.turn.is_over() {
+                if self.woken.is_empty() && self.is_idle() && !self.wakes.look(&mut self.woken, cx) {
+                    return Poll::Pending;
+                }
                 break;
             }
         }

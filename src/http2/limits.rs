@@ -47,8 +47,13 @@ pub enum Refused {
 }
 
 impl Limits {
-    /// Most bytes that wait for the socket before streams run again: about what a socket accepts at once.
+    /// From so many bytes on that wait for the socket, they are written before streams run again, and the turn ends.
+    /// This is about what a socket accepts at once, and takes some tens of microseconds.
     pub const OUTPUT: usize = 128 << 10;
+    /// An answer may exceed [`Self::OUTPUT`] if it ends within so many bytes, and if the socket took the last large
+    /// write at once. A second write would wake the client and send a short packet once more, which costs a tenth of
+    /// the whole.
+    pub const ANSWER: usize = 512 << 10;
     /// Most frames for the fields of one request. More end the connection.
     pub const CONTINUATIONS: u32 = 64;
     /// How many more streams a peer may open for nothing, for example to reset them at once, than it let us answer. One

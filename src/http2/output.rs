@@ -13,18 +13,30 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
+
+use super::limits::Limits;
 
 /// Data of this size or more is passed on; smaller data is copied beside its neighbours, because each buffer adds cost
 /// to the system call.
 pub(super) const SHARE_FROM: usize = 2048;
-/// Most buffers in one system call.
-const SLICES: usize = 64;
+/// Most buffers in one system call: as many as Linux accepts.
+const SLICES: usize = 1024;
+/// So many buffers need no allocation.
+const FEW_SLICES: usize = 32;
 /// Largest buffer that a thread keeps for its connections.
 const KEPT: usize = 128 << 10;
 
+/// Longest list of shared bytes that a thread keeps for its connections.
+const KEPT_LIST: usize = 256;
+
+/// Shared bytes, each with the total number of own bytes that come before it.
+type Shared = VecDeque<(usize, Bytes)>;
+
 thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SPARE_LIST: Cell<Shared> = const { Cell::new(VecDeque::new()) };
 }
 
 /// The output of a connection; see the module.
@@ -34,11 +46,12 @@ pub(super) struct Output {
     own: Vec<u8>,
     /// How much of `own` has been written.
     written: usize,
-    /// Shared bytes, each with the total number of bytes of `own` that come before it.
-    shared: VecDeque<(usize, Bytes)>,
+    shared: Shared,
     shared_len: usize,
     /// The socket may hold back bytes until it is flushed, as TLS does.
     unflushed: bool,
+    /// The socket took the last large write at once.
+    takes_much: bool,
 }
 
 impl Output {
@@ -54,6 +67,11 @@ impl Output {
 
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether the socket probably takes more than [`Limits::OUTPUT`] at once.
+    pub(super) fn takes_much(&self) -> bool {
+        self.takes_much
     }
 
     /// The buffer at the end of everything that waits.
@@ -73,6 +91,9 @@ impl Output {
                 let bytes = data.copy_to_bytes(count);
                 let behind = self.own().len();
                 self.shared_len += count;
+                if self.shared.capacity() == 0 {
+                    self.shared = SPARE_LIST.take();
+                }
                 self.shared.push_back((behind, bytes));
             } else {
                 let bytes = &data.chunk()[..count];
@@ -90,14 +111,15 @@ impl Output {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while !self.is_empty() {
+            let offered = self.len();
             let written = if self.shared.is_empty() {
                 Pin::new(&mut *io).poll_write(cx, &self.own[self.written..])
             } else {
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                let count = self.slices(&mut slices);
-                Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count])
+                let slices = self.slices();
+                Pin::new(&mut *io).poll_write_vectored(cx, &slices)
             };
             let Poll::Ready(written) = written else {
+                self.takes_much = false;
                 self.settle();
                 return Poll::Pending;
             };
@@ -106,6 +128,9 @@ impl Output {
                 written => {
                     self.advance(written);
                     self.unflushed = true;
+                    if offered >= Limits::OUTPUT {
+                        self.takes_much = written == offered;
+                    }
                 }
             }
         }
@@ -117,8 +142,9 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    /// Shrinks the buffer to what waits for a full socket, which may take long.
+    /// Shrinks the buffers to what waits for a full socket, which may take long.
     fn settle(&mut self) {
+        self.shared.shrink_to_fit();
         if self.written == 0 && self.own.len() == self.own.capacity() {
             return;
         }
@@ -135,27 +161,30 @@ impl Output {
     fn rest(&mut self) {
         keep(&mut std::mem::take(&mut self.own));
         self.written = 0;
-        self.shared = VecDeque::new();
+        let list = std::mem::take(&mut self.shared);
+        if (1..=KEPT_LIST).contains(&list.capacity()) {
+            SPARE_LIST.set(list);
+        }
     }
 
-    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
-        let mut count = 0;
+    /// The beginning of what waits.
+    fn slices(&self) -> SmallVec<[IoSlice<'_>; FEW_SLICES]> {
+        let mut slices = SmallVec::with_capacity((2 * self.shared.len() + 1).min(SLICES));
         let mut at = self.written;
-        let mut put = |bytes: &'a [u8]| {
-            if !bytes.is_empty() && count < SLICES {
-                slices[count] = IoSlice::new(bytes);
-                count += 1;
-            }
-            count < SLICES
-        };
         for (behind, bytes) in &self.shared {
-            if !put(&self.own[at..*behind]) || !put(bytes) {
-                return count;
+            if slices.len() + 2 >= SLICES {
+                return slices;
             }
+            if at < *behind {
+                slices.push(IoSlice::new(&self.own[at..*behind]));
+            }
+            slices.push(IoSlice::new(bytes));
             at = *behind;
         }
-        put(&self.own[at..]);
-        count
+        if at < self.own.len() {
+            slices.push(IoSlice::new(&self.own[at..]));
+        }
+        slices
     }
 
     fn advance(&mut self, mut count: usize) {

@@ -271,7 +271,7 @@ where
                 if end {
                     return self.over();
                 }
-                if context.output.len() >= Limits::OUTPUT || !context.turn.step() {
+                if context.output.len() >= Limits::OUTPUT && !self.ends_soon(context.output) || !context.turn.step() {
                     return Ran::Again;
                 }
                 continue;
@@ -332,6 +332,14 @@ where
                 Answer::Done => return self.over(),
             }
         }
+    }
+
+    /// Whether the rest of the answer should leave together with what waits already.
+    fn ends_soon(&self, output: &Output) -> bool {
+        let Answer::Sent(body) = &self.answer else { return false };
+        let data = self.data.as_ref().map_or(0, |data| data.remaining() as u64);
+        let rest = body.size_hint().upper().map(|rest| rest.saturating_add(data));
+        output.takes_much() && rest.is_some_and(|rest| output.len() as u64 + rest <= Limits::ANSWER as u64)
     }
 
     /// Gives the request to its handler.

@@ -7,7 +7,7 @@
 //! Always holds: all parts are from one snapshot, and as long together as [`Listing::encoded_len`] says. It takes a
 //! bounded time to take a part, or to drop the rest, however many key-values there are.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -120,7 +120,7 @@ impl Listing {
 
     /// Takes encoded key-values in order and passes them to `with` in pieces, until they are `bytes` or a few more, or
     /// until all are taken. It takes fewer bytes if the key-values are small.
-    pub fn take(&mut self, bytes: usize, mut with: impl FnMut(&Bytes)) {
+    pub fn take(&mut self, bytes: usize, mut with: impl FnMut(Cow<'_, Bytes>)) {
         let before = self.left;
         let mut part = Part { bare: self.bare, copied: BytesMut::new(), left: &mut self.left, work: 0, most: bytes };
         match &mut self.source {
@@ -134,7 +134,7 @@ impl Listing {
                 snapshot.map.leaves(places.clone(), |leaf, places| {
                     next += places.len();
                     match (!part.bare).then(|| leaf.piece(places.clone(), pages)).flatten() {
-                        Some(piece) => part.piece(&piece, &mut with),
+                        Some(piece) => part.piece(piece, &mut with),
                         None => leaf.iter(places).for_each(|kv| part.one(&kv, &mut with)),
                     }
                     !part.is_full()
@@ -162,7 +162,7 @@ impl Listing {
             }
         }
         if !part.copied.is_empty() {
-            with(&part.copied.freeze());
+            with(Cow::Owned(part.copied.freeze()));
         }
     }
 
@@ -220,20 +220,20 @@ impl Part<'_> {
         self.work >= self.most
     }
 
-    fn piece(&mut self, piece: &Bytes, with: &mut impl FnMut(&Bytes)) {
+    fn piece(&mut self, piece: Bytes, with: &mut impl FnMut(Cow<'_, Bytes>)) {
         *self.left -= piece.len();
         self.work += piece.len();
-        with(piece);
+        with(Cow::Owned(piece));
     }
 
-    fn one(&mut self, kv: &KeyValue, with: &mut impl FnMut(&Bytes)) {
+    fn one(&mut self, kv: &KeyValue, with: &mut impl FnMut(Cow<'_, Bytes>)) {
         let len = len(kv, self.bare);
         *self.left -= len;
         self.work += len.max(LEAST);
         if self.bare {
             kv.put_bare(&mut self.copied);
         } else {
-            with(kv.encoded());
+            with(Cow::Borrowed(kv.encoded()));
         }
     }
 }
@@ -305,7 +305,7 @@ mod tests {
         while !listing.is_empty() {
             let before = all.len();
             listing.take(bytes, |part| {
-                all.extend_from_slice(part);
+                all.extend_from_slice(&part);
                 buffers.push(part.as_ptr());
             });
             assert!(all.len() > before, "each part has some key-values");
@@ -424,7 +424,7 @@ mod tests {
                 let (mut all, len) = (Vec::new(), listing.encoded_len());
                 while !listing.is_empty() {
                     let before = (all.len(), listing.len());
-                    listing.take(2_000, |part| all.extend_from_slice(part));
+                    listing.take(2_000, |part| all.extend_from_slice(&part));
                     assert!(all.len() - before.0 <= 2_000 + BACK * 500, "bytes");
                     assert!(before.1 - listing.len() <= 2_000 / LEAST + BACK, "key-values");
                 }

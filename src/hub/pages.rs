@@ -80,7 +80,9 @@ impl Pages {
             page.get_or_insert_with(make).clone()
         };
         let young = self.young.load(Ordering::Relaxed);
-        if slot.generation.swap(young, Ordering::Relaxed) != young {
+        // Mostly it is already known to be in use. Looking first leaves the slot in the caches of all threads.
+        let is_known = slot.generation.load(Ordering::Relaxed) == young;
+        if !is_known && slot.generation.swap(young, Ordering::Relaxed) != young {
             self.note(slot, page.len());
         }
         page

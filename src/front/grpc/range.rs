@@ -52,6 +52,8 @@ const MAX_ANSWER: usize = i32::MAX as usize - 128;
 /// How much of a large answer is made at a time, while its connection takes it. This fits into one write, and takes
 /// some hundred microseconds at most, for which other connections of the thread wait.
 const PART: usize = 128 << 10;
+/// The usual length of the pieces that key-values come in.
+const PIECE: usize = 6 << 10;
 /// Approximate length of a message of `RangeStream`.
 const MESSAGE: usize = 512 << 10;
 /// Space for key-values that are copied into an answer.
@@ -367,12 +369,18 @@ struct Tail {
 }
 
 impl Rest {
+    /// How many bytes are not written yet. `None` if that depends on how they are divided into messages.
+    pub(super) fn len(&self) -> Option<u64> {
+        self.each.is_none().then(|| (self.kvs.encoded_len() + self.tail.len()) as u64)
+    }
+
     /// Writes the next part. Returns false if it is the last.
     pub(super) fn write(&mut self, writer: &mut Writer) -> bool {
         if let Some(header) = self.each {
             return self.write_message(&header, writer);
         }
-        self.kvs.take(PART, |bytes| writer.shared(bytes));
+        writer.reserve(self.kvs.encoded_len().min(PART) / PIECE);
+        self.kvs.take(PART, |bytes| writer.shared_or_owned(bytes));
         let last = self.kvs.is_empty();
         if last {
             writer.tail(|own| self.tail.put(own));
@@ -386,7 +394,7 @@ impl Rest {
     fn write_message(&mut self, header: &Header, writer: &mut Writer) -> bool {
         // Each piece contains one or more complete key-values.
         let mut taken: SmallVec<[Bytes; 32]> = SmallVec::new();
-        self.kvs.take(MESSAGE, |bytes| taken.push(bytes.clone()));
+        self.kvs.take(MESSAGE, |bytes| taken.push(bytes.into_owned()));
         let last = self.kvs.is_empty();
         let mut left = &taken[..];
         while !left.is_empty() || last {

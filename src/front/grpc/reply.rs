@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -83,9 +83,13 @@ impl http_body::Body for Reply {
         self.message.is_none() && self.rest.is_none() && !self.ends_ok
     }
 
-    /// Reports when no more data comes, so that the end need not wait for room.
+    /// Reports when little or no more data comes: then the rest is sent at once, and the end need not wait for room.
     fn size_hint(&self) -> SizeHint {
-        if self.message.is_none() && self.rest.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
+        let message = self.message.as_ref().map_or(0, |message| message.remaining() as u64);
+        match self.rest.as_ref().map_or(Some(0), |rest| rest.len()) {
+            Some(rest) => SizeHint::with_exact(message + rest),
+            None => SizeHint::default(),
+        }
     }
 }
 

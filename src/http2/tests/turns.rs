@@ -1,6 +1,13 @@
 //! Tests of how long one connection may keep its thread, on a clock that only the handlers advance.
 
-use std::{cell::Cell, io, pin::pin, rc::Rc, task::Waker};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    io::IoSlice,
+    pin::pin,
+    rc::Rc,
+    task::Waker,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -151,7 +158,7 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
     let (mut client, io) = tokio::io::duplex(4 << 20);
     let polled = Rc::new(Cell::new(0));
     let count = polled.clone();
-    let wakers = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let wakers = Rc::new(RefCell::new(Vec::new()));
     let kept = wakers.clone();
     let service = move |_: Request<Body>| {
         let (count, kept) = (count.clone(), kept.clone());
@@ -167,6 +174,104 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
     turns(&mut connection, &polled, STREAMS as usize).await;
     wakers.take().into_iter().for_each(Waker::wake);
     turns(&mut connection, &polled, 2 * STREAMS as usize).await;
+}
+
+/// What a client sends first that accepts any amount of data.
+fn open_wide() -> Vec<u8> {
+    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    frame::put_head(&mut out, 6, 4, 0, 0);
+    out.extend([0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    frame::put_window_update(&mut out, 0, 0x7fff_0000);
+    out
+}
+
+/// A client that accepts everything, but only so much at once.
+struct Accepting {
+    at_once: usize,
+    noted: Rc<RefCell<Noted>>,
+}
+
+#[derive(Default)]
+struct Noted {
+    /// What the client has sent and the connection has not read.
+    sent: Vec<u8>,
+    reader: Option<Waker>,
+    /// The bytes of each write.
+    writes: Vec<usize>,
+}
+
+impl AsyncRead for Accepting {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut noted = self.noted.borrow_mut();
+        if noted.sent.is_empty() {
+            noted.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        buf.put_slice(&std::mem::take(&mut noted.sent));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Accepting {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let count = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(self.at_once);
+        self.noted.borrow_mut().writes.push(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The clock stands still, so only the writes end turns.
+#[tokio::test(start_paused = true)]
+async fn a_turn_ends_with_a_large_write_and_an_answer_that_ends_soon_is_one_if_the_socket_takes_much() {
+    const KIB: usize = 1 << 10;
+    let sizes = [200 * KIB, 300 * KIB, 300 * KIB, 700 * KIB];
+    // The second row is a socket that takes no large write at once, as with TLS.
+    for (at_once, turns) in [(usize::MAX, [2, 1, 1, 3]), (64 * KIB, [2, 3, 3, 6])] {
+        let noted = Rc::new(RefCell::new(Noted { sent: open_wide(), ..Noted::default() }));
+        let left = RefCell::new(sizes.into_iter());
+        let service = move |_: Request<Body>| {
+            let data = Bytes::from(vec![7; left.borrow_mut().next().unwrap_or(0)]);
+            let body = http_body_util::Full::new(data).map_err(|never| match never {}).boxed_unsync();
+            std::future::ready(Ok::<_, Failure>(Response::new(body)))
+        };
+        let io = Accepting { at_once, noted: noted.clone() };
+        let mut connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
+        let mut written_by_turns = || {
+            let mut writes = Vec::new();
+            // More than there can be, each of which needs a second poll.
+            for _ in 0..40 {
+                let polled = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
+                assert!(polled.is_pending());
+                writes.extend(Some(std::mem::take(&mut noted.borrow_mut().writes)).filter(|writes| !writes.is_empty()));
+            }
+            writes
+        };
+        written_by_turns();
+        for (number, (size, turns)) in (0..).zip(sizes.into_iter().zip(turns)) {
+            frame::put_headers(&mut noted.borrow_mut().sent, POST, true, number * 2 + 1, 16_384);
+            let reader = noted.borrow_mut().reader.take().expect("it reads");
+            reader.wake();
+            let writes = written_by_turns();
+            assert_eq!(writes.len(), turns, "{size} bytes, {at_once} at once: {writes:?}");
+            let written = writes.iter().flatten().sum::<usize>();
+            assert!((size..size + KIB).contains(&written), "{written} of {size} bytes");
+            if at_once == usize::MAX {
+                assert!(writes.iter().all(|writes| writes.len() == 1), "one write a turn: {writes:?}");
+            }
+        }
+    }
 }
 
 /// A client that sends its requests at once and accepts everything that it gets.
@@ -203,10 +308,7 @@ impl AsyncWrite for Greedy {
 #[test]
 fn connections_that_always_have_more_to_do_hold_up_what_comes_to_sockets_for_a_turn_of_each() {
     const GREEDY: usize = 3;
-    let mut asks = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    frame::put_head(&mut asks, 6, 4, 0, 0);
-    asks.extend([0, 4, 0x7f, 0xff, 0xff, 0xff]);
-    frame::put_window_update(&mut asks, 0, 0x7fff_0000);
+    let mut asks = open_wide();
     frame::put_headers(&mut asks, POST, true, 1, 16_384);
     let asks = Bytes::from(asks);
     let polls = Arc::new(AtomicUsize::new(0));

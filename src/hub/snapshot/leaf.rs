@@ -209,17 +209,19 @@ impl Leaf {
         if 2 * places.len() < self.len() {
             return None;
         }
-        let all = self.size(0..self.len());
         let slot = match self.page.get() {
             Some(slot) => slot,
-            None if Pages::are_worth_it(all) => self.page.get_or_init(Slot::new),
+            None if Pages::are_worth_it(self.size(0..self.len())) => self.page.get_or_init(Slot::new),
             None => return None,
         };
         let page = pages.page(slot, || {
-            let mut page = BytesMut::with_capacity(all);
+            let mut page = BytesMut::with_capacity(self.size(0..self.len()));
             (0..self.len()).for_each(|index| page.extend_from_slice(self.encoded(index)));
             page.freeze()
         });
+        if places.len() == self.len() {
+            return Some(page);
+        }
         let start = self.size(0..places.start);
         Some(page.slice(start..start + self.size(places)))
     }
