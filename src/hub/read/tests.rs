@@ -106,7 +106,7 @@ fn naive(query: &RangeQuery, state: &BTreeMap<Vec<u8>, Arc<KeyValue>>) -> Answer
 fn sent(reply: &mut RangeReply, bytes: usize) -> Vec<u8> {
     let (mut sent, len) = (Vec::new(), reply.kvs.encoded_len());
     while !reply.kvs.is_empty() {
-        reply.kvs.take(bytes, |part| sent.extend_from_slice(part));
+        reply.kvs.take(bytes, |part| sent.extend_from_slice(&part));
     }
     assert_eq!(sent.len(), len, "as long as it reported");
     sent
