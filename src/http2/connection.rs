@@ -274,10 +274,7 @@ where
             }
             if !self.full {
                 self.run();
-                if self.output.len() >= Limits::OUTPUT {
-                    // With many connections like this one, each further write would delay all others.
-                    self.turn.end();
-                } else if self.output.len() >= MAX_PAYLOAD {
+                if self.output.len() >= MAX_PAYLOAD {
                     self.turn.weigh();
                 }
                 let write = &mut Context::from_waker(&self.write.1);

@@ -47,8 +47,9 @@ pub enum Refused {
 }
 
 impl Limits {
-    /// From so many bytes on that wait for the socket, they are written before streams run again, and the turn ends.
-    /// This is about what a socket accepts at once, and takes some tens of microseconds.
+    /// Most bytes that wait for the socket before streams run again: about what a socket accepts at once. A turn ends
+    /// with such a write if it is part of an answer of known length. This does not apply to watches: if they catch up,
+    /// fewer and longer turns cost a quarter less.
     pub const OUTPUT: usize = 128 << 10;
     /// An answer may exceed [`Self::OUTPUT`] if it ends within so many bytes, and if the socket took the last large
     /// write at once. A second write would wake the client and send a short packet once more, which costs a tenth of

@@ -271,7 +271,14 @@ where
                 if end {
                     return self.over();
                 }
-                if context.output.len() >= Limits::OUTPUT && !self.ends_soon(context.output) || !context.turn.step() {
+                if context.output.len() >= Limits::OUTPUT && !self.ends_soon(context.output) {
+                    if self.rest().is_some() {
+                        // With many connections that send such answers, each further write would delay all others.
+                        context.turn.end();
+                    }
+                    return Ran::Again;
+                }
+                if !context.turn.step() {
                     return Ran::Again;
                 }
                 continue;
@@ -336,10 +343,14 @@ where
 
     /// Whether the rest of the answer should leave together with what waits already.
     fn ends_soon(&self, output: &Output) -> bool {
-        let Answer::Sent(body) = &self.answer else { return false };
+        output.takes_much() && self.rest().is_some_and(|rest| output.len() as u64 + rest <= Limits::ANSWER as u64)
+    }
+
+    /// The length of the rest of the answer, unless its end is open, as that of a watch is.
+    fn rest(&self) -> Option<u64> {
+        let Answer::Sent(body) = &self.answer else { return None };
         let data = self.data.as_ref().map_or(0, |data| data.remaining() as u64);
-        let rest = body.size_hint().upper().map(|rest| rest.saturating_add(data));
-        output.takes_much() && rest.is_some_and(|rest| output.len() as u64 + rest <= Limits::ANSWER as u64)
+        body.size_hint().upper().map(|rest| rest.saturating_add(data))
     }
 
     /// Gives the request to its handler.
