@@ -68,7 +68,7 @@ image: ## Make a container image of the static program, without Docker: target/e
 deb: tools ## Make a Debian package of the program: target/debian/etcd-relay_*.deb
 	@scripts/deb
 
-bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, a quarter of an hour: docs/benchmarks.md (ARGS=--quick, ARGS=--curves for growth)
+bench: tools ## etcd, its grpc-proxy, the relay and bare sockets compared, some twenty minutes: docs/benchmarks.md (ARGS=--quick, ARGS=--curves for growth)
 	@etcd=$$(scripts/etcd) && \
 		echo "etcd of the benchmark: $$etcd" && \
 		export ETCD="$$etcd/etcd" && \

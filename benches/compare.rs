@@ -41,8 +41,8 @@ use clap::Parser;
 use comparison::{cases, run::Lab, table};
 use growth::{curves, data::Data, limits::Limit, measure, page, section};
 
-/// Compares etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads. It takes about a quarter of an
-/// hour and needs the machine for itself.
+/// Compares etcd, etcd's grpc-proxy, the relay and bare sockets under the same loads. It takes some twenty
+/// minutes, and needs the machine for itself.
 #[derive(Debug, Parser)]
 #[command(name = "compare", max_term_width = 120)]
 struct Args {
