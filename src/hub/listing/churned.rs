@@ -73,7 +73,7 @@ fn compare(map: &KeyMap, model: &Model, pages: &Arc<Pages>, random: &mut SmallRn
         let left = listing.len();
         let bytes = random.random_range(1..20_000);
         if random.random() {
-            listing.take(bytes, |part| all.extend_from_slice(part));
+            listing.take(bytes, |part| all.extend_from_slice(&part));
         } else {
             listing.take_each(bytes, |kv| {
                 if bare {
