@@ -38,7 +38,8 @@ pub(super) use self::{
 };
 
 /// How long writes wait for a create. The create itself waits for a second at most until the current revision is known
-/// (`session::CURRENT_PATIENCE`), and is served without it then. The rest is for what comes before and after that.
+/// (`session::CURRENT_PATIENCE`), and is served without it then. The rest is for what comes before and after that. If
+/// etcd takes longer to say whether the client may watch, the write goes first.
 const PATIENCE: Duration = Duration::from_millis(1_250);
 
 /// The order of a connection's watches and writes; see the module.
