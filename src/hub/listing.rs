@@ -270,10 +270,9 @@ impl fmt::Debug for Listing {
 }
 
 #[cfg(test)]
-mod churned;
-
-#[cfg(test)]
 mod tests {
+    mod churned;
+
     use super::*;
     use crate::{
         hub::KeyMap,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Weak};
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
-use super::*;
+use super::super::*;
 use crate::{
     hub::KeyMap,
     types::{KeyRange, KeyValueFields, Revision},
