@@ -49,11 +49,11 @@ pub enum Refused {
 impl Limits {
     /// Most bytes that wait for the socket before streams run again: about what a socket accepts at once. A turn ends
     /// with such a write if it is part of an answer of known length. This does not apply to watches: if they catch up,
-    /// fewer and longer turns cost a quarter less.
+    /// fewer and longer turns cost less.
     pub const OUTPUT: usize = 128 << 10;
     /// An answer may exceed [`Self::OUTPUT`] if it ends within so many bytes, and if the socket took the last large
-    /// write at once. A second write would wake the client and send a short packet once more, which costs a tenth of
-    /// the whole.
+    /// write at once. A second write would wake the client and send a short packet once more, which cost a tenth
+    /// of the whole in a bare program.
     pub const ANSWER: usize = 512 << 10;
     /// Most frames for the fields of one request. More end the connection.
     pub const CONTINUATIONS: u32 = 64;
